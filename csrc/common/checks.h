@@ -1,0 +1,79 @@
+// Argument checks shared by both backends: each failure names the argument, what it is, and what it should be.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <initializer_list>
+#include <sstream>
+#include <string>
+
+namespace higgs_native {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline constexpr int64_t kAnySize = -1;
+
+inline const char* dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Half: return "float16";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Bool: return "bool";
+    default: return "another dtype";
+  }
+}
+
+inline std::string shape_text(const Tensor& t) {
+  std::ostringstream text;
+  text << '[';
+  for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.size(i);
+  text << ']';
+  return text.str();
+}
+
+inline std::string shape_text(std::initializer_list<int64_t> shape) {
+  std::ostringstream text;
+  text << '[';
+  bool first = true;
+  for (int64_t n : shape) {
+    text << (first ? "" : ", ");
+    if (n == kAnySize) text << '*';
+    else text << n;
+    first = false;
+  }
+  text << ']';
+  return text.str();
+}
+
+// `op: name must be ..., got ...` unless the tensor is contiguous and has this dtype and shape (kAnySize: any).
+inline void check_tensor(
+    const char* op, const char* name, const Tensor& t, ScalarType dtype, std::initializer_list<int64_t> shape) {
+  STD_TORCH_CHECK(
+      t.scalar_type() == dtype, op, ": ", name, " must be ", dtype_name(dtype), ", got ", dtype_name(t.scalar_type()));
+  bool fits = t.dim() == static_cast<int64_t>(shape.size());
+  if (fits) {
+    int64_t i = 0;
+    for (int64_t n : shape) fits &= n == kAnySize || t.size(i++) == n;
+  }
+  STD_TORCH_CHECK(fits, op, ": ", name, " must have shape ", shape_text(shape), ", got ", shape_text(t));
+  STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " must be contiguous");
+}
+
+// A weight: float32 or bfloat16.
+inline void check_weight(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> shape) {
+  ScalarType dtype = t.scalar_type();
+  STD_TORCH_CHECK(
+      dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
+      op, ": ", name, " must be float32 or bfloat16, got ", dtype_name(dtype));
+  check_tensor(op, name, t, dtype, shape);
+}
+
+}  // namespace higgs_native

@@ -1,0 +1,77 @@
+#include "cpu/isa.h"
+
+#include <cstdlib>
+#include <stdexcept>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace higgs_native::cpu {
+
+namespace {
+
+#if defined(__x86_64__)
+// __builtin_cpu_supports also asks the operating system whether it saves the wide registers.
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+bool has_amx_bf16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+}
+#else
+bool has_avx2() { return false; }
+bool has_avx512() { return false; }
+#endif
+
+Isa choose() {
+  const char* forced = std::getenv("HIGGS_NATIVE_ISA");
+  if (forced == nullptr || *forced == '\0') {
+    return has_avx512() ? Isa::avx512 : has_avx2() ? Isa::avx2 : Isa::generic;
+  }
+  for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512}) {
+    if (std::string(forced) != isa_name(isa)) continue;
+    if (!isa_supported(isa)) {
+      throw std::runtime_error("HIGGS_NATIVE_ISA=" + std::string(forced) + ", but this machine lacks it");
+    }
+    return isa;
+  }
+  throw std::runtime_error("HIGGS_NATIVE_ISA=" + std::string(forced) + " must be generic, avx2 or avx512");
+}
+
+}  // namespace
+
+bool isa_supported(Isa isa) {
+  return isa == Isa::generic || (isa == Isa::avx2 && has_avx2()) || (isa == Isa::avx512 && has_avx512());
+}
+
+const char* isa_name(Isa isa) {
+  return isa == Isa::generic ? "generic" : isa == Isa::avx2 ? "avx2" : "avx512";
+}
+
+Isa active_isa() {
+  static const Isa isa = choose();
+  return isa;
+}
+
+std::string cpu_features() {
+  std::string features;
+  [[maybe_unused]] auto add = [&](const char* name, bool present) {
+    if (present) features += (features.empty() ? "" : " ") + std::string(name);
+  };
+#if defined(__x86_64__)
+  add("avx2", has_avx2());
+  add("avx512", has_avx512());
+  add("avx512_bf16", __builtin_cpu_supports("avx512bf16"));
+  add("avx512_vnni", __builtin_cpu_supports("avx512vnni"));
+  add("amx_bf16", has_amx_bf16());
+#endif
+  return features;
+}
+
+}  // namespace higgs_native::cpu

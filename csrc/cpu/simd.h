@@ -1,0 +1,97 @@
+// Float vectors of the width of the instruction set that a kernel file is compiled for (HIGGS_NATIVE_ISA). The compiler's
+// vector extensions keep one source for every set; contraction turns `a * b + c` into a fused multiply-add where there is
+// one. Everything stands in a namespace named after the set: the linker must never merge a function compiled for a wide
+// set into a narrow one. For the same reason a kernel file uses no template of the standard library.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifndef HIGGS_NATIVE_ISA
+#error "simd.h is for kernel files, which are compiled once for each instruction set"
+#endif
+
+namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+inline constexpr int kWidth = 8;
+#else
+inline constexpr int kWidth = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kWidth * 4)));
+typedef int32_t IntVec __attribute__((vector_size(kWidth * 4)));
+typedef uint32_t UIntVec __attribute__((vector_size(kWidth * 4)));
+typedef uint16_t HalfVec __attribute__((vector_size(kWidth * 2)));
+
+using bf16 = uint16_t;  // the upper half of a float32
+
+#define HIGGS_INLINE static inline __attribute__((always_inline))
+
+HIGGS_INLINE Vec load(const float* p) {
+  Vec v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+HIGGS_INLINE Vec load(const bf16* p) {
+  HalfVec h;
+  memcpy(&h, p, sizeof h);
+  return (Vec)(__builtin_convertvector(h, UIntVec) << 16);
+}
+
+HIGGS_INLINE float to_float(float x) { return x; }
+
+HIGGS_INLINE float to_float(bf16 x) {
+  uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+
+HIGGS_INLINE void store(float* p, Vec v) { memcpy(p, &v, sizeof v); }
+
+HIGGS_INLINE void store_value(float* p, float x) { *p = x; }
+
+// Round to nearest even; a NaN stays one.
+HIGGS_INLINE void store_value(bf16* p, float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  *p = x != x ? 0x7fc0 : static_cast<bf16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+HIGGS_INLINE Vec splat(float x) { return Vec{} + x; }
+
+HIGGS_INLINE float sum(Vec v) {
+  float total = 0;
+  for (int i = 0; i < kWidth; ++i) total += v[i];
+  return total;
+}
+
+HIGGS_INLINE Vec select(IntVec mask, Vec a, Vec b) { return mask ? a : b; }
+
+// exp(x) to 2 ulp for x <= 88; 0 below -87.
+HIGGS_INLINE Vec exp(Vec x) {
+  const Vec log2e = splat(1.44269504f);
+  Vec y = x * log2e;
+  y = select(y < splat(-126.f), splat(-126.f), y);
+  const Vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
+  Vec whole = (y + magic) - magic;
+  // The remainder from x itself, in two parts of ln 2, keeps the digits that y lost to rounding.
+  Vec r = x - whole * splat(0.693359375f);
+  r = r - whole * splat(-2.12194440e-4f);
+  Vec p = splat(1.9875691500e-4f);
+  p = p * r + splat(1.3981999507e-3f);
+  p = p * r + splat(8.3334519073e-3f);
+  p = p * r + splat(4.1665795894e-2f);
+  p = p * r + splat(1.6666665459e-1f);
+  p = p * r + splat(5.0000001201e-1f);
+  p = p * r * r + r + splat(1.f);
+  IntVec exponent = (__builtin_convertvector(whole, IntVec) + 127) << 23;
+  Vec result = p * (Vec)exponent;
+  return select(x < splat(-87.f), splat(0.f), result);
+}
+
+}  // namespace higgs_native::cpu::HIGGS_NATIVE_ISA

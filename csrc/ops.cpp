@@ -1,0 +1,49 @@
+// The schema of every operator, a family a block. Each is implemented under the same name and arguments for the CPU
+// (csrc/cpu/<family>.cpp) and for CUDA (csrc/cuda/<family>.cu). Shapes and meaning: higgs_native/ops/<family>.py.
+//
+// Operators write into tensors that the caller owns (marked `!`), allocate none, and return nothing.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(higgs_native, m) {
+  // embedding
+  m.def("embed(Tensor(a!) out, Tensor token_ids, Tensor codes, Tensor text_table, Tensor audio_table) -> ()");
+
+  // linear
+  m.def("linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? residual) -> ()");
+  m.def("rms_norm_linear(Tensor(a!) out, Tensor x, Tensor norm_weight, float eps, Tensor weight) -> ()");
+
+  // attention
+  m.def(
+      "qkv_rope_cache(Tensor(a!) query, Tensor(b!) key_cache, Tensor(c!) value_cache, Tensor x, Tensor text_norm, "
+      "Tensor audio_norm, float eps, Tensor qkv_weight, Tensor rope_table, Tensor slots, Tensor positions, "
+      "Tensor cache_positions, int num_text_rows) -> ()");
+  m.def(
+      "attention(Tensor(a!) out, Tensor query, Tensor key_cache, Tensor value_cache, Tensor slots, "
+      "Tensor cache_positions, float scale) -> ()");
+
+  // dual_ffn
+  m.def(
+      "dual_ffn(Tensor(a!) out, Tensor x, Tensor text_norm, Tensor text_gate_up, Tensor text_down, Tensor audio_norm, "
+      "Tensor audio_gate_up, Tensor audio_down, float eps, int num_text_rows) -> ()");
+
+  // sampling
+  m.def(
+      "sample_audio_frame(Tensor(a!) codes, Tensor(b!) state, Tensor(c!) history, Tensor logits, Tensor slots, "
+      "Tensor temperature, Tensor top_k, Tensor top_p, Tensor ras_win_len, Tensor ras_win_max_num_repeat, "
+      "Tensor seed, int bos_id, int eos_id) -> ()");
+  m.def(
+      "sample_text(Tensor(a!) tokens, Tensor logits, Tensor slots, Tensor steps, Tensor temperature, Tensor top_k, "
+      "Tensor top_p, Tensor seed) -> ()");
+  m.def("process_logits(Tensor(a!) out, Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p) -> ()");
+
+  // delay_pattern
+  m.def("delay_pattern_build(Tensor(a!) out, Tensor codes, int bos_id, int eos_id) -> ()");
+  m.def("delay_pattern_revert(Tensor(a!) out, Tensor delayed) -> ()");
+
+  // codec
+  m.def("snake(Tensor(a!) out, Tensor x, Tensor alpha) -> ()");
+  m.def(
+      "rvq_encode(Tensor(a!) codes, Tensor embeddings, Tensor codebooks, Tensor in_weight, Tensor in_bias, "
+      "Tensor out_weight, Tensor out_bias) -> ()");
+  m.def("rvq_decode(Tensor(a!) out, Tensor codes, Tensor table, Tensor bias) -> ()");
+}

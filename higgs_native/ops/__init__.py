@@ -1,0 +1,20 @@
+"""The native operators, one typed function each, a module a family.
+
+Every operator writes into tensors that the caller owns, on the CPU or on CUDA by the device of its arguments.
+`higgs_native.reference` holds the same functions in plain PyTorch.
+"""
+
+from higgs_native.ops.attention import attention, qkv_rope_cache
+from higgs_native.ops.dual_ffn import dual_ffn
+from higgs_native.ops.embedding import embed
+from higgs_native.ops.linear import linear, rms_norm_linear
+
+
+__all__ = [
+    "attention",
+    "dual_ffn",
+    "embed",
+    "linear",
+    "qkv_rope_cache",
+    "rms_norm_linear",
+]

@@ -1,0 +1,34 @@
+"""Loads the compiled operators, and gives each its fake (shape-only) implementation."""
+
+from pathlib import Path
+
+import torch
+
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def _load() -> None:
+    cpu_library = _PACKAGE / "libhiggs_native_cpu.so"
+    if not cpu_library.is_file():
+        raise ImportError(
+            f"the compiled operators are missing ({cpu_library}); build and install them: pip install . "
+            "(in a source tree: see CONTRIBUTING.md)"
+        )
+    torch.ops.load_library(cpu_library)
+    cuda_library = _PACKAGE / "libhiggs_native_cuda.so"
+    if cuda_library.is_file() and torch.cuda.is_available():
+        torch.ops.load_library(cuda_library)
+
+
+def _mutates_only(*args, **kwargs) -> None:
+    """The fake implementation of every operator here: outputs belong to the caller, so no shape has to be made."""
+
+
+def register_fakes(*names: str) -> None:
+    """Let `torch.compile` and `torch.export` trace the operators `names`, which write into their first arguments."""
+    for name in names:
+        torch.library.register_fake(f"higgs_native::{name}", _mutates_only)
+
+
+_load()

@@ -1,0 +1,51 @@
+"""The two feed-forward paths of a layer: one for text rows, one for audio rows."""
+
+import torch
+
+from higgs_native.ops._library import register_fakes
+
+
+register_fakes("dual_ffn")
+
+
+def dual_ffn(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    text_norm: torch.Tensor,
+    text_gate_up: torch.Tensor,
+    text_down: torch.Tensor,
+    audio_norm: torch.Tensor,
+    audio_gate_up: torch.Tensor,
+    audio_down: torch.Tensor,
+    eps: float,
+    num_text_rows: int,
+) -> None:
+    """`out = x + (silu(gate) * up) @ down.T` with `gate, up = rms_norm(x) @ gate_up.T`, in two segments.
+
+    The first `num_text_rows` rows take the text weights, the others the audio weights; the weights of an empty segment
+    are not read.
+
+    Args:
+        out: [rows, hidden], float32; written; may be `x` itself.
+        x: [rows, hidden], float32.
+        text_norm, audio_norm: [hidden], float32 or bfloat16.
+        text_gate_up, audio_gate_up: [2 * intermediate, hidden], float32 or bfloat16: the gate, then the up projection.
+        text_down, audio_down: [hidden, intermediate], of the same dtype.
+        eps: what RMSNorm adds to the mean square.
+        num_text_rows: how many rows, from the first on, are text.
+
+    Raises:
+        RuntimeError: a shape or dtype does not fit.
+    """
+    torch.ops.higgs_native.dual_ffn(
+        out,
+        x,
+        text_norm,
+        text_gate_up,
+        text_down,
+        audio_norm,
+        audio_gate_up,
+        audio_down,
+        eps,
+        num_text_rows,
+    )

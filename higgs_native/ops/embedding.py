@@ -1,0 +1,30 @@
+"""Rows of the two embedding tables: text tokens, and the sums over codebooks that audio frames are."""
+
+import torch
+
+from higgs_native.ops._library import register_fakes
+
+
+register_fakes("embed")
+
+
+def embed(
+    out: torch.Tensor,
+    token_ids: torch.Tensor,
+    codes: torch.Tensor,
+    text_table: torch.Tensor,
+    audio_table: torch.Tensor,
+) -> None:
+    """Embed text rows, then audio rows: `out[:T] = text_table[token_ids]`, `out[T:] = sum_k audio_table[k, codes[:, k]]`.
+
+    Args:
+        out: [T + A, hidden], float32; written.
+        token_ids: [T], int32; T may be 0.
+        codes: [A, codebooks], int32; A may be 0.
+        text_table: [vocabulary, hidden], float32 or bfloat16.
+        audio_table: [codebooks * codebook size, hidden], of the same dtype; codebook k holds its k-th equal part.
+
+    Raises:
+        RuntimeError: a shape or dtype does not fit, or an id or a code lies outside its table.
+    """
+    torch.ops.higgs_native.embed(out, token_ids, codes, text_table, audio_table)
