@@ -61,7 +61,10 @@ inline void check_tensor(
   bool fits = t.dim() == static_cast<int64_t>(shape.size());
   if (fits) {
     int64_t i = 0;
-    for (int64_t n : shape) fits &= n == kAnySize || t.size(i++) == n;
+    for (int64_t n : shape) {
+      fits &= n == kAnySize || t.size(i) == n;
+      ++i;
+    }
   }
   STD_TORCH_CHECK(fits, op, ": ", name, " must have shape ", shape_text(shape), ", got ", shape_text(t));
   STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " must be contiguous");
@@ -74,6 +77,12 @@ inline void check_weight(const char* op, const char* name, const Tensor& t, std:
       dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
       op, ": ", name, " must be float32 or bfloat16, got ", dtype_name(dtype));
   check_tensor(op, name, t, dtype, shape);
+}
+
+inline void check_text_rows(const char* op, int64_t num_text_rows, int64_t rows) {
+  STD_TORCH_CHECK(
+      num_text_rows >= 0 && num_text_rows <= rows,
+      op, ": num_text_rows must be between 0 and ", rows, ", got ", num_text_rows);
 }
 
 }  // namespace higgs_native

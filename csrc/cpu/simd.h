@@ -64,6 +64,15 @@ HIGGS_INLINE void store_value(bf16* p, float x) {
 
 HIGGS_INLINE Vec splat(float x) { return Vec{} + x; }
 
+// a * b + c in scalars, rounded as the vectors round it.
+HIGGS_INLINE float multiply_add(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 HIGGS_INLINE float sum(Vec v) {
   float total = 0;
   for (int i = 0; i < kWidth; ++i) total += v[i];

@@ -1,0 +1,229 @@
+// qkv_rope_cache: RMSNorm, the query, key and value products, rotary embedding, and the write into the KV cache.
+// attention: softmax(scale * q K^T) V of every row over its own sequence, up to and with its own place.
+//
+// The cache is [slots, KV heads, length, head_dim]: the positions that one KV head attends to are contiguous. A thread
+// takes up to kPairs pairs (i, i + head_dim / 2) of a head, so that both members of a rotation are its own. Attention
+// goes piece by piece of kSplit positions; pieces of a long sequence go to several threads where there are few rows, and
+// are joined in their order either way, so that the result depends on neither.
+// Bytes moved: the QKV weight once for up to 96 rows; the keys and values of each row's sequence once.
+#include "cpu/attention_kernels.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "common/checks.h"
+#include "cpu/linear.h"
+
+namespace higgs_native::cpu {
+
+namespace {
+
+constexpr int64_t kPairs = 16;
+
+struct Caches {
+  int64_t slots, heads, length, head_dim;
+};
+
+Caches check_caches(const char* op, const Tensor& key_cache, const Tensor& value_cache) {
+  check_weight(op, "key_cache", key_cache, {kAnySize, kAnySize, kAnySize, kAnySize});
+  const Caches c = {key_cache.size(0), key_cache.size(1), key_cache.size(2), key_cache.size(3)};
+  check_tensor(op, "value_cache", value_cache, key_cache.scalar_type(), {c.slots, c.heads, c.length, c.head_dim});
+  return c;
+}
+
+// Returns the values after checking 0 <= value < limit for each.
+const int32_t* check_indices(const char* op, const char* name, const Tensor& t, int64_t rows, int64_t limit) {
+  check_tensor(op, name, t, ScalarType::Int, {rows});
+  const int32_t* values = t.const_data_ptr<int32_t>();
+  for (int64_t i = 0; i < rows; ++i) {
+    STD_TORCH_CHECK(
+        values[i] >= 0 && values[i] < limit,
+        op, ": ", name, "[", i, "] must be between 0 and ", limit - 1, ", got ", values[i]);
+  }
+  return values;
+}
+
+void qkv_rope_cache_cpu(
+    const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& x, const Tensor& text_norm,
+    const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const Tensor& rope_table, const Tensor& slots,
+    const Tensor& positions, const Tensor& cache_positions, int64_t num_text_rows) {
+  const char* op = "qkv_rope_cache";
+  check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize});
+  const int64_t rows = x.size(0), hidden = x.size(1);
+  const Caches cache = check_caches(op, key_cache, value_cache);
+  const int64_t head_dim = cache.head_dim;
+  STD_TORCH_CHECK(head_dim % 2 == 0, op, ": key_cache's head_dim must be even, got ", head_dim);
+  check_weight(op, "qkv_weight", qkv_weight, {kAnySize, hidden});
+  const int64_t all_heads = qkv_weight.size(0) / std::max<int64_t>(head_dim, 1);
+  const int64_t query_heads = all_heads - 2 * cache.heads;
+  STD_TORCH_CHECK(
+      qkv_weight.size(0) == all_heads * head_dim && query_heads > 0 && query_heads % cache.heads == 0,
+      op, ": qkv_weight must have (n + 2) * ", cache.heads * head_dim, " rows for ", cache.heads,
+      " KV heads of dimension ", head_dim, ", got ", qkv_weight.size(0));
+  check_tensor(op, "query", query, ScalarType::Float, {rows, query_heads * head_dim});
+  check_weight(op, "text_norm", text_norm, {hidden});
+  check_weight(op, "audio_norm", audio_norm, {hidden});
+  check_tensor(op, "rope_table", rope_table, ScalarType::Float, {kAnySize, head_dim});
+  const int32_t* slot = check_indices(op, "slots", slots, rows, cache.slots);
+  const int32_t* position = check_indices(op, "positions", positions, rows, rope_table.size(0));
+  const int32_t* place = check_indices(op, "cache_positions", cache_positions, rows, cache.length);
+  check_text_rows(op, num_text_rows, rows);
+  if (rows == 0) return;
+
+  struct Normalised;
+  float* normalised = scratch<Normalised>(rows * hidden);
+  rms_norm_rows(normalised, x.const_data_ptr<float>(), text_norm, 0, num_text_rows, hidden, eps);
+  rms_norm_rows(normalised, x.const_data_ptr<float>(), audio_norm, num_text_rows, rows, hidden, eps);
+  const float* angles = rope_table.const_data_ptr<float>();
+  float* queries = query.mutable_data_ptr<float>();
+  const int64_t half = head_dim / 2;
+  const int64_t pieces = (half + kPairs - 1) / kPairs;
+  with_weight_type(qkv_weight, [&](auto* weight) {
+    using W = std::remove_cv_t<std::remove_pointer_t<decltype(weight)>>;
+    with_weight_type(key_cache, [&](auto* keys_const) {
+      using T = std::remove_cv_t<std::remove_pointer_t<decltype(keys_const)>>;
+      T* keys = static_cast<T*>(key_cache.mutable_data_ptr());
+      T* values = static_cast<T*>(value_cache.mutable_data_ptr());
+      for_ranges(all_heads * pieces, [&](int64_t begin, int64_t end) {
+        const auto product = linear_kernels().typed<W>().product;
+        const AttentionKernels& kernels = attention_kernels();
+        struct Pairs;
+        float* pairs = scratch<Pairs>(rows * 2 * kPairs);
+        for (int64_t item = begin; item < end; ++item) {
+          const int64_t head = item / pieces;
+          const int64_t i0 = item % pieces * kPairs;
+          const int64_t i1 = std::min(i0 + kPairs, half);
+          const int64_t count = i1 - i0;
+          const W* first = weight + (head * head_dim + i0) * hidden;
+          product({pairs, 2 * count, normalised, first, rows, count, hidden, nullptr});
+          product({pairs + count, 2 * count, normalised, first + half * hidden, rows, count, hidden, nullptr});
+          for (int64_t row = 0; row < rows; ++row) {
+            const float* from = pairs + row * 2 * count;
+            const float* row_angles = angles + position[row] * head_dim;
+            if (head < query_heads) {
+              kernels.f32.rotate(queries + (row * query_heads + head) * head_dim, from, row_angles, i0, i1, head_dim);
+              continue;
+            }
+            const bool is_key = head < query_heads + cache.heads;
+            const int64_t kv_head = head - query_heads - (is_key ? 0 : cache.heads);
+            const int64_t at = ((slot[row] * cache.heads + kv_head) * cache.length + place[row]) * head_dim;
+            if (is_key) kernels.typed<T>().rotate(keys + at, from, row_angles, i0, i1, head_dim);
+            else kernels.typed<T>().place(values + at, from, i0, i1, head_dim);
+          }
+        }
+      });
+    });
+  });
+}
+
+// A piece's result, in one block: out [group, head_dim], maximum [group], total [group].
+struct Partial {
+  float *out, *maximum, *total;
+  Partial(float* memory, int64_t group, int64_t head_dim)
+      : out(memory), maximum(memory + group * head_dim), total(maximum + group) {}
+  static int64_t size(int64_t group, int64_t head_dim) { return group * (head_dim + 2); }
+};
+
+// Adds the next piece to what is joined so far.
+void join(const Partial& all, const Partial& next, int64_t group, int64_t head_dim) {
+  for (int64_t g = 0; g < group; ++g) {
+    const float maximum = std::max(all.maximum[g], next.maximum[g]);
+    const float keep = std::exp(all.maximum[g] - maximum), add = std::exp(next.maximum[g] - maximum);
+    for (int64_t i = 0; i < head_dim; ++i) {
+      all.out[g * head_dim + i] = all.out[g * head_dim + i] * keep + next.out[g * head_dim + i] * add;
+    }
+    all.total[g] = all.total[g] * keep + next.total[g] * add;
+    all.maximum[g] = maximum;
+  }
+}
+
+void finish(float* out, const Partial& all, int64_t group, int64_t head_dim) {
+  for (int64_t g = 0; g < group; ++g) {
+    for (int64_t i = 0; i < head_dim; ++i) out[g * head_dim + i] = all.out[g * head_dim + i] / all.total[g];
+  }
+}
+
+void attention_cpu(
+    const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& slots,
+    const Tensor& cache_positions, double scale) {
+  const char* op = "attention";
+  const Caches cache = check_caches(op, key_cache, value_cache);
+  const int64_t head_dim = cache.head_dim;
+  check_tensor(op, "query", query, ScalarType::Float, {kAnySize, kAnySize});
+  const int64_t rows = query.size(0);
+  const int64_t group = query.size(1) / std::max<int64_t>(cache.heads * head_dim, 1);
+  STD_TORCH_CHECK(
+      group > 0 && query.size(1) == group * cache.heads * head_dim,
+      op, ": query must have a multiple of ", cache.heads * head_dim, " columns (", cache.heads,
+      " KV heads of dimension ", head_dim, "), got ", query.size(1));
+  check_tensor(op, "out", out, ScalarType::Float, {rows, query.size(1)});
+  const int32_t* slot = check_indices(op, "slots", slots, rows, cache.slots);
+  const int32_t* place = check_indices(op, "cache_positions", cache_positions, rows, cache.length);
+  if (rows == 0) return;
+
+  const float* queries = query.const_data_ptr<float>();
+  float* outs = out.mutable_data_ptr<float>();
+  const int64_t last_place = *std::max_element(place, place + rows);
+  const int64_t pieces = last_place / kSplit + 1;
+  const int64_t partial_size = Partial::size(group, head_dim);
+  with_weight_type(key_cache, [&](auto* keys) {
+    using T = std::remove_cv_t<std::remove_pointer_t<decltype(keys)>>;
+    const T* values = static_cast<const T*>(value_cache.const_data_ptr());
+    struct Scores;
+    auto attend = [&](int64_t row, int64_t head, int64_t piece, const Partial& to) {
+      const int64_t begin = piece * kSplit;
+      const int64_t count = std::min(kSplit, place[row] + 1 - begin);
+      const int64_t at = ((slot[row] * cache.heads + head) * cache.length + begin) * head_dim;
+      attention_kernels().typed<T>().attend(
+          {queries + (row * cache.heads + head) * group * head_dim, keys + at, values + at, group, head_dim, count,
+           static_cast<float>(scale), scratch<Scores>(group * kSplit), to.out, to.maximum, to.total});
+    };
+    auto out_of = [&](int64_t row, int64_t head) { return outs + (row * cache.heads + head) * group * head_dim; };
+
+    if (pieces > 1 && rows * cache.heads < 4 * torch::stable::get_num_threads()) {
+      struct Partials;
+      float* partials = scratch<Partials>(rows * cache.heads * pieces * partial_size);
+      for_ranges(rows * cache.heads * pieces, [&](int64_t begin, int64_t end) {
+        for (int64_t item = begin; item < end; ++item) {
+          const int64_t row = item / pieces / cache.heads, head = item / pieces % cache.heads, piece = item % pieces;
+          if (piece * kSplit > place[row]) continue;
+          attend(row, head, piece, Partial(partials + item * partial_size, group, head_dim));
+        }
+      });
+      for (int64_t item = 0; item < rows * cache.heads; ++item) {
+        const int64_t row = item / cache.heads;
+        const Partial all(partials + item * pieces * partial_size, group, head_dim);
+        for (int64_t piece = 1; piece * kSplit <= place[row]; ++piece) {
+          join(all, Partial(partials + (item * pieces + piece) * partial_size, group, head_dim), group, head_dim);
+        }
+        finish(out_of(row, item % cache.heads), all, group, head_dim);
+      }
+      return;
+    }
+    for_ranges(rows * cache.heads, [&](int64_t begin, int64_t end) {
+      struct Pair;
+      float* memory = scratch<Pair>(2 * partial_size);
+      const Partial all(memory, group, head_dim), next(memory + partial_size, group, head_dim);
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t row = item / cache.heads, head = item % cache.heads;
+        attend(row, head, 0, all);
+        for (int64_t piece = 1; piece * kSplit <= place[row]; ++piece) {
+          attend(row, head, piece, next);
+          join(all, next, group, head_dim);
+        }
+        finish(out_of(row, head), all, group, head_dim);
+      }
+    });
+  });
+}
+
+}  // namespace
+
+}  // namespace higgs_native::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(higgs_native, CPU, m) {
+  m.impl("qkv_rope_cache", TORCH_BOX(&higgs_native::cpu::qkv_rope_cache_cpu));
+  m.impl("attention", TORCH_BOX(&higgs_native::cpu::attention_cpu));
+}

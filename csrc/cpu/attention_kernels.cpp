@@ -1,0 +1,145 @@
+// One piece of grouped-query attention: the few query heads that share a KV head, against up to kSplit cache positions.
+//
+// Scores first (a dot product over head_dim for each position, several positions at a time so that their chains overlap),
+// then their maximum and exponentials, then the weighted sum of the values, whose accumulators stay in registers for a
+// part of head_dim. Each key and value is read once for all heads of the group.
+#include "cpu/attention_kernels.h"
+
+#include "cpu/simd.h"
+
+namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
+
+namespace {
+
+constexpr int kPositions = 4;
+
+// scores[h][p] for heads h < G and positions p < P
+template <int G, int P, typename T>
+HIGGS_INLINE void score(const AttentionPiece<T>& a, int64_t head, int64_t position) {
+  Vec acc[G][P] = {};
+  float tail[G][P] = {};
+  int64_t i = 0;
+  for (; i + kWidth <= a.head_dim; i += kWidth) {
+    Vec q[G];
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) q[g] = load(a.query + (head + g) * a.head_dim + i);
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      Vec k = load(a.key + (position + p) * a.head_dim + i);
+#pragma GCC unroll 8
+      for (int g = 0; g < G; ++g) acc[g][p] += q[g] * k;
+    }
+  }
+  for (; i < a.head_dim; ++i) {
+    for (int g = 0; g < G; ++g) {
+      for (int p = 0; p < P; ++p) {
+        tail[g][p] += a.query[(head + g) * a.head_dim + i] * to_float(a.key[(position + p) * a.head_dim + i]);
+      }
+    }
+  }
+  for (int g = 0; g < G; ++g) {
+    for (int p = 0; p < P; ++p) a.scores[(head + g) * kSplit + position + p] = (sum(acc[g][p]) + tail[g][p]) * a.scale;
+  }
+}
+
+template <int G, typename T>
+HIGGS_INLINE void score_all(const AttentionPiece<T>& a, int64_t head) {
+  int64_t position = 0;
+  for (; position + kPositions <= a.count; position += kPositions) score<G, kPositions>(a, head, position);
+  for (; position < a.count; ++position) score<G, 1>(a, head, position);
+}
+
+HIGGS_INLINE void exponentials(float* scores, int64_t count, float* maximum, float* total) {
+  float m = scores[0];
+  for (int64_t p = 1; p < count; ++p) m = scores[p] > m ? scores[p] : m;
+  // The rest of the last vector is exp(-inf) = 0 and adds nothing.
+  for (int64_t p = count; p % kWidth; ++p) scores[p] = -__builtin_inff();
+  Vec sums = {};
+  for (int64_t p = 0; p < count; p += kWidth) {
+    Vec e = exp(load(scores + p) - splat(m));
+    store(scores + p, e);
+    sums += e;
+  }
+  *maximum = m;
+  *total = sum(sums);
+}
+
+template <int G, int D, typename T>
+HIGGS_INLINE void weigh(const AttentionPiece<T>& a, int64_t head, int64_t dim) {
+  Vec acc[G][D] = {};
+  for (int64_t p = 0; p < a.count; ++p) {
+    Vec v[D];
+#pragma GCC unroll 8
+    for (int d = 0; d < D; ++d) v[d] = load(a.value + p * a.head_dim + dim + d * kWidth);
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) {
+      const Vec weight = splat(a.scores[(head + g) * kSplit + p]);
+#pragma GCC unroll 8
+      for (int d = 0; d < D; ++d) acc[g][d] += weight * v[d];
+    }
+  }
+  for (int g = 0; g < G; ++g) {
+    for (int d = 0; d < D; ++d) store(a.out + (head + g) * a.head_dim + dim + d * kWidth, acc[g][d]);
+  }
+}
+
+template <int G, typename T>
+HIGGS_INLINE void weigh_all(const AttentionPiece<T>& a, int64_t head) {
+  int64_t dim = 0;
+  for (; dim + 2 * kWidth <= a.head_dim; dim += 2 * kWidth) weigh<G, 2>(a, head, dim);
+  for (; dim + kWidth <= a.head_dim; dim += kWidth) weigh<G, 1>(a, head, dim);
+  for (; dim < a.head_dim; ++dim) {
+    for (int g = 0; g < G; ++g) {
+      float total = 0;
+      for (int64_t p = 0; p < a.count; ++p) {
+        total += a.scores[(head + g) * kSplit + p] * to_float(a.value[p * a.head_dim + dim]);
+      }
+      a.out[(head + g) * a.head_dim + dim] = total;
+    }
+  }
+}
+
+template <int G, typename T>
+void attend_heads(const AttentionPiece<T>& a, int64_t head) {
+  score_all<G>(a, head);
+  for (int g = 0; g < G; ++g) {
+    exponentials(a.scores + (head + g) * kSplit, a.count, a.maximum + head + g, a.total + head + g);
+  }
+  weigh_all<G>(a, head);
+}
+
+template <typename T>
+void attend(const AttentionPiece<T>& a) {
+  int64_t head = 0;
+  for (; head + 3 <= a.group; head += 3) attend_heads<3>(a, head);
+  if (a.group - head == 2) attend_heads<2>(a, head);
+  else if (a.group - head == 1) attend_heads<1>(a, head);
+}
+
+template <typename T>
+void rotate(T* out, const float* x, const float* angles, int64_t begin, int64_t end, int64_t head_dim) {
+  const int64_t half = head_dim / 2;
+  for (int64_t i = begin; i < end; ++i) {
+    const float c = angles[i], s = angles[half + i];
+    const float first = x[i - begin], second = x[end - begin + i - begin];
+    store_value(out + i, first * c - second * s);
+    store_value(out + half + i, second * c + first * s);
+  }
+}
+
+template <typename T>
+void place(T* out, const float* x, int64_t begin, int64_t end, int64_t head_dim) {
+  for (int64_t i = begin; i < end; ++i) {
+    store_value(out + i, x[i - begin]);
+    store_value(out + head_dim / 2 + i, x[end - begin + i - begin]);
+  }
+}
+
+}  // namespace
+
+const AttentionKernels attention_kernels = {
+    {attend<float>, rotate<float>, place<float>},
+    {attend<bf16>, rotate<bf16>, place<bf16>},
+};
+
+}  // namespace higgs_native::cpu::HIGGS_NATIVE_ISA

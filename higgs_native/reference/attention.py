@@ -1,0 +1,60 @@
+"""`higgs_native.ops.attention` in plain PyTorch."""
+
+import torch
+
+from higgs_native.reference.linear import rms_norm
+
+
+def qkv_rope_cache(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    x: torch.Tensor,
+    text_norm: torch.Tensor,
+    audio_norm: torch.Tensor,
+    eps: float,
+    qkv_weight: torch.Tensor,
+    rope_table: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    cache_positions: torch.Tensor,
+    num_text_rows: int,
+) -> None:
+    """See `higgs_native.ops.qkv_rope_cache`."""
+    rows = x.shape[0]
+    kv_heads, head_dim = key_cache.shape[1], key_cache.shape[3]
+    normalised = torch.cat(
+        [rms_norm(x[:num_text_rows], text_norm, eps), rms_norm(x[num_text_rows:], audio_norm, eps)]
+    )
+    heads = (normalised @ qkv_weight.float().T).view(rows, -1, head_dim)
+    angles = rope_table[positions.long()].unsqueeze(1)
+    cosines, sines = angles.split(head_dim // 2, dim=-1)
+
+    def rotate(head: torch.Tensor) -> torch.Tensor:
+        first, second = head.split(head_dim // 2, dim=-1)
+        return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
+
+    query_heads = heads.shape[1] - 2 * kv_heads
+    query.copy_(rotate(heads[:, :query_heads]).flatten(1))
+    at = (slots.long(), slice(None), cache_positions.long())
+    key_cache[at] = rotate(heads[:, query_heads : query_heads + kv_heads]).to(key_cache.dtype)
+    value_cache[at] = heads[:, query_heads + kv_heads :].to(value_cache.dtype)
+
+
+def attention(
+    out: torch.Tensor,
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slots: torch.Tensor,
+    cache_positions: torch.Tensor,
+    scale: float,
+) -> None:
+    """See `higgs_native.ops.attention`."""
+    kv_heads, head_dim = key_cache.shape[1], key_cache.shape[3]
+    for row, (slot, position) in enumerate(zip(slots.tolist(), cache_positions.tolist(), strict=True)):
+        keys = key_cache[slot, :, : position + 1].float()
+        values = value_cache[slot, :, : position + 1].float()
+        heads = query[row].view(kv_heads, -1, head_dim)
+        weights = torch.softmax(heads @ keys.transpose(1, 2) * scale, dim=-1)
+        out[row] = (weights @ values).flatten()
