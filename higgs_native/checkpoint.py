@@ -100,8 +100,8 @@ class TensorFiles:
 class LanguageModelFiles:
     """A language model's checkpoint of either layout, under the names of the original one.
 
-    `get(name)` takes a name of the original layout, and joins what the file holds split. On construction every name and
-    shape is checked against the configuration.
+    Tensors that the file holds split are joined. On construction every name and shape is checked against the
+    configuration.
 
     Raises:
         CheckpointError: tensors are missing, unknown, or of another shape than the configuration asks for.
@@ -124,11 +124,9 @@ class LanguageModelFiles:
         missing = [name for name in missing if name != TEXT_LM_HEAD]
         unknown = [stored for name, sources in self._sources.items() if name not in expected for stored in sources]
         unknown = [name for name in unknown if name is not None and not name.endswith("rotary_emb.inv_freq")]
-        if missing or unknown:
-            raise CheckpointError(
-                f"{folder} does not fit its config.json: "
-                + "; ".join(_listed(kind, names) for kind, names in (("missing", missing), ("unknown", unknown)) if names)
-            )
+        faults = [_listed(kind, names) for kind, names in (("missing", missing), ("unknown", unknown)) if names]
+        if faults:
+            raise CheckpointError(f"the tensors of {folder} don't fit its config.json: {'; '.join(faults)}")
         for name, shape in expected.items():
             if name in self and self.shape(name) != shape:
                 raise CheckpointError(
@@ -164,8 +162,8 @@ _TRANSFORMERS_NAMES = {
     "text_lm_head.weight": TEXT_LM_HEAD,
     "model.embed_audio_tokens.embed_audio_tokens.weight": "audio_codebook_embeddings.weight",
 }
-# An embedding trained in part is stored as the frozen rows and the trainable rows after them.
-_SPLIT_PARTS = {"embedding_frozen": 0, "embedding_trainable": 1}
+# A table trained in part is stored as its frozen rows and the trainable rows after them.
+_SPLIT_PARTS = {"embedding_frozen": 0, "embedding_trainable": 1, "linear_frozen": 0, "linear_trainable": 1}
 
 
 def _original_name(stored: str) -> tuple[str, int | None]:

@@ -123,11 +123,14 @@ class HiggsAudioConfig:
             raise ConfigError(f"config.json: head_dim is {self.head_dim}; expected an even number")
         if self.audio_adapter_type not in AUDIO_ADAPTER_TYPES:
             raise ConfigError(
-                f"config.json: audio_adapter_type is {self.audio_adapter_type!r}; expected one of {AUDIO_ADAPTER_TYPES}"
+                f"config.json: audio_adapter_type is {self.audio_adapter_type!r}; "
+                f"expected one of {', '.join(AUDIO_ADAPTER_TYPES)}"
             )
         for layer in self.audio_dual_ffn_layers:
             if not 0 <= layer < self.num_hidden_layers:
-                raise ConfigError(f"config.json: audio_dual_ffn_layers names layer {layer} of {self.num_hidden_layers}")
+                raise ConfigError(
+                    f"config.json: audio_dual_ffn_layers names layer {layer}, but there are {self.num_hidden_layers}"
+                )
         for name in ("audio_stream_bos_id", "audio_stream_eos_id"):
             if not 0 <= getattr(self, name) < self.codebook_size:
                 raise ConfigError(

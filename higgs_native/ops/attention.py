@@ -34,13 +34,13 @@ def qkv_rope_cache(
 
     Args:
         query: [rows, query heads * head_dim], float32; written.
-        key_cache, value_cache: [slots, KV heads, length, head_dim], float32 or bfloat16; one position a row is written.
+        key_cache, value_cache: [slots, KV heads, length, head_dim], float32 or bfloat16; a position a row is written.
         x: [rows, hidden], float32.
         text_norm, audio_norm: [hidden], float32 or bfloat16.
         eps: what RMSNorm adds to the mean square.
         qkv_weight: [(query heads + 2 * KV heads) * head_dim, hidden], float32 or bfloat16: query, key, value.
         rope_table: [positions, head_dim], float32: the cosines of the head_dim / 2 angles, then the sines.
-        slots, positions, cache_positions: [rows], int32: the sequence, its rotary position, and its place in the cache.
+        slots, positions, cache_positions: [rows], int32: the sequence, the rotary position, the place in the cache.
         num_text_rows: how many rows, from the first on, are text.
 
     Raises:

@@ -15,7 +15,9 @@ def embed(
     text_table: torch.Tensor,
     audio_table: torch.Tensor,
 ) -> None:
-    """Embed text rows, then audio rows: `out[:T] = text_table[token_ids]`, `out[T:] = sum_k audio_table[k, codes[:, k]]`.
+    """Embed text rows, then audio rows.
+
+    `out[:T] = text_table[token_ids]`; `out[T:] = sum_k audio_table[k, codes[:, k]]`.
 
     Args:
         out: [T + A, hidden], float32; written.

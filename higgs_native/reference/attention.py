@@ -23,9 +23,7 @@ def qkv_rope_cache(
     """See `higgs_native.ops.qkv_rope_cache`."""
     rows = x.shape[0]
     kv_heads, head_dim = key_cache.shape[1], key_cache.shape[3]
-    normalised = torch.cat(
-        [rms_norm(x[:num_text_rows], text_norm, eps), rms_norm(x[num_text_rows:], audio_norm, eps)]
-    )
+    normalised = torch.cat([rms_norm(x[:num_text_rows], text_norm, eps), rms_norm(x[num_text_rows:], audio_norm, eps)])
     heads = (normalised @ qkv_weight.float().T).view(rows, -1, head_dim)
     angles = rope_table[positions.long()].unsqueeze(1)
     cosines, sines = angles.split(head_dim // 2, dim=-1)

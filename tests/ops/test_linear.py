@@ -4,15 +4,12 @@ import pytest
 import torch
 
 from higgs_native import ops, reference
+from tests.ops.tensors import random
 
 
 DTYPES = [torch.float32, torch.bfloat16]
-# Rows: a single one, the streamed paths, and blocks with and without a rest; columns and depth around every block size.
+# Rows: one, a few (streamed), many (blocked, with and without a rest); columns and depth around every block size.
 SHAPES = [(1, 1, 1), (1, 9, 64), (2, 17, 33), (3, 16, 1030), (4, 5, 7), (16, 40, 1024), (97, 35, 2050), (200, 4, 16)]
-
-
-def random(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,175 @@
+"""QKV, rotary embedding and cache write, and attention over the cache, against plain PyTorch."""
+
+import pytest
+import torch
+
+from higgs_native import ops, reference
+from tests.ops.tensors import int32, random
+
+
+DTYPES = [torch.float32, torch.bfloat16]
+# Query heads, KV heads, head dimension: groups of 1, 2, 3 and 5, dimensions that fill no vector, the real ones.
+HEADS = [(1, 1, 2), (4, 4, 16), (4, 2, 20), (5, 1, 64), (24, 8, 128)]
+
+
+def rope_table(length: int, head_dim: int) -> torch.Tensor:
+    angles = torch.arange(length).unsqueeze(1) * 0.9 ** torch.arange(head_dim // 2)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def caches(slots: int, kv_heads: int, length: int, head_dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return random((slots, kv_heads, length, head_dim), dtype, 5), random((slots, kv_heads, length, head_dim), dtype, 6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("query_heads", "kv_heads", "head_dim"), HEADS)
+@pytest.mark.parametrize("rows", [1, 5, 20])
+def test_qkv_rope_cache_equals_reference(rows, query_heads, kv_heads, head_dim, dtype):
+    hidden, slots, length = 24, 3, 40
+    weight = random(((query_heads + 2 * kv_heads) * head_dim, hidden), dtype, 1)
+    generator = torch.Generator().manual_seed(2)
+    places = torch.randperm(slots * length, generator=generator)[:rows].int()
+    positions = torch.randint(0, 50, (rows,), generator=generator, dtype=torch.int32)
+    x, norms = random((rows, hidden)), (random((hidden,), dtype, 3), random((hidden,), dtype, 4))
+    results = []
+    for implementation in (ops, reference):
+        query = torch.full((rows, query_heads * head_dim), torch.nan)
+        keys, values = caches(slots, kv_heads, length, head_dim, dtype)
+        implementation.qkv_rope_cache(
+            query,
+            keys,
+            values,
+            x,
+            *norms,
+            1e-5,
+            weight,
+            rope_table(50, head_dim),
+            places // length,
+            positions,
+            places % length,
+            rows // 2,
+        )
+        results.append((query, keys, values))
+    # The cache holds rounded numbers: one unit in the last place of bfloat16 may differ.
+    tolerance = {"rtol": 1e-2, "atol": 1e-4} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(results[0][1:], results[1][1:], **tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("query_heads", "kv_heads", "head_dim"), HEADS)
+@pytest.mark.parametrize("places", [(0,), (3, 0, 7), (511,), (512, 30), (1300, 1029, 2), tuple(range(90))])
+def test_attention_equals_reference(places, query_heads, kv_heads, head_dim, dtype):
+    rows = len(places)
+    keys, values = caches(2, kv_heads, max(places) + 3, head_dim, dtype)
+    query = random((rows, query_heads * head_dim)) * 2
+    slots = torch.arange(rows, dtype=torch.int32) % 2
+    out, expected = torch.full_like(query, torch.nan), torch.empty_like(query)
+    ops.attention(out, query, keys, values, slots, int32(*places), head_dim**-0.5)
+    reference.attention(expected, query, keys, values, slots, int32(*places), head_dim**-0.5)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_of_extreme_scores():
+    """A towering score takes all the weight, in whichever piece it stands, and nothing overflows."""
+    keys, values = caches(1, 1, 1200, 16, torch.float32)
+    query = torch.ones(1, 16)
+    for place in (0, 600, 1199):
+        spiked = keys.clone()
+        spiked[0, 0, place] = 1e4
+        out = torch.empty(1, 16)
+        ops.attention(out, query, spiked, values, int32(0), int32(1199), 1.0)
+        torch.testing.assert_close(out[0], values[0, 0, place])
+
+
+def test_a_row_does_not_depend_on_its_batch():
+    """Few rows split a long sequence over the threads, many rows don't: the bits are the same."""
+    keys, values = caches(1, 2, 1400, 16, torch.bfloat16)
+    query, place = random((64, 64)), int32(*([1399] * 64))
+    many, one = torch.empty(64, 64), torch.empty(1, 64)
+    ops.attention(many, query, keys, values, int32(*([0] * 64)), place, 0.25)
+    for row in (0, 63):
+        ops.attention(one, query[row : row + 1].contiguous(), keys, values, int32(0), int32(1399), 0.25)
+        assert torch.equal(one[0], many[row])
+
+
+def qkv_arguments() -> dict:
+    keys, values = caches(2, 2, 6, 4, torch.float32)
+    return {
+        "query": torch.empty(3, 16),
+        "key_cache": keys,
+        "value_cache": values,
+        "x": random((3, 10)),
+        "text_norm": random((10,)),
+        "audio_norm": random((10,)),
+        "eps": 1e-5,
+        "qkv_weight": random((32, 10)),
+        "rope_table": rope_table(9, 4),
+        "slots": int32(0, 1, 1),
+        "positions": int32(0, 8, 2),
+        "cache_positions": int32(0, 5, 2),
+        "num_text_rows": 1,
+    }
+
+
+def attention_arguments() -> dict:
+    keys, values = caches(2, 2, 6, 4, torch.float32)
+    return {
+        "out": torch.empty(3, 16),
+        "query": random((3, 16)),
+        "key_cache": keys,
+        "value_cache": values,
+        "slots": int32(0, 1, 1),
+        "cache_positions": int32(0, 5, 2),
+        "scale": 0.5,
+    }
+
+
+def test_no_rows():
+    keys, values = caches(1, 1, 4, 4, torch.float32)
+    nothing = torch.empty(0, 4)
+    ops.attention(nothing, nothing, keys, values, int32(), int32(), 1.0)
+    norm, weight = random((10,)), random((12, 10))
+    x = torch.empty(0, 10)
+    ops.qkv_rope_cache(
+        nothing, keys, values, x, norm, norm, 1e-5, weight, rope_table(4, 4), int32(), int32(), int32(), 0
+    )
+
+
+def test_opcheck():
+    torch.library.opcheck(torch.ops.higgs_native.qkv_rope_cache.default, tuple(qkv_arguments().values()))
+    torch.library.opcheck(torch.ops.higgs_native.attention.default, tuple(attention_arguments().values()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slots": int32(0, 1, 2)}, r"slots\[2\] must be between 0 and 1, got 2"),
+        ({"positions": int32(0, 9, 0)}, r"positions\[1\] must be between 0 and 8, got 9"),
+        ({"cache_positions": int32(0, 0, 6)}, r"cache_positions\[2\] must be between 0 and 5, got 6"),
+        ({"qkv_weight": torch.zeros(33, 10)}, r"qkv_weight must have \(n \+ 2\) \* 8 rows"),
+        ({"qkv_weight": torch.zeros(16, 10)}, r"qkv_weight must have \(n \+ 2\) \* 8 rows"),
+        ({"query": torch.empty(3, 8)}, r"query must have shape \[3, 16\], got \[3, 8\]"),
+        ({"rope_table": torch.zeros(9, 5)}, r"rope_table must have shape \[\*, 4\], got \[9, 5\]"),
+        ({"value_cache": torch.zeros(2, 2, 5, 4)}, r"value_cache must have shape \[2, 2, 6, 4\], got \[2, 2, 5, 4\]"),
+        ({"num_text_rows": 4}, "num_text_rows must be between 0 and 3, got 4"),
+    ],
+)
+def test_wrong_arguments_of_qkv_rope_cache_are_named(change, message):
+    with pytest.raises(RuntimeError, match="qkv_rope_cache: " + message):
+        ops.qkv_rope_cache(**(qkv_arguments() | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slots": int32(-1, 0, 0)}, r"slots\[0\] must be between 0 and 1, got -1"),
+        ({"cache_positions": int32(0, 6, 0)}, r"cache_positions\[1\] must be between 0 and 5, got 6"),
+        ({"query": torch.zeros(3, 12)}, "query must have a multiple of 8 columns"),
+        ({"out": torch.zeros(3, 8)}, r"out must have shape \[3, 16\], got \[3, 8\]"),
+        ({"value_cache": torch.zeros(2, 2, 6, 4).bfloat16()}, "value_cache must be float32, got bfloat16"),
+    ],
+)
+def test_wrong_arguments_of_attention_are_named(change, message):
+    with pytest.raises(RuntimeError, match="attention: " + message):
+        ops.attention(**(attention_arguments() | change))

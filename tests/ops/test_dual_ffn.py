@@ -1,0 +1,72 @@
+"""The dual feed-forward against plain PyTorch."""
+
+import pytest
+import torch
+
+from higgs_native import ops, reference
+from tests.ops.tensors import random
+
+
+def weights(hidden: int, intermediate: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    scale = hidden**-0.5
+    return tuple(
+        tensor
+        for seed in (10, 20)
+        for tensor in (
+            random((hidden,), dtype, seed),
+            random((2 * intermediate, hidden), seed=seed + 1).mul(scale).to(dtype),
+            random((hidden, intermediate), seed=seed + 2).mul(scale).to(dtype),
+        )
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("hidden", "intermediate"), [(8, 1), (33, 50), (64, 160)])
+@pytest.mark.parametrize(("num_text", "num_audio"), [(0, 0), (1, 0), (0, 1), (2, 5), (40, 70)])
+def test_dual_ffn_equals_reference(num_text, num_audio, hidden, intermediate, dtype):
+    rows = num_text + num_audio
+    x, parts = random((rows, hidden)), weights(hidden, intermediate, dtype)
+    out, expected = torch.full((rows, hidden), torch.nan), torch.empty(rows, hidden)
+    ops.dual_ffn(out, x, *parts, 1e-5, num_text)
+    reference.dual_ffn(expected, x, *parts, 1e-5, num_text)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=2e-5)
+
+
+def test_the_input_may_be_the_output():
+    x, parts = random((3, 32)), weights(32, 48, torch.float32)
+    expected = torch.empty(3, 32)
+    ops.dual_ffn(expected, x, *parts, 1e-5, 1)
+    ops.dual_ffn(x, x, *parts, 1e-5, 1)
+    assert torch.equal(x, expected)
+
+
+def test_weights_of_an_empty_segment_are_not_read():
+    x, parts = random((2, 32)), list(weights(32, 48, torch.float32))
+    expected, out = torch.empty(2, 32), torch.empty(2, 32)
+    ops.dual_ffn(expected, x, *parts, 1e-5, 0)
+    parts[:3] = [torch.full_like(tensor, torch.nan) for tensor in parts[:3]]
+    ops.dual_ffn(out, x, *parts, 1e-5, 0)
+    assert torch.equal(out, expected)
+
+
+def test_opcheck():
+    x, parts = random((3, 32)), weights(32, 48, torch.float32)
+    torch.library.opcheck(torch.ops.higgs_native.dual_ffn.default, (torch.empty(3, 32), x, *parts, 1e-5, 1))
+
+
+@pytest.mark.parametrize(
+    ("index", "wrong", "message"),
+    [
+        (0, torch.zeros(2, 32), r"out must have shape \[3, 32\], got \[2, 32\]"),
+        (2, torch.zeros(31), r"text_norm must have shape \[32\], got \[31\]"),
+        (3, torch.zeros(95, 32), r"text_gate_up must have shape \[96, 32\], got \[95, 32\]"),
+        (7, torch.zeros(48, 32), r"audio_down must have shape \[32, \*\], got \[48, 32\]"),
+        (9, 4, "num_text_rows must be between 0 and 3, got 4"),
+        (9, -1, "num_text_rows must be between 0 and 3, got -1"),
+    ],
+)
+def test_wrong_arguments_are_named(index, wrong, message):
+    arguments = [torch.empty(3, 32), random((3, 32)), *weights(32, 48, torch.float32), 1e-5, 1]
+    arguments[index] = wrong
+    with pytest.raises(RuntimeError, match="dual_ffn: " + message):
+        ops.dual_ffn(*arguments)
