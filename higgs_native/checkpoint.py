@@ -162,8 +162,14 @@ _TRANSFORMERS_NAMES = {
     "text_lm_head.weight": TEXT_LM_HEAD,
     "model.embed_audio_tokens.embed_audio_tokens.weight": "audio_codebook_embeddings.weight",
 }
+_STORED_NAMES = {original: stored for stored, original in _TRANSFORMERS_NAMES.items()}
 # A table trained in part is stored as its frozen rows and the trainable rows after them.
 _SPLIT_PARTS = {"embedding_frozen": 0, "embedding_trainable": 1, "linear_frozen": 0, "linear_trainable": 1}
+
+
+def transformers_name(name: str) -> str:
+    """The name in the transformers layout of tensor `name` of the original layout."""
+    return _STORED_NAMES.get(name, f"model.{name}")
 
 
 def _original_name(stored: str) -> tuple[str, int | None]:
