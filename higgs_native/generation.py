@@ -1,0 +1,484 @@
+"""Generation: sampling parameters, the loop over frames and text tokens, and what comes out.
+
+Both public implementations' rules are here. Boson's ("boson") goes from text to audio at `<|audio_out_bos|>`, back to
+text where the audio ends, and on until a stop string; transformers' ("transformers") draws audio from the prompt's
+end until all codebooks are at EOS. The delay pattern's state and the draws stand in `ops.sample_audio_frame`.
+"""
+
+import enum
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from higgs_native import ops
+from higgs_native.config import HiggsAudioConfig
+from higgs_native.errors import ParameterError, PromptError
+from higgs_native.model import LanguageModel, Rows
+from higgs_native.sampler import SamplerState
+
+
+DEFAULT_STOP_STRINGS = ("<|end_of_text|>", "<|eot_id|>")
+Rule = Literal["boson", "transformers"]
+OnFrame = Callable[[torch.Tensor], None]
+
+
+class GenerationMode(enum.Enum):
+    """What the next step of a sequence gives."""
+
+    TEXT = "text"
+    AUDIO_INIT = "audio_init"
+    AUDIO_IN_PROGRESS = "audio_in_progress"
+
+
+@dataclass(frozen=True)
+class SamplingParameters:
+    """How codes and text tokens are drawn.
+
+    Attributes:
+        temperature: 0 takes the likeliest.
+        top_k: draw among the k likeliest; None or 0 for all.
+        top_p: draw among the likeliest that make up this share; 1 for all.
+        ras_win_len: repetition-aware sampling looks at so many of the last frames; None or 0 turns it off.
+        ras_win_max_num_repeat: a code that stands there so often is drawn again from the unprocessed distribution.
+        seed: the same seed gives the same output for the same logits, whatever else is in the batch; None for a new
+            one each time.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    ras_win_len: int | None = 7
+    ras_win_max_num_repeat: int = 2
+    seed: int | None = None
+
+    def check(self) -> None:
+        """Raise ParameterError where a value lies outside its range."""
+        if not 0 <= self.temperature < float("inf"):
+            raise ParameterError(f"temperature must be 0 (greedy) or a positive number, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 0:
+            raise ParameterError(f"top_k must be at least 1, or 0 or None for no limit, got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ParameterError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.ras_win_max_num_repeat < 1:
+            raise ParameterError(f"ras_win_max_num_repeat must be at least 1, got {self.ras_win_max_num_repeat}")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ParameterError(f"seed must be between 0 and 2**63 - 1, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A prompt to go on from.
+
+    Attributes:
+        input_ids: [1, S] or [S], integers; one audio placeholder for each of `reference_codes`.
+        reference_codes: [codebooks, T] integers each, without BOS, EOS and delay.
+        partial_audio: [codebooks, N] integers, or None: delayed frames, from the all-BOS frame on, of an audio segment
+            that the prompt's end has begun (it then ends in `<|audio_out_bos|>`) and generation goes on with.
+        seed: overrides the sampling parameters' seed for this prompt.
+        on_frame: called with each frame [codebooks], int64, as it is drawn, still delayed.
+    """
+
+    input_ids: torch.Tensor
+    reference_codes: Sequence[torch.Tensor] = ()
+    partial_audio: torch.Tensor | None = None
+    seed: int | None = None
+    on_frame: OnFrame | None = None
+
+
+@dataclass
+class GenerationOutput:
+    """What was generated after a prompt.
+
+    Attributes:
+        audio_segments: [codebooks, N] int64 each, still delayed, from the all-BOS frame on.
+        text_ids: the text tokens; one audio placeholder stands for a whole segment.
+        finish_reason: "stop" (a stop string, or the end of the audio where no text follows) or "length"
+            (`max_new_tokens`, or the cache is full).
+        prompt_tokens: positions of the prompt, references' frames included.
+        completion_tokens: steps made, text tokens and frames.
+        audio_logits: [frames drawn, codebooks, codebook_size] float32, with `output_logits`.
+        text_logits: [text steps, vocabulary] float32, with `output_logits`.
+    """
+
+    audio_segments: list[torch.Tensor]
+    text_ids: list[int]
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    audio_logits: torch.Tensor | None = None
+    text_logits: torch.Tensor | None = None
+
+
+@dataclass
+class _Sequence:
+    """A prompt on its way: what its next forward pass takes, and what came out so far."""
+
+    request: GenerationRequest
+    slot: int
+    mode: GenerationMode
+    # The rows of the next forward pass, in order: a token id, or a delayed frame [codebooks].
+    pending: list[int | torch.Tensor]
+    prompt_tokens: int
+    position: int = 0
+    text_position: int = 0
+    steps: int = 0
+    segments: list[list[torch.Tensor]] = field(default_factory=list)
+    text_ids: list[int] = field(default_factory=list)
+    audio_logits: list[torch.Tensor] = field(default_factory=list)
+    text_logits: list[torch.Tensor] = field(default_factory=list)
+    finish_reason: Literal["stop", "length"] | None = None
+
+    def add_frame(self, frame: torch.Tensor) -> None:
+        self.segments[-1].append(frame)
+        self.pending = [frame]
+        if self.request.on_frame is not None:
+            self.request.on_frame(frame.long())
+
+    def add_token(self, token: int) -> None:
+        self.text_ids.append(token)
+        self.pending = [token]
+
+
+class HiggsAudioModel(LanguageModel):
+    """A Higgs Audio V2 language model that generates.
+
+    >>> model = HiggsAudioModel.from_pretrained("bosonai/higgs-audio-v2-generation-3B-base")
+    >>> output = model.generate(input_ids, reference_codes=[codes], temperature=0.3, top_k=50, seed=1)
+    >>> codes = revert_delay_pattern(output.audio_segments[0])
+    """
+
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        reference_codes: Sequence[torch.Tensor] = (),
+        rule: Rule = "boson",
+        max_new_tokens: int = 1024,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        ras_win_len: int | None = 7,
+        ras_win_max_num_repeat: int = 2,
+        stop_strings: Sequence[str] | None = DEFAULT_STOP_STRINGS,
+        seed: int | None = None,
+        on_frame: OnFrame | None = None,
+        partial_audio: torch.Tensor | None = None,
+        output_logits: bool = False,
+    ) -> GenerationOutput:
+        """Generate after one prompt; see `GenerationRequest`, `SamplingParameters` and `generate_batch`.
+
+        Args:
+            input_ids: [1, S], integers, one placeholder for each of `reference_codes`.
+            reference_codes: [codebooks, T] integers each, without BOS, EOS and delay.
+        """
+        request = GenerationRequest(input_ids, reference_codes, partial_audio, seed, on_frame)
+        sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+        return generate_batch(self, [request], rule, max_new_tokens, sampling, stop_strings, output_logits)[0]
+
+
+@torch.inference_mode()
+def generate_batch(
+    model: LanguageModel,
+    requests: Sequence[GenerationRequest],
+    rule: Rule = "boson",
+    max_new_tokens: int = 1024,
+    sampling: SamplingParameters | None = None,
+    stop_strings: Sequence[str] | None = DEFAULT_STOP_STRINGS,
+    output_logits: bool = False,
+) -> list[GenerationOutput]:
+    """Generate after a batch of prompts, which may be of any lengths; each result is what the prompt gives alone.
+
+    Args:
+        model: the language model.
+        requests: the prompts.
+        rule: whose generation rule to follow, "boson" or "transformers".
+        max_new_tokens: steps at most, text tokens and frames together.
+        sampling: how to draw; the default is temperature 1 without top-k and top-p.
+        stop_strings: text that ends a sequence (Boson's rule only).
+        output_logits: keep the logits that each step drew from.
+
+    Raises:
+        ParameterError: a parameter lies outside its range.
+        PromptError: a prompt does not fit the model, its references, or the cache.
+        CheckpointError: the rule needs text, and the checkpoint has no text head.
+    """
+    sampling = sampling or SamplingParameters()
+    sampling.check()
+    if rule not in ("boson", "transformers"):
+        raise ParameterError(f"rule must be 'boson' or 'transformers', got {rule!r}")
+    if max_new_tokens < 1:
+        raise ParameterError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    stop_strings = tuple(stop_strings or ())
+    sequences = [_begin(model, request, slot, rule) for slot, request in enumerate(requests)]
+    if not sequences:
+        return []
+    longest = max(sequence.prompt_tokens for sequence in sequences)
+    cache = model.new_cache(len(sequences), min(longest + max_new_tokens, model.max_cache_length))
+    sampler = _sampler(model, sequences, rule, sampling)
+
+    live = sequences
+    while live:
+        rows, last = _rows(model, live)
+        states = model.forward(rows, cache)[last]
+        _advance(model, live, states, sampler, rule, stop_strings, output_logits)
+        for sequence in live:
+            if sequence.finish_reason is None and (
+                sequence.steps == max_new_tokens or sequence.position == cache.length
+            ):
+                sequence.finish_reason = "length"
+        live = [sequence for sequence in live if sequence.finish_reason is None]
+    return [_output(model, sequence, output_logits) for sequence in sequences]
+
+
+def delayed_reference(model: LanguageModel, codes: torch.Tensor) -> torch.Tensor:
+    """The frames of a reference as the model reads them: [codebooks, T] -> [T + codebooks + 1, codebooks], int32.
+
+    Raises:
+        PromptError: the shape or a code does not fit the model.
+    """
+    config = model.config
+    if codes.dim() != 2 or codes.shape[0] != config.num_codebooks:
+        raise PromptError(f"reference codes must have shape [{config.num_codebooks}, frames], got {list(codes.shape)}")
+    limit = min(config.audio_stream_bos_id, config.audio_stream_eos_id)
+    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < limit:
+        raise PromptError(
+            f"reference codes must lie between 0 and {limit - 1}, got {int(codes.min())} to {int(codes.max())}"
+        )
+    codes = codes.to(device=model.device, dtype=torch.int32).contiguous()
+    frames = codes.new_empty(config.num_codebooks, codes.shape[1] + config.num_codebooks + 1)
+    ops.delay_pattern_build(frames, codes, config.audio_stream_bos_id, config.audio_stream_eos_id)
+    return frames.T.contiguous()
+
+
+def revert_delay_pattern(delayed: torch.Tensor) -> torch.Tensor:
+    """Take the diagonals of a delayed segment: [codebooks, N] -> [codebooks, N - codebooks + 1], int64.
+
+    A segment of fewer frames than codebooks holds no whole column and gives [codebooks, 0].
+    """
+    num_codebooks, length = delayed.shape
+    if length < num_codebooks:
+        return delayed.new_empty(num_codebooks, 0, dtype=torch.int64)
+    delayed = delayed.to(torch.int32).contiguous()
+    out = delayed.new_empty(num_codebooks, length - num_codebooks + 1)
+    ops.delay_pattern_revert(out, delayed)
+    return out.long()
+
+
+def _begin(model: LanguageModel, request: GenerationRequest, slot: int, rule: Rule) -> _Sequence:
+    """Check a prompt and expand its placeholders."""
+    config = model.config
+    ids = request.input_ids
+    if ids.dim() == 2 and ids.shape[0] == 1:
+        ids = ids[0]
+    if ids.dim() != 1 or len(ids) == 0:
+        raise PromptError(
+            f"input_ids must have shape [1, S] with S of at least 1, got {list(request.input_ids.shape)}"
+        )
+    ids = ids.tolist()
+    for token in (min(ids), max(ids)):
+        if not 0 <= token < config.vocab_size:
+            raise PromptError(f"input_ids must lie between 0 and {config.vocab_size - 1}, got {token}")
+    placeholders = sum(token in (config.audio_in_token_id, config.audio_out_token_id) for token in ids)
+    if placeholders != len(request.reference_codes):
+        raise PromptError(
+            f"input_ids has {placeholders} audio placeholders for {len(request.reference_codes)} reference_codes"
+        )
+    references = iter(request.reference_codes)
+    pending: list[int | torch.Tensor] = []
+    for token in ids:
+        if token in (config.audio_in_token_id, config.audio_out_token_id):
+            pending += delayed_reference(model, next(references)).unbind(0)
+        else:
+            pending.append(token)
+
+    in_audio = isinstance(pending[-1], int) and pending[-1] == config.audio_out_bos_token_id
+    if rule == "transformers" and not in_audio:
+        raise PromptError("under the rule 'transformers' a prompt must end in <|audio_out_bos|>")
+    if not in_audio and model.text_head is None:
+        model.text_logits(torch.empty(0, config.hidden_size))  # raises
+    mode = GenerationMode.TEXT
+    segments: list[list[torch.Tensor]] = []
+    if in_audio:
+        mode = GenerationMode.AUDIO_INIT if rule == "boson" else GenerationMode.AUDIO_IN_PROGRESS
+        segments = [[]]
+    if request.partial_audio is not None:
+        partial = request.partial_audio
+        if not in_audio:
+            raise PromptError("partial_audio goes on after <|audio_out_bos|>, which must be the prompt's last id")
+        if partial.dim() != 2 or partial.shape[0] != config.num_codebooks or partial.shape[1] < 1:
+            raise PromptError(
+                f"partial_audio must have shape [{config.num_codebooks}, N] with N of at least 1, "
+                f"got {list(partial.shape)}"
+            )
+        frames = list(partial.T.to(device=model.device, dtype=torch.int32).contiguous().unbind(0))
+        pending += frames
+        segments = [frames.copy()]
+        mode = GenerationMode.AUDIO_IN_PROGRESS
+    if len(pending) >= model.max_cache_length:
+        raise PromptError(
+            f"the prompt takes {len(pending)} positions with its references; "
+            f"the cache holds {model.max_cache_length} (max_cache_length), the output's included"
+        )
+    return _Sequence(request, slot, mode, pending, len(pending), segments=segments)
+
+
+def _sampler(
+    model: LanguageModel, sequences: Sequence[_Sequence], rule: Rule, sampling: SamplingParameters
+) -> SamplerState:
+    config = model.config
+    window = sampling.ras_win_len or 0
+    sampler = SamplerState(len(sequences), config, max(window, 1), model.device)
+    drawn = secrets.randbits(63) if sampling.seed is None else sampling.seed
+    for sequence in sequences:
+        seed = sequence.request.seed
+        frames = [row for row in sequence.pending if isinstance(row, torch.Tensor)]
+        sampler.reset_slot(
+            sequence.slot,
+            rule=rule,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k or 0,
+            top_p=1.0 if sampling.top_p is None else sampling.top_p,
+            ras_win_len=window,
+            ras_win_max_num_repeat=sampling.ras_win_max_num_repeat,
+            seed=drawn if seed is None else seed,
+            prompt_frames=torch.stack(frames) if frames else None,
+            prompt_ids=_last_ids(config, sequence),
+            resume=sequence.request.partial_audio is not None,
+        )
+    return sampler
+
+
+def _last_ids(config: HiggsAudioConfig, sequence: _Sequence) -> list[int]:
+    """The ids of the prompt's last positions, frames as audio placeholders."""
+    last = sequence.pending[-config.num_codebooks :]
+    return [row if isinstance(row, int) else config.audio_out_token_id for row in last]
+
+
+def _rows(model: LanguageModel, live: Sequence[_Sequence]) -> tuple[Rows, torch.Tensor]:
+    """Gather what all sequences have pending, text first; return it with the index of each sequence's last row."""
+    ids: list[int] = []
+    frames: list[torch.Tensor] = []
+    text_places: list[tuple[int, int, int]] = []
+    audio_places: list[tuple[int, int]] = []
+    last: list[tuple[bool, int]] = []
+    for sequence in live:
+        for row in sequence.pending:
+            if isinstance(row, int):
+                text_places.append((sequence.slot, sequence.position, sequence.text_position))
+                ids.append(row)
+                sequence.text_position += 1
+            else:
+                audio_places.append((sequence.slot, sequence.position))
+                frames.append(row)
+            sequence.position += 1
+        is_text = isinstance(sequence.pending[-1], int)
+        last.append((is_text, len(ids if is_text else frames) - 1))
+        sequence.pending = []
+
+    def int32(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=model.device)
+
+    places = [place[:2] for place in text_places] + audio_places
+    rows = Rows(
+        token_ids=int32(ids),
+        codes=torch.stack(frames) if frames else int32([]).view(0, model.config.num_codebooks),
+        slots=int32([slot for slot, _ in places]),
+        positions=int32([position for _, position in places]),
+        text_positions=int32([text_position for _, _, text_position in text_places]),
+    )
+    return rows, torch.tensor([index if is_text else len(ids) + index for is_text, index in last])
+
+
+def _advance(
+    model: LanguageModel,
+    live: Sequence[_Sequence],
+    states: torch.Tensor,
+    sampler: SamplerState,
+    rule: Rule,
+    stop_strings: tuple[str, ...],
+    output_logits: bool,
+) -> None:
+    """Draw each sequence's next frame or token from its last row's state [sequences, hidden]."""
+    config = model.config
+    audio = [index for index, sequence in enumerate(live) if sequence.mode is GenerationMode.AUDIO_IN_PROGRESS]
+    text = [index for index, sequence in enumerate(live) if sequence.mode is GenerationMode.TEXT]
+    for index, sequence in enumerate(live):
+        sequence.steps += 1
+        if sequence.mode is GenerationMode.AUDIO_INIT:
+            if output_logits and model.text_head is not None:
+                sequence.text_logits.append(model.text_logits(states[index : index + 1])[0])
+            sampler.begin_segment(sequence.slot)
+            sequence.mode = GenerationMode.AUDIO_IN_PROGRESS
+            bos = torch.full((config.num_codebooks,), config.audio_stream_bos_id, dtype=torch.int32)
+            sequence.add_frame(bos)
+
+    if audio:
+        logits = model.audio_logits(states[audio])
+        slots = torch.tensor([live[index].slot for index in audio], dtype=torch.int32, device=model.device)
+        frames = sampler.sample_audio_frame(logits, slots)
+        for row, index in enumerate(audio):
+            sequence = live[index]
+            if output_logits:
+                sequence.audio_logits.append(logits[row])
+            sequence.add_frame(frames[row])
+            if sampler.is_active(sequence.slot):
+                continue
+            if rule == "transformers" or model.text_head is None:
+                sequence.finish_reason = "stop"
+            else:
+                sequence.text_ids.append(config.audio_out_token_id)
+                sequence.add_token(config.audio_eos_token_id)
+                sequence.mode = GenerationMode.TEXT
+    if text:
+        logits = model.text_logits(states[text])
+        slots = torch.tensor([live[index].slot for index in text], dtype=torch.int32, device=model.device)
+        steps = torch.tensor([live[index].steps for index in text], dtype=torch.int32, device=model.device)
+        tokens = sampler.sample_text(logits, slots, steps).tolist()
+        for row, (index, token) in enumerate(zip(text, tokens, strict=True)):
+            sequence = live[index]
+            if output_logits:
+                sequence.text_logits.append(logits[row])
+            sequence.add_token(token)
+            if token == config.audio_out_bos_token_id:
+                sequence.mode = GenerationMode.AUDIO_INIT
+                sequence.segments.append([])
+            elif _stops(model, sequence.text_ids, stop_strings):
+                sequence.finish_reason = "stop"
+
+
+def _stops(model: LanguageModel, ids: list[int], stop_strings: tuple[str, ...]) -> bool:
+    """Whether the last token completes a stop string."""
+    if model.tokenizer is None:
+        return False
+    # A stop string of n bytes spans at most n tokens; the last token may also hold text after it.
+    for stop in stop_strings:
+        tail = ids[-len(stop.encode()) :]
+        whole = model.tokenizer.decode(tail, skip_special_tokens=False)
+        before = model.tokenizer.decode(tail[:-1], skip_special_tokens=False)
+        if stop in whole and stop not in before:
+            return True
+    return False
+
+
+def _output(model: LanguageModel, sequence: _Sequence, output_logits: bool) -> GenerationOutput:
+    config = model.config
+    segments = [torch.stack(frames, dim=1).long() for frames in sequence.segments if frames]
+    text_ids = list(sequence.text_ids)
+    if sequence.mode is GenerationMode.AUDIO_IN_PROGRESS:
+        text_ids.append(config.audio_out_token_id)
+    output = GenerationOutput(
+        audio_segments=segments,
+        text_ids=text_ids,
+        finish_reason=sequence.finish_reason or "length",
+        prompt_tokens=sequence.prompt_tokens,
+        completion_tokens=sequence.steps,
+    )
+    if output_logits:
+        shape = (0, config.num_codebooks, config.codebook_size)
+        output.audio_logits = torch.stack(sequence.audio_logits) if sequence.audio_logits else torch.empty(shape)
+        output.text_logits = (
+            torch.stack(sequence.text_logits) if sequence.text_logits else torch.empty(0, config.vocab_size)
+        )
+    return output
