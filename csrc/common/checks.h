@@ -5,6 +5,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cstdint>
 #include <initializer_list>
 #include <sstream>
 #include <string>
@@ -68,6 +69,20 @@ inline void check_tensor(
   }
   STD_TORCH_CHECK(fits, op, ": ", name, " must have shape ", shape_text(shape), ", got ", shape_text(t));
   STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " must be contiguous");
+}
+
+// The dispatcher chooses a backend if any argument lives there; the others must live there too.
+inline void check_same_device(
+    const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other) {
+  STD_TORCH_CHECK(
+      t.is_cuda() == other.is_cuda() && t.get_device_index() == other.get_device_index(),
+      op, ": ", name, " must be on the device of ", other_name);
+}
+
+// An id of a code: 0 .. 2^31 - 1.
+inline int32_t check_code_id(const char* op, const char* name, int64_t id) {
+  STD_TORCH_CHECK(id >= 0 && id <= INT32_MAX, op, ": ", name, " must be 0 to ", INT32_MAX, ", got ", id);
+  return static_cast<int32_t>(id);
 }
 
 // A weight: float32 or bfloat16.

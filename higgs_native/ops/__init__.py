@@ -5,6 +5,7 @@ Every operator writes into tensors that the caller owns, on the CPU or on CUDA b
 """
 
 from higgs_native.ops.attention import attention, qkv_rope_cache
+from higgs_native.ops.delay_pattern import delay_pattern_build, delay_pattern_revert
 from higgs_native.ops.dual_ffn import dual_ffn
 from higgs_native.ops.embedding import embed
 from higgs_native.ops.linear import linear, rms_norm_linear
@@ -12,6 +13,8 @@ from higgs_native.ops.linear import linear, rms_norm_linear
 
 __all__ = [
     "attention",
+    "delay_pattern_build",
+    "delay_pattern_revert",
     "dual_ffn",
     "embed",
     "linear",

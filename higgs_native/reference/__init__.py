@@ -1,6 +1,7 @@
 """The operators of `higgs_native.ops` in plain PyTorch: the same signatures, the truth for tests and benchmarks."""
 
 from higgs_native.reference.attention import attention, qkv_rope_cache
+from higgs_native.reference.delay_pattern import delay_pattern_build, delay_pattern_revert
 from higgs_native.reference.dual_ffn import dual_ffn
 from higgs_native.reference.embedding import embed
 from higgs_native.reference.linear import linear, rms_norm, rms_norm_linear
@@ -8,6 +9,8 @@ from higgs_native.reference.linear import linear, rms_norm, rms_norm_linear
 
 __all__ = [
     "attention",
+    "delay_pattern_build",
+    "delay_pattern_revert",
     "dual_ffn",
     "embed",
     "linear",

@@ -1,0 +1,55 @@
+// The delay pattern, built and reverted.
+//
+//   build:  out[k, n] = [BOS, codes[k], EOS][n - k], BOS before the first and EOS after the last
+//   revert: out[k, n] = delayed[k, n + k]
+//
+// Layout: int32, row-major, a row a codebook. Threads: x runs over the columns of a row, so that neighbouring threads read
+// and write neighbouring words; y is the codebook. Bytes: each code is read once and written once, 8 bytes a code.
+#include "common/delay_pattern.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "cuda/launch.h"
+
+namespace {
+
+using namespace higgs_native;
+
+constexpr int kThreads = 256;
+
+dim3 grid(int64_t num_columns, int64_t num_codebooks) {
+  return dim3(static_cast<unsigned>((num_columns + kThreads - 1) / kThreads), static_cast<unsigned>(num_codebooks));
+}
+
+__global__ void __launch_bounds__(kThreads) delay_pattern_build_kernel(DelayPatternBuild args) {
+  int64_t column = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, k = blockIdx.y;
+  if (column < args.num_columns) args.out[k * args.num_columns + column] = args.code(k, column);
+}
+
+__global__ void __launch_bounds__(kThreads) delay_pattern_revert_kernel(DelayPatternRevert args) {
+  int64_t column = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, k = blockIdx.y;
+  if (column < args.num_out_columns()) args.out[k * args.num_out_columns() + column] = args.code(k, column);
+}
+
+void delay_pattern_build_cuda(const Tensor& out, const Tensor& codes, int64_t bos_id, int64_t eos_id) {
+  const DelayPatternBuild args = check_delay_pattern_build(out, codes, bos_id, eos_id);
+  if (out.numel() == 0) return;
+  Launch launch(out);
+  delay_pattern_build_kernel<<<grid(args.num_columns, args.num_codebooks), kThreads, 0, launch.stream()>>>(args);
+  launch.check("delay_pattern_build");
+}
+
+void delay_pattern_revert_cuda(const Tensor& out, const Tensor& delayed) {
+  const DelayPatternRevert args = check_delay_pattern_revert(out, delayed);
+  if (out.numel() == 0) return;
+  Launch launch(out);
+  delay_pattern_revert_kernel<<<grid(args.num_out_columns(), args.num_codebooks), kThreads, 0, launch.stream()>>>(args);
+  launch.check("delay_pattern_revert");
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(higgs_native, CUDA, m) {
+  m.impl("delay_pattern_build", TORCH_BOX(&delay_pattern_build_cuda));
+  m.impl("delay_pattern_revert", TORCH_BOX(&delay_pattern_revert_cuda));
+}
