@@ -7,6 +7,7 @@ from safetensors import SafetensorError, safe_open
 
 from higgs_native.config import HiggsAudioConfig, read_json_object
 from higgs_native.errors import CheckpointError, ConfigError
+from higgs_native.memory import release_mapped
 
 
 _FETCHED = ("*.json", "*.safetensors", "*.txt", "*.pth")
@@ -153,6 +154,7 @@ class LanguageModelFiles:
             part = self._files.get(stored)
             target[row : row + part.shape[0]].copy_(part)
             row += part.shape[0]
+            release_mapped(part)
 
 
 TEXT_LM_HEAD = "audio_decoder_proj.text_lm_head.weight"

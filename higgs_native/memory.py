@@ -1,8 +1,7 @@
-"""Memory for weights."""
+"""Memory that weights are packed into, and memory-mapped files that they come from."""
 
 import ctypes
 import mmap
-import sys
 
 import torch
 
@@ -17,12 +16,27 @@ def empty_weight(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devic
     they are.
     """
     weight = torch.empty(shape, dtype=dtype, device=device)
-    if device.type == "cpu" and sys.platform == "linux" and weight.nbytes >= 2 * _HUGE_PAGE:
-        begin = -(-weight.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
-        end = (weight.data_ptr() + weight.nbytes) // _HUGE_PAGE * _HUGE_PAGE
-        # Advice only: where the kernel refuses it, pages stay small.
-        _madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_HUGEPAGE)
+    if weight.nbytes >= 2 * _HUGE_PAGE:
+        _advise(weight, _HUGE_PAGE, "MADV_HUGEPAGE")
     return weight
 
 
-_madvise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+def release_mapped(part: torch.Tensor) -> None:
+    """Give back the pages of a memory-mapped tensor that has been read for the last time.
+
+    They stay in the system's file cache, but no longer count as memory of this process.
+    """
+    _advise(part, mmap.PAGESIZE, "MADV_DONTNEED")
+
+
+def _advise(tensor: torch.Tensor, page: int, advice: str) -> None:
+    """Advise the system about the whole pages inside `tensor`; where it can't take advice, nothing happens."""
+    if tensor.device.type != "cpu" or not hasattr(mmap, advice):
+        return
+    begin = -(-tensor.data_ptr() // page) * page
+    end = (tensor.data_ptr() + tensor.nbytes) // page * page
+    if end > begin:
+        _libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), getattr(mmap, advice))
+
+
+_libc = ctypes.CDLL(None)
