@@ -313,7 +313,9 @@ def _hubert_shapes(hubert: HubertConfig, layer: Any, shapes: dict[str, tuple[int
         for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
             layer(f"{block}.attention.{projection}", width, width, bias=width)
         layer(f"{block}.layer_norm", width, bias=width)
-        layer(f"{block}.feed_forward.intermediate_dense", hubert.intermediate_size, width, bias=hubert.intermediate_size)
+        layer(
+            f"{block}.feed_forward.intermediate_dense", hubert.intermediate_size, width, bias=hubert.intermediate_size
+        )
         layer(f"{block}.feed_forward.output_dense", width, hubert.intermediate_size, bias=width)
         layer(f"{block}.final_layer_norm", width, bias=width)
 
@@ -356,9 +358,7 @@ def _read_hubert(raw: dict[str, Any]) -> HubertConfig:
         if raw.get(name, expected) != expected:
             raise ConfigError(f"the audio tokenizer's HuBERT has {name} {raw[name]!r}; supported is {expected!r}")
     values = {field.name: raw[field.name] for field in fields(HubertConfig) if field.name in raw}
-    return HubertConfig(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    )
+    return HubertConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def _read_boson(raw: dict[str, Any]) -> HiggsAudioTokenizerConfig:
