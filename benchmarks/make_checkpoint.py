@@ -1,0 +1,51 @@
+"""Write the published model at its real size with random weights: 28 layers, bfloat16, 11.5 GB of sharded safetensors.
+
+    python benchmarks/make_checkpoint.py --out /data/higgs-random [--layout original] [--layers 4]
+"""
+
+import argparse
+import dataclasses
+import math
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from higgs_native.checkpoint import expected_tensors
+from higgs_native.errors import HiggsNativeError
+from higgs_native.random_checkpoint import LAYOUTS, REAL_SIZE_CONFIG, write_language_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="a folder that holds no model yet")
+    parser.add_argument("--layout", choices=LAYOUTS, default="transformers")
+    parser.add_argument("--layers", type=int, default=REAL_SIZE_CONFIG.num_hidden_layers)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    config = dataclasses.replace(
+        REAL_SIZE_CONFIG, num_hidden_layers=args.layers, audio_dual_ffn_layers=tuple(range(args.layers))
+    )
+    dtype = getattr(torch, args.dtype)
+    size = dtype.itemsize * sum(math.prod(shape) for shape in expected_tensors(config).values())
+    args.out.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(args.out).free
+    if free < size + 1e9:
+        sys.exit(f"{args.out} has {free / 1e9:.1f} GB free; the checkpoint needs {size / 1e9 + 1:.1f} GB")
+    start = time.perf_counter()
+    try:
+        write_language_model(args.out, config, args.layout, dtype, args.seed)
+    except HiggsNativeError as error:
+        sys.exit(str(error))
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"{args.out}: {size / 1e9:.2f} GB in {seconds:.0f} s; peak memory {peak / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
