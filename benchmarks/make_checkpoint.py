@@ -1,6 +1,6 @@
 """Write the published model at its real size with random weights: 28 layers, bfloat16, 11.5 GB of sharded safetensors.
 
-    python benchmarks/make_checkpoint.py --out /data/higgs-random [--layout original] [--layers 4]
+python benchmarks/make_checkpoint.py --out /data/higgs-random [--layout original] [--layers 4]
 """
 
 import argparse
