@@ -1,0 +1,93 @@
+"""What the benchmarks share: the machine's description, its read bandwidth, summaries of timings, and JSON reports."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import higgs_native
+from higgs_native import _C
+from higgs_native.memory import empty_weight
+
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+class ReadBandwidth:
+    """Measures how fast this machine reads memory with all of torch's threads, in GB/s.
+
+    No reduction is the fastest on every machine, so each of three is timed, and the fastest pass counts.
+    """
+
+    def __init__(self, num_bytes: int = 1 << 30) -> None:
+        floats = empty_weight((num_bytes // 4,), torch.float32, torch.device("cpu"))
+        floats.fill_(1e-3)  # fresh pages are slow to touch for the first time
+        rows, ones = floats.view(-1, 4096), torch.ones(4096)
+        integers = floats.view(torch.int64)
+        self._num_bytes = floats.nbytes
+        self._passes: list[Callable[[], object]] = [
+            lambda: torch.dot(floats, floats),
+            lambda: integers.sum(),
+            lambda: torch.mv(rows, ones),
+        ]
+        for one_pass in self._passes:
+            one_pass()
+
+    def measure(self) -> float:
+        """Read the memory once in each way; return the fastest pass in GB/s."""
+        return self._num_bytes / min(seconds(one_pass) for one_pass in self._passes) / 1e9
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """The wall time of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def summary(values: list[float], digits: int = 3) -> dict[str, float]:
+    """Median, extremes, and the spread (interquartile range over the median) of repeated measurements."""
+    median = statistics.median(values)
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (median,) * 3
+    return {
+        "median": round(median, digits),
+        "min": round(min(values), digits),
+        "max": round(max(values), digits),
+        "spread": round((high - low) / median, 3),
+        "count": len(values),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What a figure depends on: processor, threads, versions, instruction set."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    described = {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "higgs_native": higgs_native.__version__,
+        "instruction_set": _C.build_info()["cpu_instruction_set"],
+    }
+    if torch.cuda.is_available():
+        described["gpu"] = torch.cuda.get_device_name()
+    return described
+
+
+def write_json(path: Path, report: dict[str, Any]) -> None:
+    """Write a report, with the machine's description, to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps({"machine": machine(), **report}, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
