@@ -1,0 +1,216 @@
+"""The generation loop: modes, limits, stop strings, seeds, callbacks, resuming, and bad input."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from higgs_native.errors import CheckpointError, ParameterError, PromptError
+from higgs_native.generation import (
+    GenerationRequest,
+    HiggsAudioModel,
+    SamplingParameters,
+    generate_batch,
+    revert_delay_pattern,
+)
+
+
+FOLDER = Path(__file__).parent / "golden" / "boson_lm"
+
+
+@pytest.fixture(scope="module")
+def model() -> HiggsAudioModel:
+    return HiggsAudioModel.from_pretrained(FOLDER)
+
+
+def ids(model: HiggsAudioModel, text: str) -> torch.Tensor:
+    return torch.tensor([model.tokenizer.encode(text, add_special_tokens=False).ids])
+
+
+@pytest.fixture(scope="module")
+def audio_prompt(model) -> torch.Tensor:
+    return ids(model, "<|begin_of_text|>Say this.<|eot_id|><|audio_out_bos|>")
+
+
+@pytest.fixture(scope="module")
+def text_prompt(model) -> torch.Tensor:
+    return ids(model, "<|begin_of_text|>Say this.<|eot_id|>")
+
+
+def is_delayed(segment: torch.Tensor, bos: int) -> bool:
+    """Whether BOS fills exactly the triangle before each codebook's first code."""
+    return all((segment[k, : min(k + 1, segment.shape[1])] == bos).all() for k in range(segment.shape[0]))
+
+
+def test_max_new_tokens_counts_all_steps(model, audio_prompt):
+    for limit in (1, 2, 9, 30):
+        output = model.generate(audio_prompt, max_new_tokens=limit, temperature=0, ras_win_len=None)
+        assert output.completion_tokens == limit
+        assert output.finish_reason == "length"
+    assert output.prompt_tokens == audio_prompt.shape[1]
+
+
+def test_output_of_fewer_frames_than_codebooks_reverts_to_nothing(model, audio_prompt):
+    output = model.generate(audio_prompt, max_new_tokens=5, temperature=0, ras_win_len=None)
+    (segment,) = output.audio_segments
+    assert segment.shape == (8, 5)
+    assert revert_delay_pattern(segment).shape == (8, 0)
+
+
+def test_text_only_output(model, text_prompt):
+    output = model.generate(text_prompt, max_new_tokens=20, temperature=0)
+    assert output.audio_segments == []
+    assert len(output.text_ids) == 20
+    assert output.finish_reason == "length"
+
+
+def test_a_stop_string_ends_generation(model, text_prompt):
+    free = model.generate(text_prompt, max_new_tokens=20, temperature=0)
+    token = free.text_ids[7]
+    stop = model.tokenizer.decode([token], skip_special_tokens=False)
+    first = free.text_ids.index(token)
+    output = model.generate(text_prompt, max_new_tokens=20, temperature=0, stop_strings=[stop])
+    assert output.text_ids == free.text_ids[: first + 1]
+    assert output.finish_reason == "stop"
+
+
+def test_a_stop_string_of_several_tokens(model, text_prompt):
+    # Drawn at a high temperature: bytes, many of them letters.
+    options = {"max_new_tokens": 60, "temperature": 1.0, "seed": 3, "stop_strings": ()}
+    free = model.generate(text_prompt, **options)
+    texts = [model.tokenizer.decode([token], skip_special_tokens=False) for token in free.text_ids]
+    at = next(i for i in range(5, 60) if all(len(text) == 1 and text.isascii() for text in texts[i - 2 : i + 1]))
+    stop = "".join(texts[at - 2 : at + 1])
+    output = model.generate(text_prompt, **(options | {"stop_strings": [stop]}))
+    assert output.finish_reason == "stop"
+    assert "".join(texts[: len(output.text_ids)]).endswith(stop)
+    assert len(output.text_ids) <= at + 1
+
+
+def test_text_and_several_audio_segments(model, text_prompt):
+    config = model.config
+    sampling = SamplingParameters(temperature=3.0, seed=1)
+    frames: list[torch.Tensor] = []
+    request = GenerationRequest(text_prompt, on_frame=frames.append)
+    (output,) = generate_batch(model, [request], max_new_tokens=1200, sampling=sampling, stop_strings=())
+    assert len(output.audio_segments) >= 2
+    assert output.text_ids.count(config.audio_out_token_id) == len(output.audio_segments)
+    for segment in output.audio_segments:
+        assert is_delayed(segment, config.audio_stream_bos_id)
+    # A placeholder follows each <|audio_out_bos|>, and <|audio_eos|> each finished segment.
+    for at, token in enumerate(output.text_ids[:-1]):
+        if token == config.audio_out_token_id:
+            assert output.text_ids[at - 1] == config.audio_out_bos_token_id
+            assert output.text_ids[at + 1] == config.audio_eos_token_id
+    assert torch.equal(torch.stack(frames, dim=1), torch.cat(output.audio_segments, dim=1))
+
+
+def test_a_full_cache_ends_in_a_result(audio_prompt):
+    length = audio_prompt.shape[1] + 6
+    small = HiggsAudioModel.from_pretrained(FOLDER, max_cache_length=length)
+    output = small.generate(audio_prompt, max_new_tokens=100, temperature=0, ras_win_len=None)
+    # The cache takes the prompt and six frames; the last of them still gives a step.
+    assert output.completion_tokens == 7
+    assert output.finish_reason == "length"
+    with pytest.raises(PromptError, match=f"the prompt takes {length} positions .* the cache holds {length}"):
+        small.generate(torch.cat([audio_prompt[:, :1].expand(1, 6), audio_prompt], dim=1))
+
+
+def test_the_same_seed_gives_the_same_codes(model, audio_prompt):
+    def codes(seed: int | None) -> torch.Tensor:
+        return model.generate(audio_prompt, max_new_tokens=12, temperature=1.0, seed=seed).audio_segments[0]
+
+    assert torch.equal(codes(1), codes(1))
+    assert not torch.equal(codes(1), codes(2))
+    assert not torch.equal(codes(None), codes(None))
+
+
+def test_requests_of_a_batch_may_have_seeds_of_their_own(model, audio_prompt):
+    sampling = SamplingParameters(temperature=1.0)
+    requests = [GenerationRequest(audio_prompt, seed=seed) for seed in (1, 2, 1)]
+    first, second, third = generate_batch(model, requests, max_new_tokens=12, sampling=sampling)
+    assert torch.equal(first.audio_segments[0], third.audio_segments[0])
+    assert not torch.equal(first.audio_segments[0], second.audio_segments[0])
+
+
+@pytest.mark.parametrize("rule", ["boson", "transformers"])
+@pytest.mark.parametrize("begun", [1, 4, 8, 11, 13])
+def test_partial_audio_goes_on_where_it_stopped(model, audio_prompt, rule, begun):
+    options = {"rule": rule, "temperature": 0, "ras_win_len": 7, "max_new_tokens": 60}
+    if rule == "transformers" and begun > 7:
+        pytest.skip("transformers' rule forgets the BOS frame after as many frames as there are codebooks")
+    whole = model.generate(audio_prompt, **options, seed=5).audio_segments[0]
+    assert whole.shape[1] > 13
+    output = model.generate(audio_prompt, **options, seed=5, partial_audio=whole[:, :begun])
+    # Greedy codes meet the repetition window's redraws, whose random numbers count frames from the request's begin.
+    same = whole[:, : begun + 1]
+    assert torch.equal(output.audio_segments[0][:, : begun + 1], same)
+    greedy = {**options, "ras_win_len": None}
+    whole = model.generate(audio_prompt, **greedy).audio_segments[0]
+    output = model.generate(audio_prompt, **greedy, partial_audio=whole[:, :begun])
+    assert torch.equal(output.audio_segments[0], whole)
+
+
+def test_no_requests_give_no_outputs(model):
+    assert generate_batch(model, []) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -0.1}, "temperature must be 0 .greedy. or a positive number, got -0.1"),
+        ({"temperature": float("nan")}, "temperature must be 0 .greedy. or a positive number, got nan"),
+        ({"top_p": 0}, "top_p must be above 0 and at most 1, got 0"),
+        ({"top_p": 2}, "top_p must be above 0 and at most 1, got 2"),
+        ({"top_k": -1}, "top_k must be at least 1, or 0 or None for no limit, got -1"),
+        ({"ras_win_max_num_repeat": 0}, "ras_win_max_num_repeat must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be between 0 and 2\\*\\*63 - 1, got -1"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"rule": "other"}, "rule must be 'boson' or 'transformers', got 'other'"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(model, audio_prompt, options, message):
+    with pytest.raises(ParameterError, match=message):
+        model.generate(audio_prompt, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_ids": torch.empty(1, 0, dtype=torch.int64)}, r"input_ids must have shape \[1, S\], S at least 1"),
+        ({"input_ids": torch.zeros(2, 3, dtype=torch.int64)}, r"input_ids must have shape \[1, S\].* got \[2, 3\]"),
+        ({"input_ids": torch.tensor([[5, 271]])}, "input_ids must lie between 0 and 270, got 271"),
+        ({"input_ids": torch.tensor([[266, 264]])}, "input_ids has 1 audio placeholders for 0 reference_codes"),
+        ({"reference_codes": [torch.zeros(8, 3)]}, "input_ids has 0 audio placeholders for 1 reference_codes"),
+        (
+            {"input_ids": torch.tensor([[266, 264]]), "reference_codes": [torch.zeros(7, 3)]},
+            r"reference codes must have shape \[8, frames\], got \[7, 3\]",
+        ),
+        (
+            {"input_ids": torch.tensor([[266, 264]]), "reference_codes": [torch.full((8, 3), 30)]},
+            "reference codes must lie between 0 and 29, got 30 to 30",
+        ),
+        ({"input_ids": torch.tensor([[5]]), "rule": "transformers"}, "must end in <|audio_out_bos|>"),
+        ({"input_ids": torch.tensor([[5]]), "partial_audio": torch.zeros(8, 1)}, "partial_audio goes on after"),
+        ({"partial_audio": torch.zeros(7, 1)}, r"partial_audio must have shape \[8, N\]"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused(model, audio_prompt, change, message):
+    with pytest.raises(PromptError, match=message):
+        model.generate(**({"input_ids": audio_prompt} | change))
+
+
+def test_without_a_text_head_audio_ends_the_output(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((FOLDER / name).read_bytes())
+    tensors = load_file(FOLDER / "model.safetensors")
+    del tensors["audio_decoder_proj.text_lm_head.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    model = HiggsAudioModel.from_pretrained(tmp_path)
+    output = model.generate(ids(model, "Say this.<|audio_out_bos|>"), temperature=0, ras_win_len=None)
+    assert output.finish_reason == "stop"
+    assert output.text_ids == [model.config.audio_out_token_id]
+    with pytest.raises(CheckpointError, match="no text head"):
+        model.generate(ids(model, "Say this."))
