@@ -145,7 +145,10 @@ class HiggsAudioTokenizerConfig:
         """The contents of a `config.json` as transformers writes and reads it."""
         bits = math.ceil(math.log2(self.codebook_size))
         # transformers derives the number of codebooks from the highest bandwidth, in kbit/s.
-        bandwidth = self.num_codebooks * math.ceil(self.frame_rate) * bits / 1000
+        bits_a_second = self.num_codebooks * math.ceil(self.frame_rate) * bits
+        bandwidth = bits_a_second / 1000
+        if 1000 * bandwidth < bits_a_second:  # it is rounded down when it is read
+            bandwidth = math.nextafter(bandwidth, math.inf)
         return {
             "model_type": "higgs_audio_v2_tokenizer",
             "architectures": ["HiggsAudioV2TokenizerModel"],

@@ -73,7 +73,8 @@ HIGGS_INLINE void store_value(bf16* p, float x) {
   *p = x != x ? 0x7fc0 : static_cast<bf16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-HIGGS_INLINE Vec splat(float x) { return Vec{} + x; }
+// x - 0 is x, sign of zero and all, so that this compiles to one broadcast; 0 + x would be an addition.
+HIGGS_INLINE Vec splat(float x) { return x - Vec{}; }
 
 // a * b + c in scalars, rounded as the vectors round it.
 HIGGS_INLINE float multiply_add(float a, float b, float c) {

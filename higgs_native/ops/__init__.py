@@ -5,6 +5,14 @@ Every operator writes into tensors that the caller owns, on the CPU or on CUDA b
 """
 
 from higgs_native.ops.attention import attention, qkv_rope_cache
+from higgs_native.ops.codec import (
+    pack_conv_transpose1d,
+    residual_unit,
+    rvq_decode,
+    rvq_encode,
+    snake,
+    snake_conv_transpose1d,
+)
 from higgs_native.ops.delay_pattern import delay_pattern_build, delay_pattern_revert
 from higgs_native.ops.dual_ffn import dual_ffn
 from higgs_native.ops.embedding import embed
@@ -18,6 +26,12 @@ __all__ = [
     "dual_ffn",
     "embed",
     "linear",
+    "pack_conv_transpose1d",
     "qkv_rope_cache",
+    "residual_unit",
     "rms_norm_linear",
+    "rvq_decode",
+    "rvq_encode",
+    "snake",
+    "snake_conv_transpose1d",
 ]

@@ -1,6 +1,13 @@
 """The operators of `higgs_native.ops` in plain PyTorch: the same signatures, the truth for tests and benchmarks."""
 
 from higgs_native.reference.attention import attention, qkv_rope_cache
+from higgs_native.reference.codec import (
+    residual_unit,
+    rvq_decode,
+    rvq_encode,
+    snake,
+    snake_conv_transpose1d,
+)
 from higgs_native.reference.delay_pattern import delay_pattern_build, delay_pattern_revert
 from higgs_native.reference.dual_ffn import dual_ffn
 from higgs_native.reference.embedding import embed
@@ -15,6 +22,11 @@ __all__ = [
     "embed",
     "linear",
     "qkv_rope_cache",
+    "residual_unit",
     "rms_norm",
     "rms_norm_linear",
+    "rvq_decode",
+    "rvq_encode",
+    "snake",
+    "snake_conv_transpose1d",
 ]

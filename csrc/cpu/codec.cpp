@@ -1,0 +1,275 @@
+// The networks of the audio tokenizer: Snake, the residual unit (two convolutions and two Snakes), the upsampling
+// transposed convolution, and the residual quantizer. All are [batch, channels, time].
+//
+// A thread takes tiles of consecutive columns (times). It brings the tile and the columns that its taps reach over into
+// a buffer, Snake applied on the way, and convolves from there, so that activations pass through memory once an operator.
+// Buffers and weights of a block stay in the caches; the work is bound by multiply-adds.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "common/checks.h"
+#include "cpu/codec_kernels.h"
+#include "cpu/linear.h"
+
+namespace higgs_native::cpu {
+
+namespace {
+
+constexpr int64_t kTileFloats = 32768;  // channels times columns of a tile: a quarter of a common second-level cache
+constexpr int64_t kMinColumns = 48;
+constexpr int64_t kUpsampledChannels = 4;  // output channels that a transposed convolution computes at a time
+constexpr int64_t kFrames = 32;  // frames that the quantizer encodes at a time
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t whole_columns(int64_t columns) { return ceil_div(columns, kColumns) * kColumns; }
+
+// How many columns a tile has, so that it fits the cache and every thread gets as many tiles as any other.
+int64_t tile_columns(int64_t channels, int64_t columns, int64_t batch) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t most = std::max(kTileFloats / channels, kMinColumns);
+  const int64_t tiles = ceil_div(ceil_div(columns, most) * batch, threads) * threads;
+  return whole_columns(std::max(ceil_div(columns, ceil_div(tiles, batch)), kMinColumns / 3));
+}
+
+// buffer[c][i] = snake(x[c][begin + i]) for 0 <= i < count, zero where that lies outside of x.
+void load_snake(
+    float* buffer, int64_t stride, const float* x, int64_t channels, int64_t time, const float* alpha, int64_t begin,
+    int64_t count) {
+  const int64_t first = std::clamp<int64_t>(-begin, 0, count), last = std::clamp<int64_t>(time - begin, first, count);
+  for (int64_t c = 0; c < channels; ++c) {
+    float* row = buffer + c * stride;
+    std::fill(row, row + first, 0.f);
+    codec_kernels().snake(row + first, x + c * time + begin + first, alpha[c], last - first);
+    std::fill(row + last, row + count, 0.f);
+  }
+}
+
+void snake_cpu(const Tensor& out, const Tensor& x, const Tensor& alpha) {
+  check_tensor("snake", "x", x, ScalarType::Float, {kAnySize, kAnySize, kAnySize});
+  const int64_t batch = x.size(0), channels = x.size(1), time = x.size(2);
+  check_tensor("snake", "alpha", alpha, ScalarType::Float, {channels});
+  check_tensor("snake", "out", out, ScalarType::Float, {batch, channels, time});
+  const float *from = x.const_data_ptr<float>(), *alphas = alpha.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+  for_ranges(batch * channels, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      codec_kernels().snake(to + row * time, from + row * time, alphas[row % channels], time);
+    }
+  });
+}
+
+void residual_unit_cpu(
+    const Tensor& out, const Tensor& x, const Tensor& alpha1, const Tensor& weight1, const Tensor& bias1,
+    const Tensor& alpha2, const Tensor& weight2, const Tensor& bias2, int64_t dilation) {
+  const char* op = "residual_unit";
+  check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize, kAnySize});
+  const int64_t batch = x.size(0), channels = x.size(1), time = x.size(2);
+  check_tensor(op, "weight1", weight1, ScalarType::Float, {channels, channels, kAnySize});
+  const int64_t taps = weight1.size(2);
+  check_tensor(op, "weight2", weight2, ScalarType::Float, {channels, channels, 1});
+  check_tensor(op, "alpha1", alpha1, ScalarType::Float, {channels});
+  check_tensor(op, "bias1", bias1, ScalarType::Float, {channels});
+  check_tensor(op, "alpha2", alpha2, ScalarType::Float, {channels});
+  check_tensor(op, "bias2", bias2, ScalarType::Float, {channels});
+  check_tensor(op, "out", out, ScalarType::Float, {batch, channels, time});
+  STD_TORCH_CHECK(taps % 2 == 1, op, ": weight1 must have an odd number of taps, got ", taps);
+  STD_TORCH_CHECK(dilation >= 1, op, ": dilation must be at least 1, got ", dilation);
+  if (batch == 0 || channels == 0 || time == 0) return;
+  const float* from = x.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+  STD_TORCH_CHECK(from != to, op, ": out must not be x, whose columns a tile's neighbours still read");
+  const float *alphas1 = alpha1.const_data_ptr<float>(), *alphas2 = alpha2.const_data_ptr<float>();
+  const float *weights1 = weight1.const_data_ptr<float>(), *weights2 = weight2.const_data_ptr<float>();
+  const float *biases1 = bias1.const_data_ptr<float>(), *biases2 = bias2.const_data_ptr<float>();
+
+  const int64_t reach = (taps - 1) * dilation;
+  const int64_t width = tile_columns(channels, time, batch), tiles = ceil_div(time, width);
+  for_ranges(batch * tiles, [&](int64_t begin, int64_t end) {
+    struct Input;
+    struct Middle;
+    const int64_t input_stride = width + reach;
+    float* input = scratch<Input>(channels * input_stride);
+    float* middle = scratch<Middle>(channels * width);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t t = task % tiles * width, count = std::min(width, time - t), columns = whole_columns(count);
+      const float* source = from + task / tiles * channels * time;
+      float* target = to + task / tiles * channels * time;
+      load_snake(input, input_stride, source, channels, time, alphas1, t - reach / 2, columns + reach);
+      for (int64_t c = 0; c < channels; ++c) std::fill_n(middle + c * width, columns, biases1[c]);
+      codec_kernels().convolve(
+          {middle, width, input, input_stride, weights1, channels, channels, taps, dilation, columns});
+      // The input has served: its place takes the output, the sum with x begun.
+      float* output = input;
+      for (int64_t c = 0; c < channels; ++c) {
+        codec_kernels().snake(middle + c * width, middle + c * width, alphas2[c], columns);
+        float* row = output + c * width;
+        const float* added = source + c * time + t;
+        for (int64_t i = 0; i < count; ++i) row[i] = added[i] + biases2[c];
+        std::fill(row + count, row + columns, 0.f);
+      }
+      codec_kernels().convolve({output, width, middle, width, weights2, channels, channels, 1, 1, columns});
+      for (int64_t c = 0; c < channels; ++c) {
+        std::memcpy(target + c * time + t, output + c * width, count * sizeof(float));
+      }
+    }
+  });
+}
+
+// Output u * stride + phase - padding takes x[u - 1] and x[u]; u goes from 0 to the input's length, and what lies outside
+// of the output is dropped.
+void snake_conv_transpose1d_cpu(
+    const Tensor& out, const Tensor& x, const Tensor& alpha, const Tensor& weight, const Tensor& bias) {
+  const char* op = "snake_conv_transpose1d";
+  check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize, kAnySize});
+  const int64_t batch = x.size(0), in_channels = x.size(1), time = x.size(2);
+  check_tensor(op, "weight", weight, ScalarType::Float, {kAnySize, kAnySize, in_channels, 2});
+  const int64_t out_channels = weight.size(0), stride = weight.size(1);
+  check_tensor(op, "alpha", alpha, ScalarType::Float, {in_channels});
+  check_tensor(op, "bias", bias, ScalarType::Float, {out_channels});
+  check_tensor(op, "out", out, ScalarType::Float, {batch, out_channels, time * stride});
+  if (batch == 0 || in_channels == 0 || out_channels == 0 || time == 0 || stride == 0) return;
+  const float *from = x.const_data_ptr<float>(), *alphas = alpha.const_data_ptr<float>();
+  const float *weights = weight.const_data_ptr<float>(), *biases = bias.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+
+  const int64_t positions = time + 1, padding = ceil_div(stride, 2), length = time * stride;
+  const int64_t width = whole_columns(std::min(std::max(kTileFloats / in_channels, kMinColumns), positions));
+  const int64_t tiles = ceil_div(positions, width);
+  // Few tiles: threads share one by its output channels, and each prepares the input for itself.
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t blocks = ceil_div(out_channels, kUpsampledChannels);
+  const int64_t parts = std::min(blocks, ceil_div(threads, std::min(batch * tiles, threads)));
+  for_ranges(batch * tiles * parts, [&](int64_t begin, int64_t end) {
+    struct Input;
+    struct Phases;
+    const int64_t input_stride = width + 1;
+    float* input = scratch<Input>(in_channels * input_stride);
+    float* phases = scratch<Phases>(kUpsampledChannels * stride * width);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t part = task % parts, tile = task / parts % tiles, item = task / parts / tiles;
+      const int64_t u = tile * width, count = std::min(width, positions - u), columns = whole_columns(count);
+      load_snake(
+          input, input_stride, from + item * in_channels * time, in_channels, time, alphas, u - 1, columns + 1);
+      const int64_t last = std::min(out_channels, (part + 1) * blocks / parts * kUpsampledChannels);
+      for (int64_t c = part * blocks / parts * kUpsampledChannels; c < last; c += kUpsampledChannels) {
+        const int64_t channels = std::min(kUpsampledChannels, last - c), rows = channels * stride;
+        for (int64_t row = 0; row < rows; ++row) {
+          std::fill_n(phases + row * width, columns, biases[c + row / stride]);
+        }
+        codec_kernels().convolve(
+            {phases, width, input, input_stride, weights + c * stride * in_channels * 2, rows, in_channels, 2, 1, columns});
+        for (int64_t row = 0; row < rows; ++row) {
+          const int64_t phase = row % stride;
+          float* target = to + (item * out_channels + c + row / stride) * length;
+          const int64_t begin_u = u == 0 && phase < padding ? 1 : 0;
+          const int64_t end_u = std::min(count, time + (phase < padding) - u);
+          for (int64_t i = begin_u; i < end_u; ++i) target[(u + i) * stride + phase - padding] = phases[row * width + i];
+        }
+      }
+    }
+  });
+}
+
+void rvq_encode_cpu(
+    const Tensor& codes, const Tensor& embeddings, const Tensor& codebooks, const Tensor& in_weight,
+    const Tensor& in_bias, const Tensor& out_weight, const Tensor& out_bias) {
+  const char* op = "rvq_encode";
+  check_tensor(op, "embeddings", embeddings, ScalarType::Float, {kAnySize, kAnySize});
+  const int64_t frames = embeddings.size(0), width = embeddings.size(1);
+  check_tensor(op, "codebooks", codebooks, ScalarType::Float, {kAnySize, kAnySize, kAnySize});
+  const int64_t levels = codebooks.size(0), entries = codebooks.size(1), dim = codebooks.size(2);
+  check_tensor(op, "in_weight", in_weight, ScalarType::Float, {levels, dim, width});
+  check_tensor(op, "in_bias", in_bias, ScalarType::Float, {levels, dim});
+  check_tensor(op, "out_weight", out_weight, ScalarType::Float, {levels, width, dim});
+  check_tensor(op, "out_bias", out_bias, ScalarType::Float, {levels, width});
+  check_tensor(op, "codes", codes, ScalarType::Int, {levels, frames});
+  STD_TORCH_CHECK(entries > 0, op, ": codebooks must have at least one entry");
+  const float *books = codebooks.const_data_ptr<float>(), *x = embeddings.const_data_ptr<float>();
+  const float *in_weights = in_weight.const_data_ptr<float>(), *in_biases = in_bias.const_data_ptr<float>();
+  const float *out_weights = out_weight.const_data_ptr<float>(), *out_biases = out_bias.const_data_ptr<float>();
+  int32_t* to = codes.mutable_data_ptr<int32_t>();
+
+  std::vector<float> norms(levels * entries);
+  for (int64_t i = 0; i < levels * entries; ++i) {
+    for (int64_t j = 0; j < dim; ++j) norms[i] += books[i * dim + j] * books[i * dim + j];
+  }
+  const auto& product = linear_kernels().f32.product;
+  for_ranges(ceil_div(frames, kFrames), [&](int64_t begin, int64_t end) {
+    struct Memory;
+    float* residual = scratch<Memory>(kFrames * (2 * width + 2 * dim + entries));
+    float* quantized = residual + kFrames * width;
+    float* projected = quantized + kFrames * width;
+    float* chosen = projected + kFrames * dim;
+    float* products = chosen + kFrames * dim;
+    for (int64_t t0 = begin * kFrames; t0 < std::min(frames, end * kFrames); t0 += kFrames) {
+      const int64_t count = std::min(kFrames, frames - t0);
+      std::copy_n(x + t0 * width, count * width, residual);
+      for (int64_t level = 0; level < levels; ++level) {
+        const float* book = books + level * entries * dim;
+        product({projected, dim, residual, in_weights + level * dim * width, count, dim, width, nullptr});
+        for (int64_t i = 0; i < count * dim; ++i) projected[i] += in_biases[level * dim + i % dim];
+        product({products, entries, projected, book, count, entries, dim, nullptr});
+        for (int64_t t = 0; t < count; ++t) {
+          float square = 0;
+          for (int64_t j = 0; j < dim; ++j) square += projected[t * dim + j] * projected[t * dim + j];
+          // |x - e|^2 in the order of both public implementations; of equal entries the first.
+          int64_t best = 0;
+          float least = 0;
+          for (int64_t n = 0; n < entries; ++n) {
+            const float distance = square - 2 * products[t * entries + n] + norms[level * entries + n];
+            if (n == 0 || distance < least) {
+              best = n;
+              least = distance;
+            }
+          }
+          to[level * frames + t0 + t] = static_cast<int32_t>(best);
+          std::copy_n(book + best * dim, dim, chosen + t * dim);
+        }
+        product({quantized, width, chosen, out_weights + level * width * dim, count, width, dim, nullptr});
+        for (int64_t i = 0; i < count * width; ++i) residual[i] -= quantized[i] + out_biases[level * width + i % width];
+      }
+    }
+  });
+}
+
+void rvq_decode_cpu(const Tensor& out, const Tensor& codes, const Tensor& table, const Tensor& bias) {
+  const char* op = "rvq_decode";
+  check_tensor(op, "codes", codes, ScalarType::Int, {kAnySize, kAnySize});
+  const int64_t levels = codes.size(0), frames = codes.size(1);
+  check_tensor(op, "table", table, ScalarType::Float, {levels, kAnySize, kAnySize});
+  const int64_t entries = table.size(1), width = table.size(2);
+  check_tensor(op, "bias", bias, ScalarType::Float, {width});
+  check_tensor(op, "out", out, ScalarType::Float, {frames, width});
+  const int32_t* indices = codes.const_data_ptr<int32_t>();
+  const float *rows = table.const_data_ptr<float>(), *biases = bias.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < levels * frames; ++i) {
+    STD_TORCH_CHECK(
+        indices[i] >= 0 && indices[i] < entries, op, ": codes must lie in 0 .. ", entries - 1, ", got ", indices[i]);
+  }
+  for_ranges(frames, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      float* sum = to + t * width;
+      std::copy_n(biases, width, sum);
+      for (int64_t level = 0; level < levels; ++level) {
+        const float* row = rows + (level * entries + indices[level * frames + t]) * width;
+        for (int64_t i = 0; i < width; ++i) sum[i] += row[i];
+      }
+    }
+  });
+}
+
+}  // namespace
+
+}  // namespace higgs_native::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(higgs_native, CPU, m) {
+  m.impl("snake", TORCH_BOX(&higgs_native::cpu::snake_cpu));
+  m.impl("residual_unit", TORCH_BOX(&higgs_native::cpu::residual_unit_cpu));
+  m.impl("snake_conv_transpose1d", TORCH_BOX(&higgs_native::cpu::snake_conv_transpose1d_cpu));
+  m.impl("rvq_encode", TORCH_BOX(&higgs_native::cpu::rvq_encode_cpu));
+  m.impl("rvq_decode", TORCH_BOX(&higgs_native::cpu::rvq_decode_cpu));
+}

@@ -1,0 +1,51 @@
+// The inner kernels of the audio tokenizer's networks, for one thread.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa.h"
+
+namespace higgs_native::cpu {
+
+// Columns of a tile are a multiple of this: a whole number of vectors of every instruction set.
+inline constexpr int64_t kColumns = 16;
+
+// out[row][t] += sum over c, k of weight[row][c][k] * x[c][t + k * dilation], for every t below `columns`.
+struct ConvolutionTile {
+  float* out;  // [rows, columns], rows `out_stride` apart
+  int64_t out_stride;
+  const float* x;  // [channels, columns + (taps - 1) * dilation], rows `x_stride` apart
+  int64_t x_stride;
+  const float* weight;  // [rows, channels, taps], contiguous
+  int64_t rows, channels, taps, dilation;
+  int64_t columns;  // a multiple of kColumns
+};
+
+struct CodecKernels {
+  // out = x + sin(alpha * x)^2 / (alpha + 1e-9), n values; out may be x
+  void (*snake)(float* out, const float* x, float alpha, int64_t n);
+  void (*convolve)(const ConvolutionTile&);
+};
+
+namespace generic {
+extern const CodecKernels codec_kernels;
+}
+namespace avx2 {
+extern const CodecKernels codec_kernels;
+}
+namespace avx512 {
+extern const CodecKernels codec_kernels;
+}
+
+inline const CodecKernels& codec_kernels() {
+#if defined(__x86_64__)
+  static const CodecKernels& chosen = active_isa() == Isa::avx512 ? avx512::codec_kernels
+                                      : active_isa() == Isa::avx2 ? avx2::codec_kernels
+                                                                  : generic::codec_kernels;
+  return chosen;
+#else
+  return generic::codec_kernels;
+#endif
+}
+
+}  // namespace higgs_native::cpu

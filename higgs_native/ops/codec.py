@@ -1,0 +1,124 @@
+"""The audio tokenizer's building blocks: Snake, residual units, upsampling, and the residual vector quantizer."""
+
+import torch
+
+from higgs_native.ops._library import register_fakes
+
+
+register_fakes("snake", "residual_unit", "snake_conv_transpose1d", "rvq_encode", "rvq_decode")
+
+
+def snake(out: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor) -> None:
+    """`out = x + sin(alpha * x)**2 / (alpha + 1e-9)`, the activation of Ziyin et al. (arXiv 2006.08195).
+
+    Args:
+        out: [batch, channels, time], float32; written; may be `x` itself.
+        x: [batch, channels, time], float32.
+        alpha: [channels], float32.
+
+    Raises:
+        RuntimeError: a shape or dtype does not fit.
+    """
+    torch.ops.higgs_native.snake(out, x, alpha)
+
+
+def residual_unit(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    alpha1: torch.Tensor,
+    weight1: torch.Tensor,
+    bias1: torch.Tensor,
+    alpha2: torch.Tensor,
+    weight2: torch.Tensor,
+    bias2: torch.Tensor,
+    dilation: int,
+) -> None:
+    """`out = x + conv2(snake2(conv1(snake1(x))))`, both convolutions padded to keep the length.
+
+    Args:
+        out: [batch, channels, time], float32; written; not `x`.
+        x: [batch, channels, time], float32.
+        alpha1, bias1, alpha2, bias2: [channels], float32.
+        weight1: [channels, channels, taps], float32, an odd number of taps, `dilation` apart.
+        weight2: [channels, channels, 1], float32.
+        dilation: at least 1.
+
+    Raises:
+        RuntimeError: a shape, dtype or value does not fit.
+    """
+    torch.ops.higgs_native.residual_unit(out, x, alpha1, weight1, bias1, alpha2, weight2, bias2, dilation)
+
+
+def snake_conv_transpose1d(
+    out: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> None:
+    """`out = conv_transpose1d(snake(x))` with kernel 2 * stride, padding ceil(stride / 2), output padding stride % 2.
+
+    Args:
+        out: [batch, out channels, time * stride], float32; written.
+        x: [batch, in channels, time], float32.
+        alpha: [in channels], float32.
+        weight: [out channels, stride, in channels, 2], float32: by phase of the output; see `pack_conv_transpose1d`.
+        bias: [out channels], float32.
+
+    Raises:
+        RuntimeError: a shape or dtype does not fit.
+    """
+    torch.ops.higgs_native.snake_conv_transpose1d(out, x, alpha, weight, bias)
+
+
+def pack_conv_transpose1d(weight: torch.Tensor) -> torch.Tensor:
+    """A transposed convolution's weight as `snake_conv_transpose1d` reads it.
+
+    Output u * stride + phase (padding aside) is made of inputs u - 1 and u, by taps phase + stride and phase.
+
+    Args:
+        weight: [in channels, out channels, 2 * stride], as `torch.nn.ConvTranspose1d` keeps it.
+
+    Returns:
+        [out channels, stride, in channels, 2], contiguous.
+    """
+    in_channels, out_channels, kernel = weight.shape
+    taps = weight.view(in_channels, out_channels, 2, kernel // 2).flip(2)
+    return taps.permute(1, 3, 0, 2).contiguous()
+
+
+def rvq_encode(
+    codes: torch.Tensor,
+    embeddings: torch.Tensor,
+    codebooks: torch.Tensor,
+    in_weight: torch.Tensor,
+    in_bias: torch.Tensor,
+    out_weight: torch.Tensor,
+    out_bias: torch.Tensor,
+) -> None:
+    """Residual vector quantization: per level project in, take the nearest entry, project it out, subtract.
+
+    Nearest is the least `|x|^2 - 2 x . e + |e|^2` in float32; of equal entries the first.
+
+    Args:
+        codes: [levels, frames], int32; written.
+        embeddings: [frames, width], float32.
+        codebooks: [levels, entries, dim], float32.
+        in_weight, in_bias: [levels, dim, width] and [levels, dim], float32.
+        out_weight, out_bias: [levels, width, dim] and [levels, width], float32.
+
+    Raises:
+        RuntimeError: a shape or dtype does not fit.
+    """
+    torch.ops.higgs_native.rvq_encode(codes, embeddings, codebooks, in_weight, in_bias, out_weight, out_bias)
+
+
+def rvq_decode(out: torch.Tensor, codes: torch.Tensor, table: torch.Tensor, bias: torch.Tensor) -> None:
+    """`out[t] = bias + sum over levels of table[level, codes[level, t]]`.
+
+    Args:
+        out: [frames, width], float32; written.
+        codes: [levels, frames], int32.
+        table: [levels, entries, width], float32: each entry, through every linear map that follows.
+        bias: [width], float32: the constant part of those maps.
+
+    Raises:
+        RuntimeError: a shape or dtype does not fit, or a code lies outside the table.
+    """
+    torch.ops.higgs_native.rvq_decode(out, codes, table, bias)
