@@ -10,20 +10,20 @@ import functools
 import itertools
 import json
 import math
-import os
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from higgs_native.checkpoint import expected_tensors, transformers_name
+from higgs_native.codec_config import HiggsAudioTokenizerConfig, HubertConfig, tensor_shapes
 from higgs_native.config import HiggsAudioConfig, RopeScaling
 from higgs_native.errors import CheckpointError, ConfigError
+from higgs_native.files import replacing
 
 
 LAYOUTS = ("transformers", "original")
@@ -86,6 +86,22 @@ DEMO_CONFIG = HiggsAudioConfig(
 )
 """The published model's in all but size: 2 layers of width 64, and a vocabulary of bytes and special tokens."""
 
+DEMO_AUDIO_TOKENIZER_CONFIG = HiggsAudioTokenizerConfig(
+    encoder_hidden_size=4,
+    decoder_hidden_size=128,
+    acoustic_hidden_size=32,
+    hubert=HubertConfig(
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        conv_dim=(32,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    ),
+)
+"""The published audio tokenizer's rates and codebooks, with narrow networks."""
+
 # Those that no configuration names take the free ids that follow the lowest one that is named.
 _SPECIAL_TOKENS = (
     "<|begin_of_text|>",
@@ -106,8 +122,22 @@ _SPECIAL_TOKENS = (
 )
 _NUM_BYTES = 256
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_SHARD_BYTES = 5_000_000_000
 # Prime, so that no row of a weight matrix meets the same normals as another one soon.
 _BLOCK_SIZE = 4_194_301
+
+
+class RandomTensor(NamedTuple):
+    """What a tensor is drawn from: the name that its values depend on, its shape, their deviation and mean."""
+
+    source: str
+    shape: tuple[int, ...]
+    std: float
+    mean: float
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
 
 
 def write_language_model(
@@ -116,7 +146,7 @@ def write_language_model(
     layout: str = "transformers",
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
-    shard_bytes: int = 5_000_000_000,
+    shard_bytes: int = _SHARD_BYTES,
 ) -> None:
     """Write a language model with random weights: `config.json`, `tokenizer.json` and safetensors, sharded or not.
 
@@ -136,30 +166,46 @@ def write_language_model(
     described = _config_json(config, layout, dtype)
     tokenizer = build_tokenizer(config)
     _claim(folder)
-    tensors = expected_tensors(config)
-    stored = {transformers_name(name) if layout == "transformers" else name: name for name in tensors}
-    shards = _shards({name: tensors[source] for name, source in stored.items()}, dtype.itemsize, shard_bytes)
-    files = [
-        "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        for number in range(1, len(shards) + 1)
-    ]
-    for file, shard in zip(files, shards, strict=True):
-        with _replacing(folder / file) as path, path.open("wb") as output:
-            output.write(_safetensors_header(shard, dtype))
-            for name, shape in shard.items():
-                source = stored[name]
-                std, mean = _distribution(source, shape, config)
-                for piece in random_values(source, math.prod(shape), seed):
-                    output.write((piece * std + mean).to(dtype).view(torch.uint8).numpy())
-    if len(shards) > 1:
-        total = dtype.itemsize * sum(math.prod(shape) for shape in tensors.values())
-        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        _write_json(
-            folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
-        )
-    with _replacing(folder / "tokenizer.json") as path:
+    tensors = {}
+    for name, shape in expected_tensors(config).items():
+        stored = transformers_name(name) if layout == "transformers" else name
+        tensors[stored] = RandomTensor(name, shape, *_language_model_distribution(name, shape, config))
+    _write_safetensors(folder, tensors, dtype, seed, shard_bytes)
+    with replacing(folder / "tokenizer.json") as path:
         tokenizer.save(str(path))
     _write_json(folder / "config.json", described)
+
+
+def write_audio_tokenizer(folder: str | Path, config: HiggsAudioTokenizerConfig, seed: int = 0) -> None:
+    """Write an audio tokenizer with random float32 weights, in the transformers layout.
+
+    Args:
+        folder: where to; made if missing. It must not hold a model yet.
+        config: its shapes; `HiggsAudioTokenizerConfig()` has the published ones.
+        seed: what the weights are drawn from.
+
+    Raises:
+        CheckpointError: `folder` already holds a model.
+    """
+    folder = Path(folder)
+    _claim(folder)
+    tensors = {
+        name: RandomTensor(name, shape, *_audio_tokenizer_distribution(name, shape))
+        for name, shape in tensor_shapes(config).items()
+    }
+    _write_safetensors(folder, tensors, torch.float32, seed)
+    _write_json(folder / "config.json", config.to_dict())
+
+
+def write_demo_checkpoint(folder: str | Path) -> None:
+    """Write a model that speaks noise, a few megabytes: a language model, and its audio tokenizer beside it.
+
+    Raises:
+        CheckpointError: `folder` already holds a model.
+    """
+    folder = Path(folder)
+    write_language_model(folder, DEMO_CONFIG)
+    write_audio_tokenizer(folder / "audio_tokenizer", DEMO_AUDIO_TOKENIZER_CONFIG)
 
 
 def build_tokenizer(config: HiggsAudioConfig) -> Tokenizer:
@@ -208,7 +254,7 @@ def build_tokenizer(config: HiggsAudioConfig) -> Tokenizer:
     return tokenizer
 
 
-def random_values(name: str, count: int, seed: int) -> Iterator[torch.Tensor]:
+def _normals(name: str, count: int, seed: int) -> Iterator[torch.Tensor]:
     """Yield `count` normals (mean 0, deviation 1; float32) in pieces, always the same for a name and a seed."""
     block = _normal_block(seed)
     start = zlib.crc32(name.encode()) % _BLOCK_SIZE
@@ -225,8 +271,8 @@ def _normal_block(seed: int) -> torch.Tensor:
     return torch.from_numpy(generator.standard_normal(_BLOCK_SIZE, dtype=np.float32))
 
 
-def _distribution(name: str, shape: tuple[int, ...], config: HiggsAudioConfig) -> tuple[float, float]:
-    """The deviation and the mean of a tensor's values: what keeps activations near one."""
+def _language_model_distribution(name: str, shape: tuple[int, ...], config: HiggsAudioConfig) -> tuple[float, float]:
+    """The deviation and the mean of a tensor's values."""
     if len(shape) == 1:
         return 0.1, 1.0
     if name == "embed_tokens.weight":
@@ -236,34 +282,71 @@ def _distribution(name: str, shape: tuple[int, ...], config: HiggsAudioConfig) -
     return shape[1] ** -0.5, 0.0
 
 
+def _audio_tokenizer_distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """The deviation and the mean of a tensor's values."""
+    if name.endswith(".bias"):
+        return 0.02, 0.0
+    # Snake's slope, a norm's weight, the gain of a normalised convolution.
+    if name.endswith((".alpha", ".original0")) or len(shape) == 1:
+        return 0.1, 1.0
+    if name.endswith(".codebook.embed"):
+        return 1.0, 0.0
+    if ".conv_t1." in name:  # [in, out, 2 * stride]: each output sample is a sum over two taps
+        return (2 * shape[0]) ** -0.5, 0.0
+    deviation = math.prod(shape[1:]) ** -0.5
+    if name.startswith("acoustic_decoder.conv2"):  # the sound stays well below full scale
+        return 0.02 * deviation, 0.0
+    if ".res_unit" in name and ".conv2." in name:  # what a residual unit adds is small beside what it passes on
+        return 0.3 * deviation, 0.0
+    return deviation, 0.0
+
+
 def _claim(folder: Path) -> None:
     if folder.is_dir() and any(folder.glob("model*")):
         raise CheckpointError(f"{folder} already holds a model; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _shards(
-    shapes: Mapping[str, tuple[int, ...]], item_bytes: int, shard_bytes: int
-) -> list[dict[str, tuple[int, ...]]]:
-    shards: list[dict[str, tuple[int, ...]]] = [{}]
+def _write_safetensors(
+    folder: Path,
+    tensors: Mapping[str, RandomTensor],
+    dtype: torch.dtype,
+    seed: int,
+    shard_bytes: int = _SHARD_BYTES,
+) -> None:
+    """Draw `tensors` (under the names to store) into `model.safetensors`, or into shards and an index."""
+    shards: list[dict[str, RandomTensor]] = [{}]
     filled = 0
-    for name, shape in shapes.items():
-        size = item_bytes * math.prod(shape)
+    for name, tensor in tensors.items():
+        size = tensor.count * dtype.itemsize
         if shards[-1] and filled + size > shard_bytes:
             shards.append({})
             filled = 0
-        shards[-1][name] = shape
+        shards[-1][name] = tensor
         filled += size
-    return shards
+    files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        files = ["model.safetensors"]
+    for file, shard in zip(files, shards, strict=True):
+        with replacing(folder / file) as path, path.open("wb") as output:
+            output.write(_safetensors_header(shard, dtype))
+            for tensor in shard.values():
+                for piece in _normals(tensor.source, tensor.count, seed):
+                    output.write((piece * tensor.std + tensor.mean).to(dtype).view(torch.uint8).numpy())
+    if len(shards) > 1:
+        total = dtype.itemsize * sum(tensor.count for tensor in tensors.values())
+        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(folder / "model.safetensors.index.json", index)
 
 
-def _safetensors_header(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> bytes:
+def _safetensors_header(tensors: Mapping[str, RandomTensor], dtype: torch.dtype) -> bytes:
     """The head of a safetensors file: the header's length (8 bytes), and a JSON header padded to 8 bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + dtype.itemsize * math.prod(shape)
-        header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.count * dtype.itemsize
+        header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -356,16 +439,5 @@ def _config_json(config: HiggsAudioConfig, layout: str, dtype: torch.dtype) -> d
 
 
 def _write_json(path: Path, contents: dict[str, Any]) -> None:
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`, renamed to it at the end, or removed where writing fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -10,9 +10,18 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from higgs_native.checkpoint import LanguageModelFiles, expected_tensors
+from higgs_native.codec_config import HiggsAudioTokenizerConfig, tensor_shapes
 from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import CheckpointError, ConfigError
-from higgs_native.random_checkpoint import DEMO_CONFIG, REAL_SIZE_CONFIG, build_tokenizer, write_language_model
+from higgs_native.random_checkpoint import (
+    DEMO_AUDIO_TOKENIZER_CONFIG,
+    DEMO_CONFIG,
+    REAL_SIZE_CONFIG,
+    build_tokenizer,
+    write_audio_tokenizer,
+    write_demo_checkpoint,
+    write_language_model,
+)
 
 
 def read(folder: Path) -> dict[str, torch.Tensor]:
@@ -128,8 +137,41 @@ def test_keeps_a_model_that_is_there(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
+def test_demo_is_small_and_whole(tmp_path: Path) -> None:
+    write_demo_checkpoint(tmp_path)
+    assert HiggsAudioConfig.from_pretrained(tmp_path).num_codebooks == 8
+    codec = tmp_path / "audio_tokenizer"
+    config = HiggsAudioTokenizerConfig.from_pretrained(codec)
+    assert config == DEMO_AUDIO_TOKENIZER_CONFIG
+    assert (config.num_codebooks, config.codebook_size) == (8, DEMO_CONFIG.codebook_size - 2)
+    tensors = load_file(codec / "model.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == tensor_shapes(config)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 16e6
+    with pytest.raises(CheckpointError, match="already holds a model"):
+        write_audio_tokenizer(codec, config)
+
+
+def test_transformers_reads_the_audio_tokenizer(tmp_path: Path) -> None:
+    from tests.transformers_reference import transformers
+
+    write_audio_tokenizer(tmp_path, DEMO_AUDIO_TOKENIZER_CONFIG)
+    model, report = transformers.HiggsAudioV2TokenizerModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["unexpected_keys"]
+    assert not report["mismatched_keys"]
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        audio = 0.2 * torch.randn(1, 1, 48000, generator=generator)
+        codes = model.encode(audio).audio_codes
+        assert codes.shape == (1, 8, 50)
+        assert all(len(row.unique()) > 20 for row in codes[0])
+        sound = model.decode(torch.randint(0, 1024, (1, 8, 50), generator=generator)).audio_values
+    assert 0.03 < sound.std() < 0.3
+    assert sound.abs().max() < 1
+
+
 def test_transformers_reads_it(tmp_path: Path) -> None:
-    import transformers_reference as reference
+    from tests import transformers_reference as reference
 
     write_language_model(tmp_path, DEMO_CONFIG, dtype=torch.float32)
     model = reference.load(tmp_path)
