@@ -58,14 +58,14 @@ def test_output_of_fewer_frames_than_codebooks_reverts_to_nothing(model, audio_p
 
 
 def test_text_only_output(model, text_prompt):
-    output = model.generate(text_prompt, max_new_tokens=20, temperature=0)
+    output = model.generate(text_prompt, max_new_tokens=20, temperature=0, stop_strings=())
     assert output.audio_segments == []
     assert len(output.text_ids) == 20
     assert output.finish_reason == "length"
 
 
 def test_a_stop_string_ends_generation(model, text_prompt):
-    free = model.generate(text_prompt, max_new_tokens=20, temperature=0)
+    free = model.generate(text_prompt, max_new_tokens=20, temperature=0, stop_strings=())
     token = free.text_ids[7]
     stop = model.tokenizer.decode([token], skip_special_tokens=False)
     first = free.text_ids.index(token)
@@ -94,14 +94,14 @@ def test_text_and_several_audio_segments(model, text_prompt):
     request = GenerationRequest(text_prompt, on_frame=frames.append)
     (output,) = generate_batch(model, [request], max_new_tokens=1200, sampling=sampling, stop_strings=())
     assert len(output.audio_segments) >= 2
-    assert output.text_ids.count(config.audio_out_token_id) == len(output.audio_segments)
     for segment in output.audio_segments:
         assert is_delayed(segment, config.audio_stream_bos_id)
-    # A placeholder follows each <|audio_out_bos|>, and <|audio_eos|> each finished segment.
-    for at, token in enumerate(output.text_ids[:-1]):
-        if token == config.audio_out_token_id:
-            assert output.text_ids[at - 1] == config.audio_out_bos_token_id
-            assert output.text_ids[at + 1] == config.audio_eos_token_id
+    # Each <|audio_out_bos|> is followed by a placeholder, and that, once the segment has ended, by <|audio_eos|>.
+    begins = [at for at, token in enumerate(output.text_ids) if token == config.audio_out_bos_token_id]
+    assert len(begins) == len(output.audio_segments)
+    for at in begins:
+        assert output.text_ids[at + 1] == config.audio_out_token_id
+        assert output.text_ids[at + 2 : at + 3] in ([config.audio_eos_token_id], [])
     assert torch.equal(torch.stack(frames, dim=1), torch.cat(output.audio_segments, dim=1))
 
 
@@ -133,22 +133,20 @@ def test_requests_of_a_batch_may_have_seeds_of_their_own(model, audio_prompt):
     assert not torch.equal(first.audio_segments[0], second.audio_segments[0])
 
 
-@pytest.mark.parametrize("rule", ["boson", "transformers"])
-@pytest.mark.parametrize("begun", [1, 4, 8, 11, 13])
-def test_partial_audio_goes_on_where_it_stopped(model, audio_prompt, rule, begun):
-    options = {"rule": rule, "temperature": 0, "ras_win_len": 7, "max_new_tokens": 60}
-    if rule == "transformers" and begun > 7:
-        pytest.skip("transformers' rule forgets the BOS frame after as many frames as there are codebooks")
-    whole = model.generate(audio_prompt, **options, seed=5).audio_segments[0]
-    assert whole.shape[1] > 13
-    output = model.generate(audio_prompt, **options, seed=5, partial_audio=whole[:, :begun])
-    # Greedy codes meet the repetition window's redraws, whose random numbers count frames from the request's begin.
-    same = whole[:, : begun + 1]
-    assert torch.equal(output.audio_segments[0][:, : begun + 1], same)
-    greedy = {**options, "ras_win_len": None}
-    whole = model.generate(audio_prompt, **greedy).audio_segments[0]
-    output = model.generate(audio_prompt, **greedy, partial_audio=whole[:, :begun])
-    assert torch.equal(output.audio_segments[0], whole)
+@pytest.mark.parametrize(
+    ("rule", "begun"), [(rule, n) for rule in ("boson", "transformers") for n in (1, 4, 8, 11, 13)]
+)
+def test_partial_audio_goes_on_where_it_stopped(model, rule, begun):
+    options = {"rule": rule, "temperature": 0, "ras_win_len": None, "max_new_tokens": 60}
+    compared = 0
+    for number in range(12):
+        prompt = ids(model, f"<|begin_of_text|>Say {number}.<|eot_id|><|audio_out_bos|>")
+        whole = model.generate(prompt, **options).audio_segments[0]
+        if whole.shape[1] > 13:
+            output = model.generate(prompt, **options, partial_audio=whole[:, :begun])
+            assert torch.equal(output.audio_segments[0], whole)
+            compared += 1
+    assert compared >= 2
 
 
 def test_no_requests_give_no_outputs(model):
@@ -177,7 +175,10 @@ def test_parameters_out_of_range_are_refused(model, audio_prompt, options, messa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"input_ids": torch.empty(1, 0, dtype=torch.int64)}, r"input_ids must have shape \[1, S\], S at least 1"),
+        (
+            {"input_ids": torch.empty(1, 0, dtype=torch.int64)},
+            r"input_ids must have shape \[1, S\] with S of at least 1",
+        ),
         ({"input_ids": torch.zeros(2, 3, dtype=torch.int64)}, r"input_ids must have shape \[1, S\].* got \[2, 3\]"),
         ({"input_ids": torch.tensor([[5, 271]])}, "input_ids must lie between 0 and 270, got 271"),
         ({"input_ids": torch.tensor([[266, 264]])}, "input_ids has 1 audio placeholders for 0 reference_codes"),

@@ -7,7 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from higgs_native.generation import HiggsAudioModel
+from higgs_native.generation import (
+    DEFAULT_STOP_STRINGS,
+    GenerationRequest,
+    HiggsAudioModel,
+    SamplingParameters,
+    generate_batch,
+)
 
 
 FOLDER = Path(__file__).parent / "golden" / "boson_lm"
@@ -47,13 +53,11 @@ def test_generation_equals_the_original(model, tensors, name):
         if len(logits):
             torch.testing.assert_close(logits, tensors[f"{name}.{kind}_logits"], rtol=0, atol=1e-4)
     assert output.completion_tokens == case["num_audio_steps"] + case["num_text_steps"]
-    stopped = output.completion_tokens < case["max_new_tokens"]
-    assert output.finish_reason == ("stop" if stopped else "length")
+    stop_ids = [model.tokenizer.token_to_id(stop) for stop in DEFAULT_STOP_STRINGS]
+    assert output.finish_reason == ("stop" if output.text_ids[-1] in stop_ids else "length")
 
 
 def test_a_batch_gives_what_each_prompt_gives_alone(model, tensors):
-    from higgs_native.generation import GenerationRequest, SamplingParameters, generate_batch
-
     requests = [
         GenerationRequest(
             tensors[f"{name}.input_ids"],
