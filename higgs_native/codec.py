@@ -23,7 +23,7 @@ def prepare(tensors: Weights, config: HiggsAudioTokenizerConfig) -> Weights:
     """Bring a checkpoint's tensors into the form that the functions here take.
 
     Args:
-        tensors: by the names of `codec_config.tensor_shapes`, float32; HuBERT's positional convolution as one `weight`.
+        tensors: by the names of `codec_config.tensor_shapes`, float32, weight norm folded.
         config: of the checkpoint.
 
     Returns:
@@ -202,7 +202,7 @@ def semantic_features(weights: Weights, config: HiggsAudioTokenizerConfig, audio
 
 
 def _hubert(weights: Weights, config: HubertConfig, audio: torch.Tensor) -> torch.Tensor:
-    """[1, samples] -> the mean over the transformer's input and the output of each of its layers, [1, frames, width]."""
+    """[1, samples] -> [1, frames, width]: the mean of the transformer's input and each layer's output."""
     x = audio[:, None]
     for i, stride in enumerate(config.conv_stride):
         layer = f"semantic_model.feature_extractor.conv_layers.{i}"

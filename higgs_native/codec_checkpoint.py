@@ -48,9 +48,17 @@ def load_tensors(folder: Path, config: HiggsAudioTokenizerConfig) -> dict[str, t
             weight = name.removesuffix(ending) + ".weight"
             norms.setdefault(weight, {})[_WEIGHT_NORM[ending]] = tensor.float()
     for name, parts in norms.items():
-        if set(parts) != {"gain", "direction"} or parts["gain"].dim() != parts["direction"].dim():
-            raise CheckpointError(f"{folder}: the weight norm of {name} is incomplete")
-        tensors[name] = fold_weight_norm(parts["gain"], parts["direction"])
+        if len(parts) < 2:
+            raise CheckpointError(f"audio tokenizer {folder} has only the {next(iter(parts))} of {name}'s weight norm")
+        gain, direction = parts["gain"], parts["direction"]
+        if gain.dim() != direction.dim() or any(
+            g not in (1, d) for g, d in zip(gain.shape, direction.shape, strict=True)
+        ):
+            raise CheckpointError(
+                f"audio tokenizer {folder}: {name} has a weight norm of shapes {list(gain.shape)} and "
+                f"{list(direction.shape)}, which don't fit each other"
+            )
+        tensors[name] = fold_weight_norm(gain, direction)
 
     expected = _folded(tensor_shapes(config))
     name_of = {original_name(name, config) if original else name: name for name in expected}

@@ -215,7 +215,8 @@ class HiggsAudioTokenizerConfig:
         for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
             if hubert.hidden_size % getattr(hubert, name):
                 raise ConfigError(
-                    f"{where}: HuBERT's hidden_size {hubert.hidden_size} is no multiple of {name} {getattr(hubert, name)}"
+                    f"{where}: HuBERT's hidden_size {hubert.hidden_size} is no multiple of its {name}, "
+                    f"{getattr(hubert, name)}"
                 )
 
 

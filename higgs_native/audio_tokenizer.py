@@ -1,0 +1,302 @@
+"""The audio tokenizer: waveforms to codes and back."""
+
+import hashlib
+import operator
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+
+from higgs_native import codec
+from higgs_native.checkpoint import resolve_folder
+from higgs_native.codec_checkpoint import load_tensors
+from higgs_native.codec_config import HiggsAudioTokenizerConfig
+from higgs_native.errors import AudioError, ParameterError
+
+
+LENGTH_RULES = ("boson", "transformers")
+MIN_SECONDS = 0.1
+"""The shortest audio that `encode` takes."""
+MAX_SECONDS = 120.0
+"""The longest audio that `encode` takes: its memory grows with the length, to about 3 GB here."""
+MAX_CHANNELS = 8
+MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1000, 768_000
+DECODE_WINDOW = 100
+"""Frames decoded at a time; each takes about 0.4 MB while it is decoded."""
+
+_CACHED_AUDIOS = 64
+_FULL_SCALE = {np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
+
+
+class HiggsAudioTokenizer:
+    """Encodes waveforms into codes, 8 a frame of 40 ms, and decodes codes into waveforms.
+
+    Safe to call from several threads. Codes of the last audios encoded are kept, so that a voice used again costs
+    nothing.
+
+    Args:
+        config: the shapes.
+        tensors: by the names of `codec_config.tensor_shapes`, float32, weight norm folded.
+
+    Example:
+        >>> tokenizer = HiggsAudioTokenizer.from_pretrained("bosonai/higgs-audio-v2-tokenizer")
+        >>> codes = tokenizer.encode("voice.wav")  # int64 [8, frames]
+        >>> waveform = tokenizer.decode(codes)  # float32 [frames * 960], 24 kHz
+    """
+
+    def __init__(self, config: HiggsAudioTokenizerConfig, tensors: dict[str, torch.Tensor]) -> None:
+        self.config = config
+        with torch.inference_mode():
+            self._weights = codec.prepare(tensors, config)
+        self._cache: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+        self._cache_lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(cls, path_or_name: str | Path, device: str | torch.device = "cpu") -> "HiggsAudioTokenizer":
+        """Load a checkpoint of either layout.
+
+        Args:
+            path_or_name: a folder with `config.json` and `model.safetensors` or `model.pth`, or a Hub name.
+            device: where to run; the CPU is the only one so far.
+
+        Raises:
+            ConfigError, CheckpointError: the files are missing, damaged, or don't fit each other.
+            ParameterError: another device.
+        """
+        if torch.device(device).type != "cpu":
+            raise ParameterError(f"the audio tokenizer's device is {str(device)!r}; it runs on 'cpu'")
+        folder = resolve_folder(path_or_name, kind="audio tokenizer")
+        config = HiggsAudioTokenizerConfig.from_pretrained(folder)
+        return cls(config, load_tensors(folder, config))
+
+    @property
+    def sampling_rate(self) -> int:
+        """Of decoded audio, in Hz."""
+        return self.config.sampling_rate
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.config.frame_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples a frame."""
+        return self.config.hop_length
+
+    @property
+    def num_codebooks(self) -> int:
+        """Codes a frame."""
+        return self.config.num_codebooks
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes run from 0 to this, exclusive."""
+        return self.config.codebook_size
+
+    @property
+    def context_frames(self) -> int:
+        """Frames on each side that a frame's samples depend on: the decoder's receptive field."""
+        return self.config.decoder_context
+
+    def encode(
+        self,
+        audio: str | os.PathLike | BinaryIO | np.ndarray | torch.Tensor,
+        sampling_rate: int | None = None,
+        length_rule: str = "boson",
+    ) -> torch.Tensor:
+        """Encode audio, of any rate and up to 8 channels, which are averaged.
+
+        Args:
+            audio: a file (wav, flac, ogg, mp3 and what else libsndfile reads), or samples: [samples],
+                [channels, samples] or [samples, channels] (the shorter axis is the channels), floating (full scale 1),
+                int16 or int32. 0.1 to 120 seconds.
+            sampling_rate: of the samples, in Hz; a file knows its own.
+            length_rule: `boson` or `transformers`: how a length that is no multiple of 960 samples becomes frames. With
+                `boson` as in `boson_multimodal`; with `transformers` as in `HiggsAudioV2TokenizerModel.encode` (its
+                processor first pads the audio with zeros to a multiple of 960, where both rules agree).
+
+        Returns:
+            [8, frames], int64.
+
+        Raises:
+            AudioError: the file can't be read, the audio is empty, too short, too long, or not finite, the shape, dtype
+                or sampling rate is wrong, or the rule can't encode this length.
+            ParameterError: there is no such length rule.
+        """
+        if length_rule not in LENGTH_RULES:
+            raise ParameterError(f"length_rule is {length_rule!r}; expected one of {LENGTH_RULES}")
+        if isinstance(audio, (np.ndarray, torch.Tensor)):
+            if sampling_rate is None:
+                raise AudioError("audio given as samples needs its sampling_rate, in Hz")
+            waveform, rate = _mono(audio), _checked_rate(sampling_rate)
+        else:
+            waveform, rate = read_audio(audio)
+        _check_duration(len(waveform), rate)
+        waveform = _resampled(waveform, rate, self.sampling_rate)
+
+        key = hashlib.sha256(waveform.tobytes() + length_rule.encode()).digest()
+        with self._cache_lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key].clone()
+        with torch.inference_mode():
+            try:
+                codes = codec.encode(self._weights, self.config, torch.tensor(waveform)[None], length_rule)
+            except ValueError as error:
+                raise AudioError(str(error)) from None
+        codes = codes.long().clone()  # outside of inference mode: an ordinary tensor
+        with self._cache_lock:
+            self._cache[key] = codes
+            if len(self._cache) > _CACHED_AUDIOS:
+                self._cache.popitem(last=False)
+        return codes.clone()
+
+    def decode(self, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """Decode codes, `DECODE_WINDOW` frames at a time, so that memory does not grow with the length.
+
+        Args:
+            codes: [8, frames], integers 0 .. 1023, at least one frame.
+
+        Returns:
+            [frames * 960], float32, at `sampling_rate`; not clipped.
+
+        Raises:
+            AudioError: the shape or dtype is wrong, or a code out of range.
+        """
+        codes = self._checked_codes(codes)
+        frames = codes.shape[1]
+        audio = torch.empty(frames * self.hop_length)
+        for start in range(0, frames, DECODE_WINDOW):
+            stop = min(start + DECODE_WINDOW, frames)
+            audio[start * self.hop_length : stop * self.hop_length] = self._decode_frames(codes, start, stop)
+        return audio
+
+    def decode_frames(self, codes: torch.Tensor | np.ndarray, start: int, stop: int) -> torch.Tensor:
+        """Decode frames start .. stop alone, with the context that they need: what `decode` gives for them.
+
+        The samples are final once `context_frames` more frames follow, or the audio ends at `stop`.
+
+        Args:
+            codes: [8, frames], integers 0 .. 1023.
+            start, stop: 0 <= start < stop <= frames.
+
+        Returns:
+            [(stop - start) * 960], float32.
+
+        Raises:
+            AudioError: the shape or dtype is wrong, or a code out of range.
+            ParameterError: start or stop lies outside of the codes.
+        """
+        codes = self._checked_codes(codes)
+        if not 0 <= start < stop <= codes.shape[1]:
+            raise ParameterError(f"frames {start} .. {stop} must lie in 0 .. {codes.shape[1]}, and be at least one")
+        return self._decode_frames(codes, start, stop).clone()
+
+    def _decode_frames(self, codes: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        first = max(start - self.context_frames, 0)
+        window = codes[:, first : stop + self.context_frames].contiguous()
+        with torch.inference_mode():
+            audio = codec.decode(self._weights, self.config, window)
+        return audio[(start - first) * self.hop_length : (stop - first) * self.hop_length]
+
+    def _checked_codes(self, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
+        codes = torch.as_tensor(codes)
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+            raise AudioError(f"codes must be integers, got {codes.dtype}")
+        if codes.dim() != 2 or codes.shape[0] != self.num_codebooks or codes.shape[1] == 0:
+            raise AudioError(
+                f"codes must be [{self.num_codebooks}, frames] with at least one frame, got {list(codes.shape)}"
+            )
+        low, high = int(codes.min()), int(codes.max())
+        if low < 0 or high >= self.codebook_size:
+            raise AudioError(f"codes must lie in 0 .. {self.codebook_size - 1}, got {low if low < 0 else high}")
+        return codes.to(device="cpu", dtype=torch.int32)
+
+
+def read_audio(file: str | os.PathLike | BinaryIO) -> tuple[np.ndarray, int]:
+    """Read an audio file, its channels averaged.
+
+    Args:
+        file: a path, or a file opened for reading bytes.
+
+    Returns:
+        The waveform, [samples], float32, and its sampling rate in Hz.
+
+    Raises:
+        AudioError: there is no such file, it is no audio, too long, empty, or not finite.
+    """
+    is_path = isinstance(file, (str, os.PathLike))
+    name = os.fspath(file) if is_path else "the audio file"
+    if is_path and not os.path.isfile(file):
+        raise AudioError(f"{name} is no file; expected an audio file (wav, flac, ogg, mp3)")
+    try:
+        with soundfile.SoundFile(file) as opened:
+            # Before reading: a file of hours would fill the memory.
+            rate = _checked_rate(opened.samplerate)
+            _check_duration(opened.frames, rate, name)
+            samples = opened.read(dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        raise AudioError(f"{name} can't be read as audio: {str(error).strip()}") from None
+    return _mono(samples.mean(axis=1)), rate
+
+
+def _mono(audio: np.ndarray | torch.Tensor) -> np.ndarray:
+    samples = audio.detach().cpu() if isinstance(audio, torch.Tensor) else audio
+    if isinstance(samples, torch.Tensor):
+        samples = samples.float().numpy() if samples.is_floating_point() else samples.numpy()
+    if samples.size == 0:
+        raise AudioError("the audio is empty")
+    if samples.ndim > 2 or samples.ndim == 0 or (samples.ndim == 2 and min(samples.shape) > MAX_CHANNELS):
+        raise AudioError(
+            "audio must be [samples], [channels, samples] or [samples, channels] with at most "
+            f"{MAX_CHANNELS} channels, got {list(samples.shape)}"
+        )
+    if samples.dtype in _FULL_SCALE:
+        samples = samples / np.float32(_FULL_SCALE[samples.dtype])
+    elif not np.issubdtype(samples.dtype, np.floating):
+        raise AudioError(f"audio must be floating, int16 or int32, got {samples.dtype}")
+    samples = samples.astype(np.float32, copy=False)
+    if not np.isfinite(samples).all():
+        raise AudioError("the audio holds samples that are not finite (NaN or infinite)")
+    if samples.ndim == 2:
+        samples = samples.mean(axis=int(np.argmin(samples.shape)))
+    return np.ascontiguousarray(samples)
+
+
+def _checked_rate(sampling_rate: int) -> int:
+    try:
+        rate = operator.index(sampling_rate)
+    except TypeError:
+        rate = int(sampling_rate) if isinstance(sampling_rate, float) and sampling_rate.is_integer() else 0
+    if not MIN_SAMPLING_RATE <= rate <= MAX_SAMPLING_RATE:
+        raise AudioError(
+            f"sampling_rate is {sampling_rate!r}; expected a whole number of Hz from {MIN_SAMPLING_RATE} to "
+            f"{MAX_SAMPLING_RATE}"
+        )
+    return rate
+
+
+def _check_duration(samples: int, rate: int, name: str = "the audio") -> None:
+    seconds = samples / rate
+    if samples == 0:
+        raise AudioError(f"{name} is empty")
+    if seconds < MIN_SECONDS:
+        raise AudioError(f"{name} lasts {seconds:.3g} s; expected at least {MIN_SECONDS:g} s")
+    if seconds > MAX_SECONDS:
+        raise AudioError(f"{name} lasts {seconds:.4g} s; expected at most {MAX_SECONDS:g} s")
+
+
+def _resampled(waveform: np.ndarray, rate: int, to_rate: int) -> np.ndarray:
+    if rate == to_rate:
+        return waveform
+    # The length of librosa.resample, which the codec's users have encoded with: rounded up, padded or cut at the end.
+    samples = -(-len(waveform) * to_rate // rate)
+    resampled = soxr.resample(waveform, rate, to_rate, quality="HQ")[:samples]
+    return np.pad(resampled, (0, samples - len(resampled))).astype(np.float32, copy=False)

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Build and install the package, and what its tests need, in a virtual environment of its own (build/test-venv), and run
+# all tests; those of the operators under each instruction set that this machine has. Arguments go to pytest.
+# PYTHON chooses the interpreter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+"${PYTHON:-python3}" -m venv build/test-venv
+bin=build/test-venv/bin
+"$bin/pip" install --quiet --disable-pip-version-check -c constraints.txt '.[test]'
+
+# -I: import what was installed, not the sources here.
+"$bin/higgs-native" info
+used=$("$bin/python" -I -c 'from higgs_native._C import build_info as b; print(b()["cpu_instruction_set"])')
+sets=$("$bin/python" -I -c 'from higgs_native._C import build_info as b; print(*b()["cpu_instruction_sets_supported"])')
+# transformers, which results are compared with, needs Python 3.11; where it can be had, its tests must run.
+HIGGS_NATIVE_REQUIRE_TRANSFORMERS=$("$bin/python" -c 'import sys; print(int(sys.version_info >= (3, 11)))')
+export HIGGS_NATIVE_REQUIRE_TRANSFORMERS
+
+for set in $sets; do
+  if [ "$set" != "$used" ]; then
+    echo "The operators with the $set kernels:"
+    HIGGS_NATIVE_ISA=$set "$bin/pytest" -q tests/ops
+  fi
+done
+echo "Everything with the $used kernels:"
+"$bin/pytest" -q "$@"
