@@ -1,5 +1,7 @@
 """Write the published model at its real size with random weights: 28 layers, bfloat16, 11.5 GB of sharded safetensors.
 
+Its audio tokenizer, 0.8 GB of float32 in the transformers layout, stands beside it in `audio_tokenizer/`.
+
 python benchmarks/make_checkpoint.py --out /data/higgs-random [--layout original] [--layers 4]
 """
 
@@ -15,8 +17,9 @@ from pathlib import Path
 import torch
 
 from higgs_native.checkpoint import expected_tensors
+from higgs_native.codec_config import HiggsAudioTokenizerConfig, tensor_shapes
 from higgs_native.errors import HiggsNativeError
-from higgs_native.random_checkpoint import LAYOUTS, REAL_SIZE_CONFIG, write_language_model
+from higgs_native.random_checkpoint import LAYOUTS, REAL_SIZE_CONFIG, write_audio_tokenizer, write_language_model
 
 
 def main() -> None:
@@ -32,7 +35,9 @@ def main() -> None:
         REAL_SIZE_CONFIG, num_hidden_layers=args.layers, audio_dual_ffn_layers=tuple(range(args.layers))
     )
     dtype = getattr(torch, args.dtype)
+    codec = HiggsAudioTokenizerConfig()
     size = dtype.itemsize * sum(math.prod(shape) for shape in expected_tensors(config).values())
+    size += 4 * sum(math.prod(shape) for shape in tensor_shapes(codec).values())
     args.out.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(args.out).free
     if free < size + 1e9:
@@ -40,6 +45,7 @@ def main() -> None:
     start = time.perf_counter()
     try:
         write_language_model(args.out, config, args.layout, dtype, args.seed)
+        write_audio_tokenizer(args.out / "audio_tokenizer", codec, args.seed)
     except HiggsNativeError as error:
         sys.exit(str(error))
     seconds = time.perf_counter() - start
