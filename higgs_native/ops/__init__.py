@@ -9,6 +9,7 @@ from higgs_native.ops.delay_pattern import delay_pattern_build, delay_pattern_re
 from higgs_native.ops.dual_ffn import dual_ffn
 from higgs_native.ops.embedding import embed
 from higgs_native.ops.linear import linear, rms_norm_linear
+from higgs_native.ops.sampling import process_logits, sample_audio_frame, sample_text
 
 
 __all__ = [
@@ -18,6 +19,9 @@ __all__ = [
     "dual_ffn",
     "embed",
     "linear",
+    "process_logits",
     "qkv_rope_cache",
     "rms_norm_linear",
+    "sample_audio_frame",
+    "sample_text",
 ]

@@ -5,6 +5,7 @@ from higgs_native.reference.delay_pattern import delay_pattern_build, delay_patt
 from higgs_native.reference.dual_ffn import dual_ffn
 from higgs_native.reference.embedding import embed
 from higgs_native.reference.linear import linear, rms_norm, rms_norm_linear
+from higgs_native.reference.sampling import process_logits, sample_audio_frame, sample_text
 
 
 __all__ = [
@@ -14,7 +15,10 @@ __all__ = [
     "dual_ffn",
     "embed",
     "linear",
+    "process_logits",
     "qkv_rope_cache",
     "rms_norm",
     "rms_norm_linear",
+    "sample_audio_frame",
+    "sample_text",
 ]
