@@ -1,9 +1,10 @@
-// HIGGS_HOST_DEVICE marks what both backends run: a plain inline function for the C++ compiler, and also a device function
-// for nvcc.
+// HIGGS_HOST_DEVICE marks what both backends run: an inline function for the C++ compiler, and also a device function for
+// nvcc. Always inlined, because files that are compiled for several instruction sets use it too: the linker must find no
+// copy to merge.
 #pragma once
 
 #if defined(__CUDACC__)
-#define HIGGS_HOST_DEVICE __host__ __device__ inline
+#define HIGGS_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define HIGGS_HOST_DEVICE inline
+#define HIGGS_HOST_DEVICE inline __attribute__((always_inline))
 #endif

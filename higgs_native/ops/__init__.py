@@ -17,6 +17,7 @@ from higgs_native.ops.delay_pattern import delay_pattern_build, delay_pattern_re
 from higgs_native.ops.dual_ffn import dual_ffn
 from higgs_native.ops.embedding import embed
 from higgs_native.ops.linear import linear, rms_norm_linear
+from higgs_native.ops.sampling import process_logits, sample_audio_frame, sample_text
 
 
 __all__ = [
@@ -27,11 +28,14 @@ __all__ = [
     "embed",
     "linear",
     "pack_conv_transpose1d",
+    "process_logits",
     "qkv_rope_cache",
     "residual_unit",
     "rms_norm_linear",
     "rvq_decode",
     "rvq_encode",
+    "sample_audio_frame",
+    "sample_text",
     "snake",
     "snake_conv_transpose1d",
 ]

@@ -12,6 +12,7 @@ from higgs_native.reference.delay_pattern import delay_pattern_build, delay_patt
 from higgs_native.reference.dual_ffn import dual_ffn
 from higgs_native.reference.embedding import embed
 from higgs_native.reference.linear import linear, rms_norm, rms_norm_linear
+from higgs_native.reference.sampling import process_logits, sample_audio_frame, sample_text
 
 
 __all__ = [
@@ -21,12 +22,15 @@ __all__ = [
     "dual_ffn",
     "embed",
     "linear",
+    "process_logits",
     "qkv_rope_cache",
     "residual_unit",
     "rms_norm",
     "rms_norm_linear",
     "rvq_decode",
     "rvq_encode",
+    "sample_audio_frame",
+    "sample_text",
     "snake",
     "snake_conv_transpose1d",
 ]

@@ -1,0 +1,42 @@
+// The loops of sampling that run over a whole row of logits, for one thread. Every instruction set gives the same integers.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa.h"
+
+namespace higgs_native::cpu {
+
+struct KeyRange {
+  uint32_t lowest, highest;
+};
+
+struct SamplingKernels {
+  // keys[i] = order_key(logits[i] / temperature)
+  KeyRange (*make_keys)(uint32_t* keys, const float* logits, int64_t n, float temperature);
+  // weights[i] = draw_weight(score of keys[i] - best); returns their sum
+  uint64_t (*weigh)(uint64_t* weights, const uint32_t* keys, int64_t n, float best);
+};
+
+namespace generic {
+extern const SamplingKernels sampling_kernels;
+}
+namespace avx2 {
+extern const SamplingKernels sampling_kernels;
+}
+namespace avx512 {
+extern const SamplingKernels sampling_kernels;
+}
+
+inline const SamplingKernels& sampling_kernels() {
+#if defined(__x86_64__)
+  static const SamplingKernels& chosen = active_isa() == Isa::avx512 ? avx512::sampling_kernels
+                                         : active_isa() == Isa::avx2 ? avx2::sampling_kernels
+                                                                     : generic::sampling_kernels;
+  return chosen;
+#else
+  return generic::sampling_kernels;
+#endif
+}
+
+}  // namespace higgs_native::cpu

@@ -1,0 +1,150 @@
+"""Drawing audio codes and text tokens, and the delay-pattern state machine that decides which codes are drawn.
+
+A draw is a pure function of the logits, the parameters, the slot's seed, the step and the codebook: the same seed gives
+the same codes whatever the batch and the slot, and the same codes on every device for the same logits.
+
+`state`, [slots, NUM_STATE_FIELDS] int32, holds a row of `StateField` a slot; `history`, [slots, length, codebooks]
+int32, is a ring of the slot's last frames, frame n at place n % length. `higgs_native.sampler.SamplerState` owns both.
+"""
+
+from enum import IntEnum
+
+import torch
+
+from higgs_native.ops._library import register_fakes
+
+
+register_fakes("sample_audio_frame", "sample_text", "process_logits")
+
+NUM_STATE_FIELDS = 8
+
+
+class Rule(IntEnum):
+    """How frames open and close the delay pattern, and what repetition-aware sampling counts."""
+
+    BOSON = 0
+    TRANSFORMERS = 1
+
+
+class StateField(IntEnum):
+    """The fields of a slot's row of `state`; those from the fifth on belong to a rule."""
+
+    ACTIVE = 0  # 0: the slot emits frames of EOS and does not change
+    RULE = 1
+    FRAME = 2  # frames emitted in this request; counts the random numbers
+    HISTORY_COUNT = 3  # frames of audio so far, prompt included
+
+    BOSON_OPENED = 4  # delays opened so far: the codebooks above it are BOS
+    BOSON_REMAINING = 5  # codebooks that EOS has not reached yet; -1 before the first EOS
+
+    TRANSFORMERS_BOS_BASE = 4  # codebook k is BOS while base + step * k >= 0; base falls by 1 a frame
+    TRANSFORMERS_BOS_STEP = 5
+    TRANSFORMERS_EOS_BASE = 6  # codebook k is EOS where base + k <= 0
+    TRANSFORMERS_ENDING = 7  # 1: a code was EOS, and the EOS base falls by 1 a frame
+
+
+def sample_audio_frame(
+    codes: torch.Tensor,
+    state: torch.Tensor,
+    history: torch.Tensor,
+    logits: torch.Tensor,
+    slots: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    ras_win_len: torch.Tensor,
+    ras_win_max_num_repeat: torch.Tensor,
+    seed: torch.Tensor,
+    bos_id: int,
+    eos_id: int,
+) -> None:
+    """Emit one frame of codes for each row, and advance the row's slot.
+
+    Codes that the delay pattern leaves open are drawn from the logits after temperature, top-k and top-p (see
+    `process_logits`). Repetition-aware sampling (RAS) then counts the code among those of its codebook in the last
+    `ras_win_len` frames; from `ras_win_max_num_repeat` on it is drawn again, from the softmax of the raw logits.
+    Boson's rule counts BOS and EOS as any other code; transformers' does not. Boson's rule begins after a frame of BOS
+    that nothing is drawn for; transformers' forces that frame here. A slot whose segment is over becomes inactive; an
+    inactive slot's codes are all EOS and its logits are not read.
+
+    Args:
+        codes: [R, C], int32; written: the frame, delayed.
+        state: [B, NUM_STATE_FIELDS], int32; the rows in `slots` are advanced.
+        history: [B, W, C], int32; the frame is appended to the rows in `slots`.
+        logits: [R, C, V], float32; a row of a code that is not drawn is not read.
+        slots: [R], int32: the slot of each row, each at most once.
+        temperature: [B], float32; 0 takes the highest logit (the first of equals), and tells top-k and top-p nothing.
+        top_k: [B], int32; 0 or less is off.
+        top_p: [B], float32, above 0; 1 or more is off.
+        ras_win_len: [B], int32, at most W; 0 or less turns RAS off.
+        ras_win_max_num_repeat: [B], int32.
+        seed: [B], int64.
+        bos_id, eos_id: the codes that open and close a codebook's row.
+
+    Raises:
+        RuntimeError: a shape, dtype or parameter does not fit, or, on the CPU, logits hold a NaN or +inf or are all
+            -inf. Nothing is written then.
+    """
+    torch.ops.higgs_native.sample_audio_frame(
+        codes,
+        state,
+        history,
+        logits,
+        slots,
+        temperature,
+        top_k,
+        top_p,
+        ras_win_len,
+        ras_win_max_num_repeat,
+        seed,
+        bos_id,
+        eos_id,
+    )
+
+
+def sample_text(
+    tokens: torch.Tensor,
+    logits: torch.Tensor,
+    slots: torch.Tensor,
+    steps: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    seed: torch.Tensor,
+) -> None:
+    """Draw a text token for each row.
+
+    Args:
+        tokens: [R], int32; written.
+        logits: [R, V], float32.
+        slots: [R], int32: whose parameters and seed a row has.
+        steps: [R], int32: counts the random numbers of a slot; the same step gives the same token again.
+        temperature, top_k, top_p, seed: [B], as for `sample_audio_frame`.
+
+    Raises:
+        RuntimeError: a shape, dtype or parameter does not fit, or, on the CPU, logits hold a NaN or +inf or are all
+            -inf. Nothing is written then.
+    """
+    torch.ops.higgs_native.sample_text(tokens, logits, slots, steps, temperature, top_k, top_p, seed)
+
+
+def process_logits(
+    out: torch.Tensor, logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
+) -> None:
+    """Write the scores that a draw starts from: `logits / temperature`, and -inf for what top-k and top-p remove.
+
+    Top-k keeps the scores that reach the k-th highest, ties included. Of what is left, top-p keeps a token if the
+    tokens of higher scores have less than `top_p` of the probability; the highest is always kept.
+
+    Args:
+        out: [R, V], float32; written; may be `logits` itself.
+        logits: [R, V], float32.
+        temperature: [R], float32, above 0.
+        top_k: [R], int32; 0 or less is off.
+        top_p: [R], float32, above 0; 1 or more is off.
+
+    Raises:
+        RuntimeError: a shape, dtype or parameter does not fit, or, on the CPU, logits hold a NaN or +inf or are all
+            -inf.
+    """
+    torch.ops.higgs_native.process_logits(out, logits, temperature, top_k, top_p)
