@@ -118,16 +118,16 @@ class HiggsAudioTokenizer:
                 [channels, samples] or [samples, channels] (the shorter axis is the channels), floating (full scale 1),
                 int16 or int32. 0.1 to 120 seconds.
             sampling_rate: of the samples, in Hz; a file knows its own.
-            length_rule: `boson` or `transformers`: how a length that is no multiple of 960 samples becomes frames. With
-                `boson` as in `boson_multimodal`; with `transformers` as in `HiggsAudioV2TokenizerModel.encode` (its
-                processor first pads the audio with zeros to a multiple of 960, where both rules agree).
+            length_rule: `boson` or `transformers`: how a length that is no multiple of 960 samples becomes frames.
+                With `boson` as in `boson_multimodal`; with `transformers` as in `HiggsAudioV2TokenizerModel.encode`
+                (its processor first pads the audio with zeros to a multiple of 960, where both rules agree).
 
         Returns:
             [8, frames], int64.
 
         Raises:
-            AudioError: the file can't be read, the audio is empty, too short, too long, or not finite, the shape, dtype
-                or sampling rate is wrong, or the rule can't encode this length.
+            AudioError: the file can't be read, the audio is empty, too short, too long, or not finite, the shape,
+                dtype or sampling rate is wrong, or the rule can't encode this length.
             ParameterError: there is no such length rule.
         """
         if length_rule not in LENGTH_RULES:

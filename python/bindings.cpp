@@ -35,8 +35,9 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "What this build of higgs_native holds, and what this machine can do.";
-  m.def("build_info", &build_info,
-        "Return a dict: torch_built_against, compiler, cpu_instruction_sets (built in), "
-        "cpu_instruction_sets_supported (by this machine), cpu_instruction_set (used), cpu_features, cuda, "
-        "cuda_version, cuda_architectures.");
+  m.def(
+      "build_info", &build_info,
+      "Return a dict: torch_built_against, compiler, cpu_instruction_sets (built in), "
+      "cpu_instruction_sets_supported (by this machine), cpu_instruction_set (used), cpu_features, cuda, "
+      "cuda_version, cuda_architectures.");
 }

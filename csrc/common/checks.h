@@ -75,8 +75,8 @@ inline void check_tensor(
 inline void check_same_device(
     const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other) {
   STD_TORCH_CHECK(
-      t.is_cuda() == other.is_cuda() && t.get_device_index() == other.get_device_index(),
-      op, ": ", name, " must be on the device of ", other_name);
+      t.is_cuda() == other.is_cuda() && t.get_device_index() == other.get_device_index(), op, ": ", name,
+      " must be on the device of ", other_name);
 }
 
 // An id of a code: 0 .. 2^31 - 1.
@@ -89,15 +89,15 @@ inline int32_t check_code_id(const char* op, const char* name, int64_t id) {
 inline void check_weight(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> shape) {
   ScalarType dtype = t.scalar_type();
   STD_TORCH_CHECK(
-      dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
-      op, ": ", name, " must be float32 or bfloat16, got ", dtype_name(dtype));
+      dtype == ScalarType::Float || dtype == ScalarType::BFloat16, op, ": ", name, " must be float32 or bfloat16, got ",
+      dtype_name(dtype));
   check_tensor(op, name, t, dtype, shape);
 }
 
 inline void check_text_rows(const char* op, int64_t num_text_rows, int64_t rows) {
   STD_TORCH_CHECK(
-      num_text_rows >= 0 && num_text_rows <= rows,
-      op, ": num_text_rows must be between 0 and ", rows, ", got ", num_text_rows);
+      num_text_rows >= 0 && num_text_rows <= rows, op, ": num_text_rows must be between 0 and ", rows, ", got ",
+      num_text_rows);
 }
 
 }  // namespace higgs_native

@@ -38,9 +38,13 @@ inline DelayPatternBuild check_delay_pattern_build(
   check_tensor(op, "out", out, ScalarType::Int, {num_codebooks, num_columns});
   check_same_device(op, "codes", codes, "out", out);
   return {
-      static_cast<int32_t*>(out.mutable_data_ptr()), static_cast<const int32_t*>(codes.const_data_ptr()),
-      num_codebooks, num_frames, num_columns,
-      check_code_id(op, "bos_id", bos_id), check_code_id(op, "eos_id", eos_id)};
+      static_cast<int32_t*>(out.mutable_data_ptr()),
+      static_cast<const int32_t*>(codes.const_data_ptr()),
+      num_codebooks,
+      num_frames,
+      num_columns,
+      check_code_id(op, "bos_id", bos_id),
+      check_code_id(op, "eos_id", eos_id)};
 }
 
 inline DelayPatternRevert check_delay_pattern_revert(const Tensor& out, const Tensor& delayed) {

@@ -39,8 +39,8 @@ const int32_t* check_indices(const char* op, const char* name, const Tensor& t, 
   const int32_t* values = t.const_data_ptr<int32_t>();
   for (int64_t i = 0; i < rows; ++i) {
     STD_TORCH_CHECK(
-        values[i] >= 0 && values[i] < limit,
-        op, ": ", name, "[", i, "] must be between 0 and ", limit - 1, ", got ", values[i]);
+        values[i] >= 0 && values[i] < limit, op, ": ", name, "[", i, "] must be between 0 and ", limit - 1, ", got ",
+        values[i]);
   }
   return values;
 }
@@ -59,9 +59,9 @@ void qkv_rope_cache_cpu(
   const int64_t all_heads = qkv_weight.size(0) / std::max<int64_t>(head_dim, 1);
   const int64_t query_heads = all_heads - 2 * cache.heads;
   STD_TORCH_CHECK(
-      qkv_weight.size(0) == all_heads * head_dim && query_heads > 0 && query_heads % cache.heads == 0,
-      op, ": qkv_weight must have (n + 2) * ", cache.heads * head_dim, " rows for ", cache.heads,
-      " KV heads of dimension ", head_dim, ", got ", qkv_weight.size(0));
+      qkv_weight.size(0) == all_heads * head_dim && query_heads > 0 && query_heads % cache.heads == 0, op,
+      ": qkv_weight must have (n + 2) * ", cache.heads * head_dim, " rows for ", cache.heads, " KV heads of dimension ",
+      head_dim, ", got ", qkv_weight.size(0));
   check_tensor(op, "query", query, ScalarType::Float, {rows, query_heads * head_dim});
   check_weight(op, "text_norm", text_norm, {hidden});
   check_weight(op, "audio_norm", audio_norm, {hidden});
@@ -155,9 +155,8 @@ void attention_cpu(
   const int64_t rows = query.size(0);
   const int64_t group = query.size(1) / std::max<int64_t>(cache.heads * head_dim, 1);
   STD_TORCH_CHECK(
-      group > 0 && query.size(1) == group * cache.heads * head_dim,
-      op, ": query must have a multiple of ", cache.heads * head_dim, " columns (", cache.heads,
-      " KV heads of dimension ", head_dim, "), got ", query.size(1));
+      group > 0 && query.size(1) == group * cache.heads * head_dim, op, ": query must have a multiple of ",
+      cache.heads * head_dim, " columns (", cache.heads, " KV heads of dimension ", head_dim, "), got ", query.size(1));
   check_tensor(op, "out", out, ScalarType::Float, {rows, query.size(1)});
   const int32_t* slot = check_indices(op, "slots", slots, rows, cache.slots);
   const int32_t* place = check_indices(op, "cache_positions", cache_positions, rows, cache.length);

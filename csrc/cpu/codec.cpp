@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t kTileFloats = 32768;  // channels times columns of a tile: a quarter of a common second-level cache
 constexpr int64_t kMinColumns = 48;
 constexpr int64_t kUpsampledChannels = 4;  // output channels that a transposed convolution computes at a time
-constexpr int64_t kFrames = 32;  // frames that the quantizer encodes at a time
+constexpr int64_t kFrames = 32;            // frames that the quantizer encodes at a time
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -151,8 +151,7 @@ void snake_conv_transpose1d_cpu(
     for (int64_t task = begin; task < end; ++task) {
       const int64_t part = task % parts, tile = task / parts % tiles, item = task / parts / tiles;
       const int64_t u = tile * width, count = std::min(width, positions - u), columns = whole_columns(count);
-      load_snake(
-          input, input_stride, from + item * in_channels * time, in_channels, time, alphas, u - 1, columns + 1);
+      load_snake(input, input_stride, from + item * in_channels * time, in_channels, time, alphas, u - 1, columns + 1);
       const int64_t last = std::min(out_channels, (part + 1) * blocks / parts * kUpsampledChannels);
       for (int64_t c = part * blocks / parts * kUpsampledChannels; c < last; c += kUpsampledChannels) {
         const int64_t channels = std::min(kUpsampledChannels, last - c), rows = channels * stride;
@@ -160,13 +159,15 @@ void snake_conv_transpose1d_cpu(
           std::fill_n(phases + row * width, columns, biases[c + row / stride]);
         }
         codec_kernels().convolve(
-            {phases, width, input, input_stride, weights + c * stride * in_channels * 2, rows, in_channels, 2, 1, columns});
+            {phases, width, input, input_stride, weights + c * stride * in_channels * 2, rows, in_channels, 2, 1,
+             columns});
         for (int64_t row = 0; row < rows; ++row) {
           const int64_t phase = row % stride;
           float* target = to + (item * out_channels + c + row / stride) * length;
           const int64_t begin_u = u == 0 && phase < padding ? 1 : 0;
           const int64_t end_u = std::min(count, time + (phase < padding) - u);
-          for (int64_t i = begin_u; i < end_u; ++i) target[(u + i) * stride + phase - padding] = phases[row * width + i];
+          for (int64_t i = begin_u; i < end_u; ++i)
+            target[(u + i) * stride + phase - padding] = phases[row * width + i];
         }
       }
     }

@@ -18,7 +18,7 @@ namespace {
 constexpr int kRows = 4;
 constexpr int kVectors = kWidth == 16 ? 6 : 3;
 constexpr int64_t kChannelBlock = 64;
-constexpr int64_t kSnakeBlock = 64;  // values between two looks at whether any is out of range
+constexpr int64_t kSnakeBlock = 64;    // values between two looks at whether any is out of range
 constexpr float kReducible = 20000.f;  // beyond it, the multiples of pi are no longer exact
 
 HIGGS_INLINE Vec sin_squared(Vec y) {

@@ -37,21 +37,20 @@ void embed_cpu(
   const int64_t num_text = token_ids.size(0), num_audio = codes.size(0), codebooks = codes.size(1);
   check_tensor("embed", "out", out, ScalarType::Float, {num_text + num_audio, hidden});
   STD_TORCH_CHECK(
-      num_audio == 0 || (codebooks > 0 && audio_table.size(0) % codebooks == 0),
-      "embed: audio_table has ", audio_table.size(0), " rows, no multiple of the ", codebooks, " codebooks of codes");
+      num_audio == 0 || (codebooks > 0 && audio_table.size(0) % codebooks == 0), "embed: audio_table has ",
+      audio_table.size(0), " rows, no multiple of the ", codebooks, " codebooks of codes");
   const int64_t codebook_size = codebooks > 0 ? audio_table.size(0) / codebooks : 0;
   const int32_t* ids = token_ids.const_data_ptr<int32_t>();
   const int32_t* frames = codes.const_data_ptr<int32_t>();
   for (int64_t i = 0; i < num_text; ++i) {
     STD_TORCH_CHECK(
-        ids[i] >= 0 && ids[i] < vocabulary,
-        "embed: token_ids[", i, "] must be between 0 and ", vocabulary - 1, ", got ", ids[i]);
+        ids[i] >= 0 && ids[i] < vocabulary, "embed: token_ids[", i, "] must be between 0 and ", vocabulary - 1,
+        ", got ", ids[i]);
   }
   for (int64_t i = 0; i < num_audio * codebooks; ++i) {
     STD_TORCH_CHECK(
-        frames[i] >= 0 && frames[i] < codebook_size,
-        "embed: codes[", i / codebooks, ", ", i % codebooks, "] must be between 0 and ", codebook_size - 1, ", got ",
-        frames[i]);
+        frames[i] >= 0 && frames[i] < codebook_size, "embed: codes[", i / codebooks, ", ", i % codebooks,
+        "] must be between 0 and ", codebook_size - 1, ", got ", frames[i]);
   }
   float* to = out.mutable_data_ptr<float>();
   with_weight_type(text_table, [&](auto* text) {

@@ -50,9 +50,7 @@ bool isa_supported(Isa isa) {
   return isa == Isa::generic || (isa == Isa::avx2 && has_avx2()) || (isa == Isa::avx512 && has_avx512());
 }
 
-const char* isa_name(Isa isa) {
-  return isa == Isa::generic ? "generic" : isa == Isa::avx2 ? "avx2" : "avx512";
-}
+const char* isa_name(Isa isa) { return isa == Isa::generic ? "generic" : isa == Isa::avx2 ? "avx2" : "avx512"; }
 
 Isa active_isa() {
   static const Isa isa = choose();

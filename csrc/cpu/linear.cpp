@@ -50,9 +50,8 @@ void rms_norm_linear_cpu(
   struct Normalised;
   float* normalised = scratch<Normalised>(rows * k);
   rms_norm_rows(normalised, x.const_data_ptr<float>(), norm_weight, 0, rows, k, eps);
-  with_weight_type(weight, [&](auto* w) {
-    product(out.mutable_data_ptr<float>(), normalised, w, rows, n, k, nullptr);
-  });
+  with_weight_type(
+      weight, [&](auto* w) { product(out.mutable_data_ptr<float>(), normalised, w, rows, n, k, nullptr); });
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ template <typename T>
 struct ProductBlock {
   float* out;  // [rows, n], rows `out_stride` apart
   int64_t out_stride;
-  const float* x;  // [rows, k], contiguous
+  const float* x;   // [rows, k], contiguous
   const T* weight;  // [n, k], contiguous
   int64_t rows, n, k;
   const float* residual;  // like out, with its stride; or null
