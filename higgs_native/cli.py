@@ -1,0 +1,222 @@
+"""The command `higgs-native`."""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from tqdm import tqdm
+
+import higgs_native
+from higgs_native._C import build_info
+from higgs_native.audio_tokenizer import read_audio
+from higgs_native.errors import HiggsNativeError, PromptError
+from higgs_native.generation import SamplingParameters
+from higgs_native.pipeline import HiggsAudio, check_parameters, choose_voices
+from higgs_native.random_checkpoint import write_demo_checkpoint
+from higgs_native.speech import check_output_path
+from higgs_native.text import normalize_text
+from higgs_native.voices import VOICES_VARIABLE, list_voices
+
+
+MODEL_NAME = "bosonai/higgs-audio-v2-generation-3B-base"
+
+app = typer.Typer(
+    help="Higgs Audio V2 text-to-speech.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def speak(
+    text: Annotated[str, typer.Argument(help="What to say: a text, a text file, or - for standard input.")],
+    out: Annotated[Path, typer.Option(help="The audio file to write: .wav, .flac, .ogg or .mp3.")] = Path("out.wav"),
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help=f"The checkpoint: a folder, or a name on the Hub, such as {MODEL_NAME}. "
+            "Without it a small one with random weights is made, whose sound is noise."
+        ),
+    ] = None,
+    audio_tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="The audio tokenizer: a folder, or a name on the Hub.",
+            show_default="audio_tokenizer within the checkpoint, or else the published one",
+        ),
+    ] = None,
+    voice: Annotated[
+        str | None,
+        typer.Option(
+            help="A voice of the folder of voices; several, separated by commas, for SPEAKER0, SPEAKER1, ..."
+        ),
+    ] = None,
+    voices: Annotated[
+        Path | None, typer.Option(help="The folder of voices.", show_default=f"${VOICES_VARIABLE}")
+    ] = None,
+    reference_audio: Annotated[Path | None, typer.Option(help="A recording of the voice to clone.")] = None,
+    reference_text: Annotated[str | None, typer.Option(help="The words spoken in the recording.")] = None,
+    scene: Annotated[
+        str | None, typer.Option(help="Where or how it is spoken: 'Audio is recorded from a quiet room.'")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same speech.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 always takes the most likely code.")] = 0.3,
+    top_k: Annotated[int, typer.Option(help="Draw among so many of the most likely codes; 0: among all.")] = 50,
+    top_p: Annotated[float, typer.Option(help="Draw among the most likely codes of this total probability.")] = 0.95,
+    ras_win_len: Annotated[
+        int, typer.Option(help="Draw again what stands too often among so many last frames; 0: never.")
+    ] = 7,
+    ras_win_max_num_repeat: Annotated[int, typer.Option(help="How often is too often.")] = 2,
+    max_new_tokens: Annotated[int, typer.Option(help="The limit; 25 make a second of audio.")] = 1024,
+    device: Annotated[str, typer.Option(help="cpu, or auto.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, or auto: as stored.")] = "auto",
+) -> None:
+    """Speak a text into an audio file."""
+    # All that can be wrong is looked at before weights are loaded, which takes long.
+    check_output_path(out)
+    text = normalize_text(_read_text(text))
+    chosen = choose_voices(voice, reference_audio, reference_text, voices)
+    for recording in (item.reference_audio for item in chosen if item.profile is None):
+        read_audio(recording)
+    sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+    check_parameters(sampling, max_new_tokens)
+    if model is None:
+        model = _demo_checkpoint()
+        print(
+            "No --model is given: this is a small model with random weights, and what it makes is noise, not speech.\n"
+            f"To hear speech: --model {MODEL_NAME}",
+            file=sys.stderr,
+        )
+    engine = HiggsAudio.from_pretrained(model, device=device, dtype=dtype, audio_tokenizer=audio_tokenizer)
+    start = time.perf_counter()
+    # Shown on a terminal only.
+    with tqdm(desc="speaking", bar_format="{desc}: {n:.2f} s of audio [{elapsed}]", leave=False, disable=None) as bar:
+
+        def show(seconds: float) -> None:
+            bar.update(seconds - bar.n)
+
+        speech = engine.speak(
+            text,
+            voice=chosen,
+            scene=scene,
+            seed=seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            ras_win_len=ras_win_len,
+            ras_win_max_num_repeat=ras_win_max_num_repeat,
+            max_new_tokens=max_new_tokens,
+            on_progress=show,
+        )
+    elapsed = time.perf_counter() - start
+    speech.save(out)
+    print(
+        f"{out}: {speech.duration:.2f} s of audio in {elapsed:.2f} s, "
+        f"real-time factor {elapsed / speech.duration:.2f} (seconds of work for a second of audio)",
+        file=sys.stderr,
+    )
+    if speech.finish_reason == "length":
+        print(
+            f"The speech was cut off at --max-new-tokens {max_new_tokens}, or where the cache was full.",
+            file=sys.stderr,
+        )
+
+
+@app.command()
+def voices(
+    folder: Annotated[
+        Path | None, typer.Argument(help="The folder of voices.", show_default=f"${VOICES_VARIABLE}")
+    ] = None,
+) -> None:
+    """List the voices of a folder: their names, and the words of the recording or the description."""
+    for name, voice in list_voices(folder).items():
+        print(f"{name}\t{voice.profile or voice.reference_text or ''}")
+
+
+@app.command()
+def info() -> None:
+    """Say what is built in, what this machine can do, and what will be used."""
+    build = build_info()
+    cuda = "none" if not build["cuda"] else f"{build['cuda_version']} for {build['cuda_architectures']}"
+    rows = {
+        "higgs_native": higgs_native.__version__,
+        "built against torch": build["torch_built_against"],
+        "built by": build["compiler"],
+        "CPU kernels built in": ", ".join(build["cpu_instruction_sets"]),
+        "CUDA kernels built in": cuda,
+        "torch": torch.__version__,
+        "this CPU runs": ", ".join(build["cpu_instruction_sets_supported"]),
+        "this CPU has": build["cpu_features"],
+        "GPUs": torch.cuda.device_count() or "none",
+        "will be used": f"cpu, {build['cpu_instruction_set']} kernels, {torch.get_num_threads()} threads",
+    }
+    for name, value in rows.items():
+        print(f"{name + ':':<23}{value}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit: 0, 1 on an unexpected error, 2 on bad input, with one line on stderr.
+
+    Args:
+        arguments: by default those of the process.
+    """
+    try:
+        app(arguments)
+    except HiggsNativeError as error:
+        _fail(error, 2)
+    except Exception as error:
+        if os.environ.get("HIGGS_NATIVE_TRACEBACK"):
+            raise
+        _fail(f"{type(error).__name__}: {error} (HIGGS_NATIVE_TRACEBACK=1 shows where)", 1)
+
+
+def _fail(error: Exception | str, code: int) -> None:
+    print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+    sys.exit(code)
+
+
+def _read_text(text: str) -> str:
+    """What to say: `text` itself, or the contents of the file it names or of standard input."""
+    if text == "-":
+        data = sys.stdin.buffer.read()
+    elif os.path.isfile(text):
+        data = Path(text).read_bytes()
+    else:
+        return text
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        name = "standard input" if text == "-" else text
+        raise PromptError(f"{name} is not UTF-8 text at byte {error.start}") from None
+
+
+def _demo_checkpoint() -> Path:
+    """The folder of the demonstration checkpoint; made on first use."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "higgs_native"
+    folder = cache / f"demo-{higgs_native.__version__}"
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=cache))
+        try:
+            write_demo_checkpoint(made)
+            made.rename(folder)
+        except OSError:
+            # Another process may have been faster.
+            if not folder.is_dir():
+                raise
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    return folder
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""From text to speech: prompt, model and audio tokenizer in one object."""
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from higgs_native.audio_tokenizer import HiggsAudioTokenizer, read_audio
+from higgs_native.checkpoint import LanguageModelFiles, resolve_folder
+from higgs_native.config import HiggsAudioConfig
+from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
+from higgs_native.generation import (
+    DEFAULT_STOP_STRINGS,
+    GenerationOutput,
+    HiggsAudioModel,
+    SamplingParameters,
+    revert_delay_pattern,
+)
+from higgs_native.prompt import (
+    AudioContent,
+    ChatMLSample,
+    Message,
+    build_prompt,
+    check_plain_text,
+    speech_messages,
+)
+from higgs_native.speech import Speech
+from higgs_native.text import normalize_text
+from higgs_native.voices import Voice, find_voice
+
+
+AUDIO_TOKENIZER_NAME = "bosonai/higgs-audio-v2-tokenizer"
+
+
+class HiggsAudio:
+    """A text-to-speech engine.
+
+        engine = HiggsAudio.from_pretrained("bosonai/higgs-audio-v2-generation-3B-base")
+        speech = engine.speak("The sun rises in the east.", reference_audio="voice.wav", reference_text="Hello there.")
+        speech.save("out.wav")
+
+    A checkpoint of the original layout is prompted and sampled as Boson's implementation does it, one of the
+    transformers layout as transformers does it.
+
+    Args:
+        model: the language model.
+        audio_tokenizer: turns recordings into codes, and codes into sound.
+
+    Raises:
+        CheckpointError: the two differ in their codebooks, or the model came without its text tokenizer.
+    """
+
+    def __init__(self, model: HiggsAudioModel, audio_tokenizer: HiggsAudioTokenizer) -> None:
+        if model.tokenizer is None:
+            raise CheckpointError("the model's folder has no tokenizer.json")
+        codebooks = model.config.num_codebooks, model.config.codebook_size - 2
+        if codebooks != (audio_tokenizer.num_codebooks, audio_tokenizer.codebook_size):
+            raise CheckpointError(
+                f"the model has {codebooks[0]} codebooks of {codebooks[1]} codes, but the audio tokenizer has "
+                f"{audio_tokenizer.num_codebooks} of {audio_tokenizer.codebook_size}"
+            )
+        self.model = model
+        self.audio_tokenizer = audio_tokenizer
+        self.layout = "transformers" if model.config.audio_eos_token_id is None else "boson"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_name: str | Path,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        audio_tokenizer: str | Path | HiggsAudioTokenizer | None = None,
+    ) -> "HiggsAudio":
+        """Load a checkpoint of either layout.
+
+        Args:
+            path_or_name: its folder, or its name on the Hub.
+            device: `cpu`, or `auto`, which is the CPU.
+            dtype: of the weights: `float32`, `bfloat16`, or `auto`, as they are stored.
+            audio_tokenizer: its folder, its name on the Hub, or a loaded one. By default the folder `audio_tokenizer`
+                within the checkpoint, or else `bosonai/higgs-audio-v2-tokenizer` from the Hub.
+
+        Raises:
+            CheckpointError, ConfigError: a checkpoint is missing, damaged, or not one of this model.
+            ParameterError: there is no such device or dtype.
+        """
+        if str(device) not in ("auto", "cpu"):
+            raise ParameterError(f"device must be 'auto' or 'cpu', got '{device}'")
+        folder = resolve_folder(path_or_name)
+        # Headers alone: what is wrong with the model shows before an audio tokenizer is fetched and loaded.
+        LanguageModelFiles(folder, HiggsAudioConfig.from_pretrained(folder))
+        if not isinstance(audio_tokenizer, HiggsAudioTokenizer):
+            beside = folder / "audio_tokenizer"
+            chosen = audio_tokenizer or (beside if beside.is_dir() else AUDIO_TOKENIZER_NAME)
+            audio_tokenizer = HiggsAudioTokenizer.from_pretrained(chosen)
+        return cls(HiggsAudioModel.from_pretrained(folder, dtype=dtype), audio_tokenizer)
+
+    def speak(
+        self,
+        text: str,
+        voice: str | Voice | Sequence[str | Voice] | None = None,
+        reference_audio: str | Path | tuple[np.ndarray, int] | None = None,
+        reference_text: str | None = None,
+        scene: str | None = None,
+        seed: int | None = None,
+        temperature: float = 0.3,
+        top_k: int | None = 50,
+        top_p: float | None = 0.95,
+        ras_win_len: int | None = 7,
+        ras_win_max_num_repeat: int = 2,
+        max_new_tokens: int = 1024,
+        voices_folder: str | Path | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> Speech:
+        """Speak `text`.
+
+        The defaults of temperature, top-k and top-p are those of the published examples; Boson's engine itself falls
+        back to 0.7, none and 0.95.
+
+        Args:
+            text: what to say. `[SPEAKER0]`, `[SPEAKER1]`, ... stand before the turns of several speakers. It is
+                normalised as `higgs_native.text.normalize_text` says.
+            voice: a voice of `voices_folder`, or several, separated by commas or in a list, for SPEAKER0, SPEAKER1,
+                ...; or `Voice` objects.
+            reference_audio: a recording to clone instead: a file, or `(samples, sampling rate in Hz)`.
+            reference_text: the words spoken in it; cloning is closer with them.
+            scene: where it is spoken, or how.
+            seed: the same seed gives the same speech; None: a new one each time.
+            temperature: 0 always takes the most likely code.
+            top_k: draw among so many of the most likely codes; None: among all.
+            top_p: draw among the most likely codes that together have this probability; None or 1: among all.
+            ras_win_len: a code that stands `ras_win_max_num_repeat` times among the last so many is drawn anew; None
+                or 0: never.
+            ras_win_max_num_repeat: see `ras_win_len`.
+            max_new_tokens: the limit, text and audio together; 25 make a second.
+            voices_folder: see `higgs_native.voices`; by default the one that HIGGS_NATIVE_VOICES names.
+            on_progress: called after every frame with the seconds of audio that exist so far.
+
+        Raises:
+            PromptError: the text is empty or holds special tokens, the voice is unknown, or the prompt is longer than
+                the cache.
+            AudioError: the reference audio can't be read or used.
+            ParameterError: a parameter is outside its range.
+        """
+        text = normalize_text(text)
+        voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
+        tokenizer = self.model.tokenizer
+        check_plain_text(text, tokenizer)
+        check_plain_text(scene or "", tokenizer, "scene")
+        for chosen in voices:
+            check_plain_text(chosen.reference_text or "", tokenizer, "reference text")
+            check_plain_text(chosen.profile or "", tokenizer, "profile")
+        return self.generate(
+            speech_messages(text, voices, scene, self.layout),
+            force_audio_gen=True,
+            seed=seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            ras_win_len=ras_win_len,
+            ras_win_max_num_repeat=ras_win_max_num_repeat,
+            max_new_tokens=max_new_tokens,
+            on_progress=on_progress,
+        )
+
+    def generate(
+        self,
+        conversation: ChatMLSample | Sequence[Message],
+        force_audio_gen: bool = False,
+        seed: int | None = None,
+        temperature: float = 0.3,
+        top_k: int | None = 50,
+        top_p: float | None = 0.95,
+        ras_win_len: int | None = 7,
+        ras_win_max_num_repeat: int = 2,
+        max_new_tokens: int = 1024,
+        stop_strings: Sequence[str] = DEFAULT_STOP_STRINGS,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> Speech:
+        """Generate the assistant's reply to a conversation, in audio, text or both.
+
+        Args:
+            conversation: the messages (see `higgs_native.prompt`); special tokens in their texts are taken as such.
+            force_audio_gen: begin with audio.
+            stop_strings: text that ends the reply.
+            seed, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, max_new_tokens, on_progress: as for
+                `speak`.
+
+        Raises:
+            PromptError, AudioError, ParameterError: as for `speak`.
+        """
+        sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+        check_parameters(sampling, max_new_tokens)
+        prompt = build_prompt(conversation, self.model.tokenizer, self.layout, force_audio_gen)
+        output = self.model.generate(
+            prompt.input_ids,
+            reference_codes=[self._encode(recording) for recording in prompt.audio],
+            rule=self.layout,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            ras_win_len=ras_win_len,
+            ras_win_max_num_repeat=ras_win_max_num_repeat,
+            stop_strings=stop_strings,
+            seed=seed,
+            on_frame=None if on_progress is None else self._frame_counter(on_progress),
+        )
+        return self._speech(output)
+
+    def _encode(self, recording: AudioContent) -> torch.Tensor:
+        audio, sampling_rate = read_recording(recording)
+        # Boson's length rule for both layouts: it takes every length, and where both do they agree.
+        return self.audio_tokenizer.encode(audio, sampling_rate)
+
+    def _frame_counter(self, on_progress: Callable[[float], None]) -> Callable[[torch.Tensor], None]:
+        """A callback for frames that reports seconds: a frame exists when its last codebook, delayed, is drawn."""
+        complete = 0
+
+        def on_frame(codes: torch.Tensor) -> None:
+            nonlocal complete
+            begins = bool((codes == self.model.config.audio_stream_bos_id).all())
+            complete += 1 - self.model.config.num_codebooks if begins else 1
+            on_progress(max(0, complete) / self.audio_tokenizer.frame_rate)
+
+        return on_frame
+
+    def _speech(self, output: GenerationOutput) -> Speech:
+        segments = [self._codes(segment) for segment in output.audio_segments]
+        sounds = [self.audio_tokenizer.decode(codes).cpu().numpy() for codes in segments if codes.shape[1]]
+        return Speech(
+            audio=np.concatenate([np.zeros(0, dtype=np.float32), *sounds]),
+            sampling_rate=self.audio_tokenizer.sampling_rate,
+            codes=torch.cat([torch.zeros(self.model.config.num_codebooks, 0, dtype=torch.int64), *segments], dim=1),
+            text=self.model.tokenizer.decode(output.text_ids, skip_special_tokens=True).strip(),
+            finish_reason=output.finish_reason,
+            usage={
+                "prompt_tokens": output.prompt_tokens,
+                "completion_tokens": output.completion_tokens,
+                "total_tokens": output.prompt_tokens + output.completion_tokens,
+            },
+        )
+
+    def _codes(self, segment: torch.Tensor) -> torch.Tensor:
+        """The codes of a delayed segment that begins with the all-BOS frame: [codebooks, N] -> [codebooks, T]."""
+        if self.layout == "boson":
+            # The first column is BOS, the last one EOS or, where the end was cut off, given up.
+            codes = revert_delay_pattern(segment)[:, 1:-1]
+        else:
+            ends = (segment == self.model.config.audio_stream_eos_id).all(dim=0).nonzero().flatten().tolist()
+            codes = revert_delay_pattern(segment[:, 1 : ends[0] if ends else None])
+        return codes.clamp(0, self.audio_tokenizer.codebook_size - 1)
+
+
+def check_parameters(sampling: SamplingParameters, max_new_tokens: int) -> None:
+    """Raise ParameterError where a parameter lies outside its range."""
+    sampling.check()
+    if max_new_tokens < 1:
+        raise ParameterError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+
+
+def choose_voices(
+    voice: str | Voice | Sequence[str | Voice] | None = None,
+    reference_audio: str | Path | tuple[np.ndarray, int] | None = None,
+    reference_text: str | None = None,
+    voices_folder: str | Path | None = None,
+) -> list[Voice]:
+    """Return the voices of SPEAKER0, SPEAKER1, ...; none where neither a voice nor reference audio is given.
+
+    Args: as for `HiggsAudio.speak`.
+
+    Raises:
+        PromptError: a voice is unknown, both a voice and reference audio are given, or a text without reference audio.
+    """
+    reference_text = (reference_text or "").strip() or None
+    if reference_audio is not None:
+        if voice is not None:
+            raise PromptError("both a voice and reference audio are given; expected one of them")
+        return [Voice(reference_audio, reference_text)]
+    if reference_text is not None:
+        raise PromptError("a reference text is given without reference audio")
+    if voice is None:
+        return []
+    voices = [voice] if isinstance(voice, Voice) else voice.split(",") if isinstance(voice, str) else voice
+    return [item if isinstance(item, Voice) else find_voice(item.strip(), voices_folder) for item in voices]
+
+
+def read_recording(recording: AudioContent) -> tuple[np.ndarray, int]:
+    """Return a recording's samples and their sampling rate in Hz.
+
+    A file's channels are averaged; samples that come as an array are returned as they are.
+
+    Raises:
+        AudioError: there is no such file, it can't be read or used, or `raw_audio` is not base64.
+        PromptError: it names no audio at all.
+    """
+    if recording.audio_url not in (None, "", "placeholder"):
+        samples, sampling_rate = read_audio(Path(recording.audio_url).expanduser())
+    elif isinstance(recording.raw_audio, tuple):
+        samples, sampling_rate = recording.raw_audio
+    elif recording.raw_audio is not None:
+        try:
+            data = base64.b64decode(recording.raw_audio, validate=True)
+        except ValueError:
+            raise AudioError("raw_audio is not valid base64") from None
+        samples, sampling_rate = read_audio(io.BytesIO(data))
+    else:
+        raise PromptError("an audio content names no recording; expected audio_url or raw_audio")
+    if recording.offset is None and recording.duration is None:
+        return samples, sampling_rate
+    start = round((recording.offset or 0) * sampling_rate)
+    length = len(samples) if recording.duration is None else round(recording.duration * sampling_rate)
+    return samples[start : start + length], sampling_rate

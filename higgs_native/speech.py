@@ -1,0 +1,82 @@
+"""What was spoken, and audio files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from higgs_native.errors import AudioError, ParameterError
+from higgs_native.files import replacing
+
+
+# The ending of an audio file, and libsndfile's names of its format and encoding.
+_FORMATS = {
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What a call generated. Where the model wrote only text, or too little audio for one frame, `audio` is empty.
+
+    Attributes:
+        audio: [samples], float32, mono, full scale at 1.
+        sampling_rate: in Hz.
+        codes: [codebooks, frames], int64: what `audio` was decoded from, several audio segments joined.
+        text: what the model wrote beside it, without special tokens.
+        finish_reason: `stop`, or `length` where `max_new_tokens` or the cache ended it.
+        usage: how many tokens the prompt (`prompt_tokens`) and the reply (`completion_tokens`) have.
+    """
+
+    audio: np.ndarray
+    sampling_rate: int
+    codes: torch.Tensor
+    text: str
+    finish_reason: str
+    usage: Mapping[str, int]
+
+    @property
+    def duration(self) -> float:
+        """The length of the audio in seconds."""
+        return len(self.audio) / self.sampling_rate
+
+    def save(self, path: str | Path) -> None:
+        """Write the audio to a .wav or .flac (16 bit), .ogg (Vorbis) or .mp3 file. What exceeds full scale is clipped.
+
+        Raises:
+            AudioError: there is no audio.
+            ParameterError: the ending is another, the folder does not exist or the file can't be written.
+        """
+        if not len(self.audio):
+            raise AudioError(f"the model made no audio to save (it wrote the text {self.text!r})")
+        path = check_output_path(path)
+        format_name, encoding = _FORMATS[path.suffix.lower()]
+        with replacing(path) as temporary:
+            soundfile.write(temporary, self.audio, self.sampling_rate, format=format_name, subtype=encoding)
+
+
+def check_output_path(path: str | Path) -> Path:
+    """Return `path` if an audio file can be written there; a file that stands there is left alone.
+
+    Raises:
+        ParameterError: the ending is not .wav, .flac, .ogg or .mp3, or the folder can't be written to.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in _FORMATS:
+        raise ParameterError(f"{path} does not end in one of {', '.join(_FORMATS)}")
+    # Only trying tells whether a file can be made: permissions don't bind every user, and disks may be read-only.
+    try:
+        if path.is_dir():
+            raise ParameterError(f"{path} is a folder; expected a file")
+        probe = path.with_name(f".{path.name}.probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ParameterError(f"{path} can't be written: {error.strerror}") from None
+    return path

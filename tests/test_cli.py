@@ -1,0 +1,449 @@
+import io
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+import higgs_native
+from higgs_native import cli
+from higgs_native.cli import main
+from higgs_native.errors import ParameterError
+from higgs_native.random_checkpoint import write_demo_checkpoint
+
+
+RATE = 24000
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Runs the command in an empty folder; returns its exit code, standard output and standard error."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("HIGGS_NATIVE_VOICES", raising=False)
+    monkeypatch.delenv("HIGGS_NATIVE_TRACEBACK", raising=False)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as exit:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return exit.value.code, captured.out, captured.err
+
+    run.work = work
+    return run
+
+
+def tone(seconds):
+    return (0.5 * np.sin(2 * np.pi * 220 / RATE * np.arange(round(RATE * seconds)))).astype(np.float32)
+
+
+def test_speak_writes_a_file(run, model):
+    code, out, err = run("speak", "Hello there.", "--model", model, "--max-new-tokens", 20, "--seed", 1)
+    assert code == 0
+    assert out == ""
+    assert "s of audio in" in err
+    assert "real-time factor" in err
+    assert "noise" not in err
+    assert [file.name for file in run.work.iterdir()] == ["out.wav"]
+    audio, rate = soundfile.read(run.work / "out.wav")
+    assert rate == RATE
+    assert 0 < len(audio) <= 960 * 20
+
+
+def test_the_seed_and_the_parameters_reach_the_model(run, model):
+    options = ("--model", model, "--max-new-tokens", 20, "--temperature", 1, "--top-k", 0, "--top-p", 1)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert run("speak", "Hello.", *options, "--seed", seed, "--out", f"{name}.flac")[0] == 0
+    a, b, c = (soundfile.read(run.work / f"{name}.flac")[0] for name in "abc")
+    np.testing.assert_array_equal(a, b)
+    assert len(a) != len(c) or not np.array_equal(a, c)
+    for name, ras in (("greedy", 0), ("same", 0)):
+        assert (
+            run("speak", "Hello.", *options, "--temperature", 0, "--ras-win-len", ras, "--out", f"{name}.wav")[0] == 0
+        )
+    assert (run.work / "greedy.wav").read_bytes() == (run.work / "same.wav").read_bytes()
+
+
+def test_the_text_comes_from_an_argument_a_file_or_standard_input(run, model, monkeypatch):
+    (run.work / "text.txt").write_text("\ufeffHello, 世界.\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Hello, 世界.\n".encode())))
+    options = ("--model", model, "--max-new-tokens", 16, "--temperature", 0)
+    for index, text in enumerate(("Hello, 世界.", "text.txt", "-")):
+        assert run("speak", text, *options, "--out", f"{index}.wav")[0] == 0
+    one, two, three = ((run.work / f"{index}.wav").read_bytes() for index in range(3))
+    assert one == two == three
+
+
+def test_a_long_text_is_no_file_name(run, model):
+    assert run("speak", "Hello there. " * 50, "--model", model, "--max-new-tokens", 12)[0] == 0
+
+
+def test_a_limit_that_was_reached_is_told(run, model):
+    _, _, err = run("speak", "Hello.", "--model", model, "--temperature", 0, "--max-new-tokens", 10)
+    assert "cut off at --max-new-tokens 10" in err
+
+
+def test_cloning_from_a_recording_and_from_the_folder_of_voices(run, model, monkeypatch):
+    soundfile.write(run.work / "anna.wav", tone(1), RATE)
+    (run.work / "anna.txt").write_text("Hello there.")
+    options = ("--model", model, "--max-new-tokens", 16, "--temperature", 0)
+    reference = ("--reference-audio", "anna.wav", "--reference-text", "Hello there.")
+    assert run("speak", "Hi.", *options, *reference, "--out", "a.wav")[0] == 0
+    assert run("speak", "Hi.", *options, "--voice", "anna", "--voices", ".", "--out", "b.wav")[0] == 0
+    monkeypatch.setenv("HIGGS_NATIVE_VOICES", str(run.work))
+    assert run("speak", "Hi.", *options, "--voice", "anna", "--scene", "A room.", "--out", "c.wav")[0] == 0
+    a, b, c = ((run.work / f"{name}.wav").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_without_a_model_it_says_that_the_sound_is_noise(run, tmp_path, monkeypatch):
+    for _ in range(2):
+        code, _, err = run("speak", "Hello.", "--max-new-tokens", 12)
+        assert code == 0
+        assert "random weights" in err
+        assert "noise, not speech" in err
+        # The second time the checkpoint is there.
+        monkeypatch.setattr(cli, "write_demo_checkpoint", None)
+    made = list((tmp_path / "cache" / "higgs_native").iterdir())
+    assert [folder.name for folder in made] == [f"demo-{higgs_native.__version__}"]
+    assert (run.work / "out.wav").is_file()
+
+
+def test_a_demonstration_checkpoint_half_written_is_not_kept(run, tmp_path, monkeypatch):
+    def fail(folder):
+        (folder / "config.json").touch()
+        raise RuntimeError("interrupted")
+
+    monkeypatch.setattr(cli, "write_demo_checkpoint", fail)
+    assert run("speak", "Hello.")[0] == 1
+    assert not list((tmp_path / "cache" / "higgs_native").iterdir())
+
+
+def test_info(run):
+    code, out, _ = run("info")
+    assert code == 0
+    info = higgs_native._C.build_info()
+    for text in (higgs_native.__version__, info["torch_built_against"], info["cpu_instruction_set"]):
+        assert text in out
+    for name in ("CPU kernels built in", "CUDA kernels built in", "this CPU runs", "GPUs", "will be used"):
+        assert name in out
+
+
+def test_voices(run):
+    (run.work / "anna.wav").touch()
+    (run.work / "anna.txt").write_text("Hello there.")
+    (run.work / "profile.yaml").write_text("profiles:\n  old: An old man.\n")
+    assert run("voices", ".") == (0, "anna\tHello there.\nprofile:old\tAn old man.\n", "")
+    code, out, err = run("voices")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: no folder of voices is given")
+
+
+def change_json(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def copy_of(model, folder):
+    shutil.copytree(model, folder)
+    return folder
+
+
+def missing_model(folder, model):
+    return ["Hi.", "--model", folder / "missing"], "does not exist"
+
+
+def unknown_hub_name_offline(folder, model):
+    return ["Hi.", "--model", "nobody/nothing"], "nobody/nothing"
+
+
+def folder_of_something_else(folder, model):
+    (folder / "other").mkdir()
+    return ["Hi.", "--model", folder / "other"], "has no config.json"
+
+
+def model_that_is_a_file(folder, model):
+    return ["Hi.", "--model", model / "config.json"], "is a file"
+
+
+def config_of_another_model(folder, model):
+    change_json(copy_of(model, folder / "model") / "config.json", model_type="llama")
+    return ["Hi.", "--model", folder / "model"], "model_type is 'llama'"
+
+
+def config_that_is_no_json(folder, model):
+    (copy_of(model, folder / "model") / "config.json").write_text("{")
+    return ["Hi.", "--model", folder / "model"], "not readable as JSON"
+
+
+def truncated_weights(folder, model):
+    path = copy_of(model, folder / "model") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    return ["Hi.", "--model", folder / "model"], "model.safetensors is damaged"
+
+
+def shapes_that_do_not_fit(folder, model):
+    config = copy_of(model, folder / "model") / "config.json"
+    raw = json.loads(config.read_text())
+    raw.get("text_config", raw)["intermediate_size"] += 8
+    config.write_text(json.dumps(raw))
+    return ["Hi.", "--model", folder / "model"], "asks for"
+
+
+def missing_tokenizer(folder, model):
+    (copy_of(model, folder / "model") / "tokenizer.json").unlink()
+    return ["Hi.", "--model", folder / "model"], "no tokenizer.json"
+
+
+def damaged_tokenizer(folder, model):
+    (copy_of(model, folder / "model") / "tokenizer.json").write_text("{}")
+    return ["Hi.", "--model", folder / "model"], "tokenizer.json is no tokenizer"
+
+
+def missing_audio_tokenizer(folder, model):
+    return ["Hi.", "--model", model, "--audio-tokenizer", folder / "missing"], "does not exist"
+
+
+def truncated_audio_tokenizer(folder, model):
+    copied = copy_of(model, folder / "model") / "audio_tokenizer"
+    for path in (*copied.glob("*.safetensors"), *copied.glob("*.pth")):
+        path.write_bytes(path.read_bytes()[:-1000])
+    return ["Hi.", "--model", folder / "model"], "audio_tokenizer"
+
+
+def empty_text(folder, model):
+    return ["", "--model", model], "the text is empty"
+
+
+def white_space(folder, model):
+    return [" \n\t", "--model", model], "the text is empty"
+
+
+def empty_file(folder, model):
+    (folder / "empty.txt").touch()
+    return [folder / "empty.txt", "--model", model], "the text is empty"
+
+
+def file_that_is_no_text(folder, model):
+    (folder / "noise.txt").write_bytes(b"ab\xff")
+    return [folder / "noise.txt", "--model", model], "not UTF-8 text at byte 2"
+
+
+def special_token(folder, model):
+    return ["Hi. <|eot_id|>", "--model", model], "the text holds the special token <|eot_id|>"
+
+
+def missing_reference(folder, model):
+    return ["Hi.", "--model", model, "--reference-audio", folder / "missing.wav"], "missing.wav"
+
+
+def reference(folder, model, samples, **options):
+    soundfile.write(folder / "voice.wav", samples, RATE, **options)
+    return ["Hi.", "--model", model, "--reference-audio", folder / "voice.wav"]
+
+
+def unreadable_reference(folder, model):
+    (folder / "voice.wav").write_bytes(b"RIFF but not audio")
+    return ["Hi.", "--model", model, "--reference-audio", folder / "voice.wav"], "voice.wav"
+
+
+def reference_of_zero_bytes(folder, model):
+    (folder / "voice.wav").touch()
+    return ["Hi.", "--model", model, "--reference-audio", folder / "voice.wav"], "voice.wav"
+
+
+def empty_reference(folder, model):
+    return reference(folder, model, tone(0)), "empty"
+
+
+def short_reference(folder, model):
+    return reference(folder, model, tone(0.05)), "0.05"
+
+
+def long_reference(folder, model):
+    return reference(folder, model, tone(600)), "600"
+
+
+def reference_with_nan(folder, model):
+    samples = tone(1)
+    samples[100] = np.nan
+    return reference(folder, model, samples, subtype="FLOAT"), "NaN"
+
+
+def reference_text_alone(folder, model):
+    return ["Hi.", "--model", model, "--reference-text", "Hello."], "without reference audio"
+
+
+def unknown_voice(folder, model):
+    (folder / "anna.wav").touch()
+    return ["Hi.", "--model", model, "--voice", "zoe", "--voices", folder], "unknown voice 'zoe'; available: anna"
+
+
+def missing_folder_of_voices(folder, model):
+    return ["Hi.", "--model", model, "--voice", "zoe"], "no folder of voices is given"
+
+
+def unwritable_output(folder, model):
+    return ["Hi.", "--model", model, "--out", folder / "missing" / "out.wav"], "can't be written"
+
+
+def output_that_is_a_folder(folder, model):
+    (folder / "out.wav").mkdir()
+    return ["Hi.", "--model", model, "--out", folder / "out.wav"], "is a folder"
+
+
+def unknown_ending(folder, model):
+    return ["Hi.", "--model", model, "--out", folder / "out.aac"], "does not end in one of"
+
+
+def unknown_device(folder, model):
+    return ["Hi.", "--model", model, "--device", "cuda"], "device must be 'auto' or 'cpu', got 'cuda'"
+
+
+def unknown_dtype(folder, model):
+    return ["Hi.", "--model", model, "--dtype", "int8"], "dtype"
+
+
+def more_than_the_cache_holds(folder, model):
+    (folder / "long.txt").write_text("long " * 2000)
+    return [folder / "long.txt", "--model", model], "the cache holds"
+
+
+def no_audio(folder, model):
+    return ["Hi.", "--model", model, "--max-new-tokens", "3"], "no audio"
+
+
+def parameter(name, value):
+    def case(folder, model):
+        return ["Hi.", "--model", model, name, value], name.removeprefix("--").replace("-", "_")
+
+    case.__name__ = f"{name} {value}"
+    return case
+
+
+BAD_INPUTS = (
+    missing_model,
+    unknown_hub_name_offline,
+    folder_of_something_else,
+    model_that_is_a_file,
+    config_of_another_model,
+    config_that_is_no_json,
+    truncated_weights,
+    shapes_that_do_not_fit,
+    missing_tokenizer,
+    damaged_tokenizer,
+    missing_audio_tokenizer,
+    truncated_audio_tokenizer,
+    empty_text,
+    white_space,
+    empty_file,
+    file_that_is_no_text,
+    special_token,
+    missing_reference,
+    unreadable_reference,
+    reference_of_zero_bytes,
+    empty_reference,
+    short_reference,
+    long_reference,
+    reference_with_nan,
+    reference_text_alone,
+    unknown_voice,
+    missing_folder_of_voices,
+    unwritable_output,
+    output_that_is_a_folder,
+    unknown_ending,
+    unknown_device,
+    unknown_dtype,
+    more_than_the_cache_holds,
+    no_audio,
+    parameter("--top-p", 0),
+    parameter("--top-p", 2),
+    parameter("--top-k", -1),
+    parameter("--temperature", -1),
+    parameter("--temperature", "nan"),
+    parameter("--max-new-tokens", 0),
+    parameter("--seed", -1),
+    parameter("--ras-win-max-num-repeat", 0),
+)
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS, ids=lambda case: case.__name__)
+def test_bad_input_gives_one_line_and_writes_nothing(case, run, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = tmp_path / "input"
+    folder.mkdir()
+    arguments, message = case(folder, model)
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = run("speak", *arguments)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    assert message in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# What is known without the weights must not wait for them.
+KNOWN_EARLY = (
+    empty_text,
+    unreadable_reference,
+    empty_reference,
+    short_reference,
+    long_reference,
+    reference_with_nan,
+    unknown_voice,
+    unwritable_output,
+    unknown_ending,
+    parameter("--top-p", 2),
+    parameter("--max-new-tokens", 0),
+)
+
+
+@pytest.mark.parametrize("case", KNOWN_EARLY, ids=lambda case: case.__name__)
+def test_what_is_wrong_is_told_before_weights_are_loaded(case, run, model, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(cli.HiggsAudio, "from_pretrained", fail)
+    arguments, message = case(tmp_path, model)
+    code, _, err = run("speak", *arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_errors_of_several_lines_become_one(run, monkeypatch):
+    def fail(folder):
+        raise ParameterError("one\ntwo")
+
+    monkeypatch.setattr(cli, "list_voices", fail)
+    assert run("voices") == (2, "", "error: one two\n")
+
+
+def test_an_unexpected_error_is_one_line_too(run, monkeypatch):
+    def fail(folder):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(cli, "list_voices", fail)
+    code, out, err = run("voices")
+    assert (code, out) == (1, "")
+    assert err == "error: RuntimeError: broken (HIGGS_NATIVE_TRACEBACK=1 shows where)\n"
+
+
+def test_a_traceback_on_demand(capsys, monkeypatch):
+    def fail(folder):
+        raise RuntimeError("broken")
+
+    monkeypatch.setenv("HIGGS_NATIVE_TRACEBACK", "1")
+    monkeypatch.setattr(cli, "list_voices", fail)
+    with pytest.raises(RuntimeError, match="broken"):
+        main(["voices"])

@@ -1,0 +1,313 @@
+import base64
+import io
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from higgs_native import pipeline
+from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
+from higgs_native.generation import GenerationOutput, delayed_reference
+from higgs_native.pipeline import HiggsAudio, choose_voices, read_recording
+from higgs_native.prompt import AudioContent, ChatMLSample, Message
+from higgs_native.random_checkpoint import DEMO_CONFIG, write_demo_checkpoint, write_language_model
+from higgs_native.voices import Voice
+
+
+TEXT = "The sun rises in the east."
+RATE = 24000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(folder):
+    return HiggsAudio.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def engines(folder, engine, tmp_path_factory):
+    """An engine of either layout."""
+    engines = {}
+    for layout, name in (("original", "boson"), ("transformers", "transformers")):
+        model = tmp_path_factory.mktemp(layout)
+        write_language_model(model, DEMO_CONFIG, layout, torch.float32)
+        engines[name] = HiggsAudio.from_pretrained(model, audio_tokenizer=folder / "audio_tokenizer")
+        assert engines[name].layout == name
+    return engines
+
+
+@pytest.fixture(scope="module")
+def samples():
+    time = np.arange(RATE) / RATE
+    return (0.5 * np.sin(2 * np.pi * 220 * time) * np.sin(np.pi * time)).astype(np.float32)
+
+
+@pytest.fixture
+def recording(samples, tmp_path):
+    soundfile.write(tmp_path / "voice.wav", samples, RATE, subtype="FLOAT")
+    return tmp_path / "voice.wav"
+
+
+@pytest.mark.parametrize("layout", ["boson", "transformers"])
+def test_speech(layout, engines):
+    speech = engines[layout].speak(TEXT, seed=1, max_new_tokens=40)
+    assert speech.audio.dtype == np.float32
+    assert speech.audio.ndim == 1
+    assert np.isfinite(speech.audio).all()
+    assert speech.sampling_rate == RATE
+    assert speech.codes.dtype == torch.int64
+    assert speech.codes.shape[0] == 8
+    assert 0 < speech.codes.shape[1] <= 40
+    assert 0 <= speech.codes.min() <= speech.codes.max() < 1024
+    assert len(speech.audio) == speech.codes.shape[1] * 960
+    assert speech.duration == speech.codes.shape[1] / 25
+    assert "<|" not in speech.text
+    assert speech.finish_reason in ("stop", "length")
+    assert speech.usage["total_tokens"] == speech.usage["prompt_tokens"] + speech.usage["completion_tokens"]
+    assert speech.usage["completion_tokens"] <= 40
+
+
+def test_the_seed_decides(engine):
+    one, same, other = (engine.speak(TEXT, seed=seed, temperature=1.0, max_new_tokens=20) for seed in (1, 1, 2))
+    assert torch.equal(one.codes, same.codes)
+    assert np.array_equal(one.audio, same.audio)
+    assert not torch.equal(one.codes, other.codes)
+
+
+def test_temperature_zero_is_greedy(engine):
+    one, other = (engine.speak(TEXT, seed=seed, temperature=0, max_new_tokens=20) for seed in (1, 2))
+    assert torch.equal(one.codes, other.codes)
+
+
+@pytest.mark.parametrize("layout", ["boson", "transformers"])
+@pytest.mark.parametrize("steps", [1, 2, 8, 9, 10, 11, 12])
+def test_few_steps_give_little_or_no_audio(steps, layout, engines):
+    speech = engines[layout].speak(TEXT, temperature=0, max_new_tokens=steps)
+    assert speech.finish_reason == "length"
+    # The all-BOS frame and seven delayed ones come first; Boson's rule gives up the column that stands for EOS.
+    frames = max(0, steps - 8 - (layout == "boson"))
+    assert speech.codes.shape == (8, frames)
+    assert speech.audio.shape == (960 * frames,)
+    assert speech.audio.dtype == np.float32
+
+
+def test_progress_counts_whole_frames(engine):
+    seconds = []
+    engine.speak(TEXT, temperature=0, max_new_tokens=12, on_progress=seconds.append)
+    assert seconds == [0.0] * 8 + [0.04, 0.08, 0.12, 0.16]
+
+
+def test_a_reference_is_a_file_or_samples(engine, recording, samples):
+    spoken = [
+        engine.speak(TEXT, reference_audio=reference, reference_text="Hello.", temperature=0, max_new_tokens=16)
+        for reference in (recording, str(recording), (samples, RATE))
+    ]
+    assert torch.equal(spoken[0].codes, spoken[1].codes)
+    assert torch.equal(spoken[0].codes, spoken[2].codes)
+    assert spoken[0].usage["prompt_tokens"] > engine.speak(TEXT, max_new_tokens=1).usage["prompt_tokens"] + 25
+
+
+@pytest.mark.parametrize("layout", ["boson", "transformers"])
+def test_what_the_model_reads(layout, engines, recording, tmp_path, monkeypatch):
+    engine = engines[layout]
+    prompts = []
+
+    def generate(input_ids, reference_codes, rule, **options):
+        assert rule == layout
+        prompts.append(engine.model.tokenizer.decode(input_ids[0].tolist(), skip_special_tokens=False))
+        assert [codes.shape[0] for codes in reference_codes] == [8] * prompts[-1].count("<|AUDIO_OUT|>")
+        return GenerationOutput([], [], "stop", 1, 0)
+
+    monkeypatch.setattr(engine.model, "generate", generate)
+    (tmp_path / "voice.txt").write_text("Hello there.")
+    engine.speak("你好，世界", voice="voice", voices_folder=tmp_path, scene="A room.")
+    engine.speak("[SPEAKER0] a\n\n[SPEAKER1] b", voice="voice, voice", voices_folder=tmp_path)
+    system = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nGenerate audio following instruction."
+    user, assistant = (f"<|eot_id|><|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant"))
+    audio = "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>"
+    assert prompts[0] == (
+        f"{system}\n\n<|scene_desc_start|>\nA room.\n<|scene_desc_end|>{user}Hello there.{assistant}{audio}"
+        f"{user}你好, 世界.{assistant}<|audio_out_bos|>"
+    )
+    assert prompts[1] == (
+        f"{system}{user}[SPEAKER0] Hello there.{assistant}{audio}{user}[SPEAKER1] Hello there.{assistant}{audio}"
+        f"{user}[SPEAKER0] a\n[SPEAKER1] b.{assistant}<|audio_out_bos|>"
+    )
+
+
+def test_a_reply_in_text_has_no_audio(engines):
+    engine = engines["boson"]
+    eot = engine.model.tokenizer.token_to_id("<|eot_id|>")
+    text_ids = [*engine.model.tokenizer.encode("No.", add_special_tokens=False).ids, eot]
+    speech = engine._speech(GenerationOutput([], text_ids, "stop", 10, 4))
+    assert (speech.audio.shape, speech.audio.dtype) == ((0,), np.float32)
+    assert (speech.codes.shape, speech.codes.dtype) == ((8, 0), torch.int64)
+    assert (speech.text, speech.finish_reason, speech.duration) == ("No.", "stop", 0)
+
+
+def test_generate_takes_a_conversation_and_may_answer_in_text(engines):
+    sample = ChatMLSample([Message("user", "Hi.")])
+    speech = engines["boson"].generate(sample, temperature=0, max_new_tokens=5)
+    assert speech.usage["completion_tokens"] <= 5
+    assert len(speech.audio) == 960 * speech.codes.shape[1]
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2, 9])
+@pytest.mark.parametrize("layout", ["boson", "transformers"])
+def test_codes_come_back_from_a_delayed_segment(layout, frames, engines):
+    engine = engines[layout]
+    codes = torch.randint(0, 1024, (8, frames), generator=torch.Generator().manual_seed(frames))
+    # What follows the codes of a row is EOS; transformers ends in a frame that is EOS throughout.
+    delayed = delayed_reference(engine.model, codes).T.long()
+    assert torch.equal(engine._codes(delayed), codes)
+    if layout == "transformers" and frames:
+        assert torch.equal(engine._codes(delayed[:, :-1]), codes)
+        assert torch.equal(engine._codes(delayed[:, :-2])[:, : frames - 1], codes[:, : frames - 1])
+
+
+def test_several_segments_are_joined(engines):
+    engine = engines["boson"]
+    parts = [torch.full((8, frames), frames) for frames in (3, 2)]
+    segments = [delayed_reference(engine.model, part).T.long() for part in parts]
+    speech = engine._speech(GenerationOutput([segments[0], segments[1][:, :5]], [], "length", 1, 1))
+    assert torch.equal(speech.codes, parts[0])
+    speech = engine._speech(GenerationOutput(segments, [], "stop", 1, 1))
+    assert torch.equal(speech.codes, torch.cat(parts, dim=1))
+    alone = [engine.audio_tokenizer.decode(part).numpy() for part in parts]
+    assert np.array_equal(speech.audio, np.concatenate(alone))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"text": "a <|eot_id|> b"}, "text"),
+        ({"text": "《|eot_id|》"}, "text"),
+        ({"text": TEXT, "scene": "<|scene_desc_end|>"}, "scene"),
+        ({"text": TEXT, "voice": Voice("a.wav", "<|AUDIO_OUT|>")}, "reference text"),
+        ({"text": TEXT, "voice": Voice(profile="<|eot_id|>")}, "profile"),
+    ],
+)
+def test_special_tokens_of_end_users_are_refused(arguments, name, engine):
+    with pytest.raises(PromptError, match=rf"the {name} holds the special token <\|"):
+        engine.speak(**arguments)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"top_p": 2},
+        {"top_k": -1},
+        {"max_new_tokens": 0},
+        {"seed": -1},
+        {"ras_win_max_num_repeat": 0},
+    ],
+)
+def test_parameters_are_checked_before_anything_is_done(parameters, engine, recording, monkeypatch):
+    def fail(*arguments, **options):
+        raise AssertionError("the reference was encoded")
+
+    monkeypatch.setattr(engine.audio_tokenizer, "encode", fail)
+    with pytest.raises(ParameterError, match=next(iter(parameters))):
+        engine.speak(TEXT, reference_audio=recording, **parameters)
+
+
+def test_more_than_the_cache_holds(engine):
+    with pytest.raises(PromptError, match=str(engine.model.max_cache_length)):
+        engine.speak("a" * engine.model.max_cache_length)
+
+
+def test_the_device_and_the_dtype(folder):
+    assert HiggsAudio.from_pretrained(folder, dtype="float32").model.dtype == torch.float32
+    assert HiggsAudio.from_pretrained(folder, device=torch.device("cpu"), dtype=torch.bfloat16)
+    for device in ("cuda", "cuda:0", "gpu"):
+        with pytest.raises(ParameterError, match=f"device must be 'auto' or 'cpu', got '{device}'"):
+            HiggsAudio.from_pretrained(folder, device=device)
+
+
+def test_a_model_and_an_audio_tokenizer_that_do_not_fit(engine, monkeypatch):
+    monkeypatch.setattr(type(engine.audio_tokenizer), "codebook_size", 30)
+    with pytest.raises(CheckpointError, match="8 codebooks of 1024 codes, but the audio tokenizer has 8 of 30"):
+        HiggsAudio(engine.model, engine.audio_tokenizer)
+
+
+def test_a_model_without_a_tokenizer(folder, tmp_path):
+    for file in folder.iterdir():
+        if file.name != "tokenizer.json":
+            (tmp_path / file.name).symlink_to(file)
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
+        HiggsAudio.from_pretrained(tmp_path)
+
+
+def test_choosing_voices(tmp_path):
+    (tmp_path / "anna.wav").touch()
+    anna, old = Voice(tmp_path / "anna.wav"), Voice(profile="old")
+    assert choose_voices() == []
+    assert choose_voices("anna, anna", voices_folder=tmp_path) == [anna, anna]
+    assert choose_voices(["anna", old], voices_folder=tmp_path) == [anna, old]
+    assert choose_voices(old) == [old]
+    assert choose_voices(reference_audio="a.wav", reference_text=" words ") == [Voice("a.wav", "words")]
+    assert choose_voices(reference_audio="a.wav", reference_text=" ") == [Voice("a.wav")]
+    with pytest.raises(PromptError, match="both a voice and reference audio"):
+        choose_voices("anna", "a.wav")
+    with pytest.raises(PromptError, match="without reference audio"):
+        choose_voices(reference_text="words")
+
+
+def test_recordings_come_from_files_base64_and_arrays(samples, recording):
+    encoded = io.BytesIO()
+    soundfile.write(encoded, np.stack([samples, samples], axis=1), 16000, format="WAV", subtype="FLOAT")
+    raw = base64.b64encode(encoded.getvalue()).decode()
+    for content, expected, rate in (
+        (AudioContent(str(recording)), samples, RATE),
+        (AudioContent(str(recording), offset=0.25, duration=0.5), samples[6000:18000], RATE),
+        (AudioContent(raw_audio=(samples, RATE), offset=0.5), samples[12000:], RATE),
+        (AudioContent("placeholder", raw), samples, 16000),
+        (AudioContent("", raw_audio=raw, duration=0.5), samples[:8000], 16000),
+    ):
+        read, read_rate = read_recording(content)
+        assert read_rate == rate
+        np.testing.assert_array_equal(read, expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (AudioContent("missing.wav"), AudioError, "missing.wav is no file"),
+        (AudioContent(__file__), AudioError, "can't be read as audio"),
+        (AudioContent(raw_audio="not base64!"), AudioError, "not valid base64"),
+        (AudioContent(raw_audio=base64.b64encode(b"noise").decode()), AudioError, "can't be read as audio"),
+        (AudioContent(), PromptError, "names no recording"),
+        (AudioContent("placeholder"), PromptError, "names no recording"),
+    ],
+)
+def test_recordings_that_cannot_be_read(content, error, message):
+    with pytest.raises(error, match=message) as raised:
+        read_recording(content)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_published_audio_tokenizer_is_the_default(folder, tmp_path, monkeypatch):
+    """A folder without `audio_tokenizer` in it asks the Hub."""
+    for file in folder.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).symlink_to(file)
+    asked = []
+
+    def from_pretrained(path_or_name):
+        asked.append(path_or_name)
+        raise CheckpointError("stop here")
+
+    monkeypatch.setattr(pipeline.HiggsAudioTokenizer, "from_pretrained", from_pretrained)
+    with pytest.raises(CheckpointError, match="stop here"):
+        HiggsAudio.from_pretrained(tmp_path)
+    assert asked == ["bosonai/higgs-audio-v2-tokenizer"]
