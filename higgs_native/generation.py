@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 
 from higgs_native import ops
-from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import ParameterError, PromptError
 from higgs_native.model import LanguageModel, Rows
 from higgs_native.sampler import SamplerState
@@ -296,8 +295,8 @@ def _begin(model: LanguageModel, request: GenerationRequest, slot: int, rule: Ru
     in_audio = isinstance(pending[-1], int) and pending[-1] == config.audio_out_bos_token_id
     if rule == "transformers" and not in_audio:
         raise PromptError("under the rule 'transformers' a prompt must end in <|audio_out_bos|>")
-    if not in_audio and model.text_head is None:
-        model.text_logits(torch.empty(0, config.hidden_size))  # raises
+    if not in_audio:
+        model.require_text_head()
     mode = GenerationMode.TEXT
     segments: list[list[torch.Tensor]] = []
     if in_audio:
@@ -333,7 +332,9 @@ def _sampler(
     drawn = secrets.randbits(63) if sampling.seed is None else sampling.seed
     for sequence in sequences:
         seed = sequence.request.seed
+        partial = sequence.request.partial_audio
         frames = [row for row in sequence.pending if isinstance(row, torch.Tensor)]
+        last = sequence.pending[-config.num_codebooks :]
         sampler.reset_slot(
             sequence.slot,
             rule=rule,
@@ -344,16 +345,10 @@ def _sampler(
             ras_win_max_num_repeat=sampling.ras_win_max_num_repeat,
             seed=drawn if seed is None else seed,
             prompt_frames=torch.stack(frames) if frames else None,
-            prompt_ids=_last_ids(config, sequence),
-            resume=sequence.request.partial_audio is not None,
+            prompt_ids=[row if isinstance(row, int) else config.audio_out_token_id for row in last],
+            open_frames=0 if partial is None else partial.shape[1],
         )
     return sampler
-
-
-def _last_ids(config: HiggsAudioConfig, sequence: _Sequence) -> list[int]:
-    """The ids of the prompt's last positions, frames as audio placeholders."""
-    last = sequence.pending[-config.num_codebooks :]
-    return [row if isinstance(row, int) else config.audio_out_token_id for row in last]
 
 
 def _rows(model: LanguageModel, live: Sequence[_Sequence]) -> tuple[Rows, torch.Tensor]:

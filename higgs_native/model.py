@@ -240,9 +240,13 @@ class LanguageModel:
         Raises:
             CheckpointError: the checkpoint has no text head.
         """
+        self.require_text_head()
+        return self._head(states, self.text_head)
+
+    def require_text_head(self) -> None:
+        """Raise CheckpointError where the checkpoint has no text head."""
         if self.text_head is None:
             raise CheckpointError("this checkpoint has no text head (text_lm_head.weight), so it can't generate text")
-        return self._head(states, self.text_head)
 
     def _head(self, states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         logits = torch.empty(len(states), weight.shape[0], device=self.device)

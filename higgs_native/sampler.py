@@ -57,7 +57,7 @@ class SamplerState:
         seed: int,
         prompt_frames: torch.Tensor | None = None,
         prompt_ids: list[int] | None = None,
-        resume: bool = False,
+        open_frames: int = 0,
     ) -> None:
         """Give a slot to a new sequence.
 
@@ -69,8 +69,8 @@ class SamplerState:
             prompt_frames: [N, codebooks], integers: the delayed frames of the prompt that repetitions are counted in.
             prompt_ids: the prompt's last ids, one a position, as many as there are codebooks, or all of a shorter
                 prompt; transformers' rule starts from them.
-            resume: the prompt ends inside an audio segment, whose last frame is the last of `prompt_frames`; Boson's
-                rule goes on from it.
+            open_frames: how many of `prompt_frames`, the last ones, belong to an audio segment that goes on here; 0
+                where none does.
         """
         frames = () if prompt_frames is None else prompt_frames[-self.history.shape[1] :]
         count = 0 if prompt_frames is None else len(prompt_frames)
@@ -78,14 +78,17 @@ class SamplerState:
         fields[StateField.HISTORY_COUNT] = count
         if rule == "boson":
             fields[StateField.RULE] = Rule.BOSON
-            fields[StateField.ACTIVE] = int(resume)
-            opened, remaining = self._boson_start(frames[-1].tolist() if resume else None)
+            fields[StateField.ACTIVE] = int(open_frames > 0)
+            opened, remaining = self._boson_resume(prompt_frames[-open_frames:]) if open_frames else (0, -1)
             fields[StateField.BOSON_OPENED] = opened
             fields[StateField.BOSON_REMAINING] = remaining
         else:
             fields[StateField.RULE] = Rule.TRANSFORMERS
             fields[StateField.ACTIVE] = 1
-            bos_base, bos_step, eos_base, ending = self._transformers_start(prompt_ids or [])
+            if open_frames:
+                bos_base, bos_step, eos_base, ending = self._transformers_resume(prompt_frames[-open_frames:])
+            else:
+                bos_base, bos_step, eos_base, ending = self._transformers_start(prompt_ids or [])
             fields[StateField.TRANSFORMERS_BOS_BASE] = bos_base
             fields[StateField.TRANSFORMERS_BOS_STEP] = bos_step
             fields[StateField.TRANSFORMERS_EOS_BASE] = eos_base
@@ -143,15 +146,23 @@ class SamplerState:
         ops.sample_text(tokens, logits, slots, steps, self.temperature, self.top_k, self.top_p, self.seed)
         return tokens
 
-    def _boson_start(self, last_frame: list[int] | None) -> tuple[int, int]:
-        """The delays opened, and the codebooks that EOS has not reached (-1: it has reached none)."""
-        if last_frame is None:
-            return 0, -1
+    def _boson_resume(self, frames: torch.Tensor) -> tuple[int, int]:
+        """The delays opened and the codebooks that EOS has not reached (-1: none has) after `frames` [N, codebooks]."""
         num_codebooks = self.config.num_codebooks
-        opened = num_codebooks - last_frame.count(self.config.audio_stream_bos_id)
-        eos = self.config.audio_stream_eos_id
-        # The original takes the lowest codebook at EOS here too, also where EOS has already climbed higher.
-        return opened, num_codebooks - 1 - last_frame.index(eos) if eos in last_frame else -1
+        opened = min(len(frames), num_codebooks) - 1
+        ended = (frames == self.config.audio_stream_eos_id).any(dim=1).nonzero()
+        if not len(ended):
+            return opened, -1
+        # The first frame with EOS has it in all codebooks up to the one that drew it; each frame since counts one down.
+        first = int(ended[0])
+        reached = int((frames[first] == self.config.audio_stream_eos_id).long().cumprod(dim=0).sum())
+        return opened, max(num_codebooks - reached - (len(frames) - 1 - first), 0)
+
+    def _transformers_resume(self, frames: torch.Tensor) -> tuple[int, int, int, int]:
+        """What `_transformers_start` gives, for a segment whose `frames` [N, codebooks] have been drawn already."""
+        count = len(frames)
+        ended = (frames == self.config.audio_stream_eos_id).any(dim=1).nonzero()
+        return -count, 1, int(ended[0]) - count + 2 if len(ended) else 1, int(len(ended) > 0)
 
     def _transformers_start(self, prompt_ids: list[int]) -> tuple[int, int, int, int]:
         """Base and step of the BOS counters, base of the EOS counters, and whether these already count down.
