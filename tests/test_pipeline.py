@@ -6,6 +6,7 @@ import pytest
 import soundfile
 import torch
 
+import higgs_native
 from higgs_native import pipeline
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
 from higgs_native.generation import GenerationOutput, delayed_reference
@@ -311,3 +312,8 @@ def test_the_published_audio_tokenizer_is_the_default(folder, tmp_path, monkeypa
     with pytest.raises(CheckpointError, match="stop here"):
         HiggsAudio.from_pretrained(tmp_path)
     assert asked == ["bosonai/higgs-audio-v2-tokenizer"]
+
+
+def test_the_public_names_are_there():
+    assert [name for name in higgs_native.__all__ if not hasattr(higgs_native, name)] == []
+    assert higgs_native.HiggsAudio is HiggsAudio
