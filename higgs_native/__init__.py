@@ -1,3 +1,46 @@
 """Higgs Audio V2 text-to-speech, fast and exact."""
 
 __version__ = "0.1.0"
+
+from higgs_native.audio_tokenizer import HiggsAudioTokenizer
+from higgs_native.errors import (
+    AudioError,
+    CheckpointError,
+    ConfigError,
+    HiggsNativeError,
+    ParameterError,
+    PromptError,
+)
+from higgs_native.generation import GenerationMode, GenerationOutput, HiggsAudioModel, SamplingParameters
+from higgs_native.pipeline import HiggsAudio
+from higgs_native.prompt import AudioContent, ChatMLSample, Message, Prompt, TextContent, build_prompt
+from higgs_native.speech import Speech
+from higgs_native.text import normalize_text
+from higgs_native.voices import Voice, find_voice, list_voices
+
+
+__all__ = [
+    "AudioContent",
+    "AudioError",
+    "ChatMLSample",
+    "CheckpointError",
+    "ConfigError",
+    "GenerationMode",
+    "GenerationOutput",
+    "HiggsAudio",
+    "HiggsAudioModel",
+    "HiggsAudioTokenizer",
+    "HiggsNativeError",
+    "Message",
+    "ParameterError",
+    "Prompt",
+    "PromptError",
+    "SamplingParameters",
+    "Speech",
+    "TextContent",
+    "Voice",
+    "build_prompt",
+    "find_voice",
+    "list_voices",
+    "normalize_text",
+]

@@ -69,7 +69,7 @@ def speak(
         str | None, typer.Option(help="Where or how it is spoken: 'Audio is recorded from a quiet room.'")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same speech.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 always takes the most likely code.")] = 0.3,
+    temperature: Annotated[float, typer.Option(help="How freely to draw; 0 takes the most likely codes.")] = 0.3,
     top_k: Annotated[int, typer.Option(help="Draw among so many of the most likely codes; 0: among all.")] = 50,
     top_p: Annotated[float, typer.Option(help="Draw among the most likely codes of this total probability.")] = 0.95,
     ras_win_len: Annotated[

@@ -129,7 +129,7 @@ class HiggsAudio:
             reference_text: the words spoken in it; cloning is closer with them.
             scene: where it is spoken, or how.
             seed: the same seed gives the same speech; None: a new one each time.
-            temperature: 0 always takes the most likely code.
+            temperature: how freely to draw; 0 takes the most likely code, unless `ras_win_len` draws it anew.
             top_k: draw among so many of the most likely codes; None: among all.
             top_p: draw among the most likely codes that together have this probability; None or 1: among all.
             ras_win_len: a code that stands `ras_win_max_num_repeat` times among the last so many is drawn anew; None
