@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=REAL_SIZE_CONFIG.num_hidden_layers)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ending", action="store_true", help="let EOS be drawn; without it audio runs to the limit")
     args = parser.parse_args()
 
     config = dataclasses.replace(
@@ -44,7 +45,7 @@ def main() -> None:
         sys.exit(f"{args.out} has {free / 1e9:.1f} GB free; the checkpoint needs {size / 1e9 + 1:.1f} GB")
     start = time.perf_counter()
     try:
-        write_language_model(args.out, config, args.layout, dtype, args.seed)
+        write_language_model(args.out, config, args.layout, dtype, args.seed, endless=not args.ending)
         write_audio_tokenizer(args.out / "audio_tokenizer", codec, args.seed)
     except HiggsNativeError as error:
         sys.exit(str(error))

@@ -157,10 +157,11 @@ class LanguageModelFiles:
             release_mapped(part)
 
 
+AUDIO_LM_HEAD = "audio_decoder_proj.audio_lm_head.weight"
 TEXT_LM_HEAD = "audio_decoder_proj.text_lm_head.weight"
 
 _TRANSFORMERS_NAMES = {
-    "audio_lm_head.weight": "audio_decoder_proj.audio_lm_head.weight",
+    "audio_lm_head.weight": AUDIO_LM_HEAD,
     "text_lm_head.weight": TEXT_LM_HEAD,
     "model.embed_audio_tokens.embed_audio_tokens.weight": "audio_codebook_embeddings.weight",
 }
@@ -211,7 +212,7 @@ def expected_tensors(config: HiggsAudioConfig) -> dict[str, tuple[int, ...]]:
             }
     return tensors | {
         "norm.weight": (hidden,),
-        "audio_decoder_proj.audio_lm_head.weight": (audio_rows, hidden),
+        AUDIO_LM_HEAD: (audio_rows, hidden),
         TEXT_LM_HEAD: (config.vocab_size, hidden),
     }
 

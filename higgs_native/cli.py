@@ -27,6 +27,9 @@ from higgs_native.voices import VOICES_VARIABLE, list_voices
 
 MODEL_NAME = "bosonai/higgs-audio-v2-generation-3B-base"
 
+# The model with random weights never ends by itself; this makes three seconds.
+DEMO_TOKENS = 83
+
 app = typer.Typer(
     help="Higgs Audio V2 text-to-speech.",
     no_args_is_help=True,
@@ -89,8 +92,10 @@ def speak(
         read_audio(recording)
     sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
     check_parameters(sampling, max_new_tokens)
-    if model is None:
+    demo = model is None
+    if demo:
         model = _demo_checkpoint()
+        max_new_tokens = min(max_new_tokens, DEMO_TOKENS)
         print(
             "No --model is given: this is a small model with random weights, and what it makes is noise, not speech.\n"
             f"To hear speech: --model {MODEL_NAME}",
@@ -124,7 +129,7 @@ def speak(
         f"real-time factor {elapsed / speech.duration:.2f} (seconds of work for a second of audio)",
         file=sys.stderr,
     )
-    if speech.finish_reason == "length":
+    if speech.finish_reason == "length" and not demo:
         print(
             f"The speech was cut off at --max-new-tokens {max_new_tokens}, or where the cache was full.",
             file=sys.stderr,

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from higgs_native.checkpoint import expected_tensors, transformers_name
+from higgs_native.checkpoint import AUDIO_LM_HEAD, expected_tensors, transformers_name
 from higgs_native.codec_config import HiggsAudioTokenizerConfig, HubertConfig, tensor_shapes
 from higgs_native.config import HiggsAudioConfig, RopeScaling
 from higgs_native.errors import CheckpointError, ConfigError
@@ -128,16 +128,27 @@ _BLOCK_SIZE = 4_194_301
 
 
 class RandomTensor(NamedTuple):
-    """What a tensor is drawn from: the name that its values depend on, its shape, their deviation and mean."""
+    """What a tensor is drawn from: the name that its values depend on, its shape, and their deviation and mean."""
 
     source: str
     shape: tuple[int, ...]
     std: float
     mean: float
+    zero_rows: range = range(0)
 
     @property
     def count(self) -> int:
         return math.prod(self.shape)
+
+    def pieces(self, seed: int) -> Iterator[torch.Tensor]:
+        """Yield the values in order, flat, in pieces of at most one block of normals; float32."""
+        start, width = 0, math.prod(self.shape[1:])
+        for normals in _normals(self.source, self.count, seed):
+            piece = normals * self.std + self.mean
+            for row in self.zero_rows:
+                piece[max(0, row * width - start) : max(0, (row + 1) * width - start)] = 0
+            start += piece.numel()
+            yield piece
 
 
 def write_language_model(
@@ -147,6 +158,7 @@ def write_language_model(
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
     shard_bytes: int = _SHARD_BYTES,
+    endless: bool = False,
 ) -> None:
     """Write a language model with random weights: `config.json`, `tokenizer.json` and safetensors, sharded or not.
 
@@ -157,6 +169,8 @@ def write_language_model(
         dtype: of all tensors; float32, bfloat16 or float16.
         seed: what the weights are drawn from.
         shard_bytes: a file holds no more than this, but always a whole tensor.
+        endless: make EOS unlikely: its rows of the audio head are zero. With top-k or greedily, audio then runs to the
+            limit; otherwise it ends after about as many frames as a codebook has codes for each codebook.
 
     Raises:
         ConfigError: the layout can't express the configuration, or the vocabulary is too small.
@@ -168,8 +182,11 @@ def write_language_model(
     _claim(folder)
     tensors = {}
     for name, shape in expected_tensors(config).items():
+        zero_rows = range(0)
+        if endless and name == AUDIO_LM_HEAD:
+            zero_rows = range(config.audio_stream_eos_id, shape[0], config.codebook_size)
         stored = transformers_name(name) if layout == "transformers" else name
-        tensors[stored] = RandomTensor(name, shape, *_language_model_distribution(name, shape, config))
+        tensors[stored] = RandomTensor(name, shape, *_language_model_distribution(name, shape, config), zero_rows)
     _write_safetensors(folder, tensors, dtype, seed, shard_bytes)
     with replacing(folder / "tokenizer.json") as path:
         tokenizer.save(str(path))
@@ -200,11 +217,13 @@ def write_audio_tokenizer(folder: str | Path, config: HiggsAudioTokenizerConfig,
 def write_demo_checkpoint(folder: str | Path) -> None:
     """Write a model that speaks noise, a few megabytes: a language model, and its audio tokenizer beside it.
 
+    It goes on for as long as it may: `max_new_tokens` sets the length of what it says.
+
     Raises:
         CheckpointError: `folder` already holds a model.
     """
     folder = Path(folder)
-    write_language_model(folder, DEMO_CONFIG)
+    write_language_model(folder, DEMO_CONFIG, endless=True)
     write_audio_tokenizer(folder / "audio_tokenizer", DEMO_AUDIO_TOKENIZER_CONFIG)
 
 
@@ -331,8 +350,8 @@ def _write_safetensors(
         with replacing(folder / file) as path, path.open("wb") as output:
             output.write(_safetensors_header(shard, dtype))
             for tensor in shard.values():
-                for piece in _normals(tensor.source, tensor.count, seed):
-                    output.write((piece * tensor.std + tensor.mean).to(dtype).view(torch.uint8).numpy())
+                for piece in tensor.pieces(seed):
+                    output.write(piece.to(dtype).view(torch.uint8).numpy())
     if len(shards) > 1:
         total = dtype.itemsize * sum(tensor.count for tensor in tensors.values())
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}

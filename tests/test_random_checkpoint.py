@@ -77,6 +77,19 @@ def test_values_keep_activations_near_one(tmp_path: Path) -> None:
     assert abs((gate * up).mean() / (gate.std() * up.std())) < 0.01
 
 
+def test_endless_differs_in_the_rows_of_eos_alone(tmp_path: Path) -> None:
+    # Wider than a block of normals, so that the rows lie in several pieces.
+    config = dataclasses.replace(DEMO_CONFIG, hidden_size=768, num_hidden_layers=1, audio_dual_ffn_layers=(0,))
+    write_language_model(tmp_path / "ending", config)
+    write_language_model(tmp_path / "endless", config, endless=True)
+    ending, endless = read(tmp_path / "ending"), read(tmp_path / "endless")
+    name = "audio_decoder_proj.audio_lm_head.weight"
+    expected = ending[name].view(8, 1026, 768).clone()
+    expected[:, config.audio_stream_eos_id] = 0
+    assert torch.equal(endless.pop(name).view_as(expected), expected)
+    assert all(torch.equal(tensor, ending[other]) for other, tensor in endless.items())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     write_language_model(tmp_path, DEMO_CONFIG, dtype=dtype)

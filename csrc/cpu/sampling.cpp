@@ -78,9 +78,7 @@ class Candidates {
   }
 
   // The first of the highest scores; for all tokens, before any are dropped.
-  int32_t best() const {
-    return static_cast<int32_t>(std::find(keys_.begin(), keys_.end(), highest_) - keys_.begin());
-  }
+  int32_t best() const { return static_cast<int32_t>(std::find(keys_.begin(), keys_.end(), highest_) - keys_.begin()); }
 
   // Drops what top-k, then top-p takes away. Returns the lowest key that is kept.
   uint32_t keep(int32_t top_k, float top_p) {
@@ -182,22 +180,19 @@ class RowLoop {
 
 void check_vocabulary(const char* op, int64_t vocabulary) {
   STD_TORCH_CHECK(
-      vocabulary >= 1 && vocabulary <= kMaxVocabulary,
-      op, ": logits must have 1 to ", kMaxVocabulary, " columns, got ", vocabulary);
+      vocabulary >= 1 && vocabulary <= kMaxVocabulary, op, ": logits must have 1 to ", kMaxVocabulary, " columns, got ",
+      vocabulary);
 }
 
 void check_sampling(const char* op, const char* of, int64_t i, const Sampling& sampling) {
   STD_TORCH_CHECK(
-      sampling.temperature >= 0 && sampling.temperature <= std::numeric_limits<float>::max(),
-      op, ": temperature of ", of, " ", i, " must be finite and 0 or more, got ", sampling.temperature);
-  STD_TORCH_CHECK(
-      sampling.top_p > 0, op, ": top_p of ", of, " ", i, " must be greater than 0, got ", sampling.top_p);
+      sampling.temperature >= 0 && sampling.temperature <= std::numeric_limits<float>::max(), op, ": temperature of ",
+      of, " ", i, " must be finite and 0 or more, got ", sampling.temperature);
+  STD_TORCH_CHECK(sampling.top_p > 0, op, ": top_p of ", of, " ", i, " must be greater than 0, got ", sampling.top_p);
 }
 
 void check_slot_index(const char* op, int64_t row, int32_t slot, int64_t num_slots) {
-  STD_TORCH_CHECK(
-      slot >= 0 && slot < num_slots,
-      op, ": slots[", row, "] must be 0 to ", num_slots - 1, ", got ", slot);
+  STD_TORCH_CHECK(slot >= 0 && slot < num_slots, op, ": slots[", row, "] must be 0 to ", num_slots - 1, ", got ", slot);
 }
 
 void sample_audio_frame_cpu(
@@ -232,11 +227,14 @@ void sample_audio_frame_cpu(
     return Slot{
         state.mutable_data_ptr<int32_t>() + i * kStateFields,
         history.mutable_data_ptr<int32_t>() + i * ring_length * num_codebooks,
-        static_cast<int32_t>(ring_length), static_cast<int32_t>(num_codebooks),
-        static_cast<int32_t>(bos_id), static_cast<int32_t>(eos_id)};
+        static_cast<int32_t>(ring_length),
+        static_cast<int32_t>(num_codebooks),
+        static_cast<int32_t>(bos_id),
+        static_cast<int32_t>(eos_id)};
   };
   auto sampling_of = [&](int32_t i) {
-    return Sampling{temperature.const_data_ptr<float>()[i], top_k.const_data_ptr<int32_t>()[i], top_p.const_data_ptr<float>()[i]};
+    return Sampling{
+        temperature.const_data_ptr<float>()[i], top_k.const_data_ptr<int32_t>()[i], top_p.const_data_ptr<float>()[i]};
   };
 
   std::vector<bool> taken(num_slots);
@@ -247,12 +245,12 @@ void sample_audio_frame_cpu(
     taken[i] = true;
     check_sampling(op, "slot", i, sampling_of(i));
     STD_TORCH_CHECK(
-        ras_win_len.const_data_ptr<int32_t>()[i] <= ring_length, op, ": ras_win_len of slot ", i, " must be at most ", ring_length,
-        ", the frames that history holds, got ", ras_win_len.const_data_ptr<int32_t>()[i]);
+        ras_win_len.const_data_ptr<int32_t>()[i] <= ring_length, op, ": ras_win_len of slot ", i, " must be at most ",
+        ring_length, ", the frames that history holds, got ", ras_win_len.const_data_ptr<int32_t>()[i]);
     const int32_t* fields = slot_of(row).state;
     STD_TORCH_CHECK(
-        fields[kRule] == kBosonRule || fields[kRule] == kTransformersRule,
-        op, ": state of slot ", i, " names rule ", fields[kRule], ", which is none");
+        fields[kRule] == kBosonRule || fields[kRule] == kTransformersRule, op, ": state of slot ", i, " names rule ",
+        fields[kRule], ", which is none");
     STD_TORCH_CHECK(
         fields[kHistoryCount] >= 0, op, ": state of slot ", i, " counts ", fields[kHistoryCount], " past frames");
   }
@@ -277,14 +275,15 @@ void sample_audio_frame_cpu(
       if (error != RowError::none) return error;
     }
     int32_t window = ras_win_len.const_data_ptr<int32_t>()[slot_index];
-    if (!slot.is_repetition(k, drawn[i], forced, window, ras_win_max_num_repeat.const_data_ptr<int32_t>()[slot_index])) {
+    if (!slot.is_repetition(
+            k, drawn[i], forced, window, ras_win_max_num_repeat.const_data_ptr<int32_t>()[slot_index])) {
       return RowError::none;
     }
     return draw_token(row_logits, vocabulary, {1, 0, 1}, random(kRepetitionDraw), &drawn[i]);
   });
   STD_TORCH_CHECK(
-      !loop.failed(), op, ": logits of slot ", slots.const_data_ptr<int32_t>()[loop.first_bad() / num_codebooks], ", codebook ",
-      loop.first_bad() % num_codebooks, " ", describe(loop.error()));
+      !loop.failed(), op, ": logits of slot ", slots.const_data_ptr<int32_t>()[loop.first_bad() / num_codebooks],
+      ", codebook ", loop.first_bad() % num_codebooks, " ", describe(loop.error()));
 
   for (int64_t row = 0; row < num_rows; ++row) {
     Slot slot = slot_of(row);
@@ -310,7 +309,8 @@ void sample_text_cpu(
   check_tensor(op, "top_p", top_p, ScalarType::Float, {num_slots});
   check_tensor(op, "seed", seed, ScalarType::Long, {num_slots});
   auto sampling_of = [&](int32_t i) {
-    return Sampling{temperature.const_data_ptr<float>()[i], top_k.const_data_ptr<int32_t>()[i], top_p.const_data_ptr<float>()[i]};
+    return Sampling{
+        temperature.const_data_ptr<float>()[i], top_k.const_data_ptr<int32_t>()[i], top_p.const_data_ptr<float>()[i]};
   };
   for (int64_t row = 0; row < num_rows; ++row) {
     int32_t i = slots.const_data_ptr<int32_t>()[row];
@@ -322,12 +322,14 @@ void sample_text_cpu(
   RowLoop loop;
   loop.run(num_rows, vocabulary, [&](int64_t row) {
     int32_t i = slots.const_data_ptr<int32_t>()[row];
-    uint64_t random = random_bits(seed.const_data_ptr<int64_t>()[i], steps.const_data_ptr<int32_t>()[row], kTextStream, kMainDraw);
-    return draw_token(logits.const_data_ptr<float>() + row * vocabulary, vocabulary, sampling_of(i), random, &drawn[row]);
+    uint64_t random =
+        random_bits(seed.const_data_ptr<int64_t>()[i], steps.const_data_ptr<int32_t>()[row], kTextStream, kMainDraw);
+    return draw_token(
+        logits.const_data_ptr<float>() + row * vocabulary, vocabulary, sampling_of(i), random, &drawn[row]);
   });
   STD_TORCH_CHECK(
-      !loop.failed(), op, ": logits of row ", loop.first_bad(), " (slot ", slots.const_data_ptr<int32_t>()[loop.first_bad()], ") ",
-      describe(loop.error()));
+      !loop.failed(), op, ": logits of row ", loop.first_bad(), " (slot ",
+      slots.const_data_ptr<int32_t>()[loop.first_bad()], ") ", describe(loop.error()));
   std::copy(drawn.begin(), drawn.end(), tokens.mutable_data_ptr<int32_t>());
 }
 
@@ -342,11 +344,14 @@ void process_logits_cpu(
   check_tensor(op, "top_k", top_k, ScalarType::Int, {num_rows});
   check_tensor(op, "top_p", top_p, ScalarType::Float, {num_rows});
   auto sampling_of = [&](int64_t row) {
-    return Sampling{temperature.const_data_ptr<float>()[row], top_k.const_data_ptr<int32_t>()[row], top_p.const_data_ptr<float>()[row]};
+    return Sampling{
+        temperature.const_data_ptr<float>()[row], top_k.const_data_ptr<int32_t>()[row],
+        top_p.const_data_ptr<float>()[row]};
   };
   for (int64_t row = 0; row < num_rows; ++row) {
     check_sampling(op, "row", row, sampling_of(row));
-    STD_TORCH_CHECK(sampling_of(row).temperature > 0, op, ": temperature of row ", row, " must be greater than 0, got 0");
+    STD_TORCH_CHECK(
+        sampling_of(row).temperature > 0, op, ": temperature of row ", row, " must be greater than 0, got 0");
   }
 
   RowLoop loop;
