@@ -332,7 +332,6 @@ def _sampler(
     drawn = secrets.randbits(63) if sampling.seed is None else sampling.seed
     for sequence in sequences:
         seed = sequence.request.seed
-        partial = sequence.request.partial_audio
         frames = [row for row in sequence.pending if isinstance(row, torch.Tensor)]
         last = sequence.pending[-config.num_codebooks :]
         sampler.reset_slot(
@@ -346,7 +345,7 @@ def _sampler(
             seed=drawn if seed is None else seed,
             prompt_frames=torch.stack(frames) if frames else None,
             prompt_ids=[row if isinstance(row, int) else config.audio_out_token_id for row in last],
-            open_frames=0 if partial is None else partial.shape[1],
+            resume=sequence.request.partial_audio is not None,
         )
     return sampler
 

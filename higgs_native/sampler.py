@@ -9,6 +9,7 @@ import torch
 
 from higgs_native import ops
 from higgs_native.config import HiggsAudioConfig
+from higgs_native.errors import PromptError
 from higgs_native.ops.sampling import NUM_STATE_FIELDS, Rule, StateField
 
 
@@ -57,7 +58,7 @@ class SamplerState:
         seed: int,
         prompt_frames: torch.Tensor | None = None,
         prompt_ids: list[int] | None = None,
-        open_frames: int = 0,
+        resume: bool = False,
     ) -> None:
         """Give a slot to a new sequence.
 
@@ -69,26 +70,30 @@ class SamplerState:
             prompt_frames: [N, codebooks], integers: the delayed frames of the prompt that repetitions are counted in.
             prompt_ids: the prompt's last ids, one a position, as many as there are codebooks, or all of a shorter
                 prompt; transformers' rule starts from them.
-            open_frames: how many of `prompt_frames`, the last ones, belong to an audio segment that goes on here; 0
-                where none does.
+            resume: `prompt_frames` ends inside an audio segment, from its all-BOS frame on, and the slot goes on with
+                it as if it had emitted these frames itself: with the same seed it emits what would have followed.
+
+        Raises:
+            PromptError: the segment to resume has no all-BOS frame, or has ended.
         """
         frames = () if prompt_frames is None else prompt_frames[-self.history.shape[1] :]
         count = 0 if prompt_frames is None else len(prompt_frames)
+        begun = self._begun_segment(prompt_frames) if resume else []
         fields = [0] * NUM_STATE_FIELDS
+        fields[StateField.FRAME] = len(begun)
         fields[StateField.HISTORY_COUNT] = count
         if rule == "boson":
             fields[StateField.RULE] = Rule.BOSON
-            fields[StateField.ACTIVE] = int(open_frames > 0)
-            opened, remaining = self._boson_resume(prompt_frames[-open_frames:]) if open_frames else (0, -1)
+            fields[StateField.ACTIVE] = int(resume)
+            opened, remaining = self._boson_resumed(begun) if resume else (0, -1)
             fields[StateField.BOSON_OPENED] = opened
             fields[StateField.BOSON_REMAINING] = remaining
         else:
             fields[StateField.RULE] = Rule.TRANSFORMERS
             fields[StateField.ACTIVE] = 1
-            if open_frames:
-                bos_base, bos_step, eos_base, ending = self._transformers_resume(prompt_frames[-open_frames:])
-            else:
-                bos_base, bos_step, eos_base, ending = self._transformers_start(prompt_ids or [])
+            bos_base, bos_step, eos_base, ending = (
+                self._transformers_resumed(begun) if resume else self._transformers_start(prompt_ids or [])
+            )
             fields[StateField.TRANSFORMERS_BOS_BASE] = bos_base
             fields[StateField.TRANSFORMERS_BOS_STEP] = bos_step
             fields[StateField.TRANSFORMERS_EOS_BASE] = eos_base
@@ -146,23 +151,36 @@ class SamplerState:
         ops.sample_text(tokens, logits, slots, steps, self.temperature, self.top_k, self.top_p, self.seed)
         return tokens
 
-    def _boson_resume(self, frames: torch.Tensor) -> tuple[int, int]:
-        """The delays opened and the codebooks that EOS has not reached (-1: none has) after `frames` [N, codebooks]."""
+    def _begun_segment(self, prompt_frames: torch.Tensor | None) -> list[list[int]]:
+        """The frames of the prompt's last audio segment, which is not over."""
+        frames = [] if prompt_frames is None else prompt_frames.tolist()
         num_codebooks = self.config.num_codebooks
-        opened = min(len(frames), num_codebooks) - 1
-        ended = (frames == self.config.audio_stream_eos_id).any(dim=1).nonzero()
-        if not len(ended):
-            return opened, -1
-        # The first frame with EOS has it in all codebooks up to the one that drew it; each frame since counts one down.
-        first = int(ended[0])
-        reached = int((frames[first] == self.config.audio_stream_eos_id).long().cumprod(dim=0).sum())
-        return opened, max(num_codebooks - reached - (len(frames) - 1 - first), 0)
+        bos, eos = [self.config.audio_stream_bos_id] * num_codebooks, [self.config.audio_stream_eos_id] * num_codebooks
+        if bos not in frames:
+            raise PromptError("audio to go on with must begin with a frame of BOS in all codebooks")
+        if frames[-1] == eos:
+            raise PromptError("audio to go on with has ended: its last frame is EOS in all codebooks")
+        return frames[len(frames) - 1 - frames[::-1].index(bos) :]
 
-    def _transformers_resume(self, frames: torch.Tensor) -> tuple[int, int, int, int]:
-        """What `_transformers_start` gives, for a segment whose `frames` [N, codebooks] have been drawn already."""
-        count = len(frames)
-        ended = (frames == self.config.audio_stream_eos_id).any(dim=1).nonzero()
-        return -count, 1, int(ended[0]) - count + 2 if len(ended) else 1, int(len(ended) > 0)
+    def _boson_resumed(self, begun: list[list[int]]) -> tuple[int, int]:
+        """The delays opened, and the codebooks that EOS has not reached (-1: it has reached none)."""
+        num_codebooks, eos = self.config.num_codebooks, self.config.audio_stream_eos_id
+        opened = min(len(begun), num_codebooks) - 1
+        # In the first frame with EOS the codebooks from 0 to a certain one are at EOS, in the next one the same, then
+        # one more each frame. Others may have drawn EOS besides, so the frame that shows the fewest tells.
+        closed = [next(k for k, code in enumerate([*frame, None]) if code != eos) for frame in begun if eos in frame]
+        if not closed:
+            return opened, -1
+        first_closed = min(count - max(0, after - 1) for after, count in enumerate(closed))
+        remaining = num_codebooks - first_closed - (len(closed) - 1)
+        if remaining <= 0:
+            raise PromptError("audio to go on with has ended: EOS has reached its last codebook")
+        return opened, remaining
+
+    def _transformers_resumed(self, begun: list[list[int]]) -> tuple[int, int, int, int]:
+        """Base and step of the BOS counters, base of the EOS counters, and whether these already count down."""
+        ending = sum(self.config.audio_stream_eos_id in frame for frame in begun)
+        return -len(begun), 1, 1 - max(0, ending - 1), int(ending > 0)
 
     def _transformers_start(self, prompt_ids: list[int]) -> tuple[int, int, int, int]:
         """Base and step of the BOS counters, base of the EOS counters, and whether these already count down.

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from higgs_native.config import HiggsAudioConfig
+from higgs_native.errors import PromptError
 from higgs_native.ops.sampling import StateField
 from higgs_native.sampler import SamplerState
 from tests.ops.tensors import int32, random
@@ -82,30 +83,68 @@ def test_the_first_frame_of_a_segment_counts_as_past_audio():
     assert set(drawn) != {B}  # BOS repeats the first frame's, and is drawn again
 
 
-@pytest.mark.parametrize("at", [1, 3, 7, 12])
-def test_boson_resumes_from_the_last_frame(at):
-    logits = logits_with_eos(30, at=14, codebook=2, seed=3)
-    options = {"temperature": 0.8, "top_k": 10, "top_p": 0.9, "ras_win_len": 7, "seed": 5}
-    whole = boson_sampler(**options)
-    first = whole.begin_segment(1)
-    frames = torch.cat([first[None], segment(whole, logits)])
-    assert len(frames) < 30
-
-    resumed = boson_sampler(**options, prompt_frames=frames[:at], resume=True)
-    resumed.state[1, StateField.FRAME] = at  # the same random numbers
-    assert torch.equal(segment(resumed, logits[at - 1 :]), frames[at:])
+def whole_segment(rule: str, logits: torch.Tensor, options: dict) -> torch.Tensor:
+    """All frames [N, C] of a segment, from the all-BOS frame on; step n of the logits gives frame n."""
+    sampler = SamplerState(2, TRANSFORMERS, 7)
+    sampler.reset_slot(1, rule, **options, prompt_ids=[TEXT] * C + [AUDIO_BOS])
+    if rule == "transformers":
+        return segment(sampler, logits)
+    return torch.cat([sampler.begin_segment(1)[None], segment(sampler, logits[1:])])
 
 
-def test_boson_resumes_where_eos_has_come():
-    """The lowest codebook at EOS counts, as if the last frame were the first with EOS."""
-    frame = torch.tensor([E, E, E, *range(3, C - 1), B])
-    sampler = boson_sampler(prompt_frames=frame[None], resume=True)
-    assert sampler.state[1, StateField.BOSON_OPENED] == C - 1
-    assert sampler.state[1, StateField.BOSON_REMAINING] == C - 1
+@pytest.mark.parametrize("rule", ["boson", "transformers"])
+@pytest.mark.parametrize(("at", "codebook"), [(14, 0), (14, 2), (13, 7), (3, 1), (1, 0)])
+def test_resumed_audio_goes_on_as_if_uninterrupted(rule, at, codebook):
+    logits = logits_with_eos(40, at, codebook, seed=3)
+    options = {**GREEDY, "temperature": 0.8, "top_k": 10, "top_p": 0.9, "ras_win_len": 7, "seed": 5}
+    frames = whole_segment(rule, logits, options)
+    assert C < len(frames) < 40
+    reference_audio = torch.randint(V - 2, (9, C), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
+    for begun in range(1, len(frames)):
+        sampler = SamplerState(2, TRANSFORMERS, 7)
+        past = torch.cat([reference_audio, frames[:begun]]) if begun > 7 else frames[:begun]
+        sampler.reset_slot(1, rule, **options, prompt_frames=past, resume=True)
+        assert torch.equal(segment(sampler, logits[begun:]), frames[begun:]), begun
+
+
+def test_boson_resumes_although_other_codebooks_drew_eos_by_chance():
+    """Codebooks 0 to 2 opened the end, 4 and then 3 drew EOS besides: the end climbs from 2."""
+    begun = torch.full((C + 4, C), 5)
+    for column in range(C):
+        begun[column, column:] = B
+    begun[-3, [0, 1, 2, 4]] = E
+    begun[-2, [0, 1, 2, 3]] = E
+    begun[-1, [0, 1, 2, 3]] = E
+    sampler = boson_sampler(prompt_frames=begun, resume=True)
     logits = random((20, C, V))
     logits[..., [B, E]] = -20.0
     frames = segment(sampler, logits)
-    assert torch.equal((frames == E).sum(1), torch.arange(1, C))
+    assert torch.equal((frames == E).sum(1), torch.arange(5, C))
+
+
+@pytest.mark.parametrize("rule", ["boson", "transformers"])
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (None, "must begin with a frame of BOS in all codebooks"),
+        ([[5] * C], "must begin with a frame of BOS in all codebooks"),
+        ([[B] * C, [E] * C], "has ended: its last frame is EOS in all codebooks"),
+    ],
+)
+def test_audio_that_cannot_be_resumed_is_refused(rule, frames, message):
+    sampler = SamplerState(1, TRANSFORMERS, 7)
+    with pytest.raises(PromptError, match=f"audio to go on with {message}"):
+        sampler.reset_slot(0, rule, **GREEDY, prompt_frames=frames and torch.tensor(frames), resume=True)
+
+
+def test_a_boson_segment_whose_last_codebook_stayed_open_has_ended():
+    begun = torch.full((C + 8, C), 5)
+    begun[0] = B
+    for closed in range(1, C):
+        begun[C + closed, :closed] = E
+    begun[C, 0] = E
+    with pytest.raises(PromptError, match="audio to go on with has ended: EOS has reached its last codebook"):
+        boson_sampler(prompt_frames=begun, resume=True)
 
 
 @pytest.mark.parametrize("rule", ["boson", "transformers"])
