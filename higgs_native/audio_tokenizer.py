@@ -27,7 +27,7 @@ MAX_SECONDS = 120.0
 """The longest audio that `encode` takes: its memory grows with the length, to about 3 GB here."""
 MAX_CHANNELS = 8
 MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1000, 768_000
-DECODE_WINDOW = 100
+DECODE_WINDOW = 250
 """Frames decoded at a time; each takes about 0.4 MB while it is decoded."""
 
 _CACHED_AUDIOS = 64
@@ -118,9 +118,9 @@ class HiggsAudioTokenizer:
                 [channels, samples] or [samples, channels] (the shorter axis is the channels), floating (full scale 1),
                 int16 or int32. 0.1 to 120 seconds.
             sampling_rate: of the samples, in Hz; a file knows its own.
-            length_rule: `boson` or `transformers`: how a length that is no multiple of 960 samples becomes frames.
-                With `boson` as in `boson_multimodal`; with `transformers` as in `HiggsAudioV2TokenizerModel.encode`
-                (its processor first pads the audio with zeros to a multiple of 960, where both rules agree).
+            length_rule: how a length that is no multiple of 960 samples becomes frames: `boson` as in
+                `boson_multimodal`, `transformers` as in `HiggsAudioV2TokenizerModel.encode` (whose processor first
+                pads the audio with zeros to a multiple of 960, where both rules agree).
 
         Returns:
             [8, frames], int64.

@@ -71,14 +71,11 @@ def encode(
     Raises:
         ValueError: the branches differ in length by more than the rule mends.
     """
-    semantic = semantic_encoder(weights, config, semantic_features(weights, config, audio))
-    acoustic, semantic = match_lengths(weights, config, audio, semantic, length_rule)
-    features = torch.cat([acoustic, semantic], dim=1)[0].T
-    embeddings = F.linear(features, weights["fc.weight"], weights["fc.bias"])
-    codes = torch.empty(config.num_codebooks, embeddings.shape[0], dtype=torch.int32)
+    to_quantize = embeddings(weights, config, audio, length_rule)
+    codes = torch.empty(config.num_codebooks, to_quantize.shape[0], dtype=torch.int32)
     ops.rvq_encode(
         codes,
-        embeddings,
+        to_quantize,
         weights["quantizer.codebook.embed"],
         weights["quantizer.project_in.weight"],
         weights["quantizer.project_in.bias"],
@@ -86,6 +83,16 @@ def encode(
         weights["quantizer.project_out.bias"],
     )
     return codes
+
+
+def embeddings(
+    weights: Weights, config: HiggsAudioTokenizerConfig, audio: torch.Tensor, length_rule: str
+) -> torch.Tensor:
+    """What `encode` quantizes: both branches, joined: [1, samples] -> [frames, hidden size]."""
+    semantic = semantic_encoder(weights, config, semantic_features(weights, config, audio))
+    acoustic, semantic = match_lengths(weights, config, audio, semantic, length_rule)
+    features = torch.cat([acoustic, semantic], dim=1)[0].T
+    return F.linear(features, weights["fc.weight"], weights["fc.bias"])
 
 
 def match_lengths(

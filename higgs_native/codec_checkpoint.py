@@ -34,7 +34,22 @@ def load_tensors(folder: Path, config: HiggsAudioTokenizerConfig) -> dict[str, t
     Raises:
         CheckpointError: a file is missing or damaged, or tensors are missing, unknown or of another shape.
     """
-    stored = _read(folder)
+    return convert(_read(folder), config, f"audio tokenizer {folder}")
+
+
+def convert(
+    stored: dict[str, torch.Tensor], config: HiggsAudioTokenizerConfig, source: str = "the audio tokenizer"
+) -> dict[str, torch.Tensor]:
+    """Bring stored tensors of either layout into what `load_tensors` returns.
+
+    Args:
+        stored: by their stored names, of any floating dtype.
+        config: what the tensors are checked against.
+        source: where they come from, for error messages.
+
+    Raises:
+        CheckpointError: tensors are missing, unknown or of another shape.
+    """
     original = any(name.startswith("decoder_2.") for name in stored)
     tensors: dict[str, torch.Tensor] = {}
     norms: dict[str, dict[str, torch.Tensor]] = {}
@@ -49,20 +64,20 @@ def load_tensors(folder: Path, config: HiggsAudioTokenizerConfig) -> dict[str, t
             norms.setdefault(weight, {})[_WEIGHT_NORM[ending]] = tensor.float()
     for name, parts in norms.items():
         if len(parts) < 2:
-            raise CheckpointError(f"audio tokenizer {folder} has only the {next(iter(parts))} of {name}'s weight norm")
+            raise CheckpointError(f"{source} has only the {next(iter(parts))} of {name}'s weight norm")
         gain, direction = parts["gain"], parts["direction"]
         if gain.dim() != direction.dim() or any(
             g not in (1, d) for g, d in zip(gain.shape, direction.shape, strict=True)
         ):
             raise CheckpointError(
-                f"audio tokenizer {folder}: {name} has a weight norm of shapes {list(gain.shape)} and "
-                f"{list(direction.shape)}, which don't fit each other"
+                f"{source} has a weight norm of shapes {list(gain.shape)} and {list(direction.shape)} for {name}, "
+                "which don't fit each other"
             )
         tensors[name] = fold_weight_norm(gain, direction)
 
     expected = _folded(tensor_shapes(config))
     name_of = {original_name(name, config) if original else name: name for name in expected}
-    _check(folder, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected, name_of)
+    _check(source, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected, name_of)
     return {name_of[name]: tensor for name, tensor in tensors.items()}
 
 
@@ -128,7 +143,7 @@ def _read(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _check(
-    folder: Path,
+    source: str,
     found: dict[str, tuple[int, ...]],
     expected: dict[str, tuple[int, ...]],
     name_of: dict[str, str],
@@ -151,4 +166,4 @@ def _check(
         if names
     ]
     if texts:
-        raise CheckpointError(f"audio tokenizer {folder} does not fit its config.json: {'; '.join(texts)}")
+        raise CheckpointError(f"{source} does not fit its config.json: {'; '.join(texts)}")

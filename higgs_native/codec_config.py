@@ -199,6 +199,8 @@ class HiggsAudioTokenizerConfig:
                 f"{where}: upsampling_ratios {self.upsampling_ratios} and downsampling_ratios "
                 f"{self.downsampling_ratios} differ in their products"
             )
+        if min(self.upsampling_ratios) < 2:
+            raise ConfigError(f"{where}: upsampling_ratios is {self.upsampling_ratios}; expected at least 2 each")
         if self.decoder_hidden_size % 2 ** len(self.upsampling_ratios):
             raise ConfigError(
                 f"{where}: decoder_hidden_size {self.decoder_hidden_size} can't be halved "

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "common/checks.h"
 #include "cpu/codec_kernels.h"
@@ -129,8 +130,9 @@ void snake_conv_transpose1d_cpu(
   const int64_t out_channels = weight.size(0), stride = weight.size(1);
   check_tensor(op, "alpha", alpha, ScalarType::Float, {in_channels});
   check_tensor(op, "bias", bias, ScalarType::Float, {out_channels});
+  STD_TORCH_CHECK(stride >= 2, op, ": weight must have at least 2 phases, got ", stride);
   check_tensor(op, "out", out, ScalarType::Float, {batch, out_channels, time * stride});
-  if (batch == 0 || in_channels == 0 || out_channels == 0 || time == 0 || stride == 0) return;
+  if (batch == 0 || in_channels == 0 || out_channels == 0 || time == 0) return;
   const float *from = x.const_data_ptr<float>(), *alphas = alpha.const_data_ptr<float>();
   const float *weights = weight.const_data_ptr<float>(), *biases = bias.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
@@ -249,7 +251,8 @@ void rvq_decode_cpu(const Tensor& out, const Tensor& codes, const Tensor& table,
   float* to = out.mutable_data_ptr<float>();
   for (int64_t i = 0; i < levels * frames; ++i) {
     STD_TORCH_CHECK(
-        indices[i] >= 0 && indices[i] < entries, op, ": codes must lie in 0 .. ", entries - 1, ", got ", indices[i]);
+        indices[i] >= 0 && indices[i] < entries,
+        op, ": codes[", i / frames, ", ", i % frames, "] must be between 0 and ", entries - 1, ", got ", indices[i]);
   }
   for_ranges(frames, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {

@@ -59,10 +59,11 @@ def snake_conv_transpose1d(
         x: [batch, in channels, time], float32.
         alpha: [in channels], float32.
         weight: [out channels, stride, in channels, 2], float32: by phase of the output; see `pack_conv_transpose1d`.
+            The stride is at least 2.
         bias: [out channels], float32.
 
     Raises:
-        RuntimeError: a shape or dtype does not fit.
+        RuntimeError: a shape, dtype or value does not fit.
     """
     torch.ops.higgs_native.snake_conv_transpose1d(out, x, alpha, weight, bias)
 

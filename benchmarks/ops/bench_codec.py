@@ -1,0 +1,135 @@
+"""Time the audio tokenizer beside transformers, and its operators beside the same functions in plain PyTorch.
+
+    python benchmarks/ops/bench_codec.py --json benchmarks/results/bench_codec.json
+
+Without `--model`, a checkpoint of the real size with random weights is written to a temporary folder. The two sides
+take turns, call by call, in one process and on the same weights.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from measure import seconds, summary, write_json
+
+from higgs_native import ops, reference
+from higgs_native.audio_tokenizer import HiggsAudioTokenizer
+from higgs_native.checkpoint import resolve_folder
+from higgs_native.codec_config import HiggsAudioTokenizerConfig
+from higgs_native.random_checkpoint import write_audio_tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="a folder (in the transformers layout) or a Hub name")
+    parser.add_argument("--frames", type=int, nargs="+", default=[5, 25, 100])
+    parser.add_argument("--encode-seconds", type=float, nargs="*", default=[5.0])
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = resolve_folder(args.model) if args.model else Path(temporary)
+        if args.model is None:
+            write_audio_tokenizer(folder, HiggsAudioTokenizerConfig())
+        native = HiggsAudioTokenizer.from_pretrained(folder)
+        report = {
+            **bench_operators(native.config, args.frames[-1], args.repeats),
+            **bench_tokenizer(native, folder, args.frames, args.encode_seconds, args.repeats),
+        }
+    if args.json:
+        write_json(args.json, report)
+
+
+def compare(name: str, runs: dict[str, Callable[[], object]], repeats: int, audio_seconds: float) -> dict[str, Any]:
+    """Time the runs in turns; return their summaries in ms, their real-time factors, and how the last compares."""
+    for run in runs.values():
+        run()
+    times: dict[str, list[float]] = {key: [] for key in runs}
+    for _ in range(repeats):
+        for key, run in runs.items():
+            times[key].append(1e3 * seconds(run))
+    result: dict[str, Any] = {key: {"ms": summary(values)} for key, values in times.items()}
+    for entry in result.values():
+        entry["real_time_factor"] = round(entry["ms"]["median"] / 1e3 / audio_seconds, 5)
+    first, last = (result[key]["ms"]["median"] for key in (next(iter(runs)), list(runs)[-1]))
+    result["speedup"] = round(last / first, 2)
+    texts = ", ".join(f"{key} {entry['ms']['median']:.2f} ms" for key, entry in list(result.items())[:-1])
+    print(f"{name:40} {texts}; {result['speedup']:.2f} times as fast")
+    return result
+
+
+@torch.inference_mode()
+def bench_operators(config: HiggsAudioTokenizerConfig, frames: int, repeats: int) -> dict[str, Any]:
+    """Time each operator at every size that the decoder has, for `frames` frames."""
+    report: dict[str, Any] = {"snake": [], "snake_conv_transpose1d": [], "residual_unit": []}
+    audio_seconds = frames / config.frame_rate
+    channels, time = config.decoder_hidden_size, frames
+
+    def add(operator: str, *arguments: Any) -> None:
+        shape = list(arguments[0].shape)
+        runs = {
+            "native": lambda: getattr(ops, operator)(*arguments),
+            "torch": lambda: getattr(reference, operator)(*arguments),
+        }
+        report[operator].append({"out": shape, **compare(f"{operator} {shape}", runs, repeats, audio_seconds)})
+
+    for stride in config.upsampling_ratios:
+        x = torch.randn(1, channels, time)
+        weight = torch.randn(channels, channels // 2, 2 * stride) / channels**0.5
+        alpha, channels, time = torch.rand(channels) + 0.5, channels // 2, time * stride
+        out, bias = torch.empty(1, channels, time), torch.randn(channels)
+        add("snake_conv_transpose1d", out, x, alpha, ops.pack_conv_transpose1d(weight), bias)
+        x, alpha = torch.randn(1, channels, time), torch.rand(channels) + 0.5
+        add("snake", out, x, alpha)
+        wide, narrow = torch.randn(channels, channels, 7), torch.randn(channels, channels, 1)
+        add("residual_unit", out, x, alpha, wide / 7, bias, alpha, narrow, bias, 9)
+    return report
+
+
+@torch.inference_mode()
+def bench_tokenizer(
+    native: HiggsAudioTokenizer, folder: Path, frames: list[int], durations: list[float], repeats: int
+) -> dict[str, Any]:
+    """Time decoding of `frames` frames, and encoding of audio of `durations` seconds."""
+    from transformers import HiggsAudioV2TokenizerModel, logging
+
+    logging.set_verbosity_error()  # tensors of training, which the checkpoint may leave out
+    model = HiggsAudioV2TokenizerModel.from_pretrained(folder).eval()
+    report: dict[str, Any] = {"decode": [], "encode": []}
+    for count in frames:
+        codes = torch.randint(native.codebook_size, (native.num_codebooks, count))
+        expected = model.decode(codes[None]).audio_values[0, 0]
+        error = ((native.decode(codes) - expected).abs().max() / expected.abs().max()).item()
+        assert error < 1e-4, f"decoded audio differs by {error:.2g} of its peak"
+        runs = {
+            "higgs_native": lambda codes=codes: native.decode(codes),
+            "transformers": lambda codes=codes: model.decode(codes[None]),
+        }
+        result = compare(f"decode {count} frames", runs, repeats, count / native.frame_rate)
+        report["decode"].append({"frames": count, **result})
+    for duration in durations:
+        audio = torch.randn(int(duration * native.frame_rate) * native.hop_length) / 10
+
+        def encode(audio: torch.Tensor = audio) -> torch.Tensor:
+            audio[0] += 1e-6  # another audio each time, since codes are kept
+            return native.encode(audio, native.sampling_rate)
+
+        runs = {"higgs_native": encode, "transformers": lambda audio=audio: model.encode(audio[None, None])}
+        result = compare(f"encode {duration:g} s", runs, max(3, repeats // 5), duration)
+        report["encode"].append({"seconds": duration, **result})
+    return report
+
+
+if __name__ == "__main__":
+    main()
