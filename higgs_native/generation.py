@@ -121,6 +121,9 @@ class _Sequence:
     # The rows of the next forward pass, in order: a token id, or a delayed frame [codebooks].
     pending: list[int | torch.Tensor]
     prompt_tokens: int
+    # The prompt's frames that repetition-aware sampling looks back at, and its last ids, one a position.
+    prompt_frames: list[torch.Tensor]
+    prompt_ids: list[int]
     position: int = 0
     text_position: int = 0
     steps: int = 0
@@ -286,11 +289,21 @@ def _begin(model: LanguageModel, request: GenerationRequest, slot: int, rule: Ru
         )
     references = iter(request.reference_codes)
     pending: list[int | torch.Tensor] = []
+    prompt_ids: list[int] = []
+    prompt_frames: list[torch.Tensor] = []
+    # transformers' rule marks the frames that close a delay pattern.
+    closing = config.num_codebooks - 1 if rule == "transformers" and config.audio_delay_token_id is not None else 0
     for token in ids:
-        if token in (config.audio_in_token_id, config.audio_out_token_id):
-            pending += delayed_reference(model, next(references)).unbind(0)
-        else:
+        if token not in (config.audio_in_token_id, config.audio_out_token_id):
             pending.append(token)
+            prompt_ids.append(token)
+            continue
+        frames = delayed_reference(model, next(references)).unbind(0)
+        pending += frames
+        prompt_ids += [token] * (len(frames) - closing) + [config.audio_delay_token_id] * closing
+        # The original looks for repetitions among the assistant's audio alone.
+        if rule == "transformers" or token == config.audio_out_token_id:
+            prompt_frames += frames
 
     in_audio = isinstance(pending[-1], int) and pending[-1] == config.audio_out_bos_token_id
     if rule == "transformers" and not in_audio:
@@ -311,16 +324,17 @@ def _begin(model: LanguageModel, request: GenerationRequest, slot: int, rule: Ru
                 f"partial_audio must have shape [{config.num_codebooks}, N] with N of at least 1, "
                 f"got {list(partial.shape)}"
             )
-        frames = list(partial.T.to(device=model.device, dtype=torch.int32).contiguous().unbind(0))
+        frames = partial.T.to(device=model.device, dtype=torch.int32).contiguous().unbind(0)
         pending += frames
-        segments = [frames.copy()]
+        prompt_frames += frames
+        segments = [list(frames)]
         mode = GenerationMode.AUDIO_IN_PROGRESS
     if len(pending) >= model.max_cache_length:
         raise PromptError(
             f"the prompt takes {len(pending)} positions with its references; "
             f"the cache holds {model.max_cache_length} (max_cache_length), the output's included"
         )
-    return _Sequence(request, slot, mode, pending, len(pending), segments=segments)
+    return _Sequence(request, slot, mode, pending, len(pending), prompt_frames, prompt_ids, segments=segments)
 
 
 def _sampler(
@@ -332,8 +346,6 @@ def _sampler(
     drawn = secrets.randbits(63) if sampling.seed is None else sampling.seed
     for sequence in sequences:
         seed = sequence.request.seed
-        frames = [row for row in sequence.pending if isinstance(row, torch.Tensor)]
-        last = sequence.pending[-config.num_codebooks :]
         sampler.reset_slot(
             sequence.slot,
             rule=rule,
@@ -343,8 +355,8 @@ def _sampler(
             ras_win_len=window,
             ras_win_max_num_repeat=sampling.ras_win_max_num_repeat,
             seed=drawn if seed is None else seed,
-            prompt_frames=torch.stack(frames) if frames else None,
-            prompt_ids=[row if isinstance(row, int) else config.audio_out_token_id for row in last],
+            prompt_frames=torch.stack(sequence.prompt_frames) if sequence.prompt_frames else None,
+            prompt_ids=sequence.prompt_ids[-config.num_codebooks :],
             resume=sequence.request.partial_audio is not None,
         )
     return sampler

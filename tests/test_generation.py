@@ -149,6 +149,20 @@ def test_partial_audio_goes_on_where_it_stopped(model, rule, begun):
     assert compared >= 2
 
 
+@pytest.mark.parametrize(("placeholder", "counts"), [("<|AUDIO|>", False), ("<|AUDIO_OUT|>", True)])
+def test_repetitions_are_counted_among_the_assistants_audio(model, placeholder, counts):
+    """Boson's rule: with a window over the whole prompt, a code that its assistant audio repeats is drawn again."""
+    codes = torch.arange(30).repeat(8, 1)
+    options = {"reference_codes": [codes.repeat(1, 4)], "temperature": 0, "max_new_tokens": 3, "seed": 1}
+    differs = 0
+    for text in "abcdefgh":
+        prompt = ids(model, f"{placeholder}{text}<|audio_out_bos|>")
+        plain = model.generate(prompt, **options, ras_win_len=None)
+        ras = model.generate(prompt, **options, ras_win_len=200)
+        differs += not torch.equal(plain.audio_segments[0], ras.audio_segments[0])
+    assert (differs > 0) == counts
+
+
 def test_no_requests_give_no_outputs(model):
     assert generate_batch(model, []) == []
 

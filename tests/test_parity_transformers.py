@@ -102,6 +102,17 @@ def test_greedy_codes_of_a_batch_of_different_lengths(models):
     compare_greedy(models, prompts, 200)
 
 
+@pytest.mark.parametrize("tail", range(1, 5))
+def test_a_reference_right_before_the_end(models, tail):
+    """Its delay tokens, among as many ids as there are codebooks before the end, shift transformers' end counters."""
+    config = models[0].config
+    prompt = reference.random_prompt(config, 12, 30, (6,))
+    ids = prompt.input_ids[0].tolist()
+    at = ids.index(config.audio_token_id)
+    short = reference.Prompt(torch.tensor([[*ids[: at + 1], *ids[-tail:]]]), prompt.reference_codes)
+    compare_greedy(models, [short], 30)
+
+
 def test_rows_that_end_by_themselves(tmp_path):
     """Models that do draw EOS: each row of the batch ends where transformers ends it."""
     for seed in range(3):
