@@ -24,7 +24,7 @@ LENGTH_RULES = ("boson", "transformers")
 MIN_SECONDS = 0.1
 """The shortest audio that `encode` takes."""
 MAX_SECONDS = 120.0
-"""The longest audio that `encode` takes: its memory grows with the length, to about 3 GB here."""
+"""The longest audio that `encode` takes: its memory grows with the length, to about 2 GB here."""
 MAX_CHANNELS = 8
 MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1000, 768_000
 DECODE_WINDOW = 250
@@ -233,6 +233,8 @@ def read_audio(file: str | os.PathLike | BinaryIO) -> tuple[np.ndarray, int]:
         AudioError: there is no such file, it is no audio, too long, empty, or not finite.
     """
     is_path = isinstance(file, (str, os.PathLike))
+    if not is_path and not hasattr(file, "read"):
+        raise AudioError(f"audio is a {type(file).__name__}; expected a path, an open file, an array or a tensor")
     name = os.fspath(file) if is_path else "the audio file"
     if is_path and not os.path.isfile(file):
         raise AudioError(f"{name} is no file; expected an audio file (wav, flac, ogg, mp3)")
@@ -242,7 +244,7 @@ def read_audio(file: str | os.PathLike | BinaryIO) -> tuple[np.ndarray, int]:
             rate = _checked_rate(opened.samplerate)
             _check_duration(opened.frames, rate, name)
             samples = opened.read(dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
+    except (soundfile.SoundFileError, OSError) as error:
         raise AudioError(f"{name} can't be read as audio: {str(error).strip()}") from None
     return _mono(samples.mean(axis=1)), rate
 

@@ -75,7 +75,7 @@ def convert(
             )
         tensors[name] = fold_weight_norm(gain, direction)
 
-    expected = _folded(tensor_shapes(config))
+    expected = folded_shapes(config)
     name_of = {original_name(name, config) if original else name: name for name in expected}
     _check(source, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected, name_of)
     return {name_of[name]: tensor for name, tensor in tensors.items()}
@@ -114,9 +114,10 @@ def original_name(name: str, config: HiggsAudioTokenizerConfig) -> str:
     return re.sub(r"^fc\.", "fc_prior.", re.sub(r"^fc2\.", "fc_post2.", name))
 
 
-def _folded(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def folded_shapes(config: HiggsAudioTokenizerConfig) -> dict[str, tuple[int, ...]]:
+    """`codec_config.tensor_shapes` with weight norm folded: what `load_tensors` returns."""
     folded = {}
-    for name, shape in shapes.items():
+    for name, shape in tensor_shapes(config).items():
         if name.endswith(".original1"):
             folded[name.replace(".parametrizations.weight.original1", ".weight")] = shape
         elif not name.endswith(".original0"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from higgs_native.codec_checkpoint import load_tensors, original_name
+from higgs_native.codec_checkpoint import folded_shapes, load_tensors, original_name
 from higgs_native.codec_config import HiggsAudioTokenizerConfig
 from higgs_native.errors import CheckpointError
 from higgs_native.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG as CONFIG
@@ -62,9 +62,7 @@ def test_original_names_are_the_golden_ones():
     """Every name that the original implementation gave, but for the linear layer that only its training uses."""
     config = HiggsAudioTokenizerConfig.from_dict(RECIPE["config"])
     config = replace(config, hubert=replace(config.hubert, num_hidden_layers=2))
-    from higgs_native.codec_checkpoint import _folded, tensor_shapes
-
-    names = {original_name(name, config) for name in _folded(tensor_shapes(config))}
+    names = {original_name(name, config) for name in folded_shapes(config)}
     golden = {
         name.replace(".parametrizations.weight.original1", ".weight").replace(".weight_v", ".weight")
         for name in RECIPE["tensors"]

@@ -251,8 +251,8 @@ void rvq_decode_cpu(const Tensor& out, const Tensor& codes, const Tensor& table,
   float* to = out.mutable_data_ptr<float>();
   for (int64_t i = 0; i < levels * frames; ++i) {
     STD_TORCH_CHECK(
-        indices[i] >= 0 && indices[i] < entries,
-        op, ": codes[", i / frames, ", ", i % frames, "] must be between 0 and ", entries - 1, ", got ", indices[i]);
+        indices[i] >= 0 && indices[i] < entries, op, ": codes[", i / frames, ", ", i % frames,
+        "] must be between 0 and ", entries - 1, ", got ", indices[i]);
   }
   for_ranges(frames, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {

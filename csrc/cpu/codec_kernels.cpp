@@ -3,8 +3,8 @@
 // Snake: sin^2 has the period pi, so y = alpha x is reduced to y - n pi with |y - n pi| <= pi / 2 (pi in three parts, so
 // that no digit is lost), and an odd polynomial of degree 9 gives the sine; its sign does not matter.
 // Convolution: 4 rows by up to 3 (6 with AVX-512) vectors of columns stay in registers; each step broadcasts one weight
-// of each row and multiplies it with the columns shifted by its tap. Channels go in blocks whose weights stay in the
-// first cache while all columns pass.
+// of each row and multiplies it with the columns shifted by its tap. Channels go in blocks: the weights of one stay in
+// the first cache while all columns pass, and each is summed for itself, which keeps the rounding errors small.
 #include "cpu/codec_kernels.h"
 
 #include <math.h>
@@ -71,12 +71,7 @@ void snake(float* out, const float* x, float alpha, int64_t n) {
 template <int R, int N, int kTaps>
 HIGGS_INLINE void convolve_block(const ConvolutionTile& p, int64_t row, int64_t t, int64_t c0, int64_t c1) {
   const int64_t taps = kTaps ? kTaps : p.taps;
-  Vec acc[R][N];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) acc[r][v] = load(p.out + (row + r) * p.out_stride + t + v * kWidth);
-  }
+  Vec acc[R][N] = {};
   const float* weight[R];
   for (int r = 0; r < R; ++r) weight[r] = p.weight + ((row + r) * p.channels + c0) * taps;
   const float* x = p.x + c0 * p.x_stride + t;
@@ -100,7 +95,10 @@ HIGGS_INLINE void convolve_block(const ConvolutionTile& p, int64_t row, int64_t 
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) store(p.out + (row + r) * p.out_stride + t + v * kWidth, acc[r][v]);
+    for (int v = 0; v < N; ++v) {
+      float* out = p.out + (row + r) * p.out_stride + t + v * kWidth;
+      store(out, load(out) + acc[r][v]);
+    }
   }
 }
 
