@@ -86,7 +86,7 @@ void qkv_rope_cache_cpu(
       using T = std::remove_cv_t<std::remove_pointer_t<decltype(keys_const)>>;
       T* keys = static_cast<T*>(key_cache.mutable_data_ptr());
       T* values = static_cast<T*>(value_cache.mutable_data_ptr());
-      for_ranges(all_heads * pieces, [&](int64_t begin, int64_t end) {
+      for_ranges(all_heads * pieces, 2 * kPairs * hidden * rows, [&](int64_t begin, int64_t end) {
         const auto product = linear_kernels().typed<W>().product;
         const AttentionKernels& kernels = attention_kernels();
         struct Pairs;
@@ -184,7 +184,7 @@ void attention_cpu(
     if (pieces > 1 && rows * cache.heads < 4 * torch::stable::get_num_threads()) {
       struct Partials;
       float* partials = scratch<Partials>(rows * cache.heads * pieces * partial_size);
-      for_ranges(rows * cache.heads * pieces, [&](int64_t begin, int64_t end) {
+      for_ranges(rows * cache.heads * pieces, 2 * kSplit * group * head_dim, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; ++item) {
           const int64_t row = item / pieces / cache.heads, head = item / pieces % cache.heads, piece = item % pieces;
           if (piece * kSplit > place[row]) continue;
@@ -201,7 +201,7 @@ void attention_cpu(
       }
       return;
     }
-    for_ranges(rows * cache.heads, [&](int64_t begin, int64_t end) {
+    for_ranges(rows * cache.heads, (last_place + 1) * group * head_dim, [&](int64_t begin, int64_t end) {
       struct Pair;
       float* memory = scratch<Pair>(2 * partial_size);
       const Partial all(memory, group, head_dim), next(memory + partial_size, group, head_dim);

@@ -55,7 +55,7 @@ void snake_cpu(const Tensor& out, const Tensor& x, const Tensor& alpha) {
   check_tensor("snake", "out", out, ScalarType::Float, {batch, channels, time});
   const float *from = x.const_data_ptr<float>(), *alphas = alpha.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
-  for_ranges(batch * channels, [&](int64_t begin, int64_t end) {
+  for_ranges(batch * channels, 4 * time, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       codec_kernels().snake(to + row * time, from + row * time, alphas[row % channels], time);
     }
@@ -88,7 +88,7 @@ void residual_unit_cpu(
 
   const int64_t reach = (taps - 1) * dilation;
   const int64_t width = tile_columns(channels, time, batch), tiles = ceil_div(time, width);
-  for_ranges(batch * tiles, [&](int64_t begin, int64_t end) {
+  for_ranges(batch * tiles, channels * channels * (taps + 1) * width, [&](int64_t begin, int64_t end) {
     struct Input;
     struct Middle;
     const int64_t input_stride = width + reach;
@@ -144,7 +144,7 @@ void snake_conv_transpose1d_cpu(
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t blocks = ceil_div(out_channels, kUpsampledChannels);
   const int64_t parts = std::min(blocks, ceil_div(threads, std::min(batch * tiles, threads)));
-  for_ranges(batch * tiles * parts, [&](int64_t begin, int64_t end) {
+  for_ranges(batch * tiles * parts, kThreadCost, [&](int64_t begin, int64_t end) {
     struct Input;
     struct Phases;
     const int64_t input_stride = width + 1;
@@ -200,7 +200,7 @@ void rvq_encode_cpu(
     for (int64_t j = 0; j < dim; ++j) norms[i] += books[i * dim + j] * books[i * dim + j];
   }
   const auto& product = linear_kernels().f32.product;
-  for_ranges(ceil_div(frames, kFrames), [&](int64_t begin, int64_t end) {
+  for_ranges(ceil_div(frames, kFrames), kFrames * levels * entries * dim, [&](int64_t begin, int64_t end) {
     struct Memory;
     float* residual = scratch<Memory>(kFrames * (2 * width + 2 * dim + entries));
     float* quantized = residual + kFrames * width;
@@ -254,7 +254,7 @@ void rvq_decode_cpu(const Tensor& out, const Tensor& codes, const Tensor& table,
         indices[i] >= 0 && indices[i] < entries, op, ": codes[", i / frames, ", ", i % frames,
         "] must be between 0 and ", entries - 1, ", got ", indices[i]);
   }
-  for_ranges(frames, [&](int64_t begin, int64_t end) {
+  for_ranges(frames, levels * width, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       float* sum = to + t * width;
       std::copy_n(biases, width, sum);

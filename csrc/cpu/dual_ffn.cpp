@@ -32,7 +32,7 @@ void run_segment(float* out, const float* x, int64_t hidden, double eps, const S
   rms_norm_rows(normalised, x + s.begin * hidden, s.norm, 0, rows, hidden, eps);
   with_weight_type(s.gate_up, [&](auto* weight) {
     using T = std::remove_cv_t<std::remove_pointer_t<decltype(weight)>>;
-    for_ranges((intermediate + kPiece - 1) / kPiece, [&](int64_t begin, int64_t end) {
+    for_ranges((intermediate + kPiece - 1) / kPiece, 2 * kPiece * hidden * rows, [&](int64_t begin, int64_t end) {
       const LinearKernels& kernels = linear_kernels();
       struct Up;
       float* up = scratch<Up>(rows * kPiece);
@@ -50,7 +50,7 @@ void run_segment(float* out, const float* x, int64_t hidden, double eps, const S
   });
   with_weight_type(s.down, [&](auto* weight) {
     using T = std::remove_cv_t<std::remove_pointer_t<decltype(weight)>>;
-    for_ranges((hidden + kPiece - 1) / kPiece, [&](int64_t begin, int64_t end) {
+    for_ranges((hidden + kPiece - 1) / kPiece, kPiece * intermediate * rows, [&](int64_t begin, int64_t end) {
       const int64_t n0 = begin * kPiece;
       const int64_t n1 = end * kPiece < hidden ? end * kPiece : hidden;
       linear_kernels().typed<T>().product(

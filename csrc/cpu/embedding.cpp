@@ -55,7 +55,7 @@ void embed_cpu(
   float* to = out.mutable_data_ptr<float>();
   with_weight_type(text_table, [&](auto* text) {
     auto* audio = static_cast<decltype(text)>(audio_table.const_data_ptr());
-    for_ranges(num_text + num_audio, [&](int64_t begin, int64_t end) {
+    for_ranges(num_text + num_audio, hidden * codebooks, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         float* row_out = to + row * hidden;
         for (int64_t i = 0; i < hidden; ++i) row_out[i] = 0;

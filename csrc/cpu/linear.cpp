@@ -16,7 +16,7 @@ constexpr int64_t kPiece = 16;  // weight rows a thread takes at a time
 
 template <typename T>
 void product(float* out, const float* x, const T* weight, int64_t rows, int64_t n, int64_t k, const float* residual) {
-  for_ranges((n + kPiece - 1) / kPiece, [&](int64_t begin, int64_t end) {
+  for_ranges((n + kPiece - 1) / kPiece, kPiece * k * rows, [&](int64_t begin, int64_t end) {
     const int64_t n0 = begin * kPiece;
     const int64_t n1 = end * kPiece < n ? end * kPiece : n;
     linear_kernels().typed<T>().product(

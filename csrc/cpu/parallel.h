@@ -8,11 +8,16 @@
 
 namespace higgs_native::cpu {
 
-// Calls f(begin, end) for consecutive pieces of [0, count), on one thread if count is 1.
+// What a thread must have to do, in multiply-adds, before waking it pays: some microseconds.
+inline constexpr int64_t kThreadCost = 32768;
+
+// Calls f(begin, end) for consecutive pieces of [0, count). An item costs about `cost` multiply-adds; a small model's
+// products stay on the calling thread.
 template <typename F>
-void for_ranges(int64_t count, const F& f) {
-  if (count == 1) f(int64_t{0}, int64_t{1});
-  else if (count > 0) torch::stable::parallel_for(0, count, 1, f);
+void for_ranges(int64_t count, int64_t cost, const F& f) {
+  const int64_t grain = cost < kThreadCost ? kThreadCost / (cost > 0 ? cost : 1) : 1;
+  if (count > grain) torch::stable::parallel_for(0, count, grain, f);
+  else if (count > 0) f(int64_t{0}, count);
 }
 
 // Uninitialised floats that live until the thread's next call with the same tag; the memory is kept and grows.
