@@ -115,7 +115,7 @@ class LanguageModelFiles:
         for stored in self._files.names():
             name, part = _original_name(stored)
             if name in self._sources and part is None:
-                raise CheckpointError(f"{folder} holds {name} twice, as {self._sources[name]} and as {stored}")
+                raise CheckpointError(f"{folder} holds {name} twice, as {self._sources[name][0]} and as {stored}")
             if part is None:
                 self._sources[name] = [stored]
             else:

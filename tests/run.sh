@@ -17,6 +17,10 @@ sets=$("$bin/python" -I -c 'from higgs_native._C import build_info as b; print(*
 HIGGS_NATIVE_REQUIRE_TRANSFORMERS=$("$bin/python" -c 'import sys; print(int(sys.version_info >= (3, 11)))')
 export HIGGS_NATIVE_REQUIRE_TRANSFORMERS
 
+# Threads that wait for each other give way to whatever else the machine runs, instead of spinning; the tests' models are
+# so small that they wait most of the time.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+
 for set in $sets; do
   if [ "$set" != "$used" ]; then
     echo "The operators with the $set kernels:"
