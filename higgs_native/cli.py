@@ -17,8 +17,8 @@ import higgs_native
 from higgs_native._C import build_info
 from higgs_native.audio_tokenizer import read_audio
 from higgs_native.errors import HiggsNativeError, PromptError
-from higgs_native.generation import SamplingParameters
-from higgs_native.pipeline import HiggsAudio, check_parameters, choose_voices
+from higgs_native.generation import SamplingParameters, check_parameters
+from higgs_native.pipeline import HiggsAudio, choose_voices
 from higgs_native.random_checkpoint import write_demo_checkpoint
 from higgs_native.speech import check_output_path
 from higgs_native.text import normalize_text

@@ -53,18 +53,20 @@ class SamplingParameters:
     ras_win_max_num_repeat: int = 2
     seed: int | None = None
 
-    def check(self) -> None:
-        """Raise ParameterError where a value lies outside its range."""
-        if not 0 <= self.temperature < float("inf"):
-            raise ParameterError(f"temperature must be 0 (greedy) or a positive number, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 0:
-            raise ParameterError(f"top_k must be at least 1, or 0 or None for no limit, got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ParameterError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-        if self.ras_win_max_num_repeat < 1:
-            raise ParameterError(f"ras_win_max_num_repeat must be at least 1, got {self.ras_win_max_num_repeat}")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise ParameterError(f"seed must be between 0 and 2**63 - 1, got {self.seed}")
+
+def check_parameters(sampling: SamplingParameters, max_new_tokens: int) -> None:
+    """Raise ParameterError where a parameter of generation lies outside its range."""
+    if not 0 <= sampling.temperature < float("inf"):
+        raise ParameterError(f"temperature must be 0 (greedy) or a positive number, got {sampling.temperature}")
+    if sampling.top_k is not None and sampling.top_k < 0:
+        raise ParameterError(f"top_k must be at least 1, or 0 or None for no limit, got {sampling.top_k}")
+    if sampling.top_p is not None and not 0 < sampling.top_p <= 1:
+        raise ParameterError(f"top_p must be above 0 and at most 1, got {sampling.top_p}")
+    if sampling.ras_win_max_num_repeat < 1:
+        raise ParameterError(f"ras_win_max_num_repeat must be at least 1, got {sampling.ras_win_max_num_repeat}")
+    _check_seed(sampling.seed)
+    if max_new_tokens < 1:
+        raise ParameterError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,11 @@ class HiggsAudioModel(LanguageModel):
         return generate_batch(self, [request], rule, max_new_tokens, sampling, stop_strings, output_logits)[0]
 
 
+def _check_seed(seed: int | None) -> None:
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ParameterError(f"seed must be between 0 and 2**63 - 1, got {seed}")
+
+
 @torch.inference_mode()
 def generate_batch(
     model: LanguageModel,
@@ -207,11 +214,9 @@ def generate_batch(
         CheckpointError: the rule needs text, and the checkpoint has no text head.
     """
     sampling = sampling or SamplingParameters()
-    sampling.check()
+    check_parameters(sampling, max_new_tokens)
     if rule not in ("boson", "transformers"):
         raise ParameterError(f"rule must be 'boson' or 'transformers', got {rule!r}")
-    if max_new_tokens < 1:
-        raise ParameterError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     stop_strings = tuple(stop_strings or ())
     sequences = [_begin(model, request, slot, rule) for slot, request in enumerate(requests)]
     if not sequences:
@@ -274,6 +279,9 @@ def _begin(model: LanguageModel, request: GenerationRequest, slot: int, rule: Ru
     ids = request.input_ids
     if ids.dim() == 2 and ids.shape[0] == 1:
         ids = ids[0]
+    _check_seed(request.seed)
+    if ids.is_floating_point():
+        raise PromptError(f"input_ids must be integers, got {ids.dtype}")
     if ids.dim() != 1 or len(ids) == 0:
         raise PromptError(
             f"input_ids must have shape [1, S] with S of at least 1, got {list(request.input_ids.shape)}"
@@ -431,11 +439,12 @@ def _advance(
             sequence.add_frame(frames[row])
             if sampler.is_active(sequence.slot):
                 continue
-            if rule == "transformers" or model.text_head is None:
+            audio_eos = _audio_eos_token_id(model)
+            if rule == "transformers" or model.text_head is None or audio_eos is None:
                 sequence.finish_reason = "stop"
             else:
                 sequence.text_ids.append(config.audio_out_token_id)
-                sequence.add_token(config.audio_eos_token_id)
+                sequence.add_token(audio_eos)
                 sequence.mode = GenerationMode.TEXT
     if text:
         logits = model.text_logits(states[text])
@@ -452,6 +461,13 @@ def _advance(
                 sequence.segments.append([])
             elif _stops(model, sequence.text_ids, stop_strings):
                 sequence.finish_reason = "stop"
+
+
+def _audio_eos_token_id(model: LanguageModel) -> int | None:
+    """The text token after an audio segment: the transformers layout's configuration leaves it to the tokenizer."""
+    if model.config.audio_eos_token_id is None and model.tokenizer is not None:
+        return model.tokenizer.token_to_id("<|audio_eos|>")
+    return model.config.audio_eos_token_id
 
 
 def _stops(model: LanguageModel, ids: list[int], stop_strings: tuple[str, ...]) -> bool:

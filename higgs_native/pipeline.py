@@ -17,6 +17,7 @@ from higgs_native.generation import (
     GenerationOutput,
     HiggsAudioModel,
     SamplingParameters,
+    check_parameters,
     revert_delay_pattern,
 )
 from higgs_native.prompt import (
@@ -253,13 +254,6 @@ class HiggsAudio:
             ends = (segment == self.model.config.audio_stream_eos_id).all(dim=0).nonzero().flatten().tolist()
             codes = revert_delay_pattern(segment[:, 1 : ends[0] if ends else None])
         return codes.clamp(0, self.audio_tokenizer.codebook_size - 1)
-
-
-def check_parameters(sampling: SamplingParameters, max_new_tokens: int) -> None:
-    """Raise ParameterError where a parameter lies outside its range."""
-    sampling.check()
-    if max_new_tokens < 1:
-        raise ParameterError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
 
 
 def choose_voices(

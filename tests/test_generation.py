@@ -131,6 +131,8 @@ def test_requests_of_a_batch_may_have_seeds_of_their_own(model, audio_prompt):
     first, second, third = generate_batch(model, requests, max_new_tokens=12, sampling=sampling)
     assert torch.equal(first.audio_segments[0], third.audio_segments[0])
     assert not torch.equal(first.audio_segments[0], second.audio_segments[0])
+    with pytest.raises(ParameterError, match=r"seed must be between 0 and 2\*\*63 - 1, got -5"):
+        generate_batch(model, [GenerationRequest(audio_prompt, seed=-5)])
 
 
 @pytest.mark.parametrize(
@@ -194,6 +196,7 @@ def test_parameters_out_of_range_are_refused(model, audio_prompt, options, messa
             r"input_ids must have shape \[1, S\] with S of at least 1",
         ),
         ({"input_ids": torch.zeros(2, 3, dtype=torch.int64)}, r"input_ids must have shape \[1, S\].* got \[2, 3\]"),
+        ({"input_ids": torch.zeros(1, 3)}, "input_ids must be integers, got torch.float32"),
         ({"input_ids": torch.tensor([[5, 271]])}, "input_ids must lie between 0 and 270, got 271"),
         ({"input_ids": torch.tensor([[266, 264]])}, "input_ids has 1 audio placeholders for 0 reference_codes"),
         ({"reference_codes": [torch.zeros(8, 3)]}, "input_ids has 0 audio placeholders for 1 reference_codes"),

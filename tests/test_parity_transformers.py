@@ -102,6 +102,17 @@ def test_greedy_codes_of_a_batch_of_different_lengths(models):
     compare_greedy(models, prompts, 200)
 
 
+def test_bosons_rule_on_the_transformers_layout(tmp_path):
+    """Text goes on after `<|audio_eos|>`, which that layout's configuration does not name."""
+    theirs = reference.tiny_model(1, codebook_size=12, text_head=True)
+    model = HiggsAudioModel.from_pretrained(reference.save(theirs, tmp_path))
+    prompt = reference.random_prompt(theirs.config, 1)
+    output = model.generate(prompt.input_ids, rule="boson", temperature=0, ras_win_len=None, max_new_tokens=60)
+    audio_eos = model.tokenizer.token_to_id("<|audio_eos|>")
+    assert output.text_ids[:2] == [model.config.audio_out_token_id, audio_eos]
+    assert len(output.text_ids) > 2
+
+
 @pytest.mark.parametrize("tail", range(1, 5))
 def test_a_reference_right_before_the_end(models, tail):
     """Its delay tokens, among as many ids as there are codebooks before the end, shift transformers' end counters."""
