@@ -1,0 +1,76 @@
+"""Time the product with a weight of the real size for various numbers of rows, beside torch's own product.
+
+    python benchmarks/ops/bench_linear.py --json benchmarks/results/bench_linear.json
+
+One row is what a frame needs, hundreds are a prompt. The weights of several layers are walked through in turn, so that
+they come from memory, not from the cache; both sides and the read bandwidth are measured in turns.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from higgs_native import ops
+
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from measure import ReadBandwidth, seconds, summary, write_json
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 16, 64, 256])
+    parser.add_argument("--shape", type=int, nargs=2, default=[8192, 3072], metavar=("N", "K"))
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    bandwidth = ReadBandwidth(256 << 20)
+    runs = [
+        bench(rows, dtype, *args.shape, args.repeats, bandwidth)
+        for dtype in (torch.bfloat16, torch.float32)
+        for rows in args.rows
+    ]
+    if args.json:
+        write_json(args.json, {"operator": "linear", "shape": args.shape, "runs": runs})
+
+
+@torch.inference_mode()
+def bench(rows: int, dtype: torch.dtype, n: int, k: int, repeats: int, bandwidth: ReadBandwidth) -> dict[str, Any]:
+    """Time one product, in milliseconds. torch gets its activations in the weight's dtype, as a model would."""
+    weights = [torch.randn(n, k).to(dtype) for _ in range(3)]
+    x, out = torch.randn(rows, k), torch.empty(rows, n)
+    typed = x.to(dtype)
+    sides = {
+        "native": lambda weight: ops.linear(out, x, weight),
+        "torch": lambda weight: torch.nn.functional.linear(typed, weight),
+    }
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    read = []
+    for _ in range(repeats + 2):
+        for name, side in sides.items():
+            times[name].append(1e3 * seconds(lambda side=side: [side(weight) for weight in weights]) / len(weights))
+        read.append(bandwidth.measure())
+    result: dict[str, Any] = {"rows": rows, "dtype": str(dtype).removeprefix("torch.")}
+    result["read_gb_per_s"] = summary(read[2:], digits=1)
+    for name in sides:
+        ms = summary(times[name][2:])
+        rate = weights[0].nbytes / ms["median"] / 1e6
+        result[name] = {
+            "ms": ms,
+            "gmac_per_s": round(rows * n * k / ms["median"] / 1e6, 1),
+            "share_of_read_bandwidth": round(rate / result["read_gb_per_s"]["median"], 3),
+        }
+    result["speedup"] = round(result["torch"]["ms"]["median"] / result["native"]["ms"]["median"], 2)
+    native = result["native"]
+    print(
+        f"{result['dtype']:8} {rows:4} rows: {native['ms']['median']:8.2f} ms, {native['gmac_per_s']:5.1f} GMAC/s, "
+        f"{native['share_of_read_bandwidth']:4.0%} of reading, {result['speedup']:.2f} times as fast as torch"
+    )
+    return result
+
+
+if __name__ == "__main__":
+    main()
