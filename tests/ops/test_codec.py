@@ -1,14 +1,10 @@
 """The audio tokenizer's operators against plain PyTorch."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.nn import functional as F
 
-from higgs_native import _C, ops, reference
+from higgs_native import ops, reference
 from tests.ops.tensors import random
 
 
@@ -216,20 +212,3 @@ def test_opcheck(name):
 def test_wrong_arguments_are_named(name, change, message):
     with pytest.raises(RuntimeError, match=f"{name}: {message}"):
         getattr(ops, name)(**(ARGUMENTS[name] | change))
-
-
-OTHER_ISAS = set(_C.build_info()["cpu_instruction_sets_supported"]) - {_C.build_info()["cpu_instruction_set"]}
-
-
-@pytest.mark.parametrize("isa", sorted(OTHER_ISAS))
-def test_every_instruction_set(isa):
-    """The set is chosen once a process, so another one needs another process."""
-    selected = "test_snake_equals or test_snake_of or test_residual_unit_equals or test_transposed or test_rvq_encode"
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selected, __file__],
-        env=os.environ | {"HIGGS_NATIVE_ISA": isa},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-3000:]
