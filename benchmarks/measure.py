@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -78,11 +79,21 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "higgs_native": higgs_native.__version__,
+        "commit": commit(),
         "instruction_set": _C.build_info()["cpu_instruction_set"],
     }
     if torch.cuda.is_available():
         described["gpu"] = torch.cuda.get_device_name()
     return described
+
+
+def commit() -> str | None:
+    """The commit of the sources that are timed, None outside a checkout."""
+    git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def write_json(path: Path, report: dict[str, Any]) -> None:
