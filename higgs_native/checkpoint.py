@@ -111,7 +111,6 @@ class LanguageModelFiles:
     def __init__(self, folder: Path, config: HiggsAudioConfig) -> None:
         self._files = TensorFiles(folder)
         self._sources = {}
-        unknown = []
         for stored in self._files.names():
             name, part = _original_name(stored)
             if name in self._sources and part is None:
@@ -122,12 +121,17 @@ class LanguageModelFiles:
                 self._sources.setdefault(name, [None, None])[part] = stored
         expected = expected_tensors(config)
         missing = [name for name in expected if name not in self._sources or None in self._sources[name]]
-        missing = [name for name in missing if name != TEXT_LM_HEAD]
+        missing = [name for name in missing if name != TEXT_LM_HEAD or name in self._sources]
         unknown = [stored for name, sources in self._sources.items() if name not in expected for stored in sources]
         unknown = [name for name in unknown if name is not None and not name.endswith("rotary_emb.inv_freq")]
         faults = [_listed(kind, names) for kind, names in (("missing", missing), ("unknown", unknown)) if names]
         if faults:
             raise CheckpointError(f"the tensors of {folder} don't fit its config.json: {'; '.join(faults)}")
+        for stored in self._files.names():
+            if self._files.dtype(stored) not in STORED_DTYPES:
+                raise CheckpointError(
+                    f"{folder}: {stored} is stored as {self._files.dtype(stored)}; expected {', '.join(STORED_DTYPES)}"
+                )
         for name, shape in expected.items():
             if name in self and self.shape(name) != shape:
                 raise CheckpointError(
@@ -158,6 +162,7 @@ class LanguageModelFiles:
 
 
 AUDIO_LM_HEAD = "audio_decoder_proj.audio_lm_head.weight"
+STORED_DTYPES = ("BF16", "F32", "F16")
 TEXT_LM_HEAD = "audio_decoder_proj.text_lm_head.weight"
 
 _TRANSFORMERS_NAMES = {

@@ -84,9 +84,11 @@ class HiggsAudioConfig:
             config = _read_original(raw) if "text_config" in raw else _read_transformers(raw)
         except KeyError as error:
             raise ConfigError(f"config.json has no {error}") from None
-        except (TypeError, ValueError) as error:
+            config._check()
+        except ConfigError:
+            raise
+        except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
             raise ConfigError(f"config.json: {error}") from None
-        config._check()
         return config
 
     @classmethod
@@ -130,6 +132,12 @@ class HiggsAudioConfig:
             if not 0 <= layer < self.num_hidden_layers:
                 raise ConfigError(
                     f"config.json: audio_dual_ffn_layers names layer {layer}, but there are {self.num_hidden_layers}"
+                )
+        for name in ("audio_in", "audio_out", "audio_out_bos", "audio_eos", "audio_delay"):
+            token = getattr(self, f"{name}_token_id")
+            if token is not None and not 0 <= token < self.vocab_size:
+                raise ConfigError(
+                    f"config.json: {name}_token_id {token} lies outside the vocabulary {self.vocab_size}"
                 )
         for name in ("audio_stream_bos_id", "audio_stream_eos_id"):
             if not 0 <= getattr(self, name) < self.codebook_size:

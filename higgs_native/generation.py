@@ -19,6 +19,7 @@ from higgs_native.model import LanguageModel, Rows
 from higgs_native.sampler import SamplerState
 
 
+_MAX_RAS_WINDOW = 10_000
 DEFAULT_STOP_STRINGS = ("<|end_of_text|>", "<|eot_id|>")
 Rule = Literal["boson", "transformers"]
 OnFrame = Callable[[torch.Tensor], None]
@@ -56,13 +57,16 @@ class SamplingParameters:
 
 def check_parameters(sampling: SamplingParameters, max_new_tokens: int) -> None:
     """Raise ParameterError where a parameter of generation lies outside its range."""
-    if not 0 <= sampling.temperature < float("inf"):
-        raise ParameterError(f"temperature must be 0 (greedy) or a positive number, got {sampling.temperature}")
-    if sampling.top_k is not None and sampling.top_k < 0:
+    # The kernels take float32 and int32; below 1e-3 a logit over the temperature could overflow.
+    if sampling.temperature != 0 and not 1e-3 <= sampling.temperature <= 1e3:
+        raise ParameterError(f"temperature must be 0 (greedy) or between 0.001 and 1000, got {sampling.temperature}")
+    if sampling.top_k is not None and not 0 <= sampling.top_k < 2**31:
         raise ParameterError(f"top_k must be at least 1, or 0 or None for no limit, got {sampling.top_k}")
-    if sampling.top_p is not None and not 0 < sampling.top_p <= 1:
+    if sampling.top_p is not None and not 1e-6 <= sampling.top_p <= 1:
         raise ParameterError(f"top_p must be above 0 and at most 1, got {sampling.top_p}")
-    if sampling.ras_win_max_num_repeat < 1:
+    if sampling.ras_win_len is not None and sampling.ras_win_len > _MAX_RAS_WINDOW:
+        raise ParameterError(f"ras_win_len must be at most {_MAX_RAS_WINDOW}, got {sampling.ras_win_len}")
+    if not 1 <= sampling.ras_win_max_num_repeat < 2**31:
         raise ParameterError(f"ras_win_max_num_repeat must be at least 1, got {sampling.ras_win_max_num_repeat}")
     _check_seed(sampling.seed)
     if max_new_tokens < 1:
@@ -349,11 +353,10 @@ def _sampler(
     model: LanguageModel, sequences: Sequence[_Sequence], rule: Rule, sampling: SamplingParameters
 ) -> SamplerState:
     config = model.config
-    window = sampling.ras_win_len or 0
+    window = max(sampling.ras_win_len or 0, 0)
     sampler = SamplerState(len(sequences), config, max(window, 1), model.device)
-    drawn = secrets.randbits(63) if sampling.seed is None else sampling.seed
     for sequence in sequences:
-        seed = sequence.request.seed
+        seed = sampling.seed if sequence.request.seed is None else sequence.request.seed
         sampler.reset_slot(
             sequence.slot,
             rule=rule,
@@ -362,7 +365,7 @@ def _sampler(
             top_p=1.0 if sampling.top_p is None else sampling.top_p,
             ras_win_len=window,
             ras_win_max_num_repeat=sampling.ras_win_max_num_repeat,
-            seed=drawn if seed is None else seed,
+            seed=secrets.randbits(63) if seed is None else seed,
             prompt_frames=torch.stack(sequence.prompt_frames) if sequence.prompt_frames else None,
             prompt_ids=sequence.prompt_ids[-config.num_codebooks :],
             resume=sequence.request.partial_audio is not None,

@@ -165,13 +165,11 @@ class LanguageModel:
             raise ParameterError(f"device {device} can't run this model yet; use device='cpu'")
         if max_cache_length < 1:
             raise ParameterError(f"max_cache_length must be at least 1, got {max_cache_length}")
-        chosen = _dtype(dtype)
+        chosen = checked_dtype(dtype)
         folder = resolve_folder(path_or_name)
         config = HiggsAudioConfig.from_pretrained(folder)
         files = LanguageModelFiles(folder, config)
         stored = files.dtype("embed_tokens.weight")
-        if stored not in _STORED_DTYPES:
-            raise CheckpointError(f"{folder} stores {stored} weights; expected one of {', '.join(_STORED_DTYPES)}")
         return cls(config, files, load_tokenizer(folder), chosen or _STORED_DTYPES[stored], device, max_cache_length)
 
     def new_cache(self, slots: int, length: int) -> KVCache:
@@ -254,7 +252,8 @@ class LanguageModel:
         return logits
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+def checked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    """The dtype of that name; None for "auto". Raises ParameterError for any other."""
     names = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype in names.values() and dtype is not None:
         return dtype

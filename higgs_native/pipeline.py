@@ -20,6 +20,7 @@ from higgs_native.generation import (
     check_parameters,
     revert_delay_pattern,
 )
+from higgs_native.model import checked_dtype
 from higgs_native.prompt import (
     AudioContent,
     ChatMLSample,
@@ -90,6 +91,7 @@ class HiggsAudio:
         """
         if str(device) not in ("auto", "cpu"):
             raise ParameterError(f"device must be 'auto' or 'cpu', got '{device}'")
+        checked_dtype(dtype)
         folder = resolve_folder(path_or_name)
         # Headers alone: what is wrong with the model shows before an audio tokenizer is fetched and loaded.
         LanguageModelFiles(folder, HiggsAudioConfig.from_pretrained(folder))

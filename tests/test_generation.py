@@ -125,6 +125,12 @@ def test_the_same_seed_gives_the_same_codes(model, audio_prompt):
     assert not torch.equal(codes(None), codes(None))
 
 
+def test_requests_without_a_seed_differ(model, audio_prompt):
+    requests = [GenerationRequest(audio_prompt)] * 2
+    first, second = generate_batch(model, requests, max_new_tokens=12, sampling=SamplingParameters(temperature=1.0))
+    assert not torch.equal(first.audio_segments[0], second.audio_segments[0])
+
+
 def test_requests_of_a_batch_may_have_seeds_of_their_own(model, audio_prompt):
     sampling = SamplingParameters(temperature=1.0)
     requests = [GenerationRequest(audio_prompt, seed=seed) for seed in (1, 2, 1)]
@@ -172,8 +178,11 @@ def test_no_requests_give_no_outputs(model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -0.1}, "temperature must be 0 .greedy. or a positive number, got -0.1"),
-        ({"temperature": float("nan")}, "temperature must be 0 .greedy. or a positive number, got nan"),
+        ({"temperature": -0.1}, "temperature must be 0 .greedy. or between 0.001 and 1000, got -0.1"),
+        ({"temperature": float("nan")}, "temperature must be 0 .greedy. or between 0.001 and 1000, got nan"),
+        ({"temperature": 1e39}, "temperature must be 0 .greedy. or between 0.001 and 1000, got 1e"),
+        ({"top_k": 2**31}, "top_k must be at least 1, or 0 or None for no limit, got 2147483648"),
+        ({"ras_win_len": 2**31 - 1}, "ras_win_len must be at most 10000, got 2147483647"),
         ({"top_p": 0}, "top_p must be above 0 and at most 1, got 0"),
         ({"top_p": 2}, "top_p must be above 0 and at most 1, got 2"),
         ({"top_k": -1}, "top_k must be at least 1, or 0 or None for no limit, got -1"),

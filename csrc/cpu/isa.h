@@ -12,7 +12,7 @@ enum class Isa { generic, avx2, avx512 };
 Isa active_isa();
 bool isa_supported(Isa isa);
 const char* isa_name(Isa isa);
-// The features that matter here, space-separated: avx2 fma avx512f avx512_bf16 avx512_vnni amx_bf16.
+// The features that matter here, space-separated: avx2 avx512 avx512_bf16 avx512_vnni amx_bf16.
 std::string cpu_features();
 
 }  // namespace higgs_native::cpu

@@ -93,8 +93,9 @@ HIGGS_INLINE float sum(Vec v) {
 
 HIGGS_INLINE Vec select(IntVec mask, Vec a, Vec b) { return mask ? a : b; }
 
-// exp(x) to 2 ulp for x <= 88; 0 below -87.
+// exp(x) to 2 ulp up to x = 88, where it stays; 0 below -87.
 HIGGS_INLINE Vec exp(Vec x) {
+  x = select(x > splat(88.f), splat(88.f), x);
   const Vec log2e = splat(1.44269504f);
   Vec y = x * log2e;
   y = select(y < splat(-126.f), splat(-126.f), y);

@@ -40,6 +40,23 @@ def test_the_input_may_be_the_output():
     assert torch.equal(x, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extreme_gates(dtype):
+    """silu goes to 0 on the far left and to its argument on the far right, without overflow."""
+    gates = torch.tensor([0.0, 80, 88, 90, 100, 176, 300, 1e4, 1e30])
+    gates = torch.cat([gates, -gates]).to(dtype)
+    ones = torch.ones(1, dtype=dtype)
+    gate_up = torch.cat([gates, torch.ones_like(gates)])[:, None].contiguous()
+    x = torch.ones(1, 1)
+    for unit in range(len(gates)):
+        down = torch.zeros(1, len(gates), dtype=dtype)
+        down[0, unit] = 1
+        out = torch.empty(1, 1)
+        ops.dual_ffn(out, x, ones, gate_up, down, ones, gate_up, down, 0.0, 1)
+        expected = 1 + torch.nn.functional.silu(gates[unit].double())
+        torch.testing.assert_close(out[0, 0].double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_weights_of_an_empty_segment_are_not_read():
     x, parts = random((2, 32)), list(weights(32, 48, torch.float32))
     expected, out = torch.empty(2, 32), torch.empty(2, 32)
