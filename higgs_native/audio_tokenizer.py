@@ -244,7 +244,8 @@ def read_audio(file: str | os.PathLike | BinaryIO) -> tuple[np.ndarray, int]:
             rate = _checked_rate(opened.samplerate)
             _check_duration(opened.frames, rate, name)
             samples = opened.read(dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
+    # TypeError: a headerless file (.raw), whose rate soundfile can't know.
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise AudioError(f"{name} can't be read as audio: {str(error).strip()}") from None
     return _mono(samples.mean(axis=1)), rate
 

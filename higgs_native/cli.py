@@ -86,7 +86,8 @@ def speak(
     """Speak a text into an audio file."""
     # All that can be wrong is looked at before weights are loaded, which takes long.
     check_output_path(out)
-    text = normalize_text(_read_text(text))
+    text = _read_text(text)
+    normalize_text(text)
     chosen = choose_voices(voice, reference_audio, reference_text, voices)
     for recording in (item.reference_audio for item in chosen if item.profile is None):
         read_audio(recording)

@@ -307,6 +307,13 @@ def read_recording(recording: AudioContent) -> tuple[np.ndarray, int]:
         raise PromptError("an audio content names no recording; expected audio_url or raw_audio")
     if recording.offset is None and recording.duration is None:
         return samples, sampling_rate
+    for name, seconds in (("offset", recording.offset), ("duration", recording.duration)):
+        if seconds is not None and not 0 <= seconds < float("inf"):
+            raise AudioError(f"{name} must be a number of seconds, at least 0, got {seconds}")
+    if samples.ndim != 1:
+        raise AudioError(
+            f"audio that is cut by offset or duration must have shape [samples], got {list(samples.shape)}"
+        )
     start = round((recording.offset or 0) * sampling_rate)
     length = len(samples) if recording.duration is None else round(recording.duration * sampling_rate)
     return samples[start : start + length], sampling_rate

@@ -333,8 +333,12 @@ def check_plain_text(text: str, tokenizer: Tokenizer, name: str = "text") -> Non
         name: what the text is, for the message.
 
     Raises:
-        PromptError: the text holds a special token.
+        PromptError: the text holds a special token, or is no valid Unicode.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PromptError(f"the {name} is no valid Unicode; expected UTF-8 text") from None
     for token in tokenizer.get_added_tokens_decoder().values():
         if token.special and token.content in text:
             raise PromptError(f"the {name} holds the special token {token.content}; expected plain text")

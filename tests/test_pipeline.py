@@ -317,3 +317,23 @@ def test_the_published_audio_tokenizer_is_the_default(folder, tmp_path, monkeypa
 def test_the_public_names_are_there():
     assert [name for name in higgs_native.__all__ if not hasattr(higgs_native, name)] == []
     assert higgs_native.HiggsAudio is HiggsAudio
+
+
+@pytest.mark.parametrize(
+    ("cut", "shape", "message"),
+    [
+        ({"offset": -0.5}, (24000,), "offset must be a number of seconds, at least 0, got -0.5"),
+        ({"duration": float("nan")}, (24000,), "duration must be a number of seconds, at least 0, got nan"),
+        ({"duration": 0.5}, (2, 24000), r"must have shape \[samples\], got \[2, 24000\]"),
+    ],
+)
+def test_a_cut_that_makes_no_sense_is_refused(cut, shape, message):
+    recording = AudioContent(raw_audio=(np.zeros(shape, dtype=np.float32), 24000), **cut)
+    with pytest.raises(AudioError, match=message):
+        read_recording(recording)
+
+
+def test_a_headerless_file_is_refused(tmp_path):
+    (tmp_path / "voice.raw").write_bytes(bytes(48000))
+    with pytest.raises(AudioError, match="can't be read as audio"):
+        read_recording(AudioContent(audio_url=str(tmp_path / "voice.raw")))
