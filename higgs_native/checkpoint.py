@@ -1,5 +1,7 @@
 """Checkpoint folders: found on disk or fetched by their Hub name, and their tensors, read lazily from safetensors."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -158,6 +160,14 @@ class LanguageModelFiles:
             part = self._files.get(stored)
             target[row : row + part.shape[0]].copy_(part)
             row += part.shape[0]
+            release_mapped(part)
+
+    @contextmanager
+    def opened(self, name: str, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        """Give tensor `name` in `dtype`, read-only, until the block ends: the mapped file itself where that is possible."""
+        parts = [self._files.get(stored) for stored in self._sources[name]]
+        yield (parts[0] if len(parts) == 1 else torch.cat(parts)).to(dtype)
+        for part in parts:
             release_mapped(part)
 
 

@@ -1,6 +1,7 @@
 """The language model: its weights, packed for the kernels, and one forward pass over rows of several sequences."""
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.kv_cache import KVCache
 from higgs_native.memory import empty_weight
+from higgs_native.ops import PackedWeight
 
 
 DEFAULT_CACHE_LENGTH = 8192
@@ -27,14 +29,14 @@ class FeedForward:
 
     Attributes:
         input_norm, post_attention_norm: [hidden].
-        gate_up: [2 * intermediate, hidden], the gate's rows first.
-        down: [hidden, intermediate].
+        gate_up: gate and up, both [intermediate, hidden], packed together.
+        down: [hidden, intermediate], packed.
     """
 
     input_norm: torch.Tensor
     post_attention_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    gate_up: PackedWeight
+    down: PackedWeight
 
 
 @dataclass
@@ -42,13 +44,13 @@ class Layer:
     """A layer's weights. `audio` is `text` itself where the layer is not dual.
 
     Attributes:
-        qkv: [(query heads + 2 * KV heads) * head_dim, hidden].
-        o: [hidden, query heads * head_dim].
+        qkv: [(query heads + 2 * KV heads) * head_dim, hidden], packed.
+        o: [hidden, query heads * head_dim], packed.
         skips_audio: audio rows pass this layer by.
     """
 
-    qkv: torch.Tensor
-    o: torch.Tensor
+    qkv: PackedWeight
+    o: PackedWeight
     text: FeedForward
     audio: FeedForward
     skips_audio: bool
@@ -100,26 +102,32 @@ class LanguageModel:
         self.device = device
         self.max_cache_length = max_cache_length
 
-        def pack(*names: str) -> torch.Tensor:
-            """Read the tensors `names` below each other into one."""
-            shapes = [files.shape(name) for name in names]
-            packed = empty_weight((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype, device)
-            row = 0
-            for name, shape in zip(names, shapes, strict=True):
-                files.copy_into(packed[row : row + shape[0]], name)
-                row += shape[0]
-            return packed
+        def read(name: str) -> torch.Tensor:
+            tensor = empty_weight(files.shape(name), dtype, device)
+            files.copy_into(tensor, name)
+            return tensor
+
+        def pack(*names: str) -> PackedWeight:
+            """Pack the matrices `names` below each other."""
+            with ExitStack() as stack:
+                return ops.pack_linear(*(stack.enter_context(files.opened(name, dtype)) for name in names))
+
+        def pack_gate_up(prefix: str) -> PackedWeight:
+            with files.opened(prefix + "gate_proj.weight", dtype) as gate, files.opened(
+                prefix + "up_proj.weight", dtype
+            ) as up:
+                return ops.pack_gate_up(gate, up)
 
         def feed_forward(prefix: str) -> FeedForward:
             return FeedForward(
-                input_norm=pack(prefix + "input_layernorm.weight"),
-                post_attention_norm=pack(prefix + "post_attention_layernorm.weight"),
-                gate_up=pack(prefix + "mlp.gate_proj.weight", prefix + "mlp.up_proj.weight"),
+                input_norm=read(prefix + "input_layernorm.weight"),
+                post_attention_norm=read(prefix + "post_attention_layernorm.weight"),
+                gate_up=pack_gate_up(prefix + "mlp."),
                 down=pack(prefix + "mlp.down_proj.weight"),
             )
 
-        self.text_table = pack("embed_tokens.weight")
-        self.audio_table = pack("audio_codebook_embeddings.weight")
+        self.text_table = read("embed_tokens.weight")
+        self.audio_table = read("audio_codebook_embeddings.weight")
         self.layers = []
         for index in range(config.num_hidden_layers):
             prefix = f"layers.{index}."
@@ -133,7 +141,7 @@ class LanguageModel:
                     skips_audio=config.skips_audio(index),
                 )
             )
-        self.norm = pack("norm.weight")
+        self.norm = read("norm.weight")
         self.audio_head = pack("audio_decoder_proj.audio_lm_head.weight")
         self.text_head = pack(TEXT_LM_HEAD) if TEXT_LM_HEAD in files else None
         self.rope_table = rope_table(config, max_cache_length).to(device)
@@ -228,9 +236,8 @@ class LanguageModel:
 
     def audio_logits(self, states: torch.Tensor) -> torch.Tensor:
         """The audio head: states [rows, hidden] -> [rows, codebooks, codebook_size], float32."""
-        return self._head(states, self.audio_head).view(
-            len(states), self.config.num_codebooks, self.config.codebook_size
-        )
+        shape = (self.config.num_codebooks, self.config.codebook_size)
+        return self._head(states, self.audio_head, shape[0] * shape[1]).view(len(states), *shape)
 
     def text_logits(self, states: torch.Tensor) -> torch.Tensor:
         """The text head: states [rows, hidden] -> [rows, vocabulary], float32.
@@ -239,15 +246,15 @@ class LanguageModel:
             CheckpointError: the checkpoint has no text head.
         """
         self.require_text_head()
-        return self._head(states, self.text_head)
+        return self._head(states, self.text_head, self.config.vocab_size)
 
     def require_text_head(self) -> None:
         """Raise CheckpointError where the checkpoint has no text head."""
         if self.text_head is None:
             raise CheckpointError("this checkpoint has no text head (text_lm_head.weight), so it can't generate text")
 
-    def _head(self, states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        logits = torch.empty(len(states), weight.shape[0], device=self.device)
+    def _head(self, states: torch.Tensor, weight: PackedWeight, size: int) -> torch.Tensor:
+        logits = torch.empty(len(states), size, device=self.device)
         ops.rms_norm_linear(logits, states, self.norm, self.config.rms_norm_eps, weight)
         return logits
 
