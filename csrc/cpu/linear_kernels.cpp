@@ -60,6 +60,7 @@ void prepare_floats(char* to, const float* x, int64_t rows, int64_t k, int64_t c
 struct Float32 {
   static constexpr int64_t kPreparedUnitBytes = 4;
   static constexpr int64_t kGroupUnits = 0;  // not quantized
+  static constexpr bool kWidens = false;
 
   static void prepare(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
     prepare_floats(to, x, rows, k, units);
@@ -130,10 +131,12 @@ struct BFloat16 {
 
 #else
 
-// The first of a pair is the lower half of 32 bits, the second the upper: both widen by one instruction.
+// The first of a pair is the lower half of 32 bits, the second the upper: both widen by one instruction. Rows are prepared
+// as for float32.
 struct BFloat16 {
   static constexpr int64_t kPreparedUnitBytes = 8;
   static constexpr int64_t kGroupUnits = 0;
+  static constexpr bool kWidens = true;
 
   static void prepare(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
     prepare_floats(to, x, rows, k, 2 * units);
@@ -157,6 +160,17 @@ struct BFloat16 {
     }
   }
 };
+
+// Units of a panel as twice as many of float32.
+HIGGS_INLINE void widen(char* to, const char* weight, int64_t units) {
+  for (int64_t u = 0; u < units; ++u, weight += kUnitBytes, to += 2 * kUnitBytes) {
+    for (int j = 0; j < kParts; ++j) {
+      const UIntVec bits = load_bits(weight + j * kWidth * 4), first = bits << 16, second = bits & 0xffff0000u;
+      memcpy(to + j * kWidth * 4, &first, sizeof first);
+      memcpy(to + kUnitBytes + j * kWidth * 4, &second, sizeof second);
+    }
+  }
+}
 
 #endif
 
@@ -203,6 +217,8 @@ void prepare_quantized(char* to, int32_t correction, const float* x, int64_t row
 // 8-bit weights one instruction adds to 32 bits. Weights are stored or taken as unsigned, `kZero` above their value; what
 // this adds too much, kZero times the sum of the row's integers, is where the sums begin.
 struct Quantized {
+  static constexpr bool kWidens = false;
+
   HIGGS_INLINE IntVec multiply_bytes(IntVec sum, UIntVec weights, UIntVec x) {
 #if defined(__AVX512VNNI__)
     return (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, (__m512i)x);
@@ -290,7 +306,7 @@ struct Int4 : Quantized {
 struct Tile {
   float* waiting;
   const char* x;       // the group, prepared
-  const char* weight;  // the panel
+  const char* weight;  // unit `begin` of the panel
   const void* scales;  // the panel's
   int64_t begin, end, units;
 };
@@ -304,7 +320,7 @@ void run_tile(const Tile& t) {
     for (int j = 0; j < kParts; ++j) sums[m][j] = t.begin == 0 ? Vec{} : load(t.waiting + m * kPanel + j * kWidth);
   }
   const char* x = t.x + t.begin * F::kPreparedUnitBytes * R;
-  const char* weight = t.weight + t.begin * kUnitBytes;
+  const char* weight = t.weight;
   if constexpr (F::kGroupUnits > 0) {
     const int64_t groups = t.units / F::kGroupUnits;
     const float* scales = reinterpret_cast<const float*>(t.x + t.units * F::kPreparedUnitBytes * R);
@@ -406,10 +422,26 @@ void product(const ProductBlock& p) {
       const int64_t row0 = group_begin(g0, groups, p.rows), row1 = group_begin(g1, groups, p.rows);
       for (int64_t begin = 0; begin < p.units; begin += block_units) {
         const int64_t end = p.units - begin < block_units ? p.units : begin + block_units;
+        const char* block = weight + begin * kUnitBytes;
+#if !defined(__AVX512BF16__)
+        // Enough groups share a block: it pays to widen it once.
+        if constexpr (F::kWidens) {
+          if (g1 - g0 >= 4) {
+            alignas(64) char widened[2 * kBlockUnits * kUnitBytes];
+            widen(widened, block, end - begin);
+            for (int64_t g = g0; g < g1; ++g) {
+              const int64_t row = group_begin(g, groups, p.rows), count = group_begin(g + 1, groups, p.rows) - row;
+              float* sums = waiting + (row - row0) * kPanel;
+              dispatch_tile<Float32>({sums, p.x + row * row_bytes, widened, scales, 2 * begin, 2 * end, 0}, count);
+            }
+            continue;
+          }
+        }
+#endif
         for (int64_t g = g0; g < g1; ++g) {
           const int64_t row = group_begin(g, groups, p.rows), count = group_begin(g + 1, groups, p.rows) - row;
-          dispatch_tile<F>(
-              {waiting + (row - row0) * kPanel, p.x + row * row_bytes, weight, scales, begin, end, p.units}, count);
+          float* sums = waiting + (row - row0) * kPanel;
+          dispatch_tile<F>({sums, p.x + row * row_bytes, block, scales, begin, end, p.units}, count);
         }
       }
       for (int64_t row = row0; row < row1; ++row) write_row<F>(p, waiting + (row - row0) * kPanel, scales, row, n0);
