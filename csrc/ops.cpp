@@ -27,7 +27,8 @@ STABLE_TORCH_LIBRARY(higgs_native, m) {
   m.def(
       "dual_ffn(Tensor(a!) out, Tensor x, Tensor text_norm, Tensor text_gate_up, Tensor? text_gate_up_scales, "
       "Tensor text_down, Tensor? text_down_scales, Tensor audio_norm, Tensor audio_gate_up, "
-      "Tensor? audio_gate_up_scales, Tensor audio_down, Tensor? audio_down_scales, float eps, int num_text_rows) -> ()");
+      "Tensor? audio_gate_up_scales, Tensor audio_down, Tensor? audio_down_scales, float eps, int num_text_rows) -> "
+      "()");
 
   // sampling
   m.def(

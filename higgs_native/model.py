@@ -113,9 +113,10 @@ class LanguageModel:
                 return ops.pack_linear(*(stack.enter_context(files.opened(name, dtype)) for name in names))
 
         def pack_gate_up(prefix: str) -> PackedWeight:
-            with files.opened(prefix + "gate_proj.weight", dtype) as gate, files.opened(
-                prefix + "up_proj.weight", dtype
-            ) as up:
+            with (
+                files.opened(prefix + "gate_proj.weight", dtype) as gate,
+                files.opened(prefix + "up_proj.weight", dtype) as up,
+            ):
                 return ops.pack_gate_up(gate, up)
 
         def feed_forward(prefix: str) -> FeedForward:

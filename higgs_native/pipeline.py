@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from higgs_native.audio_tokenizer import HiggsAudioTokenizer, read_audio
+from higgs_native.audio_tokenizer import HiggsAudioTokenizer, cut, read_audio
 from higgs_native.checkpoint import LanguageModelFiles, resolve_folder
 from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
@@ -293,27 +293,26 @@ def read_recording(recording: AudioContent) -> tuple[np.ndarray, int]:
         AudioError: there is no such file, it can't be read or used, or `raw_audio` is not base64.
         PromptError: it names no audio at all.
     """
+    for name, seconds in (("offset", recording.offset), ("duration", recording.duration)):
+        if seconds is not None and not 0 <= seconds < float("inf"):
+            raise AudioError(f"{name} must be a number of seconds, at least 0, got {seconds}")
+    offset, duration = recording.offset or 0, recording.duration
     if recording.audio_url not in (None, "", "placeholder"):
-        samples, sampling_rate = read_audio(Path(recording.audio_url).expanduser())
-    elif isinstance(recording.raw_audio, tuple):
-        samples, sampling_rate = recording.raw_audio
-    elif recording.raw_audio is not None:
+        return read_audio(Path(recording.audio_url).expanduser(), offset, duration)
+    if recording.raw_audio is None:
+        raise PromptError("an audio content names no recording; expected audio_url or raw_audio")
+    if not isinstance(recording.raw_audio, tuple):
         try:
             data = base64.b64decode(recording.raw_audio, validate=True)
         except ValueError:
             raise AudioError("raw_audio is not valid base64") from None
-        samples, sampling_rate = read_audio(io.BytesIO(data))
-    else:
-        raise PromptError("an audio content names no recording; expected audio_url or raw_audio")
-    if recording.offset is None and recording.duration is None:
+        return read_audio(io.BytesIO(data), offset, duration)
+    samples, sampling_rate = recording.raw_audio
+    if recording.offset is None and duration is None:
         return samples, sampling_rate
-    for name, seconds in (("offset", recording.offset), ("duration", recording.duration)):
-        if seconds is not None and not 0 <= seconds < float("inf"):
-            raise AudioError(f"{name} must be a number of seconds, at least 0, got {seconds}")
     if samples.ndim != 1:
         raise AudioError(
             f"audio that is cut by offset or duration must have shape [samples], got {list(samples.shape)}"
         )
-    start = round((recording.offset or 0) * sampling_rate)
-    length = len(samples) if recording.duration is None else round(recording.duration * sampling_rate)
-    return samples[start : start + length], sampling_rate
+    begin, count = cut(len(samples), sampling_rate, offset, duration)
+    return samples[begin : begin + count], sampling_rate

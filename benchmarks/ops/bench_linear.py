@@ -29,11 +29,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     bandwidth = ReadBandwidth(256 << 20)
-    runs = [
-        bench(rows, dtype, *args.shape, args.repeats, bandwidth)
-        for dtype in args.formats
-        for rows in args.rows
-    ]
+    runs = [bench(rows, dtype, *args.shape, args.repeats, bandwidth) for dtype in args.formats for rows in args.rows]
     if args.json:
         write_json(args.json, {"operator": "linear", "shape": args.shape, "runs": runs})
 

@@ -212,8 +212,7 @@ void rvq_encode_cpu(
   auto multiply = [](float* result, const float* rows, const char* weight, int64_t count, int64_t n, int64_t k) {
     const PackedWeight matrix = {WeightFormat::f32, weight, nullptr, n, k, k};
     struct Prepared;
-    product_panels(
-        result, n, matrix, 0, ceil_div(n, kPanel), prepare_here<Prepared>(matrix, rows, count), count);
+    product_panels(result, n, matrix, 0, ceil_div(n, kPanel), prepare_here<Prepared>(matrix, rows, count), count);
   };
   for_ranges(ceil_div(frames, kFrames), kFrames * levels * entries * dim, [&](int64_t begin, int64_t end) {
     struct Memory;

@@ -26,20 +26,30 @@ std::string cpu_features();
 // Declares table() of the given type: the kernels of the instruction set in use. Each set's own table, of the same name,
 // stands in the namespace named after the set.
 #if defined(__x86_64__)
-#define HIGGS_NATIVE_KERNEL_TABLE(Type, table)                                    \
-  namespace generic { extern const Type table; }                                  \
-  namespace avx2 { extern const Type table; }                                     \
-  namespace avx512 { extern const Type table; }                                   \
-  namespace avx512_bf16 { extern const Type table; }                              \
-  inline const Type& table() {                                                    \
+#define HIGGS_NATIVE_KERNEL_TABLE(Type, table)                                        \
+  namespace generic {                                                                 \
+  extern const Type table;                                                            \
+  }                                                                                   \
+  namespace avx2 {                                                                    \
+  extern const Type table;                                                            \
+  }                                                                                   \
+  namespace avx512 {                                                                  \
+  extern const Type table;                                                            \
+  }                                                                                   \
+  namespace avx512_bf16 {                                                             \
+  extern const Type table;                                                            \
+  }                                                                                   \
+  inline const Type& table() {                                                        \
     static const Type& chosen = active_isa() == Isa::avx512_bf16 ? avx512_bf16::table \
                                 : active_isa() == Isa::avx512    ? avx512::table      \
                                 : active_isa() == Isa::avx2      ? avx2::table        \
                                                                  : generic::table;    \
-    return chosen;                                                                \
+    return chosen;                                                                    \
   }
 #else
-#define HIGGS_NATIVE_KERNEL_TABLE(Type, table)   \
-  namespace generic { extern const Type table; } \
+#define HIGGS_NATIVE_KERNEL_TABLE(Type, table) \
+  namespace generic {                          \
+  extern const Type table;                     \
+  }                                            \
   inline const Type& table() { return generic::table; }
 #endif

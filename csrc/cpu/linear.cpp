@@ -143,9 +143,8 @@ PackedWeight packed_weight(
   if (format == WeightFormat::int4) {
     check_tensor(op, "scales", *scales, ScalarType::Half, {panels, units * 8 / kQuantGroup, kPanel});
   }
-  return {
-      format, static_cast<const char*>(weight.const_data_ptr()), scales ? scales->const_data_ptr() : nullptr, n, k,
-      units};
+  return {format, static_cast<const char*>(weight.const_data_ptr()), scales ? scales->const_data_ptr() : nullptr, n, k,
+          units};
 }
 
 int64_t packed_columns(const char* op, const char* name, const Tensor& weight) {

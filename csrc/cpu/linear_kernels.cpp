@@ -263,9 +263,7 @@ struct Int8 : Quantized {
   // A weight row's scale is applied to its finished sum.
   static int64_t panel_scale_bytes(int64_t) { return kPanel * sizeof(float); }
   HIGGS_INLINE Vec group_scale(const void*, int64_t, int) { return splat(1.f); }
-  HIGGS_INLINE Vec row_scale(const void* scales, int j) {
-    return load(static_cast<const float*>(scales) + j * kWidth);
-  }
+  HIGGS_INLINE Vec row_scale(const void* scales, int j) { return load(static_cast<const float*>(scales) + j * kWidth); }
 };
 
 struct Int4 : Quantized {

@@ -2,8 +2,9 @@
 
 A packed weight belongs to the device that packed it. On the CPU, panels of 32 rows stand one behind the other; a panel
 is a sequence of units of 128 bytes, each with 4 bytes of every row: a float32, two bfloat16, four int8, or eight 4-bit
-integers (csrc/cpu/linear_kernels.h). Quantized weights meet activations that are rounded to 8 bits in groups of 128;
-bfloat16 weights meet activations rounded to bfloat16 where the processor multiplies those (instruction set avx512_bf16).
+integers (csrc/cpu/linear_kernels.h). Quantized weights meet activations that are rounded to 8 bits in groups of 128.
+bfloat16 weights meet activations rounded to bfloat16 where the processor multiplies those (instruction set
+avx512_bf16), and float32 ones elsewhere.
 """
 
 from typing import NamedTuple
@@ -48,7 +49,7 @@ def packed_shape(n: int, k: int, dtype: torch.dtype, lanes: int = PANEL) -> tupl
 
 
 def pack_linear(*weights: torch.Tensor) -> PackedWeight:
-    """Pack matrices below each other for `linear`, `rms_norm_linear`, `qkv_rope_cache`, or as the `down` of `dual_ffn`.
+    """Pack matrices below each other, for every product but the gate and up projections.
 
     Args:
         weights: [n, k] each, of one dtype: float32 or bfloat16; contiguous.

@@ -13,7 +13,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def unpack_linear(weight: PackedWeight) -> torch.Tensor:
     """The matrix [n, k] of a packed weight, float32, with the zeros that fill its last panel and its last unit."""
     data, scales = weight
-    panels, units = data.shape[:2]
+    panels = len(data)
     words = data.transpose(1, 2)  # [panels, 32, units, elements]
     if data.dtype == torch.uint8:
         words = torch.cat([words & 15, words >> 4], dim=-1).float() - 8
@@ -35,7 +35,7 @@ def quantize_activations(x: torch.Tensor) -> torch.Tensor:
 
 
 def product(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-    """`x @ weight.T` [rows, n], with the columns that fill the last panel; x [rows, k] may lack the last, zero ones."""
+    """`x @ weight.T` [rows, n], with the columns that fill the last panel; x [rows, k] is filled with zeros."""
     matrix = unpack_linear(weight)
     x = torch.nn.functional.pad(x, (0, matrix.shape[1] - x.shape[1]))
     if weight.scales is not None:

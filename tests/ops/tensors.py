@@ -20,8 +20,8 @@ def int32(*values: int) -> torch.Tensor:
 def tolerance(dtype: torch.dtype, k: int, scale: float = 1.0) -> dict[str, Any]:
     """How far a product over k standard normal activations and weights of `dtype` may stray from the reference.
 
-    Where the processor multiplies bfloat16, activations are rounded to it: each is off by up to 2^-9. Quantized weights
-    meet activations that may be rounded to the neighbouring integer, one in thousands.
+    Where the processor multiplies bfloat16, activations are rounded to it: each is off by up to 2^-9. Quantized
+    weights meet activations that may be rounded to the neighbouring integer, one in thousands.
     """
     if dtype == torch.bfloat16 and build_info()["cpu_instruction_set"] == "avx512_bf16":
         return {"rtol": 1e-5, "atol": scale * 12 * 2**-9 * k**0.5}

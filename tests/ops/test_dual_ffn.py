@@ -83,7 +83,11 @@ def test_opcheck():
         (0, torch.zeros(2, 32), r"out must have shape \[3, 32\], got \[2, 32\]"),
         (2, torch.zeros(31), r"text_norm must have shape \[32\], got \[31\]"),
         (3, ops.PackedWeight(torch.zeros(96, 32)), r"text_gate_up must be packed, got shape \[96, 32\]"),
-        (3, ops.PackedWeight(torch.zeros(3, 31, 32, 1)), r"text_gate_up must have shape \[3, 32, 32, 1\], got \[3, 31"),
+        (
+            3,
+            ops.PackedWeight(torch.zeros(3, 31, 32, 1)),
+            r"text_gate_up must have shape \[3, 32, 32, 1\], got \[3, 31",
+        ),
         (4, ops.PackedWeight(torch.zeros(1, 32, 32, 1)), "text_down must have 33 to 48 columns.*, got 32"),
         (7, ops.PackedWeight(torch.zeros(1, 49, 32, 1)), r"audio_down must have shape \[1, 48, 32, 1\], got \[1, 49"),
         (9, 4, "num_text_rows must be between 0 and 3, got 4"),

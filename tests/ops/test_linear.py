@@ -9,8 +9,8 @@ from tests.ops.tensors import random, tolerance
 
 DTYPES = [torch.float32, torch.bfloat16]
 FORMATS = [*DTYPES, torch.int8, torch.uint8]
-# Rows: one, one group of every instruction set, several groups with a rest, more than one block of rows; columns and depth
-# around every panel, unit, quantization group and block.
+# Rows: one, one group of every instruction set, several groups with a rest, more than one block of rows; columns and
+# depth around every panel, unit, quantization group and block.
 SHAPES = [(1, 1, 1), (1, 33, 64), (2, 17, 33), (3, 32, 1030), (4, 5, 7), (12, 70, 256), (97, 35, 2050), (260, 4, 16)]
 
 
@@ -61,7 +61,8 @@ def test_pack_and_unpack(dtype):
         matrix = reference.unpack_linear(ops.pack_linear(*weights))
         n = sum(sizes)
         assert torch.equal(matrix[:n, :7], torch.cat(weights).float())
-        assert not matrix[n:].any() and not matrix[:, 7:].any()
+        assert not matrix[n:].any()
+        assert not matrix[:, 7:].any()
 
 
 def test_residual_may_be_the_output():
@@ -90,7 +91,8 @@ def test_quantized_products_pass_nan_on(dtype, wrong):
     x, weight, out = random((2, 300)), packed(4, 300, dtype), torch.empty(2, 4)
     x[0, 200] = wrong
     ops.linear(out, x, weight)
-    assert out[0].isnan().all() and not out[1].isnan().any()
+    assert out[0].isnan().all()
+    assert not out[1].isnan().any()
 
 
 def test_no_rows():
