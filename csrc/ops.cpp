@@ -14,6 +14,9 @@ STABLE_TORCH_LIBRARY(higgs_native, m) {
   m.def(
       "rms_norm_linear(Tensor(a!) out, Tensor x, Tensor norm_weight, float eps, Tensor weight, Tensor? scales) -> ()");
 
+  // quantization
+  m.def("quantize_linear(Tensor(a!) integers, Tensor(b!) scales, Tensor weight, int bits, bool clip) -> ()");
+
   // attention
   m.def(
       "qkv_rope_cache(Tensor(a!) query, Tensor(b!) key_cache, Tensor(c!) value_cache, Tensor x, Tensor text_norm, "

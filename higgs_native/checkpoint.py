@@ -182,7 +182,8 @@ class LanguageModelFiles:
 
 
 AUDIO_LM_HEAD = "audio_decoder_proj.audio_lm_head.weight"
-STORED_DTYPES = ("BF16", "F32", "F16")
+# What a tensor may be stored as, and what it becomes: float16 has no kernels on the CPU; float32 holds its numbers.
+STORED_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float32}
 TEXT_LM_HEAD = "audio_decoder_proj.text_lm_head.weight"
 
 _TRANSFORMERS_NAMES = {

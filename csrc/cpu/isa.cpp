@@ -80,7 +80,7 @@ Isa active_isa() {
 std::string cpu_features() {
   std::string features;
   [[maybe_unused]] auto add = [&](const char* name, bool present) {
-    if (present) features += (features.empty() ? "" : " ") + std::string(name);
+    if (present) features.append(features.empty() ? "" : " ").append(name);
   };
 #if defined(__x86_64__)
   add("avx2", has_avx2());

@@ -22,6 +22,7 @@ from higgs_native.ops.linear import (
     pack_gate_up,
     pack_linear,
     pack_quantized,
+    quantize_linear,
     rms_norm_linear,
 )
 from higgs_native.ops.sampling import process_logits, sample_audio_frame, sample_text
@@ -41,6 +42,7 @@ __all__ = [
     "pack_quantized",
     "process_logits",
     "qkv_rope_cache",
+    "quantize_linear",
     "residual_unit",
     "rms_norm_linear",
     "rvq_decode",

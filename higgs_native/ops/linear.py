@@ -15,10 +15,14 @@ from higgs_native.memory import empty_weight
 from higgs_native.ops._library import register_fakes
 
 
-register_fakes("linear", "rms_norm_linear", "pack_linear")
+register_fakes("linear", "rms_norm_linear", "pack_linear", "quantize_linear")
 
 PANEL = 32
 QUANTIZATION_GROUP = 128
+FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint8}
+"""The formats of a packed weight, and the dtype of its data."""
+
+_BITS = {"int8": 8, "int4": 4}
 _WORD_ELEMENTS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4, torch.uint8: 4}
 _UNIT_COLUMNS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4, torch.uint8: 8}
 
@@ -48,60 +52,98 @@ def packed_shape(n: int, k: int, dtype: torch.dtype, lanes: int = PANEL) -> tupl
     return -(-n // lanes), -(-k // columns), PANEL, _WORD_ELEMENTS[dtype]
 
 
-def pack_linear(*weights: torch.Tensor) -> PackedWeight:
+def quantize_linear(weight: torch.Tensor, format: str, clip: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round a matrix to integers and scales: `weight ~ integers * scales`.
+
+    Args:
+        weight: [n, k], float32 or bfloat16, contiguous.
+        format: "int8" or "int4".
+        clip: choose each scale for the least squared error, though large values are cut off; else nothing is.
+
+    Returns:
+        The integers [n, k], int8 (-127 .. 127, or -8 .. 7), and the scales: [n], float32, or [n, groups of 128],
+        float16.
+
+    Raises:
+        RuntimeError: a shape or dtype does not fit.
+    """
+    n, k = weight.shape
+    integers = torch.empty(n, k, dtype=torch.int8, device=weight.device)
+    if format == "int8":
+        scales = torch.empty(n, device=weight.device)
+    else:
+        scales = torch.empty(n, -(-k // QUANTIZATION_GROUP), dtype=torch.float16, device=weight.device)
+    torch.ops.higgs_native.quantize_linear(integers, scales, weight, _BITS[format], clip)
+    return integers, scales
+
+
+def pack_linear(*weights: torch.Tensor, format: str | None = None, clip: bool = True) -> PackedWeight:
     """Pack matrices below each other, for every product but the gate and up projections.
 
     Args:
         weights: [n, k] each, of one dtype: float32 or bfloat16; contiguous.
+        format: one of `FORMATS`; None: the weights' own dtype.
+        clip: see `quantize_linear`.
 
     Raises:
         RuntimeError: a shape or dtype does not fit.
     """
     if any(len(weight) % PANEL for weight in weights[:-1]):
         weights = (torch.cat(weights),)
-    n, k, dtype = sum(len(weight) for weight in weights), weights[0].shape[1], weights[0].dtype
-    data = empty_weight(packed_shape(n, k, dtype), dtype, weights[0].device)
-    panel = 0
-    for weight in weights:
-        panels = -(-len(weight) // PANEL)
-        torch.ops.higgs_native.pack_linear(data[panel : panel + panels], weight, 0, PANEL)
-        panel += panels
-    return PackedWeight(data)
+    return _pack([(weight, 0) for weight in weights], PANEL, format, clip)
 
 
-def pack_quantized(integers: torch.Tensor, scales: torch.Tensor) -> PackedWeight:
-    """Pack a quantized matrix: `integers * scales`.
-
-    Args:
-        integers: [n, k], int8: -128 .. 127, or -8 .. 7 for 4 bits; contiguous.
-        scales: [n], float32, one for each row of 8-bit integers; or [n, groups], float16, one for each group of 128
-            4-bit integers of a row.
-
-    Raises:
-        RuntimeError: a shape or dtype does not fit.
-    """
-    dtype = torch.int8 if scales.dim() == 1 else torch.uint8
-    data = empty_weight(packed_shape(*integers.shape, dtype), dtype, integers.device)
-    torch.ops.higgs_native.pack_linear(data, integers, 0, PANEL)
-    padded = torch.nn.functional.pad(scales.view(len(scales), -1), (0, 0, 0, -len(scales) % PANEL))
-    by_panel = padded.view(-1, PANEL, padded.shape[1]).transpose(1, 2)  # [panels, groups or 1, 32]
-    return PackedWeight(data, (by_panel.squeeze(1) if scales.dim() == 1 else by_panel).contiguous())
-
-
-def pack_gate_up(gate: torch.Tensor, up: torch.Tensor) -> PackedWeight:
+def pack_gate_up(gate: torch.Tensor, up: torch.Tensor, format: str | None = None, clip: bool = True) -> PackedWeight:
     """Pack the gate and up projections for `dual_ffn`: a panel holds 16 rows of each.
 
     Args:
         gate, up: [intermediate, hidden], float32 or bfloat16, contiguous.
+        format, clip: see `pack_linear`.
 
     Raises:
         RuntimeError: a shape or dtype does not fit.
     """
-    half = PANEL // 2
-    data = empty_weight(packed_shape(*gate.shape, gate.dtype, half), gate.dtype, gate.device)
-    torch.ops.higgs_native.pack_linear(data, gate, 0, half)
-    torch.ops.higgs_native.pack_linear(data, up, half, half)
-    return PackedWeight(data)
+    return _pack([(gate, 0), (up, PANEL // 2)], PANEL // 2, format, clip)
+
+
+def pack_quantized(integers: torch.Tensor, scales: torch.Tensor) -> PackedWeight:
+    """Pack what `quantize_linear` returns.
+
+    Raises:
+        RuntimeError: a shape or dtype does not fit.
+    """
+    dtype = FORMATS["int8" if scales.dim() == 1 else "int4"]
+    data = empty_weight(packed_shape(*integers.shape, dtype), dtype, integers.device)
+    torch.ops.higgs_native.pack_linear(data, integers, 0, PANEL)
+    return PackedWeight(data, _by_panel(scales, PANEL))
+
+
+def _pack(weights: list[tuple[torch.Tensor, int]], lanes: int, format: str | None, clip: bool) -> PackedWeight:
+    """Pack matrices, each into `lanes` lanes from its own first lane on: of shared panels, or of panels of its own."""
+    dtype = weights[0][0].dtype if format is None else FORMATS[format]
+    k, device = weights[0][0].shape[1], weights[0][0].device
+    counts = [-(-len(weight) // lanes) for weight, _ in weights]
+    shared = lanes < PANEL
+    panels = counts[0] if shared else sum(counts)
+    data = empty_weight(packed_shape(panels * PANEL, k, dtype), dtype, device)
+    scales, panel = [], 0
+    for (weight, first_lane), count in zip(weights, counts, strict=True):
+        if format in _BITS:
+            weight, of_rows = quantize_linear(weight, format, clip)
+            scales.append(_by_panel(of_rows, lanes))
+        else:
+            weight = weight.to(dtype)
+        torch.ops.higgs_native.pack_linear(data[panel : panel + count], weight, first_lane, lanes)
+        panel += 0 if shared else count
+    return PackedWeight(data, torch.cat(scales, dim=-1 if shared else 0) if scales else None)
+
+
+def _by_panel(scales: torch.Tensor, lanes: int) -> torch.Tensor:
+    """Scales [n] or [n, groups] as [panels, lanes] or [panels, groups, lanes], zero where a panel is not full."""
+    columns = scales.view(len(scales), -1)
+    columns = torch.nn.functional.pad(columns, (0, 0, 0, -len(scales) % lanes)).view(-1, lanes, columns.shape[1])
+    by_panel = columns.transpose(1, 2)
+    return (by_panel[:, 0] if scales.dim() == 1 else by_panel).contiguous()
 
 
 def linear(out: torch.Tensor, x: torch.Tensor, weight: PackedWeight, residual: torch.Tensor | None = None) -> None:
