@@ -258,8 +258,8 @@ def read_audio(
 
 def cut(samples: int, rate: int, offset: float, duration: float | None) -> tuple[int, int]:
     """The first sample of a part, and how many it has, of `samples` at `rate` Hz; see `read_audio`."""
-    begin = min(round(offset * rate), samples)
-    return begin, samples - begin if duration is None else min(round(duration * rate), samples - begin)
+    begin = round(min(offset * rate, samples))
+    return begin, samples - begin if duration is None else round(min(duration * rate, samples - begin))
 
 
 def _mono(audio: np.ndarray | torch.Tensor) -> np.ndarray:

@@ -165,10 +165,10 @@ def quantize(
 ) -> None:
     """Write a quantized checkpoint, which loads as fast as it is read."""
     quantization = replace(Quantization.parse(format), clip=clip)
-    folder = resolve_folder(source)
     check_target(target)
+    folder = resolve_folder(source)
     model = LanguageModel.from_pretrained(folder, quantization=quantization)
-    write_packed(model, folder, target)
+    write_packed(model.named_weights(), model.quantization, folder, target)
     print(f"{target}: {model.nbytes / 1e9:.2f} GB of weights")
 
 

@@ -33,7 +33,7 @@ from higgs_native.quantization import Quantization
 from higgs_native.speech import Speech
 from higgs_native.text import normalize_text
 from higgs_native.voices import Voice, find_voice
-from higgs_native.weights import open_weights
+from higgs_native.weights import AUDIO_TOKENIZER_FOLDER, open_weights
 
 
 AUDIO_TOKENIZER_NAME = "bosonai/higgs-audio-v2-tokenizer"
@@ -79,7 +79,7 @@ class HiggsAudio:
         audio_tokenizer: str | Path | HiggsAudioTokenizer | None = None,
         quantization: str | Quantization | None = None,
     ) -> "HiggsAudio":
-        """Load a checkpoint of either layout.
+        """Load a checkpoint of either layout, or a packed one.
 
         Args:
             path_or_name: its folder, or its name on the Hub.
@@ -96,12 +96,14 @@ class HiggsAudio:
         """
         if str(device) not in ("auto", "cpu"):
             raise ParameterError(f"device must be 'auto' or 'cpu', got '{device}'")
-        chosen = checked_dtype(dtype)
+        weights_dtype = checked_dtype(dtype)
+        if quantization is not None:
+            quantization = Quantization.parse(quantization)
         folder = resolve_folder(path_or_name)
-        # Headers alone: what is wrong with the model shows before an audio tokenizer is fetched and loaded.
-        open_weights(folder, HiggsAudioConfig.from_pretrained(folder), chosen, quantization)
+        # Headers alone: most of what can be wrong with the model shows before an audio tokenizer is fetched.
+        open_weights(folder, HiggsAudioConfig.from_pretrained(folder), weights_dtype, quantization)
         if not isinstance(audio_tokenizer, HiggsAudioTokenizer):
-            beside = folder / "audio_tokenizer"
+            beside = folder / AUDIO_TOKENIZER_FOLDER
             chosen = audio_tokenizer or (beside if beside.is_dir() else AUDIO_TOKENIZER_NAME)
             audio_tokenizer = HiggsAudioTokenizer.from_pretrained(chosen)
         model = HiggsAudioModel.from_pretrained(folder, dtype=dtype, quantization=quantization)

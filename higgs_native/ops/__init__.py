@@ -1,7 +1,7 @@
 """The native operators, one typed function each, a module a family.
 
 Every operator writes into tensors that the caller owns, on the CPU or on CUDA by the device of its arguments.
-`higgs_native.reference` holds the same functions in plain PyTorch.
+`higgs_native.reference` holds what they compute in plain PyTorch.
 """
 
 from higgs_native.ops.attention import attention, qkv_rope_cache
