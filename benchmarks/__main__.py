@@ -131,7 +131,7 @@ def run_frame(model: str | None, layers: int, quick: bool, compare: bool) -> dic
             config = dataclasses.replace(REAL_SIZE_CONFIG, **shapes, **(small if quick else {}))
             write_language_model(temporary, config, endless=True)
         folder = resolve_folder(model or temporary)
-        return bench_frame.run(folder, formats, positions, frames, prefill, repeats, compare)
+        return bench_frame.run(folder, formats, positions, frames, prefill, repeats, compare, compare and not quick)
 
 
 def run_speech(quick: bool) -> dict[str, Any]:
