@@ -268,6 +268,8 @@ def write_packed(tensors: Mapping[str, torch.Tensor], quantization: Quantization
                 shutil.copyfile(path, temporary / path.name)
         if (source / AUDIO_TOKENIZER_FOLDER).is_dir():
             shutil.copytree(source / AUDIO_TOKENIZER_FOLDER, temporary / AUDIO_TOKENIZER_FOLDER)
+        # Both begin as their owner's alone.
+        (temporary / PACKED_FILE).chmod(0o644)
         temporary.chmod(0o755)
         temporary.rename(target)
     except (OSError, SafetensorError) as error:
