@@ -23,6 +23,7 @@ _MAX_RAS_WINDOW = 10_000
 DEFAULT_STOP_STRINGS = ("<|end_of_text|>", "<|eot_id|>")
 Rule = Literal["boson", "transformers"]
 OnFrame = Callable[[torch.Tensor], None]
+OnToken = Callable[[int], None]
 
 
 class GenerationMode(enum.Enum):
@@ -84,6 +85,7 @@ class GenerationRequest:
             that the prompt's end has begun (it then ends in `<|audio_out_bos|>`) and generation goes on with.
         seed: overrides the sampling parameters' seed for this prompt.
         on_frame: called with each frame [codebooks], int64, as it is drawn, still delayed.
+        on_token: called with each text token as it is drawn; an audio segment that came before it has ended.
     """
 
     input_ids: torch.Tensor
@@ -91,6 +93,7 @@ class GenerationRequest:
     partial_audio: torch.Tensor | None = None
     seed: int | None = None
     on_frame: OnFrame | None = None
+    on_token: OnToken | None = None
 
 
 @dataclass
@@ -115,6 +118,15 @@ class GenerationOutput:
     completion_tokens: int
     audio_logits: torch.Tensor | None = None
     text_logits: torch.Tensor | None = None
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """How many tokens the prompt, the reply, and both together have."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
 
 
 @dataclass
@@ -148,6 +160,8 @@ class _Sequence:
     def add_token(self, token: int) -> None:
         self.text_ids.append(token)
         self.pending = [token]
+        if self.request.on_token is not None:
+            self.request.on_token(token)
 
 
 class HiggsAudioModel(LanguageModel):
@@ -174,6 +188,7 @@ class HiggsAudioModel(LanguageModel):
         on_frame: OnFrame | None = None,
         partial_audio: torch.Tensor | None = None,
         output_logits: bool = False,
+        on_token: OnToken | None = None,
     ) -> GenerationOutput:
         """Generate after one prompt; see `GenerationRequest`, `SamplingParameters` and `generate_batch`.
 
@@ -181,7 +196,7 @@ class HiggsAudioModel(LanguageModel):
             input_ids: [1, S], integers, one placeholder for each of `reference_codes`.
             reference_codes: [codebooks, T] integers each, without BOS, EOS and delay.
         """
-        request = GenerationRequest(input_ids, reference_codes, partial_audio, seed, on_frame)
+        request = GenerationRequest(input_ids, reference_codes, partial_audio, seed, on_frame, on_token)
         sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
         return generate_batch(self, [request], rule, max_new_tokens, sampling, stop_strings, output_logits)[0]
 
