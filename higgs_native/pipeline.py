@@ -19,6 +19,7 @@ from higgs_native.generation import (
     HiggsAudioModel,
     OnFrame,
     OnToken,
+    Rule,
     SamplingParameters,
     check_parameters,
     revert_delay_pattern,
@@ -56,12 +57,15 @@ class HiggsAudio:
     Args:
         model: the language model.
         audio_tokenizer: turns recordings into codes, and codes into sound.
+        layout: whose prompts and rule of generation: `boson`, `transformers`, or None: as the checkpoint's layout.
 
     Raises:
         CheckpointError: the two differ in their codebooks, or the model came without its text tokenizer.
     """
 
-    def __init__(self, model: HiggsAudioModel, audio_tokenizer: HiggsAudioTokenizer) -> None:
+    def __init__(
+        self, model: HiggsAudioModel, audio_tokenizer: HiggsAudioTokenizer, layout: Rule | None = None
+    ) -> None:
         if model.tokenizer is None:
             raise CheckpointError("the model's folder has no tokenizer.json")
         codebooks = model.config.num_codebooks, model.config.codebook_size - 2
@@ -72,7 +76,7 @@ class HiggsAudio:
             )
         self.model = model
         self.audio_tokenizer = audio_tokenizer
-        self.layout = "transformers" if model.config.audio_eos_token_id is None else "boson"
+        self.layout = layout or ("transformers" if model.config.audio_eos_token_id is None else "boson")
 
     @classmethod
     def from_pretrained(
@@ -220,7 +224,7 @@ class HiggsAudio:
         context = self.audio_tokenizer.context_frames
         if not 0 <= low_latency <= context:
             raise ParameterError(f"low_latency must lie in 0 .. {context} frames, got {low_latency}")
-        generate = self._prepare(
+        generate = self.prepare(
             self._speech_messages(text, voices, scene),
             True,
             SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed),
@@ -263,8 +267,8 @@ class HiggsAudio:
             PromptError, AudioError, ParameterError: as for `speak`.
         """
         sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
-        generate = self._prepare(conversation, force_audio_gen, sampling, max_new_tokens, stop_strings)
-        return self._speech(generate(None if on_progress is None else self._frame_counter(on_progress)))
+        generate = self.prepare(conversation, force_audio_gen, sampling, max_new_tokens, stop_strings)
+        return self.speech(generate(None if on_progress is None else self._frame_counter(on_progress)))
 
     def _speech_messages(self, text: str, voices: Sequence[Voice], scene: str | None) -> list[Message]:
         text = normalize_text(text)
@@ -276,7 +280,7 @@ class HiggsAudio:
             check_plain_text(voice.profile or "", tokenizer, "profile")
         return speech_messages(text, voices, scene, self.layout)
 
-    def _prepare(
+    def prepare(
         self,
         conversation: ChatMLSample | Sequence[Message],
         force_audio_gen: bool,
@@ -284,7 +288,18 @@ class HiggsAudio:
         max_new_tokens: int,
         stop_strings: Sequence[str],
     ) -> Callable[..., GenerationOutput]:
-        """Check everything and read the recordings; return what then generates, given on_frame and on_token."""
+        """Check what can be checked, and read the recordings, before anything is generated.
+
+        Args:
+            conversation, force_audio_gen, max_new_tokens, stop_strings: as for `generate`.
+            sampling: how to draw.
+
+        Returns:
+            A function that generates the reply, given `on_frame` and `on_token` (see `GenerationRequest`) or neither.
+
+        Raises:
+            PromptError, AudioError, ParameterError: as for `generate`.
+        """
         check_parameters(sampling, max_new_tokens)
         prompt = build_prompt(conversation, self.model.tokenizer, self.layout, force_audio_gen)
         recordings = [read_recording(recording) for recording in prompt.audio]
@@ -316,7 +331,8 @@ class HiggsAudio:
 
         return on_frame
 
-    def _speech(self, output: GenerationOutput) -> Speech:
+    def speech(self, output: GenerationOutput) -> Speech:
+        """Decode what was generated."""
         segments = [self._codes(segment) for segment in output.audio_segments]
         sounds = [self.audio_tokenizer.decode(codes).cpu().numpy() for codes in segments if codes.shape[1]]
         return Speech(

@@ -184,7 +184,7 @@ def test_segments_are_decoded_each_by_itself(engine, monkeypatch):
             on_token(7)
 
     scripted(monkeypatch, engine, script)
-    expected = engine._speech(GenerationOutput([part.T for part in parts], [], "stop", 1, 1))
+    expected = engine.speech(GenerationOutput([part.T for part in parts], [], "stop", 1, 1))
     chunks = list(engine.stream(TEXT))
     # The end of a segment is not kept until text, which may be long, is over.
     assert (chunks[-1].is_last, len(chunks[-1].samples)) == (True, 0)
