@@ -86,6 +86,9 @@ class GenerationRequest:
         seed: overrides the sampling parameters' seed for this prompt.
         on_frame: called with each frame [codebooks], int64, as it is drawn, still delayed.
         on_token: called with each text token as it is drawn; an audio segment that came before it has ended.
+        delayed_frames: [N, codebooks] integers, or None: the frames of `input_ids` where these are expanded already,
+            as transformers' processor does it: one for each audio placeholder and delay token. They take the place of
+            `reference_codes`; generation goes on wherever they end (transformers' rule only).
     """
 
     input_ids: torch.Tensor
@@ -94,6 +97,7 @@ class GenerationRequest:
     seed: int | None = None
     on_frame: OnFrame | None = None
     on_token: OnToken | None = None
+    delayed_frames: torch.Tensor | None = None
 
 
 @dataclass
@@ -311,6 +315,8 @@ def _begin(model: LanguageModel, request: GenerationRequest, slot: int, rule: Ru
     for token in (min(ids), max(ids)):
         if not 0 <= token < config.vocab_size:
             raise PromptError(f"input_ids must lie between 0 and {config.vocab_size - 1}, got {token}")
+    if request.delayed_frames is not None:
+        return _begin_expanded(model, request, slot, rule, ids)
     placeholders = sum(token in (config.audio_in_token_id, config.audio_out_token_id) for token in ids)
     if placeholders != len(request.reference_codes):
         raise PromptError(
@@ -358,12 +364,40 @@ def _begin(model: LanguageModel, request: GenerationRequest, slot: int, rule: Ru
         prompt_frames += frames
         segments = [list(frames)]
         mode = GenerationMode.AUDIO_IN_PROGRESS
-    if len(pending) >= model.max_cache_length:
+    _check_length(model, len(pending))
+    return _Sequence(request, slot, mode, pending, len(pending), prompt_frames, prompt_ids, segments=segments)
+
+
+def _begin_expanded(
+    model: LanguageModel, request: GenerationRequest, slot: int, rule: Rule, ids: list[int]
+) -> _Sequence:
+    """Check a prompt whose placeholders are expanded, and give each its frame."""
+    config = model.config
+    frames = request.delayed_frames
+    if rule != "transformers" or request.reference_codes or request.partial_audio is not None:
+        raise PromptError("delayed_frames are for the rule 'transformers', without reference_codes and partial_audio")
+    audio = [token in (config.audio_out_token_id, config.audio_delay_token_id) for token in ids]
+    if frames.dim() != 2 or frames.shape[1] != config.num_codebooks or len(frames) != sum(audio):
         raise PromptError(
-            f"the prompt takes {len(pending)} positions with its references; "
+            f"delayed_frames must have shape [{sum(audio)}, {config.num_codebooks}], one frame for each audio "
+            f"placeholder and delay token of input_ids, got {list(frames.shape)}"
+        )
+    if frames.numel() and not 0 <= int(frames.min()) <= int(frames.max()) < config.codebook_size:
+        raise PromptError(f"delayed_frames must lie between 0 and {config.codebook_size - 1}")
+    prompt_frames = list(frames.to(device=model.device, dtype=torch.int32).contiguous().unbind(0))
+    remaining = iter(prompt_frames)
+    pending = [next(remaining) if is_audio else token for token, is_audio in zip(ids, audio, strict=True)]
+    _check_length(model, len(pending))
+    mode = GenerationMode.AUDIO_IN_PROGRESS
+    return _Sequence(request, slot, mode, pending, len(pending), prompt_frames, ids, segments=[[]])
+
+
+def _check_length(model: LanguageModel, positions: int) -> None:
+    if positions >= model.max_cache_length:
+        raise PromptError(
+            f"the prompt takes {positions} positions with its references; "
             f"the cache holds {model.max_cache_length} (max_cache_length), the output's included"
         )
-    return _Sequence(request, slot, mode, pending, len(pending), prompt_frames, prompt_ids, segments=segments)
 
 
 def _sampler(
