@@ -230,6 +230,13 @@ def test_audio_of_less_than_a_frame_is_none(engine, steps):
     assert response.finish_reason == "length"
 
 
+def test_quantized(audio_tokenizer_folder):
+    engine = HiggsAudioServeEngine(str(FOLDER), str(audio_tokenizer_folder), quantization="int8")
+    assert engine.model.quantization.attention == "int8"
+    response = engine.generate(ChatMLSample([Message("user", "Hi.")]), 20, force_audio_gen=True)
+    assert response.generated_audio_tokens.shape[0] == 8
+
+
 def test_what_can_not_be_asked(engine):
     for conversation, error, message in (
         ([], PromptError, "the conversation is empty"),
@@ -448,7 +455,7 @@ def test_signatures_and_fields_are_those_of_the_original():
     assert names(HiggsAudioServeEngine.generate) == generate
     assert names(HiggsAudioServeEngine.generate_delta_stream) == generate
     paths = ["model_name_or_path", "audio_tokenizer_name_or_path", "tokenizer_name_or_path"]
-    assert names(HiggsAudioServeEngine) == [*paths, "device", "torch_dtype", "kv_cache_lengths"]
+    assert names(HiggsAudioServeEngine) == [*paths, "device", "torch_dtype", "kv_cache_lengths", "quantization"]
     expected = {
         boson.HiggsAudioResponse: "audio generated_audio_tokens sampling_rate generated_text generated_text_tokens",
         HiggsAudioStreamerDelta: "text text_tokens audio_tokens finish_reason",

@@ -153,16 +153,27 @@ def test_a_streamer_gets_the_same():
     assert streamers[0].values == streamers[1].values
 
 
+def test_quantized():
+    model = accelerate(reference.tiny_model(7, endless=True), quantization="int8")
+    inputs = batch(model.config, 3)
+    quantized = model.generate(**inputs, max_new_tokens=15, do_sample=False, **EVERYTHING)
+    exact = accelerate(model).generate(**inputs, max_new_tokens=15, do_sample=False, **EVERYTHING)
+    difference = (quantized.logits[0] - exact.logits[0]).abs().max()
+    assert 0 < difference < 0.2
+
+
+def test_tables_and_norms_are_shared():
+    model = accelerate(reference.tiny_model(0))
+    native = inspect.getclosurevars(model.generate).nonlocals["native"]
+    assert native.text_table.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    assert native.norm.data_ptr() == model.model.norm.weight.data_ptr()
+
+
 def test_bfloat16():
     model = accelerate(reference.tiny_model(6, dtype=torch.bfloat16, endless=True))
     output = model.generate(**batch(model.config, 3), max_new_tokens=15, do_sample=False, **EVERYTHING)
     assert output.audio_sequences.shape[1] >= 15
     assert output.scores[0].dtype == torch.float32
-
-
-class Unchanged(transformers.LogitsProcessor):
-    def __call__(self, input_ids, scores):
-        return scores
 
 
 class Never(transformers.StoppingCriteria):

@@ -30,6 +30,7 @@ from higgs_native.loudness import normalized_to
 from higgs_native.model import load_tokenizer
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt import AudioContent, ChatMLSample, Message, TextContent, build_prompt
+from higgs_native.quantization import Quantization
 
 
 __all__ = [
@@ -282,6 +283,7 @@ class HiggsAudioServeEngine:
         torch_dtype: of the weights: `auto` (as stored), float32 or bfloat16.
         kv_cache_lengths: the longest is how many positions a conversation may have, its reply included. A call's cache
             is as long as it needs.
+        quantization: `int8`, `int4`, or a format for each part; see `Quantization`. None: as stored.
 
     Raises:
         CheckpointError, ConfigError: a checkpoint is missing, damaged, or not one of this model.
@@ -296,8 +298,11 @@ class HiggsAudioServeEngine:
         device: str = "auto",
         torch_dtype: torch.dtype | str = "auto",
         kv_cache_lengths: Sequence[int] = _KV_CACHE_LENGTHS,
+        quantization: str | Quantization | None = None,
     ) -> None:
-        self.model = _load_model(model_name_or_path, tokenizer_name_or_path, device, torch_dtype, kv_cache_lengths)
+        self.model = _load_model(
+            model_name_or_path, tokenizer_name_or_path, device, torch_dtype, kv_cache_lengths, quantization
+        )
         self.tokenizer: Tokenizer = self.model.tokenizer
         self.audio_tokenizer = load_higgs_audio_tokenizer(audio_tokenizer_name_or_path, device)
         self.audio_num_codebooks = self.audio_tokenizer.num_codebooks
@@ -443,7 +448,7 @@ class HiggsAudioModelClient:
         use_static_kv_cache: bool = False,
     ) -> None:
         device = device or ("auto" if device_id is None else f"cuda:{device_id}")
-        self._model = _load_model(model_path, None, device, "auto", kv_cache_lengths)
+        self._model = _load_model(model_path, None, device, "auto", kv_cache_lengths, None)
         loaded = isinstance(audio_tokenizer, BosonAudioTokenizer)
         self._audio_tokenizer = audio_tokenizer if loaded else load_higgs_audio_tokenizer(audio_tokenizer, device)
         self._max_new_tokens = max_new_tokens
@@ -528,11 +533,16 @@ def _device(device: str) -> str:
 
 
 def _load_model(
-    path: str, tokenizer_path: str | None, device: str, dtype: torch.dtype | str, lengths: Sequence[int]
+    path: str,
+    tokenizer_path: str | None,
+    device: str,
+    dtype: torch.dtype | str,
+    lengths: Sequence[int],
+    quantization: str | Quantization | None,
 ) -> HiggsAudioModel:
     if not lengths or any(not isinstance(length, int) or length < 1 for length in lengths):
         raise ParameterError(f"kv_cache_lengths must be positive numbers of positions, got {list(lengths)}")
-    model = HiggsAudioModel.from_pretrained(path, _device(device), dtype, max_cache_length=max(lengths))
+    model = HiggsAudioModel.from_pretrained(path, _device(device), dtype, max(lengths), quantization)
     if tokenizer_path is not None:
         model.tokenizer = load_tokenizer(resolve_folder(tokenizer_path, kind="tokenizer"))
     if model.tokenizer is None:

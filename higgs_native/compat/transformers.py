@@ -10,8 +10,6 @@ everything else of the model, and what `generate` returns, stay what they were.
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -31,11 +29,14 @@ from transformers.models.higgs_audio_v2.generation_higgs_audio_v2 import (
     HiggsAudioV2GenerationOutput,
 )
 
+from higgs_native import ops
 from higgs_native.checkpoint import expected_tensors, transformers_name
 from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.generation import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
 from higgs_native.model import DEFAULT_CACHE_LENGTH, checked_dtype
+from higgs_native.ops import PackedWeight
+from higgs_native.quantization import Quantization
 
 
 _USED = ("attention_mask", "audio_input_ids", "audio_input_ids_mask", "position_ids", "past_key_values")
@@ -43,12 +44,14 @@ _WITHOUT_EFFECT = ("use_cache", "logits_to_keep")
 
 
 def accelerate(
-    model: HiggsAudioV2ForConditionalGeneration, max_cache_length: int = DEFAULT_CACHE_LENGTH
+    model: HiggsAudioV2ForConditionalGeneration,
+    max_cache_length: int = DEFAULT_CACHE_LENGTH,
+    quantization: str | Quantization | None = None,
 ) -> HiggsAudioV2ForConditionalGeneration:
     """Let `model.generate` run natively, and return the model.
 
-    The weights are packed for the kernels, so that they are there twice; changes of the model's own weights after this
-    call don't reach `generate` before the next one. `restore` undoes it.
+    Embeddings and norms are shared with the model. Its matrices are packed for the kernels, so that they are there
+    twice; changes of the model's own after this call don't reach `generate` before the next one. `restore` undoes it.
 
     `generate` takes the arguments it took before: `generation_config`, `max_new_tokens`, `do_sample`, `temperature`,
     `top_k`, `top_p`, `ras_win_len` and `ras_win_max_num_repeat`, `num_return_sequences`, `return_dict_in_generate`,
@@ -61,9 +64,10 @@ def accelerate(
     Args:
         model: on the CPU, in float32 or bfloat16.
         max_cache_length: how many positions a sequence may have, prompt and output.
+        quantization: `int8`, `int4`, or a format for each part; see `Quantization`. None: the model's dtype.
 
     Raises:
-        ParameterError: the model is on another device or of another dtype.
+        ParameterError: the model is on another device or of another dtype, or the quantization is unknown.
         CheckpointError, ConfigError: its shapes are not those of its configuration, or of this model.
     """
     if not isinstance(model, HiggsAudioV2ForConditionalGeneration):
@@ -73,8 +77,8 @@ def accelerate(
     if max_cache_length < 1:
         raise ParameterError(f"max_cache_length must be at least 1, got {max_cache_length}")
     config = HiggsAudioConfig.from_dict(model.config.to_dict())
-    dtype = checked_dtype(model.dtype)
-    native = HiggsAudioModel(config, _Weights(model, config), None, dtype, model.device, max_cache_length)
+    weights = _ModelWeights(model, config, Quantization.parse(quantization))
+    native = HiggsAudioModel(config, weights, None, model.device, max_cache_length)
 
     def generate(*arguments: Any, **options: Any) -> HiggsAudioV2GenerationOutput | torch.Tensor:
         plain = type(model).generate
@@ -96,10 +100,14 @@ def restore(model: HiggsAudioV2ForConditionalGeneration) -> HiggsAudioV2ForCondi
     return model
 
 
-class _Weights:
-    """A loaded model's tensors, read as `LanguageModelFiles` reads those of a checkpoint."""
+class _ModelWeights:
+    """`Weights` of a loaded model: tables and norms are its own tensors, matrices are packed."""
 
-    def __init__(self, model: HiggsAudioV2ForConditionalGeneration, config: HiggsAudioConfig) -> None:
+    def __init__(
+        self, model: HiggsAudioV2ForConditionalGeneration, config: HiggsAudioConfig, quantization: Quantization
+    ) -> None:
+        self.dtype = checked_dtype(model.dtype)
+        self.quantization = quantization
         state = model.state_dict()
         self._tensors = {}
         for name, shape in expected_tensors(config).items():
@@ -111,20 +119,22 @@ class _Weights:
                     f"{transformers_name(name)} has shape {list(tensor.shape)}, but the configuration asks for "
                     f"{list(shape)}"
                 )
-            self._tensors[name] = tensor.detach()
+            self._tensors[name] = tensor.to(self.dtype).contiguous()
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensors[name].shape)
+    def tensor(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
 
-    def copy_into(self, target: torch.Tensor, name: str) -> None:
-        target.copy_(self._tensors[name])
+    def linear(self, part: str, name: str, *names: str) -> PackedWeight:
+        return ops.pack_linear(*(self._tensors[n] for n in names or (name,)), **self._packing(part))
 
-    @contextmanager
-    def opened(self, name: str, dtype: torch.dtype) -> Iterator[torch.Tensor]:
-        yield self._tensors[name].to(dtype).contiguous()
+    def gate_up(self, part: str, name: str, gate: str, up: str) -> PackedWeight:
+        return ops.pack_gate_up(self._tensors[gate], self._tensors[up], **self._packing(part))
+
+    def _packing(self, part: str) -> dict[str, object]:
+        return {"format": getattr(self.quantization, part), "clip": self.quantization.clip}
 
 
 def _decode(
