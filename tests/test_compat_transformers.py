@@ -2,12 +2,15 @@
 
 import importlib
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
 
-from higgs_native.errors import ParameterError
+from higgs_native.errors import ConfigError, ParameterError
+from higgs_native.random_checkpoint import write_audio_tokenizer
 from tests import transformers_reference as reference
+from tests.test_codec_config import SMALL
 from tests.test_parity_transformers import CONFIGURATIONS
 from tests.transformers_reference import transformers
 
@@ -235,7 +238,7 @@ def test_the_weights_are_taken_anew_by_each_call():
 
 
 def test_what_can_not_be_accelerated():
-    with pytest.raises(ParameterError, match="model is a Linear; expected a HiggsAudioV2ForConditionalGeneration"):
+    with pytest.raises(ParameterError, match="model is a Linear; expected a HiggsAudioV2ForConditionalGeneration or"):
         accelerate(torch.nn.Linear(1, 1))
     with pytest.raises(ParameterError, match="dtype must be one of"):
         accelerate(reference.tiny_model(0, dtype=torch.float16))
@@ -243,3 +246,69 @@ def test_what_can_not_be_accelerated():
         accelerate(reference.tiny_model(0), max_cache_length=0)
     with pytest.raises(ParameterError, match="the model is on meta"):
         accelerate(reference.tiny_model(0).to("meta"))
+
+
+def test_a_model_loaded_without_modules_generates_the_same(tmp_path):
+    model = reference.tiny_model(0)
+    reference.save(model, tmp_path)
+    model = reference.load(tmp_path)
+    native = compat.from_pretrained(tmp_path)
+    assert native.device.type == "cpu"
+    assert all(parameter.is_meta for parameter in native.parameters())
+    inputs = batch(model.config, 3)
+    expected = model.generate(**inputs, max_new_tokens=30, do_sample=False, **EVERYTHING)
+    output = native.generate(**inputs, max_new_tokens=30, do_sample=False, **EVERYTHING)
+    assert torch.equal(output.audio_sequences, expected.audio_sequences)
+    assert torch.equal(output.sequences, expected.sequences)
+    assert native.generation_config.to_dict() == model.generation_config.to_dict()
+    with pytest.raises(ParameterError, match="no weights of its own"):
+        restore(native)
+    with pytest.raises(ParameterError, match="is native already"):
+        accelerate(native)
+    quantized = compat.from_pretrained(tmp_path, quantization="int8")
+    assert quantized.generate(**inputs, max_new_tokens=5, do_sample=False).shape[2] == 8
+
+
+def test_another_layout_is_not_loaded():
+    with pytest.raises(ConfigError, match="is not of transformers' layout"):
+        compat.from_pretrained(Path(__file__).parent / "golden" / "boson_lm")
+
+
+@pytest.fixture(scope="module")
+def audio_tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audio_tokenizer")
+    write_audio_tokenizer(folder, SMALL)
+    return transformers.HiggsAudioV2TokenizerModel.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def test_the_audio_tokenizer_gives_the_same(audio_tokenizer):
+    model = restore(audio_tokenizer)
+    levels = SMALL.num_codebooks
+    noise = 0.1 * torch.randn(2, 1, 9600, generator=torch.Generator().manual_seed(0))
+    codes = torch.randint(SMALL.codebook_size, (3, levels, 13), generator=torch.Generator().manual_seed(1))
+    expected = model.encode(noise), model.decode(codes), model(noise)
+    accelerate(model)
+    outputs = model.encode(noise), model.decode(codes), model(noise)
+    for output, other in zip(outputs, expected, strict=True):
+        assert type(output) is type(other)
+    assert outputs[0].audio_codes.shape == expected[0].audio_codes.shape
+    assert (outputs[0].audio_codes == expected[0].audio_codes).float().mean() > 0.98  # the rest are near ties
+    peak = expected[1].audio_values.abs().max()
+    torch.testing.assert_close(outputs[1].audio_values, expected[1].audio_values, rtol=0, atol=1e-5 * peak)
+    assert outputs[2].audio_values.shape == expected[2].audio_values.shape
+    assert torch.equal(model.encode(noise, return_dict=False), outputs[0].audio_codes)
+    assert torch.equal(model.decode(codes, return_dict=False), outputs[1].audio_values)
+    lowest = model.config.target_bandwidths[0]
+    accelerated = model.encode(noise, bandwidth=lowest).audio_codes
+    assert accelerated.shape == restore(model).encode(noise, bandwidth=lowest).audio_codes.shape
+
+
+def test_what_the_audio_tokenizer_refuses(audio_tokenizer):
+    model = accelerate(audio_tokenizer)
+    with pytest.raises(ValueError, match=r"input_values must have shape \[batch, 1, samples\], got \[1, 2, 9600\]"):
+        model.encode(torch.zeros(1, 2, 9600))
+    with pytest.raises(ParameterError, match="bandwidth must be one of"):
+        model.encode(torch.zeros(1, 1, 9600), bandwidth=123)
+    with pytest.raises(ParameterError, match=r"audio_codes of shape \[1, 2, 5\].* restore\(model\)"):
+        model.decode(torch.zeros(1, 2, 5, dtype=torch.int64))

@@ -1,21 +1,28 @@
-"""`generate` of transformers' HiggsAudioV2ForConditionalGeneration, run by the native engine.
+"""transformers' HiggsAudioV2ForConditionalGeneration and HiggsAudioV2TokenizerModel, run by the native engine.
 
     from higgs_native.compat.transformers import accelerate
 
     model = accelerate(HiggsAudioV2ForConditionalGeneration.from_pretrained(name))
     audio = model.generate(**inputs, max_new_tokens=1024)
 
-Arguments are read, checked and completed by transformers' own `generate`; only its loop over frames is replaced. So
-everything else of the model, and what `generate` returns, stay what they were.
+The arguments of `generate` are read, checked and completed by transformers' own; only its loop over frames is
+replaced. So everything else of the model, and what `generate` returns, stay what they were.
 """
 
 import inspect
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from transformers import HiggsAudioV2ForConditionalGeneration, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    HiggsAudioV2Config,
+    HiggsAudioV2ForConditionalGeneration,
+    HiggsAudioV2TokenizerModel,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
 from transformers.generation import (
     EosTokenCriteria,
     GenerationConfig,
@@ -28,11 +35,18 @@ from transformers.models.higgs_audio_v2.generation_higgs_audio_v2 import (
     HiggsAudioV2DelayPatternLogitsProcessor,
     HiggsAudioV2GenerationOutput,
 )
+from transformers.models.higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokenizer import (
+    HiggsAudioV2TokenizerDecoderOutput,
+    HiggsAudioV2TokenizerEncoderOutput,
+)
 
 from higgs_native import ops
-from higgs_native.checkpoint import expected_tensors, transformers_name
-from higgs_native.config import HiggsAudioConfig
-from higgs_native.errors import CheckpointError, ParameterError
+from higgs_native.audio_tokenizer import HiggsAudioTokenizer
+from higgs_native.checkpoint import expected_tensors, resolve_folder, transformers_name
+from higgs_native.codec_checkpoint import convert
+from higgs_native.codec_config import HiggsAudioTokenizerConfig
+from higgs_native.config import HiggsAudioConfig, read_json_object
+from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError
 from higgs_native.generation import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
 from higgs_native.model import DEFAULT_CACHE_LENGTH, checked_dtype
 from higgs_native.ops import PackedWeight
@@ -43,15 +57,17 @@ _USED = ("attention_mask", "audio_input_ids", "audio_input_ids_mask", "position_
 _WITHOUT_EFFECT = ("use_cache", "logits_to_keep")
 
 
-def accelerate(
-    model: HiggsAudioV2ForConditionalGeneration,
-    max_cache_length: int = DEFAULT_CACHE_LENGTH,
-    quantization: str | Quantization | None = None,
-) -> HiggsAudioV2ForConditionalGeneration:
-    """Let `model.generate` run natively, and return the model.
+Model = TypeVar("Model", HiggsAudioV2ForConditionalGeneration, HiggsAudioV2TokenizerModel)
 
-    Embeddings and norms are shared with the model. Its matrices are packed for the kernels, so that they are there
-    twice; changes of the model's own after this call don't reach `generate` before the next one. `restore` undoes it.
+
+def accelerate(
+    model: Model, max_cache_length: int = DEFAULT_CACHE_LENGTH, quantization: str | Quantization | None = None
+) -> Model:
+    """Let a language model's `generate`, or an audio tokenizer's `encode` and `decode`, run natively.
+
+    A language model's embeddings and norms are shared with it. Its matrices are packed for the kernels, and an audio
+    tokenizer's tensors copied, so that they are there twice; changes of the model's own after this call have no effect
+    before the next one. `restore` undoes it.
 
     `generate` takes the arguments it took before: `generation_config`, `max_new_tokens`, `do_sample`, `temperature`,
     `top_k`, `top_p`, `ras_win_len` and `ras_win_max_num_repeat`, `num_return_sequences`, `return_dict_in_generate`,
@@ -62,26 +78,99 @@ def accelerate(
     first, to generate it by the plain model.
 
     Args:
-        model: on the CPU, in float32 or bfloat16.
-        max_cache_length: how many positions a sequence may have, prompt and output.
-        quantization: `int8`, `int4`, or a format for each part; see `Quantization`. None: the model's dtype.
+        model: on the CPU; a language model in float32 or bfloat16, an audio tokenizer in float32.
+        max_cache_length: how many positions a language model's sequence may have, prompt and output.
+        quantization: of a language model: `int8`, `int4`, or a format for each part; see `Quantization`. None: its
+            dtype.
+
+    Returns:
+        The model itself.
 
     Raises:
-        ParameterError: the model is on another device or of another dtype, or the quantization is unknown.
+        ParameterError: the model is another one, on another device or of another dtype, or there is no such
+            quantization.
         CheckpointError, ConfigError: its shapes are not those of its configuration, or of this model.
     """
-    if not isinstance(model, HiggsAudioV2ForConditionalGeneration):
-        raise ParameterError(f"model is a {type(model).__name__}; expected a HiggsAudioV2ForConditionalGeneration")
+    if not isinstance(model, HiggsAudioV2ForConditionalGeneration | HiggsAudioV2TokenizerModel):
+        raise ParameterError(
+            f"model is a {type(model).__name__}; expected a HiggsAudioV2ForConditionalGeneration or a "
+            "HiggsAudioV2TokenizerModel"
+        )
+    if isinstance(model, _WithoutWeights):
+        raise ParameterError("the model is native already: it comes from higgs_native's from_pretrained")
     if model.device.type != "cpu":
         raise ParameterError(f"the model is on {model.device}; the engine runs on the CPU so far")
     if max_cache_length < 1:
         raise ParameterError(f"max_cache_length must be at least 1, got {max_cache_length}")
+    quantization = Quantization.parse(quantization)
+    if isinstance(model, HiggsAudioV2TokenizerModel):
+        _install_audio_tokenizer(model)
+        return model
     config = HiggsAudioConfig.from_dict(model.config.to_dict())
-    weights = _ModelWeights(model, config, Quantization.parse(quantization))
-    native = HiggsAudioModel(config, weights, None, model.device, max_cache_length)
+    weights = _ModelWeights(model, config, quantization)
+    _install_language_model(model, HiggsAudioModel(config, weights, None, model.device, max_cache_length))
+    return model
 
+
+def restore(model: Model) -> Model:
+    """Let the model's methods be transformers' own again, free what `accelerate` made, and return the model.
+
+    Raises:
+        ParameterError: the model came from `from_pretrained` of this module, and has no weights of its own.
+    """
+    if isinstance(model, _WithoutWeights):
+        raise ParameterError("the model has no weights of its own; load it with transformers to have a plain model")
+    for name in ("generate", "encode", "decode"):
+        model.__dict__.pop(name, None)
+    return model
+
+
+def from_pretrained(
+    path_or_name: str | Path,
+    dtype: str | torch.dtype = "auto",
+    max_cache_length: int = DEFAULT_CACHE_LENGTH,
+    quantization: str | Quantization | None = None,
+) -> HiggsAudioV2ForConditionalGeneration:
+    """Load a checkpoint of transformers' layout into a model of which only `generate` can be called.
+
+    transformers' own modules get no weights, so that memory holds them once, packed.
+
+    Args:
+        path_or_name: a folder, or a Hub name.
+        dtype: float32, bfloat16, or `auto`: as stored.
+        max_cache_length, quantization: as for `accelerate`.
+
+    Raises:
+        CheckpointError, ConfigError: the files are missing, damaged, or of another layout.
+        ParameterError: the dtype, the length or the quantization can't be used.
+    """
+    folder = resolve_folder(path_or_name)
+    raw = read_json_object(folder / "config.json")
+    if "text_config" in raw or raw.get("model_type") != "higgs_audio_v2":
+        raise ConfigError(f"{folder} is not of transformers' layout; load it with higgs_native.HiggsAudio")
+    native = HiggsAudioModel.from_pretrained(folder, "cpu", dtype, max_cache_length, quantization)
+    with torch.device("meta"):
+        model = _WithoutWeights(HiggsAudioV2Config.from_dict(raw)).eval()
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    _install_language_model(model, native)
+    return model
+
+
+class _WithoutWeights(HiggsAudioV2ForConditionalGeneration):
+    """A model whose tensors have no memory."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong."""
+        return torch.device("cpu")
+
+
+def _install_language_model(model: HiggsAudioV2ForConditionalGeneration, native: HiggsAudioModel) -> None:
+    plain = type(model).generate
+
+    @wraps(plain)
     def generate(*arguments: Any, **options: Any) -> HiggsAudioV2GenerationOutput | torch.Tensor:
-        plain = type(model).generate
         given = inspect.signature(plain).bind(model, *arguments, **options).arguments
         if given.get("custom_generate") is not None:
             raise _unsupported("custom_generate")
@@ -89,15 +178,43 @@ def accelerate(
         loop = partial(_decode, native, given.get("streamer"))
         return plain(model, *arguments, **options, custom_generate=loop)
 
-    generate.__doc__ = type(model).generate.__doc__
     model.generate = generate
-    return model
 
 
-def restore(model: HiggsAudioV2ForConditionalGeneration) -> HiggsAudioV2ForConditionalGeneration:
-    """Let `model.generate` be transformers' own again, free what `accelerate` made, and return the model."""
-    model.__dict__.pop("generate", None)
-    return model
+def _install_audio_tokenizer(model: HiggsAudioV2TokenizerModel) -> None:
+    if model.dtype != torch.float32:
+        raise ParameterError(f"the audio tokenizer is in {model.dtype}; expected torch.float32")
+    config = HiggsAudioTokenizerConfig.from_dict(model.config.to_dict())
+    native = HiggsAudioTokenizer(config, convert(model.state_dict(), config))
+
+    @wraps(type(model).encode)
+    def encode(
+        input_values: torch.Tensor, bandwidth: float | None = None, return_dict: bool | None = None
+    ) -> torch.Tensor | HiggsAudioV2TokenizerEncoderOutput:
+        if input_values.dim() != 3 or input_values.shape[1] != 1:
+            raise AudioError(f"input_values must have shape [batch, 1, samples], got {list(input_values.shape)}")
+        bandwidths = model.config.target_bandwidths
+        if bandwidth is not None and bandwidth not in bandwidths:
+            raise ParameterError(f"bandwidth must be one of {bandwidths}, got {bandwidth}")
+        levels = model.quantizer.get_num_quantizers_for_bandwidth(bandwidths[-1] if bandwidth is None else bandwidth)
+        rows = [native.encode(row[0], native.sampling_rate, "transformers")[:levels] for row in input_values]
+        codes = torch.stack(rows)
+        wants_dict = model.config.return_dict if return_dict is None else return_dict
+        return HiggsAudioV2TokenizerEncoderOutput(codes) if wants_dict else codes
+
+    @wraps(type(model).decode)
+    def decode(
+        audio_codes: torch.Tensor, return_dict: bool | None = None
+    ) -> torch.Tensor | HiggsAudioV2TokenizerDecoderOutput:
+        if audio_codes.dim() != 3 or audio_codes.shape[1] != native.num_codebooks:
+            raise _unsupported(
+                f"audio_codes of shape {list(audio_codes.shape)}, not [batch, {native.num_codebooks}, *]"
+            )
+        audio = torch.stack([native.decode(codes) for codes in audio_codes])[:, None]
+        wants_dict = model.config.return_dict if return_dict is None else return_dict
+        return HiggsAudioV2TokenizerDecoderOutput(audio) if wants_dict else audio
+
+    model.encode, model.decode = encode, decode
 
 
 class _ModelWeights:
