@@ -133,8 +133,13 @@ class Background(Generic[T]):
             self._changed.notify_all()
 
     def _raise_error(self) -> None:
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            # The error's traceback leads here: this name would keep it, and what its frames hold, until a collection.
+            del error
 
     def _notify(self) -> None:
         self._changed.notify_all()

@@ -4,6 +4,7 @@ import random
 import resource
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -296,6 +297,29 @@ def test_leaving_at_random_moments_leaves_nothing_behind(engine):
         assert not running()
     assert len(os.listdir("/proc/self/fd")) == handles
     assert np.array_equal(joined(engine.stream(TEXT, seed=1, max_new_tokens=30)), expected)
+
+
+def test_leaving_frees_the_cache(engine, monkeypatch):
+    caches = []
+    new_cache = engine.model.new_cache
+
+    def kept(*arguments):
+        cache = new_cache(*arguments)
+        caches.append(weakref.ref(cache))
+        return cache
+
+    monkeypatch.setattr(engine.model, "new_cache", kept)
+    stream = engine.stream(TEXT, seed=1)
+    for _ in stream:
+        assert caches[0]() is not None
+        break
+    assert caches[0]() is None
+
+    failing = engine.stream(TEXT, seed=1)
+    monkeypatch.setattr(failing, "put", lambda chunk: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(failing)
+    assert caches[1]() is None
 
 
 def test_memory_stays_flat_for_ten_minutes(engine, monkeypatch):
