@@ -2,8 +2,8 @@
 
     python benchmarks/bench_streaming.py --json benchmarks/results/bench_streaming.json
 
-Without `--audio-tokenizer`, a checkpoint of the real size with random weights is written to a temporary folder. Errors
-are those of random codes, the RMS of the difference from the whole decode over the RMS of that.
+Without `--audio-tokenizer` it is one of the real size with random weights. Errors are those of random codes: the RMS
+of the difference from the whole decode over the RMS of that.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import torch
 from measure import seconds, summary, write_json
 
 from higgs_native.audio_tokenizer import HiggsAudioTokenizer
-from higgs_native.checkpoint import resolve_folder
 from higgs_native.codec_config import HiggsAudioTokenizerConfig
 from higgs_native.random_checkpoint import write_audio_tokenizer
 
@@ -30,14 +29,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = resolve_folder(args.audio_tokenizer) if args.audio_tokenizer else Path(temporary)
-        if args.audio_tokenizer is None:
-            write_audio_tokenizer(folder, HiggsAudioTokenizerConfig())
-        tokenizer = HiggsAudioTokenizer.from_pretrained(folder)
-    report = bench(tokenizer, args.frames, args.pieces, args.repeats)
+    if args.audio_tokenizer:
+        tokenizer = HiggsAudioTokenizer.from_pretrained(args.audio_tokenizer)
+        report = bench(tokenizer, args.frames, args.pieces, args.repeats)
+    else:
+        report = run(HiggsAudioTokenizerConfig(), args.frames, args.pieces, args.repeats)
     if args.json:
         write_json(args.json, report)
+
+
+def run(config: HiggsAudioTokenizerConfig, frames: int, sizes: list[int], repeats: int) -> dict[str, Any]:
+    """Measure an audio tokenizer of this shape with random weights; see `bench`."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_audio_tokenizer(Path(folder), config)
+        tokenizer = HiggsAudioTokenizer.from_pretrained(folder)
+    return bench(tokenizer, frames, sizes, repeats)
 
 
 def bench(tokenizer: HiggsAudioTokenizer, frames: int, sizes: list[int], repeats: int) -> dict[str, Any]:
