@@ -37,7 +37,7 @@ class Background(Generic[T]):
         self._ended = False  # the thread has
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._wake: Callable[[], None] = lambda: None
+        self._wake: Callable[[], object] = lambda: None
 
     def put(self, item: T) -> None:
         """Hand over an item (called in the thread).
@@ -80,8 +80,7 @@ class Background(Generic[T]):
 
     async def __aiter__(self) -> AsyncIterator[T]:
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        self._wake = lambda: loop.call_soon_threadsafe(changed.set)
-        self._start()
+        self._start(lambda: loop.call_soon_threadsafe(changed.set))
         try:
             while True:
                 changed.clear()
@@ -103,10 +102,12 @@ class Background(Generic[T]):
                     await changed.wait()
             self._thread.join()
 
-    def _start(self) -> None:
+    def _start(self, wake: Callable[[], object] = lambda: None) -> None:
+        """Begin; `wake` is called in the thread after every item, and at the end."""
         with self._changed:
             if self._thread is not None or self._left:
                 raise RuntimeError("this has been iterated, or closed, and can't be iterated again")
+            self._wake = wake
             # A daemon: an interpreter that exits inside of the loop does not wait for it.
             self._thread = threading.Thread(target=self._run, name="higgs-native", daemon=True)
         self._thread.start()

@@ -446,6 +446,18 @@ def test_the_client_tells_of_a_chunk_without_audio(client, monkeypatch):
         client.generate([], [], [], None)
 
 
+def test_the_example_of_the_docs_runs(audio_tokenizer_folder, tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs" / "compat_boson.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    code = code.replace("bosonai/higgs-audio-v2-generation-3B-base", str(FOLDER))
+    code = code.replace("bosonai/higgs-audio-v2-tokenizer", str(audio_tokenizer_folder))
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    assert isinstance(names["output"], boson.HiggsAudioResponse)
+    assert (tmp_path / "output.wav").is_file() == (names["output"].audio is not None)
+
+
 def test_signatures_and_fields_are_those_of_the_original():
     def names(function):
         return [name for name in inspect.signature(function).parameters if name != "self"]

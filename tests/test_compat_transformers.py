@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from higgs_native.errors import ConfigError, ParameterError
-from higgs_native.random_checkpoint import write_audio_tokenizer
+from higgs_native.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, build_tokenizer, write_audio_tokenizer
 from tests import transformers_reference as reference
 from tests.test_codec_config import SMALL
 from tests.test_parity_transformers import CONFIGURATIONS
@@ -302,6 +302,35 @@ def test_the_audio_tokenizer_gives_the_same(audio_tokenizer):
     lowest = model.config.target_bandwidths[0]
     accelerated = model.encode(noise, bandwidth=lowest).audio_codes
     assert accelerated.shape == restore(model).encode(noise, bandwidth=lowest).audio_codes.shape
+
+
+def test_from_a_text_and_a_recording_to_sound_with_the_processor(tmp_path):
+    write_audio_tokenizer(tmp_path, DEMO_AUDIO_TOKENIZER_CONFIG)
+    audio_tokenizer = transformers.HiggsAudioV2TokenizerModel.from_pretrained(tmp_path).eval()
+    model = reference.tiny_model(8, codebook_size=1026, endless=True)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=build_tokenizer(reference.native_config(model.config)), pad_token="<|end_of_text|>"
+    )
+    features = transformers.DacFeatureExtractor(sampling_rate=24000, hop_length=960)
+    processor = transformers.HiggsAudioV2Processor(features, tokenizer, audio_tokenizer)
+    text = "Hello there.<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>And now, something longer.<|audio_out_bos|>"
+    recording = 0.1 * torch.randn(9600, generator=torch.Generator().manual_seed(0)).numpy()
+
+    def speak():
+        inputs = processor(text=text, audio=recording, return_tensors="pt", sampling_rate=24000)
+        outputs = model.generate(**inputs, max_new_tokens=25, do_sample=False)
+        (audio,) = processor.batch_decode(outputs)
+        return inputs, outputs, audio
+
+    expected = speak()
+    accelerate(model)
+    accelerate(audio_tokenizer)
+    inputs, outputs, audio = speak()
+    assert inputs.keys() == expected[0].keys()
+    assert torch.equal(inputs["audio_input_ids"], expected[0]["audio_input_ids"])
+    assert torch.equal(outputs, expected[1])
+    assert audio.shape == (960 * (25 - 1 - 7),)
+    torch.testing.assert_close(audio, expected[2], rtol=0, atol=1e-5 * expected[2].abs().max())
 
 
 def test_what_the_audio_tokenizer_refuses(audio_tokenizer):

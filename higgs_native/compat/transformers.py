@@ -16,29 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import (
-    HiggsAudioV2Config,
-    HiggsAudioV2ForConditionalGeneration,
-    HiggsAudioV2TokenizerModel,
-    LogitsProcessorList,
-    StoppingCriteriaList,
-)
-from transformers.generation import (
-    EosTokenCriteria,
-    GenerationConfig,
-    MaxLengthCriteria,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
-from transformers.models.higgs_audio_v2.generation_higgs_audio_v2 import (
-    HiggsAudioV2DelayPatternLogitsProcessor,
-    HiggsAudioV2GenerationOutput,
-)
-from transformers.models.higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokenizer import (
-    HiggsAudioV2TokenizerDecoderOutput,
-    HiggsAudioV2TokenizerEncoderOutput,
-)
 
 from higgs_native import ops
 from higgs_native.audio_tokenizer import HiggsAudioTokenizer
@@ -51,6 +28,36 @@ from higgs_native.generation import GenerationRequest, HiggsAudioModel, Sampling
 from higgs_native.model import DEFAULT_CACHE_LENGTH, checked_dtype
 from higgs_native.ops import PackedWeight
 from higgs_native.quantization import Quantization
+
+
+try:
+    from transformers import (
+        HiggsAudioV2Config,
+        HiggsAudioV2ForConditionalGeneration,
+        HiggsAudioV2TokenizerModel,
+        LogitsProcessorList,
+        StoppingCriteriaList,
+    )
+    from transformers.generation import (
+        EosTokenCriteria,
+        GenerationConfig,
+        MaxLengthCriteria,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+    from transformers.models.higgs_audio_v2.generation_higgs_audio_v2 import (
+        HiggsAudioV2DelayPatternLogitsProcessor,
+        HiggsAudioV2GenerationOutput,
+    )
+    from transformers.models.higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokenizer import (
+        HiggsAudioV2TokenizerDecoderOutput,
+        HiggsAudioV2TokenizerEncoderOutput,
+    )
+except ImportError as error:
+    raise ImportError(
+        f"higgs_native.compat.transformers needs transformers 5.23: pip install 'higgs-native[transformers]' ({error})"
+    ) from error
 
 
 _USED = ("attention_mask", "audio_input_ids", "audio_input_ids_mask", "position_ids", "past_key_values")
