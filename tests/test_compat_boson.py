@@ -29,6 +29,7 @@ from higgs_native.compat.boson import (
     revert_delay_pattern,
 )
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
+from higgs_native.generation import GenerationOutput
 from higgs_native.random_checkpoint import (
     DEMO_AUDIO_TOKENIZER_CONFIG,
     DEMO_CONFIG,
@@ -207,7 +208,7 @@ def test_the_parameters_reach_the_model(engine, monkeypatch):
 
     def generate(input_ids, **options):
         seen.update(options)
-        return boson.GenerationOutput([], [], "stop", 1, 0)
+        return GenerationOutput([], [], "stop", 1, 0)
 
     monkeypatch.setattr(engine.model, "generate", generate)
     messages = ChatMLSample([Message("user", "Hello.")])
@@ -298,7 +299,7 @@ def test_recordings_in_every_role_reach_the_model_with_offset_and_duration(
 
     def generate(input_ids, reference_codes, **options):
         seen.extend(reference_codes)
-        return boson.GenerationOutput([], [], "stop", 1, 0)
+        return GenerationOutput([], [], "stop", 1, 0)
 
     monkeypatch.setattr(engine.model, "generate", generate)
     path = str(tmp_path / "a.wav")
@@ -423,7 +424,7 @@ def test_the_client_gives_the_last_chunks_as_context(client, tensors, monkeypatc
         prompts.append(client._model.tokenizer.decode(input_ids[0].tolist(), skip_special_tokens=False))
         contexts.append([codes.shape[1] for codes in reference_codes])
         frames = 10 + len(prompts)
-        return boson.GenerationOutput([torch.randint(30, (8, frames + 9))], [], "stop", 1, frames)
+        return GenerationOutput([torch.randint(30, (8, frames + 9))], [], "stop", 1, frames)
 
     monkeypatch.setattr(client._model, "generate", generate)
     messages = [Message("user", "one"), Message("assistant", AudioContent(audio_url=""))]
@@ -437,7 +438,7 @@ def test_the_client_gives_the_last_chunks_as_context(client, tensors, monkeypatc
 
 
 def test_the_client_tells_of_a_chunk_without_audio(client, monkeypatch):
-    answers = iter([boson.GenerationOutput([], [65], "stop", 1, 1)] * 2)
+    answers = iter([GenerationOutput([], [65], "stop", 1, 1)] * 2)
     monkeypatch.setattr(client._model, "generate", lambda *arguments, **options: next(answers))
     with pytest.warns(UserWarning, match="chunk [01] was answered without audio"):
         audio, _, _ = client.generate([], [], ["a", "b"], None)
