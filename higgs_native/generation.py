@@ -317,7 +317,9 @@ def _begin(model: LanguageModel, request: GenerationRequest, slot: int, rule: Ru
             raise PromptError(f"input_ids must lie between 0 and {config.vocab_size - 1}, got {token}")
     if request.delayed_frames is not None:
         return _begin_expanded(model, request, slot, rule, ids)
-    placeholders = sum(token in (config.audio_in_token_id, config.audio_out_token_id) for token in ids)
+    audio_in = _audio_in_token_id(model) if rule == "boson" else config.audio_in_token_id
+    audio_ids = (audio_in, config.audio_out_token_id)
+    placeholders = sum(token in audio_ids for token in ids)
     if placeholders != len(request.reference_codes):
         raise PromptError(
             f"input_ids has {placeholders} audio placeholders for {len(request.reference_codes)} reference_codes"
@@ -329,7 +331,7 @@ def _begin(model: LanguageModel, request: GenerationRequest, slot: int, rule: Ru
     # transformers' rule marks the frames that close a delay pattern.
     closing = config.num_codebooks - 1 if rule == "transformers" and config.audio_delay_token_id is not None else 0
     for token in ids:
-        if token not in (config.audio_in_token_id, config.audio_out_token_id):
+        if token not in audio_ids:
             pending.append(token)
             prompt_ids.append(token)
             continue
@@ -532,6 +534,13 @@ def _advance(
                 sequence.segments.append([])
             elif _stops(model, sequence.text_ids, stop_strings):
                 sequence.finish_reason = "stop"
+
+
+def _audio_in_token_id(model: LanguageModel) -> int | None:
+    """The placeholder of audio in a system or user message: as the next one, left to the tokenizer."""
+    if model.config.audio_in_token_id is None and model.tokenizer is not None:
+        return model.tokenizer.token_to_id("<|AUDIO|>")
+    return model.config.audio_in_token_id
 
 
 def _audio_eos_token_id(model: LanguageModel) -> int | None:

@@ -273,16 +273,24 @@ def test_the_longest_cache_length_is_the_limit(audio_tokenizer_folder):
     assert response.usage["total_tokens"] == 128 + 1  # what was drawn last needs no place
 
 
-def test_a_checkpoint_of_the_other_layout_follows_the_same_rule(tmp_path, audio_tokenizer_folder):
+def test_a_checkpoint_of_the_other_layout_follows_the_same_rule(tmp_path):
+    """Recordings in every role, too, though the layout has no placeholder for those of a user."""
     write_audio_tokenizer(tmp_path / "audio_tokenizer", DEMO_AUDIO_TOKENIZER_CONFIG)
+    recording = AudioContent(audio_url="", raw_audio=(noise(0.5), RATE))
+    messages = [
+        Message("system", ["Generate audio following instruction.", recording]),
+        Message("user", ["Like this:", recording]),
+        Message("assistant", recording),
+        Message("user", "Hi."),
+    ]
     responses = []
     for layout in ("original", "transformers"):
         write_language_model(tmp_path / layout, DEMO_CONFIG, layout, torch.float32)
         engine = HiggsAudioServeEngine(str(tmp_path / layout), str(tmp_path / "audio_tokenizer"))
-        messages = [Message("system", "Generate audio following instruction."), Message("user", "Hi.")]
         responses.append(engine.generate(ChatMLSample(messages), 30, force_audio_gen=True, **GREEDY))
     assert np.array_equal(responses[0].generated_audio_tokens, responses[1].generated_audio_tokens)
     assert responses[0].generated_text_tokens.tolist() == responses[1].generated_text_tokens.tolist()
+    assert responses[0].usage["prompt_tokens"] > 3 * 13
 
 
 def noise(seconds: float) -> np.ndarray:
