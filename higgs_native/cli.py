@@ -140,8 +140,7 @@ def speak(
             max_new_tokens=max_new_tokens,
         )
         _write_stream(speech_stream, stream)
-        if not demo:
-            _report_cut_off(speech_stream.finish_reason, max_new_tokens)
+        _report_cut_off(speech_stream.finish_reason, max_new_tokens)
         return
     start = time.perf_counter()
     # Shown on a terminal only.
