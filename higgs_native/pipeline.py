@@ -212,7 +212,7 @@ class HiggsAudio:
             chunk_growth: how many times as long as the one before it each chunk is, at least 1.
             max_chunk_frames: how long a chunk may be; the end of the audio may be longer by the decoder's lookahead.
             low_latency: by how many frames audio is given out before all is known that it depends on, 0 to 10. The
-                chunks are then not quite those of `speak`: see `StreamingDecoder` for the error of a lookahead of
+                chunks are then not quite those of `speak`; `StreamingDecoder` states the error of a lookahead of
                 10 - `low_latency` frames. It costs work: what is missing is computed for every chunk.
 
         Raises:
