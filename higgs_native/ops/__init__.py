@@ -6,6 +6,7 @@ Every operator writes into tensors that the caller owns, on the CPU or on CUDA b
 
 from higgs_native.ops.attention import attention, qkv_rope_cache
 from higgs_native.ops.codec import (
+    conv1d,
     pack_conv_transpose1d,
     residual_unit,
     rvq_decode,
@@ -32,6 +33,7 @@ from higgs_native.ops.sampling import process_logits, sample_audio_frame, sample
 __all__ = [
     "PackedWeight",
     "attention",
+    "conv1d",
     "decoder_layers",
     "delay_pattern_build",
     "delay_pattern_revert",
