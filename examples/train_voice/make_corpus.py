@@ -24,6 +24,9 @@ AUDIO_SENTENCES = 4800
 SHARD_SENTENCES = 6000
 # Short sentences are where a model first learns which word sounds how; long ones are what is asked of it.
 _LENGTHS = [1, 2, 2, 3, 3, 3, 4, 4, 5, 5, 6, 6, 7, 8, 9]
+_LONG_LENGTHS = list(range(10, 17))
+LONG_SHARDS = 2
+"""The last shards, of longer sentences."""
 
 
 def load_quantizer(folder: Path) -> Quantizer:
@@ -50,7 +53,7 @@ def make_audio(folder: Path) -> None:
     _save({"audio": torch.cat(audio), "codes": torch.cat(codes, dim=1)}, folder / "audio.pt")
 
 
-def make_shard(folder: Path, number: int) -> None:
+def make_shard(folder: Path, number: int, long: bool) -> None:
     """Codes of `SHARD_SENTENCES` sentences, or, in shard 0, of every single word in every voice.
 
     `texts`, `voices` uint8 [sentences], `starts` int64 [sentences + 1], and `codes` uint8 [codebooks, frames].
@@ -63,7 +66,11 @@ def make_shard(folder: Path, number: int) -> None:
     if number == 0:
         texts = [word + "." for word in read_words() for _ in VOICES]
     else:
-        texts = list(itertools.islice(sentences(seed=100 + number, lengths=_LENGTHS), SHARD_SENTENCES))
+        texts = list(
+            itertools.islice(
+                sentences(seed=100 + number, lengths=_LONG_LENGTHS if long else _LENGTHS), SHARD_SENTENCES
+            )
+        )
     codes = [
         quantizer.encode(
             quantizer.latents(frame_spectra(torch.from_numpy(render(text, VOICES[i % len(VOICES)]))))
@@ -92,7 +99,8 @@ def main() -> None:
         if not (options.folder / name).exists():
             make(options.folder)
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-        pool.starmap(make_shard, [(options.folder, number) for number in range(options.shards)], chunksize=1)
+        shards = [(options.folder, number, number >= options.shards - LONG_SHARDS) for number in range(options.shards)]
+        pool.starmap(make_shard, shards, chunksize=1)
 
 
 if __name__ == "__main__":

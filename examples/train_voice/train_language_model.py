@@ -17,6 +17,7 @@ from language_model import LanguageModel
 from make_corpus import load_quantizer
 from prompts import IGNORED, Batch, BatchMaker, Utterances
 from quantizer import CODEBOOKS, CODES, LATENT
+from safetensors.torch import load_file
 from sentences import held_out_sentences
 from spectra import frame_spectra
 from text_tokenizer import build_tokenizer
@@ -33,7 +34,9 @@ _WORD_SCALE = 0.15
 # Of each codebook; the first one says which sound it is, the last ones are nearly noise.
 _WEIGHTS = (3.0, 1.5, 1.2, 1.0, 0.8, 0.7, 0.6, 0.5)
 # Short sentences first: from (progress) on, up to so many words.
-_CURRICULUM = ((0.0, 3), (0.1, 5), (0.25, 9))
+_CURRICULUM = ((0.0, 3), (0.1, 5), (0.25, 9), (0.6, 16))
+_LONGEST = 220
+"""Frames."""
 
 
 def model_config(tokenizer: Tokenizer) -> HiggsAudioConfig:
@@ -148,6 +151,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=3600, help="of audio in a batch")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--init-from", type=Path, help="a folder that export.py wrote: begin with its weights")
     parser.add_argument("--name", default="language_model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -156,7 +160,10 @@ def main() -> None:
     device = torch.device(options.device)
 
     model = LanguageModel(model_config(build_tokenizer()))
-    initialise(model, options.folder, Utterances.load([options.folder / "codes-000.pt"]))
+    if options.init_from:
+        model.load_state_dict(load_file(options.init_from / "model.safetensors"))
+    else:
+        initialise(model, options.folder, Utterances.load([options.folder / "codes-000.pt"]))
     model.to(device)
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "layers" in name]
     others = [p for name, p in model.named_parameters() if p.dim() != 2 or "layers" not in name]
@@ -181,7 +188,7 @@ def main() -> None:
             if len(present) > len(shards):  # the corpus is still being made
                 shards = present
                 maker = BatchMaker(Utterances.load(shards), seed=training.step)
-            queue = maker.batches(options.rows, longest=130, most_words=most_words)
+            queue = maker.batches(options.rows, longest=_LONGEST, most_words=most_words)
         indices, references = queue.pop()
         by_codebook = losses(model, maker.make(indices, True, references), device)
         running.append(by_codebook.detach())
