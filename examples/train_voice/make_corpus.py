@@ -1,15 +1,15 @@
-"""Make the training corpus: fit the quantizer, render audio for the codec, and render codes for the language model.
+"""Make the training corpus: the quantizer, audio for the codec, and codes for the language model.
 
     python make_corpus.py FOLDER
 
-Writes `quantizer.pt`, `audio.pt` (some hours of it, for the codec) and `codes-N.pt`, shard by shard; what is there
-already is kept, so that it may be interrupted and gone on with. No GPU is used.
+Writes `quantizer.safetensors`, `audio.pt` (some hours of it, for the codec) and `codes-N.pt`, shard by shard; what is
+there already is kept, so that it may be interrupted and gone on with. No GPU is used.
 """
 
 import argparse
 import itertools
 import multiprocessing
-from dataclasses import asdict
+import shutil
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from sentences import read_words, sentences
 from spectra import frame_spectra
 
 
+QUANTIZER = "quantizer.safetensors"
 QUANTIZER_SENTENCES = 6000
 AUDIO_SENTENCES = 4800
 SHARD_SENTENCES = 6000
@@ -31,14 +32,14 @@ LONG_SHARDS = 2
 
 def load_quantizer(folder: Path) -> Quantizer:
     """The quantizer that was fitted for this corpus."""
-    return Quantizer(**torch.load(folder / "quantizer.pt"))
+    return Quantizer.load(folder / QUANTIZER)
 
 
 def make_quantizer(folder: Path) -> None:
     """Fit the quantizer to sentences in all voices."""
     texts = itertools.islice(sentences(seed=0, lengths=_LENGTHS), QUANTIZER_SENTENCES)
     spectra = [frame_spectra(torch.from_numpy(render(text, VOICES[i % len(VOICES)]))) for i, text in enumerate(texts)]
-    _save(asdict(fit(torch.cat(spectra))), folder / "quantizer.pt")
+    fit(torch.cat(spectra)).save(folder / QUANTIZER)
 
 
 def make_audio(folder: Path) -> None:
@@ -92,12 +93,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shards", type=int, default=24, help=f"of {SHARD_SENTENCES} sentences each")
+    parser.add_argument(
+        "--fit",
+        action="store_true",
+        help="fit a quantizer, instead of taking the embedded voice's",
+    )
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    for name, make in (("quantizer.pt", make_quantizer), ("audio.pt", make_audio)):
-        if not (options.folder / name).exists():
-            make(options.folder)
+    if not (options.folder / QUANTIZER).exists():
+        if options.fit:
+            make_quantizer(options.folder)
+        else:
+            shutil.copy(Path(__file__).with_name(QUANTIZER), options.folder)
+    if not (options.folder / "audio.pt").exists():
+        make_audio(options.folder)
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         shards = [(options.folder, number, number >= options.shards - LONG_SHARDS) for number in range(options.shards)]
         pool.starmap(make_shard, shards, chunksize=1)

@@ -5,9 +5,11 @@ is ever unused. A level projects the residual on its 16 strongest directions (pr
 centres, and projects it back (project_out, the transpose), as the audio tokenizer's own quantizer does.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 
 CODEBOOKS, CODES, DIMENSION = 8, 256, 16
@@ -30,6 +32,15 @@ class Quantizer:
     basis: torch.Tensor
     directions: torch.Tensor
     centres: torch.Tensor
+
+    @classmethod
+    def load(cls, path: Path) -> "Quantizer":
+        """Read what `save` wrote."""
+        return cls(**load_file(path))
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file."""
+        save_file({name: tensor.contiguous() for name, tensor in asdict(self).items()}, path)
 
     def latents(self, spectra: torch.Tensor) -> torch.Tensor:
         """[..., bands] -> [..., LATENT]."""

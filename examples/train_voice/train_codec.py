@@ -14,6 +14,7 @@ import torch
 from codec_networks import AcousticDecoder, AcousticEncoder
 from make_corpus import load_quantizer
 from quantizer import CODEBOOKS, CODES, DIMENSION, LATENT
+from safetensors.torch import load_file
 from spectra import HOP_LENGTH, frame_spectra, mel_filters
 from torch.nn import functional as F
 from training import Training
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("part", choices=("encoder", "decoder"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--init-from", type=Path, help="an audio tokenizer to begin with: its folder")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--frames", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
@@ -90,6 +92,10 @@ def main() -> None:
     audio, table = corpus["audio"], quantizer.table()
     codes = corpus["codes"].long()
     network = (AcousticEncoder if options.part == "encoder" else AcousticDecoder)(CONFIG).to(device)
+    if options.init_from:
+        prefix = f"acoustic_{options.part}."
+        stored = load_file(options.init_from / "model.safetensors").items()
+        network.load_state_dict({name.removeprefix(prefix): t for name, t in stored if name.startswith(prefix)})
     optimizer = torch.optim.AdamW(network.parameters(), options.learning_rate, betas=(0.8, 0.99), weight_decay=0.01)
     training = Training(network, [optimizer], options.folder / f"{options.part}.pt", options.minutes)
     compiled = torch.compile(network)
