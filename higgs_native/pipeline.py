@@ -35,6 +35,8 @@ from higgs_native.voices import Voice, find_voice
 
 
 AUDIO_TOKENIZER_NAME = "bosonai/higgs-audio-v2-tokenizer"
+EMBEDDED_VOICE = Path(__file__).with_name("embedded_voice")
+"""The folder of the small checkpoint that comes with the package: a demonstration voice."""
 
 
 class HiggsAudio:
@@ -71,7 +73,7 @@ class HiggsAudio:
     @classmethod
     def from_pretrained(
         cls,
-        path_or_name: str | Path,
+        path_or_name: str | Path | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         audio_tokenizer: str | Path | HiggsAudioTokenizer | None = None,
@@ -79,7 +81,7 @@ class HiggsAudio:
         """Load a checkpoint of either layout.
 
         Args:
-            path_or_name: its folder, or its name on the Hub.
+            path_or_name: its folder, or its name on the Hub; None: the embedded voice, which knows a list of words.
             device: `cpu`, or `auto`, which is the CPU.
             dtype: of the weights: `float32`, `bfloat16`, or `auto`, as they are stored.
             audio_tokenizer: its folder, its name on the Hub, or a loaded one. By default the folder `audio_tokenizer`
@@ -92,7 +94,7 @@ class HiggsAudio:
         if str(device) not in ("auto", "cpu"):
             raise ParameterError(f"device must be 'auto' or 'cpu', got '{device}'")
         checked_dtype(dtype)
-        folder = resolve_folder(path_or_name)
+        folder = EMBEDDED_VOICE if path_or_name is None else resolve_folder(path_or_name)
         # Headers alone: what is wrong with the model shows before an audio tokenizer is fetched and loaded.
         LanguageModelFiles(folder, HiggsAudioConfig.from_pretrained(folder))
         if not isinstance(audio_tokenizer, HiggsAudioTokenizer):

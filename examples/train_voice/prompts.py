@@ -24,7 +24,6 @@ _SCENE_SHARE = 0.04
 _REFERENCE_SHARE = 0.15
 _DEFAULT_VOICE_SHARE = 0.5
 _SPELLED_SHARE = 0.06
-_CORRUPTED_SHARE = 0.5
 _MASKED_SPAN = 6
 _NOISE_SHARE = 0.3
 
@@ -91,10 +90,15 @@ class Batch:
 
 
 class BatchMaker:
-    """Makes batches of `utterances`."""
+    """Makes batches of `utterances`.
+
+    Attributes:
+        corrupted_share: of the utterances, in an augmented batch, whose audio has spans hidden or exchanged.
+    """
 
     def __init__(self, utterances: Utterances, seed: int) -> None:
         self.utterances = utterances
+        self.corrupted_share = 0.5
         self.random = random.Random(seed)
         self.numpy = np.random.default_rng(seed)
         self.tokenizer = build_tokenizer()
@@ -195,7 +199,7 @@ class BatchMaker:
         heard = []
         for index, codes in enumerate(audio):
             frames = codes.shape[1]
-            if self.random.random() < _CORRUPTED_SHARE:
+            if self.random.random() < self.corrupted_share:
                 codes = codes.copy()
                 share = self.random.uniform(0.1, 1.0)
                 spans = max(1, round(share * frames / _MASKED_SPAN))

@@ -35,6 +35,8 @@ _WORD_SCALE = 0.15
 _WEIGHTS = (3.0, 1.5, 1.2, 1.0, 0.8, 0.7, 0.6, 0.5)
 # Short sentences first: from (progress) on, up to so many words.
 _CURRICULUM = ((0.0, 3), (0.1, 5), (0.25, 9), (0.6, 16))
+# Of the utterances, at first; from half of the training on it falls to a fifth of that.
+_CORRUPTED_SHARE = 0.5
 _LONGEST = 220
 """Frames."""
 
@@ -189,6 +191,8 @@ def main() -> None:
                 shards = present
                 maker = BatchMaker(Utterances.load(shards), seed=training.step)
             queue = maker.batches(options.rows, longest=_LONGEST, most_words=most_words)
+        # Once it reads the text, it should learn to rely on the sound before too.
+        maker.corrupted_share = _CORRUPTED_SHARE * min(1.0, 1.8 - 1.6 * training.progress)
         indices, references = queue.pop()
         by_codebook = losses(model, maker.make(indices, True, references), device)
         running.append(by_codebook.detach())
