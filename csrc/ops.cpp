@@ -9,22 +9,29 @@ STABLE_TORCH_LIBRARY(higgs_native, m) {
   m.def("embed(Tensor(a!) out, Tensor token_ids, Tensor codes, Tensor text_table, Tensor audio_table) -> ()");
 
   // linear
-  m.def("linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? residual) -> ()");
-  m.def("rms_norm_linear(Tensor(a!) out, Tensor x, Tensor norm_weight, float eps, Tensor weight) -> ()");
+  m.def("pack_linear(Tensor(a!) packed, Tensor weight, int first_lane, int lanes) -> ()");
+  m.def("linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? scales, Tensor? residual) -> ()");
+  m.def(
+      "rms_norm_linear(Tensor(a!) out, Tensor x, Tensor norm_weight, float eps, Tensor weight, Tensor? scales) -> ()");
+
+  // quantization
+  m.def("quantize_linear(Tensor(a!) integers, Tensor(b!) scales, Tensor weight, int bits, bool clip) -> ()");
 
   // attention
   m.def(
       "qkv_rope_cache(Tensor(a!) query, Tensor(b!) key_cache, Tensor(c!) value_cache, Tensor x, Tensor text_norm, "
-      "Tensor audio_norm, float eps, Tensor qkv_weight, Tensor rope_table, Tensor slots, Tensor positions, "
-      "Tensor cache_positions, int num_text_rows) -> ()");
+      "Tensor audio_norm, float eps, Tensor qkv_weight, Tensor? qkv_scales, Tensor rope_table, Tensor slots, "
+      "Tensor positions, Tensor cache_positions, int num_text_rows) -> ()");
   m.def(
       "attention(Tensor(a!) out, Tensor query, Tensor key_cache, Tensor value_cache, Tensor slots, "
       "Tensor cache_positions, float scale) -> ()");
 
   // dual_ffn
   m.def(
-      "dual_ffn(Tensor(a!) out, Tensor x, Tensor text_norm, Tensor text_gate_up, Tensor text_down, Tensor audio_norm, "
-      "Tensor audio_gate_up, Tensor audio_down, float eps, int num_text_rows) -> ()");
+      "dual_ffn(Tensor(a!) out, Tensor x, Tensor text_norm, Tensor text_gate_up, Tensor? text_gate_up_scales, "
+      "Tensor text_down, Tensor? text_down_scales, Tensor audio_norm, Tensor audio_gate_up, "
+      "Tensor? audio_gate_up_scales, Tensor audio_down, Tensor? audio_down_scales, float eps, int num_text_rows) -> "
+      "()");
 
   // sampling
   m.def(

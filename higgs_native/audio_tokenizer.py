@@ -220,11 +220,15 @@ class HiggsAudioTokenizer:
         return codes.to(device="cpu", dtype=torch.int32)
 
 
-def read_audio(file: str | os.PathLike | BinaryIO) -> tuple[np.ndarray, int]:
-    """Read an audio file, its channels averaged.
+def read_audio(
+    file: str | os.PathLike | BinaryIO, offset: float = 0, duration: float | None = None
+) -> tuple[np.ndarray, int]:
+    """Read an audio file, or a part of it, its channels averaged.
 
     Args:
         file: a path, or a file opened for reading bytes.
+        offset: where to begin, in seconds, at least 0.
+        duration: how many seconds to read at most, at least 0; None for all.
 
     Returns:
         The waveform, [samples], float32, and its sampling rate in Hz.
@@ -242,12 +246,20 @@ def read_audio(file: str | os.PathLike | BinaryIO) -> tuple[np.ndarray, int]:
         with soundfile.SoundFile(file) as opened:
             # Before reading: a file of hours would fill the memory.
             rate = _checked_rate(opened.samplerate)
-            _check_duration(opened.frames, rate, name)
-            samples = opened.read(dtype="float32", always_2d=True)
+            begin, count = cut(opened.frames, rate, offset, duration)
+            _check_duration(count, rate, name)
+            opened.seek(begin)
+            samples = opened.read(count, dtype="float32", always_2d=True)
     # TypeError: a headerless file (.raw), whose rate soundfile can't know.
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise AudioError(f"{name} can't be read as audio: {str(error).strip()}") from None
     return _mono(samples.mean(axis=1)), rate
+
+
+def cut(samples: int, rate: int, offset: float, duration: float | None) -> tuple[int, int]:
+    """The first sample of a part, and how many it has, of `samples` at `rate` Hz; see `read_audio`."""
+    begin = min(round(offset * rate), samples)
+    return begin, samples - begin if duration is None else min(round(duration * rate), samples - begin)
 
 
 def _mono(audio: np.ndarray | torch.Tensor) -> np.ndarray:

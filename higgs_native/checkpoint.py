@@ -1,5 +1,7 @@
 """Checkpoint folders: found on disk or fetched by their Hub name, and their tensors, read lazily from safetensors."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -57,11 +59,7 @@ class TensorFiles:
         self.folder = folder
         index = folder / "model.safetensors.index.json"
         if index.is_file():
-            try:
-                weight_map = read_json_object(index)["weight_map"]
-                files = sorted(set(weight_map.values()))
-            except (ConfigError, KeyError, TypeError, AttributeError) as error:
-                raise CheckpointError(f"{index} is damaged: {error}") from None
+            files = _shards(index)
         else:
             files = ["model.safetensors"]
             if not (folder / files[0]).is_file():
@@ -96,6 +94,20 @@ class TensorFiles:
     def get(self, name: str) -> torch.Tensor:
         """Map a tensor into memory."""
         return self._file_of[name].get_tensor(name)
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the files that an index names, all in its own folder."""
+    try:
+        weight_map = read_json_object(index).get("weight_map")
+    except ConfigError as error:
+        raise CheckpointError(f"{index} is damaged: {error}") from None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} is damaged: weight_map must name a file for each tensor")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointError(f"{index} is damaged: {name} must lie in a file of this folder, got {file!r}")
+    return sorted(set(weight_map.values()))
 
 
 class LanguageModelFiles:
@@ -160,9 +172,18 @@ class LanguageModelFiles:
             row += part.shape[0]
             release_mapped(part)
 
+    @contextmanager
+    def opened(self, name: str, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        """Give tensor `name` in `dtype`, read-only, until the block ends: the mapped file itself where it can be."""
+        parts = [self._files.get(stored) for stored in self._sources[name]]
+        yield (parts[0] if len(parts) == 1 else torch.cat(parts)).to(dtype)
+        for part in parts:
+            release_mapped(part)
+
 
 AUDIO_LM_HEAD = "audio_decoder_proj.audio_lm_head.weight"
-STORED_DTYPES = ("BF16", "F32", "F16")
+# What a tensor may be stored as, and what it becomes: float16 has no kernels on the CPU; float32 holds its numbers.
+STORED_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float32}
 TEXT_LM_HEAD = "audio_decoder_proj.text_lm_head.weight"
 
 _TRANSFORMERS_NAMES = {

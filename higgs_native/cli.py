@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,12 +15,16 @@ from tqdm import tqdm
 import higgs_native
 from higgs_native._C import build_info
 from higgs_native.audio_tokenizer import read_audio
+from higgs_native.checkpoint import resolve_folder
 from higgs_native.errors import HiggsNativeError, PromptError
 from higgs_native.generation import SamplingParameters, check_parameters
+from higgs_native.model import LanguageModel
 from higgs_native.pipeline import HiggsAudio, choose_voices
+from higgs_native.quantization import Quantization
 from higgs_native.speech import check_output_path
 from higgs_native.text import normalize_text
 from higgs_native.voices import VOICES_VARIABLE, list_voices
+from higgs_native.weights import check_target, write_packed
 
 
 MODEL_NAME = "bosonai/higgs-audio-v2-generation-3B-base"
@@ -76,6 +81,10 @@ def speak(
     max_new_tokens: Annotated[int, typer.Option(help="The limit; 25 make a second of audio.")] = 1024,
     device: Annotated[str, typer.Option(help="cpu, or auto.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, or auto: as stored.")] = "auto",
+    quantization: Annotated[
+        str | None,
+        typer.Option(help="Of the weights: int8, int4, or a format for each part, such as int4,heads=int8."),
+    ] = None,
 ) -> None:
     """Speak a text into an audio file."""
     # All that can be wrong is looked at before weights are loaded, which takes long.
@@ -93,7 +102,9 @@ def speak(
             f"For the published model: --model {MODEL_NAME}",
             file=sys.stderr,
         )
-    engine = HiggsAudio.from_pretrained(model, device=device, dtype=dtype, audio_tokenizer=audio_tokenizer)
+    engine = HiggsAudio.from_pretrained(
+        model, device=device, dtype=dtype, audio_tokenizer=audio_tokenizer, quantization=quantization
+    )
     start = time.perf_counter()
     # Shown on a terminal only.
     with tqdm(desc="speaking", bar_format="{desc}: {n:.2f} s of audio [{elapsed}]", leave=False, disable=None) as bar:
@@ -126,6 +137,30 @@ def speak(
             f"The speech was cut off at --max-new-tokens {max_new_tokens}, or where the cache was full.",
             file=sys.stderr,
         )
+
+
+@app.command()
+def quantize(
+    source: Annotated[str, typer.Argument(help="The checkpoint: a folder, or a name on the Hub.")],
+    target: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="int8, int4, or a format for each part: attention, text_ffn, audio_ffn, heads. "
+            "int4,heads=int8 is int4 for all but the heads."
+        ),
+    ] = "int8",
+    clip: Annotated[
+        bool, typer.Option(help="Choose scales for the least squared error, instead of keeping every largest value.")
+    ] = True,
+) -> None:
+    """Write a quantized checkpoint, which loads as fast as it is read."""
+    quantization = replace(Quantization.parse(format), clip=clip)
+    folder = resolve_folder(source)
+    check_target(target)
+    model = LanguageModel.from_pretrained(folder, quantization=quantization)
+    write_packed(model, folder, target)
+    print(f"{target}: {model.nbytes / 1e9:.2f} GB of weights")
 
 
 @app.command()

@@ -9,16 +9,16 @@ from tokenizers import Tokenizer
 from typing_extensions import Self
 
 from higgs_native import ops
-from higgs_native.checkpoint import TEXT_LM_HEAD, LanguageModelFiles, resolve_folder
+from higgs_native.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, resolve_folder
 from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.kv_cache import KVCache
-from higgs_native.memory import empty_weight
+from higgs_native.ops import PackedWeight
+from higgs_native.quantization import Quantization
+from higgs_native.weights import PackedWeights, Weights, named_tensors, open_weights
 
 
 DEFAULT_CACHE_LENGTH = 8192
-# float16 has no kernels on the CPU; float32 holds its numbers exactly.
-_STORED_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float32}
 
 
 @dataclass
@@ -27,14 +27,14 @@ class FeedForward:
 
     Attributes:
         input_norm, post_attention_norm: [hidden].
-        gate_up: [2 * intermediate, hidden], the gate's rows first.
-        down: [hidden, intermediate].
+        gate_up: gate and up, both [intermediate, hidden], packed together.
+        down: [hidden, intermediate], packed.
     """
 
     input_norm: torch.Tensor
     post_attention_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    gate_up: PackedWeight
+    down: PackedWeight
 
 
 @dataclass
@@ -42,13 +42,13 @@ class Layer:
     """A layer's weights. `audio` is `text` itself where the layer is not dual.
 
     Attributes:
-        qkv: [(query heads + 2 * KV heads) * head_dim, hidden].
-        o: [hidden, query heads * head_dim].
+        qkv: [(query heads + 2 * KV heads) * head_dim, hidden], packed.
+        o: [hidden, query heads * head_dim], packed.
         skips_audio: audio rows pass this layer by.
     """
 
-    qkv: torch.Tensor
-    o: torch.Tensor
+    qkv: PackedWeight
+    o: PackedWeight
     text: FeedForward
     audio: FeedForward
     skips_audio: bool
@@ -80,7 +80,8 @@ class LanguageModel:
     Attributes:
         config: shapes and special ids.
         tokenizer: the text tokenizer, or None where the folder has no tokenizer.json.
-        dtype: of weights and cache: float32 or bfloat16. Activations are float32.
+        dtype: of the cache and of what is not quantized: float32 or bfloat16. Activations are float32.
+        quantization: the format of each part's matrices.
         device: where it runs.
         max_cache_length: positions a sequence may have, prompt included.
     """
@@ -88,55 +89,77 @@ class LanguageModel:
     def __init__(
         self,
         config: HiggsAudioConfig,
-        files: LanguageModelFiles,
+        weights: Weights,
         tokenizer: Tokenizer | None,
-        dtype: torch.dtype,
         device: torch.device,
         max_cache_length: int,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
-        self.dtype = dtype
+        self.dtype = weights.dtype
+        self.quantization = weights.quantization
         self.device = device
         self.max_cache_length = max_cache_length
 
-        def pack(*names: str) -> torch.Tensor:
-            """Read the tensors `names` below each other into one."""
-            shapes = [files.shape(name) for name in names]
-            packed = empty_weight((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype, device)
-            row = 0
-            for name, shape in zip(names, shapes, strict=True):
-                files.copy_into(packed[row : row + shape[0]], name)
-                row += shape[0]
-            return packed
-
-        def feed_forward(prefix: str) -> FeedForward:
+        def feed_forward(part: str, prefix: str) -> FeedForward:
+            mlp = prefix + "mlp."
             return FeedForward(
-                input_norm=pack(prefix + "input_layernorm.weight"),
-                post_attention_norm=pack(prefix + "post_attention_layernorm.weight"),
-                gate_up=pack(prefix + "mlp.gate_proj.weight", prefix + "mlp.up_proj.weight"),
-                down=pack(prefix + "mlp.down_proj.weight"),
+                input_norm=weights.tensor(prefix + "input_layernorm.weight"),
+                post_attention_norm=weights.tensor(prefix + "post_attention_layernorm.weight"),
+                gate_up=weights.gate_up(part, mlp + "gate_up", mlp + "gate_proj.weight", mlp + "up_proj.weight"),
+                down=weights.linear(part, mlp + "down_proj.weight"),
             )
 
-        self.text_table = pack("embed_tokens.weight")
-        self.audio_table = pack("audio_codebook_embeddings.weight")
+        self.text_table = weights.tensor("embed_tokens.weight")
+        self.audio_table = weights.tensor("audio_codebook_embeddings.weight")
         self.layers = []
         for index in range(config.num_hidden_layers):
             prefix = f"layers.{index}."
-            text = feed_forward(prefix)
+            attention = prefix + "self_attn."
+            text = feed_forward("text_ffn", prefix)
             self.layers.append(
                 Layer(
-                    qkv=pack(*(f"{prefix}self_attn.{part}_proj.weight" for part in "qkv")),
-                    o=pack(prefix + "self_attn.o_proj.weight"),
+                    qkv=weights.linear(
+                        "attention", attention + "qkv", *(f"{attention}{name}_proj.weight" for name in "qkv")
+                    ),
+                    o=weights.linear("attention", attention + "o_proj.weight"),
                     text=text,
-                    audio=feed_forward(prefix + "audio_") if config.is_dual(index) else text,
+                    audio=feed_forward("audio_ffn", prefix + "audio_") if config.is_dual(index) else text,
                     skips_audio=config.skips_audio(index),
                 )
             )
-        self.norm = pack("norm.weight")
-        self.audio_head = pack("audio_decoder_proj.audio_lm_head.weight")
-        self.text_head = pack(TEXT_LM_HEAD) if TEXT_LM_HEAD in files else None
+        self.norm = weights.tensor("norm.weight")
+        self.audio_head = weights.linear("heads", AUDIO_LM_HEAD)
+        self.text_head = weights.linear("heads", TEXT_LM_HEAD) if TEXT_LM_HEAD in weights else None
         self.rope_table = rope_table(config, max_cache_length).to(device)
+
+    def named_weights(self) -> dict[str, torch.Tensor]:
+        """All tensors by the names that a packed file gives them."""
+        named: dict[str, torch.Tensor | PackedWeight | None] = {
+            "embed_tokens.weight": self.text_table,
+            "audio_codebook_embeddings.weight": self.audio_table,
+            "norm.weight": self.norm,
+            AUDIO_LM_HEAD: self.audio_head,
+            TEXT_LM_HEAD: self.text_head,
+        }
+        for index, layer in enumerate(self.layers):
+            prefix = f"layers.{index}."
+            named |= {prefix + "self_attn.qkv": layer.qkv, prefix + "self_attn.o_proj.weight": layer.o}
+            for path, weights in (("", layer.text), ("audio_", layer.audio)):
+                if path and weights is layer.text:
+                    continue
+                named |= {
+                    f"{prefix}{path}input_layernorm.weight": weights.input_norm,
+                    f"{prefix}{path}post_attention_layernorm.weight": weights.post_attention_norm,
+                    f"{prefix}{path}mlp.gate_up": weights.gate_up,
+                    f"{prefix}{path}mlp.down_proj.weight": weights.down,
+                }
+        return named_tensors(named)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(tensor.nbytes for tensor in self.named_weights().values())
 
     @classmethod
     def from_pretrained(
@@ -145,8 +168,9 @@ class LanguageModel:
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "auto",
         max_cache_length: int = DEFAULT_CACHE_LENGTH,
+        quantization: str | Quantization | None = None,
     ) -> Self:
-        """Load a checkpoint of either layout.
+        """Load a checkpoint of either layout, or a packed one.
 
         Args:
             path_or_name: a folder, or a Hub name.
@@ -154,11 +178,12 @@ class LanguageModel:
             dtype: torch.float32, torch.bfloat16, their names, or "auto": as stored (float16 becomes float32).
             max_cache_length: positions a sequence may have, prompt included. A position costs 114,688 bytes of cache
                 at real size in bfloat16, once it is used.
+            quantization: `int8`, `int4`, or a format for each part; see `Quantization`. None: as stored.
 
         Raises:
             CheckpointError: the files are missing or damaged, or don't fit the configuration.
             ConfigError: the configuration is missing or describes another model.
-            ParameterError: the device, the dtype or the length can't be used.
+            ParameterError: the device, the dtype, the length or the quantization can't be used.
         """
         device = torch.device(device)
         if device.type != "cpu":
@@ -168,9 +193,11 @@ class LanguageModel:
         chosen = checked_dtype(dtype)
         folder = resolve_folder(path_or_name)
         config = HiggsAudioConfig.from_pretrained(folder)
-        files = LanguageModelFiles(folder, config)
-        stored = files.dtype("embed_tokens.weight")
-        return cls(config, files, load_tokenizer(folder), chosen or _STORED_DTYPES[stored], device, max_cache_length)
+        weights = open_weights(folder, config, chosen, quantization)
+        model = cls(config, weights, load_tokenizer(folder), device, max_cache_length)
+        if isinstance(weights, PackedWeights):
+            weights.check_all_read()
+        return model
 
     def new_cache(self, slots: int, length: int) -> KVCache:
         """Allocate a cache for `slots` sequences of up to `length` positions."""
@@ -228,9 +255,8 @@ class LanguageModel:
 
     def audio_logits(self, states: torch.Tensor) -> torch.Tensor:
         """The audio head: states [rows, hidden] -> [rows, codebooks, codebook_size], float32."""
-        return self._head(states, self.audio_head).view(
-            len(states), self.config.num_codebooks, self.config.codebook_size
-        )
+        shape = (self.config.num_codebooks, self.config.codebook_size)
+        return self._head(states, self.audio_head, shape[0] * shape[1]).view(len(states), *shape)
 
     def text_logits(self, states: torch.Tensor) -> torch.Tensor:
         """The text head: states [rows, hidden] -> [rows, vocabulary], float32.
@@ -239,15 +265,15 @@ class LanguageModel:
             CheckpointError: the checkpoint has no text head.
         """
         self.require_text_head()
-        return self._head(states, self.text_head)
+        return self._head(states, self.text_head, self.config.vocab_size)
 
     def require_text_head(self) -> None:
         """Raise CheckpointError where the checkpoint has no text head."""
         if self.text_head is None:
             raise CheckpointError("this checkpoint has no text head (text_lm_head.weight), so it can't generate text")
 
-    def _head(self, states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        logits = torch.empty(len(states), weight.shape[0], device=self.device)
+    def _head(self, states: torch.Tensor, weight: PackedWeight, size: int) -> torch.Tensor:
+        logits = torch.empty(len(states), size, device=self.device)
         ops.rms_norm_linear(logits, states, self.norm, self.config.rms_norm_eps, weight)
         return logits
 

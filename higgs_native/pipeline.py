@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from higgs_native.audio_tokenizer import HiggsAudioTokenizer, read_audio
-from higgs_native.checkpoint import LanguageModelFiles, resolve_folder
+from higgs_native.audio_tokenizer import HiggsAudioTokenizer, cut, read_audio
+from higgs_native.checkpoint import resolve_folder
 from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
 from higgs_native.generation import (
@@ -29,9 +29,11 @@ from higgs_native.prompt import (
     check_plain_text,
     speech_messages,
 )
+from higgs_native.quantization import Quantization
 from higgs_native.speech import Speech
 from higgs_native.text import normalize_text
 from higgs_native.voices import Voice, find_voice
+from higgs_native.weights import open_weights
 
 
 AUDIO_TOKENIZER_NAME = "bosonai/higgs-audio-v2-tokenizer"
@@ -77,6 +79,7 @@ class HiggsAudio:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         audio_tokenizer: str | Path | HiggsAudioTokenizer | None = None,
+        quantization: str | Quantization | None = None,
     ) -> "HiggsAudio":
         """Load a checkpoint of either layout.
 
@@ -86,22 +89,25 @@ class HiggsAudio:
             dtype: of the weights: `float32`, `bfloat16`, or `auto`, as they are stored.
             audio_tokenizer: its folder, its name on the Hub, or a loaded one. By default the folder `audio_tokenizer`
                 within the checkpoint, or else `bosonai/higgs-audio-v2-tokenizer` from the Hub.
+            quantization: of the language model's matrices: `int8`, `int4`, or a format for each part
+                (`int4,heads=int8`; see `higgs_native.quantization`); None: as stored.
 
         Raises:
             CheckpointError, ConfigError: a checkpoint is missing, damaged, or not one of this model.
-            ParameterError: there is no such device or dtype.
+            ParameterError: there is no such device, dtype or quantization.
         """
         if str(device) not in ("auto", "cpu"):
             raise ParameterError(f"device must be 'auto' or 'cpu', got '{device}'")
-        checked_dtype(dtype)
+        chosen = checked_dtype(dtype)
         folder = EMBEDDED_VOICE if path_or_name is None else resolve_folder(path_or_name)
         # Headers alone: what is wrong with the model shows before an audio tokenizer is fetched and loaded.
-        LanguageModelFiles(folder, HiggsAudioConfig.from_pretrained(folder))
+        open_weights(folder, HiggsAudioConfig.from_pretrained(folder), chosen, quantization)
         if not isinstance(audio_tokenizer, HiggsAudioTokenizer):
             beside = folder / "audio_tokenizer"
             chosen = audio_tokenizer or (beside if beside.is_dir() else AUDIO_TOKENIZER_NAME)
             audio_tokenizer = HiggsAudioTokenizer.from_pretrained(chosen)
-        return cls(HiggsAudioModel.from_pretrained(folder, dtype=dtype), audio_tokenizer)
+        model = HiggsAudioModel.from_pretrained(folder, dtype=dtype, quantization=quantization)
+        return cls(model, audio_tokenizer)
 
     def speak(
         self,
@@ -295,27 +301,26 @@ def read_recording(recording: AudioContent) -> tuple[np.ndarray, int]:
         AudioError: there is no such file, it can't be read or used, or `raw_audio` is not base64.
         PromptError: it names no audio at all.
     """
+    for name, seconds in (("offset", recording.offset), ("duration", recording.duration)):
+        if seconds is not None and not 0 <= seconds < float("inf"):
+            raise AudioError(f"{name} must be a number of seconds, at least 0, got {seconds}")
+    offset, duration = recording.offset or 0, recording.duration
     if recording.audio_url not in (None, "", "placeholder"):
-        samples, sampling_rate = read_audio(Path(recording.audio_url).expanduser())
-    elif isinstance(recording.raw_audio, tuple):
-        samples, sampling_rate = recording.raw_audio
-    elif recording.raw_audio is not None:
+        return read_audio(Path(recording.audio_url).expanduser(), offset, duration)
+    if recording.raw_audio is None:
+        raise PromptError("an audio content names no recording; expected audio_url or raw_audio")
+    if not isinstance(recording.raw_audio, tuple):
         try:
             data = base64.b64decode(recording.raw_audio, validate=True)
         except ValueError:
             raise AudioError("raw_audio is not valid base64") from None
-        samples, sampling_rate = read_audio(io.BytesIO(data))
-    else:
-        raise PromptError("an audio content names no recording; expected audio_url or raw_audio")
-    if recording.offset is None and recording.duration is None:
+        return read_audio(io.BytesIO(data), offset, duration)
+    samples, sampling_rate = recording.raw_audio
+    if recording.offset is None and duration is None:
         return samples, sampling_rate
-    for name, seconds in (("offset", recording.offset), ("duration", recording.duration)):
-        if seconds is not None and not 0 <= seconds < float("inf"):
-            raise AudioError(f"{name} must be a number of seconds, at least 0, got {seconds}")
     if samples.ndim != 1:
         raise AudioError(
             f"audio that is cut by offset or duration must have shape [samples], got {list(samples.shape)}"
         )
-    start = round((recording.offset or 0) * sampling_rate)
-    length = len(samples) if recording.duration is None else round(recording.duration * sampling_rate)
-    return samples[start : start + length], sampling_rate
+    begin, count = cut(len(samples), sampling_rate, offset, duration)
+    return samples[begin : begin + count], sampling_rate

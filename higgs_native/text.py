@@ -59,8 +59,7 @@ def normalize_text(text: str) -> str:
 
     In this order: full-width punctuation to ASCII; parentheses to spaces; °F and °C spelled out; sound effect tags
     such as `[laugh]` or `[humming start]` to the model's own; runs of white space within a line to one space, blank
-    lines dropped; a full stop after a text that ends in neither punctuation nor a sound effect. Normalising twice
-    changes nothing.
+    lines dropped; a full stop after a text that ends in neither punctuation nor a sound effect.
 
     Raises:
         PromptError: nothing is left to say, or the text is not valid Unicode.

@@ -11,10 +11,7 @@ namespace {
 py::dict build_info() {
   using namespace higgs_native::cpu;
   py::list built, supported;
-  for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512}) {
-#if !defined(__x86_64__)
-    if (isa != Isa::generic) continue;
-#endif
+  for (Isa isa : kIsas) {
     built.append(isa_name(isa));
     if (isa_supported(isa)) supported.append(isa_name(isa));
   }

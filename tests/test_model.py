@@ -1,6 +1,10 @@
 """The language model's forward pass: adapter types, pieces, rotary scaling, loading."""
 
+import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -168,7 +172,7 @@ def test_split_tables_are_joined(folder):
     change_tensors(folder, split)
     joined = LanguageModel.from_pretrained(folder)
     assert torch.equal(joined.text_table, whole.text_table)
-    assert torch.equal(joined.text_head, whole.text_head)
+    assert torch.equal(joined.text_head.data, whole.text_head.data)
 
 
 @pytest.mark.parametrize(
@@ -245,3 +249,32 @@ def test_missing_folders_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"empty has no config.json"):
         LanguageModel.from_pretrained(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"norm.weight": 3}, r"norm.weight must lie in a file of this folder, got 3"),
+        ({"norm.weight": "../model.safetensors"}, r"must lie in a file of this folder, got '../model.safetensors'"),
+        ({"norm.weight": ["model.safetensors"]}, "must lie in a file of this folder"),
+        ({}, "weight_map must name a file for each tensor"),
+        ([], "weight_map must name a file for each tensor"),
+        ({"norm.weight": "absent.safetensors"}, "names absent.safetensors, which is missing"),
+    ],
+)
+def test_a_damaged_index_is_refused(folder, weight_map, message):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match=message):
+        LanguageModel.from_pretrained(folder)
+
+
+def test_an_unknown_instruction_set_is_named():
+    process = subprocess.run(
+        [sys.executable, "-c", "import higgs_native"],
+        env={**os.environ, "HIGGS_NATIVE_ISA": "sse9"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode != 0
+    assert "HIGGS_NATIVE_ISA=sse9 must be generic, avx2, avx512 or avx512_bf16" in process.stderr

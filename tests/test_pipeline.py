@@ -1,5 +1,6 @@
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -287,6 +288,7 @@ def test_recordings_come_from_files_base64_and_arrays(samples, recording):
         (AudioContent(__file__), AudioError, "can't be read as audio"),
         (AudioContent(raw_audio="not base64!"), AudioError, "not valid base64"),
         (AudioContent(raw_audio=base64.b64encode(b"noise").decode()), AudioError, "can't be read as audio"),
+        (AudioContent(str(Path(__file__).parent), duration=1), AudioError, "is no file"),
         (AudioContent(), PromptError, "names no recording"),
         (AudioContent("placeholder"), PromptError, "names no recording"),
     ],
@@ -317,6 +319,19 @@ def test_the_published_audio_tokenizer_is_the_default(folder, tmp_path, monkeypa
 def test_the_public_names_are_there():
     assert [name for name in higgs_native.__all__ if not hasattr(higgs_native, name)] == []
     assert higgs_native.HiggsAudio is HiggsAudio
+
+
+def test_a_part_of_a_long_file_is_read(tmp_path):
+    """Ten minutes are too long for a reference; a second of them is not."""
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.arange(600 * 8000, dtype=np.int32) % 3000, 8000, subtype="PCM_16")
+    with pytest.raises(AudioError, match="lasts 600 s; expected at most"):
+        read_recording(AudioContent(str(path)))
+    samples, rate = read_recording(AudioContent(str(path), offset=300, duration=1))
+    np.testing.assert_array_equal(samples, soundfile.read(path, dtype="float32", start=300 * 8000, frames=8000)[0])
+    assert rate == 8000
+    with pytest.raises(AudioError, match="is empty"):
+        read_recording(AudioContent(str(path), offset=601))
 
 
 @pytest.mark.parametrize(

@@ -73,12 +73,6 @@ def test_the_order_of_the_rules():
     assert normalize_text("（ 【laugh】 ）") == "<SE>[Laughter]</SE>"
 
 
-@pytest.mark.parametrize("text", ["70°F（a） 【laugh】\n\n b", "a, b.", "[sing start] la [sing end]"])
-def test_normalising_twice_changes_nothing(text):
-    once = normalize_text(text)
-    assert normalize_text(once) == once
-
-
 @pytest.mark.parametrize("text", ["", " ", "\n\t \r\n", "()", "（\u3000）", "\u00a0"])
 def test_nothing_to_say_is_refused(text):
     with pytest.raises(PromptError, match="the text is empty"):

@@ -24,41 +24,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 16, 64, 256])
     parser.add_argument("--shape", type=int, nargs=2, default=[8192, 3072], metavar=("N", "K"))
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     bandwidth = ReadBandwidth(256 << 20)
-    runs = [
-        bench(rows, dtype, *args.shape, args.repeats, bandwidth)
-        for dtype in (torch.bfloat16, torch.float32)
-        for rows in args.rows
-    ]
+    runs = [bench(rows, dtype, *args.shape, args.repeats, bandwidth) for dtype in args.formats for rows in args.rows]
     if args.json:
         write_json(args.json, {"operator": "linear", "shape": args.shape, "runs": runs})
 
 
+FORMATS = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8, "int4": torch.uint8}
+
+
+def packed_weight(n: int, k: int, dtype: torch.dtype) -> ops.PackedWeight:
+    """A weight of that format; its numbers don't matter for the time."""
+    if dtype in (torch.float32, torch.bfloat16):
+        return ops.pack_linear(torch.randn(n, k).to(dtype))
+    integers = torch.randint(-8, 8, (n, k), dtype=torch.int8)
+    scales = torch.rand(n) if dtype == torch.int8 else torch.rand(n, -(-k // 128)).half()
+    return ops.pack_quantized(integers, scales)
+
+
 @torch.inference_mode()
-def bench(rows: int, dtype: torch.dtype, n: int, k: int, repeats: int, bandwidth: ReadBandwidth) -> dict[str, Any]:
-    """Time one product, in milliseconds. torch gets its activations in the weight's dtype, as a model would."""
-    weights = [torch.randn(n, k).to(dtype) for _ in range(3)]
+def bench(rows: int, name: str, n: int, k: int, repeats: int, bandwidth: ReadBandwidth) -> dict[str, Any]:
+    """Time one product, in milliseconds; torch's in bfloat16 where the weight is quantized.
+
+    torch gets its activations in the weight's dtype, as a model would.
+    """
+    dtype = torch.float32 if name == "float32" else torch.bfloat16
+    plain = [torch.randn(n, k).to(dtype) for _ in range(3)]
+    packed = [packed_weight(n, k, FORMATS[name]) for _ in range(3)]
     x, out = torch.randn(rows, k), torch.empty(rows, n)
     typed = x.to(dtype)
     sides = {
-        "native": lambda weight: ops.linear(out, x, weight),
-        "torch": lambda weight: torch.nn.functional.linear(typed, weight),
+        "native": lambda: [ops.linear(out, x, weight) for weight in packed],
+        "torch": lambda: [torch.nn.functional.linear(typed, weight) for weight in plain],
     }
-    times: dict[str, list[float]] = {name: [] for name in sides}
+    times: dict[str, list[float]] = {side: [] for side in sides}
     read = []
     for _ in range(repeats + 2):
-        for name, side in sides.items():
-            times[name].append(1e3 * seconds(lambda side=side: [side(weight) for weight in weights]) / len(weights))
+        for side, run in sides.items():
+            times[side].append(1e3 * seconds(run) / len(packed))
         read.append(bandwidth.measure())
-    result: dict[str, Any] = {"rows": rows, "dtype": str(dtype).removeprefix("torch.")}
+    result: dict[str, Any] = {"rows": rows, "format": name}
     result["read_gb_per_s"] = summary(read[2:], digits=1)
-    for name in sides:
-        ms = summary(times[name][2:])
-        rate = weights[0].nbytes / ms["median"] / 1e6
-        result[name] = {
+    for side, num_bytes in (("native", packed[0].nbytes), ("torch", plain[0].nbytes)):
+        ms = summary(times[side][2:])
+        rate = num_bytes / ms["median"] / 1e6
+        result[side] = {
             "ms": ms,
             "gmac_per_s": round(rows * n * k / ms["median"] / 1e6, 1),
             "share_of_read_bandwidth": round(rate / result["read_gb_per_s"]["median"], 3),
@@ -66,7 +80,7 @@ def bench(rows: int, dtype: torch.dtype, n: int, k: int, repeats: int, bandwidth
     result["speedup"] = round(result["torch"]["ms"]["median"] / result["native"]["ms"]["median"], 2)
     native = result["native"]
     print(
-        f"{result['dtype']:8} {rows:4} rows: {native['ms']['median']:8.2f} ms, {native['gmac_per_s']:5.1f} GMAC/s, "
+        f"{name:8} {rows:4} rows: {native['ms']['median']:8.2f} ms, {native['gmac_per_s']:5.1f} GMAC/s, "
         f"{native['share_of_read_bandwidth']:4.0%} of reading, {result['speedup']:.2f} times as fast as torch"
     )
     return result

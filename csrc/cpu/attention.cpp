@@ -1,8 +1,7 @@
 // qkv_rope_cache: RMSNorm, the query, key and value products, rotary embedding, and the write into the KV cache.
 // attention: softmax(scale * q K^T) V of every row over its own sequence, up to and with its own place.
 //
-// The cache is [slots, KV heads, length, head_dim]: the positions that one KV head attends to are contiguous. A thread
-// takes up to kPairs pairs (i, i + head_dim / 2) of a head, so that both members of a rotation are its own. Attention
+// The cache is [slots, KV heads, length, head_dim]: the positions that one KV head attends to are contiguous. Attention
 // goes piece by piece of kSplit positions; pieces of a long sequence go to several threads where there are few rows, and
 // are joined in their order either way, so that the result depends on neither.
 // Bytes moved: the QKV weight once for up to 96 rows; the keys and values of each row's sequence once.
@@ -19,8 +18,6 @@
 namespace higgs_native::cpu {
 
 namespace {
-
-constexpr int64_t kPairs = 16;
 
 struct Caches {
   int64_t slots, heads, length, head_dim;
@@ -47,22 +44,24 @@ const int32_t* check_indices(const char* op, const char* name, const Tensor& t, 
 
 void qkv_rope_cache_cpu(
     const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& x, const Tensor& text_norm,
-    const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const Tensor& rope_table, const Tensor& slots,
-    const Tensor& positions, const Tensor& cache_positions, int64_t num_text_rows) {
+    const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const std::optional<Tensor>& qkv_scales,
+    const Tensor& rope_table, const Tensor& slots, const Tensor& positions, const Tensor& cache_positions,
+    int64_t num_text_rows) {
   const char* op = "qkv_rope_cache";
   check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize});
   const int64_t rows = x.size(0), hidden = x.size(1);
   const Caches cache = check_caches(op, key_cache, value_cache);
   const int64_t head_dim = cache.head_dim;
   STD_TORCH_CHECK(head_dim % 2 == 0, op, ": key_cache's head_dim must be even, got ", head_dim);
-  check_weight(op, "qkv_weight", qkv_weight, {kAnySize, hidden});
-  const int64_t all_heads = qkv_weight.size(0) / std::max<int64_t>(head_dim, 1);
-  const int64_t query_heads = all_heads - 2 * cache.heads;
+  const int64_t kv_width = cache.heads * head_dim;
+  check_tensor(op, "query", query, ScalarType::Float, {rows, kAnySize});
+  const int64_t query_heads = query.size(1) / std::max<int64_t>(head_dim, 1);
   STD_TORCH_CHECK(
-      qkv_weight.size(0) == all_heads * head_dim && query_heads > 0 && query_heads % cache.heads == 0, op,
-      ": qkv_weight must have (n + 2) * ", cache.heads * head_dim, " rows for ", cache.heads, " KV heads of dimension ",
-      head_dim, ", got ", qkv_weight.size(0));
-  check_tensor(op, "query", query, ScalarType::Float, {rows, query_heads * head_dim});
+      query_heads > 0 && query.size(1) == query_heads * head_dim && query_heads % cache.heads == 0, op,
+      ": query must have a multiple of ", kv_width, " columns (", cache.heads, " KV heads of dimension ", head_dim,
+      "), got ", query.size(1));
+  const int64_t all_heads = query_heads + 2 * cache.heads;
+  const PackedWeight weight = packed_weight(op, "qkv_weight", qkv_weight, qkv_scales, all_heads * head_dim, hidden);
   check_weight(op, "text_norm", text_norm, {hidden});
   check_weight(op, "audio_norm", audio_norm, {hidden});
   check_tensor(op, "rope_table", rope_table, ScalarType::Float, {kAnySize, head_dim});
@@ -72,48 +71,33 @@ void qkv_rope_cache_cpu(
   check_text_rows(op, num_text_rows, rows);
   if (rows == 0) return;
 
-  struct Normalised;
-  float* normalised = scratch<Normalised>(rows * hidden);
-  rms_norm_rows(normalised, x.const_data_ptr<float>(), text_norm, 0, num_text_rows, hidden, eps);
-  rms_norm_rows(normalised, x.const_data_ptr<float>(), audio_norm, num_text_rows, rows, hidden, eps);
+  struct Prepared;
+  struct Projected;
+  const RowNorm norm = {text_norm, audio_norm, num_text_rows, static_cast<float>(eps)};
+  float* projected = scratch<Projected>(rows * weight.n);
+  product(projected, weight, prepare<Prepared>(weight, x.const_data_ptr<float>(), rows, &norm), rows);
   const float* angles = rope_table.const_data_ptr<float>();
   float* queries = query.mutable_data_ptr<float>();
-  const int64_t half = head_dim / 2;
-  const int64_t pieces = (half + kPairs - 1) / kPairs;
-  with_weight_type(qkv_weight, [&](auto* weight) {
-    using W = std::remove_cv_t<std::remove_pointer_t<decltype(weight)>>;
-    with_weight_type(key_cache, [&](auto* keys_const) {
-      using T = std::remove_cv_t<std::remove_pointer_t<decltype(keys_const)>>;
-      T* keys = static_cast<T*>(key_cache.mutable_data_ptr());
-      T* values = static_cast<T*>(value_cache.mutable_data_ptr());
-      for_ranges(all_heads * pieces, 2 * kPairs * hidden * rows, [&](int64_t begin, int64_t end) {
-        const auto product = linear_kernels().typed<W>().product;
-        const AttentionKernels& kernels = attention_kernels();
-        struct Pairs;
-        float* pairs = scratch<Pairs>(rows * 2 * kPairs);
-        for (int64_t item = begin; item < end; ++item) {
-          const int64_t head = item / pieces;
-          const int64_t i0 = item % pieces * kPairs;
-          const int64_t i1 = std::min(i0 + kPairs, half);
-          const int64_t count = i1 - i0;
-          const W* first = weight + (head * head_dim + i0) * hidden;
-          product({pairs, 2 * count, normalised, first, rows, count, hidden, nullptr});
-          product({pairs + count, 2 * count, normalised, first + half * hidden, rows, count, hidden, nullptr});
-          for (int64_t row = 0; row < rows; ++row) {
-            const float* from = pairs + row * 2 * count;
-            const float* row_angles = angles + position[row] * head_dim;
-            if (head < query_heads) {
-              kernels.f32.rotate(queries + (row * query_heads + head) * head_dim, from, row_angles, i0, i1, head_dim);
-              continue;
-            }
-            const bool is_key = head < query_heads + cache.heads;
-            const int64_t kv_head = head - query_heads - (is_key ? 0 : cache.heads);
-            const int64_t at = ((slot[row] * cache.heads + kv_head) * cache.length + place[row]) * head_dim;
-            if (is_key) kernels.typed<T>().rotate(keys + at, from, row_angles, i0, i1, head_dim);
-            else kernels.typed<T>().place(values + at, from, i0, i1, head_dim);
-          }
+  with_weight_type(key_cache, [&](auto* keys_const) {
+    using T = std::remove_cv_t<std::remove_pointer_t<decltype(keys_const)>>;
+    T* keys = static_cast<T*>(key_cache.mutable_data_ptr());
+    T* values = static_cast<T*>(value_cache.mutable_data_ptr());
+    for_ranges(rows, 4 * weight.n, [&](int64_t begin, int64_t end) {
+      const AttentionKernels& kernels = attention_kernels();
+      for (int64_t row = begin; row < end; ++row) {
+        const float* from = projected + row * weight.n;
+        const float* row_angles = angles + position[row] * head_dim;
+        for (int64_t head = 0; head < query_heads; ++head, from += head_dim) {
+          kernels.f32.rotate(queries + (row * query_heads + head) * head_dim, from, row_angles, head_dim);
         }
-      });
+        const int64_t at = (slot[row] * cache.heads * cache.length + place[row]) * head_dim;
+        for (int64_t head = 0; head < cache.heads; ++head, from += head_dim) {
+          kernels.typed<T>().rotate(keys + at + head * cache.length * head_dim, from, row_angles, head_dim);
+        }
+        for (int64_t head = 0; head < cache.heads; ++head, from += head_dim) {
+          kernels.typed<T>().place(values + at + head * cache.length * head_dim, from, head_dim);
+        }
+      }
     });
   });
 }

@@ -117,22 +117,18 @@ void attend(const AttentionPiece<T>& a) {
 }
 
 template <typename T>
-void rotate(T* out, const float* x, const float* angles, int64_t begin, int64_t end, int64_t head_dim) {
+void rotate(T* out, const float* x, const float* angles, int64_t head_dim) {
   const int64_t half = head_dim / 2;
-  for (int64_t i = begin; i < end; ++i) {
+  for (int64_t i = 0; i < half; ++i) {
     const float c = angles[i], s = angles[half + i];
-    const float first = x[i - begin], second = x[end - begin + i - begin];
-    store_value(out + i, first * c - second * s);
-    store_value(out + half + i, second * c + first * s);
+    store_value(out + i, x[i] * c - x[half + i] * s);
+    store_value(out + half + i, x[half + i] * c + x[i] * s);
   }
 }
 
 template <typename T>
-void place(T* out, const float* x, int64_t begin, int64_t end, int64_t head_dim) {
-  for (int64_t i = begin; i < end; ++i) {
-    store_value(out + i, x[i - begin]);
-    store_value(out + head_dim / 2 + i, x[end - begin + i - begin]);
-  }
+void place(T* out, const float* x, int64_t head_dim) {
+  for (int64_t i = 0; i < head_dim; ++i) store_value(out + i, x[i]);
 }
 
 }  // namespace

@@ -26,11 +26,11 @@ struct AttentionPiece {
 template <typename T>
 struct TypedAttentionKernels {
   void (*attend)(const AttentionPiece<T>&);
-  // Rotates the pairs (i, i + head_dim / 2), begin <= i < end, of a head into out [head_dim]. x holds the first members of
-  // the pairs, then the second; angles [head_dim] the cosines of all pairs, then the sines.
-  void (*rotate)(T* out, const float* x, const float* angles, int64_t begin, int64_t end, int64_t head_dim);
+  // Rotates the pairs (i, i + head_dim / 2) of head x [head_dim] into out; angles [head_dim] holds the cosines of all pairs,
+  // then the sines.
+  void (*rotate)(T* out, const float* x, const float* angles, int64_t head_dim);
   // The same without a rotation.
-  void (*place)(T* out, const float* x, int64_t begin, int64_t end, int64_t head_dim);
+  void (*place)(T* out, const float* x, int64_t head_dim);
 };
 
 struct AttentionKernels {
@@ -44,25 +44,6 @@ struct AttentionKernels {
   }
 };
 
-namespace generic {
-extern const AttentionKernels attention_kernels;
-}
-namespace avx2 {
-extern const AttentionKernels attention_kernels;
-}
-namespace avx512 {
-extern const AttentionKernels attention_kernels;
-}
-
-inline const AttentionKernels& attention_kernels() {
-#if defined(__x86_64__)
-  static const AttentionKernels& chosen = active_isa() == Isa::avx512 ? avx512::attention_kernels
-                                          : active_isa() == Isa::avx2 ? avx2::attention_kernels
-                                                                      : generic::attention_kernels;
-  return chosen;
-#else
-  return generic::attention_kernels;
-#endif
-}
+HIGGS_NATIVE_KERNEL_TABLE(AttentionKernels, attention_kernels)
 
 }  // namespace higgs_native::cpu

@@ -27,25 +27,6 @@ struct CodecKernels {
   void (*convolve)(const ConvolutionTile&);
 };
 
-namespace generic {
-extern const CodecKernels codec_kernels;
-}
-namespace avx2 {
-extern const CodecKernels codec_kernels;
-}
-namespace avx512 {
-extern const CodecKernels codec_kernels;
-}
-
-inline const CodecKernels& codec_kernels() {
-#if defined(__x86_64__)
-  static const CodecKernels& chosen = active_isa() == Isa::avx512 ? avx512::codec_kernels
-                                      : active_isa() == Isa::avx2 ? avx2::codec_kernels
-                                                                  : generic::codec_kernels;
-  return chosen;
-#else
-  return generic::codec_kernels;
-#endif
-}
+HIGGS_NATIVE_KERNEL_TABLE(CodecKernels, codec_kernels)
 
 }  // namespace higgs_native::cpu

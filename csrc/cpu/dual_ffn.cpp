@@ -1,9 +1,11 @@
 // out = x + down(silu(gate(z)) * up(z)), z = rms_norm(x), for text rows and audio rows, each with its own weights.
 //
-// Rows are sorted: text rows, then audio rows. gate_up is [2 * intermediate, hidden], the gate's rows first; a thread
-// takes a run of intermediate units and computes their gate and up rows, so their product never leaves its cache.
-// Bytes moved: the weights of the segments that hold rows, once for up to 96 rows each.
+// Rows are sorted: text rows, then audio rows. A panel of gate_up holds kHalf rows of the gate and the kHalf rows of the up
+// projection that belong to them, so that a thread multiplies the two while they are in its cache.
+// Bytes moved: the weights of the segments that hold rows, once for up to 240 rows each.
 #include <torch/csrc/stable/library.h>
+
+#include <algorithm>
 
 #include "common/checks.h"
 #include "cpu/linear.h"
@@ -12,72 +14,80 @@ namespace higgs_native::cpu {
 
 namespace {
 
-constexpr int64_t kPiece = 16;  // units, or weight rows, that a thread takes at a time
+constexpr int64_t kHalf = kPanel / 2;
 
-struct Segment {
+using OptionalTensor = std::optional<Tensor>;
+
+struct FeedForward {
   const Tensor& norm;
-  const Tensor& gate_up;
-  const Tensor& down;
-  int64_t begin, end;
+  PackedWeight gate_up, down;
 };
 
-void run_segment(float* out, const float* x, int64_t hidden, double eps, const Segment& s) {
-  const int64_t rows = s.end - s.begin;
+FeedForward feed_forward(
+    const std::string& name, int64_t hidden, const Tensor& norm, const Tensor& gate_up,
+    const OptionalTensor& gate_up_scales, const Tensor& down, const OptionalTensor& down_scales) {
+  const char* op = "dual_ffn";
+  const std::string norm_name = name + "_norm", gate_up_name = name + "_gate_up", down_name = name + "_down";
+  check_weight(op, norm_name.c_str(), norm, {hidden});
+  STD_TORCH_CHECK(gate_up.dim() == 4, op, ": ", gate_up_name, " must be packed, got shape ", shape_text(gate_up));
+  const int64_t units = gate_up.size(0) * kHalf;  // the last panel may hold fewer, and zeros
+  // The depth of `down` is not stored; its last word may hold zeros too.
+  STD_TORCH_CHECK(down.dim() == 4, op, ": ", down_name, " must be packed, got shape ", shape_text(down));
+  const int64_t k = std::min(units, packed_columns(op, down_name.c_str(), down));
+  STD_TORCH_CHECK(
+      units - k < kHalf, op, ": ", down_name, " must have ", units - kHalf + 1, " to ", units, " columns, as many as ",
+      gate_up_name, " has units, got ", k);
+  return {
+      norm, packed_weight(op, gate_up_name.c_str(), gate_up, gate_up_scales, 2 * units, hidden),
+      packed_weight(op, down_name.c_str(), down, down_scales, hidden, k)};
+}
+
+// Rows [begin, end) of x and out, both [*, hidden].
+void run_segment(float* out, const float* x, int64_t begin, int64_t end, double eps, const FeedForward& weights) {
+  const int64_t rows = end - begin;
   if (rows == 0) return;
-  const int64_t intermediate = s.down.size(1);
-  struct Normalised;
+  const PackedWeight &gate_up = weights.gate_up, &down = weights.down;
+  const int64_t hidden = gate_up.k, intermediate = down.k;
+  x += begin * hidden;
+  out += begin * hidden;
+  struct PreparedInput;
+  struct PreparedActivated;
   struct Activated;
-  float* normalised = scratch<Normalised>(rows * hidden);
+  const RowNorm norm = {weights.norm, weights.norm, rows, static_cast<float>(eps)};
+  const char* input = prepare<PreparedInput>(gate_up, x, rows, &norm);
   float* activated = scratch<Activated>(rows * intermediate);
-  rms_norm_rows(normalised, x + s.begin * hidden, s.norm, 0, rows, hidden, eps);
-  with_weight_type(s.gate_up, [&](auto* weight) {
-    using T = std::remove_cv_t<std::remove_pointer_t<decltype(weight)>>;
-    for_ranges((intermediate + kPiece - 1) / kPiece, 2 * kPiece * hidden * rows, [&](int64_t begin, int64_t end) {
-      const LinearKernels& kernels = linear_kernels();
-      struct Up;
-      float* up = scratch<Up>(rows * kPiece);
-      for (int64_t u = begin * kPiece; u < end * kPiece && u < intermediate; u += kPiece) {
-        const int64_t count = intermediate - u < kPiece ? intermediate - u : kPiece;
-        kernels.typed<T>().product(
-            {activated + u, intermediate, normalised, weight + u * hidden, rows, count, hidden, nullptr});
-        kernels.typed<T>().product(
-            {up, kPiece, normalised, weight + (intermediate + u) * hidden, rows, count, hidden, nullptr});
-        for (int64_t row = 0; row < rows; ++row) {
-          kernels.silu_mul(activated + row * intermediate + u, up + row * kPiece, count);
-        }
+  for_ranges(gate_up.n / kPanel, kPanel * hidden * rows, [&](int64_t first, int64_t last) {
+    struct GateUp;
+    float* both = scratch<GateUp>(rows * kPanel);
+    for (int64_t panel = first; panel < last; ++panel) {
+      product_panels(both, kPanel, gate_up, panel, panel + 1, input, rows);
+      const int64_t unit = panel * kHalf, count = std::min(kHalf, intermediate - unit);
+      for (int64_t row = 0; row < rows; ++row) {
+        const float* gate = both + row * kPanel;
+        linear_kernels().silu_mul(activated + row * intermediate + unit, gate, gate + kHalf, count);
       }
-    });
+    }
   });
-  with_weight_type(s.down, [&](auto* weight) {
-    using T = std::remove_cv_t<std::remove_pointer_t<decltype(weight)>>;
-    for_ranges((hidden + kPiece - 1) / kPiece, kPiece * intermediate * rows, [&](int64_t begin, int64_t end) {
-      const int64_t n0 = begin * kPiece;
-      const int64_t n1 = end * kPiece < hidden ? end * kPiece : hidden;
-      linear_kernels().typed<T>().product(
-          {out + s.begin * hidden + n0, hidden, activated, weight + n0 * intermediate, rows, n1 - n0, intermediate,
-           x + s.begin * hidden + n0});
-    });
-  });
+  product(out, down, prepare<PreparedActivated>(down, activated, rows), rows, x);
 }
 
 void dual_ffn_cpu(
-    const Tensor& out, const Tensor& x, const Tensor& text_norm, const Tensor& text_gate_up, const Tensor& text_down,
-    const Tensor& audio_norm, const Tensor& audio_gate_up, const Tensor& audio_down, double eps,
-    int64_t num_text_rows) {
+    const Tensor& out, const Tensor& x, const Tensor& text_norm, const Tensor& text_gate_up,
+    const OptionalTensor& text_gate_up_scales, const Tensor& text_down, const OptionalTensor& text_down_scales,
+    const Tensor& audio_norm, const Tensor& audio_gate_up, const OptionalTensor& audio_gate_up_scales,
+    const Tensor& audio_down, const OptionalTensor& audio_down_scales, double eps, int64_t num_text_rows) {
   check_tensor("dual_ffn", "x", x, ScalarType::Float, {kAnySize, kAnySize});
   const int64_t rows = x.size(0), hidden = x.size(1);
   check_tensor("dual_ffn", "out", out, ScalarType::Float, {rows, hidden});
-  check_weight("dual_ffn", "text_norm", text_norm, {hidden});
-  check_weight("dual_ffn", "audio_norm", audio_norm, {hidden});
-  check_weight("dual_ffn", "text_down", text_down, {hidden, kAnySize});
-  check_weight("dual_ffn", "audio_down", audio_down, {hidden, kAnySize});
-  check_weight("dual_ffn", "text_gate_up", text_gate_up, {2 * text_down.size(1), hidden});
-  check_weight("dual_ffn", "audio_gate_up", audio_gate_up, {2 * audio_down.size(1), hidden});
+  const FeedForward text =
+      feed_forward("text", hidden, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales);
+  const FeedForward audio =
+      feed_forward("audio", hidden, audio_norm, audio_gate_up, audio_gate_up_scales, audio_down, audio_down_scales);
   check_text_rows("dual_ffn", num_text_rows, rows);
   float* to = out.mutable_data_ptr<float>();
   const float* from = x.const_data_ptr<float>();
-  run_segment(to, from, hidden, eps, {text_norm, text_gate_up, text_down, 0, num_text_rows});
-  run_segment(to, from, hidden, eps, {audio_norm, audio_gate_up, audio_down, num_text_rows, rows});
+  run_segment(to, from, 0, num_text_rows, eps, text);
+  run_segment(to, from, num_text_rows, rows, eps, audio);
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
-// out = x @ weight.T + residual, and out = rms_norm(x) @ weight.T. Threads take runs of the weight's rows; the inner
-// kernels stand in linear_kernels.cpp. Bytes moved: the weight, once for up to 96 rows.
+// out = x @ weight.T + residual, and out = rms_norm(x) @ weight.T, with packed weights. Threads take runs of panels; the
+// inner kernels stand in linear_kernels.cpp. Bytes moved: the weight, once for up to 240 rows.
 #include "cpu/linear.h"
 
 #include <torch/csrc/stable/library.h>
 
-#include <optional>
+#include <algorithm>
+#include <cstring>
 
 #include "common/checks.h"
 
@@ -12,57 +13,195 @@ namespace higgs_native::cpu {
 
 namespace {
 
-constexpr int64_t kPiece = 16;  // weight rows a thread takes at a time
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-template <typename T>
-void product(float* out, const float* x, const T* weight, int64_t rows, int64_t n, int64_t k, const float* residual) {
-  for_ranges((n + kPiece - 1) / kPiece, kPiece * k * rows, [&](int64_t begin, int64_t end) {
-    const int64_t n0 = begin * kPiece;
-    const int64_t n1 = end * kPiece < n ? end * kPiece : n;
-    linear_kernels().typed<T>().product(
-        {out + n0, n, x, weight + n0 * k, rows, n1 - n0, k, residual ? residual + n0 : nullptr});
-  });
+WeightFormat weight_format(const char* op, const char* name, const Tensor& weight) {
+  switch (weight.scalar_type()) {
+    case ScalarType::Float: return WeightFormat::f32;
+    case ScalarType::BFloat16: return WeightFormat::bf16;
+    case ScalarType::Char: return WeightFormat::int8;
+    case ScalarType::Byte: return WeightFormat::int4;
+    default:
+      STD_TORCH_CHECK(
+          false, op, ": ", name, " must be float32, bfloat16, int8 or uint8 (4 bits), got ",
+          dtype_name(weight.scalar_type()));
+  }
 }
 
-void linear_cpu(const Tensor& out, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& residual) {
+// How many elements 4 bytes of a packed weight hold, in torch's eyes.
+int64_t word_elements(WeightFormat format) {
+  return format == WeightFormat::f32 ? 1 : format == WeightFormat::bf16 ? 2 : 4;
+}
+
+// Units of a packed weight of k columns: whole quantization groups where it is quantized.
+int64_t count_units(WeightFormat format, int64_t k) {
+  if (is_quantized(format)) return ceil_div(k, kQuantGroup) * kQuantGroup / unit_columns(format);
+  return ceil_div(k, unit_columns(format));
+}
+
+void linear_cpu(
+    const Tensor& out, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scales,
+    const std::optional<Tensor>& residual) {
   check_tensor("linear", "x", x, ScalarType::Float, {kAnySize, kAnySize});
-  const int64_t rows = x.size(0), k = x.size(1);
-  check_weight("linear", "weight", weight, {kAnySize, k});
-  const int64_t n = weight.size(0);
-  check_tensor("linear", "out", out, ScalarType::Float, {rows, n});
-  if (residual) check_tensor("linear", "residual", *residual, ScalarType::Float, {rows, n});
-  const float* added = residual ? residual->const_data_ptr<float>() : nullptr;
+  const int64_t rows = x.size(0);
+  check_tensor("linear", "out", out, ScalarType::Float, {rows, kAnySize});
+  const PackedWeight packed = packed_weight("linear", "weight", weight, scales, out.size(1), x.size(1));
+  if (residual) check_tensor("linear", "residual", *residual, ScalarType::Float, {rows, packed.n});
   if (rows == 0) return;
-  with_weight_type(weight, [&](auto* w) {
-    product(out.mutable_data_ptr<float>(), x.const_data_ptr<float>(), w, rows, n, k, added);
-  });
+  struct Prepared;
+  const char* prepared = prepare<Prepared>(packed, x.const_data_ptr<float>(), rows);
+  product(
+      out.mutable_data_ptr<float>(), packed, prepared, rows, residual ? residual->const_data_ptr<float>() : nullptr);
 }
 
 void rms_norm_linear_cpu(
-    const Tensor& out, const Tensor& x, const Tensor& norm_weight, double eps, const Tensor& weight) {
-  check_tensor("rms_norm_linear", "x", x, ScalarType::Float, {kAnySize, kAnySize});
+    const Tensor& out, const Tensor& x, const Tensor& norm_weight, double eps, const Tensor& weight,
+    const std::optional<Tensor>& scales) {
+  const char* op = "rms_norm_linear";
+  check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize});
   const int64_t rows = x.size(0), k = x.size(1);
-  check_weight("rms_norm_linear", "norm_weight", norm_weight, {k});
-  check_weight("rms_norm_linear", "weight", weight, {kAnySize, k});
-  const int64_t n = weight.size(0);
-  check_tensor("rms_norm_linear", "out", out, ScalarType::Float, {rows, n});
+  check_weight(op, "norm_weight", norm_weight, {k});
+  check_tensor(op, "out", out, ScalarType::Float, {rows, kAnySize});
+  const PackedWeight packed = packed_weight(op, "weight", weight, scales, out.size(1), k);
   if (rows == 0) return;
-  struct Normalised;
-  float* normalised = scratch<Normalised>(rows * k);
-  rms_norm_rows(normalised, x.const_data_ptr<float>(), norm_weight, 0, rows, k, eps);
-  with_weight_type(
-      weight, [&](auto* w) { product(out.mutable_data_ptr<float>(), normalised, w, rows, n, k, nullptr); });
+  struct Prepared;
+  const RowNorm norm = {norm_weight, norm_weight, rows, static_cast<float>(eps)};
+  const char* prepared = prepare<Prepared>(packed, x.const_data_ptr<float>(), rows, &norm);
+  product(out.mutable_data_ptr<float>(), packed, prepared, rows);
+}
+
+// Writes row `row` of a matrix, k values of `size` bytes, into its lane of the packed weight; zeros where `from` is null.
+void pack_row(char* packed, int64_t lane, const char* from, int64_t bytes, int64_t units) {
+  char* to = packed + lane * 4;
+  int64_t u = 0;
+  if (from) {
+    for (; u < bytes / 4; ++u) std::memcpy(to + u * kUnitBytes, from + u * 4, 4);
+    if (bytes % 4) {
+      std::memset(to + u * kUnitBytes, 0, 4);
+      std::memcpy(to + u * kUnitBytes, from + u * 4, bytes % 4);
+      ++u;
+    }
+  }
+  for (; u < units; ++u) std::memset(to + u * kUnitBytes, 0, 4);
+}
+
+// Integers of 4 bits, eight to a word: the first four in the low halves of its bytes, the others in the high halves.
+void pack_row_int4(char* packed, int64_t lane, const int8_t* from, int64_t k, int64_t units) {
+  for (int64_t u = 0; u < units; ++u) {
+    unsigned char bytes[4];
+    for (int64_t i = 0; i < 4; ++i) {
+      const int64_t low = 8 * u + i, high = low + 4;
+      const int first = from && low < k ? from[low] + 8 : 8;
+      const int second = from && high < k ? from[high] + 8 : 8;
+      bytes[i] = static_cast<unsigned char>((first & 15) | (second & 15) << 4);
+    }
+    std::memcpy(packed + u * kUnitBytes + lane * 4, bytes, 4);
+  }
+}
+
+void pack_linear_cpu(const Tensor& packed, const Tensor& weight, int64_t first_lane, int64_t lanes) {
+  const char* op = "pack_linear";
+  const WeightFormat format = weight_format(op, "packed", packed);
+  const ScalarType dtype = is_quantized(format) ? ScalarType::Char : packed.scalar_type();
+  check_tensor(op, "weight", weight, dtype, {kAnySize, kAnySize});
+  const int64_t n = weight.size(0), k = weight.size(1), units = count_units(format, k);
+  STD_TORCH_CHECK(
+      lanes >= 1 && first_lane >= 0 && first_lane + lanes <= kPanel, op, ": first_lane and lanes must lie within ",
+      kPanel, " lanes, got ", first_lane, " and ", lanes);
+  const int64_t panels = ceil_div(n, lanes);
+  check_tensor(op, "packed", packed, packed.scalar_type(), {panels, units, kPanel, word_elements(format)});
+  const int64_t size = 4 / word_elements(format);
+  const char* from = static_cast<const char*>(weight.const_data_ptr());
+  char* to = static_cast<char*>(packed.mutable_data_ptr());
+  for_ranges(panels, lanes * k, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      char* target = to + panel * units * kUnitBytes;
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        const int64_t row = panel * lanes + lane;
+        const char* source = row < n ? from + row * k * size : nullptr;
+        if (format == WeightFormat::int4) {
+          pack_row_int4(target, first_lane + lane, reinterpret_cast<const int8_t*>(source), k, units);
+        } else {
+          pack_row(target, first_lane + lane, source, k * size, units);
+        }
+      }
+    }
+  });
 }
 
 }  // namespace
 
-void rms_norm_rows(
-    float* out, const float* x, const Tensor& norm_weight, int64_t begin, int64_t end, int64_t k, double eps) {
-  with_weight_type(norm_weight, [&](auto* w) {
-    using T = std::remove_cv_t<std::remove_pointer_t<decltype(w)>>;
-    for (int64_t row = begin; row < end; ++row) {
-      linear_kernels().typed<T>().rms_norm(out + row * k, x + row * k, w, k, static_cast<float>(eps));
+PackedWeight packed_weight(
+    const char* op, const char* name, const Tensor& weight, const std::optional<Tensor>& scales, int64_t n, int64_t k) {
+  const WeightFormat format = weight_format(op, name, weight);
+  const int64_t units = count_units(format, k), panels = ceil_div(n, kPanel);
+  check_tensor(op, name, weight, weight.scalar_type(), {panels, units, kPanel, word_elements(format)});
+  STD_TORCH_CHECK(
+      scales.has_value() == is_quantized(format), op, ": ", name, " of dtype ", dtype_name(weight.scalar_type()),
+      is_quantized(format) ? " needs scales" : " takes no scales");
+  if (format == WeightFormat::int8) check_tensor(op, "scales", *scales, ScalarType::Float, {panels, kPanel});
+  if (format == WeightFormat::int4) {
+    check_tensor(op, "scales", *scales, ScalarType::Half, {panels, units * 8 / kQuantGroup, kPanel});
+  }
+  return {format, static_cast<const char*>(weight.const_data_ptr()), scales ? scales->const_data_ptr() : nullptr, n, k,
+          units};
+}
+
+int64_t packed_columns(const char* op, const char* name, const Tensor& weight) {
+  return weight.size(1) * unit_columns(weight_format(op, name, weight));
+}
+
+int64_t packed_f32_bytes(int64_t n, int64_t k) { return ceil_div(n, kPanel) * k * kUnitBytes; }
+
+void pack_f32(char* packed, const float* weight, int64_t n, int64_t k) {
+  for (int64_t row = 0; row < ceil_div(n, kPanel) * kPanel; ++row) {
+    const char* from = row < n ? reinterpret_cast<const char*>(weight + row * k) : nullptr;
+    pack_row(packed + row / kPanel * k * kUnitBytes, row % kPanel, from, k * 4, k);
+  }
+}
+
+void prepare_groups(
+    char* to, const PackedWeight& weight, const float* x, int64_t rows, const RowNorm* norm, int64_t groups,
+    int64_t first, int64_t last) {
+  const int64_t k = weight.k, row_bytes = prepared_row_bytes(weight.format, weight.kernels(), weight.units);
+  for (int64_t g = first; g < last; ++g) {
+    const int64_t begin = group_begin(g, groups, rows), end = group_begin(g + 1, groups, rows);
+    const float* from = x + begin * k;
+    if (norm) {
+      struct Normalised;
+      float* normalised = scratch<Normalised>((end - begin) * k);
+      for (int64_t row = begin; row < end; ++row) {
+        const Tensor& w = row < norm->num_text_rows ? norm->text_weight : norm->audio_weight;
+        float* target = normalised + (row - begin) * k;
+        if (w.scalar_type() == ScalarType::BFloat16) {
+          const auto* values = static_cast<const uint16_t*>(w.const_data_ptr());
+          linear_kernels().rms_norm_bf16(target, x + row * k, values, k, norm->eps);
+        } else {
+          linear_kernels().rms_norm_f32(target, x + row * k, w.const_data_ptr<float>(), k, norm->eps);
+        }
+      }
+      from = normalised;
     }
+    weight.kernels().prepare(to + begin * row_bytes, from, end - begin, k, weight.units);
+  }
+}
+
+void product_panels(
+    float* out, int64_t out_stride, const PackedWeight& weight, int64_t begin, int64_t end, const char* x, int64_t rows,
+    const float* residual) {
+  const int64_t scale_bytes = weight.format == WeightFormat::int8   ? kPanel * 4
+                              : weight.format == WeightFormat::int4 ? weight.units * 8 / kQuantGroup * kPanel * 2
+                                                                    : 0;
+  weight.kernels().product(
+      {out, out_stride, residual, x, weight.data + begin * weight.units * kUnitBytes,
+       weight.scales ? static_cast<const char*>(weight.scales) + begin * scale_bytes : nullptr, rows,
+       std::min(end * kPanel, weight.n) - begin * kPanel, weight.units});
+}
+
+void product(float* out, const PackedWeight& weight, const char* x, int64_t rows, const float* residual) {
+  for_ranges(ceil_div(weight.n, kPanel), kPanel * weight.k * rows, [&](int64_t begin, int64_t end) {
+    const int64_t n0 = begin * kPanel;
+    product_panels(out + n0, weight.n, weight, begin, end, x, rows, residual ? residual + n0 : nullptr);
   });
 }
 
@@ -71,4 +210,5 @@ void rms_norm_rows(
 STABLE_TORCH_LIBRARY_IMPL(higgs_native, CPU, m) {
   m.impl("linear", TORCH_BOX(&higgs_native::cpu::linear_cpu));
   m.impl("rms_norm_linear", TORCH_BOX(&higgs_native::cpu::rms_norm_linear_cpu));
+  m.impl("pack_linear", TORCH_BOX(&higgs_native::cpu::pack_linear_cpu));
 }

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <type_traits>
 
 #include "cpu/linear_kernels.h"
@@ -12,6 +13,84 @@
 namespace higgs_native::cpu {
 
 using torch::stable::Tensor;
+
+// A packed weight matrix of n rows and k columns; see linear_kernels.h.
+struct PackedWeight {
+  WeightFormat format;
+  const char* data;
+  const void* scales;
+  int64_t n, k, units;
+
+  const FormatKernels& kernels() const { return linear_kernels().formats[static_cast<int>(format)]; }
+};
+
+// Raises `op: name ...` unless the tensors are a packed weight of n rows and k columns.
+PackedWeight packed_weight(
+    const char* op, const char* name, const Tensor& weight, const std::optional<Tensor>& scales, int64_t n, int64_t k);
+
+// How many columns the words of a packed weight hold; the last ones may be padding.
+int64_t packed_columns(const char* op, const char* name, const Tensor& weight);
+
+// Bytes of a packed float32 weight of n rows and k columns, and the packing itself of weight [n, k].
+int64_t packed_f32_bytes(int64_t n, int64_t k);
+void pack_f32(char* packed, const float* weight, int64_t n, int64_t k);
+
+// Normalises rows before a product: rows before `num_text_rows` with `text_weight`, the others with `audio_weight`.
+struct RowNorm {
+  const Tensor& text_weight;
+  const Tensor& audio_weight;
+  int64_t num_text_rows;
+  float eps;
+};
+
+// Prepares x [rows, weight.k] for products with `weight`, normalised first where `norm` is given. The result lives until
+// the calling thread's next call with the same tag.
+template <typename Tag>
+const char* prepare(const PackedWeight& weight, const float* x, int64_t rows, const RowNorm* norm = nullptr);
+
+// The same on this thread alone.
+template <typename Tag>
+const char* prepare_here(const PackedWeight& weight, const float* x, int64_t rows);
+
+// out = x @ weight.T + residual; out and residual are [rows, weight.n], x is prepared for `weight`.
+void product(float* out, const PackedWeight& weight, const char* x, int64_t rows, const float* residual = nullptr);
+
+// The part of it that panels [begin, end) give, on this thread: out and residual point to the first of their columns.
+void product_panels(
+    float* out, int64_t out_stride, const PackedWeight& weight, int64_t begin, int64_t end, const char* x, int64_t rows,
+    const float* residual = nullptr);
+
+// ---- The rest is in the header for its template parameters alone.
+
+// Prepares rows [group_begin(first), group_begin(last)) of `groups`.
+void prepare_groups(
+    char* to, const PackedWeight& weight, const float* x, int64_t rows, const RowNorm* norm, int64_t groups,
+    int64_t first, int64_t last);
+
+template <typename Tag>
+char* prepared_memory(const PackedWeight& weight, int64_t rows) {
+  const int64_t bytes = rows * prepared_row_bytes(weight.format, weight.kernels(), weight.units);
+  return reinterpret_cast<char*>(scratch<Tag>(bytes / sizeof(float)));
+}
+
+template <typename Tag>
+const char* prepare(const PackedWeight& weight, const float* x, int64_t rows, const RowNorm* norm) {
+  char* to = prepared_memory<Tag>(weight, rows);
+  const int64_t groups = group_count(rows, linear_kernels().group_rows);
+  // A value costs about as much as some multiply-adds.
+  for_ranges(groups, 4 * weight.k * rows / groups, [&](int64_t begin, int64_t end) {
+    prepare_groups(to, weight, x, rows, norm, groups, begin, end);
+  });
+  return to;
+}
+
+template <typename Tag>
+const char* prepare_here(const PackedWeight& weight, const float* x, int64_t rows) {
+  char* to = prepared_memory<Tag>(weight, rows);
+  const int64_t groups = group_count(rows, linear_kernels().group_rows);
+  prepare_groups(to, weight, x, rows, nullptr, groups, 0, groups);
+  return to;
+}
 
 // Calls f with the weight's data as `const float*` or `const uint16_t*` (bfloat16).
 template <typename F>
@@ -22,9 +101,5 @@ void with_weight_type(const Tensor& weight, const F& f) {
     f(static_cast<const float*>(weight.const_data_ptr()));
   }
 }
-
-// out[row] = rms_norm(x[row]) for begin <= row < end; out and x are [rows, k].
-void rms_norm_rows(
-    float* out, const float* x, const Tensor& norm_weight, int64_t begin, int64_t end, int64_t k, double eps);
 
 }  // namespace higgs_native::cpu

@@ -1,10 +1,10 @@
-// Weight-streaming products: out[r][n] = sum_k x[r][k] * weight[n][k], float32 accumulation.
+// The products with packed weights, out[r][n] = sum_k x[r][k] * weight[n][k].
 //
-// The weight is row-major [n, k] in float32 or bfloat16, x is float32. Up to kStreamedRows rows go straight from memory:
-// each step loads one vector of each of several weight rows, widens it, and multiplies it with a vector of each of kGroup
-// rows of x, so the weight is read once and only read bandwidth counts. More rows are compute-bound: blocks of kBlockN weight rows by
-// kBlockK columns are widened into the cache once and meet the rows of x in groups of kGroup, the accumulators of all
-// groups waiting in the cache between blocks. Bytes moved: the weight, once for every kBlockRows rows.
+// A tile is a group of rows of x against one panel of the weight: its sums, kGroupRows by 32, stay in registers while the
+// panel's units stream past; each is loaded once and multiplied with a broadcast of every row. Where all rows are one
+// group, a panel is read from memory once, from one end to the other, and only read bandwidth counts. With more rows the
+// work is bound by multiply-adds: a block of the panel stays in the cache while all groups meet it, and their sums wait
+// in the cache between blocks. Bytes moved: the weight, once for every kBlockRows rows.
 #include "cpu/linear_kernels.h"
 
 #include "cpu/simd.h"
@@ -13,172 +13,446 @@ namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 
 namespace {
 
-// Registers: kGroup * 4 accumulators, kGroup vectors of x, one of the weight; 16 in all, 32 with AVX-512.
-constexpr int kGroup = kWidth == 16 ? 6 : 3;
-constexpr int kStreamedRows = 16;
-constexpr int kBlockN = 16;
-constexpr int kBlockK = 1024;
-constexpr int kBlockRows = 96;
-constexpr int kPrefetchBytes = 1024;
+constexpr int kParts = kPanel / kWidth;  // vectors side by side in a panel
+// Registers: kGroupRows * kParts sums, the vectors of a unit, a broadcast; 16 in all, 32 with AVX-512.
+constexpr int kGroupRows = kWidth == 16 ? 12 : kWidth == 8 ? 3 : 1;
+// A panel's block fits the first cache (16 KiB), or, where a tile has work enough for each load, the second (64 KiB).
+constexpr int64_t kBlockUnits = kWidth == 16 ? 512 : 128;
+constexpr int64_t kBlockRows = 240;
 
-// acc[m][n] += x[m] * weight[n], one vector of each of MR rows of x and NR rows of the weight.
-template <int MR, int NR, typename T>
-HIGGS_INLINE void multiply(
-    Vec (&acc)[MR][NR], const float* x, int64_t x_stride, const T* weight, int64_t weight_stride) {
-  Vec xs[MR];
-#pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m) xs[m] = load(x + m * x_stride);
-#pragma GCC unroll 8
-  for (int n = 0; n < NR; ++n) {
-    const Vec w = load(weight + n * weight_stride);
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) acc[m][n] += xs[m] * w;
+HIGGS_INLINE UIntVec load_bits(const char* p) {
+  UIntVec v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+HIGGS_INLINE int32_t load_int(const char* p) {
+  int32_t i;
+  memcpy(&i, p, sizeof i);
+  return i;
+}
+
+// An operand of all four weights of a lane, or of a pair, as 32 bits.
+HIGGS_INLINE UIntVec splat_bits(const char* p) { return (UIntVec)(IntVec{} + load_int(p)); }
+
+// ---- The formats. Each says how many bytes a unit of a prepared row takes, how a group of rows is prepared, and how the
+// sums of a tile take one unit. The rows of a group stand side by side, 4 bytes of each in turn.
+
+// Puts `count` times 4 bytes of row m of a group of `rows` to their places, from place `first` on.
+HIGGS_INLINE void place_words(char* to, int64_t rows, int64_t m, int64_t first, const void* words, int64_t count) {
+  const char* from = static_cast<const char*>(words);
+  if (rows == 1) {
+    memcpy(to + first * 4, from, count * 4);
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) memcpy(to + ((first + i) * rows + m) * 4, from + i * 4, 4);
+}
+
+// Rows as they are, a float a column; columns beyond k are zero.
+void prepare_floats(char* to, const float* x, int64_t rows, int64_t k, int64_t columns) {
+  const float zero = 0;
+  for (int64_t m = 0; m < rows; ++m) {
+    place_words(to, rows, m, 0, x + m * k, k);
+    for (int64_t i = k; i < columns; ++i) place_words(to, rows, m, i, &zero, 1);
   }
 }
 
-// The same over all of k, with a scalar tail for what fills no vector.
-template <int MR, int NR, bool PREFETCH, typename T>
-HIGGS_INLINE void accumulate(
-    Vec (&acc)[MR][NR], float (&tail)[MR][NR], const float* x, int64_t x_stride, const T* weight, int64_t weight_stride,
-    int64_t k) {
-  constexpr int kLine = 64 / sizeof(T);  // elements in a cache line, which one prefetch fetches
-  int64_t i = 0;
-  for (; i + kLine <= k; i += kLine) {
-    if constexpr (PREFETCH) {
+struct Float32 {
+  static constexpr int64_t kPreparedUnitBytes = 4;
+  static constexpr int64_t kGroupUnits = 0;  // not quantized
+  static constexpr bool kWidens = false;
+
+  static void prepare(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
+    prepare_floats(to, x, rows, k, units);
+  }
+
+  template <int R>
+  HIGGS_INLINE void step(Vec (&sums)[R][kParts], const char* x, const char* weight) {
+    const float* values = reinterpret_cast<const float*>(x);
+    const float* weights = reinterpret_cast<const float*>(weight);
+    // Of the two factors, the fewer vectors stay in registers.
+    if constexpr (R < kParts) {
+      Vec v[R];
+#pragma GCC unroll 16
+      for (int m = 0; m < R; ++m) v[m] = splat(values[m]);
 #pragma GCC unroll 8
-      for (int n = 0; n < NR; ++n) {
-        __builtin_prefetch(reinterpret_cast<const char*>(weight + n * weight_stride + i) + kPrefetchBytes);
+      for (int j = 0; j < kParts; ++j) {
+        const Vec w = load(weights + j * kWidth);
+#pragma GCC unroll 16
+        for (int m = 0; m < R; ++m) sums[m][j] += v[m] * w;
+      }
+    } else {
+      Vec w[kParts];
+#pragma GCC unroll 8
+      for (int j = 0; j < kParts; ++j) w[j] = load(weights + j * kWidth);
+#pragma GCC unroll 16
+      for (int m = 0; m < R; ++m) {
+        const Vec v = splat(values[m]);
+#pragma GCC unroll 8
+        for (int j = 0; j < kParts; ++j) sums[m][j] += v * w[j];
       }
     }
-#pragma GCC unroll 8
-    for (int v = 0; v < kLine; v += kWidth) {
-      multiply<MR, NR>(acc, x + i + v, x_stride, weight + i + v, weight_stride);
-    }
   }
-  for (; i + kWidth <= k; i += kWidth) multiply<MR, NR>(acc, x + i, x_stride, weight + i, weight_stride);
-  for (; i < k; ++i) {
-    for (int m = 0; m < MR; ++m) {
-      for (int n = 0; n < NR; ++n) {
-        tail[m][n] = multiply_add(x[m * x_stride + i], to_float(weight[n * weight_stride + i]), tail[m][n]);
+};
+
+#if defined(__AVX512BF16__)
+
+// Pairs of products are summed by one instruction, from bfloat16.
+struct BFloat16 {
+  static constexpr int64_t kPreparedUnitBytes = 4;
+  static constexpr int64_t kGroupUnits = 0;
+
+  static void prepare(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
+    for (int64_t m = 0; m < rows; ++m) {
+      for (int64_t u = 0; u < units; u += kWidth / 2) {
+        alignas(64) float values[kWidth] = {};
+        const int64_t pairs = units - u < kWidth / 2 ? units - u : kWidth / 2;
+        const int64_t count = k - 2 * u < kWidth ? k - 2 * u : kWidth;
+        memcpy(values, x + m * k + 2 * u, count * sizeof(float));
+        const __m256bh rounded = _mm512_cvtneps_pbh((__m512)load(values));
+        place_words(to, rows, m, u, &rounded, pairs);
       }
     }
   }
-}
 
-template <typename T>
-HIGGS_INLINE void write(const ProductBlock<T>& p, int64_t row, int64_t n, float value) {
-  const int64_t at = row * p.out_stride + n;
-  p.out[at] = p.residual ? p.residual[at] + value : value;
-}
-
-template <int MR, int NR, typename T>
-HIGGS_INLINE void stream(const ProductBlock<T>& p, int64_t row, int64_t n) {
-  Vec acc[MR][NR] = {};
-  float tail[MR][NR] = {};
-  accumulate<MR, NR, true>(acc, tail, p.x + row * p.k, p.k, p.weight + n * p.k, p.k, p.k);
-  for (int i = 0; i < NR; ++i) {
-    for (int m = 0; m < MR; ++m) write(p, row + m, n + i, sum(acc[m][i]) + tail[m][i]);
-  }
-}
-
-// NR weight rows against all rows of x; after the first group they come from the cache.
-template <int NR, typename T>
-HIGGS_INLINE void stream_rows(const ProductBlock<T>& p, int64_t n) {
-  int64_t row = 0;
-  for (; row + kGroup <= p.rows; row += kGroup) stream<kGroup, NR>(p, row, n);
-  for (; row + 2 <= p.rows; row += 2) stream<2, NR>(p, row, n);
-  for (; row < p.rows; ++row) stream<1, NR>(p, row, n);
-}
-
-template <typename T>
-void streamed(const ProductBlock<T>& p) {
-  int64_t n = 0;
-  if (p.rows == 1) {
-    for (; n + 8 <= p.n; n += 8) stream<1, 8>(p, 0, n);
-  }
-  for (; n + 4 <= p.n; n += 4) stream_rows<4>(p, n);
-  for (; n < p.n; ++n) stream_rows<1>(p, n);
-}
-
-// One group of MR rows against 4 weight rows of a widened block; the accumulators continue where they were left.
-template <int MR>
-HIGGS_INLINE void continue_group(
-    Vec* waiting, float* waiting_tail, const float* x, int64_t x_stride, const float* weight, int64_t k) {
-  Vec acc[MR][4];
-  float tail[MR][4];
+  template <int R>
+  HIGGS_INLINE void step(Vec (&sums)[R][kParts], const char* x, const char* weight) {
+    __m512bh w[kParts];
 #pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m) {
+    for (int j = 0; j < kParts; ++j) w[j] = (__m512bh)load_bits(weight + j * 64);
+#pragma GCC unroll 16
+    for (int m = 0; m < R; ++m) {
+      const __m512bh v = (__m512bh)splat_bits(x + 4 * m);
 #pragma GCC unroll 8
-    for (int n = 0; n < 4; ++n) {
-      acc[m][n] = waiting[m * kBlockN + n];
-      tail[m][n] = waiting_tail[m * kBlockN + n];
+      for (int j = 0; j < kParts; ++j) sums[m][j] = (Vec)_mm512_dpbf16_ps((__m512)sums[m][j], v, w[j]);
     }
   }
-  accumulate<MR, 4, false>(acc, tail, x, x_stride, weight, kBlockK, k);
+};
+
+#else
+
+// The first of a pair is the lower half of 32 bits, the second the upper: both widen by one instruction. Rows are prepared
+// as for float32.
+struct BFloat16 {
+  static constexpr int64_t kPreparedUnitBytes = 8;
+  static constexpr int64_t kGroupUnits = 0;
+  static constexpr bool kWidens = true;
+
+  static void prepare(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
+    prepare_floats(to, x, rows, k, 2 * units);
+  }
+
+  template <int R>
+  HIGGS_INLINE void step(Vec (&sums)[R][kParts], const char* x, const char* weight) {
+    const float* values = reinterpret_cast<const float*>(x);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      Vec v[R];
+#pragma GCC unroll 16
+      for (int m = 0; m < R; ++m) v[m] = splat(values[i * R + m]);
 #pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 8
-    for (int n = 0; n < 4; ++n) {
-      waiting[m * kBlockN + n] = acc[m][n];
-      waiting_tail[m * kBlockN + n] = tail[m][n];
+      for (int j = 0; j < kParts; ++j) {
+        const UIntVec bits = load_bits(weight + j * kWidth * 4);
+        const Vec w = (Vec)(i == 0 ? bits << 16 : bits & 0xffff0000u);
+#pragma GCC unroll 16
+        for (int m = 0; m < R; ++m) sums[m][j] += v[m] * w;
+      }
+    }
+  }
+};
+
+// Units of a panel as twice as many of float32.
+HIGGS_INLINE void widen(char* to, const char* weight, int64_t units) {
+  for (int64_t u = 0; u < units; ++u, weight += kUnitBytes, to += 2 * kUnitBytes) {
+    for (int j = 0; j < kParts; ++j) {
+      const UIntVec bits = load_bits(weight + j * kWidth * 4), first = bits << 16, second = bits & 0xffff0000u;
+      memcpy(to + j * kWidth * 4, &first, sizeof first);
+      memcpy(to + kUnitBytes + j * kWidth * 4, &second, sizeof second);
     }
   }
 }
 
-template <typename T>
-void blocked(const ProductBlock<T>& p) {
-  alignas(64) float widened[kBlockN * kBlockK];
-  alignas(64) Vec acc[kBlockRows * kBlockN];
-  alignas(64) float tail[kBlockRows * kBlockN];
-  for (int64_t row0 = 0; row0 < p.rows; row0 += kBlockRows) {
-    const int64_t rows = p.rows - row0 < kBlockRows ? p.rows - row0 : kBlockRows;
-    for (int64_t n0 = 0; n0 < p.n; n0 += kBlockN) {
-      const int64_t count = p.n - n0 < kBlockN ? p.n - n0 : kBlockN;
-      const int64_t padded = (count + 3) / 4 * 4;
-      memset(acc, 0, sizeof(Vec) * rows * kBlockN);
-      memset(tail, 0, sizeof(float) * rows * kBlockN);
-      for (int64_t k0 = 0; k0 < p.k; k0 += kBlockK) {
-        const int64_t k = p.k - k0 < kBlockK ? p.k - k0 : kBlockK;
-        for (int64_t n = 0; n < padded; ++n) {
-          float* to = widened + n * kBlockK;
-          if (n >= count) {
-            memset(to, 0, sizeof(float) * k);
+#endif
+
+// Rounds rows to integers of magnitude 127 at most with a scale for each group: four integers a word, then the scales
+// [groups][rows] and `correction` times the sums of the integers, likewise. A NaN or an infinity makes its group's scale
+// NaN.
+void prepare_quantized(char* to, int32_t correction, const float* x, int64_t rows, int64_t k, int64_t columns) {
+  const int64_t groups = columns / kQuantGroup;
+  float* scales = reinterpret_cast<float*>(to + columns * rows);
+  int32_t* sums = reinterpret_cast<int32_t*>(scales + groups * rows);
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t g = 0; g < groups; ++g) {
+      alignas(64) float values[kQuantGroup] = {};
+      alignas(64) int8_t bytes[kQuantGroup];
+      const int64_t begin = g * kQuantGroup, count = k - begin < kQuantGroup ? k - begin : kQuantGroup;
+      if (count > 0) memcpy(values, x + m * k + begin, count * sizeof(float));
+      Vec largest = {}, nothing = {};
+      for (int64_t i = 0; i < kQuantGroup; i += kWidth) {
+        const Vec v = load(values + i);
+        const Vec magnitude = select(v < -v, -v, v);
+        largest = select(magnitude > largest, magnitude, largest);
+        nothing += v * splat(0.f);
+      }
+      float most = 0;
+      for (int lane = 0; lane < kWidth; ++lane) most = largest[lane] > most ? largest[lane] : most;
+      const Vec inverse = splat(most > 1e-30f ? 127.f / most : 0.f);
+      IntVec total = {};
+      for (int64_t i = 0; i < kQuantGroup; i += kWidth) {
+        const IntVec q = round_to_int(load(values + i) * inverse);
+        total += q;
+        const ByteVec b = __builtin_convertvector(q, ByteVec);
+        memcpy(bytes + i, &b, sizeof b);
+      }
+      int32_t sum_of_all = 0;
+      for (int lane = 0; lane < kWidth; ++lane) sum_of_all += total[lane];
+      scales[g * rows + m] = most / 127.f + sum(nothing);
+      sums[g * rows + m] = correction * sum_of_all;
+      place_words(to, rows, m, begin / 4, bytes, kQuantGroup / 4);
+    }
+  }
+}
+
+// What both quantized formats have alike: 8-bit integers in the order of k, four to a lane, whose sum with four unsigned
+// 8-bit weights one instruction adds to 32 bits. Weights are stored or taken as unsigned, `kZero` above their value; what
+// this adds too much, kZero times the sum of the row's integers, is where the sums begin.
+struct Quantized {
+  static constexpr bool kWidens = false;
+
+  HIGGS_INLINE IntVec multiply_bytes(IntVec sum, UIntVec weights, UIntVec x) {
+#if defined(__AVX512VNNI__)
+    return (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, (__m512i)x);
+#else
+    // Even and odd bytes apart, as 16-bit integers whose products are summed in pairs without saturation.
+    const UIntVec even = weights & 0x00ff00ffu, odd = weights >> 8 & 0x00ff00ffu;
+#if defined(__AVX2__)
+    const __m256i x_even = _mm256_srai_epi16(_mm256_slli_epi16((__m256i)x, 8), 8);
+    const __m256i x_odd = _mm256_srai_epi16((__m256i)x, 8);
+    return sum + (IntVec)_mm256_madd_epi16((__m256i)even, x_even) + (IntVec)_mm256_madd_epi16((__m256i)odd, x_odd);
+#else
+    const IntVec e = (IntVec)even, o = (IntVec)odd, v = (IntVec)x;
+    return sum + (e & 0xffff) * (v << 24 >> 24) + (o & 0xffff) * (v << 16 >> 24) + (e >> 16) * (v << 8 >> 24) +
+           (o >> 16) * (v >> 24);
+#endif
+#endif
+  }
+};
+
+struct Int8 : Quantized {
+  static constexpr int64_t kPreparedUnitBytes = 4;
+  static constexpr int64_t kGroupUnits = kQuantGroup / 4;
+  static constexpr int32_t kZero = 128;
+
+  static void prepare(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
+    prepare_quantized(to, -kZero, x, rows, k, 4 * units);
+  }
+
+  template <int R>
+  HIGGS_INLINE void step(IntVec (&sums)[R][kParts], const char* x, const char* weight) {
+    UIntVec w[kParts];
+#pragma GCC unroll 8
+    for (int j = 0; j < kParts; ++j) w[j] = load_bits(weight + j * kWidth * 4) ^ 0x80808080u;
+#pragma GCC unroll 16
+    for (int m = 0; m < R; ++m) {
+      const UIntVec v = splat_bits(x + 4 * m);
+#pragma GCC unroll 8
+      for (int j = 0; j < kParts; ++j) sums[m][j] = multiply_bytes(sums[m][j], w[j], v);
+    }
+  }
+
+  // A weight row's scale is applied to its finished sum.
+  static int64_t panel_scale_bytes(int64_t) { return kPanel * sizeof(float); }
+  HIGGS_INLINE Vec group_scale(const void*, int64_t, int) { return splat(1.f); }
+  HIGGS_INLINE Vec row_scale(const void* scales, int j) { return load(static_cast<const float*>(scales) + j * kWidth); }
+};
+
+struct Int4 : Quantized {
+  static constexpr int64_t kPreparedUnitBytes = 8;
+  static constexpr int64_t kGroupUnits = kQuantGroup / 8;
+  static constexpr int32_t kZero = 8;
+
+  static void prepare(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
+    prepare_quantized(to, -kZero, x, rows, k, 8 * units);
+  }
+
+  template <int R>
+  HIGGS_INLINE void step(IntVec (&sums)[R][kParts], const char* x, const char* weight) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      UIntVec w[kParts];
+#pragma GCC unroll 8
+      for (int j = 0; j < kParts; ++j) w[j] = load_bits(weight + j * kWidth * 4) >> (4 * i) & 0x0f0f0f0fu;
+#pragma GCC unroll 16
+      for (int m = 0; m < R; ++m) {
+        const UIntVec v = splat_bits(x + 4 * (i * R + m));
+#pragma GCC unroll 8
+        for (int j = 0; j < kParts; ++j) sums[m][j] = multiply_bytes(sums[m][j], w[j], v);
+      }
+    }
+  }
+
+  static int64_t panel_scale_bytes(int64_t units) { return units / kGroupUnits * kPanel * sizeof(uint16_t); }
+  HIGGS_INLINE Vec group_scale(const void* scales, int64_t group, int j) {
+    return load_half(static_cast<const uint16_t*>(scales) + group * kPanel + j * kWidth);
+  }
+  HIGGS_INLINE Vec row_scale(const void*, int) { return splat(1.f); }
+};
+
+// ---- Tiles
+
+// A group of R rows against units [begin, end) of a panel that has `units`; `waiting` [R, kPanel] holds the sums so far.
+struct Tile {
+  float* waiting;
+  const char* x;       // the group, prepared
+  const char* weight;  // unit `begin` of the panel
+  const void* scales;  // the panel's
+  int64_t begin, end, units;
+};
+
+template <typename F, int R>
+void run_tile(const Tile& t) {
+  Vec sums[R][kParts];
+#pragma GCC unroll 16
+  for (int m = 0; m < R; ++m) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kParts; ++j) sums[m][j] = t.begin == 0 ? Vec{} : load(t.waiting + m * kPanel + j * kWidth);
+  }
+  const char* x = t.x + t.begin * F::kPreparedUnitBytes * R;
+  const char* weight = t.weight;
+  if constexpr (F::kGroupUnits > 0) {
+    const int64_t groups = t.units / F::kGroupUnits;
+    const float* scales = reinterpret_cast<const float*>(t.x + t.units * F::kPreparedUnitBytes * R);
+    const int32_t* zeros = reinterpret_cast<const int32_t*>(scales + groups * R);
+    for (int64_t g = t.begin / F::kGroupUnits; g < t.end / F::kGroupUnits; ++g) {
+      IntVec integers[R][kParts];
+#pragma GCC unroll 16
+      for (int m = 0; m < R; ++m) {
+#pragma GCC unroll 8
+        for (int j = 0; j < kParts; ++j) integers[m][j] = IntVec{} + zeros[g * R + m];
+      }
+#pragma GCC unroll 4
+      for (int64_t u = 0; u < F::kGroupUnits; ++u) {
+        F::step(integers, x, weight);
+        x += F::kPreparedUnitBytes * R;
+        weight += kUnitBytes;
+      }
+#pragma GCC unroll 16
+      for (int m = 0; m < R; ++m) {
+#pragma GCC unroll 8
+        for (int j = 0; j < kParts; ++j) {
+          const Vec scale = splat(scales[g * R + m]) * F::group_scale(t.scales, g, j);
+          sums[m][j] += __builtin_convertvector(integers[m][j], Vec) * scale;
+        }
+      }
+    }
+  } else {
+#pragma GCC unroll 4
+    for (int64_t u = t.begin; u < t.end; ++u) {
+      F::step(sums, x, weight);
+      x += F::kPreparedUnitBytes * R;
+      weight += kUnitBytes;
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < R; ++m) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kParts; ++j) store(t.waiting + m * kPanel + j * kWidth, sums[m][j]);
+  }
+}
+
+template <typename F>
+HIGGS_INLINE void dispatch_tile(const Tile& t, int64_t rows) {
+  switch (rows) {
+    case 1: return run_tile<F, 1>(t);
+#if defined(__AVX2__)
+    case 2: return run_tile<F, 2>(t);
+    case 3: return run_tile<F, 3>(t);
+#endif
+#if defined(__AVX512F__)
+    case 4: return run_tile<F, 4>(t);
+    case 5: return run_tile<F, 5>(t);
+    case 6: return run_tile<F, 6>(t);
+    case 7: return run_tile<F, 7>(t);
+    case 8: return run_tile<F, 8>(t);
+    case 9: return run_tile<F, 9>(t);
+    case 10: return run_tile<F, 10>(t);
+    case 11: return run_tile<F, 11>(t);
+    case 12: return run_tile<F, 12>(t);
+#endif
+  }
+}
+
+template <typename F>
+HIGGS_INLINE void write_row(const ProductBlock& p, const float* sums, const void* scales, int64_t row, int64_t n0) {
+  float* out = p.out + row * p.out_stride + n0;
+  const float* residual = p.residual ? p.residual + row * p.out_stride + n0 : nullptr;
+  const int64_t count = p.n - n0 < kPanel ? p.n - n0 : kPanel;
+  float last[kPanel];
+#pragma GCC unroll 8
+  for (int j = 0; j < kParts; ++j) {
+    Vec v = load(sums + j * kWidth);
+    if constexpr (F::kGroupUnits > 0) v *= F::row_scale(scales, j);
+    if (count == kPanel) store(out + j * kWidth, residual ? load(residual + j * kWidth) + v : v);
+    else store(last + j * kWidth, v);
+  }
+  if (count < kPanel) {
+    for (int64_t i = 0; i < count; ++i) out[i] = residual ? residual[i] + last[i] : last[i];
+  }
+}
+
+template <typename F>
+void product(const ProductBlock& p) {
+  alignas(64) float waiting[kBlockRows * kPanel];
+  int64_t row_bytes = p.units * F::kPreparedUnitBytes, scale_bytes = 0;
+  if constexpr (F::kGroupUnits > 0) {
+    row_bytes += p.units / F::kGroupUnits * 8;
+    scale_bytes = F::panel_scale_bytes(p.units);
+  }
+  const int64_t groups = group_count(p.rows, kGroupRows);
+  const int64_t block_units = groups == 1 ? p.units : kBlockUnits;
+  constexpr int64_t kBlockGroups = kBlockRows / kGroupRows;
+  for (int64_t n0 = 0; n0 < p.n; n0 += kPanel) {
+    const int64_t panel = n0 / kPanel;
+    const char* weight = p.weight + panel * p.units * kUnitBytes;
+    const void* scales = static_cast<const char*>(p.scales) + panel * scale_bytes;
+    for (int64_t g0 = 0; g0 < groups; g0 += kBlockGroups) {
+      const int64_t g1 = groups - g0 < kBlockGroups ? groups : g0 + kBlockGroups;
+      const int64_t row0 = group_begin(g0, groups, p.rows), row1 = group_begin(g1, groups, p.rows);
+      for (int64_t begin = 0; begin < p.units; begin += block_units) {
+        const int64_t end = p.units - begin < block_units ? p.units : begin + block_units;
+        const char* block = weight + begin * kUnitBytes;
+#if !defined(__AVX512BF16__)
+        // Enough groups share a block: it pays to widen it once.
+        if constexpr (F::kWidens) {
+          if (g1 - g0 >= 4) {
+            alignas(64) char widened[2 * kBlockUnits * kUnitBytes];
+            widen(widened, block, end - begin);
+            for (int64_t g = g0; g < g1; ++g) {
+              const int64_t row = group_begin(g, groups, p.rows), count = group_begin(g + 1, groups, p.rows) - row;
+              float* sums = waiting + (row - row0) * kPanel;
+              dispatch_tile<Float32>({sums, p.x + row * row_bytes, widened, scales, 2 * begin, 2 * end, 0}, count);
+            }
             continue;
           }
-          const T* from = p.weight + (n0 + n) * p.k + k0;
-          int64_t i = 0;
-          for (; i + kWidth <= k; i += kWidth) store(to + i, load(from + i));
-          for (; i < k; ++i) to[i] = to_float(from[i]);
         }
-        int64_t row = 0;
-        const float* x = p.x + row0 * p.k + k0;
-        for (; row + kGroup <= rows; row += kGroup) {
-          for (int64_t n = 0; n < padded; n += 4) {
-            continue_group<kGroup>(
-                acc + row * kBlockN + n, tail + row * kBlockN + n, x + row * p.k, p.k, widened + n * kBlockK, k);
-          }
-        }
-        for (; row < rows; ++row) {
-          for (int64_t n = 0; n < padded; n += 4) {
-            continue_group<1>(
-                acc + row * kBlockN + n, tail + row * kBlockN + n, x + row * p.k, p.k, widened + n * kBlockK, k);
-          }
+#endif
+        for (int64_t g = g0; g < g1; ++g) {
+          const int64_t row = group_begin(g, groups, p.rows), count = group_begin(g + 1, groups, p.rows) - row;
+          float* sums = waiting + (row - row0) * kPanel;
+          dispatch_tile<F>({sums, p.x + row * row_bytes, block, scales, begin, end, p.units}, count);
         }
       }
-      for (int64_t row = 0; row < rows; ++row) {
-        for (int64_t n = 0; n < count; ++n) {
-          write(p, row0 + row, n0 + n, sum(acc[row * kBlockN + n]) + tail[row * kBlockN + n]);
-        }
-      }
+      for (int64_t row = row0; row < row1; ++row) write_row<F>(p, waiting + (row - row0) * kPanel, scales, row, n0);
     }
   }
 }
 
-template <typename T>
-void product(const ProductBlock<T>& p) {
-  if (p.rows <= kStreamedRows) streamed(p);
-  else blocked(p);
+template <typename F>
+constexpr FormatKernels format_kernels() {
+  return {F::kPreparedUnitBytes, F::prepare, product<F>};
 }
+
+// ---- What stands before and behind the products
 
 template <typename T>
 void rms_norm(float* out, const float* x, const T* weight, int64_t k, float eps) {
@@ -192,22 +466,24 @@ void rms_norm(float* out, const float* x, const T* weight, int64_t k, float eps)
   for (; i < k; ++i) out[i] = x[i] * scale * to_float(weight[i]);
 }
 
-void silu_mul(float* gate, const float* up, int64_t n) {
+void silu_mul(float* out, const float* gate, const float* up, int64_t n) {
   for (int64_t i = 0; i < n; i += kWidth) {
     const int64_t count = n - i < kWidth ? n - i : kWidth;
     Vec g = {}, u = {};
     memcpy(&g, gate + i, count * sizeof(float));
     memcpy(&u, up + i, count * sizeof(float));
     Vec y = g / (splat(1.f) + exp(-g)) * u;
-    memcpy(gate + i, &y, count * sizeof(float));
+    memcpy(out + i, &y, count * sizeof(float));
   }
 }
 
 }  // namespace
 
 const LinearKernels linear_kernels = {
-    {product<float>, rms_norm<float>},
-    {product<bf16>, rms_norm<bf16>},
+    kGroupRows,
+    {format_kernels<Float32>(), format_kernels<BFloat16>(), format_kernels<Int8>(), format_kernels<Int4>()},
+    rms_norm<float>,
+    rms_norm<bf16>,
     silu_mul,
 };
 

@@ -1,4 +1,13 @@
 // The inner kernels behind every product with a weight matrix, for one thread.
+//
+// A weight matrix [n, k] is packed into panels of kPanel rows. A panel is a sequence of units of 128 bytes, in the order
+// of k, so that a product reads it from one end to the other: a unit holds, for each of its 32 rows in turn, 4 bytes:
+//   f32   one weight;
+//   bf16  two weights;
+//   int8  four weights, signed; a weight row has one float32 scale: weight = scale * integer;
+//   int4  eight weights w + 8, the first four in the low halves of the bytes, the others in the high halves; groups of
+//         kQuantGroup weights of a row share a float16 scale.
+// Rows and columns that fill the last panel, unit or group hold zeros.
 #pragma once
 
 #include <cstdint>
@@ -7,58 +16,63 @@
 
 namespace higgs_native::cpu {
 
-// A block of `out = x @ weight.T + residual`: `rows` rows of x against `n` rows of the weight.
-template <typename T>
+inline constexpr int64_t kPanel = 32;
+inline constexpr int64_t kUnitBytes = 128;
+inline constexpr int64_t kQuantGroup = 128;
+
+enum class WeightFormat { f32, bf16, int8, int4 };
+// How many columns of the matrix a unit holds.
+inline constexpr int64_t kUnitColumns[] = {1, 2, 4, 8};
+
+inline constexpr int64_t unit_columns(WeightFormat format) { return kUnitColumns[static_cast<int>(format)]; }
+inline constexpr bool is_quantized(WeightFormat format) { return format >= WeightFormat::int8; }
+
+// out = x @ weight.T + residual for some panels of the weight.
 struct ProductBlock {
   float* out;  // [rows, n], rows `out_stride` apart
   int64_t out_stride;
-  const float* x;   // [rows, k], contiguous
-  const T* weight;  // [n, k], contiguous
-  int64_t rows, n, k;
   const float* residual;  // like out, with its stride; or null
+  const char* x;          // prepared, see FormatKernels
+  const char* weight;     // the first panel
+  const void* scales;     // of the first panel: [panels, kPanel] or [panels, groups, kPanel]; null where not quantized
+  int64_t rows, n, units;
 };
 
-// Each output is one chain of fused multiply-adds per vector lane over k, in order, whatever `rows` and `n` are: a row's
-// result does not depend on what else stands in the batch, nor on the number of threads.
-template <typename T>
-struct TypedLinearKernels {
-  void (*product)(const ProductBlock<T>&);
-  // out = x / sqrt(mean(x^2) + eps) * weight, all [k]
-  void (*rms_norm)(float* out, const float* x, const T* weight, int64_t k, float eps);
+// Rows of x go through a product in groups; what a weight of the format multiplies with is prepared once, a group at a
+// time: laid out as the kernels read it, and rounded to bfloat16 (weights in bfloat16, avx512_bf16 alone) or to 8-bit
+// integers with a scale for each row and group of kQuantGroup columns (quantized weights).
+//
+// An output is one chain of additions in the order of k, whatever the number of rows, columns and threads: a row's bits
+// do not depend on what else stands in the batch. Quantized products sum integers within a group, exactly, so they are
+// the same with every instruction set that has fused multiply-adds.
+struct FormatKernels {
+  int64_t prepared_unit_bytes;  // of one row
+  // Writes rows x units * prepared_unit_bytes (+ 8 a row and quantization group) bytes from x [rows, k].
+  void (*prepare)(char* to, const float* x, int64_t rows, int64_t k, int64_t units);
+  void (*product)(const ProductBlock&);
 };
 
 struct LinearKernels {
-  TypedLinearKernels<float> f32;
-  TypedLinearKernels<uint16_t> bf16;
-  // gate = silu(gate) * up, both [n]
-  void (*silu_mul)(float* gate, const float* up, int64_t n);
-
-  template <typename T>
-  const TypedLinearKernels<T>& typed() const {
-    if constexpr (sizeof(T) == 2) return bf16;
-    else return f32;
-  }
+  int64_t group_rows;  // the most rows in a group
+  FormatKernels formats[4];
+  // out = x / sqrt(mean(x^2) + eps) * weight, all [k]
+  void (*rms_norm_f32)(float* out, const float* x, const float* weight, int64_t k, float eps);
+  void (*rms_norm_bf16)(float* out, const float* x, const uint16_t* weight, int64_t k, float eps);
+  // out = silu(gate) * up, all [n]
+  void (*silu_mul)(float* out, const float* gate, const float* up, int64_t n);
 };
 
-namespace generic {
-extern const LinearKernels linear_kernels;
-}
-namespace avx2 {
-extern const LinearKernels linear_kernels;
-}
-namespace avx512 {
-extern const LinearKernels linear_kernels;
+// Group g of `groups` begins at this row: the groups' sizes differ by one at most.
+inline constexpr int64_t group_begin(int64_t g, int64_t groups, int64_t rows) { return g * rows / groups; }
+
+inline constexpr int64_t group_count(int64_t rows, int64_t group_rows) { return (rows + group_rows - 1) / group_rows; }
+
+// Bytes of one prepared row.
+inline int64_t prepared_row_bytes(WeightFormat format, const FormatKernels& kernels, int64_t units) {
+  const int64_t quantization = is_quantized(format) ? units * unit_columns(format) / kQuantGroup * 8 : 0;
+  return units * kernels.prepared_unit_bytes + quantization;
 }
 
-inline const LinearKernels& linear_kernels() {
-#if defined(__x86_64__)
-  static const LinearKernels& chosen = active_isa() == Isa::avx512 ? avx512::linear_kernels
-                                       : active_isa() == Isa::avx2 ? avx2::linear_kernels
-                                                                   : generic::linear_kernels;
-  return chosen;
-#else
-  return generic::linear_kernels;
-#endif
-}
+HIGGS_NATIVE_KERNEL_TABLE(LinearKernels, linear_kernels)
 
 }  // namespace higgs_native::cpu

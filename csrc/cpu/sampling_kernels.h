@@ -18,25 +18,6 @@ struct SamplingKernels {
   uint64_t (*weigh)(uint64_t* weights, const uint32_t* keys, int64_t n, float best);
 };
 
-namespace generic {
-extern const SamplingKernels sampling_kernels;
-}
-namespace avx2 {
-extern const SamplingKernels sampling_kernels;
-}
-namespace avx512 {
-extern const SamplingKernels sampling_kernels;
-}
-
-inline const SamplingKernels& sampling_kernels() {
-#if defined(__x86_64__)
-  static const SamplingKernels& chosen = active_isa() == Isa::avx512 ? avx512::sampling_kernels
-                                         : active_isa() == Isa::avx2 ? avx2::sampling_kernels
-                                                                     : generic::sampling_kernels;
-  return chosen;
-#else
-  return generic::sampling_kernels;
-#endif
-}
+HIGGS_NATIVE_KERNEL_TABLE(SamplingKernels, sampling_kernels)
 
 }  // namespace higgs_native::cpu

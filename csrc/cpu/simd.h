@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX2__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -29,6 +29,7 @@ typedef float Vec __attribute__((vector_size(kWidth * 4)));
 typedef int32_t IntVec __attribute__((vector_size(kWidth * 4)));
 typedef uint32_t UIntVec __attribute__((vector_size(kWidth * 4)));
 typedef uint16_t HalfVec __attribute__((vector_size(kWidth * 2)));
+typedef int8_t ByteVec __attribute__((vector_size(kWidth)));
 
 using bf16 = uint16_t;  // the upper half of a float32
 
@@ -50,6 +51,22 @@ HIGGS_INLINE Vec load(const bf16* p) {
   HalfVec h;
   memcpy(&h, p, sizeof h);
   return (Vec)(__builtin_convertvector(h, UIntVec) << 16);
+#endif
+}
+
+// From float16.
+HIGGS_INLINE Vec load_half(const uint16_t* p) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  HalfVec h;
+  memcpy(&h, p, sizeof h);
+  const UIntVec bits = __builtin_convertvector(h, UIntVec);
+  // The exponent's offset is 15 instead of 127; scaling by the difference also widens what is too small for it.
+  const Vec magnitude = (Vec)((bits & 0x7fffu) << 13) * (Vec{} + 0x1p112f);
+  return (Vec)((UIntVec)magnitude | (bits & 0x8000u) << 16);
 #endif
 }
 
@@ -82,6 +99,21 @@ HIGGS_INLINE float multiply_add(float a, float b, float c) {
   return __builtin_fmaf(a, b, c);
 #else
   return a * b + c;
+#endif
+}
+
+// To the nearest integer, of two the even one. (Adding and subtracting a large number would fuse with what came before.)
+HIGGS_INLINE IntVec round_to_int(Vec v) {
+#if defined(__AVX512F__)
+  return (IntVec)_mm512_cvtps_epi32((__m512)v);
+#elif defined(__AVX2__)
+  return (IntVec)_mm256_cvtps_epi32((__m256)v);
+#elif defined(__SSE2__)
+  return (IntVec)_mm_cvtps_epi32((__m128)v);
+#else
+  IntVec rounded;
+  for (int i = 0; i < kWidth; ++i) rounded[i] = static_cast<int32_t>(__builtin_rintf(v[i]));
+  return rounded;
 #endif
 }
 

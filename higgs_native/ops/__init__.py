@@ -16,11 +16,20 @@ from higgs_native.ops.codec import (
 from higgs_native.ops.delay_pattern import delay_pattern_build, delay_pattern_revert
 from higgs_native.ops.dual_ffn import dual_ffn
 from higgs_native.ops.embedding import embed
-from higgs_native.ops.linear import linear, rms_norm_linear
+from higgs_native.ops.linear import (
+    PackedWeight,
+    linear,
+    pack_gate_up,
+    pack_linear,
+    pack_quantized,
+    quantize_linear,
+    rms_norm_linear,
+)
 from higgs_native.ops.sampling import process_logits, sample_audio_frame, sample_text
 
 
 __all__ = [
+    "PackedWeight",
     "attention",
     "delay_pattern_build",
     "delay_pattern_revert",
@@ -28,8 +37,12 @@ __all__ = [
     "embed",
     "linear",
     "pack_conv_transpose1d",
+    "pack_gate_up",
+    "pack_linear",
+    "pack_quantized",
     "process_logits",
     "qkv_rope_cache",
+    "quantize_linear",
     "residual_unit",
     "rms_norm_linear",
     "rvq_decode",

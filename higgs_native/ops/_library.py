@@ -15,6 +15,9 @@ def _load() -> None:
             f"the compiled operators are missing ({cpu_library}); build and install them: pip install . "
             "(in a source tree: see CONTRIBUTING.md)"
         )
+    from higgs_native._C import build_info
+
+    build_info()  # raises where HIGGS_NATIVE_ISA names no instruction set of this machine
     torch.ops.load_library(cpu_library)
     cuda_library = _PACKAGE / "libhiggs_native_cuda.so"
     if cuda_library.is_file() and torch.cuda.is_available():

@@ -7,6 +7,7 @@ without padding. `slots` says which sequence of the cache a row belongs to, `cac
 import torch
 
 from higgs_native.ops._library import register_fakes
+from higgs_native.ops.linear import PackedWeight
 
 
 register_fakes("qkv_rope_cache", "attention")
@@ -20,7 +21,7 @@ def qkv_rope_cache(
     text_norm: torch.Tensor,
     audio_norm: torch.Tensor,
     eps: float,
-    qkv_weight: torch.Tensor,
+    qkv_weight: PackedWeight,
     rope_table: torch.Tensor,
     slots: torch.Tensor,
     positions: torch.Tensor,
@@ -38,7 +39,7 @@ def qkv_rope_cache(
         x: [rows, hidden], float32.
         text_norm, audio_norm: [hidden], float32 or bfloat16.
         eps: what RMSNorm adds to the mean square.
-        qkv_weight: [(query heads + 2 * KV heads) * head_dim, hidden], float32 or bfloat16: query, key, value.
+        qkv_weight: [(query heads + 2 * KV heads) * head_dim, hidden], packed: query, key, value.
         rope_table: [positions, head_dim], float32: the cosines of the head_dim / 2 angles, then the sines.
         slots, positions, cache_positions: [rows], int32: the sequence, the rotary position, the place in the cache.
         num_text_rows: how many rows, from the first on, are text.
@@ -54,7 +55,7 @@ def qkv_rope_cache(
         text_norm,
         audio_norm,
         eps,
-        qkv_weight,
+        *qkv_weight,
         rope_table,
         slots,
         positions,

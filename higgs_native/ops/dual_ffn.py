@@ -3,6 +3,7 @@
 import torch
 
 from higgs_native.ops._library import register_fakes
+from higgs_native.ops.linear import PackedWeight
 
 
 register_fakes("dual_ffn")
@@ -12,11 +13,11 @@ def dual_ffn(
     out: torch.Tensor,
     x: torch.Tensor,
     text_norm: torch.Tensor,
-    text_gate_up: torch.Tensor,
-    text_down: torch.Tensor,
+    text_gate_up: PackedWeight,
+    text_down: PackedWeight,
     audio_norm: torch.Tensor,
-    audio_gate_up: torch.Tensor,
-    audio_down: torch.Tensor,
+    audio_gate_up: PackedWeight,
+    audio_down: PackedWeight,
     eps: float,
     num_text_rows: int,
 ) -> None:
@@ -29,8 +30,8 @@ def dual_ffn(
         out: [rows, hidden], float32; written; may be `x` itself.
         x: [rows, hidden], float32.
         text_norm, audio_norm: [hidden], float32 or bfloat16.
-        text_gate_up, audio_gate_up: [2 * intermediate, hidden], float32 or bfloat16: the gate, then the up projection.
-        text_down, audio_down: [hidden, intermediate], of the same dtype.
+        text_gate_up, audio_gate_up: gate and up, both [intermediate, hidden], from `pack_gate_up`.
+        text_down, audio_down: [hidden, intermediate], packed.
         eps: what RMSNorm adds to the mean square.
         num_text_rows: how many rows, from the first on, are text.
 
@@ -41,11 +42,11 @@ def dual_ffn(
         out,
         x,
         text_norm,
-        text_gate_up,
-        text_down,
+        *text_gate_up,
+        *text_down,
         audio_norm,
-        audio_gate_up,
-        audio_down,
+        *audio_gate_up,
+        *audio_down,
         eps,
         num_text_rows,
     )

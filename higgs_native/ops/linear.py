@@ -1,30 +1,168 @@
-"""Products with a weight matrix that is streamed once for up to 16 rows."""
+"""Products with a packed weight matrix, which is streamed once for up to 12 rows.
+
+A packed weight belongs to the device that packed it. On the CPU, panels of 32 rows stand one behind the other; a panel
+is a sequence of units of 128 bytes, each with 4 bytes of every row: a float32, two bfloat16, four int8, or eight 4-bit
+integers (csrc/cpu/linear_kernels.h). Quantized weights meet activations that are rounded to 8 bits in groups of 128.
+bfloat16 weights meet activations rounded to bfloat16 where the processor multiplies those (instruction set
+avx512_bf16), and float32 ones elsewhere.
+"""
+
+from typing import NamedTuple
 
 import torch
 
+from higgs_native.memory import empty_weight
 from higgs_native.ops._library import register_fakes
 
 
-register_fakes("linear", "rms_norm_linear")
+register_fakes("linear", "rms_norm_linear", "pack_linear", "quantize_linear")
+
+PANEL = 32
+QUANTIZATION_GROUP = 128
+FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint8}
+"""The formats of a packed weight, and the dtype of its data."""
+
+_BITS = {"int8": 8, "int4": 4}
+_WORD_ELEMENTS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4, torch.uint8: 4}
+_UNIT_COLUMNS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4, torch.uint8: 8}
 
 
-def linear(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None = None) -> None:
+class PackedWeight(NamedTuple):
+    """A weight matrix [n, k] as the products take it.
+
+    Attributes:
+        data: [panels, units, 32, elements of 4 bytes]; float32, bfloat16, int8, or uint8 for 4-bit integers.
+        scales: None; for int8 [panels, 32], float32, one for each row; for 4 bits [panels, groups, 32], float16.
+    """
+
+    data: torch.Tensor
+    scales: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a product reads."""
+        return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+
+def packed_shape(n: int, k: int, dtype: torch.dtype, lanes: int = PANEL) -> tuple[int, int, int, int]:
+    """The shape of `PackedWeight.data` for a matrix [n, k] of which each panel holds `lanes` rows."""
+    columns = _UNIT_COLUMNS[dtype]
+    if dtype in (torch.int8, torch.uint8):
+        k = -(-k // QUANTIZATION_GROUP) * QUANTIZATION_GROUP
+    return -(-n // lanes), -(-k // columns), PANEL, _WORD_ELEMENTS[dtype]
+
+
+def quantize_linear(weight: torch.Tensor, format: str, clip: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round a matrix to integers and scales: `weight ~ integers * scales`.
+
+    Args:
+        weight: [n, k], float32 or bfloat16, contiguous.
+        format: "int8" or "int4".
+        clip: choose each scale for the least squared error, though large values are cut off; else nothing is.
+
+    Returns:
+        The integers [n, k], int8 (-127 .. 127, or -8 .. 7), and the scales: [n], float32, or [n, groups of 128],
+        float16.
+
+    Raises:
+        RuntimeError: a shape or dtype does not fit.
+    """
+    n, k = weight.shape
+    integers = torch.empty(n, k, dtype=torch.int8, device=weight.device)
+    if format == "int8":
+        scales = torch.empty(n, device=weight.device)
+    else:
+        scales = torch.empty(n, -(-k // QUANTIZATION_GROUP), dtype=torch.float16, device=weight.device)
+    torch.ops.higgs_native.quantize_linear(integers, scales, weight, _BITS[format], clip)
+    return integers, scales
+
+
+def pack_linear(*weights: torch.Tensor, format: str | None = None, clip: bool = True) -> PackedWeight:
+    """Pack matrices below each other, for every product but the gate and up projections.
+
+    Args:
+        weights: [n, k] each, of one dtype: float32 or bfloat16; contiguous.
+        format: one of `FORMATS`; None: the weights' own dtype.
+        clip: see `quantize_linear`.
+
+    Raises:
+        RuntimeError: a shape or dtype does not fit.
+    """
+    if any(len(weight) % PANEL for weight in weights[:-1]):
+        weights = (torch.cat(weights),)
+    return _pack([(weight, 0) for weight in weights], PANEL, format, clip)
+
+
+def pack_gate_up(gate: torch.Tensor, up: torch.Tensor, format: str | None = None, clip: bool = True) -> PackedWeight:
+    """Pack the gate and up projections for `dual_ffn`: a panel holds 16 rows of each.
+
+    Args:
+        gate, up: [intermediate, hidden], float32 or bfloat16, contiguous.
+        format, clip: see `pack_linear`.
+
+    Raises:
+        RuntimeError: a shape or dtype does not fit.
+    """
+    return _pack([(gate, 0), (up, PANEL // 2)], PANEL // 2, format, clip)
+
+
+def pack_quantized(integers: torch.Tensor, scales: torch.Tensor) -> PackedWeight:
+    """Pack what `quantize_linear` returns.
+
+    Raises:
+        RuntimeError: a shape or dtype does not fit.
+    """
+    dtype = FORMATS["int8" if scales.dim() == 1 else "int4"]
+    data = empty_weight(packed_shape(*integers.shape, dtype), dtype, integers.device)
+    torch.ops.higgs_native.pack_linear(data, integers, 0, PANEL)
+    return PackedWeight(data, _by_panel(scales, PANEL))
+
+
+def _pack(weights: list[tuple[torch.Tensor, int]], lanes: int, format: str | None, clip: bool) -> PackedWeight:
+    """Pack matrices, each into `lanes` lanes from its own first lane on: of shared panels, or of panels of its own."""
+    dtype = weights[0][0].dtype if format is None else FORMATS[format]
+    k, device = weights[0][0].shape[1], weights[0][0].device
+    counts = [-(-len(weight) // lanes) for weight, _ in weights]
+    shared = lanes < PANEL
+    panels = counts[0] if shared else sum(counts)
+    data = empty_weight(packed_shape(panels * PANEL, k, dtype), dtype, device)
+    scales, panel = [], 0
+    for (weight, first_lane), count in zip(weights, counts, strict=True):
+        if format in _BITS:
+            weight, of_rows = quantize_linear(weight, format, clip)
+            scales.append(_by_panel(of_rows, lanes))
+        else:
+            weight = weight.to(dtype)
+        torch.ops.higgs_native.pack_linear(data[panel : panel + count], weight, first_lane, lanes)
+        panel += 0 if shared else count
+    return PackedWeight(data, torch.cat(scales, dim=-1 if shared else 0) if scales else None)
+
+
+def _by_panel(scales: torch.Tensor, lanes: int) -> torch.Tensor:
+    """Scales [n] or [n, groups] as [panels, lanes] or [panels, groups, lanes], zero where a panel is not full."""
+    columns = scales.view(len(scales), -1)
+    columns = torch.nn.functional.pad(columns, (0, 0, 0, -len(scales) % lanes)).view(-1, lanes, columns.shape[1])
+    by_panel = columns.transpose(1, 2)
+    return (by_panel[:, 0] if scales.dim() == 1 else by_panel).contiguous()
+
+
+def linear(out: torch.Tensor, x: torch.Tensor, weight: PackedWeight, residual: torch.Tensor | None = None) -> None:
     """`out = x @ weight.T + residual`, accumulated in float32.
 
     Args:
         out: [rows, n], float32; written; may be `residual` itself.
         x: [rows, k], float32.
-        weight: [n, k], float32 or bfloat16.
+        weight: [n, k], packed.
         residual: [rows, n], float32, or None.
 
     Raises:
         RuntimeError: a shape or dtype does not fit.
     """
-    torch.ops.higgs_native.linear(out, x, weight, residual)
+    torch.ops.higgs_native.linear(out, x, *weight, residual)
 
 
 def rms_norm_linear(
-    out: torch.Tensor, x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor
+    out: torch.Tensor, x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: PackedWeight
 ) -> None:
     """`out = (x / sqrt(mean(x**2) + eps) * norm_weight) @ weight.T`, accumulated in float32.
 
@@ -33,9 +171,9 @@ def rms_norm_linear(
         x: [rows, k], float32.
         norm_weight: [k], float32 or bfloat16.
         eps: what is added to the mean square.
-        weight: [n, k], float32 or bfloat16.
+        weight: [n, k], packed.
 
     Raises:
         RuntimeError: a shape or dtype does not fit.
     """
-    torch.ops.higgs_native.rms_norm_linear(out, x, norm_weight, eps, weight)
+    torch.ops.higgs_native.rms_norm_linear(out, x, norm_weight, eps, *weight)

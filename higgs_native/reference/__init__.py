@@ -11,7 +11,7 @@ from higgs_native.reference.codec import (
 from higgs_native.reference.delay_pattern import delay_pattern_build, delay_pattern_revert
 from higgs_native.reference.dual_ffn import dual_ffn
 from higgs_native.reference.embedding import embed
-from higgs_native.reference.linear import linear, rms_norm, rms_norm_linear
+from higgs_native.reference.linear import linear, product, rms_norm, rms_norm_linear, unpack_linear
 from higgs_native.reference.sampling import process_logits, sample_audio_frame, sample_text
 
 
@@ -23,6 +23,7 @@ __all__ = [
     "embed",
     "linear",
     "process_logits",
+    "product",
     "qkv_rope_cache",
     "residual_unit",
     "rms_norm",
@@ -33,4 +34,5 @@ __all__ = [
     "sample_text",
     "snake",
     "snake_conv_transpose1d",
+    "unpack_linear",
 ]

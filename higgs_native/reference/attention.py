@@ -2,7 +2,8 @@
 
 import torch
 
-from higgs_native.reference.linear import rms_norm
+from higgs_native.ops.linear import PackedWeight
+from higgs_native.reference.linear import product, rms_norm
 
 
 def qkv_rope_cache(
@@ -13,7 +14,7 @@ def qkv_rope_cache(
     text_norm: torch.Tensor,
     audio_norm: torch.Tensor,
     eps: float,
-    qkv_weight: torch.Tensor,
+    qkv_weight: PackedWeight,
     rope_table: torch.Tensor,
     slots: torch.Tensor,
     positions: torch.Tensor,
@@ -24,7 +25,8 @@ def qkv_rope_cache(
     rows = x.shape[0]
     kv_heads, head_dim = key_cache.shape[1], key_cache.shape[3]
     normalised = torch.cat([rms_norm(x[:num_text_rows], text_norm, eps), rms_norm(x[num_text_rows:], audio_norm, eps)])
-    heads = (normalised @ qkv_weight.float().T).view(rows, -1, head_dim)
+    width = query.shape[1] + 2 * kv_heads * head_dim
+    heads = product(normalised, qkv_weight)[:, :width].view(rows, -1, head_dim)
     angles = rope_table[positions.long()].unsqueeze(1)
     cosines, sines = angles.split(head_dim // 2, dim=-1)
 

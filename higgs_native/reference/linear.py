@@ -2,20 +2,55 @@
 
 import torch
 
+from higgs_native.ops.linear import PANEL, QUANTIZATION_GROUP, PackedWeight
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """`x / sqrt(mean(x**2) + eps) * weight` over the last dimension, in float32."""
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight.float()
 
 
-def linear(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None = None) -> None:
+def unpack_linear(weight: PackedWeight) -> torch.Tensor:
+    """The matrix [n, k] of a packed weight, float32, with the zeros that fill its last panel and its last unit."""
+    data, scales = weight
+    panels = len(data)
+    words = data.transpose(1, 2)  # [panels, 32, units, elements]
+    if data.dtype == torch.uint8:
+        words = torch.cat([words & 15, words >> 4], dim=-1).float() - 8
+        scales = scales.float().transpose(1, 2).repeat_interleave(QUANTIZATION_GROUP, dim=-1)
+        words = words.reshape(panels, PANEL, -1) * scales
+    elif data.dtype == torch.int8:
+        words = words.float() * scales.view(panels, PANEL, 1, 1)
+    return words.float().reshape(panels * PANEL, -1)
+
+
+def quantize_activations(x: torch.Tensor) -> torch.Tensor:
+    """Rows [rows, k] rounded to 8-bit integers times a scale for each group of 128 columns, k a multiple of it."""
+    groups = x.view(x.shape[0], -1, QUANTIZATION_GROUP)
+    most = groups.abs().amax(-1, keepdim=True)
+    # A number divided by a tensor would be multiplied by its reciprocal, which rounds twice.
+    inverse = torch.full_like(most, 127) / most
+    integers = torch.round(groups * torch.where(most > 1e-30, inverse, 0))
+    return (integers * (most / 127)).view_as(x)
+
+
+def product(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+    """`x @ weight.T` [rows, n], with the columns that fill the last panel; x [rows, k] is filled with zeros."""
+    matrix = unpack_linear(weight)
+    x = torch.nn.functional.pad(x, (0, matrix.shape[1] - x.shape[1]))
+    if weight.scales is not None:
+        x = quantize_activations(x)
+    return x @ matrix.T
+
+
+def linear(out: torch.Tensor, x: torch.Tensor, weight: PackedWeight, residual: torch.Tensor | None = None) -> None:
     """See `higgs_native.ops.linear`."""
-    product = x @ weight.float().T
-    out.copy_(product if residual is None else residual + product)
+    result = product(x, weight)[:, : out.shape[1]]
+    out.copy_(result if residual is None else residual + result)
 
 
 def rms_norm_linear(
-    out: torch.Tensor, x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor
+    out: torch.Tensor, x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: PackedWeight
 ) -> None:
     """See `higgs_native.ops.rms_norm_linear`."""
     linear(out, rms_norm(x, norm_weight, eps), weight)

@@ -1,6 +1,10 @@
 """What the operator tests share."""
 
+from typing import Any
+
 import torch
+
+from higgs_native._C import build_info
 
 
 def random(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -11,3 +15,16 @@ def random(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int
 def int32(*values: int) -> torch.Tensor:
     """A vector of 32-bit integers."""
     return torch.tensor(values, dtype=torch.int32)
+
+
+def tolerance(dtype: torch.dtype, k: int, scale: float = 1.0) -> dict[str, Any]:
+    """How far a product over k standard normal activations and weights of `dtype` may stray from the reference.
+
+    Where the processor multiplies bfloat16, activations are rounded to it: each is off by up to 2^-9. Quantized
+    weights meet activations that may be rounded to the neighbouring integer, one in thousands.
+    """
+    if dtype == torch.bfloat16 and build_info()["cpu_instruction_set"] == "avx512_bf16":
+        return {"rtol": 1e-5, "atol": scale * 12 * 2**-9 * k**0.5}
+    if dtype in (torch.int8, torch.uint8):
+        return {"rtol": 1e-5, "atol": scale * 0.1}
+    return {"rtol": 1e-5, "atol": scale * 2e-5 * k**0.5}

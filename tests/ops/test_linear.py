@@ -1,22 +1,40 @@
-"""The weight-streaming products against plain PyTorch."""
+"""The products with packed weights against plain PyTorch."""
 
 import pytest
 import torch
 
 from higgs_native import ops, reference
-from tests.ops.tensors import random
+from tests.ops.tensors import random, tolerance
 
 
 DTYPES = [torch.float32, torch.bfloat16]
-# Rows: one, a few (streamed), many (blocked, with and without a rest); columns and depth around every block size.
-SHAPES = [(1, 1, 1), (1, 9, 64), (2, 17, 33), (3, 16, 1030), (4, 5, 7), (16, 40, 1024), (97, 35, 2050), (200, 4, 16)]
+FORMATS = [*DTYPES, torch.int8, torch.uint8]
+# Rows: one, one group of every instruction set, several groups with a rest, more than one block of rows; columns and
+# depth around every panel, unit, quantization group and block.
+SHAPES = [(1, 1, 1), (1, 33, 64), (2, 17, 33), (3, 32, 1030), (4, 5, 7), (12, 70, 256), (97, 35, 2050), (260, 4, 16)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+def activations(rows: int, k: int) -> torch.Tensor:
+    """Numbers of bfloat16, which bfloat16 weights meet unrounded with every instruction set."""
+    return random((rows, k)).bfloat16().float()
+
+
+def packed(n: int, k: int, dtype: torch.dtype, seed: int = 1) -> ops.PackedWeight:
+    """A random weight of that format, about as large as standard normal numbers."""
+    if dtype in DTYPES:
+        return ops.pack_linear(random((n, k), dtype, seed))
+    generator = torch.Generator().manual_seed(seed)
+    largest = 127 if dtype == torch.int8 else 7
+    integers = torch.randint(-largest - 1, largest + 1, (n, k), generator=generator, dtype=torch.int8)
+    scales = torch.rand((n, -(-k // 128)), generator=generator) / largest
+    return ops.pack_quantized(integers, scales[:, 0] if dtype == torch.int8 else scales.half())
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize(("rows", "n", "k"), SHAPES)
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_linear_equals_reference(rows, n, k, dtype, with_residual):
-    x, weight = random((rows, k)), random((n, k), dtype, 1)
+    x, weight = activations(rows, k), packed(n, k, dtype)
     residual = random((rows, n), seed=2) if with_residual else None
     out, expected = torch.full((rows, n), torch.nan), torch.empty(rows, n)
     ops.linear(out, x, weight, residual)
@@ -24,28 +42,41 @@ def test_linear_equals_reference(rows, n, k, dtype, with_residual):
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5 * k**0.5)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize(("rows", "n", "k"), SHAPES)
 def test_rms_norm_linear_equals_reference(rows, n, k, dtype):
-    x, norm, weight = random((rows, k)), random((k,), dtype, 1), random((n, k), dtype, 2)
+    norm_dtype = dtype if dtype in DTYPES else torch.bfloat16
+    x, norm, weight = random((rows, k)), random((k,), norm_dtype, 1), packed(n, k, dtype, 2)
     out, expected = torch.full((rows, n), torch.nan), torch.empty(rows, n)
     ops.rms_norm_linear(out, x, norm, 1e-5, weight)
     reference.rms_norm_linear(expected, x, norm, 1e-5, weight)
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=2e-5 * k**0.5)
+    torch.testing.assert_close(out, expected, **tolerance(dtype, k))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pack_and_unpack(dtype):
+    """Matrices below each other, whole panels or not, come back; what fills the last panel and unit is zero."""
+    for sizes in ([70], [64, 33], [3, 5, 40]):
+        weights = [random((n, 7), dtype, n) for n in sizes]
+        matrix = reference.unpack_linear(ops.pack_linear(*weights))
+        n = sum(sizes)
+        assert torch.equal(matrix[:n, :7], torch.cat(weights).float())
+        assert not matrix[n:].any()
+        assert not matrix[:, 7:].any()
 
 
 def test_residual_may_be_the_output():
     x, weight, out = random((3, 20)), random((6, 20), seed=1), random((3, 6), seed=2)
     expected = out + x @ weight.T
-    ops.linear(out, x, weight, out)
+    ops.linear(out, x, ops.pack_linear(weight), out)
     torch.testing.assert_close(out, expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("k", [64, 1500])
 def test_a_row_does_not_depend_on_its_batch(dtype, k):
     """The same row gives the same bits alone, among 2 .. 16 others, and in a block of 100."""
-    x, weight = random((100, k)), random((50, k), dtype, 1)
+    x, weight = random((100, k)), packed(50, k, dtype)
     whole = torch.empty(100, 50)
     ops.linear(whole, x, weight)
     for rows in (1, 2, 3, 4, 7, 16):
@@ -54,32 +85,77 @@ def test_a_row_does_not_depend_on_its_batch(dtype, k):
         assert torch.equal(out, whole[:rows])
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_quantized_products_pass_nan_on(dtype, wrong):
+    x, weight, out = random((2, 300)), packed(4, 300, dtype), torch.empty(2, 4)
+    x[0, 200] = wrong
+    ops.linear(out, x, weight)
+    assert out[0].isnan().all()
+    assert not out[1].isnan().any()
+
+
 def test_no_rows():
     out = torch.empty(0, 4)
-    ops.linear(out, torch.empty(0, 8), random((4, 8)))
-    ops.rms_norm_linear(out, torch.empty(0, 8), random((8,)), 1e-5, random((4, 8)))
+    ops.linear(out, torch.empty(0, 8), packed(4, 8, torch.float32))
+    ops.rms_norm_linear(out, torch.empty(0, 8), random((8,)), 1e-5, packed(4, 8, torch.float32))
 
 
 def test_opcheck():
-    x, weight, out = random((3, 20)), random((6, 20), seed=1), random((3, 6), seed=2)
-    torch.library.opcheck(torch.ops.higgs_native.linear.default, (out, x, weight, None))
-    torch.library.opcheck(torch.ops.higgs_native.linear.default, (out, x, weight, random((3, 6))))
-    torch.library.opcheck(torch.ops.higgs_native.rms_norm_linear.default, (out, x, random((20,)), 1e-5, weight))
+    x, out, residual = random((3, 20)), random((3, 6), seed=2), random((3, 6))
+    for dtype in FORMATS:
+        data, scales = packed(6, 20, dtype)
+        torch.library.opcheck(torch.ops.higgs_native.linear.default, (out, x, data, scales, None))
+        torch.library.opcheck(torch.ops.higgs_native.linear.default, (out, x, data, scales, residual))
+        arguments = (out, x, random((20,)), 1e-5, data, scales)
+        torch.library.opcheck(torch.ops.higgs_native.rms_norm_linear.default, arguments)
+    data = torch.empty(1, 20, 32, 1)
+    torch.library.opcheck(torch.ops.higgs_native.pack_linear.default, (data, random((6, 20)), 0, 32))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.zeros(3, 21)}, r"weight must have shape \[\*, 21\], got \[6, 20\]"),
+        ({"x": torch.zeros(3, 21)}, r"weight must have shape \[1, 21, 32, 1\], got \[1, 20, 32, 1\]"),
         ({"x": torch.zeros(20)}, r"x must have shape \[\*, \*\], got \[20\]"),
         ({"x": torch.zeros(3, 20, dtype=torch.float64)}, "x must be float32, got float64"),
-        ({"weight": torch.zeros(6, 20, dtype=torch.float16)}, "weight must be float32 or bfloat16, got float16"),
-        ({"weight": torch.zeros(20, 6).T}, "weight must be contiguous"),
-        ({"out": torch.zeros(3, 7)}, r"out must have shape \[3, 6\], got \[3, 7\]"),
+        (
+            {"weight": ops.PackedWeight(torch.zeros(1, 20, 32, 1, dtype=torch.float16))},
+            r"weight must be float32, bfloat16, int8 or uint8 \(4 bits\), got float16",
+        ),
+        ({"weight": ops.PackedWeight(torch.zeros(6, 20))}, r"weight must have shape \[1, 20, 32, 1\], got \[6, 20\]"),
+        (
+            {"weight": ops.PackedWeight(torch.zeros(1, 20, 32, 1), torch.zeros(1, 32))},
+            "weight of dtype float32 takes no scales",
+        ),
+        (
+            {"weight": ops.PackedWeight(torch.zeros(1, 32, 32, 4, dtype=torch.int8))},
+            "weight of dtype int8 needs scales",
+        ),
+        (
+            {"weight": ops.PackedWeight(torch.zeros(1, 16, 32, 4, dtype=torch.uint8), torch.zeros(1, 1, 32))},
+            "scales must be float16, got float32",
+        ),
+        ({"out": torch.zeros(3, 33)}, r"weight must have shape \[2, 20, 32, 1\], got \[1, 20, 32, 1\]"),
+        ({"out": torch.zeros(2, 6)}, r"out must have shape \[3, \*\], got \[2, 6\]"),
         ({"residual": torch.zeros(1, 6)}, r"residual must have shape \[3, 6\], got \[1, 6\]"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
-    arguments = {"out": torch.zeros(3, 6), "x": torch.zeros(3, 20), "weight": torch.zeros(6, 20), "residual": None}
+    arguments = {"out": torch.zeros(3, 6), "x": torch.zeros(3, 20), "weight": packed(6, 20, torch.float32)}
     with pytest.raises(RuntimeError, match="linear: " + message):
-        ops.linear(**(arguments | change))
+        ops.linear(**(arguments | {"residual": None} | change))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(1, 5, 32, 1), torch.zeros(6, 4), 0, 32), r"packed must have shape \[1, 4, 32, 1\]"),
+        ((torch.zeros(1, 4, 32, 1), torch.zeros(6, 4).bfloat16(), 0, 32), "weight must be float32, got bfloat16"),
+        ((torch.zeros(1, 4, 32, 1), torch.zeros(4, 6).T, 0, 32), "weight must be contiguous"),
+        ((torch.zeros(1, 4, 32, 1), torch.zeros(6, 4), 16, 32), "must lie within 32 lanes, got 16 and 32"),
+    ],
+)
+def test_wrong_packing_is_named(arguments, message):
+    with pytest.raises(RuntimeError, match="pack_linear: .*" + message):
+        torch.ops.higgs_native.pack_linear(*arguments)

@@ -1,0 +1,63 @@
+"""Which weights of the language model are quantized, and to what."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from typing_extensions import Self
+
+from higgs_native.errors import ParameterError
+from higgs_native.ops.linear import FORMATS
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The format of each part's weights: `bfloat16`, `float32`, `int8`, `int4`, or None for the model's dtype.
+
+    int8 has one scale for each output; int4 has a float16 scale for each group of 128 inputs of an output. Embeddings
+    and norms are never quantized.
+
+    Attributes:
+        attention: the query, key, value and output projections.
+        text_ffn, audio_ffn: the two feed-forward paths. A layer that has one path takes `text_ffn`.
+        heads: the audio head and the text head.
+        clip: choose scales for the least squared error, instead of keeping the largest value of each group.
+    """
+
+    attention: str | None = None
+    text_ffn: str | None = None
+    audio_ffn: str | None = None
+    heads: str | None = None
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        for part in PARTS:
+            format = getattr(self, part)
+            if format is not None and format not in FORMATS:
+                raise ParameterError(f"quantization: {part} must be one of {', '.join(FORMATS)}, got {format!r}")
+
+    @classmethod
+    def parse(cls, text: "str | Quantization | None") -> Self:
+        """Read `int4`, or `int4,heads=int8`, or `attention=int8,audio_ffn=int4`: one format for all, and exceptions.
+
+        Raises:
+            ParameterError: there is no such part or format.
+        """
+        if isinstance(text, cls):
+            return text
+        chosen: dict[str, Any] = {}
+        for item in (text or "").split(","):
+            part, equals, format = (word.strip() for word in item.partition("="))
+            if equals and part not in PARTS:
+                raise ParameterError(f"quantization: {part!r} is no part; expected one of {', '.join(PARTS)}")
+            if equals:
+                chosen[part] = format
+            elif part:
+                chosen = dict.fromkeys(PARTS, part) | chosen
+        return cls(**chosen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+PARTS = ("attention", "text_ffn", "audio_ffn", "heads")

@@ -1,0 +1,201 @@
+"""Quantized weights: rounding, loading, writing, and what is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from higgs_native import HiggsAudioModel, ops, weights
+from higgs_native.checkpoint import LanguageModelFiles
+from higgs_native.config import HiggsAudioConfig
+from higgs_native.errors import CheckpointError, ParameterError
+from higgs_native.quantization import Quantization
+from higgs_native.random_checkpoint import write_language_model
+from higgs_native.weights import PACKED_FILE, write_packed
+from tests.ops.tensors import random
+from tests.test_model import config
+
+
+PROMPT = torch.tensor([[*range(40), 269]])
+GREEDY = {"rule": "transformers", "temperature": 0.0, "max_new_tokens": 40}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source") / "model"
+    write_language_model(folder, config(hidden_size=144, intermediate_size=200, audio_delay_token_id=270))
+    return folder
+
+
+def codes(model: HiggsAudioModel) -> torch.Tensor:
+    return model.generate(PROMPT, **GREEDY).audio_segments[0]
+
+
+@pytest.mark.parametrize(("format", "error"), [("int8", 0.01), ("int4", 0.12)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding(format, error, dtype):
+    """Integers times scales come near the matrix, and clipping brings them nearer."""
+    weight = random((40, 300), dtype) * (1 + random((40, 300), seed=1).abs() ** 3).to(dtype)
+    errors = []
+    for clip in (False, True):
+        integers, scales = ops.quantize_linear(weight, format, clip)
+        spread = scales[:, None] if format == "int8" else scales.float().repeat_interleave(128, 1)[:, :300]
+        difference = integers * spread - weight.float()
+        errors.append(difference.pow(2).sum(1))
+        if not clip:
+            assert difference.abs().max() <= spread.abs().max() * 0.51
+    assert (errors[1] <= errors[0] * 1.0001).all()
+    assert errors[1].sum() < 0.97 * errors[0].sum() or format == "int8"
+    plain = random((40, 300), dtype)
+    integers, scales = ops.quantize_linear(plain, format)
+    spread = scales[:, None] if format == "int8" else scales.float().repeat_interleave(128, 1)[:, :300]
+    assert (integers * spread - plain.float()).std() < error
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_extreme_matrices(format):
+    """Zeros stay zero, one value stays itself, denormal and huge values neither overflow nor become NaN."""
+    for value in (0.0, 1.0, -3.0, 1e-42, 1e30 if format == "int8" else 3e5):
+        weight = torch.zeros(2, 256)
+        weight[1, 200] = value
+        integers, scales = ops.quantize_linear(weight, format)
+        spread = scales[:, None] if format == "int8" else scales.float().repeat_interleave(128, 1)
+        assert not integers[0].any()
+        torch.testing.assert_close(integers * spread, weight, rtol=1e-2, atol=1e-7)
+    for value in (torch.nan, torch.inf):
+        weight[1, 200] = value
+        with pytest.raises(RuntimeError, match=r"weight\[1\] holds values that are not finite"):
+            ops.quantize_linear(weight, format)
+
+
+@pytest.mark.parametrize(("change", "message"), [({"bits": 5}, "bits must be 8 or 4, got 5"), ({"n": 3}, "integers")])
+def test_wrong_arguments_are_named(change, message):
+    n, bits = change.get("n", 2), change.get("bits", 8)
+    with pytest.raises(RuntimeError, match="quantize_linear: " + message):
+        torch.ops.higgs_native.quantize_linear(
+            torch.empty(n, 5, dtype=torch.int8), torch.empty(2), torch.zeros(2, 5), bits, True
+        )
+
+
+def test_opcheck():
+    arguments = (torch.empty(2, 5, dtype=torch.int8), torch.empty(2), random((2, 5)), 8, True)
+    torch.library.opcheck(torch.ops.higgs_native.quantize_linear.default, arguments)
+
+
+def test_parsing():
+    assert Quantization.parse(None) == Quantization()
+    assert Quantization.parse("int8") == Quantization("int8", "int8", "int8", "int8")
+    assert Quantization.parse("heads=int8, int4") == Quantization("int4", "int4", "int4", "int8")
+    assert Quantization.parse("audio_ffn=int4") == Quantization(audio_ffn="int4")
+    for text, message in (
+        ("int3", "attention must be one of float32, bfloat16, int8, int4, got 'int3'"),
+        ("head=int8", "'head' is no part; expected one of attention, text_ffn, audio_ffn, heads"),
+    ):
+        with pytest.raises(ParameterError, match=message):
+            Quantization.parse(text)
+
+
+@pytest.mark.parametrize(("quantization", "error"), [("int8", 0.03), ("int4", 0.4), ("int4,heads=int8", 0.4)])
+def test_a_quantized_model_is_near_the_whole_one(source, quantization, error):
+    whole = HiggsAudioModel.from_pretrained(source, dtype="float32")
+    model = HiggsAudioModel.from_pretrained(source, dtype="float32", quantization=quantization)
+    assert model.nbytes < 0.8 * whole.nbytes
+    logits = [m.generate(PROMPT, **GREEDY, output_logits=True).audio_logits[0] for m in (whole, model)]
+    assert (logits[0][0] - logits[1][0]).std() < error * logits[0][0].std()
+    assert model.audio_head.data.dtype == (torch.uint8 if quantization == "int4" else torch.int8)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4", "text_ffn=int8,audio_ffn=int4", None])
+def test_a_written_checkpoint_speaks_the_same_codes(source, tmp_path, quantization):
+    """Written, moved and loaded again; the same bits as quantizing while loading."""
+    model = HiggsAudioModel.from_pretrained(source, quantization=quantization)
+    write_packed(model, source, tmp_path / "packed")
+    moved = tmp_path / "elsewhere" / "moved"
+    moved.parent.mkdir()
+    shutil.move(tmp_path / "packed", moved)
+    loaded = HiggsAudioModel.from_pretrained(moved)
+    assert loaded.quantization == Quantization.parse(quantization)
+    assert torch.equal(codes(loaded), codes(model))
+    assert HiggsAudioModel.from_pretrained(moved, quantization=quantization).nbytes == model.nbytes
+    with pytest.raises(CheckpointError, match="already exists; choose another folder"):
+        write_packed(model, source, moved)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_interrupted_writing_leaves_nothing(source, tmp_path, monkeypatch, error):
+    def half_written(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(weights, "save_file", half_written)
+    model = HiggsAudioModel.from_pretrained(source, quantization="int8")
+    with pytest.raises((KeyboardInterrupt, CheckpointError)):
+        write_packed(model, source, tmp_path / "packed")
+    assert not list(tmp_path.iterdir())
+
+
+def change_metadata(path, **changes):
+    tensors = load_file(path)
+    metadata = {"higgs_native": "1", "panel": "32", "group": "128", "quantization": json.dumps({"heads": "int8"})}
+    save_file(tensors, path, {name: value for name, value in (metadata | changes).items() if value is not None})
+
+
+def change_tensors(path, change):
+    tensors = load_file(path)
+    change(tensors)
+    metadata = {"higgs_native": "1", "panel": "32", "group": "128", "quantization": json.dumps({"heads": "int8"})}
+    save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is damaged or incomplete"),
+        (lambda path: path.write_bytes(b"something else"), "is damaged or incomplete"),
+        (lambda path: change_metadata(path, higgs_native="2"), "is of version 2; expected 1"),
+        (lambda path: change_metadata(path, higgs_native=None), "is of version unknown; expected 1"),
+        (lambda path: change_metadata(path, panel="64"), "is packed as .*'64'.*; expected .*'32'"),
+        (lambda path: change_metadata(path, quantization='{"heads": "int3"}'), "heads must be one of"),
+        (lambda path: change_metadata(path, quantization='{"tail": "int8"}'), "its quantization is not known"),
+        (lambda path: change_metadata(path, quantization="none"), "its quantization is not known"),
+        (lambda path: change_tensors(path, lambda t: t.pop("norm.weight")), "lacks norm.weight"),
+        (lambda path: change_tensors(path, lambda t: t.update(extra=torch.zeros(1))), "unknown tensors: extra"),
+        (
+            lambda path: change_tensors(path, lambda t: t.update({"norm.weight": torch.zeros(3)})),
+            r"norm.weight has shape \[3\], but config.json asks for \[144\]",
+        ),
+        (
+            lambda path: change_tensors(path, lambda t: t.update({"norm.weight": torch.zeros(144)})),
+            "norm.weight is torch.float32; expected torch.bfloat16",
+        ),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_refused(source, tmp_path, damage, message):
+    model = HiggsAudioModel.from_pretrained(source, quantization="heads=int8")
+    write_packed(model, source, tmp_path / "packed")
+    damage(tmp_path / "packed" / PACKED_FILE)
+    with pytest.raises((CheckpointError, ParameterError), match=message) as raised:
+        HiggsAudioModel.from_pretrained(tmp_path / "packed")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_packed_checkpoint_is_not_quantized_again(source, tmp_path):
+    write_packed(HiggsAudioModel.from_pretrained(source, quantization="int8"), source, tmp_path / "packed")
+    with pytest.raises(ParameterError, match="is already quantized, to "):
+        HiggsAudioModel.from_pretrained(tmp_path / "packed", quantization="int4")
+    with pytest.raises(ParameterError, match=r"is packed in torch\.bfloat16; load it with dtype"):
+        HiggsAudioModel.from_pretrained(tmp_path / "packed", dtype="float32")
+
+
+def test_both_layouts_are_read_alike(source, tmp_path):
+    shapes = config(hidden_size=144, intermediate_size=200, audio_delay_token_id=270)
+    write_language_model(tmp_path / "original", shapes, layout="original")
+    assert LanguageModelFiles(tmp_path / "original", HiggsAudioConfig.from_pretrained(tmp_path / "original"))
+    ours, theirs = (
+        HiggsAudioModel.from_pretrained(path, quantization="int4").named_weights()
+        for path in (source, tmp_path / "original")
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
