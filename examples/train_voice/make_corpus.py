@@ -25,9 +25,10 @@ AUDIO_SENTENCES = 4800
 SHARD_SENTENCES = 6000
 # Short sentences are where a model first learns which word sounds how; long ones are what is asked of it.
 _LENGTHS = [1, 2, 2, 3, 3, 3, 4, 4, 5, 5, 6, 6, 7, 8, 9]
-_LONG_LENGTHS = list(range(10, 17))
-LONG_SHARDS = 2
-"""The last shards, of longer sentences."""
+SHARDS = 29
+# Of all words in any order; the next ones are of longer sentences, and the last ones of sentences that repeat words.
+_PLAIN_SHARDS, _LONG_SHARDS = 22, 2
+_LONG_LENGTHS, _REPEATING_LENGTHS = list(range(10, 17)), list(range(3, 13))
 
 
 def load_quantizer(folder: Path) -> Quantizer:
@@ -54,7 +55,7 @@ def make_audio(folder: Path) -> None:
     _save({"audio": torch.cat(audio), "codes": torch.cat(codes, dim=1)}, folder / "audio.pt")
 
 
-def make_shard(folder: Path, number: int, long: bool) -> None:
+def make_shard(folder: Path, number: int) -> None:
     """Codes of `SHARD_SENTENCES` sentences, or, in shard 0, of every single word in every voice.
 
     `texts`, `voices` uint8 [sentences], `starts` int64 [sentences + 1], and `codes` uint8 [codebooks, frames].
@@ -67,11 +68,11 @@ def make_shard(folder: Path, number: int, long: bool) -> None:
     if number == 0:
         texts = [word + "." for word in read_words() for _ in VOICES]
     else:
-        texts = list(
-            itertools.islice(
-                sentences(seed=100 + number, lengths=_LONG_LENGTHS if long else _LENGTHS), SHARD_SENTENCES
-            )
-        )
+        lengths, repeating = _LENGTHS, number >= _PLAIN_SHARDS + _LONG_SHARDS
+        if number >= _PLAIN_SHARDS:
+            lengths = _REPEATING_LENGTHS if repeating else _LONG_LENGTHS
+        composed = sentences(seed=100 + number, lengths=lengths, repeating=repeating)
+        texts = list(itertools.islice(composed, SHARD_SENTENCES))
     codes = [
         quantizer.encode(
             quantizer.latents(frame_spectra(torch.from_numpy(render(text, VOICES[i % len(VOICES)]))))
@@ -92,7 +93,7 @@ def _save(contents: dict, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--shards", type=int, default=24, help=f"of {SHARD_SENTENCES} sentences each")
+    parser.add_argument("--shards", type=int, default=SHARDS, help=f"of {SHARD_SENTENCES} sentences each")
     parser.add_argument(
         "--fit",
         action="store_true",
@@ -109,8 +110,7 @@ def main() -> None:
     if not (options.folder / "audio.pt").exists():
         make_audio(options.folder)
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-        shards = [(options.folder, number, number >= options.shards - LONG_SHARDS) for number in range(options.shards)]
-        pool.starmap(make_shard, shards, chunksize=1)
+        pool.starmap(make_shard, [(options.folder, number) for number in range(options.shards)], chunksize=1)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ HELD_OUT_SHARE = 0.02
 HELD_OUT_LENGTHS = range(4, 10)
 
 _COMMA_SHARE = 0.06
+# Where words repeat: so many are among the commonest, and so many sentences say one of their own words twice.
+_COMMONEST = ("the", "a", "and", "to", "of", "in", "is", "it", "you", "i", "that", "for")
+_COMMON_SHARE, _TWICE_SHARE = 0.4, 0.25
 _ENDINGS = (".", "?", "!")
 _ENDING_SHARES = (0.84, 0.1, 0.06)
 
@@ -32,20 +35,28 @@ def is_held_out(sentence: str) -> bool:
     return len(words) in HELD_OUT_LENGTHS and digest < HELD_OUT_SHARE * 2**32
 
 
-def compose(words: list[str], length: int, generator: random.Random) -> str:
-    """Compose a sentence of `length` random words, with a comma here and there."""
+def compose(words: list[str], length: int, generator: random.Random, repeating: bool = False) -> str:
+    """Compose a sentence of `length` random words, with a comma here and there.
+
+    Of a list of many words hardly any comes twice, as words do in real sentences; where `repeating`, some do.
+    """
     chosen = generator.choices(words, k=length)
+    if repeating:
+        chosen = [generator.choice(_COMMONEST) if generator.random() < _COMMON_SHARE else word for word in chosen]
+        if length > 1 and generator.random() < _TWICE_SHARE:
+            first, second = generator.sample(range(length), 2)
+            chosen[second] = chosen[first]
     commas = ["," * (generator.random() < _COMMA_SHARE) for _ in chosen[1:]] + [""]
     body = " ".join(word + comma for word, comma in zip(chosen, commas, strict=True))
     return body + generator.choices(_ENDINGS, _ENDING_SHARES)[0]
 
 
-def sentences(seed: int, lengths: list[int], held_out: bool = False) -> Iterator[str]:
+def sentences(seed: int, lengths: list[int], held_out: bool = False, repeating: bool = False) -> Iterator[str]:
     """Yield random sentences without end, of lengths drawn from `lengths`: only those held out, or only the others."""
     words = read_words()
     generator = random.Random(seed)
     while True:
-        sentence = compose(words, generator.choice(lengths), generator)
+        sentence = compose(words, generator.choice(lengths), generator, repeating)
         if is_held_out(sentence) == held_out:
             yield sentence
 
