@@ -1,19 +1,20 @@
-"""Time one audio frame and a prompt's prefill, beside transformers on the same weights in the same process.
+"""Time one audio frame and a prompt's prefill in each weight format, beside transformers on the same checkpoint.
 
-    python benchmarks/make_checkpoint.py --out /data/higgs-random
+    python benchmarks/make_checkpoint.py --out /data/higgs-random --layers 8
     python benchmarks/bench_frame.py --model /data/higgs-random --json benchmarks/results/bench_frame.json
 
-A frame is the forward pass of one audio row and the audio head; drawing the codes is left out on both sides. Caches
-are filled with random keys and values up to the position, so no prompt needs to be computed first. The two take turns,
-frame by frame, with a measurement of the read bandwidth between them. Both load the checkpoint, which must fit into
-memory twice: make_checkpoint.py writes one with fewer layers of the real size. A checkpoint in the original layout is
-timed alone.
+A frame is the forward pass of one audio row and the audio head; drawing the codes is left out on all sides. Caches
+are filled with random keys and values up to the position, so no prompt needs to be computed first. All take turns,
+frame by frame, with a measurement of the read bandwidth between them. Every format and transformers' model are loaded
+at once: a checkpoint with fewer layers of the real size fits into less memory. One in the original layout is timed
+without transformers.
 """
 
 import argparse
+import gc
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,46 +27,71 @@ from higgs_native.kv_cache import KVCache
 from higgs_native.model import LanguageModel, Rows
 
 
+FORMATS = ("bfloat16", "float32", "int8", "int4")
+REFERENCE = "transformers"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="a folder or a Hub name")
-    parser.add_argument("--positions", type=int, nargs="+", default=[256, 1024, 4096])
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["bfloat16", "int8", "int4"])
+    parser.add_argument("--positions", type=int, nargs="+", default=[256, 512, 1024, 4096])
     parser.add_argument("--frames", type=int, default=20, help="frames timed at each position")
     parser.add_argument("--prefill", type=int, nargs=2, default=[100, 200], metavar=("TEXT", "AUDIO"))
     parser.add_argument("--prefill-repeats", type=int, default=3)
-    parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     parser.add_argument("--no-transformers", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-
-    folder = resolve_folder(args.model)
-    start = time.perf_counter()
-    native = LanguageModel.from_pretrained(folder, dtype=args.dtype)
-    load_seconds = time.perf_counter() - start
-    # transformers does not read the original layout, whose configuration is nested.
-    alone = args.no_transformers or "text_config" in read_json_object(folder / "config.json")
-    report = {"model": describe(native), "load_s": {"higgs_native": round(load_seconds, 1)}}
-    reference = None
-    if not alone:
-        start = time.perf_counter()
-        reference = transformers_model(native, folder)
-        report["load_s"]["transformers"] = round(time.perf_counter() - start, 1)
-    bandwidth = ReadBandwidth()
-    print(f"loaded in {report['load_s']} s; {native.dtype}, {torch.get_num_threads()} threads")
-    report["frame"] = [bench_frame(native, reference, bandwidth, position, args.frames) for position in args.positions]
-    report["prefill"] = bench_prefill(native, reference, *args.prefill, args.prefill_repeats)
-    report["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
+    report = run(
+        resolve_folder(args.model),
+        args.formats,
+        args.positions,
+        args.frames,
+        args.prefill,
+        args.prefill_repeats,
+        not args.no_transformers,
+    )
     if args.json:
         write_json(args.json, report)
 
 
-def describe(model: LanguageModel) -> dict[str, Any]:
-    config = model.config
+def run(
+    folder: Path,
+    formats: Sequence[str],
+    positions: Sequence[int],
+    frames: int,
+    prefill: Sequence[int],
+    prefill_repeats: int,
+    with_transformers: bool,
+) -> dict[str, Any]:
+    """Load the checkpoint in every format, time all, print and return the figures."""
+    natives, load_seconds = {}, {}
+    for format in formats:
+        start = time.perf_counter()
+        whole = format in ("bfloat16", "float32")
+        natives[format] = LanguageModel.from_pretrained(
+            folder, dtype=format if whole else "auto", quantization=None if whole else format
+        )
+        load_seconds[format] = round(time.perf_counter() - start, 1)
+    # transformers does not read the original layout, whose configuration is nested.
+    reference = None
+    if with_transformers and "text_config" not in read_json_object(folder / "config.json"):
+        start = time.perf_counter()
+        reference = transformers_model(natives[formats[0]], folder)
+        load_seconds[REFERENCE] = round(time.perf_counter() - start, 1)
+    gc.collect()
+    bandwidth = ReadBandwidth()
+    print(f"loaded in {load_seconds} s; {torch.get_num_threads()} threads")
     return {
-        "layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "weights_gb_per_frame": round(frame_bytes(model, 0) / 1e9, 3),
+        "model": {
+            "layers": natives[formats[0]].config.num_hidden_layers,
+            "hidden_size": natives[formats[0]].config.hidden_size,
+        },
+        "weights_gb": {format: round(model.nbytes / 1e9, 3) for format, model in natives.items()},
+        "load_s": load_seconds,
+        "frame": [bench_frame(natives, reference, bandwidth, position, frames) for position in positions],
+        "prefill": bench_prefill(natives, reference, *prefill, prefill_repeats),
+        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
     }
 
 
@@ -80,53 +106,65 @@ def frame_bytes(model: LanguageModel, position: int) -> int:
 
 @torch.inference_mode()
 def bench_frame(
-    native: LanguageModel, reference: Any, bandwidth: ReadBandwidth, position: int, count: int
+    natives: dict[str, LanguageModel], reference: Any, bandwidth: ReadBandwidth, position: int, count: int
 ) -> dict[str, Any]:
     """Time `count` frames from `position` on."""
-    config = native.config
+    first = next(iter(natives.values()))
+    config = first.config
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, config.audio_stream_bos_id, (count + 2, config.num_codebooks), generator=generator)
-    cache = native.new_cache(1, position + len(frames))
-    for tensor in (*cache.keys, *cache.values):
-        tensor[:, :, :position].normal_(generator=generator)
-    runs: dict[str, Callable[[int], torch.Tensor]] = {
-        "higgs_native": lambda index: native_frame(native, cache, frames[index], position + index)
-    }
-    if reference is not None:
-        runs["transformers"] = transformers_frames(reference, cache, frames, position)
+    runs: dict[str, Callable[[int], torch.Tensor]] = {}
+    for format, native in natives.items():
+        cache = native.new_cache(1, position + len(frames))
+        filling = torch.Generator().manual_seed(0)
+        for tensor in (*cache.keys, *cache.values):
+            tensor[:, :, :position].normal_(generator=filling)
+        if not runs and reference is not None:
+            runs[REFERENCE] = transformers_frames(reference, cache, frames, position)
+        runs[format] = lambda index, native=native, cache=cache: native_frame(
+            native, cache, frames[index], position + index
+        )
     times: dict[str, list[float]] = {name: [] for name in runs}
     read = []
     for index in range(len(frames)):
         logits = {}
-        for name, run in runs.items():
+        for name, run_frame in runs.items():
             start = time.perf_counter()
-            logits[name] = run(index)
+            logits[name] = run_frame(index)
             times[name].append(1e3 * (time.perf_counter() - start))
         read.append(bandwidth.measure())
-        if index == 0 and reference is not None:
+        if index == 0:
             check_agreement(logits)
     # The first two frames warm up.
     result: dict[str, Any] = {"position": position, "read_gb_per_s": summary(read[2:], digits=1)}
-    gigabytes = frame_bytes(native, position + len(frames) // 2) / 1e9
-    result["gb_per_frame"] = round(gigabytes, 3)
     for name in runs:
+        num_bytes = frame_bytes(natives.get(name, first), position + len(frames) // 2)
         ms = summary(times[name][2:])
-        rate = 1e3 * gigabytes / ms["median"]
+        rate = num_bytes / ms["median"] / 1e6
         share = rate / result["read_gb_per_s"]["median"]
-        result[name] = {"ms": ms, "gb_per_s": round(rate, 2), "share_of_read_bandwidth": round(share, 3)}
+        result[name] = {
+            "ms": ms,
+            "gb": round(num_bytes / 1e9, 3),
+            "gb_per_s": round(rate, 2),
+            "share_of_read_bandwidth": round(share, 3),
+        }
+        if reference is not None and name != REFERENCE:
+            speedup = result[REFERENCE]["ms"]["median"] / ms["median"]
+            result[name]["times_as_fast_as_transformers"] = round(speedup, 2)
+        ratio = result[name].get("times_as_fast_as_transformers")
         print(
-            f"position {position}: {name:12} {ms['median']:8.2f} ms a frame, {rate:5.1f} GB/s, {share:4.0%} of reading"
+            f"position {position:5}: {name:12} {ms['median']:8.2f} ms a frame, {rate:5.1f} GB/s, {share:4.0%} of "
+            "reading" + (f", {ratio:.2f} times as fast as transformers" if ratio else "")
         )
-    if reference is not None:
-        result["speedup"] = round(result["transformers"]["ms"]["median"] / result["higgs_native"]["ms"]["median"], 3)
-        print(f"position {position}: {result['speedup']:.2f} times as fast as transformers")
     return result
 
 
 @torch.inference_mode()
-def bench_prefill(native: LanguageModel, reference: Any, text: int, audio: int, repeats: int) -> dict[str, Any]:
+def bench_prefill(
+    natives: dict[str, LanguageModel], reference: Any, text: int, audio: int, repeats: int
+) -> dict[str, Any]:
     """Time a prompt of `text` tokens, then `audio` frames, into an empty cache."""
-    config = native.config
+    config = next(iter(natives.values())).config
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 256, (text,), generator=generator)
     frames = torch.randint(0, config.audio_stream_bos_id, (audio, config.num_codebooks), generator=generator)
@@ -138,25 +176,28 @@ def bench_prefill(native: LanguageModel, reference: Any, text: int, audio: int, 
         positions=torch.arange(text + audio, **int32),
         text_positions=torch.arange(text, **int32),
     )
-    runs: dict[str, Callable[[], object]] = {
-        "higgs_native": lambda: native.audio_logits(native.forward(rows, native.new_cache(1, text + audio))[-1:])
-    }
+    runs: dict[str, Callable[[], object]] = {}
     if reference is not None:
         placeholders = torch.full((audio,), config.audio_out_token_id)
         inputs = {"input_ids": torch.cat([ids, placeholders])[None], "audio_input_ids": frames[None]}
-        runs["transformers"] = lambda: reference(**inputs, use_cache=True, logits_to_keep=1)
+        runs[REFERENCE] = lambda: reference(**inputs, use_cache=True, logits_to_keep=1)
+    for format, native in natives.items():
+        runs[format] = lambda native=native: native.audio_logits(
+            native.forward(rows, native.new_cache(1, text + audio))[-1:]
+        )
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats + 1):  # the first one warms up
-        for name, run in runs.items():
-            times[name].append(seconds(run))
+    for _ in range(repeats + 2):  # the first two warm up
+        for name, run_prompt in runs.items():
+            times[name].append(seconds(run_prompt))
     result: dict[str, Any] = {"text_rows": text, "audio_rows": audio}
     for name in runs:
-        measured = summary(times[name][1:])
+        measured = summary(times[name][2:], digits=6)
         rate = (text + audio) / measured["median"]
         result[name] = {"s": measured, "rows_per_s": round(rate, 1)}
+        if reference is not None and name != REFERENCE:
+            speedup = result[REFERENCE]["s"]["median"] / measured["median"]
+            result[name]["times_as_fast_as_transformers"] = round(speedup, 2)
         print(f"prefill of {text} + {audio} rows: {name:12} {measured['median']:7.3f} s, {rate:6.1f} rows/s")
-    if reference is not None:
-        result["speedup"] = round(result["transformers"]["s"]["median"] / result["higgs_native"]["s"]["median"], 3)
     return result
 
 
@@ -199,11 +240,13 @@ def transformers_frames(
 
 
 def check_agreement(logits: dict[str, torch.Tensor]) -> None:
-    """Refuse to compare the speed of two models that compute different things."""
-    ours, theirs = logits["higgs_native"], logits["transformers"]
-    error = float((ours - theirs).std() / theirs.std())
-    if error > 0.1:
-        raise RuntimeError(f"the logits differ by {error:.0%} of their deviation; these are not the same model")
+    """Refuse to compare the speed of models that compute different things."""
+    expected = logits.get(REFERENCE, next(iter(logits.values())))
+    for name, ours in logits.items():
+        error = float((ours - expected).std() / expected.std())
+        # 4 bits round random weights, which have no structure to keep, by a tenth.
+        if not error < (0.5 if name == "int4" else 0.1):
+            raise RuntimeError(f"the logits of {name} differ by {error:.0%} of their deviation; this is another model")
 
 
 if __name__ == "__main__":

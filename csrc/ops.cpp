@@ -33,6 +33,12 @@ STABLE_TORCH_LIBRARY(higgs_native, m) {
       "Tensor? audio_gate_up_scales, Tensor audio_down, Tensor? audio_down_scales, float eps, int num_text_rows) -> "
       "()");
 
+  // decoder
+  m.def(
+      "decoder_layers(Tensor(a!) x, Tensor(b!) query, Tensor(c!) attended, Tensor(d!)[] key_caches, "
+      "Tensor(e!)[] value_caches, Tensor[] weights, int[] skips_audio, float eps, Tensor rope_table, Tensor slots, "
+      "Tensor positions, Tensor text_positions, int num_text_rows) -> ()");
+
   // sampling
   m.def(
       "sample_audio_frame(Tensor(a!) codes, Tensor(b!) state, Tensor(c!) history, Tensor logits, Tensor slots, "

@@ -232,7 +232,9 @@ def generate_batch(
     live = sequences
     while live:
         rows, last = _rows(model, live)
-        states = model.forward(rows, cache)[last]
+        states = model.forward(rows, cache)
+        if last is not None:
+            states = states[last]
         _advance(model, live, states, sampler, rule, stop_strings, output_logits)
         for sequence in live:
             if sequence.finish_reason is None and (
@@ -373,8 +375,13 @@ def _sampler(
     return sampler
 
 
-def _rows(model: LanguageModel, live: Sequence[_Sequence]) -> tuple[Rows, torch.Tensor]:
-    """Gather what all sequences have pending, text first; return it with the index of each sequence's last row."""
+def _rows(model: LanguageModel, live: Sequence[_Sequence]) -> tuple[Rows, list[int] | None]:
+    """Gather what all sequences have pending, text first; return it with the index of each sequence's last row.
+
+    The index is None where the rows are the sequences, in their order.
+    """
+    if all(len(sequence.pending) == 1 and not isinstance(sequence.pending[0], int) for sequence in live):
+        return _frame_rows(model, live), None
     ids: list[int] = []
     frames: list[torch.Tensor] = []
     text_places: list[tuple[int, int, int]] = []
@@ -405,7 +412,19 @@ def _rows(model: LanguageModel, live: Sequence[_Sequence]) -> tuple[Rows, torch.
         positions=int32([position for _, position in places]),
         text_positions=int32([text_position for _, _, text_position in text_places]),
     )
-    return rows, torch.tensor([index if is_text else len(ids) + index for is_text, index in last])
+    return rows, [index if is_text else len(ids) + index for is_text, index in last]
+
+
+def _frame_rows(model: LanguageModel, live: Sequence[_Sequence]) -> Rows:
+    """What `_rows` gathers where every sequence has one frame pending, as most steps have it; it costs little time."""
+    places = torch.tensor([[s.slot for s in live], [s.position for s in live]], dtype=torch.int32, device=model.device)
+    frames = [sequence.pending[0] for sequence in live]
+    nothing = places[0, :0]
+    for sequence in live:
+        sequence.position += 1
+        sequence.pending = []
+    codes = frames[0][None] if len(frames) == 1 else torch.stack(frames)
+    return Rows(token_ids=nothing, codes=codes, slots=places[0], positions=places[1], text_positions=nothing)
 
 
 def _advance(
@@ -432,7 +451,7 @@ def _advance(
             sequence.add_frame(bos)
 
     if audio:
-        logits = model.audio_logits(states[audio])
+        logits = model.audio_logits(states if len(audio) == len(live) else states[audio])
         slots = torch.tensor([live[index].slot for index in audio], dtype=torch.int32, device=model.device)
         frames = sampler.sample_audio_frame(logits, slots)
         for row, index in enumerate(audio):
@@ -450,7 +469,7 @@ def _advance(
                 sequence.add_token(audio_eos)
                 sequence.mode = GenerationMode.TEXT
     if text:
-        logits = model.text_logits(states[text])
+        logits = model.text_logits(states if len(text) == len(live) else states[text])
         slots = torch.tensor([live[index].slot for index in text], dtype=torch.int32, device=model.device)
         steps = torch.tensor([live[index].steps for index in text], dtype=torch.int32, device=model.device)
         tokens = sampler.sample_text(logits, slots, steps).tolist()

@@ -53,6 +53,22 @@ class Layer:
     audio: FeedForward
     skips_audio: bool
 
+    def flat(self) -> list[torch.Tensor]:
+        """All weights as `ops.decoder_layers` takes them."""
+        text, audio = self.text, self.audio
+        return ops.layer_weights(
+            text.input_norm,
+            audio.input_norm,
+            self.qkv,
+            self.o,
+            text.post_attention_norm,
+            text.gate_up,
+            text.down,
+            audio.post_attention_norm,
+            audio.gate_up,
+            audio.down,
+        )
+
 
 @dataclass
 class Rows:
@@ -128,6 +144,8 @@ class LanguageModel:
                     skips_audio=config.skips_audio(index),
                 )
             )
+        self._layer_weights = [weight for layer in self.layers for weight in layer.flat()]
+        self._skips_audio = [int(layer.skips_audio) for layer in self.layers]
         self.norm = weights.tensor("norm.weight")
         self.audio_head = weights.linear("heads", AUDIO_LM_HEAD)
         self.text_head = weights.linear("heads", TEXT_LM_HEAD) if TEXT_LM_HEAD in weights else None
@@ -210,47 +228,27 @@ class LanguageModel:
         `rows`. The final norm is not applied: the heads do that.
         """
         config = self.config
-        num_text, count = len(rows.token_ids), len(rows.slots)
+        count = len(rows.slots)
         width = config.num_attention_heads * config.head_dim
         x = torch.empty(count, config.hidden_size, device=self.device)
         query = torch.empty(count, width, device=self.device)
         attended = torch.empty(count, width, device=self.device)
         ops.embed(x, rows.token_ids, rows.codes, self.text_table, self.audio_table)
-        scale = config.head_dim**-0.5
-        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-            n = num_text if layer.skips_audio else count
-            if n == 0:
-                continue
-            places = rows.text_positions if layer.skips_audio else rows.positions
-            ops.qkv_rope_cache(
-                query[:n],
-                keys,
-                values,
-                x[:n],
-                layer.text.input_norm,
-                layer.audio.input_norm,
-                config.rms_norm_eps,
-                layer.qkv,
-                self.rope_table,
-                rows.slots[:n],
-                rows.positions[:n],
-                places,
-                num_text,
-            )
-            ops.attention(attended[:n], query[:n], keys, values, rows.slots[:n], places, scale)
-            ops.linear(x[:n], attended[:n], layer.o, x[:n])
-            ops.dual_ffn(
-                x[:n],
-                x[:n],
-                layer.text.post_attention_norm,
-                layer.text.gate_up,
-                layer.text.down,
-                layer.audio.post_attention_norm,
-                layer.audio.gate_up,
-                layer.audio.down,
-                config.rms_norm_eps,
-                num_text,
-            )
+        ops.decoder_layers(
+            x,
+            query,
+            attended,
+            cache.keys,
+            cache.values,
+            self._layer_weights,
+            self._skips_audio,
+            config.rms_norm_eps,
+            self.rope_table,
+            rows.slots,
+            rows.positions,
+            rows.text_positions,
+            len(rows.token_ids),
+        )
         return x
 
     def audio_logits(self, states: torch.Tensor) -> torch.Tensor:

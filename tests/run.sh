@@ -29,3 +29,7 @@ for set in $sets; do
 done
 echo "Everything with the $used kernels:"
 "$bin/pytest" -q "$@"
+
+if [ "$HIGGS_NATIVE_REQUIRE_TRANSFORMERS" = 1 ]; then compared=; else compared=--no-transformers; fi
+echo "The benchmarks, at toy size:"
+"$bin/python" -m benchmarks --quick $compared --json build/benchmarks.json

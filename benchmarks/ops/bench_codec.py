@@ -9,7 +9,7 @@ take turns, call by call, in one process and on the same weights.
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,28 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = resolve_folder(args.model) if args.model else Path(temporary)
-        if args.model is None:
-            write_audio_tokenizer(folder, HiggsAudioTokenizerConfig())
-        native = HiggsAudioTokenizer.from_pretrained(folder)
-        report = {
-            **bench_operators(native.config, args.frames[-1], args.repeats),
-            **bench_tokenizer(native, folder, args.frames, args.encode_seconds, args.repeats),
-        }
+        config = None if args.model else HiggsAudioTokenizerConfig()
+        report = run(folder, config, args.frames, args.encode_seconds, args.repeats)
     if args.json:
         write_json(args.json, report)
+
+
+def run(
+    folder: Path,
+    config: HiggsAudioTokenizerConfig | None,
+    frames: Sequence[int],
+    encode_seconds: Sequence[float],
+    repeats: int,
+    with_transformers: bool = True,
+) -> dict[str, Any]:
+    """Time the audio tokenizer in `folder`, written there first where a configuration is given."""
+    if config is not None:
+        write_audio_tokenizer(folder, config)
+    native = HiggsAudioTokenizer.from_pretrained(folder)
+    report = bench_operators(native.config, frames[-1], repeats)
+    if with_transformers:
+        report |= bench_tokenizer(native, folder, frames, encode_seconds, repeats)
+    return report
 
 
 def compare(name: str, runs: dict[str, Callable[[], object]], repeats: int, audio_seconds: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@
 #include <cmath>
 
 #include "common/checks.h"
+#include "cpu/decoder.h"
 #include "cpu/linear.h"
 
 namespace higgs_native::cpu {
@@ -42,9 +43,11 @@ const int32_t* check_indices(const char* op, const char* name, const Tensor& t, 
   return values;
 }
 
+}  // namespace
+
 void qkv_rope_cache_cpu(
     const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& x, const Tensor& text_norm,
-    const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const std::optional<Tensor>& qkv_scales,
+    const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const OptionalTensor& qkv_scales,
     const Tensor& rope_table, const Tensor& slots, const Tensor& positions, const Tensor& cache_positions,
     int64_t num_text_rows) {
   const char* op = "qkv_rope_cache";
@@ -102,6 +105,8 @@ void qkv_rope_cache_cpu(
   });
 }
 
+namespace {
+
 // A piece's result, in one block: out [group, head_dim], maximum [group], total [group].
 struct Partial {
   float *out, *maximum, *total;
@@ -128,6 +133,8 @@ void finish(float* out, const Partial& all, int64_t group, int64_t head_dim) {
     for (int64_t i = 0; i < head_dim; ++i) out[g * head_dim + i] = all.out[g * head_dim + i] / all.total[g];
   }
 }
+
+}  // namespace
 
 void attention_cpu(
     const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& slots,
@@ -201,8 +208,6 @@ void attention_cpu(
     });
   });
 }
-
-}  // namespace
 
 }  // namespace higgs_native::cpu
 

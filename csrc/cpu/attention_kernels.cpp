@@ -12,6 +12,7 @@ namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 namespace {
 
 constexpr int kPositions = 4;
+constexpr int kParts = kWidth == 16 ? 8 : kWidth == 8 ? 4 : 2;  // vectors of a value that are summed at a time
 
 // scores[h][p] for heads h < G and positions p < P
 template <int G, int P, typename T>
@@ -50,10 +51,11 @@ HIGGS_INLINE void score_all(const AttentionPiece<T>& a, int64_t head) {
 }
 
 HIGGS_INLINE void exponentials(float* scores, int64_t count, float* maximum, float* total) {
-  float m = scores[0];
-  for (int64_t p = 1; p < count; ++p) m = scores[p] > m ? scores[p] : m;
   // The rest of the last vector is exp(-inf) = 0 and adds nothing.
   for (int64_t p = count; p % kWidth; ++p) scores[p] = -__builtin_inff();
+  Vec most = load(scores);
+  for (int64_t p = kWidth; p < count; p += kWidth) most = larger(load(scores + p), most);
+  const float m = largest(most);
   Vec sums = {};
   for (int64_t p = 0; p < count; p += kWidth) {
     Vec e = exp(load(scores + p) - splat(m));
@@ -86,7 +88,7 @@ HIGGS_INLINE void weigh(const AttentionPiece<T>& a, int64_t head, int64_t dim) {
 template <int G, typename T>
 HIGGS_INLINE void weigh_all(const AttentionPiece<T>& a, int64_t head) {
   int64_t dim = 0;
-  for (; dim + 2 * kWidth <= a.head_dim; dim += 2 * kWidth) weigh<G, 2>(a, head, dim);
+  for (; dim + kParts * kWidth <= a.head_dim; dim += kParts * kWidth) weigh<G, kParts>(a, head, dim);
   for (; dim + kWidth <= a.head_dim; dim += kWidth) weigh<G, 1>(a, head, dim);
   for (; dim < a.head_dim; ++dim) {
     for (int g = 0; g < G; ++g) {

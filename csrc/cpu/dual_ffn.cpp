@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "common/checks.h"
+#include "cpu/decoder.h"
 #include "cpu/linear.h"
 
 namespace higgs_native::cpu {
@@ -15,8 +16,6 @@ namespace higgs_native::cpu {
 namespace {
 
 constexpr int64_t kHalf = kPanel / 2;
-
-using OptionalTensor = std::optional<Tensor>;
 
 struct FeedForward {
   const Tensor& norm;
@@ -71,6 +70,8 @@ void run_segment(float* out, const float* x, int64_t begin, int64_t end, double 
   product(out, down, prepare<PreparedActivated>(down, activated, rows), rows, x);
 }
 
+}  // namespace
+
 void dual_ffn_cpu(
     const Tensor& out, const Tensor& x, const Tensor& text_norm, const Tensor& text_gate_up,
     const OptionalTensor& text_gate_up_scales, const Tensor& text_down, const OptionalTensor& text_down_scales,
@@ -89,8 +90,6 @@ void dual_ffn_cpu(
   run_segment(to, from, 0, num_text_rows, eps, text);
   run_segment(to, from, num_text_rows, rows, eps, audio);
 }
-
-}  // namespace
 
 }  // namespace higgs_native::cpu
 

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "common/checks.h"
+#include "cpu/decoder.h"
 
 namespace higgs_native::cpu {
 
@@ -39,24 +40,9 @@ int64_t count_units(WeightFormat format, int64_t k) {
   return ceil_div(k, unit_columns(format));
 }
 
-void linear_cpu(
-    const Tensor& out, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scales,
-    const std::optional<Tensor>& residual) {
-  check_tensor("linear", "x", x, ScalarType::Float, {kAnySize, kAnySize});
-  const int64_t rows = x.size(0);
-  check_tensor("linear", "out", out, ScalarType::Float, {rows, kAnySize});
-  const PackedWeight packed = packed_weight("linear", "weight", weight, scales, out.size(1), x.size(1));
-  if (residual) check_tensor("linear", "residual", *residual, ScalarType::Float, {rows, packed.n});
-  if (rows == 0) return;
-  struct Prepared;
-  const char* prepared = prepare<Prepared>(packed, x.const_data_ptr<float>(), rows);
-  product(
-      out.mutable_data_ptr<float>(), packed, prepared, rows, residual ? residual->const_data_ptr<float>() : nullptr);
-}
-
 void rms_norm_linear_cpu(
     const Tensor& out, const Tensor& x, const Tensor& norm_weight, double eps, const Tensor& weight,
-    const std::optional<Tensor>& scales) {
+    const OptionalTensor& scales) {
   const char* op = "rms_norm_linear";
   check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize});
   const int64_t rows = x.size(0), k = x.size(1);
@@ -131,8 +117,23 @@ void pack_linear_cpu(const Tensor& packed, const Tensor& weight, int64_t first_l
 
 }  // namespace
 
+void linear_cpu(
+    const Tensor& out, const Tensor& x, const Tensor& weight, const OptionalTensor& scales,
+    const OptionalTensor& residual) {
+  check_tensor("linear", "x", x, ScalarType::Float, {kAnySize, kAnySize});
+  const int64_t rows = x.size(0);
+  check_tensor("linear", "out", out, ScalarType::Float, {rows, kAnySize});
+  const PackedWeight packed = packed_weight("linear", "weight", weight, scales, out.size(1), x.size(1));
+  if (residual) check_tensor("linear", "residual", *residual, ScalarType::Float, {rows, packed.n});
+  if (rows == 0) return;
+  struct Prepared;
+  const char* prepared = prepare<Prepared>(packed, x.const_data_ptr<float>(), rows);
+  product(
+      out.mutable_data_ptr<float>(), packed, prepared, rows, residual ? residual->const_data_ptr<float>() : nullptr);
+}
+
 PackedWeight packed_weight(
-    const char* op, const char* name, const Tensor& weight, const std::optional<Tensor>& scales, int64_t n, int64_t k) {
+    const char* op, const char* name, const Tensor& weight, const OptionalTensor& scales, int64_t n, int64_t k) {
   const WeightFormat format = weight_format(op, name, weight);
   const int64_t units = count_units(format, k), panels = ceil_div(n, kPanel);
   check_tensor(op, name, weight, weight.scalar_type(), {panels, units, kPanel, word_elements(format)});

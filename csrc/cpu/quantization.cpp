@@ -22,9 +22,7 @@ constexpr int kClips = 10;           // clipping thresholds that are tried,
 constexpr float kLeastClip = 0.55f;  // from the largest magnitude down to this share of it
 
 // What a scale becomes when it is stored.
-float stored(float scale, bool half) {
-  return half ? static_cast<float>(torch::headeronly::Half(scale)) : scale;
-}
+float stored(float scale, bool half) { return half ? static_cast<float>(torch::headeronly::Half(scale)) : scale; }
 
 // The scale of n values x, never 0; NaN where one is not finite.
 float choose_scale(const float* x, int64_t n, int64_t bits, bool clip) {
@@ -34,7 +32,8 @@ float choose_scale(const float* x, int64_t n, int64_t bits, bool clip) {
   if (extreme == 0) return 1;
   if (std::isnan(extreme)) return extreme;
   // With 4 bits the range has one step more below zero: the largest value goes there, whatever its sign.
-  const float whole = bits == 4 ? extreme / static_cast<float>(lowest) : std::fabs(extreme) / static_cast<float>(highest);
+  const float whole =
+      bits == 4 ? extreme / static_cast<float>(lowest) : std::fabs(extreme) / static_cast<float>(highest);
   // Where even float16's smallest number is too large for a scale, all values become zero.
   float best = stored(whole, bits == 4);
   if (best == 0) return 1;
@@ -56,8 +55,7 @@ float choose_scale(const float* x, int64_t n, int64_t bits, bool clip) {
   return best;
 }
 
-void quantize_linear_cpu(
-    const Tensor& integers, const Tensor& scales, const Tensor& weight, int64_t bits, bool clip) {
+void quantize_linear_cpu(const Tensor& integers, const Tensor& scales, const Tensor& weight, int64_t bits, bool clip) {
   const char* op = "quantize_linear";
   STD_TORCH_CHECK(bits == 8 || bits == 4, op, ": bits must be 8 or 4, got ", bits);
   check_weight(op, "weight", weight, {kAnySize, kAnySize});

@@ -117,10 +117,26 @@ HIGGS_INLINE IntVec round_to_int(Vec v) {
 #endif
 }
 
+HIGGS_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+// All lanes joined in pairs, then the pairs, and so on.
+template <typename F>
+HIGGS_INLINE float join_lanes(Vec v, const F& join) {
+  float lanes[kWidth];
+  memcpy(lanes, &v, sizeof v);
+#pragma GCC unroll 4
+  for (int half = kWidth / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] = join(lanes[i], lanes[i + half]);
+  }
+  return lanes[0];
+}
+
 HIGGS_INLINE float sum(Vec v) {
-  float total = 0;
-  for (int i = 0; i < kWidth; ++i) total += v[i];
-  return total;
+  return join_lanes(v, [](float a, float b) { return a + b; });
+}
+
+HIGGS_INLINE float largest(Vec v) {
+  return join_lanes(v, [](float a, float b) { return a > b ? a : b; });
 }
 
 HIGGS_INLINE Vec select(IntVec mask, Vec a, Vec b) { return mask ? a : b; }

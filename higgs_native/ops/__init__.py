@@ -13,6 +13,7 @@ from higgs_native.ops.codec import (
     snake,
     snake_conv_transpose1d,
 )
+from higgs_native.ops.decoder import decoder_layers, layer_weights
 from higgs_native.ops.delay_pattern import delay_pattern_build, delay_pattern_revert
 from higgs_native.ops.dual_ffn import dual_ffn
 from higgs_native.ops.embedding import embed
@@ -31,10 +32,12 @@ from higgs_native.ops.sampling import process_logits, sample_audio_frame, sample
 __all__ = [
     "PackedWeight",
     "attention",
+    "decoder_layers",
     "delay_pattern_build",
     "delay_pattern_revert",
     "dual_ffn",
     "embed",
+    "layer_weights",
     "linear",
     "pack_conv_transpose1d",
     "pack_gate_up",

@@ -1,0 +1,169 @@
+"""Run the whole suite: read bandwidth, products, codec, frame and prompt, speech; each beside what it replaces.
+
+    python -m benchmarks --json report.json --plots plots
+
+Every comparison is interleaved in this process, and every figure has its median, its extremes and its spread. Shares
+are of the read bandwidth measured in turns with what is timed. Without --model a checkpoint of the real size's shapes,
+with random weights and --layers layers, is written to a temporary folder. --quick runs everything at toy size, to see
+that it runs: its figures mean nothing.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+
+_FOLDER = Path(__file__).resolve().parent
+# An installed higgs_native is timed, not the sources beside this folder, which hold no compiled operators.
+sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != _FOLDER.parent]
+sys.path += [str(_FOLDER), str(_FOLDER / "ops"), str(_FOLDER.parent)]
+
+import bench_codec  # noqa: E402
+import bench_frame  # noqa: E402
+import bench_linear  # noqa: E402
+import torch  # noqa: E402
+from measure import ReadBandwidth, summary, write_json  # noqa: E402
+
+from higgs_native import HiggsAudio  # noqa: E402
+from higgs_native.checkpoint import resolve_folder  # noqa: E402
+from higgs_native.codec_config import HiggsAudioTokenizerConfig, HubertConfig  # noqa: E402
+from higgs_native.random_checkpoint import REAL_SIZE_CONFIG, write_language_model  # noqa: E402
+
+
+SENTENCE = "The sun rises in the east and sets in the west."
+SECTIONS = ("bandwidth", "products", "codec", "frame", "speech")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="the checkpoint of the frame section: a folder or a Hub name")
+    parser.add_argument("--layers", type=int, default=8, help="of the checkpoint that is written without --model")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--quick", action="store_true", help="everything at toy size")
+    parser.add_argument("--no-transformers", action="store_true", help="leave transformers' models out")
+    parser.add_argument("--json", type=Path, help="write the report here")
+    parser.add_argument("--plots", type=Path, help="draw the frame section into this folder (needs matplotlib)")
+    args = parser.parse_args()
+    if args.plots and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plots needs matplotlib: pip install 'higgs-native[bench]'")
+    compare = not args.no_transformers
+    if compare and importlib.util.find_spec("transformers") is None:
+        parser.error("transformers is not installed; install 'higgs-native[transformers]' or give --no-transformers")
+
+    report: dict[str, Any] = {"quick": args.quick}
+    sections = {
+        "bandwidth": lambda: run_bandwidth(args.quick),
+        "products": lambda: run_products(args.quick),
+        "codec": lambda: run_codec(args.quick, compare),
+        "frame": lambda: run_frame(args.model, args.layers, args.quick, compare),
+        "speech": lambda: run_speech(args.quick),
+    }
+    for name in args.sections:
+        print(f"== {name}")
+        report[name] = sections[name]()
+    if args.json:
+        write_json(args.json, report)
+    if args.plots and "frame" in report:
+        from plots import draw_frame
+
+        for path in draw_frame(report["frame"], args.plots):
+            print(path)
+
+
+def run_bandwidth(quick: bool) -> dict[str, Any]:
+    """Read memory, far more than the caches hold."""
+    bandwidth = ReadBandwidth((16 if quick else 1024) << 20)
+    measured = summary([bandwidth.measure() for _ in range(3 if quick else 15)], digits=1)
+    print(f"{measured['median']} GB/s read with {torch.get_num_threads()} threads")
+    return {"read_gb_per_s": measured}
+
+
+def run_products(quick: bool) -> dict[str, Any]:
+    """Products with a weight of the real size, beside torch's."""
+    n, k, repeats = (96, 64, 2) if quick else (8192, 3072, 15)
+    bandwidth = ReadBandwidth((8 if quick else 256) << 20)
+    runs = [
+        bench_linear.bench(rows, format, n, k, repeats, bandwidth)
+        for format in bench_linear.FORMATS
+        for rows in ((1, 16) if quick else (1, 4, 16, 64, 256))
+    ]
+    return {"shape": [n, k], "runs": runs}
+
+
+def run_codec(quick: bool, compare: bool) -> dict[str, Any]:
+    """The audio tokenizer's networks, beside torch's operators and transformers' model."""
+    repeats = 2 if quick else 15
+    if compare:
+        # transformers' audio tokenizer imports torchaudio, whose native library does not load everywhere.
+        try:
+            import torchaudio  # noqa: F401
+        except (ImportError, OSError) as error:
+            print(f"without transformers' audio tokenizer, which needs torchaudio: {error}")
+            compare = False
+    with tempfile.TemporaryDirectory() as folder:
+        return bench_codec.run(
+            Path(folder),
+            _small_audio_tokenizer() if quick else HiggsAudioTokenizerConfig(),
+            [5] if quick else [5, 25, 100],
+            [0.5] if quick else [5.0],
+            repeats,
+            compare,
+        )
+
+
+def run_frame(model: str | None, layers: int, quick: bool, compare: bool) -> dict[str, Any]:
+    """A frame and a prompt in every format, beside transformers."""
+    formats = ["bfloat16", "int8", "int4"]
+    positions, frames, prefill, repeats = (
+        ([16], 3, (5, 10), 1) if quick else ([256, 512, 1024, 4096], 20, (100, 200), 5)
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        if model is None:
+            small = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2,
+                     "head_dim": 32}  # fmt: skip
+            layers = 2 if quick else layers
+            shapes = {"num_hidden_layers": layers, "audio_dual_ffn_layers": tuple(range(layers))}
+            config = dataclasses.replace(REAL_SIZE_CONFIG, **shapes, **(small if quick else {}))
+            write_language_model(temporary, config, endless=True)
+        folder = resolve_folder(model or temporary)
+        return bench_frame.run(folder, formats, positions, frames, prefill, repeats, compare)
+
+
+def run_speech(quick: bool) -> dict[str, Any]:
+    """The embedded voice from text to sound: seconds of work for a second of sound."""
+    start = time.perf_counter()
+    engine = HiggsAudio.from_pretrained()
+    load_seconds = time.perf_counter() - start
+    engine.speak(SENTENCE, seed=0)  # warms up
+    factors = []
+    for seed in range(2 if quick else 10):
+        start = time.perf_counter()
+        speech = engine.speak(SENTENCE, seed=seed)
+        factors.append((time.perf_counter() - start) / speech.duration)
+    measured = summary(factors)
+    print(f"the embedded voice: loaded in {load_seconds:.2f} s, real-time factor {measured['median']:.3f}")
+    return {"load_s": round(load_seconds, 3), "real_time_factor": measured}
+
+
+def _small_audio_tokenizer() -> HiggsAudioTokenizerConfig:
+    hubert = HubertConfig(
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        conv_dim=(32,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    )
+    return HiggsAudioTokenizerConfig(
+        encoder_hidden_size=4, decoder_hidden_size=128, acoustic_hidden_size=32, hubert=hubert
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+// The operators that a decoder layer consists of, as functions. Each is registered under its name without `_cpu`.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+namespace higgs_native::cpu {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+void qkv_rope_cache_cpu(
+    const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& x, const Tensor& text_norm,
+    const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const OptionalTensor& qkv_scales,
+    const Tensor& rope_table, const Tensor& slots, const Tensor& positions, const Tensor& cache_positions,
+    int64_t num_text_rows);
+
+void attention_cpu(
+    const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& slots,
+    const Tensor& cache_positions, double scale);
+
+void linear_cpu(
+    const Tensor& out, const Tensor& x, const Tensor& weight, const OptionalTensor& scales,
+    const OptionalTensor& residual);
+
+void dual_ffn_cpu(
+    const Tensor& out, const Tensor& x, const Tensor& text_norm, const Tensor& text_gate_up,
+    const OptionalTensor& text_gate_up_scales, const Tensor& text_down, const OptionalTensor& text_down_scales,
+    const Tensor& audio_norm, const Tensor& audio_gate_up, const OptionalTensor& audio_gate_up_scales,
+    const Tensor& audio_down, const OptionalTensor& audio_down_scales, double eps, int64_t num_text_rows);
+
+}  // namespace higgs_native::cpu

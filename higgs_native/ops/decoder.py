@@ -1,0 +1,93 @@
+"""All layers of the language model in one call."""
+
+from collections.abc import Sequence
+
+import torch
+
+from higgs_native.ops._library import register_fakes
+from higgs_native.ops.linear import PackedWeight
+
+
+register_fakes("decoder_layers")
+
+
+def layer_weights(
+    text_input_norm: torch.Tensor,
+    audio_input_norm: torch.Tensor,
+    qkv: PackedWeight,
+    o: PackedWeight,
+    text_norm: torch.Tensor,
+    text_gate_up: PackedWeight,
+    text_down: PackedWeight,
+    audio_norm: torch.Tensor,
+    audio_gate_up: PackedWeight,
+    audio_down: PackedWeight,
+) -> list[torch.Tensor]:
+    """A layer's weights in the order of `decoder_layers`; see `qkv_rope_cache`, `linear` and `dual_ffn`."""
+    flat: list[torch.Tensor] = []
+    for weight in (
+        text_input_norm,
+        audio_input_norm,
+        qkv,
+        o,
+        text_norm,
+        text_gate_up,
+        text_down,
+        audio_norm,
+        audio_gate_up,
+        audio_down,
+    ):
+        if isinstance(weight, PackedWeight):
+            flat += [weight.data, torch.empty(0) if weight.scales is None else weight.scales]
+        else:
+            flat.append(weight)
+    return flat
+
+
+def decoder_layers(
+    x: torch.Tensor,
+    query: torch.Tensor,
+    attended: torch.Tensor,
+    key_caches: Sequence[torch.Tensor],
+    value_caches: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    skips_audio: Sequence[int],
+    eps: float,
+    rope_table: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    text_positions: torch.Tensor,
+    num_text_rows: int,
+) -> None:
+    """For each layer `qkv_rope_cache`, `attention` with the scale head_dim ** -0.5, `linear` and `dual_ffn`.
+
+    Args:
+        x: [rows, hidden], float32; the states before the first layer, replaced by those after the last.
+        query, attended: [rows, query heads * head_dim], float32; overwritten.
+        key_caches, value_caches: a cache for each layer.
+        weights: `layer_weights` of all layers, one behind the other.
+        skips_audio: for each layer whether audio rows pass it by; its cache then has places for text rows alone.
+        eps: what RMSNorm adds to the mean square.
+        rope_table: [positions, head_dim], float32.
+        slots, positions: [rows], int32: the sequence, and the position in it, which is also the place in the cache.
+        text_positions: [num_text_rows], int32: the place in the caches of layers that audio rows pass by.
+        num_text_rows: how many rows, from the first on, are text.
+
+    Raises:
+        RuntimeError: a shape or dtype does not fit, or a position lies outside a cache or the table.
+    """
+    torch.ops.higgs_native.decoder_layers(
+        x,
+        query,
+        attended,
+        key_caches,
+        value_caches,
+        weights,
+        skips_audio,
+        eps,
+        rope_table,
+        slots,
+        positions,
+        text_positions,
+        num_text_rows,
+    )
