@@ -1,7 +1,7 @@
 """Train the audio tokenizer's encoder or its decoder, for a quantizer that is fitted already.
 
-    python train_codec.py decoder FOLDER --minutes 60
-    python train_codec.py encoder FOLDER --minutes 20
+    python train_codec.py decoder FOLDER --minutes 82
+    python train_codec.py encoder FOLDER --minutes 25
 
 The decoder learns sound from codes: its loss compares magnitudes of short-time spectra at several resolutions, and mel
 spectra. The encoder learns the latents that the quantizer was fitted to. Neither needs the other.
@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("encoder", "decoder"))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--init-from", type=Path, help="an audio tokenizer to begin with: its folder")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--frames", type=int, default=20)

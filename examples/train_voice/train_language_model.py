@@ -1,6 +1,6 @@
 """Train the language model on the codes of a corpus.
 
-    python train_language_model.py FOLDER --minutes 100
+    python train_language_model.py FOLDER --minutes 62
 
 The loss is the codes' cross-entropy. Beside the loss on held-out sentences stands the same with the texts swapped: the
 gap between them is what the model takes from the text, and not from the sound before.
@@ -149,10 +149,10 @@ def evaluate(model: LanguageModel, maker: BatchMaker, device: torch.device) -> t
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--minutes", type=float, default=100)
-    parser.add_argument("--rows", type=int, default=3600, help="of audio in a batch")
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=62)
+    parser.add_argument("--rows", type=int, default=2400, help="of audio in a batch")
+    parser.add_argument("--learning-rate", type=float, default=2.5e-3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--init-from", type=Path, help="a folder that export.py wrote: begin with its weights")
     parser.add_argument("--name", default="language_model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
