@@ -2,9 +2,7 @@
 
 import io
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +22,6 @@ from higgs_native.generation import SamplingParameters, check_parameters
 from higgs_native.model import LanguageModel
 from higgs_native.pipeline import HiggsAudio, choose_voices
 from higgs_native.quantization import Quantization
-from higgs_native.random_checkpoint import write_demo_checkpoint
 from higgs_native.speech import check_output_path
 from higgs_native.streaming import SpeechStream
 from higgs_native.text import normalize_text
@@ -33,9 +30,6 @@ from higgs_native.weights import check_target, write_packed
 
 
 MODEL_NAME = "bosonai/higgs-audio-v2-generation-3B-base"
-
-# The model with random weights never ends by itself; this makes three seconds.
-DEMO_TOKENS = 83
 
 app = typer.Typer(
     help="Higgs Audio V2 text-to-speech.",
@@ -61,7 +55,7 @@ def speak(
         str | None,
         typer.Option(
             help=f"The checkpoint: a folder, or a name on the Hub, such as {MODEL_NAME}. "
-            "Without it a small one with random weights is made, whose sound is noise."
+            "Without it the embedded voice speaks: small, trained on synthetic speech, of a limited vocabulary."
         ),
     ] = None,
     audio_tokenizer: Annotated[
@@ -114,13 +108,10 @@ def speak(
         read_audio(recording)
     sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
     check_parameters(sampling, max_new_tokens)
-    demo = model is None
-    if demo:
-        model = _demo_checkpoint()
-        max_new_tokens = min(max_new_tokens, DEMO_TOKENS)
+    if model is None:
         print(
-            "No --model is given: this is a small model with random weights, and what it makes is noise, not speech.\n"
-            f"To hear speech: --model {MODEL_NAME}",
+            "No --model is given: this is the embedded demonstration voice, which knows some 1,500 English words.\n"
+            f"For the published model: --model {MODEL_NAME}",
             file=sys.stderr,
         )
     engine = HiggsAudio.from_pretrained(
@@ -169,8 +160,7 @@ def speak(
         f"real-time factor {elapsed / speech.duration:.2f} (seconds of work for a second of audio)",
         file=sys.stderr,
     )
-    if not demo:
-        _report_cut_off(speech.finish_reason, max_new_tokens)
+    _report_cut_off(speech.finish_reason, max_new_tokens)
 
 
 @app.command()
@@ -309,25 +299,6 @@ def _read_text(text: str) -> str:
     except UnicodeDecodeError as error:
         name = "standard input" if text == "-" else text
         raise PromptError(f"{name} is not UTF-8 text at byte {error.start}") from None
-
-
-def _demo_checkpoint() -> Path:
-    """The folder of the demonstration checkpoint; made on first use."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "higgs_native"
-    folder = cache / f"demo-{higgs_native.__version__}"
-    if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=cache))
-        try:
-            write_demo_checkpoint(made)
-            made.rename(folder)
-        except OSError:
-            # Another process may have been faster.
-            if not folder.is_dir():
-                raise
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-    return folder
 
 
 if __name__ == "__main__":

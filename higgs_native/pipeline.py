@@ -42,6 +42,8 @@ from higgs_native.weights import AUDIO_TOKENIZER_FOLDER, open_weights
 
 
 AUDIO_TOKENIZER_NAME = "bosonai/higgs-audio-v2-tokenizer"
+EMBEDDED_VOICE = Path(__file__).with_name("embedded_voice")
+"""The folder of the small checkpoint that comes with the package: a demonstration voice."""
 
 
 class HiggsAudio:
@@ -81,7 +83,7 @@ class HiggsAudio:
     @classmethod
     def from_pretrained(
         cls,
-        path_or_name: str | Path,
+        path_or_name: str | Path | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         audio_tokenizer: str | Path | HiggsAudioTokenizer | None = None,
@@ -90,7 +92,7 @@ class HiggsAudio:
         """Load a checkpoint of either layout, or a packed one.
 
         Args:
-            path_or_name: its folder, or its name on the Hub.
+            path_or_name: its folder, or its name on the Hub; None: the embedded voice, which knows a list of words.
             device: `cpu`, or `auto`, which is the CPU.
             dtype: of the weights: `float32`, `bfloat16`, or `auto`, as they are stored.
             audio_tokenizer: its folder, its name on the Hub, or a loaded one. By default the folder `audio_tokenizer`
@@ -107,7 +109,7 @@ class HiggsAudio:
         weights_dtype = checked_dtype(dtype)
         if quantization is not None:
             quantization = Quantization.parse(quantization)
-        folder = resolve_folder(path_or_name)
+        folder = EMBEDDED_VOICE if path_or_name is None else resolve_folder(path_or_name)
         # Headers alone: most of what can be wrong with the model shows before an audio tokenizer is fetched.
         open_weights(folder, HiggsAudioConfig.from_pretrained(folder), weights_dtype, quantization)
         if not isinstance(audio_tokenizer, HiggsAudioTokenizer):

@@ -1,4 +1,4 @@
-"""Checkpoints with random weights, of any size and in either layout: for demonstrations, tests and benchmarks.
+"""Checkpoints with random weights, of any size and in either layout: for tests and benchmarks.
 
 A checkpoint written here has the files, names, shapes and dtypes of a trained one, and sounds like noise. Weights are
 drawn so that activations stay near one at any size, and depend on the seed and on each tensor's name alone. A tensor
@@ -177,7 +177,7 @@ def write_language_model(
         CheckpointError: `folder` already holds a model.
     """
     folder = Path(folder)
-    described = _config_json(config, layout, dtype)
+    described = config_json(config, layout, dtype)
     tokenizer = build_tokenizer(config)
     _claim(folder)
     tensors = {}
@@ -371,8 +371,12 @@ def _safetensors_header(tensors: Mapping[str, RandomTensor], dtype: torch.dtype)
     return len(text).to_bytes(8, "little") + text
 
 
-def _config_json(config: HiggsAudioConfig, layout: str, dtype: torch.dtype) -> dict[str, Any]:
-    """The contents of `config.json` in a layout: what `HiggsAudioConfig.from_dict` reads."""
+def config_json(config: HiggsAudioConfig, layout: str, dtype: torch.dtype) -> dict[str, Any]:
+    """The contents of `config.json` in a layout: what `HiggsAudioConfig.from_dict` reads.
+
+    Raises:
+        ConfigError: the layout can't express the configuration.
+    """
     if layout not in LAYOUTS:
         raise ConfigError(f"layout is {layout!r}; expected one of {LAYOUTS}")
     if dtype not in _DTYPE_NAMES:

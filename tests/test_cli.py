@@ -56,7 +56,7 @@ def test_speak_writes_a_file(run, model):
     assert out == ""
     assert "s of audio in" in err
     assert "real-time factor" in err
-    assert "noise" not in err
+    assert "demonstration voice" not in err
     assert [file.name for file in run.work.iterdir()] == ["out.wav"]
     audio, rate = soundfile.read(run.work / "out.wav")
     assert rate == RATE
@@ -151,29 +151,17 @@ def test_cloning_from_a_recording_and_from_the_folder_of_voices(run, model, monk
     assert a != c
 
 
-def test_without_a_model_it_says_that_the_sound_is_noise(run, tmp_path, monkeypatch):
-    for options in (), ("--seed", 1):
-        code, _, err = run("speak", "Hello.", *options)
-        assert code == 0
-        assert "out.wav: 3.00 s of audio" in err
-        assert "cut off" not in err
-        assert "random weights" in err
-        assert "noise, not speech" in err
-        # The second time the checkpoint is there.
-        monkeypatch.setattr(cli, "write_demo_checkpoint", None)
-    made = list((tmp_path / "cache" / "higgs_native").iterdir())
-    assert [folder.name for folder in made] == [f"demo-{higgs_native.__version__}"]
-    assert (run.work / "out.wav").is_file()
-
-
-def test_a_demonstration_checkpoint_half_written_is_not_kept(run, tmp_path, monkeypatch):
-    def fail(folder):
-        (folder / "config.json").touch()
-        raise RuntimeError("interrupted")
-
-    monkeypatch.setattr(cli, "write_demo_checkpoint", fail)
-    assert run("speak", "Hello.")[0] == 1
-    assert not list((tmp_path / "cache" / "higgs_native").iterdir())
+def test_without_a_model_the_embedded_voice_speaks(run):
+    code, _, err = run("speak", "Hello and welcome.", "--seed", 1)
+    assert code == 0
+    assert "embedded demonstration voice" in err
+    assert cli.MODEL_NAME in err
+    audio, rate = soundfile.read(run.work / "out.wav")
+    assert rate == RATE
+    assert 0.5 < len(audio) / rate < 4
+    assert "cut off" not in err
+    # It comes with the package: nothing is written but the file.
+    assert [file.name for file in run.work.iterdir()] == ["out.wav"]
 
 
 def test_info(run):

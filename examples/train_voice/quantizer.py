@@ -1,0 +1,106 @@
+"""The residual quantizer, fitted to log-mel spectra by k-means before anything is trained.
+
+So the codes are final from the start: the language model, the encoder and the decoder train side by side, and no code
+is ever unused. A level projects the residual on its 16 strongest directions (project_in), takes the nearest of 256
+centres, and projects it back (project_out, the transpose), as the audio tokenizer's own quantizer does.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+
+CODEBOOKS, CODES, DIMENSION = 8, 256, 16
+LATENT = 64
+"""Width of what is quantized: the strongest directions of the spectra, scaled to a mean variance of one."""
+
+
+@dataclass
+class Quantizer:
+    """A fitted quantizer.
+
+    Attributes:
+        mean: [bands], and
+        basis: [LATENT, bands]: spectra to latents, `(spectra - mean) @ basis.T`.
+        directions: [CODEBOOKS, DIMENSION, LATENT], orthonormal rows.
+        centres: [CODEBOOKS, CODES, DIMENSION].
+    """
+
+    mean: torch.Tensor
+    basis: torch.Tensor
+    directions: torch.Tensor
+    centres: torch.Tensor
+
+    @classmethod
+    def load(cls, path: Path) -> "Quantizer":
+        """Read what `save` wrote."""
+        return cls(**load_file(path))
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file."""
+        save_file({name: tensor.contiguous() for name, tensor in asdict(self).items()}, path)
+
+    def latents(self, spectra: torch.Tensor) -> torch.Tensor:
+        """[..., bands] -> [..., LATENT]."""
+        return (spectra - self.mean) @ self.basis.T
+
+    def encode(self, latents: torch.Tensor) -> torch.Tensor:
+        """[frames, LATENT] -> codes [CODEBOOKS, frames], int64."""
+        residual, codes = latents, []
+        for directions, centres in zip(self.directions, self.centres, strict=True):
+            chosen = nearest(residual @ directions.T, centres)
+            residual = residual - centres[chosen] @ directions
+            codes.append(chosen)
+        return torch.stack(codes)
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes [CODEBOOKS, ...] -> latents [..., LATENT]."""
+        return sum(table[level] for table, level in zip(self.table(), codes, strict=True))
+
+    def table(self) -> torch.Tensor:
+        """What each code adds to the latent: [CODEBOOKS, CODES, LATENT]."""
+        return self.centres @ self.directions
+
+
+def nearest(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+    """Index of the centre nearest to each point: [n, d], [k, d] -> [n], int64."""
+    return (points @ centres.T - centres.square().sum(1) / 2).argmax(1)
+
+
+def fit(spectra: torch.Tensor, rounds: int = 25, seed: int = 0) -> Quantizer:
+    """Fit a quantizer to `spectra` [frames, bands]; prints the share of the variance that is left after each level."""
+    generator = torch.Generator().manual_seed(seed)
+    mean = spectra.mean(0)
+    basis = _strongest(spectra - mean, LATENT)
+    latents = (spectra - mean) @ basis.T
+    scale = latents.var(0).mean().rsqrt()
+    basis, latents = basis * scale, latents * scale
+    total, residual = latents.square().mean(), latents
+    parts = []
+    for level in range(CODEBOOKS):
+        directions = _strongest(residual, DIMENSION)
+        points = residual @ directions.T
+        centres = _k_means(points, rounds, generator)
+        residual = residual - centres[nearest(points, centres)] @ directions
+        parts.append((directions, centres))
+        print(f"level {level}: {residual.square().mean() / total:.4f} of the variance left", flush=True)
+    return Quantizer(mean, basis, *map(torch.stack, zip(*parts, strict=True)))
+
+
+def _strongest(points: torch.Tensor, count: int) -> torch.Tensor:
+    """The directions of the greatest variance: [n, d] -> [count, d]."""
+    return torch.linalg.eigh(points.T @ points).eigenvectors.flip(1)[:, :count].T.contiguous()
+
+
+def _k_means(points: torch.Tensor, rounds: int, generator: torch.Generator) -> torch.Tensor:
+    centres = points[torch.randperm(len(points), generator=generator)[:CODES]].clone()
+    for _ in range(rounds):
+        chosen = nearest(points, centres)
+        counts = torch.bincount(chosen, minlength=CODES)
+        sums = torch.zeros_like(centres).index_add_(0, chosen, points)
+        centres = sums / counts.clamp(min=1)[:, None]
+        unused = counts == 0
+        centres[unused] = points[torch.randint(len(points), (int(unused.sum()),), generator=generator)]
+    return centres

@@ -1,0 +1,88 @@
+"""The embedded voice speaks: held-out sentences are told apart by how eSpeak NG, its teacher, says them."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from higgs_native.pipeline import HiggsAudio
+from higgs_native.voices import Voice
+
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+from speech_distance import HOP, mel_spectrogram, pitch, warped_distances  # noqa: E402
+
+
+GOLDEN = ROOT / "tests" / "golden" / "embedded_voice"
+TEXTS = json.loads((GOLDEN / "sentences.json").read_text(encoding="utf-8"))
+PITCHES = {"feminine": 200, "masculine": 100}
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return HiggsAudio.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def spectrograms():
+    """eSpeak NG's renderings of `TEXTS`, by voice."""
+    stored = load_file(GOLDEN / "spectrograms.safetensors")
+    return {profile: [stored[f"{profile}.{index:02}"].float() for index in range(len(TEXTS))] for profile in PITCHES}
+
+
+@pytest.fixture(scope="module")
+def speeches(engine):
+    """Each of `TEXTS`, the voices in turn."""
+    return [
+        (profile, engine.speak(text, voice=Voice(profile=profile), seed=index, max_new_tokens=400))
+        for index, (text, profile) in enumerate(zip(TEXTS, list(PITCHES) * 10, strict=True))
+    ]
+
+
+def test_it_says_what_it_should(speeches, spectrograms):
+    right = [
+        int(warped_distances(mel_spectrogram(speech.audio), spectrograms[profile]).argmin()) == index
+        for index, (profile, speech) in enumerate(speeches)
+    ]
+    assert sum(right) >= 18
+
+
+def test_it_stops_by_itself_in_time(speeches, spectrograms):
+    assert sum(speech.finish_reason == "stop" for _, speech in speeches) >= 19
+    ratios = [
+        len(speech.audio) / (HOP * len(spectrograms[profile][index]))
+        for index, (profile, speech) in enumerate(speeches)
+    ]
+    assert sum(abs(ratio - 1) <= 0.15 for ratio in ratios) >= 18
+    assert 0.93 < np.median(ratios) < 1.07
+
+
+def test_it_speaks_in_the_voice_that_is_named(speeches):
+    right = [abs(pitch(speech.audio) / PITCHES[profile] - 1) < 0.1 for profile, speech in speeches]
+    assert sum(right) >= 19
+
+
+def test_it_clones_a_recording(engine, speeches):
+    for reference in (0, 1):
+        profile, shown = speeches[reference]
+        speech = engine.speak(
+            "hello and welcome.",
+            reference_audio=(shown.audio, shown.sampling_rate),
+            reference_text=TEXTS[reference],
+            seed=0,
+        )
+        assert abs(pitch(speech.audio) / PITCHES[profile] - 1) < 0.1
+
+
+def test_the_measure_tells_sentences_apart(spectrograms):
+    """A test of the test: the others are far from what is right, and noise is far from all."""
+    distances = torch.stack([warped_distances(s, spectrograms["feminine"]) for s in spectrograms["feminine"]])
+    assert float(distances.diagonal().max()) < 1
+    assert float(distances.fill_diagonal_(torch.inf).min()) > 30
+    noise = mel_spectrogram(np.random.default_rng(0).standard_normal(48000).astype(np.float32))
+    assert float(warped_distances(noise, spectrograms["feminine"]).min()) > 30
