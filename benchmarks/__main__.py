@@ -32,8 +32,12 @@ from measure import ReadBandwidth, summary, write_json  # noqa: E402
 
 from higgs_native import HiggsAudio  # noqa: E402
 from higgs_native.checkpoint import resolve_folder  # noqa: E402
-from higgs_native.codec_config import HiggsAudioTokenizerConfig, HubertConfig  # noqa: E402
-from higgs_native.random_checkpoint import REAL_SIZE_CONFIG, write_language_model  # noqa: E402
+from higgs_native.codec_config import HiggsAudioTokenizerConfig  # noqa: E402
+from higgs_native.random_checkpoint import (  # noqa: E402
+    DEMO_AUDIO_TOKENIZER_CONFIG,
+    REAL_SIZE_CONFIG,
+    write_language_model,
+)
 
 
 SENTENCE = "The sun rises in the east and sets in the west."
@@ -110,7 +114,7 @@ def run_codec(quick: bool, compare: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         return bench_codec.run(
             Path(folder),
-            _small_audio_tokenizer() if quick else HiggsAudioTokenizerConfig(),
+            DEMO_AUDIO_TOKENIZER_CONFIG if quick else HiggsAudioTokenizerConfig(),
             [5] if quick else [5, 25, 100],
             [0.5] if quick else [5.0],
             repeats,
@@ -120,7 +124,7 @@ def run_codec(quick: bool, compare: bool) -> dict[str, Any]:
 
 def run_streaming(quick: bool) -> dict[str, Any]:
     """The audio tokenizer's decoder in pieces, and with less lookahead."""
-    config = _small_audio_tokenizer() if quick else HiggsAudioTokenizerConfig()
+    config = DEMO_AUDIO_TOKENIZER_CONFIG if quick else HiggsAudioTokenizerConfig()
     return bench_streaming.run(config, 12 if quick else 100, [5] if quick else [1, 5, 10, 25, 100], 1 if quick else 5)
 
 
@@ -156,21 +160,6 @@ def run_speech(quick: bool) -> dict[str, Any]:
     measured = summary(factors)
     print(f"the embedded voice: loaded in {load_seconds:.2f} s, real-time factor {measured['median']:.3f}")
     return {"load_s": round(load_seconds, 3), "real_time_factor": measured}
-
-
-def _small_audio_tokenizer() -> HiggsAudioTokenizerConfig:
-    hubert = HubertConfig(
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=96,
-        conv_dim=(32,) * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-    )
-    return HiggsAudioTokenizerConfig(
-        encoder_hidden_size=4, decoder_hidden_size=128, acoustic_hidden_size=32, hubert=hubert
-    )
 
 
 if __name__ == "__main__":
