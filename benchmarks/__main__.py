@@ -26,6 +26,7 @@ sys.path += [str(_FOLDER), str(_FOLDER / "ops"), str(_FOLDER.parent)]
 import bench_codec  # noqa: E402
 import bench_frame  # noqa: E402
 import bench_linear  # noqa: E402
+import bench_streaming  # noqa: E402
 import torch  # noqa: E402
 from measure import ReadBandwidth, summary, write_json  # noqa: E402
 
@@ -36,7 +37,7 @@ from higgs_native.random_checkpoint import REAL_SIZE_CONFIG, write_language_mode
 
 
 SENTENCE = "The sun rises in the east and sets in the west."
-SECTIONS = ("bandwidth", "products", "codec", "frame", "speech")
+SECTIONS = ("bandwidth", "products", "codec", "streaming", "frame", "speech")
 
 
 def main() -> None:
@@ -60,6 +61,7 @@ def main() -> None:
         "bandwidth": lambda: run_bandwidth(args.quick),
         "products": lambda: run_products(args.quick),
         "codec": lambda: run_codec(args.quick, compare),
+        "streaming": lambda: run_streaming(args.quick),
         "frame": lambda: run_frame(args.model, args.layers, args.quick, compare),
         "speech": lambda: run_speech(args.quick),
     }
@@ -116,6 +118,12 @@ def run_codec(quick: bool, compare: bool) -> dict[str, Any]:
         )
 
 
+def run_streaming(quick: bool) -> dict[str, Any]:
+    """The audio tokenizer's decoder in pieces, and with less lookahead."""
+    config = _small_audio_tokenizer() if quick else HiggsAudioTokenizerConfig()
+    return bench_streaming.run(config, 12 if quick else 100, [5] if quick else [1, 5, 10, 25, 100], 1 if quick else 5)
+
+
 def run_frame(model: str | None, layers: int, quick: bool, compare: bool) -> dict[str, Any]:
     """A frame and a prompt in every format, beside transformers."""
     formats = ["bfloat16", "int8", "int4"]
@@ -131,7 +139,7 @@ def run_frame(model: str | None, layers: int, quick: bool, compare: bool) -> dic
             config = dataclasses.replace(REAL_SIZE_CONFIG, **shapes, **(small if quick else {}))
             write_language_model(temporary, config, endless=True)
         folder = resolve_folder(model or temporary)
-        return bench_frame.run(folder, formats, positions, frames, prefill, repeats, compare)
+        return bench_frame.run(folder, formats, positions, frames, prefill, repeats, compare, compare and not quick)
 
 
 def run_speech(quick: bool) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from higgs_native.model import LanguageModel, Rows
 
 FORMATS = ("bfloat16", "float32", "int8", "int4")
 REFERENCE = "transformers"
+COMPILED = "transformers, compiled"
 
 
 def main() -> None:
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, nargs=2, default=[100, 200], metavar=("TEXT", "AUDIO"))
     parser.add_argument("--prefill-repeats", type=int, default=3)
     parser.add_argument("--no-transformers", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="time transformers with torch.compile too")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     report = run(
@@ -50,6 +52,7 @@ def main() -> None:
         args.prefill,
         args.prefill_repeats,
         not args.no_transformers,
+        args.compile,
     )
     if args.json:
         write_json(args.json, report)
@@ -63,6 +66,7 @@ def run(
     prefill: Sequence[int],
     prefill_repeats: int,
     with_transformers: bool,
+    with_compile: bool,
 ) -> dict[str, Any]:
     """Load the checkpoint in every format, time all, print and return the figures."""
     natives, load_seconds = {}, {}
@@ -89,7 +93,9 @@ def run(
         },
         "weights_gb": {format: round(model.nbytes / 1e9, 3) for format, model in natives.items()},
         "load_s": load_seconds,
-        "frame": [bench_frame(natives, reference, bandwidth, position, frames) for position in positions],
+        "frame": [
+            bench_frame(natives, reference, bandwidth, position, frames, with_compile) for position in positions
+        ],
         "prefill": bench_prefill(natives, reference, *prefill, prefill_repeats),
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
     }
@@ -106,7 +112,12 @@ def frame_bytes(model: LanguageModel, position: int) -> int:
 
 @torch.inference_mode()
 def bench_frame(
-    natives: dict[str, LanguageModel], reference: Any, bandwidth: ReadBandwidth, position: int, count: int
+    natives: dict[str, LanguageModel],
+    reference: Any,
+    bandwidth: ReadBandwidth,
+    position: int,
+    count: int,
+    with_compile: bool,
 ) -> dict[str, Any]:
     """Time `count` frames from `position` on."""
     first = next(iter(natives.values()))
@@ -121,6 +132,8 @@ def bench_frame(
             tensor[:, :, :position].normal_(generator=filling)
         if not runs and reference is not None:
             runs[REFERENCE] = transformers_frames(reference, cache, frames, position)
+            if with_compile:
+                runs[COMPILED] = compiled_frames(reference, cache, frames, position)
         runs[format] = lambda index, native=native, cache=cache: native_frame(
             native, cache, frames[index], position + index
         )
@@ -148,7 +161,7 @@ def bench_frame(
             "gb_per_s": round(rate, 2),
             "share_of_read_bandwidth": round(share, 3),
         }
-        if reference is not None and name != REFERENCE:
+        if reference is not None and name in natives:
             speedup = result[REFERENCE]["ms"]["median"] / ms["median"]
             result[name]["times_as_fast_as_transformers"] = round(speedup, 2)
         ratio = result[name].get("times_as_fast_as_transformers")
@@ -234,6 +247,26 @@ def transformers_frames(
 
     def run(index: int) -> torch.Tensor:
         logits = model(audio_input_ids=frames[None, index : index + 1], past_key_values=past, use_cache=True).logits
+        return logits.view(model.config.num_codebooks, model.config.codebook_size).float()
+
+    return run
+
+
+def compiled_frames(model: Any, cache: KVCache, frames: torch.Tensor, position: int) -> Callable[[int], torch.Tensor]:
+    """The same with transformers' static cache and torch.compile, which is called once."""
+    import transformers
+
+    past = transformers.StaticCache(config=model.config, max_cache_len=position + len(frames))
+    # A prompt brings the cache to its position; what it wrote there is then replaced.
+    prompt = torch.zeros(1, position, model.config.num_codebooks, dtype=torch.long)
+    model(audio_input_ids=prompt, past_key_values=past, use_cache=True, logits_to_keep=1)
+    for layer, keys, values in zip(past.layers, cache.keys, cache.values, strict=True):
+        layer.keys[:, :, :position] = keys[:, :, :position]
+        layer.values[:, :, :position] = values[:, :, :position]
+    forward = torch.compile(model.forward, dynamic=False)
+
+    def run(index: int) -> torch.Tensor:
+        logits = forward(audio_input_ids=frames[None, index : index + 1], past_key_values=past, use_cache=True).logits
         return logits.view(model.config.num_codebooks, model.config.codebook_size).float()
 
     return run

@@ -1,4 +1,4 @@
-"""Measure what weight formats do to the next frame: the divergence from float32, and how often the likeliest code stays.
+"""Measure what weight formats do to the next frame: divergence from float32, and how often the likeliest code stays.
 
     python benchmarks/quantization_error.py                              # the embedded voice
     python benchmarks/quantization_error.py --model /data/higgs-random
@@ -17,7 +17,9 @@ import torch
 from measure import write_json
 
 from higgs_native import HiggsAudio, HiggsAudioModel, build_prompt
+from higgs_native.checkpoint import resolve_folder
 from higgs_native.model import LanguageModel, Rows
+from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.prompt import speech_messages
 from higgs_native.quantization import Quantization
 
@@ -38,8 +40,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
-    engine = HiggsAudio.from_pretrained(*([args.model] if args.model else []), dtype="float32")
-    folder = engine.model.folder
+    folder = resolve_folder(args.model) if args.model else EMBEDDED_VOICE
+    engine = HiggsAudio.from_pretrained(folder, dtype="float32")
     prompts = [
         build_prompt(speech_messages(text, [], None, engine.layout), engine.model.tokenizer, engine.layout, True)
         for text in SENTENCES
@@ -80,7 +82,7 @@ def main() -> None:
 
 @torch.inference_mode()
 def distributions(model: LanguageModel, ids: list[int], frames: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities [N, codebooks, codes] after each frame of `frames` [codebooks, N], delayed, that follow `ids`."""
+    """Log-probabilities [N, codebooks, codes] after each of the delayed frames [codebooks, N] that follow `ids`."""
     text, audio = len(ids), frames.shape[1]
     rows = Rows(
         token_ids=torch.tensor(ids, dtype=torch.int32),

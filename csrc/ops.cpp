@@ -55,10 +55,12 @@ STABLE_TORCH_LIBRARY(higgs_native, m) {
 
   // codec
   m.def("snake(Tensor(a!) out, Tensor x, Tensor alpha) -> ()");
+  m.def("conv1d(Tensor(a!) out, Tensor x, Tensor weight, Tensor bias, int first=0) -> ()");
   m.def(
       "residual_unit(Tensor(a!) out, Tensor x, Tensor alpha1, Tensor weight1, Tensor bias1, Tensor alpha2, "
-      "Tensor weight2, Tensor bias2, int dilation) -> ()");
-  m.def("snake_conv_transpose1d(Tensor(a!) out, Tensor x, Tensor alpha, Tensor weight, Tensor bias) -> ()");
+      "Tensor weight2, Tensor bias2, int dilation, int first=0) -> ()");
+  m.def(
+      "snake_conv_transpose1d(Tensor(a!) out, Tensor x, Tensor alpha, Tensor weight, Tensor bias, int first=0) -> ()");
   m.def(
       "rvq_encode(Tensor(a!) codes, Tensor embeddings, Tensor codebooks, Tensor in_weight, Tensor in_bias, "
       "Tensor out_weight, Tensor out_bias) -> ()");

@@ -15,11 +15,13 @@ from higgs_native.generation import GenerationMode, GenerationOutput, HiggsAudio
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt import AudioContent, ChatMLSample, Message, Prompt, TextContent, build_prompt
 from higgs_native.speech import Speech
+from higgs_native.streaming import AudioChunk, SpeechStream
 from higgs_native.text import normalize_text
 from higgs_native.voices import Voice, find_voice, list_voices
 
 
 __all__ = [
+    "AudioChunk",
     "AudioContent",
     "AudioError",
     "ChatMLSample",
@@ -37,6 +39,7 @@ __all__ = [
     "PromptError",
     "SamplingParameters",
     "Speech",
+    "SpeechStream",
     "TextContent",
     "Voice",
     "build_prompt",

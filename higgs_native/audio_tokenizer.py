@@ -17,6 +17,7 @@ from higgs_native import codec
 from higgs_native.checkpoint import resolve_folder
 from higgs_native.codec_checkpoint import load_tensors
 from higgs_native.codec_config import HiggsAudioTokenizerConfig
+from higgs_native.codec_decoder import StreamingDecoder, checked_codes
 from higgs_native.errors import AudioError, ParameterError
 
 
@@ -170,54 +171,24 @@ class HiggsAudioTokenizer:
         Raises:
             AudioError: the shape or dtype is wrong, or a code out of range.
         """
-        codes = self._checked_codes(codes)
-        frames = codes.shape[1]
-        audio = torch.empty(frames * self.hop_length)
-        for start in range(0, frames, DECODE_WINDOW):
-            stop = min(start + DECODE_WINDOW, frames)
-            audio[start * self.hop_length : stop * self.hop_length] = self._decode_frames(codes, start, stop)
-        return audio
+        codes = checked_codes(codes, self.config)
+        if codes.shape[1] == 0:
+            raise AudioError("there are no codes to decode; expected at least one frame")
+        decoder = self.streaming_decoder()
+        windows = codes.split(DECODE_WINDOW, dim=1)
+        return torch.cat([decoder.decode(window, is_last=window is windows[-1]) for window in windows])
 
-    def decode_frames(self, codes: torch.Tensor | np.ndarray, start: int, stop: int) -> torch.Tensor:
-        """Decode frames start .. stop alone, with the context that they need: what `decode` gives for them.
-
-        The samples are final once `context_frames` more frames follow, or the audio ends at `stop`.
+    def streaming_decoder(self, lookahead: int | None = None) -> StreamingDecoder:
+        """Return a decoder for codes that come a few frames at a time.
 
         Args:
-            codes: [8, frames], integers 0 .. 1023.
-            start, stop: 0 <= start < stop <= frames.
-
-        Returns:
-            [(stop - start) * 960], float32.
+            lookahead: how many frames must follow a frame before its audio is given out; None: `context_frames`, as
+                many as it depends on. Fewer give the audio earlier, and not quite what `decode` gives.
 
         Raises:
-            AudioError: the shape or dtype is wrong, or a code out of range.
-            ParameterError: start or stop lies outside of the codes.
+            ParameterError: lookahead is negative, or more than `context_frames`.
         """
-        codes = self._checked_codes(codes)
-        if not 0 <= start < stop <= codes.shape[1]:
-            raise ParameterError(f"frames {start} .. {stop} must lie in 0 .. {codes.shape[1]}, and be at least one")
-        return self._decode_frames(codes, start, stop).clone()
-
-    def _decode_frames(self, codes: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        first = max(start - self.context_frames, 0)
-        window = codes[:, first : stop + self.context_frames].contiguous()
-        with torch.inference_mode():
-            audio = codec.decode(self._weights, self.config, window)
-        return audio[(start - first) * self.hop_length : (stop - first) * self.hop_length]
-
-    def _checked_codes(self, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
-        codes = torch.as_tensor(codes)
-        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-            raise AudioError(f"codes must be integers, got {codes.dtype}")
-        if codes.dim() != 2 or codes.shape[0] != self.num_codebooks or codes.shape[1] == 0:
-            raise AudioError(
-                f"codes must be [{self.num_codebooks}, frames] with at least one frame, got {list(codes.shape)}"
-            )
-        low, high = int(codes.min()), int(codes.max())
-        if low < 0 or high >= self.codebook_size:
-            raise AudioError(f"codes must lie in 0 .. {self.codebook_size - 1}, got {low if low < 0 else high}")
-        return codes.to(device="cpu", dtype=torch.int32)
+        return StreamingDecoder(self._weights, self.config, lookahead)
 
 
 def read_audio(
@@ -258,8 +229,8 @@ def read_audio(
 
 def cut(samples: int, rate: int, offset: float, duration: float | None) -> tuple[int, int]:
     """The first sample of a part, and how many it has, of `samples` at `rate` Hz; see `read_audio`."""
-    begin = min(round(offset * rate), samples)
-    return begin, samples - begin if duration is None else min(round(duration * rate), samples - begin)
+    begin = round(min(offset * rate, samples))
+    return begin, samples - begin if duration is None else round(min(duration * rate, samples - begin))
 
 
 def _mono(audio: np.ndarray | torch.Tensor) -> np.ndarray:

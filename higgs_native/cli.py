@@ -1,5 +1,6 @@
 """The command `higgs-native`."""
 
+import io
 import os
 import sys
 import time
@@ -16,12 +17,13 @@ import higgs_native
 from higgs_native._C import build_info
 from higgs_native.audio_tokenizer import read_audio
 from higgs_native.checkpoint import resolve_folder
-from higgs_native.errors import HiggsNativeError, PromptError
+from higgs_native.errors import HiggsNativeError, ParameterError, PromptError
 from higgs_native.generation import SamplingParameters, check_parameters
 from higgs_native.model import LanguageModel
 from higgs_native.pipeline import HiggsAudio, choose_voices
 from higgs_native.quantization import Quantization
 from higgs_native.speech import check_output_path
+from higgs_native.streaming import SpeechStream
 from higgs_native.text import normalize_text
 from higgs_native.voices import VOICES_VARIABLE, list_voices
 from higgs_native.weights import check_target, write_packed
@@ -42,6 +44,13 @@ app = typer.Typer(
 def speak(
     text: Annotated[str, typer.Argument(help="What to say: a text, a text file, or - for standard input.")],
     out: Annotated[Path, typer.Option(help="The audio file to write: .wav, .flac, .ogg or .mp3.")] = Path("out.wav"),
+    stream: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of --out: where to write raw PCM (16 bit, little-endian, mono, 24 kHz) as it is made: a "
+            "file, a named pipe, or - for standard output, such as --stream - | aplay -f S16_LE -r 24000"
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -88,7 +97,10 @@ def speak(
 ) -> None:
     """Speak a text into an audio file."""
     # All that can be wrong is looked at before weights are loaded, which takes long.
-    check_output_path(out)
+    if stream is None:
+        check_output_path(out)
+    else:
+        _check_stream_path(stream)
     text = _read_text(text)
     normalize_text(text)
     chosen = choose_voices(voice, reference_audio, reference_text, voices)
@@ -105,6 +117,22 @@ def speak(
     engine = HiggsAudio.from_pretrained(
         model, device=device, dtype=dtype, audio_tokenizer=audio_tokenizer, quantization=quantization
     )
+    if stream is not None:
+        speech_stream = engine.stream(
+            text,
+            voice=chosen,
+            scene=scene,
+            seed=seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            ras_win_len=ras_win_len,
+            ras_win_max_num_repeat=ras_win_max_num_repeat,
+            max_new_tokens=max_new_tokens,
+        )
+        _write_stream(speech_stream, stream)
+        _report_cut_off(speech_stream.finish_reason, max_new_tokens)
+        return
     start = time.perf_counter()
     # Shown on a terminal only.
     with tqdm(desc="speaking", bar_format="{desc}: {n:.2f} s of audio [{elapsed}]", leave=False, disable=None) as bar:
@@ -132,11 +160,7 @@ def speak(
         f"real-time factor {elapsed / speech.duration:.2f} (seconds of work for a second of audio)",
         file=sys.stderr,
     )
-    if speech.finish_reason == "length":
-        print(
-            f"The speech was cut off at --max-new-tokens {max_new_tokens}, or where the cache was full.",
-            file=sys.stderr,
-        )
+    _report_cut_off(speech.finish_reason, max_new_tokens)
 
 
 @app.command()
@@ -156,10 +180,10 @@ def quantize(
 ) -> None:
     """Write a quantized checkpoint, which loads as fast as it is read."""
     quantization = replace(Quantization.parse(format), clip=clip)
-    folder = resolve_folder(source)
     check_target(target)
+    folder = resolve_folder(source)
     model = LanguageModel.from_pretrained(folder, quantization=quantization)
-    write_packed(model, folder, target)
+    write_packed(model.named_weights(), model.quantization, folder, target)
     print(f"{target}: {model.nbytes / 1e9:.2f} GB of weights")
 
 
@@ -214,6 +238,52 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _fail(error: Exception | str, code: int) -> None:
     print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
     sys.exit(code)
+
+
+def _report_cut_off(finish_reason: str | None, max_new_tokens: int) -> None:
+    if finish_reason == "length":
+        print(
+            f"The speech was cut off at --max-new-tokens {max_new_tokens}, or where the cache was full.",
+            file=sys.stderr,
+        )
+
+
+def _check_stream_path(path: Path) -> None:
+    """Raise ParameterError where raw audio can't be written to `path`, a file, a named pipe, or `-`."""
+    if str(path) != "-" and (path.is_dir() or not path.parent.is_dir()):
+        raise ParameterError(f"{path} is a folder, or in none; expected a file, a named pipe, or -")
+
+
+def _opened_stream(path: Path) -> io.RawIOBase:
+    if str(path) == "-":
+        return open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)
+    try:
+        return path.open("wb", buffering=0)
+    except OSError as error:
+        raise ParameterError(f"{path} can't be written: {error.strerror}") from None
+
+
+def _write_stream(speech: SpeechStream, path: Path) -> None:
+    """Write the chunks of `speech` as they come, as 16-bit PCM, to a file, or to standard output where it is `-`."""
+    written = 0
+    with _opened_stream(path) as file:
+        for chunk in speech:
+            rest = memoryview((chunk.samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except BrokenPipeError:
+                print("The reader has closed the pipe.", file=sys.stderr)
+                break
+            except OSError as error:
+                raise ParameterError(f"{path} can't be written: {error.strerror}") from None
+            written += len(chunk.samples)
+    report = f"{path}: {written / speech.sampling_rate:.2f} s of audio"
+    if speech.first_audio_seconds is not None:
+        report += f", the first after {speech.first_audio_seconds:.2f} s"
+    if speech.underrun_margin_seconds is not None:
+        report += f", under-run margin {speech.underrun_margin_seconds:.2f} s (below zero, a player runs dry)"
+    print(report, file=sys.stderr)
 
 
 def _read_text(text: str) -> str:

@@ -1,8 +1,7 @@
-"""The audio tokenizer's networks, as functions over a dict of tensors: waveform -> codes, and codes -> waveform.
+"""The audio tokenizer's weights, and its encoder as functions over them: waveform -> codes.
 
-Encoding: an acoustic branch (the DAC encoder, arXiv 2306.06546) beside a semantic one (HuBERT, arXiv 2106.07447, and a
-small convolution encoder), joined by a linear layer and quantized by a residual vector quantizer. Decoding: the sum of
-the entries, a linear layer, the DAC decoder.
+An acoustic branch (the DAC encoder, arXiv 2306.06546) beside a semantic one (HuBERT, arXiv 2106.07447, and a small
+convolution encoder), joined by a linear layer and quantized by a residual vector quantizer.
 
 All audio here is [1, samples] and all features are [1, channels, frames], float32. `prepare` makes the weights.
 """
@@ -120,20 +119,6 @@ def match_lengths(
     return acoustic[..., :frames], semantic[..., :frames]
 
 
-def decode(weights: Weights, config: HiggsAudioTokenizerConfig, codes: torch.Tensor) -> torch.Tensor:
-    """Decode codes, all at once.
-
-    Args:
-        codes: [codebooks, frames], int32, contiguous, at least one frame.
-
-    Returns:
-        [frames * hop length], float32.
-    """
-    latent = torch.empty(codes.shape[1], config.acoustic_hidden_size)
-    ops.rvq_decode(latent, codes, weights["decode.table"], weights["decode.bias"])
-    return acoustic_decoder(weights, config, latent.T[None])[0, 0]
-
-
 def acoustic_encoder(weights: Weights, config: HiggsAudioTokenizerConfig, audio: torch.Tensor) -> torch.Tensor:
     """The DAC encoder: [1, samples] -> [1, acoustic hidden size, frames]."""
     x = _conv(weights, "acoustic_encoder.conv1", audio[:, None], padding=3)
@@ -144,24 +129,6 @@ def acoustic_encoder(weights: Weights, config: HiggsAudioTokenizerConfig, audio:
         x = _conv(weights, f"{block}.conv1", x, stride=stride, padding=math.ceil(stride / 2))
     x = _snake(weights, "acoustic_encoder.snake1", x)
     return _conv(weights, "acoustic_encoder.conv2", x, padding=1)
-
-
-def acoustic_decoder(weights: Weights, config: HiggsAudioTokenizerConfig, latent: torch.Tensor) -> torch.Tensor:
-    """The DAC decoder, without a final tanh: [1, acoustic hidden size, frames] -> [1, 1, frames * hop length]."""
-    x = _conv(weights, "acoustic_decoder.conv1", latent, padding=3)
-    for i, stride in enumerate(config.upsampling_ratios):
-        block = f"acoustic_decoder.block.{i}"
-        upsampled = x.new_empty(1, x.shape[1] // 2, x.shape[2] * stride)
-        ops.snake_conv_transpose1d(
-            upsampled,
-            x,
-            weights[f"{block}.snake1.alpha"],
-            weights[f"{block}.conv_t1.weight"],
-            weights[f"{block}.conv_t1.bias"],
-        )
-        x = _residual_units(weights, block, upsampled)
-    x = _snake(weights, "acoustic_decoder.snake1", x)
-    return _conv(weights, "acoustic_decoder.conv2", x, padding=3)
 
 
 def _residual_units(weights: Weights, block: str, x: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ _MAX_RAS_WINDOW = 10_000
 DEFAULT_STOP_STRINGS = ("<|end_of_text|>", "<|eot_id|>")
 Rule = Literal["boson", "transformers"]
 OnFrame = Callable[[torch.Tensor], None]
+OnToken = Callable[[int], None]
 
 
 class GenerationMode(enum.Enum):
@@ -84,6 +85,10 @@ class GenerationRequest:
             that the prompt's end has begun (it then ends in `<|audio_out_bos|>`) and generation goes on with.
         seed: overrides the sampling parameters' seed for this prompt.
         on_frame: called with each frame [codebooks], int64, as it is drawn, still delayed.
+        on_token: called with each text token as it is drawn; an audio segment that came before it has ended.
+        delayed_frames: [N, codebooks] integers, or None: the frames of `input_ids` where these are expanded already,
+            as transformers' processor does it: one for each audio placeholder and delay token. They take the place of
+            `reference_codes`; generation goes on wherever they end (transformers' rule only).
     """
 
     input_ids: torch.Tensor
@@ -91,6 +96,8 @@ class GenerationRequest:
     partial_audio: torch.Tensor | None = None
     seed: int | None = None
     on_frame: OnFrame | None = None
+    on_token: OnToken | None = None
+    delayed_frames: torch.Tensor | None = None
 
 
 @dataclass
@@ -115,6 +122,15 @@ class GenerationOutput:
     completion_tokens: int
     audio_logits: torch.Tensor | None = None
     text_logits: torch.Tensor | None = None
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """How many tokens the prompt, the reply, and both together have."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
 
 
 @dataclass
@@ -148,6 +164,8 @@ class _Sequence:
     def add_token(self, token: int) -> None:
         self.text_ids.append(token)
         self.pending = [token]
+        if self.request.on_token is not None:
+            self.request.on_token(token)
 
 
 class HiggsAudioModel(LanguageModel):
@@ -174,6 +192,7 @@ class HiggsAudioModel(LanguageModel):
         on_frame: OnFrame | None = None,
         partial_audio: torch.Tensor | None = None,
         output_logits: bool = False,
+        on_token: OnToken | None = None,
     ) -> GenerationOutput:
         """Generate after one prompt; see `GenerationRequest`, `SamplingParameters` and `generate_batch`.
 
@@ -181,7 +200,7 @@ class HiggsAudioModel(LanguageModel):
             input_ids: [1, S], integers, one placeholder for each of `reference_codes`.
             reference_codes: [codebooks, T] integers each, without BOS, EOS and delay.
         """
-        request = GenerationRequest(input_ids, reference_codes, partial_audio, seed, on_frame)
+        request = GenerationRequest(input_ids, reference_codes, partial_audio, seed, on_frame, on_token)
         sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
         return generate_batch(self, [request], rule, max_new_tokens, sampling, stop_strings, output_logits)[0]
 
@@ -296,7 +315,11 @@ def _begin(model: LanguageModel, request: GenerationRequest, slot: int, rule: Ru
     for token in (min(ids), max(ids)):
         if not 0 <= token < config.vocab_size:
             raise PromptError(f"input_ids must lie between 0 and {config.vocab_size - 1}, got {token}")
-    placeholders = sum(token in (config.audio_in_token_id, config.audio_out_token_id) for token in ids)
+    if request.delayed_frames is not None:
+        return _begin_expanded(model, request, slot, rule, ids)
+    audio_in = _audio_in_token_id(model) if rule == "boson" else config.audio_in_token_id
+    audio_ids = (audio_in, config.audio_out_token_id)
+    placeholders = sum(token in audio_ids for token in ids)
     if placeholders != len(request.reference_codes):
         raise PromptError(
             f"input_ids has {placeholders} audio placeholders for {len(request.reference_codes)} reference_codes"
@@ -308,7 +331,7 @@ def _begin(model: LanguageModel, request: GenerationRequest, slot: int, rule: Ru
     # transformers' rule marks the frames that close a delay pattern.
     closing = config.num_codebooks - 1 if rule == "transformers" and config.audio_delay_token_id is not None else 0
     for token in ids:
-        if token not in (config.audio_in_token_id, config.audio_out_token_id):
+        if token not in audio_ids:
             pending.append(token)
             prompt_ids.append(token)
             continue
@@ -343,12 +366,40 @@ def _begin(model: LanguageModel, request: GenerationRequest, slot: int, rule: Ru
         prompt_frames += frames
         segments = [list(frames)]
         mode = GenerationMode.AUDIO_IN_PROGRESS
-    if len(pending) >= model.max_cache_length:
+    _check_length(model, len(pending))
+    return _Sequence(request, slot, mode, pending, len(pending), prompt_frames, prompt_ids, segments=segments)
+
+
+def _begin_expanded(
+    model: LanguageModel, request: GenerationRequest, slot: int, rule: Rule, ids: list[int]
+) -> _Sequence:
+    """Check a prompt whose placeholders are expanded, and give each its frame."""
+    config = model.config
+    frames = request.delayed_frames
+    if rule != "transformers" or request.reference_codes or request.partial_audio is not None:
+        raise PromptError("delayed_frames are for the rule 'transformers', without reference_codes and partial_audio")
+    audio = [token in (config.audio_out_token_id, config.audio_delay_token_id) for token in ids]
+    if frames.dim() != 2 or frames.shape[1] != config.num_codebooks or len(frames) != sum(audio):
         raise PromptError(
-            f"the prompt takes {len(pending)} positions with its references; "
+            f"delayed_frames must have shape [{sum(audio)}, {config.num_codebooks}], one frame for each audio "
+            f"placeholder and delay token of input_ids, got {list(frames.shape)}"
+        )
+    if frames.numel() and not 0 <= int(frames.min()) <= int(frames.max()) < config.codebook_size:
+        raise PromptError(f"delayed_frames must lie between 0 and {config.codebook_size - 1}")
+    prompt_frames = list(frames.to(device=model.device, dtype=torch.int32).contiguous().unbind(0))
+    remaining = iter(prompt_frames)
+    pending = [next(remaining) if is_audio else token for token, is_audio in zip(ids, audio, strict=True)]
+    _check_length(model, len(pending))
+    mode = GenerationMode.AUDIO_IN_PROGRESS
+    return _Sequence(request, slot, mode, pending, len(pending), prompt_frames, ids, segments=[[]])
+
+
+def _check_length(model: LanguageModel, positions: int) -> None:
+    if positions >= model.max_cache_length:
+        raise PromptError(
+            f"the prompt takes {positions} positions with its references; "
             f"the cache holds {model.max_cache_length} (max_cache_length), the output's included"
         )
-    return _Sequence(request, slot, mode, pending, len(pending), prompt_frames, prompt_ids, segments=segments)
 
 
 def _sampler(
@@ -483,6 +534,13 @@ def _advance(
                 sequence.segments.append([])
             elif _stops(model, sequence.text_ids, stop_strings):
                 sequence.finish_reason = "stop"
+
+
+def _audio_in_token_id(model: LanguageModel) -> int | None:
+    """The placeholder of audio in a system or user message: as the next one, left to the tokenizer."""
+    if model.config.audio_in_token_id is None and model.tokenizer is not None:
+        return model.tokenizer.token_to_id("<|AUDIO|>")
+    return model.config.audio_in_token_id
 
 
 def _audio_eos_token_id(model: LanguageModel) -> int | None:

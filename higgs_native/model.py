@@ -209,6 +209,8 @@ class LanguageModel:
         if max_cache_length < 1:
             raise ParameterError(f"max_cache_length must be at least 1, got {max_cache_length}")
         chosen = checked_dtype(dtype)
+        if quantization is not None:
+            quantization = Quantization.parse(quantization)
         folder = resolve_folder(path_or_name)
         config = HiggsAudioConfig.from_pretrained(folder)
         weights = open_weights(folder, config, chosen, quantization)

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from higgs_native.generation import (
     DEFAULT_STOP_STRINGS,
     GenerationOutput,
     HiggsAudioModel,
+    OnFrame,
+    OnToken,
+    Rule,
     SamplingParameters,
     check_parameters,
     revert_delay_pattern,
@@ -31,9 +35,10 @@ from higgs_native.prompt import (
 )
 from higgs_native.quantization import Quantization
 from higgs_native.speech import Speech
+from higgs_native.streaming import ChunkSizes, SpeechStream
 from higgs_native.text import normalize_text
 from higgs_native.voices import Voice, find_voice
-from higgs_native.weights import open_weights
+from higgs_native.weights import AUDIO_TOKENIZER_FOLDER, open_weights
 
 
 AUDIO_TOKENIZER_NAME = "bosonai/higgs-audio-v2-tokenizer"
@@ -54,12 +59,15 @@ class HiggsAudio:
     Args:
         model: the language model.
         audio_tokenizer: turns recordings into codes, and codes into sound.
+        layout: whose prompts and rule of generation: `boson`, `transformers`, or None: as the checkpoint's layout.
 
     Raises:
         CheckpointError: the two differ in their codebooks, or the model came without its text tokenizer.
     """
 
-    def __init__(self, model: HiggsAudioModel, audio_tokenizer: HiggsAudioTokenizer) -> None:
+    def __init__(
+        self, model: HiggsAudioModel, audio_tokenizer: HiggsAudioTokenizer, layout: Rule | None = None
+    ) -> None:
         if model.tokenizer is None:
             raise CheckpointError("the model's folder has no tokenizer.json")
         codebooks = model.config.num_codebooks, model.config.codebook_size - 2
@@ -70,7 +78,7 @@ class HiggsAudio:
             )
         self.model = model
         self.audio_tokenizer = audio_tokenizer
-        self.layout = "transformers" if model.config.audio_eos_token_id is None else "boson"
+        self.layout = layout or ("transformers" if model.config.audio_eos_token_id is None else "boson")
 
     @classmethod
     def from_pretrained(
@@ -81,7 +89,7 @@ class HiggsAudio:
         audio_tokenizer: str | Path | HiggsAudioTokenizer | None = None,
         quantization: str | Quantization | None = None,
     ) -> "HiggsAudio":
-        """Load a checkpoint of either layout.
+        """Load a checkpoint of either layout, or a packed one.
 
         Args:
             path_or_name: its folder, or its name on the Hub; None: the embedded voice, which knows a list of words.
@@ -98,12 +106,14 @@ class HiggsAudio:
         """
         if str(device) not in ("auto", "cpu"):
             raise ParameterError(f"device must be 'auto' or 'cpu', got '{device}'")
-        chosen = checked_dtype(dtype)
+        weights_dtype = checked_dtype(dtype)
+        if quantization is not None:
+            quantization = Quantization.parse(quantization)
         folder = EMBEDDED_VOICE if path_or_name is None else resolve_folder(path_or_name)
-        # Headers alone: what is wrong with the model shows before an audio tokenizer is fetched and loaded.
-        open_weights(folder, HiggsAudioConfig.from_pretrained(folder), chosen, quantization)
+        # Headers alone: most of what can be wrong with the model shows before an audio tokenizer is fetched.
+        open_weights(folder, HiggsAudioConfig.from_pretrained(folder), weights_dtype, quantization)
         if not isinstance(audio_tokenizer, HiggsAudioTokenizer):
-            beside = folder / "audio_tokenizer"
+            beside = folder / AUDIO_TOKENIZER_FOLDER
             chosen = audio_tokenizer or (beside if beside.is_dir() else AUDIO_TOKENIZER_NAME)
             audio_tokenizer = HiggsAudioTokenizer.from_pretrained(chosen)
         model = HiggsAudioModel.from_pretrained(folder, dtype=dtype, quantization=quantization)
@@ -156,16 +166,9 @@ class HiggsAudio:
             AudioError: the reference audio can't be read or used.
             ParameterError: a parameter is outside its range.
         """
-        text = normalize_text(text)
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
-        tokenizer = self.model.tokenizer
-        check_plain_text(text, tokenizer)
-        check_plain_text(scene or "", tokenizer, "scene")
-        for chosen in voices:
-            check_plain_text(chosen.reference_text or "", tokenizer, "reference text")
-            check_plain_text(chosen.profile or "", tokenizer, "profile")
         return self.generate(
-            speech_messages(text, voices, scene, self.layout),
+            self._speech_messages(text, voices, scene),
             force_audio_gen=True,
             seed=seed,
             temperature=temperature,
@@ -175,6 +178,68 @@ class HiggsAudio:
             ras_win_max_num_repeat=ras_win_max_num_repeat,
             max_new_tokens=max_new_tokens,
             on_progress=on_progress,
+        )
+
+    def stream(
+        self,
+        text: str,
+        voice: str | Voice | Sequence[str | Voice] | None = None,
+        reference_audio: str | Path | tuple[np.ndarray, int] | None = None,
+        reference_text: str | None = None,
+        scene: str | None = None,
+        seed: int | None = None,
+        temperature: float = 0.3,
+        top_k: int | None = 50,
+        top_p: float | None = 0.95,
+        ras_win_len: int | None = 7,
+        ras_win_max_num_repeat: int = 2,
+        max_new_tokens: int = 1024,
+        voices_folder: str | Path | None = None,
+        first_chunk_frames: int = 5,
+        chunk_growth: float = 1.5,
+        max_chunk_frames: int = 50,
+        low_latency: int = 0,
+    ) -> SpeechStream:
+        """Speak `text` in chunks that come while it is generated: `for` or `async for` over what this returns.
+
+        Joined, the chunks are the audio that `speak` gives for the same seed.
+
+            for chunk in engine.stream("The sun rises in the east.", seed=1):
+                play(chunk.samples)
+
+        Args:
+            text, voice, reference_audio, reference_text, scene, seed, temperature, top_k, top_p, ras_win_len,
+                ras_win_max_num_repeat, max_new_tokens, voices_folder: as for `speak`.
+            first_chunk_frames: how long the first chunk is, in frames of 40 ms.
+            chunk_growth: how many times as long as the one before it each chunk is, at least 1.
+            max_chunk_frames: how long a chunk may be; the end of the audio may be longer by the decoder's lookahead.
+            low_latency: by how many frames audio is given out before all is known that it depends on, 0 to 10. The
+                chunks are then not quite those of `speak`; `StreamingDecoder` states the error of a lookahead of
+                10 - `low_latency` frames. It costs work: what is missing is computed for every chunk.
+
+        Raises:
+            PromptError, AudioError, ParameterError: as for `speak`, and where a setting of the stream is outside its
+                range. Errors that show later are raised by the iteration.
+        """
+        voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
+        sizes = ChunkSizes(first_chunk_frames, chunk_growth, max_chunk_frames)
+        context = self.audio_tokenizer.context_frames
+        if not 0 <= low_latency <= context:
+            raise ParameterError(f"low_latency must lie in 0 .. {context} frames, got {low_latency}")
+        generate = self.prepare(
+            self._speech_messages(text, voices, scene),
+            True,
+            SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed),
+            max_new_tokens,
+            DEFAULT_STOP_STRINGS,
+        )
+        return SpeechStream(
+            generate,
+            self.model.config,
+            self.audio_tokenizer,
+            self.layout,
+            sizes,
+            context - low_latency,
         )
 
     def generate(
@@ -204,28 +269,57 @@ class HiggsAudio:
             PromptError, AudioError, ParameterError: as for `speak`.
         """
         sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+        generate = self.prepare(conversation, force_audio_gen, sampling, max_new_tokens, stop_strings)
+        return self.speech(generate(None if on_progress is None else self._frame_counter(on_progress)))
+
+    def _speech_messages(self, text: str, voices: Sequence[Voice], scene: str | None) -> list[Message]:
+        text = normalize_text(text)
+        tokenizer = self.model.tokenizer
+        check_plain_text(text, tokenizer)
+        check_plain_text(scene or "", tokenizer, "scene")
+        for voice in voices:
+            check_plain_text(voice.reference_text or "", tokenizer, "reference text")
+            check_plain_text(voice.profile or "", tokenizer, "profile")
+        return speech_messages(text, voices, scene, self.layout)
+
+    def prepare(
+        self,
+        conversation: ChatMLSample | Sequence[Message],
+        force_audio_gen: bool,
+        sampling: SamplingParameters,
+        max_new_tokens: int,
+        stop_strings: Sequence[str],
+    ) -> Callable[..., GenerationOutput]:
+        """Check what can be checked, and read the recordings, before anything is generated.
+
+        Args:
+            conversation, force_audio_gen, max_new_tokens, stop_strings: as for `generate`.
+            sampling: how to draw.
+
+        Returns:
+            A function that generates the reply, given `on_frame` and `on_token` (see `GenerationRequest`) or neither.
+
+        Raises:
+            PromptError, AudioError, ParameterError: as for `generate`.
+        """
         check_parameters(sampling, max_new_tokens)
         prompt = build_prompt(conversation, self.model.tokenizer, self.layout, force_audio_gen)
-        output = self.model.generate(
-            prompt.input_ids,
-            reference_codes=[self._encode(recording) for recording in prompt.audio],
-            rule=self.layout,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            ras_win_len=ras_win_len,
-            ras_win_max_num_repeat=ras_win_max_num_repeat,
-            stop_strings=stop_strings,
-            seed=seed,
-            on_frame=None if on_progress is None else self._frame_counter(on_progress),
-        )
-        return self._speech(output)
+        recordings = [read_recording(recording) for recording in prompt.audio]
 
-    def _encode(self, recording: AudioContent) -> torch.Tensor:
-        audio, sampling_rate = read_recording(recording)
-        # Boson's length rule for both layouts: it takes every length, and where both do they agree.
-        return self.audio_tokenizer.encode(audio, sampling_rate)
+        def generate(on_frame: OnFrame | None = None, on_token: OnToken | None = None) -> GenerationOutput:
+            return self.model.generate(
+                prompt.input_ids,
+                # Boson's length rule for both layouts: it takes every length, and where both do they agree.
+                reference_codes=[self.audio_tokenizer.encode(*recording) for recording in recordings],
+                rule=self.layout,
+                max_new_tokens=max_new_tokens,
+                **asdict(sampling),
+                stop_strings=stop_strings,
+                on_frame=on_frame,
+                on_token=on_token,
+            )
+
+        return generate
 
     def _frame_counter(self, on_progress: Callable[[float], None]) -> Callable[[torch.Tensor], None]:
         """A callback for frames that reports seconds: a frame exists when its last codebook, delayed, is drawn."""
@@ -239,21 +333,21 @@ class HiggsAudio:
 
         return on_frame
 
-    def _speech(self, output: GenerationOutput) -> Speech:
+    def speech(self, output: GenerationOutput) -> Speech:
+        """Decode what was generated."""
         segments = [self._codes(segment) for segment in output.audio_segments]
         sounds = [self.audio_tokenizer.decode(codes).cpu().numpy() for codes in segments if codes.shape[1]]
         return Speech(
             audio=np.concatenate([np.zeros(0, dtype=np.float32), *sounds]),
             sampling_rate=self.audio_tokenizer.sampling_rate,
             codes=torch.cat([torch.zeros(self.model.config.num_codebooks, 0, dtype=torch.int64), *segments], dim=1),
-            text=self.model.tokenizer.decode(output.text_ids, skip_special_tokens=True).strip(),
+            text=self._text(output),
             finish_reason=output.finish_reason,
-            usage={
-                "prompt_tokens": output.prompt_tokens,
-                "completion_tokens": output.completion_tokens,
-                "total_tokens": output.prompt_tokens + output.completion_tokens,
-            },
+            usage=output.usage,
         )
+
+    def _text(self, output: GenerationOutput) -> str:
+        return self.model.tokenizer.decode(output.text_ids, skip_special_tokens=True).strip()
 
     def _codes(self, segment: torch.Tensor) -> torch.Tensor:
         """The codes of a delayed segment that begins with the all-BOS frame: [codebooks, N] -> [codebooks, T]."""

@@ -35,25 +35,39 @@ class Quantization:
             if format is not None and format not in FORMATS:
                 raise ParameterError(f"quantization: {part} must be one of {', '.join(FORMATS)}, got {format!r}")
 
+    def __str__(self) -> str:
+        return ", ".join(f"{part}={getattr(self, part) or 'as stored'}" for part in PARTS)
+
     @classmethod
     def parse(cls, text: "str | Quantization | None") -> Self:
         """Read `int4`, or `int4,heads=int8`, or `attention=int8,audio_ffn=int4`: one format for all, and exceptions.
 
         Raises:
-            ParameterError: there is no such part or format.
+            ParameterError: there is no such part or format, or one is given twice.
         """
         if isinstance(text, cls):
             return text
-        chosen: dict[str, Any] = {}
-        for item in (text or "").split(","):
+        if text is None:
+            return cls()
+        if not isinstance(text, str):
+            raise ParameterError(f"quantization must be a text such as 'int8', got {text!r}")
+        chosen: dict[str, str] = {}
+        for item in text.split(","):
             part, equals, format = (word.strip() for word in item.partition("="))
-            if equals and part not in PARTS:
+            if not equals:
+                part, format = _ALL, part
+            if part not in (*PARTS, _ALL):
                 raise ParameterError(f"quantization: {part!r} is no part; expected one of {', '.join(PARTS)}")
-            if equals:
-                chosen[part] = format
-            elif part:
-                chosen = dict.fromkeys(PARTS, part) | chosen
-        return cls(**chosen)
+            if part in chosen:
+                what = "two formats" if part == _ALL else f"{part} twice"
+                raise ParameterError(f"quantization {text!r} names {what}")
+            chosen[part] = format
+        for_all = chosen.pop(_ALL, None)
+        return cls(**(dict.fromkeys(PARTS, for_all) | chosen))
+
+    def same_formats(self, other: "Quantization") -> bool:
+        """Whether every part has the same format."""
+        return all(getattr(self, part) == getattr(other, part) for part in PARTS)
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes by name."""
@@ -61,3 +75,4 @@ class Quantization:
 
 
 PARTS = ("attention", "text_ffn", "audio_ffn", "heads")
+_ALL = ""  # the key of a format that is given without a part

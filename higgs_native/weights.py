@@ -7,10 +7,10 @@ loading is reading. Its metadata names its version, the quantization, and what i
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,10 +26,9 @@ from higgs_native.ops.linear import FORMATS, PANEL, QUANTIZATION_GROUP, packed_s
 from higgs_native.quantization import Quantization
 
 
-if TYPE_CHECKING:
-    from higgs_native.model import LanguageModel
-
 PACKED_FILE = "higgs_native.safetensors"
+AUDIO_TOKENIZER_FOLDER = "audio_tokenizer"
+"""Within a checkpoint's folder, where its audio tokenizer may stand."""
 _VERSION = "1"
 _SCALES = ".scales"
 
@@ -94,14 +93,18 @@ class CheckpointWeights:
     def linear(self, part: str, name: str, *names: str) -> PackedWeight:
         with ExitStack() as stack:
             matrices = [stack.enter_context(self._files.opened(n, self.dtype)) for n in names or (name,)]
-            return ops.pack_linear(*matrices, **self._packing(part))
+            return self._checked(name, ops.pack_linear, *matrices, format=getattr(self.quantization, part))
 
     def gate_up(self, part: str, name: str, gate: str, up: str) -> PackedWeight:
         with self._files.opened(gate, self.dtype) as first, self._files.opened(up, self.dtype) as second:
-            return ops.pack_gate_up(first, second, **self._packing(part))
+            return self._checked(name, ops.pack_gate_up, first, second, format=getattr(self.quantization, part))
 
-    def _packing(self, part: str) -> dict[str, object]:
-        return {"format": getattr(self.quantization, part), "clip": self.quantization.clip}
+    def _checked(
+        self, name: str, pack: Callable[..., PackedWeight], *matrices: torch.Tensor, format: str | None
+    ) -> PackedWeight:
+        if format in ("int8", "int4") and not all(matrix.isfinite().all() for matrix in matrices):
+            raise CheckpointError(f"{name} holds values that are not finite and can't be quantized")
+        return pack(*matrices, format=format, clip=self.quantization.clip)
 
 
 class PackedWeights:
@@ -134,6 +137,8 @@ class PackedWeights:
         self._left = set(self._file.keys())
         self._shapes = expected_tensors(config)
         self.dtype = self._stored("embed_tokens.weight", self._shapes["embed_tokens.weight"]).dtype
+        if self.dtype not in (torch.float32, torch.bfloat16):
+            raise CheckpointError(f"{self._path}: embed_tokens.weight is {self.dtype}; expected float32 or bfloat16")
 
     def __contains__(self, name: str) -> bool:
         return name in self._file.keys()  # noqa: SIM118 (safe_open is no mapping)
@@ -205,10 +210,8 @@ def open_weights(
     packed = PackedWeights(folder, config)
     if dtype not in (None, packed.dtype):
         raise ParameterError(f"{folder} is packed in {packed.dtype}; load it with dtype='auto'")
-    if quantization is not None and chosen != packed.quantization:
-        raise ParameterError(
-            f"{folder} is already quantized, to {packed.quantization.to_dict()}; load it without quantization"
-        )
+    if quantization is not None and not chosen.same_formats(packed.quantization):
+        raise ParameterError(f"{folder} is packed with {packed.quantization}; load it without quantization")
     return packed
 
 
@@ -236,11 +239,12 @@ def check_target(target: Path) -> None:
         raise CheckpointError(f"{target} can't be written: {error.strerror}") from None
 
 
-def write_packed(model: "LanguageModel", source: Path, target: Path) -> None:
-    """Write a checkpoint folder with the packed weights of `model`, and what `source` holds beside its weights.
+def write_packed(tensors: Mapping[str, torch.Tensor], quantization: Quantization, source: Path, target: Path) -> None:
+    """Write a checkpoint folder: a packed file, and the configuration, tokenizer and audio tokenizer of `source`.
 
     Args:
-        model: loaded from `source`.
+        tensors: `LanguageModel.named_weights` of the model in `source`.
+        quantization: the model's.
         source: the folder that it was loaded from.
         target: must not exist; appears whole or not at all.
 
@@ -251,21 +255,25 @@ def write_packed(model: "LanguageModel", source: Path, target: Path) -> None:
     metadata = {
         "higgs_native": _VERSION,
         **_layout(),
-        "quantization": json.dumps(model.quantization.to_dict()),
+        "quantization": json.dumps(quantization.to_dict()),
+        # A folder fetched from the Hub is named after its revision.
         "source": source.resolve().name,
     }
+    texts = [path for path in source.iterdir() if path.suffix in (".json", ".txt") and path.is_file()]
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        save_file(model.named_weights(), temporary / PACKED_FILE, metadata=metadata)
-        for path in source.iterdir():
-            if path.is_dir():
-                shutil.copytree(path, temporary / path.name)
-            elif path.suffix in (".json", ".txt") and not path.name.endswith(".safetensors.index.json"):
+        save_file(dict(tensors), temporary / PACKED_FILE, metadata=metadata)
+        for path in texts:
+            if not path.name.endswith(".safetensors.index.json"):
                 shutil.copyfile(path, temporary / path.name)
+        if (source / AUDIO_TOKENIZER_FOLDER).is_dir():
+            shutil.copytree(source / AUDIO_TOKENIZER_FOLDER, temporary / AUDIO_TOKENIZER_FOLDER)
+        # Both begin as their owner's alone.
+        (temporary / PACKED_FILE).chmod(0o644)
         temporary.chmod(0o755)
         temporary.rename(target)
-    except OSError as error:
-        raise CheckpointError(f"{target} can't be written: {error.strerror}") from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{target} can't be written: {' '.join(str(error).split())}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

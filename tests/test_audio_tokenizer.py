@@ -203,7 +203,7 @@ def test_windows_make_no_difference(tokenizer, monkeypatch, window):
     codes = random_codes(57)
     whole = tokenizer.decode(codes)
     monkeypatch.setattr(audio_tokenizer, "DECODE_WINDOW", window)
-    torch.testing.assert_close(tokenizer.decode(codes), whole, rtol=0, atol=1e-5 * whole.abs().max().item())
+    assert torch.equal(tokenizer.decode(codes), whole)
 
 
 def test_less_context_makes_a_difference(folder):
@@ -217,24 +217,10 @@ def test_less_context_makes_a_difference(folder):
         assert ((part - whole).abs().max() < 1e-6 * peak) == exact
 
 
-def test_decoding_a_part(tokenizer):
-    codes = random_codes(45)
-    whole = tokenizer.decode(codes)
-    for start, stop in ((0, 45), (0, 1), (44, 45), (3, 30)):
-        part = tokenizer.decode_frames(codes, start, stop)
-        torch.testing.assert_close(part, whole[start * 960 : stop * 960], rtol=0, atol=1e-5)
-    # Frames are final once as many as the context follow.
-    early = tokenizer.decode_frames(codes[:, :30], 0, 20)
-    torch.testing.assert_close(early, whole[: 20 * 960], rtol=0, atol=1e-5)
-    for start, stop in ((-1, 3), (5, 5), (0, 46)):
-        with pytest.raises(ParameterError, match=f"frames {start} .. {stop} must lie in 0 .. 45"):
-            tokenizer.decode_frames(codes, start, stop)
-
-
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        (torch.zeros(8, 0, dtype=torch.int64), r"at least one frame, got \[8, 0\]"),
+        (torch.zeros(8, 0, dtype=torch.int64), "no codes to decode; expected at least one frame"),
         (torch.zeros(7, 3, dtype=torch.int64), r"codes must be \[8, frames\].* got \[7, 3\]"),
         (torch.zeros(1, 8, 3, dtype=torch.int64), r"got \[1, 8, 3\]"),
         (torch.zeros(8, 3), "codes must be integers, got torch.float32"),

@@ -1,7 +1,9 @@
 import io
 import json
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +85,47 @@ def test_the_text_comes_from_an_argument_a_file_or_standard_input(run, model, mo
         assert run("speak", text, *options, "--out", f"{index}.wav")[0] == 0
     one, two, three = ((run.work / f"{index}.wav").read_bytes() for index in range(3))
     assert one == two == three
+
+
+def test_a_stream_is_the_speech_as_raw_samples(run, model, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(higgs_native.__file__).parent.parent))
+    options = ("--model", model, "--max-new-tokens", 40, "--seed", 1)
+    assert run("speak", "Hello there.", *options)[0] == 0
+    expected, _ = soundfile.read(run.work / "out.wav", dtype="int16")
+    (run.work / "out.wav").unlink()
+    code, _, err = run("speak", "Hello there.", *options, "--stream", "out.pcm")
+    assert code == 0
+    assert "the first after" in err
+    assert [file.name for file in run.work.iterdir()] == ["out.pcm"]
+    streamed = np.fromfile(run.work / "out.pcm", "<i2")
+    np.testing.assert_allclose(streamed, expected, rtol=0, atol=1)  # libsndfile rounds down
+
+    arguments = [
+        sys.executable,
+        "-m",
+        "higgs_native.cli",
+        "speak",
+        "Hello there.",
+        *map(str, options),
+        "--stream",
+        "-",
+    ]
+    finished = subprocess.run(arguments, capture_output=True, check=True)
+    np.testing.assert_array_equal(np.frombuffer(finished.stdout, "<i2"), streamed)
+    # A reader that has heard enough.
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
+        process.stdout.read(100)
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+
+
+def test_a_stream_can_not_be_written_to_a_folder(run, model):
+    for path in (".", "missing/out.pcm"):
+        code, out, err = run("speak", "Hello.", "--model", model, "--stream", path)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"error: {path} is a folder, or in none; expected a file")
 
 
 def test_a_long_text_is_no_file_name(run, model):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from higgs_native import codec
 from higgs_native.codec_checkpoint import convert
 from higgs_native.codec_config import HiggsAudioTokenizerConfig, HubertConfig
+from higgs_native.codec_decoder import StreamingDecoder
 from tests.golden import recipe
 from tests.near_ties import assert_same_codes
 from tests.test_codec_config import RECIPE
@@ -36,7 +37,7 @@ def weights(config) -> codec.Weights:
 
 
 def test_decoded_audio_equals_the_original(weights, config):
-    audio = codec.decode(weights, config, CASES["decode.codes"])
+    audio = StreamingDecoder(weights, config).decode(CASES["decode.codes"], is_last=True)
     assert audio.shape == CASES["decode.audio"].shape
     torch.testing.assert_close(audio, CASES["decode.audio"], rtol=0, atol=1e-5 * CASES["decode.audio"].abs().max())
 

@@ -148,7 +148,7 @@ def test_a_reply_in_text_has_no_audio(engines):
     engine = engines["boson"]
     eot = engine.model.tokenizer.token_to_id("<|eot_id|>")
     text_ids = [*engine.model.tokenizer.encode("No.", add_special_tokens=False).ids, eot]
-    speech = engine._speech(GenerationOutput([], text_ids, "stop", 10, 4))
+    speech = engine.speech(GenerationOutput([], text_ids, "stop", 10, 4))
     assert (speech.audio.shape, speech.audio.dtype) == ((0,), np.float32)
     assert (speech.codes.shape, speech.codes.dtype) == ((8, 0), torch.int64)
     assert (speech.text, speech.finish_reason, speech.duration) == ("No.", "stop", 0)
@@ -178,9 +178,9 @@ def test_several_segments_are_joined(engines):
     engine = engines["boson"]
     parts = [torch.full((8, frames), frames) for frames in (3, 2)]
     segments = [delayed_reference(engine.model, part).T.long() for part in parts]
-    speech = engine._speech(GenerationOutput([segments[0], segments[1][:, :5]], [], "length", 1, 1))
+    speech = engine.speech(GenerationOutput([segments[0], segments[1][:, :5]], [], "length", 1, 1))
     assert torch.equal(speech.codes, parts[0])
-    speech = engine._speech(GenerationOutput(segments, [], "stop", 1, 1))
+    speech = engine.speech(GenerationOutput(segments, [], "stop", 1, 1))
     assert torch.equal(speech.codes, torch.cat(parts, dim=1))
     alone = [engine.audio_tokenizer.decode(part).numpy() for part in parts]
     assert np.array_equal(speech.audio, np.concatenate(alone))

@@ -2,14 +2,15 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from higgs_native import HiggsAudioModel, ops, weights
-from higgs_native.checkpoint import LanguageModelFiles
-from higgs_native.config import HiggsAudioConfig
+from higgs_native import HiggsAudio, HiggsAudioModel, ops, weights
+from higgs_native.cli import main
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.quantization import Quantization
 from higgs_native.random_checkpoint import write_language_model
@@ -27,6 +28,10 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("source") / "model"
     write_language_model(folder, config(hidden_size=144, intermediate_size=200, audio_delay_token_id=270))
     return folder
+
+
+def write(model: HiggsAudioModel, source: Path, target: Path) -> None:
+    write_packed(model.named_weights(), model.quantization, source, target)
 
 
 def codes(model: HiggsAudioModel) -> torch.Tensor:
@@ -57,12 +62,13 @@ def test_rounding(format, error, dtype):
 @pytest.mark.parametrize("format", ["int8", "int4"])
 def test_extreme_matrices(format):
     """Zeros stay zero, one value stays itself, denormal and huge values neither overflow nor become NaN."""
-    for value in (0.0, 1.0, -3.0, 1e-42, 1e30 if format == "int8" else 3e5):
+    for value in (0.0, 1.0, -3.0, 1e-42, 2e-38, 1e30 if format == "int8" else 5e5):
         weight = torch.zeros(2, 256)
         weight[1, 200] = value
         integers, scales = ops.quantize_linear(weight, format)
         spread = scales[:, None] if format == "int8" else scales.float().repeat_interleave(128, 1)
-        assert not integers[0].any()
+        assert not integers[weight == 0].any()
+        assert spread.isfinite().all()
         torch.testing.assert_close(integers * spread, weight, rtol=1e-2, atol=1e-7)
     for value in (torch.nan, torch.inf):
         weight[1, 200] = value
@@ -91,6 +97,10 @@ def test_parsing():
     assert Quantization.parse("audio_ffn=int4") == Quantization(audio_ffn="int4")
     for text, message in (
         ("int3", "attention must be one of float32, bfloat16, int8, int4, got 'int3'"),
+        ("int4,int8", "names two formats"),
+        ("heads=int8,heads=int4", "names heads twice"),
+        ("", "attention must be one of .*, got ''"),
+        (8, "must be a text such as 'int8', got 8"),
         ("head=int8", "'head' is no part; expected one of attention, text_ffn, audio_ffn, heads"),
     ):
         with pytest.raises(ParameterError, match=message):
@@ -111,7 +121,7 @@ def test_a_quantized_model_is_near_the_whole_one(source, quantization, error):
 def test_a_written_checkpoint_speaks_the_same_codes(source, tmp_path, quantization):
     """Written, moved and loaded again; the same bits as quantizing while loading."""
     model = HiggsAudioModel.from_pretrained(source, quantization=quantization)
-    write_packed(model, source, tmp_path / "packed")
+    write(model, source, tmp_path / "packed")
     moved = tmp_path / "elsewhere" / "moved"
     moved.parent.mkdir()
     shutil.move(tmp_path / "packed", moved)
@@ -120,10 +130,12 @@ def test_a_written_checkpoint_speaks_the_same_codes(source, tmp_path, quantizati
     assert torch.equal(codes(loaded), codes(model))
     assert HiggsAudioModel.from_pretrained(moved, quantization=quantization).nbytes == model.nbytes
     with pytest.raises(CheckpointError, match="already exists; choose another folder"):
-        write_packed(model, source, moved)
+        write(model, source, moved)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, SafetensorError("I/O error: No space left on device"), OSError(28)]
+)
 def test_interrupted_writing_leaves_nothing(source, tmp_path, monkeypatch, error):
     def half_written(tensors, path, metadata):
         path.write_bytes(b"half")
@@ -132,7 +144,7 @@ def test_interrupted_writing_leaves_nothing(source, tmp_path, monkeypatch, error
     monkeypatch.setattr(weights, "save_file", half_written)
     model = HiggsAudioModel.from_pretrained(source, quantization="int8")
     with pytest.raises((KeyboardInterrupt, CheckpointError)):
-        write_packed(model, source, tmp_path / "packed")
+        write(model, source, tmp_path / "packed")
     assert not list(tmp_path.iterdir())
 
 
@@ -170,11 +182,17 @@ def change_tensors(path, change):
             lambda path: change_tensors(path, lambda t: t.update({"norm.weight": torch.zeros(144)})),
             "norm.weight is torch.float32; expected torch.bfloat16",
         ),
+        (
+            lambda path: change_tensors(
+                path, lambda t: t.update({"embed_tokens.weight": t["embed_tokens.weight"].half()})
+            ),
+            "embed_tokens.weight is torch.float16; expected float32 or bfloat16",
+        ),
     ],
 )
 def test_a_damaged_or_foreign_file_is_refused(source, tmp_path, damage, message):
     model = HiggsAudioModel.from_pretrained(source, quantization="heads=int8")
-    write_packed(model, source, tmp_path / "packed")
+    write(model, source, tmp_path / "packed")
     damage(tmp_path / "packed" / PACKED_FILE)
     with pytest.raises((CheckpointError, ParameterError), match=message) as raised:
         HiggsAudioModel.from_pretrained(tmp_path / "packed")
@@ -182,8 +200,10 @@ def test_a_damaged_or_foreign_file_is_refused(source, tmp_path, damage, message)
 
 
 def test_a_packed_checkpoint_is_not_quantized_again(source, tmp_path):
-    write_packed(HiggsAudioModel.from_pretrained(source, quantization="int8"), source, tmp_path / "packed")
-    with pytest.raises(ParameterError, match="is already quantized, to "):
+    write(HiggsAudioModel.from_pretrained(source, quantization="int8"), source, tmp_path / "packed")
+    with pytest.raises(
+        ParameterError, match="is packed with attention=int8, text_ffn=int8, audio_ffn=int8, heads=int8; load it"
+    ):
         HiggsAudioModel.from_pretrained(tmp_path / "packed", quantization="int4")
     with pytest.raises(ParameterError, match=r"is packed in torch\.bfloat16; load it with dtype"):
         HiggsAudioModel.from_pretrained(tmp_path / "packed", dtype="float32")
@@ -192,10 +212,81 @@ def test_a_packed_checkpoint_is_not_quantized_again(source, tmp_path):
 def test_both_layouts_are_read_alike(source, tmp_path):
     shapes = config(hidden_size=144, intermediate_size=200, audio_delay_token_id=270)
     write_language_model(tmp_path / "original", shapes, layout="original")
-    assert LanguageModelFiles(tmp_path / "original", HiggsAudioConfig.from_pretrained(tmp_path / "original"))
     ours, theirs = (
         HiggsAudioModel.from_pretrained(path, quantization="int4").named_weights()
         for path in (source, tmp_path / "original")
     )
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_target_inside_the_source_holds_no_copy_of_itself(source, tmp_path):
+    shutil.copytree(source, tmp_path / "model")
+    (tmp_path / "model" / "audio_tokenizer").mkdir()
+    (tmp_path / "model" / "audio_tokenizer" / "config.json").write_text("{}")
+    (tmp_path / "model" / "other").mkdir()
+    model = HiggsAudioModel.from_pretrained(tmp_path / "model", quantization="int8")
+    write(model, tmp_path / "model", tmp_path / "model" / "int8")
+    written = sorted(path.name for path in (tmp_path / "model" / "int8").iterdir())
+    assert written == ["audio_tokenizer", "config.json", PACKED_FILE, "tokenizer.json"]
+
+
+def test_weights_that_are_not_finite_are_named(source, tmp_path):
+    shutil.copytree(source, tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    tensors["model.layers.1.self_attn.o_proj.weight"][0, 0] = torch.nan
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"layers\.1\.self_attn\.o_proj\.weight holds values that are not finite"
+    ):
+        HiggsAudioModel.from_pretrained(tmp_path / "model", quantization="int4")
+
+
+@pytest.mark.parametrize(("quantization", "dtype"), [("int3", "auto"), ("int8", "float8")])
+def test_wrong_parameters_show_before_anything_is_fetched(monkeypatch, quantization, dtype):
+    def fetched(path_or_name):
+        raise AssertionError(f"{path_or_name} was fetched")
+
+    monkeypatch.setattr("higgs_native.model.resolve_folder", fetched)
+    monkeypatch.setattr("higgs_native.pipeline.resolve_folder", fetched)
+    for loader in (HiggsAudioModel, HiggsAudio):
+        with pytest.raises(ParameterError):
+            loader.from_pretrained("owner/name", quantization=quantization, dtype=dtype)
+
+
+def run_command(capsys, *arguments) -> tuple[int, str, str]:
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as error:
+        code = error.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_command(source, tmp_path, capsys):
+    code, out, _ = run_command(capsys, "quantize", source, tmp_path / "packed", "--format", "int4,heads=int8")
+    assert code == 0
+    assert f"{tmp_path / 'packed'}: 0.00 GB of weights" in out
+    loaded = HiggsAudioModel.from_pretrained(tmp_path / "packed")
+    assert loaded.quantization == Quantization("int4", "int4", "int4", "int8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["{source}", "{new}", "--format", "int3"],
+            "attention must be one of float32, bfloat16, int8, int4, got 'int3'",
+        ),
+        (["{source}", "{source}"], "already exists; choose another folder"),
+        (["{new}", "{new}"], "does not exist; expected a folder or a Hub name"),
+        (["{source}", "{source}/config.json/inside"], "can't be written"),
+    ],
+)
+def test_the_command_refuses_bad_input(source, tmp_path, capsys, arguments, message):
+    places = {"source": source, "new": tmp_path / "new"}
+    code, _, err = run_command(capsys, "quantize", *(argument.format(**places) for argument in arguments))
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

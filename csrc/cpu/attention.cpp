@@ -4,7 +4,7 @@
 // The cache is [slots, KV heads, length, head_dim]: the positions that one KV head attends to are contiguous. Attention
 // goes piece by piece of kSplit positions; pieces of a long sequence go to several threads where there are few rows, and
 // are joined in their order either way, so that the result depends on neither.
-// Bytes moved: the QKV weight once for up to 96 rows; the keys and values of each row's sequence once.
+// Bytes moved: the QKV weight once for up to 240 rows; the keys and values of each row's sequence once.
 #include "cpu/attention_kernels.h"
 
 #include <torch/csrc/stable/library.h>
@@ -27,6 +27,7 @@ struct Caches {
 Caches check_caches(const char* op, const Tensor& key_cache, const Tensor& value_cache) {
   check_weight(op, "key_cache", key_cache, {kAnySize, kAnySize, kAnySize, kAnySize});
   const Caches c = {key_cache.size(0), key_cache.size(1), key_cache.size(2), key_cache.size(3)};
+  STD_TORCH_CHECK(c.heads > 0, op, ": key_cache must have at least one KV head");
   check_tensor(op, "value_cache", value_cache, key_cache.scalar_type(), {c.slots, c.heads, c.length, c.head_dim});
   return c;
 }

@@ -4,6 +4,9 @@
 // A thread takes tiles of consecutive columns (times). It brings the tile and the columns that its taps reach over into
 // a buffer, Snake applied on the way, and convolves from there, so that activations pass through memory once an operator.
 // Buffers and weights of a block stay in the caches; the work is bound by multiply-adds.
+//
+// A convolution computes the columns of its result from `first` on that `out` has room for: a stream has the columns
+// before them already, and not yet what those behind them need. A column's bits don't depend on where tiles begin.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -21,6 +24,7 @@ namespace {
 constexpr int64_t kTileFloats = 32768;  // channels times columns of a tile: a quarter of a common second-level cache
 constexpr int64_t kMinColumns = 48;
 constexpr int64_t kUpsampledChannels = 4;  // output channels that a transposed convolution computes at a time
+constexpr int64_t kConvolvedRows = 16;     // output channels that a convolution computes at a time
 constexpr int64_t kFrames = 32;            // frames that the quantizer encodes at a time
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -33,6 +37,22 @@ int64_t tile_columns(int64_t channels, int64_t columns, int64_t batch) {
   const int64_t most = std::max(kTileFloats / channels, kMinColumns);
   const int64_t tiles = ceil_div(ceil_div(columns, most) * batch, threads) * threads;
   return whole_columns(std::max(ceil_div(columns, ceil_div(tiles, batch)), kMinColumns / 3));
+}
+
+// How many threads share a tile by its output channels: more than one where there are few tiles.
+int64_t parts_of_tile(int64_t tiles, int64_t blocks) {
+  const int64_t threads = torch::stable::get_num_threads();
+  return std::min(blocks, ceil_div(threads, std::min(tiles, threads)));
+}
+
+// Returns how many columns `out` [batch, channels, *] has, of the result's `time` from `first` on.
+int64_t check_columns(const char* op, const Tensor& out, int64_t batch, int64_t channels, int64_t time, int64_t first) {
+  check_tensor(op, "out", out, ScalarType::Float, {batch, channels, kAnySize});
+  const int64_t columns = out.size(2);
+  STD_TORCH_CHECK(
+      first >= 0 && first + columns <= time, op, ": out takes columns ", first, " to ", first + columns,
+      ", which must lie between 0 and ", time);
+  return columns;
 }
 
 // buffer[c][i] = snake(x[c][begin + i]) for 0 <= i < count, zero where that lies outside of x.
@@ -64,7 +84,7 @@ void snake_cpu(const Tensor& out, const Tensor& x, const Tensor& alpha) {
 
 void residual_unit_cpu(
     const Tensor& out, const Tensor& x, const Tensor& alpha1, const Tensor& weight1, const Tensor& bias1,
-    const Tensor& alpha2, const Tensor& weight2, const Tensor& bias2, int64_t dilation) {
+    const Tensor& alpha2, const Tensor& weight2, const Tensor& bias2, int64_t dilation, int64_t first) {
   const char* op = "residual_unit";
   check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize, kAnySize});
   const int64_t batch = x.size(0), channels = x.size(1), time = x.size(2);
@@ -75,10 +95,10 @@ void residual_unit_cpu(
   check_tensor(op, "bias1", bias1, ScalarType::Float, {channels});
   check_tensor(op, "alpha2", alpha2, ScalarType::Float, {channels});
   check_tensor(op, "bias2", bias2, ScalarType::Float, {channels});
-  check_tensor(op, "out", out, ScalarType::Float, {batch, channels, time});
+  const int64_t out_time = check_columns(op, out, batch, channels, time, first);
   STD_TORCH_CHECK(taps % 2 == 1, op, ": weight1 must have an odd number of taps, got ", taps);
   STD_TORCH_CHECK(dilation >= 1, op, ": dilation must be at least 1, got ", dilation);
-  if (batch == 0 || channels == 0 || time == 0) return;
+  if (batch == 0 || channels == 0 || out_time == 0) return;
   const float* from = x.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
   STD_TORCH_CHECK(from != to, op, ": out must not be x, whose columns a tile's neighbours still read");
@@ -87,7 +107,7 @@ void residual_unit_cpu(
   const float *biases1 = bias1.const_data_ptr<float>(), *biases2 = bias2.const_data_ptr<float>();
 
   const int64_t reach = (taps - 1) * dilation;
-  const int64_t width = tile_columns(channels, time, batch), tiles = ceil_div(time, width);
+  const int64_t width = tile_columns(channels, out_time, batch), tiles = ceil_div(out_time, width);
   for_ranges(batch * tiles, channels * channels * (taps + 1) * width, [&](int64_t begin, int64_t end) {
     struct Input;
     struct Middle;
@@ -95,10 +115,10 @@ void residual_unit_cpu(
     float* input = scratch<Input>(channels * input_stride);
     float* middle = scratch<Middle>(channels * width);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t t = task % tiles * width, count = std::min(width, time - t), columns = whole_columns(count);
+      const int64_t t = task % tiles * width, count = std::min(width, out_time - t), columns = whole_columns(count);
       const float* source = from + task / tiles * channels * time;
-      float* target = to + task / tiles * channels * time;
-      load_snake(input, input_stride, source, channels, time, alphas1, t - reach / 2, columns + reach);
+      float* target = to + task / tiles * channels * out_time;
+      load_snake(input, input_stride, source, channels, time, alphas1, first + t - reach / 2, columns + reach);
       for (int64_t c = 0; c < channels; ++c) std::fill_n(middle + c * width, columns, biases1[c]);
       codec_kernels().convolve(
           {middle, width, input, input_stride, weights1, channels, channels, taps, dilation, columns});
@@ -107,22 +127,22 @@ void residual_unit_cpu(
       for (int64_t c = 0; c < channels; ++c) {
         codec_kernels().snake(middle + c * width, middle + c * width, alphas2[c], columns);
         float* row = output + c * width;
-        const float* added = source + c * time + t;
+        const float* added = source + c * time + first + t;
         for (int64_t i = 0; i < count; ++i) row[i] = added[i] + biases2[c];
         std::fill(row + count, row + columns, 0.f);
       }
       codec_kernels().convolve({output, width, middle, width, weights2, channels, channels, 1, 1, columns});
       for (int64_t c = 0; c < channels; ++c) {
-        std::memcpy(target + c * time + t, output + c * width, count * sizeof(float));
+        std::memcpy(target + c * out_time + t, output + c * width, count * sizeof(float));
       }
     }
   });
 }
 
-// Output u * stride + phase - padding takes x[u - 1] and x[u]; u goes from 0 to the input's length, and what lies outside
-// of the output is dropped.
+// Column u * stride + phase - padding of the result takes x[u - 1] and x[u]; u goes as far as `out` needs it, at most from
+// 0 to the input's length, and what lies outside of `out` is dropped.
 void snake_conv_transpose1d_cpu(
-    const Tensor& out, const Tensor& x, const Tensor& alpha, const Tensor& weight, const Tensor& bias) {
+    const Tensor& out, const Tensor& x, const Tensor& alpha, const Tensor& weight, const Tensor& bias, int64_t first) {
   const char* op = "snake_conv_transpose1d";
   check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize, kAnySize});
   const int64_t batch = x.size(0), in_channels = x.size(1), time = x.size(2);
@@ -131,19 +151,20 @@ void snake_conv_transpose1d_cpu(
   check_tensor(op, "alpha", alpha, ScalarType::Float, {in_channels});
   check_tensor(op, "bias", bias, ScalarType::Float, {out_channels});
   STD_TORCH_CHECK(stride >= 2, op, ": weight must have at least 2 phases, got ", stride);
-  check_tensor(op, "out", out, ScalarType::Float, {batch, out_channels, time * stride});
-  if (batch == 0 || in_channels == 0 || out_channels == 0 || time == 0) return;
+  const int64_t length = check_columns(op, out, batch, out_channels, time * stride, first);
+  if (batch == 0 || in_channels == 0 || out_channels == 0 || length == 0) return;
   const float *from = x.const_data_ptr<float>(), *alphas = alpha.const_data_ptr<float>();
   const float *weights = weight.const_data_ptr<float>(), *biases = bias.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
 
-  const int64_t positions = time + 1, padding = ceil_div(stride, 2), length = time * stride;
+  const int64_t padding = ceil_div(stride, 2);
+  const int64_t first_u = (first + padding) / stride, end_u = (first + length - 1 + padding) / stride + 1;
+  const int64_t positions = end_u - first_u;
   const int64_t width = whole_columns(std::min(std::max(kTileFloats / in_channels, kMinColumns), positions));
   const int64_t tiles = ceil_div(positions, width);
-  // Few tiles: threads share one by its output channels, and each prepares the input for itself.
-  const int64_t threads = torch::stable::get_num_threads();
+  // Threads that share a tile prepare the input each for itself.
   const int64_t blocks = ceil_div(out_channels, kUpsampledChannels);
-  const int64_t parts = std::min(blocks, ceil_div(threads, std::min(batch * tiles, threads)));
+  const int64_t parts = parts_of_tile(batch * tiles, blocks);
   for_ranges(batch * tiles * parts, kThreadCost, [&](int64_t begin, int64_t end) {
     struct Input;
     struct Phases;
@@ -152,7 +173,7 @@ void snake_conv_transpose1d_cpu(
     float* phases = scratch<Phases>(kUpsampledChannels * stride * width);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t part = task % parts, tile = task / parts % tiles, item = task / parts / tiles;
-      const int64_t u = tile * width, count = std::min(width, positions - u), columns = whole_columns(count);
+      const int64_t u = first_u + tile * width, count = std::min(width, end_u - u), columns = whole_columns(count);
       load_snake(input, input_stride, from + item * in_channels * time, in_channels, time, alphas, u - 1, columns + 1);
       const int64_t last = std::min(out_channels, (part + 1) * blocks / parts * kUpsampledChannels);
       for (int64_t c = part * blocks / parts * kUpsampledChannels; c < last; c += kUpsampledChannels) {
@@ -166,10 +187,61 @@ void snake_conv_transpose1d_cpu(
         for (int64_t row = 0; row < rows; ++row) {
           const int64_t phase = row % stride;
           float* target = to + (item * out_channels + c + row / stride) * length;
-          const int64_t begin_u = u == 0 && phase < padding ? 1 : 0;
-          const int64_t end_u = std::min(count, time + (phase < padding) - u);
-          for (int64_t i = begin_u; i < end_u; ++i)
-            target[(u + i) * stride + phase - padding] = phases[row * width + i];
+          // This phase's column of the result for u = 0, from the first of `out`: before it, or behind it.
+          const int64_t shift = phase - padding - first;
+          const int64_t begin_i = std::max<int64_t>(ceil_div(std::max<int64_t>(-shift, 0), stride) - u, 0);
+          const int64_t end_i = std::min(ceil_div(std::max<int64_t>(length - shift, 0), stride) - u, count);
+          for (int64_t i = begin_i; i < end_i; ++i) target[(u + i) * stride + shift] = phases[row * width + i];
+        }
+      }
+    }
+  });
+}
+
+void conv1d_cpu(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t first) {
+  const char* op = "conv1d";
+  check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize, kAnySize});
+  const int64_t batch = x.size(0), in_channels = x.size(1), time = x.size(2);
+  check_tensor(op, "weight", weight, ScalarType::Float, {kAnySize, in_channels, kAnySize});
+  const int64_t out_channels = weight.size(0), taps = weight.size(2);
+  check_tensor(op, "bias", bias, ScalarType::Float, {out_channels});
+  STD_TORCH_CHECK(taps % 2 == 1, op, ": weight must have an odd number of taps, got ", taps);
+  const int64_t length = check_columns(op, out, batch, out_channels, time, first);
+  if (batch == 0 || in_channels == 0 || out_channels == 0 || length == 0) return;
+  const float *from = x.const_data_ptr<float>(), *biases = bias.const_data_ptr<float>();
+  const float* weights = weight.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+
+  const int64_t width = tile_columns(in_channels, length, batch), tiles = ceil_div(length, width);
+  const int64_t blocks = ceil_div(out_channels, kConvolvedRows), parts = parts_of_tile(batch * tiles, blocks);
+  for_ranges(batch * tiles * parts, in_channels * taps * width, [&](int64_t begin, int64_t end) {
+    struct Input;
+    struct Output;
+    const int64_t input_stride = width + taps - 1;
+    float* input = scratch<Input>(in_channels * input_stride);
+    float* output = scratch<Output>(kConvolvedRows * width);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t part = task % parts, tile = task / parts % tiles, item = task / parts / tiles;
+      const int64_t t = tile * width, count = std::min(width, length - t), columns = whole_columns(count);
+      const int64_t reach = columns + taps - 1, at = first + t - taps / 2;
+      const int64_t begin_i = std::clamp<int64_t>(-at, 0, reach);
+      const int64_t end_i = std::clamp<int64_t>(time - at, begin_i, reach);
+      for (int64_t c = 0; c < in_channels; ++c) {
+        float* row = input + c * input_stride;
+        const float* source = from + (item * in_channels + c) * time + at;
+        std::fill(row, row + begin_i, 0.f);
+        std::copy(source + begin_i, source + end_i, row + begin_i);
+        std::fill(row + end_i, row + reach, 0.f);
+      }
+      const int64_t last = std::min(out_channels, (part + 1) * blocks / parts * kConvolvedRows);
+      for (int64_t c = part * blocks / parts * kConvolvedRows; c < last; c += kConvolvedRows) {
+        const int64_t rows = std::min(kConvolvedRows, last - c);
+        for (int64_t row = 0; row < rows; ++row) std::fill_n(output + row * width, columns, biases[c + row]);
+        codec_kernels().convolve(
+            {output, width, input, input_stride, weights + c * in_channels * taps, rows, in_channels, taps, 1,
+             columns});
+        for (int64_t row = 0; row < rows; ++row) {
+          std::copy_n(output + row * width, count, to + (item * out_channels + c + row) * length + t);
         }
       }
     }
@@ -287,6 +359,7 @@ void rvq_decode_cpu(const Tensor& out, const Tensor& codes, const Tensor& table,
 
 STABLE_TORCH_LIBRARY_IMPL(higgs_native, CPU, m) {
   m.impl("snake", TORCH_BOX(&higgs_native::cpu::snake_cpu));
+  m.impl("conv1d", TORCH_BOX(&higgs_native::cpu::conv1d_cpu));
   m.impl("residual_unit", TORCH_BOX(&higgs_native::cpu::residual_unit_cpu));
   m.impl("snake_conv_transpose1d", TORCH_BOX(&higgs_native::cpu::snake_conv_transpose1d_cpu));
   m.impl("rvq_encode", TORCH_BOX(&higgs_native::cpu::rvq_encode_cpu));

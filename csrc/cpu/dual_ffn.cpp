@@ -16,6 +16,8 @@ namespace higgs_native::cpu {
 namespace {
 
 constexpr int64_t kHalf = kPanel / 2;
+// Rows that go through both products at a time: what stands between the products stays small, however long the prompt.
+constexpr int64_t kMostRows = 480;
 
 struct FeedForward {
   const Tensor& norm;
@@ -44,7 +46,6 @@ FeedForward feed_forward(
 // Rows [begin, end) of x and out, both [*, hidden].
 void run_segment(float* out, const float* x, int64_t begin, int64_t end, double eps, const FeedForward& weights) {
   const int64_t rows = end - begin;
-  if (rows == 0) return;
   const PackedWeight &gate_up = weights.gate_up, &down = weights.down;
   const int64_t hidden = gate_up.k, intermediate = down.k;
   x += begin * hidden;
@@ -87,8 +88,12 @@ void dual_ffn_cpu(
   check_text_rows("dual_ffn", num_text_rows, rows);
   float* to = out.mutable_data_ptr<float>();
   const float* from = x.const_data_ptr<float>();
-  run_segment(to, from, 0, num_text_rows, eps, text);
-  run_segment(to, from, num_text_rows, rows, eps, audio);
+  for (int64_t row = 0; row < num_text_rows; row += kMostRows) {
+    run_segment(to, from, row, std::min(row + kMostRows, num_text_rows), eps, text);
+  }
+  for (int64_t row = num_text_rows; row < rows; row += kMostRows) {
+    run_segment(to, from, row, std::min(row + kMostRows, rows), eps, audio);
+  }
 }
 
 }  // namespace higgs_native::cpu

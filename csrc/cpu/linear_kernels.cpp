@@ -187,16 +187,16 @@ void prepare_quantized(char* to, int32_t correction, const float* x, int64_t row
       alignas(64) int8_t bytes[kQuantGroup];
       const int64_t begin = g * kQuantGroup, count = k - begin < kQuantGroup ? k - begin : kQuantGroup;
       if (count > 0) memcpy(values, x + m * k + begin, count * sizeof(float));
-      Vec largest = {}, nothing = {};
+      Vec magnitudes = {}, nothing = {};
       for (int64_t i = 0; i < kQuantGroup; i += kWidth) {
         const Vec v = load(values + i);
-        const Vec magnitude = select(v < -v, -v, v);
-        largest = select(magnitude > largest, magnitude, largest);
+        magnitudes = larger(larger(v, -v), magnitudes);
         nothing += v * splat(0.f);
       }
-      float most = 0;
-      for (int lane = 0; lane < kWidth; ++lane) most = largest[lane] > most ? largest[lane] : most;
-      const Vec inverse = splat(most > 1e-30f ? 127.f / most : 0.f);
+      const float most = largest(magnitudes);
+      const bool finite = sum(nothing) == 0;
+      if (!finite) memset(values, 0, sizeof values);
+      const Vec inverse = splat(most > 1e-30f && finite ? 127.f / most : 0.f);
       IntVec total = {};
       for (int64_t i = 0; i < kQuantGroup; i += kWidth) {
         const IntVec q = round_to_int(load(values + i) * inverse);
@@ -206,7 +206,7 @@ void prepare_quantized(char* to, int32_t correction, const float* x, int64_t row
       }
       int32_t sum_of_all = 0;
       for (int lane = 0; lane < kWidth; ++lane) sum_of_all += total[lane];
-      scales[g * rows + m] = most / 127.f + sum(nothing);
+      scales[g * rows + m] = finite ? most / 127.f : __builtin_nanf("");
       sums[g * rows + m] = correction * sum_of_all;
       place_words(to, rows, m, begin / 4, bytes, kQuantGroup / 4);
     }
@@ -418,6 +418,7 @@ void product(const ProductBlock& p) {
     for (int64_t g0 = 0; g0 < groups; g0 += kBlockGroups) {
       const int64_t g1 = groups - g0 < kBlockGroups ? groups : g0 + kBlockGroups;
       const int64_t row0 = group_begin(g0, groups, p.rows), row1 = group_begin(g1, groups, p.rows);
+      if (p.units == 0) memset(waiting, 0, (row1 - row0) * kPanel * sizeof(float));
       for (int64_t begin = 0; begin < p.units; begin += block_units) {
         const int64_t end = p.units - begin < block_units ? p.units : begin + block_units;
         const char* block = weight + begin * kUnitBytes;

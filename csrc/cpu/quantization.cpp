@@ -21,8 +21,11 @@ namespace {
 constexpr int kClips = 10;           // clipping thresholds that are tried,
 constexpr float kLeastClip = 0.55f;  // from the largest magnitude down to this share of it
 
-// What a scale becomes when it is stored.
-float stored(float scale, bool half) { return half ? static_cast<float>(torch::headeronly::Half(scale)) : scale; }
+// What a scale becomes when it is stored: as float16 no larger than its largest number, and 0 where its inverse overflows.
+float stored(float scale, bool half) {
+  if (half) scale = static_cast<float>(torch::headeronly::Half(std::clamp(scale, -65504.f, 65504.f)));
+  return std::isfinite(1 / scale) ? scale : 0;
+}
 
 // The scale of n values x, never 0; NaN where one is not finite.
 float choose_scale(const float* x, int64_t n, int64_t bits, bool clip) {
@@ -34,7 +37,7 @@ float choose_scale(const float* x, int64_t n, int64_t bits, bool clip) {
   // With 4 bits the range has one step more below zero: the largest value goes there, whatever its sign.
   const float whole =
       bits == 4 ? extreme / static_cast<float>(lowest) : std::fabs(extreme) / static_cast<float>(highest);
-  // Where even float16's smallest number is too large for a scale, all values become zero.
+  // Where a scale would have to be smaller than the smallest, all values become zero.
   float best = stored(whole, bits == 4);
   if (best == 0) return 1;
   if (!clip) return best;

@@ -1,11 +1,12 @@
 """The native operators, one typed function each, a module a family.
 
 Every operator writes into tensors that the caller owns, on the CPU or on CUDA by the device of its arguments.
-`higgs_native.reference` holds the same functions in plain PyTorch.
+`higgs_native.reference` holds what they compute in plain PyTorch.
 """
 
 from higgs_native.ops.attention import attention, qkv_rope_cache
 from higgs_native.ops.codec import (
+    conv1d,
     pack_conv_transpose1d,
     residual_unit,
     rvq_decode,
@@ -32,6 +33,7 @@ from higgs_native.ops.sampling import process_logits, sample_audio_frame, sample
 __all__ = [
     "PackedWeight",
     "attention",
+    "conv1d",
     "decoder_layers",
     "delay_pattern_build",
     "delay_pattern_revert",

@@ -1,11 +1,16 @@
-"""The audio tokenizer's building blocks: Snake, residual units, upsampling, and the residual vector quantizer."""
+"""The audio tokenizer's building blocks: Snake, convolutions, residual units, and the residual vector quantizer.
+
+Convolutions pad with zeros to keep the length, and write the columns of the result that `out` has room for, from
+`first` on. A stream has the columns before them already, and not yet the input that those behind them need. A column
+has the same bits however the result is divided into calls.
+"""
 
 import torch
 
 from higgs_native.ops._library import register_fakes
 
 
-register_fakes("snake", "residual_unit", "snake_conv_transpose1d", "rvq_encode", "rvq_decode")
+register_fakes("snake", "conv1d", "residual_unit", "snake_conv_transpose1d", "rvq_encode", "rvq_decode")
 
 
 def snake(out: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor) -> None:
@@ -22,6 +27,22 @@ def snake(out: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor) -> None:
     torch.ops.higgs_native.snake(out, x, alpha)
 
 
+def conv1d(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, first: int = 0) -> None:
+    """`out = conv1d(x)`, padded to keep the length.
+
+    Args:
+        out: [batch, out channels, columns], float32; written.
+        x: [batch, in channels, time], float32.
+        weight: [out channels, in channels, taps], float32, an odd number of taps.
+        bias: [out channels], float32.
+        first: `out` takes columns `first` to `first` + columns of the result's `time`.
+
+    Raises:
+        RuntimeError: a shape, dtype or value does not fit.
+    """
+    torch.ops.higgs_native.conv1d(out, x, weight, bias, first)
+
+
 def residual_unit(
     out: torch.Tensor,
     x: torch.Tensor,
@@ -32,40 +53,48 @@ def residual_unit(
     weight2: torch.Tensor,
     bias2: torch.Tensor,
     dilation: int,
+    first: int = 0,
 ) -> None:
     """`out = x + conv2(snake2(conv1(snake1(x))))`, both convolutions padded to keep the length.
 
     Args:
-        out: [batch, channels, time], float32; written; not `x`.
+        out: [batch, channels, columns], float32; written; not `x`.
         x: [batch, channels, time], float32.
         alpha1, bias1, alpha2, bias2: [channels], float32.
         weight1: [channels, channels, taps], float32, an odd number of taps, `dilation` apart.
         weight2: [channels, channels, 1], float32.
         dilation: at least 1.
+        first: `out` takes columns `first` to `first` + columns of the result's `time`.
 
     Raises:
         RuntimeError: a shape, dtype or value does not fit.
     """
-    torch.ops.higgs_native.residual_unit(out, x, alpha1, weight1, bias1, alpha2, weight2, bias2, dilation)
+    torch.ops.higgs_native.residual_unit(out, x, alpha1, weight1, bias1, alpha2, weight2, bias2, dilation, first)
 
 
 def snake_conv_transpose1d(
-    out: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+    out: torch.Tensor,
+    x: torch.Tensor,
+    alpha: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    first: int = 0,
 ) -> None:
     """`out = conv_transpose1d(snake(x))` with kernel 2 * stride, padding ceil(stride / 2), output padding stride % 2.
 
     Args:
-        out: [batch, out channels, time * stride], float32; written.
+        out: [batch, out channels, columns], float32; written.
         x: [batch, in channels, time], float32.
         alpha: [in channels], float32.
         weight: [out channels, stride, in channels, 2], float32: by phase of the output; see `pack_conv_transpose1d`.
             The stride is at least 2.
         bias: [out channels], float32.
+        first: `out` takes columns `first` to `first` + columns of the result's `time * stride`.
 
     Raises:
         RuntimeError: a shape, dtype or value does not fit.
     """
-    torch.ops.higgs_native.snake_conv_transpose1d(out, x, alpha, weight, bias)
+    torch.ops.higgs_native.snake_conv_transpose1d(out, x, alpha, weight, bias, first)
 
 
 def pack_conv_transpose1d(weight: torch.Tensor) -> torch.Tensor:

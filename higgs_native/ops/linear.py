@@ -1,4 +1,4 @@
-"""Products with a packed weight matrix, which is streamed once for up to 12 rows.
+"""Products with a packed weight matrix, which is read from memory once for up to 240 rows.
 
 A packed weight belongs to the device that packed it. On the CPU, panels of 32 rows stand one behind the other; a panel
 is a sequence of units of 128 bytes, each with 4 bytes of every row: a float32, two bfloat16, four int8, or eight 4-bit
@@ -29,6 +29,8 @@ _UNIT_COLUMNS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4, torch.uint8
 
 class PackedWeight(NamedTuple):
     """A weight matrix [n, k] as the products take it.
+
+    How many rows and columns the last panel and unit hold is not stored: `out` and `x` say it.
 
     Attributes:
         data: [panels, units, 32, elements of 4 bytes]; float32, bfloat16, int8, or uint8 for 4-bit integers.
@@ -103,6 +105,8 @@ def pack_gate_up(gate: torch.Tensor, up: torch.Tensor, format: str | None = None
     Raises:
         RuntimeError: a shape or dtype does not fit.
     """
+    if gate.shape != up.shape:
+        raise RuntimeError(f"pack_gate_up: up must have shape {list(gate.shape)}, got {list(up.shape)}")
     return _pack([(gate, 0), (up, PANEL // 2)], PANEL // 2, format, clip)
 
 

@@ -2,6 +2,7 @@
 
 from higgs_native.reference.attention import attention, qkv_rope_cache
 from higgs_native.reference.codec import (
+    conv1d,
     residual_unit,
     rvq_decode,
     rvq_encode,
@@ -17,6 +18,7 @@ from higgs_native.reference.sampling import process_logits, sample_audio_frame, 
 
 __all__ = [
     "attention",
+    "conv1d",
     "delay_pattern_build",
     "delay_pattern_revert",
     "dual_ffn",

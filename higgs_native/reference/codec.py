@@ -9,6 +9,11 @@ def snake(out: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor) -> None:
     out.copy_(_snake(x, alpha))
 
 
+def conv1d(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, first: int = 0) -> None:
+    """See `higgs_native.ops.conv1d`."""
+    out.copy_(_columns(F.conv1d(x, weight, bias, padding=weight.shape[2] // 2), out, first))
+
+
 def residual_unit(
     out: torch.Tensor,
     x: torch.Tensor,
@@ -19,22 +24,29 @@ def residual_unit(
     weight2: torch.Tensor,
     bias2: torch.Tensor,
     dilation: int,
+    first: int = 0,
 ) -> None:
     """See `higgs_native.ops.residual_unit`."""
     padding = (weight1.shape[2] - 1) // 2 * dilation
     middle = F.conv1d(_snake(x, alpha1), weight1, bias1, padding=padding, dilation=dilation)
-    out.copy_(x + F.conv1d(_snake(middle, alpha2), weight2, bias2))
+    out.copy_(_columns(x + F.conv1d(_snake(middle, alpha2), weight2, bias2), out, first))
 
 
 def snake_conv_transpose1d(
-    out: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+    out: torch.Tensor,
+    x: torch.Tensor,
+    alpha: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    first: int = 0,
 ) -> None:
     """See `higgs_native.ops.snake_conv_transpose1d`."""
     stride = weight.shape[1]
     # Back to [in channels, out channels, 2 * stride].
     weight = weight.permute(2, 0, 3, 1).flip(2).flatten(2)
     padding, output_padding = (stride + 1) // 2, stride % 2
-    out.copy_(F.conv_transpose1d(_snake(x, alpha), weight, bias, stride, padding, output_padding))
+    result = F.conv_transpose1d(_snake(x, alpha), weight, bias, stride, padding, output_padding)
+    out.copy_(_columns(result, out, first))
 
 
 def rvq_encode(
@@ -60,6 +72,11 @@ def rvq_decode(out: torch.Tensor, codes: torch.Tensor, table: torch.Tensor, bias
     out.copy_(bias)
     for level, entries in enumerate(table):
         out += entries[codes[level].long()]
+
+
+def _columns(result: torch.Tensor, out: torch.Tensor, first: int) -> torch.Tensor:
+    """The columns of `result` that `out` takes."""
+    return result[..., first : first + out.shape[2]]
 
 
 def _snake(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:

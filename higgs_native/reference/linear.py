@@ -26,7 +26,7 @@ def unpack_linear(weight: PackedWeight) -> torch.Tensor:
 
 def quantize_activations(x: torch.Tensor) -> torch.Tensor:
     """Rows [rows, k] rounded to 8-bit integers times a scale for each group of 128 columns, k a multiple of it."""
-    groups = x.view(x.shape[0], -1, QUANTIZATION_GROUP)
+    groups = x.unflatten(1, (-1, QUANTIZATION_GROUP))
     most = groups.abs().amax(-1, keepdim=True)
     # A number divided by a tensor would be multiplied by its reciprocal, which rounds twice.
     inverse = torch.full_like(most, 127) / most

@@ -108,8 +108,48 @@ def test_transposed_convolution_equals_torch(stride, batch, channels, out_channe
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("batch", "channels", "out_channels", "time", "taps"),
+    [(1, 1, 1, 1, 7), (2, 5, 3, 17, 3), (1, 256, 70, 9, 7), (1, 32, 1, 3000, 7), (1, 9, 40, 100, 1)],
+)
+def test_convolution_equals_torch(batch, channels, out_channels, time, taps):
+    x, bias = random((batch, channels, time)), random((out_channels,), seed=1)
+    weight = random((out_channels, channels, taps), seed=2) / (channels * taps) ** 0.5
+    out = torch.full((batch, out_channels, time), torch.nan)
+    ops.conv1d(out, x, weight, bias)
+    expected = F.conv1d(x, weight, bias, padding=taps // 2)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    reference.conv1d(out, x, weight, bias)
+    torch.testing.assert_close(out, expected)
+
+
+def convolutions(time: int) -> dict[str, tuple[dict, int]]:
+    """Arguments of each operator that can write a part of its result, and how long the result is."""
+    x, out = random((2, 6, time)), torch.full((2, 9, time), torch.nan)
+    conv = {"x": x, "weight": random((9, 6, 7), seed=2), "bias": random((9,), seed=3)}
+    upsample = {"x": x, "alpha": positive(6), "weight": random((9, 5, 6, 2), seed=2), "bias": random((9,), seed=3)}
+    return {
+        "conv1d": ({"out": out} | conv, time),
+        "residual_unit": (unit(2, 6, time, dilation=3), time),
+        "snake_conv_transpose1d": ({"out": torch.full((2, 9, 5 * time), torch.nan)} | upsample, 5 * time),
+    }
+
+
+@pytest.mark.parametrize("name", ["conv1d", "residual_unit", "snake_conv_transpose1d"])
+@pytest.mark.parametrize("module", [ops, reference])
+def test_a_part_of_the_columns_has_the_bits_of_the_whole(name, module):
+    arguments, length = convolutions(83)[name]
+    getattr(module, name)(**arguments)
+    whole = arguments["out"]
+    for first, last in ((0, 1), (0, length), (1, 4), (17, 18), (length - 3, length), (40, 83), (5, 5)):
+        part = torch.full_like(whole[..., first:last], torch.nan)
+        getattr(module, name)(**(arguments | {"out": part, "first": first}))
+        assert torch.equal(part, whole[..., first:last])
+
+
 @pytest.mark.parametrize(("batch", "time"), [(0, 5), (2, 0)])
 def test_nothing_is_convolved(batch, time):
+    ops.conv1d(torch.empty(batch, 4, time), torch.empty(batch, 3, time), torch.ones(4, 3, 5), torch.ones(4))
     ops.residual_unit(**unit(batch, 4, time))
     x, out = torch.empty(batch, 4, time), torch.empty(batch, 2, 3 * time)
     ops.snake_conv_transpose1d(out, x, torch.ones(4), torch.ones(2, 3, 4, 2), torch.ones(2))
@@ -172,6 +212,12 @@ DECODE = {
 }
 ARGUMENTS = {
     "snake": {"out": torch.zeros(1, 3, 4), "x": torch.zeros(1, 3, 4), "alpha": torch.ones(3)},
+    "conv1d": {
+        "out": torch.zeros(1, 2, 4),
+        "x": torch.zeros(1, 3, 4),
+        "weight": torch.zeros(2, 3, 5),
+        "bias": torch.zeros(2),
+    },
     "residual_unit": unit(1, 3, 4),
     "snake_conv_transpose1d": UPSAMPLE,
     "rvq_encode": quantizer(2, 4, 5, 3, 6),
@@ -192,6 +238,12 @@ def test_opcheck(name):
         ("snake", {"x": torch.zeros(1, 3, 4, dtype=torch.float64)}, "x must be float32, got float64"),
         ("snake", {"x": torch.zeros(1, 4, 3).mT}, "x must be contiguous"),
         ("snake", {"out": torch.zeros(1, 3, 5)}, r"out must have shape \[1, 3, 4\], got \[1, 3, 5\]"),
+        ("conv1d", {"weight": torch.zeros(2, 3, 4)}, "weight must have an odd number of taps, got 4"),
+        ("conv1d", {"weight": torch.zeros(2, 4, 5)}, r"weight must have shape \[\*, 3, \*\], got \[2, 4, 5\]"),
+        ("conv1d", {"bias": torch.zeros(3)}, r"bias must have shape \[2\], got \[3\]"),
+        ("conv1d", {"first": 1}, "out takes columns 1 to 5, which must lie between 0 and 4"),
+        ("conv1d", {"first": -1}, "out takes columns -1 to 3, which must lie between 0 and 4"),
+        ("residual_unit", {"first": 1}, "out takes columns 1 to 5, which must lie between 0 and 4"),
         ("residual_unit", {"weight1": torch.zeros(3, 3, 4)}, "weight1 must have an odd number of taps, got 4"),
         ("residual_unit", {"weight1": torch.zeros(3, 2, 7)}, r"weight1 must have shape \[3, 3, \*\], got \[3, 2, 7\]"),
         ("residual_unit", {"weight2": torch.zeros(3, 3, 3)}, r"weight2 must have shape \[3, 3, 1\], got \[3, 3, 3\]"),
@@ -199,7 +251,8 @@ def test_opcheck(name):
         ("residual_unit", {"dilation": 0}, "dilation must be at least 1, got 0"),
         ("residual_unit", {"out": ARGUMENTS["residual_unit"]["x"]}, "out must not be x"),
         ("snake_conv_transpose1d", {"weight": torch.zeros(2, 3, 4, 2)}, r"weight must have shape \[\*, \*, 3, 2\]"),
-        ("snake_conv_transpose1d", {"out": torch.zeros(1, 2, 11)}, r"out must have shape \[1, 2, 12\]"),
+        ("snake_conv_transpose1d", {"out": torch.zeros(1, 2, 13)}, "out takes columns 0 to 13, which must"),
+        ("snake_conv_transpose1d", {"out": torch.zeros(1, 3, 12)}, r"out must have shape \[1, 2, \*\]"),
         ("snake_conv_transpose1d", {"weight": torch.zeros(2, 1, 3, 2)}, "weight must have at least 2 phases, got 1"),
         ("rvq_encode", {"codes": torch.zeros(2, 4, dtype=torch.int64)}, "codes must be int32, got int64"),
         ("rvq_encode", {"codebooks": torch.zeros(2, 0, 3)}, "codebooks must have at least one entry"),

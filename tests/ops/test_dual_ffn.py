@@ -7,7 +7,7 @@ from higgs_native import ops, reference
 from tests.ops.tensors import random, tolerance
 
 
-def weights(hidden: int, intermediate: int, dtype: torch.dtype) -> tuple:
+def weights(hidden: int, intermediate: int, dtype: torch.dtype, format: str | None = None) -> tuple:
     scale = hidden**-0.5
     return tuple(
         part
@@ -16,15 +16,16 @@ def weights(hidden: int, intermediate: int, dtype: torch.dtype) -> tuple:
             random((hidden,), dtype, seed),
             ops.pack_gate_up(
                 *(random((intermediate, hidden), seed=seed + i).mul(scale).to(dtype) for i in (1, 2)),
+                format=format,
             ),
-            ops.pack_linear(random((hidden, intermediate), seed=seed + 3).mul(scale).to(dtype)),
+            ops.pack_linear(random((hidden, intermediate), seed=seed + 3).mul(scale).to(dtype), format=format),
         )
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("hidden", "intermediate"), [(8, 1), (33, 50), (64, 160), (40, 33)])
-@pytest.mark.parametrize(("num_text", "num_audio"), [(0, 0), (1, 0), (0, 1), (2, 5), (40, 70)])
+@pytest.mark.parametrize(("num_text", "num_audio"), [(0, 0), (1, 0), (0, 1), (2, 5), (40, 70), (500, 3), (1, 490)])
 def test_dual_ffn_equals_reference(num_text, num_audio, hidden, intermediate, dtype):
     rows = num_text + num_audio
     x, parts = random((rows, hidden)), weights(hidden, intermediate, dtype)
@@ -32,6 +33,17 @@ def test_dual_ffn_equals_reference(num_text, num_audio, hidden, intermediate, dt
     ops.dual_ffn(out, x, *parts, 1e-5, num_text)
     reference.dual_ffn(expected, x, *parts, 1e-5, num_text)
     torch.testing.assert_close(out, expected, **tolerance(dtype, max(hidden, intermediate), hidden**-0.5))
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize(("num_text", "num_audio"), [(1, 0), (0, 1), (2, 15)])
+def test_quantized_weights(num_text, num_audio, format):
+    rows, hidden, intermediate = num_text + num_audio, 140, 200
+    x, parts = random((rows, hidden)), weights(hidden, intermediate, torch.float32, format)
+    out, expected = torch.full((rows, hidden), torch.nan), torch.empty(rows, hidden)
+    ops.dual_ffn(out, x, *parts, 1e-5, num_text)
+    reference.dual_ffn(expected, x, *parts, 1e-5, num_text)
+    torch.testing.assert_close(out, expected, **tolerance(torch.int8, intermediate))
 
 
 def test_the_input_may_be_the_output():

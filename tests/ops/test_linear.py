@@ -95,6 +95,20 @@ def test_quantized_products_pass_nan_on(dtype, wrong):
     assert not out[1].isnan().any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_columns(dtype):
+    """A sum of nothing is zero."""
+    residual, out = random((3, 6)), torch.full((3, 6), torch.nan)
+    weight = ops.PackedWeight(torch.empty(1, 0, 32, 4 // dtype.itemsize, dtype=dtype))
+    ops.linear(out, torch.empty(3, 0), weight, residual)
+    assert torch.equal(out, residual)
+
+
+def test_gate_and_up_must_fit_each_other():
+    with pytest.raises(RuntimeError, match=r"pack_gate_up: up must have shape \[5, 4\], got \[6, 4\]"):
+        ops.pack_gate_up(torch.zeros(5, 4), torch.zeros(6, 4))
+
+
 def test_no_rows():
     out = torch.empty(0, 4)
     ops.linear(out, torch.empty(0, 8), packed(4, 8, torch.float32))

@@ -1,0 +1,80 @@
+"""Measure the audio tokenizer's decoder in a stream: what pieces cost, and what less lookahead costs and errs.
+
+    python benchmarks/bench_streaming.py --json benchmarks/results/bench_streaming.json
+
+Without `--audio-tokenizer` it is one of the real size with random weights. Errors are those of random codes: the RMS
+of the difference from the whole decode over the RMS of that.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import seconds, summary, write_json
+
+from higgs_native.audio_tokenizer import HiggsAudioTokenizer
+from higgs_native.codec_config import HiggsAudioTokenizerConfig
+from higgs_native.random_checkpoint import write_audio_tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--audio-tokenizer", help="a folder or a Hub name")
+    parser.add_argument("--frames", type=int, default=100)
+    parser.add_argument("--pieces", type=int, nargs="+", default=[1, 5, 10, 25, 100], help="frames a piece")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.audio_tokenizer:
+        tokenizer = HiggsAudioTokenizer.from_pretrained(args.audio_tokenizer)
+        report = bench(tokenizer, args.frames, args.pieces, args.repeats)
+    else:
+        report = run(HiggsAudioTokenizerConfig(), args.frames, args.pieces, args.repeats)
+    if args.json:
+        write_json(args.json, report)
+
+
+def run(config: HiggsAudioTokenizerConfig, frames: int, sizes: list[int], repeats: int) -> dict[str, Any]:
+    """Measure an audio tokenizer of this shape with random weights; see `bench`."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_audio_tokenizer(Path(folder), config)
+        tokenizer = HiggsAudioTokenizer.from_pretrained(folder)
+    return bench(tokenizer, frames, sizes, repeats)
+
+
+def bench(tokenizer: HiggsAudioTokenizer, frames: int, sizes: list[int], repeats: int) -> dict[str, Any]:
+    """Decode `frames` random frames in pieces of each size, then with each lookahead in pieces of 10."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(tokenizer.codebook_size, (tokenizer.num_codebooks, frames), generator=generator)
+    whole = tokenizer.decode(codes)
+
+    def stream(size: int, lookahead: int | None = None) -> torch.Tensor:
+        decoder = tokenizer.streaming_decoder(lookahead)
+        parts = codes.split(size, dim=1)
+        return torch.cat([decoder.decode(part, is_last=part is parts[-1]) for part in parts])
+
+    def real_time_factor(size: int, lookahead: int | None = None) -> dict[str, float]:
+        seconds_of_audio = frames / tokenizer.frame_rate
+        return summary([seconds(lambda: stream(size, lookahead)) / seconds_of_audio for _ in range(repeats)], 5)
+
+    report: dict[str, Any] = {"frames": frames, "pieces": [], "lookahead": []}
+    for size in sizes:
+        assert torch.equal(stream(size), whole)
+        factor = real_time_factor(size)
+        report["pieces"].append({"frames_a_piece": size, "real_time_factor": factor})
+        print(f"pieces of {size:3} frames: real-time factor {factor['median']:.4f}")
+    for lookahead in range(tokenizer.context_frames, -1, -1):
+        difference = stream(10, lookahead) - whole
+        error = (difference.square().mean() / whole.square().mean()).sqrt().item()
+        factor = real_time_factor(10, lookahead)
+        report["lookahead"].append({"frames": lookahead, "rms_error": round(error, 6), "real_time_factor": factor})
+        print(f"lookahead {lookahead:2} frames: RMS error {error:.5f}, real-time factor {factor['median']:.4f}")
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Boson's audio tokenizer, and the delay pattern of its codes."""
+
+import os
+
+import numpy as np
+import torch
+
+from higgs_native import generation
+from higgs_native.audio_tokenizer import HiggsAudioTokenizer, read_audio
+from higgs_native.errors import AudioError
+from higgs_native.loudness import normalized_to
+
+
+class BosonAudioTokenizer:
+    """The audio tokenizer with Boson's shapes; see `load_higgs_audio_tokenizer`."""
+
+    def __init__(self, native: HiggsAudioTokenizer) -> None:
+        self.native = native
+
+    @property
+    def tps(self) -> int:
+        """Frames a second."""
+        return round(self.native.frame_rate)
+
+    @property
+    def sampling_rate(self) -> int:
+        """Of decoded audio, in Hz."""
+        return self.native.sampling_rate
+
+    @property
+    def num_codebooks(self) -> int:
+        """Codes a frame."""
+        return self.native.num_codebooks
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes run from 0 to this, exclusive."""
+        return self.native.codebook_size
+
+    def encode(
+        self,
+        audio_path_or_wv: str | os.PathLike | np.ndarray,
+        sr: int | None = None,
+        loudness_normalize: bool = False,
+        loudness_threshold: float = -23.0,
+    ) -> torch.Tensor:
+        """Encode a file or samples.
+
+        Args:
+            audio_path_or_wv: a file, or samples as `HiggsAudioTokenizer.encode` takes them.
+            sr: the samples' rate in Hz.
+            loudness_normalize: bring the audio to a loudness first (ITU-R BS.1770-4).
+            loudness_threshold: that loudness, in LUFS.
+
+        Returns:
+            [codebooks, frames], int64.
+
+        Raises:
+            AudioError: the audio can't be read or used, or `sr` is missing.
+        """
+        if not loudness_normalize:
+            return self.native.encode(audio_path_or_wv, sr)
+        if isinstance(audio_path_or_wv, (str, os.PathLike)):
+            samples, sr = read_audio(audio_path_or_wv)
+        else:
+            samples = np.asarray(audio_path_or_wv)
+            if sr is None:
+                raise AudioError("audio given as samples needs its sampling rate sr, in Hz")
+            if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
+                raise AudioError(
+                    "audio whose loudness is normalised must be floating and of shape [samples], "
+                    f"got {samples.dtype} {list(samples.shape)}"
+                )
+        return self.native.encode(normalized_to(samples, sr, loudness_threshold), sr)
+
+    def decode(self, vq_code: torch.Tensor) -> np.ndarray:
+        """Decode codes [1, codebooks, frames] or [codebooks, frames] to audio [1, 1, samples], float32.
+
+        Raises:
+            AudioError: the codes have another shape, or lie out of range.
+        """
+        codes = vq_code[0] if vq_code.dim() == 3 and len(vq_code) == 1 else vq_code
+        return self.native.decode(codes).numpy()[None, None]
+
+
+def load_higgs_audio_tokenizer(tokenizer_name_or_path: str, device: str = "auto") -> BosonAudioTokenizer:
+    """Load the audio tokenizer from a folder or the Hub; `device` is `auto` or `cpu`.
+
+    Raises:
+        CheckpointError, ConfigError: the files are missing, damaged, or don't fit each other.
+        ParameterError: another device.
+    """
+    return BosonAudioTokenizer(
+        HiggsAudioTokenizer.from_pretrained(tokenizer_name_or_path, "cpu" if device == "auto" else device)
+    )
+
+
+def revert_delay_pattern(data: torch.Tensor, start_idx: int = 0) -> torch.Tensor:
+    """Take the diagonals of delayed codes: [codebooks, N] -> [codebooks, N - codebooks + 1 - start_idx], int64.
+
+    Too few frames for a whole column give [codebooks, 0].
+    """
+    return generation.revert_delay_pattern(torch.as_tensor(data))[:, start_idx:]

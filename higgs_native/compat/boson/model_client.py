@@ -1,0 +1,123 @@
+"""The client of Boson's example script."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from higgs_native.compat.boson.audio_tokenizer import (
+    BosonAudioTokenizer,
+    load_higgs_audio_tokenizer,
+    revert_delay_pattern,
+)
+from higgs_native.compat.boson.serve_engine import KV_CACHE_LENGTHS, load_model
+from higgs_native.errors import PromptError
+from higgs_native.prompt import AudioContent, Message, build_prompt
+
+
+class HiggsAudioModelClient:
+    """Speaks a text chunk by chunk, each with the last ones as context.
+
+    Args:
+        model_path: a folder or a Hub name.
+        audio_tokenizer: a folder, a Hub name, or what `load_higgs_audio_tokenizer` returned.
+        device: `auto` or `cpu`.
+        device_id: the number of a GPU; none can be used so far.
+        max_new_tokens: how many text tokens and frames a chunk may have, together.
+        kv_cache_lengths: the longest is how many positions a chunk may have, its context included.
+        use_static_kv_cache: taken, and without effect: the cache is always a static one.
+
+    Raises:
+        CheckpointError, ConfigError, ParameterError: as for `HiggsAudioServeEngine`.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        audio_tokenizer: str | BosonAudioTokenizer,
+        device: str | None = None,
+        device_id: int | None = None,
+        max_new_tokens: int = 2048,
+        kv_cache_lengths: Sequence[int] = KV_CACHE_LENGTHS,
+        use_static_kv_cache: bool = False,
+    ) -> None:
+        device = device or ("auto" if device_id is None else f"cuda:{device_id}")
+        self._model = load_model(model_path, None, device, "auto", kv_cache_lengths, None)
+        loaded = isinstance(audio_tokenizer, BosonAudioTokenizer)
+        self._audio_tokenizer = audio_tokenizer if loaded else load_higgs_audio_tokenizer(audio_tokenizer, device)
+        self._max_new_tokens = max_new_tokens
+
+    def generate(
+        self,
+        messages: list[Message],
+        audio_ids: list[torch.Tensor],
+        chunked_text: list[str],
+        generation_chunk_buffer_size: int | None,
+        temperature: float = 1.0,
+        top_k: int | None = 50,
+        top_p: float | None = 0.95,
+        ras_win_len: int | None = 7,
+        ras_win_max_num_repeat: int = 2,
+        seed: int | None = 123,
+    ) -> tuple[np.ndarray, int, str]:
+        """Speak the chunks of a text, one after the other.
+
+        Args:
+            messages: what comes before: the system message, and the references' turns, with an `AudioContent` for each
+                of `audio_ids`.
+            audio_ids: [codebooks, frames] each, integers.
+            chunked_text: what to say.
+            generation_chunk_buffer_size: how many of the last chunks a chunk has as context; None: all.
+            temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed: as for `HiggsAudioServeEngine`.
+
+        Returns:
+            The audio [samples], float32, its sampling rate in Hz, and the reply to the last chunk as text. A chunk
+            that was answered without audio is missing in it, and named in a warning.
+
+        Raises:
+            PromptError: there is no text, the messages don't fit `audio_ids`, or a prompt is longer than the cache.
+            ParameterError: a parameter is outside its range.
+        """
+        if not chunked_text:
+            raise PromptError("chunked_text is empty; expected at least one chunk")
+        tokenizer = self._model.tokenizer
+        spoken: list[torch.Tensor] = []
+        turns: list[tuple[str, torch.Tensor]] = []  # the context: chunks, and their codes
+        text = ""
+        for index, chunk in enumerate(chunked_text):
+            context = [
+                message
+                for said, _ in turns
+                for message in (Message("user", said), Message("assistant", AudioContent(audio_url="")))
+            ]
+            prompt = build_prompt([*messages, *context, Message("user", chunk)], tokenizer, "boson")
+            output = self._model.generate(
+                prompt.input_ids,
+                reference_codes=[*audio_ids, *(codes for _, codes in turns)],
+                rule="boson",
+                max_new_tokens=self._max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                ras_win_len=ras_win_len,
+                ras_win_max_num_repeat=ras_win_max_num_repeat,
+                seed=seed,
+            )
+            text = tokenizer.decode(output.text_ids, skip_special_tokens=False)
+            segments = [revert_delay_pattern(segment)[:, 1:-1] for segment in output.audio_segments]
+            codes = torch.cat(
+                [torch.empty(self._audio_tokenizer.num_codebooks, 0, dtype=torch.int64), *segments], dim=1
+            )
+            codes = codes.clamp(0, self._audio_tokenizer.codebook_size - 1)
+            if codes.shape[1]:
+                spoken.append(codes)
+                turns.append((chunk, codes))
+            else:
+                warnings.warn(f"chunk {index} was answered without audio: {text!r}", stacklevel=2)
+            if generation_chunk_buffer_size is not None:
+                turns = turns[max(len(turns) - generation_chunk_buffer_size, 0) :]
+        sampling_rate = self._audio_tokenizer.sampling_rate
+        if not spoken:
+            return np.zeros(0, dtype=np.float32), sampling_rate, text
+        return self._audio_tokenizer.decode(torch.cat(spoken, dim=1))[0, 0], sampling_rate, text

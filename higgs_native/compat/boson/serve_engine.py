@@ -1,0 +1,216 @@
+"""Boson's serving engine."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from higgs_native.background import Background
+from higgs_native.checkpoint import resolve_folder
+from higgs_native.compat.boson.audio_tokenizer import load_higgs_audio_tokenizer
+from higgs_native.compat.boson.streamer import HiggsAudioStreamerDelta, TextDeltas
+from higgs_native.errors import CheckpointError, ParameterError
+from higgs_native.generation import DEFAULT_STOP_STRINGS, GenerationOutput, HiggsAudioModel, SamplingParameters
+from higgs_native.model import load_tokenizer
+from higgs_native.pipeline import HiggsAudio
+from higgs_native.prompt import ChatMLSample
+from higgs_native.quantization import Quantization
+
+
+KV_CACHE_LENGTHS = (1024, 4096, 8192)
+_DELTAS_AHEAD = 64
+
+
+@dataclass
+class HiggsAudioResponse:
+    """What a call generated.
+
+    Attributes:
+        audio: [samples], float32; all audio segments joined; None where there is none.
+        generated_audio_tokens: [codebooks, N], int64: the first audio segment, still delayed; None without audio.
+        sampling_rate: of `audio`, in Hz.
+        generated_text: the reply, special tokens included; `<|AUDIO_OUT|>` stands for an audio segment.
+        generated_text_tokens: [tokens], int64.
+        usage: how many tokens the prompt and the reply have, text and frames.
+        finish_reason: `stop`, or `length` where `max_new_tokens` or the cache ended it.
+    """
+
+    audio: np.ndarray | None = None
+    generated_audio_tokens: np.ndarray | None = None
+    sampling_rate: int | None = None
+    generated_text: str = ""
+    generated_text_tokens: np.ndarray | None = None
+    usage: dict | None = None
+    finish_reason: str | None = None
+
+
+class HiggsAudioServeEngine:
+    """Generates replies to conversations; safe to call from several threads.
+
+    Args:
+        model_name_or_path: a folder or a Hub name.
+        audio_tokenizer_name_or_path: a folder or a Hub name.
+        tokenizer_name_or_path: where the text tokenizer is, if not with the model.
+        device: `auto` or `cpu`.
+        torch_dtype: of the weights: `auto` (as stored), float32 or bfloat16.
+        kv_cache_lengths: the longest is how many positions a conversation may have, its reply included. A call's cache
+            is as long as it needs.
+        quantization: `int8`, `int4`, or a format for each part; see `Quantization`. None: as stored.
+
+    Raises:
+        CheckpointError, ConfigError: a checkpoint is missing, damaged, or not one of this model.
+        ParameterError: the device, the dtype, or a length can't be used.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        audio_tokenizer_name_or_path: str,
+        tokenizer_name_or_path: str | None = None,
+        device: str = "auto",
+        torch_dtype: torch.dtype | str = "auto",
+        kv_cache_lengths: Sequence[int] = KV_CACHE_LENGTHS,
+        quantization: str | Quantization | None = None,
+    ) -> None:
+        self.model = load_model(
+            model_name_or_path, tokenizer_name_or_path, device, torch_dtype, kv_cache_lengths, quantization
+        )
+        self.tokenizer: Tokenizer = self.model.tokenizer
+        self.audio_tokenizer = load_higgs_audio_tokenizer(audio_tokenizer_name_or_path, device)
+        self.audio_num_codebooks = self.audio_tokenizer.num_codebooks
+        self.audio_codebook_size = self.audio_tokenizer.codebook_size
+        self.audio_tokenizer_tps = self.audio_tokenizer.tps
+        self.samples_per_token = self.audio_tokenizer.native.hop_length
+        self._speaker = HiggsAudio(self.model, self.audio_tokenizer.native, layout="boson")
+
+    def generate(
+        self,
+        chat_ml_sample: ChatMLSample,
+        max_new_tokens: int,
+        temperature: float = 0.7,
+        top_k: int | None = None,
+        top_p: float = 0.95,
+        stop_strings: list[str] | None = None,
+        force_audio_gen: bool = False,
+        ras_win_len: int | None = 7,
+        ras_win_max_num_repeat: int = 2,
+        seed: int | None = None,
+    ) -> HiggsAudioResponse:
+        """Generate the reply to a conversation, in text, audio, or both.
+
+        Args:
+            chat_ml_sample: the conversation.
+            max_new_tokens: how many text tokens and frames there may be, together.
+            temperature: 0 takes the likeliest.
+            top_k: draw among so many of the likeliest; None: among all.
+            top_p: draw among the likeliest that together have this probability.
+            stop_strings: text that ends the reply; by default `<|end_of_text|>` and `<|eot_id|>`.
+            force_audio_gen: begin with audio.
+            ras_win_len: a code that stands `ras_win_max_num_repeat` times among so many last frames is drawn again;
+                None or <= 0: never.
+            ras_win_max_num_repeat: see `ras_win_len`.
+            seed: the same seed gives the same reply.
+
+        Raises:
+            PromptError: the conversation can't become a prompt, or is longer than the cache.
+            AudioError: a recording can't be read or used.
+            ParameterError: a parameter is outside its range.
+        """
+        sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+        output = self._prepare(chat_ml_sample, force_audio_gen, sampling, max_new_tokens, stop_strings)()
+        audio = self._speaker.speech(output).audio
+        return HiggsAudioResponse(
+            audio=audio if len(audio) else None,
+            generated_audio_tokens=output.audio_segments[0].numpy() if output.audio_segments else None,
+            sampling_rate=self.audio_tokenizer.sampling_rate,
+            generated_text=self.tokenizer.decode(output.text_ids, skip_special_tokens=False),
+            generated_text_tokens=np.array(output.text_ids, dtype=np.int64),
+            usage={**output.usage, "cached_tokens": 0},
+            finish_reason=output.finish_reason,
+        )
+
+    async def generate_delta_stream(
+        self,
+        chat_ml_sample: ChatMLSample,
+        max_new_tokens: int,
+        temperature: float = 0.7,
+        top_k: int | None = None,
+        top_p: float = 0.95,
+        stop_strings: list[str] | None = None,
+        force_audio_gen: bool = False,
+        ras_win_len: int | None = 7,
+        ras_win_max_num_repeat: int = 2,
+        seed: int | None = None,
+    ) -> AsyncIterator[HiggsAudioStreamerDelta]:
+        """Give the reply to a conversation piece by piece, as it is generated in a thread of its own.
+
+        Leaving the `async for` ends the thread; the thread waits for a consumer that is slow.
+
+        Args: as for `generate`.
+
+        Raises:
+            PromptError, AudioError, ParameterError: as for `generate`; and any error of the thread.
+        """
+        sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+        generate = self._prepare(chat_ml_sample, force_audio_gen, sampling, max_new_tokens, stop_strings)
+        placeholder = torch.tensor([self.model.config.audio_out_token_id])
+        texts = TextDeltas(self.tokenizer, {})
+
+        def make(deltas: Background[HiggsAudioStreamerDelta]) -> None:
+            in_audio = False
+
+            def on_frame(frame: torch.Tensor) -> None:
+                nonlocal in_audio
+                if not in_audio:
+                    deltas.put(texts.delta(placeholder))
+                in_audio = True
+                deltas.put(HiggsAudioStreamerDelta(audio_tokens=frame))
+
+            def on_token(token: int) -> None:
+                nonlocal in_audio
+                in_audio = False
+                deltas.put(texts.delta(torch.tensor([token])))
+
+            output: GenerationOutput = generate(on_frame, on_token)
+            deltas.put(HiggsAudioStreamerDelta(finish_reason=output.finish_reason))
+
+        deltas = aiter(Background(make, _DELTAS_AHEAD))
+        try:
+            async for delta in deltas:
+                yield delta
+        finally:
+            await deltas.aclose()
+
+    def _prepare(
+        self,
+        sample: ChatMLSample,
+        force_audio_gen: bool,
+        sampling: SamplingParameters,
+        max_new_tokens: int,
+        stop_strings: Sequence[str] | None,
+    ) -> Callable[..., GenerationOutput]:
+        stop_strings = DEFAULT_STOP_STRINGS if stop_strings is None else stop_strings
+        return self._speaker.prepare(sample, force_audio_gen, sampling, max_new_tokens, stop_strings)
+
+
+def load_model(
+    path: str,
+    tokenizer_path: str | None,
+    device: str,
+    dtype: torch.dtype | str,
+    lengths: Sequence[int],
+    quantization: str | Quantization | None,
+) -> HiggsAudioModel:
+    """Load the language model, and its text tokenizer; arguments and errors are those of `HiggsAudioServeEngine`."""
+    if not lengths or any(not isinstance(length, int) or length < 1 for length in lengths):
+        raise ParameterError(f"kv_cache_lengths must be positive numbers of positions, got {list(lengths)}")
+    model = HiggsAudioModel.from_pretrained(
+        path, "cpu" if device == "auto" else device, dtype, max(lengths), quantization
+    )
+    if tokenizer_path is not None:
+        model.tokenizer = load_tokenizer(resolve_folder(tokenizer_path, kind="tokenizer"))
+    if model.tokenizer is None:
+        raise CheckpointError(f"{tokenizer_path or path} has no tokenizer.json")
+    return model

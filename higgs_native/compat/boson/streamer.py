@@ -1,0 +1,119 @@
+"""What Boson's engine streams: deltas of text and audio."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from higgs_native.errors import ParameterError
+
+
+@dataclass
+class HiggsAudioStreamerDelta:
+    """A piece of what is generated: text, or one frame of audio; the last one says why generation has ended.
+
+    Attributes:
+        text: of `text_tokens`; empty while a character is incomplete, and then that of all its tokens.
+        text_tokens: [1], int64.
+        audio_tokens: [codebooks], int64: the next frame, still delayed; an audio segment begins with one of BOS.
+        finish_reason: `stop` or `length`, alone in the last delta.
+    """
+
+    text: str | None = None
+    text_tokens: torch.Tensor | None = None
+    audio_tokens: torch.Tensor | None = None
+    finish_reason: str | None = None
+
+
+class TextDeltas:
+    """Decodes tokens as they come, and keeps those that end inside of a character."""
+
+    def __init__(self, tokenizer: Any, decode_options: dict[str, Any]) -> None:
+        self._tokenizer = tokenizer
+        self._options = {"skip_special_tokens": False} | decode_options
+        self._pending: list[int] = []
+
+    def delta(self, tokens: torch.Tensor) -> HiggsAudioStreamerDelta:
+        """The next tokens [N], and their text if it is complete."""
+        self._pending += tokens.tolist()
+        text = self._tokenizer.decode(self._pending, **self._options)
+        if text.endswith("\ufffd") and len(self._pending) < 4:  # a character has up to four bytes
+            text = ""
+        else:
+            self._pending = []
+        return HiggsAudioStreamerDelta(text=text, text_tokens=tokens)
+
+
+class AsyncHiggsAudioStreamer:
+    """Takes tokens from a generating thread, and gives them as deltas to an `async for`.
+
+    It is made in the event loop of the consumer. The thread calls `put`, then `end`, or `fail`.
+
+    Args:
+        tokenizer: decodes the text: `decode(ids, skip_special_tokens=...)`.
+        skip_prompt: pass over what is put first.
+        timeout: how long to wait for a delta, in seconds; None: for ever.
+        audio_num_codebooks: how many codes a frame has.
+        decode_kwargs: for `tokenizer.decode`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        skip_prompt: bool = False,
+        timeout: float | None = None,
+        audio_num_codebooks: int = 1,
+        **decode_kwargs: Any,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.skip_prompt = skip_prompt
+        self.timeout = timeout
+        self.audio_num_codebooks = audio_num_codebooks
+        self.next_tokens_are_prompt = True
+        self._texts = TextDeltas(tokenizer, decode_kwargs)
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[HiggsAudioStreamerDelta | BaseException | None] = asyncio.Queue()
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompt [1, S] or [S] first, then a text token [1] or a frame [codebooks] at a time.
+
+        Raises:
+            ParameterError: there are more codes than codebooks, or fewer.
+        """
+        is_prompt, self.next_tokens_are_prompt = self.next_tokens_are_prompt, False
+        if is_prompt and self.skip_prompt:
+            return
+        if is_prompt or len(value) == 1:
+            self._send(self._texts.delta(value.flatten()))
+        elif len(value) == self.audio_num_codebooks:
+            self._send(HiggsAudioStreamerDelta(audio_tokens=value))
+        else:
+            raise ParameterError(f"a frame must have {self.audio_num_codebooks} codes, got {len(value)}")
+
+    def end(self) -> None:
+        """Say that nothing will follow."""
+        self.next_tokens_are_prompt = True
+        self._send(None)
+
+    def fail(self, error: BaseException) -> None:
+        """Let the consumer raise an error."""
+        self._send(error)
+
+    def _send(self, item: HiggsAudioStreamerDelta | BaseException | None) -> None:
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+
+    def __aiter__(self) -> AsyncIterator[HiggsAudioStreamerDelta]:
+        return self
+
+    async def __anext__(self) -> HiggsAudioStreamerDelta:
+        try:
+            item = await asyncio.wait_for(self._queue.get(), self.timeout)
+        except asyncio.TimeoutError:
+            raise TimeoutError(f"nothing was generated for {self.timeout} s") from None
+        if item is None:
+            raise StopAsyncIteration
+        if isinstance(item, BaseException):
+            raise item
+        return item

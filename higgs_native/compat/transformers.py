@@ -1,0 +1,416 @@
+"""transformers' HiggsAudioV2ForConditionalGeneration and HiggsAudioV2TokenizerModel, run by the native engine.
+
+    from higgs_native.compat.transformers import accelerate
+
+    model = accelerate(HiggsAudioV2ForConditionalGeneration.from_pretrained(name))
+    audio = model.generate(**inputs, max_new_tokens=1024)
+
+The arguments of `generate` are read, checked and completed by transformers' own; only its loop over frames is
+replaced. So everything else of the model, and what `generate` returns, stay what they were.
+"""
+
+import inspect
+from dataclasses import replace
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from higgs_native import ops
+from higgs_native.audio_tokenizer import HiggsAudioTokenizer
+from higgs_native.checkpoint import expected_tensors, resolve_folder, transformers_name
+from higgs_native.codec_checkpoint import convert
+from higgs_native.codec_config import HiggsAudioTokenizerConfig
+from higgs_native.config import HiggsAudioConfig, read_json_object
+from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError
+from higgs_native.generation import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
+from higgs_native.model import DEFAULT_CACHE_LENGTH, checked_dtype
+from higgs_native.ops import PackedWeight
+from higgs_native.quantization import Quantization
+
+
+try:
+    from transformers import (
+        HiggsAudioV2Config,
+        HiggsAudioV2ForConditionalGeneration,
+        HiggsAudioV2TokenizerModel,
+        LogitsProcessorList,
+        StoppingCriteriaList,
+    )
+    from transformers.generation import (
+        EosTokenCriteria,
+        GenerationConfig,
+        MaxLengthCriteria,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+    from transformers.models.higgs_audio_v2.generation_higgs_audio_v2 import (
+        HiggsAudioV2DelayPatternLogitsProcessor,
+        HiggsAudioV2GenerationOutput,
+    )
+    from transformers.models.higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokenizer import (
+        HiggsAudioV2TokenizerDecoderOutput,
+        HiggsAudioV2TokenizerEncoderOutput,
+    )
+except ImportError as error:
+    raise ImportError(
+        f"higgs_native.compat.transformers needs transformers 5.23: pip install 'higgs-native[transformers]' ({error})"
+    ) from error
+
+
+_USED = ("attention_mask", "audio_input_ids", "audio_input_ids_mask", "position_ids", "past_key_values")
+_WITHOUT_EFFECT = ("use_cache", "logits_to_keep")
+
+
+Model = TypeVar("Model", HiggsAudioV2ForConditionalGeneration, HiggsAudioV2TokenizerModel)
+
+
+def accelerate(
+    model: Model, max_cache_length: int = DEFAULT_CACHE_LENGTH, quantization: str | Quantization | None = None
+) -> Model:
+    """Let a language model's `generate`, or an audio tokenizer's `encode` and `decode`, run natively.
+
+    A language model's embeddings and norms are shared with it. Its matrices are packed for the kernels, and an audio
+    tokenizer's tensors copied, so that they are there twice; changes of the model's own after this call have no effect
+    before the next one. `restore` undoes it.
+
+    `generate` takes the arguments it took before: `generation_config`, `max_new_tokens`, `do_sample`, `temperature`,
+    `top_k`, `top_p`, `ras_win_len` and `ras_win_max_num_repeat`, `num_return_sequences`, `return_dict_in_generate`,
+    `output_scores`, `output_logits`, `streamer` (one sequence), batches with left padding. Draws depend on torch's
+    seed, and are others than transformers'. Repetition-aware sampling looks back at a row's own frames, where
+    transformers also counts the padding behind them. After a row's end its logits are zero. Anything else, such as
+    attentions, hidden states, other logits processors or stopping criteria, raises ParameterError: `restore(model)`
+    first, to generate it by the plain model.
+
+    Args:
+        model: on the CPU; a language model in float32 or bfloat16, an audio tokenizer in float32.
+        max_cache_length: how many positions a language model's sequence may have, prompt and output.
+        quantization: of a language model: `int8`, `int4`, or a format for each part; see `Quantization`. None: its
+            dtype.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ParameterError: the model is another one, on another device or of another dtype, or there is no such
+            quantization.
+        CheckpointError, ConfigError: its shapes are not those of its configuration, or of this model.
+    """
+    if not isinstance(model, HiggsAudioV2ForConditionalGeneration | HiggsAudioV2TokenizerModel):
+        raise ParameterError(
+            f"model is a {type(model).__name__}; expected a HiggsAudioV2ForConditionalGeneration or a "
+            "HiggsAudioV2TokenizerModel"
+        )
+    if isinstance(model, _WithoutWeights):
+        raise ParameterError("the model is native already: it comes from higgs_native's from_pretrained")
+    if model.device.type != "cpu":
+        raise ParameterError(f"the model is on {model.device}; the engine runs on the CPU so far")
+    if max_cache_length < 1:
+        raise ParameterError(f"max_cache_length must be at least 1, got {max_cache_length}")
+    quantization = Quantization.parse(quantization)
+    if isinstance(model, HiggsAudioV2TokenizerModel):
+        _install_audio_tokenizer(model)
+        return model
+    config = HiggsAudioConfig.from_dict(model.config.to_dict())
+    weights = _ModelWeights(model, config, quantization)
+    _install_language_model(model, HiggsAudioModel(config, weights, None, model.device, max_cache_length))
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Let the model's methods be transformers' own again, free what `accelerate` made, and return the model.
+
+    Raises:
+        ParameterError: the model came from `from_pretrained` of this module, and has no weights of its own.
+    """
+    if isinstance(model, _WithoutWeights):
+        raise ParameterError("the model has no weights of its own; load it with transformers to have a plain model")
+    for name in ("generate", "encode", "decode"):
+        model.__dict__.pop(name, None)
+    return model
+
+
+def from_pretrained(
+    path_or_name: str | Path,
+    dtype: str | torch.dtype = "auto",
+    max_cache_length: int = DEFAULT_CACHE_LENGTH,
+    quantization: str | Quantization | None = None,
+) -> HiggsAudioV2ForConditionalGeneration:
+    """Load a checkpoint of transformers' layout into a model of which only `generate` can be called.
+
+    transformers' own modules get no weights, so that memory holds them once, packed.
+
+    Args:
+        path_or_name: a folder, or a Hub name.
+        dtype: float32, bfloat16, or `auto`: as stored.
+        max_cache_length, quantization: as for `accelerate`.
+
+    Raises:
+        CheckpointError, ConfigError: the files are missing, damaged, or of another layout.
+        ParameterError: the dtype, the length or the quantization can't be used.
+    """
+    folder = resolve_folder(path_or_name)
+    raw = read_json_object(folder / "config.json")
+    if "text_config" in raw or raw.get("model_type") != "higgs_audio_v2":
+        raise ConfigError(f"{folder} is not of transformers' layout; load it with higgs_native.HiggsAudio")
+    native = HiggsAudioModel.from_pretrained(folder, "cpu", dtype, max_cache_length, quantization)
+    with torch.device("meta"):
+        model = _WithoutWeights(HiggsAudioV2Config.from_dict(raw)).eval()
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    _install_language_model(model, native)
+    return model
+
+
+class _WithoutWeights(HiggsAudioV2ForConditionalGeneration):
+    """A model whose tensors have no memory."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong."""
+        return torch.device("cpu")
+
+
+def _install_language_model(model: HiggsAudioV2ForConditionalGeneration, native: HiggsAudioModel) -> None:
+    plain = type(model).generate
+
+    @wraps(plain)
+    def generate(*arguments: Any, **options: Any) -> HiggsAudioV2GenerationOutput | torch.Tensor:
+        given = inspect.signature(plain).bind(model, *arguments, **options).arguments
+        if given.get("custom_generate") is not None:
+            raise _unsupported("custom_generate")
+        # transformers gives a custom loop no streamer.
+        loop = partial(_decode, native, given.get("streamer"))
+        return plain(model, *arguments, **options, custom_generate=loop)
+
+    model.generate = generate
+
+
+def _install_audio_tokenizer(model: HiggsAudioV2TokenizerModel) -> None:
+    if model.dtype != torch.float32:
+        raise ParameterError(f"the audio tokenizer is in {model.dtype}; expected torch.float32")
+    config = HiggsAudioTokenizerConfig.from_dict(model.config.to_dict())
+    native = HiggsAudioTokenizer(config, convert(model.state_dict(), config))
+
+    @wraps(type(model).encode)
+    def encode(
+        input_values: torch.Tensor, bandwidth: float | None = None, return_dict: bool | None = None
+    ) -> torch.Tensor | HiggsAudioV2TokenizerEncoderOutput:
+        if input_values.dim() != 3 or input_values.shape[1] != 1:
+            raise AudioError(f"input_values must have shape [batch, 1, samples], got {list(input_values.shape)}")
+        bandwidths = model.config.target_bandwidths
+        if bandwidth is not None and bandwidth not in bandwidths:
+            raise ParameterError(f"bandwidth must be one of {bandwidths}, got {bandwidth}")
+        levels = model.quantizer.get_num_quantizers_for_bandwidth(bandwidths[-1] if bandwidth is None else bandwidth)
+        rows = [native.encode(row[0], native.sampling_rate, "transformers")[:levels] for row in input_values]
+        codes = torch.stack(rows)
+        wants_dict = model.config.return_dict if return_dict is None else return_dict
+        return HiggsAudioV2TokenizerEncoderOutput(codes) if wants_dict else codes
+
+    @wraps(type(model).decode)
+    def decode(
+        audio_codes: torch.Tensor, return_dict: bool | None = None
+    ) -> torch.Tensor | HiggsAudioV2TokenizerDecoderOutput:
+        if audio_codes.dim() != 3 or audio_codes.shape[1] != native.num_codebooks:
+            raise _unsupported(
+                f"audio_codes of shape {list(audio_codes.shape)}, not [batch, {native.num_codebooks}, *]"
+            )
+        audio = torch.stack([native.decode(codes) for codes in audio_codes])[:, None]
+        wants_dict = model.config.return_dict if return_dict is None else return_dict
+        return HiggsAudioV2TokenizerDecoderOutput(audio) if wants_dict else audio
+
+    model.encode, model.decode = encode, decode
+
+
+class _ModelWeights:
+    """`Weights` of a loaded model: tables and norms are its own tensors, matrices are packed."""
+
+    def __init__(
+        self, model: HiggsAudioV2ForConditionalGeneration, config: HiggsAudioConfig, quantization: Quantization
+    ) -> None:
+        self.dtype = checked_dtype(model.dtype)
+        self.quantization = quantization
+        state = model.state_dict()
+        self._tensors = {}
+        for name, shape in expected_tensors(config).items():
+            tensor = state.get(transformers_name(name))
+            if tensor is None:
+                continue
+            if tuple(tensor.shape) != shape:
+                raise CheckpointError(
+                    f"{transformers_name(name)} has shape {list(tensor.shape)}, but the configuration asks for "
+                    f"{list(shape)}"
+                )
+            self._tensors[name] = tensor.to(self.dtype).contiguous()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+    def linear(self, part: str, name: str, *names: str) -> PackedWeight:
+        return ops.pack_linear(*(self._tensors[n] for n in names or (name,)), **self._packing(part))
+
+    def gate_up(self, part: str, name: str, gate: str, up: str) -> PackedWeight:
+        return ops.pack_gate_up(self._tensors[gate], self._tensors[up], **self._packing(part))
+
+    def _packing(self, part: str) -> dict[str, object]:
+        return {"format": getattr(self.quantization, part), "clip": self.quantization.clip}
+
+
+def _decode(
+    native: HiggsAudioModel,
+    streamer: Any,
+    model: HiggsAudioV2ForConditionalGeneration,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **inputs: Any,
+) -> HiggsAudioV2GenerationOutput | torch.Tensor:
+    """The loop over frames: what `HiggsAudioV2GenerationMixin._sample` takes and returns."""
+    config = model.config
+    for name in ("output_attentions", "output_hidden_states"):
+        if getattr(generation_config, name):
+            raise _unsupported(name)
+    for name, value in inputs.items():
+        if name not in (*_USED, *_WITHOUT_EFFECT) and value is not None:
+            raise _unsupported(name)
+    if streamer is not None and len(input_ids) > 1:
+        raise _unsupported("a streamer for more than one sequence")
+    if inputs.get("past_key_values") is not None and inputs["past_key_values"].get_seq_length():
+        raise _unsupported("past_key_values")
+    sampling = _sampling(logits_processor, generation_config)
+    max_new_tokens = _max_new_tokens(stopping_criteria, config.eos_token_id, input_ids.shape[1])
+    if input_ids.shape[1] + max_new_tokens > native.max_cache_length:
+        raise ParameterError(
+            f"the prompt's {input_ids.shape[1]} positions and {max_new_tokens} new ones exceed the "
+            f"{native.max_cache_length} of accelerate(model, max_cache_length=...)"
+        )
+
+    requests = _requests(native, input_ids, inputs)
+    ids = input_ids
+    if streamer is not None:
+        last = ids[:, -1]
+
+        def on_frame(frame: torch.Tensor) -> None:
+            nonlocal last
+            last = _next_ids(model, frame[None], last)
+            streamer.put(last)
+
+        requests = [replace(request, on_frame=on_frame) for request in requests]
+    wants_logits = generation_config.return_dict_in_generate and (
+        generation_config.output_logits or generation_config.output_scores
+    )
+    outputs = generate_batch(native, requests, "transformers", max_new_tokens, sampling, None, wants_logits)
+    if streamer is not None:
+        streamer.end()
+
+    segments = [output.audio_segments[0].T for output in outputs]
+    steps = max(map(len, segments))
+    frames = torch.full((len(segments), steps, config.num_codebooks), config.audio_stream_eos_id)
+    for row, segment in enumerate(segments):
+        frames[row, : len(segment)] = segment
+    before = inputs.get("audio_input_ids")
+    audio = frames if before is None else torch.cat([before, frames], dim=1)
+    if not generation_config.return_dict_in_generate:
+        return audio
+
+    scores, raw_logits = (), ()
+    for step in range(steps):
+        if wants_logits:
+            logits = torch.zeros(len(outputs), config.num_codebooks * config.codebook_size)
+            for row, output in enumerate(outputs):
+                if step < len(output.audio_logits):
+                    logits[row] = output.audio_logits[step].flatten()
+            raw_logits += (logits,)
+            if generation_config.output_scores:
+                shape = len(outputs), config.num_codebooks, config.codebook_size
+                scores += (logits_processor(ids, logits).view(shape),)
+        ids = torch.cat([ids, _next_ids(model, frames[:, step], ids[:, -1])[:, None]], dim=1)
+    return HiggsAudioV2GenerationOutput(
+        sequences=ids,
+        scores=scores if generation_config.output_scores else None,
+        logits=raw_logits if generation_config.output_logits else None,
+        audio_sequences=audio,
+    )
+
+
+def _requests(native: HiggsAudioModel, input_ids: torch.Tensor, inputs: dict[str, Any]) -> list[GenerationRequest]:
+    """The rows of a batch, without their padding."""
+    mask = inputs.get("attention_mask")
+    mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
+    if not (mask.int().diff(dim=1) >= 0).all() or not mask[:, -1].all():
+        raise _unsupported("padding other than on the left")
+    positions = inputs.get("position_ids")
+    if positions is not None and not torch.equal(positions.expand_as(mask)[mask], (mask.cumsum(dim=1) - 1)[mask]):
+        raise _unsupported("position_ids other than those of the attention mask")
+    audio, audio_mask = inputs.get("audio_input_ids"), inputs.get("audio_input_ids_mask")
+    if audio is None:
+        audio = torch.empty(len(input_ids), 0, native.config.num_codebooks, dtype=torch.int64)
+    if audio_mask is None:
+        audio_mask = torch.ones(audio.shape[:2])
+    # Drawn from torch's own generator, so that torch.manual_seed decides.
+    seeds = torch.randint(2**63 - 1, (len(input_ids),)).tolist()
+    return [
+        GenerationRequest(
+            input_ids[row, mask[row]], seed=seeds[row], delayed_frames=audio[row, audio_mask[row].bool()]
+        )
+        for row in range(len(input_ids))
+    ]
+
+
+def _sampling(processors: LogitsProcessorList, generation_config: GenerationConfig) -> SamplingParameters:
+    """What transformers' logits processors do."""
+    values: dict[str, Any] = {}
+    kinds = {TemperatureLogitsWarper: "temperature", TopKLogitsWarper: "top_k", TopPLogitsWarper: "top_p"}
+    remaining = list(kinds)  # in this order, once each: as the engine applies them
+    for processor in processors:
+        kind = type(processor)
+        if kind is HiggsAudioV2DelayPatternLogitsProcessor:
+            continue
+        if kind not in remaining or getattr(processor, "min_tokens_to_keep", 1) != 1:
+            raise _unsupported(f"the logits processor {kind.__name__}, or its order or settings")
+        remaining = remaining[remaining.index(kind) + 1 :]
+        values[kinds[kind]] = getattr(processor, kinds[kind])
+    if not generation_config.do_sample:
+        if values:
+            raise _unsupported("logits processors without do_sample")
+        values["temperature"] = 0.0
+    # transformers looks for repetitions only where both are set.
+    window = getattr(generation_config, "ras_win_len", None)
+    repeats = getattr(generation_config, "ras_win_max_num_repeat", None)
+    if window is None or repeats is None:
+        return SamplingParameters(**values, ras_win_len=None)
+    return SamplingParameters(**values, ras_win_len=window, ras_win_max_num_repeat=repeats)
+
+
+def _max_new_tokens(criteria: StoppingCriteriaList, eos_token_id: int | None, prompt_length: int) -> int:
+    """How many frames there may be; a sequence also ends at its all-EOS frame, whose id is `eos_token_id`."""
+    limits = [criterion.max_length for criterion in criteria if isinstance(criterion, MaxLengthCriteria)]
+    for criterion in criteria:
+        if isinstance(criterion, EosTokenCriteria):
+            if eos_token_id is None or eos_token_id not in criterion.eos_token_id.tolist():
+                raise _unsupported("an eos_token_id other than the model's")
+        elif not isinstance(criterion, MaxLengthCriteria):
+            raise _unsupported(f"the stopping criterion {type(criterion).__name__}")
+    if not any(isinstance(criterion, EosTokenCriteria) for criterion in criteria):
+        raise _unsupported("generating without an eos_token_id")
+    return min(limits) - prompt_length
+
+
+def _next_ids(model: HiggsAudioV2ForConditionalGeneration, frames: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """The text ids [batch] that stand for frames [batch, codebooks], after the ids `last` [batch]."""
+    config = model.config
+    is_eos = frames == config.audio_stream_eos_id
+    ids = torch.full_like(last, config.audio_token_id)
+    ids[is_eos.any(dim=1) | (last == config.audio_delay_token_id)] = config.audio_delay_token_id
+    ids[is_eos.all(dim=1)] = config.eos_token_id
+    return ids
+
+
+def _unsupported(what: str) -> ParameterError:
+    return ParameterError(f"{what}: the native engine can't; restore(model) gives the plain model, which may")

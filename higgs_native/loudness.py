@@ -1,0 +1,69 @@
+"""The loudness of a recording, after ITU-R BS.1770-4."""
+
+import numpy as np
+
+
+_BLOCK_SECONDS, _STEP_SECONDS = 0.4, 0.1
+_ABSOLUTE_GATE, _RELATIVE_GATE = -70.0, -10.0
+# The standard lists its filters for 48 kHz; these are the frequencies (Hz), gain (dB) and qualities they come from.
+_SHELF_FREQUENCY, _SHELF_GAIN, _SHELF_Q = 1681.9744509555319, 3.99984385397, 0.7071752369554193
+_HIGH_PASS_FREQUENCY, _HIGH_PASS_Q = 38.13547087613982, 0.5003270373253953
+
+
+def integrated_loudness(samples: np.ndarray, sampling_rate: int) -> float:
+    """Return the loudness of mono audio in LUFS; minus infinity where no 0.4 s of it are above -70 LUFS.
+
+    Args:
+        samples: [samples], floating, full scale at 1. Less than 0.4 s count as one block.
+        sampling_rate: in Hz.
+    """
+    power = np.square(_k_weighted(samples.astype(np.float64), sampling_rate))
+    length, step = round(_BLOCK_SECONDS * sampling_rate), round(_STEP_SECONDS * sampling_rate)
+    starts = np.arange(0, max(len(power) - length, 0) + 1, step)
+    sums = np.concatenate([[0.0], np.cumsum(power)])
+    ends = np.minimum(starts + length, len(power))
+    # A difference of sums may come out a little below zero.
+    blocks = np.maximum(sums[ends] - sums[starts], 0) / (ends - starts)
+    blocks = blocks[_lufs(blocks) > _ABSOLUTE_GATE]
+    if not len(blocks):
+        return float("-inf")
+    return float(_lufs(blocks[_lufs(blocks) > _lufs(blocks.mean()) + _RELATIVE_GATE].mean()))
+
+
+def normalized_to(samples: np.ndarray, sampling_rate: int, loudness: float) -> np.ndarray:
+    """Return mono audio [samples] scaled to `loudness`, in LUFS; silence is left as it is."""
+    present = integrated_loudness(samples, sampling_rate)
+    return samples if present == float("-inf") else samples * np.float32(10 ** ((loudness - present) / 20))
+
+
+def _lufs(power: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return -0.691 + 10 * np.log10(power)
+
+
+def _k_weighted(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Apply the standard's shelf and high-pass filters.
+
+    They are applied to the spectrum: their response to a sample has died away after the second of silence that is
+    added here.
+    """
+    count = len(samples) + sampling_rate
+    z = np.exp(-2j * np.pi * np.arange(count // 2 + 1) / count)  # one sample's delay, at each frequency
+
+    tangent = np.tan(np.pi * _SHELF_FREQUENCY / sampling_rate)
+    high = 10 ** (_SHELF_GAIN / 20)
+    band = high**0.4996667741545416
+    b = [high + band * tangent / _SHELF_Q + tangent**2, 2 * (tangent**2 - high)]
+    b.append(high - band * tangent / _SHELF_Q + tangent**2)
+    shelf = (b[0] + b[1] * z + b[2] * z**2) / _denominator(tangent, _SHELF_Q, z)
+
+    tangent = np.tan(np.pi * _HIGH_PASS_FREQUENCY / sampling_rate)
+    normalization = 1 + tangent / _HIGH_PASS_Q + tangent**2
+    high_pass = normalization * (1 - 2 * z + z**2) / _denominator(tangent, _HIGH_PASS_Q, z)
+    return np.fft.irfft(np.fft.rfft(samples, count) * shelf * high_pass, count)[: len(samples)]
+
+
+def _denominator(tangent: float, quality: float, z: np.ndarray) -> np.ndarray:
+    """Of a filter of second order by the bilinear transform, not normalised."""
+    edge = tangent / quality
+    return (1 + edge + tangent**2) + 2 * (tangent**2 - 1) * z + (1 - edge + tangent**2) * z**2

@@ -1,0 +1,196 @@
+"""Speech that is heard while it is generated: frames of codes in, chunks of audio out."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from higgs_native.audio_tokenizer import HiggsAudioTokenizer
+from higgs_native.background import Background
+from higgs_native.config import HiggsAudioConfig
+from higgs_native.errors import ParameterError
+from higgs_native.generation import GenerationOutput, OnFrame, OnToken, Rule
+
+
+_CHUNKS_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class AudioChunk:
+    """A piece of speech.
+
+    Attributes:
+        samples: [samples], float32, mono, full scale at 1; a whole number of frames, in the last chunk perhaps none.
+        sampling_rate: in Hz.
+        start_frame: how many frames of audio came before, 40 ms each.
+        is_last: no chunk follows.
+    """
+
+    samples: np.ndarray
+    sampling_rate: int
+    start_frame: int
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class ChunkSizes:
+    """How long the chunks of a stream are, in frames: small ones are heard early, large ones cost less work.
+
+    Attributes:
+        first: of the first chunk.
+        growth: each chunk is so many times as long as the one before it,
+        largest: but no longer than this.
+    """
+
+    first: int = 5
+    growth: float = 1.5
+    largest: int = 50
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.first <= self.largest:
+            raise ParameterError(
+                f"first_chunk_frames must lie between 1 and max_chunk_frames, got {self.first} and {self.largest}"
+            )
+        if not 1 <= self.growth < float("inf"):
+            raise ParameterError(f"chunk_growth must be at least 1, got {self.growth}")
+
+    def after(self, size: float) -> float:
+        """The size that follows `size`; fractions of a frame add up."""
+        return min(size * self.growth, self.largest)
+
+
+class SegmentReader:
+    """Turns the delayed frames of one audio segment, as they come, into columns of codes.
+
+    It gives what reverting the delay pattern of the whole segment gives: without the first frame, which is all BOS;
+    under Boson's rule without the last column, which stands for EOS; under transformers' without what follows the
+    frame that is all EOS.
+
+    Args:
+        config: the codebooks and special ids.
+        rule: whose.
+    """
+
+    def __init__(self, config: HiggsAudioConfig, rule: Rule) -> None:
+        self._config = config
+        self._rule = rule
+        # A column of codes is a diagonal of as many frames as codebooks. Boson's must not be the last one.
+        self._frames: deque[torch.Tensor] = deque(maxlen=config.num_codebooks + (rule == "boson"))
+        self._begun = self._ended = False
+
+    def read(self, frame: torch.Tensor) -> torch.Tensor | None:
+        """Take a frame [codebooks]; return the column of codes [codebooks] that is final now, if there is one."""
+        if self._rule == "transformers" and bool((frame == self._config.audio_stream_eos_id).all()):
+            self._ended = True
+        if self._begun and not self._ended:
+            self._frames.append(frame)
+        self._begun = True
+        if self._ended or len(self._frames) < self._frames.maxlen:
+            return None
+        return torch.stack([self._frames[row][row] for row in range(self._config.num_codebooks)])
+
+
+class SpeechStream(Background[AudioChunk]):
+    """Speech in chunks, iterated once, by `for` or by `async for`; see `HiggsAudio.stream`.
+
+    It is generated in a thread of its own from the first step of the iteration on, at most 8 chunks ahead of the
+    consumer. Leaving the loop ends the thread, at the latest when the prompt has been read.
+
+    Attributes:
+        sampling_rate: in Hz.
+        first_audio_seconds: from the beginning of the iteration until the first chunk was there; None before.
+        underrun_margin_seconds: by how much chunks were there before they had to be heard, at the least, if the first
+            one was heard when it was there: below zero, a player ran dry for so long. Time in which the consumer kept
+            the thread waiting does not count. None before the second chunk.
+        finish_reason, usage: as `Speech` has them; None before the end.
+
+    Args:
+        generate: generates, calling back with each frame and each token of text.
+        config: of the language model.
+        audio_tokenizer: decodes.
+        rule: the one that `generate` follows.
+        sizes: of the chunks.
+        lookahead: of the decoder, in frames; see `StreamingDecoder`.
+    """
+
+    def __init__(
+        self,
+        generate: Callable[[OnFrame, OnToken], GenerationOutput],
+        config: HiggsAudioConfig,
+        audio_tokenizer: HiggsAudioTokenizer,
+        rule: Rule,
+        sizes: ChunkSizes,
+        lookahead: int,
+    ) -> None:
+        super().__init__(SpeechStream._speak, _CHUNKS_AHEAD)
+        self.sampling_rate = audio_tokenizer.sampling_rate
+        self.first_audio_seconds: float | None = None
+        self.underrun_margin_seconds: float | None = None
+        self.finish_reason: str | None = None
+        self.usage: Mapping[str, int] | None = None
+        self._generate = generate
+        self._config = config
+        self._audio_tokenizer = audio_tokenizer
+        self._rule = rule
+        self._sizes = sizes
+        self._size: float = sizes.first
+        self._lookahead = lookahead
+        self._start_frame = 0
+        self._begin_segment()
+
+    def _speak(self) -> None:
+        self._began = time.perf_counter()
+        output = self._generate(self._on_frame, self._on_token)
+        self.finish_reason, self.usage = output.finish_reason, output.usage
+        self._put(self._decode(is_last=True), is_last=True)
+
+    def _begin_segment(self) -> None:
+        self._reader = SegmentReader(self._config, self._rule)
+        self._decoder = self._audio_tokenizer.streaming_decoder(self._lookahead)
+        self._columns: list[torch.Tensor] = []
+        self._ready = -self._lookahead  # frames that can be heard once `_columns` are decoded
+        self._is_text = False  # came last
+
+    def _on_frame(self, frame: torch.Tensor) -> None:
+        self.check()
+        self._is_text = False
+        column = self._reader.read(frame)
+        if column is None:
+            return
+        self._columns.append(column)
+        self._ready += 1
+        if self._ready >= int(self._size):
+            self._put(self._decode())
+            self._ready = 0
+            self._size = self._sizes.after(self._size)
+
+    def _on_token(self, token: int) -> None:
+        """Text: an audio segment that came before it has ended."""
+        self.check()
+        if not self._is_text:
+            rest = self._decode(is_last=True)
+            self._begin_segment()
+            if len(rest):
+                self._put(rest)
+        self._is_text = True
+
+    def _decode(self, is_last: bool = False) -> np.ndarray:
+        none = torch.empty(self._config.num_codebooks, 0, dtype=torch.int64)
+        codes = torch.stack(self._columns, dim=1) if self._columns else none
+        self._columns = []
+        return self._decoder.decode(codes.clamp(0, self._audio_tokenizer.codebook_size - 1), is_last).numpy()
+
+    def _put(self, samples: np.ndarray, is_last: bool = False) -> None:
+        if len(samples):
+            now = time.perf_counter() - self._began - self.waited
+            if self.first_audio_seconds is None:
+                self.first_audio_seconds = now
+            else:
+                heard = self.first_audio_seconds + self._start_frame / self._audio_tokenizer.frame_rate
+                margins = [heard - now, self.underrun_margin_seconds]
+                self.underrun_margin_seconds = min(margin for margin in margins if margin is not None)
+        self.put(AudioChunk(samples, self.sampling_rate, self._start_frame, is_last))
+        self._start_frame += len(samples) // self._audio_tokenizer.hop_length

@@ -1,0 +1,343 @@
+"""transformers' `generate` and the accelerated one, beside each other on the same models and arguments."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+from higgs_native.errors import ConfigError, ParameterError
+from higgs_native.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, build_tokenizer, write_audio_tokenizer
+from tests import transformers_reference as reference
+from tests.test_codec_config import SMALL
+from tests.test_parity_transformers import CONFIGURATIONS
+from tests.transformers_reference import transformers
+
+
+# Where transformers is missing, the imports above have skipped this file.
+compat = importlib.import_module("higgs_native.compat.transformers")
+accelerate, restore = compat.accelerate, compat.restore
+
+REFERENCES = [(), (7,), (5, 11)]
+EVERYTHING = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+
+
+def both(model, inputs, **options):
+    """What transformers gives, and what the engine gives."""
+    restore(model)
+    expected = model.generate(**inputs, **options)
+    accelerate(model)
+    return expected, model.generate(**inputs, **options)
+
+
+def batch(config, rows: int, first: int = 0):
+    """Inputs of so many rows, of different lengths, with none, one and two references."""
+    prompts = [
+        reference.random_prompt(config, row, 20 + 7 * row, REFERENCES[row % 3]) for row in range(first, first + rows)
+    ]
+    return reference.model_inputs(config, prompts)
+
+
+def live_steps(model, output) -> list[int]:
+    """In how many steps each row was not over."""
+    frames = output.audio_sequences[:, -len(output.scores) :]
+    ended = (frames == model.config.audio_stream_eos_id).all(dim=2)
+    return [int((row.int().cumsum(0) <= 1).sum() - (row.int().cumsum(0) == 1).sum() + row.any()) for row in ended]
+
+
+@pytest.mark.parametrize("index", range(5))
+@pytest.mark.parametrize(("rows", "first"), [(1, 0), (1, 2), (3, 0)])
+@pytest.mark.parametrize("endless", [False, True])
+def test_greedy_output_is_equal(index, rows, first, endless):
+    model = reference.tiny_model(index, endless=endless, **CONFIGURATIONS[index])
+    inputs = batch(model.config, rows, first)
+    expected, output = both(model, inputs, max_new_tokens=40, do_sample=False, **EVERYTHING)
+    assert type(output) is type(expected)
+    assert torch.equal(output.audio_sequences, expected.audio_sequences)
+    assert torch.equal(output.sequences, expected.sequences)
+    for name in ("scores", "logits"):
+        ours, theirs = getattr(output, name), getattr(expected, name)
+        assert len(ours) == len(theirs)
+        for row, steps in enumerate(live_steps(model, expected)):
+            for one, other in zip(ours[:steps], theirs[:steps], strict=True):
+                assert one.shape == other.shape
+                torch.testing.assert_close(one[row], other[row], rtol=0, atol=1e-4)
+    plain = model.generate(**inputs, max_new_tokens=40, do_sample=False)
+    assert torch.equal(plain, expected.audio_sequences)
+
+
+def test_sampling_from_the_likeliest_alone_is_equal():
+    model = reference.tiny_model(1)
+    options = {"max_new_tokens": 30, "do_sample": True, "temperature": 0.7, "top_k": 1, "top_p": 0.9}
+    expected, output = both(model, batch(model.config, 3), **options, **EVERYTHING)
+    assert torch.equal(output.audio_sequences, expected.audio_sequences)
+    for one, other in zip(output.scores[:8], expected.scores[:8], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+def test_sampled_codes_have_their_scores_and_torch_decides_the_draws():
+    model = accelerate(reference.tiny_model(2, endless=True))
+    inputs = batch(model.config, 2)
+    options = {"max_new_tokens": 30, "do_sample": True, "temperature": 0.8, "top_k": 7, "top_p": 0.9, **EVERYTHING}
+    outputs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        outputs.append(model.generate(**inputs, **options))
+    assert torch.equal(outputs[0].audio_sequences, outputs[1].audio_sequences)
+    assert not torch.equal(outputs[0].audio_sequences, outputs[2].audio_sequences)
+    frames, scores = outputs[0].audio_sequences[:, -30:], torch.stack(outputs[0].scores, dim=1)
+    assert torch.isfinite(scores.gather(3, frames[..., None])).all()
+    assert (torch.isfinite(scores).sum(dim=3) <= 7).all()
+
+
+def test_a_generation_config_and_repetition_aware_sampling():
+    model = reference.tiny_model(3, endless=True)
+    accelerate(model)
+    config = transformers.GenerationConfig(
+        max_new_tokens=25, do_sample=False, eos_token_id=265, ras_win_len=7, ras_win_max_num_repeat=1
+    )
+    inputs = batch(model.config, 1)
+    once = model.generate(**inputs, generation_config=config)
+    assert once.shape == (1, 25, 8)
+    config.ras_win_max_num_repeat = 10**6
+    never = model.generate(**inputs, generation_config=config)
+    assert torch.equal(never, model.generate(**inputs, max_new_tokens=25, do_sample=False))
+    assert not torch.equal(once, never)
+    # As keywords too, where the model's configuration knows them, as that of the published checkpoint does.
+    model.generation_config.ras_win_len, model.generation_config.ras_win_max_num_repeat = 7, 1
+    options = {"max_new_tokens": 25, "do_sample": False, "ras_win_len": 7, "ras_win_max_num_repeat": 10**6}
+    assert torch.equal(model.generate(**inputs, **options), never)
+
+
+def test_a_prompt_that_ends_inside_audio_is_gone_on_with():
+    model = reference.tiny_model(4, endless=True)
+    inputs = batch(model.config, 1, first=1)
+    whole = model.generate(**inputs, max_new_tokens=30, do_sample=False, return_dict_in_generate=True)
+    for taken in (3, 8, 20):
+        sequence, audio = whole.sequences[:, : -30 + taken], whole.audio_sequences[:, : -30 + taken]
+        begun = {
+            "input_ids": sequence,
+            "attention_mask": torch.ones_like(sequence),
+            "audio_input_ids": audio,
+            "audio_input_ids_mask": torch.ones(audio.shape[:2], dtype=torch.bool),
+        }
+        expected, output = both(model, begun, max_new_tokens=10, do_sample=False)
+        assert torch.equal(output, expected)
+
+
+def test_several_sequences_of_one_prompt():
+    model = reference.tiny_model(5, endless=True)
+    options = {"max_new_tokens": 12, "do_sample": True, "top_k": 1, "num_return_sequences": 2}
+    expected, output = both(model, batch(model.config, 1, first=1), **options)
+    assert torch.equal(output, expected)
+    options["top_k"] = 0
+    first, second = model.generate(**batch(model.config, 1), **options)
+    assert not torch.equal(first, second)
+
+
+class Streamer:
+    def __init__(self):
+        self.values = []
+
+    def put(self, value):
+        self.values.append(value.tolist())
+
+    def end(self):
+        self.values.append("end")
+
+
+def test_a_streamer_gets_the_same():
+    model = reference.tiny_model(0)
+    streamers = [Streamer(), Streamer()]
+    inputs = batch(model.config, 1, first=1)
+    model.generate(**inputs, max_new_tokens=40, do_sample=False, streamer=streamers[0])
+    accelerate(model).generate(**inputs, max_new_tokens=40, do_sample=False, streamer=streamers[1])
+    assert streamers[0].values == streamers[1].values
+
+
+def test_quantized():
+    model = accelerate(reference.tiny_model(7, endless=True), quantization="int8")
+    inputs = batch(model.config, 3)
+    quantized = model.generate(**inputs, max_new_tokens=15, do_sample=False, **EVERYTHING)
+    exact = accelerate(model).generate(**inputs, max_new_tokens=15, do_sample=False, **EVERYTHING)
+    difference = (quantized.logits[0] - exact.logits[0]).abs().max()
+    assert 0 < difference < 0.2
+
+
+def test_tables_and_norms_are_shared():
+    model = accelerate(reference.tiny_model(0))
+    native = inspect.getclosurevars(model.generate).nonlocals["native"]
+    assert native.text_table.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    assert native.norm.data_ptr() == model.model.norm.weight.data_ptr()
+
+
+def test_bfloat16():
+    model = accelerate(reference.tiny_model(6, dtype=torch.bfloat16, endless=True))
+    output = model.generate(**batch(model.config, 3), max_new_tokens=15, do_sample=False, **EVERYTHING)
+    assert output.audio_sequences.shape[1] >= 15
+    assert output.scores[0].dtype == torch.float32
+
+
+class Never(transformers.StoppingCriteria):
+    def __call__(self, input_ids, scores, **options):
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_attentions": True}, "output_attentions"),
+        ({"output_hidden_states": True}, "output_hidden_states"),
+        ({"stopping_criteria": [Never()]}, "the stopping criterion Never"),
+        ({"do_sample": True, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_p": 0.1}, "MinP"),
+        ({"custom_generate": lambda *arguments: None}, "custom_generate"),
+        ({"streamer": Streamer()}, "a streamer for more than one sequence"),
+        ({"eos_token_id": 1}, "an eos_token_id other than the model's"),
+        ({"num_beams": 2}, "BEAM_SEARCH"),
+        ({"max_new_tokens": 9000}, "max_cache_length"),
+        ({"repetition_penalty": 1.5}, "RepetitionPenalty"),
+    ],
+)
+def test_what_it_can_not_do_raises(options, message):
+    model = accelerate(reference.tiny_model(0))
+    with pytest.raises(ValueError, match=message) as error:
+        model.generate(**batch(model.config, 2), **{"max_new_tokens": 5, "do_sample": False, **options})
+    if isinstance(error.value, ParameterError) and "max_new_tokens" not in options:
+        assert "restore(model) gives the plain model" in str(error.value)
+
+
+def test_padding_on_the_right_is_refused():
+    model = accelerate(reference.tiny_model(0))
+    inputs = {name: tensor.flip(1) for name, tensor in batch(model.config, 3).items() if tensor.dim() == 2}
+    inputs.pop("audio_input_ids_mask", None)
+    with pytest.raises(ParameterError, match="padding other than on the left"):
+        model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=5)
+
+
+def test_restoring():
+    model = reference.tiny_model(0)
+    plain = model.generate
+    assert accelerate(model) is model
+    assert model.generate is not plain
+    assert restore(restore(model)) is model
+    assert model.generate == plain
+    assert inspect.ismethod(model.generate)
+
+
+def test_the_weights_are_taken_anew_by_each_call():
+    model = accelerate(reference.tiny_model(0, endless=True))
+    inputs = batch(model.config, 1)
+    before = model.generate(**inputs, max_new_tokens=20, do_sample=False)
+    with torch.no_grad():
+        model.audio_lm_head.weight.copy_(model.audio_lm_head.weight.flip(1))
+    assert torch.equal(model.generate(**inputs, max_new_tokens=20, do_sample=False), before)
+    expected, output = both(model, inputs, max_new_tokens=20, do_sample=False)
+    assert torch.equal(output, expected)
+    assert not torch.equal(output, before)
+
+
+def test_what_can_not_be_accelerated():
+    with pytest.raises(ParameterError, match="model is a Linear; expected a HiggsAudioV2ForConditionalGeneration or"):
+        accelerate(torch.nn.Linear(1, 1))
+    with pytest.raises(ParameterError, match="dtype must be one of"):
+        accelerate(reference.tiny_model(0, dtype=torch.float16))
+    with pytest.raises(ParameterError, match="max_cache_length must be at least 1, got 0"):
+        accelerate(reference.tiny_model(0), max_cache_length=0)
+    with pytest.raises(ParameterError, match="the model is on meta"):
+        accelerate(reference.tiny_model(0).to("meta"))
+
+
+def test_a_model_loaded_without_modules_generates_the_same(tmp_path):
+    model = reference.tiny_model(0)
+    reference.save(model, tmp_path)
+    model = reference.load(tmp_path)
+    native = compat.from_pretrained(tmp_path)
+    assert native.device.type == "cpu"
+    assert all(parameter.is_meta for parameter in native.parameters())
+    inputs = batch(model.config, 3)
+    expected = model.generate(**inputs, max_new_tokens=30, do_sample=False, **EVERYTHING)
+    output = native.generate(**inputs, max_new_tokens=30, do_sample=False, **EVERYTHING)
+    assert torch.equal(output.audio_sequences, expected.audio_sequences)
+    assert torch.equal(output.sequences, expected.sequences)
+    assert native.generation_config.to_dict() == model.generation_config.to_dict()
+    with pytest.raises(ParameterError, match="no weights of its own"):
+        restore(native)
+    with pytest.raises(ParameterError, match="is native already"):
+        accelerate(native)
+    quantized = compat.from_pretrained(tmp_path, quantization="int8")
+    assert quantized.generate(**inputs, max_new_tokens=5, do_sample=False).shape[2] == 8
+
+
+def test_another_layout_is_not_loaded():
+    with pytest.raises(ConfigError, match="is not of transformers' layout"):
+        compat.from_pretrained(Path(__file__).parent / "golden" / "boson_lm")
+
+
+@pytest.fixture(scope="module")
+def audio_tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audio_tokenizer")
+    write_audio_tokenizer(folder, SMALL)
+    return transformers.HiggsAudioV2TokenizerModel.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def test_the_audio_tokenizer_gives_the_same(audio_tokenizer):
+    model = restore(audio_tokenizer)
+    levels = SMALL.num_codebooks
+    noise = 0.1 * torch.randn(2, 1, 9600, generator=torch.Generator().manual_seed(0))
+    codes = torch.randint(SMALL.codebook_size, (3, levels, 13), generator=torch.Generator().manual_seed(1))
+    expected = model.encode(noise), model.decode(codes), model(noise)
+    accelerate(model)
+    outputs = model.encode(noise), model.decode(codes), model(noise)
+    for output, other in zip(outputs, expected, strict=True):
+        assert type(output) is type(other)
+    assert outputs[0].audio_codes.shape == expected[0].audio_codes.shape
+    assert (outputs[0].audio_codes == expected[0].audio_codes).float().mean() > 0.98  # the rest are near ties
+    peak = expected[1].audio_values.abs().max()
+    torch.testing.assert_close(outputs[1].audio_values, expected[1].audio_values, rtol=0, atol=1e-5 * peak)
+    assert outputs[2].audio_values.shape == expected[2].audio_values.shape
+    assert torch.equal(model.encode(noise, return_dict=False), outputs[0].audio_codes)
+    assert torch.equal(model.decode(codes, return_dict=False), outputs[1].audio_values)
+    lowest = model.config.target_bandwidths[0]
+    accelerated = model.encode(noise, bandwidth=lowest).audio_codes
+    assert accelerated.shape == restore(model).encode(noise, bandwidth=lowest).audio_codes.shape
+
+
+def test_from_a_text_and_a_recording_to_sound_with_the_processor(tmp_path):
+    write_audio_tokenizer(tmp_path, DEMO_AUDIO_TOKENIZER_CONFIG)
+    audio_tokenizer = transformers.HiggsAudioV2TokenizerModel.from_pretrained(tmp_path).eval()
+    model = reference.tiny_model(8, codebook_size=1026, endless=True)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=build_tokenizer(reference.native_config(model.config)), pad_token="<|end_of_text|>"
+    )
+    features = transformers.DacFeatureExtractor(sampling_rate=24000, hop_length=960)
+    processor = transformers.HiggsAudioV2Processor(features, tokenizer, audio_tokenizer)
+    text = "Hello there.<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>And now, something longer.<|audio_out_bos|>"
+    recording = 0.1 * torch.randn(9600, generator=torch.Generator().manual_seed(0)).numpy()
+
+    def speak():
+        inputs = processor(text=text, audio=recording, return_tensors="pt", sampling_rate=24000)
+        outputs = model.generate(**inputs, max_new_tokens=25, do_sample=False)
+        (audio,) = processor.batch_decode(outputs)
+        return inputs, outputs, audio
+
+    expected = speak()
+    accelerate(model)
+    accelerate(audio_tokenizer)
+    inputs, outputs, audio = speak()
+    assert inputs.keys() == expected[0].keys()
+    assert torch.equal(inputs["audio_input_ids"], expected[0]["audio_input_ids"])
+    assert torch.equal(outputs, expected[1])
+    assert audio.shape == (960 * (25 - 1 - 7),)
+    torch.testing.assert_close(audio, expected[2], rtol=0, atol=1e-5 * expected[2].abs().max())
+
+
+def test_what_the_audio_tokenizer_refuses(audio_tokenizer):
+    model = accelerate(audio_tokenizer)
+    with pytest.raises(ValueError, match=r"input_values must have shape \[batch, 1, samples\], got \[1, 2, 9600\]"):
+        model.encode(torch.zeros(1, 2, 9600))
+    with pytest.raises(ParameterError, match="bandwidth must be one of"):
+        model.encode(torch.zeros(1, 1, 9600), bandwidth=123)
+    with pytest.raises(ParameterError, match=r"audio_codes of shape \[1, 2, 5\].* restore\(model\)"):
+        model.decode(torch.zeros(1, 2, 5, dtype=torch.int64))
