@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from higgs_native.pipeline import HiggsAudio
+from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio
+from higgs_native.prompt import build_prompt, speech_messages
 from higgs_native.voices import Voice
 
 
@@ -86,3 +87,32 @@ def test_the_measure_tells_sentences_apart(spectrograms):
     assert float(distances.fill_diagonal_(torch.inf).min()) > 30
     noise = mel_spectrogram(np.random.default_rng(0).standard_normal(48000).astype(np.float32))
     assert float(warped_distances(noise, spectrograms["feminine"]).min()) > 30
+
+
+@torch.no_grad()
+def test_transformers_reads_it_and_agrees():
+    """The published implementation loads the same files: greedy codes, and the sound of codes."""
+    from tests import transformers_reference as reference
+
+    engine = HiggsAudio.from_pretrained(dtype="float32")
+    messages = speech_messages(TEXTS[0], layout="transformers")
+    prompt = build_prompt(messages, engine.model.tokenizer, "transformers", force_audio_gen=True)
+    model = reference.load(EMBEDDED_VOICE)
+    theirs = reference.generate(model, [reference.Prompt(prompt.input_ids)], 12)
+    ours = engine.model.generate(
+        prompt.input_ids, rule="transformers", max_new_tokens=12, temperature=0, ras_win_len=None, output_logits=True
+    )
+    torch.testing.assert_close(ours.audio_logits[1], theirs.logits[1, 0], rtol=1e-3, atol=1e-3)
+    assert torch.equal(ours.audio_segments[0][0], theirs.codes[0, 0])
+
+    codec, report = reference.transformers.HiggsAudioV2TokenizerModel.from_pretrained(
+        EMBEDDED_VOICE / "audio_tokenizer", dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["unexpected_keys"]
+    assert not report["mismatched_keys"]
+    codes = torch.randint(0, 256, (8, 20), generator=torch.Generator().manual_seed(0))
+    sound = codec.eval().decode(codes[None]).audio_values[0, 0]
+    torch.testing.assert_close(engine.audio_tokenizer.decode(codes), sound, rtol=1e-3, atol=1e-4)
+    audio = sound[None, None]
+    agreement = engine.audio_tokenizer.encode(sound, 24000) == codec.encode(audio).audio_codes[0]
+    assert float(agreement.float().mean()) > 0.99

@@ -31,7 +31,7 @@ def main() -> None:
             points = [(record["minutes"], record[key]) for record in history if key in record]
             axis.plot(*zip(*points, strict=True), label=label)
         axis.set(title=title, xlabel="minutes of training", yscale="log")
-        axis.legend()
+        axis.legend(fontsize="small", loc="lower left" if len(curves) > 1 else "upper right")
     figure.savefig(options.out, dpi=80)
 
 
