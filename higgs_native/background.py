@@ -1,8 +1,10 @@
 """Iterating over what a thread makes: the thread waits for a slow consumer, and ends with the loop."""
 
 import asyncio
+import atexit
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Generic, TypeVar
@@ -108,9 +110,10 @@ class Background(Generic[T]):
             if self._thread is not None or self._left:
                 raise RuntimeError("this has been iterated, or closed, and can't be iterated again")
             self._wake = wake
-            # A daemon: an interpreter that exits inside of the loop does not wait for it.
+            # A daemon: an interpreter that exits inside of the loop ends it by _close_all, and does not wait before.
             self._thread = threading.Thread(target=self._run, name="higgs-native", daemon=True)
-        self._thread.start()
+            _started.add(self)
+            self._thread.start()
 
     def _run(self) -> None:
         try:
@@ -148,3 +151,14 @@ class Background(Generic[T]):
             self._wake()
         except RuntimeError:  # the event loop was closed inside of the `async for`
             self._left = True
+
+
+# Those whose thread may still run. Weak: an object that nobody holds is closed by its iterator.
+_started: "weakref.WeakSet[Background]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """End all threads before the interpreter goes: one that is inside torch then would abort the process."""
+    for background in list(_started):
+        background.close()

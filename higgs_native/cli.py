@@ -17,7 +17,7 @@ import higgs_native
 from higgs_native._C import build_info
 from higgs_native.audio_tokenizer import read_audio
 from higgs_native.checkpoint import resolve_folder
-from higgs_native.errors import HiggsNativeError, ParameterError, PromptError
+from higgs_native.errors import AudioError, HiggsNativeError, ParameterError, PromptError
 from higgs_native.generation import SamplingParameters, check_parameters
 from higgs_native.model import LanguageModel
 from higgs_native.pipeline import HiggsAudio, choose_voices
@@ -250,6 +250,8 @@ def _report_cut_off(finish_reason: str | None, max_new_tokens: int) -> None:
 
 def _check_stream_path(path: Path) -> None:
     """Raise ParameterError where raw audio can't be written to `path`, a file, a named pipe, or `-`."""
+    if str(path) == "-" and sys.stdout is None:
+        raise ParameterError("standard output is closed; --stream - needs it")
     if str(path) != "-" and (path.is_dir() or not path.parent.is_dir()):
         raise ParameterError(f"{path} is a folder, or in none; expected a file, a named pipe, or -")
 
@@ -265,8 +267,9 @@ def _opened_stream(path: Path) -> io.RawIOBase:
 
 def _write_stream(speech: SpeechStream, path: Path) -> None:
     """Write the chunks of `speech` as they come, as 16-bit PCM, to a file, or to standard output where it is `-`."""
-    written = 0
+    written, closed = 0, False
     with _opened_stream(path) as file:
+        os.set_blocking(file.fileno(), True)
         for chunk in speech:
             rest = memoryview((chunk.samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
             try:
@@ -274,10 +277,13 @@ def _write_stream(speech: SpeechStream, path: Path) -> None:
                     rest = rest[file.write(rest) :]
             except BrokenPipeError:
                 print("The reader has closed the pipe.", file=sys.stderr)
+                closed = True
                 break
             except OSError as error:
                 raise ParameterError(f"{path} can't be written: {error.strerror}") from None
             written += len(chunk.samples)
+    if written == 0 and not closed:
+        raise AudioError("the model made no audio to write")
     report = f"{path}: {written / speech.sampling_rate:.2f} s of audio"
     if speech.first_audio_seconds is not None:
         report += f", the first after {speech.first_audio_seconds:.2f} s"

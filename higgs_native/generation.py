@@ -159,7 +159,10 @@ class _Sequence:
         self.segments[-1].append(frame)
         self.pending = [frame]
         if self.request.on_frame is not None:
-            self.request.on_frame(frame.long())
+            # A tensor as any other: generation runs in inference mode, whose tensors its receiver could not change.
+            with torch.inference_mode(False):
+                codes = frame.to(torch.int64, copy=True)
+            self.request.on_frame(codes)
 
     def add_token(self, token: int) -> None:
         self.text_ids.append(token)

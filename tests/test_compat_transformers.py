@@ -1,7 +1,9 @@
 """transformers' `generate` and the accelerated one, beside each other on the same models and arguments."""
 
+import copy
 import importlib
 import inspect
+import weakref
 from pathlib import Path
 
 import pytest
@@ -223,6 +225,16 @@ def test_restoring():
     assert restore(restore(model)) is model
     assert model.generate == plain
     assert inspect.ismethod(model.generate)
+
+
+def test_an_accelerated_model_is_freed_with_its_last_name_and_not_copied():
+    model = accelerate(reference.tiny_model(0))
+    with pytest.raises(ParameterError, match="can't be copied"):
+        copy.deepcopy(model)
+    copy.deepcopy(restore(model))
+    gone = weakref.ref(accelerate(model))
+    del model
+    assert gone() is None
 
 
 def test_the_weights_are_taken_anew_by_each_call():

@@ -10,16 +10,19 @@ replaced. So everything else of the model, and what `generate` returns, stay wha
 """
 
 import inspect
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from typing_extensions import Never
 
 from higgs_native import ops
 from higgs_native.audio_tokenizer import HiggsAudioTokenizer
-from higgs_native.checkpoint import expected_tensors, resolve_folder, transformers_name
+from higgs_native.checkpoint import TEXT_LM_HEAD, expected_tensors, resolve_folder, transformers_name
 from higgs_native.codec_checkpoint import convert
 from higgs_native.codec_config import HiggsAudioTokenizerConfig
 from higgs_native.config import HiggsAudioConfig, read_json_object
@@ -62,6 +65,7 @@ except ImportError as error:
 
 _USED = ("attention_mask", "audio_input_ids", "audio_input_ids_mask", "position_ids", "past_key_values")
 _WITHOUT_EFFECT = ("use_cache", "logits_to_keep")
+_INSTALLED = "_higgs_native_methods"  # the attribute that lists what a model was given
 
 
 Model = TypeVar("Model", HiggsAudioV2ForConditionalGeneration, HiggsAudioV2TokenizerModel)
@@ -80,7 +84,9 @@ def accelerate(
     `top_k`, `top_p`, `ras_win_len` and `ras_win_max_num_repeat`, `num_return_sequences`, `return_dict_in_generate`,
     `output_scores`, `output_logits`, `streamer` (one sequence), batches with left padding. Draws depend on torch's
     seed, and are others than transformers'. Repetition-aware sampling looks back at a row's own frames, where
-    transformers also counts the padding behind them. After a row's end its logits are zero. Anything else, such as
+    transformers also counts the padding behind them. Each row follows its own prompt, where in transformers a row that
+    ends in `<|audio_out_bos|>` begins all rows' delay pattern anew. After a row's end its logits are zero, and outputs
+    carry no gradients. Anything else, such as
     attentions, hidden states, other logits processors or stopping criteria, raises ParameterError: `restore(model)`
     first, to generate it by the plain model.
 
@@ -127,7 +133,7 @@ def restore(model: Model) -> Model:
     """
     if isinstance(model, _WithoutWeights):
         raise ParameterError("the model has no weights of its own; load it with transformers to have a plain model")
-    for name in ("generate", "encode", "decode"):
+    for name in model.__dict__.pop(_INSTALLED, ()):
         model.__dict__.pop(name, None)
     return model
 
@@ -175,9 +181,12 @@ class _WithoutWeights(HiggsAudioV2ForConditionalGeneration):
 
 def _install_language_model(model: HiggsAudioV2ForConditionalGeneration, native: HiggsAudioModel) -> None:
     plain = type(model).generate
+    # Weak: a method that held its model would keep gigabytes until a garbage collection.
+    reference = weakref.ref(model)
 
     @wraps(plain)
     def generate(*arguments: Any, **options: Any) -> HiggsAudioV2GenerationOutput | torch.Tensor:
+        model = reference()
         given = inspect.signature(plain).bind(model, *arguments, **options).arguments
         if given.get("custom_generate") is not None:
             raise _unsupported("custom_generate")
@@ -185,7 +194,19 @@ def _install_language_model(model: HiggsAudioV2ForConditionalGeneration, native:
         loop = partial(_decode, native, given.get("streamer"))
         return plain(model, *arguments, **options, custom_generate=loop)
 
-    model.generate = generate
+    _install(model, {"generate": generate})
+
+
+def _install(model: Model, methods: dict[str, Callable[..., Any]]) -> None:
+    """Let the model have `methods` instead of its class's, until `restore`."""
+
+    def refuse_copy(memo: dict[int, Any]) -> Never:
+        raise ParameterError(
+            "an accelerated model can't be copied: its methods are another model's; restore(model) first"
+        )
+
+    methods = methods | {"__deepcopy__": refuse_copy}
+    model.__dict__.update(methods, **{_INSTALLED: tuple(methods)})
 
 
 def _install_audio_tokenizer(model: HiggsAudioV2TokenizerModel) -> None:
@@ -193,11 +214,13 @@ def _install_audio_tokenizer(model: HiggsAudioV2TokenizerModel) -> None:
         raise ParameterError(f"the audio tokenizer is in {model.dtype}; expected torch.float32")
     config = HiggsAudioTokenizerConfig.from_dict(model.config.to_dict())
     native = HiggsAudioTokenizer(config, convert(model.state_dict(), config))
+    reference = weakref.ref(model)
 
     @wraps(type(model).encode)
     def encode(
         input_values: torch.Tensor, bandwidth: float | None = None, return_dict: bool | None = None
     ) -> torch.Tensor | HiggsAudioV2TokenizerEncoderOutput:
+        model = reference()
         if input_values.dim() != 3 or input_values.shape[1] != 1:
             raise AudioError(f"input_values must have shape [batch, 1, samples], got {list(input_values.shape)}")
         bandwidths = model.config.target_bandwidths
@@ -218,10 +241,10 @@ def _install_audio_tokenizer(model: HiggsAudioV2TokenizerModel) -> None:
                 f"audio_codes of shape {list(audio_codes.shape)}, not [batch, {native.num_codebooks}, *]"
             )
         audio = torch.stack([native.decode(codes) for codes in audio_codes])[:, None]
-        wants_dict = model.config.return_dict if return_dict is None else return_dict
+        wants_dict = reference().config.return_dict if return_dict is None else return_dict
         return HiggsAudioV2TokenizerDecoderOutput(audio) if wants_dict else audio
 
-    model.encode, model.decode = encode, decode
+    _install(model, {"encode": encode, "decode": decode})
 
 
 class _ModelWeights:
@@ -236,8 +259,12 @@ class _ModelWeights:
         self._tensors = {}
         for name, shape in expected_tensors(config).items():
             tensor = state.get(transformers_name(name))
-            if tensor is None:
+            if tensor is None and name == TEXT_LM_HEAD:
                 continue
+            if tensor is None:
+                raise CheckpointError(
+                    f"the model has no {transformers_name(name)}; merge adapters and parametrizations"
+                )
             if tuple(tensor.shape) != shape:
                 raise CheckpointError(
                     f"{transformers_name(name)} has shape {list(tensor.shape)}, but the configuration asks for "
@@ -393,7 +420,7 @@ def _max_new_tokens(criteria: StoppingCriteriaList, eos_token_id: int | None, pr
     limits = [criterion.max_length for criterion in criteria if isinstance(criterion, MaxLengthCriteria)]
     for criterion in criteria:
         if isinstance(criterion, EosTokenCriteria):
-            if eos_token_id is None or eos_token_id not in criterion.eos_token_id.tolist():
+            if eos_token_id is None or criterion.eos_token_id.tolist() != [eos_token_id]:
                 raise _unsupported("an eos_token_id other than the model's")
         elif not isinstance(criterion, MaxLengthCriteria):
             raise _unsupported(f"the stopping criterion {type(criterion).__name__}")
