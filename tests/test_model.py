@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -268,13 +265,7 @@ def test_a_damaged_index_is_refused(folder, weight_map, message):
         LanguageModel.from_pretrained(folder)
 
 
-def test_an_unknown_instruction_set_is_named():
-    process = subprocess.run(
-        [sys.executable, "-c", "import higgs_native"],
-        env={**os.environ, "HIGGS_NATIVE_ISA": "sse9"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_an_unknown_instruction_set_is_named(run_python):
+    process = run_python("import higgs_native", HIGGS_NATIVE_ISA="sse9")
     assert process.returncode != 0
     assert "HIGGS_NATIVE_ISA=sse9 must be generic, avx2, avx512 or avx512_bf16" in process.stderr

@@ -2,8 +2,6 @@ import asyncio
 import os
 import random
 import resource
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -350,13 +348,11 @@ def test_sizes_hold_their_limits():
     assert sequence == [3, 4, 5, 8, 10, 10]
 
 
-def test_a_process_that_ends_inside_of_a_stream_ends_cleanly(tmp_path):
+def test_a_process_that_ends_inside_of_a_stream_ends_cleanly(tmp_path, run_python):
     write_demo_checkpoint(tmp_path / "model")
     program = (
         "import sys; from higgs_native import HiggsAudio; "
         "chunks = iter(HiggsAudio.from_pretrained(sys.argv[1]).stream('Hello there.', seed=1)); next(chunks)"
     )
-    process = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "model")], capture_output=True, text=True, check=False
-    )
+    process = run_python(program, str(tmp_path / "model"))
     assert (process.returncode, process.stderr) == (0, "")
