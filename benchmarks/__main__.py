@@ -57,8 +57,9 @@ def main() -> None:
     if args.plots and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plots needs matplotlib: pip install 'higgs-native[bench]'")
     compare = not args.no_transformers
-    if compare and importlib.util.find_spec("transformers") is None:
-        parser.error("transformers is not installed; install 'higgs-native[transformers]' or give --no-transformers")
+    for package in ("transformers", "torchaudio") if compare else ():
+        if importlib.util.find_spec(package) is None:
+            parser.error(f"{package} is not installed; install 'higgs-native[test]' or give --no-transformers")
 
     report: dict[str, Any] = {"quick": args.quick}
     sections = {
@@ -104,13 +105,6 @@ def run_products(quick: bool) -> dict[str, Any]:
 def run_codec(quick: bool, compare: bool) -> dict[str, Any]:
     """The audio tokenizer's networks, beside torch's operators and transformers' model."""
     repeats = 2 if quick else 15
-    if compare:
-        # transformers' audio tokenizer imports torchaudio, whose native library does not load everywhere.
-        try:
-            import torchaudio  # noqa: F401
-        except (ImportError, OSError) as error:
-            print(f"without transformers' audio tokenizer, which needs torchaudio: {error}")
-            compare = False
     with tempfile.TemporaryDirectory() as folder:
         return bench_codec.run(
             Path(folder),

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from measure import ReadBandwidth, seconds, summary, write_json
+from transformers_baseline import import_transformers
 
 from higgs_native.checkpoint import resolve_folder
 from higgs_native.config import read_json_object
@@ -229,9 +230,7 @@ def native_frame(model: LanguageModel, cache: KVCache, codes: torch.Tensor, posi
 
 def transformers_model(native: LanguageModel, folder: Path) -> Any:
     """transformers' model of the same checkpoint and dtype."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
+    transformers = import_transformers()
     return transformers.HiggsAudioV2ForConditionalGeneration.from_pretrained(folder, dtype=native.dtype).eval()
 
 

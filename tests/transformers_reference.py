@@ -8,8 +8,8 @@ same `Prompt`s: `prompt.input_ids` and `prompt.reference_codes` to higgs_native,
 transformers (`generate` and `forced_logits` do that).
 """
 
+import importlib.util
 import os
-import sys
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,31 +18,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.transformers_baseline import import_transformers
 from higgs_native.config import HiggsAudioConfig
 from higgs_native.random_checkpoint import build_tokenizer
 
 
 def _import_transformers() -> types.ModuleType:
-    # torchaudio's wheels need the libraries of the CUDA release that they were built with, but what transformers takes
-    # from it, the resampler, is written in Python. Standing in for its loader lets it import beside any torch.
-    if "torchaudio" not in sys.modules:
-        extension = types.ModuleType("torchaudio._extension")
-        extension._IS_TORCHAUDIO_EXT_AVAILABLE = False
-        extension.fail_if_no_align = lambda function: function
-        sys.modules["torchaudio._extension"] = extension
-    if os.environ.get("HIGGS_NATIVE_REQUIRE_TRANSFORMERS") == "1":
-        import torchaudio  # noqa: F401
-        import transformers
-
-        return transformers
-    pytest.importorskip("torchaudio", reason="transformers' Higgs Audio V2 needs torchaudio: pip install '.[test]'")
-    return pytest.importorskip(
-        "transformers", minversion="5.23", reason="transformers 5.23 is the reference here: pip install '.[test]'"
-    )
+    if os.environ.get("HIGGS_NATIVE_REQUIRE_TRANSFORMERS") != "1":
+        if importlib.util.find_spec("torchaudio") is None:
+            pytest.skip(
+                "transformers' Higgs Audio V2 needs torchaudio: pip install '.[test]'", allow_module_level=True
+            )
+        pytest.importorskip(
+            "transformers", minversion="5.23", reason="transformers 5.23 is the reference here: pip install '.[test]'"
+        )
+    return import_transformers()
 
 
 transformers = _import_transformers()
-transformers.utils.logging.set_verbosity_error()
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",

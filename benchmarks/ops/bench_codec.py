@@ -19,6 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from measure import seconds, summary, write_json
+from transformers_baseline import import_transformers
 
 from higgs_native import ops, reference
 from higgs_native.audio_tokenizer import HiggsAudioTokenizer
@@ -115,10 +116,7 @@ def bench_tokenizer(
     native: HiggsAudioTokenizer, folder: Path, frames: list[int], durations: list[float], repeats: int
 ) -> dict[str, Any]:
     """Time decoding of `frames` frames, and encoding of audio of `durations` seconds."""
-    from transformers import HiggsAudioV2TokenizerModel, logging
-
-    logging.set_verbosity_error()  # tensors of training, which the checkpoint may leave out
-    model = HiggsAudioV2TokenizerModel.from_pretrained(folder).eval()
+    model = import_transformers().HiggsAudioV2TokenizerModel.from_pretrained(folder).eval()
     report: dict[str, Any] = {"decode": [], "encode": []}
     for count in frames:
         codes = torch.randint(native.codebook_size, (native.num_codebooks, count))
