@@ -1,5 +1,6 @@
 """Loads the compiled operators, and gives each its fake (shape-only) implementation."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -8,8 +9,12 @@ import torch
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
+# Set to 1 by tests: the CUDA kernels, compiled for the CPU, take the place of the CPU's (csrc/cuda/emulation).
+EMULATES_CUDA = os.environ.get("HIGGS_NATIVE_EMULATE_CUDA") == "1"
+
+
 def _load() -> None:
-    cpu_library = _PACKAGE / "libhiggs_native_cpu.so"
+    cpu_library = _PACKAGE / f"libhiggs_native_{'cuda_emulation' if EMULATES_CUDA else 'cpu'}.so"
     if not cpu_library.is_file():
         raise ImportError(
             f"the compiled operators are missing ({cpu_library}); build and install them: pip install . "

@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from higgs_native import ops, reference
+from tests.devices import DEVICES, NEEDS_CUDA
 
 
 BOS, EOS = 1024, 1025
-NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)]
 
 
 def random_codes(num_codebooks, num_frames, device="cpu"):

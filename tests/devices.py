@@ -1,0 +1,17 @@
+"""The devices that operators are tested on.
+
+The CUDA kernels run on a GPU where there is one, and, with HIGGS_NATIVE_EMULATE_CUDA=1, in place of the CPU's on their
+emulation (csrc/cuda/emulation).
+"""
+
+import pytest
+import torch
+
+from higgs_native.ops._library import EMULATES_CUDA
+
+
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)]
+
+# The host never reads a value on a GPU, so the CUDA kernels refuse shapes and dtypes, but no values.
+CHECKS_VALUES = pytest.mark.skipif(EMULATES_CUDA, reason="the CUDA kernels can't refuse values")
