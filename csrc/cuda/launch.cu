@@ -17,8 +17,9 @@ const DeviceFacts& device_facts(int device) {
   if (!known[device]) {
     const char* setting = std::getenv("HIGGS_NATIVE_DEPENDENT_LAUNCHES");
     int multiprocessors = 0, major = 0;
-    const bool asked = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
-                       cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess;
+    const bool asked =
+        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess;
     STD_TORCH_CHECK(asked, "CUDA device ", device, " does not answer");
     known[device] = new DeviceFacts{multiprocessors, major >= 9 && !(setting && std::strcmp(setting, "0") == 0)};
   }

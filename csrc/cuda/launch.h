@@ -35,9 +35,7 @@ class Launch {
  private:
   const char* op_;
 #if !defined(HIGGS_NATIVE_EMULATE_CUDA)
-  void check(cudaError_t error) const {
-    STD_TORCH_CHECK(error == cudaSuccess, op_, ": ", cudaGetErrorString(error));
-  }
+  void check(cudaError_t error) const { STD_TORCH_CHECK(error == cudaSuccess, op_, ": ", cudaGetErrorString(error)); }
 
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
@@ -81,8 +79,7 @@ void Launch::operator()(
   // What a kernel may have without being asked.
   constexpr size_t kUsualSharedBytes = 48 << 10;
   if (shared_bytes > kUsualSharedBytes) {
-    check(cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
   }
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
