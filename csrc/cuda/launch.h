@@ -53,7 +53,7 @@ void Launch::operator()(
   emulation::run(grid, dim3(threads), shared_bytes, [&] { kernel(arguments...); });
 }
 
-inline int Launch::multiprocessors() const { return 4; }
+inline int Launch::multiprocessors() const { return 2; }
 
 #else
 
