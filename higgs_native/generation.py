@@ -15,7 +15,9 @@ import torch
 
 from higgs_native import ops
 from higgs_native.errors import ParameterError, PromptError
+from higgs_native.kv_cache import KVCache
 from higgs_native.model import LanguageModel, Rows
+from higgs_native.prefix_cache import PromptBlock, prompt_blocks
 from higgs_native.sampler import SamplerState
 
 
@@ -111,6 +113,7 @@ class GenerationOutput:
             (`max_new_tokens`, or the cache is full).
         prompt_tokens: positions of the prompt, references' frames included.
         completion_tokens: steps made, text tokens and frames.
+        cached_tokens: positions of the prompt that were not computed: an earlier prompt began alike.
         audio_logits: [frames drawn, codebooks, codebook_size] float32, with `output_logits`.
         text_logits: [text steps, vocabulary] float32, with `output_logits`.
     """
@@ -120,6 +123,7 @@ class GenerationOutput:
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
     audio_logits: torch.Tensor | None = None
     text_logits: torch.Tensor | None = None
 
@@ -146,6 +150,7 @@ class _Sequence:
     # The prompt's frames that repetition-aware sampling looks back at, and its last ids, one a position.
     prompt_frames: list[torch.Tensor]
     prompt_ids: list[int]
+    cached_tokens: int = 0
     position: int = 0
     text_position: int = 0
     steps: int = 0
@@ -250,11 +255,15 @@ def generate_batch(
     longest = max(sequence.prompt_tokens for sequence in sequences)
     cache = model.new_cache(len(sequences), min(longest + max_new_tokens, model.max_cache_length))
     sampler = _sampler(model, sequences, rule, sampling)
+    prompts = [_restore_prefix(model, sequence, cache) for sequence in sequences]
 
     live = sequences
     while live:
         rows, last = _rows(model, live)
         states = model.forward(rows, cache)
+        for slot, blocks in enumerate(prompts):
+            model.prefix_cache.keep(blocks, cache, slot)
+        prompts = []  # they are computed in the first pass
         if last is not None:
             states = states[last]
         _advance(model, live, states, sampler, rule, stop_strings, output_logits)
@@ -403,6 +412,18 @@ def _check_length(model: LanguageModel, positions: int) -> None:
             f"the prompt takes {positions} positions with its references; "
             f"the cache holds {model.max_cache_length} (max_cache_length), the output's included"
         )
+
+
+def _restore_prefix(model: LanguageModel, sequence: _Sequence, cache: KVCache) -> list[PromptBlock]:
+    """Take what is known of a prompt's beginning from earlier ones; return the prompt's blocks."""
+    # The last row is always computed: its state is what the first step draws from.
+    blocks = prompt_blocks(sequence.pending[:-1]) if model.prefix_cache.max_bytes else []
+    restored = blocks[: model.prefix_cache.restore(blocks, cache, sequence.slot)]
+    if restored:
+        sequence.position = sequence.cached_tokens = restored[-1].positions.stop
+        sequence.text_position = restored[-1].text_positions.stop
+        sequence.pending = sequence.pending[sequence.position :]
+    return blocks
 
 
 def _sampler(
@@ -579,6 +600,7 @@ def _output(model: LanguageModel, sequence: _Sequence, output_logits: bool) -> G
         finish_reason=sequence.finish_reason or "length",
         prompt_tokens=sequence.prompt_tokens,
         completion_tokens=sequence.steps,
+        cached_tokens=sequence.cached_tokens,
     )
     if output_logits:
         shape = (0, config.num_codebooks, config.codebook_size)

@@ -33,7 +33,8 @@ class HiggsAudioResponse:
         sampling_rate: of `audio`, in Hz.
         generated_text: the reply, special tokens included; `<|AUDIO_OUT|>` stands for an audio segment.
         generated_text_tokens: [tokens], int64.
-        usage: how many tokens the prompt and the reply have, text and frames.
+        usage: how many tokens the prompt and the reply have, text and frames, and `cached_tokens`: how many of the
+            prompt were known from earlier ones (`higgs_native.prefix_cache`).
         finish_reason: `stop`, or `length` where `max_new_tokens` or the cache ended it.
     """
 
@@ -127,7 +128,7 @@ class HiggsAudioServeEngine:
             sampling_rate=self.audio_tokenizer.sampling_rate,
             generated_text=self.tokenizer.decode(output.text_ids, skip_special_tokens=False),
             generated_text_tokens=np.array(output.text_ids, dtype=np.int64),
-            usage={**output.usage, "cached_tokens": 0},
+            usage={**output.usage, "cached_tokens": output.cached_tokens},
             finish_reason=output.finish_reason,
         )
 
