@@ -204,8 +204,10 @@ class LanguageModel:
         Raises:
             CheckpointError: the files are missing or damaged, or don't fit the configuration.
             ConfigError: the configuration is missing or describes another model.
-            ParameterError: the device, the dtype, the length or the quantization can't be used.
+            ParameterError: the device, the dtype, the length or the quantization can't be used, or HIGGS_NATIVE_ISA
+                names no instruction set of this machine.
         """
+        ops.check_instruction_set()
         device = torch.device(device)
         if device.type != "cpu":
             raise ParameterError(f"device {device} can't run this model yet; use device='cpu'")

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from higgs_native.background import Background
 from higgs_native.checkpoint import resolve_folder
 from higgs_native.compat.boson.audio_tokenizer import load_higgs_audio_tokenizer
-from higgs_native.compat.boson.streamer import HiggsAudioStreamerDelta, TextDeltas
+from higgs_native.compat.boson.streamer import DELTAS_AHEAD, HiggsAudioStreamerDelta, TextDeltas
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.generation import DEFAULT_STOP_STRINGS, GenerationOutput, HiggsAudioModel, SamplingParameters
 from higgs_native.model import load_tokenizer
@@ -20,7 +20,6 @@ from higgs_native.quantization import Quantization
 
 
 KV_CACHE_LENGTHS = (1024, 4096, 8192)
-_DELTAS_AHEAD = 64
 
 
 @dataclass
@@ -175,9 +174,11 @@ class HiggsAudioServeEngine:
                 deltas.put(texts.delta(torch.tensor([token])))
 
             output: GenerationOutput = generate(on_frame, on_token)
+            for rest in texts.rest():
+                deltas.put(rest)
             deltas.put(HiggsAudioStreamerDelta(finish_reason=output.finish_reason))
 
-        deltas = aiter(Background(make, _DELTAS_AHEAD))
+        deltas = aiter(Background(make, DELTAS_AHEAD))
         try:
             async for delta in deltas:
                 yield delta
