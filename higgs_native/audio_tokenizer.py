@@ -19,6 +19,7 @@ from higgs_native.codec_checkpoint import load_tensors
 from higgs_native.codec_config import HiggsAudioTokenizerConfig
 from higgs_native.codec_decoder import StreamingDecoder, checked_codes
 from higgs_native.errors import AudioError, ParameterError
+from higgs_native.ops import check_instruction_set
 
 
 LENGTH_RULES = ("boson", "transformers")
@@ -68,8 +69,9 @@ class HiggsAudioTokenizer:
 
         Raises:
             ConfigError, CheckpointError: the files are missing, damaged, or don't fit each other.
-            ParameterError: another device.
+            ParameterError: another device, or HIGGS_NATIVE_ISA names no instruction set of this machine.
         """
+        check_instruction_set()
         if torch.device(device).type != "cpu":
             raise ParameterError(f"the audio tokenizer's device is {str(device)!r}; it runs on 'cpu'")
         folder = resolve_folder(path_or_name, kind="audio tokenizer")
@@ -136,7 +138,7 @@ class HiggsAudioTokenizer:
         if isinstance(audio, (np.ndarray, torch.Tensor)):
             if sampling_rate is None:
                 raise AudioError("audio given as samples needs its sampling_rate, in Hz")
-            waveform, rate = _mono(audio), _checked_rate(sampling_rate)
+            waveform, rate = mono_samples(audio), checked_rate(sampling_rate)
         else:
             waveform, rate = read_audio(audio)
         _check_duration(len(waveform), rate)
@@ -216,7 +218,7 @@ def read_audio(
     try:
         with soundfile.SoundFile(file) as opened:
             # Before reading: a file of hours would fill the memory.
-            rate = _checked_rate(opened.samplerate)
+            rate = checked_rate(opened.samplerate)
             begin, count = cut(opened.frames, rate, offset, duration)
             _check_duration(count, rate, name)
             opened.seek(begin)
@@ -224,7 +226,7 @@ def read_audio(
     # TypeError: a headerless file (.raw), whose rate soundfile can't know.
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise AudioError(f"{name} can't be read as audio: {str(error).strip()}") from None
-    return _mono(samples.mean(axis=1)), rate
+    return mono_samples(samples.mean(axis=1)), rate
 
 
 def cut(samples: int, rate: int, offset: float, duration: float | None) -> tuple[int, int]:
@@ -233,7 +235,12 @@ def cut(samples: int, rate: int, offset: float, duration: float | None) -> tuple
     return begin, samples - begin if duration is None else round(min(duration * rate, samples - begin))
 
 
-def _mono(audio: np.ndarray | torch.Tensor) -> np.ndarray:
+def mono_samples(audio: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Return samples, as `HiggsAudioTokenizer.encode` takes them, as [samples], float32, full scale 1.
+
+    Raises:
+        AudioError: they are empty or not finite, or the shape or dtype is wrong.
+    """
     samples = audio.detach().cpu() if isinstance(audio, torch.Tensor) else audio
     if isinstance(samples, torch.Tensor):
         samples = samples.float().numpy() if samples.is_floating_point() else samples.numpy()
@@ -256,7 +263,8 @@ def _mono(audio: np.ndarray | torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(samples)
 
 
-def _checked_rate(sampling_rate: int) -> int:
+def checked_rate(sampling_rate: int) -> int:
+    """Return a sampling rate in Hz. Raises AudioError where it is no whole number, or out of range."""
     try:
         rate = operator.index(sampling_rate)
     except TypeError:

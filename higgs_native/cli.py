@@ -1,5 +1,6 @@
 """The command `higgs-native`."""
 
+import errno
 import io
 import os
 import sys
@@ -18,8 +19,10 @@ from higgs_native._C import build_info
 from higgs_native.audio_tokenizer import read_audio
 from higgs_native.checkpoint import resolve_folder
 from higgs_native.errors import AudioError, HiggsNativeError, ParameterError, PromptError
+from higgs_native.files import check_file_can_be_made
 from higgs_native.generation import SamplingParameters, check_parameters
 from higgs_native.model import LanguageModel
+from higgs_native.ops import check_instruction_set
 from higgs_native.pipeline import HiggsAudio, choose_voices
 from higgs_native.quantization import Quantization
 from higgs_native.speech import check_output_path
@@ -43,7 +46,10 @@ app = typer.Typer(
 @app.command()
 def speak(
     text: Annotated[str, typer.Argument(help="What to say: a text, a text file, or - for standard input.")],
-    out: Annotated[Path, typer.Option(help="The audio file to write: .wav, .flac, .ogg or .mp3.")] = Path("out.wav"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The audio file to write: .wav, .flac, .ogg or .mp3.", show_default="out.wav"),
+    ] = None,
     stream: Annotated[
         Path | None,
         typer.Option(
@@ -98,7 +104,9 @@ def speak(
     """Speak a text into an audio file."""
     # All that can be wrong is looked at before weights are loaded, which takes long.
     if stream is None:
-        check_output_path(out)
+        out = check_output_path(out or Path("out.wav"))
+    elif out is not None:
+        raise ParameterError("both --out and --stream are given; expected one of them")
     else:
         _check_stream_path(stream)
     text = _read_text(text)
@@ -226,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: by default those of the process.
     """
     try:
+        check_instruction_set()
         app(arguments)
     except HiggsNativeError as error:
         _fail(error, 2)
@@ -250,10 +259,21 @@ def _report_cut_off(finish_reason: str | None, max_new_tokens: int) -> None:
 
 def _check_stream_path(path: Path) -> None:
     """Raise ParameterError where raw audio can't be written to `path`, a file, a named pipe, or `-`."""
-    if str(path) == "-" and sys.stdout is None:
-        raise ParameterError("standard output is closed; --stream - needs it")
-    if str(path) != "-" and (path.is_dir() or not path.parent.is_dir()):
-        raise ParameterError(f"{path} is a folder, or in none; expected a file, a named pipe, or -")
+    if str(path) == "-":
+        if sys.stdout is None:
+            raise ParameterError("standard output is closed; --stream - needs it")
+        return
+    try:
+        if path.is_dir() or not path.parent.is_dir():
+            raise ParameterError(f"{path} is a folder, or in none; expected a file, a named pipe, or -")
+        if not path.exists():
+            check_file_can_be_made(path)
+        elif path.is_file():
+            path.open("ab").close()  # what stands in it is kept until there is audio
+        elif not os.access(path, os.W_OK):  # opening a pipe would wait for its reader
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ParameterError(f"{path} can't be written: {error.strerror}") from None
 
 
 def _opened_stream(path: Path) -> io.RawIOBase:

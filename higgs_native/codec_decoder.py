@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from higgs_native import ops
+from higgs_native.checks import check_integer
 from higgs_native.codec import Weights
 from higgs_native.codec_config import DILATIONS, HiggsAudioTokenizerConfig
 from higgs_native.errors import AudioError, ParameterError
@@ -56,6 +57,7 @@ class StreamingDecoder:
     def __init__(self, weights: Weights, config: HiggsAudioTokenizerConfig, lookahead: int | None = None) -> None:
         most = config.decoder_context
         self.lookahead = most if lookahead is None else lookahead
+        check_integer("lookahead", self.lookahead)
         if not 0 <= self.lookahead <= most:
             raise ParameterError(f"lookahead must lie in 0 .. {most} frames, got {lookahead}")
         self._exact = self.lookahead == most

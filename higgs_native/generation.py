@@ -14,8 +14,11 @@ from typing import Literal
 import torch
 
 from higgs_native import ops
+from higgs_native.checks import check_integer, check_number
 from higgs_native.errors import ParameterError, PromptError
+from higgs_native.kv_cache import KVCache
 from higgs_native.model import LanguageModel, Rows
+from higgs_native.prefix_cache import PromptBlock, prompt_blocks
 from higgs_native.sampler import SamplerState
 
 
@@ -57,7 +60,13 @@ class SamplingParameters:
 
 
 def check_parameters(sampling: SamplingParameters, max_new_tokens: int) -> None:
-    """Raise ParameterError where a parameter of generation lies outside its range."""
+    """Raise ParameterError where a parameter of generation is of a wrong type, or lies outside its range."""
+    check_number("temperature", sampling.temperature)
+    check_number("top_p", sampling.top_p, optional=True)
+    for name in ("top_k", "ras_win_len", "seed"):
+        check_integer(name, getattr(sampling, name), optional=True)
+    check_integer("ras_win_max_num_repeat", sampling.ras_win_max_num_repeat)
+    check_integer("max_new_tokens", max_new_tokens)
     # The kernels take float32 and int32; below 1e-3 a logit over the temperature could overflow.
     if sampling.temperature != 0 and not 1e-3 <= sampling.temperature <= 1e3:
         raise ParameterError(f"temperature must be 0 (greedy) or between 0.001 and 1000, got {sampling.temperature}")
@@ -72,6 +81,16 @@ def check_parameters(sampling: SamplingParameters, max_new_tokens: int) -> None:
     _check_seed(sampling.seed)
     if max_new_tokens < 1:
         raise ParameterError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+
+
+def check_stop_strings(stop_strings: Sequence[str] | None) -> None:
+    """Raise ParameterError where `stop_strings` is neither None nor a sequence of strings; one string is none."""
+    if isinstance(stop_strings, str):
+        raise ParameterError(f"stop_strings must be a list of strings, got the string {stop_strings!r}")
+    if stop_strings is None:
+        return
+    if not isinstance(stop_strings, Sequence) or not all(isinstance(stop, str) for stop in stop_strings):
+        raise ParameterError(f"stop_strings must be a list of strings, got {stop_strings!r}")
 
 
 @dataclass(frozen=True)
@@ -111,6 +130,7 @@ class GenerationOutput:
             (`max_new_tokens`, or the cache is full).
         prompt_tokens: positions of the prompt, references' frames included.
         completion_tokens: steps made, text tokens and frames.
+        cached_tokens: positions of the prompt that were not computed: an earlier prompt began alike.
         audio_logits: [frames drawn, codebooks, codebook_size] float32, with `output_logits`.
         text_logits: [text steps, vocabulary] float32, with `output_logits`.
     """
@@ -120,6 +140,7 @@ class GenerationOutput:
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
     audio_logits: torch.Tensor | None = None
     text_logits: torch.Tensor | None = None
 
@@ -146,6 +167,7 @@ class _Sequence:
     # The prompt's frames that repetition-aware sampling looks back at, and its last ids, one a position.
     prompt_frames: list[torch.Tensor]
     prompt_ids: list[int]
+    cached_tokens: int = 0
     position: int = 0
     text_position: int = 0
     steps: int = 0
@@ -155,20 +177,21 @@ class _Sequence:
     text_logits: list[torch.Tensor] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
 
+    # Callbacks run outside of inference mode: tensors made in it could not be changed by those who receive them.
+
     def add_frame(self, frame: torch.Tensor) -> None:
         self.segments[-1].append(frame)
         self.pending = [frame]
         if self.request.on_frame is not None:
-            # A tensor as any other: generation runs in inference mode, whose tensors its receiver could not change.
             with torch.inference_mode(False):
-                codes = frame.to(torch.int64, copy=True)
-            self.request.on_frame(codes)
+                self.request.on_frame(frame.to(torch.int64, copy=True))
 
     def add_token(self, token: int) -> None:
         self.text_ids.append(token)
         self.pending = [token]
         if self.request.on_token is not None:
-            self.request.on_token(token)
+            with torch.inference_mode(False):
+                self.request.on_token(token)
 
 
 class HiggsAudioModel(LanguageModel):
@@ -235,12 +258,13 @@ def generate_batch(
         output_logits: keep the logits that each step drew from.
 
     Raises:
-        ParameterError: a parameter lies outside its range.
+        ParameterError: a parameter is of a wrong type, or lies outside its range.
         PromptError: a prompt does not fit the model, its references, or the cache.
         CheckpointError: the rule needs text, and the checkpoint has no text head.
     """
     sampling = sampling or SamplingParameters()
     check_parameters(sampling, max_new_tokens)
+    check_stop_strings(stop_strings)
     if rule not in ("boson", "transformers"):
         raise ParameterError(f"rule must be 'boson' or 'transformers', got {rule!r}")
     stop_strings = tuple(stop_strings or ())
@@ -250,11 +274,15 @@ def generate_batch(
     longest = max(sequence.prompt_tokens for sequence in sequences)
     cache = model.new_cache(len(sequences), min(longest + max_new_tokens, model.max_cache_length))
     sampler = _sampler(model, sequences, rule, sampling)
+    prompts = [_restore_prefix(model, sequence, cache) for sequence in sequences]
 
     live = sequences
     while live:
         rows, last = _rows(model, live)
         states = model.forward(rows, cache)
+        for slot, blocks in enumerate(prompts):
+            model.prefix_cache.keep(blocks, cache, slot)
+        prompts = []  # they are computed in the first pass
         if last is not None:
             states = states[last]
         _advance(model, live, states, sampler, rule, stop_strings, output_logits)
@@ -264,7 +292,8 @@ def generate_batch(
             ):
                 sequence.finish_reason = "length"
         live = [sequence for sequence in live if sequence.finish_reason is None]
-    return [_output(model, sequence, output_logits) for sequence in sequences]
+    with torch.inference_mode(False):  # so that results are tensors as any other
+        return [_output(model, sequence, output_logits) for sequence in sequences]
 
 
 def delayed_reference(model: LanguageModel, codes: torch.Tensor) -> torch.Tensor:
@@ -405,6 +434,18 @@ def _check_length(model: LanguageModel, positions: int) -> None:
         )
 
 
+def _restore_prefix(model: LanguageModel, sequence: _Sequence, cache: KVCache) -> list[PromptBlock]:
+    """Take what is known of a prompt's beginning from earlier ones; return the prompt's blocks."""
+    # The last row is always computed: its state is what the first step draws from.
+    blocks = prompt_blocks(sequence.pending[:-1]) if model.prefix_cache.max_bytes else []
+    restored = blocks[: model.prefix_cache.restore(blocks, cache, sequence.slot)]
+    if restored:
+        sequence.position = sequence.cached_tokens = restored[-1].positions.stop
+        sequence.text_position = restored[-1].text_positions.stop
+        sequence.pending = sequence.pending[sequence.position :]
+    return blocks
+
+
 def _sampler(
     model: LanguageModel, sequences: Sequence[_Sequence], rule: Rule, sampling: SamplingParameters
 ) -> SamplerState:
@@ -416,9 +457,9 @@ def _sampler(
         sampler.reset_slot(
             sequence.slot,
             rule=rule,
-            temperature=sampling.temperature,
+            temperature=float(sampling.temperature),
             top_k=sampling.top_k or 0,
-            top_p=1.0 if sampling.top_p is None else sampling.top_p,
+            top_p=1.0 if sampling.top_p is None else float(sampling.top_p),
             ras_win_len=window,
             ras_win_max_num_repeat=sampling.ras_win_max_num_repeat,
             seed=secrets.randbits(63) if seed is None else seed,
@@ -579,6 +620,7 @@ def _output(model: LanguageModel, sequence: _Sequence, output_logits: bool) -> G
         finish_reason=sequence.finish_reason or "length",
         prompt_tokens=sequence.prompt_tokens,
         completion_tokens=sequence.steps,
+        cached_tokens=sequence.cached_tokens,
     )
     if output_logits:
         shape = (0, config.num_codebooks, config.codebook_size)

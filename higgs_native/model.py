@@ -14,6 +14,7 @@ from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.kv_cache import KVCache
 from higgs_native.ops import PackedWeight
+from higgs_native.prefix_cache import PrefixCache
 from higgs_native.quantization import Quantization
 from higgs_native.weights import PackedWeights, Weights, named_tensors, open_weights
 
@@ -100,6 +101,7 @@ class LanguageModel:
         quantization: the format of each part's matrices.
         device: where it runs.
         max_cache_length: positions a sequence may have, prompt included.
+        prefix_cache: keys and values of prompts' beginnings, for prompts that begin alike; its `max_bytes` may be set.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class LanguageModel:
         self.quantization = weights.quantization
         self.device = device
         self.max_cache_length = max_cache_length
+        self.prefix_cache = PrefixCache()
 
         def feed_forward(part: str, prefix: str) -> FeedForward:
             mlp = prefix + "mlp."
@@ -201,8 +204,10 @@ class LanguageModel:
         Raises:
             CheckpointError: the files are missing or damaged, or don't fit the configuration.
             ConfigError: the configuration is missing or describes another model.
-            ParameterError: the device, the dtype, the length or the quantization can't be used.
+            ParameterError: the device, the dtype, the length or the quantization can't be used, or HIGGS_NATIVE_ISA
+                names no instruction set of this machine.
         """
+        ops.check_instruction_set()
         device = torch.device(device)
         if device.type != "cpu":
             raise ParameterError(f"device {device} can't run this model yet; use device='cpu'")

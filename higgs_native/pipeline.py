@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from higgs_native.audio_tokenizer import HiggsAudioTokenizer, cut, read_audio
 from higgs_native.checkpoint import resolve_folder
+from higgs_native.checks import check_integer
 from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
 from higgs_native.generation import (
@@ -22,6 +24,7 @@ from higgs_native.generation import (
     Rule,
     SamplingParameters,
     check_parameters,
+    check_stop_strings,
     revert_delay_pattern,
 )
 from higgs_native.model import checked_dtype
@@ -224,6 +227,7 @@ class HiggsAudio:
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
         sizes = ChunkSizes(first_chunk_frames, chunk_growth, max_chunk_frames)
         context = self.audio_tokenizer.context_frames
+        check_integer("low_latency", low_latency)
         if not 0 <= low_latency <= context:
             raise ParameterError(f"low_latency must lie in 0 .. {context} frames, got {low_latency}")
         generate = self.prepare(
@@ -303,6 +307,7 @@ class HiggsAudio:
             PromptError, AudioError, ParameterError: as for `generate`.
         """
         check_parameters(sampling, max_new_tokens)
+        check_stop_strings(stop_strings)
         prompt = build_prompt(conversation, self.model.tokenizer, self.layout, force_audio_gen)
         recordings = [read_recording(recording) for recording in prompt.audio]
 
@@ -396,8 +401,8 @@ def read_recording(recording: AudioContent) -> tuple[np.ndarray, int]:
         PromptError: it names no audio at all.
     """
     for name, seconds in (("offset", recording.offset), ("duration", recording.duration)):
-        if seconds is not None and not 0 <= seconds < float("inf"):
-            raise AudioError(f"{name} must be a number of seconds, at least 0, got {seconds}")
+        if seconds is not None and not (isinstance(seconds, Real) and 0 <= seconds < float("inf")):
+            raise AudioError(f"{name} must be a number of seconds, at least 0, got {seconds!r}")
     offset, duration = recording.offset or 0, recording.duration
     if recording.audio_url not in (None, "", "placeholder"):
         return read_audio(Path(recording.audio_url).expanduser(), offset, duration)

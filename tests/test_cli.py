@@ -1,8 +1,10 @@
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,31 @@ def test_a_stream_can_not_be_written_to_a_folder(run, model):
         code, out, err = run("speak", "Hello.", "--model", model, "--stream", path)
         assert (code, out) == (2, "")
         assert err.startswith(f"error: {path} is a folder, or in none; expected a file")
+
+
+def test_what_stands_in_a_streams_file_is_kept_until_there_is_audio(run, model):
+    (run.work / "out.pcm").write_bytes(b"earlier")
+    assert run("speak", "Hi.", "--model", model, "--stream", "out.pcm", "--top-p", 2)[0] == 2
+    assert (run.work / "out.pcm").read_bytes() == b"earlier"
+    assert run("speak", "Hi.", "--model", model, "--stream", "out.pcm", "--max-new-tokens", 30)[0] == 0
+    assert len((run.work / "out.pcm").read_bytes()) % 1920 == 0
+
+
+def test_a_stream_can_go_through_a_named_pipe(run, model):
+    os.mkfifo(run.work / "pipe")
+    heard = []
+    reader = threading.Thread(target=lambda: heard.append((run.work / "pipe").read_bytes()))
+    reader.start()
+    code, _, err = run("speak", "Hi.", "--model", model, "--stream", "pipe", "--max-new-tokens", 30)
+    reader.join(5)
+    assert code == 0, err
+    assert len(heard[0]) == 22 * 1920
+
+
+def test_an_unknown_instruction_set_is_one_line_too(run_python):
+    process = run_python("from higgs_native.cli import main; main(['info'])", HIGGS_NATIVE_ISA="sse9")
+    assert process.returncode == 2
+    assert process.stderr == "error: HIGGS_NATIVE_ISA=sse9 must be generic, avx2, avx512 or avx512_bf16\n"
 
 
 def test_a_long_text_is_no_file_name(run, model):
@@ -336,6 +363,23 @@ def output_that_is_a_folder(folder, model):
     return ["Hi.", "--model", model, "--out", folder / "out.wav"], "is a folder"
 
 
+def output_and_stream(folder, model):
+    paths = ["--out", folder / "out.wav", "--stream", folder / "out.pcm"]
+    return ["Hi.", "--model", model, *paths], "both --out and --stream are given"
+
+
+def stream_to_nothing(folder, model):
+    return ["Hi.", "--model", model, "--stream", ""], "expected a file, a named pipe, or -"
+
+
+def unwritable_stream(folder, model):
+    return ["Hi.", "--model", model, "--stream", "/proc/out.pcm"], "/proc/out.pcm can't be written"
+
+
+def stream_of_a_long_name(folder, model):
+    return ["Hi.", "--model", model, "--stream", "a" * 300], "can't be written: File name too long"
+
+
 def unknown_ending(folder, model):
     return ["Hi.", "--model", model, "--out", folder / "out.aac"], "does not end in one of"
 
@@ -395,6 +439,10 @@ BAD_INPUTS = (
     missing_folder_of_voices,
     unwritable_output,
     output_that_is_a_folder,
+    output_and_stream,
+    stream_to_nothing,
+    unwritable_stream,
+    stream_of_a_long_name,
     unknown_ending,
     unknown_device,
     unknown_dtype,
@@ -436,6 +484,9 @@ KNOWN_EARLY = (
     reference_with_nan,
     unknown_voice,
     unwritable_output,
+    output_and_stream,
+    stream_to_nothing,
+    unwritable_stream,
     unknown_ending,
     parameter("--top-p", 2),
     parameter("--max-new-tokens", 0),

@@ -266,6 +266,13 @@ def test_a_damaged_index_is_refused(folder, weight_map, message):
 
 
 def test_an_unknown_instruction_set_is_named(run_python):
-    process = run_python("import higgs_native", HIGGS_NATIVE_ISA="sse9")
-    assert process.returncode != 0
-    assert "HIGGS_NATIVE_ISA=sse9 must be generic, avx2, avx512 or avx512_bf16" in process.stderr
+    programs = {
+        "ParameterError": "import higgs_native; higgs_native.HiggsAudio.from_pretrained()",
+        # Of work enough for several threads.
+        "RuntimeError": "import torch; from higgs_native import ops; ops.pack_linear(torch.ones(2048, 512))",
+    }
+    for error, program in programs.items():
+        process = run_python(program, HIGGS_NATIVE_ISA="sse9")
+        assert process.returncode == 1
+        last = process.stderr.splitlines()[-1]
+        assert last.endswith(f"{error}: HIGGS_NATIVE_ISA=sse9 must be generic, avx2, avx512 or avx512_bf16")

@@ -212,6 +212,8 @@ def test_special_tokens_of_end_users_are_refused(arguments, name, engine):
         {"max_new_tokens": 0},
         {"seed": -1},
         {"ras_win_max_num_repeat": 0},
+        {"max_new_tokens": 2.5},
+        {"temperature": "0.3"},
     ],
 )
 def test_parameters_are_checked_before_anything_is_done(parameters, engine, recording, monkeypatch):
@@ -221,6 +223,11 @@ def test_parameters_are_checked_before_anything_is_done(parameters, engine, reco
     monkeypatch.setattr(engine.audio_tokenizer, "encode", fail)
     with pytest.raises(ParameterError, match=next(iter(parameters))):
         engine.speak(TEXT, reference_audio=recording, **parameters)
+
+
+def test_one_stop_string_is_no_list(engine):
+    with pytest.raises(ParameterError, match="stop_strings must be a list of strings, got the string 'abc'"):
+        engine.generate([Message("system", "a"), Message("user", "b")], stop_strings="abc")
 
 
 def test_more_than_the_cache_holds(engine):
@@ -339,6 +346,8 @@ def test_a_part_of_a_long_file_is_read(tmp_path):
     [
         ({"offset": -0.5}, (24000,), "offset must be a number of seconds, at least 0, got -0.5"),
         ({"duration": float("nan")}, (24000,), "duration must be a number of seconds, at least 0, got nan"),
+        ({"offset": "1"}, (24000,), "offset must be a number of seconds, at least 0, got '1'"),
+        ({"duration": [1]}, (24000,), r"duration must be a number of seconds, at least 0, got \[1\]"),
         ({"duration": 0.5}, (2, 24000), r"must have shape \[samples\], got \[2, 24000\]"),
     ],
 )

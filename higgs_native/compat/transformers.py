@@ -26,7 +26,7 @@ from higgs_native.checkpoint import TEXT_LM_HEAD, expected_tensors, resolve_fold
 from higgs_native.codec_checkpoint import convert
 from higgs_native.codec_config import HiggsAudioTokenizerConfig
 from higgs_native.config import HiggsAudioConfig, read_json_object
-from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError
+from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError, PromptError
 from higgs_native.generation import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
 from higgs_native.model import DEFAULT_CACHE_LENGTH, checked_dtype
 from higgs_native.ops import PackedWeight
@@ -368,6 +368,8 @@ def _decode(
 
 def _requests(native: HiggsAudioModel, input_ids: torch.Tensor, inputs: dict[str, Any]) -> list[GenerationRequest]:
     """The rows of a batch, without their padding."""
+    if not input_ids.numel():
+        raise PromptError(f"input_ids must have at least one row and one position, got shape {list(input_ids.shape)}")
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
     if not (mask.int().diff(dim=1) >= 0).all() or not mask[:, -1].all():
@@ -375,18 +377,31 @@ def _requests(native: HiggsAudioModel, input_ids: torch.Tensor, inputs: dict[str
     positions = inputs.get("position_ids")
     if positions is not None and not torch.equal(positions.expand_as(mask)[mask], (mask.cumsum(dim=1) - 1)[mask]):
         raise _unsupported("position_ids other than those of the attention mask")
+    rows, codebooks = len(input_ids), native.config.num_codebooks
     audio, audio_mask = inputs.get("audio_input_ids"), inputs.get("audio_input_ids_mask")
     if audio is None:
-        audio = torch.empty(len(input_ids), 0, native.config.num_codebooks, dtype=torch.int64)
+        if audio_mask is not None:
+            raise PromptError("audio_input_ids_mask is given without audio_input_ids")
+        audio = torch.empty(rows, 0, codebooks, dtype=torch.int64)
+    if audio.is_floating_point() or audio.dim() != 3 or (audio.shape[0], audio.shape[2]) != (rows, codebooks):
+        raise PromptError(
+            f"audio_input_ids must be integers of shape [{rows}, frames, {codebooks}], "
+            f"got {audio.dtype} {list(audio.shape)}"
+        )
     if audio_mask is None:
         audio_mask = torch.ones(audio.shape[:2])
+    if audio_mask.shape != audio.shape[:2]:
+        raise PromptError(
+            f"audio_input_ids_mask must have the shape {list(audio.shape[:2])} of audio_input_ids, "
+            f"got {list(audio_mask.shape)}"
+        )
     # Drawn from torch's own generator, so that torch.manual_seed decides.
     seeds = torch.randint(2**63 - 1, (len(input_ids),)).tolist()
     return [
         GenerationRequest(
             input_ids[row, mask[row]], seed=seeds[row], delayed_frames=audio[row, audio_mask[row].bool()]
         )
-        for row in range(len(input_ids))
+        for row in range(rows)
     ]
 
 
