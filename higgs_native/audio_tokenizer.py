@@ -5,6 +5,7 @@ import operator
 import os
 import threading
 from collections import OrderedDict
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,8 +19,8 @@ from higgs_native.checkpoint import resolve_folder
 from higgs_native.codec_checkpoint import load_tensors
 from higgs_native.codec_config import HiggsAudioTokenizerConfig
 from higgs_native.codec_decoder import StreamingDecoder, checked_codes
+from higgs_native.device import checked_device
 from higgs_native.errors import AudioError, ParameterError
-from higgs_native.ops import check_instruction_set
 
 
 LENGTH_RULES = ("boson", "transformers")
@@ -45,6 +46,7 @@ class HiggsAudioTokenizer:
     Args:
         config: the shapes.
         tensors: by the names of `codec_config.tensor_shapes`, float32, weight norm folded.
+        device: where to run.
 
     Example:
         >>> tokenizer = HiggsAudioTokenizer.from_pretrained("bosonai/higgs-audio-v2-tokenizer")
@@ -52,10 +54,17 @@ class HiggsAudioTokenizer:
         >>> waveform = tokenizer.decode(codes)  # float32 [frames * 960], 24 kHz
     """
 
-    def __init__(self, config: HiggsAudioTokenizerConfig, tensors: dict[str, torch.Tensor]) -> None:
+    def __init__(
+        self,
+        config: HiggsAudioTokenizerConfig,
+        tensors: dict[str, torch.Tensor],
+        device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable)
+    ) -> None:
         self.config = config
+        self.device = device
         with torch.inference_mode():
-            self._weights = codec.prepare(tensors, config)
+            weights = codec.prepare(tensors, config)
+            self._weights = {name: weight.to(device) for name, weight in weights.items()}
         self._cache: OrderedDict[bytes, torch.Tensor] = OrderedDict()
         self._cache_lock = threading.Lock()
 
@@ -65,18 +74,16 @@ class HiggsAudioTokenizer:
 
         Args:
             path_or_name: a folder with `config.json` and `model.safetensors` or `model.pth`, or a Hub name.
-            device: where to run; the CPU is the only one so far.
+            device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU where there is one.
 
         Raises:
             ConfigError, CheckpointError: the files are missing, damaged, or don't fit each other.
-            ParameterError: another device, or HIGGS_NATIVE_ISA names no instruction set of this machine.
+            ParameterError: there is no such device, or HIGGS_NATIVE_ISA names no instruction set of this machine.
         """
-        check_instruction_set()
-        if torch.device(device).type != "cpu":
-            raise ParameterError(f"the audio tokenizer's device is {str(device)!r}; it runs on 'cpu'")
+        device = checked_device(device)
         folder = resolve_folder(path_or_name, kind="audio tokenizer")
         config = HiggsAudioTokenizerConfig.from_pretrained(folder)
-        return cls(config, load_tensors(folder, config))
+        return cls(config, load_tensors(folder, config), device)
 
     @property
     def sampling_rate(self) -> int:
@@ -149,12 +156,13 @@ class HiggsAudioTokenizer:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key].clone()
-        with torch.inference_mode():
+        with torch.inference_mode(), _exact_convolutions():
             try:
-                codes = codec.encode(self._weights, self.config, torch.tensor(waveform)[None], length_rule)
+                samples = torch.tensor(waveform, device=self.device)[None]
+                codes = codec.encode(self._weights, self.config, samples, length_rule)
             except ValueError as error:
                 raise AudioError(str(error)) from None
-        codes = codes.long().clone()  # outside of inference mode: an ordinary tensor
+        codes = codes.to("cpu", torch.int64, copy=True)  # outside of inference mode: an ordinary tensor
         with self._cache_lock:
             self._cache[key] = codes
             if len(self._cache) > _CACHED_AUDIOS:
@@ -191,6 +199,11 @@ class HiggsAudioTokenizer:
             ParameterError: lookahead is negative, or more than `context_frames`.
         """
         return StreamingDecoder(self._weights, self.config, lookahead)
+
+
+def _exact_convolutions() -> AbstractContextManager[None]:
+    """On a GPU: float32 products as such, not rounded to 19 bits, and the same sums each time."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 def read_audio(

@@ -94,7 +94,7 @@ def speak(
     ] = 7,
     ras_win_max_num_repeat: Annotated[int, typer.Option(help="How often is too often.")] = 2,
     max_new_tokens: Annotated[int, typer.Option(help="The limit; 25 make a second of audio.")] = 1024,
-    device: Annotated[str, typer.Option(help="cpu, or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU where there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, or auto: as stored.")] = "auto",
     quantization: Annotated[
         str | None,

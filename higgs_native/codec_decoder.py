@@ -82,7 +82,7 @@ class StreamingDecoder:
             is_last: no more will follow: return the audio of all frames that are left.
 
         Returns:
-            [frames * hop length], float32. The pieces joined are the audio of all codes joined.
+            [frames * hop length], float32, on the CPU. The pieces joined are the audio of all codes joined.
 
         Raises:
             AudioError: the shape or dtype is wrong, or a code out of range.
@@ -110,12 +110,13 @@ class StreamingDecoder:
 
     def _compute(self, codes: torch.Tensor, is_last: bool) -> None:
         """Put codes through the layers, and the samples that come out behind `_computed`."""
-        latent = torch.empty(codes.shape[1], self._config.acoustic_hidden_size)
-        ops.rvq_decode(latent, codes, self._weights["decode.table"], self._weights["decode.bias"])
+        table = self._weights["decode.table"]
+        latent = table.new_empty(codes.shape[1], self._config.acoustic_hidden_size)
+        ops.rvq_decode(latent, codes.to(table.device), table, self._weights["decode.bias"])
         x = latent.T[None].contiguous()
         for index, layer in enumerate(self._layers):
             x = self._advance(index, layer, x, is_last)
-        self._computed = torch.cat([self._computed, x[0, 0]])
+        self._computed = torch.cat([self._computed, x[0, 0].cpu()])
 
     def _advance(self, index: int, layer: _Layer, x: torch.Tensor, is_last: bool) -> torch.Tensor:
         """Give a layer its next columns of input; return those of its output that can be computed."""

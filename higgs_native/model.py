@@ -11,6 +11,7 @@ from typing_extensions import Self
 from higgs_native import ops
 from higgs_native.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, resolve_folder
 from higgs_native.config import HiggsAudioConfig
+from higgs_native.device import checked_device
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.kv_cache import KVCache
 from higgs_native.ops import PackedWeight
@@ -195,7 +196,7 @@ class LanguageModel:
 
         Args:
             path_or_name: a folder, or a Hub name.
-            device: "cpu".
+            device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU where there is one.
             dtype: torch.float32, torch.bfloat16, their names, or "auto": as stored (float16 becomes float32).
             max_cache_length: positions a sequence may have, prompt included. A position costs 114,688 bytes of cache
                 at real size in bfloat16, once it is used.
@@ -207,10 +208,7 @@ class LanguageModel:
             ParameterError: the device, the dtype, the length or the quantization can't be used, or HIGGS_NATIVE_ISA
                 names no instruction set of this machine.
         """
-        ops.check_instruction_set()
-        device = torch.device(device)
-        if device.type != "cpu":
-            raise ParameterError(f"device {device} can't run this model yet; use device='cpu'")
+        device = checked_device(device)
         if max_cache_length < 1:
             raise ParameterError(f"max_cache_length must be at least 1, got {max_cache_length}")
         chosen = checked_dtype(dtype)
@@ -218,7 +216,7 @@ class LanguageModel:
             quantization = Quantization.parse(quantization)
         folder = resolve_folder(path_or_name)
         config = HiggsAudioConfig.from_pretrained(folder)
-        weights = open_weights(folder, config, chosen, quantization)
+        weights = open_weights(folder, config, chosen, quantization, device)
         model = cls(config, weights, load_tokenizer(folder), device, max_cache_length)
         if isinstance(weights, PackedWeights):
             weights.check_all_read()

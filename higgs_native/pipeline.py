@@ -14,6 +14,7 @@ from higgs_native.audio_tokenizer import HiggsAudioTokenizer, cut, read_audio
 from higgs_native.checkpoint import resolve_folder
 from higgs_native.checks import check_integer
 from higgs_native.config import HiggsAudioConfig
+from higgs_native.device import checked_device
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
 from higgs_native.generation import (
     DEFAULT_STOP_STRINGS,
@@ -96,7 +97,7 @@ class HiggsAudio:
 
         Args:
             path_or_name: its folder, or its name on the Hub; None: the embedded voice, which knows a list of words.
-            device: `cpu`, or `auto`, which is the CPU.
+            device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU where there is one. Both networks run there.
             dtype: of the weights: `float32`, `bfloat16`, or `auto`, as they are stored.
             audio_tokenizer: its folder, its name on the Hub, or a loaded one. By default the folder `audio_tokenizer`
                 within the checkpoint, or else `bosonai/higgs-audio-v2-tokenizer` from the Hub.
@@ -107,19 +108,18 @@ class HiggsAudio:
             CheckpointError, ConfigError: a checkpoint is missing, damaged, or not one of this model.
             ParameterError: there is no such device, dtype or quantization.
         """
-        if str(device) not in ("auto", "cpu"):
-            raise ParameterError(f"device must be 'auto' or 'cpu', got '{device}'")
+        device = checked_device(device)
         weights_dtype = checked_dtype(dtype)
         if quantization is not None:
             quantization = Quantization.parse(quantization)
         folder = EMBEDDED_VOICE if path_or_name is None else resolve_folder(path_or_name)
         # Headers alone: most of what can be wrong with the model shows before an audio tokenizer is fetched.
-        open_weights(folder, HiggsAudioConfig.from_pretrained(folder), weights_dtype, quantization)
+        open_weights(folder, HiggsAudioConfig.from_pretrained(folder), weights_dtype, quantization, device)
         if not isinstance(audio_tokenizer, HiggsAudioTokenizer):
             beside = folder / AUDIO_TOKENIZER_FOLDER
             chosen = audio_tokenizer or (beside if beside.is_dir() else AUDIO_TOKENIZER_NAME)
-            audio_tokenizer = HiggsAudioTokenizer.from_pretrained(chosen)
-        model = HiggsAudioModel.from_pretrained(folder, dtype=dtype, quantization=quantization)
+            audio_tokenizer = HiggsAudioTokenizer.from_pretrained(chosen, device)
+        model = HiggsAudioModel.from_pretrained(folder, device, dtype, quantization=quantization)
         return cls(model, audio_tokenizer)
 
     def speak(

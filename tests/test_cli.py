@@ -385,7 +385,7 @@ def unknown_ending(folder, model):
 
 
 def unknown_device(folder, model):
-    return ["Hi.", "--model", model, "--device", "cuda"], "device must be 'auto' or 'cpu', got 'cuda'"
+    return ["Hi.", "--model", model, "--device", "cuda:99"], "device cuda:99 can't be used"
 
 
 def unknown_dtype(folder, model):

@@ -224,7 +224,7 @@ def test_a_foreign_config_is_refused(folder, contents, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cuda"}, "device cuda can't run this model yet"),
+        ({"device": "cuda:99"}, "device cuda:99 can't be used"),
         ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, got int8"),
         ({"dtype": torch.float16}, "dtype must be one of auto, float32, bfloat16, got torch.float16"),
         ({"max_cache_length": 0}, "max_cache_length must be at least 1, got 0"),

@@ -238,8 +238,12 @@ def test_more_than_the_cache_holds(engine):
 def test_the_device_and_the_dtype(folder):
     assert HiggsAudio.from_pretrained(folder, dtype="float32").model.dtype == torch.float32
     assert HiggsAudio.from_pretrained(folder, device=torch.device("cpu"), dtype=torch.bfloat16)
-    for device in ("cuda", "cuda:0", "gpu"):
-        with pytest.raises(ParameterError, match=f"device must be 'auto' or 'cpu', got '{device}'"):
+    for device, message in (
+        ("cuda:99", "device cuda:99 can't be used: "),
+        ("gpu", "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ("mps", "device must be auto, cpu, cuda or cuda:N, got 'mps'"),
+    ):
+        with pytest.raises(ParameterError, match=message):
             HiggsAudio.from_pretrained(folder, device=device)
 
 
@@ -313,7 +317,7 @@ def test_the_published_audio_tokenizer_is_the_default(folder, tmp_path, monkeypa
             (tmp_path / file.name).symlink_to(file)
     asked = []
 
-    def from_pretrained(path_or_name):
+    def from_pretrained(path_or_name, device):
         asked.append(path_or_name)
         raise CheckpointError("stop here")
 
