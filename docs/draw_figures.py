@@ -1,6 +1,6 @@
 """Draw the figures of these pages, from the package's own operators and configuration, and from the measured results.
 
-    pip install 'higgs-native[bench]'
+    pip install '.[bench]'
     python docs/draw_figures.py
 
 The same versions write the same bytes.

@@ -1,6 +1,6 @@
 """Speak through transformers: its processor and its models, which `accelerate` lets run natively.
 
-    pip install 'higgs-native[transformers]' torchaudio
+    pip install '.[transformers]' torchaudio
     python examples/transformers_interface.py --model bosonai/higgs-audio-v2-generation-3B-base
 
 Code written for transformers needs the calls of `accelerate`, and nothing else: see docs/compat_transformers.md.
