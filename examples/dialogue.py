@@ -37,6 +37,9 @@ def main() -> None:
     args = parser.parse_args()
 
     voices = [find_voice(name, args.voices_folder) for name in args.voice.split(",")]
+    speakers = [int(number) for number in re.findall(r"\[SPEAKER(\d+)\]", args.text)]
+    if not speakers or max(speakers) >= len(voices):
+        parser.error(f"the text must have tags from [SPEAKER0] to [SPEAKER{len(voices) - 1}], one for each --voice")
     engine = HiggsAudio.from_pretrained(args.model)
     if args.model is None:
         audio = speak_in_turn(engine, args.text, voices, args.seed)
