@@ -137,6 +137,25 @@ def test_adapter_types_equal_the_definition(tmp_path, adapter, dual_layers):
     assert torch.equal(forward(model, rows, [5, 20, 8]), forward(model, rows))
 
 
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+def test_the_number_of_threads_changes_nothing(tmp_path, quantization):
+    # Large enough that products, and attention to more positions than one piece takes, are shared out.
+    cfg = config(hidden_size=128, intermediate_size=512, head_dim=32)
+    write_language_model(tmp_path / "model", cfg, layout="original")
+    model = LanguageModel.from_pretrained(tmp_path / "model", quantization=quantization)
+    rows = mixed_rows(601, cfg)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            states = forward(model, rows, [600, 1])
+            found.append((states, model.audio_logits(states)))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for pair in found[1:] for one, other in zip(pair, found[0], strict=True))
+
+
 def test_llama3_scaling_keeps_short_waves_and_stretches_long_ones():
     plain = rope_table(config(rope_scaling=None, head_dim=64), 2)
     scaled = rope_table(config(rope_scaling=RopeScaling(32.0, 0.125, 0.5, 1024), head_dim=64), 2)
