@@ -13,5 +13,16 @@ from higgs_native.ops._library import EMULATES_CUDA
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)]
 
+# Where CUDA kernels run in this process.
+CUDA_DEVICE = "cpu" if EMULATES_CUDA else "cuda"
+NEEDS_CUDA_KERNELS = pytest.mark.skipif(
+    not EMULATES_CUDA and not torch.cuda.is_available(), reason="needs a CUDA device or its emulation"
+)
+
 # The host never reads a value on a GPU, so the CUDA kernels refuse shapes and dtypes, but no values.
 CHECKS_VALUES = pytest.mark.skipif(EMULATES_CUDA, reason="the CUDA kernels can't refuse values")
+
+
+def value_case(*arguments):
+    """A case of a parametrized test of refusals, for a value."""
+    return pytest.param(*arguments, marks=CHECKS_VALUES)

@@ -2,6 +2,7 @@
 // for several instruction sets include.
 #pragma once
 
+#include <cfloat>
 #include <utility>
 
 #include "common/checks.h"
@@ -13,10 +14,13 @@ struct Sampling {
   float temperature;
   int32_t top_k;
   float top_p;
+
+  HIGGS_HOST_DEVICE bool has_temperature() const { return temperature >= 0 && temperature <= FLT_MAX; }
+  HIGGS_HOST_DEVICE bool has_top_p() const { return top_p > 0; }
 };
 
 // What RAS draws a code again with: the softmax of the raw logits.
-inline constexpr Sampling kRepetitionSampling = {1, 0, 1};
+HIGGS_HOST_DEVICE Sampling repetition_sampling() { return {1, 0, 1}; }
 
 // Sampling parameters by slot, or by row.
 struct SamplingTable {

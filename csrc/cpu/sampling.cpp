@@ -172,9 +172,9 @@ class RowLoop {
 
 void check_sampling(const char* op, const char* of, int64_t i, const Sampling& sampling) {
   STD_TORCH_CHECK(
-      sampling.temperature >= 0 && sampling.temperature <= std::numeric_limits<float>::max(), op, ": temperature of ",
-      of, " ", i, " must be finite and 0 or more, got ", sampling.temperature);
-  STD_TORCH_CHECK(sampling.top_p > 0, op, ": top_p of ", of, " ", i, " must be greater than 0, got ", sampling.top_p);
+      sampling.has_temperature(), op, ": temperature of ", of, " ", i, " must be finite and 0 or more, got ",
+      sampling.temperature);
+  STD_TORCH_CHECK(sampling.has_top_p(), op, ": top_p of ", of, " ", i, " must be greater than 0, got ", sampling.top_p);
 }
 
 void check_slot_index(const char* op, int64_t row, int32_t slot, int64_t num_slots) {
@@ -228,7 +228,7 @@ void sample_audio_frame_cpu(
             k, drawn[i], forced, args.ras_win_len[slot_index], args.ras_win_max_num_repeat[slot_index])) {
       return RowError::none;
     }
-    return draw_token(row_logits, args.vocabulary, kRepetitionSampling, random(kRepetitionDraw), &drawn[i]);
+    return draw_token(row_logits, args.vocabulary, repetition_sampling(), random(kRepetitionDraw), &drawn[i]);
   });
   STD_TORCH_CHECK(
       !loop.failed(), op, ": logits of slot ", args.slots[loop.first_bad() / num_codebooks], ", codebook ",
