@@ -1,12 +1,8 @@
 """Sampling: draws against their definition and the exact distribution, the delay pattern's rules, and the refusals."""
 
-import inspect
-from pathlib import Path
-
 import pytest
 import torch
 
-import higgs_native
 from higgs_native import ops, reference
 from higgs_native.ops._library import EMULATES_CUDA
 from higgs_native.ops.sampling import NUM_STATE_FIELDS, Rule, StateField
@@ -481,33 +477,24 @@ def test_segments_equal_reference(
     assert endings > 0
 
 
-def emit_frames(arguments: tuple, logits: torch.Tensor, device: str) -> list[torch.Tensor]:
+def emit_frames(arguments, logits, device):
     """The codes of the frames that logits [frames, R, C, V] make, and the state and history behind the last."""
+    import torch
+
+    from higgs_native import ops
+
     codes, state, history, _, *others, bos_id, eos_id = [
         value.to(device, copy=True) if isinstance(value, torch.Tensor) else value for value in arguments
     ]
     emitted = []
     for frame in logits.to(device):
-        torch.ops.higgs_native.sample_audio_frame(codes, state, history, frame, *others, bos_id, eos_id)
+        ops.sample_audio_frame(codes, state, history, frame, *others, bos_id, eos_id)
         emitted.append(codes.to("cpu", copy=True))
-    return [torch.stack(emitted), state.cpu(), history.cpu()]
+    return torch.stack(emitted), state.cpu(), history.cpu()
 
 
-EMIT_FRAMES = f"""
-import sys
-import torch
-import higgs_native.ops
-{inspect.getsource(emit_frames)}
-torch.save(emit_frames(*torch.load(sys.argv[1]), "cpu"), sys.argv[2])
-"""
-HAS_EMULATION = (Path(higgs_native.__file__).parent / "libhiggs_native_cuda_emulation.so").is_file()
-
-
-@pytest.mark.skipif(
-    not HAS_EMULATION and not torch.cuda.is_available(), reason="needs a CUDA device or the built emulation"
-)
 @pytest.mark.parametrize(("num_slots", "vocabulary", "frames"), [(16, 130, 64), (2, 1026, 10)])
-def test_both_backends_emit_the_same_frames(num_slots, vocabulary, frames, run_python, tmp_path):
+def test_both_backends_emit_the_same_frames(num_slots, vocabulary, frames, on_other_backend):
     generator = torch.Generator().manual_seed(vocabulary)
 
     def choice(*values: float) -> torch.Tensor:
@@ -521,19 +508,10 @@ def test_both_backends_emit_the_same_frames(num_slots, vocabulary, frames, run_p
     slots.seed = torch.randint(2**62, (num_slots,), generator=generator)
     logits = 3 * torch.randn(frames, num_slots, 8, vocabulary, generator=generator)
     logits[..., slots.eos_id] -= 30  # the segments go on
-    if torch.cuda.is_available():
-        theirs = emit_frames(slots.arguments(), logits, "cuda")
-    else:
-        torch.save((slots.arguments(), logits), tmp_path / "arguments")
-        other = "0" if EMULATES_CUDA else "1"
-        finished = run_python(
-            EMIT_FRAMES, str(tmp_path / "arguments"), str(tmp_path / "frames"), HIGGS_NATIVE_EMULATE_CUDA=other
-        )
-        assert finished.returncode == 0, finished.stderr
-        theirs = torch.load(tmp_path / "frames")
-    ours = emit_frames(slots.arguments(), logits, "cpu")
+    ours = emit_frames(slots.arguments(), logits, device="cpu")
+    theirs = on_other_backend(emit_frames, slots.arguments(), logits)
     assert all(torch.equal(mine, other) for mine, other in zip(ours, theirs, strict=True))
-    assert len(ours[0].unique()) > vocabulary // 2
+    assert len(ours[0].unique()) > 50
 
 
 # ---- repetition-aware sampling ----
