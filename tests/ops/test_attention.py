@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from higgs_native import ops, reference
-from tests.devices import CHECKS_VALUES
+from tests.devices import value_case
 from tests.ops.tensors import int32, random, tolerance
 
 
@@ -148,15 +148,9 @@ def test_opcheck():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param({"slots": int32(0, 1, 2)}, r"slots\[2\] must be between 0 and 1, got 2", marks=CHECKS_VALUES),
-        pytest.param(
-            {"positions": int32(0, 9, 0)}, r"positions\[1\] must be between 0 and 8, got 9", marks=CHECKS_VALUES
-        ),
-        pytest.param(
-            {"cache_positions": int32(0, 0, 6)},
-            r"cache_positions\[2\] must be between 0 and 5, got 6",
-            marks=CHECKS_VALUES,
-        ),
+        value_case({"slots": int32(0, 1, 2)}, r"slots\[2\] must be between 0 and 1, got 2"),
+        value_case({"positions": int32(0, 9, 0)}, r"positions\[1\] must be between 0 and 8, got 9"),
+        value_case({"cache_positions": int32(0, 0, 6)}, r"cache_positions\[2\] must be between 0 and 5, got 6"),
         (
             {"qkv_weight": ops.PackedWeight(torch.zeros(2, 10, 32, 1))},
             r"qkv_weight must have shape \[1, 10, 32, 1\], got \[2, 10, 32, 1\]",
@@ -176,12 +170,8 @@ def test_wrong_arguments_of_qkv_rope_cache_are_named(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param({"slots": int32(-1, 0, 0)}, r"slots\[0\] must be between 0 and 1, got -1", marks=CHECKS_VALUES),
-        pytest.param(
-            {"cache_positions": int32(0, 6, 0)},
-            r"cache_positions\[1\] must be between 0 and 5, got 6",
-            marks=CHECKS_VALUES,
-        ),
+        value_case({"slots": int32(-1, 0, 0)}, r"slots\[0\] must be between 0 and 1, got -1"),
+        value_case({"cache_positions": int32(0, 6, 0)}, r"cache_positions\[1\] must be between 0 and 5, got 6"),
         ({"query": torch.zeros(3, 12)}, "query must have a multiple of 8 columns"),
         ({"out": torch.zeros(3, 8)}, r"out must have shape \[3, 16\], got \[3, 8\]"),
         ({"value_cache": torch.zeros(2, 2, 6, 4).bfloat16()}, "value_cache must be float32, got bfloat16"),

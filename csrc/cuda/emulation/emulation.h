@@ -124,6 +124,20 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
 
 inline bool __any_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
 
+inline unsigned __reduce_add_sync(unsigned, unsigned value) {
+  const uint64_t* values = higgs_native::emulation::exchange(value);
+  unsigned sum = 0;
+  for (int i = 0; i < 32; ++i) sum += static_cast<unsigned>(values[i]);
+  return sum;
+}
+
+inline unsigned __reduce_max_sync(unsigned, unsigned value) {
+  const uint64_t* values = higgs_native::emulation::exchange(value);
+  return static_cast<unsigned>(*std::max_element(values, values + 32));
+}
+
+inline unsigned __reduce_min_sync(unsigned mask, unsigned value) { return ~__reduce_max_sync(mask, ~value); }
+
 template <typename T, typename V>
 T atomicAdd(T* to, V value) {
   const T before = *to;
