@@ -58,6 +58,7 @@ def run(
         model = HiggsAudioModel.from_pretrained(
             folder, dtype=format if whole else "auto", quantization=None if whole else format
         )
+        report["model"] = {"layers": model.config.num_hidden_layers, "hidden_size": model.config.hidden_size}
         report[format] = bench(HiggsAudio(model, audio_tokenizer), reference, repeats)
         for name in ("prompt", "first_audio"):
             without, kept = (report[format][name][f"{key}_s"]["median"] for key in ("new_voice", "known_voice"))

@@ -17,6 +17,7 @@ from higgs_native.prompt import AudioContent, ChatMLSample, Message, Prompt, Tex
 from higgs_native.speech import Speech
 from higgs_native.streaming import AudioChunk, SpeechStream
 from higgs_native.text import normalize_text
+from higgs_native.voice_check import VoiceWarning, check_recording
 from higgs_native.voices import Voice, find_voice, list_voices
 
 
@@ -42,7 +43,9 @@ __all__ = [
     "SpeechStream",
     "TextContent",
     "Voice",
+    "VoiceWarning",
     "build_prompt",
+    "check_recording",
     "find_voice",
     "list_voices",
     "normalize_text",

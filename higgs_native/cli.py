@@ -5,6 +5,7 @@ import io
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,18 +17,18 @@ from tqdm import tqdm
 
 import higgs_native
 from higgs_native._C import build_info
-from higgs_native.audio_tokenizer import read_audio
 from higgs_native.checkpoint import resolve_folder
 from higgs_native.errors import AudioError, HiggsNativeError, ParameterError, PromptError
 from higgs_native.files import check_file_can_be_made
 from higgs_native.generation import SamplingParameters, check_parameters
 from higgs_native.model import LanguageModel
 from higgs_native.ops import check_instruction_set
-from higgs_native.pipeline import HiggsAudio, choose_voices
+from higgs_native.pipeline import HiggsAudio, check_voice, choose_voices
 from higgs_native.quantization import Quantization
 from higgs_native.speech import check_output_path
 from higgs_native.streaming import SpeechStream
 from higgs_native.text import normalize_text
+from higgs_native.voice_check import VoiceWarning
 from higgs_native.voices import VOICES_VARIABLE, list_voices
 from higgs_native.weights import check_target, write_packed
 
@@ -112,8 +113,10 @@ def speak(
     text = _read_text(text)
     normalize_text(text)
     chosen = choose_voices(voice, reference_audio, reference_text, voices)
-    for recording in (item.reference_audio for item in chosen if item.profile is None):
-        read_audio(recording)
+    for item in chosen:
+        for advice in check_voice(item):
+            print(f"warning: {item.reference_audio}: {advice}", file=sys.stderr)
+    warnings.filterwarnings("ignore", category=VoiceWarning)  # said above
     sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
     check_parameters(sampling, max_new_tokens)
     if model is None:
@@ -201,9 +204,23 @@ def voices(
         Path | None, typer.Argument(help="The folder of voices.", show_default=f"${VOICES_VARIABLE}")
     ] = None,
 ) -> None:
-    """List the voices of a folder: their names, and the words of the recording or the description."""
-    for name, voice in list_voices(folder).items():
+    """List the voices of a folder: their names, and the words of the recording or the description.
+
+    Below a name stands what is wrong with its recording, and what would be right.
+    """
+    listed = list_voices(folder)
+    unusable = []
+    for name, voice in listed.items():
         print(f"{name}\t{voice.profile or voice.reference_text or ''}")
+        try:
+            advice = check_voice(voice)
+        except AudioError as error:
+            advice = [f"it can't be used: {error}"]
+            unusable.append(name)
+        for line in advice:
+            print(f"    {line}")
+    if unusable:
+        raise AudioError(f"{len(unusable)} of {len(listed)} voices can't be used: {', '.join(unusable)}")
 
 
 @app.command()

@@ -2,15 +2,17 @@
 
 import base64
 import io
+import os
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from numbers import Real
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from higgs_native.audio_tokenizer import HiggsAudioTokenizer, cut, read_audio
+from higgs_native.audio_tokenizer import HiggsAudioTokenizer, checked_rate, cut, mono_samples, read_audio
 from higgs_native.checkpoint import resolve_folder
 from higgs_native.checks import check_integer
 from higgs_native.config import HiggsAudioConfig
@@ -41,6 +43,7 @@ from higgs_native.quantization import Quantization
 from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
 from higgs_native.text import normalize_text
+from higgs_native.voice_check import VoiceWarning, check_recording
 from higgs_native.voices import Voice, find_voice
 from higgs_native.weights import AUDIO_TOKENIZER_FOLDER, open_weights
 
@@ -167,7 +170,10 @@ class HiggsAudio:
             PromptError: the text is empty or holds special tokens, the voice is unknown, or the prompt is longer than
                 the cache.
             AudioError: the reference audio can't be read or used.
-            ParameterError: a parameter is outside its range.
+            ParameterError: a parameter is of a wrong type, or outside its range.
+
+        Warns:
+            VoiceWarning: the reference audio is poor, or its words are not given (see `higgs_native.voice_check`).
         """
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
         return self.generate(
@@ -223,6 +229,9 @@ class HiggsAudio:
         Raises:
             PromptError, AudioError, ParameterError: as for `speak`, and where a setting of the stream is outside its
                 range. Errors that show later are raised by the iteration.
+
+        Warns:
+            VoiceWarning: as for `speak`.
         """
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
         sizes = ChunkSizes(first_chunk_frames, chunk_growth, max_chunk_frames)
@@ -284,7 +293,13 @@ class HiggsAudio:
         for voice in voices:
             check_plain_text(voice.reference_text or "", tokenizer, "reference text")
             check_plain_text(voice.profile or "", tokenizer, "profile")
-        return speech_messages(text, voices, scene, self.layout)
+        read = [voice if voice.profile is not None else _read_voice(voice) for voice in voices]
+        for voice, with_samples in zip(voices, read, strict=True):
+            advice = check_voice(with_samples)
+            if advice:
+                name = "the reference audio" if isinstance(voice.reference_audio, tuple) else voice.reference_audio
+                warnings.warn(f"{name}: {'; '.join(advice)}", VoiceWarning, stacklevel=3)
+        return speech_messages(text, read, scene, self.layout)
 
     def prepare(
         self,
@@ -389,6 +404,30 @@ def choose_voices(
         return []
     voices = [voice] if isinstance(voice, Voice) else voice.split(",") if isinstance(voice, str) else voice
     return [item if isinstance(item, Voice) else find_voice(item.strip(), voices_folder) for item in voices]
+
+
+def check_voice(voice: Voice) -> list[str]:
+    """Return advice on a voice's recording, as `check_recording` gives it; none for a voice that is described.
+
+    Raises:
+        AudioError: the recording can't be read or used.
+    """
+    if voice.profile is not None:
+        return []
+    return check_recording(*_read_voice(voice).reference_audio, voice.reference_text)
+
+
+def _read_voice(voice: Voice) -> Voice:
+    """The voice with the samples of its recording, [samples], float32, and their rate."""
+    match voice.reference_audio:
+        case (samples, sampling_rate):
+            return replace(voice, reference_audio=(mono_samples(samples), checked_rate(sampling_rate)))
+        case str() | os.PathLike():
+            return replace(voice, reference_audio=read_audio(Path(voice.reference_audio).expanduser()))
+    raise AudioError(
+        "reference audio must be a file's path, or (samples, sampling rate), "
+        f"got a {type(voice.reference_audio).__name__}"
+    )
 
 
 def read_recording(recording: AudioContent) -> tuple[np.ndarray, int]:

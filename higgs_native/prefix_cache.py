@@ -2,7 +2,8 @@
 
 A voice is such a beginning: the system text, the reference's words, and its audio. Prompts are cut into blocks of 16
 positions. A block goes by a hash of all that its prompt has up to the block's end, token ids and delayed codes: where
-it is found again, the beginning is the same.
+it is found again, the beginning is the same. What is computed after it is then the same, too: the CPU's kernels give a
+row the same bits, whatever rows are computed beside it.
 """
 
 import hashlib

@@ -16,6 +16,7 @@ from higgs_native import cli
 from higgs_native.cli import main
 from higgs_native.errors import ParameterError
 from higgs_native.random_checkpoint import write_demo_checkpoint
+from tests.test_voice_check import syllables
 
 
 RATE = 24000
@@ -201,14 +202,42 @@ def test_info(run):
         assert name in out
 
 
-def test_voices(run):
-    (run.work / "anna.wav").touch()
-    (run.work / "anna.txt").write_text("Hello there.")
+def test_voices_are_listed_with_what_is_wrong_with_them(run):
+    soundfile.write(run.work / "anna.wav", syllables(5), RATE)
+    (run.work / "anna.txt").write_text("Hello there, this is how I speak.")
+    soundfile.write(run.work / "bert.flac", syllables(2), RATE)
     (run.work / "profile.yaml").write_text("profiles:\n  old: An old man.\n")
-    assert run("voices", ".") == (0, "anna\tHello there.\nprofile:old\tAn old man.\n", "")
+    bert = (
+        "bert\t\n"
+        "    it is short, with 2.00 s of speech; expected at least 3 s\n"
+        "    its words are not given; with them a clone is closer\n"
+    )
+    anna, old = "anna\tHello there, this is how I speak.\n", "profile:old\tAn old man.\n"
+    assert run("voices", ".") == (0, anna + bert + old, "")
+    (run.work / "carl.wav").touch()
+    (run.work / "config.json").write_text('{"dora": {"audio_file": "d.wav", "transcript": "Hi."}}')
+    code, out, err = run("voices", ".")
+    assert code == 2
+    assert out.startswith(anna + bert + "carl\t\n    it can't be used: carl.wav can't be read as audio")
+    assert out.endswith(
+        "dora\tHi.\n    it can't be used: d.wav is no file; expected an audio file (wav, flac, ogg, mp3)\n" + old
+    )
+    assert err == "error: 2 of 5 voices can't be used: carl, dora\n"
     code, out, err = run("voices")
     assert (code, out) == (2, "")
     assert err.startswith("error: no folder of voices is given")
+
+
+def test_a_poor_reference_is_told_once_and_early(run, model):
+    soundfile.write(run.work / "anna.wav", syllables(2), RATE)
+    for more in ((), ("--stream", "out.pcm")):
+        arguments = ("Hi.", "--model", model, "--reference-audio", "anna.wav", "--max-new-tokens", 16, *more)
+        code, _, err = run("speak", *arguments)
+        assert code == 0
+        lines = err.splitlines()
+        assert lines[0] == "warning: anna.wav: it is short, with 2.00 s of speech; expected at least 3 s"
+        assert lines[1] == "warning: anna.wav: its words are not given; with them a clone is closer"
+        assert err.count("it is short") == 1
 
 
 def change_json(file, **changes):

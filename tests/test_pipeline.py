@@ -1,5 +1,6 @@
 import base64
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,16 @@ import higgs_native
 from higgs_native import pipeline
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
 from higgs_native.generation import GenerationOutput, delayed_reference
-from higgs_native.pipeline import HiggsAudio, choose_voices, read_recording
+from higgs_native.pipeline import HiggsAudio, check_voice, choose_voices, read_recording
 from higgs_native.prompt import AudioContent, ChatMLSample, Message
 from higgs_native.random_checkpoint import DEMO_CONFIG, write_demo_checkpoint, write_language_model
+from higgs_native.voice_check import VoiceWarning
 from higgs_native.voices import Voice
+from tests.test_voice_check import syllables
 
+
+# Most references here are a second of a tone.
+pytestmark = pytest.mark.filterwarnings("ignore::higgs_native.VoiceWarning")
 
 TEXT = "The sun rises in the east."
 RATE = 24000
@@ -114,6 +120,43 @@ def test_a_reference_is_a_file_or_samples(engine, recording, samples):
     assert torch.equal(spoken[0].codes, spoken[1].codes)
     assert torch.equal(spoken[0].codes, spoken[2].codes)
     assert spoken[0].usage["prompt_tokens"] > engine.speak(TEXT, max_new_tokens=1).usage["prompt_tokens"] + 25
+
+
+def test_a_poor_reference_is_told(engine, tmp_path):
+    soundfile.write(tmp_path / "anna.wav", syllables(2), RATE)
+    options = {"max_new_tokens": 10, "seed": 1}
+    message = r"it is short, with 2\.00 s of speech; expected at least 3 s; its words are not given"
+    with pytest.warns(VoiceWarning, match=rf"anna\.wav: {message}") as caught:
+        engine.speak(TEXT, reference_audio=tmp_path / "anna.wav", **options)
+    assert caught[0].filename == __file__
+    with pytest.warns(VoiceWarning, match=rf"the reference audio: {message}") as caught:
+        engine.stream(TEXT, reference_audio=(syllables(2), RATE), **options)
+    assert caught[0].filename == __file__
+    with pytest.warns(VoiceWarning) as caught:
+        engine.speak(TEXT, voice=[Voice(tmp_path / "anna.wav", "Two words."), Voice(profile="old")], **options)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", VoiceWarning)
+        integers = (32767 * syllables(5)).astype(np.int16)
+        engine.speak(TEXT, reference_audio=(integers, RATE), reference_text="Words as many as fit into it.", **options)
+        engine.speak(TEXT, voice=Voice(profile="old"), **options)
+
+
+@pytest.mark.parametrize(
+    "reference", [np.zeros(RATE, dtype=np.float32), (np.zeros(RATE, dtype=np.float32),), 7, b"voice.wav"]
+)
+def test_a_reference_of_another_type_is_refused(engine, reference):
+    with pytest.raises(AudioError, match=r"reference audio must be a file's path, or \(samples, sampling rate\)"):
+        engine.speak(TEXT, reference_audio=reference)
+
+
+def test_a_voice_is_checked_without_a_model(tmp_path):
+    soundfile.write(tmp_path / "anna.wav", syllables(5), RATE)
+    assert check_voice(Voice(tmp_path / "anna.wav", "Words as many as fit into it.")) == []
+    assert check_voice(Voice(str(tmp_path / "anna.wav"))) == ["its words are not given; with them a clone is closer"]
+    assert check_voice(Voice(profile="old")) == []
+    with pytest.raises(AudioError, match="is no file"):
+        check_voice(Voice(tmp_path / "missing.wav"))
 
 
 @pytest.mark.parametrize("layout", ["boson", "transformers"])

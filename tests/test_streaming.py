@@ -77,6 +77,7 @@ def test_the_joined_stream_is_the_speech(engines, layout, max_new_tokens):
         assert stream.usage == speech.usage
 
 
+@pytest.mark.filterwarnings("ignore::higgs_native.VoiceWarning")
 def test_the_joined_stream_of_a_clone_is_the_speech(engine):
     noise = 0.1 * np.random.default_rng(0).standard_normal(24000).astype(np.float32)
     options = {"reference_audio": (noise, 24000), "reference_text": "Hello.", "scene": "A room.", "seed": 3}
