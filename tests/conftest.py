@@ -39,8 +39,8 @@ def run_python(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
 def on_other_backend(run_python, tmp_path) -> Callable[..., Any]:
     """Runs `function(*arguments, device=...)` on CUDA kernels: on a GPU, or in another process on their emulation.
 
-    Where this process itself emulates CUDA, the other one has the CPU's kernels. The function is sent as its source, so
-    it must import what it needs.
+    Where this process itself emulates CUDA, the other one has the CPU's kernels. The function is sent as its source,
+    so it must import what it needs.
     """
     import torch
 
