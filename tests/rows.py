@@ -32,21 +32,22 @@ def forward(
         pieces: how many positions each forward pass takes; by default all in one.
     """
     cache = model.new_cache(1, len(rows))
-    states = torch.empty(len(rows), model.config.hidden_size)
+    states = torch.empty(len(rows), model.config.hidden_size, device=model.device)
     begin = text_before = 0
     for count in pieces or [len(rows)]:
         piece = range(begin, begin + count)
         text = [at for at in piece if isinstance(rows[at], int)]
         audio = [at for at in piece if not isinstance(rows[at], int)]
         frames = torch.stack([rows[at] for at in audio]) if audio else torch.empty(0, model.config.num_codebooks)
+        int32 = {"dtype": torch.int32, "device": model.device}
         batch = Rows(
-            token_ids=torch.tensor([rows[at] for at in text], dtype=torch.int32),
-            codes=frames.to(torch.int32),
-            slots=torch.zeros(count, dtype=torch.int32),
-            positions=torch.tensor(text + audio, dtype=torch.int32),
-            text_positions=torch.arange(text_before, text_before + len(text), dtype=torch.int32),
+            token_ids=torch.tensor([rows[at] for at in text], **int32),
+            codes=frames.to(**int32),
+            slots=torch.zeros(count, **int32),
+            positions=torch.tensor(text + audio, **int32),
+            text_positions=torch.arange(text_before, text_before + len(text), **int32),
         )
-        states[torch.tensor(text + audio)] = model.forward(batch, cache)
+        states[torch.tensor(text + audio, device=model.device)] = model.forward(batch, cache)
         begin += count
         text_before += len(text)
     return states

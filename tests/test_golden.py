@@ -14,15 +14,16 @@ from higgs_native.generation import (
     SamplingParameters,
     generate_batch,
 )
+from tests.devices import DEVICES
 
 
 FOLDER = Path(__file__).parent / "golden" / "boson_lm"
 CASES = json.loads((FOLDER / "cases.json").read_text())["cases"]
 
 
-@pytest.fixture(scope="module")
-def model() -> HiggsAudioModel:
-    return HiggsAudioModel.from_pretrained(FOLDER)
+@pytest.fixture(scope="module", params=DEVICES)
+def model(request) -> HiggsAudioModel:
+    return HiggsAudioModel.from_pretrained(FOLDER, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_generation_equals_the_original(model, tensors, name):
     for kind, logits in (("audio", output.audio_logits), ("text", output.text_logits)):
         assert len(logits) == case[f"num_{kind}_steps"]
         if len(logits):
-            torch.testing.assert_close(logits, tensors[f"{name}.{kind}_logits"], rtol=0, atol=1e-4)
+            torch.testing.assert_close(logits.cpu(), tensors[f"{name}.{kind}_logits"], rtol=0, atol=1e-4)
     assert output.completion_tokens == case["num_audio_steps"] + case["num_text_steps"]
     stop_ids = [model.tokenizer.token_to_id(stop) for stop in DEFAULT_STOP_STRINGS]
     assert output.finish_reason == ("stop" if output.text_ids[-1] in stop_ids else "length")

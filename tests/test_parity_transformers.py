@@ -5,7 +5,9 @@ import torch
 
 from higgs_native import ops
 from higgs_native.generation import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
+from higgs_native.ops._library import EMULATES_CUDA
 from tests import transformers_reference as reference
+from tests.devices import DEVICES
 from tests.rows import forward, prompt_rows
 
 
@@ -21,18 +23,27 @@ REFERENCES = [(), (7,), (5, 11)]
 GREEDY = SamplingParameters(temperature=0, ras_win_len=None)
 
 
+# The emulation of CUDA is slow.
+FRAMES = 12 if EMULATES_CUDA else 200
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def device(request):
+    return request.param
+
+
 @pytest.fixture(scope="module", params=range(len(CONFIGURATIONS)))
-def models(request, tmp_path_factory):
+def models(request, device, tmp_path_factory):
     theirs = reference.tiny_model(request.param, endless=True, **CONFIGURATIONS[request.param])
     folder = reference.save(theirs, tmp_path_factory.mktemp("model"))
-    return theirs, HiggsAudioModel.from_pretrained(folder), folder
+    return theirs, HiggsAudioModel.from_pretrained(folder, device), folder
 
 
 def forced_logits(model: HiggsAudioModel, prompt: reference.Prompt, frames: torch.Tensor) -> torch.Tensor:
     rows = prompt_rows(model, prompt.input_ids[0].tolist(), prompt.reference_codes)
     states = forward(model, [*rows, *frames.T])
     with torch.inference_mode():
-        return model.audio_logits(states[len(rows) - 1 :])
+        return model.audio_logits(states[len(rows) - 1 :]).cpu()
 
 
 def random_frames(config, count: int) -> torch.Tensor:
@@ -49,7 +60,7 @@ def test_teacher_forced_logits_in_float32(models, references):
 
 
 @pytest.mark.parametrize("references", REFERENCES)
-def test_teacher_forced_logits_in_bfloat16(models, references):
+def test_teacher_forced_logits_in_bfloat16(models, device, references):
     """No further from float32 than 1.5 times transformers' own bfloat16, on the mean and on the largest error."""
     theirs, _, folder = models
     prompt = reference.random_prompt(theirs.config, 2, 30, references)
@@ -57,7 +68,7 @@ def test_teacher_forced_logits_in_bfloat16(models, references):
     exact = reference.forced_logits(theirs, prompt, frames)
     their_error = (reference.forced_logits(reference.load(folder, torch.bfloat16), prompt, frames) - exact).abs()
     our_error = (
-        forced_logits(HiggsAudioModel.from_pretrained(folder, dtype="bfloat16"), prompt, frames) - exact
+        forced_logits(HiggsAudioModel.from_pretrained(folder, device, "bfloat16"), prompt, frames) - exact
     ).abs()
     assert our_error.mean() <= 1.5 * their_error.mean()
     assert our_error.max() <= 1.5 * their_error.max()
@@ -82,12 +93,12 @@ def compare_greedy(models, prompts: list[reference.Prompt], frames: int) -> None
         # What transformers adds to a row that has ended is padding.
         assert (expected.codes[row][:, length:] == eos).all()
         assert output.finish_reason == ("stop" if (segment[:, -1] == eos).all() else "length")
-        torch.testing.assert_close(output.audio_logits, expected.logits[:length, row], rtol=0, atol=2e-4)
+        torch.testing.assert_close(output.audio_logits.cpu(), expected.logits[:length, row], rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("references", REFERENCES)
 def test_greedy_codes_of_200_frames(models, references):
-    compare_greedy(models, [reference.random_prompt(models[0].config, 4, 30, references)], 200)
+    compare_greedy(models, [reference.random_prompt(models[0].config, 4, 30, references)], FRAMES)
 
 
 def test_greedy_codes_of_a_batch_of_different_lengths(models):
@@ -97,9 +108,9 @@ def test_greedy_codes_of_a_batch_of_different_lengths(models):
         reference.random_prompt(config, 6, 22, (9,)),
         reference.random_prompt(config, 7, 31, (3, 4)),
     ]
-    compare_greedy(models, prompts, 200)
+    compare_greedy(models, prompts, FRAMES)
     prompts = [reference.random_prompt(config, seed, length) for seed, length in ((8, 40), (9, 12), (10, 27))]
-    compare_greedy(models, prompts, 200)
+    compare_greedy(models, prompts, FRAMES)
 
 
 def test_bosons_rule_on_the_transformers_layout(tmp_path):
@@ -136,7 +147,7 @@ def test_rows_that_end_by_themselves(tmp_path):
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"), [(0.7, None, None), (1.0, 5, None), (1.3, None, 0.8), (0.6, 20, 0.9)]
 )
-def test_processed_scores(models, temperature, top_k, top_p):
+def test_processed_scores(models, device, temperature, top_k, top_p):
     """transformers' scores at each step of a sampled run: masks, temperature, top-k, top-p over its own logits."""
     theirs, _, _ = models
     config = theirs.config
@@ -151,14 +162,14 @@ def test_processed_scores(models, temperature, top_k, top_p):
     masked = (expected.isfinite().sum(dim=1) == 1) & special.isfinite().any(dim=1)
     logits, expected = logits[~masked], expected[~masked]
     assert len(logits) > 10
-    scores = torch.empty_like(logits)
+    scores = torch.empty_like(logits, device=device)
     rows = len(logits)
-    ops.process_logits(
-        scores,
-        logits,
+    parameters = (
         torch.full((rows,), temperature),
         torch.full((rows,), top_k or 0, dtype=torch.int32),
         torch.full((rows,), options["top_p"]),
     )
+    ops.process_logits(scores, logits.to(device), *(parameter.to(device) for parameter in parameters))
+    scores = scores.cpu()
     assert torch.equal(scores.isneginf(), expected.isneginf())
     torch.testing.assert_close(scores, expected, rtol=1e-6, atol=1e-6)

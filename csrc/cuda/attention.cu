@@ -118,7 +118,7 @@ __device__ __forceinline__ Join join(float maximum, float total, float next_maxi
 
 // kWhole: see TileRows; kSerial: one block takes all splits.
 template <typename T, int kGroup, bool kWhole, bool kSerial>
-__global__ void __launch_bounds__(kThreads) attention_kernel(AttentionArguments a) {
+__global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArguments a) {
   __shared__ float scores[kGroup][kTile];
   __shared__ float rescale[kGroup], part_maximum[kGroup], part_total[kGroup];
   __shared__ float sums[kHalves][kGroup][kMostHeadDim];
