@@ -313,6 +313,7 @@ void residual_unit_cuda(
       check_residual_unit(out, x, alpha1, weight1, bias1, alpha2, weight2, bias2, dilation, first);
   if (args.is_empty()) return;
   const Launch launch(op, x);
+  // The second convolution needs all channels of a column, which several blocks make.
   const Tensor between = torch::stable::new_empty(x, {args.batch, args.channels, args.columns});
   Convolution conv = {};
   conv.x = args.x;
