@@ -1,7 +1,7 @@
 // The schema of every operator, a family a block. Each is implemented under the same name and arguments for the CPU
 // (csrc/cpu/<family>.cpp) and for CUDA (csrc/cuda/<family>.cu). Shapes and meaning: higgs_native/ops/<family>.py.
 //
-// Operators write into tensors that the caller owns (marked `!`), allocate none, and return nothing.
+// Operators write into tensors that the caller owns (marked `!`) and return nothing. Some take scratch memory on CUDA.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(higgs_native, m) {

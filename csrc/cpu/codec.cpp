@@ -7,13 +7,14 @@
 //
 // A convolution computes the columns of its result from `first` on that `out` has room for: a stream has the columns
 // before them already, and not yet what those behind them need. A column's bits don't depend on where tiles begin.
+#include "common/codec.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
-#include "common/checks.h"
 #include "cpu/codec_kernels.h"
 #include "cpu/linear.h"
 
@@ -45,16 +46,6 @@ int64_t parts_of_tile(int64_t tiles, int64_t blocks) {
   return std::min(blocks, ceil_div(threads, std::min(tiles, threads)));
 }
 
-// Returns how many columns `out` [batch, channels, *] has, of the result's `time` from `first` on.
-int64_t check_columns(const char* op, const Tensor& out, int64_t batch, int64_t channels, int64_t time, int64_t first) {
-  check_tensor(op, "out", out, ScalarType::Float, {batch, channels, kAnySize});
-  const int64_t columns = out.size(2);
-  STD_TORCH_CHECK(
-      first >= 0 && first + columns <= time, op, ": out takes columns ", first, " to ", first + columns,
-      ", which must lie between 0 and ", time);
-  return columns;
-}
-
 // buffer[c][i] = snake(x[c][begin + i]) for 0 <= i < count, zero where that lies outside of x.
 void load_snake(
     float* buffer, int64_t stride, const float* x, int64_t channels, int64_t time, const float* alpha, int64_t begin,
@@ -69,15 +60,11 @@ void load_snake(
 }
 
 void snake_cpu(const Tensor& out, const Tensor& x, const Tensor& alpha) {
-  check_tensor("snake", "x", x, ScalarType::Float, {kAnySize, kAnySize, kAnySize});
-  const int64_t batch = x.size(0), channels = x.size(1), time = x.size(2);
-  check_tensor("snake", "alpha", alpha, ScalarType::Float, {channels});
-  check_tensor("snake", "out", out, ScalarType::Float, {batch, channels, time});
-  const float *from = x.const_data_ptr<float>(), *alphas = alpha.const_data_ptr<float>();
-  float* to = out.mutable_data_ptr<float>();
-  for_ranges(batch * channels, 4 * time, [&](int64_t begin, int64_t end) {
+  const Snake args = check_snake(out, x, alpha);
+  for_ranges(args.batch * args.channels, 4 * args.time, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      codec_kernels().snake(to + row * time, from + row * time, alphas[row % channels], time);
+      codec_kernels().snake(
+          args.out + row * args.time, args.x + row * args.time, args.alpha[row % args.channels], args.time);
     }
   });
 }
@@ -85,26 +72,11 @@ void snake_cpu(const Tensor& out, const Tensor& x, const Tensor& alpha) {
 void residual_unit_cpu(
     const Tensor& out, const Tensor& x, const Tensor& alpha1, const Tensor& weight1, const Tensor& bias1,
     const Tensor& alpha2, const Tensor& weight2, const Tensor& bias2, int64_t dilation, int64_t first) {
-  const char* op = "residual_unit";
-  check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize, kAnySize});
-  const int64_t batch = x.size(0), channels = x.size(1), time = x.size(2);
-  check_tensor(op, "weight1", weight1, ScalarType::Float, {channels, channels, kAnySize});
-  const int64_t taps = weight1.size(2);
-  check_tensor(op, "weight2", weight2, ScalarType::Float, {channels, channels, 1});
-  check_tensor(op, "alpha1", alpha1, ScalarType::Float, {channels});
-  check_tensor(op, "bias1", bias1, ScalarType::Float, {channels});
-  check_tensor(op, "alpha2", alpha2, ScalarType::Float, {channels});
-  check_tensor(op, "bias2", bias2, ScalarType::Float, {channels});
-  const int64_t out_time = check_columns(op, out, batch, channels, time, first);
-  STD_TORCH_CHECK(taps % 2 == 1, op, ": weight1 must have an odd number of taps, got ", taps);
-  STD_TORCH_CHECK(dilation >= 1, op, ": dilation must be at least 1, got ", dilation);
-  if (batch == 0 || channels == 0 || out_time == 0) return;
-  const float* from = x.const_data_ptr<float>();
-  float* to = out.mutable_data_ptr<float>();
-  STD_TORCH_CHECK(from != to, op, ": out must not be x, whose columns a tile's neighbours still read");
-  const float *alphas1 = alpha1.const_data_ptr<float>(), *alphas2 = alpha2.const_data_ptr<float>();
-  const float *weights1 = weight1.const_data_ptr<float>(), *weights2 = weight2.const_data_ptr<float>();
-  const float *biases1 = bias1.const_data_ptr<float>(), *biases2 = bias2.const_data_ptr<float>();
+  const ResidualUnit args =
+      check_residual_unit(out, x, alpha1, weight1, bias1, alpha2, weight2, bias2, dilation, first);
+  if (args.is_empty()) return;
+  const int64_t batch = args.batch, channels = args.channels, time = args.time, taps = args.taps;
+  const int64_t out_time = args.columns;
 
   const int64_t reach = (taps - 1) * dilation;
   const int64_t width = tile_columns(channels, out_time, batch), tiles = ceil_div(out_time, width);
@@ -116,22 +88,22 @@ void residual_unit_cpu(
     float* middle = scratch<Middle>(channels * width);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t t = task % tiles * width, count = std::min(width, out_time - t), columns = whole_columns(count);
-      const float* source = from + task / tiles * channels * time;
-      float* target = to + task / tiles * channels * out_time;
-      load_snake(input, input_stride, source, channels, time, alphas1, first + t - reach / 2, columns + reach);
-      for (int64_t c = 0; c < channels; ++c) std::fill_n(middle + c * width, columns, biases1[c]);
+      const float* source = args.x + task / tiles * channels * time;
+      float* target = args.out + task / tiles * channels * out_time;
+      load_snake(input, input_stride, source, channels, time, args.alpha1, first + t - reach / 2, columns + reach);
+      for (int64_t c = 0; c < channels; ++c) std::fill_n(middle + c * width, columns, args.bias1[c]);
       codec_kernels().convolve(
-          {middle, width, input, input_stride, weights1, channels, channels, taps, dilation, columns});
+          {middle, width, input, input_stride, args.weight1, channels, channels, taps, dilation, columns});
       // The input has served: its place takes the output, the sum with x begun.
       float* output = input;
       for (int64_t c = 0; c < channels; ++c) {
-        codec_kernels().snake(middle + c * width, middle + c * width, alphas2[c], columns);
+        codec_kernels().snake(middle + c * width, middle + c * width, args.alpha2[c], columns);
         float* row = output + c * width;
         const float* added = source + c * time + first + t;
-        for (int64_t i = 0; i < count; ++i) row[i] = added[i] + biases2[c];
+        for (int64_t i = 0; i < count; ++i) row[i] = added[i] + args.bias2[c];
         std::fill(row + count, row + columns, 0.f);
       }
-      codec_kernels().convolve({output, width, middle, width, weights2, channels, channels, 1, 1, columns});
+      codec_kernels().convolve({output, width, middle, width, args.weight2, channels, channels, 1, 1, columns});
       for (int64_t c = 0; c < channels; ++c) {
         std::memcpy(target + c * out_time + t, output + c * width, count * sizeof(float));
       }
@@ -139,27 +111,14 @@ void residual_unit_cpu(
   });
 }
 
-// Column u * stride + phase - padding of the result takes x[u - 1] and x[u]; u goes as far as `out` needs it, at most from
-// 0 to the input's length, and what lies outside of `out` is dropped.
 void snake_conv_transpose1d_cpu(
     const Tensor& out, const Tensor& x, const Tensor& alpha, const Tensor& weight, const Tensor& bias, int64_t first) {
-  const char* op = "snake_conv_transpose1d";
-  check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize, kAnySize});
-  const int64_t batch = x.size(0), in_channels = x.size(1), time = x.size(2);
-  check_tensor(op, "weight", weight, ScalarType::Float, {kAnySize, kAnySize, in_channels, 2});
-  const int64_t out_channels = weight.size(0), stride = weight.size(1);
-  check_tensor(op, "alpha", alpha, ScalarType::Float, {in_channels});
-  check_tensor(op, "bias", bias, ScalarType::Float, {out_channels});
-  STD_TORCH_CHECK(stride >= 2, op, ": weight must have at least 2 phases, got ", stride);
-  const int64_t length = check_columns(op, out, batch, out_channels, time * stride, first);
-  if (batch == 0 || in_channels == 0 || out_channels == 0 || length == 0) return;
-  const float *from = x.const_data_ptr<float>(), *alphas = alpha.const_data_ptr<float>();
-  const float *weights = weight.const_data_ptr<float>(), *biases = bias.const_data_ptr<float>();
-  float* to = out.mutable_data_ptr<float>();
-
-  const int64_t padding = ceil_div(stride, 2);
-  const int64_t first_u = (first + padding) / stride, end_u = (first + length - 1 + padding) / stride + 1;
-  const int64_t positions = end_u - first_u;
+  const SnakeConvTranspose1d args = check_snake_conv_transpose1d(out, x, alpha, weight, bias, first);
+  if (args.is_empty()) return;
+  const int64_t batch = args.batch, in_channels = args.in_channels, out_channels = args.out_channels;
+  const int64_t time = args.time, stride = args.stride, length = args.columns, padding = args.padding();
+  // What lies outside of `out` is dropped.
+  const int64_t first_u = args.first_u(), positions = args.last_u() - first_u + 1, end_u = first_u + positions;
   const int64_t width = whole_columns(std::min(std::max(kTileFloats / in_channels, kMinColumns), positions));
   const int64_t tiles = ceil_div(positions, width);
   // Threads that share a tile prepare the input each for itself.
@@ -174,19 +133,20 @@ void snake_conv_transpose1d_cpu(
     for (int64_t task = begin; task < end; ++task) {
       const int64_t part = task % parts, tile = task / parts % tiles, item = task / parts / tiles;
       const int64_t u = first_u + tile * width, count = std::min(width, end_u - u), columns = whole_columns(count);
-      load_snake(input, input_stride, from + item * in_channels * time, in_channels, time, alphas, u - 1, columns + 1);
+      load_snake(
+          input, input_stride, args.x + item * in_channels * time, in_channels, time, args.alpha, u - 1, columns + 1);
       const int64_t last = std::min(out_channels, (part + 1) * blocks / parts * kUpsampledChannels);
       for (int64_t c = part * blocks / parts * kUpsampledChannels; c < last; c += kUpsampledChannels) {
         const int64_t channels = std::min(kUpsampledChannels, last - c), rows = channels * stride;
         for (int64_t row = 0; row < rows; ++row) {
-          std::fill_n(phases + row * width, columns, biases[c + row / stride]);
+          std::fill_n(phases + row * width, columns, args.bias[c + row / stride]);
         }
         codec_kernels().convolve(
-            {phases, width, input, input_stride, weights + c * stride * in_channels * 2, rows, in_channels, 2, 1,
+            {phases, width, input, input_stride, args.weight + c * stride * in_channels * 2, rows, in_channels, 2, 1,
              columns});
         for (int64_t row = 0; row < rows; ++row) {
           const int64_t phase = row % stride;
-          float* target = to + (item * out_channels + c + row / stride) * length;
+          float* target = args.out + (item * out_channels + c + row / stride) * length;
           // This phase's column of the result for u = 0, from the first of `out`: before it, or behind it.
           const int64_t shift = phase - padding - first;
           const int64_t begin_i = std::max<int64_t>(ceil_div(std::max<int64_t>(-shift, 0), stride) - u, 0);
@@ -199,18 +159,10 @@ void snake_conv_transpose1d_cpu(
 }
 
 void conv1d_cpu(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t first) {
-  const char* op = "conv1d";
-  check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize, kAnySize});
-  const int64_t batch = x.size(0), in_channels = x.size(1), time = x.size(2);
-  check_tensor(op, "weight", weight, ScalarType::Float, {kAnySize, in_channels, kAnySize});
-  const int64_t out_channels = weight.size(0), taps = weight.size(2);
-  check_tensor(op, "bias", bias, ScalarType::Float, {out_channels});
-  STD_TORCH_CHECK(taps % 2 == 1, op, ": weight must have an odd number of taps, got ", taps);
-  const int64_t length = check_columns(op, out, batch, out_channels, time, first);
-  if (batch == 0 || in_channels == 0 || out_channels == 0 || length == 0) return;
-  const float *from = x.const_data_ptr<float>(), *biases = bias.const_data_ptr<float>();
-  const float* weights = weight.const_data_ptr<float>();
-  float* to = out.mutable_data_ptr<float>();
+  const Conv1d args = check_conv1d(out, x, weight, bias, first);
+  if (args.is_empty()) return;
+  const int64_t batch = args.batch, in_channels = args.in_channels, out_channels = args.out_channels;
+  const int64_t time = args.time, taps = args.taps, length = args.columns;
 
   const int64_t width = tile_columns(in_channels, length, batch), tiles = ceil_div(length, width);
   const int64_t blocks = ceil_div(out_channels, kConvolvedRows), parts = parts_of_tile(batch * tiles, blocks);
@@ -228,7 +180,7 @@ void conv1d_cpu(const Tensor& out, const Tensor& x, const Tensor& weight, const 
       const int64_t end_i = std::clamp<int64_t>(time - at, begin_i, reach);
       for (int64_t c = 0; c < in_channels; ++c) {
         float* row = input + c * input_stride;
-        const float* source = from + (item * in_channels + c) * time + at;
+        const float* source = args.x + (item * in_channels + c) * time + at;
         std::fill(row, row + begin_i, 0.f);
         std::copy(source + begin_i, source + end_i, row + begin_i);
         std::fill(row + end_i, row + reach, 0.f);
@@ -236,12 +188,12 @@ void conv1d_cpu(const Tensor& out, const Tensor& x, const Tensor& weight, const 
       const int64_t last = std::min(out_channels, (part + 1) * blocks / parts * kConvolvedRows);
       for (int64_t c = part * blocks / parts * kConvolvedRows; c < last; c += kConvolvedRows) {
         const int64_t rows = std::min(kConvolvedRows, last - c);
-        for (int64_t row = 0; row < rows; ++row) std::fill_n(output + row * width, columns, biases[c + row]);
+        for (int64_t row = 0; row < rows; ++row) std::fill_n(output + row * width, columns, args.bias[c + row]);
         codec_kernels().convolve(
-            {output, width, input, input_stride, weights + c * in_channels * taps, rows, in_channels, taps, 1,
+            {output, width, input, input_stride, args.weight + c * in_channels * taps, rows, in_channels, taps, 1,
              columns});
         for (int64_t row = 0; row < rows; ++row) {
-          std::copy_n(output + row * width, count, to + (item * out_channels + c + row) * length + t);
+          std::copy_n(output + row * width, count, args.out + (item * out_channels + c + row) * length + t);
         }
       }
     }
@@ -251,25 +203,12 @@ void conv1d_cpu(const Tensor& out, const Tensor& x, const Tensor& weight, const 
 void rvq_encode_cpu(
     const Tensor& codes, const Tensor& embeddings, const Tensor& codebooks, const Tensor& in_weight,
     const Tensor& in_bias, const Tensor& out_weight, const Tensor& out_bias) {
-  const char* op = "rvq_encode";
-  check_tensor(op, "embeddings", embeddings, ScalarType::Float, {kAnySize, kAnySize});
-  const int64_t frames = embeddings.size(0), width = embeddings.size(1);
-  check_tensor(op, "codebooks", codebooks, ScalarType::Float, {kAnySize, kAnySize, kAnySize});
-  const int64_t levels = codebooks.size(0), entries = codebooks.size(1), dim = codebooks.size(2);
-  check_tensor(op, "in_weight", in_weight, ScalarType::Float, {levels, dim, width});
-  check_tensor(op, "in_bias", in_bias, ScalarType::Float, {levels, dim});
-  check_tensor(op, "out_weight", out_weight, ScalarType::Float, {levels, width, dim});
-  check_tensor(op, "out_bias", out_bias, ScalarType::Float, {levels, width});
-  check_tensor(op, "codes", codes, ScalarType::Int, {levels, frames});
-  STD_TORCH_CHECK(entries > 0, op, ": codebooks must have at least one entry");
-  const float *books = codebooks.const_data_ptr<float>(), *x = embeddings.const_data_ptr<float>();
-  const float *in_weights = in_weight.const_data_ptr<float>(), *in_biases = in_bias.const_data_ptr<float>();
-  const float *out_weights = out_weight.const_data_ptr<float>(), *out_biases = out_bias.const_data_ptr<float>();
-  int32_t* to = codes.mutable_data_ptr<int32_t>();
+  const RvqEncode args = check_rvq_encode(codes, embeddings, codebooks, in_weight, in_bias, out_weight, out_bias);
+  const int64_t levels = args.levels, frames = args.frames, entries = args.entries, dim = args.dim, width = args.width;
 
   std::vector<float> norms(levels * entries);
   for (int64_t i = 0; i < levels * entries; ++i) {
-    for (int64_t j = 0; j < dim; ++j) norms[i] += books[i * dim + j] * books[i * dim + j];
+    for (int64_t j = 0; j < dim; ++j) norms[i] += args.codebooks[i * dim + j] * args.codebooks[i * dim + j];
   }
   // Every level's three matrices, packed. This takes a small part of the time that encoding a sound does.
   const int64_t in_bytes = packed_f32_bytes(dim, width), book_bytes = packed_f32_bytes(entries, dim);
@@ -277,9 +216,9 @@ void rvq_encode_cpu(
   std::vector<char> packed(levels * level_bytes);
   for (int64_t level = 0; level < levels; ++level) {
     char* at = packed.data() + level * level_bytes;
-    pack_f32(at, in_weights + level * dim * width, dim, width);
-    pack_f32(at + in_bytes, books + level * entries * dim, entries, dim);
-    pack_f32(at + in_bytes + book_bytes, out_weights + level * width * dim, width, dim);
+    pack_f32(at, args.in_weight + level * dim * width, dim, width);
+    pack_f32(at + in_bytes, args.codebooks + level * entries * dim, entries, dim);
+    pack_f32(at + in_bytes + book_bytes, args.out_weight + level * width * dim, width, dim);
   }
   auto multiply = [](float* result, const float* rows, const char* weight, int64_t count, int64_t n, int64_t k) {
     const PackedWeight matrix = {WeightFormat::f32, weight, nullptr, n, k, k};
@@ -295,12 +234,12 @@ void rvq_encode_cpu(
     float* products = chosen + kFrames * dim;
     for (int64_t t0 = begin * kFrames; t0 < std::min(frames, end * kFrames); t0 += kFrames) {
       const int64_t count = std::min(kFrames, frames - t0);
-      std::copy_n(x + t0 * width, count * width, residual);
+      std::copy_n(args.embeddings + t0 * width, count * width, residual);
       for (int64_t level = 0; level < levels; ++level) {
-        const float* book = books + level * entries * dim;
+        const float* book = args.codebooks + level * entries * dim;
         const char* matrices = packed.data() + level * level_bytes;
         multiply(projected, residual, matrices, count, dim, width);
-        for (int64_t i = 0; i < count * dim; ++i) projected[i] += in_biases[level * dim + i % dim];
+        for (int64_t i = 0; i < count * dim; ++i) projected[i] += args.in_bias[level * dim + i % dim];
         multiply(products, projected, matrices + in_bytes, count, entries, dim);
         for (int64_t t = 0; t < count; ++t) {
           float square = 0;
@@ -315,38 +254,31 @@ void rvq_encode_cpu(
               least = distance;
             }
           }
-          to[level * frames + t0 + t] = static_cast<int32_t>(best);
+          args.codes[level * frames + t0 + t] = static_cast<int32_t>(best);
           std::copy_n(book + best * dim, dim, chosen + t * dim);
         }
         multiply(quantized, chosen, matrices + in_bytes + book_bytes, count, width, dim);
-        for (int64_t i = 0; i < count * width; ++i) residual[i] -= quantized[i] + out_biases[level * width + i % width];
+        for (int64_t i = 0; i < count * width; ++i)
+          residual[i] -= quantized[i] + args.out_bias[level * width + i % width];
       }
     }
   });
 }
 
 void rvq_decode_cpu(const Tensor& out, const Tensor& codes, const Tensor& table, const Tensor& bias) {
-  const char* op = "rvq_decode";
-  check_tensor(op, "codes", codes, ScalarType::Int, {kAnySize, kAnySize});
-  const int64_t levels = codes.size(0), frames = codes.size(1);
-  check_tensor(op, "table", table, ScalarType::Float, {levels, kAnySize, kAnySize});
-  const int64_t entries = table.size(1), width = table.size(2);
-  check_tensor(op, "bias", bias, ScalarType::Float, {width});
-  check_tensor(op, "out", out, ScalarType::Float, {frames, width});
-  const int32_t* indices = codes.const_data_ptr<int32_t>();
-  const float *rows = table.const_data_ptr<float>(), *biases = bias.const_data_ptr<float>();
-  float* to = out.mutable_data_ptr<float>();
+  const RvqDecode args = check_rvq_decode(out, codes, table, bias);
+  const int64_t levels = args.levels, frames = args.frames, width = args.width;
   for (int64_t i = 0; i < levels * frames; ++i) {
     STD_TORCH_CHECK(
-        indices[i] >= 0 && indices[i] < entries, op, ": codes[", i / frames, ", ", i % frames,
-        "] must be between 0 and ", entries - 1, ", got ", indices[i]);
+        args.codes[i] >= 0 && args.codes[i] < args.entries, "rvq_decode: codes[", i / frames, ", ", i % frames,
+        "] must be between 0 and ", args.entries - 1, ", got ", args.codes[i]);
   }
   for_ranges(frames, levels * width, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      float* sum = to + t * width;
-      std::copy_n(biases, width, sum);
+      float* sum = args.out + t * width;
+      std::copy_n(args.bias, width, sum);
       for (int64_t level = 0; level < levels; ++level) {
-        const float* row = rows + (level * entries + indices[level * frames + t]) * width;
+        const float* row = args.table + (level * args.entries + args.codes[level * frames + t]) * width;
         for (int64_t i = 0; i < width; ++i) sum[i] += row[i];
       }
     }

@@ -103,6 +103,24 @@ __device__ __forceinline__ char* dynamic_shared() {
 #endif
 }
 
+// Begins to copy a value to shared memory, or a zero where it is not wanted; `from` is not read then.
+__device__ __forceinline__ void copy_async(float* to, const float* from, bool wanted) {
+#if defined(HIGGS_NATIVE_EMULATE_CUDA)
+  *to = wanted ? *from : 0;
+#else
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(from), "r"(wanted ? 4 : 0)
+               : "memory");
+#endif
+}
+
+// Behind it, what this thread has begun to copy is there for it; for the other threads behind a barrier too.
+__device__ __forceinline__ void wait_for_copies() {
+#if !defined(HIGGS_NATIVE_EMULATE_CUDA)
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 // ---- Launches that overlap (programmatic dependent launch, sm_90 and above): a kernel may begin while those before it
 // still run. It must wait before it reads what they wrote, and before it writes what they read; weights it may load at once.
 // Every kernel waits, so that everything launched earlier is complete behind the wait.

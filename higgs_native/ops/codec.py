@@ -149,6 +149,7 @@ def rvq_decode(out: torch.Tensor, codes: torch.Tensor, table: torch.Tensor, bias
         bias: [width], float32: the constant part of those maps.
 
     Raises:
-        RuntimeError: a shape or dtype does not fit, or a code lies outside the table.
+        RuntimeError: a shape or dtype does not fit, or, on the CPU, a code lies outside the table. On CUDA its frame
+            is NaN.
     """
     torch.ops.higgs_native.rvq_decode(out, codes, table, bias)
