@@ -1,8 +1,8 @@
 """Spoken chunks of a long text, and the folder that keeps them while the rest is made.
 
-The folder holds `run.json`, which says what is spoken and how, and for each finished chunk `00000.wav`, its speech, and
-`00000.json`, its text, codes, seeds and faults. Each file appears whole, the .json last; it names the hash of the .wav.
-So a chunk is either finished or missing, at whatever moment the work is cut off.
+The folder holds `run.json`, which says what is spoken and how, and for each finished chunk `00000.wav`, its speech,
+and `00000.json`, its text, codes, seeds and faults. Each file appears whole, the .json last; it names the hash of the
+.wav. So a chunk is either finished or missing, at whatever moment the work is cut off.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class Attempt:
     faults: tuple[Fault, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SpokenChunk:
     """A chunk of a long text, spoken.
 
@@ -90,20 +90,25 @@ class ChunkFolder:
     """The folder of one run over a text.
 
     Args:
-        path: the folder; made if missing.
+        path: the folder; `claim` makes it if it is missing.
+
+    Attributes:
+        run: what `run.json` holds; None where there is none yet.
 
     Raises:
-        ParameterError: the folder can't be made, or holds something else.
+        ParameterError: the folder holds something else, or can't be read.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            # A hidden file may be what a run left that was killed early.
             files = [file for file in self.path.iterdir() if not file.name.startswith(".")]
+        except FileNotFoundError:
+            files = []
         except OSError as error:
-            raise ParameterError(f"the folder {self.path} can't be used: {error.strerror}") from None
-        self.run = self._read_run() if files else None
+            raise ParameterError(f"the folder {self.path} can't be read: {error.strerror}") from None
+        self.run: dict[str, Any] | None = self._read_run() if files else None
 
     def _read_run(self) -> dict[str, Any]:
         file = self.path / _RUN_FILE
@@ -117,9 +122,7 @@ class ChunkFolder:
         except (OSError, ValueError) as error:
             raise ParameterError(f"{file} is not readable as JSON: {error}") from None
         if not isinstance(run, dict) or run.get("format") != _FORMAT or not isinstance(run.get("inputs"), dict):
-            raise ParameterError(
-                f"{file} is not of format {_FORMAT}; expected a run of this version, or another folder"
-            )
+            raise ParameterError(f"{file} is not of format {_FORMAT}; expected another folder")
         return run
 
     def claim(self, inputs: Mapping[str, Any]) -> None:
@@ -129,12 +132,16 @@ class ChunkFolder:
             inputs: all that decides what the chunks are, as JSON knows it.
 
         Raises:
-            ParameterError: the folder holds a run with other inputs.
+            ParameterError: the folder holds a run with other inputs, or can't be written to.
         """
         if self.run is None:
             self.run = {"format": _FORMAT, "inputs": dict(inputs)}
-            with replacing(self.path / _RUN_FILE) as temporary:
-                temporary.write_text(json.dumps(self.run, ensure_ascii=False, indent=1), encoding="utf-8")
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                with replacing(self.path / _RUN_FILE) as temporary:
+                    temporary.write_text(json.dumps(self.run, ensure_ascii=False, indent=1), encoding="utf-8")
+            except OSError as error:
+                raise ParameterError(f"the folder {self.path} can't be written to: {error.strerror}") from None
             return
         held = self.run["inputs"]
         differing = [name for name in {**held, **inputs} if held.get(name) != inputs.get(name)]
@@ -143,6 +150,11 @@ class ChunkFolder:
                 f"the folder {self.path} holds the chunks of another run, which differs in {', '.join(differing)}; "
                 "expected the same, or another folder"
             )
+
+    @property
+    def num_records(self) -> int:
+        """How many chunks are there; whether they are whole, `load` finds."""
+        return sum(file.stem.isdecimal() for file in self.path.glob("*.json"))
 
     def load(self, index: int, text: TextChunk, pause: float) -> SpokenChunk | None:
         """Return a chunk if it is finished.

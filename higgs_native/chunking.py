@@ -26,17 +26,17 @@ MIN_CHUNK_SECONDS, MAX_CHUNK_SECONDS = 2.0, 30.0
 
 Seam = Literal["paragraph", "turn", "sentence", "word"]
 
-# Milliseconds that a character takes to say, at the pace of an audiobook (155 English words a minute, pauses included).
-# Letters that write whole syllables, or no vowels, take longer; digits are words. The first that fits counts.
+# Milliseconds that a character takes to say, at the pace of an audiobook (155 English words a minute, pauses
+# included). Letters that write whole syllables, or no vowels, take longer; digits are words. The first match counts.
 _MILLISECONDS = (
-    (regex.compile(r"[\p{Inherited}\p{Cf}]"), 0),
+    (regex.compile(r"[\s\p{Inherited}\p{Cf}]"), 0),
     (regex.compile(r"\p{Nd}"), 300),
     (regex.compile(r"\p{Han}"), 220),
-    (regex.compile(r"\p{Hangul}"), 160),
+    (regex.compile(r"\p{Hangul}"), 185),
     (regex.compile(r"[\p{Hiragana}\p{Katakana}]"), 140),
-    (regex.compile(r"[\p{Arabic}\p{Hebrew}\p{Syriac}]"), 85),
+    (regex.compile(r"[\p{Arabic}\p{Hebrew}\p{Syriac}]"), 100),
 )
-_OTHER_MILLISECONDS = 65
+_OTHER_MILLISECONDS = 80
 
 _EAST_ASIAN = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\u3000-\u303f\uff00-\uffef]"
 # «French» and »German« quotation marks stand on either side; a French one may have a space before it.
@@ -53,20 +53,24 @@ _CLAUSE_END = regex.compile(
 )
 _ENDS_LINE = regex.compile(rf"[{_ENDS}…]{_CLOSING}*$")
 _STARTS_EAST_ASIAN, _ENDS_EAST_ASIAN = regex.compile(_EAST_ASIAN), regex.compile(_EAST_ASIAN + "$")
-_GOES_ON = regex.compile(rf"\s+{_OPENING}*\p{{Ll}}")
-_LAST_WORD = regex.compile(r"[\p{L}\p{M}\p{N}.]+$")
+# After a mark, what shows that the sentence goes on: a small letter, or after a quotation in Japanese, a particle.
+_GOES_ON = regex.compile(rf"\s+{_OPENING}*\p{{Ll}}|(?<=[\"'」』])(?:と|って)")
+_LAST_WORD = regex.compile(r"[\p{L}\p{M}\p{N}](?:[\p{L}\p{M}\p{N}.]|(?<=\p{L})['-](?=\p{L}))*$")
 # Initials, "z.B." and "U.S.", and numbers such as "3. Oktober".
-_DOTTED = regex.compile(r"[\p{Latin}\p{Cyrillic}\p{Greek}]|(?:\p{L}{1,3}\.)+\p{L}{1,3}|\p{Nd}{1,2}")
+_DOTTED = regex.compile(
+    r"[\p{Latin}\p{Cyrillic}\p{Greek}\p{Arabic}\p{Hebrew}]|(?:\p{L}{1,3}\.)+\p{L}{1,3}|\p{Nd}{1,2}"
+)
 # After these a sentence may go on. Where it ended after all, two sentences count as one.
-_ABBREVIATIONS = frozenset(
+_ABBREVIATIONS = (
     # English
-    "mr mrs ms messrs dr prof rev hon st jr sr vs etc nos vol vols fig figs pp eds approx dept inc ltd corp gen col lt "
-    "sgt capt cmdr adm gov sen pres mt ave blvd jan feb apr jun jul aug sept oct nov dec "
+    "mr mrs ms messrs dr prof rev hon st jr sr vs etc nos vol vols fig figs pp eds approx dept inc ltd corp gen col "
+    "lt sgt capt cmdr adm gov sen pres mt ave blvd jan feb apr jun jul aug sept oct nov dec "
     # German
     "bzw ca usw usf vgl evtl ggf inkl exkl nr str tel bd bde hrsg jh abb aufl hr frl dipl ing sog geb gest mio mrd "
     # Spanish, French
-    "sra srta sres dra ud uds vd vds pág págs núm avda gral excmo aprox mme mlle".split()
+    "sra srta sres dra ud uds vd vds pág págs núm avda gral excmo aprox mme mlle"
 )
+_ABBREVIATIONS = frozenset(_ABBREVIATIONS.split())
 
 _HAN, _KANA = regex.compile(r"\p{Han}"), regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _SPACE = regex.compile(r"\s*")
@@ -76,7 +80,7 @@ _CHARACTER = regex.compile(r"\X[ぁぃぅぇぉっゃゅょゎァィゥェォッ
 
 
 def _unspaced_word(han: str) -> regex.Pattern:
-    """Finds words in text without spaces, `han` those that begin with a Han character; punctuation goes to the left."""
+    """Finds words in text without spaces, `han` those that begin with a Han character, each with its punctuation."""
     return regex.compile(
         r"(?V1)(?:<SE\w*>\[\w+\]</SE\w*>|\p{Nd}+(?:[.,:]\p{Nd}+)*|"
         + han
@@ -115,8 +119,8 @@ class TextChunk:
 def spoken_seconds(text: str) -> float:
     """About how long a text takes to say, in seconds, at the pace of an audiobook.
 
-    Each character counts for itself: 0.065 s, but a digit 0.3, a Chinese character 0.22, a Korean syllable 0.16, kana
-    0.14, an Arabic or Hebrew letter 0.085, a mark on a letter nothing.
+    Each character counts for itself: 0.08 s, but a digit 0.3, a Chinese character 0.22, a Korean syllable 0.185, kana
+    0.14, an Arabic or Hebrew letter 0.1, and white space or a mark on a letter nothing.
     """
     return _milliseconds(text) / 1000
 
@@ -151,19 +155,21 @@ def chunk_text(text: str, max_seconds: float) -> list[TextChunk]:
     normalize_text(text)  # refuses what is no text
     limit = int(1000 * max_seconds)
     chunks: list[TextChunk] = []
-    tag = ""
+    tag = last_tag = ""
     for paragraph in filter(_SPEAKABLE.search, _paragraphs(text)):
-        seam: Seam | None = "paragraph"
-        for part in re.split(f"({SPEAKER_TAG.pattern})", normalize_text(paragraph)):
+        first: Seam = "paragraph"
+        for part in re.split(f"({SPEAKER_TAG.pattern})", _without_added_stop(paragraph)):
             if SPEAKER_TAG.fullmatch(part):
-                seam = seam if part == tag else "turn"
                 tag = part
-            elif _SPEAKABLE.search(part):
-                for piece, inner_seam in _split(normalize_text(part), limit):
-                    if _SPEAKABLE.search(piece):
-                        chunks.append(TextChunk(piece.strip(), tag, seam or inner_seam))
-                        seam = None
-                seam = "turn"
+                continue
+            if not _SPEAKABLE.search(part):
+                continue
+            seam = first if tag == last_tag else "turn"
+            for piece, inner_seam in _split(_with_end(part.strip()), limit):
+                if _SPEAKABLE.search(piece):
+                    chunks.append(TextChunk(piece.strip(), tag, seam or inner_seam))
+                    seam = None
+            first, last_tag = "sentence", tag
     if not chunks:
         raise PromptError("the text holds neither letters nor digits; expected something to say")
     return chunks
@@ -189,17 +195,43 @@ def _paragraphs(text: str) -> Iterator[str]:
     yield paragraph
 
 
+def _without_added_stop(text: str) -> str:
+    """`normalize_text`, without the full stop that it adds where it sees no end."""
+    return normalize_text(f"{text} .")[:-2]
+
+
+def _with_end(text: str) -> str:
+    """Add that full stop to normalised text, unless it ends in a mark of another script: `؟` needs none."""
+    return text if _ENDS_LINE.search(text) else normalize_text(text)
+
+
 def _split(text: str, limit: int, level: int = 0) -> list[tuple[str, Seam]]:
     """Cut a text into pieces of at most `limit` milliseconds, each with what begins there."""
     if _milliseconds(text) <= limit:
         return [(text, "sentence")]
     units: list[tuple[str, Seam]] = []
-    for unit in _LEVELS[level](text):
+    parts = _LEVELS[level](text)
+    # Sentences stay whole. Within one, a bit that would be left alone beside a part that is cut anyway goes with it.
+    for unit in _without_small_neighbours(parts, limit) if level else parts:
         begins: Seam = "sentence" if level == 0 else "word"
         for piece, _ in _split(unit, limit, level + 1):
             units.append((piece, begins))
             begins = "word"
     return list(_packed(units, limit))
+
+
+def _without_small_neighbours(parts: list[str], limit: int) -> list[str]:
+    """Join to each part above the limit what stands beside it, where that is below a quarter of the limit."""
+    joined: list[str] = []
+    last_size, last_takes = 0, False
+    for part in parts:
+        size = _milliseconds(part)
+        if joined and ((size > limit and last_size < limit // 4) or (last_takes and size < limit // 4)):
+            joined[-1] += part
+        else:
+            joined.append(part)
+        last_size, last_takes = size, size > limit
+    return joined
 
 
 def _packed(units: list[tuple[str, Seam]], limit: int) -> Iterator[tuple[str, Seam]]:
@@ -223,8 +255,10 @@ def _sentences(text: str) -> list[str]:
     for match in _SENTENCE_END.finditer(text):
         marks, before = match[1], text[max(0, match.start() - 24) : match.start()]
         end = _before_opening_quotes(text, match.end())
+        if _GOES_ON.match(text, match.end()):
+            continue
         if match.end() == len(text) or text[match.end()].isspace():
-            if _GOES_ON.match(text, match.end()) or (marks == "." and _is_abbreviation(before)):
+            if marks == "." and _is_abbreviation(before):
                 continue
         # East Asian sentences follow each other without a space. "..." there is a pause more often than an end.
         elif marks.isascii() and (
@@ -246,7 +280,7 @@ def _is_abbreviation(before: str) -> bool:
 def _before_opening_quotes(text: str, end: int) -> int:
     """Step back over quotation marks at `end` that open what follows.
 
-    Normalised, both kinds look alike. Where no space tells them apart, those that make an odd count so far are opening.
+    Normalised, both kinds look alike. Where no space tells them apart, one that makes an odd count so far is opening.
     """
     if end == len(text) or text[end].isspace():
         return end
@@ -278,7 +312,7 @@ def _characters(text: str) -> list[str]:
 
 
 # The last one is for characters without end: marks can be piled on a letter.
-_LEVELS: tuple[Callable[[str], Iterable[str]], ...] = (
+_LEVELS: tuple[Callable[[str], list[str]], ...] = (
     _sentences,
     _clauses,
     _words,

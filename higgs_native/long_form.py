@@ -27,7 +27,7 @@ from higgs_native.voices import Voice
 
 CHUNK_SECONDS = 20.0
 CONTEXT_CHUNKS = 2
-EMBEDDED_VOICE_CHUNK_SECONDS = 4.0
+EMBEDDED_VOICE_CHUNK_SECONDS = 4.5
 EMBEDDED_VOICE_CONTEXT_CHUNKS = 0
 """The embedded voice was trained on single sentences of up to sixteen words, after one recording at most."""
 MAX_RETRIES = 3
@@ -65,7 +65,7 @@ class LongSpeech:
             voices_folder: as for `HiggsAudio.speak`.
         seed: the same seed gives the same speech; None: that of the run in `folder`, or else a new one.
         chunk_seconds: how long a chunk may be by `chunking.spoken_seconds`, 2 to 30; None: 20, with the embedded voice
-            4.
+            4.5.
         context_chunks: how many of the last chunks a chunk has as context, as far as the cache has room for them;
             None: 2, with the embedded voice 0.
         max_retries: how often a chunk that ran away is spoken again. After that the best attempt is kept: the one with
@@ -103,12 +103,12 @@ class LongSpeech:
         pauses: Pauses | None = None,
         voices_folder: str | Path | None = None,
     ) -> None:
+        sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+        check_long_form(sampling, context_chunks, max_retries)
         if chunk_seconds is None:
             chunk_seconds = EMBEDDED_VOICE_CHUNK_SECONDS if engine.is_embedded_voice else CHUNK_SECONDS
         if context_chunks is None:
             context_chunks = EMBEDDED_VOICE_CONTEXT_CHUNKS if engine.is_embedded_voice else CONTEXT_CHUNKS
-        sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
-        check_long_form(sampling, context_chunks, max_retries)
         self.chunks = chunk_text(text, chunk_seconds)
         self._engine = engine
         self._context_chunks = context_chunks
@@ -154,6 +154,11 @@ class LongSpeech:
 
     def __len__(self) -> int:
         return len(self.chunks)
+
+    @property
+    def num_finished(self) -> int:
+        """How many chunks are in the folder."""
+        return self._folder.num_records
 
     def __iter__(self) -> Iterator[SpokenChunk]:
         first: dict[str, SpokenChunk] = {}  # of each speaker
@@ -239,10 +244,10 @@ class LongSpeech:
             del turns[1 if len(turns) > 1 and not self._is_shown else 0]
 
 
-def check_long_form(sampling: SamplingParameters, context_chunks: int, max_retries: int) -> None:
+def check_long_form(sampling: SamplingParameters, context_chunks: int | None, max_retries: int) -> None:
     """Raise ParameterError where a parameter of `LongSpeech` lies outside its range."""
     check_parameters(sampling, max_new_tokens=1)
-    if context_chunks < 0:
+    if context_chunks is not None and context_chunks < 0:
         raise ParameterError(f"context_chunks must be at least 0, got {context_chunks}")
     if not 0 <= max_retries < _SEEDS_PER_CHUNK:
         raise ParameterError(f"max_retries must lie between 0 and {_SEEDS_PER_CHUNK - 1}, got {max_retries}")

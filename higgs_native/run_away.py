@@ -1,8 +1,8 @@
 """Speech that has gone wrong, told from its codes, its sound and its length.
 
-A text-to-speech model now and then loses its text: it goes on without end, falls silent, says the same over and over, or
-stops long before the text does. None of this takes listening to notice. The bounds are far from what speech is like, so
-that an unusual pace or a long pause is no fault.
+A text-to-speech model now and then loses its text: it goes on without end, falls silent, says the same over and over,
+or stops long before the text does. None of this takes listening to notice. The bounds are far from what speech is
+like, so that an unusual pace or a long pause is no fault.
 """
 
 import math
@@ -19,25 +19,25 @@ Fault = Literal["no end", "too short", "silence", "repetition"]
 
 MAX_PACE = 2.5
 GRACE_SECONDS = 2.0
-"""Speech may last `MAX_PACE` times as long as its text should take, and so much more: a slow speaker takes 1.6 times as
-long, and a short text may stand between pauses. What has not ended by then has no end."""
+"""Speech may last `MAX_PACE` times as long as its text should take, and so much more: a slow speaker takes 1.6 times
+as long, and a short text may stand between pauses. What has not ended by then has no end."""
 
 MIN_PACE = 0.4
-"""Speech that takes less than this share of the time that its text should take has left words out. The fastest speakers
-take 0.6."""
+"""Speech that takes less than this share of the time that its text should take has left words out. The fastest
+speakers take 0.6."""
 
 MAX_SILENCE_SECONDS = 2.0
 SILENT_LEVEL = 1e-3
 SILENT_RATIO = 1e-2
-"""A frame of 40 ms is silent if its RMS level is below -60 dB of full scale, or 40 dB below the loudest frame. Pauses in
-speech, those between sentences included, stay under 1.5 seconds."""
+"""A frame of 40 ms is silent if its RMS level is below -60 dB of full scale, or 40 dB below the loudest frame. Pauses
+in speech, those between sentences included, stay under 1.5 seconds."""
 
 REPETITION_FRAMES = 50
 MAX_PERIOD = 50
 MIN_AGREEMENT = 0.8
 """Speech repeats itself if over 2 seconds (50 frames) four in five frames have the first two codes of the frame one
-period before, for a period of up to 2 seconds. The embedded voice, which speaks on one note, reaches 0.2. Not all frames
-must agree: repetition-aware sampling breaks up loops without ending them."""
+period before, for a period of up to 2 seconds. The embedded voice, which speaks on one note, reaches 0.22. Not all
+frames must agree: repetition-aware sampling breaks up loops without ending them."""
 
 
 def max_seconds(text: str) -> float:
