@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -133,7 +134,7 @@ def check_chunk_seconds(max_seconds: float) -> None:
         )
 
 
-def chunk_text(text: str, max_seconds: float) -> list[TextChunk]:
+def chunk_text(text: str, max_seconds: float, join_sentences: bool = True) -> list[TextChunk]:
     """Cut a text into chunks, none longer than `max_seconds` by `spoken_seconds`.
 
     Blank lines separate paragraphs. Single line breaks do so too, unless at least half of them stand within a
@@ -146,6 +147,7 @@ def chunk_text(text: str, max_seconds: float) -> list[TextChunk]:
     Args:
         text: as it is written; it is normalised here, each turn in each paragraph by itself.
         max_seconds: `MIN_CHUNK_SECONDS` to `MAX_CHUNK_SECONDS`.
+        join_sentences: let a chunk hold as many sentences of a paragraph as fit, not only one.
 
     Raises:
         PromptError: there is nothing to say, or the text is not valid Unicode.
@@ -165,7 +167,9 @@ def chunk_text(text: str, max_seconds: float) -> list[TextChunk]:
             if not _SPEAKABLE.search(part):
                 continue
             seam = first if tag == last_tag else "turn"
-            for piece, inner_seam in _split(_with_end(part.strip()), limit):
+            words = _with_end(part.strip())
+            sentences = [words] if join_sentences else _sentences(words)
+            for piece, inner_seam in itertools.chain.from_iterable(_split(sentence, limit) for sentence in sentences):
                 if _SPEAKABLE.search(piece):
                     chunks.append(TextChunk(piece.strip(), tag, seam or inner_seam))
                     seam = None
@@ -251,10 +255,9 @@ def _packed(units: list[tuple[str, Seam]], limit: int) -> Iterator[tuple[str, Se
 
 def _sentences(text: str) -> list[str]:
     """Cut normalised text after its sentences, at fewer places rather than at wrong ones."""
-    ends = []
+    ends, opening = [], _opening_quotes(text)
     for match in _SENTENCE_END.finditer(text):
         marks, before = match[1], text[max(0, match.start() - 24) : match.start()]
-        end = _before_opening_quotes(text, match.end())
         if _GOES_ON.match(text, match.end()):
             continue
         if match.end() == len(text) or text[match.end()].isspace():
@@ -267,7 +270,7 @@ def _sentences(text: str) -> list[str]:
             or _is_abbreviation(before)
         ):
             continue
-        ends.append(end)
+        ends.append(_before(opening, match.end()))
     return _cut(text, ends)
 
 
@@ -277,20 +280,30 @@ def _is_abbreviation(before: str) -> bool:
     return word is not None and (word[0].casefold() in _ABBREVIATIONS or _DOTTED.fullmatch(word[0]) is not None)
 
 
-def _before_opening_quotes(text: str, end: int) -> int:
-    """Step back over quotation marks at `end` that open what follows.
+def _opening_quotes(text: str) -> set[int]:
+    """Where quotation marks stand that open a quotation.
 
-    Normalised, both kinds look alike. Where no space tells them apart, one that makes an odd count so far is opening.
+    Normalised, both kinds look alike. Every other one opens; a space, where there is one, says it better.
     """
-    if end == len(text) or text[end].isspace():
-        return end
-    while text[end - 1] in "\"'" and text.count(text[end - 1], 0, end) % 2:
+    opening, counts = set(), Counter()
+    for match in re.finditer("[\"']", text):
+        counts[match[0]] += 1
+        before_space = match.end() == len(text) or text[match.end()].isspace()
+        if counts[match[0]] % 2 and not before_space:
+            opening.add(match.start())
+    return opening
+
+
+def _before(opening: set[int], end: int) -> int:
+    """Step back from `end` over marks in `opening`."""
+    while end - 1 in opening:
         end -= 1
     return end
 
 
 def _clauses(text: str) -> list[str]:
-    return _cut(text, [_before_opening_quotes(text, match.end()) for match in _CLAUSE_END.finditer(text)])
+    opening = _opening_quotes(text)
+    return _cut(text, [_before(opening, match.end()) for match in _CLAUSE_END.finditer(text)])
 
 
 def _words(text: str) -> list[str]:

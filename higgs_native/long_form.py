@@ -29,7 +29,8 @@ CHUNK_SECONDS = 20.0
 CONTEXT_CHUNKS = 2
 EMBEDDED_VOICE_CHUNK_SECONDS = 4.5
 EMBEDDED_VOICE_CONTEXT_CHUNKS = 0
-"""The embedded voice was trained on single sentences of up to sixteen words, after one recording at most."""
+"""The embedded voice was trained on single sentences of up to sixteen words, after one recording at most. It gets no
+chunks of several sentences: of such it often speaks the first one only."""
 MAX_RETRIES = 3
 
 _SEEDS_PER_CHUNK = 1000
@@ -65,7 +66,7 @@ class LongSpeech:
             voices_folder: as for `HiggsAudio.speak`.
         seed: the same seed gives the same speech; None: that of the run in `folder`, or else a new one.
         chunk_seconds: how long a chunk may be by `chunking.spoken_seconds`, 2 to 30; None: 20, with the embedded voice
-            4.5.
+            4.5. With that voice a chunk holds one sentence at most.
         context_chunks: how many of the last chunks a chunk has as context, as far as the cache has room for them;
             None: 2, with the embedded voice 0.
         max_retries: how often a chunk that ran away is spoken again. After that the best attempt is kept: the one with
@@ -109,7 +110,7 @@ class LongSpeech:
             chunk_seconds = EMBEDDED_VOICE_CHUNK_SECONDS if engine.is_embedded_voice else CHUNK_SECONDS
         if context_chunks is None:
             context_chunks = EMBEDDED_VOICE_CONTEXT_CHUNKS if engine.is_embedded_voice else CONTEXT_CHUNKS
-        self.chunks = chunk_text(text, chunk_seconds)
+        self.chunks = chunk_text(text, chunk_seconds, join_sentences=not engine.is_embedded_voice)
         self._engine = engine
         self._context_chunks = context_chunks
         self._max_retries = max_retries

@@ -143,7 +143,7 @@ class HiggsAudio:
         voices_folder: str | Path | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> Speech:
-        """Speak `text`.
+        """Speak `text`. For texts longer than half a minute there is `LongSpeech`.
 
         The defaults of temperature, top-k and top-p are those of the published examples; Boson's engine itself falls
         back to 0.7, none and 0.95.

@@ -22,7 +22,7 @@ GRACE_SECONDS = 2.0
 """Speech may last `MAX_PACE` times as long as its text should take, and so much more: a slow speaker takes 1.6 times
 as long, and a short text may stand between pauses. What has not ended by then has no end."""
 
-MIN_PACE = 0.4
+MIN_PACE = 0.5
 """Speech that takes less than this share of the time that its text should take has left words out. The fastest
 speakers take 0.6."""
 

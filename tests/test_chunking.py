@@ -186,6 +186,17 @@ def test_a_long_sentence_is_cut_after_its_clauses_then_between_words():
     ]
 
 
+def test_sentences_one_by_one():
+    chunks = chunk_text("One. Two!\n\n[SPEAKER0] Three, and then four, five, six. Seven?", 2, join_sentences=False)
+    assert [(chunk.text, chunk.seam) for chunk in chunks] == [
+        ("One.", "paragraph"),
+        ("Two!", "sentence"),
+        ("Three, and then four,", "turn"),
+        ("five, six.", "word"),
+        ("Seven?", "sentence"),
+    ]
+
+
 def test_japanese_is_cut_where_a_word_begins():
     chunks = chunk_text("私は昨日東京タワーへ行きましたがとても高かったです" * 8, 3)
     words = ("私は", "昨日東京", "タワーへ", "行きましたがとても", "高かったです")

@@ -138,7 +138,7 @@ def test_read_speaks_a_book(run):
     code, out, err = run("read", "book.txt", "--seed", 1, "--out", "book.wav", "--folder", "parts")
     assert (code, out) == (0, "")
     assert "embedded demonstration voice" in err
-    assert re.search(r"book\.wav: \d+\.\d\d s of audio in 3 chunks, \d spoken more than once\n", err)
+    assert re.search(r"book\.wav: \d+\.\d\d s of audio in 4 chunks, \d spoken more than once\n", err)
     assert "ran away" not in err
     assert {file.name for file in run.work.iterdir()} == {"book.txt", "book.wav", "parts"}
     audio, rate = soundfile.read(run.work / "book.wav")
@@ -148,7 +148,7 @@ def test_read_speaks_a_book(run):
     # Other pauses take no other speech: three paragraphs, two pauses between them.
     code, _, err = run("read", BOOK, "--folder", "parts", "--paragraph-pause", "2.7")
     assert code == 0
-    assert "parts: 3 of 3 chunks are there." in err
+    assert "parts: 4 of 4 chunks are there." in err
     assert soundfile.info(run.work / "out.wav").frames == len(audio) + 2 * 2 * RATE
 
     # Without a folder of its own the run leaves nothing behind.
@@ -170,7 +170,7 @@ def test_read_goes_on_where_it_was_killed(run, monkeypatch):
     assert not (run.work / "cut.wav").exists()
     code, _, err = run(*arguments)
     assert code == 0
-    assert re.search(r"cut\.wav\.parts: \d of 3 chunks are there\.", err)
+    assert re.search(r"cut\.wav\.parts: \d of 4 chunks are there\.", err)
     assert [file.name for file in run.work.iterdir()] == ["cut.wav"]
     assert run("read", BOOK, "--seed", 1, "--out", "whole.wav")[0] == 0
     assert (run.work / "whole.wav").read_bytes() == (run.work / "cut.wav").read_bytes()

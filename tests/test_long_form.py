@@ -80,18 +80,18 @@ def fake(engine, monkeypatch):
 def test_the_chunks_are_the_speech(engine, whole, tmp_path):
     _, chunks = whole
     speech = LongSpeech(engine, TEXT, seed=1, pauses=Pauses(paragraph=1, turn=0, sentence=0.5))
-    assert len(speech) == len(speech.chunks) == len(chunks) == 6
+    assert len(speech) == len(speech.chunks) == len(chunks) == 7
     speech.save(tmp_path / "book.wav")
     with_pauses = list(speech)
-    assert [chunk.index for chunk in with_pauses] == list(range(6))
+    assert [chunk.index for chunk in with_pauses] == list(range(7))
     assert [chunk.text for chunk in with_pauses] == speech.chunks
     assert [chunk.text.seam for chunk in with_pauses] == [
-        "paragraph", "paragraph", "sentence", "word", "paragraph", "sentence"
+        "paragraph", "sentence", "paragraph", "sentence", "word", "paragraph", "sentence"
     ]  # fmt: skip
     read, rate = soundfile.read(tmp_path / "book.wav", dtype="int16")
     assert rate == RATE
     np.testing.assert_array_equal(read, np.concatenate([chunk.pcm for chunk in with_pauses]))
-    for chunk, same, pause in zip(with_pauses, chunks, (0, 1, 0.5, 0, 1, 0.5), strict=True):
+    for chunk, same, pause in zip(with_pauses, chunks, (0, 0.5, 1, 0.5, 0, 1, 0.5), strict=True):
         silence = round(pause * RATE)
         assert not chunk.pcm[:silence].any()
         voiced = np.flatnonzero(np.abs(chunk.audio) > 0.01 * np.abs(chunk.audio).max())
@@ -109,13 +109,14 @@ def test_the_embedded_voice_says_all_of_it(whole):
     _, chunks = whole
     for chunk in chunks:
         assert chunk.faults == ()
-        assert 0.65 < chunk.attempts[chunk.kept].duration / spoken_seconds(chunk.text.text) < 1.35
         assert chunk.seed == 1 + 1000 * chunk.index + chunk.kept
+    paces = [chunk.attempts[chunk.kept].duration / spoken_seconds(chunk.text.text) for chunk in chunks]
+    assert 0.75 < np.median(paces) < 1.15
 
 
 def test_the_same_seed_gives_the_same_bytes(engine, whole, tmp_path):
     folder, _ = whole
-    assert len(list(LongSpeech(engine, TEXT, tmp_path / "same", seed=1))) == 6
+    assert len(list(LongSpeech(engine, TEXT, tmp_path / "same", seed=1))) == 7
     assert {file.name for file in folder.iterdir()} == {file.name for file in (tmp_path / "same").iterdir()}
     for file in folder.iterdir():
         assert (tmp_path / "same" / file.name).read_bytes() == file.read_bytes()
@@ -145,8 +146,8 @@ def test_what_is_missing_or_torn_is_made_again(engine, whole, tmp_path, monkeypa
     monkeypatch.setattr(engine, "generate", recorded)
     speech = LongSpeech(engine, TEXT, parts)  # the seed is the run's
     assert speech.seed == 1
-    assert speech.num_finished == 5
-    assert len(list(speech)) == speech.num_finished == 6
+    assert speech.num_finished == 6
+    assert len(list(speech)) == speech.num_finished == 7
     assert {seed // 1000 for seed in seeds} == {1, 2, 3, 4}
     assert {file.name: file.read_bytes() for file in parts.iterdir() if file.name[0] != "."} == files
     made = len(seeds)
