@@ -71,7 +71,7 @@ class LongSpeech:
             None: 2, with the embedded voice 0.
         max_retries: how often a chunk that ran away is spoken again. After that the best attempt is kept: the one with
             the fewest faults, then the one whose length is nearest to what the text should take.
-        strict: raise instead of keeping a chunk with faults. Chunks finished before stay in `folder`.
+        strict: raise at a chunk with faults. `folder` keeps it: without `strict` the run goes on behind it.
         pauses: between chunks. These, and `strict`, may change from one run over a folder to the next.
 
     Raises:
@@ -174,6 +174,9 @@ class LongSpeech:
                     context.insert(0, shown)
                 self._speak(index, text, context)
                 chunk = self._folder.load(index, text, pause)
+            if self._strict and chunk.faults:
+                tried = "; ".join(f"{', '.join(attempt.faults)} (seed {attempt.seed})" for attempt in chunk.attempts)
+                raise GenerationError(f"chunk {index} ran away with every seed: {tried}; its text is {text.text!r}")
             if not chunk.faults:
                 first.setdefault(text.tag, chunk)
                 last.append(chunk)
@@ -212,9 +215,6 @@ class LongSpeech:
                 break  # it is good, or greedy: further seeds change nothing
         expected = spoken_seconds(text.text)
         kept = min(range(len(attempts)), key=lambda i: (len(attempts[i].faults), abs(attempts[i].duration - expected)))
-        if self._strict and attempts[kept].faults:
-            tried = "; ".join(f"{', '.join(attempt.faults)} (seed {attempt.seed})" for attempt in attempts)
-            raise GenerationError(f"chunk {index} ran away with every seed: {tried}; its text is {text.text!r}")
         speech = speeches[kept]
         audio = trimmed(speech.audio, speech.sampling_rate)
         self._folder.store(index, text, audio, speech.sampling_rate, speech.codes, kept, attempts)

@@ -357,16 +357,19 @@ def test_the_attempt_with_the_fewest_faults_is_kept(engine, fake, monkeypatch):
 
 
 def test_strict(engine, fake, tmp_path):
-    fake(lambda seed: "short" if seed // 1000 == 1 else "good")
+    model = fake(lambda seed: "short" if seed // 1000 == 1 else "good")
     speech = LongSpeech(engine, "The first one.\n\nThe second one.", tmp_path, seed=0, max_retries=1, strict=True)
     expected = re.escape(
         "chunk 1 ran away with every seed: too short (seed 1000); too short (seed 1001); its text is 'The second one.'"
     )
     with pytest.raises(GenerationError, match=expected):
         list(speech)
-    assert speech.num_finished == 1
-    # The same folder goes on without.
+    # The chunk is there: it is not tried again, is still refused, and without `strict` the run goes on.
+    calls = len(model.calls)
+    with pytest.raises(GenerationError, match=expected):
+        list(speech)
     assert len(list(LongSpeech(engine, "The first one.\n\nThe second one.", tmp_path, max_retries=1))) == 2
+    assert len(model.calls) == calls == 3
 
 
 def test_greedy_attempts_are_not_repeated(engine, fake, monkeypatch):
