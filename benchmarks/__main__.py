@@ -1,4 +1,4 @@
-"""Run the whole suite: read bandwidth, products, codec, frame and prompt, speech; each beside what it replaces.
+"""Run the whole suite: read bandwidth, products, codec, frame, prompt and prefix, speech; beside what they replace.
 
     python -m benchmarks --json report.json --plots plots
 
@@ -14,6 +14,7 @@ import importlib.util
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ sys.path += [str(_FOLDER), str(_FOLDER / "ops"), str(_FOLDER.parent)]
 import bench_codec  # noqa: E402
 import bench_frame  # noqa: E402
 import bench_linear  # noqa: E402
+import bench_prefix  # noqa: E402
 import bench_streaming  # noqa: E402
 import torch  # noqa: E402
 from measure import ReadBandwidth, summary, write_json  # noqa: E402
@@ -41,12 +43,12 @@ from higgs_native.random_checkpoint import (  # noqa: E402
 
 
 SENTENCE = "The sun rises in the east and sets in the west."
-SECTIONS = ("bandwidth", "products", "codec", "streaming", "frame", "speech")
+SECTIONS = ("bandwidth", "products", "codec", "streaming", "frame", "prefix", "speech")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="the checkpoint of the frame section: a folder or a Hub name")
+    parser.add_argument("--model", help="the checkpoint of the sections frame and prefix: a folder or a Hub name")
     parser.add_argument("--layers", type=int, default=8, help="of the checkpoint that is written without --model")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--quick", action="store_true", help="everything at toy size")
@@ -61,18 +63,23 @@ def main() -> None:
         if importlib.util.find_spec(package) is None:
             parser.error(f"{package} is not installed; install 'higgs-native[test]' or give --no-transformers")
 
+    temporary = tempfile.TemporaryDirectory()
+    # Written where a section asks for it, once.
+    checkpoint = cache(lambda: resolve_folder(args.model or write_checkpoint(temporary.name, args.layers, args.quick)))
     report: dict[str, Any] = {"quick": args.quick}
     sections = {
         "bandwidth": lambda: run_bandwidth(args.quick),
         "products": lambda: run_products(args.quick),
         "codec": lambda: run_codec(args.quick, compare),
         "streaming": lambda: run_streaming(args.quick),
-        "frame": lambda: run_frame(args.model, args.layers, args.quick, compare),
+        "frame": lambda: run_frame(checkpoint(), args.quick, compare),
+        "prefix": lambda: run_prefix(checkpoint(), args.quick),
         "speech": lambda: run_speech(args.quick),
     }
-    for name in args.sections:
-        print(f"== {name}")
-        report[name] = sections[name]()
+    with temporary:
+        for name in args.sections:
+            print(f"== {name}")
+            report[name] = sections[name]()
     if args.json:
         write_json(args.json, report)
     if args.plots and "frame" in report:
@@ -122,22 +129,31 @@ def run_streaming(quick: bool) -> dict[str, Any]:
     return bench_streaming.run(config, 12 if quick else 100, [5] if quick else [1, 5, 10, 25, 100], 1 if quick else 5)
 
 
-def run_frame(model: str | None, layers: int, quick: bool, compare: bool) -> dict[str, Any]:
+def write_checkpoint(folder: str, layers: int, quick: bool) -> str:
+    """Write a language model of the real size's shapes and so many layers, with random weights; return its folder."""
+    small = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "head_dim": 32}  # fmt: skip
+    layers = 2 if quick else layers
+    shapes = {"num_hidden_layers": layers, "audio_dual_ffn_layers": tuple(range(layers))}
+    config = dataclasses.replace(REAL_SIZE_CONFIG, **shapes, **(small if quick else {}))
+    write_language_model(folder, config, endless=True)
+    return folder
+
+
+def run_frame(folder: Path, quick: bool, compare: bool) -> dict[str, Any]:
     """A frame and a prompt in every format, beside transformers."""
     formats = ["bfloat16", "int8", "int4"]
     positions, frames, prefill, repeats = (
         ([16], 3, (5, 10), 1) if quick else ([256, 512, 1024, 4096], 20, (100, 200), 5)
     )
-    with tempfile.TemporaryDirectory() as temporary:
-        if model is None:
-            small = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2,
-                     "head_dim": 32}  # fmt: skip
-            layers = 2 if quick else layers
-            shapes = {"num_hidden_layers": layers, "audio_dual_ffn_layers": tuple(range(layers))}
-            config = dataclasses.replace(REAL_SIZE_CONFIG, **shapes, **(small if quick else {}))
-            write_language_model(temporary, config, endless=True)
-        folder = resolve_folder(model or temporary)
-        return bench_frame.run(folder, formats, positions, frames, prefill, repeats, compare, compare and not quick)
+    return bench_frame.run(folder, formats, positions, frames, prefill, repeats, compare, compare and not quick)
+
+
+def run_prefix(folder: Path, quick: bool) -> dict[str, Any]:
+    """A prompt and the first audio in a new voice, and in one whose keys and values are kept."""
+    if quick:
+        return bench_prefix.run(folder, ["int8"], DEMO_AUDIO_TOKENIZER_CONFIG, 3.0, 1)
+    return bench_prefix.run(folder, bench_prefix.FORMATS, HiggsAudioTokenizerConfig(), 10.0, 5)
 
 
 def run_speech(quick: bool) -> dict[str, Any]:

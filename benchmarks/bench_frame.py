@@ -251,18 +251,20 @@ def transformers_frames(
     return run
 
 
-def compiled_frames(model: Any, cache: KVCache, frames: torch.Tensor, position: int) -> Callable[[int], torch.Tensor]:
-    """The same with transformers' static cache and torch.compile, which is called once."""
+def compiled_frames(
+    model: Any, cache: KVCache, frames: torch.Tensor, position: int, mode: str | None = None
+) -> Callable[[int], torch.Tensor]:
+    """The same with transformers' static cache and torch.compile in `mode`, which is called once."""
     import transformers
 
     past = transformers.StaticCache(config=model.config, max_cache_len=position + len(frames))
     # A prompt brings the cache to its position; what it wrote there is then replaced.
-    prompt = torch.zeros(1, position, model.config.num_codebooks, dtype=torch.long)
+    prompt = torch.zeros(1, position, model.config.num_codebooks, dtype=torch.long, device=model.device)
     model(audio_input_ids=prompt, past_key_values=past, use_cache=True, logits_to_keep=1)
     for layer, keys, values in zip(past.layers, cache.keys, cache.values, strict=True):
         layer.keys[:, :, :position] = keys[:, :, :position]
         layer.values[:, :, :position] = values[:, :, :position]
-    forward = torch.compile(model.forward, dynamic=False)
+    forward = torch.compile(model.forward, dynamic=False, mode=mode)
 
     def run(index: int) -> torch.Tensor:
         logits = forward(audio_input_ids=frames[None, index : index + 1], past_key_values=past, use_cache=True).logits

@@ -1,5 +1,6 @@
 """What the benchmarks share: the machine's description, its read bandwidth, summaries of timings, and JSON reports."""
 
+import contextlib
 import json
 import os
 import platform
@@ -21,15 +22,15 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 class ReadBandwidth:
-    """Measures how fast this machine reads memory with all of torch's threads, in GB/s.
+    """Measures how fast this machine reads memory, with all of torch's threads or on a GPU, in GB/s.
 
     No reduction is the fastest on every machine, so each of three is timed, and the fastest pass counts.
     """
 
-    def __init__(self, num_bytes: int = 1 << 30) -> None:
-        floats = empty_weight((num_bytes // 4,), torch.float32, torch.device("cpu"))
+    def __init__(self, num_bytes: int = 1 << 30, device: torch.device = torch.device("cpu")) -> None:  # noqa: B008
+        floats = empty_weight((num_bytes // 4,), torch.float32, device)
         floats.fill_(1e-3)  # fresh pages are slow to touch for the first time
-        rows, ones = floats.view(-1, 4096), torch.ones(4096)
+        rows, ones = floats.view(-1, 4096), torch.ones(4096, device=device)
         integers = floats.view(torch.int64)
         self._num_bytes = floats.nbytes
         self._passes: list[Callable[[], object]] = [
@@ -46,10 +47,18 @@ class ReadBandwidth:
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """The wall time of one call."""
+    """The wall time of one call, with all that it began on a GPU."""
+    synchronize()
     start = time.perf_counter()
     function()
+    synchronize()
     return time.perf_counter() - start
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where one is used."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def summary(values: list[float], digits: int = 3) -> dict[str, float]:
@@ -84,6 +93,9 @@ def machine() -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         described["gpu"] = torch.cuda.get_device_name()
+        driver = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            described["driver"] = subprocess.run(driver, capture_output=True, text=True, check=True).stdout.strip()
     return described
 
 

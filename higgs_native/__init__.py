@@ -22,6 +22,7 @@ from higgs_native.seams import Pauses
 from higgs_native.speech import Speech
 from higgs_native.streaming import AudioChunk, SpeechStream
 from higgs_native.text import normalize_text
+from higgs_native.voice_check import VoiceWarning, check_recording
 from higgs_native.voices import Voice, find_voice, list_voices
 
 
@@ -52,7 +53,9 @@ __all__ = [
     "TextChunk",
     "TextContent",
     "Voice",
+    "VoiceWarning",
     "build_prompt",
+    "check_recording",
     "chunk_text",
     "find_voice",
     "list_voices",

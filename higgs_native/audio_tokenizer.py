@@ -5,6 +5,7 @@ import operator
 import os
 import threading
 from collections import OrderedDict
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +19,7 @@ from higgs_native.checkpoint import resolve_folder
 from higgs_native.codec_checkpoint import load_tensors
 from higgs_native.codec_config import HiggsAudioTokenizerConfig
 from higgs_native.codec_decoder import StreamingDecoder, checked_codes
+from higgs_native.device import checked_device
 from higgs_native.errors import AudioError, ParameterError
 
 
@@ -44,6 +46,7 @@ class HiggsAudioTokenizer:
     Args:
         config: the shapes.
         tensors: by the names of `codec_config.tensor_shapes`, float32, weight norm folded.
+        device: where to run.
 
     Example:
         >>> tokenizer = HiggsAudioTokenizer.from_pretrained("bosonai/higgs-audio-v2-tokenizer")
@@ -51,10 +54,17 @@ class HiggsAudioTokenizer:
         >>> waveform = tokenizer.decode(codes)  # float32 [frames * 960], 24 kHz
     """
 
-    def __init__(self, config: HiggsAudioTokenizerConfig, tensors: dict[str, torch.Tensor]) -> None:
+    def __init__(
+        self,
+        config: HiggsAudioTokenizerConfig,
+        tensors: dict[str, torch.Tensor],
+        device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable)
+    ) -> None:
         self.config = config
+        self.device = device
         with torch.inference_mode():
-            self._weights = codec.prepare(tensors, config)
+            weights = codec.prepare(tensors, config)
+            self._weights = {name: weight.to(device) for name, weight in weights.items()}
         self._cache: OrderedDict[bytes, torch.Tensor] = OrderedDict()
         self._cache_lock = threading.Lock()
 
@@ -64,17 +74,16 @@ class HiggsAudioTokenizer:
 
         Args:
             path_or_name: a folder with `config.json` and `model.safetensors` or `model.pth`, or a Hub name.
-            device: where to run; the CPU is the only one so far.
+            device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU where there is one.
 
         Raises:
             ConfigError, CheckpointError: the files are missing, damaged, or don't fit each other.
-            ParameterError: another device.
+            ParameterError: there is no such device, or HIGGS_NATIVE_ISA names no instruction set of this machine.
         """
-        if torch.device(device).type != "cpu":
-            raise ParameterError(f"the audio tokenizer's device is {str(device)!r}; it runs on 'cpu'")
+        device = checked_device(device)
         folder = resolve_folder(path_or_name, kind="audio tokenizer")
         config = HiggsAudioTokenizerConfig.from_pretrained(folder)
-        return cls(config, load_tensors(folder, config))
+        return cls(config, load_tensors(folder, config), device)
 
     @property
     def sampling_rate(self) -> int:
@@ -140,7 +149,7 @@ class HiggsAudioTokenizer:
         if isinstance(audio, (np.ndarray, torch.Tensor)):
             if sampling_rate is None:
                 raise AudioError("audio given as samples needs its sampling_rate, in Hz")
-            waveform, rate = _mono(audio), _checked_rate(sampling_rate)
+            waveform, rate = mono_samples(audio), checked_rate(sampling_rate)
         else:
             waveform, rate = read_audio(audio)
         _check_duration(len(waveform), rate)
@@ -151,12 +160,13 @@ class HiggsAudioTokenizer:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key].clone()
-        with torch.inference_mode():
+        with torch.inference_mode(), _exact_convolutions():
             try:
-                codes = codec.encode(self._weights, self.config, torch.tensor(waveform)[None], length_rule)
+                samples = torch.tensor(waveform, device=self.device)[None]
+                codes = codec.encode(self._weights, self.config, samples, length_rule)
             except ValueError as error:
                 raise AudioError(str(error)) from None
-        codes = codes.long().clone()  # outside of inference mode: an ordinary tensor
+        codes = codes.to("cpu", torch.int64, copy=True)  # outside of inference mode: an ordinary tensor
         with self._cache_lock:
             self._cache[key] = codes
             if len(self._cache) > _CACHED_AUDIOS:
@@ -195,6 +205,11 @@ class HiggsAudioTokenizer:
         return StreamingDecoder(self._weights, self.config, lookahead)
 
 
+def _exact_convolutions() -> AbstractContextManager[None]:
+    """On a GPU: float32 products as such, not rounded to 19 bits, and the same sums each time."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
 def read_audio(
     file: str | os.PathLike | BinaryIO, offset: float = 0, duration: float | None = None
 ) -> tuple[np.ndarray, int]:
@@ -220,7 +235,7 @@ def read_audio(
     try:
         with soundfile.SoundFile(file) as opened:
             # Before reading: a file of hours would fill the memory.
-            rate = _checked_rate(opened.samplerate)
+            rate = checked_rate(opened.samplerate)
             begin, count = cut(opened.frames, rate, offset, duration)
             _check_duration(count, rate, name)
             opened.seek(begin)
@@ -228,7 +243,7 @@ def read_audio(
     # TypeError: a headerless file (.raw), whose rate soundfile can't know.
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise AudioError(f"{name} can't be read as audio: {str(error).strip()}") from None
-    return _mono(samples.mean(axis=1)), rate
+    return mono_samples(samples.mean(axis=1)), rate
 
 
 def cut(samples: int, rate: int, offset: float, duration: float | None) -> tuple[int, int]:
@@ -237,7 +252,12 @@ def cut(samples: int, rate: int, offset: float, duration: float | None) -> tuple
     return begin, samples - begin if duration is None else round(min(duration * rate, samples - begin))
 
 
-def _mono(audio: np.ndarray | torch.Tensor) -> np.ndarray:
+def mono_samples(audio: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Return samples, as `HiggsAudioTokenizer.encode` takes them, as [samples], float32, full scale 1.
+
+    Raises:
+        AudioError: they are empty or not finite, or the shape or dtype is wrong.
+    """
     samples = audio.detach().cpu() if isinstance(audio, torch.Tensor) else audio
     if isinstance(samples, torch.Tensor):
         samples = samples.float().numpy() if samples.is_floating_point() else samples.numpy()
@@ -260,7 +280,8 @@ def _mono(audio: np.ndarray | torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(samples)
 
 
-def _checked_rate(sampling_rate: int) -> int:
+def checked_rate(sampling_rate: int) -> int:
+    """Return a sampling rate in Hz. Raises AudioError where it is no whole number, or out of range."""
     try:
         rate = operator.index(sampling_rate)
     except TypeError:

@@ -98,11 +98,17 @@ class Background(Generic[T]):
             self._raise_error()
         finally:
             self._leave()
+            cancelled = False
             while not self._ended:
                 changed.clear()
                 if not self._ended:
-                    await changed.wait()
+                    try:
+                        await changed.wait()
+                    except asyncio.CancelledError:  # for the second time, perhaps: no thread is left behind
+                        cancelled = True
             self._thread.join()
+            if cancelled:
+                raise asyncio.CancelledError
 
     def _start(self, wake: Callable[[], object] = lambda: None) -> None:
         """Begin; `wake` is called in the thread after every item, and at the end."""

@@ -1,10 +1,12 @@
 """The command `higgs-native`."""
 
+import errno
 import io
 import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,20 +18,22 @@ from tqdm import tqdm
 
 import higgs_native
 from higgs_native._C import build_info
-from higgs_native.audio_tokenizer import read_audio
 from higgs_native.checkpoint import resolve_folder
 from higgs_native.chunk_folder import ChunkFolder
 from higgs_native.chunking import chunk_text
 from higgs_native.errors import AudioError, HiggsNativeError, ParameterError, PromptError
+from higgs_native.files import check_file_can_be_made
 from higgs_native.generation import SamplingParameters, check_parameters
 from higgs_native.long_form import CHUNK_SECONDS, MAX_RETRIES, LongSpeech, check_long_form
 from higgs_native.model import LanguageModel
-from higgs_native.pipeline import HiggsAudio, choose_voices
+from higgs_native.ops import check_instruction_set
+from higgs_native.pipeline import HiggsAudio, check_voice, choose_voices
 from higgs_native.quantization import Quantization
 from higgs_native.seams import Pauses
 from higgs_native.speech import check_output_path
 from higgs_native.streaming import SpeechStream
 from higgs_native.text import normalize_text
+from higgs_native.voice_check import VoiceWarning
 from higgs_native.voices import VOICES_VARIABLE, Voice, list_voices
 from higgs_native.weights import check_target, write_packed
 
@@ -79,7 +83,7 @@ RasWinLenOption = Annotated[
     int, typer.Option(help="Draw again what stands too often among so many last frames; 0: never.")
 ]
 RasWinMaxNumRepeatOption = Annotated[int, typer.Option(help="How often is too often.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, or auto.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU where there is one.")]
 DtypeOption = Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, or auto: as stored.")]
 QuantizationOption = Annotated[
     str | None,
@@ -90,7 +94,10 @@ QuantizationOption = Annotated[
 @app.command()
 def speak(
     text: TextArgument,
-    out: Annotated[Path, typer.Option(help="The audio file to write: .wav, .flac, .ogg or .mp3.")] = Path("out.wav"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The audio file to write: .wav, .flac, .ogg or .mp3.", show_default="out.wav"),
+    ] = None,
     stream: Annotated[
         Path | None,
         typer.Option(
@@ -119,7 +126,9 @@ def speak(
     """Speak a text into an audio file."""
     # All that can be wrong is looked at before weights are loaded, which takes long.
     if stream is None:
-        check_output_path(out)
+        out = check_output_path(out or Path("out.wav"))
+    elif out is not None:
+        raise ParameterError("both --out and --stream are given; expected one of them")
     else:
         _check_stream_path(stream)
     text = _read_text(text)
@@ -295,9 +304,23 @@ def voices(
         Path | None, typer.Argument(help="The folder of voices.", show_default=f"${VOICES_VARIABLE}")
     ] = None,
 ) -> None:
-    """List the voices of a folder: their names, and the words of the recording or the description."""
-    for name, voice in list_voices(folder).items():
+    """List the voices of a folder: their names, and the words of the recording or the description.
+
+    Below a name stands what is wrong with its recording, and what would be right.
+    """
+    listed = list_voices(folder)
+    unusable = []
+    for name, voice in listed.items():
         print(f"{name}\t{voice.profile or voice.reference_text or ''}")
+        try:
+            advice = check_voice(voice)
+        except AudioError as error:
+            advice = [f"it can't be used: {error}"]
+            unusable.append(name)
+        for line in advice:
+            print(f"    {line}")
+    if unusable:
+        raise AudioError(f"{len(unusable)} of {len(listed)} voices can't be used: {', '.join(unusable)}")
 
 
 @app.command()
@@ -328,6 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: by default those of the process.
     """
     try:
+        check_instruction_set()
         app(arguments)
     except HiggsNativeError as error:
         _fail(error, 2)
@@ -345,10 +369,12 @@ def _fail(error: Exception | str, code: int) -> None:
 def _checked_voices(
     voice: str | None, reference_audio: Path | None, reference_text: str | None, voices_folder: Path | None
 ) -> list[Voice]:
-    """The voices that are asked for, their recordings read once to see whether they can be."""
+    """The voices that are asked for. Their recordings are read once, and advice on poor ones is printed."""
     chosen = choose_voices(voice, reference_audio, reference_text, voices_folder)
-    for recording in (item.reference_audio for item in chosen if item.profile is None):
-        read_audio(recording)
+    for item in chosen:
+        for advice in check_voice(item):
+            print(f"warning: {item.reference_audio}: {advice}", file=sys.stderr)
+    warnings.filterwarnings("ignore", category=VoiceWarning)  # said above
     return chosen
 
 
@@ -376,10 +402,21 @@ def _report_cut_off(finish_reason: str | None, max_new_tokens: int) -> None:
 
 def _check_stream_path(path: Path) -> None:
     """Raise ParameterError where raw audio can't be written to `path`, a file, a named pipe, or `-`."""
-    if str(path) == "-" and sys.stdout is None:
-        raise ParameterError("standard output is closed; --stream - needs it")
-    if str(path) != "-" and (path.is_dir() or not path.parent.is_dir()):
-        raise ParameterError(f"{path} is a folder, or in none; expected a file, a named pipe, or -")
+    if str(path) == "-":
+        if sys.stdout is None:
+            raise ParameterError("standard output is closed; --stream - needs it")
+        return
+    try:
+        if path.is_dir() or not path.parent.is_dir():
+            raise ParameterError(f"{path} is a folder, or in none; expected a file, a named pipe, or -")
+        if not path.exists():
+            check_file_can_be_made(path)
+        elif path.is_file():
+            path.open("ab").close()  # what stands in it is kept until there is audio
+        elif not os.access(path, os.W_OK):  # opening a pipe would wait for its reader
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ParameterError(f"{path} can't be written: {error.strerror}") from None
 
 
 def _opened_stream(path: Path) -> io.RawIOBase:

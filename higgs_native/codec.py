@@ -71,7 +71,7 @@ def encode(
         ValueError: the branches differ in length by more than the rule mends.
     """
     to_quantize = embeddings(weights, config, audio, length_rule)
-    codes = torch.empty(config.num_codebooks, to_quantize.shape[0], dtype=torch.int32)
+    codes = torch.empty(config.num_codebooks, to_quantize.shape[0], dtype=torch.int32, device=to_quantize.device)
     ops.rvq_encode(
         codes,
         to_quantize,
@@ -269,6 +269,6 @@ def resample(audio: torch.Tensor, from_rate: int, to_rate: int) -> torch.Tensor:
     window = torch.cos(times * math.pi / zero_crossings / 2).square()
     kernels = torch.sinc(times) * window * (cutoff / from_rate)
     padded = F.pad(audio, (width, width + from_rate))
-    resampled = F.conv1d(padded[:, None], kernels[:, None], stride=from_rate)
+    resampled = F.conv1d(padded[:, None], kernels[:, None].to(audio.device), stride=from_rate)
     samples = math.ceil(audio.shape[1] * to_rate / from_rate)
     return resampled.mT.flatten(1)[:, :samples]

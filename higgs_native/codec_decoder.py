@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from higgs_native import ops
+from higgs_native.checks import check_integer
 from higgs_native.codec import Weights
 from higgs_native.codec_config import DILATIONS, HiggsAudioTokenizerConfig
 from higgs_native.errors import AudioError, ParameterError
@@ -56,6 +57,7 @@ class StreamingDecoder:
     def __init__(self, weights: Weights, config: HiggsAudioTokenizerConfig, lookahead: int | None = None) -> None:
         most = config.decoder_context
         self.lookahead = most if lookahead is None else lookahead
+        check_integer("lookahead", self.lookahead)
         if not 0 <= self.lookahead <= most:
             raise ParameterError(f"lookahead must lie in 0 .. {most} frames, got {lookahead}")
         self._exact = self.lookahead == most
@@ -80,7 +82,7 @@ class StreamingDecoder:
             is_last: no more will follow: return the audio of all frames that are left.
 
         Returns:
-            [frames * hop length], float32. The pieces joined are the audio of all codes joined.
+            [frames * hop length], float32, on the CPU. The pieces joined are the audio of all codes joined.
 
         Raises:
             AudioError: the shape or dtype is wrong, or a code out of range.
@@ -108,12 +110,13 @@ class StreamingDecoder:
 
     def _compute(self, codes: torch.Tensor, is_last: bool) -> None:
         """Put codes through the layers, and the samples that come out behind `_computed`."""
-        latent = torch.empty(codes.shape[1], self._config.acoustic_hidden_size)
-        ops.rvq_decode(latent, codes, self._weights["decode.table"], self._weights["decode.bias"])
+        table = self._weights["decode.table"]
+        latent = table.new_empty(codes.shape[1], self._config.acoustic_hidden_size)
+        ops.rvq_decode(latent, codes.to(table.device), table, self._weights["decode.bias"])
         x = latent.T[None].contiguous()
         for index, layer in enumerate(self._layers):
             x = self._advance(index, layer, x, is_last)
-        self._computed = torch.cat([self._computed, x[0, 0]])
+        self._computed = torch.cat([self._computed, x[0, 0].cpu()])
 
     def _advance(self, index: int, layer: _Layer, x: torch.Tensor, is_last: bool) -> torch.Tensor:
         """Give a layer its next columns of input; return those of its output that can be computed."""

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from higgs_native.errors import ParameterError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -23,6 +25,19 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_file_can_be_made(path: Path) -> None:
+    """Raise ParameterError where `path` is a folder, or its folder can't be written to; a file there is left alone."""
+    # Only trying tells whether a file can be made: permissions don't bind every user, and disks may be read-only.
+    try:
+        if path.is_dir():
+            raise ParameterError(f"{path} is a folder; expected a file")
+        probe = path.with_name(f".{path.name}.probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ParameterError(f"{path} can't be written: {error.strerror}") from None
 
 
 def _is_running(process: int) -> bool:

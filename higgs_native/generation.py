@@ -9,13 +9,17 @@ import enum
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from higgs_native import ops
+from higgs_native.checks import check_integer, check_number
 from higgs_native.errors import ParameterError, PromptError
+from higgs_native.frame_loop import FrameLoop, FrameLoops, FrameRow
+from higgs_native.kv_cache import KVCache
 from higgs_native.model import LanguageModel, Rows
+from higgs_native.prefix_cache import PromptBlock, prompt_blocks
 from higgs_native.sampler import SamplerState
 
 
@@ -57,7 +61,13 @@ class SamplingParameters:
 
 
 def check_parameters(sampling: SamplingParameters, max_new_tokens: int) -> None:
-    """Raise ParameterError where a parameter of generation lies outside its range."""
+    """Raise ParameterError where a parameter of generation is of a wrong type, or lies outside its range."""
+    check_number("temperature", sampling.temperature)
+    check_number("top_p", sampling.top_p, optional=True)
+    for name in ("top_k", "ras_win_len", "seed"):
+        check_integer(name, getattr(sampling, name), optional=True)
+    check_integer("ras_win_max_num_repeat", sampling.ras_win_max_num_repeat)
+    check_integer("max_new_tokens", max_new_tokens)
     # The kernels take float32 and int32; below 1e-3 a logit over the temperature could overflow.
     if sampling.temperature != 0 and not 1e-3 <= sampling.temperature <= 1e3:
         raise ParameterError(f"temperature must be 0 (greedy) or between 0.001 and 1000, got {sampling.temperature}")
@@ -72,6 +82,16 @@ def check_parameters(sampling: SamplingParameters, max_new_tokens: int) -> None:
     _check_seed(sampling.seed)
     if max_new_tokens < 1:
         raise ParameterError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+
+
+def check_stop_strings(stop_strings: Sequence[str] | None) -> None:
+    """Raise ParameterError where `stop_strings` is neither None nor a sequence of strings; one string is none."""
+    if isinstance(stop_strings, str):
+        raise ParameterError(f"stop_strings must be a list of strings, got the string {stop_strings!r}")
+    if stop_strings is None:
+        return
+    if not isinstance(stop_strings, Sequence) or not all(isinstance(stop, str) for stop in stop_strings):
+        raise ParameterError(f"stop_strings must be a list of strings, got {stop_strings!r}")
 
 
 @dataclass(frozen=True)
@@ -111,6 +131,7 @@ class GenerationOutput:
             (`max_new_tokens`, or the cache is full).
         prompt_tokens: positions of the prompt, references' frames included.
         completion_tokens: steps made, text tokens and frames.
+        cached_tokens: positions of the prompt that were not computed: an earlier prompt began alike.
         audio_logits: [frames drawn, codebooks, codebook_size] float32, with `output_logits`.
         text_logits: [text steps, vocabulary] float32, with `output_logits`.
     """
@@ -120,6 +141,7 @@ class GenerationOutput:
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
     audio_logits: torch.Tensor | None = None
     text_logits: torch.Tensor | None = None
 
@@ -146,6 +168,7 @@ class _Sequence:
     # The prompt's frames that repetition-aware sampling looks back at, and its last ids, one a position.
     prompt_frames: list[torch.Tensor]
     prompt_ids: list[int]
+    cached_tokens: int = 0
     position: int = 0
     text_position: int = 0
     steps: int = 0
@@ -155,20 +178,29 @@ class _Sequence:
     text_logits: list[torch.Tensor] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
 
+    # Callbacks run outside of inference mode: tensors made in it could not be changed by those who receive them.
+
     def add_frame(self, frame: torch.Tensor) -> None:
         self.segments[-1].append(frame)
         self.pending = [frame]
         if self.request.on_frame is not None:
-            # A tensor as any other: generation runs in inference mode, whose tensors its receiver could not change.
             with torch.inference_mode(False):
-                codes = frame.to(torch.int64, copy=True)
-            self.request.on_frame(codes)
+                self.request.on_frame(frame.to(torch.int64, copy=True))
+
+    def draws_next(self) -> bool:
+        """Whether the next step is a frame after a frame."""
+        return (
+            self.mode is GenerationMode.AUDIO_IN_PROGRESS
+            and len(self.pending) == 1
+            and not isinstance(self.pending[0], int)
+        )
 
     def add_token(self, token: int) -> None:
         self.text_ids.append(token)
         self.pending = [token]
         if self.request.on_token is not None:
-            self.request.on_token(token)
+            with torch.inference_mode(False):
+                self.request.on_token(token)
 
 
 class HiggsAudioModel(LanguageModel):
@@ -178,6 +210,10 @@ class HiggsAudioModel(LanguageModel):
     >>> output = model.generate(input_ids, reference_codes=[codes], temperature=0.3, top_k=50, seed=1)
     >>> codes = revert_delay_pattern(output.audio_segments[0])
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.frame_loops = FrameLoops(self)
 
     def generate(
         self,
@@ -215,7 +251,7 @@ def _check_seed(seed: int | None) -> None:
 
 @torch.inference_mode()
 def generate_batch(
-    model: LanguageModel,
+    model: HiggsAudioModel,
     requests: Sequence[GenerationRequest],
     rule: Rule = "boson",
     max_new_tokens: int = 1024,
@@ -235,12 +271,13 @@ def generate_batch(
         output_logits: keep the logits that each step drew from.
 
     Raises:
-        ParameterError: a parameter lies outside its range.
+        ParameterError: a parameter is of a wrong type, or lies outside its range.
         PromptError: a prompt does not fit the model, its references, or the cache.
         CheckpointError: the rule needs text, and the checkpoint has no text head.
     """
     sampling = sampling or SamplingParameters()
     check_parameters(sampling, max_new_tokens)
+    check_stop_strings(stop_strings)
     if rule not in ("boson", "transformers"):
         raise ParameterError(f"rule must be 'boson' or 'transformers', got {rule!r}")
     stop_strings = tuple(stop_strings or ())
@@ -248,27 +285,34 @@ def generate_batch(
     if not sequences:
         return []
     longest = max(sequence.prompt_tokens for sequence in sequences)
-    cache = model.new_cache(len(sequences), min(longest + max_new_tokens, model.max_cache_length))
-    sampler = _sampler(model, sequences, rule, sampling)
-
-    live = sequences
-    while live:
-        rows, last = _rows(model, live)
-        states = model.forward(rows, cache)
-        if last is not None:
-            states = states[last]
-        _advance(model, live, states, sampler, rule, stop_strings, output_logits)
-        for sequence in live:
-            if sequence.finish_reason is None and (
-                sequence.steps == max_new_tokens or sequence.position == cache.length
-            ):
-                sequence.finish_reason = "length"
-        live = [sequence for sequence in live if sequence.finish_reason is None]
-    return [_output(model, sequence, output_logits) for sequence in sequences]
+    length = min(longest + max_new_tokens, model.max_cache_length)
+    window = max(sampling.ras_win_len or 0, 1)
+    with model.frame_loops.loop(len(sequences), length, window) as loop:
+        _reset_sampler(loop.sampler, sequences, rule, sampling)
+        prompts = [_restore_prefix(model, sequence, loop.cache) for sequence in sequences]
+        live = sequences
+        while live:
+            if not output_logits and all(sequence.draws_next() for sequence in live):
+                _draw_frames(model, live, loop, rule, length, max_new_tokens)
+            else:
+                rows, last = _rows(model, live)
+                states = model.forward(rows, loop.cache)
+                for slot, blocks in enumerate(prompts):
+                    model.prefix_cache.keep(blocks, loop.cache, slot)
+                prompts = []  # they are computed in the first pass
+                _advance(model, live, states[last], loop.sampler, rule, stop_strings, output_logits)
+            for sequence in live:
+                if sequence.finish_reason is None and (
+                    sequence.steps == max_new_tokens or sequence.position == length
+                ):
+                    sequence.finish_reason = "length"
+            live = [sequence for sequence in live if sequence.finish_reason is None]
+    with torch.inference_mode(False):  # so that results are tensors as any other
+        return [_output(model, sequence, output_logits) for sequence in sequences]
 
 
 def delayed_reference(model: LanguageModel, codes: torch.Tensor) -> torch.Tensor:
-    """The frames of a reference as the model reads them: [codebooks, T] -> [T + codebooks + 1, codebooks], int32.
+    """The frames of a reference as the model reads them: [codebooks, T] -> [T + codebooks + 1, codebooks], int32, CPU.
 
     Raises:
         PromptError: the shape or a code does not fit the model.
@@ -281,7 +325,7 @@ def delayed_reference(model: LanguageModel, codes: torch.Tensor) -> torch.Tensor
         raise PromptError(
             f"reference codes must lie between 0 and {limit - 1}, got {int(codes.min())} to {int(codes.max())}"
         )
-    codes = codes.to(device=model.device, dtype=torch.int32).contiguous()
+    codes = codes.to(device="cpu", dtype=torch.int32).contiguous()
     frames = codes.new_empty(config.num_codebooks, codes.shape[1] + config.num_codebooks + 1)
     ops.delay_pattern_build(frames, codes, config.audio_stream_bos_id, config.audio_stream_eos_id)
     return frames.T.contiguous()
@@ -364,7 +408,7 @@ def _begin(model: LanguageModel, request: GenerationRequest, slot: int, rule: Ru
                 f"partial_audio must have shape [{config.num_codebooks}, N] with N of at least 1, "
                 f"got {list(partial.shape)}"
             )
-        frames = partial.T.to(device=model.device, dtype=torch.int32).contiguous().unbind(0)
+        frames = partial.T.to(device="cpu", dtype=torch.int32).contiguous().unbind(0)
         pending += frames
         prompt_frames += frames
         segments = [list(frames)]
@@ -389,7 +433,7 @@ def _begin_expanded(
         )
     if frames.numel() and not 0 <= int(frames.min()) <= int(frames.max()) < config.codebook_size:
         raise PromptError(f"delayed_frames must lie between 0 and {config.codebook_size - 1}")
-    prompt_frames = list(frames.to(device=model.device, dtype=torch.int32).contiguous().unbind(0))
+    prompt_frames = list(frames.to(device="cpu", dtype=torch.int32).contiguous().unbind(0))
     remaining = iter(prompt_frames)
     pending = [next(remaining) if is_audio else token for token, is_audio in zip(ids, audio, strict=True)]
     _check_length(model, len(pending))
@@ -405,37 +449,40 @@ def _check_length(model: LanguageModel, positions: int) -> None:
         )
 
 
-def _sampler(
-    model: LanguageModel, sequences: Sequence[_Sequence], rule: Rule, sampling: SamplingParameters
-) -> SamplerState:
-    config = model.config
-    window = max(sampling.ras_win_len or 0, 0)
-    sampler = SamplerState(len(sequences), config, max(window, 1), model.device)
+def _restore_prefix(model: LanguageModel, sequence: _Sequence, cache: KVCache) -> list[PromptBlock]:
+    """Take what is known of a prompt's beginning from earlier ones; return the prompt's blocks."""
+    # The last row is always computed: its state is what the first step draws from.
+    blocks = prompt_blocks(sequence.pending[:-1]) if model.prefix_cache.max_bytes else []
+    restored = blocks[: model.prefix_cache.restore(blocks, cache, sequence.slot)]
+    if restored:
+        sequence.position = sequence.cached_tokens = restored[-1].positions.stop
+        sequence.text_position = restored[-1].text_positions.stop
+        sequence.pending = sequence.pending[sequence.position :]
+    return blocks
+
+
+def _reset_sampler(
+    sampler: SamplerState, sequences: Sequence[_Sequence], rule: Rule, sampling: SamplingParameters
+) -> None:
     for sequence in sequences:
         seed = sampling.seed if sequence.request.seed is None else sequence.request.seed
         sampler.reset_slot(
             sequence.slot,
             rule=rule,
-            temperature=sampling.temperature,
+            temperature=float(sampling.temperature),
             top_k=sampling.top_k or 0,
-            top_p=1.0 if sampling.top_p is None else sampling.top_p,
-            ras_win_len=window,
+            top_p=1.0 if sampling.top_p is None else float(sampling.top_p),
+            ras_win_len=max(sampling.ras_win_len or 0, 0),
             ras_win_max_num_repeat=sampling.ras_win_max_num_repeat,
             seed=secrets.randbits(63) if seed is None else seed,
             prompt_frames=torch.stack(sequence.prompt_frames) if sequence.prompt_frames else None,
-            prompt_ids=sequence.prompt_ids[-config.num_codebooks :],
+            prompt_ids=sequence.prompt_ids[-sampler.config.num_codebooks :],
             resume=sequence.request.partial_audio is not None,
         )
-    return sampler
 
 
-def _rows(model: LanguageModel, live: Sequence[_Sequence]) -> tuple[Rows, list[int] | None]:
-    """Gather what all sequences have pending, text first; return it with the index of each sequence's last row.
-
-    The index is None where the rows are the sequences, in their order.
-    """
-    if all(len(sequence.pending) == 1 and not isinstance(sequence.pending[0], int) for sequence in live):
-        return _frame_rows(model, live), None
+def _rows(model: LanguageModel, live: Sequence[_Sequence]) -> tuple[Rows, list[int]]:
+    """Gather what all sequences have pending, text first; return it with the index of each sequence's last row."""
     ids: list[int] = []
     frames: list[torch.Tensor] = []
     text_places: list[tuple[int, int, int]] = []
@@ -461,7 +508,7 @@ def _rows(model: LanguageModel, live: Sequence[_Sequence]) -> tuple[Rows, list[i
     places = [place[:2] for place in text_places] + audio_places
     rows = Rows(
         token_ids=int32(ids),
-        codes=torch.stack(frames) if frames else int32([]).view(0, model.config.num_codebooks),
+        codes=torch.stack(frames).to(model.device) if frames else int32([]).view(0, model.config.num_codebooks),
         slots=int32([slot for slot, _ in places]),
         positions=int32([position for _, position in places]),
         text_positions=int32([text_position for _, _, text_position in text_places]),
@@ -469,16 +516,37 @@ def _rows(model: LanguageModel, live: Sequence[_Sequence]) -> tuple[Rows, list[i
     return rows, [index if is_text else len(ids) + index for is_text, index in last]
 
 
-def _frame_rows(model: LanguageModel, live: Sequence[_Sequence]) -> Rows:
-    """What `_rows` gathers where every sequence has one frame pending, as most steps have it; it costs little time."""
-    places = torch.tensor([[s.slot for s in live], [s.position for s in live]], dtype=torch.int32, device=model.device)
-    frames = [sequence.pending[0] for sequence in live]
-    nothing = places[0, :0]
-    for sequence in live:
-        sequence.position += 1
-        sequence.pending = []
-    codes = frames[0][None] if len(frames) == 1 else torch.stack(frames)
-    return Rows(token_ids=nothing, codes=codes, slots=places[0], positions=places[1], text_positions=nothing)
+def _draw_frames(
+    model: LanguageModel, live: Sequence[_Sequence], loop: FrameLoop, rule: Rule, length: int, max_new_tokens: int
+) -> None:
+    """Draw frames of all sequences until one of them ends or has reached a limit."""
+    limit = min(min(max_new_tokens - sequence.steps, length - sequence.position) for sequence in live)
+    ended: set[int] = set()
+
+    def deliver(codes: torch.Tensor, going_on: list[bool]) -> bool:
+        for sequence, frame, goes_on in zip(live, codes, going_on, strict=True):
+            if sequence.slot in ended:
+                continue
+            sequence.steps += 1
+            sequence.position += 1
+            sequence.add_frame(frame)
+            if not goes_on:
+                ended.add(sequence.slot)
+                _end_audio(model, sequence, rule)
+        return not ended
+
+    loop.draw([FrameRow(sequence.slot, sequence.position, sequence.pending[0]) for sequence in live], limit, deliver)
+
+
+def _end_audio(model: LanguageModel, sequence: _Sequence, rule: Rule) -> None:
+    """An audio segment has ended: with it the sequence, or text follows."""
+    audio_eos = _audio_eos_token_id(model)
+    if rule == "transformers" or model.text_head is None or audio_eos is None:
+        sequence.finish_reason = "stop"
+    else:
+        sequence.text_ids.append(model.config.audio_out_token_id)
+        sequence.add_token(audio_eos)
+        sequence.mode = GenerationMode.TEXT
 
 
 def _advance(
@@ -507,21 +575,14 @@ def _advance(
     if audio:
         logits = model.audio_logits(states if len(audio) == len(live) else states[audio])
         slots = torch.tensor([live[index].slot for index in audio], dtype=torch.int32, device=model.device)
-        frames = sampler.sample_audio_frame(logits, slots)
+        frames = sampler.sample_audio_frame(logits, slots).cpu()
         for row, index in enumerate(audio):
             sequence = live[index]
             if output_logits:
                 sequence.audio_logits.append(logits[row])
             sequence.add_frame(frames[row])
-            if sampler.is_active(sequence.slot):
-                continue
-            audio_eos = _audio_eos_token_id(model)
-            if rule == "transformers" or model.text_head is None or audio_eos is None:
-                sequence.finish_reason = "stop"
-            else:
-                sequence.text_ids.append(config.audio_out_token_id)
-                sequence.add_token(audio_eos)
-                sequence.mode = GenerationMode.TEXT
+            if not sampler.is_active(sequence.slot):
+                _end_audio(model, sequence, rule)
     if text:
         logits = model.text_logits(states if len(text) == len(live) else states[text])
         slots = torch.tensor([live[index].slot for index in text], dtype=torch.int32, device=model.device)
@@ -579,6 +640,7 @@ def _output(model: LanguageModel, sequence: _Sequence, output_logits: bool) -> G
         finish_reason=sequence.finish_reason or "length",
         prompt_tokens=sequence.prompt_tokens,
         completion_tokens=sequence.steps,
+        cached_tokens=sequence.cached_tokens,
     )
     if output_logits:
         shape = (0, config.num_codebooks, config.codebook_size)

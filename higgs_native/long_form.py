@@ -80,6 +80,9 @@ class LongSpeech:
         AudioError: the reference audio can't be read or used.
         ParameterError: a parameter is outside its range, or the folder can't be used, or holds another run.
         GenerationError: with `strict`, while iterating: a chunk ran away with every seed.
+
+    Warns:
+        VoiceWarning: as for `HiggsAudio.speak`.
     """
 
     def __init__(

@@ -8,14 +8,17 @@ _ABSOLUTE_GATE, _RELATIVE_GATE = -70.0, -10.0
 # The standard lists its filters for 48 kHz; these are the frequencies (Hz), gain (dB) and qualities they come from.
 _SHELF_FREQUENCY, _SHELF_GAIN, _SHELF_Q = 1681.9744509555319, 3.99984385397, 0.7071752369554193
 _HIGH_PASS_FREQUENCY, _HIGH_PASS_Q = 38.13547087613982, 0.5003270373253953
+# The standard's high-pass filter has this gain, since its numerator is 1, -2, 1; a filter of another rate has it, too.
+_HIGH_PASS_GAIN = np.polyval([1, 1 / _HIGH_PASS_Q, 1], np.tan(np.pi * _HIGH_PASS_FREQUENCY / 48000))
 
 
 def integrated_loudness(samples: np.ndarray, sampling_rate: int) -> float:
     """Return the loudness of mono audio in LUFS; minus infinity where no 0.4 s of it are above -70 LUFS.
 
     Args:
-        samples: [samples], floating, full scale at 1. Less than 0.4 s count as one block.
-        sampling_rate: in Hz.
+        samples: [samples], at least one, floating, full scale at 1. Less than 0.4 s count as one block.
+        sampling_rate: in Hz, at least 1000. The shelf filter, which raises what lies above 1.7 kHz, has nothing to
+            raise below 3.4 kHz.
     """
     power = np.square(_k_weighted(samples.astype(np.float64), sampling_rate))
     length, step = round(_BLOCK_SECONDS * sampling_rate), round(_STEP_SECONDS * sampling_rate)
@@ -50,16 +53,17 @@ def _k_weighted(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
     count = len(samples) + sampling_rate
     z = np.exp(-2j * np.pi * np.arange(count // 2 + 1) / count)  # one sample's delay, at each frequency
 
-    tangent = np.tan(np.pi * _SHELF_FREQUENCY / sampling_rate)
-    high = 10 ** (_SHELF_GAIN / 20)
-    band = high**0.4996667741545416
-    b = [high + band * tangent / _SHELF_Q + tangent**2, 2 * (tangent**2 - high)]
-    b.append(high - band * tangent / _SHELF_Q + tangent**2)
-    shelf = (b[0] + b[1] * z + b[2] * z**2) / _denominator(tangent, _SHELF_Q, z)
+    shelf = np.ones_like(z)
+    if sampling_rate / 2 > _SHELF_FREQUENCY:
+        tangent = np.tan(np.pi * _SHELF_FREQUENCY / sampling_rate)
+        high = 10 ** (_SHELF_GAIN / 20)
+        band = high**0.4996667741545416
+        b = [high + band * tangent / _SHELF_Q + tangent**2, 2 * (tangent**2 - high)]
+        b.append(high - band * tangent / _SHELF_Q + tangent**2)
+        shelf = (b[0] + b[1] * z + b[2] * z**2) / _denominator(tangent, _SHELF_Q, z)
 
     tangent = np.tan(np.pi * _HIGH_PASS_FREQUENCY / sampling_rate)
-    normalization = 1 + tangent / _HIGH_PASS_Q + tangent**2
-    high_pass = normalization * (1 - 2 * z + z**2) / _denominator(tangent, _HIGH_PASS_Q, z)
+    high_pass = _HIGH_PASS_GAIN * (1 - 2 * z + z**2) / _denominator(tangent, _HIGH_PASS_Q, z)
     return np.fft.irfft(np.fft.rfft(samples, count) * shelf * high_pass, count)[: len(samples)]
 
 

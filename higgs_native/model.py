@@ -11,9 +11,11 @@ from typing_extensions import Self
 from higgs_native import ops
 from higgs_native.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, resolve_folder
 from higgs_native.config import HiggsAudioConfig
+from higgs_native.device import checked_device
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.kv_cache import KVCache
 from higgs_native.ops import PackedWeight
+from higgs_native.prefix_cache import PrefixCache
 from higgs_native.quantization import Quantization
 from higgs_native.weights import PackedWeights, Weights, named_tensors, open_weights
 
@@ -100,6 +102,7 @@ class LanguageModel:
         quantization: the format of each part's matrices.
         device: where it runs.
         max_cache_length: positions a sequence may have, prompt included.
+        prefix_cache: keys and values of prompts' beginnings, for prompts that begin alike; its `max_bytes` may be set.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class LanguageModel:
         self.quantization = weights.quantization
         self.device = device
         self.max_cache_length = max_cache_length
+        self.prefix_cache = PrefixCache()
 
         def feed_forward(part: str, prefix: str) -> FeedForward:
             mlp = prefix + "mlp."
@@ -192,7 +196,7 @@ class LanguageModel:
 
         Args:
             path_or_name: a folder, or a Hub name.
-            device: "cpu".
+            device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU where there is one.
             dtype: torch.float32, torch.bfloat16, their names, or "auto": as stored (float16 becomes float32).
             max_cache_length: positions a sequence may have, prompt included. A position costs 114,688 bytes of cache
                 at real size in bfloat16, once it is used.
@@ -201,11 +205,10 @@ class LanguageModel:
         Raises:
             CheckpointError: the files are missing or damaged, or don't fit the configuration.
             ConfigError: the configuration is missing or describes another model.
-            ParameterError: the device, the dtype, the length or the quantization can't be used.
+            ParameterError: the device, the dtype, the length or the quantization can't be used, or HIGGS_NATIVE_ISA
+                names no instruction set of this machine.
         """
-        device = torch.device(device)
-        if device.type != "cpu":
-            raise ParameterError(f"device {device} can't run this model yet; use device='cpu'")
+        device = checked_device(device)
         if max_cache_length < 1:
             raise ParameterError(f"max_cache_length must be at least 1, got {max_cache_length}")
         chosen = checked_dtype(dtype)
@@ -213,7 +216,7 @@ class LanguageModel:
             quantization = Quantization.parse(quantization)
         folder = resolve_folder(path_or_name)
         config = HiggsAudioConfig.from_pretrained(folder)
-        weights = open_weights(folder, config, chosen, quantization)
+        weights = open_weights(folder, config, chosen, quantization, device)
         model = cls(config, weights, load_tokenizer(folder), device, max_cache_length)
         if isinstance(weights, PackedWeights):
             weights.check_all_read()

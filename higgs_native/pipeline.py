@@ -3,16 +3,21 @@
 import base64
 import hashlib
 import io
+import os
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from higgs_native.audio_tokenizer import HiggsAudioTokenizer, cut, read_audio
+from higgs_native.audio_tokenizer import HiggsAudioTokenizer, checked_rate, cut, mono_samples, read_audio
 from higgs_native.checkpoint import resolve_folder
+from higgs_native.checks import check_integer
 from higgs_native.config import HiggsAudioConfig
+from higgs_native.device import checked_device
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
 from higgs_native.generation import (
     DEFAULT_STOP_STRINGS,
@@ -23,6 +28,7 @@ from higgs_native.generation import (
     Rule,
     SamplingParameters,
     check_parameters,
+    check_stop_strings,
     revert_delay_pattern,
 )
 from higgs_native.model import checked_dtype
@@ -38,6 +44,7 @@ from higgs_native.quantization import Quantization
 from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
 from higgs_native.text import normalize_text
+from higgs_native.voice_check import VoiceWarning, check_recording
 from higgs_native.voices import Voice, find_voice
 from higgs_native.weights import AUDIO_TOKENIZER_FOLDER, open_weights
 
@@ -98,7 +105,7 @@ class HiggsAudio:
 
         Args:
             path_or_name: its folder, or its name on the Hub; None: the embedded voice, which knows a list of words.
-            device: `cpu`, or `auto`, which is the CPU.
+            device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU where there is one. Both networks run there.
             dtype: of the weights: `float32`, `bfloat16`, or `auto`, as they are stored.
             audio_tokenizer: its folder, its name on the Hub, or a loaded one. By default the folder `audio_tokenizer`
                 within the checkpoint, or else `bosonai/higgs-audio-v2-tokenizer` from the Hub.
@@ -109,19 +116,18 @@ class HiggsAudio:
             CheckpointError, ConfigError: a checkpoint is missing, damaged, or not one of this model.
             ParameterError: there is no such device, dtype or quantization.
         """
-        if str(device) not in ("auto", "cpu"):
-            raise ParameterError(f"device must be 'auto' or 'cpu', got '{device}'")
+        device = checked_device(device)
         weights_dtype = checked_dtype(dtype)
         if quantization is not None:
             quantization = Quantization.parse(quantization)
         folder = EMBEDDED_VOICE if path_or_name is None else resolve_folder(path_or_name)
         # Headers alone: most of what can be wrong with the model shows before an audio tokenizer is fetched.
-        open_weights(folder, HiggsAudioConfig.from_pretrained(folder), weights_dtype, quantization)
+        open_weights(folder, HiggsAudioConfig.from_pretrained(folder), weights_dtype, quantization, device)
         if not isinstance(audio_tokenizer, HiggsAudioTokenizer):
             beside = folder / AUDIO_TOKENIZER_FOLDER
             chosen = audio_tokenizer or (beside if beside.is_dir() else AUDIO_TOKENIZER_NAME)
-            audio_tokenizer = HiggsAudioTokenizer.from_pretrained(chosen)
-        model = HiggsAudioModel.from_pretrained(folder, dtype=dtype, quantization=quantization)
+            audio_tokenizer = HiggsAudioTokenizer.from_pretrained(chosen, device)
+        model = HiggsAudioModel.from_pretrained(folder, device, dtype, quantization=quantization)
         engine = cls(model, audio_tokenizer)
         engine.is_embedded_voice = folder.resolve() == EMBEDDED_VOICE.resolve()
         return engine
@@ -171,7 +177,10 @@ class HiggsAudio:
             PromptError: the text is empty or holds special tokens, the voice is unknown, or the prompt is longer than
                 the cache.
             AudioError: the reference audio can't be read or used.
-            ParameterError: a parameter is outside its range.
+            ParameterError: a parameter is of a wrong type, or outside its range.
+
+        Warns:
+            VoiceWarning: the reference audio is poor, or its words are not given (see `higgs_native.voice_check`).
         """
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
         return self.generate(
@@ -227,10 +236,14 @@ class HiggsAudio:
         Raises:
             PromptError, AudioError, ParameterError: as for `speak`, and where a setting of the stream is outside its
                 range. Errors that show later are raised by the iteration.
+
+        Warns:
+            VoiceWarning: as for `speak`.
         """
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
         sizes = ChunkSizes(first_chunk_frames, chunk_growth, max_chunk_frames)
         context = self.audio_tokenizer.context_frames
+        check_integer("low_latency", low_latency)
         if not 0 <= low_latency <= context:
             raise ParameterError(f"low_latency must lie in 0 .. {context} frames, got {low_latency}")
         generate = self.prepare(
@@ -297,7 +310,13 @@ class HiggsAudio:
         for voice in voices:
             check_plain_text(voice.reference_text or "", tokenizer, "reference text")
             check_plain_text(voice.profile or "", tokenizer, "profile")
-        return speech_messages(text, voices, scene, self.layout)
+        read = [voice if voice.profile is not None else _read_voice(voice) for voice in voices]
+        for voice, with_samples in zip(voices, read, strict=True):
+            advice = check_voice(with_samples)
+            if advice:
+                name = "the reference audio" if isinstance(voice.reference_audio, tuple) else voice.reference_audio
+                warnings.warn(f"{name}: {'; '.join(advice)}", VoiceWarning, stacklevel=3)
+        return speech_messages(text, read, scene, self.layout)
 
     def prepare(
         self,
@@ -320,6 +339,7 @@ class HiggsAudio:
             PromptError, AudioError, ParameterError: as for `generate`.
         """
         check_parameters(sampling, max_new_tokens)
+        check_stop_strings(stop_strings)
         prompt = build_prompt(conversation, self.model.tokenizer, self.layout, force_audio_gen)
         recordings = [item.codes if item.codes is not None else read_recording(item) for item in prompt.audio]
 
@@ -423,6 +443,30 @@ def choose_voices(
     return [item if isinstance(item, Voice) else find_voice(item.strip(), voices_folder) for item in voices]
 
 
+def check_voice(voice: Voice) -> list[str]:
+    """Return advice on a voice's recording, as `check_recording` gives it; none for a voice that is described.
+
+    Raises:
+        AudioError: the recording can't be read or used.
+    """
+    if voice.profile is not None:
+        return []
+    return check_recording(*_read_voice(voice).reference_audio, voice.reference_text)
+
+
+def _read_voice(voice: Voice) -> Voice:
+    """The voice with the samples of its recording, [samples], float32, and their rate."""
+    match voice.reference_audio:
+        case (samples, sampling_rate):
+            return replace(voice, reference_audio=(mono_samples(samples), checked_rate(sampling_rate)))
+        case str() | os.PathLike():
+            return replace(voice, reference_audio=read_audio(Path(voice.reference_audio).expanduser()))
+    raise AudioError(
+        "reference audio must be a file's path, or (samples, sampling rate), "
+        f"got a {type(voice.reference_audio).__name__}"
+    )
+
+
 def read_recording(recording: AudioContent) -> tuple[np.ndarray, int]:
     """Return a recording's samples and their sampling rate in Hz.
 
@@ -433,8 +477,8 @@ def read_recording(recording: AudioContent) -> tuple[np.ndarray, int]:
         PromptError: it names no audio at all.
     """
     for name, seconds in (("offset", recording.offset), ("duration", recording.duration)):
-        if seconds is not None and not 0 <= seconds < float("inf"):
-            raise AudioError(f"{name} must be a number of seconds, at least 0, got {seconds}")
+        if seconds is not None and not (isinstance(seconds, Real) and 0 <= seconds < float("inf")):
+            raise AudioError(f"{name} must be a number of seconds, at least 0, got {seconds!r}")
     offset, duration = recording.offset or 0, recording.duration
     if recording.audio_url not in (None, "", "placeholder"):
         return read_audio(Path(recording.audio_url).expanduser(), offset, duration)

@@ -100,8 +100,9 @@ class SamplerState:
             fields[StateField.TRANSFORMERS_ENDING] = ending
 
         self.state[slot] = torch.tensor(fields, dtype=torch.int32)
-        for place, frame in enumerate(frames, start=count - len(frames)):
-            self.history[slot, place % self.history.shape[1]] = frame
+        if len(frames):
+            places = torch.arange(count - len(frames), count) % self.history.shape[1]
+            self.history[slot, places.to(self.history.device)] = frames.to(self.history)
         self.temperature[slot] = temperature
         self.top_k[slot] = top_k
         self.top_p[slot] = top_p
@@ -125,9 +126,14 @@ class SamplerState:
         """Whether the slot is inside an audio segment."""
         return bool(self.state[slot, StateField.ACTIVE])
 
-    def sample_audio_frame(self, logits: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        """Emit a frame for each row: logits [R, codebooks, codebook size], slots [R], int32 -> [R, codebooks]."""
-        codes = torch.empty(logits.shape[:2], dtype=torch.int32, device=logits.device)
+    def sample_audio_frame(
+        self, logits: torch.Tensor, slots: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Emit a frame for each row: logits [R, codebooks, codebook size], slots [R], int32 -> [R, codebooks], int32.
+
+        It is written to `out` where that is given.
+        """
+        codes = torch.empty(logits.shape[:2], dtype=torch.int32, device=logits.device) if out is None else out
         ops.sample_audio_frame(
             codes,
             self.state,

@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from higgs_native.errors import AudioError, ParameterError
-from higgs_native.files import replacing
+from higgs_native.files import check_file_can_be_made, replacing
 
 
 # The ending of an audio file, and libsndfile's names of its format and encoding.
@@ -85,13 +85,5 @@ def check_output_path(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if path.suffix.lower() not in _FORMATS:
         raise ParameterError(f"{path} does not end in one of {', '.join(_FORMATS)}")
-    # Only trying tells whether a file can be made: permissions don't bind every user, and disks may be read-only.
-    try:
-        if path.is_dir():
-            raise ParameterError(f"{path} is a folder; expected a file")
-        probe = path.with_name(f".{path.name}.probe")
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ParameterError(f"{path} can't be written: {error.strerror}") from None
+    check_file_can_be_made(path)
     return path

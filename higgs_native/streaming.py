@@ -10,6 +10,7 @@ import torch
 
 from higgs_native.audio_tokenizer import HiggsAudioTokenizer
 from higgs_native.background import Background
+from higgs_native.checks import check_integer, check_number
 from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import ParameterError
 from higgs_native.generation import GenerationOutput, OnFrame, OnToken, Rule
@@ -50,6 +51,9 @@ class ChunkSizes:
     largest: int = 50
 
     def __post_init__(self) -> None:
+        check_integer("first_chunk_frames", self.first)
+        check_integer("max_chunk_frames", self.largest)
+        check_number("chunk_growth", self.growth)
         if not 1 <= self.first <= self.largest:
             raise ParameterError(
                 f"first_chunk_frames must lie between 1 and max_chunk_frames, got {self.first} and {self.largest}"

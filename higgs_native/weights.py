@@ -70,15 +70,22 @@ class CheckpointWeights:
         config: its configuration.
         dtype: of what is not quantized; None: as stored.
         quantization: the format of each part.
+        device: where they are packed, and stay.
 
     Raises:
         CheckpointError: files are missing or damaged, or tensors don't fit the configuration.
     """
 
     def __init__(
-        self, folder: Path, config: HiggsAudioConfig, dtype: torch.dtype | None, quantization: Quantization
+        self,
+        folder: Path,
+        config: HiggsAudioConfig,
+        dtype: torch.dtype | None,
+        quantization: Quantization,
+        device: torch.device,
     ) -> None:
         self._files = LanguageModelFiles(folder, config)
+        self._device = device
         self.dtype = dtype or STORED_DTYPES[self._files.dtype("embed_tokens.weight")]
         self.quantization = quantization
 
@@ -86,18 +93,21 @@ class CheckpointWeights:
         return name in self._files
 
     def tensor(self, name: str) -> torch.Tensor:
-        tensor = empty_weight(self._files.shape(name), self.dtype, torch.device("cpu"))
+        tensor = empty_weight(self._files.shape(name), self.dtype, self._device)
         self._files.copy_into(tensor, name)
         return tensor
 
     def linear(self, part: str, name: str, *names: str) -> PackedWeight:
         with ExitStack() as stack:
-            matrices = [stack.enter_context(self._files.opened(n, self.dtype)) for n in names or (name,)]
+            matrices = [
+                stack.enter_context(self._files.opened(n, self.dtype)).to(self._device) for n in names or (name,)
+            ]
             return self._checked(name, ops.pack_linear, *matrices, format=getattr(self.quantization, part))
 
     def gate_up(self, part: str, name: str, gate: str, up: str) -> PackedWeight:
         with self._files.opened(gate, self.dtype) as first, self._files.opened(up, self.dtype) as second:
-            return self._checked(name, ops.pack_gate_up, first, second, format=getattr(self.quantization, part))
+            matrices = first.to(self._device), second.to(self._device)
+            return self._checked(name, ops.pack_gate_up, *matrices, format=getattr(self.quantization, part))
 
     def _checked(
         self, name: str, pack: Callable[..., PackedWeight], *matrices: torch.Tensor, format: str | None
@@ -108,14 +118,15 @@ class CheckpointWeights:
 
 
 class PackedWeights:
-    """Weights of a packed file.
+    """Weights of a packed file, copied to `device`.
 
     Raises:
         CheckpointError: it is damaged, of another version, or doesn't fit the configuration.
     """
 
-    def __init__(self, folder: Path, config: HiggsAudioConfig) -> None:
+    def __init__(self, folder: Path, config: HiggsAudioConfig, device: torch.device) -> None:
         self._path = folder / PACKED_FILE
+        self._device = device
         try:
             self._file = safe_open(self._path, framework="pt")
             metadata = self._file.metadata() or {}
@@ -189,16 +200,22 @@ class PackedWeights:
             raise CheckpointError(f"{self._path}: {name} is {stored.dtype}; expected {dtype}")
         self._left.discard(name)
         # Copied: a frame reads all weights, and a mapped file has small pages.
-        tensor = empty_weight(shape, stored.dtype, stored.device)
+        tensor = empty_weight(shape, stored.dtype, self._device)
         tensor.copy_(stored)
         release_mapped(stored)
         return tensor
 
 
 def open_weights(
-    folder: Path, config: HiggsAudioConfig, dtype: torch.dtype | None, quantization: str | Quantization | None
+    folder: Path,
+    config: HiggsAudioConfig,
+    dtype: torch.dtype | None,
+    quantization: str | Quantization | None,
+    device: torch.device,
 ) -> Weights:
     """Open a checkpoint's packed file, or else its tensors, which are then packed in the formats asked for.
+
+    What is read from them comes to `device`.
 
     Raises:
         CheckpointError: files are missing or damaged, or don't fit the configuration.
@@ -206,8 +223,8 @@ def open_weights(
     """
     chosen = Quantization.parse(quantization)
     if not (folder / PACKED_FILE).is_file():
-        return CheckpointWeights(folder, config, dtype, chosen)
-    packed = PackedWeights(folder, config)
+        return CheckpointWeights(folder, config, dtype, chosen, device)
+    packed = PackedWeights(folder, config, device)
     if dtype not in (None, packed.dtype):
         raise ParameterError(f"{folder} is packed in {packed.dtype}; load it with dtype='auto'")
     if quantization is not None and not chosen.same_formats(packed.quantization):

@@ -1,10 +1,12 @@
 """Lets tests import each other's helpers (`from tests import ...`)."""
 
+import inspect
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,3 +33,50 @@ def run_python(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+@pytest.fixture
+def on_other_backend(run_python, tmp_path) -> Callable[..., Any]:
+    """Runs `function(*arguments, device=...)` on CUDA kernels: on a GPU, or in another process on their emulation.
+
+    Where this process itself emulates CUDA, the other one has the CPU's kernels. The function is sent as its source,
+    so it must import what it needs.
+    """
+    import torch
+
+    import higgs_native
+    from higgs_native.ops._library import EMULATES_CUDA
+
+    emulation = Path(higgs_native.__file__).parent / "libhiggs_native_cuda_emulation.so"
+    if not torch.cuda.is_available() and not emulation.is_file():
+        pytest.skip("needs a CUDA device, or CUDA's emulation to be built")
+
+    def run(function: Callable[..., Any], *arguments: Any) -> Any:
+        if torch.cuda.is_available():
+            return function(*arguments, device="cuda")
+        program = (
+            "import sys, torch\n"
+            f"{inspect.getsource(function)}\n"
+            f"result = {function.__name__}(*torch.load(sys.argv[1]), device='cpu')\n"
+            "torch.save(result, sys.argv[2])\n"
+        )
+        inputs, result = tmp_path / "inputs", tmp_path / "result"
+        torch.save(arguments, inputs)
+        finished = run_python(
+            program, str(inputs), str(result), HIGGS_NATIVE_EMULATE_CUDA="0" if EMULATES_CUDA else "1"
+        )
+        assert finished.returncode == 0, finished.stderr
+        return torch.load(result)
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def checks_values(request) -> None:
+    """Skips tests of values that the CUDA kernels can't refuse; see tests/devices.py."""
+    if request.node.get_closest_marker("checks_values"):
+        from higgs_native.ops._library import EMULATES_CUDA
+
+        parameters = getattr(request.node, "callspec", None)
+        if EMULATES_CUDA or (parameters and parameters.params.get("device") == "cuda"):
+            pytest.skip("the CUDA kernels can't refuse values")

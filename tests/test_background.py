@@ -167,6 +167,58 @@ def test_leaving_at_random_moments_leaves_nothing():
     assert len(os.listdir("/proc/self/fd")) == handles
 
 
+def test_a_second_cancellation_leaves_no_thread_behind():
+    inside, go_on = threading.Event(), threading.Event()
+
+    def make(background):
+        background.put(0)
+        inside.set()
+        go_on.wait(5)
+        background.check()
+
+    async def run():
+        task = asyncio.create_task(collect(Background(make, 4)))
+        await asyncio.to_thread(inside.wait, 5)
+        for _ in range(3):
+            task.cancel()
+            await asyncio.sleep(0.01)
+            assert not task.done()
+        assert running()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not running()
+
+    asyncio.run(run())
+
+
+def test_a_cancellation_while_the_thread_ends_is_not_lost():
+    go_on = threading.Event()
+
+    def make(background):
+        background.put(0)
+        go_on.wait(5)
+        background.check()
+
+    async def leave():
+        iterator = aiter(Background(make, 4))
+        assert await anext(iterator) == 0
+        await iterator.aclose()
+        raise AssertionError("the cancellation was lost")
+
+    async def run():
+        task = asyncio.create_task(leave())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.sleep(0.01)
+        assert not task.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+
+
 def test_an_event_loop_that_is_closed_ends_the_thread():
     background = Background(count_to(10**6, pause=1e-3), 100)
     loop = asyncio.new_event_loop()

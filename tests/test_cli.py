@@ -1,9 +1,11 @@
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from higgs_native import cli
 from higgs_native.cli import main
 from higgs_native.errors import ParameterError
 from higgs_native.random_checkpoint import write_demo_checkpoint
+from tests.test_voice_check import syllables
 
 
 RATE = 24000
@@ -128,6 +131,31 @@ def test_a_stream_can_not_be_written_to_a_folder(run, model):
         code, out, err = run("speak", "Hello.", "--model", model, "--stream", path)
         assert (code, out) == (2, "")
         assert err.startswith(f"error: {path} is a folder, or in none; expected a file")
+
+
+def test_what_stands_in_a_streams_file_is_kept_until_there_is_audio(run, model):
+    (run.work / "out.pcm").write_bytes(b"earlier")
+    assert run("speak", "Hi.", "--model", model, "--stream", "out.pcm", "--top-p", 2)[0] == 2
+    assert (run.work / "out.pcm").read_bytes() == b"earlier"
+    assert run("speak", "Hi.", "--model", model, "--stream", "out.pcm", "--max-new-tokens", 30)[0] == 0
+    assert len((run.work / "out.pcm").read_bytes()) % 1920 == 0
+
+
+def test_a_stream_can_go_through_a_named_pipe(run, model):
+    os.mkfifo(run.work / "pipe")
+    heard = []
+    reader = threading.Thread(target=lambda: heard.append((run.work / "pipe").read_bytes()))
+    reader.start()
+    code, _, err = run("speak", "Hi.", "--model", model, "--stream", "pipe", "--max-new-tokens", 30)
+    reader.join(5)
+    assert code == 0, err
+    assert len(heard[0]) == 22 * 1920
+
+
+def test_an_unknown_instruction_set_is_one_line_too(run_python):
+    process = run_python("from higgs_native.cli import main; main(['info'])", HIGGS_NATIVE_ISA="sse9")
+    assert process.returncode == 2
+    assert process.stderr == "error: HIGGS_NATIVE_ISA=sse9 must be generic, avx2, avx512 or avx512_bf16\n"
 
 
 BOOK = 'The sun rises in the east.\n\n"Good morning," she said. They drink tea.\n\nIt is cold.'
@@ -264,14 +292,42 @@ def test_info(run):
         assert name in out
 
 
-def test_voices(run):
-    (run.work / "anna.wav").touch()
-    (run.work / "anna.txt").write_text("Hello there.")
+def test_voices_are_listed_with_what_is_wrong_with_them(run):
+    soundfile.write(run.work / "anna.wav", syllables(5), RATE)
+    (run.work / "anna.txt").write_text("Hello there, this is how I speak.")
+    soundfile.write(run.work / "bert.flac", syllables(2), RATE)
     (run.work / "profile.yaml").write_text("profiles:\n  old: An old man.\n")
-    assert run("voices", ".") == (0, "anna\tHello there.\nprofile:old\tAn old man.\n", "")
+    bert = (
+        "bert\t\n"
+        "    it is short, with 2.00 s of speech; expected at least 3 s\n"
+        "    its words are not given; with them a clone is closer\n"
+    )
+    anna, old = "anna\tHello there, this is how I speak.\n", "profile:old\tAn old man.\n"
+    assert run("voices", ".") == (0, anna + bert + old, "")
+    (run.work / "carl.wav").touch()
+    (run.work / "config.json").write_text('{"dora": {"audio_file": "d.wav", "transcript": "Hi."}}')
+    code, out, err = run("voices", ".")
+    assert code == 2
+    assert out.startswith(anna + bert + "carl\t\n    it can't be used: carl.wav can't be read as audio")
+    assert out.endswith(
+        "dora\tHi.\n    it can't be used: d.wav is no file; expected an audio file (wav, flac, ogg, mp3)\n" + old
+    )
+    assert err == "error: 2 of 5 voices can't be used: carl, dora\n"
     code, out, err = run("voices")
     assert (code, out) == (2, "")
     assert err.startswith("error: no folder of voices is given")
+
+
+def test_a_poor_reference_is_told_once_and_early(run, model):
+    soundfile.write(run.work / "anna.wav", syllables(2), RATE)
+    for more in ((), ("--stream", "out.pcm")):
+        arguments = ("Hi.", "--model", model, "--reference-audio", "anna.wav", "--max-new-tokens", 16, *more)
+        code, _, err = run("speak", *arguments)
+        assert code == 0
+        lines = err.splitlines()
+        assert lines[0] == "warning: anna.wav: it is short, with 2.00 s of speech; expected at least 3 s"
+        assert lines[1] == "warning: anna.wav: its words are not given; with them a clone is closer"
+        assert err.count("it is short") == 1
 
 
 def change_json(file, **changes):
@@ -426,12 +482,29 @@ def output_that_is_a_folder(folder, model):
     return ["Hi.", "--model", model, "--out", folder / "out.wav"], "is a folder"
 
 
+def output_and_stream(folder, model):
+    paths = ["--out", folder / "out.wav", "--stream", folder / "out.pcm"]
+    return ["Hi.", "--model", model, *paths], "both --out and --stream are given"
+
+
+def stream_to_nothing(folder, model):
+    return ["Hi.", "--model", model, "--stream", ""], "expected a file, a named pipe, or -"
+
+
+def unwritable_stream(folder, model):
+    return ["Hi.", "--model", model, "--stream", "/proc/out.pcm"], "/proc/out.pcm can't be written"
+
+
+def stream_of_a_long_name(folder, model):
+    return ["Hi.", "--model", model, "--stream", "a" * 300], "can't be written: File name too long"
+
+
 def unknown_ending(folder, model):
     return ["Hi.", "--model", model, "--out", folder / "out.aac"], "does not end in one of"
 
 
 def unknown_device(folder, model):
-    return ["Hi.", "--model", model, "--device", "cuda"], "device must be 'auto' or 'cpu', got 'cuda'"
+    return ["Hi.", "--model", model, "--device", "cuda:99"], "device cuda:99 can't be used"
 
 
 def unknown_dtype(folder, model):
@@ -485,6 +558,10 @@ BAD_INPUTS = (
     missing_folder_of_voices,
     unwritable_output,
     output_that_is_a_folder,
+    output_and_stream,
+    stream_to_nothing,
+    unwritable_stream,
+    stream_of_a_long_name,
     unknown_ending,
     unknown_device,
     unknown_dtype,
@@ -526,6 +603,9 @@ KNOWN_EARLY = (
     reference_with_nan,
     unknown_voice,
     unwritable_output,
+    output_and_stream,
+    stream_to_nothing,
+    unwritable_stream,
     unknown_ending,
     parameter("--top-p", 2),
     parameter("--max-new-tokens", 0),

@@ -15,6 +15,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
+from higgs_native.background import ConsumerLeft
 from higgs_native.compat import boson
 from higgs_native.compat.boson import (
     AsyncHiggsAudioStreamer,
@@ -343,8 +344,24 @@ def test_the_audio_tokenizer(audio_tokenizer_folder, tmp_path):
     for options in ({}, {"loudness_normalize": True}):
         with pytest.raises(AudioError, match="needs its sampl"):
             tokenizer.encode(noise(1.0), **options)
-    with pytest.raises(AudioError, match="floating and of shape"):
-        tokenizer.encode(np.zeros((2, RATE)), RATE, loudness_normalize=True)
+    # Channels and integers, as without it.
+    stereo = tokenizer.encode(np.stack([noise(1.0), noise(1.0)]), RATE, loudness_normalize=True)
+    assert torch.equal(loud, stereo)
+    integers = (noise(1.0) * 2**15).round().astype(np.int16)
+    scaled = integers / np.float32(2**15)
+    expected = tokenizer.encode(scaled, RATE, loudness_normalize=True)
+    assert torch.equal(tokenizer.encode(integers, RATE, loudness_normalize=True), expected)
+    for samples, rate, message in (
+        (noise(1.0), 0, "sampling_rate is 0; expected a whole number of Hz"),
+        (noise(1.0), 16000.5, "sampling_rate is 16000.5"),
+        (noise(1.0), "24000", "sampling_rate is '24000'"),
+        (noise(1.0)[:0], RATE, "the audio is empty"),
+        (noise(0.05), RATE, "lasts 0.05 s; expected at least"),
+        (noise(1.0) * np.float32("nan"), RATE, "not finite"),
+        (["a"], RATE, "audio must be floating"),
+    ):
+        with pytest.raises(AudioError, match=message):
+            tokenizer.encode(samples, rate, loudness_normalize=True)
     with pytest.raises(AudioError, match=r"codes must be \[8, frames\]"):
         tokenizer.decode(torch.zeros(2, 8, 3, dtype=torch.int64))
 
@@ -404,6 +421,122 @@ def test_the_streamer_raises_what_went_wrong():
         asyncio.run(run(lambda streamer: streamer.put(torch.arange(7))))
 
 
+def test_text_that_ends_inside_of_a_character_comes_at_the_end(engine, tensors, monkeypatch):
+    async def run():
+        streamer = AsyncHiggsAudioStreamer(ByteTokenizer(), skip_prompt=True)
+        for byte in b"\x01!\xe4\xbd":  # the prompt, a character, and two bytes of three
+            streamer.put(torch.tensor([byte]))
+        streamer.end()
+        return [(delta.text, delta.text_tokens is None) for delta in await collect(streamer)]
+
+    assert asyncio.run(run()) == [("!", False), ("", False), ("", False), ("\ufffd", True)]
+
+    begun = engine.tokenizer.encode("你", add_special_tokens=False).ids[:1]
+
+    def generate(input_ids, on_token, **options):
+        on_token(begun[0])
+        return GenerationOutput([], begun, "length", 1, 1)
+
+    monkeypatch.setattr(engine.model, "generate", generate)
+    deltas = asyncio.run(collect(engine.generate_delta_stream(sample(tensors, "plain.force"), 1)))
+    assert [delta.text for delta in deltas] == ["", "\ufffd", None]
+    assert deltas[-1].finish_reason == "length"
+
+
+def test_after_the_streamers_end_there_is_nothing():
+    async def run(act):
+        streamer = AsyncHiggsAudioStreamer(ByteTokenizer())
+        streamer.put(torch.tensor([[65]]))
+        act(streamer)
+        assert (await anext(streamer)).text == "A"
+        for _ in range(3):
+            try:
+                await asyncio.wait_for(anext(streamer), 1)
+            except (StopAsyncIteration, ZeroDivisionError) as error:
+                yield type(error)
+
+    async def kinds(act):
+        return [kind async for kind in run(act)]
+
+    assert asyncio.run(kinds(lambda streamer: streamer.end())) == [StopAsyncIteration] * 3
+    failed = asyncio.run(kinds(lambda streamer: streamer.fail(ZeroDivisionError())))
+    assert failed == [ZeroDivisionError, StopAsyncIteration, StopAsyncIteration]
+
+
+def test_a_streamer_that_has_ended_takes_another_generation():
+    async def run():
+        streamer = AsyncHiggsAudioStreamer(ByteTokenizer(), skip_prompt=True)
+        texts = []
+        for letter in (65, 66):
+            streamer.put(torch.tensor([[1]]))
+            streamer.put(torch.tensor([letter]))
+            streamer.end()
+            texts += [delta.text for delta in await collect(streamer)]
+        return texts
+
+    assert asyncio.run(run()) == ["A", "B"]
+
+
+def puts_until_the_consumer_left(streamer, puts):
+    streamer.put(torch.tensor([[1]]))
+    try:
+        while len(puts) < 10**6:
+            streamer.put(torch.tensor([65]))
+            puts.append(1)
+    except ConsumerLeft:
+        return
+    raise AssertionError("nothing told the thread to end")
+
+
+def test_the_streamer_waits_for_a_slow_consumer_and_ends_with_it():
+    puts: list[int] = []
+
+    async def run():
+        streamer = AsyncHiggsAudioStreamer(ByteTokenizer(), skip_prompt=True)
+        thread = threading.Thread(target=puts_until_the_consumer_left, args=(streamer, puts))
+        thread.start()
+        taken = 0
+        async for _ in streamer:
+            taken += 1
+            if taken == 3:
+                await asyncio.sleep(0.2)
+                assert len(puts) <= 3 + 64
+            if taken == 200:
+                break
+        await asyncio.to_thread(thread.join, 5)
+        return thread.is_alive()
+
+    assert not asyncio.run(run())
+    assert 200 <= len(puts) <= 200 + 64
+
+
+def test_a_closed_event_loop_ends_the_streamers_thread():
+    puts: list[int] = []
+
+    async def run():
+        streamer = AsyncHiggsAudioStreamer(ByteTokenizer(), skip_prompt=True)
+        thread = threading.Thread(target=puts_until_the_consumer_left, args=(streamer, puts))
+        thread.start()
+        await anext(streamer)
+        return thread
+
+    thread = asyncio.run(run())
+    thread.join(5)
+    assert not thread.is_alive()
+    assert len(puts) <= 65
+
+
+def test_what_is_handed_out_can_be_changed(engine, tensors):
+    """Generation runs in inference mode, whose tensors refuse that outside of it."""
+    streamed = asyncio.run(collect(engine.generate_delta_stream(sample(tensors, "clone_system.free"), 80, **GREEDY)))
+    handed_out = [tensor for delta in streamed for tensor in (delta.text_tokens, delta.audio_tokens)]
+    handed_out = [tensor for tensor in handed_out if tensor is not None]
+    assert {len(tensor) for tensor in handed_out} == {1, 8}
+    for tensor in handed_out:
+        assert not tensor.is_inference()
+        tensor += 1
+
+
 @pytest.fixture(scope="module")
 def client(audio_tokenizer_folder):
     tokenizer = load_higgs_audio_tokenizer(str(audio_tokenizer_folder))
@@ -453,6 +586,9 @@ def test_the_client_tells_of_a_chunk_without_audio(client, monkeypatch):
     assert audio.shape == (0,)
     with pytest.raises(PromptError, match="chunked_text is empty"):
         client.generate([], [], [], None)
+    for size, message in ((-1, "must be at least 0, or None for all chunks, got -1"), (1.5, "must be an integer")):
+        with pytest.raises(ParameterError, match=f"generation_chunk_buffer_size {message}"):
+            client.generate([], [], ["a"], size)
 
 
 def test_the_example_of_the_docs_runs(audio_tokenizer_folder, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from higgs_native.errors import ConfigError, ParameterError
+from higgs_native.errors import ConfigError, ParameterError, PromptError
 from higgs_native.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, build_tokenizer, write_audio_tokenizer
 from tests import transformers_reference as reference
 from tests.test_codec_config import SMALL
@@ -207,6 +207,36 @@ def test_what_it_can_not_do_raises(options, message):
         model.generate(**batch(model.config, 2), **{"max_new_tokens": 5, "do_sample": False, **options})
     if isinstance(error.value, ParameterError) and "max_new_tokens" not in options:
         assert "restore(model) gives the plain model" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda inputs: inputs.pop("audio_input_ids"), "audio_input_ids_mask is given without audio_input_ids"),
+        (
+            lambda inputs: inputs.update({name: tensor[:0] for name, tensor in inputs.items()}),
+            r"input_ids must have at least one row and one position, got shape \[0, 45\]",
+        ),
+        (
+            lambda inputs: inputs.update(audio_input_ids_mask=inputs["audio_input_ids_mask"][:, 1:]),
+            r"audio_input_ids_mask must have the shape \[1, 16\] of audio_input_ids, got \[1, 15\]",
+        ),
+        (
+            lambda inputs: inputs.update(audio_input_ids=inputs["audio_input_ids"][:, :, 1:]),
+            r"audio_input_ids must be integers of shape \[1, frames, 8\], got torch.int64 \[1, 16, 7\]",
+        ),
+        (
+            lambda inputs: inputs.update(audio_input_ids=inputs["audio_input_ids"].expand(2, -1, -1)),
+            r"audio_input_ids must be integers of shape \[1, frames, 8\], got torch.int64 \[2, 16, 8\]",
+        ),
+    ],
+)
+def test_inputs_that_do_not_fit_each_other_are_named(change, message):
+    model = accelerate(reference.tiny_model(0))
+    inputs = dict(batch(model.config, 1, first=1))
+    change(inputs)
+    with pytest.raises(PromptError, match=message):
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
 
 
 def test_padding_on_the_right_is_refused():

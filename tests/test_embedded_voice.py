@@ -68,6 +68,7 @@ def test_it_speaks_in_the_voice_that_is_named(speeches):
     assert sum(right) >= 19
 
 
+@pytest.mark.filterwarnings("ignore:.*it is short:higgs_native.VoiceWarning")
 def test_it_clones_a_recording(engine, speeches):
     for reference in (0, 1):
         profile, shown = speeches[reference]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -171,6 +172,32 @@ def test_repetitions_are_counted_among_the_assistants_audio(model, placeholder, 
     assert (differs > 0) == counts
 
 
+def test_numbers_of_numpy_are_numbers(model, audio_prompt):
+    options = {
+        "max_new_tokens": np.int64(4),
+        "temperature": np.float32(0.5),
+        "top_k": np.int32(3),
+        "seed": np.int64(1),
+    }
+    plain = {name: value.item() for name, value in options.items()}
+    outputs = [model.generate(audio_prompt, **given).audio_segments[0] for given in (options, plain)]
+    assert torch.equal(*outputs)
+
+
+def test_what_comes_out_are_tensors_as_any_other(model, audio_prompt):
+    """Those of inference mode could not be changed outside of it."""
+    received: list[torch.Tensor] = []
+
+    def on_frame(frame):
+        assert not torch.is_inference_mode_enabled()
+        received.append(frame)
+
+    output = model.generate(audio_prompt, max_new_tokens=12, on_frame=on_frame, output_logits=True)
+    for tensor in (*received, *output.audio_segments, output.audio_logits, output.text_logits):
+        assert not tensor.is_inference()
+        tensor += 1
+
+
 def test_no_requests_give_no_outputs(model):
     assert generate_batch(model, []) == []
 
@@ -189,6 +216,17 @@ def test_no_requests_give_no_outputs(model):
         ({"ras_win_max_num_repeat": 0}, "ras_win_max_num_repeat must be at least 1, got 0"),
         ({"seed": -1}, "seed must be between 0 and 2\\*\\*63 - 1, got -1"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be an integer, got 2.5"),
+        ({"max_new_tokens": None}, "max_new_tokens must be an integer, got None"),
+        ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+        ({"top_p": "0.9"}, "top_p must be a number or None, got '0.9'"),
+        ({"top_k": 2.5}, "top_k must be an integer or None, got 2.5"),
+        ({"ras_win_len": "7"}, "ras_win_len must be an integer or None, got '7'"),
+        ({"ras_win_max_num_repeat": 1.5}, "ras_win_max_num_repeat must be an integer, got 1.5"),
+        ({"seed": 1.0}, "seed must be an integer or None, got 1.0"),
+        ({"stop_strings": "abc"}, "stop_strings must be a list of strings, got the string 'abc'"),
+        ({"stop_strings": [1]}, r"stop_strings must be a list of strings, got \[1\]"),
+        ({"stop_strings": 5}, "stop_strings must be a list of strings, got 5"),
         ({"rule": "other"}, "rule must be 'boson' or 'transformers', got 'other'"),
     ],
 )

@@ -45,3 +45,10 @@ def test_normalizing():
     assert integrated_loudness(result, 24000) == pytest.approx(-23.0, abs=1e-3)
     silence = np.zeros(24000, dtype=np.float32)
     assert np.array_equal(normalized_to(silence, 24000, -23.0), silence)
+
+
+@pytest.mark.parametrize("rate", [1000, 2000, 3360, 3370, 4000, 8000])
+def test_low_rates(rate):
+    """What a recording of a low rate holds is as loud as in one of a high rate."""
+    low, high = (0.1 * np.sin(2 * np.pi * 200 * np.arange(3 * each) / each) for each in (rate, 48000))
+    assert integrated_loudness(low, rate) == pytest.approx(integrated_loudness(high, 48000), abs=0.3)

@@ -137,6 +137,25 @@ def test_adapter_types_equal_the_definition(tmp_path, adapter, dual_layers):
     assert torch.equal(forward(model, rows, [5, 20, 8]), forward(model, rows))
 
 
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+def test_the_number_of_threads_changes_nothing(tmp_path, quantization):
+    # Large enough that products, and attention to more positions than one piece takes, are shared out.
+    cfg = config(hidden_size=128, intermediate_size=512, head_dim=32)
+    write_language_model(tmp_path / "model", cfg, layout="original")
+    model = LanguageModel.from_pretrained(tmp_path / "model", quantization=quantization)
+    rows = mixed_rows(601, cfg)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            states = forward(model, rows, [600, 1])
+            found.append((states, model.audio_logits(states)))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for pair in found[1:] for one, other in zip(pair, found[0], strict=True))
+
+
 def test_llama3_scaling_keeps_short_waves_and_stretches_long_ones():
     plain = rope_table(config(rope_scaling=None, head_dim=64), 2)
     scaled = rope_table(config(rope_scaling=RopeScaling(32.0, 0.125, 0.5, 1024), head_dim=64), 2)
@@ -224,7 +243,7 @@ def test_a_foreign_config_is_refused(folder, contents, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cuda"}, "device cuda can't run this model yet"),
+        ({"device": "cuda:99"}, "device cuda:99 can't be used"),
         ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, got int8"),
         ({"dtype": torch.float16}, "dtype must be one of auto, float32, bfloat16, got torch.float16"),
         ({"max_cache_length": 0}, "max_cache_length must be at least 1, got 0"),
@@ -266,6 +285,13 @@ def test_a_damaged_index_is_refused(folder, weight_map, message):
 
 
 def test_an_unknown_instruction_set_is_named(run_python):
-    process = run_python("import higgs_native", HIGGS_NATIVE_ISA="sse9")
-    assert process.returncode != 0
-    assert "HIGGS_NATIVE_ISA=sse9 must be generic, avx2, avx512 or avx512_bf16" in process.stderr
+    programs = {
+        "ParameterError": "import higgs_native; higgs_native.HiggsAudio.from_pretrained()",
+        # Of work enough for several threads.
+        "RuntimeError": "import torch; from higgs_native import ops; ops.pack_linear(torch.ones(2048, 512))",
+    }
+    for error, program in programs.items():
+        process = run_python(program, HIGGS_NATIVE_ISA="sse9")
+        assert process.returncode == 1
+        last = process.stderr.splitlines()[-1]
+        assert last.endswith(f"{error}: HIGGS_NATIVE_ISA=sse9 must be generic, avx2, avx512 or avx512_bf16")

@@ -1,5 +1,6 @@
 import base64
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,16 @@ import higgs_native
 from higgs_native import pipeline
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
 from higgs_native.generation import GenerationOutput, delayed_reference
-from higgs_native.pipeline import HiggsAudio, choose_voices, read_recording
+from higgs_native.pipeline import HiggsAudio, check_voice, choose_voices, read_recording
 from higgs_native.prompt import AudioContent, ChatMLSample, Message, spoken_turns
 from higgs_native.random_checkpoint import DEMO_CONFIG, write_demo_checkpoint, write_language_model
+from higgs_native.voice_check import VoiceWarning
 from higgs_native.voices import Voice
+from tests.test_voice_check import syllables
 
+
+# Most references here are a second of a tone.
+pytestmark = pytest.mark.filterwarnings("ignore::higgs_native.VoiceWarning")
 
 TEXT = "The sun rises in the east."
 RATE = 24000
@@ -114,6 +120,43 @@ def test_a_reference_is_a_file_or_samples(engine, recording, samples):
     assert torch.equal(spoken[0].codes, spoken[1].codes)
     assert torch.equal(spoken[0].codes, spoken[2].codes)
     assert spoken[0].usage["prompt_tokens"] > engine.speak(TEXT, max_new_tokens=1).usage["prompt_tokens"] + 25
+
+
+def test_a_poor_reference_is_told(engine, tmp_path):
+    soundfile.write(tmp_path / "anna.wav", syllables(2), RATE)
+    options = {"max_new_tokens": 10, "seed": 1}
+    message = r"it is short, with 2\.00 s of speech; expected at least 3 s; its words are not given"
+    with pytest.warns(VoiceWarning, match=rf"anna\.wav: {message}") as caught:
+        engine.speak(TEXT, reference_audio=tmp_path / "anna.wav", **options)
+    assert caught[0].filename == __file__
+    with pytest.warns(VoiceWarning, match=rf"the reference audio: {message}") as caught:
+        engine.stream(TEXT, reference_audio=(syllables(2), RATE), **options)
+    assert caught[0].filename == __file__
+    with pytest.warns(VoiceWarning) as caught:
+        engine.speak(TEXT, voice=[Voice(tmp_path / "anna.wav", "Two words."), Voice(profile="old")], **options)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", VoiceWarning)
+        integers = (32767 * syllables(5)).astype(np.int16)
+        engine.speak(TEXT, reference_audio=(integers, RATE), reference_text="Words as many as fit into it.", **options)
+        engine.speak(TEXT, voice=Voice(profile="old"), **options)
+
+
+@pytest.mark.parametrize(
+    "reference", [np.zeros(RATE, dtype=np.float32), (np.zeros(RATE, dtype=np.float32),), 7, b"voice.wav"]
+)
+def test_a_reference_of_another_type_is_refused(engine, reference):
+    with pytest.raises(AudioError, match=r"reference audio must be a file's path, or \(samples, sampling rate\)"):
+        engine.speak(TEXT, reference_audio=reference)
+
+
+def test_a_voice_is_checked_without_a_model(tmp_path):
+    soundfile.write(tmp_path / "anna.wav", syllables(5), RATE)
+    assert check_voice(Voice(tmp_path / "anna.wav", "Words as many as fit into it.")) == []
+    assert check_voice(Voice(str(tmp_path / "anna.wav"))) == ["its words are not given; with them a clone is closer"]
+    assert check_voice(Voice(profile="old")) == []
+    with pytest.raises(AudioError, match="is no file"):
+        check_voice(Voice(tmp_path / "missing.wav"))
 
 
 @pytest.mark.parametrize("layout", ["boson", "transformers"])
@@ -247,6 +290,8 @@ def test_special_tokens_of_end_users_are_refused(arguments, name, engine):
         {"max_new_tokens": 0},
         {"seed": -1},
         {"ras_win_max_num_repeat": 0},
+        {"max_new_tokens": 2.5},
+        {"temperature": "0.3"},
     ],
 )
 def test_parameters_are_checked_before_anything_is_done(parameters, engine, recording, monkeypatch):
@@ -258,6 +303,11 @@ def test_parameters_are_checked_before_anything_is_done(parameters, engine, reco
         engine.speak(TEXT, reference_audio=recording, **parameters)
 
 
+def test_one_stop_string_is_no_list(engine):
+    with pytest.raises(ParameterError, match="stop_strings must be a list of strings, got the string 'abc'"):
+        engine.generate([Message("system", "a"), Message("user", "b")], stop_strings="abc")
+
+
 def test_more_than_the_cache_holds(engine):
     with pytest.raises(PromptError, match=str(engine.model.max_cache_length)):
         engine.speak("a" * engine.model.max_cache_length)
@@ -266,8 +316,12 @@ def test_more_than_the_cache_holds(engine):
 def test_the_device_and_the_dtype(folder):
     assert HiggsAudio.from_pretrained(folder, dtype="float32").model.dtype == torch.float32
     assert HiggsAudio.from_pretrained(folder, device=torch.device("cpu"), dtype=torch.bfloat16)
-    for device in ("cuda", "cuda:0", "gpu"):
-        with pytest.raises(ParameterError, match=f"device must be 'auto' or 'cpu', got '{device}'"):
+    for device, message in (
+        ("cuda:99", "device cuda:99 can't be used: "),
+        ("gpu", "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ("mps", "device must be auto, cpu, cuda or cuda:N, got 'mps'"),
+    ):
+        with pytest.raises(ParameterError, match=message):
             HiggsAudio.from_pretrained(folder, device=device)
 
 
@@ -341,7 +395,7 @@ def test_the_published_audio_tokenizer_is_the_default(folder, tmp_path, monkeypa
             (tmp_path / file.name).symlink_to(file)
     asked = []
 
-    def from_pretrained(path_or_name):
+    def from_pretrained(path_or_name, device):
         asked.append(path_or_name)
         raise CheckpointError("stop here")
 
@@ -374,6 +428,8 @@ def test_a_part_of_a_long_file_is_read(tmp_path):
     [
         ({"offset": -0.5}, (24000,), "offset must be a number of seconds, at least 0, got -0.5"),
         ({"duration": float("nan")}, (24000,), "duration must be a number of seconds, at least 0, got nan"),
+        ({"offset": "1"}, (24000,), "offset must be a number of seconds, at least 0, got '1'"),
+        ({"duration": [1]}, (24000,), r"duration must be a number of seconds, at least 0, got \[1\]"),
         ({"duration": 0.5}, (2, 24000), r"must have shape \[samples\], got \[2, 24000\]"),
     ],
 )

@@ -15,6 +15,7 @@ from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.quantization import Quantization
 from higgs_native.random_checkpoint import write_language_model
 from higgs_native.weights import PACKED_FILE, write_packed
+from tests.devices import CHECKS_VALUES, CUDA_DEVICE, DEVICES, NEEDS_CUDA_KERNELS
 from tests.ops.tensors import random
 from tests.test_model import config
 
@@ -38,15 +39,21 @@ def codes(model: HiggsAudioModel) -> torch.Tensor:
     return model.generate(PROMPT, **GREEDY).audio_segments[0]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("format", "error"), [("int8", 0.01), ("int4", 0.12)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rounding(format, error, dtype):
+def test_rounding(format, error, dtype, device):
     """Integers times scales come near the matrix, and clipping brings them nearer."""
     weight = random((40, 300), dtype) * (1 + random((40, 300), seed=1).abs() ** 3).to(dtype)
+
+    def rounded(matrix: torch.Tensor, clip: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """The integers [40, 300], and the scale of each."""
+        integers, scales = (tensor.cpu() for tensor in ops.quantize_linear(matrix.to(device), format, clip))
+        return integers, scales[:, None] if format == "int8" else scales.float().repeat_interleave(128, 1)[:, :300]
+
     errors = []
     for clip in (False, True):
-        integers, scales = ops.quantize_linear(weight, format, clip)
-        spread = scales[:, None] if format == "int8" else scales.float().repeat_interleave(128, 1)[:, :300]
+        integers, spread = rounded(weight, clip)
         difference = integers * spread - weight.float()
         errors.append(difference.pow(2).sum(1))
         if not clip:
@@ -54,26 +61,71 @@ def test_rounding(format, error, dtype):
     assert (errors[1] <= errors[0] * 1.0001).all()
     assert errors[1].sum() < 0.97 * errors[0].sum() or format == "int8"
     plain = random((40, 300), dtype)
-    integers, scales = ops.quantize_linear(plain, format)
-    spread = scales[:, None] if format == "int8" else scales.float().repeat_interleave(128, 1)[:, :300]
+    integers, spread = rounded(plain)
     assert (integers * spread - plain.float()).std() < error
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("format", ["int8", "int4"])
-def test_extreme_matrices(format):
+def test_extreme_matrices(format, device):
     """Zeros stay zero, one value stays itself, denormal and huge values neither overflow nor become NaN."""
     for value in (0.0, 1.0, -3.0, 1e-42, 2e-38, 1e30 if format == "int8" else 5e5):
         weight = torch.zeros(2, 256)
         weight[1, 200] = value
-        integers, scales = ops.quantize_linear(weight, format)
+        integers, scales = (tensor.cpu() for tensor in ops.quantize_linear(weight.to(device), format))
         spread = scales[:, None] if format == "int8" else scales.float().repeat_interleave(128, 1)
         assert not integers[weight == 0].any()
         assert spread.isfinite().all()
         torch.testing.assert_close(integers * spread, weight, rtol=1e-2, atol=1e-7)
-    for value in (torch.nan, torch.inf):
-        weight[1, 200] = value
-        with pytest.raises(RuntimeError, match=r"weight\[1\] holds values that are not finite"):
-            ops.quantize_linear(weight, format)
+
+
+@CHECKS_VALUES
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_values_that_are_not_finite_are_refused(format, value):
+    weight = torch.zeros(2, 256)
+    weight[1, 200] = value
+    with pytest.raises(RuntimeError, match=r"weight\[1\] holds values that are not finite"):
+        ops.quantize_linear(weight, format)
+
+
+@NEEDS_CUDA_KERNELS
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_values_that_are_not_finite_have_no_scale_on_cuda(value):
+    weight = torch.ones(2, 256, device=CUDA_DEVICE)
+    weight[1, 200] = value
+    assert ops.quantize_linear(weight, "int8")[1].isnan().tolist() == [False, True]
+    assert ops.quantize_linear(weight, "int4")[1].isnan().tolist() == [[False, False], [False, True]]
+
+
+def quantize(matrices, device):
+    """The integers and scales of each matrix in every format, clipped and not."""
+    from higgs_native import ops
+
+    return [
+        [tensor.cpu() for tensor in ops.quantize_linear(matrix.to(device), format, clip)]
+        for matrix in matrices
+        for format in ("int8", "int4")
+        for clip in (False, True)
+    ]
+
+
+def test_both_backends_round_alike(on_other_backend):
+    matrices = [
+        random(shape, dtype) * (1 + random(shape, seed=1).abs() ** 3).to(dtype)
+        for shape in ((5, 1), (64, 1000), (300, 777))
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    ours, theirs = quantize(matrices, device="cpu"), on_other_backend(quantize, matrices)
+    differing = 0
+    for (integers, scales), (other_integers, other_scales) in zip(ours, theirs, strict=True):
+        same = scales.view(len(scales), -1) == other_scales.view(len(scales), -1)
+        differing += int((~same).sum())
+        size = integers.shape[1] if scales.dim() == 1 else 128
+        columns = same.repeat_interleave(size, 1)[:, : integers.shape[1]]
+        assert torch.equal(integers[columns], other_integers[columns])
+    # The error of two scales may be so near that it depends on the order of its sum, and so on the instruction set.
+    assert differing <= 10
 
 
 @pytest.mark.parametrize(("change", "message"), [({"bits": 5}, "bits must be 8 or 4, got 5"), ({"n": 3}, "integers")])
@@ -85,8 +137,10 @@ def test_wrong_arguments_are_named(change, message):
         )
 
 
-def test_opcheck():
-    arguments = (torch.empty(2, 5, dtype=torch.int8), torch.empty(2), random((2, 5)), 8, True)
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck(device):
+    tensors = (torch.empty(2, 5, dtype=torch.int8), torch.empty(2), random((2, 5)))
+    arguments = (*(tensor.to(device) for tensor in tensors), 8, True)
     torch.library.opcheck(torch.ops.higgs_native.quantize_linear.default, arguments)
 
 

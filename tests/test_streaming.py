@@ -77,6 +77,7 @@ def test_the_joined_stream_is_the_speech(engines, layout, max_new_tokens):
         assert stream.usage == speech.usage
 
 
+@pytest.mark.filterwarnings("ignore::higgs_native.VoiceWarning")
 def test_the_joined_stream_of_a_clone_is_the_speech(engine):
     noise = 0.1 * np.random.default_rng(0).standard_normal(24000).astype(np.float32)
     options = {"reference_audio": (noise, 24000), "reference_text": "Hello.", "scene": "A room.", "seed": 3}
@@ -256,6 +257,10 @@ def test_errors_in_the_thread_reach_the_consumer(engine, monkeypatch):
         ({"max_chunk_frames": 4}, ParameterError, "got 5 and 4"),
         ({"chunk_growth": 0.9}, ParameterError, "chunk_growth must be at least 1, got 0.9"),
         ({"chunk_growth": float("nan")}, ParameterError, "chunk_growth must be at least 1, got nan"),
+        ({"low_latency": 2.5}, ParameterError, r"low_latency must be an integer, got 2.5"),
+        ({"first_chunk_frames": 2.5}, ParameterError, "first_chunk_frames must be an integer, got 2.5"),
+        ({"max_chunk_frames": None}, ParameterError, "max_chunk_frames must be an integer, got None"),
+        ({"chunk_growth": "2"}, ParameterError, "chunk_growth must be a number, got '2'"),
         ({"low_latency": 11}, ParameterError, r"low_latency must lie in 0 .. 10 frames, got 11"),
         ({"reference_audio": "missing.wav"}, ValueError, "missing.wav is no file"),
     ],

@@ -79,6 +79,17 @@ inline void check_same_device(
       " must be on the device of ", other_name);
 }
 
+struct NamedTensor {
+  const char* name;
+  const Tensor& tensor;
+};
+
+// All on the device of the first.
+inline void check_same_device(const char* op, std::initializer_list<NamedTensor> tensors) {
+  const NamedTensor& first = *tensors.begin();
+  for (const NamedTensor& t : tensors) check_same_device(op, t.name, t.tensor, first.name, first.tensor);
+}
+
 // An id of a code: 0 .. 2^31 - 1.
 inline int32_t check_code_id(const char* op, const char* name, int64_t id) {
   STD_TORCH_CHECK(id >= 0 && id <= INT32_MAX, op, ": ", name, " must be 0 to ", INT32_MAX, ", got ", id);

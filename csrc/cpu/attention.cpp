@@ -12,7 +12,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/checks.h"
+#include "common/attention.h"
 #include "cpu/decoder.h"
 #include "cpu/linear.h"
 
@@ -20,21 +20,9 @@ namespace higgs_native::cpu {
 
 namespace {
 
-struct Caches {
-  int64_t slots, heads, length, head_dim;
-};
-
-Caches check_caches(const char* op, const Tensor& key_cache, const Tensor& value_cache) {
-  check_weight(op, "key_cache", key_cache, {kAnySize, kAnySize, kAnySize, kAnySize});
-  const Caches c = {key_cache.size(0), key_cache.size(1), key_cache.size(2), key_cache.size(3)};
-  STD_TORCH_CHECK(c.heads > 0, op, ": key_cache must have at least one KV head");
-  check_tensor(op, "value_cache", value_cache, key_cache.scalar_type(), {c.slots, c.heads, c.length, c.head_dim});
-  return c;
-}
-
 // Returns the values after checking 0 <= value < limit for each.
-const int32_t* check_indices(const char* op, const char* name, const Tensor& t, int64_t rows, int64_t limit) {
-  check_tensor(op, name, t, ScalarType::Int, {rows});
+const int32_t* check_indices(const char* op, const char* name, const Tensor& t, int64_t limit) {
+  const int64_t rows = t.size(0);
   const int32_t* values = t.const_data_ptr<int32_t>();
   for (int64_t i = 0; i < rows; ++i) {
     STD_TORCH_CHECK(
@@ -52,27 +40,13 @@ void qkv_rope_cache_cpu(
     const Tensor& rope_table, const Tensor& slots, const Tensor& positions, const Tensor& cache_positions,
     int64_t num_text_rows) {
   const char* op = "qkv_rope_cache";
-  check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize});
-  const int64_t rows = x.size(0), hidden = x.size(1);
-  const Caches cache = check_caches(op, key_cache, value_cache);
+  const auto [cache, weight, rows, query_heads] = check_qkv_rope_cache(
+      query, key_cache, value_cache, x, text_norm, audio_norm, qkv_weight, qkv_scales, rope_table, slots, positions,
+      cache_positions, num_text_rows);
   const int64_t head_dim = cache.head_dim;
-  STD_TORCH_CHECK(head_dim % 2 == 0, op, ": key_cache's head_dim must be even, got ", head_dim);
-  const int64_t kv_width = cache.heads * head_dim;
-  check_tensor(op, "query", query, ScalarType::Float, {rows, kAnySize});
-  const int64_t query_heads = query.size(1) / std::max<int64_t>(head_dim, 1);
-  STD_TORCH_CHECK(
-      query_heads > 0 && query.size(1) == query_heads * head_dim && query_heads % cache.heads == 0, op,
-      ": query must have a multiple of ", kv_width, " columns (", cache.heads, " KV heads of dimension ", head_dim,
-      "), got ", query.size(1));
-  const int64_t all_heads = query_heads + 2 * cache.heads;
-  const PackedWeight weight = packed_weight(op, "qkv_weight", qkv_weight, qkv_scales, all_heads * head_dim, hidden);
-  check_weight(op, "text_norm", text_norm, {hidden});
-  check_weight(op, "audio_norm", audio_norm, {hidden});
-  check_tensor(op, "rope_table", rope_table, ScalarType::Float, {kAnySize, head_dim});
-  const int32_t* slot = check_indices(op, "slots", slots, rows, cache.slots);
-  const int32_t* position = check_indices(op, "positions", positions, rows, rope_table.size(0));
-  const int32_t* place = check_indices(op, "cache_positions", cache_positions, rows, cache.length);
-  check_text_rows(op, num_text_rows, rows);
+  const int32_t* slot = check_indices(op, "slots", slots, cache.slots);
+  const int32_t* position = check_indices(op, "positions", positions, rope_table.size(0));
+  const int32_t* place = check_indices(op, "cache_positions", cache_positions, cache.length);
   if (rows == 0) return;
 
   struct Prepared;
@@ -141,17 +115,10 @@ void attention_cpu(
     const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& slots,
     const Tensor& cache_positions, double scale) {
   const char* op = "attention";
-  const Caches cache = check_caches(op, key_cache, value_cache);
+  const auto [cache, rows, group] = check_attention(out, query, key_cache, value_cache, slots, cache_positions);
   const int64_t head_dim = cache.head_dim;
-  check_tensor(op, "query", query, ScalarType::Float, {kAnySize, kAnySize});
-  const int64_t rows = query.size(0);
-  const int64_t group = query.size(1) / std::max<int64_t>(cache.heads * head_dim, 1);
-  STD_TORCH_CHECK(
-      group > 0 && query.size(1) == group * cache.heads * head_dim, op, ": query must have a multiple of ",
-      cache.heads * head_dim, " columns (", cache.heads, " KV heads of dimension ", head_dim, "), got ", query.size(1));
-  check_tensor(op, "out", out, ScalarType::Float, {rows, query.size(1)});
-  const int32_t* slot = check_indices(op, "slots", slots, rows, cache.slots);
-  const int32_t* place = check_indices(op, "cache_positions", cache_positions, rows, cache.length);
+  const int32_t* slot = check_indices(op, "slots", slots, cache.slots);
+  const int32_t* place = check_indices(op, "cache_positions", cache_positions, cache.length);
   if (rows == 0) return;
 
   const float* queries = query.const_data_ptr<float>();

@@ -1,15 +1,9 @@
 // The operators that a decoder layer consists of, as functions. Each is registered under its name without `_cpu`.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
-#include <cstdint>
-#include <optional>
+#include "common/packed_weight.h"
 
 namespace higgs_native::cpu {
-
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 void qkv_rope_cache_cpu(
     const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& x, const Tensor& text_norm,

@@ -1,13 +1,13 @@
 // out = x + down(silu(gate(z)) * up(z)), z = rms_norm(x), for text rows and audio rows, each with its own weights.
 //
-// Rows are sorted: text rows, then audio rows. A panel of gate_up holds kHalf rows of the gate and the kHalf rows of the up
+// Rows are sorted: text rows, then audio rows. A panel of gate_up holds kHalfPanel rows of the gate and the kHalfPanel rows of the up
 // projection that belong to them, so that a thread multiplies the two while they are in its cache.
 // Bytes moved: the weights of the segments that hold rows, once for up to 240 rows each.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 
-#include "common/checks.h"
+#include "common/dual_ffn.h"
 #include "cpu/decoder.h"
 #include "cpu/linear.h"
 
@@ -15,33 +15,8 @@ namespace higgs_native::cpu {
 
 namespace {
 
-constexpr int64_t kHalf = kPanel / 2;
 // Rows that go through both products at a time: what stands between the products stays small, however long the prompt.
 constexpr int64_t kMostRows = 480;
-
-struct FeedForward {
-  const Tensor& norm;
-  PackedWeight gate_up, down;
-};
-
-FeedForward feed_forward(
-    const std::string& name, int64_t hidden, const Tensor& norm, const Tensor& gate_up,
-    const OptionalTensor& gate_up_scales, const Tensor& down, const OptionalTensor& down_scales) {
-  const char* op = "dual_ffn";
-  const std::string norm_name = name + "_norm", gate_up_name = name + "_gate_up", down_name = name + "_down";
-  check_weight(op, norm_name.c_str(), norm, {hidden});
-  STD_TORCH_CHECK(gate_up.dim() == 4, op, ": ", gate_up_name, " must be packed, got shape ", shape_text(gate_up));
-  const int64_t units = gate_up.size(0) * kHalf;  // the last panel may hold fewer, and zeros
-  // The depth of `down` is not stored; its last word may hold zeros too.
-  STD_TORCH_CHECK(down.dim() == 4, op, ": ", down_name, " must be packed, got shape ", shape_text(down));
-  const int64_t k = std::min(units, packed_columns(op, down_name.c_str(), down));
-  STD_TORCH_CHECK(
-      units - k < kHalf, op, ": ", down_name, " must have ", units - kHalf + 1, " to ", units, " columns, as many as ",
-      gate_up_name, " has units, got ", k);
-  return {
-      norm, packed_weight(op, gate_up_name.c_str(), gate_up, gate_up_scales, 2 * units, hidden),
-      packed_weight(op, down_name.c_str(), down, down_scales, hidden, k)};
-}
 
 // Rows [begin, end) of x and out, both [*, hidden].
 void run_segment(float* out, const float* x, int64_t begin, int64_t end, double eps, const FeedForward& weights) {
@@ -61,10 +36,10 @@ void run_segment(float* out, const float* x, int64_t begin, int64_t end, double 
     float* both = scratch<GateUp>(rows * kPanel);
     for (int64_t panel = first; panel < last; ++panel) {
       product_panels(both, kPanel, gate_up, panel, panel + 1, input, rows);
-      const int64_t unit = panel * kHalf, count = std::min(kHalf, intermediate - unit);
+      const int64_t unit = panel * kHalfPanel, count = std::min(kHalfPanel, intermediate - unit);
       for (int64_t row = 0; row < rows; ++row) {
         const float* gate = both + row * kPanel;
-        linear_kernels().silu_mul(activated + row * intermediate + unit, gate, gate + kHalf, count);
+        linear_kernels().silu_mul(activated + row * intermediate + unit, gate, gate + kHalfPanel, count);
       }
     }
   });
@@ -82,9 +57,9 @@ void dual_ffn_cpu(
   const int64_t rows = x.size(0), hidden = x.size(1);
   check_tensor("dual_ffn", "out", out, ScalarType::Float, {rows, hidden});
   const FeedForward text =
-      feed_forward("text", hidden, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales);
-  const FeedForward audio =
-      feed_forward("audio", hidden, audio_norm, audio_gate_up, audio_gate_up_scales, audio_down, audio_down_scales);
+      check_feed_forward("text", hidden, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales);
+  const FeedForward audio = check_feed_forward(
+      "audio", hidden, audio_norm, audio_gate_up, audio_gate_up_scales, audio_down, audio_down_scales);
   check_text_rows("dual_ffn", num_text_rows, rows);
   float* to = out.mutable_data_ptr<float>();
   const float* from = x.const_data_ptr<float>();

@@ -16,30 +16,6 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-WeightFormat weight_format(const char* op, const char* name, const Tensor& weight) {
-  switch (weight.scalar_type()) {
-    case ScalarType::Float: return WeightFormat::f32;
-    case ScalarType::BFloat16: return WeightFormat::bf16;
-    case ScalarType::Char: return WeightFormat::int8;
-    case ScalarType::Byte: return WeightFormat::int4;
-    default:
-      STD_TORCH_CHECK(
-          false, op, ": ", name, " must be float32, bfloat16, int8 or uint8 (4 bits), got ",
-          dtype_name(weight.scalar_type()));
-  }
-}
-
-// How many elements 4 bytes of a packed weight hold, in torch's eyes.
-int64_t word_elements(WeightFormat format) {
-  return format == WeightFormat::f32 ? 1 : format == WeightFormat::bf16 ? 2 : 4;
-}
-
-// Units of a packed weight of k columns: whole quantization groups where it is quantized.
-int64_t count_units(WeightFormat format, int64_t k) {
-  if (is_quantized(format)) return ceil_div(k, kQuantGroup) * kQuantGroup / unit_columns(format);
-  return ceil_div(k, unit_columns(format));
-}
-
 void rms_norm_linear_cpu(
     const Tensor& out, const Tensor& x, const Tensor& norm_weight, double eps, const Tensor& weight,
     const OptionalTensor& scales) {
@@ -86,29 +62,17 @@ void pack_row_int4(char* packed, int64_t lane, const int8_t* from, int64_t k, in
 }
 
 void pack_linear_cpu(const Tensor& packed, const Tensor& weight, int64_t first_lane, int64_t lanes) {
-  const char* op = "pack_linear";
-  const WeightFormat format = weight_format(op, "packed", packed);
-  const ScalarType dtype = is_quantized(format) ? ScalarType::Char : packed.scalar_type();
-  check_tensor(op, "weight", weight, dtype, {kAnySize, kAnySize});
-  const int64_t n = weight.size(0), k = weight.size(1), units = count_units(format, k);
-  STD_TORCH_CHECK(
-      lanes >= 1 && first_lane >= 0 && first_lane + lanes <= kPanel, op, ": first_lane and lanes must lie within ",
-      kPanel, " lanes, got ", first_lane, " and ", lanes);
-  const int64_t panels = ceil_div(n, lanes);
-  check_tensor(op, "packed", packed, packed.scalar_type(), {panels, units, kPanel, word_elements(format)});
-  const int64_t size = 4 / word_elements(format);
-  const char* from = static_cast<const char*>(weight.const_data_ptr());
-  char* to = static_cast<char*>(packed.mutable_data_ptr());
-  for_ranges(panels, lanes * k, [&](int64_t begin, int64_t end) {
+  const PackLinear p = check_pack_linear(packed, weight, first_lane, lanes);
+  for_ranges(p.panels, p.lanes * p.k, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
-      char* target = to + panel * units * kUnitBytes;
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        const int64_t row = panel * lanes + lane;
-        const char* source = row < n ? from + row * k * size : nullptr;
-        if (format == WeightFormat::int4) {
-          pack_row_int4(target, first_lane + lane, reinterpret_cast<const int8_t*>(source), k, units);
+      char* target = p.packed + panel * p.units * kUnitBytes;
+      for (int64_t lane = 0; lane < p.lanes; ++lane) {
+        const int64_t row = panel * p.lanes + lane, row_bytes = p.k * p.element_bytes;
+        const char* source = row < p.n ? p.weight + row * row_bytes : nullptr;
+        if (p.format == WeightFormat::int4) {
+          pack_row_int4(target, p.first_lane + lane, reinterpret_cast<const int8_t*>(source), p.k, p.units);
         } else {
-          pack_row(target, first_lane + lane, source, k * size, units);
+          pack_row(target, p.first_lane + lane, source, row_bytes, p.units);
         }
       }
     }
@@ -132,26 +96,6 @@ void linear_cpu(
       out.mutable_data_ptr<float>(), packed, prepared, rows, residual ? residual->const_data_ptr<float>() : nullptr);
 }
 
-PackedWeight packed_weight(
-    const char* op, const char* name, const Tensor& weight, const OptionalTensor& scales, int64_t n, int64_t k) {
-  const WeightFormat format = weight_format(op, name, weight);
-  const int64_t units = count_units(format, k), panels = ceil_div(n, kPanel);
-  check_tensor(op, name, weight, weight.scalar_type(), {panels, units, kPanel, word_elements(format)});
-  STD_TORCH_CHECK(
-      scales.has_value() == is_quantized(format), op, ": ", name, " of dtype ", dtype_name(weight.scalar_type()),
-      is_quantized(format) ? " needs scales" : " takes no scales");
-  if (format == WeightFormat::int8) check_tensor(op, "scales", *scales, ScalarType::Float, {panels, kPanel});
-  if (format == WeightFormat::int4) {
-    check_tensor(op, "scales", *scales, ScalarType::Half, {panels, units * 8 / kQuantGroup, kPanel});
-  }
-  return {format, static_cast<const char*>(weight.const_data_ptr()), scales ? scales->const_data_ptr() : nullptr, n, k,
-          units};
-}
-
-int64_t packed_columns(const char* op, const char* name, const Tensor& weight) {
-  return weight.size(1) * unit_columns(weight_format(op, name, weight));
-}
-
 int64_t packed_f32_bytes(int64_t n, int64_t k) { return ceil_div(n, kPanel) * k * kUnitBytes; }
 
 void pack_f32(char* packed, const float* weight, int64_t n, int64_t k) {
@@ -164,7 +108,7 @@ void pack_f32(char* packed, const float* weight, int64_t n, int64_t k) {
 void prepare_groups(
     char* to, const PackedWeight& weight, const float* x, int64_t rows, const RowNorm* norm, int64_t groups,
     int64_t first, int64_t last) {
-  const int64_t k = weight.k, row_bytes = prepared_row_bytes(weight.format, weight.kernels(), weight.units);
+  const int64_t k = weight.k, row_bytes = prepared_row_bytes(weight.format, kernels_of(weight), weight.units);
   for (int64_t g = first; g < last; ++g) {
     const int64_t begin = group_begin(g, groups, rows), end = group_begin(g + 1, groups, rows);
     const float* from = x + begin * k;
@@ -183,7 +127,7 @@ void prepare_groups(
       }
       from = normalised;
     }
-    weight.kernels().prepare(to + begin * row_bytes, from, end - begin, k, weight.units);
+    kernels_of(weight).prepare(to + begin * row_bytes, from, end - begin, k, weight.units);
   }
 }
 
@@ -193,7 +137,7 @@ void product_panels(
   const int64_t scale_bytes = weight.format == WeightFormat::int8   ? kPanel * 4
                               : weight.format == WeightFormat::int4 ? weight.units * 8 / kQuantGroup * kPanel * 2
                                                                     : 0;
-  weight.kernels().product(
+  kernels_of(weight).product(
       {out, out_stride, residual, x, weight.data + begin * weight.units * kUnitBytes,
        weight.scales ? static_cast<const char*>(weight.scales) + begin * scale_bytes : nullptr, rows,
        std::min(end * kPanel, weight.n) - begin * kPanel, weight.units});

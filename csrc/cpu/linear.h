@@ -1,35 +1,18 @@
 // What the families that multiply with weights share.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
-#include <optional>
 #include <type_traits>
 
+#include "common/packed_weight.h"
 #include "cpu/linear_kernels.h"
 #include "cpu/parallel.h"
 
 namespace higgs_native::cpu {
 
-using torch::stable::Tensor;
-
-// A packed weight matrix of n rows and k columns; see linear_kernels.h.
-struct PackedWeight {
-  WeightFormat format;
-  const char* data;
-  const void* scales;
-  int64_t n, k, units;
-
-  const FormatKernels& kernels() const { return linear_kernels().formats[static_cast<int>(format)]; }
-};
-
-// Raises `op: name ...` unless the tensors are a packed weight of n rows and k columns.
-PackedWeight packed_weight(
-    const char* op, const char* name, const Tensor& weight, const std::optional<Tensor>& scales, int64_t n, int64_t k);
-
-// How many columns the words of a packed weight hold; the last ones may be padding.
-int64_t packed_columns(const char* op, const char* name, const Tensor& weight);
+inline const FormatKernels& kernels_of(const PackedWeight& weight) {
+  return linear_kernels().formats[static_cast<int>(weight.format)];
+}
 
 // Bytes of a packed float32 weight of n rows and k columns, and the packing itself of weight [n, k].
 int64_t packed_f32_bytes(int64_t n, int64_t k);
@@ -69,7 +52,7 @@ void prepare_groups(
 
 template <typename Tag>
 char* prepared_memory(const PackedWeight& weight, int64_t rows) {
-  const int64_t bytes = rows * prepared_row_bytes(weight.format, weight.kernels(), weight.units);
+  const int64_t bytes = rows * prepared_row_bytes(weight.format, kernels_of(weight), weight.units);
   return reinterpret_cast<char*>(scratch<Tag>(bytes / sizeof(float)));
 }
 

@@ -1,31 +1,12 @@
-// The inner kernels behind every product with a weight matrix, for one thread.
-//
-// A weight matrix [n, k] is packed into panels of kPanel rows. A panel is a sequence of units of 128 bytes, in the order
-// of k, so that a product reads it from one end to the other: a unit holds, for each of its 32 rows in turn, 4 bytes:
-//   f32   one weight;
-//   bf16  two weights;
-//   int8  four weights, signed; a weight row has one float32 scale: weight = scale * integer;
-//   int4  eight weights w + 8, the first four in the low halves of the bytes, the others in the high halves; groups of
-//         kQuantGroup weights of a row share a float16 scale.
-// Rows and columns that fill the last panel, unit or group hold zeros.
+// The inner kernels behind every product with a packed weight matrix (common/weight_format.h), for one thread.
 #pragma once
 
 #include <cstdint>
 
+#include "common/weight_format.h"
 #include "cpu/isa.h"
 
 namespace higgs_native::cpu {
-
-inline constexpr int64_t kPanel = 32;
-inline constexpr int64_t kUnitBytes = 128;
-inline constexpr int64_t kQuantGroup = 128;
-
-enum class WeightFormat { f32, bf16, int8, int4 };
-// How many columns of the matrix a unit holds.
-inline constexpr int64_t kUnitColumns[] = {1, 2, 4, 8};
-
-inline constexpr int64_t unit_columns(WeightFormat format) { return kUnitColumns[static_cast<int>(format)]; }
-inline constexpr bool is_quantized(WeightFormat format) { return format >= WeightFormat::int8; }
 
 // out = x @ weight.T + residual for some panels of the weight.
 struct ProductBlock {

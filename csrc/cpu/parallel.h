@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/isa.h"
+
 namespace higgs_native::cpu {
 
 // What a thread must have to do, in multiply-adds, before waking it pays: some microseconds.
@@ -15,6 +17,7 @@ inline constexpr int64_t kThreadCost = 32768;
 // products stay on the calling thread.
 template <typename F>
 void for_ranges(int64_t count, int64_t cost, const F& f) {
+  active_isa();  // raises here, on the calling thread, where HIGGS_NATIVE_ISA can't be followed
   const int64_t grain = cost < kThreadCost ? kThreadCost / (cost > 0 ? cost : 1) : 1;
   if (count > grain) torch::stable::parallel_for(0, count, grain, f);
   else if (count > 0) f(int64_t{0}, count);

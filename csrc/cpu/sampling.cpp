@@ -3,8 +3,6 @@
 // A row of logits becomes 32-bit keys that order as the scores do. Top-k and top-p are thresholds on the keys, found by a
 // radix search over weights (1 a token for top-k, the draw's weights for top-p): nothing is sorted. After top-k only the
 // tokens that are left are weighed.
-#include "common/sampling.h"
-
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -13,7 +11,7 @@
 #include <limits>
 #include <vector>
 
-#include "common/checks.h"
+#include "common/sampling_arguments.h"
 #include "cpu/sampling_kernels.h"
 
 namespace higgs_native::cpu {
@@ -33,12 +31,6 @@ const char* describe(RowError error) {
     default: return "are fine";
   }
 }
-
-struct Sampling {
-  float temperature;
-  int32_t top_k;
-  float top_p;
-};
 
 // The largest key t for which the keys >= t together weigh `limit` or more; all keys must.
 template <typename Weight>
@@ -178,17 +170,11 @@ class RowLoop {
   std::atomic<int64_t> lowest_{kNone};
 };
 
-void check_vocabulary(const char* op, int64_t vocabulary) {
-  STD_TORCH_CHECK(
-      vocabulary >= 1 && vocabulary <= kMaxVocabulary, op, ": logits must have 1 to ", kMaxVocabulary, " columns, got ",
-      vocabulary);
-}
-
 void check_sampling(const char* op, const char* of, int64_t i, const Sampling& sampling) {
   STD_TORCH_CHECK(
-      sampling.temperature >= 0 && sampling.temperature <= std::numeric_limits<float>::max(), op, ": temperature of ",
-      of, " ", i, " must be finite and 0 or more, got ", sampling.temperature);
-  STD_TORCH_CHECK(sampling.top_p > 0, op, ": top_p of ", of, " ", i, " must be greater than 0, got ", sampling.top_p);
+      sampling.has_temperature(), op, ": temperature of ", of, " ", i, " must be finite and 0 or more, got ",
+      sampling.temperature);
+  STD_TORCH_CHECK(sampling.has_top_p(), op, ": top_p of ", of, " ", i, " must be greater than 0, got ", sampling.top_p);
 }
 
 void check_slot_index(const char* op, int64_t row, int32_t slot, int64_t num_slots) {
@@ -200,54 +186,20 @@ void sample_audio_frame_cpu(
     const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const Tensor& ras_win_len,
     const Tensor& ras_win_max_num_repeat, const Tensor& seed, int64_t bos_id, int64_t eos_id) {
   const char* op = "sample_audio_frame";
-  check_tensor(op, "logits", logits, ScalarType::Float, {kAnySize, kAnySize, kAnySize});
-  int64_t num_rows = logits.size(0), num_codebooks = logits.size(1), vocabulary = logits.size(2);
-  STD_TORCH_CHECK(num_codebooks >= 1, op, ": logits must have 1 codebook or more, got shape ", shape_text(logits));
-  check_vocabulary(op, vocabulary);
-  check_tensor(op, "codes", codes, ScalarType::Int, {num_rows, num_codebooks});
-  check_tensor(op, "slots", slots, ScalarType::Int, {num_rows});
-  check_tensor(op, "state", state, ScalarType::Int, {kAnySize, kStateFields});
-  int64_t num_slots = state.size(0);
-  check_tensor(op, "history", history, ScalarType::Int, {num_slots, kAnySize, num_codebooks});
-  int64_t ring_length = history.size(1);
-  STD_TORCH_CHECK(ring_length >= 1, op, ": history must hold 1 frame or more, got shape ", shape_text(history));
-  check_tensor(op, "temperature", temperature, ScalarType::Float, {num_slots});
-  check_tensor(op, "top_k", top_k, ScalarType::Int, {num_slots});
-  check_tensor(op, "top_p", top_p, ScalarType::Float, {num_slots});
-  check_tensor(op, "ras_win_len", ras_win_len, ScalarType::Int, {num_slots});
-  check_tensor(op, "ras_win_max_num_repeat", ras_win_max_num_repeat, ScalarType::Int, {num_slots});
-  check_tensor(op, "seed", seed, ScalarType::Long, {num_slots});
-  for (auto [name, id] : {std::pair{"bos_id", bos_id}, std::pair{"eos_id", eos_id}}) {
-    STD_TORCH_CHECK(id >= 0 && id < vocabulary, op, ": ", name, " must be 0 to ", vocabulary - 1, ", got ", id);
-  }
-  STD_TORCH_CHECK(bos_id != eos_id, op, ": bos_id and eos_id must differ, both are ", bos_id);
-
-  auto slot_of = [&](int64_t row) {
-    int32_t i = slots.const_data_ptr<int32_t>()[row];
-    return Slot{
-        state.mutable_data_ptr<int32_t>() + i * kStateFields,
-        history.mutable_data_ptr<int32_t>() + i * ring_length * num_codebooks,
-        static_cast<int32_t>(ring_length),
-        static_cast<int32_t>(num_codebooks),
-        static_cast<int32_t>(bos_id),
-        static_cast<int32_t>(eos_id)};
-  };
-  auto sampling_of = [&](int32_t i) {
-    return Sampling{
-        temperature.const_data_ptr<float>()[i], top_k.const_data_ptr<int32_t>()[i], top_p.const_data_ptr<float>()[i]};
-  };
-
-  std::vector<bool> taken(num_slots);
-  for (int64_t row = 0; row < num_rows; ++row) {
-    int32_t i = slots.const_data_ptr<int32_t>()[row];
-    check_slot_index(op, row, i, num_slots);
+  const SampleAudioFrame args = check_sample_audio_frame(
+      codes, state, history, logits, slots, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed,
+      bos_id, eos_id);
+  std::vector<bool> taken(args.num_slots);
+  for (int64_t row = 0; row < args.num_rows; ++row) {
+    int32_t i = args.slots[row];
+    check_slot_index(op, row, i, args.num_slots);
     STD_TORCH_CHECK(!taken[i], op, ": slots must name each slot once, got ", i, " twice");
     taken[i] = true;
-    check_sampling(op, "slot", i, sampling_of(i));
+    check_sampling(op, "slot", i, args.sampling[i]);
     STD_TORCH_CHECK(
-        ras_win_len.const_data_ptr<int32_t>()[i] <= ring_length, op, ": ras_win_len of slot ", i, " must be at most ",
-        ring_length, ", the frames that history holds, got ", ras_win_len.const_data_ptr<int32_t>()[i]);
-    const int32_t* fields = slot_of(row).state;
+        args.ras_win_len[i] <= args.ring_length, op, ": ras_win_len of slot ", i, " must be at most ", args.ring_length,
+        ", the frames that history holds, got ", args.ras_win_len[i]);
+    const int32_t* fields = args.slot(i).state;
     STD_TORCH_CHECK(
         fields[kRule] == kBosonRule || fields[kRule] == kTransformersRule, op, ": state of slot ", i, " names rule ",
         fields[kRule], ", which is none");
@@ -256,40 +208,37 @@ void sample_audio_frame_cpu(
   }
 
   // Draws first, and nothing is written if a row can't be drawn from.
-  std::vector<int32_t> drawn(num_rows * num_codebooks);
+  const int32_t num_codebooks = args.num_codebooks;
+  std::vector<int32_t> drawn(args.num_rows * num_codebooks);
   RowLoop loop;
-  loop.run(num_rows * num_codebooks, vocabulary, [&](int64_t i) {
-    int64_t row = i / num_codebooks;
+  loop.run(args.num_rows * num_codebooks, args.vocabulary, [&](int64_t i) {
     auto k = static_cast<int32_t>(i % num_codebooks);
-    int32_t slot_index = slots.const_data_ptr<int32_t>()[row];
-    Slot slot = slot_of(row);
-    Sampling sampling = sampling_of(slot_index);
-    const float* row_logits = logits.const_data_ptr<float>() + i * vocabulary;
-    auto random = [&](uint32_t draw) {
-      return random_bits(seed.const_data_ptr<int64_t>()[slot_index], slot.state[kFrame], k, draw);
-    };
+    int32_t slot_index = args.slots[i / num_codebooks];
+    Slot slot = args.slot(slot_index);
+    Sampling sampling = args.sampling[slot_index];
+    const float* row_logits = args.logits + i * args.vocabulary;
+    auto random = [&](uint32_t draw) { return random_bits(args.seed[slot_index], slot.state[kFrame], k, draw); };
     drawn[i] = slot.forced_code(k, sampling.temperature == 0);
     bool forced = drawn[i] != kDrawn;
     if (!forced) {
-      RowError error = draw_token(row_logits, vocabulary, sampling, random(kMainDraw), &drawn[i]);
+      RowError error = draw_token(row_logits, args.vocabulary, sampling, random(kMainDraw), &drawn[i]);
       if (error != RowError::none) return error;
     }
-    int32_t window = ras_win_len.const_data_ptr<int32_t>()[slot_index];
     if (!slot.is_repetition(
-            k, drawn[i], forced, window, ras_win_max_num_repeat.const_data_ptr<int32_t>()[slot_index])) {
+            k, drawn[i], forced, args.ras_win_len[slot_index], args.ras_win_max_num_repeat[slot_index])) {
       return RowError::none;
     }
-    return draw_token(row_logits, vocabulary, {1, 0, 1}, random(kRepetitionDraw), &drawn[i]);
+    return draw_token(row_logits, args.vocabulary, repetition_sampling(), random(kRepetitionDraw), &drawn[i]);
   });
   STD_TORCH_CHECK(
-      !loop.failed(), op, ": logits of slot ", slots.const_data_ptr<int32_t>()[loop.first_bad() / num_codebooks],
-      ", codebook ", loop.first_bad() % num_codebooks, " ", describe(loop.error()));
+      !loop.failed(), op, ": logits of slot ", args.slots[loop.first_bad() / num_codebooks], ", codebook ",
+      loop.first_bad() % num_codebooks, " ", describe(loop.error()));
 
-  for (int64_t row = 0; row < num_rows; ++row) {
-    Slot slot = slot_of(row);
+  for (int64_t row = 0; row < args.num_rows; ++row) {
+    Slot slot = args.slot(args.slots[row]);
     int32_t* row_codes = drawn.data() + row * num_codebooks;
     if (slot.state[kActive]) slot.finish_frame(row_codes);
-    std::copy_n(row_codes, num_codebooks, codes.mutable_data_ptr<int32_t>() + row * num_codebooks);
+    std::copy_n(row_codes, num_codebooks, args.codes + row * num_codebooks);
   }
 }
 
@@ -297,73 +246,46 @@ void sample_text_cpu(
     const Tensor& tokens, const Tensor& logits, const Tensor& slots, const Tensor& steps, const Tensor& temperature,
     const Tensor& top_k, const Tensor& top_p, const Tensor& seed) {
   const char* op = "sample_text";
-  check_tensor(op, "logits", logits, ScalarType::Float, {kAnySize, kAnySize});
-  int64_t num_rows = logits.size(0), vocabulary = logits.size(1);
-  check_vocabulary(op, vocabulary);
-  check_tensor(op, "tokens", tokens, ScalarType::Int, {num_rows});
-  check_tensor(op, "slots", slots, ScalarType::Int, {num_rows});
-  check_tensor(op, "steps", steps, ScalarType::Int, {num_rows});
-  check_tensor(op, "temperature", temperature, ScalarType::Float, {kAnySize});
-  int64_t num_slots = temperature.size(0);
-  check_tensor(op, "top_k", top_k, ScalarType::Int, {num_slots});
-  check_tensor(op, "top_p", top_p, ScalarType::Float, {num_slots});
-  check_tensor(op, "seed", seed, ScalarType::Long, {num_slots});
-  auto sampling_of = [&](int32_t i) {
-    return Sampling{
-        temperature.const_data_ptr<float>()[i], top_k.const_data_ptr<int32_t>()[i], top_p.const_data_ptr<float>()[i]};
-  };
-  for (int64_t row = 0; row < num_rows; ++row) {
-    int32_t i = slots.const_data_ptr<int32_t>()[row];
-    check_slot_index(op, row, i, num_slots);
-    check_sampling(op, "slot", i, sampling_of(i));
+  const SampleText args = check_sample_text(tokens, logits, slots, steps, temperature, top_k, top_p, seed);
+  for (int64_t row = 0; row < args.num_rows; ++row) {
+    int32_t i = args.slots[row];
+    check_slot_index(op, row, i, args.num_slots);
+    check_sampling(op, "slot", i, args.sampling[i]);
   }
 
-  std::vector<int32_t> drawn(num_rows);
+  std::vector<int32_t> drawn(args.num_rows);
   RowLoop loop;
-  loop.run(num_rows, vocabulary, [&](int64_t row) {
-    int32_t i = slots.const_data_ptr<int32_t>()[row];
-    uint64_t random =
-        random_bits(seed.const_data_ptr<int64_t>()[i], steps.const_data_ptr<int32_t>()[row], kTextStream, kMainDraw);
-    return draw_token(
-        logits.const_data_ptr<float>() + row * vocabulary, vocabulary, sampling_of(i), random, &drawn[row]);
+  loop.run(args.num_rows, args.vocabulary, [&](int64_t row) {
+    int32_t i = args.slots[row];
+    uint64_t random = random_bits(args.seed[i], args.steps[row], kTextStream, kMainDraw);
+    return draw_token(args.logits + row * args.vocabulary, args.vocabulary, args.sampling[i], random, &drawn[row]);
   });
   STD_TORCH_CHECK(
-      !loop.failed(), op, ": logits of row ", loop.first_bad(), " (slot ",
-      slots.const_data_ptr<int32_t>()[loop.first_bad()], ") ", describe(loop.error()));
-  std::copy(drawn.begin(), drawn.end(), tokens.mutable_data_ptr<int32_t>());
+      !loop.failed(), op, ": logits of row ", loop.first_bad(), " (slot ", args.slots[loop.first_bad()], ") ",
+      describe(loop.error()));
+  std::copy(drawn.begin(), drawn.end(), args.tokens);
 }
 
 void process_logits_cpu(
     const Tensor& out, const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p) {
   const char* op = "process_logits";
-  check_tensor(op, "logits", logits, ScalarType::Float, {kAnySize, kAnySize});
-  int64_t num_rows = logits.size(0), vocabulary = logits.size(1);
-  check_vocabulary(op, vocabulary);
-  check_tensor(op, "out", out, ScalarType::Float, {num_rows, vocabulary});
-  check_tensor(op, "temperature", temperature, ScalarType::Float, {num_rows});
-  check_tensor(op, "top_k", top_k, ScalarType::Int, {num_rows});
-  check_tensor(op, "top_p", top_p, ScalarType::Float, {num_rows});
-  auto sampling_of = [&](int64_t row) {
-    return Sampling{
-        temperature.const_data_ptr<float>()[row], top_k.const_data_ptr<int32_t>()[row],
-        top_p.const_data_ptr<float>()[row]};
-  };
-  for (int64_t row = 0; row < num_rows; ++row) {
-    check_sampling(op, "row", row, sampling_of(row));
+  const ProcessLogits args = check_process_logits(out, logits, temperature, top_k, top_p);
+  for (int64_t row = 0; row < args.num_rows; ++row) {
+    check_sampling(op, "row", row, args.sampling[row]);
     STD_TORCH_CHECK(
-        sampling_of(row).temperature > 0, op, ": temperature of row ", row, " must be greater than 0, got 0");
+        args.sampling[row].temperature > 0, op, ": temperature of row ", row, " must be greater than 0, got 0");
   }
 
   RowLoop loop;
-  loop.run(num_rows, vocabulary, [&](int64_t row) {
-    const float* from = logits.const_data_ptr<float>() + row * vocabulary;
-    float* to = out.mutable_data_ptr<float>() + row * vocabulary;
-    Sampling sampling = sampling_of(row);
+  loop.run(args.num_rows, args.vocabulary, [&](int64_t row) {
+    const float* from = args.logits + row * args.vocabulary;
+    float* to = args.out + row * args.vocabulary;
+    Sampling sampling = args.sampling[row];
     Candidates& candidates = thread_candidates();
-    RowError error = candidates.load(from, vocabulary, sampling.temperature);
+    RowError error = candidates.load(from, args.vocabulary, sampling.temperature);
     if (error != RowError::none) return error;
     uint32_t threshold = candidates.keep(sampling.top_k, sampling.top_p);
-    for (int64_t i = 0; i < vocabulary; ++i) {
+    for (int64_t i = 0; i < args.vocabulary; ++i) {
       float score = divide(from[i], sampling.temperature);
       to[i] = order_key(score) >= threshold ? score : -std::numeric_limits<float>::infinity();
     }

@@ -26,7 +26,8 @@ from higgs_native.checkpoint import TEXT_LM_HEAD, expected_tensors, resolve_fold
 from higgs_native.codec_checkpoint import convert
 from higgs_native.codec_config import HiggsAudioTokenizerConfig
 from higgs_native.config import HiggsAudioConfig, read_json_object
-from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError
+from higgs_native.device import checked_device
+from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError, PromptError
 from higgs_native.generation import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
 from higgs_native.model import DEFAULT_CACHE_LENGTH, checked_dtype
 from higgs_native.ops import PackedWeight
@@ -111,8 +112,9 @@ def accelerate(
         )
     if isinstance(model, _WithoutWeights):
         raise ParameterError("the model is native already: it comes from higgs_native's from_pretrained")
-    if model.device.type != "cpu":
-        raise ParameterError(f"the model is on {model.device}; the engine runs on the CPU so far")
+    if model.device.type not in ("cpu", "cuda"):
+        raise ParameterError(f"the model is on {model.device}; the engine runs on cpu and cuda")
+    device = checked_device(model.device)
     if max_cache_length < 1:
         raise ParameterError(f"max_cache_length must be at least 1, got {max_cache_length}")
     quantization = Quantization.parse(quantization)
@@ -121,7 +123,7 @@ def accelerate(
         return model
     config = HiggsAudioConfig.from_dict(model.config.to_dict())
     weights = _ModelWeights(model, config, quantization)
-    _install_language_model(model, HiggsAudioModel(config, weights, None, model.device, max_cache_length))
+    _install_language_model(model, HiggsAudioModel(config, weights, None, device, max_cache_length))
     return model
 
 
@@ -213,7 +215,7 @@ def _install_audio_tokenizer(model: HiggsAudioV2TokenizerModel) -> None:
     if model.dtype != torch.float32:
         raise ParameterError(f"the audio tokenizer is in {model.dtype}; expected torch.float32")
     config = HiggsAudioTokenizerConfig.from_dict(model.config.to_dict())
-    native = HiggsAudioTokenizer(config, convert(model.state_dict(), config))
+    native = HiggsAudioTokenizer(config, convert(model.state_dict(), config), checked_device(model.device))
     reference = weakref.ref(model)
 
     @wraps(type(model).encode)
@@ -228,7 +230,7 @@ def _install_audio_tokenizer(model: HiggsAudioV2TokenizerModel) -> None:
             raise ParameterError(f"bandwidth must be one of {bandwidths}, got {bandwidth}")
         levels = model.quantizer.get_num_quantizers_for_bandwidth(bandwidths[-1] if bandwidth is None else bandwidth)
         rows = [native.encode(row[0], native.sampling_rate, "transformers")[:levels] for row in input_values]
-        codes = torch.stack(rows)
+        codes = torch.stack(rows).to(input_values.device)
         wants_dict = model.config.return_dict if return_dict is None else return_dict
         return HiggsAudioV2TokenizerEncoderOutput(codes) if wants_dict else codes
 
@@ -240,7 +242,7 @@ def _install_audio_tokenizer(model: HiggsAudioV2TokenizerModel) -> None:
             raise _unsupported(
                 f"audio_codes of shape {list(audio_codes.shape)}, not [batch, {native.num_codebooks}, *]"
             )
-        audio = torch.stack([native.decode(codes) for codes in audio_codes])[:, None]
+        audio = torch.stack([native.decode(codes) for codes in audio_codes])[:, None].to(audio_codes.device)
         wants_dict = reference().config.return_dict if return_dict is None else return_dict
         return HiggsAudioV2TokenizerDecoderOutput(audio) if wants_dict else audio
 
@@ -325,7 +327,7 @@ def _decode(
 
         def on_frame(frame: torch.Tensor) -> None:
             nonlocal last
-            last = _next_ids(model, frame[None], last)
+            last = _next_ids(model, frame[None].to(last.device), last)
             streamer.put(last)
 
         requests = [replace(request, on_frame=on_frame) for request in requests]
@@ -338,7 +340,8 @@ def _decode(
 
     segments = [output.audio_segments[0].T for output in outputs]
     steps = max(map(len, segments))
-    frames = torch.full((len(segments), steps, config.num_codebooks), config.audio_stream_eos_id)
+    shape = len(segments), steps, config.num_codebooks
+    frames = torch.full(shape, config.audio_stream_eos_id, device=input_ids.device)
     for row, segment in enumerate(segments):
         frames[row, : len(segment)] = segment
     before = inputs.get("audio_input_ids")
@@ -349,7 +352,8 @@ def _decode(
     scores, raw_logits = (), ()
     for step in range(steps):
         if wants_logits:
-            logits = torch.zeros(len(outputs), config.num_codebooks * config.codebook_size)
+            size = config.num_codebooks * config.codebook_size
+            logits = torch.zeros(len(outputs), size, device=input_ids.device)
             for row, output in enumerate(outputs):
                 if step < len(output.audio_logits):
                     logits[row] = output.audio_logits[step].flatten()
@@ -368,6 +372,8 @@ def _decode(
 
 def _requests(native: HiggsAudioModel, input_ids: torch.Tensor, inputs: dict[str, Any]) -> list[GenerationRequest]:
     """The rows of a batch, without their padding."""
+    if not input_ids.numel():
+        raise PromptError(f"input_ids must have at least one row and one position, got shape {list(input_ids.shape)}")
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
     if not (mask.int().diff(dim=1) >= 0).all() or not mask[:, -1].all():
@@ -375,18 +381,31 @@ def _requests(native: HiggsAudioModel, input_ids: torch.Tensor, inputs: dict[str
     positions = inputs.get("position_ids")
     if positions is not None and not torch.equal(positions.expand_as(mask)[mask], (mask.cumsum(dim=1) - 1)[mask]):
         raise _unsupported("position_ids other than those of the attention mask")
+    rows, codebooks = len(input_ids), native.config.num_codebooks
     audio, audio_mask = inputs.get("audio_input_ids"), inputs.get("audio_input_ids_mask")
     if audio is None:
-        audio = torch.empty(len(input_ids), 0, native.config.num_codebooks, dtype=torch.int64)
+        if audio_mask is not None:
+            raise PromptError("audio_input_ids_mask is given without audio_input_ids")
+        audio = torch.empty(rows, 0, codebooks, dtype=torch.int64, device=input_ids.device)
+    if audio.is_floating_point() or audio.dim() != 3 or (audio.shape[0], audio.shape[2]) != (rows, codebooks):
+        raise PromptError(
+            f"audio_input_ids must be integers of shape [{rows}, frames, {codebooks}], "
+            f"got {audio.dtype} {list(audio.shape)}"
+        )
     if audio_mask is None:
-        audio_mask = torch.ones(audio.shape[:2])
+        audio_mask = torch.ones(audio.shape[:2], device=audio.device)
+    if audio_mask.shape != audio.shape[:2]:
+        raise PromptError(
+            f"audio_input_ids_mask must have the shape {list(audio.shape[:2])} of audio_input_ids, "
+            f"got {list(audio_mask.shape)}"
+        )
     # Drawn from torch's own generator, so that torch.manual_seed decides.
     seeds = torch.randint(2**63 - 1, (len(input_ids),)).tolist()
     return [
         GenerationRequest(
             input_ids[row, mask[row]], seed=seeds[row], delayed_frames=audio[row, audio_mask[row].bool()]
         )
-        for row in range(len(input_ids))
+        for row in range(rows)
     ]
 
 

@@ -4,6 +4,7 @@ Every operator writes into tensors that the caller owns, on the CPU or on CUDA b
 `higgs_native.reference` holds what they compute in plain PyTorch.
 """
 
+from higgs_native.ops._library import check_instruction_set
 from higgs_native.ops.attention import attention, qkv_rope_cache
 from higgs_native.ops.codec import (
     conv1d,
@@ -33,6 +34,7 @@ from higgs_native.ops.sampling import process_logits, sample_audio_frame, sample
 __all__ = [
     "PackedWeight",
     "attention",
+    "check_instruction_set",
     "conv1d",
     "decoder_layers",
     "delay_pattern_build",

@@ -1,27 +1,41 @@
 """Loads the compiled operators, and gives each its fake (shape-only) implementation."""
 
+import os
 from pathlib import Path
 
 import torch
+
+from higgs_native.errors import ParameterError
 
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
+# Set to 1 by tests: the CUDA kernels, compiled for the CPU, take the place of the CPU's (csrc/cuda/emulation).
+EMULATES_CUDA = os.environ.get("HIGGS_NATIVE_EMULATE_CUDA") == "1"
+
+
 def _load() -> None:
-    cpu_library = _PACKAGE / "libhiggs_native_cpu.so"
+    cpu_library = _PACKAGE / f"libhiggs_native_{'cuda_emulation' if EMULATES_CUDA else 'cpu'}.so"
     if not cpu_library.is_file():
         raise ImportError(
             f"the compiled operators are missing ({cpu_library}); build and install them: pip install . "
             "(in a source tree: see CONTRIBUTING.md)"
         )
-    from higgs_native._C import build_info
-
-    build_info()  # raises where HIGGS_NATIVE_ISA names no instruction set of this machine
     torch.ops.load_library(cpu_library)
     cuda_library = _PACKAGE / "libhiggs_native_cuda.so"
     if cuda_library.is_file() and torch.cuda.is_available():
         torch.ops.load_library(cuda_library)
+
+
+def check_instruction_set() -> None:
+    """Raise ParameterError where HIGGS_NATIVE_ISA names no instruction set of this machine."""
+    from higgs_native._C import build_info
+
+    try:
+        build_info()
+    except RuntimeError as error:
+        raise ParameterError(str(error)) from None
 
 
 def _mutates_only(*args, **kwargs) -> None:

@@ -27,6 +27,7 @@ def embed(
         audio_table: [codebooks * codebook size, hidden], of the same dtype; codebook k holds its k-th equal part.
 
     Raises:
-        RuntimeError: a shape or dtype does not fit, or an id or a code lies outside its table.
+        RuntimeError: a shape or dtype does not fit, or, on the CPU, an id or a code lies outside its table. On CUDA
+            such a row is NaN.
     """
     torch.ops.higgs_native.embed(out, token_ids, codes, text_table, audio_table)

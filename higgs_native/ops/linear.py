@@ -67,7 +67,8 @@ def quantize_linear(weight: torch.Tensor, format: str, clip: bool = True) -> tup
         float16.
 
     Raises:
-        RuntimeError: a shape or dtype does not fit.
+        RuntimeError: a shape or dtype does not fit, or, on the CPU, the matrix holds values that are not finite. On
+            CUDA their scale is NaN.
     """
     n, k = weight.shape
     integers = torch.empty(n, k, dtype=torch.int8, device=weight.device)

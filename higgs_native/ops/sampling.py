@@ -82,8 +82,9 @@ def sample_audio_frame(
         bos_id, eos_id: the codes that open and close a codebook's row.
 
     Raises:
-        RuntimeError: a shape, dtype or parameter does not fit, or, on the CPU, logits hold a NaN or +inf or are all
-            -inf. Nothing is written then.
+        RuntimeError: a shape or dtype does not fit, or, on the CPU, the value of a parameter does not, or logits hold
+            a NaN or +inf or are all -inf. Nothing is written then. On CUDA such values make the code -1: a slot goes
+            on in spite of its logits, but not where it or its parameters are wrong.
     """
     torch.ops.higgs_native.sample_audio_frame(
         codes,
@@ -122,8 +123,8 @@ def sample_text(
         temperature, top_k, top_p, seed: [B], as for `sample_audio_frame`.
 
     Raises:
-        RuntimeError: a shape, dtype or parameter does not fit, or, on the CPU, logits hold a NaN or +inf or are all
-            -inf. Nothing is written then.
+        RuntimeError: a shape or dtype does not fit, or, on the CPU, the value of a parameter does not, or logits hold
+            a NaN or +inf or are all -inf. Nothing is written then. On CUDA such values make the token -1.
     """
     torch.ops.higgs_native.sample_text(tokens, logits, slots, steps, temperature, top_k, top_p, seed)
 
@@ -144,7 +145,7 @@ def process_logits(
         top_p: [R], float32, above 0; 1 or more is off.
 
     Raises:
-        RuntimeError: a shape, dtype or parameter does not fit, or, on the CPU, logits hold a NaN or +inf or are all
-            -inf.
+        RuntimeError: a shape or dtype does not fit, or, on the CPU, the value of a parameter does not, or logits hold
+            a NaN or +inf or are all -inf. On CUDA such values make the row NaN.
     """
     torch.ops.higgs_native.process_logits(out, logits, temperature, top_k, top_p)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from higgs_native import ops, reference
+from tests.devices import value_case
 from tests.ops.tensors import int32, random, tolerance
 
 
@@ -147,9 +148,9 @@ def test_opcheck():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"slots": int32(0, 1, 2)}, r"slots\[2\] must be between 0 and 1, got 2"),
-        ({"positions": int32(0, 9, 0)}, r"positions\[1\] must be between 0 and 8, got 9"),
-        ({"cache_positions": int32(0, 0, 6)}, r"cache_positions\[2\] must be between 0 and 5, got 6"),
+        value_case({"slots": int32(0, 1, 2)}, r"slots\[2\] must be between 0 and 1, got 2"),
+        value_case({"positions": int32(0, 9, 0)}, r"positions\[1\] must be between 0 and 8, got 9"),
+        value_case({"cache_positions": int32(0, 0, 6)}, r"cache_positions\[2\] must be between 0 and 5, got 6"),
         (
             {"qkv_weight": ops.PackedWeight(torch.zeros(2, 10, 32, 1))},
             r"qkv_weight must have shape \[1, 10, 32, 1\], got \[2, 10, 32, 1\]",
@@ -169,8 +170,8 @@ def test_wrong_arguments_of_qkv_rope_cache_are_named(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"slots": int32(-1, 0, 0)}, r"slots\[0\] must be between 0 and 1, got -1"),
-        ({"cache_positions": int32(0, 6, 0)}, r"cache_positions\[1\] must be between 0 and 5, got 6"),
+        value_case({"slots": int32(-1, 0, 0)}, r"slots\[0\] must be between 0 and 1, got -1"),
+        value_case({"cache_positions": int32(0, 6, 0)}, r"cache_positions\[1\] must be between 0 and 5, got 6"),
         ({"query": torch.zeros(3, 12)}, "query must have a multiple of 8 columns"),
         ({"out": torch.zeros(3, 8)}, r"out must have shape \[3, 16\], got \[3, 8\]"),
         ({"value_cache": torch.zeros(2, 2, 6, 4).bfloat16()}, "value_cache must be float32, got bfloat16"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from higgs_native import ops
+from tests.devices import value_case
 from tests.ops.tensors import int32, random
 
 
@@ -90,7 +91,7 @@ def test_opcheck():
         ({"slots": int32(0, 1)}, r"slots must have shape \[5\], got \[2\]"),
         ({"attended": torch.empty(5, 3)}, r"attended must have shape \[5, 32\], got \[5, 3\]"),
         ({"key_caches": [torch.zeros(3), torch.zeros(3)]}, r"key_caches\[0\] must have 4 dimensions, got \[3\]"),
-        ({"positions": int32(3, 0, 7, 4, 5)}, "positions"),
+        value_case({"positions": int32(3, 0, 7, 4, 5)}, "positions"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):

@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from higgs_native import ops, reference
+from tests.devices import NEEDS_CUDA
 
 
 BOS, EOS = 1024, 1025
-NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)]
 
 
 def random_codes(num_codebooks, num_frames, device="cpu"):
@@ -21,7 +20,6 @@ def unwritten(codes, num_columns):
     return torch.full((codes.shape[0], num_columns), -1, dtype=torch.int32, device=codes.device)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("num_codebooks", [1, 2, 3, 8, 12])
 @pytest.mark.parametrize("num_frames", [0, 1, 2, 7, 8, 300])
 def test_build_and_revert_equal_reference(num_codebooks, num_frames, device):
@@ -61,7 +59,6 @@ def test_revert_of_as_many_columns_as_codebooks_is_the_diagonal():
     assert out.flatten().tolist() == [0, 5, 10, 15]
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("num_frames", [0, 5])
 def test_opcheck(num_frames, device):
     codes = random_codes(8, num_frames, device)

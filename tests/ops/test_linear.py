@@ -11,7 +11,18 @@ DTYPES = [torch.float32, torch.bfloat16]
 FORMATS = [*DTYPES, torch.int8, torch.uint8]
 # Rows: one, one group of every instruction set, several groups with a rest, more than one block of rows; columns and
 # depth around every panel, unit, quantization group and block.
-SHAPES = [(1, 1, 1), (1, 33, 64), (2, 17, 33), (3, 32, 1030), (4, 5, 7), (12, 70, 256), (97, 35, 2050), (260, 4, 16)]
+SHAPES = [
+    (1, 1, 1),
+    (1, 33, 64),
+    (2, 17, 33),
+    (3, 32, 1030),
+    (4, 5, 7),
+    (12, 70, 256),
+    (97, 35, 2050),
+    (260, 4, 16),
+    (9, 140, 70),
+    (40, 140, 70),
+]
 
 
 def activations(rows: int, k: int) -> torch.Tensor:

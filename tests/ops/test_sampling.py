@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from higgs_native import ops, reference
+from higgs_native.ops._library import EMULATES_CUDA
 from higgs_native.ops.sampling import NUM_STATE_FIELDS, Rule, StateField
 from higgs_native.reference.sampling import TEXT_STREAM, draw_weights, philox, random_bits
+from tests.devices import CHECKS_VALUES, CUDA_DEVICE, DEVICES, NEEDS_CUDA_KERNELS, value_case
 from tests.ops.tensors import int32, random
 
 
@@ -61,6 +63,12 @@ class Slots:
             self.bos_id,
             self.eos_id,
         )
+
+    def to(self, device: str) -> "Slots":
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                setattr(self, name, value.to(device))
+        return self
 
     def all_open(self) -> "Slots":
         """Past the first frames: every codebook is drawn."""
@@ -132,7 +140,7 @@ def test_weights_follow_the_exponential():
 PARAMETERS = [
     (temperature, top_k, top_p) for temperature in (0.6, 1.0, 1.7) for top_k in (0, 5) for top_p in (1.0, 0.8)
 ]
-NUM_DRAWS = 100_000
+NUM_DRAWS = 4_000 if EMULATES_CUDA else 100_000
 
 
 def distribution(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
@@ -196,9 +204,10 @@ def test_frequencies_of_audio_with_repetitions(rule, temperature, top_k, top_p):
     assert_frequencies(codes, first + repeated * raw)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("vocabulary", [1, 2, 5, 34, 1026, 4100])
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), [*PARAMETERS, (0.0, 3, 0.5), (3.0, 40, 0.3)])
-def test_text_equals_reference(vocabulary, temperature, top_k, top_p):
+def test_text_equals_reference(vocabulary, temperature, top_k, top_p, device):
     rows, num_slots = 7, 3
     logits = random((rows, vocabulary), seed=vocabulary) * 3
     arguments = (
@@ -210,13 +219,14 @@ def test_text_equals_reference(vocabulary, temperature, top_k, top_p):
         torch.full((num_slots,), top_p),
         torch.tensor([5, -8, 2**40]),
     )
-    tokens, expected = int32(*[-1] * rows), int32(*[-2] * rows)
-    ops.sample_text(tokens, *arguments)
+    tokens, expected = int32(*[-1] * rows).to(device), int32(*[-2] * rows)
+    ops.sample_text(tokens, *(tensor.to(device) for tensor in arguments))
     reference.sample_text(expected, *arguments)
-    assert torch.equal(tokens, expected)
+    assert torch.equal(tokens.cpu(), expected)
 
 
-def test_text_of_a_real_vocabulary_equals_reference():
+@pytest.mark.parametrize("device", DEVICES)
+def test_text_of_a_real_vocabulary_equals_reference(device):
     logits = random((2, 128256), seed=4) * 3
     for temperature, top_k, top_p in ((1.0, 0, 1.0), (0.7, 50, 0.95), (1.2, 0, 0.9), (0.0, 0, 1.0)):
         arguments = (
@@ -228,10 +238,10 @@ def test_text_of_a_real_vocabulary_equals_reference():
             torch.tensor([top_p]),
             torch.tensor([1]),
         )
-        tokens, expected = int32(0, 0), int32(0, 0)
-        ops.sample_text(tokens, *arguments)
+        tokens, expected = int32(0, 0).to(device), int32(0, 0)
+        ops.sample_text(tokens, *(tensor.to(device) for tensor in arguments))
         reference.sample_text(expected, *arguments)
-        assert torch.equal(tokens, expected)
+        assert torch.equal(tokens.cpu(), expected)
 
 
 @pytest.mark.parametrize("rule", list(Rule))
@@ -392,6 +402,7 @@ def segment_logits(frames: int, num_slots: int, num_codebooks: int, vocabulary: 
     return logits
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("rule", list(Rule))
 @pytest.mark.parametrize(
     ("num_codebooks", "vocabulary", "history_length", "frames"), [(1, 5, 1, 6), (3, 12, 4, 16), (8, 34, 9, 30)]
@@ -408,7 +419,7 @@ def segment_logits(frames: int, num_slots: int, num_codebooks: int, vocabulary: 
     ],
 )
 def test_segments_equal_reference(
-    rule, num_codebooks, vocabulary, history_length, frames, temperature, top_k, top_p, window, repeats
+    rule, num_codebooks, vocabulary, history_length, frames, temperature, top_k, top_p, window, repeats, device
 ):
     num_slots = 10
     window = min(window, history_length)
@@ -450,18 +461,57 @@ def test_segments_equal_reference(
                 state[StateField.TRANSFORMERS_ENDING] = int(start % 2)
     theirs.state.copy_(ours.state)
     theirs.history.copy_(ours.history)
+    ours.to(device)
 
     endings = 0
     for step, logits in enumerate(segment_logits(frames, num_slots, num_codebooks, vocabulary, seed=frames)):
-        ours.logits = theirs.logits = logits
-        ours.slots = theirs.slots = torch.randperm(num_slots, generator=generator).int()
+        theirs.logits, ours.logits = logits, logits.to(device)
+        theirs.slots = torch.randperm(num_slots, generator=generator).int()
+        ours.slots = theirs.slots.to(device)
         ops.sample_audio_frame(*ours.arguments())
         reference.sample_audio_frame(*theirs.arguments())
-        assert torch.equal(ours.codes, theirs.codes), step
-        assert torch.equal(ours.state, theirs.state), step
-        assert torch.equal(ours.history, theirs.history), step
+        assert torch.equal(ours.codes.cpu(), theirs.codes), step
+        assert torch.equal(ours.state.cpu(), theirs.state), step
+        assert torch.equal(ours.history.cpu(), theirs.history), step
         endings = num_slots - int(ours.state[:, StateField.ACTIVE].sum())
     assert endings > 0
+
+
+def emit_frames(arguments, logits, device):
+    """The codes of the frames that logits [frames, R, C, V] make, and the state and history behind the last."""
+    import torch
+
+    from higgs_native import ops
+
+    codes, state, history, _, *others, bos_id, eos_id = [
+        value.to(device, copy=True) if isinstance(value, torch.Tensor) else value for value in arguments
+    ]
+    emitted = []
+    for frame in logits.to(device):
+        ops.sample_audio_frame(codes, state, history, frame, *others, bos_id, eos_id)
+        emitted.append(codes.to("cpu", copy=True))
+    return torch.stack(emitted), state.cpu(), history.cpu()
+
+
+@pytest.mark.parametrize(("num_slots", "vocabulary", "frames"), [(16, 130, 64), (2, 1026, 10)])
+def test_both_backends_emit_the_same_frames(num_slots, vocabulary, frames, on_other_backend):
+    generator = torch.Generator().manual_seed(vocabulary)
+
+    def choice(*values: float) -> torch.Tensor:
+        return torch.tensor(values)[torch.randint(len(values), (num_slots,), generator=generator)]
+
+    slots = Slots(num_slots, 8, vocabulary)
+    slots.state[num_slots // 2 :] = Slots(1, rule=Rule.TRANSFORMERS).state
+    slots.temperature = choice(0.0, 0.3, 0.7, 1.0, 1.0, 1.3)
+    slots.top_k, slots.top_p = choice(0, 1, 5, 50).int(), choice(0.1, 0.8, 0.95, 1.0)
+    slots.ras_win_len, slots.ras_win_max_num_repeat = choice(0, 7, 8).int(), choice(1, 2).int()
+    slots.seed = torch.randint(2**62, (num_slots,), generator=generator)
+    logits = 3 * torch.randn(frames, num_slots, 8, vocabulary, generator=generator)
+    logits[..., slots.eos_id] -= 30  # the segments go on
+    ours = emit_frames(slots.arguments(), logits, device="cpu")
+    theirs = on_other_backend(emit_frames, slots.arguments(), logits)
+    assert all(torch.equal(mine, other) for mine, other in zip(ours, theirs, strict=True))
+    assert len(ours[0].unique()) > 50
 
 
 # ---- repetition-aware sampling ----
@@ -573,6 +623,7 @@ BAD_LOGITS = [
 ]
 
 
+@CHECKS_VALUES
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(("value", "message"), BAD_LOGITS)
 def test_bad_logits_are_refused_and_nothing_is_written(value, message, temperature):
@@ -595,6 +646,7 @@ def test_bad_logits_are_refused_and_nothing_is_written(value, message, temperatu
         ops.process_logits(torch.empty(4, 9), logits, torch.ones(4), int32(0, 0, 0, 0), torch.ones(4))
 
 
+@CHECKS_VALUES
 def test_a_row_of_minus_infinity_is_refused():
     slots = Slots(2, 3, 12).all_open()
     slots.logits[1, 2] = -torch.inf
@@ -602,17 +654,79 @@ def test_a_row_of_minus_infinity_is_refused():
         ops.sample_audio_frame(*slots.arguments())
 
 
+@CHECKS_VALUES
 def test_scores_that_overflow_are_refused():
     with pytest.raises(RuntimeError, match="exceed float32 when divided by the temperature"):
         sample_one(torch.tensor([1e10, 2e10]), temperature=1e-30)
 
 
+@NEEDS_CUDA_KERNELS
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf, None])
+def test_bad_logits_give_no_code_on_cuda(value, temperature):
+    """Where the CPU raises, the code is -1; the other codes are what they would be, and the slot goes on."""
+    slots = Slots(3, 8, 34, temperature=temperature, ras_win_len=4).all_open()
+    expected = Slots(3, 8, 34, temperature=temperature, ras_win_len=4).all_open().to(CUDA_DEVICE)
+    expected.sample(expected.logits)
+    if value is None:
+        slots.logits[2, 5] = -torch.inf
+    else:
+        slots.logits[2, 5, 20] = value
+    slots.to(CUDA_DEVICE)
+    slots.sample(slots.logits)
+    assert slots.codes[2, 5] == -1
+    slots.codes[2, 5] = expected.codes[2, 5]
+    assert torch.equal(slots.codes, expected.codes)
+    assert (slots.state[:, StateField.FRAME] == 1).all()
+
+    row = slots.logits[2, 5].expand(2, -1).contiguous().to(CUDA_DEVICE)
+    row[1] = 0.0
+    parameters = [tensor.to(CUDA_DEVICE) for tensor in (torch.tensor([temperature]), int32(0), torch.ones(1))]
+    tokens, zeros = int32(-7, -7).to(CUDA_DEVICE), int32(0, 0).to(CUDA_DEVICE)
+    ops.sample_text(tokens, row, zeros, zeros, *parameters, torch.tensor([0]).to(CUDA_DEVICE))
+    assert tokens[0] == -1
+    assert tokens[1] >= 0
+    out = torch.empty_like(row)
+    ops.process_logits(out, row, *(parameter.expand(2).contiguous().clamp(min=1) for parameter in parameters))
+    assert out[0].isnan().all()
+    assert not out[1].isnan().any()
+
+
+@NEEDS_CUDA_KERNELS
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"slots": int32(0, 2)},
+        {"slots": int32(0, -1)},
+        {"temperature": torch.tensor([1.0, -1.0])},
+        {"temperature": torch.tensor([1.0, torch.nan])},
+        {"top_p": torch.tensor([1.0, 0.0])},
+        {"ras_win_len": int32(0, 9)},
+        {"state": int32(1, 0, 0, 0, 2, -1, 0, 0, 1, 0, 0, -1, 2, -1, 0, 0).view(2, 8)},
+        {"state": int32(1, 0, 0, 0, 2, -1, 0, 0, 1, 7, 0, 0, 2, -1, 0, 0).view(2, 8)},
+    ],
+)
+def test_a_bad_slot_gives_no_codes_on_cuda_and_stays(change):
+    slots = Slots(2, 3, 12).all_open()
+    for name, value in change.items():
+        setattr(slots, name, value.clone())
+    slots.to(CUDA_DEVICE)
+    before = slots.state[1].clone(), slots.history[1].clone()
+    codes = slots.sample(slots.logits)
+    assert (codes[0] >= 0).all()
+    assert codes[1].tolist() == [-1, -1, -1]
+    assert slots.state[0, StateField.FRAME] == 1
+    assert torch.equal(slots.state[1], before[0])
+    assert torch.equal(slots.history[1], before[1])
+
+
 # ---- processed scores ----
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("vocabulary", [1, 7, 34, 1026])
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), [*PARAMETERS, (3.0, 40, 0.3), (1.0, 1, 1.0)])
-def test_process_logits_equals_reference_and_transformers(vocabulary, temperature, top_k, top_p):
+def test_process_logits_equals_reference_and_transformers(vocabulary, temperature, top_k, top_p, device):
     rows = 12
     logits = random((rows, vocabulary), seed=6) * 3
     parameters = (
@@ -620,14 +734,15 @@ def test_process_logits_equals_reference_and_transformers(vocabulary, temperatur
         torch.full((rows,), top_k, dtype=torch.int32),
         torch.full((rows,), top_p),
     )
-    out, expected = torch.full_like(logits, torch.nan), torch.full_like(logits, torch.nan)
-    ops.process_logits(out, logits, *parameters)
+    in_place, expected = logits.to(device, copy=True), torch.full_like(logits, torch.nan)
+    out, there = torch.full_like(in_place, torch.nan), [parameter.to(device) for parameter in parameters]
+    ops.process_logits(out, in_place, *there)
     reference.process_logits(expected, logits, *parameters)
-    assert torch.equal(out, expected)
+    assert torch.equal(out.cpu(), expected)
 
-    in_place = logits.clone()
-    ops.process_logits(in_place, in_place, *parameters)
+    ops.process_logits(in_place, in_place, *there)
     assert torch.equal(in_place, out)
+    out = out.cpu()
 
     warpers = pytest.importorskip("transformers.generation.logits_process")
     theirs = warpers.TemperatureLogitsWarper(temperature)(None, logits)
@@ -646,16 +761,18 @@ def test_process_logits_equals_reference_and_transformers(vocabulary, temperatur
 # ---- registration and arguments ----
 
 
-def test_opcheck():
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck(device):
     for rule in Rule:
-        slots = Slots(2, 3, 12, rule, 0.8, 5, 0.9, ras_win_len=3)
+        slots = Slots(2, 3, 12, rule, 0.8, 5, 0.9, ras_win_len=3).to(device)
         torch.library.opcheck(torch.ops.higgs_native.sample_audio_frame.default, slots.arguments())
     one = (torch.tensor([0.8]), int32(5), torch.tensor([0.9]))
+    text = (int32(0), random((1, 9)), int32(0), int32(0), *one, torch.tensor([0]))
+    torch.library.opcheck(torch.ops.higgs_native.sample_text.default, tuple(tensor.to(device) for tensor in text))
+    process = (torch.empty(1, 9), random((1, 9)), *one)
     torch.library.opcheck(
-        torch.ops.higgs_native.sample_text.default,
-        (int32(0), random((1, 9)), int32(0), int32(0), *one, torch.tensor([0])),
+        torch.ops.higgs_native.process_logits.default, tuple(tensor.to(device) for tensor in process)
     )
-    torch.library.opcheck(torch.ops.higgs_native.process_logits.default, (torch.empty(1, 9), random((1, 9)), *one))
 
 
 def test_no_rows():
@@ -680,25 +797,28 @@ def test_no_rows():
         ({"codes": torch.zeros(2, 4, dtype=torch.int32)}, r"codes must have shape \[2, 3\], got \[2, 4\]"),
         ({"codes": torch.zeros(2, 3, dtype=torch.int64)}, "codes must be int32, got int64"),
         ({"slots": torch.zeros(3, dtype=torch.int32)}, r"slots must have shape \[2\], got \[3\]"),
-        ({"slots": int32(0, 2)}, r"slots\[1\] must be 0 to 1, got 2"),
-        ({"slots": int32(-1, 0)}, r"slots\[0\] must be 0 to 1, got -1"),
-        ({"slots": int32(1, 1)}, "slots must name each slot once, got 1 twice"),
+        value_case({"slots": int32(0, 2)}, r"slots\[1\] must be 0 to 1, got 2"),
+        value_case({"slots": int32(-1, 0)}, r"slots\[0\] must be 0 to 1, got -1"),
+        value_case({"slots": int32(1, 1)}, "slots must name each slot once, got 1 twice"),
         ({"state": torch.zeros(2, 7, dtype=torch.int32)}, r"state must have shape \[\*, 8\], got \[2, 7\]"),
-        ({"state": torch.full((2, 8), 2, dtype=torch.int32)}, "state of slot 0 names rule 2, which is none"),
-        (
-            {"state": int32(1, 0, 0, -1, 0, 0, 0, 0).repeat(2, 1)},
-            "state of slot 0 counts -1 past frames",
-        ),
+        value_case({"state": torch.full((2, 8), 2, dtype=torch.int32)}, "state of slot 0 names rule 2, which is none"),
+        value_case({"state": int32(1, 0, 0, -1, 0, 0, 0, 0).repeat(2, 1)}, "state of slot 0 counts -1 past frames"),
         ({"history": torch.zeros(2, 0, 3, dtype=torch.int32)}, "history must hold 1 frame or more"),
         ({"history": torch.zeros(2, 4, 4, dtype=torch.int32)}, r"history must have shape \[2, \*, 3\]"),
         ({"temperature": torch.ones(3)}, r"temperature must have shape \[2\], got \[3\]"),
-        ({"temperature": torch.tensor([1.0, -0.5])}, "temperature of slot 1 must be finite and 0 or more, got -0.5"),
-        ({"temperature": torch.tensor([torch.nan, 1.0])}, "temperature of slot 0 must be finite and 0 or more"),
-        ({"temperature": torch.tensor([torch.inf, 1.0])}, "temperature of slot 0 must be finite and 0 or more"),
+        value_case(
+            {"temperature": torch.tensor([1.0, -0.5])}, "temperature of slot 1 must be finite and 0 or more, got -0.5"
+        ),
+        value_case(
+            {"temperature": torch.tensor([torch.nan, 1.0])}, "temperature of slot 0 must be finite and 0 or more"
+        ),
+        value_case(
+            {"temperature": torch.tensor([torch.inf, 1.0])}, "temperature of slot 0 must be finite and 0 or more"
+        ),
         ({"top_k": torch.ones(2)}, "top_k must be int32, got float32"),
-        ({"top_p": torch.tensor([1.0, 0.0])}, "top_p of slot 1 must be greater than 0, got 0"),
-        ({"top_p": torch.tensor([torch.nan, 1.0])}, "top_p of slot 0 must be greater than 0"),
-        (
+        value_case({"top_p": torch.tensor([1.0, 0.0])}, "top_p of slot 1 must be greater than 0, got 0"),
+        value_case({"top_p": torch.tensor([torch.nan, 1.0])}, "top_p of slot 0 must be greater than 0"),
+        value_case(
             {"ras_win_len": int32(0, 9)},
             "ras_win_len of slot 1 must be at most 8, the frames that history holds, got 9",
         ),
@@ -724,11 +844,13 @@ def test_sample_audio_frame_refuses(change, message):
         ({"tokens": int32(0)}, r"tokens must have shape \[2\], got \[1\]"),
         ({"logits": random((18,))}, r"logits must have shape \[\*, \*\], got \[18\]"),
         ({"logits": torch.empty(2, 0)}, "logits must have 1 to 4194304 columns, got 0"),
-        ({"slots": int32(0, 1)}, r"slots\[1\] must be 0 to 0, got 1"),
+        value_case({"slots": int32(0, 1)}, r"slots\[1\] must be 0 to 0, got 1"),
         ({"steps": torch.zeros(2)}, "steps must be int32, got float32"),
-        ({"temperature": torch.tensor([-1.0])}, "temperature of slot 0 must be finite and 0 or more, got -1"),
+        value_case(
+            {"temperature": torch.tensor([-1.0])}, "temperature of slot 0 must be finite and 0 or more, got -1"
+        ),
         ({"top_k": int32(1, 2)}, r"top_k must have shape \[1\], got \[2\]"),
-        ({"top_p": torch.tensor([-0.1])}, "top_p of slot 0 must be greater than 0, got -0.1"),
+        value_case({"top_p": torch.tensor([-0.1])}, "top_p of slot 0 must be greater than 0, got -0.1"),
         ({"seed": int32(0)}, "seed must be int64, got int32"),
     ],
 )
@@ -752,9 +874,9 @@ def test_sample_text_refuses(change, message):
     [
         ({"out": torch.empty(2, 8)}, r"out must have shape \[2, 9\], got \[2, 8\]"),
         ({"logits": random((2, 9)).bfloat16()}, "logits must be float32, got bfloat16"),
-        ({"temperature": torch.tensor([1.0, 0.0])}, "temperature of row 1 must be greater than 0, got 0"),
+        value_case({"temperature": torch.tensor([1.0, 0.0])}, "temperature of row 1 must be greater than 0, got 0"),
         ({"top_k": torch.zeros(2, dtype=torch.int64)}, "top_k must be int32, got int64"),
-        ({"top_p": torch.tensor([0.0, 1.0])}, "top_p of row 0 must be greater than 0, got 0"),
+        value_case({"top_p": torch.tensor([0.0, 1.0])}, "top_p of row 0 must be greater than 0, got 0"),
     ],
 )
 def test_process_logits_refuses(change, message):

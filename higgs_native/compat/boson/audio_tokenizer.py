@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from higgs_native import generation
-from higgs_native.audio_tokenizer import HiggsAudioTokenizer, read_audio
+from higgs_native.audio_tokenizer import HiggsAudioTokenizer, checked_rate, mono_samples, read_audio
 from higgs_native.errors import AudioError
 from higgs_native.loudness import normalized_to
 
@@ -63,14 +63,9 @@ class BosonAudioTokenizer:
         if isinstance(audio_path_or_wv, (str, os.PathLike)):
             samples, sr = read_audio(audio_path_or_wv)
         else:
-            samples = np.asarray(audio_path_or_wv)
             if sr is None:
                 raise AudioError("audio given as samples needs its sampling rate sr, in Hz")
-            if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
-                raise AudioError(
-                    "audio whose loudness is normalised must be floating and of shape [samples], "
-                    f"got {samples.dtype} {list(samples.shape)}"
-                )
+            samples, sr = mono_samples(np.asarray(audio_path_or_wv)), checked_rate(sr)
         return self.native.encode(normalized_to(samples, sr, loudness_threshold), sr)
 
     def decode(self, vq_code: torch.Tensor) -> np.ndarray:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from higgs_native.checks import check_integer
 from higgs_native.compat.boson.audio_tokenizer import (
     BosonAudioTokenizer,
     load_higgs_audio_tokenizer,
     revert_delay_pattern,
 )
 from higgs_native.compat.boson.serve_engine import KV_CACHE_LENGTHS, load_model
-from higgs_native.errors import PromptError
+from higgs_native.errors import ParameterError, PromptError
 from higgs_native.prompt import Message, build_prompt, spoken_turns
 
 
@@ -81,6 +82,12 @@ class HiggsAudioModelClient:
         """
         if not chunked_text:
             raise PromptError("chunked_text is empty; expected at least one chunk")
+        check_integer("generation_chunk_buffer_size", generation_chunk_buffer_size, optional=True)
+        if generation_chunk_buffer_size is not None and generation_chunk_buffer_size < 0:
+            raise ParameterError(
+                "generation_chunk_buffer_size must be at least 0, or None for all chunks, "
+                f"got {generation_chunk_buffer_size}"
+            )
         tokenizer = self._model.tokenizer
         spoken: list[torch.Tensor] = []
         turns: list[tuple[str, torch.Tensor]] = []  # the context: chunks, and their codes

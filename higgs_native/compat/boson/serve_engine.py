@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from higgs_native.background import Background
 from higgs_native.checkpoint import resolve_folder
 from higgs_native.compat.boson.audio_tokenizer import load_higgs_audio_tokenizer
-from higgs_native.compat.boson.streamer import HiggsAudioStreamerDelta, TextDeltas
+from higgs_native.compat.boson.streamer import DELTAS_AHEAD, HiggsAudioStreamerDelta, TextDeltas
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.generation import DEFAULT_STOP_STRINGS, GenerationOutput, HiggsAudioModel, SamplingParameters
 from higgs_native.model import load_tokenizer
@@ -20,7 +20,6 @@ from higgs_native.quantization import Quantization
 
 
 KV_CACHE_LENGTHS = (1024, 4096, 8192)
-_DELTAS_AHEAD = 64
 
 
 @dataclass
@@ -33,7 +32,8 @@ class HiggsAudioResponse:
         sampling_rate: of `audio`, in Hz.
         generated_text: the reply, special tokens included; `<|AUDIO_OUT|>` stands for an audio segment.
         generated_text_tokens: [tokens], int64.
-        usage: how many tokens the prompt and the reply have, text and frames.
+        usage: how many tokens the prompt and the reply have, text and frames, and `cached_tokens`: how many of the
+            prompt were known from earlier ones (`higgs_native.prefix_cache`).
         finish_reason: `stop`, or `length` where `max_new_tokens` or the cache ended it.
     """
 
@@ -127,7 +127,7 @@ class HiggsAudioServeEngine:
             sampling_rate=self.audio_tokenizer.sampling_rate,
             generated_text=self.tokenizer.decode(output.text_ids, skip_special_tokens=False),
             generated_text_tokens=np.array(output.text_ids, dtype=np.int64),
-            usage={**output.usage, "cached_tokens": 0},
+            usage={**output.usage, "cached_tokens": output.cached_tokens},
             finish_reason=output.finish_reason,
         )
 
@@ -174,9 +174,11 @@ class HiggsAudioServeEngine:
                 deltas.put(texts.delta(torch.tensor([token])))
 
             output: GenerationOutput = generate(on_frame, on_token)
+            for rest in texts.rest():
+                deltas.put(rest)
             deltas.put(HiggsAudioStreamerDelta(finish_reason=output.finish_reason))
 
-        deltas = aiter(Background(make, _DELTAS_AHEAD))
+        deltas = aiter(Background(make, DELTAS_AHEAD))
         try:
             async for delta in deltas:
                 yield delta

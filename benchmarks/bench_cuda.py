@@ -1,0 +1,402 @@
+"""Time everything on a GPU: products, frames by position and by batch, prompts, the codec, and the first sound.
+
+    python benchmarks/make_checkpoint.py --out /data/higgs-random
+    python benchmarks/bench_cuda.py --model /data/higgs-random --json benchmarks/results/cuda.json
+
+Frames are drawn as in use, by the frame loop: graphs launched ahead of the host, which reads each frame. A time is
+that of many frames over their number, and its share is of the read bandwidth measured in turns with it. transformers
+runs on the same checkpoint in the same turns, eagerly and with its static cache under torch.compile. --device cpu,
+with --quick, shows that all of it runs.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_frame import COMPILED, REFERENCE, compiled_frames, frame_bytes, transformers_frames, transformers_model
+from measure import ReadBandwidth, seconds, summary, write_json
+
+from higgs_native import HiggsAudio, HiggsAudioModel, ops
+from higgs_native.device import checked_device
+from higgs_native.frame_loop import FrameRow
+from higgs_native.model import LanguageModel, Rows
+from higgs_native.random_checkpoint import REAL_SIZE_CONFIG, write_demo_checkpoint
+
+
+FORMATS = ("bfloat16", "int8", "int4")
+TEXT = "The sun rises in the east and sets in the west."
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What is timed, and how often."""
+
+    products: Sequence[tuple[str, int, int]]
+    rows: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
+    positions: Sequence[int] = (256, 1024, 4096, 8000)
+    batches: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
+    batch_position: int = 512
+    prompts: Sequence[int] = (64, 256, 1024)
+    codec_frames: Sequence[int] = (4, 12, 25, 100, 250)
+    frames: int = 50
+    repeats: int = 15
+    read_bytes: int = 4 << 30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="a folder with bfloat16 weights; without it a tiny one is made")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--no-transformers", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="few and small sizes: the figures mean nothing")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    device = checked_device(args.device)
+    with tempfile.TemporaryDirectory() as temporary:
+        if args.model is None:
+            write_demo_checkpoint(Path(temporary))
+        folder = Path(args.model or temporary)
+        report = run(folder, device, args.formats, quick_sizes() if args.quick else real_sizes(), args.no_transformers)
+    if args.json:
+        write_json(args.json, report)
+
+
+def real_sizes() -> Sizes:
+    """Of the published model."""
+    config = REAL_SIZE_CONFIG
+    hidden, query = config.hidden_size, config.num_attention_heads * config.head_dim
+    key_value = 2 * config.num_key_value_heads * config.head_dim
+    heads = config.num_codebooks * config.codebook_size
+    return Sizes(
+        products=[
+            ("qkv", query + key_value, hidden),
+            ("o", hidden, query),
+            ("gate_up", 2 * config.intermediate_size, hidden),
+            ("down", hidden, config.intermediate_size),
+            ("audio_head", heads, hidden),
+        ]
+    )
+
+
+def quick_sizes() -> Sizes:
+    """Small enough for any machine."""
+    return Sizes(
+        products=[("small", 96, 64)], rows=(1, 16), positions=(16,), batches=(1, 3), batch_position=16, prompts=(12,),
+        codec_frames=(4,), frames=3, repeats=2, read_bytes=8 << 20,
+    )  # fmt: skip
+
+
+def run(
+    folder: Path, device: torch.device, formats: Sequence[str], sizes: Sizes, without_transformers: bool
+) -> dict[str, Any]:
+    """Load the checkpoint in every format, time all, print and return the figures."""
+    bandwidth = ReadBandwidth(sizes.read_bytes, device)
+    report: dict[str, Any] = {
+        "read_gb_per_s": summary([bandwidth.measure() for _ in range(sizes.repeats)], digits=1),
+        "products": bench_products(device, sizes, bandwidth),
+    }
+    longest = max((*sizes.positions, sizes.batch_position)) + 4 * sizes.frames
+    engines = {}
+    for format in formats:
+        engine = HiggsAudio.from_pretrained(
+            folder,
+            device,
+            dtype="bfloat16",
+            quantization=None if format == "bfloat16" else format,
+            audio_tokenizer=engines[formats[0]].audio_tokenizer if engines else None,
+        )
+        engine.model.max_cache_length = max(engine.model.max_cache_length, longest)
+        engines[format] = engine
+    models = {format: engine.model for format, engine in engines.items()}
+    report["weights_gb"] = {format: round(model.nbytes / 1e9, 3) for format, model in models.items()}
+    reference = None if without_transformers else transformers_model(models[formats[0]], folder).to(device)
+    report["frame"] = [bench_frames(models, reference, bandwidth, position, sizes) for position in sizes.positions]
+    report["batch"] = [bench_batch(models, bandwidth, batch, sizes) for batch in sizes.batches]
+    report["prompt"] = [bench_prompt(models, reference, count, sizes) for count in sizes.prompts]
+    report["codec"] = bench_codec(engines[formats[0]], sizes)
+    report["first_sound"] = {format: bench_first_sound(engine, sizes) for format, engine in engines.items()}
+    return report
+
+
+@torch.inference_mode()
+def bench_products(device: torch.device, sizes: Sizes, bandwidth: ReadBandwidth) -> list[dict[str, Any]]:
+    """Each matrix of a layer, by itself, beside torch's product in bfloat16 (cuBLAS)."""
+    results = []
+    for name, n, k in sizes.products:
+        # Together larger than a second-level cache.
+        copies = max(1, min(8, (256 << 20) // (2 * n * k)))
+        plain = [torch.randn(n, k, device=device).bfloat16() / k**0.5 for _ in range(copies)]
+        packed = {
+            format: [ops.pack_linear(weight, format=None if format == "bfloat16" else format) for weight in plain]
+            for format in FORMATS
+        }
+        for rows in sizes.rows:
+            x, out = torch.randn(rows, k, device=device), torch.empty(rows, n, device=device)
+            typed = x.bfloat16()
+            runs: dict[str, Callable[[], object]] = {
+                format: lambda weights=weights, out=out, x=x: [ops.linear(out, x, weight) for weight in weights]
+                for format, weights in packed.items()
+            }
+            runs["torch"] = lambda weights=plain, typed=typed: [
+                torch.nn.functional.linear(typed, weight) for weight in weights
+            ]
+            runs = {side: graphed(function, device) for side, function in runs.items()}
+            times: dict[str, list[float]] = {side: [] for side in runs}
+            read = []
+            for _ in range(sizes.repeats + 2):
+                for side, function in runs.items():
+                    times[side].append(1e6 * seconds(function) / copies)
+                read.append(bandwidth.measure())
+            read_rate = summary(read[2:], digits=1)
+            result: dict[str, Any] = {"name": name, "shape": [n, k], "rows": rows, "read_gb_per_s": read_rate}
+            for side in runs:
+                us = summary(times[side][2:])
+                num_bytes = packed[side][0].nbytes if side in packed else plain[0].nbytes
+                share = num_bytes / us["median"] / 1e3 / read_rate["median"]
+                result[side] = {"us": us, "share_of_read_bandwidth": round(share, 3)}
+            results.append(result)
+            print(
+                f"{name:10} {rows:3} rows: "
+                + ", ".join(
+                    f"{side} {result[side]['us']['median']:.1f} us ({result[side]['share_of_read_bandwidth']:.0%})"
+                    for side in runs
+                )
+            )
+    return results
+
+
+def graphed(function: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """The same work as one CUDA graph, so that launches cost nothing; on the CPU as it is."""
+    if device.type != "cuda":
+        return function
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        function()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        function()
+    return graph.replay
+
+
+def frames_of_native(model: HiggsAudioModel, batch: int, position: int, count: int, rounds: int) -> Any:
+    """A context with a function that draws `count` more frames of `batch` sequences, from `position` on."""
+    return _Drawing(model, batch, position, count, rounds)
+
+
+class _Drawing:
+    def __init__(self, model: HiggsAudioModel, batch: int, position: int, count: int, rounds: int) -> None:
+        self._model, self._batch, self._position, self._count = model, batch, position, count
+        self._context = model.frame_loops.loop(batch, position + count * rounds, 16)
+
+    def __enter__(self) -> Callable[[], None]:
+        loop = self._loop = self._context.__enter__()
+        generator = torch.Generator().manual_seed(0)
+        # Keys and values of a prompt: noise does as well.
+        for tensor in (*loop.cache.keys, *loop.cache.values):
+            tensor[: self._batch, :, : self._position].normal_()
+        for slot in range(self._batch):
+            loop.sampler.reset_slot(
+                slot, "transformers", temperature=1.0, top_k=50, top_p=0.95, ras_win_len=7, ras_win_max_num_repeat=2,
+                seed=slot,
+            )  # fmt: skip
+        config = self._model.config
+        codes = torch.randint(config.audio_stream_bos_id, (config.num_codebooks,), generator=generator)
+        self._rows = [FrameRow(slot, self._position, codes) for slot in range(self._batch)]
+
+        def draw() -> None:
+            last: list[torch.Tensor] = []
+
+            def deliver(codes: torch.Tensor, going_on: list[bool]) -> bool:
+                if not all(going_on):
+                    raise RuntimeError("a sequence ended: time a checkpoint whose audio does not end")
+                last[:] = codes
+                return True
+
+            loop.draw(self._rows, self._count, deliver)
+            self._rows = [
+                FrameRow(row.slot, row.position + self._count, codes)
+                for row, codes in zip(self._rows, last, strict=True)
+            ]
+
+        return draw
+
+    def __exit__(self, *exception: object) -> None:
+        self._context.__exit__(*exception)
+
+
+@torch.inference_mode()
+def bench_frames(
+    models: dict[str, HiggsAudioModel], reference: Any, bandwidth: ReadBandwidth, position: int, sizes: Sizes
+) -> dict[str, Any]:
+    """Frames of one sequence from `position` on, beside transformers'."""
+    rounds, first = 4, next(iter(models.values()))
+    times: dict[str, list[float]] = {}
+    read = []
+    others: dict[str, Callable[[int], torch.Tensor]] = {}
+    generator = torch.Generator().manual_seed(0)
+    config = first.config
+    count = sizes.frames // 2 + 2
+    frames = torch.randint(0, config.audio_stream_bos_id, (count, config.num_codebooks), generator=generator)
+    frames = frames.to(first.device)
+    if reference is not None:
+        cache = first.new_cache(1, position)
+        for tensor in (*cache.keys, *cache.values):
+            tensor.normal_()
+        others[REFERENCE] = transformers_frames(reference, cache, frames, position)
+        if first.device.type == "cuda":
+            others[COMPILED] = compiled_frames(reference, cache, frames, position, mode="reduce-overhead")
+    drawings = {format: frames_of_native(model, 1, position, sizes.frames, rounds) for format, model in models.items()}
+    draws = {format: drawing.__enter__() for format, drawing in drawings.items()}
+    for index in range(rounds):
+        for format, draw in draws.items():
+            times.setdefault(format, []).append(1e3 * seconds(draw) / sizes.frames)
+        for name, run_frame in others.items():
+            for at in range(index * count // rounds, (index + 1) * count // rounds):
+                times.setdefault(name, []).append(1e3 * seconds(lambda run_frame=run_frame, at=at: run_frame(at)))
+        read.append(bandwidth.measure())
+    for drawing in drawings.values():
+        drawing.__exit__(None, None, None)
+    result: dict[str, Any] = {"position": position, "read_gb_per_s": summary(read, digits=1)}
+    for name, values in times.items():
+        num_bytes = frame_bytes(models.get(name, first), position + sizes.frames * rounds // 2)
+        # The first ones warm up.
+        result[name] = figures(values[1 if name in models else 2 :], num_bytes, result["read_gb_per_s"])
+    baselines = [result[name]["ms"]["median"] for name in others]
+    for format in models:
+        line = f"position {position:5}: {described(format, result[format])}"
+        if baselines:
+            result[format]["times_as_fast_as_transformers"] = round(min(baselines) / result[format]["ms"]["median"], 2)
+            line += f", {result[format]['times_as_fast_as_transformers']:.2f} times as fast as transformers' best"
+        print(line)
+    return result
+
+
+@torch.inference_mode()
+def bench_batch(
+    models: dict[str, HiggsAudioModel], bandwidth: ReadBandwidth, batch: int, sizes: Sizes
+) -> dict[str, Any]:
+    """Frames of `batch` sequences side by side."""
+    rounds, position = 3, sizes.batch_position
+    result: dict[str, Any] = {"batch": batch, "position": position}
+    for format, model in models.items():
+        with frames_of_native(model, batch, position, sizes.frames, rounds) as draw:
+            times, read = [], []
+            for _ in range(rounds):
+                times.append(1e3 * seconds(draw) / sizes.frames)
+                read.append(bandwidth.measure())
+        middle = position + sizes.frames * rounds // 2
+        cache = frame_bytes(model, middle) - frame_bytes(model, 0)
+        rate = summary(read, digits=1)
+        result[format] = figures(times[1:], frame_bytes(model, 0) + batch * cache, rate)
+        result[format]["read_gb_per_s"] = rate
+        result[format]["audio_s_per_s"] = round(batch * 40 / result[format]["ms"]["median"], 1)
+        print(
+            f"batch {batch:3}: {described(format, result[format])}, {result[format]['audio_s_per_s']} s of audio a s"
+        )
+    return result
+
+
+def figures(times: Sequence[float], num_bytes: int, read: dict[str, float]) -> dict[str, Any]:
+    """Of times in milliseconds, in which `num_bytes` must be read."""
+    ms = summary(list(times))
+    rate = num_bytes / ms["median"] / 1e6
+    return {
+        "ms": ms,
+        "gb": round(num_bytes / 1e9, 3),
+        "gb_per_s": round(rate, 1),
+        "share_of_read_bandwidth": round(rate / read["median"], 3),
+    }
+
+
+def described(name: str, result: dict[str, Any]) -> str:
+    return (
+        f"{name:10} {result['ms']['median']:7.3f} ms a frame, {result['gb_per_s']:7.1f} GB/s, "
+        f"{result['share_of_read_bandwidth']:4.0%} of reading"
+    )
+
+
+@torch.inference_mode()
+def bench_prompt(models: dict[str, LanguageModel], reference: Any, count: int, sizes: Sizes) -> dict[str, Any]:
+    """A prompt of `count` positions, a third of them text, into an empty cache, and the first frame's logits."""
+    first = next(iter(models.values()))
+    config, text = first.config, count // 3
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 256, (text,), generator=generator)
+    frames = torch.randint(0, config.audio_stream_bos_id, (count - text, config.num_codebooks), generator=generator)
+
+    def int32(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device=first.device, dtype=torch.int32)
+
+    rows = Rows(
+        token_ids=int32(ids),
+        codes=int32(frames),
+        slots=int32(torch.zeros(count)),
+        positions=int32(torch.arange(count)),
+        text_positions=int32(torch.arange(text)),
+    )
+    runs: dict[str, Callable[[], object]] = {}
+    for format, model in models.items():
+        cache = model.new_cache(1, count)
+        runs[format] = lambda model=model, cache=cache: model.audio_logits(model.forward(rows, cache)[-1:])
+    if reference is not None:
+        placeholders = torch.full((count - text,), config.audio_out_token_id)
+        inputs = {
+            "input_ids": torch.cat([ids, placeholders])[None].to(first.device),
+            "audio_input_ids": frames[None].to(first.device),
+        }
+        runs[REFERENCE] = lambda: reference(**inputs, use_cache=True, logits_to_keep=1)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(sizes.repeats + 2):
+        for name, run_prompt in runs.items():
+            times[name].append(1e3 * seconds(run_prompt))
+    result: dict[str, Any] = {"positions": count, "text": text}
+    result |= {name: {"ms": summary(values[2:])} for name, values in times.items()}
+    print(f"prompt of {count}: " + ", ".join(f"{name} {result[name]['ms']['median']:.2f} ms" for name in runs))
+    return result
+
+
+def bench_codec(engine: HiggsAudio, sizes: Sizes) -> dict[str, Any]:
+    """Decoding windows of codes, and encoding five seconds of audio."""
+    tokenizer = engine.audio_tokenizer
+    report: dict[str, Any] = {"decode": []}
+    for frames in sizes.codec_frames:
+        codes = torch.randint(tokenizer.codebook_size, (tokenizer.num_codebooks, frames))
+        times = [1e3 * seconds(lambda codes=codes: tokenizer.decode(codes)) for _ in range(sizes.repeats + 2)][2:]
+        report["decode"].append({"frames": frames, "ms": summary(times)})
+        print(f"decode {frames} frames: {summary(times)['median']:.2f} ms")
+    audio = torch.randn(5 * tokenizer.sampling_rate) / 10
+
+    def encode() -> None:
+        audio[0] += 1e-6  # another audio each time, since codes are kept
+        tokenizer.encode(audio, tokenizer.sampling_rate)
+
+    times = [1e3 * seconds(encode) for _ in range(sizes.repeats + 2)][2:]
+    report["encode"] = {"seconds": 5, "ms": summary(times)}
+    print(f"encode 5 s: {summary(times)['median']:.2f} ms")
+    return report
+
+
+def bench_first_sound(engine: HiggsAudio, sizes: Sizes) -> dict[str, Any]:
+    """From the call to the first four frames of sound, exact and with as little lookahead as can be."""
+    engine.model.prefix_cache.max_bytes = 0  # each call computes its prompt
+    report = {}
+    for low_latency in (0, engine.audio_tokenizer.context_frames):
+        times = []
+        for seed in range(sizes.repeats + 2):
+            stream = engine.stream(TEXT, seed=seed, max_new_tokens=40, first_chunk_frames=4, low_latency=low_latency)
+            for _ in stream:
+                break
+            times.append(1e3 * (stream.first_audio_seconds or float("nan")))
+        report[f"low_latency={low_latency}"] = {"ms": summary(times[2:])}
+        print(f"first 4 frames of sound, low_latency={low_latency}: {summary(times[2:])['median']:.1f} ms")
+    return report
+
+
+if __name__ == "__main__":
+    main()

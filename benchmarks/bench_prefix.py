@@ -1,0 +1,94 @@
+"""Measure what it saves that the keys and values of a voice are kept: the prompt's time, and the time to first audio.
+
+    python benchmarks/make_checkpoint.py --out /data/higgs-random --layers 8
+    python benchmarks/bench_prefix.py --model /data/higgs-random --json benchmarks/results/bench_prefix.json
+
+A text is spoken in a voice with ten seconds (250 frames) of reference audio that no prompt has had, then another text
+in the same voice. The reference's codes are known in both cases. The reference is speech of the embedded voice.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import seconds, summary, write_json
+
+from higgs_native import HiggsAudio, HiggsAudioModel, HiggsAudioTokenizer
+from higgs_native.checkpoint import resolve_folder
+from higgs_native.codec_config import HiggsAudioTokenizerConfig
+from higgs_native.random_checkpoint import write_audio_tokenizer
+
+
+FORMATS = ("bfloat16", "int8", "int4")
+REFERENCE_TEXT = "The sun rises in the east and sets in the west. We are glad that you are here today."
+TEXTS = ("Good morning to all of you.", "Thank you for the good work.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="a folder or a Hub name")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    report = run(resolve_folder(args.model), args.formats, HiggsAudioTokenizerConfig(), 10.0, args.repeats)
+    if args.json:
+        write_json(args.json, report)
+
+
+def run(
+    folder: Path,
+    formats: Sequence[str],
+    audio_tokenizer_config: HiggsAudioTokenizerConfig,
+    reference_seconds: float,
+    repeats: int,
+) -> dict[str, Any]:
+    """Load the checkpoint in every format, one after the other, with a random audio tokenizer; time, print, return."""
+    with tempfile.TemporaryDirectory() as temporary:
+        write_audio_tokenizer(temporary, audio_tokenizer_config)
+        audio_tokenizer = HiggsAudioTokenizer.from_pretrained(temporary)
+    spoken = HiggsAudio.from_pretrained().speak(REFERENCE_TEXT, seed=0)
+    reference = np.resize(spoken.audio, round(reference_seconds * spoken.sampling_rate)), spoken.sampling_rate
+    report: dict[str, Any] = {"reference_s": reference_seconds}
+    for format in formats:
+        whole = format == "bfloat16"
+        model = HiggsAudioModel.from_pretrained(
+            folder, dtype=format if whole else "auto", quantization=None if whole else format
+        )
+        report["model"] = {"layers": model.config.num_hidden_layers, "hidden_size": model.config.hidden_size}
+        report[format] = bench(HiggsAudio(model, audio_tokenizer), reference, repeats)
+        for name in ("prompt", "first_audio"):
+            without, kept = (report[format][name][f"{key}_s"]["median"] for key in ("new_voice", "known_voice"))
+            print(f"{format:9} {name:11}: {without:7.3f} s with a new voice, {kept:7.3f} s with a known one")
+    return report
+
+
+def bench(engine: HiggsAudio, reference: tuple[np.ndarray, int], repeats: int) -> dict[str, Any]:
+    """Time the two texts in turns, so that what else the machine does falls on both."""
+    voice = {"reference_audio": reference, "reference_text": REFERENCE_TEXT}
+
+    def prompt(text: str) -> None:
+        engine.speak(text, **voice, max_new_tokens=1)
+
+    def first_audio(text: str) -> None:
+        next(iter(engine.stream(text, **voice, seed=0)))
+
+    report: dict[str, Any] = {}
+    prefixes = engine.model.prefix_cache
+    for name, function in (("prompt", prompt), ("first_audio", first_audio)):
+        times: dict[str, list[float]] = {"new_voice_s": [], "known_voice_s": []}
+        for _ in range(repeats + 1):  # the first one warms up, and encodes the reference
+            prefixes.clear()
+            for key, text in zip(times, TEXTS, strict=True):
+                times[key].append(seconds(lambda function=function, text=text: function(text)))
+        report[name] = {key: summary(values[1:]) for key, values in times.items()}
+        medians = [report[name][key]["median"] for key in times]
+        report[name]["times_as_fast"] = round(medians[0] / medians[1], 2)
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+// The operators that a decoder layer consists of, as functions. Each is registered under its name without `_cuda`.
+#pragma once
+
+#include "common/packed_weight.h"
+
+namespace higgs_native::cuda {
+
+void qkv_rope_cache_cuda(
+    const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& x, const Tensor& text_norm,
+    const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const OptionalTensor& qkv_scales,
+    const Tensor& rope_table, const Tensor& slots, const Tensor& positions, const Tensor& cache_positions,
+    int64_t num_text_rows);
+
+// `arrivals` [rows * KV heads], int32, is zero, and is left so; made here where it is null.
+void attention_cuda(
+    const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& slots,
+    const Tensor& cache_positions, double scale, const Tensor* arrivals);
+
+void linear_cuda(
+    const Tensor& out, const Tensor& x, const Tensor& weight, const OptionalTensor& scales,
+    const OptionalTensor& residual);
+
+void dual_ffn_cuda(
+    const Tensor& out, const Tensor& x, const Tensor& text_norm, const Tensor& text_gate_up,
+    const OptionalTensor& text_gate_up_scales, const Tensor& text_down, const OptionalTensor& text_down_scales,
+    const Tensor& audio_norm, const Tensor& audio_gate_up, const OptionalTensor& audio_gate_up_scales,
+    const Tensor& audio_down, const OptionalTensor& audio_down_scales, double eps, int64_t num_text_rows);
+
+}  // namespace higgs_native::cuda

@@ -1,0 +1,201 @@
+// What kernels use of CUDA, for nvcc and for the emulation on the CPU: number formats, streaming loads, sums over a warp,
+// tensor cores, and the order of dependent launches.
+//
+// Fragments of the tensor cores' m16n8 products (PTX ISA, "Matrix Fragments for mma.m16n8k16"): lane 4 * g + t of the warp
+// holds of A the words of rows g and g + 8, of B those of column g, of the sums rows g and g + 8 in columns 2 t and 2 t + 1.
+#pragma once
+
+#if defined(HIGGS_NATIVE_EMULATE_CUDA)
+#include "cuda/emulation/emulation.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace higgs_native::cuda {
+
+inline constexpr int kWarp = 32;
+inline constexpr unsigned kAllLanes = 0xffffffffu;
+
+// ---- Numbers. bfloat16 and float16 are held as their bits.
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+__host__ __device__ __forceinline__ float bits_as_float(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+__host__ __device__ __forceinline__ uint32_t float_as_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(bfloat16 x) { return bits_as_float(static_cast<uint32_t>(x.bits) << 16); }
+
+// To the nearest, ties to even; a NaN stays one.
+__device__ __forceinline__ bfloat16 to_bfloat16(float x) {
+  const uint32_t bits = float_as_bits(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>(bits >> 16 | 0x40)};
+  return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16)};
+}
+
+template <typename T>
+__device__ __forceinline__ T from_float(float x) {
+  if constexpr (std::is_same_v<T, float>) return x;
+  else return to_bfloat16(x);
+}
+
+// Two bfloat16 in a word, the first in the lower half.
+__device__ __forceinline__ uint32_t pack_bfloat16(float first, float second) {
+#if defined(HIGGS_NATIVE_EMULATE_CUDA)
+  return to_bfloat16(first).bits | static_cast<uint32_t>(to_bfloat16(second).bits) << 16;
+#else
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+  uint32_t word;
+  memcpy(&word, &pair, sizeof word);
+  return word;
+#endif
+}
+
+__device__ __forceinline__ float half_to_float(uint16_t bits) {
+#if defined(HIGGS_NATIVE_EMULATE_CUDA)
+  return static_cast<float>(torch::headeronly::Half(bits, torch::headeronly::Half::from_bits()));
+#else
+  return __half2float(__ushort_as_half(bits));
+#endif
+}
+
+// ---- Memory
+
+// 16 bytes that are read once: they do not push what is read again out of the first cache.
+__device__ __forceinline__ uint4 load_streaming(const void* p) {
+#if defined(HIGGS_NATIVE_EMULATE_CUDA)
+  return *static_cast<const uint4*>(p);
+#else
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+#endif
+}
+
+// The memory that a launch asks for.
+__device__ __forceinline__ char* dynamic_shared() {
+#if defined(HIGGS_NATIVE_EMULATE_CUDA)
+  return emulation::shared_memory;
+#else
+  extern __shared__ __align__(128) char higgs_native_dynamic_shared[];
+  return higgs_native_dynamic_shared;
+#endif
+}
+
+// ---- Launches that overlap (programmatic dependent launch, sm_90 and above): a kernel may begin while those before it
+// still run. It must wait before it reads what they wrote, and before it writes what they read; weights it may load at once.
+// Every kernel waits, so that everything launched earlier is complete behind the wait.
+
+__device__ __forceinline__ void wait_for_earlier_launches() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the next launch begin as soon as its blocks find room.
+__device__ __forceinline__ void allow_next_launch() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// ---- Warps
+
+template <typename T>
+__device__ __forceinline__ T warp_sum(T x) {
+#pragma unroll
+  for (int with = kWarp / 2; with > 0; with /= 2) x += __shfl_xor_sync(kAllLanes, x, with);
+  return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+  for (int with = kWarp / 2; with > 0; with /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, with));
+  return x;
+}
+
+// ---- Tensor cores: sums += a x b for a warp.
+
+// bfloat16: a [16, 16], b [16, 8].
+__device__ __forceinline__ void multiply_bfloat16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if defined(HIGGS_NATIVE_EMULATE_CUDA)
+  using namespace emulation;
+  const int g = static_cast<int>(lane()) / 4, t = static_cast<int>(lane()) % 4;
+  uint64_t words[3][kWarp];
+  std::memcpy(words[0], exchange(a[0] | static_cast<uint64_t>(a[1]) << 32), sizeof words[0]);
+  std::memcpy(words[1], exchange(a[2] | static_cast<uint64_t>(a[3]) << 32), sizeof words[1]);
+  std::memcpy(words[2], exchange(b[0] | static_cast<uint64_t>(b[1]) << 32), sizeof words[2]);
+  for (int i = 0; i < 4; ++i) {
+    const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const int half = k / 8, at = k % 8 / 2, shift = 16 * (k % 2);
+      const auto from_a = static_cast<uint32_t>(words[half][4 * (row % 8) + at] >> (row < 8 ? 0 : 32));
+      const auto from_b = static_cast<uint32_t>(words[2][4 * column + at] >> (32 * half));
+      sums[i] += bits_as_float((from_a >> shift) << 16) * bits_as_float((from_b >> shift) << 16);
+    }
+  }
+#else
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// 8-bit integers: a [16, 32], signed or not, b [32, 8], signed.
+template <bool kSigned>
+__device__ __forceinline__ void multiply_bytes(int32_t (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if defined(HIGGS_NATIVE_EMULATE_CUDA)
+  using namespace emulation;
+  const int g = static_cast<int>(lane()) / 4, t = static_cast<int>(lane()) % 4;
+  uint64_t words[3][kWarp];
+  std::memcpy(words[0], exchange(a[0] | static_cast<uint64_t>(a[1]) << 32), sizeof words[0]);
+  std::memcpy(words[1], exchange(a[2] | static_cast<uint64_t>(a[3]) << 32), sizeof words[1]);
+  std::memcpy(words[2], exchange(b[0] | static_cast<uint64_t>(b[1]) << 32), sizeof words[2]);
+  for (int i = 0; i < 4; ++i) {
+    const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
+    for (int k = 0; k < 32; ++k) {
+      const int half = k / 16, at = k % 16 / 4, shift = 8 * (k % 4);
+      const auto from_a = static_cast<uint32_t>(words[half][4 * (row % 8) + at] >> (row < 8 ? 0 : 32)) >> shift & 0xff;
+      const auto from_b = static_cast<uint32_t>(words[2][4 * column + at] >> (32 * half)) >> shift & 0xff;
+      const int weight = kSigned ? static_cast<int8_t>(from_a) : static_cast<int>(from_a);
+      sums[i] += weight * static_cast<int8_t>(from_b);
+    }
+  }
+#else
+  if constexpr (kSigned) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+#endif
+}
+
+}  // namespace higgs_native::cuda

@@ -1,0 +1,71 @@
+// out = x + down(silu(gate(z)) * up(z)), z = rms_norm(x), for text rows and audio rows, each with its own weights: two
+// products (linear.cu) for each segment that holds rows.
+//
+// Rows are sorted: text rows, then audio rows. A panel of gate_up holds kHalfPanel rows of the gate and the kHalfPanel rows
+// of the up projection that belong to them, so that the block that sums them multiplies the two.
+// Bytes moved: the weights of the segments that hold rows, once.
+#include "common/dual_ffn.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "cuda/decoder.h"
+#include "cuda/linear.h"
+
+namespace higgs_native::cuda {
+
+namespace {
+
+// Rows [begin, end) of x and out, both [*, hidden].
+void run_segment(
+    const Launch& launch, const Tensor& out, const Tensor& x, int64_t begin, int64_t end, double eps,
+    const FeedForward& weights) {
+  const int64_t rows = end - begin, hidden = x.size(1), intermediate = weights.down.k;
+  const Tensor activated = torch::stable::new_empty(x, {rows, intermediate}, ScalarType::Float);
+  Product gate_up;
+  gate_up.weight = weights.gate_up;
+  gate_up.x = x.const_data_ptr<float>() + begin * hidden;
+  gate_up.rows = static_cast<int>(rows);
+  gate_up.norm = row_norm(weights.norm, weights.norm, rows, eps);
+  gate_up.following = Following::silu;
+  gate_up.out = activated.mutable_data_ptr<float>();
+  gate_up.n_out = static_cast<int>(intermediate);
+  product(launch, gate_up, x);
+  Product down;
+  down.weight = weights.down;
+  down.x = gate_up.out;
+  down.rows = gate_up.rows;
+  down.out = out.mutable_data_ptr<float>() + begin * hidden;
+  down.residual = gate_up.x;
+  product(launch, down, x);
+}
+
+}  // namespace
+
+void dual_ffn_cuda(
+    const Tensor& out, const Tensor& x, const Tensor& text_norm, const Tensor& text_gate_up,
+    const OptionalTensor& text_gate_up_scales, const Tensor& text_down, const OptionalTensor& text_down_scales,
+    const Tensor& audio_norm, const Tensor& audio_gate_up, const OptionalTensor& audio_gate_up_scales,
+    const Tensor& audio_down, const OptionalTensor& audio_down_scales, double eps, int64_t num_text_rows) {
+  const char* op = "dual_ffn";
+  check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize});
+  const int64_t rows = x.size(0), hidden = x.size(1);
+  check_tensor(op, "out", out, ScalarType::Float, {rows, hidden});
+  const FeedForward text =
+      check_feed_forward("text", hidden, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales);
+  const FeedForward audio = check_feed_forward(
+      "audio", hidden, audio_norm, audio_gate_up, audio_gate_up_scales, audio_down, audio_down_scales);
+  check_text_rows(op, num_text_rows, rows);
+  for (const Tensor* t : {&x, &text_norm, &text_gate_up, &text_down, &audio_norm, &audio_gate_up, &audio_down}) {
+    check_same_device(op, "an argument", *t, "out", out);
+  }
+  const Launch launch(op, out);
+  if (num_text_rows > 0) run_segment(launch, out, x, 0, num_text_rows, eps, text);
+  if (num_text_rows < rows) run_segment(launch, out, x, num_text_rows, rows, eps, audio);
+}
+
+}  // namespace higgs_native::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(higgs_native, HIGGS_NATIVE_CUDA_KEY, m) {
+  m.impl("dual_ffn", TORCH_BOX(&higgs_native::cuda::dual_ffn_cuda));
+}

@@ -1,0 +1,183 @@
+// The coroutines behind emulation.h. A thread of a block keeps its stack and runs the kernel again for the next block.
+#include "cuda/emulation/emulation.h"
+
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <numeric>
+#include <random>
+#include <vector>
+
+namespace higgs_native::emulation {
+
+ThreadPlace place;
+dim3 block_dim, grid_dim;
+char* shared_memory;
+
+namespace {
+
+constexpr size_t kStackBytes = 256 << 10;
+constexpr size_t kSharedBytes = 232448;  // the most that a block can have, of any architecture
+
+[[noreturn]] void fail(const char* message) {
+  std::fprintf(stderr, "CUDA emulation: %s\n", message);
+  std::abort();
+}
+
+enum class Waiting { nothing, warp, block, finished };
+
+struct Thread {
+  jmp_buf at;
+  Waiting waiting = Waiting::finished;
+  bool started = false;
+  uint64_t round = 0;  // of its warp's collectives
+  ucontext_t first;    // enters the stack once; later switches jump
+};
+
+struct Warp {
+  uint64_t round = 0;
+  int arrived = 0, live = 0;
+  uint64_t values[2][kWarp];  // of this round and of the one before, which some may still read
+};
+
+std::vector<Thread*> threads;
+std::vector<Warp> warps;
+jmp_buf scheduler;
+Thread* current;
+const std::function<void()>* kernel_of_launch;
+int at_barrier, live_threads;
+std::mt19937 order(0);
+
+void leave(Waiting waiting) {
+  current->waiting = waiting;
+  if (_setjmp(current->at) == 0) _longjmp(scheduler, 1);
+}
+
+// A warp's collective is complete once all that live have arrived.
+void complete(Warp& warp) {
+  if (warp.live == 0 || warp.arrived < warp.live) return;
+  warp.arrived = 0;
+  ++warp.round;
+  std::memset(warp.values[warp.round % 2], 0, sizeof warp.values[0]);
+}
+
+void body() {
+  for (;;) {
+    (*kernel_of_launch)();
+    const unsigned index = place.thread.x;
+    Warp& warp = warps[index / kWarp];
+    --warp.live;
+    --live_threads;
+    complete(warp);
+    leave(Waiting::finished);
+  }
+}
+
+void resume(unsigned index, dim3 block) {
+  current = threads[index];
+  place = {dim3(index), block};
+  if (_setjmp(scheduler) != 0) return;
+  if (current->started) _longjmp(current->at, 1);
+  current->started = true;
+  setcontext(&current->first);
+}
+
+Thread* new_thread() {
+  auto* thread = new Thread;
+  void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (stack == MAP_FAILED) fail("no memory for a thread");
+  getcontext(&thread->first);
+  thread->first.uc_stack.ss_sp = stack;
+  thread->first.uc_stack.ss_size = kStackBytes;
+  thread->first.uc_link = nullptr;
+  makecontext(&thread->first, body, 0);
+  return thread;
+}
+
+bool can_run(const Thread& thread, const Warp& warp) {
+  return thread.waiting == Waiting::nothing || (thread.waiting == Waiting::warp && thread.round < warp.round);
+}
+
+void run_block(dim3 block, unsigned size) {
+  const unsigned num_warps = (size + kWarp - 1) / kWarp;
+  warps.assign(num_warps, {});
+  for (unsigned i = 0; i < size; ++i) {
+    threads[i]->waiting = Waiting::nothing;
+    threads[i]->round = 0;
+    ++warps[i / kWarp].live;
+  }
+  at_barrier = 0;
+  live_threads = static_cast<int>(size);
+  std::vector<unsigned> turns(num_warps);
+  std::iota(turns.begin(), turns.end(), 0u);
+  while (live_threads > 0) {
+    std::shuffle(turns.begin(), turns.end(), order);
+    bool moved = false;
+    for (unsigned w : turns) {
+      // A warp runs until all its threads have returned or wait for the block.
+      for (bool again = true; again;) {
+        again = false;
+        for (unsigned i = w * kWarp; i < std::min(size, (w + 1) * kWarp); ++i) {
+          if (!can_run(*threads[i], warps[w])) continue;
+          threads[i]->waiting = Waiting::nothing;
+          resume(i, block);
+          again = moved = true;
+        }
+      }
+    }
+    if (at_barrier == live_threads) {
+      at_barrier = 0;
+      for (unsigned i = 0; i < size; ++i) {
+        if (threads[i]->waiting == Waiting::block) threads[i]->waiting = Waiting::nothing;
+      }
+    } else if (!moved) {
+      fail("some threads wait at a barrier that the others never reach");
+    }
+  }
+}
+
+}  // namespace
+
+void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (block.y != 1 || block.z != 1) fail("blocks must have one dimension");
+  if (shared_bytes > kSharedBytes) fail("a block asks for more shared memory than there is");
+  static auto* shared = static_cast<char*>(std::aligned_alloc(128, kSharedBytes));
+  shared_memory = shared;
+  while (threads.size() < block.x) threads.push_back(new_thread());
+  block_dim = block;
+  grid_dim = grid;
+  kernel_of_launch = &kernel;
+  for (unsigned z = 0; z < grid.z; ++z) {
+    for (unsigned y = 0; y < grid.y; ++y) {
+      for (unsigned x = 0; x < grid.x; ++x) {
+        // What a block leaves in shared memory, the next one must not rely on.
+        std::memset(shared, 0xff, shared_bytes);
+        run_block(dim3(x, y, z), block.x);
+      }
+    }
+  }
+}
+
+void wait_for_block() {
+  ++at_barrier;
+  leave(Waiting::block);
+}
+
+const uint64_t* exchange(uint64_t value) {
+  Warp& warp = warps[place.thread.x / kWarp];
+  const uint64_t round = warp.round;
+  warp.values[round % 2][lane()] = value;
+  ++warp.arrived;
+  complete(warp);
+  current->round = round;
+  if (warp.round == round) leave(Waiting::warp);
+  return warp.values[round % 2];
+}
+
+}  // namespace higgs_native::emulation

@@ -1,0 +1,169 @@
+// CUDA's kernel language on the CPU, so that every kernel is tested without a GPU: what `cuda/device.h` includes in place
+// of the CUDA runtime where HIGGS_NATIVE_EMULATE_CUDA is defined.
+//
+// A launch runs one block after the other. Each thread of a block is a coroutine that runs until it waits: for its warp in
+// a collective, or for the block in __syncthreads. So the arithmetic, the indices and the barriers are those of the kernel;
+// races between threads are not, except that the order in which warps run changes from launch to launch. A barrier that some
+// threads never reach ends the program with a message.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __restrict__
+// Blocks run one at a time, so they can share what a kernel declares.
+#define __shared__ static
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+struct float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct uint2 {
+  uint32_t x, y;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+
+using cudaStream_t = void*;
+
+namespace higgs_native::emulation {
+
+inline constexpr int kWarp = 32;
+
+struct ThreadPlace {
+  dim3 thread, block;
+};
+
+// The place of the thread that runs, and the shape of the launch.
+extern ThreadPlace place;
+extern dim3 block_dim, grid_dim;
+extern char* shared_memory;
+
+void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
+void wait_for_block();
+// Waits until every thread of the warp that has not returned brings its 64 bits; returns all 32, zero where one returned.
+const uint64_t* exchange(uint64_t value);
+
+template <typename T>
+uint64_t to_bits(T value) {
+  static_assert(sizeof(T) <= 8);
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  return bits;
+}
+
+template <typename T>
+T from_bits(uint64_t bits) {
+  T value;
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+inline unsigned lane() { return place.thread.x % kWarp; }
+
+}  // namespace higgs_native::emulation
+
+#define threadIdx (higgs_native::emulation::place.thread)
+#define blockIdx (higgs_native::emulation::place.block)
+#define blockDim (higgs_native::emulation::block_dim)
+#define gridDim (higgs_native::emulation::grid_dim)
+
+inline void __syncthreads() { higgs_native::emulation::wait_for_block(); }
+inline void __syncwarp() { higgs_native::emulation::exchange(0); }
+inline void __threadfence() {}
+
+template <typename T>
+T __shfl_sync(unsigned, T value, int from) {
+  using namespace higgs_native::emulation;
+  return from_bits<T>(exchange(to_bits(value))[from % kWarp]);
+}
+
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int with) {
+  return __shfl_sync(mask, value, static_cast<int>(higgs_native::emulation::lane()) ^ with);
+}
+
+template <typename T>
+T __shfl_up_sync(unsigned mask, T value, unsigned by) {
+  const unsigned lane = higgs_native::emulation::lane();
+  return __shfl_sync(mask, value, static_cast<int>(lane < by ? lane : lane - by));
+}
+
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, unsigned by) {
+  const unsigned lane = higgs_native::emulation::lane();
+  return __shfl_sync(mask, value, static_cast<int>(lane + by < 32 ? lane + by : lane));
+}
+
+inline unsigned __ballot_sync(unsigned, bool vote) {
+  const uint64_t* votes = higgs_native::emulation::exchange(vote);
+  unsigned ballot = 0;
+  for (int i = 0; i < 32; ++i) ballot |= static_cast<unsigned>(votes[i] & 1) << i;
+  return ballot;
+}
+
+inline bool __any_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
+
+inline unsigned __reduce_add_sync(unsigned, unsigned value) {
+  const uint64_t* values = higgs_native::emulation::exchange(value);
+  unsigned sum = 0;
+  for (int i = 0; i < 32; ++i) sum += static_cast<unsigned>(values[i]);
+  return sum;
+}
+
+inline unsigned __reduce_max_sync(unsigned, unsigned value) {
+  const uint64_t* values = higgs_native::emulation::exchange(value);
+  return static_cast<unsigned>(*std::max_element(values, values + 32));
+}
+
+inline unsigned __reduce_min_sync(unsigned mask, unsigned value) { return ~__reduce_max_sync(mask, ~value); }
+
+template <typename T, typename V>
+T atomicAdd(T* to, V value) {
+  const T before = *to;
+  *to = static_cast<T>(before + value);
+  return before;
+}
+
+template <typename T>
+T atomicMax(T* to, T value) {
+  const T before = *to;
+  *to = std::max(before, value);
+  return before;
+}
+
+template <typename T>
+T __ldg(const T* p) {
+  return *p;
+}
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
+inline float __expf(float x) { return std::exp(x); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyint(x)); }
+inline float __uint_as_float(uint32_t bits) { return higgs_native::emulation::from_bits<float>(bits); }
+inline uint32_t __float_as_uint(float x) { return static_cast<uint32_t>(higgs_native::emulation::to_bits(x)); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
+using std::max;
+using std::min;

@@ -1,0 +1,295 @@
+"""Draw the figures of these pages, from the package's own operators and configuration, and from the measured results.
+
+    pip install '.[bench]'
+    python docs/draw_figures.py
+
+The same versions write the same bytes.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Rectangle
+
+from higgs_native import ops
+from higgs_native.files import replacing
+from higgs_native.ops.linear import FORMATS, PANEL, QUANTIZATION_GROUP, pack_quantized, packed_shape
+from higgs_native.random_checkpoint import REAL_SIZE_CONFIG
+
+
+DOCS = Path(__file__).resolve().parent
+RESULTS = DOCS.parent / "benchmarks" / "results"
+TEXT, AUDIO, SHARED, CACHE, PLAIN = "#9ecae1", "#fdae6b", "#c7c7c7", "#a1d99b", "#f2f2f2"
+POSITIONS = 1024  # in the KV cache, where bytes are counted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=DOCS / "figures", help="the folder to write")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    mpl.use("Agg")
+    mpl.rcParams.update({"svg.hashsalt": "higgs_native", "font.size": 9, "axes.spines.top": False})
+    figures = {
+        "dual_ffn": draw_dual_ffn,
+        "delay_pattern": draw_delay_pattern,
+        "frame_bytes": draw_frame_bytes,
+        "packed_panel": draw_packed_panel,
+        "quantization_error": draw_quantization_error,
+    }
+    for name, draw in figures.items():
+        figure = draw()
+        path = args.out / f"{name}.svg"
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None}, facecolor="white")
+        plt.close(figure)
+        print(path)
+
+
+# ---- what the model computes
+
+
+def draw_dual_ffn() -> Figure:
+    """One dual layer: what text and audio positions share, and what each has for itself."""
+    config = REAL_SIZE_CONFIG
+    heads = config.num_attention_heads + config.num_key_value_heads
+    attention = 2 * heads * config.head_dim * config.hidden_size
+    ffn = 3 * config.hidden_size * config.intermediate_size
+    figure, axes = blank(8.2, 4.6, width=100, height=56)
+    left, right, middle, wide = 25, 75, 50, 36
+    box(axes, left, 52, wide, 5, "text positions", PLAIN)
+    box(axes, right, 52, wide, 5, "audio positions (a frame each)", PLAIN)
+    box(axes, left, 43, wide, 5, "text norm 1", TEXT)
+    box(axes, right, 43, wide, 5, "audio norm 1", AUDIO)
+    box(
+        axes,
+        middle,
+        34,
+        86,
+        5,
+        f"attention over all positions: QKV, RoPE, KV cache, O     {millions(attention)}",
+        SHARED,
+    )
+    box(axes, left, 25, wide, 5, "+", PLAIN)
+    box(axes, right, 25, wide, 5, "+", PLAIN)
+    box(axes, left, 16, wide, 5, f"text norm 2, text FFN     {millions(ffn)}", TEXT)
+    box(axes, right, 16, wide, 5, f"audio norm 2, audio FFN     {millions(ffn)}", AUDIO)
+    box(axes, left, 7, wide, 5, "+", PLAIN)
+    box(axes, right, 7, wide, 5, "+", PLAIN)
+    for x in (left, right):
+        for above in (52, 43, 34, 25, 16):
+            arrow(axes, x, above - 2.5, x, above - 6.5)
+        outer = x + (wide / 2 + 3) * (-1 if x == left else 1)
+        for top, bottom in ((47.5, 25), (20.5, 7)):
+            edge = x + wide / 2 * (-1 if x == left else 1)
+            axes.plot([x, outer, outer], [top, top, bottom], color="#666666", linewidth=0.9)
+            arrow(axes, outer, bottom, edge, bottom)
+        axes.text(x, 1.5, "to the next layer", ha="center", color="#444444")
+        arrow(axes, x, 4.5, x, 2.8)
+    return figure
+
+
+def draw_delay_pattern() -> Figure:
+    """The frames that the model sees and draws for a short audio, as `ops.delay_pattern_build` lays them out."""
+    config = REAL_SIZE_CONFIG
+    codebooks, frames = config.num_codebooks, 6
+    codes = torch.arange(frames, dtype=torch.int32).repeat(codebooks, 1)
+    delayed = torch.empty(codebooks, frames + codebooks + 1, dtype=torch.int32)
+    ops.delay_pattern_build(delayed, codes, config.audio_stream_bos_id, config.audio_stream_eos_id)
+    figure, axes = blank(8.2, 4.4, width=delayed.shape[1] + 2.4, height=codebooks + 2.6)
+    colors = plt.get_cmap("Set2").colors
+    for k in range(codebooks):
+        y = codebooks - k + 0.4
+        axes.text(2.2, y + 0.45, f"codebook {k}", ha="right", va="center")
+        for step, code in enumerate(delayed[k].tolist()):
+            special = {config.audio_stream_bos_id: "B", config.audio_stream_eos_id: "E"}.get(code)
+            color = PLAIN if special else colors[code % len(colors)]
+            cell(axes, step + 2.4, y, 0.94, 0.9, special or f"{code}", color)
+    for step in range(delayed.shape[1]):
+        axes.text(step + 2.87, 0.9, str(step), ha="center", color="#444444")
+    axes.text(2.2, 0.9, "step", ha="right", color="#444444")
+    axes.text(
+        2.4, codebooks + 1.8, "One step draws a column. Equal colours are one frame of sound: a diagonal.", va="center"
+    )
+    axes.text(2.4, 0.15, "B: BOS     E: EOS     0 ... 5: the code of that frame", color="#444444", va="center")
+    return figure
+
+
+# ---- what a frame reads
+
+
+def layer_parts(format: str) -> dict[str, int]:
+    """Bytes that a layer reads for a frame, in this order; matrices are packed in `format`, the cache is bfloat16."""
+    config = REAL_SIZE_CONFIG
+    query, key_value = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    return {
+        "QKV": packed_bytes(query + 2 * key_value, hidden, format),
+        "KV cache": POSITIONS * 2 * key_value * 2,
+        "O": packed_bytes(hidden, query, format),
+        "gate and up": packed_bytes(2 * intermediate, hidden, format),
+        "down": packed_bytes(hidden, intermediate, format),
+    }
+
+
+def packed_bytes(n: int, k: int, format: str) -> int:
+    """Bytes of a packed matrix [n, k] with its scales."""
+    panels, units, lanes, elements = packed_shape(n, k, FORMATS[format])
+    # int8: a float32 for each row; int4: a float16 for each row and group.
+    scales = {"int8": 4, "int4": 2 * -(-k // QUANTIZATION_GROUP)}.get(format, 0)
+    return panels * lanes * (units * elements * FORMATS[format].itemsize + scales)
+
+
+def draw_frame_bytes() -> Figure:
+    """What a frame reads in every format, and the same of one layer in the order in which it is read."""
+    config = REAL_SIZE_CONFIG
+    colors = {"attention": SHARED, "KV cache": CACHE, "audio FFN": AUDIO, "audio head": TEXT}
+    kinds = {"QKV": "attention", "KV cache": "KV cache", "O": "attention"}
+    figure, (frame, layer) = plt.subplots(2, 1, figsize=(8.2, 4.4), layout="constrained", height_ratios=(3, 1))
+    for row, format in enumerate(("bfloat16", "int8", "int4")):
+        sizes = dict.fromkeys(colors, 0)
+        for name, size in layer_parts(format).items():
+            sizes[kinds.get(name, "audio FFN")] += config.num_hidden_layers * size
+        sizes["audio head"] = packed_bytes(config.num_codebooks * config.codebook_size, config.hidden_size, format)
+        begin = 0.0
+        for name, size in sizes.items():
+            label = name if row == 0 else None
+            frame.barh(row, size / 1e9, left=begin, color=colors[name], edgecolor="white", label=label)
+            begin += size / 1e9
+        frame.text(begin + 0.05, row, f"{begin:.2f} GB", va="center")
+    frame.set_yticks(range(3), ("bfloat16", "int8", "int4"))
+    frame.invert_yaxis()
+    frame.set(xlabel=f"GB read for a frame, {POSITIONS:,} positions in the cache")
+    frame.margins(x=0.14)
+    frame.legend(ncols=4, loc="lower right", frameon=False)
+
+    begin = 0.0
+    for name, size in layer_parts("bfloat16").items():
+        color = colors[kinds.get(name, "audio FFN")]
+        layer.barh(0, size / 1e6, left=begin, color=color, edgecolor="white")
+        turned = {"rotation": 90, "fontsize": 7} if size < 15e6 else {}
+        layer.text(begin + size / 2e6, 0, name.replace("KV cache", "KV"), ha="center", va="center", **turned)
+        begin += size / 1e6
+    layer.set(yticks=[], xlim=(0, 1.14 * begin), xlabel="MB: one layer in the order of reading, bfloat16")
+    layer.spines["left"].set_visible(False)
+    for axes in (frame, layer):
+        axes.spines["right"].set_visible(False)
+    return figure
+
+
+def draw_packed_panel() -> Figure:
+    """The first unit of a packed panel in each format, read back from what `ops.pack_linear` wrote."""
+    figure, axes = blank(8.2, 4.8, width=100, height=60)
+    axes.text(1, 57.5, f"A matrix [n, k] stands as panels of {PANEL} rows; a panel is a row of units of 128 bytes:")
+    for index in range(11):
+        cell(
+            axes, 14 + 7 * index, 49, 6.8, 5, "..." if index == 9 else f"unit {index}" if index < 9 else "last", SHARED
+        )
+    axes.text(13, 51.5, "one panel", ha="right", va="center")
+    axes.annotate("", (92, 46.8), (14, 46.8), arrowprops={"arrowstyle": "->", "color": "#666666"})
+    axes.text(53, 44.6, "read once, from one end to the other, in the order of k", ha="center", color="#444444")
+    shown = (0, 1, 2, None, PANEL - 1)
+    for row, (format, columns) in enumerate(unit_columns().items()):
+        y = 31 - 9.5 * row
+        axes.text(13, y + 3, format, ha="right", va="center")
+        for place, lane in enumerate(shown):
+            x = 14 + 16.4 * place
+            if lane is None:
+                axes.text(x + 8, y + 3, "...", ha="center", va="center")
+                continue
+            parts = columns[lane]
+            for index, names in enumerate(parts):
+                width = 16 / len(parts)
+                cell(axes, x + index * width, y, width - 0.15, 6, names, AUDIO if lane % 2 else TEXT, size=7)
+    for place, lane in enumerate(shown):
+        if lane is not None:
+            axes.text(14 + 16.4 * place + 8, 38.4, f"row {lane}: 4 bytes", ha="center", va="bottom", color="#444444")
+    axes.text(14, -1, "The numbers are columns of the matrix; of int4, in the low and in the high half of a byte.")
+    return figure
+
+
+def unit_columns() -> dict[str, list[list[str]]]:
+    """By format, for each row of a panel: the columns of the matrix that its 4 bytes of the first unit hold."""
+    columns = QUANTIZATION_GROUP
+    numbers = torch.arange(columns, dtype=torch.float32).repeat(PANEL, 1)
+    found = {}
+    for format, dtype in FORMATS.items():
+        if dtype.is_floating_point:
+            data = ops.pack_linear(numbers, format=format).data
+        else:
+            # Integers of 4 bits can't number all columns: those of the first unit, and zeros.
+            limit = 8 if format == "int4" else columns
+            integers = torch.where(numbers < limit, numbers - (8 if format == "int4" else 0), 0).to(torch.int8)
+            scales = torch.ones(PANEL) if format == "int8" else torch.ones(PANEL, 1, dtype=torch.float16)
+            data = pack_quantized(integers, scales).data
+        unit = data[0, 0]
+        if format == "int4":
+            found[format] = [[f"{v & 15} | {v >> 4}" for v in row] for row in unit.tolist()]
+        else:
+            found[format] = [[f"{int(v)}" for v in row] for row in unit.tolist()]
+    return found
+
+
+# ---- what rounding costs
+
+
+def draw_quantization_error() -> Figure:
+    """Divergence from float32 against the bytes of the weights, as `benchmarks/quantization_error.py` measured it."""
+    report = json.loads((RESULTS / "quantization_error.json").read_text(encoding="utf-8"))
+    figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    for name, measured in report["formats"].items():
+        if measured["kl_divergence"] == 0 or "not clipped" in name:
+            continue
+        place = (measured["weights_gb"] * 1000, measured["kl_divergence"])
+        side = {"xytext": (-6, 0), "ha": "right"} if name == "int4" else {"xytext": (6, 0), "ha": "left"}
+        axes.scatter(*place, color="#3182bd")
+        label = f"{name} ({measured['top1_agreement']:.1%})"
+        axes.annotate(label, place, textcoords="offset points", va="center", fontsize=8, **side)
+    axes.set(yscale="log", xlim=(2.5, 11.5), xlabel="MB of weights", ylabel="divergence, nats a code")
+    axes.set_title("the embedded voice; in brackets: likeliest code kept", fontsize=9)
+    axes.spines["right"].set_visible(False)
+    return figure
+
+
+# ---- drawing
+
+
+def blank(inches: float, high: float, width: float, height: float) -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=(inches, high), layout="constrained")
+    axes.set(xlim=(0, width), ylim=(0, height))
+    axes.axis("off")
+    return figure, axes
+
+
+def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, color: str) -> None:
+    """A rounded box around (x, y)."""
+    corner = (x - width / 2, y - height / 2)
+    style = "round,pad=0,rounding_size=1"
+    axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=color, edgecolor="#666666"))
+    axes.text(x, y, text, ha="center", va="center")
+
+
+def cell(axes: Axes, x: float, y: float, width: float, height: float, text: str, color: str, size: float = 8) -> None:
+    """A rectangle with its lower left corner at (x, y)."""
+    axes.add_patch(Rectangle((x, y), width, height, facecolor=color, edgecolor="white"))
+    axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=size)
+
+
+def arrow(axes: Axes, x0: float, y0: float, x1: float, y1: float) -> None:
+    axes.annotate(
+        "", (x1, y1), (x0, y0), arrowprops={"arrowstyle": "->", "color": "#666666", "shrinkA": 0, "shrinkB": 0}
+    )
+
+
+def millions(parameters: int) -> str:
+    return f"{parameters / 1e6:.1f} M weights"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Speak a list of texts, each into a file of its own. What is done is skipped, so a run that was stopped goes on.
+
+    python examples/batch.py --manifest examples/manifest.csv --out speeches
+
+The manifest is a CSV file with a header, or JSON lines (.jsonl). A row has an `id`, the name of its file, and a
+`text`, and may have a `voice` of the folder of voices and a `seed` (else 0). To speak a row anew, delete its file.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from higgs_native import HiggsAudio, HiggsNativeError, Voice, list_voices
+
+
+EXAMPLES = Path(__file__).parent
+
+
+@dataclass
+class Row:
+    place: str  # for messages
+    id: str
+    text: str
+    voice: Voice | None
+    seed: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="a folder or a Hub name; by default the embedded voice")
+    parser.add_argument("--manifest", type=Path, default=EXAMPLES / "manifest.csv")
+    parser.add_argument("--voices-folder", type=Path, default=EXAMPLES / "voices", help="recordings and descriptions")
+    parser.add_argument("--out", type=Path, default=Path("speeches"), help="the folder to write")
+    args = parser.parse_args()
+
+    # The whole manifest is checked before the first text is spoken.
+    try:
+        rows = list(read_manifest(args.manifest, list_voices(args.voices_folder)))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    engine = HiggsAudio.from_pretrained(args.model)
+    failed = 0
+    for row in rows:
+        path = args.out / f"{row.id}.wav"
+        if path.exists():
+            print(f"{path}: done already")
+            continue
+        try:
+            speech = engine.speak(row.text, voice=row.voice, seed=row.seed)
+            speech.save(path)  # appears whole or not at all
+        except HiggsNativeError as error:
+            failed += 1
+            print(f"error: {row.place}: {error}", file=sys.stderr)
+        else:
+            print(f"{path}: {speech.duration:.2f} s")
+    sys.exit(1 if failed else 0)
+
+
+def read_manifest(path: Path, voices: dict[str, Voice]) -> Iterator[Row]:
+    """Read the rows. Raises ValueError, which names the line, where one can't be spoken."""
+    ids = set()
+    for number, values in read_lines(path):
+        place = f"{path}, line {number}"
+        missing = [name for name in ("id", "text") if not str(values.get(name) or "").strip()]
+        if missing:
+            raise ValueError(f"{place}: there is no {' and no '.join(missing)}")
+        row_id, voice, seed = str(values["id"]), values.get("voice") or None, str(values.get("seed") or 0)
+        if row_id in ids or Path(row_id).name != row_id:
+            raise ValueError(f"{place}: the id {row_id!r} stands twice, or is no file name")
+        if voice is not None and voice not in voices:
+            raise ValueError(f"{place}: there is no voice {voice!r}; available: {', '.join(voices)}")
+        if not seed.isdecimal():
+            raise ValueError(f"{place}: the seed is {seed!r}; expected a whole number of at least 0")
+        ids.add(row_id)
+        yield Row(place, row_id, str(values["text"]), voices.get(voice), int(seed))
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, dict]]:
+    """The rows of a CSV or JSON lines file as dictionaries, with the numbers of their lines."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        if path.suffix != ".jsonl":
+            reader = csv.DictReader(file)
+            for values in reader:
+                yield reader.line_num, values
+            return
+        for number, line in enumerate(file, 1):
+            try:
+                values = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: no JSON: {error}") from None
+            if not isinstance(values, dict):
+                raise ValueError(f"{path}, line {number}: a JSON {type(values).__name__}; expected an object")
+            yield number, values
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Speak a dialogue of several speakers.
+
+    python examples/dialogue.py "[SPEAKER0] Where is the key? [SPEAKER1] It is on the table."
+
+The published model takes the whole dialogue as one text, so that the speakers answer each other's tone. The embedded
+voice was trained on one speaker a text: without --model each turn is spoken by itself, and the turns are joined.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from higgs_native import HiggsAudio, Voice, find_voice
+
+
+DIALOGUE = (
+    "[SPEAKER0] What time does the train to the city leave tomorrow?\n"
+    "[SPEAKER1] It leaves at seven in the morning, my friend.\n"
+    "[SPEAKER0] Thanks, then please call me at six."
+)
+VOICES_FOLDER = Path(__file__).with_name("voices")
+VOICES = "profile:feminine,profile:masculine"
+PAUSE_SECONDS = 0.25
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("text", nargs="?", default=DIALOGUE)
+    parser.add_argument("--model", help="a folder or a Hub name; by default the embedded voice")
+    parser.add_argument("--voice", default=VOICES, help="of SPEAKER0, SPEAKER1, ..., separated by commas")
+    parser.add_argument("--voices-folder", type=Path, default=VOICES_FOLDER)
+    parser.add_argument("--out", default="dialogue.wav")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    voices = [find_voice(name, args.voices_folder) for name in args.voice.split(",")]
+    speakers = [int(number) for number in re.findall(r"\[SPEAKER(\d+)\]", args.text)]
+    if not speakers or max(speakers) >= len(voices):
+        parser.error(f"the text must have tags from [SPEAKER0] to [SPEAKER{len(voices) - 1}], one for each --voice")
+    engine = HiggsAudio.from_pretrained(args.model)
+    if args.model is None:
+        audio = speak_in_turn(engine, args.text, voices, args.seed)
+        soundfile.write(args.out, audio, engine.audio_tokenizer.sampling_rate)
+    else:
+        engine.speak(args.text, voice=voices, seed=args.seed).save(args.out)
+    print(args.out)
+
+
+def speak_in_turn(engine: HiggsAudio, text: str, voices: list[Voice], seed: int) -> np.ndarray:
+    """Speak each turn by itself, with a pause after it."""
+    pause = np.zeros(round(PAUSE_SECONDS * engine.audio_tokenizer.sampling_rate), dtype=np.float32)
+    pieces = []
+    _, *numbers_and_turns = re.split(r"\[SPEAKER(\d+)\]", text)
+    for number, turn in zip(numbers_and_turns[::2], numbers_and_turns[1::2], strict=True):
+        pieces += [engine.speak(turn, voice=voices[int(number)], seed=seed).audio, pause]
+    return np.concatenate(pieces)
+
+
+if __name__ == "__main__":
+    main()

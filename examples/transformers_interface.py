@@ -1,0 +1,72 @@
+"""Speak through transformers: its processor and its models, which `accelerate` lets run natively.
+
+    pip install '.[transformers]' torchaudio
+    python examples/transformers_interface.py --model bosonai/higgs-audio-v2-generation-3B-base
+
+Code written for transformers needs the calls of `accelerate`, and nothing else: see docs/compat_transformers.md.
+"""
+
+import argparse
+
+import torch
+from transformers import (
+    AutoProcessor,
+    DacFeatureExtractor,
+    HiggsAudioV2ForConditionalGeneration,
+    HiggsAudioV2Processor,
+    HiggsAudioV2TokenizerModel,
+    PreTrainedTokenizerFast,
+    logging,
+)
+
+from higgs_native.compat.transformers import accelerate
+from higgs_native.pipeline import EMBEDDED_VOICE
+
+
+# The published checkpoint brings its own; the embedded voice has no files for a processor.
+CHAT_TEMPLATE = (
+    "<|begin_of_text|>{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ message['content'][0]['text'] | trim }}<|eot_id|>{% endfor %}"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n<|audio_out_bos|>"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("text", nargs="?", default="The sun rises in the east and sets in the west.")
+    parser.add_argument("--model", help="a folder or a Hub name; by default the embedded voice")
+    parser.add_argument("--out", default="transformers_interface.wav")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    model = accelerate(HiggsAudioV2ForConditionalGeneration.from_pretrained(args.model or EMBEDDED_VOICE))
+    processor = AutoProcessor.from_pretrained(args.model) if args.model else embedded_processor(model)
+    accelerate(processor.audio_tokenizer)
+    conversation = [
+        {"role": "system", "content": [{"type": "text", "text": "Generate audio following instruction."}]},
+        {"role": "user", "content": [{"type": "text", "text": args.text}]},
+    ]
+    inputs = processor.apply_chat_template(conversation, tokenize=True, return_dict=True, return_tensors="pt")
+    torch.manual_seed(args.seed)
+    options = {"do_sample": True, "temperature": 0.3, "top_k": 50, "top_p": 0.95}
+    outputs = model.generate(**inputs, max_new_tokens=1024, **options)
+    processor.save_audio(processor.batch_decode(outputs), args.out)
+    print(args.out)
+
+
+def embedded_processor(model: HiggsAudioV2ForConditionalGeneration) -> HiggsAudioV2Processor:
+    """A processor for the embedded voice."""
+    logging.set_verbosity_error()  # its audio tokenizer comes without the tensors that only training needs
+    return HiggsAudioV2Processor(
+        DacFeatureExtractor(sampling_rate=24000, hop_length=960),
+        PreTrainedTokenizerFast(tokenizer_file=str(EMBEDDED_VOICE / "tokenizer.json"), pad_token="<|end_of_text|>"),
+        # Stored in float16, to be small.
+        HiggsAudioV2TokenizerModel.from_pretrained(EMBEDDED_VOICE / "audio_tokenizer", dtype=torch.float32),
+        chat_template=CHAT_TEMPLATE,
+        audio_stream_bos_id=model.config.audio_stream_bos_id,
+        audio_stream_eos_id=model.config.audio_stream_eos_id,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The documentation: its links lead somewhere, its programs parse, and its figures are those that its script draws."""
+
+import ast
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_there_are_pages():
+    assert {"README.md", "how_it_works.md", "migration.md", "numerics.md", "troubleshooting.md"} <= {
+        page.name for page in PAGES
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page):
+    broken = []
+    for link in re.findall(r"\]\(([^)]+)\)", FENCE.sub("", page.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_programs_parse(page):
+    for program in re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        ast.parse(program)
+
+
+def test_the_tests_that_the_docs_name_exist():
+    named = set(re.findall(r"`(test_\w+)`", "".join(page.read_text(encoding="utf-8") for page in PAGES)))
+    written = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert named
+    assert [name for name in sorted(named) if f"def {name}(" not in written] == []
+
+
+def test_the_figures_are_drawn_by_their_script(run_python, tmp_path):
+    run = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    finished = run_python(run, str(ROOT / "docs" / "draw_figures.py"), "--out", str(tmp_path / "drawn"))
+    assert finished.returncode == 0, finished.stderr
+    drawn = sorted((tmp_path / "drawn").iterdir())
+    for path in drawn:
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+    committed = [path.name for path in sorted((ROOT / "docs" / "figures").glob("*.svg"))]
+    assert [path.name for path in drawn] == committed
+    shown = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert [name for name in committed if f"figures/{name}" not in shown] == []

@@ -1,0 +1,206 @@
+"""Every program in `examples/` runs as it stands, and the sound that it writes is what it should be."""
+
+import importlib.util
+import json
+import os
+import runpy
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from higgs_native import HiggsAudio
+from higgs_native.pipeline import EMBEDDED_VOICE
+
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+from speech_distance import mel_spectrogram, pitch, warped_distances  # noqa: E402
+
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+RATE = 24000
+SUNRISE = "The sun rises in the east and sets in the west."
+# What an example says in a voice, where that is one text in one voice.
+SAID = {
+    "boson_interface.wav": (SUNRISE, 200),
+    "clone_voice.wav": ("The train to the city leaves at seven in the morning.", 100),
+    "reference.wav": ("My name is on the list, and my house is on the hill.", 100),
+    "scene_and_profiles.wav": ("The old house stands between the river and the forest.", 75),
+    "single_voice.wav": (SUNRISE, 200),
+    "stream.wav": ("The wind and the rain came over the mountain in the night.", 200),
+    "transformers_interface.wav": (SUNRISE, 200),
+}
+# As a script is run; the one of transformers needs transformers to import beside any torch.
+RUN = """
+import runpy, sys
+benchmarks, *sys.argv = sys.argv[1:]
+if sys.argv[0].endswith("transformers_interface.py"):
+    sys.path.append(benchmarks)
+    from transformers_baseline import import_transformers
+    import_transformers()
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def spectrograms():
+    """Each text of `SAID`, spoken with another seed."""
+    engine = HiggsAudio.from_pretrained()
+    texts = dict.fromkeys(text for text, _ in SAID.values())
+    return {text: mel_spectrogram(engine.speak(text, seed=7).audio) for text in texts}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs an example in this process, in an empty folder; returns what it wrote to standard error, and its exit."""
+
+    def run(name, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+        except SystemExit as exit:
+            code = exit.code
+        return capsys.readouterr().err, code
+
+    return run
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 8
+    listed = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in EXAMPLES if f"({path.name})" not in listed] == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_writes_speech(path, run_python, tmp_path, spectrograms):
+    needed = ("transformers", "torchaudio") if path.stem == "transformers_interface" else ()
+    if os.environ.get("HIGGS_NATIVE_REQUIRE_TRANSFORMERS") != "1":
+        for package in needed:
+            if importlib.util.find_spec(package) is None:
+                pytest.skip(f"{path.name} needs {package}")
+    finished = run_python(RUN, str(ROOT / "benchmarks"), str(path))
+    assert finished.returncode == 0, finished.stderr
+    written = sorted(tmp_path.rglob("*.wav"))
+    assert written
+    for file in written:
+        audio, rate = soundfile.read(file, dtype="float32")
+        assert rate == RATE
+        assert 0.3 < len(audio) / rate < 120
+        assert np.sqrt(np.mean(audio**2)) > 0.01
+        if file.name in SAID:
+            text, hertz = SAID[file.name]
+            distances = warped_distances(mel_spectrogram(audio), list(spectrograms.values()))
+            assert list(spectrograms)[int(torch.argmin(distances))] == text
+            assert abs(pitch(audio) / hertz - 1) < 0.1
+            assert abs(len(audio) / (480 * len(spectrograms[text])) - 1) < 0.3
+
+
+def test_the_turns_of_the_dialogue_are_in_their_voices(run, tmp_path):
+    assert run("dialogue.py") == ("", 0)
+    audio, _ = soundfile.read(tmp_path / "dialogue.wav", dtype="float32")
+    silent = np.lib.stride_tricks.sliding_window_view(np.abs(audio), 5000)[::500].max(1) == 0
+    begins, ends = (500 * np.flatnonzero(np.diff(np.pad(~silent, 1, constant_values=False).astype(int)) == step)
+                    for step in (1, -1))  # fmt: skip
+    pitches = [round(pitch(audio[begin:end])) for begin, end in zip(begins, ends, strict=True)]
+    assert pitches == pytest.approx([200, 100, 200], rel=0.1)
+
+
+def test_a_named_model_takes_the_dialogue_in_one_text(run, tmp_path):
+    assert run("dialogue.py", "--model", EMBEDDED_VOICE) == ("", 0)
+    assert soundfile.info(tmp_path / "dialogue.wav").duration > 1
+
+
+@pytest.mark.parametrize("text", ["Hello.", "[SPEAKER0] Hello. [SPEAKER2] Hello."])
+def test_a_dialogue_needs_a_voice_for_each_speaker(run, tmp_path, text):
+    error, code = run("dialogue.py", text)
+    assert code == 2
+    assert "tags from [SPEAKER0] to [SPEAKER1], one for each --voice" in error
+    assert not (tmp_path / "dialogue.wav").exists()
+
+
+def test_the_stream_goes_to_a_file_or_the_sound_device(run, tmp_path, monkeypatch):
+    played = []
+
+    class OutputStream:
+        def __init__(self, *, samplerate, channels, dtype):
+            assert (samplerate, channels, dtype) == (RATE, 1, "float32")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def write(self, samples):
+            played.append(samples)
+
+    assert run("stream.py")[1] == 0
+    expected, _ = soundfile.read(tmp_path / "stream.wav", dtype="float32")
+    monkeypatch.setitem(sys.modules, "sounddevice", types.SimpleNamespace(OutputStream=OutputStream))
+    (tmp_path / "stream.wav").unlink()
+    assert run("stream.py", "--play")[1] == 0
+    assert len(played) > 1
+    np.testing.assert_allclose(np.concatenate(played), expected, rtol=0, atol=1e-4)
+    assert not (tmp_path / "stream.wav").exists()
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    error, code = run("stream.py", "--play")
+    assert code == 2
+    assert "--play needs PortAudio and sounddevice" in error
+
+
+def test_the_stream_in_a_pipe_is_pcm(run_python, tmp_path):
+    to_file = f"import os; os.dup2(os.open('out.pcm', os.O_CREAT | os.O_WRONLY), 1)\n{RUN}"
+    finished = run_python(to_file, str(ROOT / "benchmarks"), str(ROOT / "examples" / "stream.py"), "--out", "-")
+    assert finished.returncode == 0, finished.stderr
+    samples = np.fromfile(tmp_path / "out.pcm", "<i2")
+    speech = HiggsAudio.from_pretrained().speak(SAID["stream.wav"][0], seed=0)
+    np.testing.assert_allclose(samples / 32767, speech.audio.clip(-1, 1), rtol=0, atol=1e-4)
+
+
+def test_a_batch_goes_on_where_it_was_stopped(run, tmp_path):
+    rows = [{"id": name, "text": "Hello and welcome.", "voice": "profile:child", "seed": 3} for name in "abc"]
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "speeches").mkdir()
+    (tmp_path / "speeches" / "b.wav").write_text("stands for what is done")
+    assert run("batch.py", "--manifest", manifest) == ("", 0)
+    assert sorted(path.name for path in (tmp_path / "speeches").iterdir()) == ["a.wav", "b.wav", "c.wav"]
+    assert (tmp_path / "speeches" / "b.wav").read_text() == "stands for what is done"
+    (a, _), (c, _) = (soundfile.read(tmp_path / "speeches" / f"{name}.wav") for name in "ac")
+    np.testing.assert_array_equal(a, c)
+    assert abs(pitch(a) / 250 - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("m.csv", "b,,,", "line 3: there is no text"),
+        ("m.csv", "a,Hello.,,", "line 3: the id 'a' stands twice"),
+        ("m.csv", "../b,Hello.,,", "line 3: the id '../b' stands twice, or is no file name"),
+        ("m.csv", "b,Hello.,nobody,", "line 3: there is no voice 'nobody'; available: profile:child"),
+        ("m.csv", "b,Hello.,,-1", "line 3: the seed is '-1'"),
+        ("m.jsonl", "{", "line 2: no JSON"),
+        ("m.jsonl", "[]", "line 2: a JSON list; expected an object"),
+    ],
+)
+def test_a_bad_line_of_a_manifest_is_named_before_anything_is_spoken(run, tmp_path, name, line, message):
+    first = "id,text,voice,seed\na,Hello.,," if name.endswith(".csv") else '{"id": "a", "text": "Hello."}'
+    (tmp_path / name).write_text(f"{first}\n{line}\n", encoding="utf-8")
+    _, code = run("batch.py", "--manifest", name)
+    assert str(code).startswith(f"error: {name}, {message}")
+    assert not (tmp_path / "speeches").exists()
+
+
+def test_a_batch_tells_of_a_text_that_can_not_be_spoken_and_goes_on(run, tmp_path):
+    (tmp_path / "m.csv").write_text("id,text\na,Hello <|eot_id|>.\nb,Hello.\n", encoding="utf-8")
+    error, code = run("batch.py", "--manifest", "m.csv")
+    assert code == 1
+    assert "error: m.csv, line 2: the text holds the special token <|eot_id|>" in error
+    assert [path.name for path in (tmp_path / "speeches").iterdir()] == ["b.wav"]
