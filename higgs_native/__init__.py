@@ -3,17 +3,22 @@
 __version__ = "0.1.0"
 
 from higgs_native.audio_tokenizer import HiggsAudioTokenizer
+from higgs_native.chunk_folder import SpokenChunk
+from higgs_native.chunking import TextChunk, chunk_text
 from higgs_native.errors import (
     AudioError,
     CheckpointError,
     ConfigError,
+    GenerationError,
     HiggsNativeError,
     ParameterError,
     PromptError,
 )
 from higgs_native.generation import GenerationMode, GenerationOutput, HiggsAudioModel, SamplingParameters
+from higgs_native.long_form import LongSpeech
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt import AudioContent, ChatMLSample, Message, Prompt, TextContent, build_prompt
+from higgs_native.seams import Pauses
 from higgs_native.speech import Speech
 from higgs_native.streaming import AudioChunk, SpeechStream
 from higgs_native.text import normalize_text
@@ -28,24 +33,30 @@ __all__ = [
     "ChatMLSample",
     "CheckpointError",
     "ConfigError",
+    "GenerationError",
     "GenerationMode",
     "GenerationOutput",
     "HiggsAudio",
     "HiggsAudioModel",
     "HiggsAudioTokenizer",
     "HiggsNativeError",
+    "LongSpeech",
     "Message",
     "ParameterError",
+    "Pauses",
     "Prompt",
     "PromptError",
     "SamplingParameters",
     "Speech",
     "SpeechStream",
+    "SpokenChunk",
+    "TextChunk",
     "TextContent",
     "Voice",
     "VoiceWarning",
     "build_prompt",
     "check_recording",
+    "chunk_text",
     "find_voice",
     "list_voices",
     "normalize_text",

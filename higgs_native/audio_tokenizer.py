@@ -115,6 +115,10 @@ class HiggsAudioTokenizer:
         """Frames on each side that a frame's samples depend on: the decoder's receptive field."""
         return self.config.decoder_context
 
+    def named_weights(self) -> dict[str, torch.Tensor]:
+        """All tensors, as `codec.prepare` names them."""
+        return dict(self._weights)
+
     def encode(
         self,
         audio: str | os.PathLike | BinaryIO | np.ndarray | torch.Tensor,

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -18,18 +19,22 @@ from tqdm import tqdm
 import higgs_native
 from higgs_native._C import build_info
 from higgs_native.checkpoint import resolve_folder
+from higgs_native.chunk_folder import ChunkFolder
+from higgs_native.chunking import chunk_text
 from higgs_native.errors import AudioError, HiggsNativeError, ParameterError, PromptError
 from higgs_native.files import check_file_can_be_made
 from higgs_native.generation import SamplingParameters, check_parameters
+from higgs_native.long_form import CHUNK_SECONDS, MAX_RETRIES, LongSpeech, check_long_form
 from higgs_native.model import LanguageModel
 from higgs_native.ops import check_instruction_set
 from higgs_native.pipeline import HiggsAudio, check_voice, choose_voices
 from higgs_native.quantization import Quantization
+from higgs_native.seams import Pauses
 from higgs_native.speech import check_output_path
 from higgs_native.streaming import SpeechStream
 from higgs_native.text import normalize_text
 from higgs_native.voice_check import VoiceWarning
-from higgs_native.voices import VOICES_VARIABLE, list_voices
+from higgs_native.voices import VOICES_VARIABLE, Voice, list_voices
 from higgs_native.weights import check_target, write_packed
 
 
@@ -44,9 +49,51 @@ app = typer.Typer(
 )
 
 
+# What several commands take.
+TextArgument = Annotated[str, typer.Argument(help="What to say: a text, a text file, or - for standard input.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"The checkpoint: a folder, or a name on the Hub, such as {MODEL_NAME}. "
+        "Without it the embedded voice speaks: small, trained on synthetic speech, of a limited vocabulary."
+    ),
+]
+AudioTokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The audio tokenizer: a folder, or a name on the Hub.",
+        show_default="audio_tokenizer within the checkpoint, or else the published one",
+    ),
+]
+VoiceOption = Annotated[
+    str | None,
+    typer.Option(help="A voice of the folder of voices; several, separated by commas, for SPEAKER0, SPEAKER1, ..."),
+]
+VoicesOption = Annotated[Path | None, typer.Option(help="The folder of voices.", show_default=f"${VOICES_VARIABLE}")]
+ReferenceAudioOption = Annotated[Path | None, typer.Option(help="A recording of the voice to clone.")]
+ReferenceTextOption = Annotated[str | None, typer.Option(help="The words spoken in the recording.")]
+SceneOption = Annotated[
+    str | None, typer.Option(help="Where or how it is spoken: 'Audio is recorded from a quiet room.'")
+]
+SeedOption = Annotated[int | None, typer.Option(help="The same seed gives the same speech.")]
+TemperatureOption = Annotated[float, typer.Option(help="How freely to draw; 0 takes the most likely codes.")]
+TopKOption = Annotated[int, typer.Option(help="Draw among so many of the most likely codes; 0: among all.")]
+TopPOption = Annotated[float, typer.Option(help="Draw among the most likely codes of this total probability.")]
+RasWinLenOption = Annotated[
+    int, typer.Option(help="Draw again what stands too often among so many last frames; 0: never.")
+]
+RasWinMaxNumRepeatOption = Annotated[int, typer.Option(help="How often is too often.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU where there is one.")]
+DtypeOption = Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, or auto: as stored.")]
+QuantizationOption = Annotated[
+    str | None,
+    typer.Option(help="Of the weights: int8, int4, or a format for each part, such as int4,heads=int8."),
+]
+
+
 @app.command()
 def speak(
-    text: Annotated[str, typer.Argument(help="What to say: a text, a text file, or - for standard input.")],
+    text: TextArgument,
     out: Annotated[
         Path | None,
         typer.Option(help="The audio file to write: .wav, .flac, .ogg or .mp3.", show_default="out.wav"),
@@ -58,49 +105,23 @@ def speak(
             "file, a named pipe, or - for standard output, such as --stream - | aplay -f S16_LE -r 24000"
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help=f"The checkpoint: a folder, or a name on the Hub, such as {MODEL_NAME}. "
-            "Without it the embedded voice speaks: small, trained on synthetic speech, of a limited vocabulary."
-        ),
-    ] = None,
-    audio_tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            help="The audio tokenizer: a folder, or a name on the Hub.",
-            show_default="audio_tokenizer within the checkpoint, or else the published one",
-        ),
-    ] = None,
-    voice: Annotated[
-        str | None,
-        typer.Option(
-            help="A voice of the folder of voices; several, separated by commas, for SPEAKER0, SPEAKER1, ..."
-        ),
-    ] = None,
-    voices: Annotated[
-        Path | None, typer.Option(help="The folder of voices.", show_default=f"${VOICES_VARIABLE}")
-    ] = None,
-    reference_audio: Annotated[Path | None, typer.Option(help="A recording of the voice to clone.")] = None,
-    reference_text: Annotated[str | None, typer.Option(help="The words spoken in the recording.")] = None,
-    scene: Annotated[
-        str | None, typer.Option(help="Where or how it is spoken: 'Audio is recorded from a quiet room.'")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same speech.")] = None,
-    temperature: Annotated[float, typer.Option(help="How freely to draw; 0 takes the most likely codes.")] = 0.3,
-    top_k: Annotated[int, typer.Option(help="Draw among so many of the most likely codes; 0: among all.")] = 50,
-    top_p: Annotated[float, typer.Option(help="Draw among the most likely codes of this total probability.")] = 0.95,
-    ras_win_len: Annotated[
-        int, typer.Option(help="Draw again what stands too often among so many last frames; 0: never.")
-    ] = 7,
-    ras_win_max_num_repeat: Annotated[int, typer.Option(help="How often is too often.")] = 2,
+    model: ModelOption = None,
+    audio_tokenizer: AudioTokenizerOption = None,
+    voice: VoiceOption = None,
+    voices: VoicesOption = None,
+    reference_audio: ReferenceAudioOption = None,
+    reference_text: ReferenceTextOption = None,
+    scene: SceneOption = None,
+    seed: SeedOption = None,
+    temperature: TemperatureOption = 0.3,
+    top_k: TopKOption = 50,
+    top_p: TopPOption = 0.95,
+    ras_win_len: RasWinLenOption = 7,
+    ras_win_max_num_repeat: RasWinMaxNumRepeatOption = 2,
     max_new_tokens: Annotated[int, typer.Option(help="The limit; 25 make a second of audio.")] = 1024,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU where there is one.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, or auto: as stored.")] = "auto",
-    quantization: Annotated[
-        str | None,
-        typer.Option(help="Of the weights: int8, int4, or a format for each part, such as int4,heads=int8."),
-    ] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    quantization: QuantizationOption = None,
 ) -> None:
     """Speak a text into an audio file."""
     # All that can be wrong is looked at before weights are loaded, which takes long.
@@ -112,22 +133,10 @@ def speak(
         _check_stream_path(stream)
     text = _read_text(text)
     normalize_text(text)
-    chosen = choose_voices(voice, reference_audio, reference_text, voices)
-    for item in chosen:
-        for advice in check_voice(item):
-            print(f"warning: {item.reference_audio}: {advice}", file=sys.stderr)
-    warnings.filterwarnings("ignore", category=VoiceWarning)  # said above
+    chosen = _checked_voices(voice, reference_audio, reference_text, voices)
     sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
     check_parameters(sampling, max_new_tokens)
-    if model is None:
-        print(
-            "No --model is given: this is the embedded demonstration voice, which knows some 1,500 English words.\n"
-            f"For the published model: --model {MODEL_NAME}",
-            file=sys.stderr,
-        )
-    engine = HiggsAudio.from_pretrained(
-        model, device=device, dtype=dtype, audio_tokenizer=audio_tokenizer, quantization=quantization
-    )
+    engine = _loaded_engine(model, audio_tokenizer, device, dtype, quantization)
     if stream is not None:
         speech_stream = engine.stream(
             text,
@@ -172,6 +181,97 @@ def speak(
         file=sys.stderr,
     )
     _report_cut_off(speech.finish_reason, max_new_tokens)
+
+
+@app.command()
+def read(
+    text: TextArgument,
+    out: Annotated[Path, typer.Option(help="The audio file to write: .wav, .flac, .ogg or .mp3.")] = Path("out.wav"),
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where finished chunks are kept, with what was tried for each. The same command goes on from there "
+            "after it was cut off.",
+            show_default="the name of --out and .parts, removed at the end",
+        ),
+    ] = None,
+    chunk_seconds: Annotated[
+        float | None,
+        typer.Option(help="How long a chunk may be, 2 to 30.", show_default="20; embedded voice: 4.5"),
+    ] = None,
+    context_chunks: Annotated[
+        int | None,
+        typer.Option(help="How many of the last chunks the next one hears.", show_default="2; embedded voice: 0"),
+    ] = None,
+    max_retries: Annotated[
+        int, typer.Option(help="How often a chunk that ran away is spoken again, with the next seed.")
+    ] = MAX_RETRIES,
+    strict: Annotated[bool, typer.Option(help="Stop at a chunk that ran away with every seed.")] = False,
+    paragraph_pause: Annotated[float, typer.Option(help="Seconds of silence before a paragraph.")] = Pauses.paragraph,
+    turn_pause: Annotated[float, typer.Option(help="Before the turn of another speaker.")] = Pauses.turn,
+    sentence_pause: Annotated[float, typer.Option(help="Before a sentence that begins a chunk.")] = Pauses.sentence,
+    model: ModelOption = None,
+    audio_tokenizer: AudioTokenizerOption = None,
+    voice: VoiceOption = None,
+    voices: VoicesOption = None,
+    reference_audio: ReferenceAudioOption = None,
+    reference_text: ReferenceTextOption = None,
+    scene: SceneOption = None,
+    seed: SeedOption = None,
+    temperature: TemperatureOption = 0.3,
+    top_k: TopKOption = 50,
+    top_p: TopPOption = 0.95,
+    ras_win_len: RasWinLenOption = 7,
+    ras_win_max_num_repeat: RasWinMaxNumRepeatOption = 2,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    quantization: QuantizationOption = None,
+) -> None:
+    """Speak a long text, such as a book, into an audio file, chunk by chunk."""
+    check_output_path(out)
+    pauses = Pauses(paragraph_pause, turn_pause, sentence_pause)
+    sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+    check_long_form(sampling, context_chunks, max_retries)
+    text = _read_text(text)
+    chunk_text(text, CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
+    chosen = _checked_voices(voice, reference_audio, reference_text, voices)
+    chunk_folder = ChunkFolder(out.with_name(f"{out.name}.parts") if folder is None else folder)
+    engine = _loaded_engine(model, audio_tokenizer, device, dtype, quantization)
+    speech = LongSpeech(
+        engine,
+        text,
+        chunk_folder.path,
+        voice=chosen,
+        scene=scene,
+        seed=seed,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        ras_win_len=ras_win_len,
+        ras_win_max_num_repeat=ras_win_max_num_repeat,
+        chunk_seconds=chunk_seconds,
+        context_chunks=context_chunks,
+        max_retries=max_retries,
+        strict=strict,
+        pauses=pauses,
+    )
+    if speech.num_finished:
+        print(f"{speech.folder}: {speech.num_finished} of {len(speech)} chunks are there.", file=sys.stderr)
+    seconds, retried, faulty = 0.0, 0, []
+    for chunk in tqdm(speech, desc="reading", unit="chunk", leave=False, disable=None):
+        seconds += chunk.duration
+        retried += len(chunk.attempts) > 1
+        if chunk.faults:
+            faulty.append(chunk)
+    speech.save(out)
+    if folder is None:
+        shutil.rmtree(speech.folder)
+    print(f"{out}: {seconds:.2f} s of audio in {len(speech)} chunks, {retried} spoken more than once", file=sys.stderr)
+    for chunk in faulty:
+        print(
+            f"chunk {chunk.index} ran away with every seed ({', '.join(chunk.faults)}): {chunk.text.text!r}",
+            file=sys.stderr,
+        )
 
 
 @app.command()
@@ -264,6 +364,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _fail(error: Exception | str, code: int) -> None:
     print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
     sys.exit(code)
+
+
+def _checked_voices(
+    voice: str | None, reference_audio: Path | None, reference_text: str | None, voices_folder: Path | None
+) -> list[Voice]:
+    """The voices that are asked for. Their recordings are read once, and advice on poor ones is printed."""
+    chosen = choose_voices(voice, reference_audio, reference_text, voices_folder)
+    for item in chosen:
+        for advice in check_voice(item):
+            print(f"warning: {item.reference_audio}: {advice}", file=sys.stderr)
+    warnings.filterwarnings("ignore", category=VoiceWarning)  # said above
+    return chosen
+
+
+def _loaded_engine(
+    model: str | None, audio_tokenizer: str | None, device: str, dtype: str, quantization: str | None
+) -> HiggsAudio:
+    if model is None:
+        print(
+            "No --model is given: this is the embedded demonstration voice, which knows some 1,500 English words.\n"
+            f"For the published model: --model {MODEL_NAME}",
+            file=sys.stderr,
+        )
+    return HiggsAudio.from_pretrained(
+        model, device=device, dtype=dtype, audio_tokenizer=audio_tokenizer, quantization=quantization
+    )
 
 
 def _report_cut_off(finish_reason: str | None, max_new_tokens: int) -> None:

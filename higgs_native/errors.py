@@ -23,3 +23,7 @@ class PromptError(HiggsNativeError, ValueError):
 
 class ParameterError(HiggsNativeError, ValueError):
     """A generation parameter outside its range."""
+
+
+class GenerationError(HiggsNativeError, RuntimeError):
+    """The model did not do what it was asked to, with any of the seeds that were tried."""

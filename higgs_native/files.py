@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,14 @@ from higgs_native.errors import ParameterError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`, renamed to it at the end, or removed where writing fails."""
+    """Give a temporary name beside `path`, renamed to it at the end, or removed where writing fails.
+
+    What processes left that were killed while they wrote to `path` is removed.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        process = leftover.name.split(".")[-2]
+        if process.isdecimal() and not _is_running(int(process)):
+            leftover.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -30,3 +38,13 @@ def check_file_can_be_made(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ParameterError(f"{path} can't be written: {error.strerror}") from None
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass  # another user's, or no process's id at all
+    return True

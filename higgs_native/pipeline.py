@@ -1,6 +1,7 @@
 """From text to speech: prompt, model and audio tokenizer in one object."""
 
 import base64
+import hashlib
 import io
 import os
 import warnings
@@ -68,6 +69,9 @@ class HiggsAudio:
         audio_tokenizer: turns recordings into codes, and codes into sound.
         layout: whose prompts and rule of generation: `boson`, `transformers`, or None: as the checkpoint's layout.
 
+    Attributes:
+        is_embedded_voice: it was loaded from `EMBEDDED_VOICE`.
+
     Raises:
         CheckpointError: the two differ in their codebooks, or the model came without its text tokenizer.
     """
@@ -86,6 +90,7 @@ class HiggsAudio:
         self.model = model
         self.audio_tokenizer = audio_tokenizer
         self.layout = layout or ("transformers" if model.config.audio_eos_token_id is None else "boson")
+        self.is_embedded_voice = False
 
     @classmethod
     def from_pretrained(
@@ -123,7 +128,9 @@ class HiggsAudio:
             chosen = audio_tokenizer or (beside if beside.is_dir() else AUDIO_TOKENIZER_NAME)
             audio_tokenizer = HiggsAudioTokenizer.from_pretrained(chosen, device)
         model = HiggsAudioModel.from_pretrained(folder, device, dtype, quantization=quantization)
-        return cls(model, audio_tokenizer)
+        engine = cls(model, audio_tokenizer)
+        engine.is_embedded_voice = folder.resolve() == EMBEDDED_VOICE.resolve()
+        return engine
 
     def speak(
         self,
@@ -142,7 +149,7 @@ class HiggsAudio:
         voices_folder: str | Path | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> Speech:
-        """Speak `text`.
+        """Speak `text`. For texts longer than half a minute there is `LongSpeech`.
 
         The defaults of temperature, top-k and top-p are those of the published examples; Boson's engine itself falls
         back to 0.7, none and 0.95.
@@ -177,7 +184,7 @@ class HiggsAudio:
         """
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
         return self.generate(
-            self._speech_messages(text, voices, scene),
+            self.speech_messages(text, voices, scene),
             force_audio_gen=True,
             seed=seed,
             temperature=temperature,
@@ -240,7 +247,7 @@ class HiggsAudio:
         if not 0 <= low_latency <= context:
             raise ParameterError(f"low_latency must lie in 0 .. {context} frames, got {low_latency}")
         generate = self.prepare(
-            self._speech_messages(text, voices, scene),
+            self.speech_messages(text, voices, scene),
             True,
             SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed),
             max_new_tokens,
@@ -285,7 +292,17 @@ class HiggsAudio:
         generate = self.prepare(conversation, force_audio_gen, sampling, max_new_tokens, stop_strings)
         return self.speech(generate(None if on_progress is None else self._frame_counter(on_progress)))
 
-    def _speech_messages(self, text: str, voices: Sequence[Voice], scene: str | None) -> list[Message]:
+    def speech_messages(self, text: str, voices: Sequence[Voice], scene: str | None) -> list[Message]:
+        """Return the conversation in which `text` is spoken (see `higgs_native.prompt.speech_messages`).
+
+        Args:
+            text: as for `speak`; it is normalised.
+            voices: what `choose_voices` returns.
+            scene: as for `speak`.
+
+        Raises:
+            PromptError: the text is empty, or a text holds special tokens.
+        """
         text = normalize_text(text)
         tokenizer = self.model.tokenizer
         check_plain_text(text, tokenizer)
@@ -324,13 +341,16 @@ class HiggsAudio:
         check_parameters(sampling, max_new_tokens)
         check_stop_strings(stop_strings)
         prompt = build_prompt(conversation, self.model.tokenizer, self.layout, force_audio_gen)
-        recordings = [read_recording(recording) for recording in prompt.audio]
+        recordings = [item.codes if item.codes is not None else read_recording(item) for item in prompt.audio]
 
         def generate(on_frame: OnFrame | None = None, on_token: OnToken | None = None) -> GenerationOutput:
             return self.model.generate(
                 prompt.input_ids,
                 # Boson's length rule for both layouts: it takes every length, and where both do they agree.
-                reference_codes=[self.audio_tokenizer.encode(*recording) for recording in recordings],
+                reference_codes=[
+                    recording if isinstance(recording, torch.Tensor) else self.audio_tokenizer.encode(*recording)
+                    for recording in recordings
+                ],
                 rule=self.layout,
                 max_new_tokens=max_new_tokens,
                 **asdict(sampling),
@@ -340,6 +360,23 @@ class HiggsAudio:
             )
 
         return generate
+
+    def fingerprint(self) -> str:
+        """A SHA-256 that tells this engine's checkpoints from others, whichever folder they lie in.
+
+        It is taken of the configurations, the text tokenizer, and some 1,000 elements of every weight.
+        """
+        configurations = self.model.config, self.model.quantization, self.audio_tokenizer.config, self.layout
+        digest = hashlib.sha256(repr(configurations).encode())
+        digest.update(self.model.tokenizer.to_str().encode())
+        for weights in (self.model.named_weights(), self.audio_tokenizer.named_weights()):
+            for name, tensor in weights.items():
+                digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+                flat = tensor.detach().flatten()
+                digest.update(
+                    flat[:: max(1, len(flat) // 1000)].cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                )
+        return digest.hexdigest()
 
     def _frame_counter(self, on_progress: Callable[[float], None]) -> Callable[[torch.Tensor], None]:
         """A callback for frames that reports seconds: a frame exists when its last codebook, delayed, is drawn."""

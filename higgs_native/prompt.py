@@ -16,7 +16,7 @@ end users go through `check_plain_text` first.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,9 @@ MULTIPLE_SPEAKERS_SYSTEM_TEXT = (
     "text, using the specified voice.\n"
     "If no speaker tag is present, select a suitable voice on your own."
 )
+
+SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")
+"""Stands before the turns of a speaker."""
 
 _AUDIO_IN = "<|audio_bos|><|AUDIO|><|audio_eos|>"
 _AUDIO_OUT = "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>"
@@ -74,6 +77,8 @@ class AudioContent:
         offset: where the recording is taken up, in seconds.
         duration: how much of it is taken, in seconds; None: all.
         row_id: not used; datasets number their rows with it.
+        codes: what the audio tokenizer makes of it, [codebooks, frames], integers, where this is known already: the
+            recording itself is then not read.
     """
 
     audio_url: str | None = None
@@ -82,6 +87,7 @@ class AudioContent:
     duration: float | None = None
     row_id: int | None = None
     type: str = "audio"
+    codes: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
 
 Content = TextContent | AudioContent
@@ -274,11 +280,11 @@ def speech_messages(
         layout: `boson` or `transformers`.
     """
     system_text, turns, speakers = SYSTEM_TEXT, [], []
-    tags = sorted(set(re.findall(r"\[SPEAKER(\d+)\]", text)), key=int)
-    if not voices and len(tags) > 1:
+    names = sorted({tag[1:-1] for tag in SPEAKER_TAG.findall(text)}, key=lambda name: int(name[len("SPEAKER") :]))
+    if not voices and len(names) > 1:
         system_text = MULTIPLE_SPEAKERS_SYSTEM_TEXT
-        for index, tag in enumerate(tags):
-            speakers.append((f"SPEAKER{tag}:", ("feminine", "masculine")[index % 2]))
+        for index, name in enumerate(names):
+            speakers.append((f"{name}:", ("feminine", "masculine")[index % 2]))
     elif all(voice.reference_text is not None for voice in voices):
         for index, voice in enumerate(voices):
             tag = f"[SPEAKER{index}] " if len(voices) > 1 else ""
@@ -288,6 +294,19 @@ def speech_messages(
             speakers.append((f"SPEAKER{index}:", _recording(voice) if voice.profile is None else voice.profile))
     system = _boson_system if layout == "boson" else _transformers_system
     return [*system(system_text, scene, speakers), *turns, Message("user", text)]
+
+
+def spoken_turns(chunks: Iterable[tuple[str, torch.Tensor]]) -> list[Message]:
+    """Return earlier chunks of a text as turns of the conversation: the context in which the next one is spoken.
+
+    Args:
+        chunks: texts, and the codes [codebooks, frames] that were generated for them.
+    """
+    return [
+        message
+        for text, codes in chunks
+        for message in (Message("user", text), Message("assistant", AudioContent(codes=codes)))
+    ]
 
 
 def _recording(voice: Voice) -> AudioContent:

@@ -1,6 +1,7 @@
 """What was spoken, and audio files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,10 +56,24 @@ class Speech:
         """
         if not len(self.audio):
             raise AudioError(f"the model made no audio to save (it wrote the text {self.text!r})")
-        path = check_output_path(path)
-        format_name, encoding = _FORMATS[path.suffix.lower()]
-        with replacing(path) as temporary:
-            soundfile.write(temporary, self.audio, self.sampling_rate, format=format_name, subtype=encoding)
+        with writing_audio(path, self.sampling_rate) as file:
+            file.write(self.audio)
+
+
+@contextmanager
+def writing_audio(path: str | Path, sampling_rate: int) -> Iterator[soundfile.SoundFile]:
+    """Open an audio file for writing, mono, in the format that its ending names. It appears at the end, whole.
+
+    Raises:
+        ParameterError: as for `check_output_path`.
+    """
+    path = check_output_path(path)
+    format_name, encoding = _FORMATS[path.suffix.lower()]
+    with (
+        replacing(path) as temporary,
+        soundfile.SoundFile(temporary, "w", sampling_rate, 1, encoding, format=format_name) as file,
+    ):
+        yield file
 
 
 def check_output_path(path: str | Path) -> Path:

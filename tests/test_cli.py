@@ -1,10 +1,12 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +156,94 @@ def test_an_unknown_instruction_set_is_one_line_too(run_python):
     process = run_python("from higgs_native.cli import main; main(['info'])", HIGGS_NATIVE_ISA="sse9")
     assert process.returncode == 2
     assert process.stderr == "error: HIGGS_NATIVE_ISA=sse9 must be generic, avx2, avx512 or avx512_bf16\n"
+
+
+BOOK = 'The sun rises in the east.\n\n"Good morning," she said. They drink tea.\n\nIt is cold.'
+
+
+def test_read_speaks_a_book(run):
+    (run.work / "book.txt").write_text(BOOK, encoding="utf-8")
+    code, out, err = run("read", "book.txt", "--seed", 1, "--out", "book.wav", "--folder", "parts")
+    assert (code, out) == (0, "")
+    assert "embedded demonstration voice" in err
+    assert re.search(r"book\.wav: \d+\.\d\d s of audio in 4 chunks, \d spoken more than once\n", err)
+    assert "ran away" not in err
+    assert {file.name for file in run.work.iterdir()} == {"book.txt", "book.wav", "parts"}
+    audio, rate = soundfile.read(run.work / "book.wav")
+    assert rate == RATE
+    assert 5 < len(audio) / rate < 12
+
+    # Other pauses take no other speech: three paragraphs, two pauses between them.
+    code, _, err = run("read", BOOK, "--folder", "parts", "--paragraph-pause", "2.7")
+    assert code == 0
+    assert "parts: 4 of 4 chunks are there." in err
+    assert soundfile.info(run.work / "out.wav").frames == len(audio) + 2 * 2 * RATE
+
+    # Without a folder of its own the run leaves nothing behind.
+    assert run("read", BOOK, "--seed", 1, "--out", "same.wav")[0] == 0
+    assert (run.work / "same.wav").read_bytes() == (run.work / "book.wav").read_bytes()
+    assert not (run.work / "same.wav.parts").exists()
+
+
+def test_read_goes_on_where_it_was_killed(run, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(higgs_native.__file__).parent.parent))
+    arguments = ["read", BOOK, "--seed", "1", "--out", "cut.wav"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "higgs_native.cli", *arguments], stderr=subprocess.DEVNULL
+    ) as process:
+        while not (run.work / "cut.wav.parts" / "00000.json").exists():
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+    assert not (run.work / "cut.wav").exists()
+    code, _, err = run(*arguments)
+    assert code == 0
+    assert re.search(r"cut\.wav\.parts: \d of 4 chunks are there\.", err)
+    assert [file.name for file in run.work.iterdir()] == ["cut.wav"]
+    assert run("read", BOOK, "--seed", 1, "--out", "whole.wav")[0] == 0
+    assert (run.work / "whole.wav").read_bytes() == (run.work / "cut.wav").read_bytes()
+
+
+def test_read_reports_what_ran_away(run, model):
+    options = ("--model", model, "--max-retries", 1, "--chunk-seconds", 2)
+    code, _, err = run("read", "Hello there.", *options)
+    assert code == 0
+    assert "1 spoken more than once" in err
+    assert "chunk 0 ran away with every seed (no end): 'Hello there.'" in err
+    (run.work / "out.wav").unlink()
+    code, _, err = run("read", "Hello there.", *options, "--strict")
+    assert code == 2
+    assert err.startswith("error: chunk 0 ran away with every seed: no end (seed ")
+    assert not (run.work / "out.wav").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("",), "the text is empty"),
+        (("* * *",), "neither letters nor digits"),
+        (("Hi.", "--chunk-seconds", "1"), "chunk_seconds must lie between 2 and 30, got 1"),
+        (("Hi.", "--context-chunks", "-1"), "context_chunks must be at least 0, got -1"),
+        (("Hi.", "--max-retries", "-1"), "max_retries must lie between 0 and 999, got -1"),
+        (("Hi.", "--paragraph-pause", "-1"), "paragraph_pause must lie between 0 and 60 seconds, got -1"),
+        (("Hi.", "--temperature", "-1"), "temperature"),
+        (("Hi.", "--voice", "zoe"), "no folder of voices is given"),
+        (("Hi.", "--out", "out.aac"), "does not end in one of"),
+        (("Hi.", "--folder", "other"), "holds other files, and no run.json"),
+    ],
+)
+def test_read_tells_what_is_wrong_before_weights_are_loaded(arguments, message, run, monkeypatch):
+    def fail(*arguments, **options):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(cli.HiggsAudio, "from_pretrained", fail)
+    (run.work / "other").mkdir()
+    (run.work / "other" / "notes.txt").touch()
+    code, out, err = run("read", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert [file.name for file in run.work.iterdir()] == ["other"]
 
 
 def test_a_long_text_is_no_file_name(run, model):

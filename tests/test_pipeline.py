@@ -13,7 +13,7 @@ from higgs_native import pipeline
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
 from higgs_native.generation import GenerationOutput, delayed_reference
 from higgs_native.pipeline import HiggsAudio, check_voice, choose_voices, read_recording
-from higgs_native.prompt import AudioContent, ChatMLSample, Message
+from higgs_native.prompt import AudioContent, ChatMLSample, Message, spoken_turns
 from higgs_native.random_checkpoint import DEMO_CONFIG, write_demo_checkpoint, write_language_model
 from higgs_native.voice_check import VoiceWarning
 from higgs_native.voices import Voice
@@ -185,6 +185,41 @@ def test_what_the_model_reads(layout, engines, recording, tmp_path, monkeypatch)
         f"{system}{user}[SPEAKER0] Hello there.{assistant}{audio}{user}[SPEAKER1] Hello there.{assistant}{audio}"
         f"{user}[SPEAKER0] a\n[SPEAKER1] b.{assistant}<|audio_out_bos|>"
     )
+
+
+def test_codes_take_the_place_of_a_recording(engine, samples, recording, monkeypatch):
+    system = Message("system", "Speak.")
+    shown = [Message("user", "Hello."), Message("assistant", AudioContent(str(recording)))]
+    options = {"force_audio_gen": True, "seed": 1, "max_new_tokens": 16}
+    expected = engine.generate([system, *shown, Message("user", TEXT)], **options)
+    codes = engine.audio_tokenizer.encode(samples, RATE)
+    spoken = [system, *spoken_turns([("Hello.", codes)]), Message("user", TEXT)]
+    monkeypatch.setattr(engine.audio_tokenizer, "encode", None)
+    assert torch.equal(engine.generate(spoken, **options).codes, expected.codes)
+
+
+def test_a_fingerprint_tells_models_apart(engine, engines, folder):
+    fingerprints = {
+        engine.fingerprint(),
+        engines["transformers"].fingerprint(),
+        HiggsAudio.from_pretrained(folder, dtype="float32" if engine.model.dtype is torch.bfloat16 else "bfloat16")
+        .fingerprint(),
+        HiggsAudio(engine.model, engine.audio_tokenizer, "boson").fingerprint(),
+    }  # fmt: skip
+    assert len(fingerprints) == 4
+    assert HiggsAudio.from_pretrained(folder).fingerprint() == engine.fingerprint()
+    table = engine.model.audio_table
+    first = table[0, 0].clone()
+    table[0, 0] += 1
+    assert engine.fingerprint() not in fingerprints
+    table[0, 0] = first
+    assert engine.fingerprint() in fingerprints
+
+
+def test_the_embedded_voice_is_known(engine):
+    assert not engine.is_embedded_voice
+    assert HiggsAudio.from_pretrained().is_embedded_voice
+    assert HiggsAudio.from_pretrained(pipeline.EMBEDDED_VOICE).is_embedded_voice
 
 
 def test_a_reply_in_text_has_no_audio(engines):

@@ -14,7 +14,7 @@ from higgs_native.compat.boson.audio_tokenizer import (
 )
 from higgs_native.compat.boson.serve_engine import KV_CACHE_LENGTHS, load_model
 from higgs_native.errors import ParameterError, PromptError
-from higgs_native.prompt import AudioContent, Message, build_prompt
+from higgs_native.prompt import Message, build_prompt, spoken_turns
 
 
 class HiggsAudioModelClient:
@@ -93,12 +93,7 @@ class HiggsAudioModelClient:
         turns: list[tuple[str, torch.Tensor]] = []  # the context: chunks, and their codes
         text = ""
         for index, chunk in enumerate(chunked_text):
-            context = [
-                message
-                for said, _ in turns
-                for message in (Message("user", said), Message("assistant", AudioContent(audio_url="")))
-            ]
-            prompt = build_prompt([*messages, *context, Message("user", chunk)], tokenizer, "boson")
+            prompt = build_prompt([*messages, *spoken_turns(turns), Message("user", chunk)], tokenizer, "boson")
             output = self._model.generate(
                 prompt.input_ids,
                 reference_codes=[*audio_ids, *(codes for _, codes in turns)],

@@ -1,0 +1,50 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from higgs_native.files import replacing
+
+
+def write(path, text="new"):
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def test_a_file_appears_at_the_end(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def fail_while_writing(path):
+    with replacing(path) as temporary:
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+
+def test_nothing_stays_where_writing_fails(tmp_path):
+    with pytest.raises(OSError, match="disk full"):
+        fail_while_writing(tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    parent = os.getppid()  # runs, and may be writing
+    path = tmp_path / "a[1]"
+    for name in (f".a[1].{ended.pid}.tmp", f".a[1].{parent}.tmp", f".a1.{ended.pid}.tmp", ".a[1].x.tmp"):
+        (tmp_path / name).touch()
+    write(path)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "a[1]",
+        f".a[1].{parent}.tmp",
+        f".a1.{ended.pid}.tmp",
+        ".a[1].x.tmp",
+    }
