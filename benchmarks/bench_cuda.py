@@ -28,6 +28,7 @@ from higgs_native.random_checkpoint import REAL_SIZE_CONFIG, write_demo_checkpoi
 
 
 FORMATS = ("bfloat16", "int8", "int4")
+SECTIONS = ("products", "frame", "batch", "prompt", "codec", "first_sound")
 TEXT = "The sun rises in the east and sets in the west."
 
 
@@ -51,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a folder with bfloat16 weights; without it a tiny one is made")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--no-transformers", action="store_true")
     parser.add_argument("--quick", action="store_true", help="few and small sizes: the figures mean nothing")
@@ -61,7 +63,8 @@ def main() -> None:
         if args.model is None:
             write_demo_checkpoint(Path(temporary))
         folder = Path(args.model or temporary)
-        report = run(folder, device, args.formats, quick_sizes() if args.quick else real_sizes(), args.no_transformers)
+        sizes = quick_sizes() if args.quick else real_sizes()
+        report = run(folder, device, args.formats, args.sections, sizes, args.no_transformers)
     if args.json:
         write_json(args.json, report)
 
@@ -92,35 +95,44 @@ def quick_sizes() -> Sizes:
 
 
 def run(
-    folder: Path, device: torch.device, formats: Sequence[str], sizes: Sizes, without_transformers: bool
+    folder: Path,
+    device: torch.device,
+    formats: Sequence[str],
+    sections: Sequence[str],
+    sizes: Sizes,
+    without_transformers: bool,
 ) -> dict[str, Any]:
     """Load the checkpoint in every format, time all, print and return the figures."""
     bandwidth = ReadBandwidth(sizes.read_bytes, device)
     report: dict[str, Any] = {
         "read_gb_per_s": summary([bandwidth.measure() for _ in range(sizes.repeats)], digits=1),
-        "products": bench_products(device, sizes, bandwidth),
     }
-    longest = max((*sizes.positions, sizes.batch_position)) + 4 * sizes.frames
-    engines = {}
+    print(f"{report['read_gb_per_s']['median']} GB/s read")
+    if "products" in sections:
+        report["products"] = bench_products(device, sizes, bandwidth)
+    engines: dict[str, HiggsAudio] = {}
     for format in formats:
-        engine = HiggsAudio.from_pretrained(
+        engines[format] = HiggsAudio.from_pretrained(
             folder,
             device,
             dtype="bfloat16",
             quantization=None if format == "bfloat16" else format,
             audio_tokenizer=engines[formats[0]].audio_tokenizer if engines else None,
         )
-        engine.model.max_cache_length = max(engine.model.max_cache_length, longest)
-        engines[format] = engine
     models = {format: engine.model for format, engine in engines.items()}
+    first = engines[formats[0]]
     report["weights_gb"] = {format: round(model.nbytes / 1e9, 3) for format, model in models.items()}
-    reference = None if without_transformers else transformers_model(models[formats[0]], folder).to(device)
-    report["frame"] = [bench_frames(models, reference, bandwidth, position, sizes) for position in sizes.positions]
-    report["batch"] = [bench_batch(models, bandwidth, batch, sizes) for batch in sizes.batches]
-    report["prompt"] = [bench_prompt(models, reference, count, sizes) for count in sizes.prompts]
-    report["codec"] = bench_codec(engines[formats[0]], sizes)
-    report["first_sound"] = {format: bench_first_sound(engine, sizes) for format, engine in engines.items()}
-    return report
+    reference = None
+    if not without_transformers and {"frame", "prompt"} & set(sections):
+        reference = transformers_model(first.model, folder).to(device)
+    timed: dict[str, Callable[[], Any]] = {
+        "frame": lambda: [bench_frames(models, reference, bandwidth, position, sizes) for position in sizes.positions],
+        "batch": lambda: [bench_batch(models, bandwidth, batch, sizes) for batch in sizes.batches],
+        "prompt": lambda: [bench_prompt(models, reference, count, sizes) for count in sizes.prompts],
+        "codec": lambda: bench_codec(first, sizes),
+        "first_sound": lambda: {format: bench_first_sound(engine, sizes) for format, engine in engines.items()},
+    }
+    return report | {name: timed[name]() for name in sections if name in timed}
 
 
 @torch.inference_mode()

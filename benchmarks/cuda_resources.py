@@ -17,8 +17,12 @@ from pathlib import Path
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
-# In float32 a model is compared, not served; layouts of a head that no published model has are slow anyway.
-_NOT_HOT = re.compile(r"attention_kernel<float|attention_kernel<[^>]*bfloat16, \d+, false")
+# In float32 a model is compared, not served; layouts of a head that no published model has are slow anyway; weights are
+# quantized once; and a few registers around a division of 64 bits don't show beside what embedding and the audio
+# tokenizer's quantizer wait for.
+_NOT_HOT = re.compile(
+    r"attention_kernel<float|attention_kernel<bfloat16, \d+, false|quantize_linear_kernel|embed_kernel|rvq_encode_kernel"
+)
 
 
 def main() -> None:

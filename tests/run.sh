@@ -7,8 +7,14 @@ cd "$(dirname "$0")/.."
 
 "${PYTHON:-python3}" -m venv build/test-venv
 bin=build/test-venv/bin
-"$bin/pip" install --quiet --disable-pip-version-check -c constraints.txt '.[test]'
+# The CUDA kernels are built for the CPU too, on an emulation of CUDA: so they are tested without a GPU.
+export SKBUILD_CMAKE_DEFINE="HIGGS_NATIVE_CUDA_EMULATION=ON${SKBUILD_CMAKE_DEFINE:+;$SKBUILD_CMAKE_DEFINE}"
+"$bin/pip" install -v --disable-pip-version-check -c constraints.txt '.[test]' >build/install.log 2>&1 ||
+  { tail -n 50 build/install.log; exit 1; }
 
+if [ "$("$bin/python" -I -c 'from higgs_native._C import build_info as b; print(b()["cuda"])')" = True ]; then
+  "$bin/python" benchmarks/cuda_resources.py build/install.log --out build/cuda_resources.txt
+fi
 # -I: import what was installed, not the sources here.
 "$bin/higgs-native" info
 used=$("$bin/python" -I -c 'from higgs_native._C import build_info as b; print(b()["cpu_instruction_set"])')
@@ -29,7 +35,10 @@ for set in $sets; do
 done
 echo "Everything with the $used kernels:"
 "$bin/pytest" -q "$@"
+echo "The CUDA kernels, emulated:"
+HIGGS_NATIVE_EMULATE_CUDA=1 "$bin/pytest" -q tests/ops tests/test_frame_loop.py tests/test_parity_transformers.py
 
 if [ "$HIGGS_NATIVE_REQUIRE_TRANSFORMERS" = 1 ]; then compared=; else compared=--no-transformers; fi
 echo "The benchmarks, at toy size:"
 "$bin/python" -m benchmarks --quick $compared --json build/benchmarks.json
+"$bin/python" benchmarks/bench_cuda.py --quick --device cpu $compared --json build/benchmarks_of_a_gpu.json
