@@ -204,6 +204,12 @@ class FrameLoops:
                 with self._lock:
                     self._idle = [*self._idle, (key, loop)][-_MOST_IDLE:]
 
+    @torch.inference_mode()
+    def prepare(self, slots: int, length: int) -> None:
+        """Capture the graphs that requests of this size will need, now rather than in the first of them."""
+        with self.loop(slots, length, 1):
+            pass
+
     def _take(self, key: tuple[int, int, int]) -> FrameLoop | None:
         with self._lock:
             for index, (other, loop) in enumerate(self._idle):

@@ -79,15 +79,13 @@ class BosonAudioTokenizer:
 
 
 def load_higgs_audio_tokenizer(tokenizer_name_or_path: str, device: str = "auto") -> BosonAudioTokenizer:
-    """Load the audio tokenizer from a folder or the Hub; `device` is `auto` or `cpu`.
+    """Load the audio tokenizer from a folder or the Hub; `device` is `auto`, `cpu`, `cuda`, `cuda:1`, ....
 
     Raises:
         CheckpointError, ConfigError: the files are missing, damaged, or don't fit each other.
-        ParameterError: another device.
+        ParameterError: there is no such device.
     """
-    return BosonAudioTokenizer(
-        HiggsAudioTokenizer.from_pretrained(tokenizer_name_or_path, "cpu" if device == "auto" else device)
-    )
+    return BosonAudioTokenizer(HiggsAudioTokenizer.from_pretrained(tokenizer_name_or_path, device))
 
 
 def revert_delay_pattern(data: torch.Tensor, start_idx: int = 0) -> torch.Tensor:

@@ -23,8 +23,8 @@ class HiggsAudioModelClient:
     Args:
         model_path: a folder or a Hub name.
         audio_tokenizer: a folder, a Hub name, or what `load_higgs_audio_tokenizer` returned.
-        device: `auto` or `cpu`.
-        device_id: the number of a GPU; none can be used so far.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ....
+        device_id: the number of a GPU, instead of `device`.
         max_new_tokens: how many text tokens and frames a chunk may have, together.
         kv_cache_lengths: the longest is how many positions a chunk may have, its context included.
         use_static_kv_cache: taken, and without effect: the cache is always a static one.

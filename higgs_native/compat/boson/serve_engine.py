@@ -53,7 +53,7 @@ class HiggsAudioServeEngine:
         model_name_or_path: a folder or a Hub name.
         audio_tokenizer_name_or_path: a folder or a Hub name.
         tokenizer_name_or_path: where the text tokenizer is, if not with the model.
-        device: `auto` or `cpu`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...; on a GPU graphs are captured whatever its number.
         torch_dtype: of the weights: `auto` (as stored), float32 or bfloat16.
         kv_cache_lengths: the longest is how many positions a conversation may have, its reply included. A call's cache
             is as long as it needs.
@@ -208,9 +208,7 @@ def load_model(
     """Load the language model, and its text tokenizer; arguments and errors are those of `HiggsAudioServeEngine`."""
     if not lengths or any(not isinstance(length, int) or length < 1 for length in lengths):
         raise ParameterError(f"kv_cache_lengths must be positive numbers of positions, got {list(lengths)}")
-    model = HiggsAudioModel.from_pretrained(
-        path, "cpu" if device == "auto" else device, dtype, max(lengths), quantization
-    )
+    model = HiggsAudioModel.from_pretrained(path, device, dtype, max(lengths), quantization)
     if tokenizer_path is not None:
         model.tokenizer = load_tokenizer(resolve_folder(tokenizer_path, kind="tokenizer"))
     if model.tokenizer is None:

@@ -1,0 +1,67 @@
+"""Count the bytes that the published model takes in each weight format, from its shapes alone.
+
+    python benchmarks/memory.py --positions 2048 --json benchmarks/results/memory.json
+
+Weights are counted as they are packed: panels of 32 rows, whole quantization groups, and scales. Beside them stand the
+audio tokenizer, encoder included, in float32, and the KV cache of one sequence.
+"""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import write_json
+
+from higgs_native.checkpoint import expected_tensors
+from higgs_native.codec_config import HiggsAudioTokenizerConfig, tensor_shapes
+from higgs_native.config import HiggsAudioConfig
+from higgs_native.ops.linear import FORMATS, PANEL, QUANTIZATION_GROUP, packed_shape
+from higgs_native.random_checkpoint import REAL_SIZE_CONFIG
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--positions", type=int, default=2048, help="of the KV cache")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    report = {"positions": args.positions, "bytes": count(REAL_SIZE_CONFIG, args.positions)}
+    for format, parts in report["bytes"].items():
+        print(f"{format:8} {parts['total'] / 1e9:6.2f} GB: " + ", ".join(
+            f"{part} {size / 1e9:.2f}" for part, size in parts.items() if part != "total"
+        ))  # fmt: skip
+    if args.json:
+        write_json(args.json, report)
+
+
+def count(config: HiggsAudioConfig, positions: int) -> dict[str, dict[str, Any]]:
+    """Bytes by weight format and part."""
+    codec = 4 * sum(math.prod(shape) for shape in tensor_shapes(HiggsAudioTokenizerConfig()).values())
+    cache = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * positions
+    result = {}
+    for format in ("bfloat16", "int8", "int4"):
+        parts = {"weights": weight_bytes(config, format), "audio tokenizer": codec, "KV cache": cache}
+        result[format] = {**parts, "total": sum(parts.values())}
+    return result
+
+
+def weight_bytes(config: HiggsAudioConfig, format: str) -> int:
+    """Of the language model whose matrices are in `format` and whose tables and norms are in bfloat16."""
+    total = 0
+    for name, shape in expected_tensors(config).items():
+        if len(shape) == 1 or name.startswith(("embed_tokens", "audio_codebook_embeddings")):
+            total += 2 * math.prod(shape)
+            continue
+        n, k = shape
+        panels, units, lanes, elements = packed_shape(n, k, FORMATS[format])
+        total += panels * units * lanes * elements * FORMATS[format].itemsize
+        if format == "int8":
+            total += panels * PANEL * torch.float32.itemsize
+        elif format == "int4":
+            total += panels * -(-k // QUANTIZATION_GROUP) * PANEL * torch.float16.itemsize
+    return total
+
+
+if __name__ == "__main__":
+    main()
