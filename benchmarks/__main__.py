@@ -102,7 +102,7 @@ def run_products(quick: bool) -> dict[str, Any]:
     n, k, repeats = (96, 64, 2) if quick else (8192, 3072, 15)
     bandwidth = ReadBandwidth((8 if quick else 256) << 20)
     runs = [
-        bench_linear.bench(rows, format, n, k, repeats, bandwidth)
+        bench_linear.bench(rows, format, n, k, repeats, bandwidth, with_compile=not quick)
         for format in bench_linear.FORMATS
         for rows in ((1, 16) if quick else (1, 4, 16, 64, 256))
     ]
@@ -120,6 +120,7 @@ def run_codec(quick: bool, compare: bool) -> dict[str, Any]:
             [0.5] if quick else [5.0],
             repeats,
             compare,
+            with_compile=not quick,
         )
 
 

@@ -8,6 +8,7 @@ they come from memory, not from the cache; both sides and the read bandwidth are
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def packed_weight(n: int, k: int, dtype: torch.dtype) -> ops.PackedWeight:
 
 
 @torch.inference_mode()
-def bench(rows: int, name: str, n: int, k: int, repeats: int, bandwidth: ReadBandwidth) -> dict[str, Any]:
+def bench(
+    rows: int, name: str, n: int, k: int, repeats: int, bandwidth: ReadBandwidth, with_compile: bool = True
+) -> dict[str, Any]:
     """Time one product, in milliseconds; torch's in bfloat16 where the weight is quantized.
 
     torch gets its activations in the weight's dtype, as a model would.
@@ -57,10 +60,13 @@ def bench(rows: int, name: str, n: int, k: int, repeats: int, bandwidth: ReadBan
     packed = [packed_weight(n, k, FORMATS[name]) for _ in range(3)]
     x, out = torch.randn(rows, k), torch.empty(rows, n)
     typed = x.to(dtype)
-    sides = {
+    sides: dict[str, Callable[[], object]] = {
         "native": lambda: [ops.linear(out, x, weight) for weight in packed],
         "torch": lambda: [torch.nn.functional.linear(typed, weight) for weight in plain],
     }
+    if with_compile:
+        compiled = torch.compile(torch.nn.functional.linear, dynamic=False)
+        sides["torch.compile"] = lambda: [compiled(typed, weight) for weight in plain]
     times: dict[str, list[float]] = {side: [] for side in sides}
     read = []
     for _ in range(repeats + 2):
@@ -69,15 +75,18 @@ def bench(rows: int, name: str, n: int, k: int, repeats: int, bandwidth: ReadBan
         read.append(bandwidth.measure())
     result: dict[str, Any] = {"rows": rows, "format": name}
     result["read_gb_per_s"] = summary(read[2:], digits=1)
-    for side, num_bytes in (("native", packed[0].nbytes), ("torch", plain[0].nbytes)):
+    for side in sides:
+        num_bytes = packed[0].nbytes if side == "native" else plain[0].nbytes
         ms = summary(times[side][2:])
         rate = num_bytes / ms["median"] / 1e6
         result[side] = {
             "ms": ms,
+            "mb": round(num_bytes / 1e6, 3),
             "gmac_per_s": round(rows * n * k / ms["median"] / 1e6, 1),
             "share_of_read_bandwidth": round(rate / result["read_gb_per_s"]["median"], 3),
         }
-    result["speedup"] = round(result["torch"]["ms"]["median"] / result["native"]["ms"]["median"], 2)
+    others = [result[side]["ms"]["median"] for side in sides if side != "native"]
+    result["speedup"] = round(min(others) / result["native"]["ms"]["median"], 2)
     native = result["native"]
     print(
         f"{name:8} {rows:4} rows: {native['ms']['median']:8.2f} ms, {native['gmac_per_s']:5.1f} GMAC/s, "
