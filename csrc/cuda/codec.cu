@@ -159,7 +159,7 @@ __device__ __forceinline__ void for_inputs(int channels, int width, const F& f) 
 
 // kTaps: the number of taps, or 0 where it is known at run time only.
 template <typename T, int kTaps>
-__global__ void __launch_bounds__(T::kThreads) convolve_kernel(Convolution args, int tiles, int stage_channels) {
+__global__ void __launch_bounds__(T::kThreads, 2) convolve_kernel(Convolution args, int tiles, int stage_channels) {
   allow_next_launch();
   wait_for_earlier_launches();
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
