@@ -43,10 +43,10 @@ fi
 if wanted time; then
   if [ -z "${MODEL:-}" ]; then
     MODEL=$(mktemp -d)/model
-    "$python" -P benchmarks/make_checkpoint.py --out "$MODEL" || exit 1
+    "$python" benchmarks/make_checkpoint.py --out "$MODEL" || exit 1
   fi
-  "$python" -P benchmarks/bench_cuda.py --model "$MODEL" --json "$out/cuda.json" || failed timing
-  HIGGS_NATIVE_DEPENDENT_LAUNCHES=0 "$python" -P benchmarks/bench_cuda.py --model "$MODEL" --no-transformers \
+  "$python" benchmarks/bench_cuda.py --model "$MODEL" --json "$out/cuda.json" || failed timing
+  HIGGS_NATIVE_DEPENDENT_LAUNCHES=0 "$python" benchmarks/bench_cuda.py --model "$MODEL" --no-transformers \
     --sections frame --json "$out/cuda_without_dependent_launches.json" || failed "timing without dependent launches"
 fi
 exit "$status"
