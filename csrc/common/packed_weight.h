@@ -45,6 +45,7 @@ inline PackedWeight packed_weight(
   STD_TORCH_CHECK(
       scales.has_value() == is_quantized(format), op, ": ", name, " of dtype ", dtype_name(weight.scalar_type()),
       is_quantized(format) ? " needs scales" : " takes no scales");
+  if (scales) check_same_device(op, "scales", *scales, name, weight);
   if (format == WeightFormat::int8) check_tensor(op, "scales", *scales, ScalarType::Float, {panels, kPanel});
   if (format == WeightFormat::int4) {
     check_tensor(op, "scales", *scales, ScalarType::Half, {panels, units * 8 / kQuantGroup, kPanel});

@@ -73,8 +73,8 @@ __device__ __forceinline__ void load_dims(float (&v)[kLaneDims], const bfloat16*
   for (int i = 0; i < kLaneDims; ++i) v[i] = dimension + i < head_dim ? to_float(row[dimension + i]) : 0.f;
 }
 
-// Keys or values of a half warp's positions in a tile, the lane's dimensions. bfloat16 whose rows are whole
-// 16 bytes stay as they are until they are used, so that all loads are under way at once.
+// Keys or values of a half warp's positions in a tile, the lane's dimensions. bfloat16 whose rows are whole,
+// aligned 16 bytes stay as they are until they are used, so that all loads are under way at once.
 template <typename T, bool kWhole>
 struct TileRows {
   uint4 words[kWhole ? kPositions : 1];
@@ -125,9 +125,8 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
   __shared__ bool is_last;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   const int half = thread / 16, lane16 = thread % 16;
-  const int row = static_cast<int>(blockIdx.z), head = static_cast<int>(blockIdx.x) / a.parts;
-  const int first_head = static_cast<int>(blockIdx.x) % a.parts * kGroup, group = min(kGroup, a.group - first_head);
-  const int item = row * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+  const int item = static_cast<int>(blockIdx.x), row = item / (a.heads * a.parts), head = item / a.parts % a.heads;
+  const int first_head = item % a.parts * kGroup, group = min(kGroup, a.group - first_head);
   allow_next_launch();
   wait_for_earlier_launches();
 
@@ -302,9 +301,8 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
 
 template <typename T, int kGroup, bool kWhole>
 void run_attention(const Launch& launch, const AttentionArguments& a, int64_t rows, bool serial) {
-  const dim3 grid(
-      static_cast<unsigned>(a.heads * a.parts), static_cast<unsigned>(serial ? 1 : a.splits),
-      static_cast<unsigned>(rows));
+  // Rows are many: a grid has 2^31 - 1 blocks along x, but 65,535 along y and z.
+  const dim3 grid(static_cast<unsigned>(rows * a.heads * a.parts), static_cast<unsigned>(serial ? 1 : a.splits));
   if (serial) launch(attention_kernel<T, kGroup, kWhole, true>, grid, kThreads, 0, a);
   else launch(attention_kernel<T, kGroup, kWhole, false>, grid, kThreads, 0, a);
 }
@@ -312,7 +310,8 @@ void run_attention(const Launch& launch, const AttentionArguments& a, int64_t ro
 template <typename T, int kGroup>
 void attention_of_group(const Launch& launch, const AttentionArguments& a, int64_t rows, bool serial) {
   if constexpr (std::is_same_v<T, bfloat16>) {
-    if (a.head_dim % kLaneDims == 0) return run_attention<T, kGroup, true>(launch, a, rows, serial);
+    const bool whole = a.head_dim % kLaneDims == 0 && is_aligned(a.keys) && is_aligned(a.values);
+    if (whole) return run_attention<T, kGroup, true>(launch, a, rows, serial);
   }
   run_attention<T, kGroup, false>(launch, a, rows, serial);
 }

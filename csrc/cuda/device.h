@@ -123,7 +123,8 @@ __device__ __forceinline__ void wait_for_copies() {
 
 // ---- Launches that overlap (programmatic dependent launch, sm_90 and above): a kernel may begin while those before it
 // still run. It must wait before it reads what they wrote, and before it writes what they read; weights it may load at once.
-// Every kernel waits, so that everything launched earlier is complete behind the wait.
+// So a kernel that writes weights does not let the next launch begin early: then nothing that is launched later begins before
+// it is complete. Every kernel waits in all its threads, so that everything launched earlier is complete behind the wait.
 
 __device__ __forceinline__ void wait_for_earlier_launches() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

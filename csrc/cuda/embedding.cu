@@ -74,9 +74,8 @@ void embed_cuda(
   const Embed args = check_embed(out, token_ids, codes, text_table, audio_table);
   if (out.numel() == 0) return;
   const Launch launch("embed", out);
-  auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   const bool vectors =
-      args.hidden % 4 == 0 && aligned(args.out) && aligned(args.text_table) && aligned(args.audio_table);
+      args.hidden % 4 == 0 && is_aligned(args.out) && is_aligned(args.text_table) && is_aligned(args.audio_table);
   if (text_table.scalar_type() == ScalarType::BFloat16) {
     vectors ? launch_embed<bfloat16, 4>(launch, args) : launch_embed<bfloat16, 1>(launch, args);
   } else {

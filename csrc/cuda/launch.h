@@ -17,6 +17,9 @@
 
 namespace higgs_native::cuda {
 
+// Whether vectors of 16 bytes can be read from there.
+inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // What all kernels of an operator share. The device of `t` is current for as long as this object lives.
@@ -30,6 +33,7 @@ class Launch {
   void operator()(
       void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, const Arguments&... arguments) const;
 
+  const char* op() const { return op_; }
   int multiprocessors() const;
 
  private:
@@ -66,8 +70,13 @@ struct DeviceFacts {
 // HIGGS_NATIVE_DEPENDENT_LAUNCHES=0 turns programmatic dependent launch off, where the device has it (sm_90).
 const DeviceFacts& device_facts(int device);
 
+inline int32_t checked_device(const char* op, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cuda(), op, ": all tensors must be on one CUDA device, got one on the CPU");
+  return t.get_device_index();
+}
+
 inline Launch::Launch(const char* op, const Tensor& t)
-    : op_(op), guard_(t.get_device_index()), facts_(&device_facts(t.get_device_index())) {
+    : op_(op), guard_(checked_device(op, t)), facts_(&device_facts(t.get_device_index())) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
   stream_ = static_cast<cudaStream_t>(stream);

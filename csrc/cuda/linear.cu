@@ -6,7 +6,7 @@
 // words of four weight rows, which is how the tensor cores' fragments lie: lane 4 * g + t holds rows 4 g .. 4 g + 3 of the
 // units t * kChunks + c of a step, and of x row g in the columns of those units. So weights go from memory to the tensor
 // cores as they are (4-bit integers after one shift and mask), each byte once for all rows of the block, and the loads of
-// the next step are under way while this one is multiplied.
+// the next steps are under way while this one is multiplied.
 //   bfloat16   x is rounded to bfloat16, sums are float32;
 //   int8/int4  x is rounded to 8 bits with a scale for each row and group of 128 columns; integer sums within a group, exact;
 //   float32    plain multiply-adds: for comparisons, not for speed.
@@ -56,6 +56,29 @@ struct Prepared {
   float* scales;      // [tiles, steps, kRowTile]
   int32_t* zeros;     // [tiles, steps, kRowTile]
   float* row_scales;  // [tiles, kRowTile]: of RMSNorm
+
+  // The lane's share of a tile in a step.
+  template <WeightFormat F>
+  __device__ __forceinline__ Activations<F> read(int tile, int step, int steps) const {
+    using S = Step<F>;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const int64_t at = static_cast<int64_t>(tile) * steps + step;
+    const auto* from = reinterpret_cast<const uint4*>(words) + at * (S::kWords / 4) * kWarp + lane;
+    Activations<F> x;
+#pragma unroll
+    for (int i = 0; i < S::kWords / 4; ++i) {
+      const uint4 four = from[i * kWarp];
+      x.words[4 * i] = four.x;
+      x.words[4 * i + 1] = four.y;
+      x.words[4 * i + 2] = four.z;
+      x.words[4 * i + 3] = four.w;
+    }
+    if constexpr (S::kQuantized) {
+      x.scale = scales[at * kRowTile + lane / 4];
+      x.zeros = zeros[at * kRowTile + lane / 4];
+    }
+    return x;
+  }
 };
 
 __device__ __forceinline__ int group_lane() { return static_cast<int>(threadIdx.x) % kWarp / 4; }
@@ -70,8 +93,8 @@ __device__ __forceinline__ float group_sum(float x) {
 
 // Values [column, column + kCount) of a row of k; zeros beyond.
 template <int kCount>
-__device__ __forceinline__ void load_row(float (&v)[kCount], const float* row, int column, int k) {
-  if (column + kCount <= k && k % 4 == 0) {
+__device__ __forceinline__ void load_row(float (&v)[kCount], const float* row, int column, int k, bool vectors) {
+  if (column + kCount <= k && vectors) {
 #pragma unroll
     for (int i = 0; i < kCount; i += 4) {
       const float4 four = *reinterpret_cast<const float4*>(row + column + i);
@@ -88,16 +111,16 @@ __device__ __forceinline__ void load_row(float (&v)[kCount], const float* row, i
 
 template <int kCount>
 __device__ __forceinline__ void multiply_norm(
-    float (&v)[kCount], const RowNorm& norm, const void* weight, int column, int k) {
+    float (&v)[kCount], const RowNorm& norm, const void* weight, int column, int k, bool vectors) {
   if (!norm.is_bfloat16) {
     float w[kCount];
-    load_row(w, static_cast<const float*>(weight), column, k);
+    load_row(w, static_cast<const float*>(weight), column, k, vectors);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) v[i] *= w[i];
     return;
   }
   const bfloat16* row = static_cast<const bfloat16*>(weight) + column;
-  if (column + kCount <= k && k % 4 == 0) {
+  if (column + kCount <= k && vectors) {
 #pragma unroll
     for (int i = 0; i < kCount; i += 4) {
       const uint2 four = *reinterpret_cast<const uint2*>(row + i);
@@ -159,11 +182,12 @@ __device__ __forceinline__ Activations<F> read_activations(float& squares, const
   const int k = static_cast<int>(p.weight.k), column = step * S::kColumns + lane_in_group() * S::kLaneColumns;
   float v[S::kLaneColumns];
   if (row < p.rows) {
-    load_row(v, p.x + static_cast<int64_t>(row) * k, column, k);
+    load_row(v, p.x + static_cast<int64_t>(row) * k, column, k, p.vectors);
     if (p.norm.text_weight) {
 #pragma unroll
       for (int i = 0; i < S::kLaneColumns; ++i) squares += v[i] * v[i];
-      multiply_norm(v, p.norm, row < p.norm.num_text_rows ? p.norm.text_weight : p.norm.audio_weight, column, k);
+      const void* weight = row < p.norm.num_text_rows ? p.norm.text_weight : p.norm.audio_weight;
+      multiply_norm(v, p.norm, weight, column, k, p.vectors);
     }
   } else {
 #pragma unroll
@@ -218,16 +242,18 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(Product p, Prepared t
   if (warp_index() == 0 && lane_in_group() == 0) to.row_scales[tile * kRowTile + group_lane()] = scale;
 }
 
-// The weights of a lane in a step.
+// The weights of a lane in a step, and the scales of its weight rows 4 g .. 4 g + 3.
 template <WeightFormat F, int kPanels>
 struct Weights {
   uint4 words[kPanels][Step<F>::kChunks];
+  uint2 scales[F == WeightFormat::int4 ? kPanels : 1];
 };
 
-// `panels` point to the lane's place in each panel; null where there is no panel.
+// `panels` and `scales` point to the lane's place in each panel; null where there is no panel.
 template <WeightFormat F, int kPanels>
 __device__ __forceinline__ void load_weights(
-    Weights<F, kPanels>& to, const char* const (&panels)[kPanels], int step, int units) {
+    Weights<F, kPanels>& to, const char* const (&panels)[kPanels], const uint16_t* const (&scales)[kPanels], int step,
+    int units) {
   using S = Step<F>;
   const int first = step * S::kUnits + lane_in_group() * S::kChunks;
 #pragma unroll
@@ -237,6 +263,10 @@ __device__ __forceinline__ void load_weights(
       to.words[panel][c] = panels[panel] && first + c < units
                                ? load_streaming(panels[panel] + static_cast<int64_t>(first + c) * kUnitBytes)
                                : make_uint4(0, 0, 0, 0);
+    }
+    if constexpr (F == WeightFormat::int4) {
+      to.scales[panel] =
+          scales[panel] ? *reinterpret_cast<const uint2*>(scales[panel] + step * kPanel) : make_uint2(0, 0);
     }
   }
 }
@@ -253,8 +283,7 @@ struct Sums {
 // Adds one step's products of panel `panel` with tile `tile` of x.
 template <WeightFormat F, int kPanels, int kTiles>
 __device__ __forceinline__ void multiply(
-    Sums<F, kPanels, kTiles>& sums, int panel, int tile, const Weights<F, kPanels>& weights, const Activations<F>& x,
-    const uint2* group_scales) {
+    Sums<F, kPanels, kTiles>& sums, int panel, int tile, const Weights<F, kPanels>& weights, const Activations<F>& x) {
   using S = Step<F>;
   const uint4(&w)[S::kChunks] = weights.words[panel];
   if constexpr (F == WeightFormat::f32) {
@@ -304,7 +333,7 @@ __device__ __forceinline__ void multiply(
     if constexpr (F == WeightFormat::int4) {
       zeros[0] = __shfl_sync(kAllLanes, x.zeros, from);
       zeros[1] = __shfl_sync(kAllLanes, x.zeros, from + 4);
-      const uint2 halves = group_scales[panel];
+      const uint2 halves = weights.scales[panel];
       weight_scales[0] = half_to_float(static_cast<uint16_t>(halves.x));
       weight_scales[1] = half_to_float(static_cast<uint16_t>(halves.x >> 16));
       weight_scales[2] = half_to_float(static_cast<uint16_t>(halves.y));
@@ -388,7 +417,6 @@ constexpr size_t shared_bytes() {
 // `pair_distance`: where above 0, the second panel of a block is so far behind the first (half a head, for Following::rope).
 template <WeightFormat F, int kPanels, int kTiles, bool kPrepared>
 __global__ void __launch_bounds__(kThreads) product_kernel(Product p, Prepared prepared, int steps, int pair_distance) {
-  using S = Step<F>;
   using BlockOfSums = Sums<F, kPanels, kTiles>;
   __shared__ float squares_of_warps[kWarps][kRowTile];
   __shared__ int panels[kPanels];
@@ -398,6 +426,7 @@ __global__ void __launch_bounds__(kThreads) product_kernel(Product p, Prepared p
 
   int panel_of[kPanels];
   const char* weight[kPanels];
+  const uint16_t* scales[kPanels];  // of 4-bit weights
 #pragma unroll
   for (int i = 0; i < kPanels; ++i) {
     const int block = static_cast<int>(blockIdx.y);
@@ -407,11 +436,20 @@ __global__ void __launch_bounds__(kThreads) product_kernel(Product p, Prepared p
     weight[i] = panel_of[i] < num_panels
                     ? p.weight.data + static_cast<int64_t>(panel_of[i]) * units * kUnitBytes + group_lane() * 16
                     : nullptr;
+    scales[i] = weight[i] ? static_cast<const uint16_t*>(p.weight.scales) +
+                                static_cast<int64_t>(panel_of[i]) * steps * kPanel + 4 * group_lane()
+                          : nullptr;
     if (threadIdx.x == 0) panels[i] = panel_of[i];
   }
 
-  Weights<F, kPanels> next;
-  if (warp < steps) load_weights<F, kPanels>(next, weight, warp, units);
+  // So many steps of a warp are under way. Where blocks are few, each must ask for much: at least 8 KB a warp.
+  constexpr int kAhead = kPanels * Step<F>::kChunks == 4 && !kPrepared ? 4 : 2;
+  Weights<F, kPanels> ahead[kAhead];
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    const int step = warp + i * kWarps;
+    if (step < steps) load_weights<F, kPanels>(ahead[i], weight, scales, step, units);
+  }
   allow_next_launch();
   wait_for_earlier_launches();
 
@@ -420,43 +458,22 @@ __global__ void __launch_bounds__(kThreads) product_kernel(Product p, Prepared p
   for (int i = 0; i < BlockOfSums::kCount; ++i) sums.v[i] = 0;
   float squares = 0;
   const int first_tile = static_cast<int>(blockIdx.x) * kTiles;
-  for (int step = warp; step < steps; step += kWarps) {
-    const Weights<F, kPanels> current = next;
-    if (step + kWarps < steps) load_weights<F, kPanels>(next, weight, step + kWarps, units);
-    uint2 group_scales[kPanels] = {};
-    if constexpr (F == WeightFormat::int4) {
+  // Unrolled, so that the weights that are under way stay in the registers that they come to.
+  for (int first = warp; first < steps; first += kAhead * kWarps) {
 #pragma unroll
-      for (int i = 0; i < kPanels; ++i) {
-        if (weight[i]) {
-          const auto* scales = static_cast<const uint16_t*>(p.weight.scales);
-          group_scales[i] = *reinterpret_cast<const uint2*>(
-              scales + (static_cast<int64_t>(panel_of[i]) * steps + step) * kPanel + 4 * group_lane());
-        }
+    for (int i = 0; i < kAhead; ++i) {
+      const int step = first + i * kWarps;
+      if (step >= steps) break;
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        Activations<F> x;
+        if constexpr (kPrepared) x = prepared.template read<F>(first_tile + tile, step, steps);
+        else x = read_activations<F>(squares, p, first_tile * kRowTile + group_lane(), step);
+#pragma unroll
+        for (int panel = 0; panel < kPanels; ++panel) multiply(sums, panel, tile, ahead[i], x);
       }
-    }
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      Activations<F> x;
-      if constexpr (kPrepared) {
-        const int64_t at = static_cast<int64_t>(first_tile + tile) * steps + step;
-        const auto* words = reinterpret_cast<const uint4*>(prepared.words) + at * (S::kWords / 4) * kWarp + lane;
-#pragma unroll
-        for (int i = 0; i < S::kWords / 4; ++i) {
-          const uint4 four = words[i * kWarp];
-          x.words[4 * i] = four.x;
-          x.words[4 * i + 1] = four.y;
-          x.words[4 * i + 2] = four.z;
-          x.words[4 * i + 3] = four.w;
-        }
-        if constexpr (S::kQuantized) {
-          x.scale = prepared.scales[at * kRowTile + group_lane()];
-          x.zeros = prepared.zeros[at * kRowTile + group_lane()];
-        }
-      } else {
-        x = read_activations<F>(squares, p, first_tile * kRowTile + group_lane(), step);
-      }
-#pragma unroll
-      for (int panel = 0; panel < kPanels; ++panel) multiply(sums, panel, tile, current, x, group_scales);
+      const int next = step + kAhead * kWarps;
+      if (next < steps) load_weights<F, kPanels>(ahead[i], weight, scales, next, units);
     }
   }
 
@@ -579,9 +596,8 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(RopeCache rope, const fl
   rope.write(row, head, dimension, from[0], from[half]);
 }
 
-// A thread packs one word.
+// A thread packs one word. The product that is launched next loads weights before it waits, so it must not begin early.
 __global__ void __launch_bounds__(kThreads) pack_linear_kernel(PackLinear p) {
-  allow_next_launch();
   wait_for_earlier_launches();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t lane = i % p.lanes, unit = i / p.lanes % p.units, panel = i / p.lanes / p.units;
@@ -601,6 +617,7 @@ __global__ void __launch_bounds__(kThreads) pack_linear_kernel(PackLinear p) {
     }
   }
   memcpy(p.packed + (panel * p.units + unit) * kUnitBytes + (p.first_lane + lane) * 4, bytes, 4);
+  __threadfence();
 }
 
 void pack_linear_cuda(const Tensor& packed, const Tensor& weight, int64_t first_lane, int64_t lanes) {
@@ -632,7 +649,13 @@ void rms_norm_linear_cuda(
 
 }  // namespace
 
-void product(const Launch& launch, const Product& p, const Tensor& like) {
+void product(const Launch& launch, const Product& given, const Tensor& like) {
+  STD_TORCH_CHECK(
+      is_aligned(given.weight.data) && is_aligned(given.weight.scales), launch.op(),
+      ": on CUDA a packed weight and its scales must begin at a multiple of 16 bytes");
+  Product p = given;
+  p.vectors =
+      p.weight.k % 4 == 0 && is_aligned(p.x) && is_aligned(p.norm.text_weight) && is_aligned(p.norm.audio_weight);
   int pair_distance = 0;  // in panels
   if (p.following == Following::rope) {
     const int head_dim = p.rope.head_dim, panel = static_cast<int>(kPanel);
@@ -674,6 +697,7 @@ void linear_cuda(
   p.rows = static_cast<int>(rows);
   if (residual) {
     check_tensor(op, "residual", *residual, ScalarType::Float, {rows, out.size(1)});
+    check_same_device(op, "residual", *residual, "out", out);
     p.residual = residual->const_data_ptr<float>();
   }
   if (out.numel() == 0) return;

@@ -53,6 +53,7 @@ struct Product {
   const float* residual = nullptr;
   int n_out = 0;  // columns of `out`
   RopeCache rope = {};
+  bool vectors = false;  // x and the norms' weights can be read 4 values at a time; for product() to say
 };
 
 // Runs it; `like` is a tensor on the device, from which working memory is made.

@@ -94,7 +94,6 @@ struct Group {
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) quantize_linear_kernel(QuantizeLinear args) {
-  allow_next_launch();
   wait_for_earlier_launches();
   const int64_t group = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
   if (group >= args.n * args.groups) return;

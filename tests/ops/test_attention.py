@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from higgs_native import ops, reference
+from higgs_native.ops._library import EMULATES_CUDA
 from tests.devices import value_case
 from tests.ops.tensors import int32, random, tolerance
 
@@ -94,6 +95,18 @@ def test_a_row_does_not_depend_on_its_batch():
     for row in (0, 63):
         ops.attention(one, query[row : row + 1].contiguous(), keys, values, int32(0), int32(1399), 0.25)
         assert torch.equal(one[0], many[row])
+
+
+@pytest.mark.skipif(EMULATES_CUDA, reason="takes a minute")
+def test_rows_of_many_prompts():
+    """More than a grid of CUDA's is high."""
+    keys, values = caches(1, 1, 3, 8, torch.bfloat16)
+    rows = 70_000
+    query, places, slots = random((rows, 8)), torch.arange(rows, dtype=torch.int32) % 3, int32(*[0] * rows)
+    out, expected = torch.empty_like(query), torch.empty(9, 8)
+    ops.attention(out, query, keys, values, slots, places, 0.5)
+    reference.attention(expected, query[-9:], keys, values, slots[-9:], places[-9:], 0.5)
+    torch.testing.assert_close(out[-9:], expected)
 
 
 def qkv_arguments() -> dict:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from higgs_native import ops, reference
+from tests.devices import CUDA_DEVICE, NEEDS_CUDA_KERNELS
 from tests.ops.tensors import random, tolerance
 
 
@@ -81,6 +82,25 @@ def test_residual_may_be_the_output():
     expected = out + x @ weight.T
     ops.linear(out, x, ops.pack_linear(weight), out)
     torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_rows_may_begin_anywhere(dtype):
+    """At addresses that no vector can be read from: of x, and of the norm's weight."""
+    x, norm, weight = random((3 * 256 + 1,)), random((257,), torch.bfloat16, 1), packed(40, 256, dtype, 2)
+    out, expected = torch.empty(3, 40), torch.empty(3, 40)
+    ops.rms_norm_linear(out, x[1:].view(3, 256), norm[1:], 1e-5, weight)
+    ops.rms_norm_linear(expected, x[1:].view(3, 256).clone(), norm[1:].clone(), 1e-5, weight)
+    assert torch.equal(out, expected)
+
+
+@NEEDS_CUDA_KERNELS
+def test_a_packed_weight_must_be_aligned():
+    weight = packed(32, 256, torch.bfloat16)
+    elsewhere = torch.empty(weight.data.numel() + 2, dtype=torch.bfloat16, device=CUDA_DEVICE)[2:].view_as(weight.data)
+    x, out = torch.zeros(1, 256, device=CUDA_DEVICE), torch.zeros(1, 32, device=CUDA_DEVICE)
+    with pytest.raises(RuntimeError, match="linear: on CUDA a packed weight and its scales must begin at a multiple"):
+        ops.linear(out, x, ops.PackedWeight(elsewhere))
 
 
 @pytest.mark.parametrize("dtype", FORMATS)

@@ -146,6 +146,10 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
   static std::mutex mutex;
   const std::lock_guard<std::mutex> lock(mutex);
   if (block.y != 1 || block.z != 1) fail("blocks must have one dimension");
+  if (block.x == 0 || block.x > 1024) fail("a block must have 1 to 1,024 threads");
+  if (grid.x == 0 || grid.x > INT32_MAX || grid.y == 0 || grid.y > 65535 || grid.z == 0 || grid.z > 65535) {
+    fail("a grid must have 1 to 2^31 - 1 blocks along x, and 1 to 65,535 along y and z");
+  }
   if (shared_bytes > kSharedBytes) fail("a block asks for more shared memory than there is");
   static auto* shared = static_cast<char*>(std::aligned_alloc(128, kSharedBytes));
   shared_memory = shared;
