@@ -25,6 +25,8 @@ _MIN_LENGTH, _MIN_HISTORY = 1024, 64
 """Of the caches of loops on a GPU: longer ones have lengths of powers of two, so that few differ."""
 _MOST_IDLE = 2
 """Loops on a GPU that are kept for requests to come."""
+_CAPTURING = threading.Lock()
+"""Held while graphs are captured: a capture begins by waiting for the device, which fails while another goes on."""
 
 Deliver = Callable[[torch.Tensor, list[bool]], bool]
 
@@ -55,8 +57,7 @@ class _Frame:
             token_ids=nothing,
             codes=torch.zeros(num_rows, config.num_codebooks, **int32),
             slots=torch.arange(num_rows, **int32),
-            # Where nothing is read before it has been written again.
-            positions=torch.full((num_rows,), cache.length - 1, **int32),
+            positions=torch.zeros(num_rows, **int32),
             text_positions=nothing,
         )
         # The codes drawn, and in the last column whether the sequence goes on.
@@ -67,7 +68,8 @@ class _Frame:
         """Take in the rows to go on from; those left over go to slots of sequences that are over."""
         taken = {row.slot for row in rows}
         spare = [slot for slot in range(self._cache.slots) if slot not in taken]
-        places = [(row.slot, row.position) for row in rows] + [(slot, self._cache.length - 1) for slot in spare]
+        # Of a sequence that is over nothing is read before it has been written again. At 0 a row reads one position.
+        places = [(row.slot, row.position) for row in rows] + [(slot, 0) for slot in spare]
         places = torch.tensor(places[: len(self._rows.slots)], dtype=torch.int32)
         self._rows.slots.copy_(places[:, 0])
         self._rows.positions.copy_(places[:, 1])
@@ -173,7 +175,8 @@ class FrameLoop:
 class FrameLoops:
     """The frame loops of a model. Those on a GPU are kept for the next requests, with their graphs.
 
-    Safe to use from several threads: each request has a loop for itself.
+    Safe to use from several threads: each request has a loop for itself. A loop stays with the stream that it was made
+    on, where a request finds all work of the one before done.
 
     Args:
         model: the language model.
@@ -181,7 +184,7 @@ class FrameLoops:
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
-        self._idle: list[tuple[tuple[int, int, int], FrameLoop]] = []
+        self._idle: list[tuple[tuple[int, ...], FrameLoop]] = []
         self._lock = threading.Lock()
 
     @contextmanager
@@ -190,13 +193,14 @@ class FrameLoops:
         if self._model.device.type != "cuda":
             yield FrameLoop(self._model, slots, length, history_length)
             return
-        key = (
+        shape = (
             _power_of_two(slots),
             min(max(_power_of_two(length), _MIN_LENGTH), self._model.max_cache_length),
             max(_power_of_two(history_length), _MIN_HISTORY),
         )
         with torch.cuda.device(self._model.device):
-            loop = self._take(key) or FrameLoop(self._model, *key)
+            key = (*shape, torch.cuda.current_stream().cuda_stream)
+            loop = self._take(key) or self._make(shape)
             try:
                 yield loop
             finally:
@@ -210,7 +214,16 @@ class FrameLoops:
         with self.loop(slots, length, 1):
             pass
 
-    def _take(self, key: tuple[int, int, int]) -> FrameLoop | None:
+    def _make(self, shape: tuple[int, int, int]) -> FrameLoop:
+        with _CAPTURING:
+            try:
+                return FrameLoop(self._model, *shape)
+            except torch.OutOfMemoryError:
+                with self._lock:
+                    self._idle.clear()
+            return FrameLoop(self._model, *shape)
+
+    def _take(self, key: tuple[int, ...]) -> FrameLoop | None:
         with self._lock:
             for index, (other, loop) in enumerate(self._idle):
                 if other == key:

@@ -274,6 +274,7 @@ def generate_batch(
         ParameterError: a parameter is of a wrong type, or lies outside its range.
         PromptError: a prompt does not fit the model, its references, or the cache.
         CheckpointError: the rule needs text, and the checkpoint has no text head.
+        RuntimeError: logits hold a NaN or +inf, exceed float32 when divided by the temperature, or are all -inf.
     """
     sampling = sampling or SamplingParameters()
     check_parameters(sampling, max_new_tokens)
@@ -524,9 +525,11 @@ def _draw_frames(
     ended: set[int] = set()
 
     def deliver(codes: torch.Tensor, going_on: list[bool]) -> bool:
-        for sequence, frame, goes_on in zip(live, codes, going_on, strict=True):
+        lowest = codes.amin(dim=1).tolist()
+        for sequence, frame, goes_on, least in zip(live, codes, going_on, lowest, strict=True):
             if sequence.slot in ended:
                 continue
+            _check_drawn("a code", least)
             sequence.steps += 1
             sequence.position += 1
             sequence.add_frame(frame)
@@ -536,6 +539,15 @@ def _draw_frames(
         return not ended
 
     loop.draw([FrameRow(sequence.slot, sequence.position, sequence.pending[0]) for sequence in live], limit, deliver)
+
+
+def _check_drawn(what: str, least: int) -> None:
+    """Raise RuntimeError where what was drawn is below 0: on a GPU the sampler can't raise for logits."""
+    if least < 0:
+        raise RuntimeError(
+            f"{what} can't be drawn: its logits hold a NaN or +inf, exceed float32 when divided by the temperature, "
+            "or are all -inf"
+        )
 
 
 def _end_audio(model: LanguageModel, sequence: _Sequence, rule: Rule) -> None:
@@ -576,6 +588,7 @@ def _advance(
         logits = model.audio_logits(states if len(audio) == len(live) else states[audio])
         slots = torch.tensor([live[index].slot for index in audio], dtype=torch.int32, device=model.device)
         frames = sampler.sample_audio_frame(logits, slots).cpu()
+        _check_drawn("a code", int(frames.min()))
         for row, index in enumerate(audio):
             sequence = live[index]
             if output_logits:
@@ -588,6 +601,7 @@ def _advance(
         slots = torch.tensor([live[index].slot for index in text], dtype=torch.int32, device=model.device)
         steps = torch.tensor([live[index].steps for index in text], dtype=torch.int32, device=model.device)
         tokens = sampler.sample_text(logits, slots, steps).tolist()
+        _check_drawn("a token", min(tokens))
         for row, (index, token) in enumerate(zip(text, tokens, strict=True)):
             sequence = live[index]
             if output_logits:

@@ -1,9 +1,13 @@
 """Frames drawn by the loop against those drawn one forward pass after the other, on each device."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
+from higgs_native import frame_loop
 from higgs_native.generation import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
+from higgs_native.ops._library import EMULATES_CUDA
 from higgs_native.random_checkpoint import DEMO_CONFIG, write_language_model
 from tests.devices import DEVICES
 
@@ -104,3 +108,34 @@ def test_a_full_cache_ends_the_loop(model):
         model.max_cache_length = before
     assert output.finish_reason == "length"
     assert output.audio_segments[0].shape[1] == 7
+
+
+@pytest.mark.skipif(not EMULATES_CUDA, reason="done on a GPU by the tests of three sequences")
+def test_rows_left_over_change_nothing(model, monkeypatch):
+    """A frame of four rows draws for three sequences."""
+    made = requests(model, 3)
+    expected = outputs(model, made, "transformers", 6)
+    monkeypatch.setattr(
+        frame_loop.FrameLoop,
+        "_frame",
+        lambda loop, num_rows: loop._frames.setdefault(4, frame_loop._Frame(model, loop.cache, loop.sampler, 4)),
+    )
+    with model.frame_loops.loop(4, 128, 7) as loop:
+        # What a larger request has left behind, in a slot that is over.
+        for tensor in (*loop.cache.keys, *loop.cache.values):
+            tensor.fill_(torch.nan)
+    monkeypatch.setattr(model.frame_loops, "loop", lambda *shape: nullcontext(loop))
+    assert_same(outputs(model, made, "transformers", 6), expected)
+
+
+def test_loops_that_wait_give_way_to_one_that_has_no_room(model, monkeypatch):
+    loops, made = frame_loop.FrameLoops(model), object()
+    loops._idle = [((1, 1024, 64, 0), object())]
+
+    def make(*arguments):
+        if loops._idle:
+            raise torch.OutOfMemoryError
+        return made
+
+    monkeypatch.setattr(frame_loop, "FrameLoop", make)
+    assert loops._make((1, 2048, 64)) is made

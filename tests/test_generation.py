@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
 from higgs_native.generation import (
     GenerationRequest,
@@ -279,3 +280,24 @@ def test_without_a_text_head_audio_ends_the_output(tmp_path):
     assert output.text_ids == [model.config.audio_out_token_id]
     with pytest.raises(CheckpointError, match="no text head"):
         model.generate(ids(model, "Say this."))
+
+
+@pytest.mark.parametrize("output_logits", [False, True])
+def test_logits_that_are_not_finite_are_refused(audio_prompt, text_prompt, output_logits):
+    """By the sampler on the CPU, and where its codes are read on a GPU."""
+    broken = HiggsAudioModel.from_pretrained(FOLDER)
+    broken.norm.fill_(torch.nan)
+    for prompt in (audio_prompt, text_prompt):
+        with pytest.raises(RuntimeError, match=r"logits .*hold a NaN"):
+            broken.generate(prompt, max_new_tokens=4, output_logits=output_logits)
+
+
+def test_what_a_gpu_could_not_draw_is_refused(model, audio_prompt, text_prompt, monkeypatch):
+    for name in ("sample_audio_frame", "sample_text"):
+        monkeypatch.setattr(ops, name, lambda drawn, *arguments: drawn.fill_(-1))
+    with pytest.raises(RuntimeError, match="a code can't be drawn: its logits hold a NaN"):
+        model.generate(audio_prompt, max_new_tokens=4)
+    with pytest.raises(RuntimeError, match="a code can't be drawn: its logits hold a NaN"):
+        model.generate(audio_prompt, max_new_tokens=4, output_logits=True)
+    with pytest.raises(RuntimeError, match="a token can't be drawn: its logits hold a NaN"):
+        model.generate(text_prompt, max_new_tokens=4)
