@@ -1,5 +1,7 @@
 """Where a model runs."""
 
+import re
+
 import torch
 
 from higgs_native._C import build_info
@@ -15,8 +17,8 @@ def checked_device(device: str | torch.device) -> torch.device:
             of this machine.
     """
     check_instruction_set()
-    usable = build_info()["cuda"] and torch.cuda.is_available()
     if device == "auto":
+        usable = build_info()["cuda"] and torch.cuda.is_available() and _has_kernels(torch.cuda.current_device())
         return torch.device("cuda", torch.cuda.current_device()) if usable else torch.device("cpu")
     try:
         chosen = torch.device(device)
@@ -36,4 +38,32 @@ def checked_device(device: str | torch.device) -> torch.device:
     index = torch.cuda.current_device() if chosen.index is None else chosen.index
     if index >= torch.cuda.device_count():
         raise ParameterError(f"device {device} can't be used: there are {torch.cuda.device_count()} GPUs")
+    if not _has_kernels(index):
+        major, minor = torch.cuda.get_device_capability(index)
+        raise ParameterError(
+            f"device {device} can't be used: {torch.cuda.get_device_name(index)} has compute capability "
+            f"{major}.{minor}, and the kernels were built for {build_info()['cuda_architectures']}; build them with "
+            f"HIGGS_NATIVE_CUDA_ARCHITECTURES={major}{minor} (8.0 at least)"
+        )
     return torch.device("cuda", index)
+
+
+def _has_kernels(index: int) -> bool:
+    """Whether the build has machine code, or PTX, that this GPU runs."""
+    return any(
+        _runs(architecture, torch.cuda.get_device_capability(index))
+        for architecture in build_info()["cuda_architectures"].split(",")
+    )
+
+
+def _runs(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether a GPU runs what was built for one of CMAKE_CUDA_ARCHITECTURES, such as 80-real, 90a-real, 120."""
+    match = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual)?", architecture)
+    if match is None:
+        return True  # `native`, `all`: whoever built it knows
+    major, minor, specific, kind = int(match[1]), int(match[2]), match[3], match[4]
+    if specific:
+        return capability == (major, minor)
+    machine_code = kind != "-virtual" and capability[0] == major and capability[1] >= minor
+    ptx = kind != "-real" and capability >= (major, minor)
+    return machine_code or ptx
