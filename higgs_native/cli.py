@@ -21,6 +21,7 @@ from higgs_native._C import build_info
 from higgs_native.checkpoint import resolve_folder
 from higgs_native.chunk_folder import ChunkFolder
 from higgs_native.chunking import chunk_text
+from higgs_native.device import checked_device
 from higgs_native.errors import AudioError, HiggsNativeError, ParameterError, PromptError
 from higgs_native.files import check_file_can_be_made
 from higgs_native.generation import SamplingParameters, check_parameters
@@ -326,7 +327,8 @@ def voices(
 @app.command()
 def info() -> None:
     """Say what is built in, what this machine can do, and what will be used."""
-    build = build_info()
+    build, device = build_info(), checked_device("auto")
+    cpu = f"cpu, {build['cpu_instruction_set']} kernels, {torch.get_num_threads()} threads"
     cuda = "none" if not build["cuda"] else f"{build['cuda_version']} for {build['cuda_architectures']}"
     rows = {
         "higgs_native": higgs_native.__version__,
@@ -338,7 +340,7 @@ def info() -> None:
         "this CPU runs": ", ".join(build["cpu_instruction_sets_supported"]),
         "this CPU has": build["cpu_features"],
         "GPUs": torch.cuda.device_count() or "none",
-        "will be used": f"cpu, {build['cpu_instruction_set']} kernels, {torch.get_num_threads()} threads",
+        "will be used": cpu if device.type == "cpu" else f"{device}, {torch.cuda.get_device_name(device)}",
     }
     for name, value in rows.items():
         print(f"{name + ':':<23}{value}")

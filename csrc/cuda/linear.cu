@@ -185,7 +185,7 @@ __device__ __forceinline__ Activations<F> read_activations(float& squares, const
     load_row(v, p.x + static_cast<int64_t>(row) * k, column, k, p.vectors);
     if (p.norm.text_weight) {
 #pragma unroll
-      for (int i = 0; i < S::kLaneColumns; ++i) squares += v[i] * v[i];
+      for (int i = 0; i < S::kLaneColumns; ++i) squares = fmaf(v[i], v[i], squares);
       const void* weight = row < p.norm.num_text_rows ? p.norm.text_weight : p.norm.audio_weight;
       multiply_norm(v, p.norm, weight, column, k, p.vectors);
     }
