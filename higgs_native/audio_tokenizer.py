@@ -19,6 +19,7 @@ from higgs_native.checkpoint import resolve_folder
 from higgs_native.codec_checkpoint import load_tensors
 from higgs_native.codec_config import HiggsAudioTokenizerConfig
 from higgs_native.codec_decoder import StreamingDecoder, checked_codes
+from higgs_native.codec_windows import DecoderWindows, WindowedDecoder
 from higgs_native.device import checked_device
 from higgs_native.errors import AudioError, ParameterError
 
@@ -65,6 +66,7 @@ class HiggsAudioTokenizer:
         with torch.inference_mode():
             weights = codec.prepare(tensors, config)
             self._weights = {name: weight.to(device) for name, weight in weights.items()}
+        self._windows = DecoderWindows(self._weights, config) if device.type == "cuda" else None
         self._cache: OrderedDict[bytes, torch.Tensor] = OrderedDict()
         self._cache_lock = threading.Lock()
 
@@ -192,7 +194,7 @@ class HiggsAudioTokenizer:
         windows = codes.split(DECODE_WINDOW, dim=1)
         return torch.cat([decoder.decode(window, is_last=window is windows[-1]) for window in windows])
 
-    def streaming_decoder(self, lookahead: int | None = None) -> StreamingDecoder:
+    def streaming_decoder(self, lookahead: int | None = None) -> StreamingDecoder | WindowedDecoder:
         """Return a decoder for codes that come a few frames at a time.
 
         Args:
@@ -202,6 +204,8 @@ class HiggsAudioTokenizer:
         Raises:
             ParameterError: lookahead is negative, or more than `context_frames`.
         """
+        if self._windows is not None:
+            return WindowedDecoder(self._windows, lookahead)
         return StreamingDecoder(self._weights, self.config, lookahead)
 
 

@@ -20,7 +20,7 @@ from higgs_native.errors import AudioError, ParameterError
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """A convolution over time, padded with zeros to `stride` output columns for a column of input.
 
     Attributes:
@@ -55,15 +55,11 @@ class StreamingDecoder:
     """
 
     def __init__(self, weights: Weights, config: HiggsAudioTokenizerConfig, lookahead: int | None = None) -> None:
-        most = config.decoder_context
-        self.lookahead = most if lookahead is None else lookahead
-        check_integer("lookahead", self.lookahead)
-        if not 0 <= self.lookahead <= most:
-            raise ParameterError(f"lookahead must lie in 0 .. {most} frames, got {lookahead}")
-        self._exact = self.lookahead == most
+        self.lookahead = checked_lookahead(lookahead, config)
+        self._exact = self.lookahead == config.decoder_context
         self._weights = weights
         self._config = config
-        self._layers = list(_layers(weights, config))
+        self._layers = list(decoder_layers(weights, config))
         # By layer: the end of its input, and the first column of output, counted from there, that is yet to compute.
         self._inputs: list[torch.Tensor | None] = [None] * len(self._layers)
         self._first = [0] * len(self._layers)
@@ -118,7 +114,7 @@ class StreamingDecoder:
             x = self._advance(index, layer, x, is_last)
         self._computed = torch.cat([self._computed, x[0, 0].cpu()])
 
-    def _advance(self, index: int, layer: _Layer, x: torch.Tensor, is_last: bool) -> torch.Tensor:
+    def _advance(self, index: int, layer: Layer, x: torch.Tensor, is_last: bool) -> torch.Tensor:
         """Give a layer its next columns of input; return those of its output that can be computed."""
         kept, first = self._inputs[index], self._first[index]
         if kept is not None and kept.shape[2]:
@@ -152,7 +148,22 @@ def checked_codes(codes: torch.Tensor | np.ndarray, config: HiggsAudioTokenizerC
     return codes.to(device="cpu", dtype=torch.int32).contiguous()
 
 
-def _layers(weights: Weights, config: HiggsAudioTokenizerConfig) -> Iterator[_Layer]:
+def checked_lookahead(lookahead: int | None, config: HiggsAudioTokenizerConfig) -> int:
+    """Return a lookahead in frames; None is as many as a frame depends on.
+
+    Raises:
+        ParameterError: it is outside of 0 .. `config.decoder_context`.
+    """
+    most = config.decoder_context
+    if lookahead is None:
+        return most
+    check_integer("lookahead", lookahead)
+    if not 0 <= lookahead <= most:
+        raise ParameterError(f"lookahead must lie in 0 .. {most} frames, got {lookahead}")
+    return lookahead
+
+
+def decoder_layers(weights: Weights, config: HiggsAudioTokenizerConfig) -> Iterator[Layer]:
     """The DAC decoder: [1, acoustic hidden size, frames] -> [1, 1, frames * hop length]."""
     yield _conv1d(weights, "acoustic_decoder.conv1")
     for i, stride in enumerate(config.upsampling_ratios):
@@ -164,22 +175,22 @@ def _layers(weights: Weights, config: HiggsAudioTokenizerConfig) -> Iterator[_La
     yield _conv1d(weights, "acoustic_decoder.conv2")
 
 
-def _conv1d(weights: Weights, name: str) -> _Layer:
+def _conv1d(weights: Weights, name: str) -> Layer:
     weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
     channels, _, taps = weight.shape
 
     def run(out: torch.Tensor, x: torch.Tensor, first: int) -> None:
         ops.conv1d(out, x, weight, bias, first)
 
-    return _Layer(run, channels, lag=taps // 2, keep=taps - 1)
+    return Layer(run, channels, lag=taps // 2, keep=taps - 1)
 
 
-def _snake(weights: Weights, name: str) -> _Layer:
+def _snake(weights: Weights, name: str) -> Layer:
     alpha = weights[f"{name}.alpha"]
-    return _Layer(lambda out, x, first: ops.snake(out, x, alpha), len(alpha), lag=0, keep=0)
+    return Layer(lambda out, x, first: ops.snake(out, x, alpha), len(alpha), lag=0, keep=0)
 
 
-def _upsampling(weights: Weights, block: str, stride: int) -> _Layer:
+def _upsampling(weights: Weights, block: str, stride: int) -> Layer:
     names = ("snake1.alpha", "conv_t1.weight", "conv_t1.bias")
     alpha, weight, bias = (weights[f"{block}.{name}"] for name in names)
 
@@ -187,10 +198,10 @@ def _upsampling(weights: Weights, block: str, stride: int) -> _Layer:
         ops.snake_conv_transpose1d(out, x, alpha, weight, bias, first)
 
     # A column of output is made of two columns of input; the first is half a stride earlier than the output's.
-    return _Layer(run, len(bias), lag=(stride + 1) // 2, keep=1, stride=stride)
+    return Layer(run, len(bias), lag=(stride + 1) // 2, keep=1, stride=stride)
 
 
-def _residual_unit(weights: Weights, name: str, dilation: int) -> _Layer:
+def _residual_unit(weights: Weights, name: str, dilation: int) -> Layer:
     names = ("snake1.alpha", "conv1.weight", "conv1.bias", "snake2.alpha", "conv2.weight", "conv2.bias")
     tensors = [weights[f"{name}.{parameter}"] for parameter in names]
     channels, _, taps = tensors[1].shape
@@ -199,4 +210,4 @@ def _residual_unit(weights: Weights, name: str, dilation: int) -> _Layer:
         ops.residual_unit(out, x, *tensors, dilation, first)
 
     reach = (taps - 1) * dilation
-    return _Layer(run, channels, lag=reach // 2, keep=reach)
+    return Layer(run, channels, lag=reach // 2, keep=reach)
