@@ -11,6 +11,7 @@ with --quick, shows that all of it runs.
 
 import argparse
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from bench_frame import COMPILED, REFERENCE, compiled_frames, frame_bytes, trans
 from measure import ReadBandwidth, seconds, summary, write_json
 
 from higgs_native import HiggsAudio, HiggsAudioModel, ops
+from higgs_native.codec_decoder import StreamingDecoder
+from higgs_native.codec_windows import WindowedDecoder
 from higgs_native.device import checked_device
 from higgs_native.frame_loop import FrameRow
 from higgs_native.model import LanguageModel, Rows
@@ -374,14 +377,33 @@ def bench_prompt(models: dict[str, LanguageModel], reference: Any, count: int, s
 
 
 def bench_codec(engine: HiggsAudio, sizes: Sizes) -> dict[str, Any]:
-    """Decoding windows of codes, and encoding five seconds of audio."""
+    """Decoding codes, all of an audio and a chunk of a stream, and encoding five seconds of audio.
+
+    On a GPU the audio tokenizer decodes by windows; beside it the decoder that goes layer by layer.
+    """
     tokenizer = engine.audio_tokenizer
-    report: dict[str, Any] = {"decode": []}
-    for frames in sizes.codec_frames:
-        codes = torch.randint(tokenizer.codebook_size, (tokenizer.num_codebooks, frames))
-        times = [1e3 * seconds(lambda codes=codes: tokenizer.decode(codes)) for _ in range(sizes.repeats + 2)][2:]
-        report["decode"].append({"frames": frames, "ms": summary(times)})
-        print(f"decode {frames} frames: {summary(times)['median']:.2f} ms")
+    weights, config = tokenizer.named_weights(), tokenizer.config
+    decoders: dict[str, Callable[[], StreamingDecoder | WindowedDecoder]] = {
+        "tokenizer": tokenizer.streaming_decoder,
+        "layers": lambda: StreamingDecoder(weights, config),
+    }
+    before = torch.zeros(config.num_codebooks, 2 * config.decoder_context, dtype=torch.int64)
+    report: dict[str, Any] = {}
+    for kind in ("decode", "chunk"):
+        report[kind] = []
+        for frames in sizes.codec_frames:
+            codes = torch.randint(config.codebook_size, (config.num_codebooks, frames))
+            times: dict[str, list[float]] = {name: [] for name in decoders}
+            for _ in range(sizes.repeats + 2):
+                for name, new_decoder in decoders.items():
+                    decoder = new_decoder()
+                    if kind == "chunk":
+                        decoder.decode(before)
+                    decode = functools.partial(decoder.decode, codes, is_last=kind == "decode")
+                    times[name].append(1e3 * seconds(decode))
+            ms = {name: summary(values[2:]) for name, values in times.items()}
+            report[kind].append({"frames": frames, "ms": ms})
+            print(f"{kind} {frames} frames: " + ", ".join(f"{name} {ms[name]['median']:.2f} ms" for name in ms))
     audio = torch.randn(5 * tokenizer.sampling_rate) / 10
 
     def encode() -> None:

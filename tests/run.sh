@@ -36,7 +36,8 @@ done
 echo "Everything with the $used kernels:"
 "$bin/pytest" -q "$@"
 echo "The CUDA kernels, emulated:"
-HIGGS_NATIVE_EMULATE_CUDA=1 "$bin/pytest" -q tests/ops tests/test_frame_loop.py tests/test_parity_transformers.py
+HIGGS_NATIVE_EMULATE_CUDA=1 "$bin/pytest" -q tests/ops tests/test_frame_loop.py tests/test_parity_transformers.py \
+  tests/test_codec_windows.py::test_audio_that_ends_within_a_window_and_at_its_end
 
 if [ "$HIGGS_NATIVE_REQUIRE_TRANSFORMERS" = 1 ]; then compared=; else compared=--no-transformers; fi
 echo "The benchmarks, at toy size:"

@@ -42,13 +42,12 @@ def eager(tokenizer, lookahead=None) -> StreamingDecoder:
 
 @pytest.mark.parametrize("lookahead", [None, 0, 3, 9])
 def test_random_pieces_have_the_bits_of_the_streaming_decoder(tokenizer, windows, lookahead):
-    codes = random_codes(75)
-    for seed in range(8):
-        sizes = random_sizes(75, random.Random(seed))
+    codes = random_codes(61)
+    for seed in range(5):
+        sizes = random_sizes(61, random.Random(seed))
         expected = pieces(eager(tokenizer, lookahead), codes, sizes)
         given = pieces(WindowedDecoder(windows, lookahead), codes, sizes)
-        assert len(given) == len(expected)
-        assert all(torch.equal(a, b) for a, b in zip(given, expected, strict=True)), (sizes, seed)
+        assert all(torch.equal(a, b) for a, b in zip(given, expected, strict=True)), sizes
 
 
 @pytest.mark.parametrize("frames", [1, 4, 5, 6, 16, 17, 39, 40, 41, 60, 61])
@@ -69,7 +68,9 @@ def test_what_an_earlier_audio_left_is_not_heard(tokenizer, windows):
 
 def test_streams_of_several_threads_share_the_windows(tokenizer, windows):
     def decode(frames: int) -> torch.Tensor:
-        return torch.cat(pieces(WindowedDecoder(windows), random_codes(frames), random_sizes(frames, random.Random())))
+        return torch.cat(
+            pieces(WindowedDecoder(windows), random_codes(frames), random_sizes(frames, random.Random(frames)))
+        )
 
     counts = [21, 33, 48, 26]
     expected = [eager(tokenizer).decode(random_codes(frames), is_last=True) for frames in counts]
@@ -116,27 +117,24 @@ def test_a_tokenizer_on_the_cpu_keeps_what_it_has_computed(folder):
 
 
 @NEEDS_CUDA
-@pytest.mark.parametrize("frames", [*(size - 1 for size in SIZES), SIZES[-1] + 250])
-def test_a_tokenizer_on_a_gpu_decodes_by_graphs(folder, frames):
+def test_a_tokenizer_on_a_gpu_decodes_by_graphs(folder):
+    """Every window, full and with room, new and used; and audio of several."""
     tokenizer = HiggsAudioTokenizer.from_pretrained(folder, "cuda")
     assert isinstance(tokenizer.streaming_decoder(), WindowedDecoder)
-    codes = random_codes(frames)
-    expected = eager(tokenizer).decode(codes, is_last=True)
-    for _ in range(2):
-        assert torch.equal(tokenizer.decode(codes), expected)
+    for frames in (1, *SIZES, *(size - 1 for size in SIZES), 500, 531):
+        codes = random_codes(frames)
+        assert torch.equal(tokenizer.decode(codes), eager(tokenizer).decode(codes, is_last=True)), frames
 
 
 @NEEDS_CUDA
-def test_a_window_runs_beside_other_work_of_the_gpu(folder):
-    """It waits for nothing that was launched before on other streams."""
+def test_a_window_does_not_wait_for_other_work_of_the_gpu(folder):
     tokenizer = HiggsAudioTokenizer.from_pretrained(folder, "cuda")
-    codes = random_codes(20)
+    codes, other = random_codes(20), torch.cuda.Event()
     expected = tokenizer.decode(codes)
-    other = torch.cuda.Event()
-    torch.cuda._sleep(2_000_000_000)  # cycles, about a second
+    torch.cuda._sleep(2_000_000_000)  # cycles: about a second
     other.record()
     audio = tokenizer.decode(codes)
-    ran_beside = not other.query()
+    is_done = other.query()
     other.synchronize()
-    assert ran_beside
+    assert not is_done
     assert torch.equal(audio, expected)
