@@ -30,7 +30,7 @@ from higgs_native.model import LanguageModel, Rows
 from higgs_native.random_checkpoint import REAL_SIZE_CONFIG, write_demo_checkpoint
 
 
-FORMATS = ("bfloat16", "int8", "int4")
+FORMATS = ("bfloat16", "fp8", "int8", "int4")
 SECTIONS = ("products", "frame", "batch", "prompt", "codec", "first_sound")
 TEXT = "The sun rises in the east and sets in the west."
 

@@ -28,7 +28,7 @@ from higgs_native.kv_cache import KVCache
 from higgs_native.model import LanguageModel, Rows
 
 
-FORMATS = ("bfloat16", "float32", "int8", "int4")
+FORMATS = ("bfloat16", "float32", "fp8", "int8", "int4")
 REFERENCE = "transformers"
 COMPILED = "transformers, compiled"
 

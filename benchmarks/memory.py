@@ -40,7 +40,7 @@ def count(config: HiggsAudioConfig, positions: int) -> dict[str, dict[str, Any]]
     codec = 4 * sum(math.prod(shape) for shape in tensor_shapes(HiggsAudioTokenizerConfig()).values())
     cache = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * positions
     result = {}
-    for format in ("bfloat16", "int8", "int4"):
+    for format in ("bfloat16", "fp8", "int8", "int4"):
         parts = {"weights": weight_bytes(config, format), "audio tokenizer": codec, "KV cache": cache}
         result[format] = {**parts, "total": sum(parts.values())}
     return result
@@ -56,7 +56,7 @@ def weight_bytes(config: HiggsAudioConfig, format: str) -> int:
         n, k = shape
         panels, units, lanes, elements = packed_shape(n, k, FORMATS[format])
         total += panels * units * lanes * elements * FORMATS[format].itemsize
-        if format == "int8":
+        if format in ("fp8", "int8"):
             total += panels * PANEL * torch.float32.itemsize
         elif format == "int4":
             total += panels * -(-k // QUANTIZATION_GROUP) * PANEL * torch.float16.itemsize

@@ -24,7 +24,7 @@ from higgs_native.prompt import speech_messages
 from higgs_native.quantization import Quantization
 
 
-FORMATS = ("float32", "bfloat16", "int8", "int4", "int4,heads=int8", "int4,attention=int8,heads=int8")
+FORMATS = ("float32", "bfloat16", "fp8", "int8", "int4", "int4,heads=int8", "int4,attention=int8,heads=int8")
 SENTENCES = (
     "The sun rises in the east.",
     "Good morning, how are you today?",
@@ -60,8 +60,8 @@ def main() -> None:
     for format in FORMATS:
         for clip in (True, False):
             whole = format in ("float32", "bfloat16")
-            if whole and not clip:
-                continue
+            if not clip and (whole or format == "fp8"):
+                continue  # nothing is ever clipped
             quantization = None if whole else replace(Quantization.parse(format), clip=clip)
             model = HiggsAudioModel.from_pretrained(
                 folder, dtype=format if whole else "bfloat16", quantization=quantization

@@ -19,7 +19,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from higgs_native import ops
 from higgs_native.files import replacing
-from higgs_native.ops.linear import FORMATS, PANEL, QUANTIZATION_GROUP, pack_quantized, packed_shape
+from higgs_native.ops.linear import FORMATS, PANEL, QUANTIZATION_GROUP, QUANTIZED, pack_quantized, packed_shape
 from higgs_native.random_checkpoint import REAL_SIZE_CONFIG
 
 
@@ -141,8 +141,8 @@ def layer_parts(format: str) -> dict[str, int]:
 def packed_bytes(n: int, k: int, format: str) -> int:
     """Bytes of a packed matrix [n, k] with its scales."""
     panels, units, lanes, elements = packed_shape(n, k, FORMATS[format])
-    # int8: a float32 for each row; int4: a float16 for each row and group.
-    scales = {"int8": 4, "int4": 2 * -(-k // QUANTIZATION_GROUP)}.get(format, 0)
+    # fp8 and int8: a float32 for each row; int4: a float16 for each row and group.
+    scales = {"fp8": 4, "int8": 4, "int4": 2 * -(-k // QUANTIZATION_GROUP)}.get(format, 0)
     return panels * lanes * (units * elements * FORMATS[format].itemsize + scales)
 
 
@@ -163,7 +163,7 @@ def draw_frame_bytes() -> Figure:
             frame.barh(row, size / 1e9, left=begin, color=colors[name], edgecolor="white", label=label)
             begin += size / 1e9
         frame.text(begin + 0.05, row, f"{begin:.2f} GB", va="center")
-    frame.set_yticks(range(3), ("bfloat16", "int8", "int4"))
+    frame.set_yticks(range(3), ("bfloat16", "fp8, int8", "int4"))
     frame.invert_yaxis()
     frame.set(xlabel=f"GB read for a frame, {POSITIONS:,} positions in the cache")
     frame.margins(x=0.14)
@@ -196,7 +196,7 @@ def draw_packed_panel() -> Figure:
     axes.text(53, 44.6, "read once, from one end to the other, in the order of k", ha="center", color="#444444")
     shown = (0, 1, 2, None, PANEL - 1)
     for row, (format, columns) in enumerate(unit_columns().items()):
-        y = 31 - 9.5 * row
+        y = 31 - 7.5 * row
         axes.text(13, y + 3, format, ha="right", va="center")
         for place, lane in enumerate(shown):
             x = 14 + 16.4 * place
@@ -210,7 +210,7 @@ def draw_packed_panel() -> Figure:
     for place, lane in enumerate(shown):
         if lane is not None:
             axes.text(14 + 16.4 * place + 8, 38.4, f"row {lane}: 4 bytes", ha="center", va="bottom", color="#444444")
-    axes.text(14, -1, "The numbers are columns of the matrix; of int4, in the low and in the high half of a byte.")
+    axes.text(14, -2.5, "The numbers are columns of the matrix; of int4, in the low and in the high half of a byte.")
     return figure
 
 
@@ -220,14 +220,13 @@ def unit_columns() -> dict[str, list[list[str]]]:
     numbers = torch.arange(columns, dtype=torch.float32).repeat(PANEL, 1)
     found = {}
     for format, dtype in FORMATS.items():
-        if dtype.is_floating_point:
-            data = ops.pack_linear(numbers, format=format).data
+        if format in QUANTIZED:
+            # e4m3 and integers of 4 bits can't number all columns: those of the first unit, and zeros.
+            values = torch.where(numbers < 8, numbers - (8 if format == "int4" else 0), 0)
+            scales = torch.ones(PANEL, 1, dtype=torch.float16) if format == "int4" else torch.ones(PANEL)
+            data = pack_quantized(values.to(torch.int8 if format == "int4" else dtype), scales).data
         else:
-            # Integers of 4 bits can't number all columns: those of the first unit, and zeros.
-            limit = 8 if format == "int4" else columns
-            integers = torch.where(numbers < limit, numbers - (8 if format == "int4" else 0), 0).to(torch.int8)
-            scales = torch.ones(PANEL) if format == "int8" else torch.ones(PANEL, 1, dtype=torch.float16)
-            data = pack_quantized(integers, scales).data
+            data = ops.pack_linear(numbers, format=format).data
         unit = data[0, 0]
         if format == "int4":
             found[format] = [[f"{v & 15} | {v >> 4}" for v in row] for row in unit.tolist()]

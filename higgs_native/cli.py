@@ -88,7 +88,7 @@ DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto
 DtypeOption = Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, or auto: as stored.")]
 QuantizationOption = Annotated[
     str | None,
-    typer.Option(help="Of the weights: int8, int4, or a format for each part, such as int4,heads=int8."),
+    typer.Option(help="Of the weights: fp8, int8, int4, or a format for each part, such as int4,heads=int8."),
 ]
 
 
@@ -282,12 +282,15 @@ def quantize(
     format: Annotated[
         str,
         typer.Option(
-            help="int8, int4, or a format for each part: attention, text_ffn, audio_ffn, heads. "
+            help="fp8, int8, int4, or a format for each part: attention, text_ffn, audio_ffn, heads. "
             "int4,heads=int8 is int4 for all but the heads."
         ),
     ] = "int8",
     clip: Annotated[
-        bool, typer.Option(help="Choose scales for the least squared error, instead of keeping every largest value.")
+        bool,
+        typer.Option(
+            help="Choose scales of int8 and int4 for the least squared error, instead of keeping every largest value."
+        ),
     ] = True,
 ) -> None:
     """Write a quantized checkpoint, which loads as fast as it is read."""

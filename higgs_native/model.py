@@ -200,7 +200,7 @@ class LanguageModel:
             dtype: torch.float32, torch.bfloat16, their names, or "auto": as stored (float16 becomes float32).
             max_cache_length: positions a sequence may have, prompt included. A position costs 114,688 bytes of cache
                 at real size in bfloat16, once it is used.
-            quantization: `int8`, `int4`, or a format for each part; see `Quantization`. None: as stored.
+            quantization: `fp8`, `int8`, `int4`, or a format for each part; see `Quantization`. None: as stored.
 
         Raises:
             CheckpointError: the files are missing or damaged, or don't fit the configuration.

@@ -112,7 +112,7 @@ class HiggsAudio:
             dtype: of the weights: `float32`, `bfloat16`, or `auto`, as they are stored.
             audio_tokenizer: its folder, its name on the Hub, or a loaded one. By default the folder `audio_tokenizer`
                 within the checkpoint, or else `bosonai/higgs-audio-v2-tokenizer` from the Hub.
-            quantization: of the language model's matrices: `int8`, `int4`, or a format for each part
+            quantization: of the language model's matrices: `fp8`, `int8`, `int4`, or a format for each part
                 (`int4,heads=int8`; see `higgs_native.quantization`); None: as stored.
 
         Raises:

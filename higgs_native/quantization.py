@@ -11,16 +11,17 @@ from higgs_native.ops.linear import FORMATS
 
 @dataclass(frozen=True)
 class Quantization:
-    """The format of each part's weights: `bfloat16`, `float32`, `int8`, `int4`, or None for the model's dtype.
+    """The format of each part's weights: `bfloat16`, `float32`, `fp8`, `int8`, `int4`, or None for the model's dtype.
 
-    int8 has one scale for each output; int4 has a float16 scale for each group of 128 inputs of an output. Embeddings
-    and norms are never quantized.
+    fp8 (e4m3) and int8 have one scale for each output; int4 has a float16 scale for each group of 128 inputs of an
+    output. Embeddings and norms are never quantized.
 
     Attributes:
         attention: the query, key, value and output projections.
         text_ffn, audio_ffn: the two feed-forward paths. A layer that has one path takes `text_ffn`.
         heads: the audio head and the text head.
-        clip: choose scales for the least squared error, instead of keeping the largest value of each group.
+        clip: choose the scales of int8 and int4 for the least squared error, instead of keeping the largest value of
+            each group.
     """
 
     attention: str | None = None

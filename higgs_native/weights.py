@@ -22,7 +22,7 @@ from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.memory import empty_weight, release_mapped
 from higgs_native.ops import PackedWeight
-from higgs_native.ops.linear import FORMATS, PANEL, QUANTIZATION_GROUP, packed_shape
+from higgs_native.ops.linear import FORMATS, PANEL, QUANTIZATION_GROUP, QUANTIZED, packed_shape
 from higgs_native.quantization import Quantization
 
 
@@ -112,7 +112,7 @@ class CheckpointWeights:
     def _checked(
         self, name: str, pack: Callable[..., PackedWeight], *matrices: torch.Tensor, format: str | None
     ) -> PackedWeight:
-        if format in ("int8", "int4") and not all(matrix.isfinite().all() for matrix in matrices):
+        if format in QUANTIZED and not all(matrix.isfinite().all() for matrix in matrices):
             raise CheckpointError(f"{name} holds values that are not finite and can't be quantized")
         return pack(*matrices, format=format, clip=self.quantization.clip)
 
@@ -176,7 +176,7 @@ class PackedWeights:
         dtype = self.dtype if format is None else FORMATS[format]
         shape = packed_shape(n, k, dtype)
         data = self._read(name, shape, dtype)
-        if format == "int8":
+        if format in ("fp8", "int8"):
             return PackedWeight(data, self._read(name + _SCALES, (shape[0], PANEL), torch.float32))
         if format == "int4":
             groups = -(-k // QUANTIZATION_GROUP)

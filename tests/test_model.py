@@ -137,7 +137,7 @@ def test_adapter_types_equal_the_definition(tmp_path, adapter, dual_layers):
     assert torch.equal(forward(model, rows, [5, 20, 8]), forward(model, rows))
 
 
-@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("quantization", [None, "fp8", "int8", "int4"])
 def test_the_number_of_threads_changes_nothing(tmp_path, quantization):
     # Large enough that products, and attention to more positions than one piece takes, are shared out.
     cfg = config(hidden_size=128, intermediate_size=512, head_dim=32)

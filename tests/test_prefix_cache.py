@@ -8,6 +8,7 @@ import torch
 from higgs_native.errors import ParameterError
 from higgs_native.generation import GenerationOutput, GenerationRequest, HiggsAudioModel, generate_batch
 from higgs_native.kv_cache import KVCache
+from higgs_native.ops.linear import QUANTIZED
 from higgs_native.prefix_cache import BLOCK, DEFAULT_MAX_BYTES, PrefixCache, prompt_blocks
 from higgs_native.random_checkpoint import write_language_model
 from tests.test_model import config
@@ -54,9 +55,9 @@ def assert_equal(one: GenerationOutput, other: GenerationOutput) -> None:
     assert (one.text_ids, one.prompt_tokens) == (other.text_ids, other.prompt_tokens)
 
 
-@pytest.mark.parametrize("format", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("format", ["float32", "bfloat16", "fp8", "int8", "int4"])
 def test_the_output_is_the_same_to_the_bit(folder, format):
-    quantized = format.startswith("int")
+    quantized = format in QUANTIZED
     model = HiggsAudioModel.from_pretrained(
         folder, dtype="auto" if quantized else format, quantization=format if quantized else None
     )

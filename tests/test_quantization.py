@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from higgs_native import HiggsAudio, HiggsAudioModel, ops, weights
 from higgs_native.cli import main
 from higgs_native.errors import CheckpointError, ParameterError
+from higgs_native.ops.linear import FORMATS
 from higgs_native.quantization import Quantization
 from higgs_native.random_checkpoint import write_language_model
 from higgs_native.weights import PACKED_FILE, write_packed
-from tests.devices import CHECKS_VALUES, CUDA_DEVICE, DEVICES, NEEDS_CUDA_KERNELS
+from tests.devices import CHECKS_VALUES, CUDA_DEVICE, DEVICES, NEEDS_CUDA, NEEDS_CUDA_KERNELS
 from tests.ops.tensors import random
 from tests.test_model import config
 
@@ -66,21 +67,39 @@ def test_rounding(format, error, dtype, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_to_e4m3(dtype, device):
+    """A row's largest magnitude becomes 448, and every value the nearest of e4m3; `clip` changes nothing."""
+    weight = random((70, 300), dtype) * (1 + random((70, 300), seed=1).abs() ** 3).to(dtype)
+    before = weight.clone()
+    values, scales = (tensor.cpu() for tensor in ops.quantize_linear(weight.to(device), "fp8"))
+    assert torch.equal(weight, before)
+    assert torch.equal(scales, weight.float().abs().amax(1) / 448)
+    every = torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn).float()
+    scaled = weight.float() / scales[:, None]
+    least = (scaled[..., None] - every[every.isfinite()]).abs().amin(-1)
+    assert torch.equal((scaled - values.float()).abs(), least)
+    unclipped = ops.quantize_linear(weight.to(device), "fp8", clip=False)
+    assert torch.equal(unclipped[0].cpu().view(torch.uint8), values.view(torch.uint8))
+    assert torch.equal(unclipped[1].cpu(), scales)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("format", ["fp8", "int8", "int4"])
 def test_extreme_matrices(format, device):
     """Zeros stay zero, one value stays itself, denormal and huge values neither overflow nor become NaN."""
-    for value in (0.0, 1.0, -3.0, 1e-42, 2e-38, 1e30 if format == "int8" else 5e5):
+    for value in (0.0, 1.0, -3.0, 1e-42, 2e-38, 5e5 if format == "int4" else 1e30):
         weight = torch.zeros(2, 256)
         weight[1, 200] = value
-        integers, scales = (tensor.cpu() for tensor in ops.quantize_linear(weight.to(device), format))
-        spread = scales[:, None] if format == "int8" else scales.float().repeat_interleave(128, 1)
-        assert not integers[weight == 0].any()
+        values, scales = (tensor.cpu().float() for tensor in ops.quantize_linear(weight.to(device), format))
+        spread = scales.repeat_interleave(128, 1) if format == "int4" else scales[:, None]
+        assert not values[weight == 0].any()
         assert spread.isfinite().all()
-        torch.testing.assert_close(integers * spread, weight, rtol=1e-2, atol=1e-7)
+        torch.testing.assert_close(values * spread, weight, rtol=1e-2, atol=1e-7)
 
 
 @CHECKS_VALUES
-@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("format", ["fp8", "int8", "int4"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_values_that_are_not_finite_are_refused(format, value):
     weight = torch.zeros(2, 256)
@@ -96,6 +115,14 @@ def test_values_that_are_not_finite_have_no_scale_on_cuda(value):
     weight[1, 200] = value
     assert ops.quantize_linear(weight, "int8")[1].isnan().tolist() == [False, True]
     assert ops.quantize_linear(weight, "int4")[1].isnan().tolist() == [[False, False], [False, True]]
+
+
+@NEEDS_CUDA
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_values_that_are_not_finite_have_no_fp8_scale_on_cuda(value):
+    weight = torch.ones(2, 256, device="cuda")
+    weight[1, 200] = value
+    assert ops.quantize_linear(weight, "fp8")[1].isnan().tolist() == [False, True]
 
 
 def quantize(matrices, device):
@@ -149,8 +176,9 @@ def test_parsing():
     assert Quantization.parse("int8") == Quantization("int8", "int8", "int8", "int8")
     assert Quantization.parse("heads=int8, int4") == Quantization("int4", "int4", "int4", "int8")
     assert Quantization.parse("audio_ffn=int4") == Quantization(audio_ffn="int4")
+    assert Quantization.parse("fp8,text_ffn=int4") == Quantization("fp8", "int4", "fp8", "fp8")
     for text, message in (
-        ("int3", "attention must be one of float32, bfloat16, int8, int4, got 'int3'"),
+        ("int3", "attention must be one of float32, bfloat16, fp8, int8, int4, got 'int3'"),
         ("int4,int8", "names two formats"),
         ("heads=int8,heads=int4", "names heads twice"),
         ("", "attention must be one of .*, got ''"),
@@ -161,17 +189,19 @@ def test_parsing():
             Quantization.parse(text)
 
 
-@pytest.mark.parametrize(("quantization", "error"), [("int8", 0.03), ("int4", 0.4), ("int4,heads=int8", 0.4)])
+@pytest.mark.parametrize(
+    ("quantization", "error"), [("fp8", 0.1), ("int8", 0.03), ("int4", 0.4), ("int4,heads=int8", 0.4)]
+)
 def test_a_quantized_model_is_near_the_whole_one(source, quantization, error):
     whole = HiggsAudioModel.from_pretrained(source, dtype="float32")
     model = HiggsAudioModel.from_pretrained(source, dtype="float32", quantization=quantization)
     assert model.nbytes < 0.8 * whole.nbytes
     logits = [m.generate(PROMPT, **GREEDY, output_logits=True).audio_logits[0] for m in (whole, model)]
     assert (logits[0][0] - logits[1][0]).std() < error * logits[0][0].std()
-    assert model.audio_head.data.dtype == (torch.uint8 if quantization == "int4" else torch.int8)
+    assert model.audio_head.data.dtype == FORMATS[Quantization.parse(quantization).heads]
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4", "text_ffn=int8,audio_ffn=int4", None])
+@pytest.mark.parametrize("quantization", ["fp8", "int8", "int4", "attention=fp8,text_ffn=int8,audio_ffn=int4", None])
 def test_a_written_checkpoint_speaks_the_same_codes(source, tmp_path, quantization):
     """Written, moved and loaded again; the same bits as quantizing while loading."""
     model = HiggsAudioModel.from_pretrained(source, quantization=quantization)
@@ -330,7 +360,7 @@ def test_the_command(source, tmp_path, capsys):
     [
         (
             ["{source}", "{new}", "--format", "int3"],
-            "attention must be one of float32, bfloat16, int8, int4, got 'int3'",
+            "attention must be one of float32, bfloat16, fp8, int8, int4, got 'int3'",
         ),
         (["{source}", "{source}"], "already exists; choose another folder"),
         (["{new}", "{new}"], "does not exist; expected a folder or a Hub name"),

@@ -35,13 +35,21 @@ def main() -> None:
         write_json(args.json, {"operator": "linear", "shape": args.shape, "runs": runs})
 
 
-FORMATS = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8, "int4": torch.uint8}
+FORMATS = {
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "fp8": torch.float8_e4m3fn,
+    "int8": torch.int8,
+    "int4": torch.uint8,
+}
 
 
 def packed_weight(n: int, k: int, dtype: torch.dtype) -> ops.PackedWeight:
     """A weight of that format; its numbers don't matter for the time."""
     if dtype in (torch.float32, torch.bfloat16):
         return ops.pack_linear(torch.randn(n, k).to(dtype))
+    if dtype == torch.float8_e4m3fn:
+        return ops.pack_linear(torch.randn(n, k), format="fp8")
     integers = torch.randint(-8, 8, (n, k), dtype=torch.int8)
     scales = torch.rand(n) if dtype == torch.int8 else torch.rand(n, -(-k // 128)).half()
     return ops.pack_quantized(integers, scales)

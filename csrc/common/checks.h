@@ -27,6 +27,7 @@ inline const char* dtype_name(ScalarType dtype) {
     case ScalarType::Long: return "int64";
     case ScalarType::Char: return "int8";
     case ScalarType::Byte: return "uint8";
+    case ScalarType::Float8_e4m3fn: return "float8_e4m3fn";
     case ScalarType::Bool: return "bool";
     default: return "another dtype";
   }

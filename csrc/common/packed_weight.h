@@ -14,7 +14,7 @@ using OptionalTensor = std::optional<Tensor>;
 struct PackedWeight {
   WeightFormat format;
   const char* data;
-  const void* scales;  // int8: [panels, kPanel], float32; int4: [panels, groups, kPanel], float16; else null
+  const void* scales;  // fp8, int8: [panels, kPanel], float32; int4: [panels, groups, kPanel], float16; else null
   int64_t n, k, units;
 };
 
@@ -22,11 +22,12 @@ inline WeightFormat weight_format(const char* op, const char* name, const Tensor
   switch (weight.scalar_type()) {
     case ScalarType::Float: return WeightFormat::f32;
     case ScalarType::BFloat16: return WeightFormat::bf16;
+    case ScalarType::Float8_e4m3fn: return WeightFormat::fp8;
     case ScalarType::Char: return WeightFormat::int8;
     case ScalarType::Byte: return WeightFormat::int4;
     default:
       STD_TORCH_CHECK(
-          false, op, ": ", name, " must be float32, bfloat16, int8 or uint8 (4 bits), got ",
+          false, op, ": ", name, " must be float32, bfloat16, float8_e4m3fn, int8 or uint8 (4 bits), got ",
           dtype_name(weight.scalar_type()));
   }
 }
@@ -43,10 +44,10 @@ inline PackedWeight packed_weight(
   const int64_t units = count_units(format, k), panels = (n + kPanel - 1) / kPanel;
   check_tensor(op, name, weight, weight.scalar_type(), {panels, units, kPanel, word_elements(format)});
   STD_TORCH_CHECK(
-      scales.has_value() == is_quantized(format), op, ": ", name, " of dtype ", dtype_name(weight.scalar_type()),
-      is_quantized(format) ? " needs scales" : " takes no scales");
+      scales.has_value() == has_scales(format), op, ": ", name, " of dtype ", dtype_name(weight.scalar_type()),
+      has_scales(format) ? " needs scales" : " takes no scales");
   if (scales) check_same_device(op, "scales", *scales, name, weight);
-  if (format == WeightFormat::int8) check_tensor(op, "scales", *scales, ScalarType::Float, {panels, kPanel});
+  if (has_row_scales(format)) check_tensor(op, "scales", *scales, ScalarType::Float, {panels, kPanel});
   if (format == WeightFormat::int4) {
     check_tensor(op, "scales", *scales, ScalarType::Half, {panels, units * 8 / kQuantGroup, kPanel});
   }
@@ -70,7 +71,7 @@ struct PackLinear {
 inline PackLinear check_pack_linear(const Tensor& packed, const Tensor& weight, int64_t first_lane, int64_t lanes) {
   const char* op = "pack_linear";
   const WeightFormat format = weight_format(op, "packed", packed);
-  const ScalarType dtype = is_quantized(format) ? ScalarType::Char : packed.scalar_type();
+  const ScalarType dtype = is_integer(format) ? ScalarType::Char : packed.scalar_type();
   check_tensor(op, "weight", weight, dtype, {kAnySize, kAnySize});
   const int64_t n = weight.size(0), k = weight.size(1), units = count_units(format, k);
   STD_TORCH_CHECK(

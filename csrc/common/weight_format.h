@@ -4,10 +4,12 @@
 // of k, so that a product reads it from one end to the other: a unit holds, for each of its 32 rows in turn, 4 bytes:
 //   f32   one weight;
 //   bf16  two weights;
+//   fp8   four weights, e4m3 without infinities; a weight row has one float32 scale: weight = scale * e4m3;
 //   int8  four weights, signed; a weight row has one float32 scale: weight = scale * integer;
 //   int4  eight weights w + 8, the first four in the low halves of the bytes, the others in the high halves; groups of
 //         kQuantGroup weights of a row share a float16 scale.
-// Rows and columns that fill the last panel, unit or group hold zeros.
+// Rows and columns that fill the last panel, unit or group hold zeros. Weights that are integers meet x rounded to 8 bits in
+// groups of kQuantGroup columns, so their units fill whole groups.
 #pragma once
 
 #include <cstdint>
@@ -18,17 +20,29 @@ inline constexpr int64_t kPanel = 32;
 inline constexpr int64_t kUnitBytes = 128;
 inline constexpr int64_t kQuantGroup = 128;
 
-enum class WeightFormat { f32, bf16, int8, int4 };
+enum class WeightFormat { f32, bf16, fp8, int8, int4 };
+inline constexpr int kWeightFormats = 5;
 // How many columns of the matrix a unit holds.
-inline constexpr int64_t kUnitColumns[] = {1, 2, 4, 8};
+inline constexpr int64_t kUnitColumns[kWeightFormats] = {1, 2, 4, 4, 8};
 
 inline constexpr int64_t unit_columns(WeightFormat format) { return kUnitColumns[static_cast<int>(format)]; }
-inline constexpr bool is_quantized(WeightFormat format) { return format >= WeightFormat::int8; }
+inline constexpr bool has_scales(WeightFormat format) { return format >= WeightFormat::fp8; }
+// One scale for each weight row, applied to its finished sum.
+inline constexpr bool has_row_scales(WeightFormat format) {
+  return format == WeightFormat::fp8 || format == WeightFormat::int8;
+}
+inline constexpr bool is_integer(WeightFormat format) { return format >= WeightFormat::int8; }
 
-// Units of a packed weight of k columns: whole quantization groups where it is quantized.
+// Units of a packed weight of k columns.
 inline constexpr int64_t count_units(WeightFormat format, int64_t k) {
-  const int64_t columns = unit_columns(format), whole = is_quantized(format) ? kQuantGroup : columns;
+  const int64_t columns = unit_columns(format), whole = is_integer(format) ? kQuantGroup : columns;
   return (k + whole - 1) / whole * whole / columns;
+}
+
+// Bytes of the scales of a panel.
+inline constexpr int64_t panel_scale_bytes(WeightFormat format, int64_t units) {
+  if (has_row_scales(format)) return kPanel * 4;
+  return has_scales(format) ? units * unit_columns(format) / kQuantGroup * kPanel * 2 : 0;
 }
 
 }  // namespace higgs_native

@@ -134,9 +134,7 @@ void prepare_groups(
 void product_panels(
     float* out, int64_t out_stride, const PackedWeight& weight, int64_t begin, int64_t end, const char* x, int64_t rows,
     const float* residual) {
-  const int64_t scale_bytes = weight.format == WeightFormat::int8   ? kPanel * 4
-                              : weight.format == WeightFormat::int4 ? weight.units * 8 / kQuantGroup * kPanel * 2
-                                                                    : 0;
+  const int64_t scale_bytes = panel_scale_bytes(weight.format, weight.units);
   kernels_of(weight).product(
       {out, out_stride, residual, x, weight.data + begin * weight.units * kUnitBytes,
        weight.scales ? static_cast<const char*>(weight.scales) + begin * scale_bytes : nullptr, rows,

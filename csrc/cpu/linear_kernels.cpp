@@ -58,9 +58,10 @@ void prepare_floats(char* to, const float* x, int64_t rows, int64_t k, int64_t c
 }
 
 struct Float32 {
+  static constexpr WeightFormat kFormat = WeightFormat::f32;
   static constexpr int64_t kPreparedUnitBytes = 4;
-  static constexpr int64_t kGroupUnits = 0;  // not quantized
-  static constexpr bool kWidens = false;
+  static constexpr int64_t kGroupUnits = 0;  // no integers
+  static constexpr int64_t kFloatUnits = 0;  // how many units of float32 one can be widened to
 
   static void prepare(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
     prepare_floats(to, x, rows, k, units);
@@ -99,8 +100,10 @@ struct Float32 {
 
 // Pairs of products are summed by one instruction, from bfloat16.
 struct BFloat16 {
+  static constexpr WeightFormat kFormat = WeightFormat::bf16;
   static constexpr int64_t kPreparedUnitBytes = 4;
   static constexpr int64_t kGroupUnits = 0;
+  static constexpr int64_t kFloatUnits = 0;
 
   static void prepare(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
     for (int64_t m = 0; m < rows; ++m) {
@@ -129,31 +132,74 @@ struct BFloat16 {
   }
 };
 
-#else
-
-// The first of a pair is the lower half of 32 bits, the second the upper: both widen by one instruction. Rows are prepared
-// as for float32.
-struct BFloat16 {
+// Four weights are two pairs of bfloat16. That instruction takes subnormal numbers for zero, so those of e4m3, of which
+// there are 8, come from a table.
+struct Fp8 {
+  static constexpr WeightFormat kFormat = WeightFormat::fp8;
   static constexpr int64_t kPreparedUnitBytes = 8;
   static constexpr int64_t kGroupUnits = 0;
-  static constexpr bool kWidens = true;
+  static constexpr int64_t kFloatUnits = 0;
 
   static void prepare(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
-    prepare_floats(to, x, rows, k, 2 * units);
+    BFloat16::prepare(to, x, rows, k, 2 * units);
+  }
+
+  // Weights 2 * pair and 2 * pair + 1 of each word.
+  HIGGS_INLINE __m512bh widen(UIntVec words, int pair) {
+    const __m512i order = _mm512_broadcast_i32x4(_mm_set_epi32(0x0d0d0c0c, 0x09090808, 0x05050404, 0x01010000));
+    const __m512i subnormal =
+        _mm512_broadcast_i32x4(_mm_set_epi16(0x3c60, 0x3c40, 0x3c20, 0x3c00, 0x3bc0, 0x3b80, 0x3b00, 0));
+    // Both bytes of 16 bits are the weight.
+    const __m512i twice = _mm512_shuffle_epi8((__m512i)(words >> (16 * pair)), order);
+    const __m512i magnitude = _mm512_and_si512(_mm512_srli_epi16(twice, 4), _mm512_set1_epi16(0x07f0));
+    // The exponents' offsets are 127 and 7.
+    const __m512i normal = _mm512_add_epi16(magnitude, _mm512_set1_epi16(120 << 7));
+    const __mmask32 is_subnormal = _mm512_testn_epi16_mask(twice, _mm512_set1_epi16(0x7800));
+    const __m512i unsigned_bits = _mm512_mask_permutexvar_epi16(normal, is_subnormal, twice, subnormal);
+    return (__m512bh)_mm512_or_si512(unsigned_bits, _mm512_and_si512(twice, _mm512_set1_epi16(-0x8000)));
+  }
+
+  template <int R>
+  HIGGS_INLINE void step(Vec (&sums)[R][kParts], const char* x, const char* weight) {
+#pragma GCC unroll 2
+    for (int pair = 0; pair < 2; ++pair) {
+      __m512bh w[kParts];
+#pragma GCC unroll 8
+      for (int j = 0; j < kParts; ++j) w[j] = widen(load_bits(weight + j * 64), pair);
+#pragma GCC unroll 16
+      for (int m = 0; m < R; ++m) {
+        const __m512bh v = (__m512bh)splat_bits(x + 4 * (pair * R + m));
+#pragma GCC unroll 8
+        for (int j = 0; j < kParts; ++j) sums[m][j] = (Vec)_mm512_dpbf16_ps((__m512)sums[m][j], v, w[j]);
+      }
+    }
+  }
+};
+
+#else
+
+// Formats whose weights are widened to float32 one by one. Rows are prepared as for float32.
+template <typename F, int kColumns>
+struct Widened {
+  static constexpr int64_t kPreparedUnitBytes = 4 * kColumns;
+  static constexpr int64_t kGroupUnits = 0;
+  static constexpr int64_t kFloatUnits = kColumns;
+
+  static void prepare(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
+    prepare_floats(to, x, rows, k, kColumns * units);
   }
 
   template <int R>
   HIGGS_INLINE void step(Vec (&sums)[R][kParts], const char* x, const char* weight) {
     const float* values = reinterpret_cast<const float*>(x);
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kColumns; ++i) {
       Vec v[R];
 #pragma GCC unroll 16
       for (int m = 0; m < R; ++m) v[m] = splat(values[i * R + m]);
 #pragma GCC unroll 8
       for (int j = 0; j < kParts; ++j) {
-        const UIntVec bits = load_bits(weight + j * kWidth * 4);
-        const Vec w = (Vec)(i == 0 ? bits << 16 : bits & 0xffff0000u);
+        const Vec w = F::widen(load_bits(weight + j * kWidth * 4), i);
 #pragma GCC unroll 16
         for (int m = 0; m < R; ++m) sums[m][j] += v[m] * w;
       }
@@ -161,16 +207,23 @@ struct BFloat16 {
   }
 };
 
-// Units of a panel as twice as many of float32.
-HIGGS_INLINE void widen(char* to, const char* weight, int64_t units) {
-  for (int64_t u = 0; u < units; ++u, weight += kUnitBytes, to += 2 * kUnitBytes) {
-    for (int j = 0; j < kParts; ++j) {
-      const UIntVec bits = load_bits(weight + j * kWidth * 4), first = bits << 16, second = bits & 0xffff0000u;
-      memcpy(to + j * kWidth * 4, &first, sizeof first);
-      memcpy(to + kUnitBytes + j * kWidth * 4, &second, sizeof second);
-    }
+// The first of a pair is the lower half of 32 bits, the second the upper: both widen by one instruction.
+struct BFloat16 : Widened<BFloat16, 2> {
+  static constexpr WeightFormat kFormat = WeightFormat::bf16;
+
+  // Weight i of each word.
+  HIGGS_INLINE Vec widen(UIntVec words, int i) { return (Vec)(i == 0 ? words << 16 : words & 0xffff0000u); }
+};
+
+// The exponent's offset is 7 instead of 127; scaling by the difference also widens what is too small for it.
+struct Fp8 : Widened<Fp8, 4> {
+  static constexpr WeightFormat kFormat = WeightFormat::fp8;
+
+  HIGGS_INLINE Vec widen(UIntVec words, int i) {
+    const UIntVec upper = words << (24 - 8 * i);
+    return (Vec)((upper & 0x80000000u) | (upper >> 4 & 0x07f00000u)) * splat(0x1p120f);
   }
-}
+};
 
 #endif
 
@@ -213,11 +266,11 @@ void prepare_quantized(char* to, int32_t correction, const float* x, int64_t row
   }
 }
 
-// What both quantized formats have alike: 8-bit integers in the order of k, four to a lane, whose sum with four unsigned
+// What the formats of integers have alike: 8-bit integers in the order of k, four to a lane, whose sum with four unsigned
 // 8-bit weights one instruction adds to 32 bits. Weights are stored or taken as unsigned, `kZero` above their value; what
 // this adds too much, kZero times the sum of the row's integers, is where the sums begin.
 struct Quantized {
-  static constexpr bool kWidens = false;
+  static constexpr int64_t kFloatUnits = 0;
 
   HIGGS_INLINE IntVec multiply_bytes(IntVec sum, UIntVec weights, UIntVec x) {
 #if defined(__AVX512VNNI__)
@@ -239,6 +292,7 @@ struct Quantized {
 };
 
 struct Int8 : Quantized {
+  static constexpr WeightFormat kFormat = WeightFormat::int8;
   static constexpr int64_t kPreparedUnitBytes = 4;
   static constexpr int64_t kGroupUnits = kQuantGroup / 4;
   static constexpr int32_t kZero = 128;
@@ -260,13 +314,11 @@ struct Int8 : Quantized {
     }
   }
 
-  // A weight row's scale is applied to its finished sum.
-  static int64_t panel_scale_bytes(int64_t) { return kPanel * sizeof(float); }
   HIGGS_INLINE Vec group_scale(const void*, int64_t, int) { return splat(1.f); }
-  HIGGS_INLINE Vec row_scale(const void* scales, int j) { return load(static_cast<const float*>(scales) + j * kWidth); }
 };
 
 struct Int4 : Quantized {
+  static constexpr WeightFormat kFormat = WeightFormat::int4;
   static constexpr int64_t kPreparedUnitBytes = 8;
   static constexpr int64_t kGroupUnits = kQuantGroup / 8;
   static constexpr int32_t kZero = 8;
@@ -291,11 +343,9 @@ struct Int4 : Quantized {
     }
   }
 
-  static int64_t panel_scale_bytes(int64_t units) { return units / kGroupUnits * kPanel * sizeof(uint16_t); }
   HIGGS_INLINE Vec group_scale(const void* scales, int64_t group, int j) {
     return load_half(static_cast<const uint16_t*>(scales) + group * kPanel + j * kWidth);
   }
-  HIGGS_INLINE Vec row_scale(const void*, int) { return splat(1.f); }
 };
 
 // ---- Tiles
@@ -382,6 +432,19 @@ HIGGS_INLINE void dispatch_tile(const Tile& t, int64_t rows) {
   }
 }
 
+// Units of a panel as F::kFloatUnits times as many of float32.
+template <typename F>
+HIGGS_INLINE void widen_units(char* to, const char* weight, int64_t units) {
+  for (int64_t u = 0; u < units; ++u, weight += kUnitBytes) {
+#pragma GCC unroll 4
+    for (int i = 0; i < F::kFloatUnits; ++i, to += kUnitBytes) {
+      for (int j = 0; j < kParts; ++j) {
+        store(reinterpret_cast<float*>(to) + j * kWidth, F::widen(load_bits(weight + j * kWidth * 4), i));
+      }
+    }
+  }
+}
+
 template <typename F>
 HIGGS_INLINE void write_row(const ProductBlock& p, const float* sums, const void* scales, int64_t row, int64_t n0) {
   float* out = p.out + row * p.out_stride + n0;
@@ -391,7 +454,7 @@ HIGGS_INLINE void write_row(const ProductBlock& p, const float* sums, const void
 #pragma GCC unroll 8
   for (int j = 0; j < kParts; ++j) {
     Vec v = load(sums + j * kWidth);
-    if constexpr (F::kGroupUnits > 0) v *= F::row_scale(scales, j);
+    if constexpr (has_row_scales(F::kFormat)) v *= load(static_cast<const float*>(scales) + j * kWidth);
     if (count == kPanel) store(out + j * kWidth, residual ? load(residual + j * kWidth) + v : v);
     else store(last + j * kWidth, v);
   }
@@ -403,13 +466,13 @@ HIGGS_INLINE void write_row(const ProductBlock& p, const float* sums, const void
 template <typename F>
 void product(const ProductBlock& p) {
   alignas(64) float waiting[kBlockRows * kPanel];
-  int64_t row_bytes = p.units * F::kPreparedUnitBytes, scale_bytes = 0;
-  if constexpr (F::kGroupUnits > 0) {
-    row_bytes += p.units / F::kGroupUnits * 8;
-    scale_bytes = F::panel_scale_bytes(p.units);
-  }
+  int64_t row_bytes = p.units * F::kPreparedUnitBytes;
+  if constexpr (F::kGroupUnits > 0) row_bytes += p.units / F::kGroupUnits * 8;
+  const int64_t scale_bytes = panel_scale_bytes(F::kFormat, p.units);
   const int64_t groups = group_count(p.rows, kGroupRows);
-  const int64_t block_units = groups == 1 ? p.units : kBlockUnits;
+  // Widened, a block may be twice as large.
+  constexpr int64_t kBlock = F::kFloatUnits == 0 ? kBlockUnits : 2 * kBlockUnits / F::kFloatUnits;
+  const int64_t block_units = groups == 1 ? p.units : kBlock;
   constexpr int64_t kBlockGroups = kBlockRows / kGroupRows;
   for (int64_t n0 = 0; n0 < p.n; n0 += kPanel) {
     const int64_t panel = n0 / kPanel;
@@ -422,21 +485,21 @@ void product(const ProductBlock& p) {
       for (int64_t begin = 0; begin < p.units; begin += block_units) {
         const int64_t end = p.units - begin < block_units ? p.units : begin + block_units;
         const char* block = weight + begin * kUnitBytes;
-#if !defined(__AVX512BF16__)
         // Enough groups share a block: it pays to widen it once.
-        if constexpr (F::kWidens) {
+        if constexpr (F::kFloatUnits > 0) {
           if (g1 - g0 >= 4) {
-            alignas(64) char widened[2 * kBlockUnits * kUnitBytes];
-            widen(widened, block, end - begin);
+            constexpr int64_t kFloats = F::kFloatUnits;
+            alignas(64) char widened[kFloats * kBlock * kUnitBytes];
+            widen_units<F>(widened, block, end - begin);
             for (int64_t g = g0; g < g1; ++g) {
               const int64_t row = group_begin(g, groups, p.rows), count = group_begin(g + 1, groups, p.rows) - row;
               float* sums = waiting + (row - row0) * kPanel;
-              dispatch_tile<Float32>({sums, p.x + row * row_bytes, widened, scales, 2 * begin, 2 * end, 0}, count);
+              dispatch_tile<Float32>(
+                  {sums, p.x + row * row_bytes, widened, scales, kFloats * begin, kFloats * end, 0}, count);
             }
             continue;
           }
         }
-#endif
         for (int64_t g = g0; g < g1; ++g) {
           const int64_t row = group_begin(g, groups, p.rows), count = group_begin(g + 1, groups, p.rows) - row;
           float* sums = waiting + (row - row0) * kPanel;
@@ -482,7 +545,8 @@ void silu_mul(float* out, const float* gate, const float* up, int64_t n) {
 
 const LinearKernels linear_kernels = {
     kGroupRows,
-    {format_kernels<Float32>(), format_kernels<BFloat16>(), format_kernels<Int8>(), format_kernels<Int4>()},
+    {format_kernels<Float32>(), format_kernels<BFloat16>(), format_kernels<Fp8>(), format_kernels<Int8>(),
+     format_kernels<Int4>()},
     rms_norm<float>,
     rms_norm<bf16>,
     silu_mul,

@@ -70,6 +70,22 @@ __device__ __forceinline__ uint32_t pack_bfloat16(float first, float second) {
 #endif
 }
 
+// Two e4m3, the upper bytes of the halves of a word, as two bfloat16, exactly; what is in the lower bytes does not matter.
+// The exponents' offsets are 7 and 127; scaling by the difference also widens what is too small for e4m3's.
+__device__ __forceinline__ uint32_t widen_e4m3(uint32_t word) {
+  const uint32_t bits = (word & 0x80008000u) | (word >> 4 & 0x07f007f0u);
+#if defined(HIGGS_NATIVE_EMULATE_CUDA)
+  return pack_bfloat16(bits_as_float(bits << 16) * 0x1p120f, bits_as_float(bits & 0xffff0000u) * 0x1p120f);
+#else
+  __nv_bfloat162 pair;
+  memcpy(&pair, &bits, sizeof pair);
+  pair = __hmul2(pair, __float2bfloat162_rn(0x1p120f));
+  uint32_t wide;
+  memcpy(&wide, &pair, sizeof wide);
+  return wide;
+#endif
+}
+
 __device__ __forceinline__ float half_to_float(uint16_t bits) {
 #if defined(HIGGS_NATIVE_EMULATE_CUDA)
   return static_cast<float>(torch::headeronly::Half(bits, torch::headeronly::Half::from_bits()));

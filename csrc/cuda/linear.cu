@@ -8,6 +8,7 @@
 // cores as they are (4-bit integers after one shift and mask), each byte once for all rows of the block, and the loads of
 // the next steps are under way while this one is multiplied.
 //   bfloat16   x is rounded to bfloat16, sums are float32;
+//   fp8        the same: e4m3 is widened to bfloat16 in registers;
 //   int8/int4  x is rounded to 8 bits with a scale for each row and group of 128 columns; integer sums within a group, exact;
 //   float32    plain multiply-adds: for comparisons, not for speed.
 // RMSNorm scales a row as a whole, so it is applied to the finished sums; its sum of squares comes along with the loads of x.
@@ -32,13 +33,13 @@ constexpr int kRowTile = 8;  // rows of x that one tensor-core product takes
 // A step is the part of a panel that a warp takes at a time.
 template <WeightFormat F>
 struct Step {
-  static constexpr bool kQuantized = is_quantized(F);
+  static constexpr bool kInteger = is_integer(F), kRowScales = has_row_scales(F);
   static constexpr int kChunks = F == WeightFormat::int8 ? 8 : 4;  // loads of 16 bytes of a lane
   static constexpr int kUnits = 4 * kChunks;
   static constexpr int kColumns = kUnits * static_cast<int>(unit_columns(F));
   static constexpr int kLaneColumns = kColumns / 4;
   // Words of x that a lane holds: a float, two bfloat16 or four bytes each.
-  static constexpr int kWords = kQuantized ? 8 : 4;
+  static constexpr int kWords = kInteger || F == WeightFormat::fp8 ? 8 : 4;
 };
 static_assert(Step<WeightFormat::int8>::kColumns == kQuantGroup && Step<WeightFormat::int4>::kColumns == kQuantGroup);
 
@@ -46,7 +47,7 @@ static_assert(Step<WeightFormat::int8>::kColumns == kQuantGroup && Step<WeightFo
 template <WeightFormat F>
 struct Activations {
   uint32_t words[Step<F>::kWords];
-  float scale;    // of row g, where quantized: the same in all lanes of a row
+  float scale;    // of row g, where x is rounded to integers: the same in all lanes of a row
   int32_t zeros;  // what 4-bit weights, stored as w + 8, add too much: 8 times the sum of the row's integers
 };
 
@@ -73,7 +74,7 @@ struct Prepared {
       x.words[4 * i + 2] = four.z;
       x.words[4 * i + 3] = four.w;
     }
-    if constexpr (S::kQuantized) {
+    if constexpr (S::kInteger) {
       x.scale = scales[at * kRowTile + lane / 4];
       x.zeros = zeros[at * kRowTile + lane / 4];
     }
@@ -194,8 +195,15 @@ __device__ __forceinline__ Activations<F> read_activations(float& squares, const
     for (int i = 0; i < S::kLaneColumns; ++i) v[i] = 0;
   }
   Activations<F> a;
-  if constexpr (S::kQuantized) {
+  if constexpr (S::kInteger) {
     quantize<F>(a, v);
+  } else if constexpr (F == WeightFormat::fp8) {
+    // Of each four columns the first and the third, then the others, as widening gives the weights.
+#pragma unroll
+    for (int i = 0; i < S::kWords; ++i) {
+      const int first = i / 2 * 4 + i % 2;
+      a.words[i] = pack_bfloat16(v[first], v[first + 2]);
+    }
   } else {
 #pragma unroll
     for (int i = 0; i < S::kWords; ++i) {
@@ -233,7 +241,7 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(Product p, Prepared t
     for (int i = 0; i < S::kWords / 4; ++i) {
       words[i * kWarp] = make_uint4(a.words[4 * i], a.words[4 * i + 1], a.words[4 * i + 2], a.words[4 * i + 3]);
     }
-    if (S::kQuantized && lane_in_group() == 0) {
+    if (S::kInteger && lane_in_group() == 0) {
       to.scales[(tile * steps + step) * kRowTile + group_lane()] = a.scale;
       to.zeros[(tile * steps + step) * kRowTile + group_lane()] = a.zeros;
     }
@@ -307,6 +315,18 @@ __device__ __forceinline__ void multiply(
       multiply_bfloat16(to[tile], {w[c].x, w[c].y, w[c + 1].x, w[c + 1].y}, b);
       multiply_bfloat16(to[kTiles + tile], {w[c].z, w[c].w, w[c + 1].z, w[c + 1].w}, b);
     }
+  } else if constexpr (F == WeightFormat::fp8) {
+    // Written here, widening takes the fewest registers; the compiler does it once for all tiles.
+    float (*to)[4] = reinterpret_cast<float (*)[4]>(sums.v + panel * 8 * kTiles);
+#pragma unroll
+    for (int c = 0; c < S::kChunks; ++c) {
+      const uint32_t b[2] = {x.words[2 * c], x.words[2 * c + 1]};
+      multiply_bfloat16(
+          to[tile], {widen_e4m3(w[c].x << 8), widen_e4m3(w[c].y << 8), widen_e4m3(w[c].x), widen_e4m3(w[c].y)}, b);
+      multiply_bfloat16(
+          to[kTiles + tile], {widen_e4m3(w[c].z << 8), widen_e4m3(w[c].w << 8), widen_e4m3(w[c].z), widen_e4m3(w[c].w)},
+          b);
+    }
   } else {
     int32_t integers[2][4] = {};
     if constexpr (F == WeightFormat::int8) {
@@ -357,7 +377,7 @@ struct BlockSums {
   static constexpr int kStride = kTiles * kRowTile + 1;
   float* values;
   const float* row_scales;     // [kTiles * kRowTile]
-  const float* weight_scales;  // of int8 weights, [kPanel] for each panel of the weight; else null
+  const float* weight_scales;  // of weight rows, [kPanel] for each panel of the weight; or null
   const int* panels;           // which panels of the weight these are
 
   __device__ __forceinline__ float operator()(int panel, int weight_row, int row) const {
@@ -537,7 +557,7 @@ __global__ void __launch_bounds__(kThreads) product_kernel(Product p, Prepared p
   }
   __syncthreads();
   const BlockSums<kTiles> finished = {
-      values, row_scales, F == WeightFormat::int8 ? static_cast<const float*>(p.weight.scales) : nullptr, panels};
+      values, row_scales, Step<F>::kRowScales ? static_cast<const float*>(p.weight.scales) : nullptr, panels};
   finish<kPanels, kTiles>(p, finished, first_tile * kRowTile, pair_distance > 0);
 }
 
@@ -565,12 +585,12 @@ void product_of_format(const Launch& launch, const Product& p, const Tensor& lik
   }
   if constexpr (F != WeightFormat::f32) {
     // As many rows at a time as registers hold the sums of, with their integers where those are apart.
-    constexpr int kTilesOfPair = S::kQuantized ? 2 : 8;
-    const bool pair = pair_distance > 0 || (!S::kQuantized && two_panels && p.rows > 4 * kRowTile);
+    constexpr int kTilesOfPair = S::kInteger ? 2 : F == WeightFormat::fp8 ? 4 : 8;
+    const bool pair = pair_distance > 0 || (!S::kInteger && two_panels && p.rows > 4 * kRowTile);
     const int tiles_of_block = pair ? kTilesOfPair : 4;
     const int64_t tiles = ceil_div(p.rows, tiles_of_block * kRowTile) * tiles_of_block;
     const int64_t words = tiles * steps * S::kWords * kWarp, rows = tiles * kRowTile;
-    const int64_t scales = S::kQuantized ? rows * steps : 0;
+    const int64_t scales = S::kInteger ? rows * steps : 0;
     const Tensor memory = torch::stable::new_empty(like, {words + 2 * scales + rows}, ScalarType::Int);
     Prepared prepared;
     prepared.words = static_cast<uint32_t*>(memory.mutable_data_ptr());
@@ -678,6 +698,7 @@ void product(const Launch& launch, const Product& given, const Tensor& like) {
   switch (p.weight.format) {
     case WeightFormat::f32: return product_of_format<WeightFormat::f32>(launch, p, like, pair_distance);
     case WeightFormat::bf16: return product_of_format<WeightFormat::bf16>(launch, p, like, pair_distance);
+    case WeightFormat::fp8: return product_of_format<WeightFormat::fp8>(launch, p, like, pair_distance);
     case WeightFormat::int8: return product_of_format<WeightFormat::int8>(launch, p, like, pair_distance);
     case WeightFormat::int4: return product_of_format<WeightFormat::int4>(launch, p, like, pair_distance);
   }

@@ -94,8 +94,8 @@ def accelerate(
     Args:
         model: on the CPU; a language model in float32 or bfloat16, an audio tokenizer in float32.
         max_cache_length: how many positions a language model's sequence may have, prompt and output.
-        quantization: of a language model: `int8`, `int4`, or a format for each part; see `Quantization`. None: its
-            dtype.
+        quantization: of a language model: `fp8`, `int8`, `int4`, or a format for each part; see `Quantization`. None:
+            its dtype.
 
     Returns:
         The model itself.

@@ -1,10 +1,10 @@
 """Products with a packed weight matrix, which is read from memory once for up to 240 rows.
 
 A packed weight belongs to the device that packed it. On the CPU, panels of 32 rows stand one behind the other; a panel
-is a sequence of units of 128 bytes, each with 4 bytes of every row: a float32, two bfloat16, four int8, or eight 4-bit
-integers (csrc/cpu/linear_kernels.h). Quantized weights meet activations that are rounded to 8 bits in groups of 128.
-bfloat16 weights meet activations rounded to bfloat16 where the processor multiplies those (instruction set
-avx512_bf16), and float32 ones elsewhere.
+is a sequence of units of 128 bytes, each with 4 bytes of every row: a float32, two bfloat16, four e4m3, four int8, or
+eight 4-bit integers (csrc/common/weight_format.h). Integers meet activations that are rounded to 8 bits in groups of
+128. bfloat16 and e4m3 weights meet activations rounded to bfloat16 on CUDA and where the processor multiplies those
+(instruction set avx512_bf16), and float32 ones elsewhere.
 """
 
 from typing import NamedTuple
@@ -19,12 +19,21 @@ register_fakes("linear", "rms_norm_linear", "pack_linear", "quantize_linear")
 
 PANEL = 32
 QUANTIZATION_GROUP = 128
-FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint8}
+FORMATS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "fp8": torch.float8_e4m3fn,
+    "int8": torch.int8,
+    "int4": torch.uint8,
+}
 """The formats of a packed weight, and the dtype of its data."""
+QUANTIZED = ("fp8", "int8", "int4")
+"""The formats with scales."""
 
 _BITS = {"int8": 8, "int4": 4}
-_WORD_ELEMENTS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4, torch.uint8: 4}
-_UNIT_COLUMNS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4, torch.uint8: 8}
+_UNIT_COLUMNS = {torch.float32: 1, torch.bfloat16: 2, torch.float8_e4m3fn: 4, torch.int8: 4, torch.uint8: 8}
+_LARGEST_E4M3 = 448
+_ROWS_AT_ONCE = 1024  # that are float32 for a moment while they are rounded to e4m3
 
 
 class PackedWeight(NamedTuple):
@@ -33,8 +42,10 @@ class PackedWeight(NamedTuple):
     How many rows and columns the last panel and unit hold is not stored: `out` and `x` say it.
 
     Attributes:
-        data: [panels, units, 32, elements of 4 bytes]; float32, bfloat16, int8, or uint8 for 4-bit integers.
-        scales: None; for int8 [panels, 32], float32, one for each row; for 4 bits [panels, groups, 32], float16.
+        data: [panels, units, 32, elements of 4 bytes]; float32, bfloat16, float8_e4m3fn, int8, or uint8 for 4-bit
+            integers.
+        scales: None; for fp8 and int8 [panels, 32], float32, one for each row; for 4 bits [panels, groups, 32],
+            float16.
     """
 
     data: torch.Tensor
@@ -51,25 +62,29 @@ def packed_shape(n: int, k: int, dtype: torch.dtype, lanes: int = PANEL) -> tupl
     columns = _UNIT_COLUMNS[dtype]
     if dtype in (torch.int8, torch.uint8):
         k = -(-k // QUANTIZATION_GROUP) * QUANTIZATION_GROUP
-    return -(-n // lanes), -(-k // columns), PANEL, _WORD_ELEMENTS[dtype]
+    return -(-n // lanes), -(-k // columns), PANEL, 4 // dtype.itemsize
 
 
 def quantize_linear(weight: torch.Tensor, format: str, clip: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round a matrix to integers and scales: `weight ~ integers * scales`.
+    """Round a matrix to values of 8 or 4 bits and scales: `weight ~ values * scales`.
 
     Args:
         weight: [n, k], float32 or bfloat16, contiguous.
-        format: "int8" or "int4".
-        clip: choose each scale for the least squared error, though large values are cut off; else nothing is.
+        format: "fp8", "int8" or "int4".
+        clip: choose each scale of integers for the least squared error, though large values are cut off; else nothing
+            is. In fp8 nothing ever is: its steps are finer for small values whatever the largest.
 
     Returns:
-        The integers [n, k], int8 (-127 .. 127, or -8 .. 7), and the scales: [n], float32, or [n, groups of 128],
+        For fp8 the values [n, k], float8_e4m3fn, and the scales [n], float32; for int8 integers [n, k], int8, -127 ..
+        127, and the scales [n], float32; for int4 integers [n, k], int8, -8 .. 7, and the scales [n, groups of 128],
         float16.
 
     Raises:
         RuntimeError: a shape or dtype does not fit, or, on the CPU, the matrix holds values that are not finite. On
             CUDA their scale is NaN.
     """
+    if format == "fp8":
+        return _round_to_e4m3(weight)
     n, k = weight.shape
     integers = torch.empty(n, k, dtype=torch.int8, device=weight.device)
     if format == "int8":
@@ -78,6 +93,25 @@ def quantize_linear(weight: torch.Tensor, format: str, clip: bool = True) -> tup
         scales = torch.empty(n, -(-k // QUANTIZATION_GROUP), dtype=torch.float16, device=weight.device)
     torch.ops.higgs_native.quantize_linear(integers, scales, weight, _BITS[format], clip)
     return integers, scales
+
+
+def _round_to_e4m3(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`quantize_linear` to fp8: a row's largest magnitude becomes 448, the largest of e4m3."""
+    values = torch.empty(weight.shape, dtype=FORMATS["fp8"], device=weight.device)
+    scales = torch.empty(len(weight), device=weight.device)
+    for first in range(0, len(weight), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        part = weight[rows].float()
+        most = torch.linalg.vector_norm(part, torch.inf, 1)
+        scale = most / _LARGEST_E4M3
+        # Where a scale would have to be smaller than the smallest, all values become zero.
+        scale = torch.where(scale.reciprocal().isfinite(), scale, 1).masked_fill_(~most.isfinite(), torch.nan)
+        scales[rows] = scale
+        values[rows] = (part / scale[:, None]).to(values.dtype)
+    if weight.device.type == "cpu" and scales.isnan().any():
+        row = int(scales.isnan().nonzero()[0])
+        raise RuntimeError(f"quantize_linear: weight[{row}] holds values that are not finite")
+    return values, scales
 
 
 def pack_linear(*weights: torch.Tensor, format: str | None = None, clip: bool = True) -> PackedWeight:
@@ -111,15 +145,15 @@ def pack_gate_up(gate: torch.Tensor, up: torch.Tensor, format: str | None = None
     return _pack([(gate, 0), (up, PANEL // 2)], PANEL // 2, format, clip)
 
 
-def pack_quantized(integers: torch.Tensor, scales: torch.Tensor) -> PackedWeight:
+def pack_quantized(values: torch.Tensor, scales: torch.Tensor) -> PackedWeight:
     """Pack what `quantize_linear` returns.
 
     Raises:
         RuntimeError: a shape or dtype does not fit.
     """
-    dtype = FORMATS["int8" if scales.dim() == 1 else "int4"]
-    data = empty_weight(packed_shape(*integers.shape, dtype), dtype, integers.device)
-    torch.ops.higgs_native.pack_linear(data, integers, 0, PANEL)
+    dtype = values.dtype if scales.dim() == 1 else FORMATS["int4"]
+    data = empty_weight(packed_shape(*values.shape, dtype), dtype, values.device)
+    torch.ops.higgs_native.pack_linear(data, values, 0, PANEL)
     return PackedWeight(data, _by_panel(scales, PANEL))
 
 
@@ -133,7 +167,7 @@ def _pack(weights: list[tuple[torch.Tensor, int]], lanes: int, format: str | Non
     data = empty_weight(packed_shape(panels * PANEL, k, dtype), dtype, device)
     scales, panel = [], 0
     for (weight, first_lane), count in zip(weights, counts, strict=True):
-        if format in _BITS:
+        if format in QUANTIZED:
             weight, of_rows = quantize_linear(weight, format, clip)
             scales.append(_by_panel(of_rows, lanes))
         else:

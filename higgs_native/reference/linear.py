@@ -19,7 +19,7 @@ def unpack_linear(weight: PackedWeight) -> torch.Tensor:
         words = torch.cat([words & 15, words >> 4], dim=-1).float() - 8
         scales = scales.float().transpose(1, 2).repeat_interleave(QUANTIZATION_GROUP, dim=-1)
         words = words.reshape(panels, PANEL, -1) * scales
-    elif data.dtype == torch.int8:
+    elif scales is not None:
         words = words.float() * scales.view(panels, PANEL, 1, 1)
     return words.float().reshape(panels * PANEL, -1)
 
@@ -38,7 +38,7 @@ def product(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
     """`x @ weight.T` [rows, n], with the columns that fill the last panel; x [rows, k] is filled with zeros."""
     matrix = unpack_linear(weight)
     x = torch.nn.functional.pad(x, (0, matrix.shape[1] - x.shape[1]))
-    if weight.scales is not None:
+    if weight.data.dtype in (torch.int8, torch.uint8):
         x = quantize_activations(x)
     return x @ matrix.T
 

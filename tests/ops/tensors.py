@@ -23,7 +23,7 @@ def tolerance(dtype: torch.dtype, k: int, scale: float = 1.0) -> dict[str, Any]:
     Where the processor multiplies bfloat16, activations are rounded to it: each is off by up to 2^-9. Quantized
     weights meet activations that may be rounded to the neighbouring integer, one in thousands.
     """
-    if dtype == torch.bfloat16 and build_info()["cpu_instruction_set"] == "avx512_bf16":
+    if dtype in (torch.bfloat16, torch.float8_e4m3fn) and build_info()["cpu_instruction_set"] == "avx512_bf16":
         return {"rtol": 1e-5, "atol": scale * 12 * 2**-9 * k**0.5}
     if dtype in (torch.int8, torch.uint8):
         return {"rtol": 1e-5, "atol": scale * 0.1}

@@ -48,7 +48,7 @@ def arguments(skips: list[int], num_text: int, format: str | None = None) -> dic
     }
 
 
-@pytest.mark.parametrize("format", [None, "int8", "int4"])
+@pytest.mark.parametrize("format", [None, "fp8", "int8", "int4"])
 @pytest.mark.parametrize("num_text", [0, 2, ROWS])
 @pytest.mark.parametrize("skips", [[0], [0, 0, 0], [0, 1, 0], [1, 1]])
 def test_layers_equal_their_operators(skips, num_text, format):

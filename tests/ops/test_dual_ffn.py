@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from higgs_native import ops, reference
+from higgs_native.ops.linear import FORMATS
 from tests.ops.tensors import random, tolerance
 
 
@@ -35,7 +36,7 @@ def test_dual_ffn_equals_reference(num_text, num_audio, hidden, intermediate, dt
     torch.testing.assert_close(out, expected, **tolerance(dtype, max(hidden, intermediate), hidden**-0.5))
 
 
-@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("format", ["fp8", "int8", "int4"])
 @pytest.mark.parametrize(("num_text", "num_audio"), [(1, 0), (0, 1), (2, 15)])
 def test_quantized_weights(num_text, num_audio, format):
     rows, hidden, intermediate = num_text + num_audio, 140, 200
@@ -43,7 +44,7 @@ def test_quantized_weights(num_text, num_audio, format):
     out, expected = torch.full((rows, hidden), torch.nan), torch.empty(rows, hidden)
     ops.dual_ffn(out, x, *parts, 1e-5, num_text)
     reference.dual_ffn(expected, x, *parts, 1e-5, num_text)
-    torch.testing.assert_close(out, expected, **tolerance(torch.int8, intermediate))
+    torch.testing.assert_close(out, expected, **tolerance(FORMATS[format], intermediate))
 
 
 def test_the_input_may_be_the_output():

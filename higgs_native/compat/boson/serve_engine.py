@@ -57,7 +57,7 @@ class HiggsAudioServeEngine:
         torch_dtype: of the weights: `auto` (as stored), float32 or bfloat16.
         kv_cache_lengths: the longest is how many positions a conversation may have, its reply included. A call's cache
             is as long as it needs.
-        quantization: `int8`, `int4`, or a format for each part; see `Quantization`. None: as stored.
+        quantization: `fp8`, `int8`, `int4`, or a format for each part; see `Quantization`. None: as stored.
 
     Raises:
         CheckpointError, ConfigError: a checkpoint is missing, damaged, or not one of this model.
