@@ -16,6 +16,7 @@ from higgs_native import ops
 from higgs_native.codec import Weights
 from higgs_native.codec_config import HiggsAudioTokenizerConfig
 from higgs_native.codec_decoder import checked_codes, checked_lookahead, decoder_layers
+from higgs_native.device import CAPTURING
 from higgs_native.errors import ParameterError
 
 
@@ -55,8 +56,9 @@ class DecoderWindows:
                 self._stream.wait_stream(torch.cuda.current_stream(device))
                 pool = torch.cuda.graph_pool_handle()
                 # The largest first: the smaller ones fit into its memory.
-                for window in reversed(self._windows):
-                    window.capture(pool, self._stream)
+                with CAPTURING:
+                    for window in reversed(self._windows):
+                        window.capture(pool, self._stream)
 
     def decode(self, codes: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """Decode frames as if they were all of an audio; return that of frames `first` to `last`, exclusive.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from higgs_native.device import CAPTURING
 from higgs_native.kv_cache import KVCache
 from higgs_native.model import LanguageModel, Rows
 from higgs_native.ops.sampling import StateField
@@ -25,8 +26,6 @@ _MIN_LENGTH, _MIN_HISTORY = 1024, 64
 """Of the caches of loops on a GPU: longer ones have lengths of powers of two, so that few differ."""
 _MOST_IDLE = 2
 """Loops on a GPU that are kept for requests to come."""
-_CAPTURING = threading.Lock()
-"""Held while graphs are captured: a capture begins by waiting for the device, which fails while another goes on."""
 
 Deliver = Callable[[torch.Tensor, list[bool]], bool]
 
@@ -215,7 +214,7 @@ class FrameLoops:
             pass
 
     def _make(self, shape: tuple[int, int, int]) -> FrameLoop:
-        with _CAPTURING:
+        with CAPTURING:
             try:
                 return FrameLoop(self._model, *shape)
             except torch.OutOfMemoryError:
