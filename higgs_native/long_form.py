@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from higgs_native.checks import check_integer
 from higgs_native.chunk_folder import Attempt, ChunkFolder, SpokenChunk
 from higgs_native.chunking import TextChunk, chunk_text, spoken_seconds
 from higgs_native.errors import GenerationError, ParameterError, PromptError
@@ -115,7 +116,7 @@ class LongSpeech:
             context_chunks = EMBEDDED_VOICE_CONTEXT_CHUNKS if engine.is_embedded_voice else CONTEXT_CHUNKS
         self.chunks = chunk_text(text, chunk_seconds, join_sentences=not engine.is_embedded_voice)
         self._engine = engine
-        self._context_chunks = context_chunks
+        self._context_chunks = int(context_chunks)
         self._max_retries = max_retries
         self._strict = strict
         self._pauses = pauses or Pauses()
@@ -138,7 +139,7 @@ class LongSpeech:
         self._folder = ChunkFolder(folder if self._temporary is None else self._temporary.name)
         if seed is None:
             seed = self._folder.run["inputs"].get("seed") if self._folder.run else secrets.randbelow(2**32)
-        self.seed: int = seed
+        self.seed = int(seed)
         self.folder = self._folder.path
         self._sampling: dict[str, Any] = {name: value for name, value in asdict(sampling).items() if name != "seed"}
         self._folder.claim(
@@ -251,6 +252,8 @@ class LongSpeech:
 def check_long_form(sampling: SamplingParameters, context_chunks: int | None, max_retries: int) -> None:
     """Raise ParameterError where a parameter of `LongSpeech` lies outside its range."""
     check_parameters(sampling, max_new_tokens=1)
+    check_integer("context_chunks", context_chunks, optional=True)
+    check_integer("max_retries", max_retries)
     if context_chunks is not None and context_chunks < 0:
         raise ParameterError(f"context_chunks must be at least 0, got {context_chunks}")
     if not 0 <= max_retries < _SEEDS_PER_CHUNK:
