@@ -371,7 +371,7 @@ def _fail(error: Exception | str, code: int) -> None:
 def _checked_voices(
     voice: str | None, reference_audio: Path | None, reference_text: str | None, voices_folder: Path | None
 ) -> list[Voice]:
-    """The voices that are asked for. Their recordings are read once, and advice on poor ones is printed."""
+    """The voices that are asked for. Advice on poor recordings is printed before weights are loaded."""
     chosen = choose_voices(voice, reference_audio, reference_text, voices_folder)
     for item in chosen:
         for advice in check_voice(item):

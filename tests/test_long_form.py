@@ -19,6 +19,7 @@ from higgs_native.prompt import AudioContent, TextContent
 from higgs_native.seams import EDGE_SECONDS, Pauses
 from higgs_native.speech import Speech
 from higgs_native.voice_check import VoiceWarning
+from higgs_native.voices import Voice
 
 
 # References here are tones.
@@ -293,6 +294,8 @@ def test_bad_input_makes_no_folder(engine, tmp_path):
     for error, changes, message in (
         (PromptError, {"text": " "}, "expected something to say"),
         (PromptError, {"text": "Hi <|eot_id|>"}, "special token"),
+        (PromptError, {"text": b"Hi"}, "the text is a bytes; expected a str"),
+        (PromptError, {"scene": 3}, "the scene is a int; expected a str"),
         (PromptError, {"voice": "anna"}, "no folder of voices"),
         (ParameterError, {"chunk_seconds": 100}, "chunk_seconds must lie between 2 and 30, got 100"),
         (ParameterError, {"context_chunks": -1}, "context_chunks must be at least 0, got -1"),
@@ -350,6 +353,44 @@ def test_every_speaker_keeps_a_voice(engine, fake):
         ["[SPEAKER0] One.", "<sound>", "[SPEAKER0] Three.", "<sound>", "[SPEAKER0] Four."],
         ["[SPEAKER1] Two.", "<sound>", "[SPEAKER0] Four.", "<sound>", "[SPEAKER1] Five."],
     ]
+
+
+def test_who_has_no_recording_keeps_a_voice_too(engine, fake):
+    """One speaker's recording shows that voice alone: the other's is described, or not even that."""
+    tone = (np.sin(np.arange(RATE) / 20).astype(np.float32), RATE)
+    text = "[SPEAKER0] One. [SPEAKER1] Two. [SPEAKER0] Three. [SPEAKER1] Four."
+    for voices in ([Voice(tone), Voice(profile="masculine")], [Voice(tone, "Words.")]):
+        model = fake()
+        list(LongSpeech(engine, text, voice=voices, context_chunks=0))
+        spoken = [conversation[len(model.conversations[0]) - 1 :] for conversation in model.conversations]
+        assert spoken == [
+            ["[SPEAKER0] One."],
+            ["[SPEAKER1] Two."],
+            ["[SPEAKER0] Three."],
+            ["[SPEAKER1] Two.", "<sound>", "[SPEAKER1] Four."],
+        ]
+
+
+def test_what_shows_the_voice_gives_way_last(engine, fake, monkeypatch):
+    """Also where it is not the oldest chunk of the context."""
+    model = fake()
+    text = "[SPEAKER0] One. [SPEAKER0] Two and two. [SPEAKER1] Three. [SPEAKER0] Four. [SPEAKER1] Five and six."
+    seen = {}
+    for limit in range(100, 600, 20):
+        monkeypatch.setattr(engine.model, "max_cache_length", limit)
+        model.calls.clear()
+        try:
+            list(LongSpeech(engine, text, context_chunks=3))
+        except PromptError:
+            continue
+        said = model.conversations[-1][len(model.conversations[0]) - 1 :: 2]
+        seen[len(said)] = said
+    assert seen == {
+        1: ["[SPEAKER1] Five and six."],
+        2: ["[SPEAKER1] Three.", "[SPEAKER1] Five and six."],
+        3: ["[SPEAKER1] Three.", "[SPEAKER0] Four.", "[SPEAKER1] Five and six."],
+        4: ["[SPEAKER0] Two and two.", "[SPEAKER1] Three.", "[SPEAKER0] Four.", "[SPEAKER1] Five and six."],
+    }
 
 
 def test_context_gives_way_where_the_cache_is_full(engine, fake, monkeypatch):
