@@ -8,6 +8,7 @@ and `00000.json`, its text, codes, seeds and faults. Each file appears whole, th
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from higgs_native.run_away import Fault
 
 _FORMAT = 1
 _RUN_FILE = "run.json"
+# With what killed processes left of it and of `run.json`.
+_CHUNK_FILE = re.compile(r"\d{5,}\.(json|wav)|\.(\d{5,}\.(json|wav)|run\.json)\.\d+\.tmp")
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,9 @@ class ChunkFolder:
         Raises:
             ParameterError: the folder holds a run with other inputs, or can't be written to.
         """
+        inputs = json.loads(json.dumps(inputs, default=lambda number: number.item()))  # NumPy's numbers, too
         if self.run is None:
-            self.run = {"format": _FORMAT, "inputs": dict(inputs)}
+            self.run = {"format": _FORMAT, "inputs": inputs}
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 with replacing(self.path / _RUN_FILE) as temporary:
@@ -148,8 +152,19 @@ class ChunkFolder:
         if differing:
             raise ParameterError(
                 f"the folder {self.path} holds the chunks of another run, which differs in {', '.join(differing)}; "
-                "expected the same, or another folder"
+                "expected the same, or another folder; to begin anew, delete it"
             )
+
+    def remove(self) -> None:
+        """Delete the run, and the folder, unless that holds something else.
+
+        `run.json` goes after the chunks: where this is cut off, what is left is still a run that goes on.
+        """
+        chunks = [file for file in self.path.iterdir() if _CHUNK_FILE.fullmatch(file.name)]
+        for file in (*chunks, self.path / _RUN_FILE):
+            file.unlink(missing_ok=True)
+        if not self.path.is_symlink() and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     @property
     def num_records(self) -> int:
@@ -163,24 +178,30 @@ class ChunkFolder:
             index: of the chunk.
             text: its text.
             pause: the silence before it, in seconds.
+
+        Raises:
+            ParameterError: the folder can't be read.
         """
         record_file, audio_file = self._files(index)
         try:
             record = json.loads(record_file.read_text(encoding="utf-8"))
             data = audio_file.read_bytes()
-        except (FileNotFoundError, ValueError):
-            return None
-        if record["sha256"] != hashlib.sha256(data).hexdigest():
-            return None
+            if record["sha256"] != hashlib.sha256(data).hexdigest():
+                return None
+            attempts = tuple(Attempt(a["seed"], a["duration"], tuple(a["faults"])) for a in record["attempts"])
+            codes, kept = torch.tensor(record["codes"], dtype=torch.int64), record["kept"]
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return None  # missing, or torn
+        except OSError as error:
+            raise ParameterError(f"the folder {self.path} can't be read: {error}") from None
         speech, sampling_rate = soundfile.read(io.BytesIO(data), dtype="int16")
-        attempts = tuple(Attempt(a["seed"], a["duration"], tuple(a["faults"])) for a in record["attempts"])
         return SpokenChunk(
             index=index,
             text=text,
             pcm=np.concatenate([np.zeros(round(pause * sampling_rate), dtype=np.int16), speech]),
             sampling_rate=sampling_rate,
-            codes=torch.tensor(record["codes"], dtype=torch.int64),
-            kept=record["kept"],
+            codes=codes,
+            kept=kept,
             attempts=attempts,
         )
 
@@ -212,14 +233,16 @@ class ChunkFolder:
             "codes": codes.tolist(),
         }
         pcm = (speech.clip(-1, 1) * 32767).round().astype(np.int16)
+        wav = io.BytesIO()  # written by Python, which says why that fails
+        soundfile.write(wav, pcm, sampling_rate, format="WAV", subtype="PCM_16")
+        record["sha256"] = hashlib.sha256(wav.getbuffer()).hexdigest()
         try:
             with replacing(audio_file) as temporary:
-                soundfile.write(temporary, pcm, sampling_rate, format="WAV", subtype="PCM_16")
-                record["sha256"] = hashlib.sha256(temporary.read_bytes()).hexdigest()
+                temporary.write_bytes(wav.getbuffer())
             with replacing(record_file) as temporary:
                 temporary.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
-        except (OSError, soundfile.SoundFileError) as error:
-            raise ParameterError(f"the folder {self.path} can't be written to: {error}") from None
+        except OSError as error:
+            raise ParameterError(f"the folder {self.path} can't be written to: {error.strerror}") from None
 
     def _files(self, index: int) -> tuple[Path, Path]:
         return self.path / f"{index:05}.json", self.path / f"{index:05}.wav"

@@ -17,6 +17,7 @@ from typing import Literal
 
 import regex
 
+from higgs_native.checks import check_number
 from higgs_native.errors import ParameterError, PromptError
 from higgs_native.prompt import SPEAKER_TAG
 from higgs_native.text import normalize_text
@@ -46,10 +47,11 @@ _CLOSING = r"(?:[\"'“”’«»‹›)\]}」』）】》〉]|\s[»›](?=\s|$)
 _ENDS = ".!?。！？｡．؟۔।॥։።၊။"
 _SENTENCE_END = regex.compile(rf"([{_ENDS}]+){_CLOSING}*")
 _CLAUSE_END = regex.compile(
+    # Runs of a mark are tried from their beginning alone, and whole: their time grows with their length.
     # A comma and the like, but none within a number or a word.
-    rf"[,;:،؛，；：、､]+{_CLOSING}*(?=\s|{_EAST_ASIAN}|{_OPENING})"
+    rf"(?<![,;:،؛，；：、､])[,;:،؛，；：、､]++{_CLOSING}*(?=\s|{_EAST_ASIAN}|{_OPENING})"
     # What ended no sentence, as in: "Stop!" he said.
-    rf"|(?:[!?؟]+|\.\.+){_CLOSING}*(?=\s|{_EAST_ASIAN})"
+    rf"|(?:(?<![!?؟])[!?؟]++|(?<!\.)\.\.++){_CLOSING}*(?=\s|{_EAST_ASIAN})"
     r"|(?<=\s)[-–—]+(?=\s)"
 )
 _ENDS_LINE = regex.compile(rf"[{_ENDS}…]{_CLOSING}*$")
@@ -128,6 +130,7 @@ def spoken_seconds(text: str) -> float:
 
 def check_chunk_seconds(max_seconds: float) -> None:
     """Raise ParameterError where the limit of a chunk is outside `MIN_CHUNK_SECONDS` to `MAX_CHUNK_SECONDS`."""
+    check_number("chunk_seconds", max_seconds)
     if not MIN_CHUNK_SECONDS <= max_seconds <= MAX_CHUNK_SECONDS:
         raise ParameterError(
             f"chunk_seconds must lie between {MIN_CHUNK_SECONDS:g} and {MAX_CHUNK_SECONDS:g}, got {max_seconds}"
@@ -191,7 +194,7 @@ def _paragraphs(text: str) -> Iterator[str]:
     paragraph = ""
     for line in lines:
         if line and broken_at_a_width:
-            east_asian = _ENDS_EAST_ASIAN.search(paragraph) and _STARTS_EAST_ASIAN.match(line)
+            east_asian = _ENDS_EAST_ASIAN.search(paragraph[-1:]) and _STARTS_EAST_ASIAN.match(line)
             paragraph += line if east_asian or not paragraph else " " + line
             continue
         yield paragraph

@@ -3,7 +3,7 @@
 import errno
 import io
 import os
-import shutil
+import re
 import sys
 import time
 import warnings
@@ -23,7 +23,7 @@ from higgs_native.chunk_folder import ChunkFolder
 from higgs_native.chunking import chunk_text
 from higgs_native.device import checked_device
 from higgs_native.errors import AudioError, HiggsNativeError, ParameterError, PromptError
-from higgs_native.files import check_file_can_be_made
+from higgs_native.files import check_file_can_be_made, locked
 from higgs_native.generation import SamplingParameters, check_parameters
 from higgs_native.long_form import CHUNK_SECONDS, MAX_RETRIES, LongSpeech, check_long_form
 from higgs_native.model import LanguageModel
@@ -38,6 +38,9 @@ from higgs_native.voice_check import VoiceWarning
 from higgs_native.voices import VOICES_VARIABLE, Voice, list_voices
 from higgs_native.weights import check_target, write_packed
 
+
+# What is meant as a file, though there is none: nobody writes so to have it spoken.
+_FILE_NAME = re.compile(r"\S+\.(?:txt|text|md|rst|html?|xml|json|srt|epub|pdf|docx?|odt|rtf)|(?:~|\.{0,2})/\S+")
 
 MODEL_NAME = "bosonai/higgs-audio-v2-generation-3B-base"
 
@@ -229,7 +232,7 @@ def read(
     quantization: QuantizationOption = None,
 ) -> None:
     """Speak a long text, such as a book, into an audio file, chunk by chunk."""
-    check_output_path(out)
+    out = check_output_path(out)
     pauses = Pauses(paragraph_pause, turn_pause, sentence_pause)
     sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
     check_long_form(sampling, context_chunks, max_retries)
@@ -259,20 +262,19 @@ def read(
     if speech.num_finished:
         print(f"{speech.folder}: {speech.num_finished} of {len(speech)} chunks are there.", file=sys.stderr)
     seconds, retried, faulty = 0.0, 0, []
-    for chunk in tqdm(speech, desc="reading", unit="chunk", leave=False, disable=None):
-        seconds += chunk.duration
-        retried += len(chunk.attempts) > 1
-        if chunk.faults:
-            faulty.append(chunk)
-    speech.save(out)
-    if folder is None:
-        shutil.rmtree(speech.folder)
+    with locked(speech.folder):
+        for chunk in tqdm(speech, desc="reading", unit="chunk", leave=False, disable=None):
+            seconds += chunk.duration
+            retried += len(chunk.attempts) > 1
+            if chunk.faults:
+                faults = ", ".join(chunk.faults)
+                faulty.append(f"chunk {chunk.index} ran away with every seed ({faults}): {chunk.text.text!r}")
+        speech.save(out)
+        if folder is None:
+            chunk_folder.remove()
     print(f"{out}: {seconds:.2f} s of audio in {len(speech)} chunks, {retried} spoken more than once", file=sys.stderr)
-    for chunk in faulty:
-        print(
-            f"chunk {chunk.index} ran away with every seed ({', '.join(chunk.faults)}): {chunk.text.text!r}",
-            file=sys.stderr,
-        )
+    for line in faulty:
+        print(line, file=sys.stderr)
 
 
 @app.command()
@@ -374,7 +376,7 @@ def _fail(error: Exception | str, code: int) -> None:
 def _checked_voices(
     voice: str | None, reference_audio: Path | None, reference_text: str | None, voices_folder: Path | None
 ) -> list[Voice]:
-    """The voices that are asked for. Their recordings are read once, and advice on poor ones is printed."""
+    """The voices that are asked for. Advice on poor recordings is printed before weights are loaded."""
     chosen = choose_voices(voice, reference_audio, reference_text, voices_folder)
     for item in chosen:
         for advice in check_voice(item):
@@ -462,17 +464,24 @@ def _write_stream(speech: SpeechStream, path: Path) -> None:
 
 def _read_text(text: str) -> str:
     """What to say: `text` itself, or the contents of the file it names or of standard input."""
-    if text == "-":
-        data = sys.stdin.buffer.read()
-    elif os.path.isfile(text):
-        data = Path(text).read_bytes()
-    else:
-        return text
+    name, expected = "standard input" if text == "-" else text, "expected plain text in UTF-8"
     try:
-        return data.decode("utf-8-sig")
+        if text == "-":
+            data = sys.stdin.buffer.read()
+        elif os.path.exists(text):  # a pipe, too
+            data = Path(text).read_bytes()
+        elif _FILE_NAME.fullmatch(text):
+            raise PromptError(f"there is no file {text}; expected a text, a text file, or -")
+        else:
+            return text
+        decoded = data.decode("utf-8-sig")
+    except OSError as error:
+        raise PromptError(f"{name} can't be read: {error.strerror}; {expected}") from None
     except UnicodeDecodeError as error:
-        name = "standard input" if text == "-" else text
-        raise PromptError(f"{name} is not UTF-8 text at byte {error.start}") from None
+        raise PromptError(f"{name} is not UTF-8 text at byte {error.start}; {expected}") from None
+    if "\0" in decoded:  # UTF-16 of plain letters is valid UTF-8
+        raise PromptError(f"{name} holds zero bytes: it is no text, or UTF-16; {expected}")
+    return decoded
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Files that appear whole or not at all."""
 
+import errno
+import fcntl
 import glob
 import os
 from collections.abc import Iterator
@@ -25,6 +27,28 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Have a folder alone, among the processes that ask for it. The lock ends with the process, however that ends.
+
+    Raises:
+        ParameterError: another process has it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                raise ParameterError(
+                    f"the folder {folder} is in use by another run; expected that to be over, or another folder"
+                ) from None
+            # Some network file systems have no locks.
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_file_can_be_made(path: Path) -> None:

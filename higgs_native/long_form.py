@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from higgs_native.checks import check_integer
 from higgs_native.chunk_folder import Attempt, ChunkFolder, SpokenChunk
 from higgs_native.chunking import TextChunk, chunk_text, spoken_seconds
 from higgs_native.errors import GenerationError, ParameterError, PromptError
@@ -50,8 +51,8 @@ class LongSpeech:
     what it makes is, to the bit, what an undisturbed run makes on the same machine.
 
     The voice stays the same since each chunk is spoken with chunks before it in its prompt, text and codes: the last
-    `context_chunks`, and, where no recording shows the voice, the first one of the speaker. A chunk that ran away (see
-    `higgs_native.run_away`) is spoken again with the next seed; chunks with faults are never context.
+    `context_chunks`, and, where no recording shows the speaker's voice, that speaker's first one. A chunk that ran
+    away (see `higgs_native.run_away`) is spoken again with the next seed; chunks with faults are never context.
 
     Attributes:
         chunks: the text, cut (see `higgs_native.chunking`).
@@ -115,7 +116,7 @@ class LongSpeech:
             context_chunks = EMBEDDED_VOICE_CONTEXT_CHUNKS if engine.is_embedded_voice else CONTEXT_CHUNKS
         self.chunks = chunk_text(text, chunk_seconds, join_sentences=not engine.is_embedded_voice)
         self._engine = engine
-        self._context_chunks = context_chunks
+        self._context_chunks = int(context_chunks)
         self._max_retries = max_retries
         self._strict = strict
         self._pauses = pauses or Pauses()
@@ -129,16 +130,18 @@ class LongSpeech:
                 samples, sampling_rate = read_recording(item)
                 item.codes = engine.audio_tokenizer.encode(samples, sampling_rate)
                 recordings.append([hashlib.sha256(np.ascontiguousarray(samples)).hexdigest(), sampling_rate])
-        self._is_shown = bool(recordings)
+        # Whose voice a recording shows; a single one is that of a text without tags, too.
+        shown = [index for index, voice in enumerate(voices) if voice.reference_audio is not None]
+        self._recorded = {f"[SPEAKER{index}]" for index in shown} | ({""} if len(voices) == 1 and shown else set())
         longest = max(self.chunks, key=lambda chunk: spoken_seconds(chunk.text))
-        self._conversation(longest, [])  # refuses references that leave no room
+        self._conversation(longest, [], None)  # refuses references that leave no room
 
         # Last: all else is checked, and what it makes is a folder.
         self._temporary = tempfile.TemporaryDirectory(prefix="higgs-native-") if folder is None else None
         self._folder = ChunkFolder(folder if self._temporary is None else self._temporary.name)
         if seed is None:
             seed = self._folder.run["inputs"].get("seed") if self._folder.run else secrets.randbelow(2**32)
-        self.seed: int = seed
+        self.seed = int(seed)
         self.folder = self._folder.path
         self._sampling: dict[str, Any] = {name: value for name, value in asdict(sampling).items() if name != "seed"}
         self._folder.claim(
@@ -172,10 +175,10 @@ class LongSpeech:
             chunk = self._folder.load(index, text, pause)
             if chunk is None:
                 context = list(last)
-                shown = None if self._is_shown else first.get(text.tag)
+                shown = None if text.tag in self._recorded else first.get(text.tag)
                 if shown is not None and shown not in context:
                     context.insert(0, shown)
-                self._speak(index, text, context)
+                self._speak(index, text, self._conversation(text, context, shown))
                 chunk = self._folder.load(index, text, pause)
             if self._strict and chunk.faults:
                 tried = "; ".join(f"{', '.join(attempt.faults)} (seed {attempt.seed})" for attempt in chunk.attempts)
@@ -202,9 +205,8 @@ class LongSpeech:
             for chunk in self:
                 file.write(chunk.pcm)
 
-    def _speak(self, index: int, text: TextChunk, context: list[SpokenChunk]) -> None:
+    def _speak(self, index: int, text: TextChunk, messages: list[Message]) -> None:
         """Generate a chunk, again where it runs away, and store the best attempt."""
-        messages = self._conversation(text, context)
         attempts: list[Attempt] = []
         speeches: list[Speech] = []
         for number in range(self._max_retries + 1):
@@ -227,11 +229,16 @@ class LongSpeech:
         frames = math.ceil(max_seconds(text.text) * self._engine.audio_tokenizer.frame_rate)
         return frames + self._engine.model.config.num_codebooks + 2
 
-    def _conversation(self, text: TextChunk, context: list[SpokenChunk]) -> list[Message]:
-        """The messages that ask for a chunk, with as much of its context as the cache has room for."""
+    def _conversation(
+        self, text: TextChunk, context: Sequence[SpokenChunk], shown: SpokenChunk | None
+    ) -> list[Message]:
+        """The messages that ask for a chunk, with as much of its context as the cache has room for.
+
+        The oldest goes first, but `shown`, the one that shows the speaker's voice, goes last.
+        """
         model, max_new_tokens = self._engine.model, self._max_new_tokens(text)
-        turns = [(chunk.text.prompt, chunk.codes) for chunk in context]
         while True:
+            turns = [(chunk.text.prompt, chunk.codes) for chunk in context]
             messages = [*self._opening, *spoken_turns(turns), Message("user", text.prompt)]
             prompt = build_prompt(messages, model.tokenizer, self._engine.layout, force_audio_gen=True)
             # A placeholder becomes its frames, BOS and EOS, and the delay.
@@ -239,18 +246,20 @@ class LongSpeech:
             positions = prompt.input_ids.shape[1] + frames + max_new_tokens
             if positions <= model.max_cache_length:
                 return messages
-            if not turns:
+            if not context:
                 raise PromptError(
                     f"a chunk needs {positions} positions with its references; the cache holds "
                     f"{model.max_cache_length} (max_cache_length); expected shorter references or chunk_seconds"
                 )
-            # The oldest goes first, but what shows the voice goes last.
-            del turns[1 if len(turns) > 1 and not self._is_shown else 0]
+            oldest = next((chunk for chunk in context if chunk is not shown), shown)
+            context = [chunk for chunk in context if chunk is not oldest]
 
 
 def check_long_form(sampling: SamplingParameters, context_chunks: int | None, max_retries: int) -> None:
     """Raise ParameterError where a parameter of `LongSpeech` lies outside its range."""
     check_parameters(sampling, max_new_tokens=1)
+    check_integer("context_chunks", context_chunks, optional=True)
+    check_integer("max_retries", max_retries)
     if context_chunks is not None and context_chunks < 0:
         raise ParameterError(f"context_chunks must be at least 0, got {context_chunks}")
     if not 0 <= max_retries < _SEEDS_PER_CHUNK:

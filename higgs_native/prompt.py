@@ -352,8 +352,10 @@ def check_plain_text(text: str, tokenizer: Tokenizer, name: str = "text") -> Non
         name: what the text is, for the message.
 
     Raises:
-        PromptError: the text holds a special token, or is no valid Unicode.
+        PromptError: the text holds a special token, or is no str, or no valid Unicode.
     """
+    if not isinstance(text, str):
+        raise PromptError(f"the {name} is a {type(text).__name__}; expected a str")
     try:
         text.encode()
     except UnicodeEncodeError:

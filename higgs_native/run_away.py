@@ -9,6 +9,7 @@ import math
 from typing import Literal
 
 import numpy as np
+import regex
 import torch
 
 from higgs_native.chunking import spoken_seconds
@@ -39,6 +40,8 @@ MIN_AGREEMENT = 0.8
 period before, for a period of up to 2 seconds. The embedded voice, which speaks on one note, reaches 0.22. Not all
 frames must agree: repetition-aware sampling breaks up loops without ending them."""
 
+_UNSPOKEN = regex.compile(r"[^\p{L}\p{M}\p{N}]")
+
 
 def max_seconds(text: str) -> float:
     """How long the speech of a text may last before it counts as one without end."""
@@ -49,13 +52,14 @@ def find_faults(speech: Speech, text: str) -> list[Fault]:
     """Return what is wrong with the speech of a text; an empty list where nothing is.
 
     - `no end`: it was cut off at `max_new_tokens` (see `max_seconds`), or lasts longer than `max_seconds`.
-    - `too short`: it takes less than `MIN_PACE` of what its text should take, or there is no audio at all.
+    - `too short`: it takes less than `MIN_PACE` of what the text's letters and digits should take, or there is no
+      audio at all. Punctuation and emoji may take no time: a line of dots is passed over.
     - `silence`: it is silent for more than `MAX_SILENCE_SECONDS` at a stretch.
     - `repetition`: its codes repeat, see `REPETITION_FRAMES`.
     """
     found = {
         "no end": speech.finish_reason == "length" or speech.duration > max_seconds(text),
-        "too short": not len(speech.audio) or speech.duration < MIN_PACE * spoken_seconds(text),
+        "too short": not len(speech.audio) or speech.duration < MIN_PACE * spoken_seconds(_UNSPOKEN.sub("", text)),
         "silence": longest_silence(speech.audio, speech.sampling_rate) > MAX_SILENCE_SECONDS,
         "repetition": is_repeating(speech.codes),
     }

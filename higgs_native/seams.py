@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from higgs_native.checks import check_number
 from higgs_native.chunking import Seam
 from higgs_native.errors import ParameterError
 
@@ -34,6 +35,7 @@ class Pauses:
     def __post_init__(self) -> None:
         for field in fields(self):
             seconds = getattr(self, field.name)
+            check_number(f"{field.name}_pause", seconds)
             if not 0 <= seconds <= _MAX_PAUSE_SECONDS:
                 raise ParameterError(
                     f"{field.name}_pause must lie between 0 and {_MAX_PAUSE_SECONDS:g} seconds, got {seconds}"

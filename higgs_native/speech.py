@@ -1,5 +1,6 @@
 """What was spoken, and audio files."""
 
+import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,15 +66,33 @@ def writing_audio(path: str | Path, sampling_rate: int) -> Iterator[soundfile.So
     """Open an audio file for writing, mono, in the format that its ending names. It appears at the end, whole.
 
     Raises:
-        ParameterError: as for `check_output_path`.
+        ParameterError: as for `check_output_path`, or the disk is full.
     """
     path = check_output_path(path)
     format_name, encoding = _FORMATS[path.suffix.lower()]
-    with (
-        replacing(path) as temporary,
-        soundfile.SoundFile(temporary, "w", sampling_rate, 1, encoding, format=format_name) as file,
-    ):
-        yield file
+    with replacing(path) as temporary, _OutputFile(temporary, "w") as output:
+        with soundfile.SoundFile(output, "w", sampling_rate, 1, encoding, format=format_name) as file:
+            yield file
+        if output.error is not None:
+            raise ParameterError(f"{path} can't be written: {output.error.strerror}")
+
+
+class _OutputFile(io.FileIO):
+    """A file for libsndfile to write, which keeps what went wrong.
+
+    libsndfile calls a full disk a "System error", and says nothing where it shows as late as in closing.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        rest = memoryview(data)
+        try:
+            while rest and self.error is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
 
 
 def check_output_path(path: str | Path) -> Path:

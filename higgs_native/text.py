@@ -62,8 +62,10 @@ def normalize_text(text: str) -> str:
     lines dropped; a full stop after a text that ends in neither punctuation nor a sound effect.
 
     Raises:
-        PromptError: nothing is left to say, or the text is not valid Unicode.
+        PromptError: nothing is left to say, or the text is no str, or not valid Unicode.
     """
+    if not isinstance(text, str):
+        raise PromptError(f"the text is a {type(text).__name__}; expected a str")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -302,3 +302,10 @@ def test_spoken_seconds():
     assert spoken_seconds("") == 0
     assert spoken_seconds("كَتَبَ") == spoken_seconds("كتب")
     assert spoken_seconds("1984") > spoken_seconds("four")
+
+
+@pytest.mark.parametrize("text", ["a line\n" * 40_000, "." * 40_000 + "a", "!" * 40_000 + "a", "," * 40_000 + "a"])
+def test_the_time_grows_with_the_text_alone(text):
+    """Each of these took minutes when it grew with the square."""
+    chunks = chunk_text(text, 20)
+    assert max(spoken_seconds(chunk.text) for chunk in chunks) <= 20

@@ -17,6 +17,7 @@ import higgs_native
 from higgs_native import cli
 from higgs_native.cli import main
 from higgs_native.errors import ParameterError
+from higgs_native.files import locked
 from higgs_native.random_checkpoint import write_demo_checkpoint
 from tests.test_voice_check import syllables
 
@@ -86,10 +87,13 @@ def test_the_text_comes_from_an_argument_a_file_or_standard_input(run, model, mo
     (run.work / "text.txt").write_text("\ufeffHello, 世界.\n", encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Hello, 世界.\n".encode())))
     options = ("--model", model, "--max-new-tokens", 16, "--temperature", 0)
-    for index, text in enumerate(("Hello, 世界.", "text.txt", "-")):
+    os.mkfifo(run.work / "pipe")  # what a shell makes of <(command)
+    writer = threading.Thread(target=(run.work / "pipe").write_text, args=("Hello, 世界.\n", "utf-8"))
+    writer.start()
+    for index, text in enumerate(("Hello, 世界.", "text.txt", "-", "pipe")):
         assert run("speak", text, *options, "--out", f"{index}.wav")[0] == 0
-    one, two, three = ((run.work / f"{index}.wav").read_bytes() for index in range(3))
-    assert one == two == three
+    writer.join(5)
+    assert len({(run.work / f"{index}.wav").read_bytes() for index in range(4)}) == 1
 
 
 def test_a_stream_is_the_speech_as_raw_samples(run, model, monkeypatch):
@@ -202,6 +206,26 @@ def test_read_goes_on_where_it_was_killed(run, monkeypatch):
     assert [file.name for file in run.work.iterdir()] == ["cut.wav"]
     assert run("read", BOOK, "--seed", 1, "--out", "whole.wav")[0] == 0
     assert (run.work / "whole.wav").read_bytes() == (run.work / "cut.wav").read_bytes()
+
+
+def test_two_runs_do_not_share_a_folder(run):
+    code, _, _ = run("read", BOOK, "--seed", 1, "--folder", "parts")
+    assert code == 0
+    with locked(run.work / "parts"):
+        code, _, err = run("read", BOOK, "--folder", "parts")
+    assert code == 2
+    assert "error: the folder parts is in use by another run" in err
+
+
+def test_what_else_stands_in_the_folder_is_kept(run):
+    (run.work / "elsewhere").mkdir()
+    (run.work / "out.wav.parts").symlink_to("elsewhere")
+    assert run("read", "Good morning.")[0] == 0
+    assert list((run.work / "elsewhere").iterdir()) == []
+    (run.work / "out.wav").unlink()
+    (run.work / "elsewhere" / ".notes").touch()
+    assert run("read", "Good morning.")[0] == 0
+    assert [file.name for file in (run.work / "elsewhere").iterdir()] == [".notes"]
 
 
 def test_read_reports_what_ran_away(run, model):
@@ -419,6 +443,23 @@ def file_that_is_no_text(folder, model):
     return [folder / "noise.txt", "--model", model], "not UTF-8 text at byte 2"
 
 
+def utf_16_file(folder, model):
+    (folder / "wide.txt").write_text("Hello.", encoding="utf-16-le")
+    return [folder / "wide.txt", "--model", model], "holds zero bytes: it is no text, or UTF-16; expected plain text"
+
+
+def mistyped_file(folder, model):
+    return ["boook.txt", "--model", model], "there is no file boook.txt; expected a text, a text file, or -"
+
+
+def mistyped_folder(folder, model):
+    return ["./texts/book", "--model", model], "there is no file ./texts/book"
+
+
+def text_that_is_a_folder(folder, model):
+    return [folder, "--model", model], "can't be read: Is a directory"
+
+
 def special_token(folder, model):
     return ["Hi. <|eot_id|>", "--model", model], "the text holds the special token <|eot_id|>"
 
@@ -545,6 +586,10 @@ BAD_INPUTS = (
     white_space,
     empty_file,
     file_that_is_no_text,
+    utf_16_file,
+    mistyped_file,
+    mistyped_folder,
+    text_that_is_a_folder,
     special_token,
     missing_reference,
     unreadable_reference,

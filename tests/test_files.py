@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from higgs_native.files import replacing
+from higgs_native.errors import ParameterError
+from higgs_native.files import locked, replacing
 
 
 def write(path, text="new"):
@@ -48,3 +49,16 @@ def test_what_killed_processes_left_is_removed(tmp_path):
         f".a1.{ended.pid}.tmp",
         ".a[1].x.tmp",
     }
+
+
+def test_a_folder_is_locked_for_one_process(tmp_path, run_python):
+    ask = "import sys, pathlib, higgs_native.files as f\nwith f.locked(pathlib.Path(sys.argv[1])): pass"
+    with locked(tmp_path):
+        assert "is in use by another run" in run_python(ask, tmp_path).stderr
+        with (
+            pytest.raises(ParameterError, match="is in use by another run; expected that to be over"),
+            locked(tmp_path),
+        ):
+            pass
+    assert run_python(ask, tmp_path).returncode == 0
+    assert list(tmp_path.iterdir()) == []

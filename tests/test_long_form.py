@@ -1,6 +1,8 @@
 import json
 import re
+import resource
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import soundfile
 import torch
 
 from higgs_native import long_form
+from higgs_native.chunk_folder import ChunkFolder
 from higgs_native.chunking import spoken_seconds
 from higgs_native.errors import GenerationError, ParameterError, PromptError
 from higgs_native.long_form import LongSpeech
@@ -16,6 +19,7 @@ from higgs_native.prompt import AudioContent, TextContent
 from higgs_native.seams import EDGE_SECONDS, Pauses
 from higgs_native.speech import Speech
 from higgs_native.voice_check import VoiceWarning
+from higgs_native.voices import Voice
 
 
 # References here are tones.
@@ -158,6 +162,69 @@ def test_what_is_missing_or_torn_is_made_again(engine, whole, tmp_path, monkeypa
     assert len(seeds) == made
 
 
+def test_records_of_another_kind_are_made_again(engine, fake, tmp_path):
+    model = fake()
+    list(LongSpeech(engine, "One.", tmp_path))
+    record = json.loads((tmp_path / "00000.json").read_text())
+    changes = [[], None, {}, record | {"attempts": None}, record | {"codes": "?"}]
+    for changed in changes:
+        (tmp_path / "00000.json").write_text(json.dumps(changed))
+        assert len(list(LongSpeech(engine, "One.", tmp_path))) == 1
+    assert len(model.calls) == 1 + len(changes)
+    (tmp_path / "00000.json").unlink()
+    (tmp_path / "00000.json").mkdir()
+    with pytest.raises(ParameterError, match=r"can't be read: .*Is a directory"):
+        list(LongSpeech(engine, "One.", tmp_path))
+
+
+def test_a_run_that_is_cut_off_while_it_is_removed(engine, fake, tmp_path, monkeypatch):
+    """Whatever file is the last to go, the rest is a run that goes on."""
+    fake()
+    folder = tmp_path / "parts"
+    unlink = Path.unlink
+    for count in range(6):
+        list(LongSpeech(engine, "One.\n\nTwo.", folder, seed=1))
+        left = count
+
+        def cut_off(path, missing_ok):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            unlink(path)
+
+        monkeypatch.setattr(Path, "unlink", cut_off)
+        try:
+            ChunkFolder(folder).remove()
+        except KeyboardInterrupt:
+            assert count < 5
+        monkeypatch.setattr(Path, "unlink", unlink)
+    assert not folder.exists()
+
+
+def test_a_full_disk_is_told(engine, fake, tmp_path):
+    fake()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    speech = LongSpeech(engine, "The first one.", tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(ParameterError, match="can't be written to: File too large"):
+            list(speech)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_numbers_of_numpy_are_numbers(engine, fake, tmp_path):
+    fake()
+    options = {"seed": 1, "top_k": 20, "chunk_seconds": 4, "context_chunks": 1, "temperature": 0.5}
+    of_numpy = {name: np.array(value)[()] for name, value in options.items()} | {"temperature": np.float32(0.5)}
+    list(LongSpeech(engine, TEXT, tmp_path, **of_numpy))
+    assert LongSpeech(engine, TEXT, tmp_path, **options).num_finished == len(
+        LongSpeech(engine, TEXT, tmp_path, **of_numpy)
+    )
+
+
 def test_the_folder_tells_what_was_done(whole):
     folder, chunks = whole
     run = json.loads((folder / "run.json").read_text())
@@ -227,10 +294,15 @@ def test_bad_input_makes_no_folder(engine, tmp_path):
     for error, changes, message in (
         (PromptError, {"text": " "}, "expected something to say"),
         (PromptError, {"text": "Hi <|eot_id|>"}, "special token"),
+        (PromptError, {"text": b"Hi"}, "the text is a bytes; expected a str"),
+        (PromptError, {"scene": 3}, "the scene is a int; expected a str"),
         (PromptError, {"voice": "anna"}, "no folder of voices"),
         (ParameterError, {"chunk_seconds": 100}, "chunk_seconds must lie between 2 and 30, got 100"),
         (ParameterError, {"context_chunks": -1}, "context_chunks must be at least 0, got -1"),
         (ParameterError, {"max_retries": 1000}, "max_retries must lie between 0 and 999, got 1000"),
+        (ParameterError, {"chunk_seconds": "9"}, "chunk_seconds must be a number, got '9'"),
+        (ParameterError, {"context_chunks": 1.5}, "context_chunks must be an integer or None, got 1.5"),
+        (ParameterError, {"max_retries": None}, "max_retries must be an integer, got None"),
         (ParameterError, {"temperature": -1}, "temperature"),
         (ParameterError, {"seed": -1}, "seed"),
     ):
@@ -281,6 +353,44 @@ def test_every_speaker_keeps_a_voice(engine, fake):
         ["[SPEAKER0] One.", "<sound>", "[SPEAKER0] Three.", "<sound>", "[SPEAKER0] Four."],
         ["[SPEAKER1] Two.", "<sound>", "[SPEAKER0] Four.", "<sound>", "[SPEAKER1] Five."],
     ]
+
+
+def test_who_has_no_recording_keeps_a_voice_too(engine, fake):
+    """One speaker's recording shows that voice alone: the other's is described, or not even that."""
+    tone = (np.sin(np.arange(RATE) / 20).astype(np.float32), RATE)
+    text = "[SPEAKER0] One. [SPEAKER1] Two. [SPEAKER0] Three. [SPEAKER1] Four."
+    for voices in ([Voice(tone), Voice(profile="masculine")], [Voice(tone, "Words.")]):
+        model = fake()
+        list(LongSpeech(engine, text, voice=voices, context_chunks=0))
+        spoken = [conversation[len(model.conversations[0]) - 1 :] for conversation in model.conversations]
+        assert spoken == [
+            ["[SPEAKER0] One."],
+            ["[SPEAKER1] Two."],
+            ["[SPEAKER0] Three."],
+            ["[SPEAKER1] Two.", "<sound>", "[SPEAKER1] Four."],
+        ]
+
+
+def test_what_shows_the_voice_gives_way_last(engine, fake, monkeypatch):
+    """Also where it is not the oldest chunk of the context."""
+    model = fake()
+    text = "[SPEAKER0] One. [SPEAKER0] Two and two. [SPEAKER1] Three. [SPEAKER0] Four. [SPEAKER1] Five and six."
+    seen = {}
+    for limit in range(100, 600, 20):
+        monkeypatch.setattr(engine.model, "max_cache_length", limit)
+        model.calls.clear()
+        try:
+            list(LongSpeech(engine, text, context_chunks=3))
+        except PromptError:
+            continue
+        said = model.conversations[-1][len(model.conversations[0]) - 1 :: 2]
+        seen[len(said)] = said
+    assert seen == {
+        1: ["[SPEAKER1] Five and six."],
+        2: ["[SPEAKER1] Three.", "[SPEAKER1] Five and six."],
+        3: ["[SPEAKER1] Three.", "[SPEAKER0] Four.", "[SPEAKER1] Five and six."],
+        4: ["[SPEAKER0] Two and two.", "[SPEAKER1] Three.", "[SPEAKER0] Four.", "[SPEAKER1] Five and six."],
+    }
 
 
 def test_context_gives_way_where_the_cache_is_full(engine, fake, monkeypatch):

@@ -98,3 +98,13 @@ def test_what_is_no_repetition():
     assert not is_repeating(looping(10, broken=0.5))
     assert not is_repeating(torch.zeros(8, 50, dtype=torch.int64))
     assert not is_repeating(torch.zeros(8, 0, dtype=torch.int64))
+
+
+def test_what_is_not_spoken_takes_no_time():
+    """The contents page of a book, and a row of emoji, are soon read."""
+    for text in (
+        "Chapter one ......................................... 2",
+        "Hello \N{GRINNING FACE}" + "\N{GRINNING FACE}" * 40,
+    ):
+        assert find_faults(speech_of(1.5), text) == []
+        assert find_faults(speech_of(0.1), text) == ["too short"]

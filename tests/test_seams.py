@@ -60,3 +60,5 @@ def test_pauses():
 def test_a_pause_has_a_range(name, seconds):
     with pytest.raises(ParameterError, match=f"{name}_pause must lie between 0 and 60 seconds, got {seconds}"):
         Pauses(**{name: seconds})
+    with pytest.raises(ParameterError, match=f"{name}_pause must be a number, got '1'"):
+        Pauses(**{name: "1"})

@@ -1,3 +1,4 @@
+import resource
 from dataclasses import replace
 
 import numpy as np
@@ -61,6 +62,22 @@ def test_a_file_that_stands_there_survives_a_failed_write(samples, tmp_path, mon
         speech_of(samples).save(path)
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["out.wav"]
+
+
+@pytest.mark.parametrize("ending", [".wav", ".flac", ".ogg", ".mp3"])
+def test_no_half_file_where_the_disk_is_full(ending, samples, tmp_path):
+    """Not even where a single byte is missing, of which libsndfile, closing the file, says nothing."""
+    speech_of(samples).save(tmp_path / f"whole{ending}")
+    size = (tmp_path / f"whole{ending}").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (0, size // 2, size - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(ParameterError, match=rf"out\{ending} can't be written: File too large"):
+                speech_of(samples).save(tmp_path / f"out{ending}")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert [file.name for file in tmp_path.iterdir()] == [f"whole{ending}"]
 
 
 @pytest.mark.parametrize(
