@@ -104,6 +104,7 @@ def bench_operators(
             "torch": lambda: getattr(reference, operator)(*arguments),
         }
         if with_compile:
+            torch.compiler.reset()  # it compiles a function for a few shapes only
             compiled = torch.compile(getattr(reference, operator), dynamic=False)
             runs["torch.compile"] = lambda: compiled(*arguments)
         num_bytes = sum(argument.nbytes for argument in arguments if isinstance(argument, torch.Tensor))

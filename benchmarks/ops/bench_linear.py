@@ -73,6 +73,7 @@ def bench(
         "torch": lambda: [torch.nn.functional.linear(typed, weight) for weight in plain],
     }
     if with_compile:
+        torch.compiler.reset()  # it compiles a function for a few shapes only
         compiled = torch.compile(torch.nn.functional.linear, dynamic=False)
         sides["torch.compile"] = lambda: [compiled(typed, weight) for weight in plain]
     times: dict[str, list[float]] = {side: [] for side in sides}
