@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from measure import seconds, summary, write_json
+from measure import ReadBandwidth, seconds, summary, write_json
 from transformers_baseline import import_transformers
 
 from higgs_native import ops, reference
@@ -60,35 +60,54 @@ def run(
     if config is not None:
         write_audio_tokenizer(folder, config)
     native = HiggsAudioTokenizer.from_pretrained(folder)
-    report = bench_operators(native.config, frames[-1], repeats, with_compile)
+    bandwidth = ReadBandwidth(256 << 20)
+    report = bench_operators(native.config, frames[-1], repeats, with_compile, bandwidth)
     if with_transformers:
-        report |= bench_tokenizer(native, folder, frames, encode_seconds, repeats)
+        report |= bench_tokenizer(native, folder, frames, encode_seconds, repeats, bandwidth)
     return report
 
 
-def compare(name: str, runs: dict[str, Callable[[], object]], repeats: int, audio_seconds: float) -> dict[str, Any]:
-    """Time the runs in turns; return their summaries in ms, their real-time factors, and how many times as fast as the
-    best of the others the first is.
+def compare(
+    name: str,
+    runs: dict[str, Callable[[], object]],
+    repeats: int,
+    audio_seconds: float,
+    num_bytes: int,
+    bandwidth: ReadBandwidth,
+) -> dict[str, Any]:
+    """Time the runs in turns, and reading between them.
+
+    Args:
+        num_bytes: what a run must at least read or write.
+
+    Returns:
+        For each run its time in ms, its real-time factor and its share of the read bandwidth; and how many times as
+        fast as the best of the others the first is.
     """
     for run in runs.values():
         run()
     times: dict[str, list[float]] = {key: [] for key in runs}
+    read = []
     for _ in range(repeats):
         for key, run in runs.items():
             times[key].append(1e3 * seconds(run))
+        read.append(bandwidth.measure())
+    rate = summary(read, digits=1)
     result: dict[str, Any] = {key: {"ms": summary(values)} for key, values in times.items()}
     for entry in result.values():
         entry["real_time_factor"] = round(entry["ms"]["median"] / 1e3 / audio_seconds, 5)
+        share = num_bytes / entry["ms"]["median"] / 1e6 / rate["median"]
+        entry["share_of_read_bandwidth"] = round(share, 3)
     first, *others = (result[key]["ms"]["median"] for key in runs)
     result["speedup"] = round(min(others) / first, 2)
     texts = ", ".join(f"{key} {entry['ms']['median']:.2f} ms" for key, entry in list(result.items())[:-1])
     print(f"{name:40} {texts}; {result['speedup']:.2f} times as fast")
-    return result
+    return {"mb": round(num_bytes / 1e6, 3), "read_gb_per_s": rate, **result}
 
 
 @torch.inference_mode()
 def bench_operators(
-    config: HiggsAudioTokenizerConfig, frames: int, repeats: int, with_compile: bool
+    config: HiggsAudioTokenizerConfig, frames: int, repeats: int, with_compile: bool, bandwidth: ReadBandwidth
 ) -> dict[str, Any]:
     """Time each operator at every size that the decoder has, for `frames` frames, beside plain PyTorch, and that under
     torch.compile.
@@ -108,13 +127,8 @@ def bench_operators(
             compiled = torch.compile(getattr(reference, operator), dynamic=False)
             runs["torch.compile"] = lambda: compiled(*arguments)
         num_bytes = sum(argument.nbytes for argument in arguments if isinstance(argument, torch.Tensor))
-        report[operator].append(
-            {
-                "out": shape,
-                "mb": round(num_bytes / 1e6, 3),
-                **compare(f"{operator} {shape}", runs, repeats, audio_seconds),
-            }
-        )
+        result = compare(f"{operator} {shape}", runs, repeats, audio_seconds, num_bytes, bandwidth)
+        report[operator].append({"out": shape, **result})
 
     for stride in config.upsampling_ratios:
         x = torch.randn(1, channels, time)
@@ -131,11 +145,19 @@ def bench_operators(
 
 @torch.inference_mode()
 def bench_tokenizer(
-    native: HiggsAudioTokenizer, folder: Path, frames: list[int], durations: list[float], repeats: int
+    native: HiggsAudioTokenizer,
+    folder: Path,
+    frames: list[int],
+    durations: list[float],
+    repeats: int,
+    bandwidth: ReadBandwidth,
 ) -> dict[str, Any]:
     """Time decoding of `frames` frames, and encoding of audio of `durations` seconds."""
     model = import_transformers().HiggsAudioV2TokenizerModel.from_pretrained(folder).eval()
     report: dict[str, Any] = {"decode": [], "encode": []}
+    sizes = {name: weight.nbytes for name, weight in model.named_parameters()}
+    of_decoder = sum(size for name, size in sizes.items() if name.startswith("acoustic_decoder"))
+    of_encoders = sum(sizes.values()) - of_decoder
     for count in frames:
         codes = torch.randint(native.codebook_size, (native.num_codebooks, count))
         expected = model.decode(codes[None]).audio_values[0, 0]
@@ -145,7 +167,7 @@ def bench_tokenizer(
             "higgs_native": lambda codes=codes: native.decode(codes),
             "transformers": lambda codes=codes: model.decode(codes[None]),
         }
-        result = compare(f"decode {count} frames", runs, repeats, count / native.frame_rate)
+        result = compare(f"decode {count} frames", runs, repeats, count / native.frame_rate, of_decoder, bandwidth)
         report["decode"].append({"frames": count, **result})
     for duration in durations:
         audio = torch.randn(int(duration * native.frame_rate) * native.hop_length) / 10
@@ -155,7 +177,7 @@ def bench_tokenizer(
             return native.encode(audio, native.sampling_rate)
 
         runs = {"higgs_native": encode, "transformers": lambda audio=audio: model.encode(audio[None, None])}
-        result = compare(f"encode {duration:g} s", runs, max(3, repeats // 5), duration)
+        result = compare(f"encode {duration:g} s", runs, max(3, repeats // 5), duration, of_encoders, bandwidth)
         report["encode"].append({"seconds": duration, **result})
     return report
 
