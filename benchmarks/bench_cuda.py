@@ -27,10 +27,11 @@ from higgs_native.codec_windows import WindowedDecoder
 from higgs_native.device import checked_device
 from higgs_native.frame_loop import FrameRow
 from higgs_native.model import LanguageModel, Rows
+from higgs_native.ops.linear import QUANTIZED
 from higgs_native.random_checkpoint import REAL_SIZE_CONFIG, write_demo_checkpoint
 
 
-FORMATS = ("bfloat16", "fp8", "int8", "int4")
+FORMATS = ("bfloat16", "float16", "fp8", "int8", "int4")
 SECTIONS = ("products", "frame", "batch", "prompt", "codec", "first_sound")
 TEXT = "The sun rises in the east and sets in the west."
 
@@ -54,7 +55,7 @@ class Sizes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a folder with bfloat16 weights; without it a tiny one is made")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["bfloat16", "fp8", "int8", "int4"])
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--no-transformers", action="store_true")
@@ -118,8 +119,8 @@ def run(
         engines[format] = HiggsAudio.from_pretrained(
             folder,
             device,
-            dtype="bfloat16",
-            quantization=None if format == "bfloat16" else format,
+            dtype="bfloat16" if format in QUANTIZED else format,
+            quantization=format if format in QUANTIZED else None,
             audio_tokenizer=engines[formats[0]].audio_tokenizer if engines else None,
         )
     models = {format: engine.model for format, engine in engines.items()}
@@ -146,10 +147,7 @@ def bench_products(device: torch.device, sizes: Sizes, bandwidth: ReadBandwidth)
         # Together larger than a second-level cache.
         copies = max(1, min(8, (256 << 20) // (2 * n * k)))
         plain = [torch.randn(n, k, device=device).bfloat16() / k**0.5 for _ in range(copies)]
-        packed = {
-            format: [ops.pack_linear(weight, format=None if format == "bfloat16" else format) for weight in plain]
-            for format in FORMATS
-        }
+        packed = {format: [ops.pack_linear(weight, format=format) for weight in plain] for format in FORMATS}
         for rows in sizes.rows:
             x, out = torch.randn(rows, k, device=device), torch.empty(rows, n, device=device)
             typed = x.bfloat16()

@@ -26,9 +26,10 @@ from higgs_native.checkpoint import resolve_folder
 from higgs_native.config import read_json_object
 from higgs_native.kv_cache import KVCache
 from higgs_native.model import LanguageModel, Rows
+from higgs_native.ops.linear import QUANTIZED
 
 
-FORMATS = ("bfloat16", "float32", "fp8", "int8", "int4")
+FORMATS = ("bfloat16", "float16", "float32", "fp8", "int8", "int4")
 REFERENCE = "transformers"
 COMPILED = "transformers, compiled"
 
@@ -73,7 +74,7 @@ def run(
     natives, load_seconds = {}, {}
     for format in formats:
         start = time.perf_counter()
-        whole = format in ("bfloat16", "float32")
+        whole = format not in QUANTIZED
         natives[format] = LanguageModel.from_pretrained(
             folder, dtype=format if whole else "auto", quantization=None if whole else format
         )

@@ -182,8 +182,7 @@ class LanguageModelFiles:
 
 
 AUDIO_LM_HEAD = "audio_decoder_proj.audio_lm_head.weight"
-# What a tensor may be stored as, and what it becomes: float16 has no kernels on the CPU; float32 holds its numbers.
-STORED_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float32}
+STORED_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
 TEXT_LM_HEAD = "audio_decoder_proj.text_lm_head.weight"
 
 _TRANSFORMERS_NAMES = {

@@ -88,7 +88,7 @@ RasWinLenOption = Annotated[
 ]
 RasWinMaxNumRepeatOption = Annotated[int, typer.Option(help="How often is too often.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU where there is one.")]
-DtypeOption = Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, or auto: as stored.")]
+DtypeOption = Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, float16, or auto: as stored.")]
 QuantizationOption = Annotated[
     str | None,
     typer.Option(help="Of the weights: fp8, int8, int4, or a format for each part, such as int4,heads=int8."),

@@ -197,7 +197,7 @@ class LanguageModel:
         Args:
             path_or_name: a folder, or a Hub name.
             device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU where there is one.
-            dtype: torch.float32, torch.bfloat16, their names, or "auto": as stored (float16 becomes float32).
+            dtype: torch.float32, torch.bfloat16, torch.float16, their names, or "auto": as stored.
             max_cache_length: positions a sequence may have, prompt included. A position costs 114,688 bytes of cache
                 at real size in bfloat16, once it is used.
             quantization: `fp8`, `int8`, `int4`, or a format for each part; see `Quantization`. None: as stored.
@@ -283,7 +283,7 @@ class LanguageModel:
 
 def checked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     """The dtype of that name; None for "auto". Raises ParameterError for any other."""
-    names = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    names = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype in names.values() and dtype is not None:
         return dtype
     if isinstance(dtype, str) and dtype in names:

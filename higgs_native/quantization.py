@@ -11,7 +11,8 @@ from higgs_native.ops.linear import FORMATS
 
 @dataclass(frozen=True)
 class Quantization:
-    """The format of each part's weights: `bfloat16`, `float32`, `fp8`, `int8`, `int4`, or None for the model's dtype.
+    """The format of each part's weights: one of `bfloat16`, `float16`, `float32`, `fp8`, `int8`, `int4`, or None: the
+    model's own dtype.
 
     fp8 (e4m3) and int8 have one scale for each output; int4 has a float16 scale for each group of 128 inputs of an
     output. Embeddings and norms are never quantized.

@@ -148,8 +148,9 @@ class PackedWeights:
         self._left = set(self._file.keys())
         self._shapes = expected_tensors(config)
         self.dtype = self._stored("embed_tokens.weight", self._shapes["embed_tokens.weight"]).dtype
-        if self.dtype not in (torch.float32, torch.bfloat16):
-            raise CheckpointError(f"{self._path}: embed_tokens.weight is {self.dtype}; expected float32 or bfloat16")
+        if self.dtype not in STORED_DTYPES.values():
+            expected = ", ".join(str(dtype) for dtype in STORED_DTYPES.values())
+            raise CheckpointError(f"{self._path}: embed_tokens.weight is {self.dtype}; expected one of {expected}")
 
     def __contains__(self, name: str) -> bool:
         return name in self._file.keys()  # noqa: SIM118 (safe_open is no mapping)

@@ -174,8 +174,9 @@ def test_tables_and_norms_are_shared():
     assert native.norm.data_ptr() == model.model.norm.weight.data_ptr()
 
 
-def test_bfloat16():
-    model = accelerate(reference.tiny_model(6, dtype=torch.bfloat16, endless=True))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits(dtype):
+    model = accelerate(reference.tiny_model(6, dtype=dtype, endless=True))
     output = model.generate(**batch(model.config, 3), max_new_tokens=15, do_sample=False, **EVERYTHING)
     assert output.audio_sequences.shape[1] >= 15
     assert output.scores[0].dtype == torch.float32
@@ -283,7 +284,7 @@ def test_what_can_not_be_accelerated():
     with pytest.raises(ParameterError, match="model is a Linear; expected a HiggsAudioV2ForConditionalGeneration or"):
         accelerate(torch.nn.Linear(1, 1))
     with pytest.raises(ParameterError, match="dtype must be one of"):
-        accelerate(reference.tiny_model(0, dtype=torch.float16))
+        accelerate(reference.tiny_model(0, dtype=torch.float64))
     with pytest.raises(ParameterError, match="max_cache_length must be at least 1, got 0"):
         accelerate(reference.tiny_model(0), max_cache_length=0)
     with pytest.raises(ParameterError, match="the model is on meta"):

@@ -244,8 +244,8 @@ def test_a_foreign_config_is_refused(folder, contents, message):
     ("options", "message"),
     [
         ({"device": "cuda:99"}, "device cuda:99 can't be used"),
-        ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, got int8"),
-        ({"dtype": torch.float16}, "dtype must be one of auto, float32, bfloat16, got torch.float16"),
+        ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16, got int8"),
+        ({"dtype": torch.float64}, "dtype must be one of auto, float32, bfloat16, float16, got torch.float64"),
         ({"max_cache_length": 0}, "max_cache_length must be at least 1, got 0"),
     ],
 )
@@ -254,9 +254,10 @@ def test_wrong_options_are_refused(folder, options, message):
         LanguageModel.from_pretrained(folder, **options)
 
 
-def test_float16_is_read_as_float32(tmp_path):
-    write_language_model(tmp_path / "model", config(), layout="original", dtype=torch.float16)
-    assert LanguageModel.from_pretrained(tmp_path / "model").dtype == torch.float32
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_are_read_as_stored(tmp_path, dtype):
+    write_language_model(tmp_path / "model", config(), layout="original", dtype=dtype)
+    assert LanguageModel.from_pretrained(tmp_path / "model").dtype == dtype
 
 
 def test_missing_folders_are_named(tmp_path):

@@ -1,4 +1,4 @@
-"""The engine against transformers' implementation: logits, greedy codes, scores; float32 and bfloat16."""
+"""The engine against transformers' implementation: logits, greedy codes, scores; float32, bfloat16 and float16."""
 
 import pytest
 import torch
@@ -59,17 +59,16 @@ def test_teacher_forced_logits_in_float32(models, references):
     torch.testing.assert_close(forced_logits(ours, prompt, frames), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("references", REFERENCES)
-def test_teacher_forced_logits_in_bfloat16(models, device, references):
-    """No further from float32 than 1.5 times transformers' own bfloat16, on the mean and on the largest error."""
+def test_teacher_forced_logits_in_16_bits(models, device, references, dtype):
+    """No further from float32 than 1.5 times transformers' own error, on the mean and at the largest."""
     theirs, _, folder = models
     prompt = reference.random_prompt(theirs.config, 2, 30, references)
     frames = random_frames(theirs.config, 60)
     exact = reference.forced_logits(theirs, prompt, frames)
-    their_error = (reference.forced_logits(reference.load(folder, torch.bfloat16), prompt, frames) - exact).abs()
-    our_error = (
-        forced_logits(HiggsAudioModel.from_pretrained(folder, device, "bfloat16"), prompt, frames) - exact
-    ).abs()
+    their_error = (reference.forced_logits(reference.load(folder, dtype), prompt, frames) - exact).abs()
+    our_error = (forced_logits(HiggsAudioModel.from_pretrained(folder, device, dtype), prompt, frames) - exact).abs()
     assert our_error.mean() <= 1.5 * their_error.mean()
     assert our_error.max() <= 1.5 * their_error.max()
 

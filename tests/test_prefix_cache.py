@@ -55,7 +55,7 @@ def assert_equal(one: GenerationOutput, other: GenerationOutput) -> None:
     assert (one.text_ids, one.prompt_tokens) == (other.text_ids, other.prompt_tokens)
 
 
-@pytest.mark.parametrize("format", ["float32", "bfloat16", "fp8", "int8", "int4"])
+@pytest.mark.parametrize("format", ["float32", "bfloat16", "float16", "fp8", "int8", "int4"])
 def test_the_output_is_the_same_to_the_bit(folder, format):
     quantized = format in QUANTIZED
     model = HiggsAudioModel.from_pretrained(

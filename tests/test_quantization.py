@@ -42,7 +42,7 @@ def codes(model: HiggsAudioModel) -> torch.Tensor:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("format", "error"), [("int8", 0.01), ("int4", 0.12)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rounding(format, error, dtype, device):
     """Integers times scales come near the matrix, and clipping brings them nearer."""
     weight = random((40, 300), dtype) * (1 + random((40, 300), seed=1).abs() ** 3).to(dtype)
@@ -67,7 +67,7 @@ def test_rounding(format, error, dtype, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rounding_to_e4m3(dtype, device):
     """A row's largest magnitude becomes 448, and every value the nearest of e4m3; `clip` changes nothing."""
     weight = random((70, 300), dtype) * (1 + random((70, 300), seed=1).abs() ** 3).to(dtype)
@@ -178,7 +178,7 @@ def test_parsing():
     assert Quantization.parse("audio_ffn=int4") == Quantization(audio_ffn="int4")
     assert Quantization.parse("fp8,text_ffn=int4") == Quantization("fp8", "int4", "fp8", "fp8")
     for text, message in (
-        ("int3", "attention must be one of float32, bfloat16, fp8, int8, int4, got 'int3'"),
+        ("int3", "attention must be one of float32, bfloat16, float16, fp8, int8, int4, got 'int3'"),
         ("int4,int8", "names two formats"),
         ("heads=int8,heads=int4", "names heads twice"),
         ("", "attention must be one of .*, got ''"),
@@ -268,9 +268,9 @@ def change_tensors(path, change):
         ),
         (
             lambda path: change_tensors(
-                path, lambda t: t.update({"embed_tokens.weight": t["embed_tokens.weight"].half()})
+                path, lambda t: t.update({"embed_tokens.weight": t["embed_tokens.weight"].double()})
             ),
-            "embed_tokens.weight is torch.float16; expected float32 or bfloat16",
+            "embed_tokens.weight is torch.float64; expected one of torch.bfloat16, torch.float32, torch.float16",
         ),
     ],
 )
@@ -360,7 +360,7 @@ def test_the_command(source, tmp_path, capsys):
     [
         (
             ["{source}", "{new}", "--format", "int3"],
-            "attention must be one of float32, bfloat16, fp8, int8, int4, got 'int3'",
+            "attention must be one of float32, bfloat16, float16, fp8, int8, int4, got 'int3'",
         ),
         (["{source}", "{source}"], "already exists; choose another folder"),
         (["{new}", "{new}"], "does not exist; expected a folder or a Hub name"),

@@ -37,6 +37,7 @@ def main() -> None:
 
 FORMATS = {
     "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
     "float32": torch.float32,
     "fp8": torch.float8_e4m3fn,
     "int8": torch.int8,
@@ -46,7 +47,7 @@ FORMATS = {
 
 def packed_weight(n: int, k: int, dtype: torch.dtype) -> ops.PackedWeight:
     """A weight of that format; its numbers don't matter for the time."""
-    if dtype in (torch.float32, torch.bfloat16):
+    if dtype in (torch.float32, torch.bfloat16, torch.float16):
         return ops.pack_linear(torch.randn(n, k).to(dtype))
     if dtype == torch.float8_e4m3fn:
         return ops.pack_linear(torch.randn(n, k), format="fp8")
@@ -63,7 +64,7 @@ def bench(
 
     torch gets its activations in the weight's dtype, as a model would.
     """
-    dtype = torch.float32 if name == "float32" else torch.bfloat16
+    dtype = FORMATS[name] if name in ("float32", "float16") else torch.bfloat16
     plain = [torch.randn(n, k).to(dtype) for _ in range(3)]
     packed = [packed_weight(n, k, FORMATS[name]) for _ in range(3)]
     x, out = torch.randn(rows, k), torch.empty(rows, n)

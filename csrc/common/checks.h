@@ -10,6 +10,8 @@
 #include <sstream>
 #include <string>
 
+#include "common/numbers.h"
+
 namespace higgs_native {
 
 using torch::headeronly::ScalarType;
@@ -97,13 +99,32 @@ inline int32_t check_code_id(const char* op, const char* name, int64_t id) {
   return static_cast<int32_t>(id);
 }
 
-// A weight: float32 or bfloat16.
+// A weight: float32, bfloat16 or float16.
 inline void check_weight(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> shape) {
   ScalarType dtype = t.scalar_type();
   STD_TORCH_CHECK(
-      dtype == ScalarType::Float || dtype == ScalarType::BFloat16, op, ": ", name, " must be float32 or bfloat16, got ",
-      dtype_name(dtype));
+      dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half, op, ": ", name,
+      " must be float32, bfloat16 or float16, got ", dtype_name(dtype));
   check_tensor(op, name, t, dtype, shape);
+}
+
+inline NumberType number_type(const Tensor& weight) {
+  switch (weight.scalar_type()) {
+    case ScalarType::BFloat16: return NumberType::bfloat16;
+    case ScalarType::Half: return NumberType::float16;
+    default: return NumberType::float32;
+  }
+}
+
+// Calls f with the weight's data as a pointer to its numbers.
+template <typename F>
+void with_weight_type(const Tensor& weight, const F& f) {
+  const void* data = weight.const_data_ptr();
+  switch (number_type(weight)) {
+    case NumberType::float32: return f(static_cast<const float*>(data));
+    case NumberType::bfloat16: return f(static_cast<const bfloat16*>(data));
+    case NumberType::float16: return f(static_cast<const float16*>(data));
+  }
 }
 
 inline void check_text_rows(const char* op, int64_t num_text_rows, int64_t rows) {

@@ -22,19 +22,20 @@ inline WeightFormat weight_format(const char* op, const char* name, const Tensor
   switch (weight.scalar_type()) {
     case ScalarType::Float: return WeightFormat::f32;
     case ScalarType::BFloat16: return WeightFormat::bf16;
+    case ScalarType::Half: return WeightFormat::f16;
     case ScalarType::Float8_e4m3fn: return WeightFormat::fp8;
     case ScalarType::Char: return WeightFormat::int8;
     case ScalarType::Byte: return WeightFormat::int4;
     default:
       STD_TORCH_CHECK(
-          false, op, ": ", name, " must be float32, bfloat16, float8_e4m3fn, int8 or uint8 (4 bits), got ",
+          false, op, ": ", name, " must be float32, bfloat16, float16, float8_e4m3fn, int8 or uint8 (4 bits), got ",
           dtype_name(weight.scalar_type()));
   }
 }
 
 // How many elements 4 bytes of a packed weight hold, in torch's eyes.
 inline int64_t word_elements(WeightFormat format) {
-  return format == WeightFormat::f32 ? 1 : format == WeightFormat::bf16 ? 2 : 4;
+  return format == WeightFormat::f32 ? 1 : format < WeightFormat::fp8 ? 2 : 4;
 }
 
 // Raises `op: name ...` unless the tensors are a packed weight of n rows and k columns.

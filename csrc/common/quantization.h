@@ -46,7 +46,7 @@ struct Integers {
 struct QuantizeLinear {
   int8_t* integers;    // [n, k]
   void* scales;        // 8 bits: [n], float32; 4 bits: [n, groups], float16
-  const void* weight;  // [n, k], float32 or bfloat16
+  const void* weight;  // [n, k], float32, bfloat16 or float16
   Integers range;
   int64_t n, k, groups, group_size;  // the groups of a row, and the columns of one; the last may be shorter
   bool clip;

@@ -4,6 +4,7 @@
 // of k, so that a product reads it from one end to the other: a unit holds, for each of its 32 rows in turn, 4 bytes:
 //   f32   one weight;
 //   bf16  two weights;
+//   f16   two weights;
 //   fp8   four weights, e4m3 without infinities; a weight row has one float32 scale: weight = scale * e4m3;
 //   int8  four weights, signed; a weight row has one float32 scale: weight = scale * integer;
 //   int4  eight weights w + 8, the first four in the low halves of the bytes, the others in the high halves; groups of
@@ -20,10 +21,10 @@ inline constexpr int64_t kPanel = 32;
 inline constexpr int64_t kUnitBytes = 128;
 inline constexpr int64_t kQuantGroup = 128;
 
-enum class WeightFormat { f32, bf16, fp8, int8, int4 };
-inline constexpr int kWeightFormats = 5;
+enum class WeightFormat { f32, bf16, f16, fp8, int8, int4 };
+inline constexpr int kWeightFormats = 6;
 // How many columns of the matrix a unit holds.
-inline constexpr int64_t kUnitColumns[kWeightFormats] = {1, 2, 4, 4, 8};
+inline constexpr int64_t kUnitColumns[kWeightFormats] = {1, 2, 2, 4, 4, 8};
 
 inline constexpr int64_t unit_columns(WeightFormat format) { return kUnitColumns[static_cast<int>(format)]; }
 inline constexpr bool has_scales(WeightFormat format) { return format >= WeightFormat::fp8; }

@@ -137,7 +137,8 @@ void place(T* out, const float* x, int64_t head_dim) {
 
 const AttentionKernels attention_kernels = {
     {attend<float>, rotate<float>, place<float>},
-    {attend<bf16>, rotate<bf16>, place<bf16>},
+    {attend<bfloat16>, rotate<bfloat16>, place<bfloat16>},
+    {attend<float16>, rotate<float16>, place<float16>},
 };
 
 }  // namespace higgs_native::cpu::HIGGS_NATIVE_ISA

@@ -3,6 +3,9 @@
 
 #include <cstdint>
 
+#include <type_traits>
+
+#include "common/numbers.h"
 #include "cpu/isa.h"
 
 namespace higgs_native::cpu {
@@ -35,11 +38,13 @@ struct TypedAttentionKernels {
 
 struct AttentionKernels {
   TypedAttentionKernels<float> f32;
-  TypedAttentionKernels<uint16_t> bf16;
+  TypedAttentionKernels<bfloat16> bf16;
+  TypedAttentionKernels<float16> f16;
 
   template <typename T>
   const TypedAttentionKernels<T>& typed() const {
-    if constexpr (sizeof(T) == 2) return bf16;
+    if constexpr (std::is_same_v<T, bfloat16>) return bf16;
+    else if constexpr (std::is_same_v<T, float16>) return f16;
     else return f32;
   }
 };

@@ -5,6 +5,8 @@
 #include "common/embedding.h"
 
 #include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include "cpu/linear.h"
 
@@ -14,13 +16,9 @@ namespace {
 
 float widen(float x) { return x; }
 
-float widen(uint16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float f;
-  static_assert(sizeof f == sizeof bits);
-  __builtin_memcpy(&f, &bits, sizeof f);
-  return f;
-}
+float widen(bfloat16 x) { return torch::headeronly::detail::f32_from_bits(x.bits); }
+
+float widen(float16 x) { return torch::headeronly::Half(x.bits, torch::headeronly::Half::from_bits()); }
 
 template <typename T>
 void add_row(float* out, const T* row, int64_t hidden) {

@@ -114,15 +114,22 @@ void prepare_groups(
     const float* from = x + begin * k;
     if (norm) {
       struct Normalised;
+      const LinearKernels& kernels = linear_kernels();
       float* normalised = scratch<Normalised>((end - begin) * k);
       for (int64_t row = begin; row < end; ++row) {
         const Tensor& w = row < norm->num_text_rows ? norm->text_weight : norm->audio_weight;
         float* target = normalised + (row - begin) * k;
-        if (w.scalar_type() == ScalarType::BFloat16) {
-          const auto* values = static_cast<const uint16_t*>(w.const_data_ptr());
-          linear_kernels().rms_norm_bf16(target, x + row * k, values, k, norm->eps);
-        } else {
-          linear_kernels().rms_norm_f32(target, x + row * k, w.const_data_ptr<float>(), k, norm->eps);
+        const float* source = x + row * k;
+        switch (number_type(w)) {
+          case NumberType::float32:
+            kernels.rms_norm_f32(target, source, static_cast<const float*>(w.const_data_ptr()), k, norm->eps);
+            break;
+          case NumberType::bfloat16:
+            kernels.rms_norm_bf16(target, source, static_cast<const bfloat16*>(w.const_data_ptr()), k, norm->eps);
+            break;
+          case NumberType::float16:
+            kernels.rms_norm_f16(target, source, static_cast<const float16*>(w.const_data_ptr()), k, norm->eps);
+            break;
         }
       }
       from = normalised;

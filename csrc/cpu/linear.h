@@ -75,14 +75,4 @@ const char* prepare_here(const PackedWeight& weight, const float* x, int64_t row
   return to;
 }
 
-// Calls f with the weight's data as `const float*` or `const uint16_t*` (bfloat16).
-template <typename F>
-void with_weight_type(const Tensor& weight, const F& f) {
-  if (weight.scalar_type() == torch::headeronly::ScalarType::BFloat16) {
-    f(static_cast<const uint16_t*>(weight.const_data_ptr()));
-  } else {
-    f(static_cast<const float*>(weight.const_data_ptr()));
-  }
-}
-
 }  // namespace higgs_native::cpu

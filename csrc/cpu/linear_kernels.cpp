@@ -96,6 +96,42 @@ struct Float32 {
   }
 };
 
+// Formats whose weights are widened to float32 one by one. Rows are prepared as for float32.
+template <typename F, int kColumns>
+struct Widened {
+  static constexpr int64_t kPreparedUnitBytes = 4 * kColumns;
+  static constexpr int64_t kGroupUnits = 0;
+  static constexpr int64_t kFloatUnits = kColumns;
+
+  static void prepare(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
+    prepare_floats(to, x, rows, k, kColumns * units);
+  }
+
+  template <int R>
+  HIGGS_INLINE void step(Vec (&sums)[R][kParts], const char* x, const char* weight) {
+    const float* values = reinterpret_cast<const float*>(x);
+#pragma GCC unroll 4
+    for (int i = 0; i < kColumns; ++i) {
+      Vec v[R];
+#pragma GCC unroll 16
+      for (int m = 0; m < R; ++m) v[m] = splat(values[i * R + m]);
+#pragma GCC unroll 8
+      for (int j = 0; j < kParts; ++j) {
+        const Vec w = F::widen(load_bits(weight + j * kWidth * 4), i);
+#pragma GCC unroll 16
+        for (int m = 0; m < R; ++m) sums[m][j] += v[m] * w;
+      }
+    }
+  }
+};
+
+struct Float16 : Widened<Float16, 2> {
+  static constexpr WeightFormat kFormat = WeightFormat::f16;
+
+  // Weight i of each word: the first is its lower half.
+  HIGGS_INLINE Vec widen(UIntVec words, int i) { return widen_float16(i == 0 ? words & 0xffffu : words >> 16); }
+};
+
 #if defined(__AVX512BF16__)
 
 // Pairs of products are summed by one instruction, from bfloat16.
@@ -177,35 +213,6 @@ struct Fp8 {
 };
 
 #else
-
-// Formats whose weights are widened to float32 one by one. Rows are prepared as for float32.
-template <typename F, int kColumns>
-struct Widened {
-  static constexpr int64_t kPreparedUnitBytes = 4 * kColumns;
-  static constexpr int64_t kGroupUnits = 0;
-  static constexpr int64_t kFloatUnits = kColumns;
-
-  static void prepare(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
-    prepare_floats(to, x, rows, k, kColumns * units);
-  }
-
-  template <int R>
-  HIGGS_INLINE void step(Vec (&sums)[R][kParts], const char* x, const char* weight) {
-    const float* values = reinterpret_cast<const float*>(x);
-#pragma GCC unroll 4
-    for (int i = 0; i < kColumns; ++i) {
-      Vec v[R];
-#pragma GCC unroll 16
-      for (int m = 0; m < R; ++m) v[m] = splat(values[i * R + m]);
-#pragma GCC unroll 8
-      for (int j = 0; j < kParts; ++j) {
-        const Vec w = F::widen(load_bits(weight + j * kWidth * 4), i);
-#pragma GCC unroll 16
-        for (int m = 0; m < R; ++m) sums[m][j] += v[m] * w;
-      }
-    }
-  }
-};
 
 // The first of a pair is the lower half of 32 bits, the second the upper: both widen by one instruction.
 struct BFloat16 : Widened<BFloat16, 2> {
@@ -344,7 +351,7 @@ struct Int4 : Quantized {
   }
 
   HIGGS_INLINE Vec group_scale(const void* scales, int64_t group, int j) {
-    return load_half(static_cast<const uint16_t*>(scales) + group * kPanel + j * kWidth);
+    return load(static_cast<const float16*>(scales) + group * kPanel + j * kWidth);
   }
 };
 
@@ -545,10 +552,11 @@ void silu_mul(float* out, const float* gate, const float* up, int64_t n) {
 
 const LinearKernels linear_kernels = {
     kGroupRows,
-    {format_kernels<Float32>(), format_kernels<BFloat16>(), format_kernels<Fp8>(), format_kernels<Int8>(),
-     format_kernels<Int4>()},
+    {format_kernels<Float32>(), format_kernels<BFloat16>(), format_kernels<Float16>(), format_kernels<Fp8>(),
+     format_kernels<Int8>(), format_kernels<Int4>()},
     rms_norm<float>,
-    rms_norm<bf16>,
+    rms_norm<bfloat16>,
+    rms_norm<float16>,
     silu_mul,
 };
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/numbers.h"
 #include "common/weight_format.h"
 #include "cpu/isa.h"
 
@@ -38,7 +39,8 @@ struct LinearKernels {
   FormatKernels formats[kWeightFormats];
   // out = x / sqrt(mean(x^2) + eps) * weight, all [k]
   void (*rms_norm_f32)(float* out, const float* x, const float* weight, int64_t k, float eps);
-  void (*rms_norm_bf16)(float* out, const float* x, const uint16_t* weight, int64_t k, float eps);
+  void (*rms_norm_bf16)(float* out, const float* x, const bfloat16* weight, int64_t k, float eps);
+  void (*rms_norm_f16)(float* out, const float* x, const float16* weight, int64_t k, float eps);
   // out = silu(gate) * up, all [n]
   void (*silu_mul)(float* out, const float* gate, const float* up, int64_t n);
 };

@@ -17,6 +17,10 @@ namespace higgs_native::cpu {
 
 namespace {
 
+void widen(float* out, const float* x, int64_t n) { std::copy_n(x, n, out); }
+void widen(float* out, const bfloat16* x, int64_t n) { quantization_kernels().widen_bf16(out, x, n); }
+void widen(float* out, const float16* x, int64_t n) { quantization_kernels().widen_f16(out, x, n); }
+
 // The scale of n values x, never 0; NaN where one is not finite.
 float choose_scale(const float* x, int64_t n, const Integers& range, bool clip) {
   const QuantizationKernels& kernels = quantization_kernels();
@@ -53,8 +57,7 @@ void quantize_linear_cpu(const Tensor& integers, const Tensor& scales, const Ten
       struct Row;
       float* values = scratch<Row>(k);
       for (int64_t row = begin; row < end; ++row) {
-        if constexpr (sizeof(*from) == 2) quantization_kernels().widen_bf16(values, from + row * k, k);
-        else std::copy_n(from + row * k, k, values);
+        widen(values, from + row * k, k);
         for (int64_t g = 0; g < args.groups; ++g) {
           const int64_t first = g * args.group_size, count = std::min(args.group_size, k - first);
           float scale = choose_scale(values + first, count, args.range, clip);

@@ -7,7 +7,8 @@ namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 
 namespace {
 
-void widen_bf16(float* out, const bf16* x, int64_t n) {
+template <typename T>
+void widen(float* out, const T* x, int64_t n) {
   int64_t i = 0;
   for (; i + kWidth <= n; i += kWidth) store(out + i, load(x + i));
   for (; i < n; ++i) out[i] = to_float(x[i]);
@@ -55,6 +56,6 @@ void round(int8_t* q, const float* x, int64_t n, float scale, int32_t lowest, in
 
 }  // namespace
 
-const QuantizationKernels quantization_kernels = {widen_bf16, extreme, error, round};
+const QuantizationKernels quantization_kernels = {widen<bfloat16>, widen<float16>, extreme, error, round};
 
 }  // namespace higgs_native::cpu::HIGGS_NATIVE_ISA

@@ -3,12 +3,14 @@
 
 #include <cstdint>
 
+#include "common/numbers.h"
 #include "cpu/isa.h"
 
 namespace higgs_native::cpu {
 
 struct QuantizationKernels {
-  void (*widen_bf16)(float* out, const uint16_t* x, int64_t n);
+  void (*widen_bf16)(float* out, const bfloat16* x, int64_t n);
+  void (*widen_f16)(float* out, const float16* x, int64_t n);
   // The value of largest magnitude, with its sign; NaN where one is not finite.
   float (*extreme)(const float* x, int64_t n);
   // The sum of (x - scale * q)^2 with q = x / scale, rounded to the nearest of lowest .. highest.

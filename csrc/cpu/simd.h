@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/numbers.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -31,8 +33,6 @@ typedef uint32_t UIntVec __attribute__((vector_size(kWidth * 4)));
 typedef uint16_t HalfVec __attribute__((vector_size(kWidth * 2)));
 typedef int8_t ByteVec __attribute__((vector_size(kWidth)));
 
-using bf16 = uint16_t;  // the upper half of a float32
-
 #define HIGGS_INLINE static inline __attribute__((always_inline))
 
 HIGGS_INLINE Vec load(const float* p) {
@@ -42,7 +42,7 @@ HIGGS_INLINE Vec load(const float* p) {
 }
 
 // The widening is spelled out where one instruction does it: compilers make several of __builtin_convertvector.
-HIGGS_INLINE Vec load(const bf16* p) {
+HIGGS_INLINE Vec load(const bfloat16* p) {
 #if defined(__AVX512F__)
   return (Vec)((UIntVec)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))) << 16);
 #elif defined(__AVX2__)
@@ -54,8 +54,23 @@ HIGGS_INLINE Vec load(const bf16* p) {
 #endif
 }
 
-// From float16.
-HIGGS_INLINE Vec load_half(const uint16_t* p) {
+// From float16 in the lower halves of 32 bits; the upper halves are zero.
+HIGGS_INLINE Vec widen_float16(UIntVec bits) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)bits));
+#elif defined(__F16C__)
+  const __m128i lower = _mm256_castsi256_si128((__m256i)bits), upper = _mm256_extracti128_si256((__m256i)bits, 1);
+  return (Vec)_mm256_cvtph_ps(_mm_packus_epi32(lower, upper));
+#else
+  // The exponent's offset is 15 instead of 127; scaling by the difference also widens what is too small for it. What has the
+  // largest exponent, infinities and NaN, keeps it.
+  const UIntVec magnitude = (bits & 0x7fffu) << 13;
+  const UIntVec scaled = (UIntVec)((Vec)magnitude * (Vec{} + 0x1p112f));
+  return (Vec)((bits & 0x8000u) << 16 | ((bits & 0x7c00u) == 0x7c00u ? magnitude | 0x7f800000u : scaled));
+#endif
+}
+
+HIGGS_INLINE Vec load(const float16* p) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__F16C__)
@@ -63,20 +78,25 @@ HIGGS_INLINE Vec load_half(const uint16_t* p) {
 #else
   HalfVec h;
   memcpy(&h, p, sizeof h);
-  const UIntVec bits = __builtin_convertvector(h, UIntVec);
-  // The exponent's offset is 15 instead of 127; scaling by the difference also widens what is too small for it.
-  const Vec magnitude = (Vec)((bits & 0x7fffu) << 13) * (Vec{} + 0x1p112f);
-  return (Vec)((UIntVec)magnitude | (bits & 0x8000u) << 16);
+  return widen_float16(__builtin_convertvector(h, UIntVec));
 #endif
 }
 
 HIGGS_INLINE float to_float(float x) { return x; }
 
-HIGGS_INLINE float to_float(bf16 x) {
-  uint32_t bits = static_cast<uint32_t>(x) << 16;
+HIGGS_INLINE float to_float(bfloat16 x) {
+  uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float f;
   memcpy(&f, &bits, 4);
   return f;
+}
+
+HIGGS_INLINE float to_float(float16 x) {
+#if defined(__F16C__)
+  return _cvtsh_ss(x.bits);
+#else
+  return widen_float16(UIntVec{} + x.bits)[0];
+#endif
 }
 
 HIGGS_INLINE void store(float* p, Vec v) { memcpy(p, &v, sizeof v); }
@@ -84,10 +104,28 @@ HIGGS_INLINE void store(float* p, Vec v) { memcpy(p, &v, sizeof v); }
 HIGGS_INLINE void store_value(float* p, float x) { *p = x; }
 
 // Round to nearest even; a NaN stays one.
-HIGGS_INLINE void store_value(bf16* p, float x) {
+HIGGS_INLINE void store_value(bfloat16* p, float x) {
   uint32_t bits;
   memcpy(&bits, &x, 4);
-  *p = x != x ? 0x7fc0 : static_cast<bf16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  p->bits = x != x ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+HIGGS_INLINE void store_value(float16* p, float x) {
+#if defined(__F16C__)
+  p->bits = static_cast<uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
+#else
+  const float magnitude = __builtin_fabsf(x), shifted = magnitude + 0.5f;
+  uint32_t bits, shifted_bits;
+  memcpy(&bits, &magnitude, 4);
+  memcpy(&shifted_bits, &shifted, 4);
+  uint32_t half;
+  if (x != x) half = 0x7e00;
+  else if (magnitude >= 65520.f) half = 0x7c00;
+  // Too small for the exponent: adding 0.5, whose last bit is worth as much as theirs, rounds them.
+  else if (magnitude < 0x1p-14f) half = shifted_bits - 0x3f000000u;
+  else half = (bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13;
+  p->bits = static_cast<uint16_t>(half | (__builtin_signbit(x) ? 0x8000u : 0u));
+#endif
 }
 
 // x - 0 is x, sign of zero and all, so that this compiles to one broadcast; 0 + x would be an addition.

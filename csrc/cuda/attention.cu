@@ -7,7 +7,7 @@
 // one split of a row and KV head, for all query heads that share it, and the last block of them to arrive joins the splits;
 // with many rows one block takes all splits. They are joined one by one in their order either way, so the result does not
 // depend on the batch.
-// Threads: half a warp takes a position, 16 bytes of it a lane (bfloat16): first the keys of a tile, for scores, then the
+// Threads: half a warp takes a position, 16 bytes of it a lane (of 16 bits each): first the keys of a tile, for scores, then the
 // softmax so far, then the values, already loaded by then. Live lengths are read on the device.
 // Bytes moved: the keys and values of each row's sequence, once.
 #include "common/attention.h"
@@ -54,26 +54,24 @@ struct Splits {
 };
 
 // 8 dimensions from `dimension` on, as floats; zeros beyond head_dim.
-__device__ __forceinline__ void load_dims(float (&v)[kLaneDims], const float* row, int dimension, int head_dim) {
-#pragma unroll
-  for (int i = 0; i < kLaneDims; ++i) v[i] = dimension + i < head_dim ? row[dimension + i] : 0.f;
-}
-
-__device__ __forceinline__ void widen(float (&v)[kLaneDims], const uint4& words) {
-  const uint32_t all[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    v[2 * i] = bits_as_float(all[i] << 16);
-    v[2 * i + 1] = bits_as_float(all[i] & 0xffff0000u);
-  }
-}
-
-__device__ __forceinline__ void load_dims(float (&v)[kLaneDims], const bfloat16* row, int dimension, int head_dim) {
+template <typename T>
+__device__ __forceinline__ void load_dims(float (&v)[kLaneDims], const T* row, int dimension, int head_dim) {
 #pragma unroll
   for (int i = 0; i < kLaneDims; ++i) v[i] = dimension + i < head_dim ? to_float(row[dimension + i]) : 0.f;
 }
 
-// Keys or values of a half warp's positions in a tile, the lane's dimensions. bfloat16 whose rows are whole,
+template <typename T>
+__device__ __forceinline__ void widen(float (&v)[kLaneDims], const uint4& words) {
+  const uint32_t all[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = unpack<T>(all[i]);
+    v[2 * i] = pair.x;
+    v[2 * i + 1] = pair.y;
+  }
+}
+
+// Keys or values of a half warp's positions in a tile, the lane's dimensions. Numbers of 16 bits whose rows are whole,
 // aligned 16 bytes stay as they are until they are used, so that all loads are under way at once.
 template <typename T, bool kWhole>
 struct TileRows {
@@ -94,7 +92,7 @@ struct TileRows {
   __device__ __forceinline__ void get(
       float (&v)[kLaneDims], int j, const T* base, int first, int count, int dimension, int head_dim) const {
     if constexpr (kWhole) {
-      widen(v, words[j]);
+      widen<T>(v, words[j]);
     } else {
       const int position = first + j * kHalves;
       load_dims(v, base + static_cast<int64_t>(position < count ? position : 0) * head_dim, dimension, head_dim);
@@ -309,7 +307,7 @@ void run_attention(const Launch& launch, const AttentionArguments& a, int64_t ro
 
 template <typename T, int kGroup>
 void attention_of_group(const Launch& launch, const AttentionArguments& a, int64_t rows, bool serial) {
-  if constexpr (std::is_same_v<T, bfloat16>) {
+  if constexpr (sizeof(T) == 2) {
     const bool whole = a.head_dim % kLaneDims == 0 && is_aligned(a.keys) && is_aligned(a.values);
     if (whole) return run_attention<T, kGroup, true>(launch, a, rows, serial);
   }
@@ -354,7 +352,7 @@ void qkv_rope_cache_cuda(
   p.norm = row_norm(text_norm, audio_norm, num_text_rows, eps);
   p.following = Following::rope;
   p.rope = {query.mutable_data_ptr<float>(),          key_cache.mutable_data_ptr(),
-            value_cache.mutable_data_ptr(),           key_cache.scalar_type() == ScalarType::BFloat16,
+            value_cache.mutable_data_ptr(),           number_type(key_cache),
             rope_table.const_data_ptr<float>(),       slots.const_data_ptr<int32_t>(),
             positions.const_data_ptr<int32_t>(),      cache_positions.const_data_ptr<int32_t>(),
             static_cast<int>(checked.query_heads),    static_cast<int>(checked.cache.heads),
@@ -402,8 +400,9 @@ void attention_cuda(
     }
     a.arrivals = arrivals->mutable_data_ptr<int32_t>();
   }
-  if (key_cache.scalar_type() == ScalarType::BFloat16) attention_of_dtype<bfloat16>(launch, a, rows, serial);
-  else attention_of_dtype<float>(launch, a, rows, serial);
+  with_weight_type(key_cache, [&](auto* numbers) {
+    attention_of_dtype<std::remove_cv_t<std::remove_pointer_t<decltype(numbers)>>>(launch, a, rows, serial);
+  });
 }
 
 }  // namespace higgs_native::cuda

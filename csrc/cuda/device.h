@@ -19,16 +19,14 @@
 #include <cstring>
 #include <type_traits>
 
+#include "common/numbers.h"
+
 namespace higgs_native::cuda {
 
 inline constexpr int kWarp = 32;
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
-// ---- Numbers. bfloat16 and float16 are held as their bits.
-
-struct bfloat16 {
-  uint16_t bits;
-};
+// ---- Numbers
 
 __host__ __device__ __forceinline__ float bits_as_float(uint32_t bits) {
   float x;
@@ -52,22 +50,57 @@ __device__ __forceinline__ bfloat16 to_bfloat16(float x) {
   return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16)};
 }
 
+__device__ __forceinline__ float to_float(float16 x) {
+#if defined(HIGGS_NATIVE_EMULATE_CUDA)
+  return static_cast<float>(torch::headeronly::Half(x.bits, torch::headeronly::Half::from_bits()));
+#else
+  return __half2float(__ushort_as_half(x.bits));
+#endif
+}
+
+// To the nearest, ties to even; infinity beyond the largest number, 65504.
+__device__ __forceinline__ float16 to_float16(float x) {
+#if defined(HIGGS_NATIVE_EMULATE_CUDA)
+  return {torch::headeronly::Half(x).x};
+#else
+  return {__half_as_ushort(__float2half_rn(x))};
+#endif
+}
+
 template <typename T>
 __device__ __forceinline__ T from_float(float x) {
   if constexpr (std::is_same_v<T, float>) return x;
+  else if constexpr (std::is_same_v<T, float16>) return to_float16(x);
   else return to_bfloat16(x);
 }
 
-// Two bfloat16 in a word, the first in the lower half.
-__device__ __forceinline__ uint32_t pack_bfloat16(float first, float second) {
+// Two numbers of 16 bits in a word, the first in the lower half.
+template <typename T>
+__device__ __forceinline__ uint32_t pack(float first, float second) {
 #if defined(HIGGS_NATIVE_EMULATE_CUDA)
-  return to_bfloat16(first).bits | static_cast<uint32_t>(to_bfloat16(second).bits) << 16;
+  return from_float<T>(first).bits | static_cast<uint32_t>(from_float<T>(second).bits) << 16;
 #else
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
   uint32_t word;
-  memcpy(&word, &pair, sizeof word);
+  if constexpr (std::is_same_v<T, float16>) {
+    const __half2 pair = __floats2half2_rn(first, second);
+    memcpy(&word, &pair, sizeof word);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+    memcpy(&word, &pair, sizeof word);
+  }
   return word;
 #endif
+}
+
+// The first and the second of them.
+template <typename T>
+__device__ __forceinline__ float2 unpack(uint32_t word) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    return make_float2(bits_as_float(word << 16), bits_as_float(word & 0xffff0000u));
+  } else {
+    return make_float2(
+        to_float(float16{static_cast<uint16_t>(word)}), to_float(float16{static_cast<uint16_t>(word >> 16)}));
+  }
 }
 
 // Two e4m3, the upper bytes of the halves of a word, as two bfloat16, exactly; what is in the lower bytes does not matter.
@@ -75,7 +108,7 @@ __device__ __forceinline__ uint32_t pack_bfloat16(float first, float second) {
 __device__ __forceinline__ uint32_t widen_e4m3(uint32_t word) {
   const uint32_t bits = (word & 0x80008000u) | (word >> 4 & 0x07f007f0u);
 #if defined(HIGGS_NATIVE_EMULATE_CUDA)
-  return pack_bfloat16(bits_as_float(bits << 16) * 0x1p120f, bits_as_float(bits & 0xffff0000u) * 0x1p120f);
+  return pack<bfloat16>(bits_as_float(bits << 16) * 0x1p120f, bits_as_float(bits & 0xffff0000u) * 0x1p120f);
 #else
   __nv_bfloat162 pair;
   memcpy(&pair, &bits, sizeof pair);
@@ -83,14 +116,6 @@ __device__ __forceinline__ uint32_t widen_e4m3(uint32_t word) {
   uint32_t wide;
   memcpy(&wide, &pair, sizeof wide);
   return wide;
-#endif
-}
-
-__device__ __forceinline__ float half_to_float(uint16_t bits) {
-#if defined(HIGGS_NATIVE_EMULATE_CUDA)
-  return static_cast<float>(torch::headeronly::Half(bits, torch::headeronly::Half::from_bits()));
-#else
-  return __half2float(__ushort_as_half(bits));
 #endif
 }
 
@@ -172,8 +197,9 @@ __device__ __forceinline__ float warp_max(float x) {
 
 // ---- Tensor cores: sums += a x b for a warp.
 
-// bfloat16: a [16, 16], b [16, 8].
-__device__ __forceinline__ void multiply_bfloat16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+// bfloat16 or float16: a [16, 16], b [16, 8].
+template <typename T>
+__device__ __forceinline__ void multiply_pairs(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if defined(HIGGS_NATIVE_EMULATE_CUDA)
   using namespace emulation;
   const int g = static_cast<int>(lane()) / 4, t = static_cast<int>(lane()) % 4;
@@ -183,18 +209,26 @@ __device__ __forceinline__ void multiply_bfloat16(float (&sums)[4], const uint32
   std::memcpy(words[2], exchange(b[0] | static_cast<uint64_t>(b[1]) << 32), sizeof words[2]);
   for (int i = 0; i < 4; ++i) {
     const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
-    for (int k = 0; k < 16; ++k) {
-      const int half = k / 8, at = k % 8 / 2, shift = 16 * (k % 2);
-      const auto from_a = static_cast<uint32_t>(words[half][4 * (row % 8) + at] >> (row < 8 ? 0 : 32));
-      const auto from_b = static_cast<uint32_t>(words[2][4 * column + at] >> (32 * half));
-      sums[i] += bits_as_float((from_a >> shift) << 16) * bits_as_float((from_b >> shift) << 16);
+    for (int k = 0; k < 16; k += 2) {
+      const int half = k / 8, at = k % 8 / 2;
+      const float2 from_a = unpack<T>(static_cast<uint32_t>(words[half][4 * (row % 8) + at] >> (row < 8 ? 0 : 32)));
+      const float2 from_b = unpack<T>(static_cast<uint32_t>(words[2][4 * column + at] >> (32 * half)));
+      sums[i] += from_a.x * from_b.x;
+      sums[i] += from_a.y * from_b.y;
     }
   }
 #else
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  if constexpr (std::is_same_v<T, float16>) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
 #endif
 }
 

@@ -76,11 +76,10 @@ void embed_cuda(
   const Launch launch("embed", out);
   const bool vectors =
       args.hidden % 4 == 0 && is_aligned(args.out) && is_aligned(args.text_table) && is_aligned(args.audio_table);
-  if (text_table.scalar_type() == ScalarType::BFloat16) {
-    vectors ? launch_embed<bfloat16, 4>(launch, args) : launch_embed<bfloat16, 1>(launch, args);
-  } else {
-    vectors ? launch_embed<float, 4>(launch, args) : launch_embed<float, 1>(launch, args);
-  }
+  with_weight_type(text_table, [&](auto* table) {
+    using T = std::remove_cv_t<std::remove_pointer_t<decltype(table)>>;
+    vectors ? launch_embed<T, 4>(launch, args) : launch_embed<T, 1>(launch, args);
+  });
 }
 
 }  // namespace

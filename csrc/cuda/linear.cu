@@ -8,7 +8,8 @@
 // cores as they are (4-bit integers after one shift and mask), each byte once for all rows of the block, and the loads of
 // the next steps are under way while this one is multiplied.
 //   bfloat16   x is rounded to bfloat16, sums are float32;
-//   fp8        the same: e4m3 is widened to bfloat16 in registers;
+//   float16    the same, in float16: x must stay below 65520 once it is multiplied with the norm's weight;
+//   fp8        as bfloat16: e4m3 is widened to it in registers;
 //   int8/int4  x is rounded to 8 bits with a scale for each row and group of 128 columns; integer sums within a group, exact;
 //   float32    plain multiply-adds: for comparisons, not for speed.
 // RMSNorm scales a row as a whole, so it is applied to the finished sums; its sum of squares comes along with the loads of x.
@@ -38,10 +39,14 @@ struct Step {
   static constexpr int kUnits = 4 * kChunks;
   static constexpr int kColumns = kUnits * static_cast<int>(unit_columns(F));
   static constexpr int kLaneColumns = kColumns / 4;
-  // Words of x that a lane holds: a float, two bfloat16 or four bytes each.
+  // Words of x that a lane holds: a float, two numbers of 16 bits or four bytes each.
   static constexpr int kWords = kInteger || F == WeightFormat::fp8 ? 8 : 4;
 };
 static_assert(Step<WeightFormat::int8>::kColumns == kQuantGroup && Step<WeightFormat::int4>::kColumns == kQuantGroup);
+
+// What the tensor cores take of weights of 16 bits.
+template <WeightFormat F>
+using PairOf = std::conditional_t<F == WeightFormat::f16, float16, bfloat16>;
 
 // A lane's share of x in a step.
 template <WeightFormat F>
@@ -110,31 +115,41 @@ __device__ __forceinline__ void load_row(float (&v)[kCount], const float* row, i
   }
 }
 
-template <int kCount>
-__device__ __forceinline__ void multiply_norm(
-    float (&v)[kCount], const RowNorm& norm, const void* weight, int column, int k, bool vectors) {
-  if (!norm.is_bfloat16) {
-    float w[kCount];
-    load_row(w, static_cast<const float*>(weight), column, k, vectors);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) v[i] *= w[i];
-    return;
-  }
-  const bfloat16* row = static_cast<const bfloat16*>(weight) + column;
+// Multiplies with values [column, column + kCount) of a row of k, of 16 bits each.
+template <typename T, int kCount>
+__device__ __forceinline__ void multiply_row(float (&v)[kCount], const T* row, int column, int k, bool vectors) {
+  row += column;
   if (column + kCount <= k && vectors) {
 #pragma unroll
     for (int i = 0; i < kCount; i += 4) {
       const uint2 four = *reinterpret_cast<const uint2*>(row + i);
-      v[i] *= bits_as_float(four.x << 16);
-      v[i + 1] *= bits_as_float(four.x & 0xffff0000u);
-      v[i + 2] *= bits_as_float(four.y << 16);
-      v[i + 3] *= bits_as_float(four.y & 0xffff0000u);
+      const float2 first = unpack<T>(four.x), second = unpack<T>(four.y);
+      v[i] *= first.x;
+      v[i + 1] *= first.y;
+      v[i + 2] *= second.x;
+      v[i + 3] *= second.y;
     }
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       if (column + i < k) v[i] *= to_float(row[i]);
     }
+  }
+}
+
+template <int kCount>
+__device__ __forceinline__ void multiply_norm(
+    float (&v)[kCount], const RowNorm& norm, const void* weight, int column, int k, bool vectors) {
+  switch (norm.type) {
+    case NumberType::float32: {
+      float w[kCount];
+      load_row(w, static_cast<const float*>(weight), column, k, vectors);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) v[i] *= w[i];
+      return;
+    }
+    case NumberType::bfloat16: return multiply_row(v, static_cast<const bfloat16*>(weight), column, k, vectors);
+    case NumberType::float16: return multiply_row(v, static_cast<const float16*>(weight), column, k, vectors);
   }
 }
 
@@ -202,13 +217,14 @@ __device__ __forceinline__ Activations<F> read_activations(float& squares, const
 #pragma unroll
     for (int i = 0; i < S::kWords; ++i) {
       const int first = i / 2 * 4 + i % 2;
-      a.words[i] = pack_bfloat16(v[first], v[first + 2]);
+      a.words[i] = pack<bfloat16>(v[first], v[first + 2]);
     }
+  } else if constexpr (F == WeightFormat::f32) {
+#pragma unroll
+    for (int i = 0; i < S::kWords; ++i) a.words[i] = float_as_bits(v[i]);
   } else {
 #pragma unroll
-    for (int i = 0; i < S::kWords; ++i) {
-      a.words[i] = F == WeightFormat::f32 ? float_as_bits(v[i]) : pack_bfloat16(v[2 * i], v[2 * i + 1]);
-    }
+    for (int i = 0; i < S::kWords; ++i) a.words[i] = pack<PairOf<F>>(v[2 * i], v[2 * i + 1]);
   }
   return a;
 }
@@ -307,13 +323,14 @@ __device__ __forceinline__ void multiply(
         for (int i = 0; i < 4; ++i) to[i * kRowTile + row] += four[i] * value;
       }
     }
-  } else if constexpr (F == WeightFormat::bf16) {
+  } else if constexpr (F == WeightFormat::bf16 || F == WeightFormat::f16) {
+    using Pair = PairOf<F>;
     float (*to)[4] = reinterpret_cast<float (*)[4]>(sums.v + panel * 8 * kTiles);
 #pragma unroll
     for (int c = 0; c < S::kChunks; c += 2) {
       const uint32_t b[2] = {x.words[c], x.words[c + 1]};
-      multiply_bfloat16(to[tile], {w[c].x, w[c].y, w[c + 1].x, w[c + 1].y}, b);
-      multiply_bfloat16(to[kTiles + tile], {w[c].z, w[c].w, w[c + 1].z, w[c + 1].w}, b);
+      multiply_pairs<Pair>(to[tile], {w[c].x, w[c].y, w[c + 1].x, w[c + 1].y}, b);
+      multiply_pairs<Pair>(to[kTiles + tile], {w[c].z, w[c].w, w[c + 1].z, w[c + 1].w}, b);
     }
   } else if constexpr (F == WeightFormat::fp8) {
     // Written here, widening takes the fewest registers; the compiler does it once for all tiles.
@@ -321,9 +338,9 @@ __device__ __forceinline__ void multiply(
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c) {
       const uint32_t b[2] = {x.words[2 * c], x.words[2 * c + 1]};
-      multiply_bfloat16(
+      multiply_pairs<bfloat16>(
           to[tile], {widen_e4m3(w[c].x << 8), widen_e4m3(w[c].y << 8), widen_e4m3(w[c].x), widen_e4m3(w[c].y)}, b);
-      multiply_bfloat16(
+      multiply_pairs<bfloat16>(
           to[kTiles + tile], {widen_e4m3(w[c].z << 8), widen_e4m3(w[c].w << 8), widen_e4m3(w[c].z), widen_e4m3(w[c].w)},
           b);
     }
@@ -354,10 +371,11 @@ __device__ __forceinline__ void multiply(
       zeros[0] = __shfl_sync(kAllLanes, x.zeros, from);
       zeros[1] = __shfl_sync(kAllLanes, x.zeros, from + 4);
       const uint2 halves = weights.scales[panel];
-      weight_scales[0] = half_to_float(static_cast<uint16_t>(halves.x));
-      weight_scales[1] = half_to_float(static_cast<uint16_t>(halves.x >> 16));
-      weight_scales[2] = half_to_float(static_cast<uint16_t>(halves.y));
-      weight_scales[3] = half_to_float(static_cast<uint16_t>(halves.y >> 16));
+      const float2 first = unpack<float16>(halves.x), second = unpack<float16>(halves.y);
+      weight_scales[0] = first.x;
+      weight_scales[1] = first.y;
+      weight_scales[2] = second.x;
+      weight_scales[3] = second.y;
     }
     float* to = sums.v + panel * 8 * kTiles;
 #pragma unroll
@@ -698,6 +716,7 @@ void product(const Launch& launch, const Product& given, const Tensor& like) {
   switch (p.weight.format) {
     case WeightFormat::f32: return product_of_format<WeightFormat::f32>(launch, p, like, pair_distance);
     case WeightFormat::bf16: return product_of_format<WeightFormat::bf16>(launch, p, like, pair_distance);
+    case WeightFormat::f16: return product_of_format<WeightFormat::f16>(launch, p, like, pair_distance);
     case WeightFormat::fp8: return product_of_format<WeightFormat::fp8>(launch, p, like, pair_distance);
     case WeightFormat::int8: return product_of_format<WeightFormat::int8>(launch, p, like, pair_distance);
     case WeightFormat::int4: return product_of_format<WeightFormat::int4>(launch, p, like, pair_distance);

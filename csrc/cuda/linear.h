@@ -11,14 +11,14 @@ namespace higgs_native::cuda {
 struct RowNorm {
   const void* text_weight = nullptr;  // [k]
   const void* audio_weight = nullptr;
-  bool is_bfloat16 = false;
+  NumberType type = NumberType::float32;
   int num_text_rows = 0;
   float eps = 0;
 };
 
 inline RowNorm row_norm(const Tensor& text_weight, const Tensor& audio_weight, int64_t num_text_rows, double eps) {
   return {
-      text_weight.const_data_ptr(), audio_weight.const_data_ptr(), text_weight.scalar_type() == ScalarType::BFloat16,
+      text_weight.const_data_ptr(), audio_weight.const_data_ptr(), number_type(text_weight),
       static_cast<int>(num_text_rows), static_cast<float>(eps)};
 }
 
@@ -26,7 +26,7 @@ inline RowNorm row_norm(const Tensor& text_weight, const Tensor& audio_weight, i
 struct RopeCache {
   float* query;         // [rows, query_heads * head_dim]
   void *keys, *values;  // [slots, kv_heads, length, head_dim]
-  bool is_bfloat16;
+  NumberType type;
   const float* table;                                  // [positions, head_dim]
   const int32_t *slots, *positions, *cache_positions;  // [rows]
   int query_heads, kv_heads, head_dim;
@@ -78,9 +78,12 @@ __device__ __forceinline__ void RopeCache::write(int row, int head, int i, float
   void* cache = head < kv_heads ? keys : values;
   const int64_t at =
       ((static_cast<int64_t>(slots[row]) * kv_heads + head % kv_heads) * length + cache_positions[row]) * head_dim + i;
-  if (is_bfloat16) {
+  if (type == NumberType::bfloat16) {
     static_cast<bfloat16*>(cache)[at] = to_bfloat16(a);
     static_cast<bfloat16*>(cache)[at + half] = to_bfloat16(b);
+  } else if (type == NumberType::float16) {
+    static_cast<float16*>(cache)[at] = to_float16(a);
+    static_cast<float16*>(cache)[at + half] = to_float16(b);
   } else {
     static_cast<float*>(cache)[at] = a;
     static_cast<float*>(cache)[at + half] = b;

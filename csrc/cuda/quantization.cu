@@ -114,8 +114,10 @@ void quantize_linear_cuda(const Tensor& integers, const Tensor& scales, const Te
   if (groups == 0) return;
   const Launch launch("quantize_linear", weight);
   const dim3 grid(static_cast<unsigned>(ceil_div(groups, kThreads / kWarp)));
-  if (weight.scalar_type() == ScalarType::BFloat16) launch(quantize_linear_kernel<bfloat16>, grid, kThreads, 0, args);
-  else launch(quantize_linear_kernel<float>, grid, kThreads, 0, args);
+  with_weight_type(weight, [&](auto* values) {
+    using T = std::remove_cv_t<std::remove_pointer_t<decltype(values)>>;
+    launch(quantize_linear_kernel<T>, grid, kThreads, 0, args);
+  });
 }
 
 }  // namespace

@@ -152,7 +152,7 @@ def from_pretrained(
 
     Args:
         path_or_name: a folder, or a Hub name.
-        dtype: float32, bfloat16, or `auto`: as stored.
+        dtype: float32, bfloat16, float16, or `auto`: as stored.
         max_cache_length, quantization: as for `accelerate`.
 
     Raises:

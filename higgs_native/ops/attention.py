@@ -35,9 +35,10 @@ def qkv_rope_cache(
 
     Args:
         query: [rows, query heads * head_dim], float32; written.
-        key_cache, value_cache: [slots, KV heads, length, head_dim], float32 or bfloat16; a position a row is written.
+        key_cache, value_cache: [slots, KV heads, length, head_dim], float32, bfloat16 or float16; a position a row is
+            written.
         x: [rows, hidden], float32.
-        text_norm, audio_norm: [hidden], float32 or bfloat16.
+        text_norm, audio_norm: [hidden], float32, bfloat16 or float16.
         eps: what RMSNorm adds to the mean square.
         qkv_weight: [(query heads + 2 * KV heads) * head_dim, hidden], packed: query, key, value.
         rope_table: [positions, head_dim], float32: the cosines of the head_dim / 2 angles, then the sines.
@@ -80,7 +81,7 @@ def attention(
     Args:
         out: [rows, query heads * head_dim], float32; written.
         query: [rows, query heads * head_dim], float32.
-        key_cache, value_cache: [slots, KV heads, length, head_dim], float32 or bfloat16.
+        key_cache, value_cache: [slots, KV heads, length, head_dim], float32, bfloat16 or float16.
         slots, cache_positions: [rows], int32; row r reads places 0 .. cache_positions[r] of sequence slots[r].
         scale: usually head_dim ** -0.5.
 

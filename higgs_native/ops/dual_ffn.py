@@ -29,7 +29,7 @@ def dual_ffn(
     Args:
         out: [rows, hidden], float32; written; may be `x` itself.
         x: [rows, hidden], float32.
-        text_norm, audio_norm: [hidden], float32 or bfloat16.
+        text_norm, audio_norm: [hidden], float32, bfloat16 or float16.
         text_gate_up, audio_gate_up: gate and up, both [intermediate, hidden], from `pack_gate_up`.
         text_down, audio_down: [hidden, intermediate], packed.
         eps: what RMSNorm adds to the mean square.

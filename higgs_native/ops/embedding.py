@@ -23,7 +23,7 @@ def embed(
         out: [T + A, hidden], float32; written.
         token_ids: [T], int32; T may be 0.
         codes: [A, codebooks], int32; A may be 0.
-        text_table: [vocabulary, hidden], float32 or bfloat16.
+        text_table: [vocabulary, hidden], float32, bfloat16 or float16.
         audio_table: [codebooks * codebook size, hidden], of the same dtype; codebook k holds its k-th equal part.
 
     Raises:

@@ -1,10 +1,11 @@
 """Products with a packed weight matrix, which is read from memory once for up to 240 rows.
 
 A packed weight belongs to the device that packed it. On the CPU, panels of 32 rows stand one behind the other; a panel
-is a sequence of units of 128 bytes, each with 4 bytes of every row: a float32, two bfloat16, four e4m3, four int8, or
-eight 4-bit integers (csrc/common/weight_format.h). Integers meet activations that are rounded to 8 bits in groups of
-128. bfloat16 and e4m3 weights meet activations rounded to bfloat16 on CUDA and where the processor multiplies those
-(instruction set avx512_bf16), and float32 ones elsewhere.
+is a sequence of units of 128 bytes, each with 4 bytes of every row: a float32, two bfloat16 or float16, four e4m3,
+four int8, or eight 4-bit integers (csrc/common/weight_format.h). Integers meet activations that are rounded to 8 bits
+in groups of 128. bfloat16 and e4m3 weights meet activations rounded to bfloat16 on CUDA and where the processor
+multiplies those (instruction set avx512_bf16), and float32 ones elsewhere; float16 weights meet activations rounded to
+float16 on CUDA, and float32 ones on the CPU.
 """
 
 from typing import NamedTuple
@@ -22,6 +23,7 @@ QUANTIZATION_GROUP = 128
 FORMATS = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
     "fp8": torch.float8_e4m3fn,
     "int8": torch.int8,
     "int4": torch.uint8,
@@ -31,7 +33,14 @@ QUANTIZED = ("fp8", "int8", "int4")
 """The formats with scales."""
 
 _BITS = {"int8": 8, "int4": 4}
-_UNIT_COLUMNS = {torch.float32: 1, torch.bfloat16: 2, torch.float8_e4m3fn: 4, torch.int8: 4, torch.uint8: 8}
+_UNIT_COLUMNS = {
+    torch.float32: 1,
+    torch.bfloat16: 2,
+    torch.float16: 2,
+    torch.float8_e4m3fn: 4,
+    torch.int8: 4,
+    torch.uint8: 8,
+}
 _LARGEST_E4M3 = 448
 _ROWS_AT_ONCE = 1024  # that are float32 for a moment while they are rounded to e4m3
 
@@ -42,8 +51,8 @@ class PackedWeight(NamedTuple):
     How many rows and columns the last panel and unit hold is not stored: `out` and `x` say it.
 
     Attributes:
-        data: [panels, units, 32, elements of 4 bytes]; float32, bfloat16, float8_e4m3fn, int8, or uint8 for 4-bit
-            integers.
+        data: [panels, units, 32, elements of 4 bytes]; float32, bfloat16, float16, float8_e4m3fn, int8, or uint8
+            for 4-bit integers.
         scales: None; for fp8 and int8 [panels, 32], float32, one for each row; for 4 bits [panels, groups, 32],
             float16.
     """
@@ -69,7 +78,7 @@ def quantize_linear(weight: torch.Tensor, format: str, clip: bool = True) -> tup
     """Round a matrix to values of 8 or 4 bits and scales: `weight ~ values * scales`.
 
     Args:
-        weight: [n, k], float32 or bfloat16, contiguous.
+        weight: [n, k], float32, bfloat16 or float16, contiguous.
         format: "fp8", "int8" or "int4".
         clip: choose each scale of integers for the least squared error, though large values are cut off; else nothing
             is. In fp8 nothing ever is: its steps are finer for small values whatever the largest.
@@ -118,7 +127,7 @@ def pack_linear(*weights: torch.Tensor, format: str | None = None, clip: bool = 
     """Pack matrices below each other, for every product but the gate and up projections.
 
     Args:
-        weights: [n, k] each, of one dtype: float32 or bfloat16; contiguous.
+        weights: [n, k] each, of one dtype: float32, bfloat16 or float16; contiguous.
         format: one of `FORMATS`; None: the weights' own dtype.
         clip: see `quantize_linear`.
 
@@ -134,7 +143,7 @@ def pack_gate_up(gate: torch.Tensor, up: torch.Tensor, format: str | None = None
     """Pack the gate and up projections for `dual_ffn`: a panel holds 16 rows of each.
 
     Args:
-        gate, up: [intermediate, hidden], float32 or bfloat16, contiguous.
+        gate, up: [intermediate, hidden], float32, bfloat16 or float16, contiguous.
         format, clip: see `pack_linear`.
 
     Raises:
@@ -208,7 +217,7 @@ def rms_norm_linear(
     Args:
         out: [rows, n], float32; written.
         x: [rows, k], float32.
-        norm_weight: [k], float32 or bfloat16.
+        norm_weight: [k], float32, bfloat16 or float16.
         eps: what is added to the mean square.
         weight: [n, k], packed.
 

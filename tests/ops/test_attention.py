@@ -9,7 +9,7 @@ from tests.devices import value_case
 from tests.ops.tensors import int32, random, tolerance
 
 
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Query heads, KV heads, head dimension: groups of 1, 2, 3 and 5, dimensions that fill no vector, the real ones.
 HEADS = [(1, 1, 2), (4, 4, 16), (4, 2, 20), (5, 1, 64), (24, 8, 128)]
 
@@ -54,9 +54,8 @@ def test_qkv_rope_cache_equals_reference(rows, query_heads, kv_heads, head_dim, 
         results.append((query, keys, values))
     errors = tolerance(dtype, hidden)
     torch.testing.assert_close(results[0][0], results[1][0], **errors)
-    # The cache holds rounded numbers: one unit in the last place of bfloat16 may differ.
-    rounding = 2**-7 if dtype == torch.bfloat16 else 0
-    errors["rtol"] += rounding
+    # The cache holds rounded numbers: one unit in the last place may differ.
+    errors["rtol"] += {torch.float32: 0, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
     torch.testing.assert_close(results[0][1:], results[1][1:], **errors)
 
 
@@ -72,6 +71,40 @@ def test_attention_equals_reference(places, query_heads, kv_heads, head_dim, dty
     ops.attention(out, query, keys, values, slots, int32(*places), head_dim**-0.5)
     reference.attention(expected, query, keys, values, slots, int32(*places), head_dim**-0.5)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_cache_holds_numbers_rounded_to_nearest(dtype):
+    """Of ties the even one, subnormal numbers, what is too large, infinities and NaN: as torch rounds."""
+    numbers = random((4000,)) * torch.logspace(-12, 12, 4000)
+    halves = torch.arange(0, 0x7C00, 7, dtype=torch.int16).view(torch.float16).float()
+    ties = (halves[:-1] + halves[1:]) / 2
+    special = torch.tensor(
+        [0.0, -0.0, 65504, 65519.99, 65520, 1e-8, 2.0**-25, -(2.0**-25), torch.inf, -torch.inf, torch.nan]
+    )
+    values = torch.cat([numbers, halves, -ties, special])
+    values = torch.nn.functional.pad(values, (0, -len(values) % 2))
+    head_dim = len(values)
+    # The key and the query are zero; the value is a weight times 1.
+    weight = torch.zeros(3 * head_dim, 1)
+    weight[2 * head_dim :, 0] = values
+    keys, cached = torch.zeros(1, 1, 1, head_dim, dtype=dtype), torch.zeros(1, 1, 1, head_dim, dtype=dtype)
+    ops.qkv_rope_cache(
+        torch.empty(1, head_dim),
+        keys,
+        cached,
+        torch.ones(1, 1),
+        torch.ones(1),
+        torch.ones(1),
+        0.0,
+        ops.pack_linear(weight),
+        torch.ones(1, head_dim),
+        int32(0),
+        int32(0),
+        int32(0),
+        0,
+    )
+    torch.testing.assert_close(cached.flatten(), values.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
 def test_attention_of_extreme_scores():

@@ -24,7 +24,7 @@ def weights(hidden: int, intermediate: int, dtype: torch.dtype, format: str | No
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("hidden", "intermediate"), [(8, 1), (33, 50), (64, 160), (40, 33)])
 @pytest.mark.parametrize(("num_text", "num_audio"), [(0, 0), (1, 0), (0, 1), (2, 5), (40, 70), (500, 3), (1, 490)])
 def test_dual_ffn_equals_reference(num_text, num_audio, hidden, intermediate, dtype):
@@ -55,11 +55,12 @@ def test_the_input_may_be_the_output():
     assert torch.equal(x, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_extreme_gates(dtype):
     """silu goes to 0 on the far left and to its argument on the far right, without overflow."""
     gates = torch.tensor([0.0, 80, 88, 90, 100, 176, 300, 1e4, 1e30])
-    gates = torch.cat([gates, -gates]).to(dtype)
+    largest = torch.finfo(dtype).max
+    gates = torch.cat([gates, -gates]).clamp(-largest, largest).to(dtype)
     ones = torch.ones(1, dtype=dtype)
     gate_up = ops.pack_gate_up(gates[:, None].contiguous(), torch.ones(len(gates), 1, dtype=dtype))
     x = torch.ones(1, 1)

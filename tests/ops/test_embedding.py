@@ -9,7 +9,7 @@ from tests.ops.tensors import int32, random
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("num_text", "num_audio"), [(0, 0), (3, 0), (0, 5), (4, 7)])
 @pytest.mark.parametrize("codebooks", [1, 8])
 @pytest.mark.parametrize("hidden", [37, 600])

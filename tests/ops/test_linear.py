@@ -8,7 +8,7 @@ from tests.devices import CUDA_DEVICE, NEEDS_CUDA_KERNELS
 from tests.ops.tensors import random, tolerance
 
 
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FORMATS = [*DTYPES, torch.float8_e4m3fn, torch.int8, torch.uint8]
 # Rows: one, one group of every instruction set, several groups with a rest, more than one block of rows; columns and
 # depth around every panel, unit, quantization group and block.
@@ -27,7 +27,7 @@ SHAPES = [
 
 
 def activations(rows: int, k: int) -> torch.Tensor:
-    """Numbers of bfloat16, which bfloat16 weights meet unrounded with every instruction set."""
+    """Numbers of bfloat16, which weights of 16 bits meet unrounded on every device."""
     return random((rows, k)).bfloat16().float()
 
 
@@ -97,6 +97,19 @@ def test_every_e4m3_comes_through_exactly(rows):
         out = torch.empty(rows, len(values))
         ops.linear(out, torch.ones(rows, 4), ops.pack_quantized(weight, torch.full((len(values),), 0.5)))
         assert torch.equal(out, (values.float() / 2).expand(rows, -1))
+
+
+@pytest.mark.parametrize("rows", [1, 9, 100])
+def test_every_float16_comes_through_exactly(rows):
+    """Zeros and subnormal numbers too, in either half of a word, and infinities and NaN."""
+    values = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16)
+    for place in range(2):
+        weight = torch.zeros(len(values), 2, dtype=torch.float16)
+        weight[:, place] = values
+        out, x = torch.empty(rows, len(values)), torch.zeros(rows, 2)
+        x[:, place] = 1
+        ops.linear(out, x, ops.pack_linear(weight))
+        torch.testing.assert_close(out, values.float().expand(rows, -1), rtol=0, atol=0, equal_nan=True)
 
 
 def test_residual_may_be_the_output():
@@ -188,8 +201,8 @@ def test_opcheck():
         ({"x": torch.zeros(20)}, r"x must have shape \[\*, \*\], got \[20\]"),
         ({"x": torch.zeros(3, 20, dtype=torch.float64)}, "x must be float32, got float64"),
         (
-            {"weight": ops.PackedWeight(torch.zeros(1, 20, 32, 1, dtype=torch.float16))},
-            r"weight must be float32, bfloat16, float8_e4m3fn, int8 or uint8 \(4 bits\), got float16",
+            {"weight": ops.PackedWeight(torch.zeros(1, 20, 32, 1, dtype=torch.float64))},
+            r"weight must be float32, bfloat16, float16, float8_e4m3fn, int8 or uint8 \(4 bits\), got float64",
         ),
         ({"weight": ops.PackedWeight(torch.zeros(6, 20))}, r"weight must have shape \[1, 20, 32, 1\], got \[6, 20\]"),
         (

@@ -54,7 +54,7 @@ class HiggsAudioServeEngine:
         audio_tokenizer_name_or_path: a folder or a Hub name.
         tokenizer_name_or_path: where the text tokenizer is, if not with the model.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...; on a GPU graphs are captured whatever its number.
-        torch_dtype: of the weights: `auto` (as stored), float32 or bfloat16.
+        torch_dtype: of the weights: `auto` (as stored), float32, bfloat16 or float16.
         kv_cache_lengths: the longest is how many positions a conversation may have, its reply included. A call's cache
             is as long as it needs.
         quantization: `fp8`, `int8`, `int4`, or a format for each part; see `Quantization`. None: as stored.
