@@ -115,15 +115,26 @@ __device__ __forceinline__ void load_row(float (&v)[kCount], const float* row, i
   }
 }
 
-// Multiplies with values [column, column + kCount) of a row of k, of 16 bits each.
-template <typename T, int kCount>
-__device__ __forceinline__ void multiply_row(float (&v)[kCount], const T* row, int column, int k, bool vectors) {
-  row += column;
+// Multiplies with values [column, column + kCount) of a norm's weight.
+template <int kCount>
+__device__ __forceinline__ void multiply_norm(
+    float (&v)[kCount], const RowNorm& norm, const void* weight, int column, int k, bool vectors) {
+  if (norm.type == NumberType::float32) {
+    float w[kCount];
+    load_row(w, static_cast<const float*>(weight), column, k, vectors);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) v[i] *= w[i];
+    return;
+  }
+  auto widen = [&](uint32_t word) {
+    return norm.type == NumberType::bfloat16 ? unpack<bfloat16>(word) : unpack<float16>(word);
+  };
+  const uint16_t* row = static_cast<const uint16_t*>(weight) + column;
   if (column + kCount <= k && vectors) {
 #pragma unroll
     for (int i = 0; i < kCount; i += 4) {
       const uint2 four = *reinterpret_cast<const uint2*>(row + i);
-      const float2 first = unpack<T>(four.x), second = unpack<T>(four.y);
+      const float2 first = widen(four.x), second = widen(four.y);
       v[i] *= first.x;
       v[i + 1] *= first.y;
       v[i + 2] *= second.x;
@@ -132,24 +143,8 @@ __device__ __forceinline__ void multiply_row(float (&v)[kCount], const T* row, i
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      if (column + i < k) v[i] *= to_float(row[i]);
+      if (column + i < k) v[i] *= widen(row[i]).x;
     }
-  }
-}
-
-template <int kCount>
-__device__ __forceinline__ void multiply_norm(
-    float (&v)[kCount], const RowNorm& norm, const void* weight, int column, int k, bool vectors) {
-  switch (norm.type) {
-    case NumberType::float32: {
-      float w[kCount];
-      load_row(w, static_cast<const float*>(weight), column, k, vectors);
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) v[i] *= w[i];
-      return;
-    }
-    case NumberType::bfloat16: return multiply_row(v, static_cast<const bfloat16*>(weight), column, k, vectors);
-    case NumberType::float16: return multiply_row(v, static_cast<const float16*>(weight), column, k, vectors);
   }
 }
 
