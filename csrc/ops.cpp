@@ -41,9 +41,9 @@ STABLE_TORCH_LIBRARY(higgs_native, m) {
 
   // sampling
   m.def(
-      "sample_audio_frame(Tensor(a!) codes, Tensor(b!) state, Tensor(c!) history, Tensor logits, Tensor slots, "
-      "Tensor temperature, Tensor top_k, Tensor top_p, Tensor ras_win_len, Tensor ras_win_max_num_repeat, "
-      "Tensor seed, int bos_id, int eos_id) -> ()");
+      "sample_audio_frame(Tensor(a!) codes, Tensor(b!) active, Tensor(c!) positions, Tensor(d!) state, "
+      "Tensor(e!) history, Tensor logits, Tensor slots, Tensor temperature, Tensor top_k, Tensor top_p, "
+      "Tensor ras_win_len, Tensor ras_win_max_num_repeat, Tensor seed, int bos_id, int eos_id) -> ()");
   m.def(
       "sample_text(Tensor(a!) tokens, Tensor logits, Tensor slots, Tensor steps, Tensor temperature, Tensor top_k, "
       "Tensor top_p, Tensor seed) -> ()");

@@ -27,7 +27,7 @@ _MIN_LENGTH, _MIN_HISTORY = 1024, 64
 _MOST_IDLE = 2
 """Loops on a GPU that are kept for requests to come."""
 
-Deliver = Callable[[torch.Tensor, list[bool]], bool]
+Deliver = Callable[[torch.Tensor, list[int]], bool]
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,19 @@ class _Frame:
         self._model, self._cache, self._sampler = model, cache, sampler
         config, int32 = model.config, {"dtype": torch.int32, "device": model.device}
         nothing = torch.zeros(0, **int32)
+        self._shape = num_rows, config.num_codebooks
+        # The codes of all rows, then for each whether its sequence goes on.
+        self.drawn = torch.zeros(num_rows * (config.num_codebooks + 1), **int32)
+        codes, self._active = self.split(self.drawn)
         self._rows = Rows(
             token_ids=nothing,
-            codes=torch.zeros(num_rows, config.num_codebooks, **int32),
+            codes=codes,
             slots=torch.arange(num_rows, **int32),
             positions=torch.zeros(num_rows, **int32),
             text_positions=nothing,
         )
-        # The codes drawn, and in the last column whether the sequence goes on.
-        self.drawn = torch.zeros(num_rows, config.num_codebooks + 1, **int32)
+        self._buffers = model.new_buffers(num_rows)
+        self._logits = torch.empty(num_rows, config.num_codebooks, config.codebook_size, device=model.device)
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def begin(self, rows: Sequence[FrameRow]) -> None:
@@ -74,6 +78,11 @@ class _Frame:
         self._rows.positions.copy_(places[:, 1])
         self._rows.codes[: len(rows)].copy_(torch.stack([row.codes for row in rows]))
         self._sampler.state[spare, StateField.ACTIVE] = 0
+
+    def split(self, drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The codes [rows, codebooks] in `drawn` or a copy of it, and for each row whether its sequence goes on."""
+        num_codes = self._shape[0] * self._shape[1]
+        return drawn[:num_codes].view(self._shape), drawn[num_codes:]
 
     def run(self) -> None:
         """Draw a frame: `drawn`."""
@@ -96,12 +105,10 @@ class _Frame:
         self._graph = graph
 
     def _compute(self) -> None:
-        rows, sampler = self._rows, self._sampler
-        logits = self._model.audio_logits(self._model.forward(rows, self._cache))
-        sampler.sample_audio_frame(logits, rows.slots, out=rows.codes)
-        active = sampler.state[:, StateField.ACTIVE].index_select(0, rows.slots)
-        rows.positions.add_(active)
-        torch.cat([rows.codes, active[:, None]], dim=1, out=self.drawn)
+        rows = self._rows
+        states = self._model.forward(rows, self._cache, self._buffers)
+        logits = self._model.audio_logits(states, self._logits)
+        self._sampler.sample_audio_frame(logits, rows.slots, out=(rows.codes, self._active, rows.positions))
 
 
 class FrameLoop:
@@ -137,14 +144,14 @@ class FrameLoop:
         Args:
             rows: sequences in different slots, active in the sampler. The sequences of all other slots are over.
             limit: no row may pass the cache's end.
-            deliver: called with each frame: codes [rows, codebooks], int32, on the CPU, and for each row whether its
-                sequence goes on. Once it returns False no more frames are begun, but those that are under way still
-                come. Codes of a row that has ended before mean nothing.
+            deliver: called with each frame: codes [rows, codebooks], int32, on the CPU, and for each row 1 where its
+                sequence goes on, else 0. Once it returns False no more frames are begun, but those that are under way
+                still come. Codes of a row that has ended before mean nothing.
         """
         frame = self._frame(len(rows))
         frame.begin(rows)
         ahead = _FRAMES_AHEAD if self._is_cuda else 1
-        ring = torch.empty(ahead, *frame.drawn.shape, dtype=torch.int32, pin_memory=self._is_cuda)
+        ring = torch.empty(ahead, len(frame.drawn), dtype=torch.int32, pin_memory=self._is_cuda)
         events = [torch.cuda.Event() if self._is_cuda else None for _ in range(ahead)]
         begun = read = 0
         goes_on = True
@@ -159,9 +166,9 @@ class FrameLoop:
                 return
             if self._is_cuda:
                 events[read % ahead].synchronize()
-            drawn = ring[read % ahead, : len(rows)].clone()
+            codes, active = frame.split(ring[read % ahead].clone())
             read += 1
-            goes_on = deliver(drawn[:, :-1], drawn[:, -1].bool().tolist()) and goes_on
+            goes_on = deliver(codes[: len(rows)], active.tolist()[: len(rows)]) and goes_on
 
     def _frame(self, num_rows: int) -> _Frame:
         if self._is_cuda:

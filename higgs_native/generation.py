@@ -524,12 +524,11 @@ def _draw_frames(
     limit = min(min(max_new_tokens - sequence.steps, length - sequence.position) for sequence in live)
     ended: set[int] = set()
 
-    def deliver(codes: torch.Tensor, going_on: list[bool]) -> bool:
-        lowest = codes.amin(dim=1).tolist()
-        for sequence, frame, goes_on, least in zip(live, codes, going_on, lowest, strict=True):
+    def deliver(codes: torch.Tensor, going_on: list[int]) -> bool:
+        _check_drawn("a code", min(map(min, codes.tolist())))
+        for sequence, frame, goes_on in zip(live, codes.unbind(), going_on, strict=True):
             if sequence.slot in ended:
                 continue
-            _check_drawn("a code", least)
             sequence.steps += 1
             sequence.position += 1
             sequence.add_frame(frame)

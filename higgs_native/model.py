@@ -92,6 +92,20 @@ class Rows:
     text_positions: torch.Tensor
 
 
+@dataclass
+class Buffers:
+    """What a forward pass of some rows writes.
+
+    Attributes:
+        states: [rows, hidden], float32: the result.
+        query, attended: [rows, query heads * head_dim], float32.
+    """
+
+    states: torch.Tensor
+    query: torch.Tensor
+    attended: torch.Tensor
+
+
 class LanguageModel:
     """The transformer of Higgs Audio V2: `forward` and its two heads. `HiggsAudioModel` adds generation.
 
@@ -226,40 +240,45 @@ class LanguageModel:
         """Allocate a cache for `slots` sequences of up to `length` positions."""
         return KVCache(self.config, slots, length, self.dtype, self.device)
 
-    def forward(self, rows: Rows, cache: KVCache) -> torch.Tensor:
+    def new_buffers(self, num_rows: int) -> Buffers:
+        """Allocate what a forward pass of so many rows writes."""
+        width = self.config.num_attention_heads * self.config.head_dim
+        widths = self.config.hidden_size, width, width
+        return Buffers(*(torch.empty(num_rows, width, device=self.device) for width in widths))
+
+    def forward(self, rows: Rows, cache: KVCache, buffers: Buffers | None = None) -> torch.Tensor:
         """Compute `rows`, writing their keys and values into `cache`; return their states [rows, hidden], float32.
 
         A row attends to the positions of its sequence up to its own; those before it must be in the cache or among
-        `rows`. The final norm is not applied: the heads do that.
+        `rows`. The final norm is not applied: the heads do that. A pass that is made again and again may work in
+        `buffers` of its own.
         """
-        config = self.config
-        count = len(rows.slots)
-        width = config.num_attention_heads * config.head_dim
-        x = torch.empty(count, config.hidden_size, device=self.device)
-        query = torch.empty(count, width, device=self.device)
-        attended = torch.empty(count, width, device=self.device)
-        ops.embed(x, rows.token_ids, rows.codes, self.text_table, self.audio_table)
+        if buffers is None:
+            buffers = self.new_buffers(len(rows.slots))
+        ops.embed(buffers.states, rows.token_ids, rows.codes, self.text_table, self.audio_table)
         ops.decoder_layers(
-            x,
-            query,
-            attended,
+            buffers.states,
+            buffers.query,
+            buffers.attended,
             cache.keys,
             cache.values,
             self._layer_weights,
             self._skips_audio,
-            config.rms_norm_eps,
+            self.config.rms_norm_eps,
             self.rope_table,
             rows.slots,
             rows.positions,
             rows.text_positions,
-            len(rows.token_ids),
+            rows.token_ids.shape[0],
         )
-        return x
+        return buffers.states
 
-    def audio_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """The audio head: states [rows, hidden] -> [rows, codebooks, codebook_size], float32."""
-        shape = (self.config.num_codebooks, self.config.codebook_size)
-        return self._head(states, self.audio_head, shape[0] * shape[1]).view(len(states), *shape)
+    def audio_logits(self, states: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The audio head: states [rows, hidden] -> [rows, codebooks, codebook_size], float32, `out` if it is given."""
+        if out is None:
+            out = torch.empty(len(states), self.config.num_codebooks, self.config.codebook_size, device=self.device)
+        self._head(out.flatten(1), states, self.audio_head)
+        return out
 
     def text_logits(self, states: torch.Tensor) -> torch.Tensor:
         """The text head: states [rows, hidden] -> [rows, vocabulary], float32.
@@ -268,17 +287,17 @@ class LanguageModel:
             CheckpointError: the checkpoint has no text head.
         """
         self.require_text_head()
-        return self._head(states, self.text_head, self.config.vocab_size)
+        logits = torch.empty(len(states), self.config.vocab_size, device=self.device)
+        self._head(logits, states, self.text_head)
+        return logits
 
     def require_text_head(self) -> None:
         """Raise CheckpointError where the checkpoint has no text head."""
         if self.text_head is None:
             raise CheckpointError("this checkpoint has no text head (text_lm_head.weight), so it can't generate text")
 
-    def _head(self, states: torch.Tensor, weight: PackedWeight, size: int) -> torch.Tensor:
-        logits = torch.empty(len(states), size, device=self.device)
+    def _head(self, logits: torch.Tensor, states: torch.Tensor, weight: PackedWeight) -> None:
         ops.rms_norm_linear(logits, states, self.norm, self.config.rms_norm_eps, weight)
-        return logits
 
 
 def checked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:

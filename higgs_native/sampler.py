@@ -127,15 +127,20 @@ class SamplerState:
         return bool(self.state[slot, StateField.ACTIVE])
 
     def sample_audio_frame(
-        self, logits: torch.Tensor, slots: torch.Tensor, out: torch.Tensor | None = None
+        self,
+        logits: torch.Tensor,
+        slots: torch.Tensor,
+        out: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Emit a frame for each row: logits [R, codebooks, codebook size], slots [R], int32 -> [R, codebooks], int32.
 
-        It is written to `out` where that is given.
+        Where `out` is given it is codes, active and positions as `ops.sample_audio_frame` takes them.
         """
-        codes = torch.empty(logits.shape[:2], dtype=torch.int32, device=logits.device) if out is None else out
+        if out is None:
+            codes = torch.empty(logits.shape[:2], dtype=torch.int32, device=logits.device)
+            out = codes, torch.empty_like(slots), torch.zeros_like(slots)
         ops.sample_audio_frame(
-            codes,
+            *out,
             self.state,
             self.history,
             logits,
@@ -149,7 +154,7 @@ class SamplerState:
             self.config.audio_stream_bos_id,
             self.config.audio_stream_eos_id,
         )
-        return codes
+        return out[0]
 
     def sample_text(self, logits: torch.Tensor, slots: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """Draw a token for each row: logits [R, vocabulary], slots and steps [R], int32 -> [R], int32."""

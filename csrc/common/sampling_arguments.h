@@ -34,6 +34,8 @@ struct SamplingTable {
 // What is known of the arguments without a look at their values, which is for the backend to take.
 struct SampleAudioFrame {
   int32_t* codes;       // [num_rows, num_codebooks]
+  int32_t* active;      // [num_rows]
+  int32_t* positions;   // [num_rows]
   int32_t* state;       // [num_slots, kStateFields]
   int32_t* history;     // [num_slots, ring_length, num_codebooks]
   const float* logits;  // [num_rows, num_codebooks, vocabulary]
@@ -52,6 +54,14 @@ struct SampleAudioFrame {
             num_codebooks,
             bos_id,
             eos_id};
+  }
+
+  // Completes the frame of a row, whose slot it advances, once all its codes are drawn or forced.
+  HIGGS_HOST_DEVICE void finish_row(int64_t row) const {
+    const Slot s = slot(slots[row]);
+    if (s.state[kActive]) s.finish_frame(codes + row * num_codebooks);
+    active[row] = s.state[kActive];
+    positions[row] += s.state[kActive];
   }
 };
 
@@ -87,15 +97,18 @@ inline SamplingTable check_sampling_table(
 }
 
 inline SampleAudioFrame check_sample_audio_frame(
-    const Tensor& codes, const Tensor& state, const Tensor& history, const Tensor& logits, const Tensor& slots,
-    const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const Tensor& ras_win_len,
-    const Tensor& ras_win_max_num_repeat, const Tensor& seed, int64_t bos_id, int64_t eos_id) {
+    const Tensor& codes, const Tensor& active, const Tensor& positions, const Tensor& state, const Tensor& history,
+    const Tensor& logits, const Tensor& slots, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
+    const Tensor& ras_win_len, const Tensor& ras_win_max_num_repeat, const Tensor& seed, int64_t bos_id,
+    int64_t eos_id) {
   const char* op = "sample_audio_frame";
   check_tensor(op, "logits", logits, ScalarType::Float, {kAnySize, kAnySize, kAnySize});
   const int64_t num_rows = logits.size(0), num_codebooks = logits.size(1), vocabulary = logits.size(2);
   STD_TORCH_CHECK(num_codebooks >= 1, op, ": logits must have 1 codebook or more, got shape ", shape_text(logits));
   check_vocabulary(op, vocabulary);
   check_tensor(op, "codes", codes, ScalarType::Int, {num_rows, num_codebooks});
+  check_tensor(op, "active", active, ScalarType::Int, {num_rows});
+  check_tensor(op, "positions", positions, ScalarType::Int, {num_rows});
   check_tensor(op, "slots", slots, ScalarType::Int, {num_rows});
   check_tensor(op, "state", state, ScalarType::Int, {kAnySize, kStateFields});
   const int64_t num_slots = state.size(0);
@@ -109,6 +122,8 @@ inline SampleAudioFrame check_sample_audio_frame(
   check_same_device(
       op, {{"logits", logits},
            {"codes", codes},
+           {"active", active},
+           {"positions", positions},
            {"state", state},
            {"history", history},
            {"slots", slots},
@@ -124,6 +139,8 @@ inline SampleAudioFrame check_sample_audio_frame(
   STD_TORCH_CHECK(bos_id != eos_id, op, ": bos_id and eos_id must differ, both are ", bos_id);
   return {
       codes.mutable_data_ptr<int32_t>(),
+      active.mutable_data_ptr<int32_t>(),
+      positions.mutable_data_ptr<int32_t>(),
       state.mutable_data_ptr<int32_t>(),
       history.mutable_data_ptr<int32_t>(),
       logits.const_data_ptr<float>(),

@@ -182,13 +182,14 @@ void check_slot_index(const char* op, int64_t row, int32_t slot, int64_t num_slo
 }
 
 void sample_audio_frame_cpu(
-    const Tensor& codes, const Tensor& state, const Tensor& history, const Tensor& logits, const Tensor& slots,
-    const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const Tensor& ras_win_len,
-    const Tensor& ras_win_max_num_repeat, const Tensor& seed, int64_t bos_id, int64_t eos_id) {
+    const Tensor& codes, const Tensor& active, const Tensor& positions, const Tensor& state, const Tensor& history,
+    const Tensor& logits, const Tensor& slots, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
+    const Tensor& ras_win_len, const Tensor& ras_win_max_num_repeat, const Tensor& seed, int64_t bos_id,
+    int64_t eos_id) {
   const char* op = "sample_audio_frame";
   const SampleAudioFrame args = check_sample_audio_frame(
-      codes, state, history, logits, slots, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed,
-      bos_id, eos_id);
+      codes, active, positions, state, history, logits, slots, temperature, top_k, top_p, ras_win_len,
+      ras_win_max_num_repeat, seed, bos_id, eos_id);
   std::vector<bool> taken(args.num_slots);
   for (int64_t row = 0; row < args.num_rows; ++row) {
     int32_t i = args.slots[row];
@@ -234,12 +235,8 @@ void sample_audio_frame_cpu(
       !loop.failed(), op, ": logits of slot ", args.slots[loop.first_bad() / num_codebooks], ", codebook ",
       loop.first_bad() % num_codebooks, " ", describe(loop.error()));
 
-  for (int64_t row = 0; row < args.num_rows; ++row) {
-    Slot slot = args.slot(args.slots[row]);
-    int32_t* row_codes = drawn.data() + row * num_codebooks;
-    if (slot.state[kActive]) slot.finish_frame(row_codes);
-    std::copy_n(row_codes, num_codebooks, args.codes + row * num_codebooks);
-  }
+  std::copy(drawn.begin(), drawn.end(), args.codes);
+  for (int64_t row = 0; row < args.num_rows; ++row) args.finish_row(row);
 }
 
 void sample_text_cpu(

@@ -252,10 +252,8 @@ __global__ void __launch_bounds__(kWarp) finish_audio_frames_kernel(SampleAudioF
   wait_for_earlier_launches();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x;
   if (row >= args.num_rows) return;
-  const int32_t i = args.slots[row];
-  if (!is_good_slot(args, i)) return;
-  const Slot slot = args.slot(i);
-  if (slot.state[kActive]) slot.finish_frame(args.codes + row * args.num_codebooks);
+  if (is_good_slot(args, args.slots[row])) args.finish_row(row);
+  else args.active[row] = 0;
 }
 
 template <bool kShared>
@@ -302,12 +300,13 @@ void launch_rows(
 }
 
 void sample_audio_frame_cuda(
-    const Tensor& codes, const Tensor& state, const Tensor& history, const Tensor& logits, const Tensor& slots,
-    const Tensor& temperature, const Tensor& top_k, const Tensor& top_p, const Tensor& ras_win_len,
-    const Tensor& ras_win_max_num_repeat, const Tensor& seed, int64_t bos_id, int64_t eos_id) {
+    const Tensor& codes, const Tensor& active, const Tensor& positions, const Tensor& state, const Tensor& history,
+    const Tensor& logits, const Tensor& slots, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
+    const Tensor& ras_win_len, const Tensor& ras_win_max_num_repeat, const Tensor& seed, int64_t bos_id,
+    int64_t eos_id) {
   const SampleAudioFrame args = check_sample_audio_frame(
-      codes, state, history, logits, slots, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed,
-      bos_id, eos_id);
+      codes, active, positions, state, history, logits, slots, temperature, top_k, top_p, ras_win_len,
+      ras_win_max_num_repeat, seed, bos_id, eos_id);
   if (args.num_rows == 0) return;
   const Launch launch("sample_audio_frame", logits);
   launch_rows(

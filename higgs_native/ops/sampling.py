@@ -45,6 +45,8 @@ class StateField(IntEnum):
 
 def sample_audio_frame(
     codes: torch.Tensor,
+    active: torch.Tensor,
+    positions: torch.Tensor,
     state: torch.Tensor,
     history: torch.Tensor,
     logits: torch.Tensor,
@@ -69,6 +71,8 @@ def sample_audio_frame(
 
     Args:
         codes: [R, C], int32; written: the frame, delayed.
+        active: [R], int32; written: 1 where the slot goes on, else 0.
+        positions: [R], int32; a row whose slot goes on is advanced by 1.
         state: [B, NUM_STATE_FIELDS], int32; the rows in `slots` are advanced.
         history: [B, W, C], int32; the frame is appended to the rows in `slots`.
         logits: [R, C, V], float32; a row of a code that is not drawn is not read.
@@ -88,6 +92,8 @@ def sample_audio_frame(
     """
     torch.ops.higgs_native.sample_audio_frame(
         codes,
+        active,
+        positions,
         state,
         history,
         logits,

@@ -103,6 +103,8 @@ def sample_text(
 
 def sample_audio_frame(
     codes: torch.Tensor,
+    active: torch.Tensor,
+    positions: torch.Tensor,
     state: torch.Tensor,
     history: torch.Tensor,
     logits: torch.Tensor,
@@ -121,6 +123,7 @@ def sample_audio_frame(
         fields = state[slot]
         if not fields[StateField.ACTIVE]:
             codes[row] = eos_id
+            active[row] = 0
             continue
         count = fields[StateField.HISTORY_COUNT].item()
         length = history.shape[1]
@@ -142,6 +145,8 @@ def sample_audio_frame(
         history[slot, count % length] = emitted
         fields[StateField.HISTORY_COUNT] += 1
         fields[StateField.FRAME] += 1
+        active[row] = fields[StateField.ACTIVE]
+        positions[row] += fields[StateField.ACTIVE]
 
 
 class _FrameSampler:

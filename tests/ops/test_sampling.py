@@ -29,6 +29,8 @@ class Slots:
     ) -> None:
         self.bos_id, self.eos_id = vocabulary - 2, vocabulary - 1
         self.codes = torch.full((num_slots, num_codebooks), -7, dtype=torch.int32)
+        self.active = torch.full((num_slots,), -7, dtype=torch.int32)
+        self.positions = torch.arange(num_slots, dtype=torch.int32) * 10
         self.state = torch.zeros(num_slots, NUM_STATE_FIELDS, dtype=torch.int32)
         self.history = torch.full((num_slots, history_length, num_codebooks), -9, dtype=torch.int32)
         self.logits = random((num_slots, num_codebooks, vocabulary))
@@ -50,6 +52,8 @@ class Slots:
     def arguments(self) -> tuple:
         return (
             self.codes,
+            self.active,
+            self.positions,
             self.state,
             self.history,
             self.logits,
@@ -262,6 +266,7 @@ def test_the_same_seed_gives_the_same_codes_in_any_batch_and_slot(rule):
         rows = rows[torch.randperm(len(rows), generator=generator)]
         batch.slots = rows.int()
         batch.codes = torch.empty(len(rows), num_codebooks, dtype=torch.int32)
+        batch.active, batch.positions = torch.zeros(2, len(rows), dtype=torch.int32)
         frame_logits = random((len(rows), num_codebooks, vocabulary), seed=frame)
         frame_logits[rows == mine] = logits[frame]
         assert torch.equal(batch.sample(frame_logits)[rows == mine][0], expected[frame])
@@ -471,6 +476,8 @@ def test_segments_equal_reference(
         ops.sample_audio_frame(*ours.arguments())
         reference.sample_audio_frame(*theirs.arguments())
         assert torch.equal(ours.codes.cpu(), theirs.codes), step
+        assert torch.equal(ours.active.cpu(), theirs.active), step
+        assert torch.equal(ours.positions.cpu(), theirs.positions), step
         assert torch.equal(ours.state.cpu(), theirs.state), step
         assert torch.equal(ours.history.cpu(), theirs.history), step
         endings = num_slots - int(ours.state[:, StateField.ACTIVE].sum())
@@ -483,12 +490,12 @@ def emit_frames(arguments, logits, device):
 
     from higgs_native import ops
 
-    codes, state, history, _, *others, bos_id, eos_id = [
+    codes, active, positions, state, history, _, *others, bos_id, eos_id = [
         value.to(device, copy=True) if isinstance(value, torch.Tensor) else value for value in arguments
     ]
     emitted = []
     for frame in logits.to(device):
-        ops.sample_audio_frame(codes, state, history, frame, *others, bos_id, eos_id)
+        ops.sample_audio_frame(codes, active, positions, state, history, frame, *others, bos_id, eos_id)
         emitted.append(codes.to("cpu", copy=True))
     return torch.stack(emitted), state.cpu(), history.cpu()
 
@@ -630,10 +637,11 @@ def test_bad_logits_are_refused_and_nothing_is_written(value, message, temperatu
     slots = Slots(3, 8, 34, temperature=temperature).all_open()
     slots.logits[2, 5, 20] = value
     slots.slots = int32(1, 0, 2)
-    before = [tensor.clone() for tensor in (slots.codes, slots.state, slots.history)]
+    written = (slots.codes, slots.active, slots.positions, slots.state, slots.history)
+    before = [tensor.clone() for tensor in written]
     with pytest.raises(RuntimeError, match=f"sample_audio_frame: logits of slot 2, codebook 5 {message}"):
         ops.sample_audio_frame(*slots.arguments())
-    for tensor, untouched in zip((slots.codes, slots.state, slots.history), before, strict=True):
+    for tensor, untouched in zip(written, before, strict=True):
         assert torch.equal(tensor, untouched)
 
     logits = random((4, 9))
@@ -777,7 +785,8 @@ def test_opcheck(device):
 
 def test_no_rows():
     slots = Slots(2, 3, 12)
-    slots.codes, slots.logits, slots.slots = slots.codes[:0], slots.logits[:0], slots.slots[:0]
+    for name in ("codes", "active", "positions", "logits", "slots"):
+        setattr(slots, name, getattr(slots, name)[:0])
     ops.sample_audio_frame(*slots.arguments())
     empty = torch.empty(0)
     ops.sample_text(
@@ -796,6 +805,8 @@ def test_no_rows():
         ({"logits": torch.empty(2, 3, 0)}, "logits must have 1 to 4194304 columns, got 0"),
         ({"codes": torch.zeros(2, 4, dtype=torch.int32)}, r"codes must have shape \[2, 3\], got \[2, 4\]"),
         ({"codes": torch.zeros(2, 3, dtype=torch.int64)}, "codes must be int32, got int64"),
+        ({"active": torch.zeros(2)}, "active must be int32, got float32"),
+        ({"positions": torch.zeros(1, dtype=torch.int32)}, r"positions must have shape \[2\], got \[1\]"),
         ({"slots": torch.zeros(3, dtype=torch.int32)}, r"slots must have shape \[2\], got \[3\]"),
         value_case({"slots": int32(0, 2)}, r"slots\[1\] must be 0 to 1, got 2"),
         value_case({"slots": int32(-1, 0)}, r"slots\[0\] must be 0 to 1, got -1"),
