@@ -1,4 +1,4 @@
-"""Run the whole suite: read bandwidth, products, codec, frame, prompt and prefix, speech; beside what they replace.
+"""Run the whole suite: read bandwidth, products, codec, frame, prompt and prefix, speech, Python's share.
 
     python -m benchmarks --json report.json --plots plots
 
@@ -28,6 +28,8 @@ import bench_codec  # noqa: E402
 import bench_frame  # noqa: E402
 import bench_linear  # noqa: E402
 import bench_prefix  # noqa: E402
+import bench_python  # noqa: E402
+import bench_speech  # noqa: E402
 import bench_streaming  # noqa: E402
 import torch  # noqa: E402
 from measure import ReadBandwidth, summary, write_json  # noqa: E402
@@ -42,8 +44,7 @@ from higgs_native.random_checkpoint import (  # noqa: E402
 )
 
 
-SENTENCE = "The sun rises in the east and sets in the west."
-SECTIONS = ("bandwidth", "products", "codec", "streaming", "frame", "prefix", "speech")
+SECTIONS = ("bandwidth", "products", "codec", "streaming", "frame", "prefix", "speech", "python")
 
 
 def main() -> None:
@@ -75,6 +76,7 @@ def main() -> None:
         "frame": lambda: run_frame(checkpoint(), args.quick, compare),
         "prefix": lambda: run_prefix(checkpoint(), args.quick),
         "speech": lambda: run_speech(args.quick),
+        "python": lambda: run_python(args.quick),
     }
     with temporary:
         for name in args.sections:
@@ -158,19 +160,19 @@ def run_prefix(folder: Path, quick: bool) -> dict[str, Any]:
 
 
 def run_speech(quick: bool) -> dict[str, Any]:
-    """The embedded voice from text to sound: seconds of work for a second of sound."""
+    """The embedded voice from text to sound."""
     start = time.perf_counter()
     engine = HiggsAudio.from_pretrained()
     load_seconds = time.perf_counter() - start
-    engine.speak(SENTENCE, seed=0)  # warms up
-    factors = []
-    for seed in range(2 if quick else 10):
-        start = time.perf_counter()
-        speech = engine.speak(SENTENCE, seed=seed)
-        factors.append((time.perf_counter() - start) / speech.duration)
-    measured = summary(factors)
-    print(f"the embedded voice: loaded in {load_seconds:.2f} s, real-time factor {measured['median']:.3f}")
-    return {"load_s": round(load_seconds, 3), "real_time_factor": measured}
+    report = bench_speech.run(engine, 200, 2 if quick else 10, ReadBandwidth((8 if quick else 64) << 20))
+    factor = report["real_time_factor"]["median"]
+    print(f"the embedded voice: loaded in {load_seconds:.2f} s, real-time factor {factor:.3f}")
+    return {"load_s": round(load_seconds, 3), **report}
+
+
+def run_python(quick: bool) -> dict[str, Any]:
+    """What of the embedded voice's frames is not spent in the native operators."""
+    return bench_python.run(HiggsAudio.from_pretrained(), 20 if quick else 100, 2 if quick else 20)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     python benchmarks/bench_prefix.py --model /data/higgs-random --json benchmarks/results/bench_prefix.json
 
 A text is spoken in a voice with ten seconds (250 frames) of reference audio that no prompt has had, then another text
-in the same voice. The reference's codes are known in both cases. The reference is speech of the embedded voice.
+in the same voice. The reference's codes are known in both cases. The reference is speech of the embedded voice. What
+counts as read is weights: the prompt's once, a frame's for each, the decoder's once.
 """
 
 import argparse
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import seconds, summary, write_json
+from bench_frame import frame_bytes, prompt_bytes
+from bench_speech import REFERENCE_TEXT, decoder_bytes
+from measure import ReadBandwidth, seconds, summary, write_json
 
 from higgs_native import HiggsAudio, HiggsAudioModel, HiggsAudioTokenizer
 from higgs_native.checkpoint import resolve_folder
@@ -23,7 +26,6 @@ from higgs_native.random_checkpoint import write_audio_tokenizer
 
 
 FORMATS = ("bfloat16", "int8", "int4")
-REFERENCE_TEXT = "The sun rises in the east and sets in the west. We are glad that you are here today."
 TEXTS = ("Good morning to all of you.", "Thank you for the good work.")
 
 
@@ -73,20 +75,38 @@ def bench(engine: HiggsAudio, reference: tuple[np.ndarray, int], repeats: int) -
     def prompt(text: str) -> None:
         engine.speak(text, **voice, max_new_tokens=1)
 
+    drawn = 0
+
     def first_audio(text: str) -> None:
-        next(iter(engine.stream(text, **voice, seed=0)))
+        nonlocal drawn
+        chunk = next(iter(engine.stream(text, **voice, seed=0)))
+        frames = len(chunk.samples) // engine.audio_tokenizer.hop_length
+        # The delay pattern, and what the decoder looks ahead.
+        drawn = frames + engine.model.config.num_codebooks - 1 + engine.audio_tokenizer.context_frames
 
     report: dict[str, Any] = {}
+    bandwidth = ReadBandwidth(64 << 20)
     prefixes = engine.model.prefix_cache
     for name, function in (("prompt", prompt), ("first_audio", first_audio)):
         times: dict[str, list[float]] = {"new_voice_s": [], "known_voice_s": []}
+        read = []
         for _ in range(repeats + 1):  # the first one warms up, and encodes the reference
             prefixes.clear()
             for key, text in zip(times, TEXTS, strict=True):
                 times[key].append(seconds(lambda function=function, text=text: function(text)))
+            read.append(bandwidth.measure())
         report[name] = {key: summary(values[1:]) for key, values in times.items()}
         medians = [report[name][key]["median"] for key in times]
         report[name]["times_as_fast"] = round(medians[0] / medians[1], 2)
+        num_bytes = prompt_bytes(engine.model)
+        if name == "first_audio":
+            num_bytes += drawn * frame_bytes(engine.model, 0) + decoder_bytes(engine.audio_tokenizer.config)
+        rate = summary(read[1:], digits=1)
+        report[name]["gb"] = round(num_bytes / 1e9, 3)
+        report[name]["read_gb_per_s"] = rate
+        report[name]["shares_of_read_bandwidth"] = [
+            round(num_bytes / 1e9 / median / rate["median"], 4) for median in medians
+        ]
     return report
 
 

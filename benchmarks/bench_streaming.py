@@ -3,7 +3,8 @@
     python benchmarks/bench_streaming.py --json benchmarks/results/bench_streaming.json
 
 Without `--audio-tokenizer` it is one of the real size with random weights. Errors are those of random codes: the RMS
-of the difference from the whole decode over the RMS of that.
+of the difference from the whole decode over the RMS of that. What counts as read is the decoder's weights, once a
+piece.
 """
 
 import argparse
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import seconds, summary, write_json
+from bench_speech import decoder_bytes
+from measure import ReadBandwidth, seconds, summary, write_json
 
 from higgs_native.audio_tokenizer import HiggsAudioTokenizer
 from higgs_native.codec_config import HiggsAudioTokenizerConfig
@@ -57,22 +59,36 @@ def bench(tokenizer: HiggsAudioTokenizer, frames: int, sizes: list[int], repeats
         parts = codes.split(size, dim=1)
         return torch.cat([decoder.decode(part, is_last=part is parts[-1]) for part in parts])
 
-    def real_time_factor(size: int, lookahead: int | None = None) -> dict[str, float]:
-        seconds_of_audio = frames / tokenizer.frame_rate
-        return summary([seconds(lambda: stream(size, lookahead)) / seconds_of_audio for _ in range(repeats)], 5)
+    bandwidth = ReadBandwidth(64 << 20)
+    seconds_of_audio = frames / tokenizer.frame_rate
+
+    def timed(size: int, lookahead: int | None = None) -> dict[str, Any]:
+        num_bytes = -(-frames // size) * decoder_bytes(tokenizer.config)
+        times, read = [], []
+        for _ in range(repeats):
+            times.append(seconds(lambda: stream(size, lookahead)))
+            read.append(bandwidth.measure())
+        rate = summary(read, digits=1)
+        return {
+            "real_time_factor": summary([time / seconds_of_audio for time in times], 5),
+            "gb": round(num_bytes / 1e9, 3),
+            "read_gb_per_s": rate,
+            "share_of_read_bandwidth": round(num_bytes / 1e9 / summary(times, 6)["median"] / rate["median"], 4),
+        }
 
     report: dict[str, Any] = {"frames": frames, "pieces": [], "lookahead": []}
     for size in sizes:
         assert torch.equal(stream(size), whole)
-        factor = real_time_factor(size)
-        report["pieces"].append({"frames_a_piece": size, "real_time_factor": factor})
-        print(f"pieces of {size:3} frames: real-time factor {factor['median']:.4f}")
+        figures = timed(size)
+        report["pieces"].append({"frames_a_piece": size, **figures})
+        print(f"pieces of {size:3} frames: real-time factor {figures['real_time_factor']['median']:.4f}")
     for lookahead in range(tokenizer.context_frames, -1, -1):
         difference = stream(10, lookahead) - whole
         error = (difference.square().mean() / whole.square().mean()).sqrt().item()
-        factor = real_time_factor(10, lookahead)
-        report["lookahead"].append({"frames": lookahead, "rms_error": round(error, 6), "real_time_factor": factor})
-        print(f"lookahead {lookahead:2} frames: RMS error {error:.5f}, real-time factor {factor['median']:.4f}")
+        figures = timed(10, lookahead)
+        report["lookahead"].append({"frames": lookahead, "rms_error": round(error, 6), **figures})
+        factor = figures["real_time_factor"]["median"]
+        print(f"lookahead {lookahead:2} frames: RMS error {error:.5f}, real-time factor {factor:.4f}")
     return report
 
 

@@ -1,14 +1,18 @@
 """Measure what weight formats do to the next frame: divergence from float32, and how often the likeliest code stays.
 
-    python benchmarks/quantization_error.py                              # the embedded voice
+    python benchmarks/quantization_error.py --json benchmarks/results/quantization_error.json
     python benchmarks/quantization_error.py --model /data/higgs-random
 
 Teacher-forced: the float32 model speaks some sentences, then every format reads the same prompts and codes, and the
-distributions of all codebooks are compared at every frame.
+distributions of all codebooks are compared at every frame: of the embedded voice and of a small model of random
+weights, or of --model. Then the error of single matrices of random weights, with and without outliers.
 """
 
 import argparse
 import gc
+import statistics
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +21,27 @@ import torch
 from measure import write_json
 
 from higgs_native import HiggsAudio, HiggsAudioModel, build_prompt
-from higgs_native.checkpoint import resolve_folder
+from higgs_native.checkpoint import expected_tensors, resolve_folder
+from higgs_native.config import HiggsAudioConfig
 from higgs_native.model import LanguageModel, Rows
+from higgs_native.ops.linear import QUANTIZATION_GROUP, QUANTIZED, quantize_linear
 from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.prompt import speech_messages
 from higgs_native.quantization import Quantization
+from higgs_native.random_checkpoint import write_demo_checkpoint
+from higgs_native.weights import CheckpointWeights
 
 
-FORMATS = ("float32", "bfloat16", "fp8", "int8", "int4", "int4,heads=int8", "int4,attention=int8,heads=int8")
+FORMATS = (
+    "float32",
+    "bfloat16",
+    "float16",
+    "fp8",
+    "int8",
+    "int4",
+    "int4,heads=int8",
+    "int4,attention=int8,heads=int8",
+)
 SENTENCES = (
     "The sun rises in the east.",
     "Good morning, how are you today?",
@@ -40,7 +57,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
-    folder = resolve_folder(args.model) if args.model else EMBEDDED_VOICE
+    report: dict[str, Any] = {}
+    if args.model:
+        report["model"] = compare_formats(resolve_folder(args.model), args.frames)
+    else:
+        report["embedded_voice"] = compare_formats(EMBEDDED_VOICE, args.frames)
+        with tempfile.TemporaryDirectory() as folder:
+            write_demo_checkpoint(folder)
+            report["random_weights"] = compare_formats(Path(folder), args.frames)
+    report["matrices"] = compare_matrices()
+    if args.json:
+        write_json(args.json, report)
+
+
+def compare_formats(folder: Path, most_frames: int) -> dict[str, Any]:
+    """Compare every format of a checkpoint with float32; print and return the figures."""
+    print(f"{folder}:")
     engine = HiggsAudio.from_pretrained(folder, dtype="float32")
     prompts = [
         build_prompt(speech_messages(text, [], None, engine.layout), engine.model.tokenizer, engine.layout, True)
@@ -49,7 +81,7 @@ def main() -> None:
     spoken = []
     for seed, prompt in enumerate(prompts):
         output = engine.model.generate(
-            prompt.input_ids, rule=engine.layout, max_new_tokens=args.frames, temperature=1.0, seed=seed
+            prompt.input_ids, rule=engine.layout, max_new_tokens=most_frames, temperature=1.0, seed=seed
         )
         spoken.append((prompt.input_ids[0].tolist(), output.audio_segments[0]))
     expected = [distributions(engine.model, ids, frames) for ids, frames in spoken]
@@ -59,7 +91,7 @@ def main() -> None:
     report: dict[str, Any] = {"frames": sum(frames.shape[1] - 1 for _, frames in spoken), "formats": {}}
     for format in FORMATS:
         for clip in (True, False):
-            whole = format in ("float32", "bfloat16")
+            whole = format in ("float32", "bfloat16", "float16")
             if not clip and (whole or format == "fp8"):
                 continue  # nothing is ever clipped
             quantization = None if whole else replace(Quantization.parse(format), clip=clip)
@@ -76,8 +108,70 @@ def main() -> None:
             )
             del model
             gc.collect()
-    if args.json:
-        write_json(args.json, report)
+    return report
+
+
+def compare_matrices(n: int = 1024, k: int = 3072) -> dict[str, dict[str, float]]:
+    """The squared error of matrices over their squares: of random ones [n, k], of normal numbers, and of which one in a
+    thousand is ten times as large, anywhere, or in whole columns; and the mean of those of the embedded voice's layers.
+    """
+    generator = torch.Generator().manual_seed(0)
+    plain = torch.randn(n, k, generator=generator)
+    matrices = {
+        "normal": [plain],
+        "outliers": [torch.where(torch.rand(n, k, generator=generator) < 1e-3, 10 * plain, plain)],
+        "outlier columns": [torch.where(torch.rand(k, generator=generator) < 1e-3, 10 * plain, plain)],
+        "embedded voice": layer_matrices(EMBEDDED_VOICE),
+    }
+    ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+    for format in QUANTIZED:
+        ways[format] = lambda weight, format=format: rounded(weight, format, clip=True)
+        if format != "fp8":
+            ways[f"{format}, not clipped"] = lambda weight, format=format: rounded(weight, format, clip=False)
+    ways["int4 with zero points"] = rounded_with_zero_points
+    report = {}
+    for name, weights in matrices.items():
+        errors = {
+            way: statistics.mean(
+                float((round_(weight) - weight).square().sum() / weight.square().sum()) for weight in weights
+            )
+            for way, round_ in ways.items()
+        }
+        report[name] = {way: round(error, 7) for way, error in errors.items()}
+        print(f"{name:15} " + ", ".join(f"{way} {error:.2e}" for way, error in errors.items()))
+    return report
+
+
+def layer_matrices(folder: Path) -> list[torch.Tensor]:
+    """The matrices of a checkpoint's layers, float32."""
+    config = HiggsAudioConfig.from_pretrained(folder)
+    weights = CheckpointWeights(folder, config, torch.float32, Quantization(), torch.device("cpu"))
+    names = [name for name in expected_tensors(config) if name.endswith("proj.weight") and "layers" in name]
+    return [weights.tensor(name) for name in names]
+
+
+def rounded(weight: torch.Tensor, format: str, clip: bool) -> torch.Tensor:
+    """The weight [n, k] as a format holds it."""
+    values, scales = quantize_linear(weight, format, clip)
+    columns = scales.float().view(len(weight), -1)
+    return values.float() * columns.repeat_interleave(-(-weight.shape[1] // columns.shape[1]), dim=1)
+
+
+def rounded_with_zero_points(weight: torch.Tensor) -> torch.Tensor:
+    """The weight [n, k] in 4 bits from the least to the largest of each group, which takes a zero point more for each
+    group than int4 does. Of scales that clip, the one with the least squared error.
+    """
+    groups = weight.unflatten(1, (-1, QUANTIZATION_GROUP))
+    least, most = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    best, smallest = groups, torch.full_like(least, torch.inf)
+    for share in torch.linspace(1, 0.55, 10):
+        scale = ((most - least) * share / 15).half().float()
+        zero = torch.round(-least * share / scale).clamp(0, 15)
+        found = (torch.round(groups / scale + zero).clamp(0, 15) - zero) * scale
+        error = (found - groups).square().sum(-1, keepdim=True)
+        best = torch.where(error < smallest, found, best)
+        smallest = torch.minimum(error, smallest)
+    return best.flatten(1)
 
 
 @torch.inference_mode()

@@ -156,6 +156,7 @@ def _share(outcomes: list[bool]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="another checkpoint than the embedded voice")
+    parser.add_argument("--quantization", help="a format of its weights, such as int8")
     parser.add_argument("--sentences", type=int, default=200)
     parser.add_argument("--quick", action="store_true", help="24 sentences")
     parser.add_argument("--temperature", type=float, default=0.3)
@@ -165,7 +166,8 @@ def main() -> None:
     args = parser.parse_args()
 
     options = {"temperature": args.temperature, "ras_win_len": args.ras_win_len, "max_new_tokens": 400}
-    report = Report(HiggsAudio.from_pretrained(args.model), 24 if args.quick else args.sentences, options)
+    engine = HiggsAudio.from_pretrained(args.model, quantization=args.quantization)
+    report = Report(engine, 24 if args.quick else args.sentences, options)
     parts = {
         "codec": report.codec,
         "speech": report.speech,
@@ -173,7 +175,11 @@ def main() -> None:
         "words": report.words,
         "cold_start": cold_start,
     }
-    figures: dict[str, Any] = {"sentences": len(report.sentences), "options": options}
+    figures: dict[str, Any] = {
+        "sentences": len(report.sentences),
+        "quantization": args.quantization,
+        "options": options,
+    }
     for name, part in parts.items():
         if args.only and name not in args.only:
             continue
