@@ -112,8 +112,9 @@ def compare_formats(folder: Path, most_frames: int) -> dict[str, Any]:
 
 
 def compare_matrices(n: int = 1024, k: int = 3072) -> dict[str, dict[str, float]]:
-    """The squared error of matrices over their squares: of random ones [n, k], of normal numbers, and of which one in a
-    thousand is ten times as large, anywhere, or in whole columns; and the mean of those of the embedded voice's layers.
+    """The squared error of matrices over their squares: of random ones [n, k], with normal numbers, and with one in a
+    thousand ten times as large, anywhere, or in whole columns; and the mean over the matrices of the embedded voice's
+    layers.
     """
     generator = torch.Generator().manual_seed(0)
     plain = torch.randn(n, k, generator=generator)

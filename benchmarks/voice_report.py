@@ -22,6 +22,7 @@ import torch
 from measure import machine, write_json
 from speech_distance import SAMPLING_RATE, mel_spectrogram, pitch, timbre, voice_distance, warped_distances
 
+from higgs_native.ops.linear import QUANTIZED
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.speech import Speech
 from higgs_native.voices import Voice
@@ -124,6 +125,16 @@ class Report:
                 right.append(_nearest(speech.audio, spectrograms) == index)
         return {"own word is nearest, in a carrier sentence": _share(right)}
 
+    def formats(self, model: Path | None) -> dict[str, float]:
+        """Speak the sentences with quantized weights."""
+        found = {}
+        plain = self.engine
+        for format in QUANTIZED:
+            self.engine = HiggsAudio.from_pretrained(model, quantization=format)
+            found[f"own sentence is nearest, {format}"] = self.speech()["own sentence is nearest"]
+        self.engine = plain
+        return found
+
     def _voice_of(self, speech: Speech) -> EspeakVoice | None:
         if not len(speech.audio):
             return None
@@ -156,30 +167,25 @@ def _share(outcomes: list[bool]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="another checkpoint than the embedded voice")
-    parser.add_argument("--quantization", help="a format of its weights, such as int8")
     parser.add_argument("--sentences", type=int, default=200)
     parser.add_argument("--quick", action="store_true", help="24 sentences")
     parser.add_argument("--temperature", type=float, default=0.3)
     parser.add_argument("--ras-win-len", type=int, default=7)
-    parser.add_argument("--only", nargs="*", choices=("codec", "speech", "cloning", "words", "cold_start"))
+    parser.add_argument("--only", nargs="*", choices=("codec", "speech", "cloning", "words", "formats", "cold_start"))
     parser.add_argument("--json", type=Path, help="where to write the figures")
     args = parser.parse_args()
 
     options = {"temperature": args.temperature, "ras_win_len": args.ras_win_len, "max_new_tokens": 400}
-    engine = HiggsAudio.from_pretrained(args.model, quantization=args.quantization)
-    report = Report(engine, 24 if args.quick else args.sentences, options)
+    report = Report(HiggsAudio.from_pretrained(args.model), 24 if args.quick else args.sentences, options)
     parts = {
         "codec": report.codec,
         "speech": report.speech,
         "cloning": report.cloning,
         "words": report.words,
+        "formats": lambda: report.formats(args.model),
         "cold_start": cold_start,
     }
-    figures: dict[str, Any] = {
-        "sentences": len(report.sentences),
-        "quantization": args.quantization,
-        "options": options,
-    }
+    figures: dict[str, Any] = {"sentences": len(report.sentences), "options": options}
     for name, part in parts.items():
         if args.only and name not in args.only:
             continue

@@ -242,8 +242,8 @@ def draw_quantization_error() -> Figure:
     """Divergence from float32 against the bytes of the weights, as `benchmarks/quantization_error.py` measured it."""
     report = json.loads((RESULTS / "quantization_error.json").read_text(encoding="utf-8"))
     figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    for name, measured in report["formats"].items():
-        if measured["kl_divergence"] == 0 or "not clipped" in name:
+    for name, measured in report["embedded_voice"]["formats"].items():
+        if measured["kl_divergence"] < 1e-6 or "not clipped" in name:
             continue
         place = (measured["weights_gb"] * 1000, measured["kl_divergence"])
         side = {"xytext": (-6, 0), "ha": "right"} if name == "int4" else {"xytext": (6, 0), "ha": "left"}
