@@ -33,13 +33,17 @@ void run_segment(float* out, const float* x, int64_t begin, int64_t end, double 
   float* activated = scratch<Activated>(rows * intermediate);
   for_ranges(gate_up.n / kPanel, kPanel * hidden * rows, [&](int64_t first, int64_t last) {
     struct GateUp;
-    float* both = scratch<GateUp>(rows * kPanel);
-    for (int64_t panel = first; panel < last; ++panel) {
-      product_panels(both, kPanel, gate_up, panel, panel + 1, input, rows);
-      const int64_t unit = panel * kHalfPanel, count = std::min(kHalfPanel, intermediate - unit);
+    // Two panels at a time, as one row takes them.
+    float* both = scratch<GateUp>(rows * 2 * kPanel);
+    for (int64_t begin = first; begin < last; begin += 2) {
+      const int64_t end = std::min(begin + 2, last);
+      product_panels(both, 2 * kPanel, gate_up, begin, end, input, rows);
       for (int64_t row = 0; row < rows; ++row) {
-        const float* gate = both + row * kPanel;
-        linear_kernels().silu_mul(activated + row * intermediate + unit, gate, gate + kHalfPanel, count);
+        for (int64_t panel = begin; panel < end; ++panel) {
+          const float* gate = both + (2 * row + panel - begin) * kPanel;
+          const int64_t unit = panel * kHalfPanel, count = std::min(kHalfPanel, intermediate - unit);
+          linear_kernels().silu_mul(activated + row * intermediate + unit, gate, gate + kHalfPanel, count);
+        }
       }
     }
   });

@@ -16,6 +16,9 @@ namespace {
 constexpr int kParts = kPanel / kWidth;  // vectors side by side in a panel
 // Registers: kGroupRows * kParts sums, the vectors of a unit, a broadcast; 16 in all, 32 with AVX-512.
 constexpr int kGroupRows = kWidth == 16 ? 12 : kWidth == 8 ? 3 : 1;
+// Whether there are registers for one row to meet two panels at a time: with twice as many chains of additions, and two
+// streams of memory.
+constexpr bool kPairs = kWidth == 16;
 // A panel's block fits the first cache (16 KiB), or, where a tile has work enough for each load, the second (64 KiB).
 constexpr int64_t kBlockUnits = kWidth == 16 ? 512 : 128;
 constexpr int64_t kBlockRows = 240;
@@ -37,6 +40,16 @@ HIGGS_INLINE UIntVec splat_bits(const char* p) { return (UIntVec)(IntVec{} + loa
 
 // ---- The formats. Each says how many bytes a unit of a prepared row takes, how a group of rows is prepared, and how the
 // sums of a tile take one unit. The rows of a group stand side by side, 4 bytes of each in turn.
+
+// A unit of a panel, or of two panels beside each other: vectors are counted through both.
+struct Unit {
+  const char* weight;
+  int64_t panel_bytes;  // from one panel to the other
+
+  inline __attribute__((always_inline)) const char* part(int j) const {
+    return weight + j / kParts * panel_bytes + j % kParts * kWidth * 4;
+  }
+};
 
 // Puts `count` times 4 bytes of row m of a group of `rows` to their places, from place `first` on.
 HIGGS_INLINE void place_words(char* to, int64_t rows, int64_t m, int64_t first, const void* words, int64_t count) {
@@ -67,30 +80,29 @@ struct Float32 {
     prepare_floats(to, x, rows, k, units);
   }
 
-  template <int R>
-  HIGGS_INLINE void step(Vec (&sums)[R][kParts], const char* x, const char* weight) {
+  template <int R, int J>
+  HIGGS_INLINE void step(Vec (&sums)[R][J], const char* x, const Unit& unit) {
     const float* values = reinterpret_cast<const float*>(x);
-    const float* weights = reinterpret_cast<const float*>(weight);
     // Of the two factors, the fewer vectors stay in registers.
-    if constexpr (R < kParts) {
+    if constexpr (R < J) {
       Vec v[R];
 #pragma GCC unroll 16
       for (int m = 0; m < R; ++m) v[m] = splat(values[m]);
 #pragma GCC unroll 8
-      for (int j = 0; j < kParts; ++j) {
-        const Vec w = load(weights + j * kWidth);
+      for (int j = 0; j < J; ++j) {
+        const Vec w = load(reinterpret_cast<const float*>(unit.part(j)));
 #pragma GCC unroll 16
         for (int m = 0; m < R; ++m) sums[m][j] += v[m] * w;
       }
     } else {
-      Vec w[kParts];
+      Vec w[J];
 #pragma GCC unroll 8
-      for (int j = 0; j < kParts; ++j) w[j] = load(weights + j * kWidth);
+      for (int j = 0; j < J; ++j) w[j] = load(reinterpret_cast<const float*>(unit.part(j)));
 #pragma GCC unroll 16
       for (int m = 0; m < R; ++m) {
         const Vec v = splat(values[m]);
 #pragma GCC unroll 8
-        for (int j = 0; j < kParts; ++j) sums[m][j] += v * w[j];
+        for (int j = 0; j < J; ++j) sums[m][j] += v * w[j];
       }
     }
   }
@@ -107,8 +119,8 @@ struct Widened {
     prepare_floats(to, x, rows, k, kColumns * units);
   }
 
-  template <int R>
-  HIGGS_INLINE void step(Vec (&sums)[R][kParts], const char* x, const char* weight) {
+  template <int R, int J>
+  HIGGS_INLINE void step(Vec (&sums)[R][J], const char* x, const Unit& unit) {
     const float* values = reinterpret_cast<const float*>(x);
 #pragma GCC unroll 4
     for (int i = 0; i < kColumns; ++i) {
@@ -116,8 +128,8 @@ struct Widened {
 #pragma GCC unroll 16
       for (int m = 0; m < R; ++m) v[m] = splat(values[i * R + m]);
 #pragma GCC unroll 8
-      for (int j = 0; j < kParts; ++j) {
-        const Vec w = F::widen(load_bits(weight + j * kWidth * 4), i);
+      for (int j = 0; j < J; ++j) {
+        const Vec w = F::widen(load_bits(unit.part(j)), i);
 #pragma GCC unroll 16
         for (int m = 0; m < R; ++m) sums[m][j] += v[m] * w;
       }
@@ -154,16 +166,16 @@ struct BFloat16 {
     }
   }
 
-  template <int R>
-  HIGGS_INLINE void step(Vec (&sums)[R][kParts], const char* x, const char* weight) {
-    __m512bh w[kParts];
+  template <int R, int J>
+  HIGGS_INLINE void step(Vec (&sums)[R][J], const char* x, const Unit& unit) {
+    __m512bh w[J];
 #pragma GCC unroll 8
-    for (int j = 0; j < kParts; ++j) w[j] = (__m512bh)load_bits(weight + j * 64);
+    for (int j = 0; j < J; ++j) w[j] = (__m512bh)load_bits(unit.part(j));
 #pragma GCC unroll 16
     for (int m = 0; m < R; ++m) {
       const __m512bh v = (__m512bh)splat_bits(x + 4 * m);
 #pragma GCC unroll 8
-      for (int j = 0; j < kParts; ++j) sums[m][j] = (Vec)_mm512_dpbf16_ps((__m512)sums[m][j], v, w[j]);
+      for (int j = 0; j < J; ++j) sums[m][j] = (Vec)_mm512_dpbf16_ps((__m512)sums[m][j], v, w[j]);
     }
   }
 };
@@ -195,18 +207,18 @@ struct Fp8 {
     return (__m512bh)_mm512_or_si512(unsigned_bits, _mm512_and_si512(twice, _mm512_set1_epi16(-0x8000)));
   }
 
-  template <int R>
-  HIGGS_INLINE void step(Vec (&sums)[R][kParts], const char* x, const char* weight) {
+  template <int R, int J>
+  HIGGS_INLINE void step(Vec (&sums)[R][J], const char* x, const Unit& unit) {
 #pragma GCC unroll 2
     for (int pair = 0; pair < 2; ++pair) {
-      __m512bh w[kParts];
+      __m512bh w[J];
 #pragma GCC unroll 8
-      for (int j = 0; j < kParts; ++j) w[j] = widen(load_bits(weight + j * 64), pair);
+      for (int j = 0; j < J; ++j) w[j] = widen(load_bits(unit.part(j)), pair);
 #pragma GCC unroll 16
       for (int m = 0; m < R; ++m) {
         const __m512bh v = (__m512bh)splat_bits(x + 4 * (pair * R + m));
 #pragma GCC unroll 8
-        for (int j = 0; j < kParts; ++j) sums[m][j] = (Vec)_mm512_dpbf16_ps((__m512)sums[m][j], v, w[j]);
+        for (int j = 0; j < J; ++j) sums[m][j] = (Vec)_mm512_dpbf16_ps((__m512)sums[m][j], v, w[j]);
       }
     }
   }
@@ -308,16 +320,16 @@ struct Int8 : Quantized {
     prepare_quantized(to, -kZero, x, rows, k, 4 * units);
   }
 
-  template <int R>
-  HIGGS_INLINE void step(IntVec (&sums)[R][kParts], const char* x, const char* weight) {
-    UIntVec w[kParts];
+  template <int R, int J>
+  HIGGS_INLINE void step(IntVec (&sums)[R][J], const char* x, const Unit& unit) {
+    UIntVec w[J];
 #pragma GCC unroll 8
-    for (int j = 0; j < kParts; ++j) w[j] = load_bits(weight + j * kWidth * 4) ^ 0x80808080u;
+    for (int j = 0; j < J; ++j) w[j] = load_bits(unit.part(j)) ^ 0x80808080u;
 #pragma GCC unroll 16
     for (int m = 0; m < R; ++m) {
       const UIntVec v = splat_bits(x + 4 * m);
 #pragma GCC unroll 8
-      for (int j = 0; j < kParts; ++j) sums[m][j] = multiply_bytes(sums[m][j], w[j], v);
+      for (int j = 0; j < J; ++j) sums[m][j] = multiply_bytes(sums[m][j], w[j], v);
     }
   }
 
@@ -334,18 +346,18 @@ struct Int4 : Quantized {
     prepare_quantized(to, -kZero, x, rows, k, 8 * units);
   }
 
-  template <int R>
-  HIGGS_INLINE void step(IntVec (&sums)[R][kParts], const char* x, const char* weight) {
+  template <int R, int J>
+  HIGGS_INLINE void step(IntVec (&sums)[R][J], const char* x, const Unit& unit) {
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
-      UIntVec w[kParts];
+      UIntVec w[J];
 #pragma GCC unroll 8
-      for (int j = 0; j < kParts; ++j) w[j] = load_bits(weight + j * kWidth * 4) >> (4 * i) & 0x0f0f0f0fu;
+      for (int j = 0; j < J; ++j) w[j] = load_bits(unit.part(j)) >> (4 * i) & 0x0f0f0f0fu;
 #pragma GCC unroll 16
       for (int m = 0; m < R; ++m) {
         const UIntVec v = splat_bits(x + 4 * (i * R + m));
 #pragma GCC unroll 8
-        for (int j = 0; j < kParts; ++j) sums[m][j] = multiply_bytes(sums[m][j], w[j], v);
+        for (int j = 0; j < J; ++j) sums[m][j] = multiply_bytes(sums[m][j], w[j], v);
       }
     }
   }
@@ -357,47 +369,56 @@ struct Int4 : Quantized {
 
 // ---- Tiles
 
-// A group of R rows against units [begin, end) of a panel that has `units`; `waiting` [R, kPanel] holds the sums so far.
+// A group of R rows against units [begin, end) of a panel that has `units`, or of kPanels panels one behind the other;
+// `waiting` [R, kPanels * kPanel] holds the sums so far.
 struct Tile {
   float* waiting;
   const char* x;       // the group, prepared
-  const char* weight;  // unit `begin` of the panel
-  const void* scales;  // the panel's
+  const char* weight;  // unit `begin` of the first panel
+  const void* scales;  // the first panel's
   int64_t begin, end, units;
 };
 
-template <typename F, int R>
+// The scale of a quantization group for vector j of a tile's panels.
+template <typename F>
+HIGGS_INLINE Vec group_scale(const Tile& t, int64_t group, int j) {
+  const char* panel = static_cast<const char*>(t.scales) + j / kParts * panel_scale_bytes(F::kFormat, t.units);
+  return F::group_scale(panel, group, j % kParts);
+}
+
+template <typename F, int R, int kPanels = 1>
 void run_tile(const Tile& t) {
-  Vec sums[R][kParts];
+  constexpr int J = kPanels * kParts;
+  Vec sums[R][J];
 #pragma GCC unroll 16
   for (int m = 0; m < R; ++m) {
 #pragma GCC unroll 8
-    for (int j = 0; j < kParts; ++j) sums[m][j] = t.begin == 0 ? Vec{} : load(t.waiting + m * kPanel + j * kWidth);
+    for (int j = 0; j < J; ++j) sums[m][j] = t.begin == 0 ? Vec{} : load(t.waiting + (m * J + j) * kWidth);
   }
   const char* x = t.x + t.begin * F::kPreparedUnitBytes * R;
-  const char* weight = t.weight;
+  Unit unit = {t.weight, t.units * kUnitBytes};
   if constexpr (F::kGroupUnits > 0) {
     const int64_t groups = t.units / F::kGroupUnits;
     const float* scales = reinterpret_cast<const float*>(t.x + t.units * F::kPreparedUnitBytes * R);
     const int32_t* zeros = reinterpret_cast<const int32_t*>(scales + groups * R);
     for (int64_t g = t.begin / F::kGroupUnits; g < t.end / F::kGroupUnits; ++g) {
-      IntVec integers[R][kParts];
+      IntVec integers[R][J];
 #pragma GCC unroll 16
       for (int m = 0; m < R; ++m) {
 #pragma GCC unroll 8
-        for (int j = 0; j < kParts; ++j) integers[m][j] = IntVec{} + zeros[g * R + m];
+        for (int j = 0; j < J; ++j) integers[m][j] = IntVec{} + zeros[g * R + m];
       }
 #pragma GCC unroll 4
       for (int64_t u = 0; u < F::kGroupUnits; ++u) {
-        F::step(integers, x, weight);
+        F::step(integers, x, unit);
         x += F::kPreparedUnitBytes * R;
-        weight += kUnitBytes;
+        unit.weight += kUnitBytes;
       }
 #pragma GCC unroll 16
       for (int m = 0; m < R; ++m) {
 #pragma GCC unroll 8
-        for (int j = 0; j < kParts; ++j) {
-          const Vec scale = splat(scales[g * R + m]) * F::group_scale(t.scales, g, j);
+        for (int j = 0; j < J; ++j) {
+          const Vec scale = splat(scales[g * R + m]) * group_scale<F>(t, g, j);
           sums[m][j] += __builtin_convertvector(integers[m][j], Vec) * scale;
         }
       }
@@ -405,15 +426,15 @@ void run_tile(const Tile& t) {
   } else {
 #pragma GCC unroll 4
     for (int64_t u = t.begin; u < t.end; ++u) {
-      F::step(sums, x, weight);
+      F::step(sums, x, unit);
       x += F::kPreparedUnitBytes * R;
-      weight += kUnitBytes;
+      unit.weight += kUnitBytes;
     }
   }
 #pragma GCC unroll 16
   for (int m = 0; m < R; ++m) {
 #pragma GCC unroll 8
-    for (int j = 0; j < kParts; ++j) store(t.waiting + m * kPanel + j * kWidth, sums[m][j]);
+    for (int j = 0; j < J; ++j) store(t.waiting + (m * J + j) * kWidth, sums[m][j]);
   }
 }
 
@@ -481,7 +502,18 @@ void product(const ProductBlock& p) {
   constexpr int64_t kBlock = F::kFloatUnits == 0 ? kBlockUnits : 2 * kBlockUnits / F::kFloatUnits;
   const int64_t block_units = groups == 1 ? p.units : kBlock;
   constexpr int64_t kBlockGroups = kBlockRows / kGroupRows;
-  for (int64_t n0 = 0; n0 < p.n; n0 += kPanel) {
+  int64_t n0 = 0;
+  if constexpr (kPairs) {
+    for (; p.rows == 1 && n0 + kPanel < p.n; n0 += 2 * kPanel) {
+      const char* weight = p.weight + n0 / kPanel * p.units * kUnitBytes;
+      const char* scales = static_cast<const char*>(p.scales) + n0 / kPanel * scale_bytes;
+      run_tile<F, 1, 2>({waiting, p.x, weight, scales, 0, p.units, p.units});
+      for (int i = 0; i < 2; ++i) {
+        write_row<F>(p, waiting + i * kPanel, scales + i * scale_bytes, 0, n0 + i * kPanel);
+      }
+    }
+  }
+  for (; n0 < p.n; n0 += kPanel) {
     const int64_t panel = n0 / kPanel;
     const char* weight = p.weight + panel * p.units * kUnitBytes;
     const void* scales = static_cast<const char*>(p.scales) + panel * scale_bytes;
