@@ -22,7 +22,6 @@ __global__ void missing_barrier_kernel(int32_t* memory, bool mended) {
   wait_for_earlier_launches();
   values[threadIdx.x] = 1;
   if (mended) __syncthreads();
-  // The same warp's is ordered by nothing else either, but the other warp's shows that warps are told apart.
   memory[threadIdx.x] = values[neighbour(kWarp)];
 }
 
@@ -249,7 +248,7 @@ constexpr struct {
        f.pass(kAllowThenWait);
        f.consume(f.mended ? kNothing : kWrite);
      }},
-    // As pack_linear, and two products behind it.
+    // Weights are packed; of two products behind it, the second one reads them early.
     {"weights of a launch that lets the next begin early",
      [](const Fault& f) {
        f.produce(f.mended ? kWaitOnly : kAllowThenWait, true);
