@@ -47,13 +47,19 @@ struct Cell {
 constexpr unsigned kPageBits = 12;
 constexpr size_t kPageBytes = size_t{1} << kPageBits;
 
+size_t num_cells = 0;                           // of all pages
+constexpr size_t kMostCells = size_t{1} << 24;  // half a gigabyte
+
 struct Page {
   unsigned shift = 4;
   bool shared = false;
   std::vector<Cell> cells = std::vector<Cell>(kPageBytes >> 4);
 
+  Page() { num_cells += cells.size(); }
+
   void refine(unsigned to) {
     std::vector<Cell> finer(kPageBytes >> to);
+    num_cells += finer.size() - cells.size();
     for (size_t i = 0; i < finer.size(); ++i) finer[i] = cells[i >> (shift - to)];
     cells = std::move(finer);
     shift = to;
@@ -61,7 +67,7 @@ struct Page {
 };
 
 std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
-struct {
+struct Recent {
   uintptr_t number = 0;
   Page* page = nullptr;
 } recent[1024];
@@ -413,6 +419,12 @@ void begin_launch(const char* op, unsigned num_threads, const void* shared, size
   launch.any_waited = launch.any_allowed = launch.next_begins_behind = false;
   launch.all_fenced = true;
   launches.push_back({launch.first_block, op});
+  // What earlier launches did is forgotten where it takes too much memory.
+  if (num_cells > kMostCells) {
+    std::fill(std::begin(recent), std::end(recent), Recent{});
+    pages.clear();
+    num_cells = 0;
+  }
   threads.resize(num_threads);
   released.clear();
 }

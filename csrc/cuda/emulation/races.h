@@ -20,7 +20,7 @@
 // that torch has written since still counts as that of the launch that wrote it before); a second stream; memory that is given
 // back too early; and what hardware may do that keeps to these rules: every access takes effect at once, and only an asynchronous
 // copy comes later, in wait_for_copies. Accesses that the compiler leaves to a function of the C library, such as a large
-// memcpy, are not seen either.
+// memcpy, are not seen either; and after half a gigabyte of records what earlier launches did is forgotten.
 #pragma once
 
 #include <cstddef>
