@@ -137,7 +137,7 @@ __device__ __forceinline__ uint4 load_streaming(const void* p) {
 // The memory that a launch asks for.
 __device__ __forceinline__ char* dynamic_shared() {
 #if defined(HIGGS_NATIVE_EMULATE_CUDA)
-  return emulation::shared_memory;
+  return emulation::registers.shared_memory;
 #else
   extern __shared__ __align__(128) char higgs_native_dynamic_shared[];
   return higgs_native_dynamic_shared;
@@ -147,7 +147,7 @@ __device__ __forceinline__ char* dynamic_shared() {
 // Begins to copy a value to shared memory, or a zero where it is not wanted; `from` is not read then.
 __device__ __forceinline__ void copy_async(float* to, const float* from, bool wanted) {
 #if defined(HIGGS_NATIVE_EMULATE_CUDA)
-  *to = wanted ? *from : 0;
+  emulation::copy_async(to, wanted ? from : nullptr);
 #else
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(from), "r"(wanted ? 4 : 0)
@@ -157,7 +157,9 @@ __device__ __forceinline__ void copy_async(float* to, const float* from, bool wa
 
 // Behind it, what this thread has begun to copy is there for it; for the other threads behind a barrier too.
 __device__ __forceinline__ void wait_for_copies() {
-#if !defined(HIGGS_NATIVE_EMULATE_CUDA)
+#if defined(HIGGS_NATIVE_EMULATE_CUDA)
+  emulation::wait_for_copies();
+#else
   asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
@@ -168,14 +170,18 @@ __device__ __forceinline__ void wait_for_copies() {
 // it is complete. Every kernel waits in all its threads, so that everything launched earlier is complete behind the wait.
 
 __device__ __forceinline__ void wait_for_earlier_launches() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(HIGGS_NATIVE_EMULATE_CUDA)
+  emulation::races::wait_for_earlier_launches();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
 // Lets the next launch begin as soon as its blocks find room.
 __device__ __forceinline__ void allow_next_launch() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(HIGGS_NATIVE_EMULATE_CUDA)
+  emulation::races::allow_next_launch();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }

@@ -54,7 +54,9 @@ inline Launch::Launch(const char* op, const Tensor&) : op_(op) {}
 template <typename... Parameters, typename... Arguments>
 void Launch::operator()(
     void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, const Arguments&... arguments) const {
-  emulation::run(grid, dim3(threads), shared_bytes, [&] { kernel(arguments...); });
+  // Passed by reference: so the arguments stay on the host's stack, which no kernel has ever written to.
+  const auto call = [&] { kernel(arguments...); };
+  emulation::run(op_, grid, dim3(threads), shared_bytes, std::ref(call));
 }
 
 inline int Launch::multiprocessors() const { return 2; }

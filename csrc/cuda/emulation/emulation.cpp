@@ -14,14 +14,13 @@
 
 namespace higgs_native::emulation {
 
-ThreadPlace place;
-dim3 block_dim, grid_dim;
-char* shared_memory;
+Registers registers;
 
 namespace {
 
 constexpr size_t kStackBytes = 256 << 10;
 constexpr size_t kSharedBytes = 232448;  // the most that a block can have, of any architecture
+constexpr size_t kPageBytes = 4096;
 
 [[noreturn]] void fail(const char* message) {
   std::fprintf(stderr, "CUDA emulation: %s\n", message);
@@ -34,8 +33,10 @@ struct Thread {
   jmp_buf at;
   Waiting waiting = Waiting::finished;
   bool started = false;
-  uint64_t round = 0;  // of its warp's collectives
-  ucontext_t first;    // enters the stack once; later switches jump
+  uint64_t round = 0;                                 // of its warp's collectives
+  std::vector<std::pair<void*, const void*>> copies;  // that it has begun
+  void* stack;
+  ucontext_t first;  // enters the stack once; later switches jump
 };
 
 struct Warp {
@@ -68,7 +69,9 @@ void complete(Warp& warp) {
 void body() {
   for (;;) {
     (*kernel_of_launch)();
-    const unsigned index = place.thread.x;
+    races::end_thread();
+    if (!current->copies.empty()) fail("a thread returned before what it began to copy was there");
+    const unsigned index = registers.thread.x;
     Warp& warp = warps[index / kWarp];
     --warp.live;
     --live_threads;
@@ -79,8 +82,10 @@ void body() {
 
 void resume(unsigned index, dim3 block) {
   current = threads[index];
-  place = {dim3(index), block};
-  if (_setjmp(scheduler) != 0) return;
+  registers.thread = dim3(index);
+  registers.block = block;
+  if (_setjmp(scheduler) != 0) return races::pause();
+  races::resume(index, current->stack, kStackBytes);
   if (current->started) _longjmp(current->at, 1);
   current->started = true;
   setcontext(&current->first);
@@ -88,10 +93,10 @@ void resume(unsigned index, dim3 block) {
 
 Thread* new_thread() {
   auto* thread = new Thread;
-  void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (stack == MAP_FAILED) fail("no memory for a thread");
+  thread->stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (thread->stack == MAP_FAILED) fail("no memory for a thread");
   getcontext(&thread->first);
-  thread->first.uc_stack.ss_sp = stack;
+  thread->first.uc_stack.ss_sp = thread->stack;
   thread->first.uc_stack.ss_size = kStackBytes;
   thread->first.uc_link = nullptr;
   makecontext(&thread->first, body, 0);
@@ -131,6 +136,7 @@ void run_block(dim3 block, unsigned size) {
     }
     if (at_barrier == live_threads) {
       at_barrier = 0;
+      races::block_barrier();
       for (unsigned i = 0; i < size; ++i) {
         if (threads[i]->waiting == Waiting::block) threads[i]->waiting = Waiting::nothing;
       }
@@ -142,7 +148,7 @@ void run_block(dim3 block, unsigned size) {
 
 }  // namespace
 
-void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
+void run(const char* op, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
   static std::mutex mutex;
   const std::lock_guard<std::mutex> lock(mutex);
   if (block.y != 1 || block.z != 1) fail("blocks must have one dimension");
@@ -151,21 +157,27 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
     fail("a grid must have 1 to 2^31 - 1 blocks along x, and 1 to 65,535 along y and z");
   }
   if (shared_bytes > kSharedBytes) fail("a block asks for more shared memory than there is");
-  static auto* shared = static_cast<char*>(std::aligned_alloc(128, kSharedBytes));
-  shared_memory = shared;
+  // In pages of its own, for races.h.
+  constexpr size_t kPages = (kSharedBytes + kPageBytes - 1) / kPageBytes;
+  static auto* shared = static_cast<char*>(std::aligned_alloc(kPageBytes, kPages * kPageBytes));
+  registers.shared_memory = shared;
   while (threads.size() < block.x) threads.push_back(new_thread());
-  block_dim = block;
-  grid_dim = grid;
+  registers.block_dim = block;
+  registers.grid_dim = grid;
   kernel_of_launch = &kernel;
+  races::begin_launch(op, block.x, shared, kSharedBytes);
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
         // What a block leaves in shared memory, the next one must not rely on.
         std::memset(shared, 0xff, shared_bytes);
+        races::begin_block();
         run_block(dim3(x, y, z), block.x);
+        races::end_block();
       }
     }
   }
+  races::end_launch();
 }
 
 void wait_for_block() {
@@ -173,8 +185,25 @@ void wait_for_block() {
   leave(Waiting::block);
 }
 
+void copy_async(void* to, const void* from) {
+  const void* code = __builtin_return_address(0);
+  races::access(to, 4, races::Access::write, code);
+  if (from) races::access(from, 4, races::Access::read, code);
+  std::memset(to, 0xff, 4);
+  current->copies.emplace_back(to, from);
+}
+
+void wait_for_copies() {
+  for (const auto& [to, from] : current->copies) {
+    races::access(to, 4, races::Access::write, __builtin_return_address(0));
+    if (from) std::memcpy(to, from, 4);
+    else std::memset(to, 0, 4);
+  }
+  current->copies.clear();
+}
+
 const uint64_t* exchange(uint64_t value) {
-  Warp& warp = warps[place.thread.x / kWarp];
+  Warp& warp = warps[registers.thread.x / kWarp];
   const uint64_t round = warp.round;
   warp.values[round % 2][lane()] = value;
   ++warp.arrived;

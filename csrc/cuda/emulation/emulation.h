@@ -2,9 +2,10 @@
 // of the CUDA runtime where HIGGS_NATIVE_EMULATE_CUDA is defined.
 //
 // A launch runs one block after the other. Each thread of a block is a coroutine that runs until it waits: for its warp in
-// a collective, or for the block in __syncthreads. So the arithmetic, the indices and the barriers are those of the kernel;
-// races between threads are not, except that the order in which warps run changes from launch to launch. A barrier that some
-// threads never reach ends the program with a message.
+// a collective, or for the block in __syncthreads. So the arithmetic, the indices and the barriers are those of the kernel.
+// The order in which warps run changes from launch to launch, and what only another order or several blocks at a time would
+// get wrong is found in the accesses to memory: a race is an error of the operator (races.h). A barrier that some threads
+// never reach ends the program with a message.
 #pragma once
 
 #include <algorithm>
@@ -13,14 +14,18 @@
 #include <cstring>
 #include <functional>
 
+#include "cuda/emulation/races.h"
+
 #define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __restrict__
-// Blocks run one at a time, so they can share what a kernel declares.
+// Blocks run one at a time, so they can share what a kernel declares. Kernels have no other variables that are not on a stack.
 #define __shared__ static
+// What stands for the hardware: its accesses to memory are none of the kernel.
+#define HIGGS_NATIVE_HARDWARE __attribute__((no_sanitize("thread"), noinline))
 
 struct dim3 {
   unsigned x, y, z;
@@ -50,17 +55,19 @@ namespace higgs_native::emulation {
 
 inline constexpr int kWarp = 32;
 
-struct ThreadPlace {
-  dim3 thread, block;
-};
-
 // The place of the thread that runs, and the shape of the launch.
-extern ThreadPlace place;
-extern dim3 block_dim, grid_dim;
-extern char* shared_memory;
+struct Registers {
+  dim3 thread, block, block_dim, grid_dim;
+  char* shared_memory;
+};
+extern Registers registers;
 
-void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
+// A launch of operator `op`; throws std::runtime_error where its kernel has races.
+void run(const char* op, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 void wait_for_block();
+// Copies 4 bytes, zeros from null. They are there behind wait_for_copies, and NaN until then.
+void copy_async(void* to, const void* from);
+void wait_for_copies();
 // Waits until every thread of the warp that has not returned brings its 64 bits; returns all 32, zero where one returned.
 const uint64_t* exchange(uint64_t value);
 
@@ -79,21 +86,25 @@ T from_bits(uint64_t bits) {
   return value;
 }
 
-inline unsigned lane() { return place.thread.x % kWarp; }
+inline unsigned lane() { return registers.thread.x % kWarp; }
 
 }  // namespace higgs_native::emulation
 
-#define threadIdx (higgs_native::emulation::place.thread)
-#define blockIdx (higgs_native::emulation::place.block)
-#define blockDim (higgs_native::emulation::block_dim)
-#define gridDim (higgs_native::emulation::grid_dim)
+#define threadIdx (higgs_native::emulation::registers.thread)
+#define blockIdx (higgs_native::emulation::registers.block)
+#define blockDim (higgs_native::emulation::registers.block_dim)
+#define gridDim (higgs_native::emulation::registers.grid_dim)
 
 inline void __syncthreads() { higgs_native::emulation::wait_for_block(); }
-inline void __syncwarp() { higgs_native::emulation::exchange(0); }
-inline void __threadfence() {}
+HIGGS_NATIVE_HARDWARE inline void __syncwarp() {
+  using namespace higgs_native::emulation;
+  const uint64_t* waited = exchange(races::has_waited());
+  races::warp_barrier(std::any_of(waited, waited + kWarp, [](uint64_t one) { return one != 0; }));
+}
+inline void __threadfence() { higgs_native::emulation::races::fence(); }
 
 template <typename T>
-T __shfl_sync(unsigned, T value, int from) {
+HIGGS_NATIVE_HARDWARE T __shfl_sync(unsigned, T value, int from) {
   using namespace higgs_native::emulation;
   return from_bits<T>(exchange(to_bits(value))[from % kWarp]);
 }
@@ -115,7 +126,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned by) {
   return __shfl_sync(mask, value, static_cast<int>(lane + by < 32 ? lane + by : lane));
 }
 
-inline unsigned __ballot_sync(unsigned, bool vote) {
+HIGGS_NATIVE_HARDWARE inline unsigned __ballot_sync(unsigned, bool vote) {
   const uint64_t* votes = higgs_native::emulation::exchange(vote);
   unsigned ballot = 0;
   for (int i = 0; i < 32; ++i) ballot |= static_cast<unsigned>(votes[i] & 1) << i;
@@ -124,14 +135,14 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
 
 inline bool __any_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
 
-inline unsigned __reduce_add_sync(unsigned, unsigned value) {
+HIGGS_NATIVE_HARDWARE inline unsigned __reduce_add_sync(unsigned, unsigned value) {
   const uint64_t* values = higgs_native::emulation::exchange(value);
   unsigned sum = 0;
   for (int i = 0; i < 32; ++i) sum += static_cast<unsigned>(values[i]);
   return sum;
 }
 
-inline unsigned __reduce_max_sync(unsigned, unsigned value) {
+HIGGS_NATIVE_HARDWARE inline unsigned __reduce_max_sync(unsigned, unsigned value) {
   const uint64_t* values = higgs_native::emulation::exchange(value);
   return static_cast<unsigned>(*std::max_element(values, values + 32));
 }
@@ -139,14 +150,18 @@ inline unsigned __reduce_max_sync(unsigned, unsigned value) {
 inline unsigned __reduce_min_sync(unsigned mask, unsigned value) { return ~__reduce_max_sync(mask, ~value); }
 
 template <typename T, typename V>
-T atomicAdd(T* to, V value) {
+HIGGS_NATIVE_HARDWARE T atomicAdd(T* to, V value) {
+  using namespace higgs_native::emulation::races;
+  access(to, sizeof(T), Access::atomic, __builtin_return_address(0));
   const T before = *to;
   *to = static_cast<T>(before + value);
   return before;
 }
 
 template <typename T>
-T atomicMax(T* to, T value) {
+HIGGS_NATIVE_HARDWARE T atomicMax(T* to, T value) {
+  using namespace higgs_native::emulation::races;
+  access(to, sizeof(T), Access::atomic, __builtin_return_address(0));
   const T before = *to;
   *to = std::max(before, value);
   return before;

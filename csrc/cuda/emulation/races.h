@@ -1,0 +1,57 @@
+// Finds the races of emulated kernels. The kernels are compiled as for ThreadSanitizer, which puts a call before every access
+// to memory; races.cpp defines what is called. Of every byte it knows the last write and the last reads: by which launch,
+// block and thread, and behind how many barriers. Two accesses, one of them a write, must be ordered, by these rules:
+//
+// - Threads of a block: by __syncthreads; those of a warp also by __syncwarp. Nothing else orders memory: no shuffle, vote,
+//   reduction or tensor-core product does (CUDA C++ Programming Guide, "Warp Shuffle Functions": "do not imply a memory barrier").
+//   That several threads write the same value is a race too.
+// - Blocks of a launch: by an atomic that reads what another one wrote, with __threadfence, which is sequentially consistent, on
+//   both sides. Before the one atomic each thread fences what it did, and then come a barrier and the atomic; or one thread
+//   fences behind the barrier for all. Behind the other atomic the same the other way round. Atomics do not race with each other.
+// - Launches: an access must not meet a launch that may still run. With programmatic dependent launch the next launch begins
+//   once each block has called allow_next_launch() or has returned; so what is complete when a launch begins follows from
+//   where the one before it stood then. wait_for_earlier_launches() returns when the launch before is complete, with whatever that
+//   one waited for; a launch that does not wait leaves those behind it without that. What a launch wrote, that does not let the
+//   next one begin early, is seen there without waiting only if its threads end with __threadfence. Since memory is
+//   used again as soon as its tensor is gone, no launch may write anything while another may run, even if nobody needs it.
+// - Shared memory holds nothing when a block begins: reading what no thread of the block has written is reported as well.
+//
+// What is not seen: what the tests do not run; torch's own launches (it is as if nothing ran between the launches here: memory
+// that torch has written since still counts as that of the launch that wrote it before); a second stream; memory that is given
+// back too early; and what hardware may do that keeps to these rules: every access takes effect at once, and only an asynchronous
+// copy comes later, in wait_for_copies. Accesses that the compiler leaves to a function of the C library, such as a large
+// memcpy, are not seen either; and after half a gigabyte of records what earlier launches did is forgotten.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace higgs_native::emulation::races {
+
+enum class Access { read, write, atomic };
+
+// From here on accesses are those of a launch of operator `op`; what a pointer of it reaches of `shared` is shared memory, as
+// are the variables of this library.
+void begin_launch(const char* op, unsigned num_threads, const void* shared, size_t shared_bytes);
+// Throws what was found, as std::runtime_error.
+void end_launch();
+
+void begin_block();
+void end_block();
+// From here on accesses are those of this thread of the block, except to its stack; of nobody after pause().
+void resume(unsigned thread, const void* stack, size_t stack_bytes);
+void pause();
+void end_thread();
+
+// For accesses whose code was not compiled as above. `code` is a return address in the kernel.
+void access(const volatile void* at, size_t size, Access kind, const void* code);
+
+// What orders them. The first is called once all threads of the block have arrived, the others by the thread.
+void block_barrier();
+void warp_barrier(bool other_waited);
+bool has_waited();
+void fence();
+void allow_next_launch();
+void wait_for_earlier_launches();
+
+}  // namespace higgs_native::emulation::races

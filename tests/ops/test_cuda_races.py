@@ -1,0 +1,72 @@
+"""The emulation of CUDA finds the races of kernels (csrc/cuda/emulation/races.h): it is shown one fault of each kind.
+
+That the operators have none, all other tests show while they run emulated: a race is an error of its operator.
+"""
+
+import re
+
+import pytest
+import torch
+
+from higgs_native.ops._library import EMULATES_CUDA
+
+
+pytestmark = pytest.mark.skipif(not EMULATES_CUDA, reason="needs the emulation of CUDA in this process")
+
+# Names in csrc/cuda/emulation/faults.cu, and what is said of them.
+NOT_ORDERED_IN_BLOCK = r"memory at 0x\w+ by thread \d+ of block \(0, 0, 0\) is not ordered by a barrier with a"
+NOT_ORDERED_BETWEEN_BLOCKS = r"global memory .* is not ordered by fences and an atomic with a \w+ by .* of block"
+UNWRITTEN = r"a read of shared memory .* of block \(1, 0, 0\) finds what no thread of the block has written"
+FAULTS = {
+    "missing barrier": f"a read of shared {NOT_ORDERED_IN_BLOCK} write by thread",
+    "missing second barrier": f"a write of shared {NOT_ORDERED_IN_BLOCK} read by thread",
+    "missing barrier of global memory": f"a read of global {NOT_ORDERED_IN_BLOCK} write by thread",
+    "missing warp barrier": f"a read of shared {NOT_ORDERED_IN_BLOCK} write by thread",
+    "warp barrier for block": f"a read of shared {NOT_ORDERED_IN_BLOCK} write by thread",
+    "same value": f"a write of shared {NOT_ORDERED_IN_BLOCK} write by thread",
+    "same byte": f"a write of global {NOT_ORDERED_IN_BLOCK} write by thread",
+    "atomic and write": f"a(n atomic| write) of global {NOT_ORDERED_IN_BLOCK}(n atomic| write) by thread",
+    "missing barrier of copies": f"a read of shared {NOT_ORDERED_IN_BLOCK} write by thread",
+    "unwritten shared": UNWRITTEN,
+    "unwritten dynamic shared": UNWRITTEN,
+    "overlapping blocks": f"a write of {NOT_ORDERED_BETWEEN_BLOCKS}",
+    "block reads another": f"a read of {NOT_ORDERED_BETWEEN_BLOCKS}",
+    "last block: no fence before": f"a read of {NOT_ORDERED_BETWEEN_BLOCKS}",
+    "last block: one fence before": f"a read of {NOT_ORDERED_BETWEEN_BLOCKS}",
+    "last block: no fence behind": f"a read of {NOT_ORDERED_BETWEEN_BLOCKS}",
+    "last block: no barrier before": f"a read of {NOT_ORDERED_BETWEEN_BLOCKS}",
+    "last block: no fence of one thread": f"a read of {NOT_ORDERED_BETWEEN_BLOCKS}",
+    "read before wait": "a read of global .* does not wait for fault, launched 1 earlier, that wrote there",
+    "write before wait": "a write of global .* does not wait for fault, launched 1 earlier",
+    "weights of a launch that lets the next begin early": "does not wait for fault, launched 2 earlier,",
+    "weights without a fence": "does not wait for fault, launched 1 earlier, that wrote there",
+    "launch between that does not wait": "does not wait for fault, launched 2 earlier, that wrote there",
+    "launch between that lets the next begin before it waits": "does not wait for fault, launched 2 earlier",
+}
+
+
+def run(name: str, mended: bool) -> torch.Tensor:
+    memory = torch.zeros(1024, dtype=torch.int32)
+    torch.ops.higgs_native_emulation.fault(memory, name, mended)
+    return memory
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_found(name):
+    with pytest.raises(RuntimeError, match=FAULTS[name]):
+        run(name, mended=False)
+    # It is found each time, not once.
+    with pytest.raises(RuntimeError, match=r"^fault: races in an emulated CUDA kernel:"):
+        run(name, mended=False)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_without_the_fault_nothing_is_found(name):
+    assert run(name, mended=True).any()
+
+
+def test_kernel_and_lines_are_named():
+    """Both places of a race, where the library has its line numbers."""
+    with pytest.raises(RuntimeError) as error:
+        run("missing barrier", mended=False)
+    assert len(set(re.findall(r"missing_barrier_kernel\(.*\) at (faults\.cu:\d+)", str(error.value)))) == 2
