@@ -134,8 +134,10 @@ def checked_codes(codes: torch.Tensor | np.ndarray, config: HiggsAudioTokenizerC
     """Return codes [codebooks, frames] as contiguous int32 on the CPU.
 
     Raises:
-        AudioError: the shape or dtype is wrong, or a code out of range.
+        AudioError: the type, shape or dtype is wrong, or a code out of range.
     """
+    if not isinstance(codes, np.ndarray | torch.Tensor):
+        raise AudioError(f"codes are a {type(codes).__name__}; expected an array or a tensor")
     codes = torch.as_tensor(codes)
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise AudioError(f"codes must be integers, got {codes.dtype}")

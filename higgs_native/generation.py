@@ -336,7 +336,12 @@ def revert_delay_pattern(delayed: torch.Tensor) -> torch.Tensor:
     """Take the diagonals of a delayed segment: [codebooks, N] -> [codebooks, N - codebooks + 1], int64.
 
     A segment of fewer frames than codebooks holds no whole column and gives [codebooks, 0].
+
+    Raises:
+        ParameterError: the shape is another.
     """
+    if delayed.dim() != 2:
+        raise ParameterError(f"delayed codes must have shape [codebooks, N], got {list(delayed.shape)}")
     num_codebooks, length = delayed.shape
     if length < num_codebooks:
         return delayed.new_empty(num_codebooks, 0, dtype=torch.int64)
