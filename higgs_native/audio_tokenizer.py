@@ -246,7 +246,8 @@ def read_audio(
             samples = opened.read(count, dtype="float32", always_2d=True)
     # TypeError: a headerless file (.raw), whose rate soundfile can't know.
     except (soundfile.SoundFileError, OSError, TypeError) as error:
-        raise AudioError(f"{name} can't be read as audio: {str(error).strip()}") from None
+        reason = getattr(error, "error_string", str(error))  # without the file's name
+        raise AudioError(f"{name} can't be read as audio: {reason.strip()}") from None
     return mono_samples(samples.mean(axis=1)), rate
 
 

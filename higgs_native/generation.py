@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from higgs_native import ops
-from higgs_native.checks import check_integer, check_number
+from higgs_native.checks import check_integer, check_number, integer_tensor
 from higgs_native.errors import ParameterError, PromptError
 from higgs_native.frame_loop import FrameLoop, FrameLoops, FrameRow
 from higgs_native.kv_cache import KVCache
@@ -316,9 +316,10 @@ def delayed_reference(model: LanguageModel, codes: torch.Tensor) -> torch.Tensor
     """The frames of a reference as the model reads them: [codebooks, T] -> [T + codebooks + 1, codebooks], int32, CPU.
 
     Raises:
-        PromptError: the shape or a code does not fit the model.
+        PromptError: the type, the shape or a code does not fit the model.
     """
     config = model.config
+    codes = integer_tensor("reference codes", codes, PromptError)
     if codes.dim() != 2 or codes.shape[0] != config.num_codebooks:
         raise PromptError(f"reference codes must have shape [{config.num_codebooks}, frames], got {list(codes.shape)}")
     limit = min(config.audio_stream_bos_id, config.audio_stream_eos_id)

@@ -15,7 +15,7 @@ import torch
 
 from higgs_native.audio_tokenizer import HiggsAudioTokenizer, checked_rate, cut, mono_samples, read_audio
 from higgs_native.checkpoint import resolve_folder
-from higgs_native.checks import check_integer, check_string
+from higgs_native.checks import check_integer, check_string, integer_tensor
 from higgs_native.config import HiggsAudioConfig
 from higgs_native.device import checked_device
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
@@ -352,7 +352,10 @@ class HiggsAudio:
                 "with force_audio_gen=True it speaks"
             )
         prompt = build_prompt(conversation, self.model.tokenizer, self.layout, force_audio_gen)
-        recordings = [item.codes if item.codes is not None else read_recording(item) for item in prompt.audio]
+        recordings = [
+            read_recording(item) if item.codes is None else integer_tensor("codes", item.codes, PromptError)
+            for item in prompt.audio
+        ]
 
         def generate(on_frame: OnFrame | None = None, on_token: OnToken | None = None) -> GenerationOutput:
             return self.model.generate(

@@ -399,13 +399,16 @@ def test_the_audio_tokenizer(audio_tokenizer_folder, tmp_path):
     ):
         with pytest.raises(AudioError, match=message):
             tokenizer.encode(samples, rate, loudness_normalize=True)
-    for array in (codes.numpy(), codes.numpy()[None]):
-        assert np.array_equal(tokenizer.decode(array), audio)
+    # The engine's `generated_audio_tokens` are an array.
+    array = codes.numpy()
+    for same in (array, array[None], array.astype(np.uint16), array[:, ::-1].copy()[:, ::-1]):
+        assert np.array_equal(tokenizer.decode(same), audio)
     for wrong, message in (
         (torch.zeros(2, 8, 3, dtype=torch.int64), r"codes must be \[8, frames\], got \[2, 8, 3\]"),
         (np.zeros(8, dtype=np.int64), r"codes must be \[8, frames\], got \[8\]"),
-        ("codes", "codes are a str; expected an array or a tensor"),
-        (None, "codes are a NoneType; expected an array or a tensor"),
+        ("codes", "codes must be integers in a tensor or an array, got str"),
+        (None, "codes must be integers in a tensor or an array, got NoneType"),
+        (np.zeros((8, 2)), "codes must be integers in a tensor or an array, got float64"),
     ):
         with pytest.raises(AudioError, match=message):
             tokenizer.decode(wrong)
@@ -420,6 +423,11 @@ def test_reverting_the_delay_pattern():
     assert revert_delay_pattern(delayed[:, :5]).shape == (8, 0)
     with pytest.raises(ParameterError, match=r"delayed codes must have shape \[codebooks, N\], got \[96\]"):
         revert_delay_pattern(delayed.flatten())
+    for wrong, kind in ((delayed.float(), "torch.float32"), ("codes", "str"), (None, "NoneType")):
+        with pytest.raises(
+            ParameterError, match=f"delayed codes must be integers in a tensor or an array, got {kind}"
+        ):
+            revert_delay_pattern(wrong)
 
 
 class ByteTokenizer:

@@ -196,6 +196,12 @@ def test_codes_take_the_place_of_a_recording(engine, samples, recording, monkeyp
     spoken = [system, *spoken_turns([("Hello.", codes)]), Message("user", TEXT)]
     monkeypatch.setattr(engine.audio_tokenizer, "encode", None)
     assert torch.equal(engine.generate(spoken, **options).codes, expected.codes)
+    spoken = [system, *spoken_turns([("Hello.", codes.numpy())]), Message("user", TEXT)]
+    assert torch.equal(engine.generate(spoken, **options).codes, expected.codes)
+    for wrong, kind in ((codes.float(), "torch.float32"), (5, "int")):
+        spoken = [system, *spoken_turns([("Hello.", wrong)]), Message("user", TEXT)]
+        with pytest.raises(PromptError, match=f"codes must be integers in a tensor or an array, got {kind}"):
+            engine.generate(spoken, **options)
 
 
 def test_a_fingerprint_tells_models_apart(engine, engines, folder):
@@ -385,7 +391,11 @@ def test_recordings_come_from_files_base64_and_arrays(samples, recording):
         (AudioContent("missing.wav"), AudioError, "missing.wav is no file"),
         (AudioContent(__file__), AudioError, "can't be read as audio"),
         (AudioContent(raw_audio="not base64!"), AudioError, "not valid base64"),
-        (AudioContent(raw_audio=base64.b64encode(b"noise").decode()), AudioError, "can't be read as audio"),
+        (
+            AudioContent(raw_audio=base64.b64encode(b"noise").decode()),
+            AudioError,
+            "the audio file can't be read as audio: Format not recognised",
+        ),
         (AudioContent(str(Path(__file__).parent), duration=1), AudioError, "is no file"),
         (AudioContent(), PromptError, "names no recording"),
         (AudioContent("placeholder"), PromptError, "names no recording"),
@@ -427,9 +437,10 @@ def test_what_can_only_speak_must_be_told_to(engines):
     conversation = [Message("system", "Speak."), Message("user", TEXT)]
     with pytest.raises(PromptError, match="the reply is audio alone; expected force_audio_gen=True"):
         engines["transformers"].generate(conversation)
+    voice = HiggsAudio.from_pretrained()
+    voice = HiggsAudio(voice.model, voice.audio_tokenizer, "boson")
     with pytest.raises(CheckpointError, match=r"no text head .*; with force_audio_gen=True it speaks"):
-        voice = HiggsAudio.from_pretrained()
-        HiggsAudio(voice.model, voice.audio_tokenizer, "boson").generate(conversation)
+        voice.generate(conversation)
 
 
 @pytest.mark.parametrize("argument", ["path_or_name", "audio_tokenizer"])

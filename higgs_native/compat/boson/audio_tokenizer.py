@@ -7,6 +7,7 @@ import torch
 
 from higgs_native import generation
 from higgs_native.audio_tokenizer import HiggsAudioTokenizer, checked_rate, mono_samples, read_audio
+from higgs_native.checks import integer_tensor
 from higgs_native.errors import AudioError
 from higgs_native.loudness import normalized_to
 
@@ -92,5 +93,8 @@ def revert_delay_pattern(data: torch.Tensor | np.ndarray, start_idx: int = 0) ->
     """Take the diagonals of delayed codes: [codebooks, N] -> [codebooks, N - codebooks + 1 - start_idx], int64.
 
     Too few frames for a whole column give [codebooks, 0].
+
+    Raises:
+        ParameterError: the codes are no integers, or of another shape.
     """
-    return generation.revert_delay_pattern(torch.as_tensor(data))[:, start_idx:]
+    return generation.revert_delay_pattern(integer_tensor("delayed codes", data))[:, start_idx:]
