@@ -211,7 +211,7 @@ def test_what_it_can_not_do_raises(options, message):
     with pytest.raises(ValueError, match=message) as error:
         model.generate(**batch(model.config, 2), **{"max_new_tokens": 5, "do_sample": False, **options})
     if isinstance(error.value, ParameterError) and "max_new_tokens" not in options:
-        assert "restore(model) gives the plain model" in str(error.value)
+        assert "restore(model), or transformers' from_pretrained, gives the plain model" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -331,7 +331,7 @@ class _WithoutWeights(_Generating, HiggsAudioV2ForConditionalGeneration):
             is_present = (asked.dtype, asked.device) == (self.dtype, self.device)
             wish = f"can't be changed to {asked.dtype} on {asked.device}"
         except (AssertionError, RuntimeError) as error:  # torch has no such device
-            is_present, wish = False, f"can't be moved ({error})"
+            is_present, wish = False, f"can't be moved ({str(error).splitlines()[0]})"
         if is_present:
             return self
         raise ParameterError(
@@ -557,4 +557,7 @@ def _next_ids(model: HiggsAudioV2ForConditionalGeneration, frames: torch.Tensor,
 
 
 def _unsupported(what: str) -> ParameterError:
-    return ParameterError(f"{what}: the native engine can't; restore(model) gives the plain model, which may")
+    return ParameterError(
+        f"{what}: the native engine can't; restore(model), or transformers' from_pretrained, gives the plain model, "
+        "which may"
+    )
