@@ -228,7 +228,7 @@ def read_audio(
         The waveform, [samples], float32, and its sampling rate in Hz.
 
     Raises:
-        AudioError: there is no such file, it is no audio, too long, empty, or not finite.
+        AudioError: there is no such file, it is no audio, too long, empty, or not finite, or the part is.
     """
     is_path = isinstance(file, (str, os.PathLike))
     if not is_path and not hasattr(file, "read"):
@@ -240,28 +240,42 @@ def read_audio(
         with soundfile.SoundFile(file) as opened:
             # Before reading: a file of hours would fill the memory.
             rate = checked_rate(opened.samplerate)
-            begin, count = cut(opened.frames, rate, offset, duration)
+            begin, count = cut(opened.frames, rate, offset, duration, name)
             _check_duration(count, rate, name)
             opened.seek(begin)
             samples = opened.read(count, dtype="float32", always_2d=True)
     # TypeError: a headerless file (.raw), whose rate soundfile can't know.
     except (soundfile.SoundFileError, OSError, TypeError) as error:
-        raise AudioError(f"{name} can't be read as audio: {str(error).strip()}") from None
+        reason = getattr(error, "error_string", str(error))  # without the file's name
+        raise AudioError(f"{name} can't be read as audio: {reason.strip()}") from None
     return mono_samples(samples.mean(axis=1)), rate
 
 
-def cut(samples: int, rate: int, offset: float, duration: float | None) -> tuple[int, int]:
-    """The first sample of a part, and how many it has, of `samples` at `rate` Hz; see `read_audio`."""
+def cut(samples: int, rate: int, offset: float, duration: float | None, name: str = "the audio") -> tuple[int, int]:
+    """The first sample of a part, and how many it has, of `samples` at `rate` Hz; see `read_audio`.
+
+    Raises:
+        AudioError: there are samples, but none in the part.
+    """
     begin = round(min(offset * rate, samples))
-    return begin, samples - begin if duration is None else round(min(duration * rate, samples - begin))
+    count = samples - begin if duration is None else round(min(duration * rate, samples - begin))
+    if samples and begin == samples:
+        raise AudioError(f"offset is {offset:g} s, but {name} lasts {samples / rate:.4g} s; expected less")
+    if samples and not count:
+        raise AudioError(
+            f"duration is {duration:g} s, which leaves nothing of {name}; expected at least {MIN_SECONDS:g} s"
+        )
+    return begin, count
 
 
 def mono_samples(audio: np.ndarray | torch.Tensor) -> np.ndarray:
     """Return samples, as `HiggsAudioTokenizer.encode` takes them, as [samples], float32, full scale 1.
 
     Raises:
-        AudioError: they are empty or not finite, or the shape or dtype is wrong.
+        AudioError: they are empty or not finite, or the type, shape or dtype is wrong.
     """
+    if not isinstance(audio, np.ndarray | torch.Tensor):
+        raise AudioError(f"the samples are a {type(audio).__name__}; expected an array or a tensor")
     samples = audio.detach().cpu() if isinstance(audio, torch.Tensor) else audio
     if isinstance(samples, torch.Tensor):
         samples = samples.float().numpy() if samples.is_floating_point() else samples.numpy()

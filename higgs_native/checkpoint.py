@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from higgs_native.checks import expanded_path
 from higgs_native.config import HiggsAudioConfig, read_json_object
 from higgs_native.errors import CheckpointError, ConfigError
 from higgs_native.memory import release_mapped
@@ -25,15 +26,17 @@ def resolve_folder(path_or_name: str | Path, kind: str = "model") -> Path:
 
     Raises:
         CheckpointError: there is no such folder, and the Hub has no such repository or can't be reached.
+        ParameterError: it is neither a string nor a path.
     """
-    path = Path(path_or_name).expanduser()
+    written = expanded_path(kind, path_or_name)
+    path = Path(written)
     if path.is_dir():
         return path
     name, _, revision = str(path_or_name).partition("@")
     if path.exists():
-        raise CheckpointError(f"{kind} {path} is a file; expected the folder that holds config.json")
+        raise CheckpointError(f"{kind} {written} is a file; expected the folder that holds config.json")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise CheckpointError(f"{kind} {path} does not exist; expected a folder or a Hub name such as owner/name")
+        raise CheckpointError(f"{kind} {written} does not exist; expected a folder or a Hub name such as owner/name")
     # Imported here: the hub's client is slow to import, and a local folder does not need it.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

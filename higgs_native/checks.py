@@ -1,8 +1,24 @@
 """Checks of the types of parameters; numpy's integers and floats are such, too."""
 
+import os
 from numbers import Integral, Real
 
-from higgs_native.errors import ParameterError
+import numpy as np
+import torch
+
+from higgs_native.errors import HiggsNativeError, ParameterError
+
+
+_INTEGERS = (
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
 
 
 def check_integer(name: str, value: object, optional: bool = False) -> None:
@@ -15,6 +31,31 @@ def check_number(name: str, value: object, optional: bool = False) -> None:
     _check(name, value, Real, "a number", optional)
 
 
-def _check(name: str, value: object, kind: type, expected: str, optional: bool) -> None:
+def check_string(name: str, value: object, optional: bool = False) -> None:
+    """Raise ParameterError where `value` is no str, nor None where it is `optional`."""
+    _check(name, value, str, "a string", optional)
+
+
+def expanded_path(name: str, value: str | os.PathLike) -> str:
+    """Return a path as it is written, but for a `~` at its beginning. Raises ParameterError where `value` is none."""
+    _check(name, value, (str, os.PathLike), "a string or a path", False)
+    if "\0" in os.fspath(value):
+        raise ParameterError(f"{name} must be a path, got {value!r} with a zero byte")
+    return os.path.expanduser(value)
+
+
+def integer_tensor(
+    name: str, value: torch.Tensor | np.ndarray, error: type[HiggsNativeError] = ParameterError
+) -> torch.Tensor:
+    """Return a tensor or an array of integers as an int64 tensor; raise `error` where it is none."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+        value = torch.from_numpy(value.astype(np.int64))  # torch takes neither every dtype nor every stride
+    if not isinstance(value, torch.Tensor) or value.dtype not in _INTEGERS:
+        got = getattr(value, "dtype", type(value).__name__)
+        raise error(f"{name} must be integers in a tensor or an array, got {got}")
+    return value.to(torch.int64)
+
+
+def _check(name: str, value: object, kind: type | tuple[type, ...], expected: str, optional: bool) -> None:
     if not isinstance(value, kind) and not (optional and value is None):
         raise ParameterError(f"{name} must be {expected}{' or None' if optional else ''}, got {value!r}")

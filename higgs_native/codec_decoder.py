@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from higgs_native import ops
-from higgs_native.checks import check_integer
+from higgs_native.checks import check_integer, integer_tensor
 from higgs_native.codec import Weights
 from higgs_native.codec_config import DILATIONS, HiggsAudioTokenizerConfig
 from higgs_native.errors import AudioError, ParameterError
@@ -134,11 +134,9 @@ def checked_codes(codes: torch.Tensor | np.ndarray, config: HiggsAudioTokenizerC
     """Return codes [codebooks, frames] as contiguous int32 on the CPU.
 
     Raises:
-        AudioError: the shape or dtype is wrong, or a code out of range.
+        AudioError: the type, shape or dtype is wrong, or a code out of range.
     """
-    codes = torch.as_tensor(codes)
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise AudioError(f"codes must be integers, got {codes.dtype}")
+    codes = integer_tensor("codes", codes, AudioError)
     if codes.dim() != 2 or codes.shape[0] != config.num_codebooks:
         raise AudioError(f"codes must be [{config.num_codebooks}, frames], got {list(codes.shape)}")
     if codes.numel():

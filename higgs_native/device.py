@@ -27,7 +27,7 @@ def checked_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda", torch.cuda.current_device()) if usable else torch.device("cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ParameterError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from None
     if chosen.type == "cpu":
         return torch.device("cpu")

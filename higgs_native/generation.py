@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from higgs_native import ops
-from higgs_native.checks import check_integer, check_number
+from higgs_native.checks import check_integer, check_number, integer_tensor
 from higgs_native.errors import ParameterError, PromptError
 from higgs_native.frame_loop import FrameLoop, FrameLoops, FrameRow
 from higgs_native.kv_cache import KVCache
@@ -316,9 +316,10 @@ def delayed_reference(model: LanguageModel, codes: torch.Tensor) -> torch.Tensor
     """The frames of a reference as the model reads them: [codebooks, T] -> [T + codebooks + 1, codebooks], int32, CPU.
 
     Raises:
-        PromptError: the shape or a code does not fit the model.
+        PromptError: the type, the shape or a code does not fit the model.
     """
     config = model.config
+    codes = integer_tensor("reference codes", codes, PromptError)
     if codes.dim() != 2 or codes.shape[0] != config.num_codebooks:
         raise PromptError(f"reference codes must have shape [{config.num_codebooks}, frames], got {list(codes.shape)}")
     limit = min(config.audio_stream_bos_id, config.audio_stream_eos_id)
@@ -336,7 +337,12 @@ def revert_delay_pattern(delayed: torch.Tensor) -> torch.Tensor:
     """Take the diagonals of a delayed segment: [codebooks, N] -> [codebooks, N - codebooks + 1], int64.
 
     A segment of fewer frames than codebooks holds no whole column and gives [codebooks, 0].
+
+    Raises:
+        ParameterError: the shape is another.
     """
+    if delayed.dim() != 2:
+        raise ParameterError(f"delayed codes must have shape [codebooks, N], got {list(delayed.shape)}")
     num_codebooks, length = delayed.shape
     if length < num_codebooks:
         return delayed.new_empty(num_codebooks, 0, dtype=torch.int64)

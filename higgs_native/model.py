@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from higgs_native import ops
 from higgs_native.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, resolve_folder
+from higgs_native.checks import check_integer
 from higgs_native.config import HiggsAudioConfig
 from higgs_native.device import checked_device
 from higgs_native.errors import CheckpointError, ParameterError
@@ -112,7 +113,7 @@ class LanguageModel:
     Attributes:
         config: shapes and special ids.
         tokenizer: the text tokenizer, or None where the folder has no tokenizer.json.
-        dtype: of the cache and of what is not quantized: float32 or bfloat16. Activations are float32.
+        dtype: of the cache and of what is not quantized: float32, bfloat16 or float16. Activations are float32.
         quantization: the format of each part's matrices.
         device: where it runs.
         max_cache_length: positions a sequence may have, prompt included.
@@ -223,8 +224,7 @@ class LanguageModel:
                 names no instruction set of this machine.
         """
         device = checked_device(device)
-        if max_cache_length < 1:
-            raise ParameterError(f"max_cache_length must be at least 1, got {max_cache_length}")
+        check_cache_length(max_cache_length)
         chosen = checked_dtype(dtype)
         if quantization is not None:
             quantization = Quantization.parse(quantization)
@@ -298,6 +298,13 @@ class LanguageModel:
 
     def _head(self, logits: torch.Tensor, states: torch.Tensor, weight: PackedWeight) -> None:
         ops.rms_norm_linear(logits, states, self.norm, self.config.rms_norm_eps, weight)
+
+
+def check_cache_length(length: int, name: str = "max_cache_length") -> None:
+    """Raise ParameterError where a cache's length is no integer, or below 1."""
+    check_integer(name, length)
+    if length < 1:
+        raise ParameterError(f"{name} must be at least 1, got {length}")
 
 
 def checked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:

@@ -15,7 +15,7 @@ import torch
 
 from higgs_native.audio_tokenizer import HiggsAudioTokenizer, checked_rate, cut, mono_samples, read_audio
 from higgs_native.checkpoint import resolve_folder
-from higgs_native.checks import check_integer
+from higgs_native.checks import check_integer, check_string, integer_tensor
 from higgs_native.config import HiggsAudioConfig
 from higgs_native.device import checked_device
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
@@ -290,6 +290,7 @@ class HiggsAudio:
 
         Raises:
             PromptError, AudioError, ParameterError: as for `speak`.
+            CheckpointError: the checkpoint has no text head, and `force_audio_gen` is not set.
         """
         sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
         generate = self.prepare(conversation, force_audio_gen, sampling, max_new_tokens, stop_strings)
@@ -339,12 +340,22 @@ class HiggsAudio:
             A function that generates the reply, given `on_frame` and `on_token` (see `GenerationRequest`) or neither.
 
         Raises:
-            PromptError, AudioError, ParameterError: as for `generate`.
+            PromptError, AudioError, ParameterError, CheckpointError: as for `generate`.
         """
         check_parameters(sampling, max_new_tokens)
         check_stop_strings(stop_strings)
+        if not force_audio_gen and self.layout == "transformers":
+            raise PromptError("under transformers' rule the reply is audio alone; expected force_audio_gen=True")
+        if not force_audio_gen and self.model.text_head is None:
+            raise CheckpointError(
+                "this checkpoint has no text head (text_lm_head.weight), so it can't generate text; "
+                "with force_audio_gen=True it speaks"
+            )
         prompt = build_prompt(conversation, self.model.tokenizer, self.layout, force_audio_gen)
-        recordings = [item.codes if item.codes is not None else read_recording(item) for item in prompt.audio]
+        recordings = [
+            read_recording(item) if item.codes is None else integer_tensor("codes", item.codes, PromptError)
+            for item in prompt.audio
+        ]
 
         def generate(on_frame: OnFrame | None = None, on_token: OnToken | None = None) -> GenerationOutput:
             return self.model.generate(
@@ -432,7 +443,9 @@ def choose_voices(
 
     Raises:
         PromptError: a voice is unknown, both a voice and reference audio are given, or a text without reference audio.
+        ParameterError: the voice or the text is of a wrong type.
     """
+    check_string("reference_text", reference_text, optional=True)
     reference_text = (reference_text or "").strip() or None
     if reference_audio is not None:
         if voice is not None:
@@ -442,7 +455,10 @@ def choose_voices(
         raise PromptError("a reference text is given without reference audio")
     if voice is None:
         return []
-    voices = [voice] if isinstance(voice, Voice) else voice.split(",") if isinstance(voice, str) else voice
+    voices = voice.split(",") if isinstance(voice, str) else voice if isinstance(voice, Sequence) else [voice]
+    for item in voices:
+        if not isinstance(item, str | Voice):
+            raise ParameterError(f"voice must be a name, a Voice, or a list of these, got a {type(item).__name__}")
     return [item if isinstance(item, Voice) else find_voice(item.strip(), voices_folder) for item in voices]
 
 
@@ -463,7 +479,7 @@ def _read_voice(voice: Voice) -> Voice:
         case (samples, sampling_rate):
             return replace(voice, reference_audio=(mono_samples(samples), checked_rate(sampling_rate)))
         case str() | os.PathLike():
-            return replace(voice, reference_audio=read_audio(Path(voice.reference_audio).expanduser()))
+            return replace(voice, reference_audio=read_audio(os.path.expanduser(voice.reference_audio)))
     raise AudioError(
         "reference audio must be a file's path, or (samples, sampling rate), "
         f"got a {type(voice.reference_audio).__name__}"
@@ -473,32 +489,38 @@ def _read_voice(voice: Voice) -> Voice:
 def read_recording(recording: AudioContent) -> tuple[np.ndarray, int]:
     """Return a recording's samples and their sampling rate in Hz.
 
-    A file's channels are averaged; samples that come as an array are returned as they are.
+    Channels are averaged.
 
     Raises:
-        AudioError: there is no such file, it can't be read or used, or `raw_audio` is not base64.
+        AudioError: there is no such file, it can't be read or used, `raw_audio` is not base64, or offset and duration
+            leave nothing.
         PromptError: it names no audio at all.
     """
     for name, seconds in (("offset", recording.offset), ("duration", recording.duration)):
         if seconds is not None and not (isinstance(seconds, Real) and 0 <= seconds < float("inf")):
             raise AudioError(f"{name} must be a number of seconds, at least 0, got {seconds!r}")
     offset, duration = recording.offset or 0, recording.duration
-    if recording.audio_url not in (None, "", "placeholder"):
-        return read_audio(Path(recording.audio_url).expanduser(), offset, duration)
-    if recording.raw_audio is None:
-        raise PromptError("an audio content names no recording; expected audio_url or raw_audio")
-    if not isinstance(recording.raw_audio, tuple):
-        try:
-            data = base64.b64decode(recording.raw_audio, validate=True)
-        except ValueError:
-            raise AudioError("raw_audio is not valid base64") from None
-        return read_audio(io.BytesIO(data), offset, duration)
-    samples, sampling_rate = recording.raw_audio
-    if recording.offset is None and duration is None:
-        return samples, sampling_rate
-    if samples.ndim != 1:
-        raise AudioError(
-            f"audio that is cut by offset or duration must have shape [samples], got {list(samples.shape)}"
-        )
-    begin, count = cut(len(samples), sampling_rate, offset, duration)
-    return samples[begin : begin + count], sampling_rate
+    url = recording.audio_url
+    if not isinstance(url, str | os.PathLike | None):
+        raise AudioError(f"audio_url must be an audio file's path, got a {type(url).__name__}")
+    if url not in (None, "", "placeholder"):
+        return read_audio(os.path.expanduser(url), offset, duration)
+    match recording.raw_audio:
+        case None:
+            raise PromptError("an audio content names no recording; expected audio_url or raw_audio")
+        case (samples, sampling_rate):
+            samples, sampling_rate = mono_samples(samples), checked_rate(sampling_rate)
+            begin, count = cut(len(samples), sampling_rate, offset, duration)
+            return samples[begin : begin + count], sampling_rate
+        case str() | bytes() as encoded:
+            try:
+                encoded = encoded.encode() if isinstance(encoded, str) else encoded
+                data = base64.b64decode(b"".join(encoded.split()), validate=True)  # it may have line breaks
+            except ValueError:
+                raise AudioError("raw_audio is not valid base64") from None
+            return read_audio(io.BytesIO(data), offset, duration)
+        case other:
+            raise AudioError(
+                "raw_audio must be an audio file's bytes in base64, or (samples, sampling rate), "
+                f"got a {type(other).__name__}"
+            )

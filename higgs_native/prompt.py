@@ -73,7 +73,7 @@ class AudioContent:
 
     Attributes:
         audio_url: an audio file; None, "" or "placeholder" where `raw_audio` holds the recording.
-        raw_audio: an audio file's bytes in base64, or `(samples, sampling rate in Hz)`.
+        raw_audio: an audio file's bytes in base64 (white space does no harm), or `(samples, sampling rate in Hz)`.
         offset: where the recording is taken up, in seconds.
         duration: how much of it is taken, in seconds; None: all.
         row_id: not used; datasets number their rows with it.
@@ -111,7 +111,7 @@ class Message:
         """The content as a list.
 
         Raises:
-            PromptError: something is neither text nor audio.
+            PromptError: something is neither text nor audio, or a text is no str, or not valid Unicode.
         """
         items = self.content if isinstance(self.content, list | tuple) else [self.content]
         items = [TextContent(item) if isinstance(item, str) else item for item in items]
@@ -121,6 +121,8 @@ class Message:
                     f"a {self.role} message holds an item of type {type(item).__name__}; "
                     "expected str, TextContent or AudioContent"
                 )
+            if isinstance(item, TextContent):
+                _check_unicode(item.text, f"text of a {self.role} message")
         return items
 
 
@@ -166,11 +168,18 @@ def build_prompt(
             implementation always does.
 
     Raises:
-        PromptError: the conversation has no place in the layout, or the tokenizer lacks a special token.
+        PromptError: the conversation is none, or has no place in the layout, or the tokenizer lacks a special token.
     """
-    messages = list(conversation.messages if isinstance(conversation, ChatMLSample) else conversation)
+    messages = conversation.messages if isinstance(conversation, ChatMLSample) else conversation
+    if not isinstance(messages, Sequence):
+        raise PromptError(
+            f"the conversation is a {type(messages).__name__}; expected a list of Message(role, content)"
+        )
     if not messages:
         raise PromptError("the conversation is empty; expected at least one message")
+    for message in messages:
+        if not isinstance(message, Message):
+            raise PromptError(f"the conversation holds a {type(message).__name__}; expected Message(role, content)")
     for token in _STRUCTURE:
         if tokenizer.token_to_id(token) is None:
             raise PromptError(f"the tokenizer has no token {token}; expected the tokenizer of Higgs Audio V2")
@@ -354,12 +363,16 @@ def check_plain_text(text: str, tokenizer: Tokenizer, name: str = "text") -> Non
     Raises:
         PromptError: the text holds a special token, or is no str, or no valid Unicode.
     """
+    _check_unicode(text, name)
+    for token in tokenizer.get_added_tokens_decoder().values():
+        if token.special and token.content in text:
+            raise PromptError(f"the {name} holds the special token {token.content}; expected plain text")
+
+
+def _check_unicode(text: str, name: str) -> None:
     if not isinstance(text, str):
         raise PromptError(f"the {name} is a {type(text).__name__}; expected a str")
     try:
         text.encode()
     except UnicodeEncodeError:
         raise PromptError(f"the {name} is no valid Unicode; expected UTF-8 text") from None
-    for token in tokenizer.get_added_tokens_decoder().values():
-        if token.special and token.content in text:
-            raise PromptError(f"the {name} holds the special token {token.content}; expected plain text")

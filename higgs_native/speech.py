@@ -10,6 +10,7 @@ import numpy as np
 import soundfile
 import torch
 
+from higgs_native.checks import expanded_path
 from higgs_native.errors import AudioError, ParameterError
 from higgs_native.files import check_file_can_be_made, replacing
 
@@ -99,9 +100,9 @@ def check_output_path(path: str | Path) -> Path:
     """Return `path` if an audio file can be written there; a file that stands there is left alone.
 
     Raises:
-        ParameterError: the ending is not .wav, .flac, .ogg or .mp3, or the folder can't be written to.
+        ParameterError: it is no path, the ending is not .wav, .flac, .ogg or .mp3, or the folder can't be written to.
     """
-    path = Path(path).expanduser()
+    path = Path(expanded_path("path", path))
     if path.suffix.lower() not in _FORMATS:
         raise ParameterError(f"{path} does not end in one of {', '.join(_FORMATS)}")
     check_file_can_be_made(path)

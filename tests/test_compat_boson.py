@@ -31,6 +31,7 @@ from higgs_native.compat.boson import (
 )
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
 from higgs_native.generation import GenerationOutput
+from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.random_checkpoint import (
     DEMO_AUDIO_TOKENIZER_CONFIG,
     DEMO_CONFIG,
@@ -83,7 +84,7 @@ def sample(tensors, name: str) -> ChatMLSample:
             elif item["type"] == "text":
                 contents.append(TextContent(item["text"]))
             else:
-                contents.append(AudioContent(audio_url="placeholder", raw_audio=(np.full(RATE, first), RATE)))
+                contents.append(AudioContent(audio_url="placeholder", raw_audio=(np.full(RATE, float(first)), RATE)))
                 first += 1
         messages.append(Message(message["role"], contents if len(contents) > 1 else contents[0]))
     return ChatMLSample(messages)
@@ -250,13 +251,49 @@ def test_what_can_not_be_asked(engine):
             engine.generate(ChatMLSample(conversation), 10)
     with pytest.raises(ParameterError, match="temperature"):
         engine.generate(ChatMLSample([Message("user", "a")]), 10, temperature=-1)
+    for conversation, message in (
+        (None, r"the conversation is a NoneType; expected a list of Message\(role, content\)"),
+        (ChatMLSample(None), "the conversation is a NoneType"),
+        (ChatMLSample([{"role": "user", "content": "a"}]), r"holds a dict; expected Message\(role, content\)"),
+    ):
+        with pytest.raises(PromptError, match=message):
+            engine.generate(conversation, 10)
+
+
+def test_without_a_text_head_audio_is_to_be_forced():
+    """The small voice has none."""
+    engine = HiggsAudioServeEngine(str(EMBEDDED_VOICE), str(EMBEDDED_VOICE / "audio_tokenizer"))
+    conversation = ChatMLSample([Message("system", "Generate audio following instruction."), Message("user", "Hi.")])
+    with pytest.raises(CheckpointError, match=r"no text head .*; with force_audio_gen=True it speaks"):
+        engine.generate(conversation, 10)
+    with pytest.raises(CheckpointError, match=r"no text head .*; with force_audio_gen=True it speaks"):
+        asyncio.run(collect(engine.generate_delta_stream(conversation, 10)))
+    assert engine.generate(conversation, 20, force_audio_gen=True).audio is not None
+
+
+def test_the_client_forces_audio_where_there_is_no_text_head():
+    client = HiggsAudioModelClient(str(EMBEDDED_VOICE), str(EMBEDDED_VOICE / "audio_tokenizer"), max_new_tokens=20)
+    audio, rate, _ = client.generate(
+        [Message("system", "Generate audio following instruction.")], [], ["a", "b"], None
+    )
+    assert rate == RATE
+    assert len(audio) == 2 * (20 - 9) * 960
 
 
 def test_what_can_not_be_loaded(audio_tokenizer_folder, tmp_path):
     paths = str(FOLDER), str(audio_tokenizer_folder)
-    for lengths in ([], [0], [1024.5]):
-        with pytest.raises(ParameterError, match="kv_cache_lengths must be positive"):
+    for lengths, message in (
+        ([], r"kv_cache_lengths must be a list of numbers of positions, got \[\]"),
+        (1024, "kv_cache_lengths must be a list of numbers of positions, got 1024"),
+        ([0], "each of kv_cache_lengths must be at least 1, got 0"),
+        ([1024.5], "each of kv_cache_lengths must be an integer, got 1024.5"),
+    ):
+        with pytest.raises(ParameterError, match=message):
             HiggsAudioServeEngine(*paths, kv_cache_lengths=lengths)
+    with pytest.raises(ParameterError, match="model must be a string or a path, got 5"):
+        HiggsAudioServeEngine(5, paths[1])
+    with pytest.raises(ParameterError, match="audio tokenizer must be a string or a path, got 5"):
+        HiggsAudioServeEngine(paths[0], 5)
     with pytest.raises(ParameterError, match="device"):
         HiggsAudioServeEngine(*paths, device="cuda")
     with pytest.raises(ParameterError, match="cuda:1"):
@@ -362,8 +399,19 @@ def test_the_audio_tokenizer(audio_tokenizer_folder, tmp_path):
     ):
         with pytest.raises(AudioError, match=message):
             tokenizer.encode(samples, rate, loudness_normalize=True)
-    with pytest.raises(AudioError, match=r"codes must be \[8, frames\]"):
-        tokenizer.decode(torch.zeros(2, 8, 3, dtype=torch.int64))
+    # The engine's `generated_audio_tokens` are an array.
+    array = codes.numpy()
+    for same in (array, array[None], array.astype(np.uint16), array[:, ::-1].copy()[:, ::-1]):
+        assert np.array_equal(tokenizer.decode(same), audio)
+    for wrong, message in (
+        (torch.zeros(2, 8, 3, dtype=torch.int64), r"codes must be \[8, frames\], got \[2, 8, 3\]"),
+        (np.zeros(8, dtype=np.int64), r"codes must be \[8, frames\], got \[8\]"),
+        ("codes", "codes must be integers in a tensor or an array, got str"),
+        (None, "codes must be integers in a tensor or an array, got NoneType"),
+        (np.zeros((8, 2)), "codes must be integers in a tensor or an array, got float64"),
+    ):
+        with pytest.raises(AudioError, match=message):
+            tokenizer.decode(wrong)
 
 
 def test_reverting_the_delay_pattern():
@@ -373,6 +421,13 @@ def test_reverting_the_delay_pattern():
     assert torch.equal(revert_delay_pattern(delayed, start_idx=2), reverted[:, 2:])
     assert torch.equal(revert_delay_pattern(delayed.numpy()), reverted)
     assert revert_delay_pattern(delayed[:, :5]).shape == (8, 0)
+    with pytest.raises(ParameterError, match=r"delayed codes must have shape \[codebooks, N\], got \[96\]"):
+        revert_delay_pattern(delayed.flatten())
+    for wrong, kind in ((delayed.float(), "torch.float32"), ("codes", "str"), (None, "NoneType")):
+        with pytest.raises(
+            ParameterError, match=f"delayed codes must be integers in a tensor or an array, got {kind}"
+        ):
+            revert_delay_pattern(wrong)
 
 
 class ByteTokenizer:
@@ -586,6 +641,8 @@ def test_the_client_tells_of_a_chunk_without_audio(client, monkeypatch):
     assert audio.shape == (0,)
     with pytest.raises(PromptError, match="chunked_text is empty"):
         client.generate([], [], [], None)
+    with pytest.raises(ParameterError, match="chunked_text must be a list of strings, got the string 'abc'"):
+        client.generate([], [], "abc", None)
     for size, message in ((-1, "must be at least 0, or None for all chunks, got -1"), (1.5, "must be an integer")):
         with pytest.raises(ParameterError, match=f"generation_chunk_buffer_size {message}"):
             client.generate([], [], ["a"], size)

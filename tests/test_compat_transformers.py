@@ -3,13 +3,17 @@
 import copy
 import importlib
 import inspect
+import io
+import json
+import pickle
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
-from higgs_native.errors import ConfigError, ParameterError, PromptError
+from higgs_native.device import checked_device
+from higgs_native.errors import CheckpointError, ConfigError, ParameterError, PromptError
 from higgs_native.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, build_tokenizer, write_audio_tokenizer
 from tests import transformers_reference as reference
 from tests.test_codec_config import SMALL
@@ -169,7 +173,7 @@ def test_quantized():
 
 def test_tables_and_norms_are_shared():
     model = accelerate(reference.tiny_model(0))
-    native = inspect.getclosurevars(model.generate).nonlocals["native"]
+    native = model.higgs_native
     assert native.text_table.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     assert native.norm.data_ptr() == model.model.norm.weight.data_ptr()
 
@@ -207,7 +211,7 @@ def test_what_it_can_not_do_raises(options, message):
     with pytest.raises(ValueError, match=message) as error:
         model.generate(**batch(model.config, 2), **{"max_new_tokens": 5, "do_sample": False, **options})
     if isinstance(error.value, ParameterError) and "max_new_tokens" not in options:
-        assert "restore(model) gives the plain model" in str(error.value)
+        assert "restore(model), or transformers' from_pretrained, gives the plain model" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -258,14 +262,67 @@ def test_restoring():
     assert inspect.ismethod(model.generate)
 
 
-def test_an_accelerated_model_is_freed_with_its_last_name_and_not_copied():
-    model = accelerate(reference.tiny_model(0))
-    with pytest.raises(ParameterError, match="can't be copied"):
-        copy.deepcopy(model)
-    copy.deepcopy(restore(model))
-    gone = weakref.ref(accelerate(model))
-    del model
+def test_an_accelerated_model_is_freed_with_its_last_name():
+    gone = weakref.ref(accelerate(reference.tiny_model(0)))
     assert gone() is None
+
+
+def test_a_method_holds_its_model(audio_tokenizer):
+    """It may be all that is left: `accelerate(Model.from_pretrained(name)).generate(...)`."""
+    model = reference.tiny_model(0)
+    inputs = batch(model.config, 1)
+    expected = accelerate(model).generate(**inputs, max_new_tokens=5, do_sample=False)
+    assert torch.equal(
+        accelerate(reference.tiny_model(0)).generate(**inputs, max_new_tokens=5, do_sample=False), expected
+    )
+    codes = torch.zeros(1, SMALL.num_codebooks, 3, dtype=torch.int64)
+    decode = accelerate(copy.deepcopy(restore(audio_tokenizer))).decode
+    assert torch.equal(decode(codes).audio_values, accelerate(audio_tokenizer).decode(codes).audio_values)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, pickle.dumps, lambda model: torch.save(model, io.BytesIO())]
+)
+def test_an_accelerated_model_is_not_copied(copied):
+    model = accelerate(reference.tiny_model(0))
+    with pytest.raises(ParameterError, match=r"can't be copied or pickled; restore\(model\) first"):
+        copied(model)
+    copied(restore(model))
+
+
+def test_the_class_of_an_accelerated_model(tmp_path):
+    model = reference.tiny_model(0)
+    plain = type(model)
+    accelerated = type(accelerate(model))
+    assert isinstance(model, plain)
+    assert accelerated is not plain
+    assert type(accelerate(accelerate(reference.tiny_model(1)))) is accelerated
+    assert (accelerated.__name__, accelerated.__module__) == (plain.__name__, plain.__module__)
+    assert inspect.signature(model.generate) == inspect.signature(restore(model).generate)
+    assert type(model) is plain
+    # What transformers saves names the plain class, and no tensor of the engine's.
+    accelerate(model).save_pretrained(tmp_path)
+    assert type(plain.from_pretrained(tmp_path)) is plain
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [plain.__name__]
+
+
+def test_a_subclass_of_the_users(tmp_path):
+    class Mine(transformers.HiggsAudioV2ForConditionalGeneration):
+        def generate(self, *arguments, **options):
+            return super().generate(*arguments, **options)[:, :-1]
+
+    model = reference.tiny_model(0)
+    inputs = batch(model.config, 1)
+    expected = accelerate(model).generate(**inputs, max_new_tokens=5, do_sample=False)
+    restore(model).__class__ = Mine
+    assert isinstance(accelerate(model), Mine)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=5, do_sample=False), expected[:, :-1])
+
+
+def test_a_model_that_was_moved_is_to_be_accelerated_again(audio_tokenizer):
+    model = accelerate(copy.deepcopy(restore(audio_tokenizer))).to("meta")
+    with pytest.raises(ParameterError, match=r"is on meta, but was accelerated on cpu; accelerate\(model\) again"):
+        model.decode(torch.zeros(1, SMALL.num_codebooks, 3, dtype=torch.int64))
 
 
 def test_the_weights_are_taken_anew_by_each_call():
@@ -287,6 +344,8 @@ def test_what_can_not_be_accelerated():
         accelerate(reference.tiny_model(0, dtype=torch.float64))
     with pytest.raises(ParameterError, match="max_cache_length must be at least 1, got 0"):
         accelerate(reference.tiny_model(0), max_cache_length=0)
+    with pytest.raises(ParameterError, match="max_cache_length must be an integer, got 'a'"):
+        accelerate(reference.tiny_model(0), max_cache_length="a")
     with pytest.raises(ParameterError, match="the model is on meta"):
         accelerate(reference.tiny_model(0).to("meta"))
 
@@ -310,6 +369,147 @@ def test_a_model_loaded_without_modules_generates_the_same(tmp_path):
         accelerate(native)
     quantized = compat.from_pretrained(tmp_path, quantization="int8")
     assert quantized.generate(**inputs, max_new_tokens=5, do_sample=False).shape[2] == 8
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder of a model of transformers' layout, in float32."""
+    folder = tmp_path_factory.mktemp("saved")
+    reference.save(reference.tiny_model(0), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"device": "cpu"},
+        {"device": torch.device("cpu")},
+        {"device_map": "cpu"},
+        {"device_map": torch.device("cpu")},
+        {"device_map": {"": "cpu"}},
+        {"device_map": {"model": "cpu", "audio_lm_head": torch.device("cpu")}},
+        {"revision": "main", "low_cpu_mem_usage": True, "use_safetensors": True, "attn_implementation": "sdpa"},
+    ],
+)
+def test_loading_takes_what_transformers_takes(saved, options):
+    model = compat.from_pretrained(saved, **options)
+    assert (model.device, model.dtype) == (torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({"dtype": "auto"}, torch.float32),
+        ({"dtype": torch.bfloat16}, torch.bfloat16),
+        ({"torch_dtype": "float16"}, torch.float16),
+        ({"dtype": "float32", "torch_dtype": torch.bfloat16}, torch.float32),
+    ],
+)
+def test_the_dtype_to_load(saved, options, dtype):
+    model = compat.from_pretrained(pretrained_model_name_or_path=saved, **options)
+    assert model.dtype == model.higgs_native.dtype == dtype
+
+
+def test_a_gpu_is_chosen_where_there_is_one(saved):
+    device = checked_device("auto")
+    for options in ({"device": "auto"}, {"device_map": "auto"}, {"device_map": {"": "auto"}}):
+        assert compat.from_pretrained(saved, **options).device == device
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"device": "cuda:1"},
+        {"device_map": "cuda:1"},
+        {"device_map": 1},
+        {"device_map": {"": 1}},
+        {"device_map": {"model": 1, "audio_lm_head": torch.device("cuda:1")}},
+    ],
+)
+def test_the_gpu_to_load_to(saved, options, monkeypatch):
+    monkeypatch.setattr(compat, "checked_device", torch.device)
+    seen = []
+
+    def from_pretrained(folder, device, *arguments):
+        seen.append(device)
+        raise CheckpointError("stop here")
+
+    monkeypatch.setattr(compat.HiggsAudioModel, "from_pretrained", from_pretrained)
+    with pytest.raises(CheckpointError, match="stop here"):
+        compat.from_pretrained(saved, **options)
+    assert seen == [torch.device("cuda", 1)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cuda:99"}, "device cuda:99 can't be used"),
+        ({"device_map": 99}, "device cuda:99 can't be used"),
+        ({"device_map": {"": 99}}, "device cuda:99 can't be used"),
+        ({"device_map": "balanced"}, "device must be auto, cpu, cuda or cuda:N, got 'balanced'"),
+        ({"device_map": {"model": "cpu", "audio_lm_head": "disk"}}, "got 'disk'"),
+        ({"device_map": {}}, "device_map must name one device for the whole model, got {}"),
+        ({"device_map": 1.5}, "device must be auto, cpu, cuda or cuda:N, got 1.5"),
+        ({"device": "cpu", "device_map": "cpu"}, "both device and device_map are given"),
+        ({"load_in_8bit": True, "token": "x"}, "does not take load_in_8bit, token; load the model with transformers'"),
+        ({"torch_dtype": torch.float64}, "dtype must be one of"),
+        ({"max_cache_length": "a"}, "max_cache_length must be an integer, got 'a'"),
+    ],
+)
+def test_what_loading_does_not_take(saved, options, message):
+    with pytest.raises(ParameterError, match=message):
+        compat.from_pretrained(saved, **options)
+
+
+def test_no_name_to_load():
+    with pytest.raises(ParameterError, match="pretrained_model_name_or_path must be a string or a path, got 5"):
+        compat.from_pretrained(5)
+
+
+def test_a_model_without_modules_stays_where_and_what_it_is(saved):
+    model = compat.from_pretrained(saved)
+    for same in (
+        model.to("cpu"),
+        model.to(model.device),
+        model.to(torch.device("cpu"), torch.float32),
+        model.to(torch.float32),
+        model.cpu(),
+        model.float(),
+        model.eval(),
+    ):
+        assert same is model
+    for change in (
+        lambda: model.to("meta"),
+        lambda: model.half(),
+        lambda: model.bfloat16(),
+        lambda: model.to(dtype=torch.float16),
+        lambda: model.cuda(99),
+    ):
+        with pytest.raises(
+            ParameterError, match=r"is in torch.float32 on cpu and can't be .*; load it as it shall be"
+        ):
+            change()
+    inputs = batch(model.config, 1)
+    assert model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[2] == 8
+
+
+def test_a_model_without_modules_can_only_generate(saved, tmp_path):
+    inputs = batch(reference.tiny_model(0).config, 1)
+    expected = reference.load(saved).generate(**inputs, max_new_tokens=5, do_sample=False)
+    assert torch.equal(compat.from_pretrained(saved).generate(**inputs, max_new_tokens=5, do_sample=False), expected)
+    model = compat.from_pretrained(saved)
+    for name, call in (
+        ("forward", lambda: model(**inputs)),
+        ("state_dict", model.state_dict),
+        ("load_state_dict", lambda: model.load_state_dict({})),
+        ("save_pretrained", lambda: model.save_pretrained(tmp_path / "new")),
+        ("push_to_hub", lambda: model.push_to_hub("name")),
+        ("copying or pickling", lambda: copy.deepcopy(model)),
+    ):
+        with pytest.raises(ParameterError, match=rf"{name}: this model has no weights of its own, and can only gener"):
+            call()
+    assert not (tmp_path / "new").exists()
 
 
 def test_another_layout_is_not_loaded():

@@ -249,7 +249,11 @@ def test_parameters_out_of_range_are_refused(model, audio_prompt, options, messa
         ({"input_ids": torch.tensor([[266, 264]])}, "input_ids has 1 audio placeholders for 0 reference_codes"),
         ({"reference_codes": [torch.zeros(8, 3)]}, "input_ids has 0 audio placeholders for 1 reference_codes"),
         (
-            {"input_ids": torch.tensor([[266, 264]]), "reference_codes": [torch.zeros(7, 3)]},
+            {"input_ids": torch.tensor([[266, 264]]), "reference_codes": [torch.zeros(8, 3)]},
+            "reference codes must be integers in a tensor or an array, got torch.float32",
+        ),
+        (
+            {"input_ids": torch.tensor([[266, 264]]), "reference_codes": [torch.zeros(7, 3, dtype=torch.int64)]},
             r"reference codes must have shape \[8, frames\], got \[7, 3\]",
         ),
         (

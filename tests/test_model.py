@@ -247,6 +247,8 @@ def test_a_foreign_config_is_refused(folder, contents, message):
         ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16, got int8"),
         ({"dtype": torch.float64}, "dtype must be one of auto, float32, bfloat16, float16, got torch.float64"),
         ({"max_cache_length": 0}, "max_cache_length must be at least 1, got 0"),
+        ({"max_cache_length": "a"}, "max_cache_length must be an integer, got 'a'"),
+        ({"device": 1.5}, "device must be auto, cpu, cuda or cuda:N, got 1.5"),
     ],
 )
 def test_wrong_options_are_refused(folder, options, message):

@@ -13,7 +13,7 @@ from higgs_native import pipeline
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
 from higgs_native.generation import GenerationOutput, delayed_reference
 from higgs_native.pipeline import HiggsAudio, check_voice, choose_voices, read_recording
-from higgs_native.prompt import AudioContent, ChatMLSample, Message, spoken_turns
+from higgs_native.prompt import AudioContent, ChatMLSample, Message, TextContent, spoken_turns
 from higgs_native.random_checkpoint import DEMO_CONFIG, write_demo_checkpoint, write_language_model
 from higgs_native.voice_check import VoiceWarning
 from higgs_native.voices import Voice
@@ -196,6 +196,12 @@ def test_codes_take_the_place_of_a_recording(engine, samples, recording, monkeyp
     spoken = [system, *spoken_turns([("Hello.", codes)]), Message("user", TEXT)]
     monkeypatch.setattr(engine.audio_tokenizer, "encode", None)
     assert torch.equal(engine.generate(spoken, **options).codes, expected.codes)
+    spoken = [system, *spoken_turns([("Hello.", codes.numpy())]), Message("user", TEXT)]
+    assert torch.equal(engine.generate(spoken, **options).codes, expected.codes)
+    for wrong, kind in ((codes.float(), "torch.float32"), (5, "int")):
+        spoken = [system, *spoken_turns([("Hello.", wrong)]), Message("user", TEXT)]
+        with pytest.raises(PromptError, match=f"codes must be integers in a tensor or an array, got {kind}"):
+            engine.generate(spoken, **options)
 
 
 def test_a_fingerprint_tells_models_apart(engine, engines, folder):
@@ -352,6 +358,11 @@ def test_choosing_voices(tmp_path):
         choose_voices("anna", "a.wav")
     with pytest.raises(PromptError, match="without reference audio"):
         choose_voices(reference_text="words")
+    for voice in (5, [5], [old, 5]):
+        with pytest.raises(ParameterError, match="voice must be a name, a Voice, or a list of these, got a int"):
+            choose_voices(voice)
+    with pytest.raises(ParameterError, match="reference_text must be a string or None, got 5"):
+        choose_voices(reference_text=5)
 
 
 def test_recordings_come_from_files_base64_and_arrays(samples, recording):
@@ -364,6 +375,10 @@ def test_recordings_come_from_files_base64_and_arrays(samples, recording):
         (AudioContent(raw_audio=(samples, RATE), offset=0.5), samples[12000:], RATE),
         (AudioContent("placeholder", raw), samples, 16000),
         (AudioContent("", raw_audio=raw, duration=0.5), samples[:8000], 16000),
+        (AudioContent(raw_audio=base64.encodebytes(encoded.getvalue()).decode()), samples, 16000),  # in lines
+        (AudioContent(raw_audio=base64.encodebytes(encoded.getvalue())), samples, 16000),
+        (AudioContent(raw_audio=(np.stack([samples, samples]), RATE), offset=0.5), samples[12000:], RATE),
+        (AudioContent(raw_audio=(torch.from_numpy(samples), RATE)), samples, RATE),
     ):
         read, read_rate = read_recording(content)
         assert read_rate == rate
@@ -376,16 +391,67 @@ def test_recordings_come_from_files_base64_and_arrays(samples, recording):
         (AudioContent("missing.wav"), AudioError, "missing.wav is no file"),
         (AudioContent(__file__), AudioError, "can't be read as audio"),
         (AudioContent(raw_audio="not base64!"), AudioError, "not valid base64"),
-        (AudioContent(raw_audio=base64.b64encode(b"noise").decode()), AudioError, "can't be read as audio"),
+        (
+            AudioContent(raw_audio=base64.b64encode(b"noise").decode()),
+            AudioError,
+            "the audio file can't be read as audio: Format not recognised",
+        ),
         (AudioContent(str(Path(__file__).parent), duration=1), AudioError, "is no file"),
         (AudioContent(), PromptError, "names no recording"),
         (AudioContent("placeholder"), PromptError, "names no recording"),
+        (AudioContent("https://example.org/a.wav"), AudioError, "https://example.org/a.wav is no file"),
+        (AudioContent(5), AudioError, "audio_url must be an audio file's path, got a int"),
+        (
+            AudioContent(raw_audio=5),
+            AudioError,
+            r"raw_audio must be .* base64, or \(samples, sampling rate\), got a int",
+        ),
+        (AudioContent(raw_audio=(1, 2, 3)), AudioError, "raw_audio must be .*, got a tuple"),
+        (AudioContent(raw_audio=([0.1], RATE)), AudioError, "the samples are a list; expected an array or a tensor"),
+        (AudioContent(raw_audio=([0.1], RATE), offset=0.1), AudioError, "the samples are a list"),
+        (AudioContent(raw_audio=(np.zeros(RATE), "24000"), offset=0.1), AudioError, "sampling_rate is '24000'"),
     ],
 )
 def test_recordings_that_cannot_be_read(content, error, message):
     with pytest.raises(error, match=message) as raised:
         read_recording(content)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("conversation", "message"),
+    [
+        ("hi", r"the conversation holds a str; expected Message\(role, content\)"),
+        (None, r"the conversation is a NoneType; expected a list of Message\(role, content\)"),
+        ([Message("user", 5)], "a user message holds an item of type int"),
+        ([Message("user", TextContent(5))], "the text of a user message is a int; expected a str"),
+        ([Message("user", "\ud800")], "the text of a user message is no valid Unicode"),
+    ],
+)
+def test_what_is_no_conversation(engines, conversation, message):
+    with pytest.raises(PromptError, match=message):
+        engines["boson"].generate(conversation)
+
+
+def test_what_can_only_speak_must_be_told_to(engines):
+    conversation = [Message("system", "Speak."), Message("user", TEXT)]
+    with pytest.raises(PromptError, match="the reply is audio alone; expected force_audio_gen=True"):
+        engines["transformers"].generate(conversation)
+    voice = HiggsAudio.from_pretrained()
+    voice = HiggsAudio(voice.model, voice.audio_tokenizer, "boson")
+    with pytest.raises(CheckpointError, match=r"no text head .*; with force_audio_gen=True it speaks"):
+        voice.generate(conversation)
+
+
+@pytest.mark.parametrize("argument", ["path_or_name", "audio_tokenizer"])
+def test_what_is_no_checkpoint(folder, argument):
+    kind = "model" if argument == "path_or_name" else "audio tokenizer"
+    arguments = {"path_or_name": folder, argument: 5}
+    with pytest.raises(ParameterError, match=f"{kind} must be a string or a path, got 5"):
+        HiggsAudio.from_pretrained(**arguments)
+    arguments[argument] = "https://example.org/voice"
+    with pytest.raises(CheckpointError, match=f"{kind} https://example.org/voice does not exist"):
+        HiggsAudio.from_pretrained(**arguments)
 
 
 def test_the_published_audio_tokenizer_is_the_default(folder, tmp_path, monkeypatch):
@@ -419,8 +485,13 @@ def test_a_part_of_a_long_file_is_read(tmp_path):
     samples, rate = read_recording(AudioContent(str(path), offset=300, duration=1))
     np.testing.assert_array_equal(samples, soundfile.read(path, dtype="float32", start=300 * 8000, frames=8000)[0])
     assert rate == 8000
-    with pytest.raises(AudioError, match="is empty"):
-        read_recording(AudioContent(str(path), offset=601))
+    for cut, message in (
+        ({"offset": 601}, r"offset is 601 s, but .*long.wav lasts 600 s; expected less"),
+        ({"duration": 0}, r"duration is 0 s, which leaves nothing of .*long.wav; expected at least 0.1 s"),
+        ({"offset": 599.99}, r"long.wav lasts 0.01 s; expected at least 0.1 s"),
+    ):
+        with pytest.raises(AudioError, match=message):
+            read_recording(AudioContent(str(path), **cut))
 
 
 @pytest.mark.parametrize(
@@ -430,7 +501,10 @@ def test_a_part_of_a_long_file_is_read(tmp_path):
         ({"duration": float("nan")}, (24000,), "duration must be a number of seconds, at least 0, got nan"),
         ({"offset": "1"}, (24000,), "offset must be a number of seconds, at least 0, got '1'"),
         ({"duration": [1]}, (24000,), r"duration must be a number of seconds, at least 0, got \[1\]"),
-        ({"duration": 0.5}, (2, 24000), r"must have shape \[samples\], got \[2, 24000\]"),
+        ({"offset": 1.5}, (24000,), "offset is 1.5 s, but the audio lasts 1 s; expected less"),
+        ({"offset": 1, "duration": 1}, (24000,), "offset is 1 s, but the audio lasts 1 s; expected less"),
+        ({"duration": 0}, (24000,), "duration is 0 s, which leaves nothing of the audio; expected at least 0.1 s"),
+        ({"offset": 0.5}, (0,), "the audio is empty"),
     ],
 )
 def test_a_cut_that_makes_no_sense_is_refused(cut, shape, message):

@@ -98,6 +98,13 @@ def test_output_paths_that_cannot_be_written(path, message, tmp_path):
         check_output_path(tmp_path / path)
 
 
+def test_what_is_no_path(samples):
+    with pytest.raises(ParameterError, match="path must be a string or a path, got None"):
+        speech_of(samples).save(None)
+    with pytest.raises(ParameterError, match="with a zero byte"):
+        speech_of(samples).save("a\0.wav")
+
+
 def test_checking_an_output_path_leaves_nothing_behind(tmp_path):
     (tmp_path / "old.wav").write_bytes(b"old")
     check_output_path(tmp_path / "new.wav")

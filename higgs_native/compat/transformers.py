@@ -5,16 +5,17 @@
     model = accelerate(HiggsAudioV2ForConditionalGeneration.from_pretrained(name))
     audio = model.generate(**inputs, max_new_tokens=1024)
 
+`from_pretrained` here loads a language model that has no other weights than those of the engine.
+
 The arguments of `generate` are read, checked and completed by transformers' own; only its loop over frames is
 replaced. So everything else of the model, and what `generate` returns, stay what they were.
 """
 
 import inspect
-import weakref
+import os
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial, wraps
-from pathlib import Path
+from functools import cache, partial, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -23,13 +24,14 @@ from typing_extensions import Never
 from higgs_native import ops
 from higgs_native.audio_tokenizer import HiggsAudioTokenizer
 from higgs_native.checkpoint import TEXT_LM_HEAD, expected_tensors, resolve_folder, transformers_name
+from higgs_native.checks import expanded_path
 from higgs_native.codec_checkpoint import convert
 from higgs_native.codec_config import HiggsAudioTokenizerConfig
 from higgs_native.config import HiggsAudioConfig, read_json_object
 from higgs_native.device import checked_device
 from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError, PromptError
 from higgs_native.generation import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
-from higgs_native.model import DEFAULT_CACHE_LENGTH, checked_dtype
+from higgs_native.model import DEFAULT_CACHE_LENGTH, check_cache_length, checked_dtype
 from higgs_native.ops import PackedWeight
 from higgs_native.quantization import Quantization
 
@@ -66,7 +68,8 @@ except ImportError as error:
 
 _USED = ("attention_mask", "audio_input_ids", "audio_input_ids_mask", "position_ids", "past_key_values")
 _WITHOUT_EFFECT = ("use_cache", "logits_to_keep")
-_INSTALLED = "_higgs_native_methods"  # the attribute that lists what a model was given
+# Of `from_pretrained`: how transformers would load or run the same weights.
+_LOADED_WITHOUT = ("attn_implementation", "low_cpu_mem_usage", "trust_remote_code", "use_safetensors")
 
 
 Model = TypeVar("Model", HiggsAudioV2ForConditionalGeneration, HiggsAudioV2TokenizerModel)
@@ -79,7 +82,8 @@ def accelerate(
 
     A language model's embeddings and norms are shared with it. Its matrices are packed for the kernels, and an audio
     tokenizer's tensors copied, so that they are there twice; changes of the model's own after this call have no effect
-    before the next one. `restore` undoes it.
+    before the next one. `restore` undoes it. Until then the model's class is a subclass of what it was, of the same
+    name, and copying or pickling it raises ParameterError.
 
     `generate` takes the arguments it took before: `generation_config`, `max_new_tokens`, `do_sample`, `temperature`,
     `top_k`, `top_p`, `ras_win_len` and `ras_win_max_num_repeat`, `num_return_sequences`, `return_dict_in_generate`,
@@ -92,7 +96,8 @@ def accelerate(
     first, to generate it by the plain model.
 
     Args:
-        model: on the CPU; a language model in float32 or bfloat16, an audio tokenizer in float32.
+        model: on the CPU or a GPU, where it then runs; a language model in float32, bfloat16 or float16, an audio
+            tokenizer in float32.
         max_cache_length: how many positions a language model's sequence may have, prompt and output.
         quantization: of a language model: `fp8`, `int8`, `int4`, or a format for each part; see `Quantization`. None:
             its dtype.
@@ -115,15 +120,17 @@ def accelerate(
     if model.device.type not in ("cpu", "cuda"):
         raise ParameterError(f"the model is on {model.device}; the engine runs on cpu and cuda")
     device = checked_device(model.device)
-    if max_cache_length < 1:
-        raise ParameterError(f"max_cache_length must be at least 1, got {max_cache_length}")
+    check_cache_length(max_cache_length)
     quantization = Quantization.parse(quantization)
     if isinstance(model, HiggsAudioV2TokenizerModel):
-        _install_audio_tokenizer(model)
-        return model
-    config = HiggsAudioConfig.from_dict(model.config.to_dict())
-    weights = _ModelWeights(model, config, quantization)
-    _install_language_model(model, HiggsAudioModel(config, weights, None, device, max_cache_length))
+        native = _native_audio_tokenizer(model, device)
+    else:
+        config = HiggsAudioConfig.from_dict(model.config.to_dict())
+        weights = _ModelWeights(model, config, quantization)
+        native = HiggsAudioModel(config, weights, None, device, max_cache_length)
+    restore(model)
+    model.__class__ = _accelerated(type(model))
+    model.higgs_native = native
     return model
 
 
@@ -135,118 +142,209 @@ def restore(model: Model) -> Model:
     """
     if isinstance(model, _WithoutWeights):
         raise ParameterError("the model has no weights of its own; load it with transformers to have a plain model")
-    for name in model.__dict__.pop(_INSTALLED, ()):
-        model.__dict__.pop(name, None)
+    if isinstance(model, _Accelerated):
+        _, model.__class__ = type(model).__bases__
+        del model.higgs_native
     return model
 
 
 def from_pretrained(
-    path_or_name: str | Path,
-    dtype: str | torch.dtype = "auto",
+    pretrained_model_name_or_path: str | os.PathLike,
+    dtype: str | torch.dtype | None = None,
     max_cache_length: int = DEFAULT_CACHE_LENGTH,
     quantization: str | Quantization | None = None,
+    device: str | torch.device | None = None,
+    *,
+    torch_dtype: str | torch.dtype | None = None,
+    device_map: str | int | torch.device | dict[str, str | int | torch.device] | None = None,
+    revision: str | None = None,
+    **options: Any,
 ) -> HiggsAudioV2ForConditionalGeneration:
     """Load a checkpoint of transformers' layout into a model of which only `generate` can be called.
 
-    transformers' own modules get no weights, so that memory holds them once, packed.
+    transformers' own modules get no weights, so that memory holds them once, packed. `to`, `cuda`, `half` and the like
+    return the model where they ask for what it is already, and raise ParameterError otherwise.
 
     Args:
-        path_or_name: a folder, or a Hub name.
-        dtype: float32, bfloat16, float16, or `auto`: as stored.
+        pretrained_model_name_or_path: a folder, or a Hub name.
+        dtype: float32, bfloat16, float16, or `auto`, the default: as stored.
         max_cache_length, quantization: as for `accelerate`.
+        device: `cpu`, the default, `cuda`, `cuda:1`, ..., or `auto`: a GPU where there is one.
+        torch_dtype: the older name of `dtype`.
+        device_map: transformers' way to name the device: a device, its number, or a dictionary of one device alone.
+        revision: of a Hub name.
+        options: `attn_implementation`, `low_cpu_mem_usage`, `trust_remote_code` and `use_safetensors` have no effect.
 
     Raises:
         CheckpointError, ConfigError: the files are missing, damaged, or of another layout.
-        ParameterError: the dtype, the length or the quantization can't be used.
+        ParameterError: the dtype, the length, the quantization, the device or another option can't be used.
     """
-    folder = resolve_folder(path_or_name)
+    unknown = [name for name in options if name not in _LOADED_WITHOUT]
+    if unknown:
+        raise ParameterError(
+            f"from_pretrained does not take {', '.join(unknown)}; "
+            "load the model with transformers' own from_pretrained, and accelerate(model)"
+        )
+    name = expanded_path("pretrained_model_name_or_path", pretrained_model_name_or_path)
+    chosen_device = _one_device(device, device_map)
+    chosen_dtype = next((given for given in (dtype, torch_dtype) if given is not None), "auto")
+    folder = resolve_folder(name if revision is None or os.path.isdir(name) else f"{name}@{revision}")
     raw = read_json_object(folder / "config.json")
     if "text_config" in raw or raw.get("model_type") != "higgs_audio_v2":
         raise ConfigError(f"{folder} is not of transformers' layout; load it with higgs_native.HiggsAudio")
-    native = HiggsAudioModel.from_pretrained(folder, "cpu", dtype, max_cache_length, quantization)
+    native = HiggsAudioModel.from_pretrained(folder, chosen_device, chosen_dtype, max_cache_length, quantization)
     with torch.device("meta"):
         model = _WithoutWeights(HiggsAudioV2Config.from_dict(raw)).eval()
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    _install_language_model(model, native)
+    model.higgs_native = native
     return model
 
 
-class _WithoutWeights(HiggsAudioV2ForConditionalGeneration):
-    """A model whose tensors have no memory."""
+def _one_device(device: str | torch.device | None, device_map: Any) -> torch.device:
+    """The device that `device` or `device_map` names."""
+    if device is not None and device_map is not None:
+        raise ParameterError("both device and device_map are given; expected one of them")
+    if device_map is None:
+        return checked_device("cpu" if device is None else device)
+    places = list(device_map.values()) if isinstance(device_map, dict) else [device_map]
+    devices = {checked_device(f"cuda:{place}" if isinstance(place, int) else place) for place in places}
+    if len(devices) != 1:
+        raise ParameterError(f"device_map must name one device for the whole model, got {device_map!r}")
+    return devices.pop()
 
-    @property
-    def device(self) -> torch.device:
-        """Where inputs belong."""
-        return torch.device("cpu")
+
+class _Accelerated:
+    """What stands before a model's own class while it is accelerated. Methods of the class, and not of the model:
+    bound, they hold it, and it does not hold them.
+
+    Attributes:
+        higgs_native: what its methods run.
+    """
+
+    higgs_native: HiggsAudioModel | HiggsAudioTokenizer
+
+    def _native(self) -> HiggsAudioModel | HiggsAudioTokenizer:
+        if self.device != self.higgs_native.device:
+            raise ParameterError(
+                f"the model is on {self.device}, but was accelerated on {self.higgs_native.device}; "
+                "accelerate(model) again"
+            )
+        return self.higgs_native
+
+    def __reduce_ex__(self, protocol: int) -> Never:
+        raise ParameterError("an accelerated model can't be copied or pickled; restore(model) first")
 
 
-def _install_language_model(model: HiggsAudioV2ForConditionalGeneration, native: HiggsAudioModel) -> None:
-    plain = type(model).generate
-    # Weak: a method that held its model would keep gigabytes until a garbage collection.
-    reference = weakref.ref(model)
+class _Generating(_Accelerated):
+    """A language model whose loop over frames is native."""
 
-    @wraps(plain)
-    def generate(*arguments: Any, **options: Any) -> HiggsAudioV2GenerationOutput | torch.Tensor:
-        model = reference()
-        given = inspect.signature(plain).bind(model, *arguments, **options).arguments
+    @wraps(HiggsAudioV2ForConditionalGeneration.generate)
+    def generate(self, *arguments: Any, **options: Any) -> HiggsAudioV2GenerationOutput | torch.Tensor:
+        plain = super().generate
+        given = inspect.signature(plain).bind(*arguments, **options).arguments
         if given.get("custom_generate") is not None:
             raise _unsupported("custom_generate")
         # transformers gives a custom loop no streamer.
-        loop = partial(_decode, native, given.get("streamer"))
-        return plain(model, *arguments, **options, custom_generate=loop)
-
-    _install(model, {"generate": generate})
+        loop = partial(_decode, self._native(), given.get("streamer"))
+        return plain(*arguments, **options, custom_generate=loop)
 
 
-def _install(model: Model, methods: dict[str, Callable[..., Any]]) -> None:
-    """Let the model have `methods` instead of its class's, until `restore`."""
+class _Tokenizing(_Accelerated):
+    """An audio tokenizer that encodes and decodes natively."""
 
-    def refuse_copy(memo: dict[int, Any]) -> Never:
-        raise ParameterError(
-            "an accelerated model can't be copied: its methods are another model's; restore(model) first"
-        )
-
-    methods = methods | {"__deepcopy__": refuse_copy}
-    model.__dict__.update(methods, **{_INSTALLED: tuple(methods)})
-
-
-def _install_audio_tokenizer(model: HiggsAudioV2TokenizerModel) -> None:
-    if model.dtype != torch.float32:
-        raise ParameterError(f"the audio tokenizer is in {model.dtype}; expected torch.float32")
-    config = HiggsAudioTokenizerConfig.from_dict(model.config.to_dict())
-    native = HiggsAudioTokenizer(config, convert(model.state_dict(), config), checked_device(model.device))
-    reference = weakref.ref(model)
-
-    @wraps(type(model).encode)
+    @wraps(HiggsAudioV2TokenizerModel.encode)
     def encode(
-        input_values: torch.Tensor, bandwidth: float | None = None, return_dict: bool | None = None
+        self, input_values: torch.Tensor, bandwidth: float | None = None, return_dict: bool | None = None
     ) -> torch.Tensor | HiggsAudioV2TokenizerEncoderOutput:
-        model = reference()
+        native = self._native()
         if input_values.dim() != 3 or input_values.shape[1] != 1:
             raise AudioError(f"input_values must have shape [batch, 1, samples], got {list(input_values.shape)}")
-        bandwidths = model.config.target_bandwidths
+        bandwidths = self.config.target_bandwidths
         if bandwidth is not None and bandwidth not in bandwidths:
             raise ParameterError(f"bandwidth must be one of {bandwidths}, got {bandwidth}")
-        levels = model.quantizer.get_num_quantizers_for_bandwidth(bandwidths[-1] if bandwidth is None else bandwidth)
+        levels = self.quantizer.get_num_quantizers_for_bandwidth(bandwidths[-1] if bandwidth is None else bandwidth)
         rows = [native.encode(row[0], native.sampling_rate, "transformers")[:levels] for row in input_values]
         codes = torch.stack(rows).to(input_values.device)
-        wants_dict = model.config.return_dict if return_dict is None else return_dict
+        wants_dict = self.config.return_dict if return_dict is None else return_dict
         return HiggsAudioV2TokenizerEncoderOutput(codes) if wants_dict else codes
 
-    @wraps(type(model).decode)
+    @wraps(HiggsAudioV2TokenizerModel.decode)
     def decode(
-        audio_codes: torch.Tensor, return_dict: bool | None = None
+        self, audio_codes: torch.Tensor, return_dict: bool | None = None
     ) -> torch.Tensor | HiggsAudioV2TokenizerDecoderOutput:
+        native = self._native()
         if audio_codes.dim() != 3 or audio_codes.shape[1] != native.num_codebooks:
             raise _unsupported(
                 f"audio_codes of shape {list(audio_codes.shape)}, not [batch, {native.num_codebooks}, *]"
             )
         audio = torch.stack([native.decode(codes) for codes in audio_codes])[:, None].to(audio_codes.device)
-        wants_dict = reference().config.return_dict if return_dict is None else return_dict
+        wants_dict = self.config.return_dict if return_dict is None else return_dict
         return HiggsAudioV2TokenizerDecoderOutput(audio) if wants_dict else audio
 
-    _install(model, {"encode": encode, "decode": decode})
+
+@cache
+def _accelerated(plain: type[Model]) -> type[Model]:
+    """The class of accelerated models of the class `plain`."""
+    methods = _Generating if issubclass(plain, HiggsAudioV2ForConditionalGeneration) else _Tokenizing
+    # The name stays: transformers writes it into the files that it saves.
+    return type(plain.__name__, (methods, plain), {"__module__": plain.__module__, "__qualname__": plain.__qualname__})
+
+
+def _needs_weights(name: str, what: str | None = None) -> Callable[..., Never]:
+    """The method `name` of a model without weights; `what` it would do, for the message."""
+
+    @wraps(getattr(HiggsAudioV2ForConditionalGeneration, name))
+    def method(self: "_WithoutWeights", *arguments: Any, **options: Any) -> Never:
+        raise ParameterError(
+            f"{what or name}: this model has no weights of its own, and can only generate; "
+            "HiggsAudioV2ForConditionalGeneration.from_pretrained loads the plain one, which can"
+        )
+
+    return method
+
+
+class _WithoutWeights(_Generating, HiggsAudioV2ForConditionalGeneration):
+    """A model whose tensors have no memory."""
+
+    forward = _needs_weights("forward")
+    state_dict = _needs_weights("state_dict")
+    load_state_dict = _needs_weights("load_state_dict")
+    save_pretrained = _needs_weights("save_pretrained")
+    push_to_hub = _needs_weights("push_to_hub")
+    __reduce_ex__ = _needs_weights("__reduce_ex__", "copying or pickling")
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs, and inputs belong."""
+        return self.higgs_native.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights that are not quantized."""
+        return self.higgs_native.dtype
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "_WithoutWeights":
+        """What `to`, `cuda`, `cpu`, `half` and the like do to each tensor: here nothing may change."""
+        try:
+            asked = fn(torch.empty(0, dtype=self.dtype, device=self.device))
+            is_present = (asked.dtype, asked.device) == (self.dtype, self.device)
+            wish = f"can't be changed to {asked.dtype} on {asked.device}"
+        except (AssertionError, RuntimeError) as error:  # torch has no such device
+            is_present, wish = False, f"can't be moved ({str(error).splitlines()[0]})"
+        if is_present:
+            return self
+        raise ParameterError(
+            f"the model is in {self.dtype} on {self.device} and {wish}; "
+            "load it as it shall be: from_pretrained(name, dtype=..., device=...)"
+        )
+
+
+def _native_audio_tokenizer(model: HiggsAudioV2TokenizerModel, device: torch.device) -> HiggsAudioTokenizer:
+    if model.dtype != torch.float32:
+        raise ParameterError(f"the audio tokenizer is in {model.dtype}; expected torch.float32")
+    config = HiggsAudioTokenizerConfig.from_dict(model.config.to_dict())
+    return HiggsAudioTokenizer(config, convert(model.state_dict(), config), device)
 
 
 class _ModelWeights:
@@ -459,4 +557,7 @@ def _next_ids(model: HiggsAudioV2ForConditionalGeneration, frames: torch.Tensor,
 
 
 def _unsupported(what: str) -> ParameterError:
-    return ParameterError(f"{what}: the native engine can't; restore(model) gives the plain model, which may")
+    return ParameterError(
+        f"{what}: the native engine can't; restore(model), or transformers' from_pretrained, gives the plain model, "
+        "which may"
+    )

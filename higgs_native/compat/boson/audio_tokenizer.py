@@ -7,6 +7,7 @@ import torch
 
 from higgs_native import generation
 from higgs_native.audio_tokenizer import HiggsAudioTokenizer, checked_rate, mono_samples, read_audio
+from higgs_native.checks import integer_tensor
 from higgs_native.errors import AudioError
 from higgs_native.loudness import normalized_to
 
@@ -68,14 +69,14 @@ class BosonAudioTokenizer:
             samples, sr = mono_samples(np.asarray(audio_path_or_wv)), checked_rate(sr)
         return self.native.encode(normalized_to(samples, sr, loudness_threshold), sr)
 
-    def decode(self, vq_code: torch.Tensor) -> np.ndarray:
+    def decode(self, vq_code: torch.Tensor | np.ndarray) -> np.ndarray:
         """Decode codes [1, codebooks, frames] or [codebooks, frames] to audio [1, 1, samples], float32.
 
         Raises:
             AudioError: the codes have another shape, or lie out of range.
         """
-        codes = vq_code[0] if vq_code.dim() == 3 and len(vq_code) == 1 else vq_code
-        return self.native.decode(codes).numpy()[None, None]
+        has_batch = np.ndim(vq_code) == 3 and len(vq_code) == 1
+        return self.native.decode(vq_code[0] if has_batch else vq_code).numpy()[None, None]
 
 
 def load_higgs_audio_tokenizer(tokenizer_name_or_path: str, device: str = "auto") -> BosonAudioTokenizer:
@@ -88,9 +89,12 @@ def load_higgs_audio_tokenizer(tokenizer_name_or_path: str, device: str = "auto"
     return BosonAudioTokenizer(HiggsAudioTokenizer.from_pretrained(tokenizer_name_or_path, device))
 
 
-def revert_delay_pattern(data: torch.Tensor, start_idx: int = 0) -> torch.Tensor:
+def revert_delay_pattern(data: torch.Tensor | np.ndarray, start_idx: int = 0) -> torch.Tensor:
     """Take the diagonals of delayed codes: [codebooks, N] -> [codebooks, N - codebooks + 1 - start_idx], int64.
 
     Too few frames for a whole column give [codebooks, 0].
+
+    Raises:
+        ParameterError: the codes are no integers, or of another shape.
     """
-    return generation.revert_delay_pattern(torch.as_tensor(data))[:, start_idx:]
+    return generation.revert_delay_pattern(integer_tensor("delayed codes", data))[:, start_idx:]

@@ -82,6 +82,8 @@ class HiggsAudioModelClient:
         """
         if not chunked_text:
             raise PromptError("chunked_text is empty; expected at least one chunk")
+        if isinstance(chunked_text, str):
+            raise ParameterError(f"chunked_text must be a list of strings, got the string {chunked_text!r}")
         check_integer("generation_chunk_buffer_size", generation_chunk_buffer_size, optional=True)
         if generation_chunk_buffer_size is not None and generation_chunk_buffer_size < 0:
             raise ParameterError(
@@ -93,7 +95,8 @@ class HiggsAudioModelClient:
         turns: list[tuple[str, torch.Tensor]] = []  # the context: chunks, and their codes
         text = ""
         for index, chunk in enumerate(chunked_text):
-            prompt = build_prompt([*messages, *spoken_turns(turns), Message("user", chunk)], tokenizer, "boson")
+            turns_so_far = [*messages, *spoken_turns(turns), Message("user", chunk)]
+            prompt = build_prompt(turns_so_far, tokenizer, "boson", force_audio_gen=self._model.text_head is None)
             output = self._model.generate(
                 prompt.input_ids,
                 reference_codes=[*audio_ids, *(codes for _, codes in turns)],

@@ -13,7 +13,7 @@ from higgs_native.compat.boson.audio_tokenizer import load_higgs_audio_tokenizer
 from higgs_native.compat.boson.streamer import DELTAS_AHEAD, HiggsAudioStreamerDelta, TextDeltas
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.generation import DEFAULT_STOP_STRINGS, GenerationOutput, HiggsAudioModel, SamplingParameters
-from higgs_native.model import load_tokenizer
+from higgs_native.model import check_cache_length, load_tokenizer
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt import ChatMLSample
 from higgs_native.quantization import Quantization
@@ -114,6 +114,7 @@ class HiggsAudioServeEngine:
             seed: the same seed gives the same reply.
 
         Raises:
+            CheckpointError: the checkpoint has no text head, and `force_audio_gen` is not set.
             PromptError: the conversation can't become a prompt, or is longer than the cache.
             AudioError: a recording can't be read or used.
             ParameterError: a parameter is outside its range.
@@ -151,7 +152,7 @@ class HiggsAudioServeEngine:
         Args: as for `generate`.
 
         Raises:
-            PromptError, AudioError, ParameterError: as for `generate`; and any error of the thread.
+            CheckpointError, PromptError, AudioError, ParameterError: as for `generate`; and any error of the thread.
         """
         sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
         generate = self._prepare(chat_ml_sample, force_audio_gen, sampling, max_new_tokens, stop_strings)
@@ -206,8 +207,10 @@ def load_model(
     quantization: str | Quantization | None,
 ) -> HiggsAudioModel:
     """Load the language model, and its text tokenizer; arguments and errors are those of `HiggsAudioServeEngine`."""
-    if not lengths or any(not isinstance(length, int) or length < 1 for length in lengths):
-        raise ParameterError(f"kv_cache_lengths must be positive numbers of positions, got {list(lengths)}")
+    if not isinstance(lengths, Sequence) or not lengths:
+        raise ParameterError(f"kv_cache_lengths must be a list of numbers of positions, got {lengths!r}")
+    for length in lengths:
+        check_cache_length(length, "each of kv_cache_lengths")
     model = HiggsAudioModel.from_pretrained(path, device, dtype, max(lengths), quantization)
     if tokenizer_path is not None:
         model.tokenizer = load_tokenizer(resolve_folder(tokenizer_path, kind="tokenizer"))
