@@ -3,7 +3,7 @@
     python examples/dialogue.py "[SPEAKER0] Where is the key? [SPEAKER1] It is on the table."
 
 The published model takes the whole dialogue as one text, so that the speakers answer each other's tone. The embedded
-voice was trained on one speaker a text: without --model each turn is spoken by itself, and the turns are joined.
+voice was trained on one speaker a text: with it each turn is spoken by itself, and the turns are joined.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
     if not speakers or max(speakers) >= len(voices):
         parser.error(f"the text must have tags from [SPEAKER0] to [SPEAKER{len(voices) - 1}], one for each --voice")
     engine = HiggsAudio.from_pretrained(args.model)
-    if args.model is None:
+    if engine.is_embedded_voice:
         audio = speak_in_turn(engine, args.text, voices, args.seed)
         with writing_audio(args.out, engine.audio_tokenizer.sampling_rate) as file:
             file.write(audio)

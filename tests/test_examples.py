@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 
 import higgs_native
 from higgs_native import HiggsAudio, HiggsAudioModel, SpeechStream
-from higgs_native.pipeline import EMBEDDED_VOICE
+from higgs_native.pipeline import EMBEDDED_VOICE, EMBEDDED_VOICE_KEY
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -184,9 +185,18 @@ def test_the_turns_of_the_dialogue_are_in_their_voices(run, tmp_path):
     assert pitches == pytest.approx([200, 100, 200], rel=0.1)
 
 
-def test_a_named_model_takes_the_dialogue_in_one_text(run, tmp_path):
-    assert run("dialogue.py", "--model", EMBEDDED_VOICE) == ("", 0)
-    assert soundfile.info(tmp_path / "dialogue.wav").duration > 1
+def test_another_model_takes_the_dialogue_in_one_text(run, tmp_path):
+    shutil.copytree(EMBEDDED_VOICE, tmp_path / "model")
+    described = json.loads((EMBEDDED_VOICE / "config.json").read_text())
+    del described[EMBEDDED_VOICE_KEY]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(described))
+    turns = {}
+    for model in (EMBEDDED_VOICE, tmp_path / "model"):
+        assert run("dialogue.py", "--model", model) == ("", 0)
+        audio, _ = soundfile.read(tmp_path / "dialogue.wav")
+        turns[model] = audio[-6000:]
+    assert not turns[EMBEDDED_VOICE].any()  # the pause behind a turn
+    assert turns[tmp_path / "model"].any()
 
 
 @pytest.mark.parametrize("text", ["Hello.", "[SPEAKER0] Hello. [SPEAKER2] Hello."])
