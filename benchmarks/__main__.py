@@ -34,7 +34,7 @@ import bench_streaming  # noqa: E402
 import torch  # noqa: E402
 from measure import ReadBandwidth, summary, write_json  # noqa: E402
 
-from higgs_native import HiggsAudio  # noqa: E402
+from higgs_native import HiggsAudio, exit_on_bad_input  # noqa: E402
 from higgs_native.checkpoint import resolve_folder  # noqa: E402
 from higgs_native.codec_config import HiggsAudioTokenizerConfig  # noqa: E402
 from higgs_native.random_checkpoint import (  # noqa: E402
@@ -47,6 +47,7 @@ from higgs_native.random_checkpoint import (  # noqa: E402
 SECTIONS = ("bandwidth", "products", "codec", "streaming", "frame", "prefix", "speech", "python")
 
 
+@exit_on_bad_input()
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="the checkpoint of the sections frame and prefix: a folder or a Hub name")
@@ -67,6 +68,8 @@ def main() -> None:
     temporary = tempfile.TemporaryDirectory()
     # Written where a section asks for it, once.
     checkpoint = cache(lambda: resolve_folder(args.model or write_checkpoint(temporary.name, args.layers, args.quick)))
+    if args.model:
+        checkpoint()  # before the sections that don't need it
     report: dict[str, Any] = {"quick": args.quick}
     sections = {
         "bandwidth": lambda: run_bandwidth(args.quick),

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from higgs_native import HiggsAudio, HiggsNativeError, Voice, list_voices
+from higgs_native import HiggsAudio, HiggsNativeError, Voice, exit_on_bad_input, list_voices
 
 
 EXAMPLES = Path(__file__).parent
@@ -29,6 +29,7 @@ class Row:
     seed: int
 
 
+@exit_on_bad_input(OSError, ValueError)  # a file that can't be read, and a row that can't be spoken
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a folder or a Hub name; by default the embedded voice")
@@ -38,10 +39,7 @@ def main() -> None:
     args = parser.parse_args()
 
     # The whole manifest is checked before the first text is spoken.
-    try:
-        rows = list(read_manifest(args.manifest, list_voices(args.voices_folder)))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    rows = list(read_manifest(args.manifest, list_voices(args.voices_folder)))
     args.out.mkdir(parents=True, exist_ok=True)
     engine = HiggsAudio.from_pretrained(args.model)
     failed = 0

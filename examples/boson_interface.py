@@ -9,10 +9,13 @@ import argparse
 
 import soundfile
 
+from higgs_native import exit_on_bad_input
 from higgs_native.compat.boson import ChatMLSample, HiggsAudioServeEngine, Message
 from higgs_native.pipeline import EMBEDDED_VOICE
+from higgs_native.speech import check_output_path
 
 
+@exit_on_bad_input()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", nargs="?", default="The sun rises in the east and sets in the west.")
@@ -22,6 +25,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
+    check_output_path(args.out)  # before the work, not after it
     model, audio_tokenizer = args.model, args.audio_tokenizer
     if model is None:
         model, audio_tokenizer = str(EMBEDDED_VOICE), str(EMBEDDED_VOICE / "audio_tokenizer")

@@ -8,12 +8,14 @@ cloned from it. That is also how a voice that the model has made up is kept for 
 
 import argparse
 
-from higgs_native import HiggsAudio, Voice
+from higgs_native import HiggsAudio, Voice, exit_on_bad_input
+from higgs_native.speech import check_output_path
 
 
 REFERENCE_TEXT = "My name is on the list, and my house is on the hill."
 
 
+@exit_on_bad_input()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", nargs="?", default="The train to the city leaves at seven in the morning.")
@@ -25,6 +27,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
+    check_output_path(args.out)  # before the work, not after it
     engine = HiggsAudio.from_pretrained(args.model)
     reference_audio, reference_text = args.reference_audio, args.reference_text
     if reference_audio is None:

@@ -3,7 +3,7 @@
     python examples/dialogue.py "[SPEAKER0] Where is the key? [SPEAKER1] It is on the table."
 
 The published model takes the whole dialogue as one text, so that the speakers answer each other's tone. The embedded
-voice was trained on one speaker a text: without --model each turn is spoken by itself, and the turns are joined.
+voice was trained on one speaker a text: with it each turn is spoken by itself, and the turns are joined.
 """
 
 import argparse
@@ -11,9 +11,9 @@ import re
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from higgs_native import HiggsAudio, Voice, find_voice
+from higgs_native import HiggsAudio, Voice, exit_on_bad_input, find_voice
+from higgs_native.speech import check_output_path, writing_audio
 
 
 DIALOGUE = (
@@ -26,6 +26,7 @@ VOICES = "profile:feminine,profile:masculine"
 PAUSE_SECONDS = 0.25
 
 
+@exit_on_bad_input()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", nargs="?", default=DIALOGUE)
@@ -36,14 +37,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
+    check_output_path(args.out)  # before the work, not after it
     voices = [find_voice(name, args.voices_folder) for name in args.voice.split(",")]
     speakers = [int(number) for number in re.findall(r"\[SPEAKER(\d+)\]", args.text)]
     if not speakers or max(speakers) >= len(voices):
         parser.error(f"the text must have tags from [SPEAKER0] to [SPEAKER{len(voices) - 1}], one for each --voice")
     engine = HiggsAudio.from_pretrained(args.model)
-    if args.model is None:
+    if engine.is_embedded_voice:
         audio = speak_in_turn(engine, args.text, voices, args.seed)
-        soundfile.write(args.out, audio, engine.audio_tokenizer.sampling_rate)
+        with writing_audio(args.out, engine.audio_tokenizer.sampling_rate) as file:
+            file.write(audio)
     else:
         engine.speak(args.text, voice=voices, seed=args.seed).save(args.out)
     print(args.out)

@@ -6,7 +6,8 @@ Without a book a short text is spoken, and without --model by the small voice th
 import argparse
 from pathlib import Path
 
-from higgs_native import HiggsAudio, LongSpeech
+from higgs_native import HiggsAudio, LongSpeech, exit_on_bad_input
+from higgs_native.speech import check_output_path
 
 
 TEXT = """The Morning
@@ -15,22 +16,29 @@ The sun rises in the east. The water is cold and clear, and the children play in
 
 "Good morning," she said. My mother and my father live in a small house near the river. They drink tea every day."""
 
-parser = argparse.ArgumentParser(description="Speak a long text.")
-parser.add_argument("book", nargs="?", type=Path, help="a text file")
-parser.add_argument("--out", default="book.wav")
-parser.add_argument("--model", help="a checkpoint's folder, or its name on the Hub")
-parser.add_argument("--scene", help="where it is spoken, or how")
-arguments = parser.parse_args()
 
-text = arguments.book.read_text(encoding="utf-8") if arguments.book else TEXT
-engine = HiggsAudio.from_pretrained(arguments.model)
-speech = LongSpeech(engine, text, folder=f"{arguments.out}.parts", scene=arguments.scene)
-for chunk in speech:
-    # A player could start here: `chunk.audio` is a piece of the whole, the pause before it included.
-    print(
-        f"{chunk.index + 1} of {len(speech)}: {chunk.duration:.2f} s, {len(chunk.attempts)} tried: {chunk.text.text}"
-    )
-    for fault in chunk.faults:
-        print(f"  the best one has a fault: {fault}")
-speech.save(arguments.out)
-print(f"{arguments.out} is written; the chunks are in {speech.folder}")
+@exit_on_bad_input(OSError, UnicodeDecodeError)  # a book that can't be read
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speak a long text.")
+    parser.add_argument("book", nargs="?", type=Path, help="a text file")
+    parser.add_argument("--out", default="book.wav")
+    parser.add_argument("--model", help="a checkpoint's folder, or its name on the Hub")
+    parser.add_argument("--scene", help="where it is spoken, or how")
+    args = parser.parse_args()
+
+    check_output_path(args.out)  # before the work, not after it
+    text = args.book.read_text(encoding="utf-8") if args.book else TEXT
+    engine = HiggsAudio.from_pretrained(args.model)
+    speech = LongSpeech(engine, text, folder=f"{args.out}.parts", scene=args.scene)
+    for chunk in speech:
+        # A player could start here: `chunk.audio` is a piece of the whole, the pause before it included.
+        place = f"{chunk.index + 1} of {len(speech)}"
+        print(f"{place}: {chunk.duration:.2f} s, {len(chunk.attempts)} tried: {chunk.text.text}")
+        for fault in chunk.faults:
+            print(f"  the best one has a fault: {fault}")
+    speech.save(args.out)
+    print(f"{args.out} is written; the chunks are in {speech.folder}")
+
+
+if __name__ == "__main__":
+    main()

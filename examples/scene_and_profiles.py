@@ -10,12 +10,14 @@ The embedded voice knows the four descriptions in `voices`, and was trained with
 import argparse
 from pathlib import Path
 
-from higgs_native import HiggsAudio, find_voice, list_voices
+from higgs_native import HiggsAudio, exit_on_bad_input, find_voice, list_voices
+from higgs_native.speech import check_output_path
 
 
 VOICES_FOLDER = Path(__file__).with_name("voices")
 
 
+@exit_on_bad_input()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", nargs="?", default="The old house stands between the river and the forest.")
@@ -27,6 +29,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
+    check_output_path(args.out)  # before the work, not after it
     for name, voice in list_voices(args.voices_folder).items():
         print(f"{name}: {voice.profile or voice.reference_text or 'a recording without its words'}")
     voice = find_voice(args.voice, args.voices_folder)

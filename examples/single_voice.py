@@ -8,9 +8,11 @@ Without --model the small voice speaks that comes with the package.
 
 import argparse
 
-from higgs_native import HiggsAudio
+from higgs_native import HiggsAudio, exit_on_bad_input
+from higgs_native.speech import check_output_path
 
 
+@exit_on_bad_input()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", nargs="?", default="The sun rises in the east and sets in the west.")
@@ -20,6 +22,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.3, help="0 takes the most likely codes")
     args = parser.parse_args()
 
+    check_output_path(args.out)  # before the work, not after it
     engine = HiggsAudio.from_pretrained(args.model)
     speech = engine.speak(args.text, seed=args.seed, temperature=args.temperature)
     speech.save(args.out)

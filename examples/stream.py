@@ -4,19 +4,21 @@
     python examples/stream.py --out - | aplay -f S16_LE -r 24000
     python examples/stream.py --play
 
-A file grows while it is made; a pipe gets raw PCM; `--play` needs `pip install sounddevice`.
+A pipe gets raw PCM; a file appears when it is whole; `--play` needs `pip install sounddevice`.
 """
 
 import argparse
+import signal
 import sys
 from contextlib import ExitStack
 
 import numpy as np
-import soundfile
 
-from higgs_native import HiggsAudio
+from higgs_native import HiggsAudio, exit_on_bad_input
+from higgs_native.speech import check_output_path, writing_audio
 
 
+@exit_on_bad_input()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", nargs="?", default="The wind and the rain came over the mountain in the night.")
@@ -30,6 +32,8 @@ def main() -> None:
             import sounddevice
         except (ImportError, OSError) as error:  # OSError: its library, PortAudio, is missing
             parser.error(f"--play needs PortAudio and sounddevice (pip install sounddevice): {error}")
+    elif args.out != "-":
+        check_output_path(args.out)  # before the work, not after it
 
     engine = HiggsAudio.from_pretrained(args.model)
     stream = engine.stream(args.text, seed=args.seed)
@@ -38,9 +42,10 @@ def main() -> None:
             options = {"samplerate": stream.sampling_rate, "channels": 1, "dtype": "float32"}
             write = stack.enter_context(sounddevice.OutputStream(**options)).write
         elif args.out == "-":
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that leaves ends this, as it ends `cat`
             write = write_pcm
         else:
-            write = stack.enter_context(soundfile.SoundFile(args.out, "w", stream.sampling_rate, channels=1)).write
+            write = stack.enter_context(writing_audio(args.out, stream.sampling_rate)).write
         for chunk in stream:
             write(chunk.samples)
     print(f"the first audio came after {stream.first_audio_seconds:.2f} s", file=sys.stderr)

@@ -19,8 +19,10 @@ from transformers import (
     logging,
 )
 
+from higgs_native import exit_on_bad_input
 from higgs_native.compat.transformers import accelerate
 from higgs_native.pipeline import EMBEDDED_VOICE
+from higgs_native.speech import check_output_path
 
 
 # The published checkpoint brings its own; the embedded voice has no files for a processor.
@@ -31,6 +33,7 @@ CHAT_TEMPLATE = (
 )
 
 
+@exit_on_bad_input(OSError, ValueError)  # which transformers raises where there is no such model
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", nargs="?", default="The sun rises in the east and sets in the west.")
@@ -39,6 +42,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
+    check_output_path(args.out)  # before the work, not after it
     model = accelerate(HiggsAudioV2ForConditionalGeneration.from_pretrained(args.model or EMBEDDED_VOICE))
     processor = AutoProcessor.from_pretrained(args.model) if args.model else embedded_processor(model)
     accelerate(processor.audio_tokenizer)

@@ -13,6 +13,7 @@ from higgs_native.errors import (
     HiggsNativeError,
     ParameterError,
     PromptError,
+    exit_on_bad_input,
 )
 from higgs_native.generation import GenerationMode, GenerationOutput, HiggsAudioModel, SamplingParameters
 from higgs_native.long_form import LongSpeech
@@ -57,6 +58,7 @@ __all__ = [
     "build_prompt",
     "check_recording",
     "chunk_text",
+    "exit_on_bad_input",
     "find_voice",
     "list_voices",
     "normalize_text",

@@ -4,7 +4,9 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ from higgs_native.checkpoint import resolve_folder
 from higgs_native.chunk_folder import ChunkFolder
 from higgs_native.chunking import chunk_text
 from higgs_native.device import checked_device
-from higgs_native.errors import AudioError, HiggsNativeError, ParameterError, PromptError
+from higgs_native.errors import AudioError, ParameterError, PromptError, exit_on_bad_input, exit_with_error
 from higgs_native.files import check_file_can_be_made, locked
 from higgs_native.generation import SamplingParameters, check_parameters
 from higgs_native.long_form import CHUNK_SECONDS, MAX_RETRIES, LongSpeech, check_long_form
@@ -301,7 +303,7 @@ def quantize(
     folder = resolve_folder(source)
     model = LanguageModel.from_pretrained(folder, quantization=quantization)
     write_packed(model.named_weights(), model.quantization, folder, target)
-    print(f"{target}: {model.nbytes / 1e9:.2f} GB of weights")
+    print(f"{target}: {_size(model.nbytes)} of weights")
 
 
 @app.command()
@@ -315,6 +317,9 @@ def voices(
     Below a name stands what is wrong with its recording, and what would be right.
     """
     listed = list_voices(folder)
+    if not listed:
+        place = folder or os.environ[VOICES_VARIABLE]
+        print(f"{place} holds no voices: neither recordings nor config.json nor profile.yaml", file=sys.stderr)
     unusable = []
     for name, voice in listed.items():
         print(f"{name}\t{voice.profile or voice.reference_text or ''}")
@@ -352,25 +357,22 @@ def info() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0, 1 on an unexpected error, 2 on bad input, with one line on stderr.
+    """Run the command and exit: 0, 1 on an unexpected error, 2 on bad input, with one line on stderr; 143 on SIGTERM.
 
     Args:
         arguments: by default those of the process.
     """
+    if threading.current_thread() is threading.main_thread():  # no other may set a handler
+        # An exception, as Ctrl-C is: what is half-written gets removed.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        check_instruction_set()
-        app(arguments)
-    except HiggsNativeError as error:
-        _fail(error, 2)
+        with exit_on_bad_input():
+            check_instruction_set()
+            app(arguments)
     except Exception as error:
         if os.environ.get("HIGGS_NATIVE_TRACEBACK"):
             raise
-        _fail(f"{type(error).__name__}: {error} (HIGGS_NATIVE_TRACEBACK=1 shows where)", 1)
-
-
-def _fail(error: Exception | str, code: int) -> None:
-    print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
-    sys.exit(code)
+        exit_with_error(f"{type(error).__name__}: {error} (HIGGS_NATIVE_TRACEBACK=1 shows where)", 1)
 
 
 def _checked_voices(
@@ -460,6 +462,13 @@ def _write_stream(speech: SpeechStream, path: Path) -> None:
     if speech.underrun_margin_seconds is not None:
         report += f", under-run margin {speech.underrun_margin_seconds:.2f} s (below zero, a player runs dry)"
     print(report, file=sys.stderr)
+
+
+def _size(nbytes: int) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if nbytes >= unit:
+            return f"{nbytes / unit:.2f} {name}"
+    return f"{nbytes / 1e3:.2f} kB"
 
 
 def _read_text(text: str) -> str:

@@ -1,5 +1,10 @@
 """The errors that users can mend. Each says in one line what is wrong and what would be right."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
 
 class HiggsNativeError(Exception):
     """Base of the errors that this package raises on bad input."""
@@ -27,3 +32,26 @@ class ParameterError(HiggsNativeError, ValueError):
 
 class GenerationError(HiggsNativeError, RuntimeError):
     """The model did not do what it was asked to, with any of the seeds that were tried."""
+
+
+@contextmanager
+def exit_on_bad_input(*others: type[Exception]) -> Iterator[None]:
+    """End the program at an error that bad input causes, with one line on standard error and exit status 2.
+
+        @exit_on_bad_input()
+        def main() -> None:
+            HiggsAudio.from_pretrained("no/such/model")
+
+    Args:
+        others: errors that bad input causes in this program, beside HiggsNativeError.
+    """
+    try:
+        yield
+    except (HiggsNativeError, *others) as error:
+        exit_with_error(error, 2)
+
+
+def exit_with_error(error: Exception | str, status: int) -> NoReturn:
+    """Print an error as one line on standard error, and exit with `status`."""
+    print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+    sys.exit(status)

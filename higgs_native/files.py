@@ -1,11 +1,12 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 import errno
 import fcntl
 import glob
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from higgs_native.errors import ParameterError
@@ -13,20 +14,22 @@ from higgs_native.errors import ParameterError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`, renamed to it at the end, or removed where writing fails.
+    """Give a temporary name beside `path`, for a file or a folder, renamed to it at the end, or removed where writing
+    fails.
 
     What processes left that were killed while they wrote to `path` is removed.
     """
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         process = leftover.name.split(".")[-2]
-        if process.isdecimal() and not _is_running(int(process)):
-            leftover.unlink(missing_ok=True)
+        # In containers, the process that was killed often had the id that this one has.
+        if process.isdecimal() and (int(process) == os.getpid() or not _is_running(int(process))):
+            _remove(leftover)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 @contextmanager
@@ -62,6 +65,15 @@ def check_file_can_be_made(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ParameterError(f"{path} can't be written: {error.strerror}") from None
+
+
+def _remove(path: Path) -> None:
+    """Delete a file or a folder, as far as there is one and its owner allows it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(FileNotFoundError, PermissionError):
+            path.unlink()
 
 
 def _is_running(process: int) -> bool:

@@ -16,7 +16,7 @@ import torch
 from higgs_native.audio_tokenizer import HiggsAudioTokenizer, checked_rate, cut, mono_samples, read_audio
 from higgs_native.checkpoint import resolve_folder
 from higgs_native.checks import check_integer, check_string, integer_tensor
-from higgs_native.config import HiggsAudioConfig
+from higgs_native.config import HiggsAudioConfig, read_json_object
 from higgs_native.device import checked_device
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
 from higgs_native.generation import (
@@ -52,6 +52,8 @@ from higgs_native.weights import AUDIO_TOKENIZER_FOLDER, open_weights
 AUDIO_TOKENIZER_NAME = "bosonai/higgs-audio-v2-tokenizer"
 EMBEDDED_VOICE = Path(__file__).with_name("embedded_voice")
 """The folder of the small checkpoint that comes with the package: a demonstration voice."""
+EMBEDDED_VOICE_KEY = "higgs_native_embedded_voice"
+"""True in the `config.json` of that checkpoint, and so of its quantized copies."""
 
 
 class HiggsAudio:
@@ -70,7 +72,7 @@ class HiggsAudio:
         layout: whose prompts and rule of generation: `boson`, `transformers`, or None: as the checkpoint's layout.
 
     Attributes:
-        is_embedded_voice: it was loaded from `EMBEDDED_VOICE`.
+        is_embedded_voice: it was loaded from `EMBEDDED_VOICE`, or a copy of it, quantized or not.
 
     Raises:
         CheckpointError: the two differ in their codebooks, or the model came without its text tokenizer.
@@ -132,7 +134,7 @@ class HiggsAudio:
             audio_tokenizer = HiggsAudioTokenizer.from_pretrained(chosen, device)
         model = HiggsAudioModel.from_pretrained(folder, device, dtype, quantization=quantization)
         engine = cls(model, audio_tokenizer)
-        engine.is_embedded_voice = folder.resolve() == EMBEDDED_VOICE.resolve()
+        engine.is_embedded_voice = read_json_object(folder / "config.json").get(EMBEDDED_VOICE_KEY) is True
         return engine
 
     def speak(

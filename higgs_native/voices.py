@@ -4,14 +4,15 @@ A folder may hold, side by side:
 
 - `NAME.wav` (or .flac, .ogg, .mp3), a recording, and `NAME.txt`, the words that are spoken in it;
 - `config.json`: `{"NAME": {"audio_file": "FILE", "transcript": "WORDS"}, ...}`, which goes before `NAME.txt`;
-- `profile.yaml`: descriptions, each one line `NAME: DESCRIPTION`, indented below a line `profiles:`. They are called
-  `profile:NAME`.
+- `profile.yaml`: under the key `profiles`, descriptions by name. They are called `profile:NAME`.
 """
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from higgs_native.config import read_json_object
 from higgs_native.errors import ConfigError, PromptError
@@ -111,23 +112,18 @@ def _configured_voices(folder: Path) -> dict[str, Voice]:
 
 
 def _profiles(path: Path) -> dict[str, str]:
-    """Read the one-line descriptions below `profiles:`, and refuse what else YAML can say there."""
-    profiles = {}
-    inside = False
-    for number, line in enumerate(_read(path).splitlines(), 1):
-        entry = line.strip()
-        if not entry or entry.startswith("#"):
-            continue
-        if not line[0].isspace():
-            inside = entry == "profiles:"
-            continue
-        if not inside:
-            continue
-        name, separator, description = (part.strip() for part in entry.partition(": "))
-        quoted = len(description) > 1 and description[0] in "\"'" and description[-1] == description[0]
-        if quoted:
-            description = description[1:-1]
-        if not separator or not name or not description or (description[0] in "|>&*[{\"'!" and not quoted):
-            raise PromptError(f"{path}, line {number}: expected one line NAME: DESCRIPTION")
-        profiles[name] = description if quoted else description.partition(" #")[0].rstrip()
-    return profiles
+    try:
+        # All scalars are texts: YAML would take a voice called `no`, or a description `2024`, for something else.
+        contents = yaml.load(_read(path), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)  # where YAML's grammar is broken
+        place, reason = (path, error) if mark is None else (f"{path}, line {mark.line + 1}", error.problem)
+        reason = " ".join(str(reason).split())
+        raise PromptError(f"{place}: no YAML: {reason}; expected quotes around a text with ': ' or ' #'") from None
+    profiles = contents.get("profiles") if isinstance(contents, dict) else None
+    if not isinstance(profiles, dict):
+        raise PromptError(f"{path}: expected a line `profiles:` and below it, indented, lines NAME: DESCRIPTION")
+    for name, description in profiles.items():
+        if not name or not isinstance(description, str) or not description.strip():
+            raise PromptError(f"{path}: expected a description in words for {name!r}")
+    return {name: description.strip() for name, description in profiles.items()}

@@ -1,12 +1,20 @@
 """Where the language model gets its weights from: a checkpoint, packed and quantized on the way, or a packed file.
 
 A packed file, `higgs_native.safetensors` in a checkpoint's folder, holds the weights as the kernels take them, so that
-loading is reading. Its metadata names its version, the quantization, and what it was made from.
+loading is reading. Its metadata:
+
+- `higgs_native`: the version of the format; `panel`, `group`: the layout of packed matrices;
+- `quantization`: the attributes of `Quantization`, as JSON;
+- `checksums`: `checksum` of each tensor by its name, as JSON;
+- `source`: the checkpoint that it was made from: `owner/name@revision` of the Hub, or a folder's name, and then
+  `source_sha256`, the SHA-256 of each of its weight files, as JSON.
 """
 
+import hashlib
 import json
+import os
 import shutil
-import tempfile
+import zlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +28,7 @@ from higgs_native import ops
 from higgs_native.checkpoint import STORED_DTYPES, LanguageModelFiles, expected_tensors
 from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import CheckpointError, ParameterError
+from higgs_native.files import check_file_can_be_made, replacing
 from higgs_native.memory import empty_weight, release_mapped
 from higgs_native.ops import PackedWeight
 from higgs_native.ops.linear import FORMATS, PANEL, QUANTIZATION_GROUP, QUANTIZED, packed_shape
@@ -29,8 +38,9 @@ from higgs_native.quantization import Quantization
 PACKED_FILE = "higgs_native.safetensors"
 AUDIO_TOKENIZER_FOLDER = "audio_tokenizer"
 """Within a checkpoint's folder, where its audio tokenizer may stand."""
-_VERSION = "1"
+_VERSION = "2"
 _SCALES = ".scales"
+_CHECKSUM_BLOCK = 32 << 10  # bytes
 
 
 class Weights(Protocol):
@@ -145,6 +155,10 @@ class PackedWeights:
             self.quantization = Quantization(**json.loads(metadata["quantization"]))
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self._path}: its quantization is not known: {error}") from None
+        try:
+            self._checksums = dict(json.loads(metadata["checksums"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self._path} is damaged or incomplete: its checksums: {error}") from None
         self._left = set(self._file.keys())
         self._shapes = expected_tensors(config)
         self.dtype = self._stored("embed_tokens.weight", self._shapes["embed_tokens.weight"]).dtype
@@ -204,7 +218,24 @@ class PackedWeights:
         tensor = empty_weight(shape, stored.dtype, self._device)
         tensor.copy_(stored)
         release_mapped(stored)
+        if checksum(tensor) != self._checksums.get(name):
+            raise CheckpointError(
+                f"{self._path} is damaged or incomplete: {name} is not what was written (its checksum is another)"
+            )
         return tensor
+
+
+def checksum(tensor: torch.Tensor) -> int:
+    """Return a checksum of a tensor's bytes, on any device: the CRC-32 of the sums of blocks of 32 KiB.
+
+    A block's sum is that of its 64-bit words, modulo 2^64; bytes behind the last whole block are taken as they are. It
+    costs one pass at the speed of memory, where a CRC of all bytes would take longer than loading. Any change of one
+    block alters it, but for one chance in 2^32, unless words of a block change places.
+    """
+    data = tensor.flatten().view(torch.uint8)
+    whole = len(data) // _CHECKSUM_BLOCK * _CHECKSUM_BLOCK
+    sums = data[:whole].view(torch.int64).view(-1, _CHECKSUM_BLOCK // 8).sum(1)
+    return zlib.crc32(data[whole:].cpu().numpy(), zlib.crc32(sums.cpu().numpy()))
 
 
 def open_weights(
@@ -247,14 +278,18 @@ def named_tensors(weights: Mapping[str, torch.Tensor | PackedWeight | None]) -> 
 
 
 def check_target(target: Path) -> None:
-    """Raise CheckpointError where a folder `target` exists, or can't be made."""
-    if target.exists():
+    """Raise an error where a folder `target` can't be made. Nothing is made yet, parents neither.
+
+    Raises:
+        CheckpointError: something stands there.
+        ParameterError: the folder in which it, or the first parent that is missing, would be made can't be written to.
+    """
+    if os.path.lexists(target):
         raise CheckpointError(f"{target} already exists; choose another folder")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryDirectory(dir=target.parent).cleanup()
-    except OSError as error:
-        raise CheckpointError(f"{target} can't be written: {error.strerror}") from None
+    first = target
+    while not os.path.lexists(first.parent):
+        first = first.parent
+    check_file_can_be_made(first)
 
 
 def write_packed(tensors: Mapping[str, torch.Tensor], quantization: Quantization, source: Path, target: Path) -> None:
@@ -264,36 +299,56 @@ def write_packed(tensors: Mapping[str, torch.Tensor], quantization: Quantization
         tensors: `LanguageModel.named_weights` of the model in `source`.
         quantization: the model's.
         source: the folder that it was loaded from.
-        target: must not exist; appears whole or not at all.
+        target: must not exist; appears whole or not at all. Missing parents are made.
 
     Raises:
         CheckpointError: `target` exists, or can't be written.
+        ParameterError: as for `check_target`.
     """
     check_target(target)
     metadata = {
         "higgs_native": _VERSION,
         **_layout(),
         "quantization": json.dumps(quantization.to_dict()),
-        # A folder fetched from the Hub is named after its revision.
-        "source": source.resolve().name,
+        "checksums": json.dumps({name: checksum(tensor) for name, tensor in tensors.items()}),
+        **_origin(source),
     }
     texts = [path for path in source.iterdir() if path.suffix in (".json", ".txt") and path.is_file()]
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        save_file(dict(tensors), temporary / PACKED_FILE, metadata=metadata)
-        for path in texts:
-            if not path.name.endswith(".safetensors.index.json"):
-                shutil.copyfile(path, temporary / path.name)
-        if (source / AUDIO_TOKENIZER_FOLDER).is_dir():
-            shutil.copytree(source / AUDIO_TOKENIZER_FOLDER, temporary / AUDIO_TOKENIZER_FOLDER)
-        # Both begin as their owner's alone.
-        (temporary / PACKED_FILE).chmod(0o644)
-        temporary.chmod(0o755)
-        temporary.rename(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as temporary:
+            temporary.mkdir()
+            save_file(dict(tensors), temporary / PACKED_FILE, metadata=metadata)
+            (temporary / PACKED_FILE).chmod(0o644)  # it begins as its owner's alone
+            for path in texts:
+                if not path.name.endswith(".safetensors.index.json"):
+                    shutil.copyfile(path, temporary / path.name)
+            if (source / AUDIO_TOKENIZER_FOLDER).is_dir():
+                shutil.copytree(source / AUDIO_TOKENIZER_FOLDER, temporary / AUDIO_TOKENIZER_FOLDER)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{target} can't be written: {' '.join(str(error).split())}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _origin(folder: Path) -> dict[str, str]:
+    """The metadata's `source` of the checkpoint in `folder`. Where that is packed itself: of what it was made from."""
+    if (folder / PACKED_FILE).is_file():
+        with safe_open(folder / PACKED_FILE, framework="pt") as packed:
+            return {name: text for name, text in packed.metadata().items() if name in ("source", "source_sha256")}
+    folder = folder.resolve()
+    repository = folder.parent.parent.name
+    # As the Hub's cache is laid out: models--owner--name/snapshots/revision.
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return {"source": f"{repository.removeprefix('models--').replace('--', '/')}@{folder.name}"}
+    digests = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    return {"source": folder.name, "source_sha256": json.dumps(digests)}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _layout() -> dict[str, str]:

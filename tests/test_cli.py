@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -208,6 +209,37 @@ def test_read_goes_on_where_it_was_killed(run, monkeypatch):
     assert (run.work / "whole.wav").read_bytes() == (run.work / "cut.wav").read_bytes()
 
 
+SAVE_SLOWLY = """
+import sys, time
+import soundfile
+from higgs_native.cli import main
+
+def write_slowly(file, samples):
+    print("writing", flush=True)
+    time.sleep(60)
+
+soundfile.SoundFile.write = write_slowly
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(("command", "left"), [("speak", []), ("read", ["out.wav.parts"])])
+def test_sigterm_leaves_nothing_half_written(run, command, left, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(higgs_native.__file__).parent.parent))
+    program = [sys.executable, "-c", SAVE_SLOWLY, command, "Good morning.", "--seed", "1"]
+    if command == "read":  # its chunks are written; the file is not
+        assert run("read", "Good morning.", "--seed", 1, "--folder", "out.wav.parts")[0] == 0
+        (run.work / "out.wav").unlink()
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        assert f".out.wav.{process.pid}.tmp" in os.listdir(run.work)
+        process.terminate()
+        _, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in errors
+    assert os.listdir(run.work) == left
+
+
 def test_two_runs_do_not_share_a_folder(run):
     code, _, _ = run("read", BOOK, "--seed", 1, "--folder", "parts")
     assert code == 0
@@ -342,6 +374,11 @@ def test_voices_are_listed_with_what_is_wrong_with_them(run):
     assert err.startswith("error: no folder of voices is given")
 
 
+def test_a_folder_without_voices_is_told(run):
+    told = "holds no voices: neither recordings nor config.json nor profile.yaml\n"
+    assert run("voices", ".") == (0, "", f". {told}")
+
+
 def test_a_poor_reference_is_told_once_and_early(run, model):
     soundfile.write(run.work / "anna.wav", syllables(2), RATE)
     for more in ((), ("--stream", "out.pcm")):
@@ -352,6 +389,11 @@ def test_a_poor_reference_is_told_once_and_early(run, model):
         assert lines[0] == "warning: anna.wav: it is short, with 2.00 s of speech; expected at least 3 s"
         assert lines[1] == "warning: anna.wav: its words are not given; with them a clone is closer"
         assert err.count("it is short") == 1
+
+
+def test_sizes_have_fitting_units():
+    sizes = (12_340, 999_999, 1_000_000, 4_700_000_000)
+    assert [cli._size(size) for size in sizes] == ["12.34 kB", "1000.00 kB", "1.00 MB", "4.70 GB"]
 
 
 def change_json(file, **changes):

@@ -4,6 +4,9 @@ import importlib.util
 import json
 import os
 import runpy
+import shutil
+import signal
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -13,8 +16,9 @@ import pytest
 import soundfile
 import torch
 
-from higgs_native import HiggsAudio
-from higgs_native.pipeline import EMBEDDED_VOICE
+import higgs_native
+from higgs_native import HiggsAudio, HiggsAudioModel, SpeechStream
+from higgs_native.pipeline import EMBEDDED_VOICE, EMBEDDED_VOICE_KEY
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,13 +82,17 @@ def test_there_are_examples():
     assert [path.name for path in EXAMPLES if f"({path.name})" not in listed] == []
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_writes_speech(path, run_python, tmp_path, spectrograms):
+def skip_without_what_it_needs(path):
     needed = ("transformers", "torchaudio") if path.stem == "transformers_interface" else ()
     if os.environ.get("HIGGS_NATIVE_REQUIRE_TRANSFORMERS") != "1":
         for package in needed:
             if importlib.util.find_spec(package) is None:
                 pytest.skip(f"{path.name} needs {package}")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_writes_speech(path, run_python, tmp_path, spectrograms):
+    skip_without_what_it_needs(path)
     finished = run_python(RUN, str(ROOT / "benchmarks"), str(path))
     assert finished.returncode == 0, finished.stderr
     written = sorted(tmp_path.rglob("*.wav"))
@@ -102,6 +110,71 @@ def test_an_example_writes_speech(path, run_python, tmp_path, spectrograms):
             assert abs(len(audio) / (480 * len(spectrograms[text])) - 1) < 0.3
 
 
+def test_every_example_tells_a_wrong_model_in_one_line(run, tmp_path):
+    for path in EXAMPLES:
+        if path.stem != "transformers_interface":
+            told = "error: model nonexist does not exist; expected a folder or a Hub name such as owner/name\n"
+            assert run(path.name, "--model", "nonexist") == (told, 2)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_transformers_tells_a_wrong_model_in_one_line(run_python, tmp_path):
+    path = ROOT / "examples" / "transformers_interface.py"
+    skip_without_what_it_needs(path)
+    finished = run_python(RUN, str(ROOT / "benchmarks"), str(path), "--model", "nonexist", HF_HUB_OFFLINE="1")
+    assert finished.returncode == 2
+    assert "Traceback" not in finished.stderr
+    assert finished.stderr.splitlines()[-1].startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("long_form.py", ["nobook.txt"], "No such file or directory: 'nobook.txt'"),
+        ("long_form.py", [EMBEDDED_VOICE / "model.safetensors"], "can't decode byte"),
+        ("dialogue.py", ["--voice", "nosuch"], "unknown voice 'nosuch'; available: profile:child"),
+        ("scene_and_profiles.py", ["--voices-folder", "nosuch"], "the folder of voices nosuch does not exist"),
+        ("batch.py", ["--manifest", "nosuch.csv"], "No such file or directory: 'nosuch.csv'"),
+        ("batch.py", ["--out", Path(__file__)], "File exists"),
+        *(
+            (f"{name}.py", ["--out", out], message)
+            for name in (
+                "boson_interface",
+                "clone_voice",
+                "dialogue",
+                "long_form",
+                "scene_and_profiles",
+                "single_voice",
+                "stream",
+            )
+            for out, message in (
+                ("nosuch/x.wav", "nosuch/x.wav can't be written: No such file or directory"),
+                ("x.abc", "x.abc does not end in one of .wav, .flac, .ogg, .mp3"),
+            )
+        ),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_before_the_work(run, tmp_path, monkeypatch, name, arguments, message):
+    def fail(*arguments, **options):
+        raise AssertionError("the model was loaded")
+
+    for loader in (HiggsAudio, HiggsAudioModel):
+        monkeypatch.setattr(loader, "from_pretrained", fail)
+    error, code = run(name, *arguments)
+    assert code == 2
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recording_that_is_missing_is_told_in_one_line(run, tmp_path):
+    told = "error: no.wav is no file; expected an audio file (wav, flac, ogg, mp3)\n"
+    assert run("clone_voice.py", "--reference-audio", "no.wav") == (told, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_turns_of_the_dialogue_are_in_their_voices(run, tmp_path):
     assert run("dialogue.py") == ("", 0)
     audio, _ = soundfile.read(tmp_path / "dialogue.wav", dtype="float32")
@@ -112,9 +185,18 @@ def test_the_turns_of_the_dialogue_are_in_their_voices(run, tmp_path):
     assert pitches == pytest.approx([200, 100, 200], rel=0.1)
 
 
-def test_a_named_model_takes_the_dialogue_in_one_text(run, tmp_path):
-    assert run("dialogue.py", "--model", EMBEDDED_VOICE) == ("", 0)
-    assert soundfile.info(tmp_path / "dialogue.wav").duration > 1
+def test_another_model_takes_the_dialogue_in_one_text(run, tmp_path):
+    shutil.copytree(EMBEDDED_VOICE, tmp_path / "model")
+    described = json.loads((EMBEDDED_VOICE / "config.json").read_text())
+    del described[EMBEDDED_VOICE_KEY]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(described))
+    turns = {}
+    for model in (EMBEDDED_VOICE, tmp_path / "model"):
+        assert run("dialogue.py", "--model", model) == ("", 0)
+        audio, _ = soundfile.read(tmp_path / "dialogue.wav")
+        turns[model] = audio[-6000:]
+    assert not turns[EMBEDDED_VOICE].any()  # the pause behind a turn
+    assert turns[tmp_path / "model"].any()
 
 
 @pytest.mark.parametrize("text", ["Hello.", "[SPEAKER0] Hello. [SPEAKER2] Hello."])
@@ -164,6 +246,29 @@ def test_the_stream_in_a_pipe_is_pcm(run_python, tmp_path):
     np.testing.assert_allclose(samples / 32767, speech.audio.clip(-1, 1), rtol=0, atol=1e-4)
 
 
+def test_a_stream_that_is_cut_off_leaves_no_file(run, tmp_path, monkeypatch):
+    whole = SpeechStream.__iter__
+
+    def cut_off(stream):
+        yield next(whole(stream))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SpeechStream, "__iter__", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run("stream.py")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_leaves_ends_the_stream_quietly(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(higgs_native.__file__).parent.parent))
+    program = [sys.executable, str(ROOT / "examples" / "stream.py"), "--out", "-"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
+        assert len(process.stdout.read(100)) == 100
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == -signal.SIGPIPE
+
+
 def test_a_batch_goes_on_where_it_was_stopped(run, tmp_path):
     rows = [{"id": name, "text": "Hello and welcome.", "voice": "profile:child", "seed": 3} for name in "abc"]
     manifest = tmp_path / "manifest.jsonl"
@@ -193,8 +298,9 @@ def test_a_batch_goes_on_where_it_was_stopped(run, tmp_path):
 def test_a_bad_line_of_a_manifest_is_named_before_anything_is_spoken(run, tmp_path, name, line, message):
     first = "id,text,voice,seed\na,Hello.,," if name.endswith(".csv") else '{"id": "a", "text": "Hello."}'
     (tmp_path / name).write_text(f"{first}\n{line}\n", encoding="utf-8")
-    _, code = run("batch.py", "--manifest", name)
-    assert str(code).startswith(f"error: {name}, {message}")
+    error, code = run("batch.py", "--manifest", name)
+    assert code == 2
+    assert error.startswith(f"error: {name}, {message}")
     assert not (tmp_path / "speeches").exists()
 
 

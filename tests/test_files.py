@@ -51,6 +51,32 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     }
 
 
+def test_a_folder_appears_at_the_end(tmp_path):
+    path = tmp_path / "folder"
+    with replacing(path) as temporary:
+        temporary.mkdir()
+        (temporary / "file").write_text("new")
+        assert not path.exists()
+    assert (path / "file").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_folder_stays_where_writing_fails_or_was_killed(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for process in (ended.pid, os.getpid()):  # in containers, the killed one and this one may have the same id
+        (tmp_path / f".folder.{process}.tmp" / "inside").mkdir(parents=True)
+
+    def fail_in_a_folder():
+        with replacing(tmp_path / "folder") as temporary:
+            (temporary / "inside").mkdir(parents=True)
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail_in_a_folder()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_is_locked_for_one_process(tmp_path, run_python):
     ask = "import sys, pathlib, higgs_native.files as f\nwith f.locked(pathlib.Path(sys.argv[1])): pass"
     with locked(tmp_path):

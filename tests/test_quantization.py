@@ -1,21 +1,27 @@
 """Quantized weights: rounding, loading, writing, and what is refused."""
 
+import hashlib
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from higgs_native import HiggsAudio, HiggsAudioModel, ops, weights
+import higgs_native
+from higgs_native import HiggsAudio, HiggsAudioModel, LongSpeech, ops, weights
 from higgs_native.cli import main
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.ops.linear import FORMATS
+from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.quantization import Quantization
 from higgs_native.random_checkpoint import write_language_model
-from higgs_native.weights import PACKED_FILE, write_packed
+from higgs_native.weights import PACKED_FILE, checksum, write_packed
 from tests.devices import CHECKS_VALUES, CUDA_DEVICE, DEVICES, NEEDS_CUDA, NEEDS_CUDA_KERNELS
 from tests.ops.tensors import random
 from tests.test_model import config
@@ -232,17 +238,26 @@ def test_interrupted_writing_leaves_nothing(source, tmp_path, monkeypatch, error
     assert not list(tmp_path.iterdir())
 
 
+def metadata_of(folder):
+    with safe_open(folder / PACKED_FILE, framework="pt") as file:
+        return file.metadata()
+
+
 def change_metadata(path, **changes):
-    tensors = load_file(path)
-    metadata = {"higgs_native": "1", "panel": "32", "group": "128", "quantization": json.dumps({"heads": "int8"})}
-    save_file(tensors, path, {name: value for name, value in (metadata | changes).items() if value is not None})
+    metadata = metadata_of(path.parent) | changes
+    save_file(load_file(path), path, {name: value for name, value in metadata.items() if value is not None})
 
 
 def change_tensors(path, change):
-    tensors = load_file(path)
+    tensors, metadata = load_file(path), metadata_of(path.parent)
     change(tensors)
-    metadata = {"higgs_native": "1", "panel": "32", "group": "128", "quantization": json.dumps({"heads": "int8"})}
     save_file(tensors, path, metadata)
+
+
+def change_byte(path, position):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
 
 
 @pytest.mark.parametrize(
@@ -250,8 +265,13 @@ def change_tensors(path, change):
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is damaged or incomplete"),
         (lambda path: path.write_bytes(b"something else"), "is damaged or incomplete"),
-        (lambda path: change_metadata(path, higgs_native="2"), "is of version 2; expected 1"),
-        (lambda path: change_metadata(path, higgs_native=None), "is of version unknown; expected 1"),
+        (lambda path: change_byte(path, -1), "is damaged or incomplete: .* is not what was written"),
+        (lambda path: change_byte(path, path.stat().st_size // 2), "is damaged or incomplete: .* is not what was"),
+        (lambda path: change_metadata(path, checksums="{}"), "damaged or incomplete: .* is not what was written"),
+        (lambda path: change_metadata(path, checksums="1"), "is damaged or incomplete: its checksums"),
+        (lambda path: change_metadata(path, checksums=None), "is damaged or incomplete: its checksums"),
+        (lambda path: change_metadata(path, higgs_native="1"), "is of version 1; expected 2. Make it anew"),
+        (lambda path: change_metadata(path, higgs_native=None), "is of version unknown; expected 2"),
         (lambda path: change_metadata(path, panel="64"), "is packed as .*'64'.*; expected .*'32'"),
         (lambda path: change_metadata(path, quantization='{"heads": "int3"}'), "heads must be one of"),
         (lambda path: change_metadata(path, quantization='{"tail": "int8"}'), "its quantization is not known"),
@@ -281,6 +301,49 @@ def test_a_damaged_or_foreign_file_is_refused(source, tmp_path, damage, message)
     with pytest.raises((CheckpointError, ParameterError), match=message) as raised:
         HiggsAudioModel.from_pretrained(tmp_path / "packed")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("count", [0, 1, 32 << 10, (96 << 10) + 5])
+def test_the_checksum_is_of_all_bytes_and_their_places(count, device):
+    """Here, of 32 KiB blocks: their 64-bit words added up, and the bytes behind them."""
+    data = torch.randint(0, 256, (count,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = checksum(data.to(device))
+    assert expected == checksum(data.clone())
+    changed = [data.roll(shift) for shift in (1, 32 << 10) if count > shift]
+    for position in range(0, count, 4999):
+        changed.append(data.clone())
+        changed[-1][position] += 1
+    assert expected not in {checksum(other.to(device)) for other in changed}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8])
+def test_the_checksum_is_of_the_bytes_whatever_they_mean(dtype):
+    data = torch.randint(0, 256, (3, 64, 1024), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert checksum(data.view(dtype)) == checksum(data.flatten())
+
+
+@pytest.mark.parametrize("layout", ["transformers", "original"])
+def test_a_packed_file_says_what_it_was_made_from(tmp_path, layout):
+    """A checkpoint of the Hub by name and revision, another by its folder's name and its files' SHA-256."""
+    shapes = config(hidden_size=144, intermediate_size=200, audio_delay_token_id=270)
+    cached = tmp_path / "hub" / "models--owner--some-name" / "snapshots" / "0123abcd"
+    write_language_model(cached, shapes, layout=layout)
+    shutil.copytree(cached, tmp_path / "mine")
+    (tmp_path / "link").symlink_to(cached)
+    digest = hashlib.sha256((tmp_path / "mine" / "model.safetensors").read_bytes()).hexdigest()
+    for source, expected in (
+        (cached, {"source": "owner/some-name@0123abcd"}),
+        (tmp_path / "link", {"source": "owner/some-name@0123abcd"}),
+        (tmp_path / "mine", {"source": "mine", "source_sha256": json.dumps({"model.safetensors": digest})}),
+    ):
+        model = HiggsAudioModel.from_pretrained(source, quantization="int8")
+        packed, again = tmp_path / f"{source.name}-packed", tmp_path / f"{source.name}-again"
+        write(model, source, packed)
+        write(HiggsAudioModel.from_pretrained(packed), packed, again)
+        for folder in (packed, again):
+            found = metadata_of(folder)
+            assert {name: found[name] for name in found if name.startswith("source")} == expected
 
 
 def test_a_packed_checkpoint_is_not_quantized_again(source, tmp_path):
@@ -350,9 +413,57 @@ def run_command(capsys, *arguments) -> tuple[int, str, str]:
 def test_the_command(source, tmp_path, capsys):
     code, out, _ = run_command(capsys, "quantize", source, tmp_path / "packed", "--format", "int4,heads=int8")
     assert code == 0
-    assert f"{tmp_path / 'packed'}: 0.00 GB of weights" in out
     loaded = HiggsAudioModel.from_pretrained(tmp_path / "packed")
+    assert out == f"{tmp_path / 'packed'}: {loaded.nbytes / 1e3:.2f} kB of weights\n"
     assert loaded.quantization == Quantization("int4", "int4", "int4", "int8")
+
+
+def test_the_command_makes_missing_parents(source, tmp_path, capsys):
+    target = tmp_path / "new" / "folder" / "packed"
+    assert run_command(capsys, "quantize", source, target)[0] == 0
+    assert sorted(path.name for path in target.iterdir()) == ["config.json", PACKED_FILE, "tokenizer.json"]
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_quantized_copy_of_the_embedded_voice_is_one(tmp_path, capsys):
+    assert run_command(capsys, "quantize", EMBEDDED_VOICE, tmp_path / "q4", "--format", "int4")[0] == 0
+    engine = HiggsAudio.from_pretrained(tmp_path / "q4")
+    assert engine.is_embedded_voice
+    sentences = "The sun rises in the east. The water is cold and clear."
+    assert len(LongSpeech(engine, sentences)) == 2  # as it was trained: a sentence by itself
+
+
+WRITE_SLOWLY = """
+import sys, time
+from higgs_native import weights
+from higgs_native.cli import main
+
+def write_half(tensors, path, metadata):
+    path.write_bytes(b"half")
+    print("writing", flush=True)
+    time.sleep(60)
+
+weights.save_file = write_half
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_a_killed_command_wrote_is_removed(source, tmp_path, capsys, monkeypatch, number):
+    monkeypatch.setenv("PYTHONPATH", str(Path(higgs_native.__file__).parent.parent))
+    arguments = ["quantize", str(source), str(tmp_path / "packed")]
+    program = [sys.executable, "-c", WRITE_SLOWLY, *arguments]
+    with subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(number)
+        code = process.wait()
+    left = [path.name for path in tmp_path.iterdir()]
+    if number == signal.SIGTERM:
+        assert (code, left) == (128 + number, [])
+    else:  # which no process hears
+        assert left == [f".packed.{process.pid}.tmp"]
+    assert run_command(capsys, *arguments)[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
 
 
 @pytest.mark.parametrize(
@@ -364,6 +475,9 @@ def test_the_command(source, tmp_path, capsys):
         ),
         (["{source}", "{source}"], "already exists; choose another folder"),
         (["{new}", "{new}"], "does not exist; expected a folder or a Hub name"),
+        (["{new}", "{new}/inside/packed"], "does not exist; expected a folder or a Hub name"),
+        (["{source}", "{new}/inside/packed", "--format", "int3"], "attention must be one of"),
+        (["{source}", "/proc/new/packed"], "can't be written"),
         (["{source}", "{source}/config.json/inside"], "can't be written"),
     ],
 )

@@ -127,6 +127,7 @@ def test_the_trained_network_is_the_engine_s(utterances, tokenizer, tmp_path):
     torch.manual_seed(0)
     network = LanguageModel(model_config(tokenizer)).bfloat16().float()
     export.write_language_model(network.state_dict(), tmp_path)
+    assert (tmp_path / "config.json").read_text() == (EMBEDDED_VOICE / "config.json").read_text()
     engine = HiggsAudioModel.from_pretrained(tmp_path, dtype="float32")
     batch = prompts.BatchMaker(utterances, seed=0).make([3], augmented=False, references=True)
     hidden = network(batch.prefixes, batch.segments)[0]

@@ -21,10 +21,10 @@ def folder(tmp_path):
     (tmp_path / "profile.yaml").write_text(
         "# comment\n"
         "version: 1\n"
-        "profiles:\n"
-        "  male_en: Male, American accent; it's clear: very.  # a comment\n"
+        "profiles:  # all\n"
+        "  male_en: Male, American accent; it's clear.  # a comment\n"
         "\n"
-        '  quoted: "a #1 voice"\n'
+        '  "quoted": "a #1 voice: mine"\n'
         "other:\n"
         "  ignored: x\n",
         encoding="utf-8",
@@ -38,8 +38,8 @@ def test_all_layouts_stand_side_by_side(folder):
         "bare": Voice(folder / "bare.flac"),
         "carl": Voice(folder / "recordings" / "c.wav", "你好"),
         "dora": Voice(folder / "d.wav"),
-        "profile:male_en": Voice(profile="Male, American accent; it's clear: very."),
-        "profile:quoted": Voice(profile="a #1 voice"),
+        "profile:male_en": Voice(profile="Male, American accent; it's clear."),
+        "profile:quoted": Voice(profile="a #1 voice: mine"),
     }
     assert list(list_voices(folder)) == sorted(list_voices(folder))
     assert find_voice("profile:male_en", folder).profile.startswith("Male")
@@ -56,6 +56,23 @@ def test_an_unknown_voice_is_named_with_those_available(folder):
     assert str(error.value) == (
         "unknown voice 'zoe'; available: anna, bare, carl, dora, profile:male_en, profile:quoted"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "profiles"),
+    [
+        ("profiles: {a: male, 'b c': female}", {"a": "male", "b c": "female"}),
+        ('"profiles":\n  no: 1\n  2024-01-01: yes\n', {"no": "1", "2024-01-01": "yes"}),
+        ("profiles:\n  a: |\n    slow\n    and low\n  b:\n    of two\n    lines\n",
+         {"a": "slow\nand low", "b": "of two lines"}),
+        ("\ufeffprofiles:\r\n  a: male\r\n", {"a": "male"}),
+    ],
+)  # fmt: skip
+def test_profiles_are_yaml(text, profiles, tmp_path):
+    (tmp_path / "profile.yaml").write_text(text, encoding="utf-8", newline="")
+    assert {name: voice.profile for name, voice in list_voices(tmp_path).items()} == {
+        f"profile:{name}": profile for name, profile in profiles.items()
+    }
 
 
 @pytest.mark.parametrize("name", ["../anna", "anna.wav", "", "."])
@@ -84,10 +101,22 @@ def test_no_folder(tmp_path, monkeypatch):
         ("config.json", b"[", "not readable as JSON"),
         ("config.json", b'{"a": "b"}', "expected an audio_file and a transcript for 'a'"),
         ("config.json", b'{"a": {"audio_file": "a.wav", "transcript": 3}}', "expected an audio_file"),
-        ("profile.yaml", b"profiles:\n  a: |\n    x\n", "line 2: expected one line NAME: DESCRIPTION"),
-        ("profile.yaml", b"profiles:\n  a: b\n    c\n", "line 3: expected one line"),
-        ("profile.yaml", b"profiles:\n  a: [b]\n", "line 2: expected one line"),
-        ("profile.yaml", b"profiles:\n  a:\n", "line 2: expected one line"),
+        ("profile.yaml", b"profiles: [1,2", "line 1: no YAML: expected ',' or ']'"),
+        (
+            "profile.yaml",
+            b"profiles:\n  a: clear: very\n",
+            "line 2: no YAML: .* expected quotes around a text with ': '",
+        ),
+        ("profile.yaml", b"profiles:\n\ta: b\n", "line 2: no YAML"),
+        ("profile.yaml", b"profiles: {a: b}\x01", "no YAML: unacceptable character"),
+        ("profile.yaml", b"profiles: " + b"[" * 5000, "no YAML: maximum recursion depth"),
+        ("profile.yaml", b"profiles: [1, 2]", "expected a line `profiles:` and below it, indented, lines NAME: DESCR"),
+        ("profile.yaml", b"profiles:\na: b\n", "expected a line `profiles:`"),
+        ("profile.yaml", b"a: b\n", "expected a line `profiles:`"),
+        ("profile.yaml", b"", "expected a line `profiles:`"),
+        ("profile.yaml", b"profiles:\n  a: [b]\n", "expected a description in words for 'a'"),
+        ("profile.yaml", b"profiles:\n  a:\n", "expected a description in words for 'a'"),
+        ("profile.yaml", b"profiles:\n  '': b\n", "expected a description in words for ''"),
         ("a.txt", b"\xff", "not readable as UTF-8"),
     ],
 )

@@ -19,6 +19,7 @@ from train_codec import CONFIG
 from train_language_model import model_config
 
 from higgs_native.codec_config import tensor_shapes
+from higgs_native.pipeline import EMBEDDED_VOICE_KEY
 from higgs_native.random_checkpoint import config_json
 
 
@@ -31,7 +32,8 @@ def write_language_model(state: dict[str, torch.Tensor], folder: Path) -> None:
     tensors = {name: tensor.bfloat16().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    _write_json(folder / "config.json", config_json(config, "transformers", torch.bfloat16))
+    described = config_json(config, "transformers", torch.bfloat16) | {EMBEDDED_VOICE_KEY: True}
+    _write_json(folder / "config.json", described)
 
 
 def write_audio_tokenizer(
