@@ -205,7 +205,7 @@ def frames_of_native(model: HiggsAudioModel, batch: int, position: int, count: i
 class _Drawing:
     def __init__(self, model: HiggsAudioModel, batch: int, position: int, count: int, rounds: int) -> None:
         self._model, self._batch, self._position, self._count = model, batch, position, count
-        self._context = model.frame_loops.loop(batch, position + count * rounds, 16)
+        self._context = model.frame_loops.loop(model, batch, position + count * rounds, 16)
 
     def __enter__(self) -> Callable[[], None]:
         loop = self._loop = self._context.__enter__()

@@ -182,31 +182,28 @@ class FrameLoops:
     """The frame loops of a model. Those on a GPU are kept for the next requests, with their graphs.
 
     Safe to use from several threads: each request has a loop for itself. A loop stays with the stream that it was made
-    on, where a request finds all work of the one before done.
-
-    Args:
-        model: the language model.
+    on, where a request finds all work of the one before done. On the CPU nothing is kept, so that the model is freed
+    with its last reference.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
-        self._model = model
+    def __init__(self) -> None:
         self._idle: list[tuple[tuple[int, ...], FrameLoop]] = []
         self._lock = threading.Lock()
 
     @contextmanager
-    def loop(self, slots: int, length: int, history_length: int) -> Iterator[FrameLoop]:
-        """Give a loop for `slots` sequences of up to `length` positions, all over."""
-        if self._model.device.type != "cuda":
-            yield FrameLoop(self._model, slots, length, history_length)
+    def loop(self, model: LanguageModel, slots: int, length: int, history_length: int) -> Iterator[FrameLoop]:
+        """Give a loop of the model for `slots` sequences of up to `length` positions, all over."""
+        if model.device.type != "cuda":
+            yield FrameLoop(model, slots, length, history_length)
             return
         shape = (
             _power_of_two(slots),
-            min(max(_power_of_two(length), _MIN_LENGTH), self._model.max_cache_length),
+            min(max(_power_of_two(length), _MIN_LENGTH), model.max_cache_length),
             max(_power_of_two(history_length), _MIN_HISTORY),
         )
-        with torch.cuda.device(self._model.device):
+        with torch.cuda.device(model.device):
             key = (*shape, torch.cuda.current_stream().cuda_stream)
-            loop = self._take(key) or self._make(shape)
+            loop = self._take(key) or self._make(model, shape)
             try:
                 yield loop
             finally:
@@ -215,19 +212,19 @@ class FrameLoops:
                     self._idle = [*self._idle, (key, loop)][-_MOST_IDLE:]
 
     @torch.inference_mode()
-    def prepare(self, slots: int, length: int) -> None:
+    def prepare(self, model: LanguageModel, slots: int, length: int) -> None:
         """Capture the graphs that requests of this size will need, now rather than in the first of them."""
-        with self.loop(slots, length, 1):
+        with self.loop(model, slots, length, 1):
             pass
 
-    def _make(self, shape: tuple[int, int, int]) -> FrameLoop:
+    def _make(self, model: LanguageModel, shape: tuple[int, int, int]) -> FrameLoop:
         with CAPTURING:
             try:
-                return FrameLoop(self._model, *shape)
+                return FrameLoop(model, *shape)
             except torch.OutOfMemoryError:
                 with self._lock:
                     self._idle.clear()
-            return FrameLoop(self._model, *shape)
+            return FrameLoop(model, *shape)
 
     def _take(self, key: tuple[int, ...]) -> FrameLoop | None:
         with self._lock:

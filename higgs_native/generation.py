@@ -213,7 +213,7 @@ class HiggsAudioModel(LanguageModel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.frame_loops = FrameLoops(self)
+        self.frame_loops = FrameLoops()
 
     def generate(
         self,
@@ -288,7 +288,7 @@ def generate_batch(
     longest = max(sequence.prompt_tokens for sequence in sequences)
     length = min(longest + max_new_tokens, model.max_cache_length)
     window = max(sampling.ras_win_len or 0, 1)
-    with model.frame_loops.loop(len(sequences), length, window) as loop:
+    with model.frame_loops.loop(model, len(sequences), length, window) as loop:
         _reset_sampler(loop.sampler, sequences, rule, sampling)
         prompts = [_restore_prefix(model, sequence, loop.cache) for sequence in sequences]
         live = sequences

@@ -169,6 +169,9 @@ class LanguageModel:
         self.audio_head = weights.linear("heads", AUDIO_LM_HEAD)
         self.text_head = weights.linear("heads", TEXT_LM_HEAD) if TEXT_LM_HEAD in weights else None
         self.rope_table = rope_table(config, max_cache_length).to(device)
+        if device.type == "cuda":
+            # Products read weights before they wait for what was launched earlier: what torch has copied too.
+            torch.cuda.synchronize(device)
 
     def named_weights(self) -> dict[str, torch.Tensor]:
         """All tensors by the names that a packed file gives them."""

@@ -1,5 +1,7 @@
 """Frames drawn by the loop against those drawn one forward pass after the other, on each device."""
 
+import gc
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -120,7 +122,7 @@ def test_rows_left_over_change_nothing(model, monkeypatch):
         "_frame",
         lambda loop, num_rows: loop._frames.setdefault(4, frame_loop._Frame(model, loop.cache, loop.sampler, 4)),
     )
-    with model.frame_loops.loop(4, 128, 7) as loop:
+    with model.frame_loops.loop(model, 4, 128, 7) as loop:
         # What a larger request has left behind, in a slot that is over.
         for tensor in (*loop.cache.keys, *loop.cache.values):
             tensor.fill_(torch.nan)
@@ -129,7 +131,7 @@ def test_rows_left_over_change_nothing(model, monkeypatch):
 
 
 def test_loops_that_wait_give_way_to_one_that_has_no_room(model, monkeypatch):
-    loops, made = frame_loop.FrameLoops(model), object()
+    loops, made = frame_loop.FrameLoops(), object()
     loops._idle = [((1, 1024, 64, 0), object())]
 
     def make(*arguments):
@@ -138,4 +140,17 @@ def test_loops_that_wait_give_way_to_one_that_has_no_room(model, monkeypatch):
         return made
 
     monkeypatch.setattr(frame_loop, "FrameLoop", make)
-    assert loops._make((1, 2048, 64)) is made
+    assert loops._make(model, (1, 2048, 64)) is made
+
+
+def test_a_model_on_the_cpu_is_freed_with_its_last_reference(tmp_path):
+    write_language_model(tmp_path / "model", DEMO_CONFIG, seed=1)
+    model = HiggsAudioModel.from_pretrained(tmp_path / "model")
+    outputs(model, requests(model, 1), "boson", 3)
+    reference = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert reference() is None
+    finally:
+        gc.enable()

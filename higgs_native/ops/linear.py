@@ -162,8 +162,9 @@ def pack_quantized(values: torch.Tensor, scales: torch.Tensor) -> PackedWeight:
     """
     dtype = values.dtype if scales.dim() == 1 else FORMATS["int4"]
     data = empty_weight(packed_shape(*values.shape, dtype), dtype, values.device)
+    packed = PackedWeight(data, _by_panel(scales, PANEL))
     torch.ops.higgs_native.pack_linear(data, values, 0, PANEL)
-    return PackedWeight(data, _by_panel(scales, PANEL))
+    return packed
 
 
 def _pack(weights: list[tuple[torch.Tensor, int]], lanes: int, format: str | None, clip: bool) -> PackedWeight:
@@ -174,16 +175,18 @@ def _pack(weights: list[tuple[torch.Tensor, int]], lanes: int, format: str | Non
     shared = lanes < PANEL
     panels = counts[0] if shared else sum(counts)
     data = empty_weight(packed_shape(panels * PANEL, k, dtype), dtype, device)
-    scales, panel = [], 0
-    for (weight, first_lane), count in zip(weights, counts, strict=True):
-        if format in QUANTIZED:
-            weight, of_rows = quantize_linear(weight, format, clip)
-            scales.append(_by_panel(of_rows, lanes))
-        else:
-            weight = weight.to(dtype)
-        torch.ops.higgs_native.pack_linear(data[panel : panel + count], weight, first_lane, lanes)
+    if format in QUANTIZED:
+        values, scales = zip(*(quantize_linear(weight, format, clip) for weight, _ in weights), strict=True)
+        packed = PackedWeight(data, torch.cat([_by_panel(s, lanes) for s in scales], dim=-1 if shared else 0))
+    else:
+        values, packed = [weight.to(dtype) for weight, _ in weights], PackedWeight(data)
+    # The last of all: a CUDA product reads weights and scales before it waits for what was launched earlier, of which
+    # packing alone is sure to be over by then (csrc/cuda/device.h).
+    panel = 0
+    for value, (_, first_lane), count in zip(values, weights, counts, strict=True):
+        torch.ops.higgs_native.pack_linear(data[panel : panel + count], value, first_lane, lanes)
         panel += 0 if shared else count
-    return PackedWeight(data, torch.cat(scales, dim=-1 if shared else 0) if scales else None)
+    return packed
 
 
 def _by_panel(scales: torch.Tensor, lanes: int) -> torch.Tensor:
