@@ -13,13 +13,14 @@ without transformers.
 import argparse
 import gc
 import resource
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import ReadBandwidth, seconds, summary, write_json
+from measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
 from transformers_baseline import import_transformers
 
 from higgs_native.checkpoint import resolve_folder
@@ -151,25 +152,27 @@ def bench_frame(
         if index == 0:
             check_agreement(logits)
     # The first two frames warm up.
-    result: dict[str, Any] = {"position": position, "read_gb_per_s": summary(read[2:], digits=1)}
+    times = {name: values[2:] for name, values in times.items()}
+    read = read[2:]
+    result: dict[str, Any] = {"position": position, "read_gb_per_s": summary(read, digits=1)}
     for name in runs:
         num_bytes = frame_bytes(natives.get(name, first), position + len(frames) // 2)
-        ms = summary(times[name][2:])
+        ms = summary(times[name])
         rate = num_bytes / ms["median"] / 1e6
-        share = rate / result["read_gb_per_s"]["median"]
         result[name] = {
             "ms": ms,
             "gb": round(num_bytes / 1e9, 3),
             "gb_per_s": round(rate, 2),
-            "share_of_read_bandwidth": round(share, 3),
+            "share_of_read_bandwidth": share_of_reading(num_bytes, [ms / 1e3 for ms in times[name]], read),
         }
         ratio = None
         if reference is not None and name in natives:
-            ratio = round(best_of_transformers(result, "ms") / ms["median"], 2)
+            ratio = times_as_fast(times, name)
             result[name]["times_as_fast_as_transformers"] = ratio
         print(
-            f"position {position:5}: {name:12} {ms['median']:8.2f} ms a frame, {rate:5.1f} GB/s, {share:4.0%} of "
-            "reading" + (f", {ratio:.2f} times as fast as transformers" if ratio else "")
+            f"position {position:5}: {name:12} {ms['median']:8.2f} ms a frame, {rate:5.1f} GB/s, "
+            f"{result[name]['share_of_read_bandwidth']:4.0%} of reading"
+            + (f", {ratio:.2f} times as fast as transformers" if ratio else "")
         )
     return result
 
@@ -216,33 +219,29 @@ def bench_prefill(
         for name, run_prompt in runs.items():
             times[name].append(seconds(run_prompt))
         read.append(bandwidth.measure())
-    result: dict[str, Any] = {
-        "text_rows": text,
-        "audio_rows": audio,
-        "read_gb_per_s": summary(read[2:], digits=1),
-    }
+    times = {name: values[2:] for name, values in times.items()}
+    read = read[2:]
+    result: dict[str, Any] = {"text_rows": text, "audio_rows": audio, "read_gb_per_s": summary(read, digits=1)}
     for name in runs:
-        measured = summary(times[name][2:], digits=6)
+        measured = summary(times[name], digits=6)
         rate = (text + audio) / measured["median"]
         num_bytes = prompt_bytes(natives.get(name, first))
         result[name] = {
             "s": measured,
             "rows_per_s": round(rate, 1),
             "gb": round(num_bytes / 1e9, 3),
-            "share_of_read_bandwidth": round(
-                num_bytes / 1e9 / measured["median"] / result["read_gb_per_s"]["median"], 3
-            ),
+            "share_of_read_bandwidth": share_of_reading(num_bytes, times[name], read),
         }
         if reference is not None and name in natives:
-            speedup = best_of_transformers(result, "s") / measured["median"]
-            result[name]["times_as_fast_as_transformers"] = round(speedup, 2)
+            result[name]["times_as_fast_as_transformers"] = times_as_fast(times, name)
         print(f"prefill of {text} + {audio} rows: {name:12} {measured['median']:7.3f} s, {rate:6.1f} rows/s")
     return result
 
 
-def best_of_transformers(result: dict[str, Any], unit: str) -> float:
-    """The faster of transformers' two medians."""
-    return min(result[name][unit]["median"] for name in (REFERENCE, COMPILED) if name in result)
+def times_as_fast(times: dict[str, list[float]], name: str) -> float:
+    """How many times as fast as transformers' faster mode `name` is: the median over the rounds."""
+    best = min((times[mode] for mode in (REFERENCE, COMPILED) if mode in times), key=statistics.median)
+    return round(statistics.median(theirs / ours for theirs, ours in zip(best, times[name], strict=True)), 2)
 
 
 def prompt_bytes(model: LanguageModel) -> int:

@@ -74,6 +74,15 @@ def summary(values: list[float], digits: int = 3) -> dict[str, float]:
     }
 
 
+def share_of_reading(num_bytes: int, times: list[float], read: list[float]) -> float:
+    """The share of the read bandwidth that moving `num_bytes` in `times` (seconds) makes: the median over the rounds.
+
+    Memory may be faster in one round than in another, so `read` (GB/s) is what was measured in each.
+    """
+    shares = [num_bytes / time / 1e9 / gb_per_s for time, gb_per_s in zip(times, read, strict=True)]
+    return round(statistics.median(shares), 3)
+
+
 def machine() -> dict[str, Any]:
     """What a figure depends on: processor, threads, versions, instruction set."""
     model = platform.processor() or platform.machine()

@@ -18,7 +18,7 @@ from higgs_native import ops
 
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from measure import ReadBandwidth, seconds, summary, write_json
+from measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
 
 
 def main() -> None:
@@ -84,16 +84,16 @@ def bench(
             times[side].append(1e3 * seconds(run) / len(packed))
         read.append(bandwidth.measure())
     result: dict[str, Any] = {"rows": rows, "format": name}
-    result["read_gb_per_s"] = summary(read[2:], digits=1)
+    times, read = {side: values[2:] for side, values in times.items()}, read[2:]
+    result["read_gb_per_s"] = summary(read, digits=1)
     for side in sides:
         num_bytes = packed[0].nbytes if side == "native" else plain[0].nbytes
-        ms = summary(times[side][2:])
-        rate = num_bytes / ms["median"] / 1e6
+        ms = summary(times[side])
         result[side] = {
             "ms": ms,
             "mb": round(num_bytes / 1e6, 3),
             "gmac_per_s": round(rows * n * k / ms["median"] / 1e6, 1),
-            "share_of_read_bandwidth": round(rate / result["read_gb_per_s"]["median"], 3),
+            "share_of_read_bandwidth": share_of_reading(num_bytes, [ms / 1e3 for ms in times[side]], read),
         }
     others = [result[side]["ms"]["median"] for side in sides if side != "native"]
     result["speedup"] = round(min(others) / result["native"]["ms"]["median"], 2)
