@@ -7,10 +7,13 @@ cd "$(dirname "$0")/.."
 
 "${PYTHON:-python3}" -m venv build/test-venv
 bin=build/test-venv/bin
-# The CUDA kernels are built for the CPU too, on an emulation of CUDA: so they are tested without a GPU. Unstripped, it names
-# the lines of races that it finds.
-export SKBUILD_INSTALL_STRIP=false
-export SKBUILD_CMAKE_DEFINE="HIGGS_NATIVE_CUDA_EMULATION=ON${SKBUILD_CMAKE_DEFINE:+;$SKBUILD_CMAKE_DEFINE}"
+# With GCC the CUDA kernels are built for the CPU too, on an emulation of CUDA: so they are tested without a GPU. Unstripped,
+# it names the lines of races that it finds.
+emulates=$("${CXX:-c++}" --version | grep -c "Free Software Foundation" || true)
+if [ "$emulates" != 0 ]; then
+  export SKBUILD_INSTALL_STRIP=false
+  export SKBUILD_CMAKE_DEFINE="HIGGS_NATIVE_CUDA_EMULATION=ON${SKBUILD_CMAKE_DEFINE:+;$SKBUILD_CMAKE_DEFINE}"
+fi
 "$bin/pip" install -v --disable-pip-version-check -c constraints.txt '.[test]' >build/install.log 2>&1 ||
   { tail -n 50 build/install.log; exit 1; }
 
@@ -37,11 +40,13 @@ for set in $sets; do
 done
 echo "Everything with the $used kernels:"
 "$bin/pytest" -q "$@"
-echo "The CUDA kernels, emulated, with every access to memory checked for races:"
-quantization=tests/test_quantization.py
-HIGGS_NATIVE_EMULATE_CUDA=1 "$bin/pytest" -q tests/ops tests/test_frame_loop.py tests/test_parity_transformers.py \
-  tests/test_codec_windows.py::test_audio_that_ends_within_a_window_and_at_its_end $quantization::test_rounding \
-  $quantization::test_extreme_matrices $quantization::test_a_quantized_model_is_near_the_whole_one
+if [ "$emulates" != 0 ]; then
+  echo "The CUDA kernels, emulated, with every access to memory checked for races:"
+  quantization=tests/test_quantization.py
+  HIGGS_NATIVE_EMULATE_CUDA=1 "$bin/pytest" -q tests/ops tests/test_frame_loop.py tests/test_parity_transformers.py \
+    tests/test_codec_windows.py::test_audio_that_ends_within_a_window_and_at_its_end $quantization::test_rounding \
+    $quantization::test_extreme_matrices $quantization::test_a_quantized_model_is_near_the_whole_one
+fi
 
 if [ "$HIGGS_NATIVE_REQUIRE_TRANSFORMERS" = 1 ]; then compared=; else compared=--no-transformers; fi
 echo "The benchmarks, at toy size:"
