@@ -33,14 +33,14 @@ void run_segment(float* out, const float* x, int64_t begin, int64_t end, double 
   float* activated = scratch<Activated>(rows * intermediate);
   for_ranges(gate_up.n / kPanel, kPanel * hidden * rows, [&](int64_t first, int64_t last) {
     struct GateUp;
-    // Two panels at a time, as one row takes them.
-    float* both = scratch<GateUp>(rows * 2 * kPanel);
-    for (int64_t begin = first; begin < last; begin += 2) {
-      const int64_t end = std::min(begin + 2, last);
-      product_panels(both, 2 * kPanel, gate_up, begin, end, input, rows);
+    constexpr int64_t kPanelsAtOnce = 4;  // as one row takes them
+    float* both = scratch<GateUp>(rows * kPanelsAtOnce * kPanel);
+    for (int64_t begin = first; begin < last; begin += kPanelsAtOnce) {
+      const int64_t end = std::min(begin + kPanelsAtOnce, last);
+      product_panels(both, kPanelsAtOnce * kPanel, gate_up, begin, end, input, rows);
       for (int64_t row = 0; row < rows; ++row) {
         for (int64_t panel = begin; panel < end; ++panel) {
-          const float* gate = both + (2 * row + panel - begin) * kPanel;
+          const float* gate = both + (kPanelsAtOnce * row + panel - begin) * kPanel;
           const int64_t unit = panel * kHalfPanel, count = std::min(kHalfPanel, intermediate - unit);
           linear_kernels().silu_mul(activated + row * intermediate + unit, gate, gate + kHalfPanel, count);
         }

@@ -16,9 +16,8 @@ namespace {
 constexpr int kParts = kPanel / kWidth;  // vectors side by side in a panel
 // Registers: kGroupRows * kParts sums, the vectors of a unit, a broadcast; 16 in all, 32 with AVX-512.
 constexpr int kGroupRows = kWidth == 16 ? 12 : kWidth == 8 ? 3 : 1;
-// Whether there are registers for one row to meet two panels at a time: with twice as many chains of additions, and two
-// streams of memory.
-constexpr bool kPairs = kWidth == 16;
+// Where there are registers, one row meets four panels at a time: more chains of additions, and more streams of memory.
+constexpr int kPanelsOfRow = kWidth == 16 ? 4 : 1;
 // A panel's block fits the first cache (16 KiB), or, where a tile has work enough for each load, the second (64 KiB).
 constexpr int64_t kBlockUnits = kWidth == 16 ? 512 : 128;
 constexpr int64_t kBlockRows = 240;
@@ -41,10 +40,10 @@ HIGGS_INLINE UIntVec splat_bits(const char* p) { return (UIntVec)(IntVec{} + loa
 // ---- The formats. Each says how many bytes a unit of a prepared row takes, how a group of rows is prepared, and how the
 // sums of a tile take one unit. The rows of a group stand side by side, 4 bytes of each in turn.
 
-// A unit of a panel, or of two panels beside each other: vectors are counted through both.
+// A unit of a panel, or of several panels beside each other: vectors are counted through all.
 struct Unit {
   const char* weight;
-  int64_t panel_bytes;  // from one panel to the other
+  int64_t panel_bytes;  // from one panel to the next
 
   inline __attribute__((always_inline)) const char* part(int j) const {
     return weight + j / kParts * panel_bytes + j % kParts * kWidth * 4;
@@ -503,12 +502,12 @@ void product(const ProductBlock& p) {
   const int64_t block_units = groups == 1 ? p.units : kBlock;
   constexpr int64_t kBlockGroups = kBlockRows / kGroupRows;
   int64_t n0 = 0;
-  if constexpr (kPairs) {
-    for (; p.rows == 1 && n0 + kPanel < p.n; n0 += 2 * kPanel) {
+  if constexpr (kPanelsOfRow > 1) {
+    for (; p.rows == 1 && n0 + (kPanelsOfRow - 1) * kPanel < p.n; n0 += kPanelsOfRow * kPanel) {
       const char* weight = p.weight + n0 / kPanel * p.units * kUnitBytes;
       const char* scales = static_cast<const char*>(p.scales) + n0 / kPanel * scale_bytes;
-      run_tile<F, 1, 2>({waiting, p.x, weight, scales, 0, p.units, p.units});
-      for (int i = 0; i < 2; ++i) {
+      run_tile<F, 1, kPanelsOfRow>({waiting, p.x, weight, scales, 0, p.units, p.units});
+      for (int i = 0; i < kPanelsOfRow; ++i) {
         write_row<F>(p, waiting + i * kPanel, scales + i * scale_bytes, 0, n0 + i * kPanel);
       }
     }
