@@ -343,16 +343,7 @@ def bench_prompt(models: dict[str, LanguageModel], reference: Any, count: int, s
     ids = torch.randint(0, 256, (text,), generator=generator)
     frames = torch.randint(0, config.audio_stream_bos_id, (count - text, config.num_codebooks), generator=generator)
 
-    def int32(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(device=first.device, dtype=torch.int32)
-
-    rows = Rows(
-        token_ids=int32(ids),
-        codes=int32(frames),
-        slots=int32(torch.zeros(count)),
-        positions=int32(torch.arange(count)),
-        text_positions=int32(torch.arange(text)),
-    )
+    rows = Rows.text_then_audio([(ids.tolist(), frames.T)], first.device)
     runs: dict[str, Callable[[], object]] = {}
     for format, model in models.items():
         cache = model.new_cache(1, count)

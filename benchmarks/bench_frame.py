@@ -193,14 +193,7 @@ def bench_prefill(
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 256, (text,), generator=generator)
     frames = torch.randint(0, config.audio_stream_bos_id, (audio, config.num_codebooks), generator=generator)
-    int32 = {"dtype": torch.int32}
-    rows = Rows(
-        token_ids=ids.int(),
-        codes=frames.int(),
-        slots=torch.zeros(text + audio, **int32),
-        positions=torch.arange(text + audio, **int32),
-        text_positions=torch.arange(text, **int32),
-    )
+    rows = Rows.text_then_audio([(ids.tolist(), frames.T)])
     runs: dict[str, Callable[[], object]] = {}
     if reference is not None:
         placeholders = torch.full((audio,), config.audio_out_token_id)

@@ -14,13 +14,15 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from measure import write_json
 
-from higgs_native import HiggsAudio, HiggsAudioModel, build_prompt
+from higgs_native import HiggsAudio, build_prompt
+from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model
 from higgs_native.checkpoint import expected_tensors, resolve_folder
 from higgs_native.config import HiggsAudioConfig
 from higgs_native.model import LanguageModel, Rows
@@ -42,6 +44,7 @@ FORMATS = (
     "int4,heads=int8",
     "int4,attention=int8,heads=int8",
 )
+WHOLE = ("float32", "bfloat16", "float16")
 SENTENCES = (
     "The sun rises in the east.",
     "Good morning, how are you today?",
@@ -89,26 +92,35 @@ def compare_formats(folder: Path, most_frames: int) -> dict[str, Any]:
     gc.collect()
 
     report: dict[str, Any] = {"frames": sum(frames.shape[1] - 1 for _, frames in spoken), "formats": {}}
-    for format in FORMATS:
-        for clip in (True, False):
-            whole = format in ("float32", "bfloat16", "float16")
-            if not clip and (whole or format == "fp8"):
-                continue  # nothing is ever clipped
-            quantization = None if whole else replace(Quantization.parse(format), clip=clip)
-            model = HiggsAudioModel.from_pretrained(
-                folder, dtype=format if whole else "bfloat16", quantization=quantization
-            )
-            found = [distributions(model, ids, frames) for ids, frames in spoken]
-            name = format if clip else f"{format}, not clipped"
-            report["formats"][name] = compare(expected, found) | {"weights_gb": round(model.nbytes / 1e9, 4)}
-            figures = report["formats"][name]
-            print(
-                f"{name:42} KL divergence {figures['kl_divergence']:.6f} nats, "
-                f"likeliest code kept {figures['top1_agreement']:7.2%}, {figures['weights_gb']:.4f} GB"
-            )
-            del model
-            gc.collect()
+    for name, load in ways_to_load(folder).items():
+        model = load()
+        found = [distributions(model, ids, frames) for ids, frames in spoken]
+        figures = compare(expected, found) | {"weights_gb": round(model.nbytes / 1e9, 4)}
+        report["formats"][name] = figures
+        print(
+            f"{name:42} KL divergence {figures['kl_divergence']:.6f} nats, "
+            f"likeliest code kept {figures['top1_agreement']:7.2%}, {figures['weights_gb']:.4f} GB"
+        )
+        del model
+        gc.collect()
     return report
+
+
+def ways_to_load(folder: Path) -> dict[str, Callable[[], LanguageModel]]:
+    """What loads a checkpoint in each format: as `from_pretrained` does it, without clipping, and calibrated."""
+    ways: dict[str, Callable[[], LanguageModel]] = {}
+    texts = DEFAULT_TEXTS.read_text(encoding="utf-8").splitlines()
+    for format in FORMATS:
+        if format in WHOLE:
+            ways[format] = partial(LanguageModel.from_pretrained, folder, dtype=format)
+            continue
+        quantization = Quantization.parse(format)
+        load = partial(LanguageModel.from_pretrained, folder, dtype="bfloat16")
+        ways[format] = partial(load, quantization=quantization)
+        if format != "fp8":  # where nothing is ever clipped
+            ways[f"{format}, not clipped"] = partial(load, quantization=replace(quantization, clip=False))
+        ways[f"{format}, calibrated"] = partial(calibrated_model, folder, quantization, texts, torch.device("cpu"))
+    return ways
 
 
 def compare_matrices(n: int = 1024, k: int = 3072) -> dict[str, dict[str, float]]:
@@ -178,16 +190,9 @@ def rounded_with_zero_points(weight: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def distributions(model: LanguageModel, ids: list[int], frames: torch.Tensor) -> torch.Tensor:
     """Log-probabilities [N, codebooks, codes] after each of the delayed frames [codebooks, N] that follow `ids`."""
-    text, audio = len(ids), frames.shape[1]
-    rows = Rows(
-        token_ids=torch.tensor(ids, dtype=torch.int32),
-        codes=frames.T.to(torch.int32).contiguous(),
-        slots=torch.zeros(text + audio, dtype=torch.int32),
-        positions=torch.arange(text + audio, dtype=torch.int32),
-        text_positions=torch.arange(text, dtype=torch.int32),
-    )
-    states = model.forward(rows, model.new_cache(1, text + audio))
-    return model.audio_logits(states[text:].contiguous()).log_softmax(-1)
+    rows = Rows.text_then_audio([(ids, frames)])
+    states = model.forward(rows, model.new_cache(1, len(rows.slots)))
+    return model.audio_logits(states[len(ids) :].contiguous()).log_softmax(-1)
 
 
 def compare(expected: list[torch.Tensor], found: list[torch.Tensor]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from higgs_native.errors import ConfigError
 
@@ -64,6 +64,11 @@ class HiggsAudioConfig:
     def is_dual(self, layer: int) -> bool:
         """Whether audio rows have norms and a feed-forward path of their own in `layer`."""
         return self.audio_adapter_type != "stack" and layer in self.audio_dual_ffn_layers
+
+    @property
+    def layout(self) -> Literal["boson", "transformers"]:
+        """The checkpoint's layout, and so whose prompts and rule of generation are its own."""
+        return "transformers" if self.audio_eos_token_id is None else "boson"
 
     def skips_audio(self, layer: int) -> bool:
         """Whether audio rows pass `layer` by."""

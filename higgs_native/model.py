@@ -1,6 +1,7 @@
 """The language model: its weights, packed for the kernels, and one forward pass over rows of several sequences."""
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,28 @@ class Rows:
     positions: torch.Tensor
     text_positions: torch.Tensor
 
+    @classmethod
+    def text_then_audio(
+        cls, sequences: Sequence[tuple[Sequence[int], torch.Tensor]], device: str | torch.device = "cpu"
+    ) -> Self:
+        """Whole sequences, each of token ids and the delayed frames [codebooks, N] that follow them, in slots 0, 1,
+        ...
+        """
+
+        def int32(values: Iterable[int]) -> torch.Tensor:
+            return torch.tensor(list(values), dtype=torch.int32, device=device)
+
+        counts = [(len(ids), frames.shape[1]) for ids, frames in sequences]
+        text = [(slot, place) for slot, (text, _) in enumerate(counts) for place in range(text)]
+        audio = [(slot, text + place) for slot, (text, audio) in enumerate(counts) for place in range(audio)]
+        return cls(
+            token_ids=int32(token for ids, _ in sequences for token in ids),
+            codes=torch.cat([frames.T for _, frames in sequences]).to(dtype=torch.int32, device=device).contiguous(),
+            slots=int32(slot for slot, _ in text + audio),
+            positions=int32(position for _, position in text + audio),
+            text_positions=int32(position for _, position in text),
+        )
+
 
 @dataclass
 class Buffers:
@@ -118,6 +141,10 @@ class LanguageModel:
         device: where it runs.
         max_cache_length: positions a sequence may have, prompt included.
         prefix_cache: keys and values of prompts' beginnings, for prompts that begin alike; its `max_bytes` may be set.
+
+    Args:
+        weights: where its weights come from.
+        layers: those of all layers, or None: to be read from `weights`. They are taken before the norm and the heads.
     """
 
     def __init__(
@@ -127,6 +154,7 @@ class LanguageModel:
         tokenizer: Tokenizer | None,
         device: torch.device,
         max_cache_length: int,
+        layers: Iterable[Layer] | None = None,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
@@ -135,34 +163,11 @@ class LanguageModel:
         self.device = device
         self.max_cache_length = max_cache_length
         self.prefix_cache = PrefixCache()
-
-        def feed_forward(part: str, prefix: str) -> FeedForward:
-            mlp = prefix + "mlp."
-            return FeedForward(
-                input_norm=weights.tensor(prefix + "input_layernorm.weight"),
-                post_attention_norm=weights.tensor(prefix + "post_attention_layernorm.weight"),
-                gate_up=weights.gate_up(part, mlp + "gate_up", mlp + "gate_proj.weight", mlp + "up_proj.weight"),
-                down=weights.linear(part, mlp + "down_proj.weight"),
-            )
-
         self.text_table = weights.tensor("embed_tokens.weight")
         self.audio_table = weights.tensor("audio_codebook_embeddings.weight")
-        self.layers = []
-        for index in range(config.num_hidden_layers):
-            prefix = f"layers.{index}."
-            attention = prefix + "self_attn."
-            text = feed_forward("text_ffn", prefix)
-            self.layers.append(
-                Layer(
-                    qkv=weights.linear(
-                        "attention", attention + "qkv", *(f"{attention}{name}_proj.weight" for name in "qkv")
-                    ),
-                    o=weights.linear("attention", attention + "o_proj.weight"),
-                    text=text,
-                    audio=feed_forward("audio_ffn", prefix + "audio_") if config.is_dual(index) else text,
-                    skips_audio=config.skips_audio(index),
-                )
-            )
+        if layers is None:
+            layers = (read_layer(weights, config, index) for index in range(config.num_hidden_layers))
+        self.layers = list(layers)
         self._layer_weights = [weight for layer in self.layers for weight in layer.flat()]
         self._skips_audio = [int(layer.skips_audio) for layer in self.layers]
         self.norm = weights.tensor("norm.weight")
@@ -301,6 +306,30 @@ class LanguageModel:
 
     def _head(self, logits: torch.Tensor, states: torch.Tensor, weight: PackedWeight) -> None:
         ops.rms_norm_linear(logits, states, self.norm, self.config.rms_norm_eps, weight)
+
+
+def read_layer(weights: Weights, config: HiggsAudioConfig, index: int) -> Layer:
+    """Read a layer's weights."""
+    prefix = f"layers.{index}."
+    attention = prefix + "self_attn."
+
+    def feed_forward(part: str, prefix: str) -> FeedForward:
+        mlp = prefix + "mlp."
+        return FeedForward(
+            input_norm=weights.tensor(prefix + "input_layernorm.weight"),
+            post_attention_norm=weights.tensor(prefix + "post_attention_layernorm.weight"),
+            gate_up=weights.gate_up(part, mlp + "gate_up", mlp + "gate_proj.weight", mlp + "up_proj.weight"),
+            down=weights.linear(part, mlp + "down_proj.weight"),
+        )
+
+    text = feed_forward("text_ffn", prefix)
+    return Layer(
+        qkv=weights.linear("attention", attention + "qkv", *(f"{attention}{name}_proj.weight" for name in "qkv")),
+        o=weights.linear("attention", attention + "o_proj.weight"),
+        text=text,
+        audio=feed_forward("audio_ffn", prefix + "audio_") if config.is_dual(index) else text,
+        skips_audio=config.skips_audio(index),
+    )
 
 
 def check_cache_length(length: int, name: str = "max_cache_length") -> None:

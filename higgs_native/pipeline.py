@@ -94,7 +94,7 @@ class HiggsAudio:
         if model.device.type == "cuda":
             # What most calls of `speak` need: a prompt of up to 1024 positions, and as many frames.
             model.frame_loops.prepare(model, 1, 2048)
-        self.layout = layout or ("transformers" if model.config.audio_eos_token_id is None else "boson")
+        self.layout = layout or model.config.layout
         self.is_embedded_voice = False
 
     @classmethod

@@ -5,6 +5,7 @@ loading is reading. Its metadata:
 
 - `higgs_native`: the version of the format; `panel`, `group`: the layout of packed matrices;
 - `quantization`: the attributes of `Quantization`, as JSON;
+- `calibrated`: `true` where weights were rounded for the inputs that they meet (see `higgs_native.calibration`);
 - `checksums`: `checksum` of each tensor by its name, as JSON;
 - `source`: the checkpoint that it was made from: `owner/name@revision` of the Hub, or a folder's name, and then
   `source_sha256`, the SHA-256 of each of its weight files, as JSON.
@@ -30,7 +31,7 @@ from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.files import check_file_can_be_made, replacing
 from higgs_native.memory import empty_weight, release_mapped
-from higgs_native.ops import PackedWeight
+from higgs_native.ops import ErrorFeedback, PackedWeight
 from higgs_native.ops.linear import FORMATS, PANEL, QUANTIZATION_GROUP, QUANTIZED, packed_shape
 from higgs_native.quantization import Quantization
 
@@ -82,6 +83,10 @@ class CheckpointWeights:
         quantization: the format of each part.
         device: where they are packed, and stay.
 
+    Attributes:
+        feedback: for matrices, by the name that they are packed under, how to round them for their inputs (see
+            `ops.error_feedback`). Others are rounded to the nearest.
+
     Raises:
         CheckpointError: files are missing or damaged, or tensors don't fit the configuration.
     """
@@ -98,6 +103,7 @@ class CheckpointWeights:
         self._device = device
         self.dtype = dtype or STORED_DTYPES[self._files.dtype("embed_tokens.weight")]
         self.quantization = quantization
+        self.feedback: dict[str, ErrorFeedback] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -124,7 +130,7 @@ class CheckpointWeights:
     ) -> PackedWeight:
         if format in QUANTIZED and not all(matrix.isfinite().all() for matrix in matrices):
             raise CheckpointError(f"{name} holds values that are not finite and can't be quantized")
-        return pack(*matrices, format=format, clip=self.quantization.clip)
+        return pack(*matrices, format=format, clip=self.quantization.clip, feedback=self.feedback.get(name))
 
 
 class PackedWeights:
@@ -292,7 +298,13 @@ def check_target(target: Path) -> None:
     check_file_can_be_made(first)
 
 
-def write_packed(tensors: Mapping[str, torch.Tensor], quantization: Quantization, source: Path, target: Path) -> None:
+def write_packed(
+    tensors: Mapping[str, torch.Tensor],
+    quantization: Quantization,
+    source: Path,
+    target: Path,
+    calibrated: bool = False,
+) -> None:
     """Write a checkpoint folder: a packed file, and the configuration, tokenizer and audio tokenizer of `source`.
 
     Args:
@@ -300,6 +312,7 @@ def write_packed(tensors: Mapping[str, torch.Tensor], quantization: Quantization
         quantization: the model's.
         source: the folder that it was loaded from.
         target: must not exist; appears whole or not at all. Missing parents are made.
+        calibrated: whether weights were rounded for the inputs that they meet.
 
     Raises:
         CheckpointError: `target` exists, or can't be written.
@@ -310,6 +323,7 @@ def write_packed(tensors: Mapping[str, torch.Tensor], quantization: Quantization
         "higgs_native": _VERSION,
         **_layout(),
         "quantization": json.dumps(quantization.to_dict()),
+        "calibrated": json.dumps(calibrated),
         "checksums": json.dumps({name: checksum(tensor) for name, tensor in tensors.items()}),
         **_origin(source),
     }

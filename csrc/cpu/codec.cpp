@@ -28,8 +28,6 @@ constexpr int64_t kUpsampledChannels = 4;  // output channels that a transposed 
 constexpr int64_t kConvolvedRows = 16;     // output channels that a convolution computes at a time
 constexpr int64_t kFrames = 32;            // frames that the quantizer encodes at a time
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 int64_t whole_columns(int64_t columns) { return ceil_div(columns, kColumns) * kColumns; }
 
 // How many columns a tile has, so that it fits the cache and every thread gets as many tiles as any other.

@@ -31,9 +31,8 @@ void run_segment(float* out, const float* x, int64_t begin, int64_t end, double 
   const RowNorm norm = {weights.norm, weights.norm, rows, static_cast<float>(eps)};
   const char* input = prepare<PreparedInput>(gate_up, x, rows, &norm);
   float* activated = scratch<Activated>(rows * intermediate);
-  for_ranges(gate_up.n / kPanel, kPanel * hidden * rows, [&](int64_t first, int64_t last) {
+  for_panels(gate_up.n / kPanel, kPanel * hidden * rows, [&](int64_t first, int64_t last) {
     struct GateUp;
-    constexpr int64_t kPanelsAtOnce = 4;  // as one row takes them
     float* both = scratch<GateUp>(rows * kPanelsAtOnce * kPanel);
     for (int64_t begin = first; begin < last; begin += kPanelsAtOnce) {
       const int64_t end = std::min(begin + kPanelsAtOnce, last);

@@ -1,4 +1,4 @@
-// out = x @ weight.T + residual, and out = rms_norm(x) @ weight.T, with packed weights. Threads take runs of panels; the
+// out = x @ weight.T + residual, and out = rms_norm(x) @ weight.T, with packed weights. Threads take pieces of its panels; the
 // inner kernels stand in linear_kernels.cpp. Bytes moved: the weight, once for up to 240 rows.
 #include "cpu/linear.h"
 
@@ -13,8 +13,6 @@
 namespace higgs_native::cpu {
 
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 void rms_norm_linear_cpu(
     const Tensor& out, const Tensor& x, const Tensor& norm_weight, double eps, const Tensor& weight,
@@ -149,7 +147,7 @@ void product_panels(
 }
 
 void product(float* out, const PackedWeight& weight, const char* x, int64_t rows, const float* residual) {
-  for_ranges(ceil_div(weight.n, kPanel), kPanel * weight.k * rows, [&](int64_t begin, int64_t end) {
+  for_panels(ceil_div(weight.n, kPanel), kPanel * weight.k * rows, [&](int64_t begin, int64_t end) {
     const int64_t n0 = begin * kPanel;
     product_panels(out + n0, weight.n, weight, begin, end, x, rows, residual ? residual + n0 : nullptr);
   });

@@ -1,6 +1,8 @@
 // What the families that multiply with weights share.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <type_traits>
 
@@ -13,6 +15,13 @@ namespace higgs_native::cpu {
 inline const FormatKernels& kernels_of(const PackedWeight& weight) {
   return linear_kernels().formats[static_cast<int>(weight.format)];
 }
+
+inline constexpr int64_t kPanelsAtOnce = 4;  // that one row meets at most
+
+// Calls f(begin, end) for pieces of a weight's panels [0, count), a panel costing about `cost` multiply-adds. Threads take
+// the pieces as they get done, large ones first: none waits long for another that is slower or was held up.
+template <typename F>
+void for_panels(int64_t count, int64_t cost, const F& f);
 
 // Bytes of a packed float32 weight of n rows and k columns, and the packing itself of weight [n, k].
 int64_t packed_f32_bytes(int64_t n, int64_t k);
@@ -44,6 +53,28 @@ void product_panels(
     const float* residual = nullptr);
 
 // ---- The rest is in the header for its template parameters alone.
+
+template <typename F>
+void for_panels(int64_t count, int64_t cost, const F& f) {
+  active_isa();  // raises here, on the calling thread, where HIGGS_NATIVE_ISA can't be followed
+  const int64_t threads = torch::stable::get_num_threads(), least = ceil_div(kThreadCost, std::max<int64_t>(cost, 1));
+  if (threads == 1 || count <= least) {
+    if (count > 0) f(int64_t{0}, count);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    int64_t begin = next.load();
+    while (begin < count) {
+      int64_t piece = std::max(least, (count - begin) / (2 * threads));
+      if (piece > kPanelsAtOnce) piece -= piece % kPanelsAtOnce;
+      const int64_t end = std::min(begin + piece, count);
+      if (!next.compare_exchange_weak(begin, end)) continue;  // begin is now where another thread has got to
+      f(begin, end);
+      begin = next.load();
+    }
+  });
+}
 
 // Prepares rows [group_begin(first), group_begin(last)) of `groups`.
 void prepare_groups(

@@ -13,6 +13,8 @@ namespace higgs_native::cpu {
 // What a thread must have to do, in multiply-adds, before waking it pays: some microseconds.
 inline constexpr int64_t kThreadCost = 32768;
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // Calls f(begin, end) for consecutive pieces of [0, count). An item costs about `cost` multiply-adds; a small model's
 // products stay on the calling thread.
 template <typename F>

@@ -19,6 +19,7 @@ from higgs_native.ops.decoder import decoder_layers, layer_weights
 from higgs_native.ops.delay_pattern import delay_pattern_build, delay_pattern_revert
 from higgs_native.ops.dual_ffn import dual_ffn
 from higgs_native.ops.embedding import embed
+from higgs_native.ops.gptq import ErrorFeedback, error_feedback
 from higgs_native.ops.linear import (
     PackedWeight,
     linear,
@@ -32,6 +33,7 @@ from higgs_native.ops.sampling import process_logits, sample_audio_frame, sample
 
 
 __all__ = [
+    "ErrorFeedback",
     "PackedWeight",
     "attention",
     "check_instruction_set",
@@ -41,6 +43,7 @@ __all__ = [
     "delay_pattern_revert",
     "dual_ffn",
     "embed",
+    "error_feedback",
     "layer_weights",
     "linear",
     "pack_conv_transpose1d",

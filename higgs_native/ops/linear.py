@@ -14,6 +14,7 @@ import torch
 
 from higgs_native.memory import empty_weight
 from higgs_native.ops._library import register_fakes
+from higgs_native.ops.gptq import ErrorFeedback, round_with_feedback
 
 
 register_fakes("linear", "rms_norm_linear", "pack_linear", "quantize_linear")
@@ -33,6 +34,8 @@ QUANTIZED = ("fp8", "int8", "int4")
 """The formats with scales."""
 
 _BITS = {"int8": 8, "int4": 4}
+_LIMITS = {"fp8": (-448, 448), "int8": (-127, 127), "int4": (-8, 7)}
+"""The least and the largest value of a quantized format."""
 _UNIT_COLUMNS = {
     torch.float32: 1,
     torch.bfloat16: 2,
@@ -41,7 +44,6 @@ _UNIT_COLUMNS = {
     torch.int8: 4,
     torch.uint8: 8,
 }
-_LARGEST_E4M3 = 448
 _ROWS_AT_ONCE = 1024  # that are float32 for a moment while they are rounded to e4m3
 
 
@@ -74,7 +76,9 @@ def packed_shape(n: int, k: int, dtype: torch.dtype, lanes: int = PANEL) -> tupl
     return -(-n // lanes), -(-k // columns), PANEL, 4 // dtype.itemsize
 
 
-def quantize_linear(weight: torch.Tensor, format: str, clip: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_linear(
+    weight: torch.Tensor, format: str, clip: bool = True, feedback: ErrorFeedback | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Round a matrix to values of 8 or 4 bits and scales: `weight ~ values * scales`.
 
     Args:
@@ -82,6 +86,8 @@ def quantize_linear(weight: torch.Tensor, format: str, clip: bool = True) -> tup
         format: "fp8", "int8" or "int4".
         clip: choose each scale of integers for the least squared error, though large values are cut off; else nothing
             is. In fp8 nothing ever is: its steps are finer for small values whatever the largest.
+        feedback: round for the least error of products with inputs of certain second moments (see `error_feedback`),
+            instead of the least error of the matrix; the scales are the same.
 
     Returns:
         For fp8 the values [n, k], float8_e4m3fn, and the scales [n], float32; for int8 integers [n, k], int8, -127 ..
@@ -92,8 +98,15 @@ def quantize_linear(weight: torch.Tensor, format: str, clip: bool = True) -> tup
         RuntimeError: a shape or dtype does not fit, or, on the CPU, the matrix holds values that are not finite. On
             CUDA their scale is NaN.
     """
-    if format == "fp8":
-        return _round_to_e4m3(weight)
+    values, scales = _round_to_e4m3(weight) if format == "fp8" else _round_to_integers(weight, format, clip)
+    if feedback is not None:
+        by_column = scales.float().view(len(weight), -1)
+        group = QUANTIZATION_GROUP if format == "int4" else weight.shape[1]
+        values = round_with_feedback(weight, by_column, group, values.dtype, _LIMITS[format], feedback)
+    return values, scales
+
+
+def _round_to_integers(weight: torch.Tensor, format: str, clip: bool) -> tuple[torch.Tensor, torch.Tensor]:
     n, k = weight.shape
     integers = torch.empty(n, k, dtype=torch.int8, device=weight.device)
     if format == "int8":
@@ -112,7 +125,7 @@ def _round_to_e4m3(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows = slice(first, first + _ROWS_AT_ONCE)
         part = weight[rows].float()
         most = torch.linalg.vector_norm(part, torch.inf, 1)
-        scale = most / _LARGEST_E4M3
+        scale = most / _LIMITS["fp8"][1]
         # Where a scale would have to be smaller than the smallest, all values become zero.
         scale = torch.where(scale.reciprocal().isfinite(), scale, 1).masked_fill_(~most.isfinite(), torch.nan)
         scales[rows] = scale
@@ -123,35 +136,43 @@ def _round_to_e4m3(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return values, scales
 
 
-def pack_linear(*weights: torch.Tensor, format: str | None = None, clip: bool = True) -> PackedWeight:
+def pack_linear(
+    *weights: torch.Tensor, format: str | None = None, clip: bool = True, feedback: ErrorFeedback | None = None
+) -> PackedWeight:
     """Pack matrices below each other, for every product but the gate and up projections.
 
     Args:
         weights: [n, k] each, of one dtype: float32, bfloat16 or float16; contiguous.
         format: one of `FORMATS`; None: the weights' own dtype.
-        clip: see `quantize_linear`.
+        clip, feedback: see `quantize_linear`.
 
     Raises:
         RuntimeError: a shape or dtype does not fit.
     """
     if any(len(weight) % PANEL for weight in weights[:-1]):
         weights = (torch.cat(weights),)
-    return _pack([(weight, 0) for weight in weights], PANEL, format, clip)
+    return _pack([(weight, 0) for weight in weights], PANEL, format, clip, feedback)
 
 
-def pack_gate_up(gate: torch.Tensor, up: torch.Tensor, format: str | None = None, clip: bool = True) -> PackedWeight:
+def pack_gate_up(
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    format: str | None = None,
+    clip: bool = True,
+    feedback: ErrorFeedback | None = None,
+) -> PackedWeight:
     """Pack the gate and up projections for `dual_ffn`: a panel holds 16 rows of each.
 
     Args:
         gate, up: [intermediate, hidden], float32, bfloat16 or float16, contiguous.
-        format, clip: see `pack_linear`.
+        format, clip, feedback: see `pack_linear`.
 
     Raises:
         RuntimeError: a shape or dtype does not fit.
     """
     if gate.shape != up.shape:
         raise RuntimeError(f"pack_gate_up: up must have shape {list(gate.shape)}, got {list(up.shape)}")
-    return _pack([(gate, 0), (up, PANEL // 2)], PANEL // 2, format, clip)
+    return _pack([(gate, 0), (up, PANEL // 2)], PANEL // 2, format, clip, feedback)
 
 
 def pack_quantized(values: torch.Tensor, scales: torch.Tensor) -> PackedWeight:
@@ -167,7 +188,13 @@ def pack_quantized(values: torch.Tensor, scales: torch.Tensor) -> PackedWeight:
     return packed
 
 
-def _pack(weights: list[tuple[torch.Tensor, int]], lanes: int, format: str | None, clip: bool) -> PackedWeight:
+def _pack(
+    weights: list[tuple[torch.Tensor, int]],
+    lanes: int,
+    format: str | None,
+    clip: bool,
+    feedback: ErrorFeedback | None,
+) -> PackedWeight:
     """Pack matrices, each into `lanes` lanes from its own first lane on: of shared panels, or of panels of its own."""
     dtype = weights[0][0].dtype if format is None else FORMATS[format]
     k, device = weights[0][0].shape[1], weights[0][0].device
@@ -176,7 +203,7 @@ def _pack(weights: list[tuple[torch.Tensor, int]], lanes: int, format: str | Non
     panels = counts[0] if shared else sum(counts)
     data = empty_weight(packed_shape(panels * PANEL, k, dtype), dtype, device)
     if format in QUANTIZED:
-        values, scales = zip(*(quantize_linear(weight, format, clip) for weight, _ in weights), strict=True)
+        values, scales = zip(*(quantize_linear(weight, format, clip, feedback) for weight, _ in weights), strict=True)
         packed = PackedWeight(data, torch.cat([_by_panel(s, lanes) for s in scales], dim=-1 if shared else 0))
     else:
         values, packed = [weight.to(dtype) for weight, _ in weights], PackedWeight(data)

@@ -1,0 +1,250 @@
+"""Weights quantized for the inputs that they meet: the same size, and products that err less."""
+
+from importlib import import_module
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from higgs_native import HiggsAudioModel, ops, reference
+from higgs_native.calibration import DEFAULT_TEXTS, States, calibrated_model, speak
+from higgs_native.cli import main
+from higgs_native.errors import CheckpointError
+from higgs_native.model import LanguageModel, Layer, Rows, rope_table
+from higgs_native.ops.linear import QUANTIZED
+from higgs_native.pipeline import EMBEDDED_VOICE
+from higgs_native.quantization import Quantization
+from higgs_native.random_checkpoint import write_language_model
+from higgs_native.weights import PACKED_FILE, CheckpointWeights
+from tests.devices import DEVICES
+from tests.ops.tensors import random
+from tests.test_model import config
+
+
+CPU = torch.device("cpu")
+TEXTS = ("We walk home along the river.", "Seven people are waiting.", "The water is cold and clear.")
+HELD_OUT = ("Good morning, how are you today?", "The sun rises in the east.")
+
+
+def correlated_inputs(rows: int, k: int) -> torch.Tensor:
+    """[rows, k]: sums of a few directions, and some noise."""
+    return random((rows, k // 4)) @ random((k // 4, k), seed=1) + 0.3 * random((rows, k), seed=2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("format", QUANTIZED)
+@pytest.mark.parametrize("shape", [(40, 300), (2100, 128), (7, 129)])
+def test_products_err_less(format, shape, device):
+    n, k = shape
+    weight, x = random((n, k), seed=3), correlated_inputs(4 * k, k)
+    feedback = ops.error_feedback((x.T @ x / len(x)).to(device))
+    errors = []
+    for way in (None, feedback):
+        values, scales = (tensor.cpu().float() for tensor in ops.quantize_linear(weight.to(device), format, True, way))
+        columns = scales[:, None] if format != "int4" else scales.repeat_interleave(128, 1)[:, :k]
+        errors.append((x @ (values * columns - weight).T).square().mean())
+    assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.parametrize("format", QUANTIZED)
+def test_values_and_scales_are_those_of_the_format(format):
+    weight, x = random((40, 300)), correlated_inputs(600, 300)
+    plain = ops.quantize_linear(weight, format)
+    values, scales = ops.quantize_linear(weight, format, True, ops.error_feedback(x.T @ x))
+    assert torch.equal(scales, plain[1])
+    assert values.dtype == plain[0].dtype
+    least, most = {"fp8": (-448, 448), "int8": (-127, 127), "int4": (-8, 7)}[format]
+    assert least <= values.float().min() < 0 < values.float().max() <= most
+    assert not torch.equal(values.float(), plain[0].float())
+
+
+@pytest.mark.parametrize("format", QUANTIZED)
+def test_inputs_that_say_nothing_change_nothing(format):
+    """Uncorrelated inputs of one size, or none at all."""
+    weight = random((40, 300))
+    plain = ops.quantize_linear(weight, format)[0].float()
+    for moments in (torch.eye(300), torch.zeros(300, 300)):
+        values = ops.quantize_linear(weight, format, True, ops.error_feedback(moments))[0].float()
+        # Ties may fall to either side: here a weight is multiplied by the inverse of its scale.
+        assert (values != plain).float().mean() < 0.001
+
+
+def test_rows_of_zeros_stay_zeros():
+    weight, x = random((3, 256)), correlated_inputs(600, 256)
+    weight[1] = 0
+    weight[2, :128] = 0
+    values, scales = ops.quantize_linear(weight, "int4", True, ops.error_feedback(x.T @ x))
+    product = values.float() * scales.float().repeat_interleave(128, 1)
+    assert not product[1].any()
+    assert not product[2, :128].any()
+    assert product.isfinite().all()
+
+
+def test_moments_that_are_not_finite():
+    with pytest.raises(RuntimeError, match="error_feedback: the moments hold values that are not finite"):
+        ops.error_feedback(torch.full((4, 4), torch.nan))
+
+
+def divergence(model: HiggsAudioModel, truth: HiggsAudioModel, spoken) -> float:
+    """The mean divergence from `truth` over the frames of what was spoken."""
+    total = []
+    for ids, frames in spoken:
+        rows = Rows.text_then_audio([(ids, frames)])
+        ours, theirs = (
+            m.audio_logits(m.forward(rows, m.new_cache(1, len(rows.slots)))[len(ids) :].contiguous()).log_softmax(-1)
+            for m in (model, truth)
+        )
+        total.append((theirs.exp() * (theirs - ours)).sum(-1).mean())
+    return float(torch.stack(total).mean())
+
+
+@pytest.mark.parametrize("quantization", ["fp8", "int8", "int4", "int4,heads=int8"])
+def test_the_embedded_voice_loses_less(quantization):
+    """On sentences that it was not calibrated with."""
+    truth = HiggsAudioModel.from_pretrained(EMBEDDED_VOICE, dtype="float32")
+    spoken = speak(truth, HELD_OUT)
+    plain = HiggsAudioModel.from_pretrained(EMBEDDED_VOICE, quantization=quantization)
+    texts = DEFAULT_TEXTS.read_text(encoding="utf-8").splitlines()
+    calibrated = calibrated_model(EMBEDDED_VOICE, Quantization.parse(quantization), texts, CPU)
+    assert calibrated.nbytes == plain.nbytes
+    assert calibrated.quantization == plain.quantization
+    assert divergence(calibrated, truth, spoken) < 0.9 * divergence(plain, truth, spoken)
+
+
+def recorded_inputs(monkeypatch, layer: Layer, states: torch.Tensor, rows: Rows, cfg) -> list[torch.Tensor]:
+    """What the products of a layer take, by its operators in plain PyTorch: qkv, o, and gate_up and down, of text rows
+    and of audio rows.
+    """
+    inputs = []
+
+    def recorded(x, weight):
+        inputs.append(x.clone())
+        return plain_product(x, weight)
+
+    plain_product = reference.product
+    for module in ("attention", "dual_ffn", "linear"):
+        monkeypatch.setattr(import_module(f"higgs_native.reference.{module}"), "product", recorded)
+    num_text = len(rows.token_ids)
+    n = num_text if layer.skips_audio else len(states)
+    x, slots, positions = states[:n], rows.slots[:n], rows.positions[:n]
+    places = rows.text_positions if layer.skips_audio else positions
+    shape = (int(rows.slots.max()) + 1, cfg.num_key_value_heads, int(rows.positions.max()) + 1, cfg.head_dim)
+    caches = torch.zeros(shape), torch.zeros(shape)
+    query, after = torch.empty(n, cfg.num_attention_heads * cfg.head_dim), torch.empty(x.shape)
+    reference.qkv_rope_cache(
+        query, *caches, x, layer.text.input_norm, layer.audio.input_norm, cfg.rms_norm_eps, layer.qkv,
+        rope_table(cfg, shape[2]), slots, positions, places, num_text,
+    )  # fmt: skip
+    attended = torch.empty(query.shape)
+    reference.attention(attended, query, *caches, slots, places, cfg.head_dim**-0.5)
+    reference.linear(after, attended, layer.o, x)
+    paths = [(ffn.post_attention_norm, ffn.gate_up, ffn.down) for ffn in (layer.text, layer.audio)]
+    reference.dual_ffn(torch.empty(x.shape), after, *paths[0], *paths[1], cfg.rms_norm_eps, num_text)
+    monkeypatch.undo()
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("adapter", "dual"), [("dual_ffn", (0, 1, 2, 3)), ("dual_ffn_fast_forward", (1, 3)), ("stack", ())]
+)
+def test_moments_are_those_of_what_products_take(tmp_path, monkeypatch, adapter, dual):
+    cfg = config(audio_adapter_type=adapter, audio_dual_ffn_layers=dual)
+    write_language_model(tmp_path / "model", cfg, layout="original")
+    weights = CheckpointWeights(tmp_path / "model", cfg, torch.float32, Quantization(), CPU)
+    model = LanguageModel(cfg, weights, None, CPU, 64)
+    spoken = [
+        (list(range(9)), torch.randint(0, 12, (4, 13), generator=torch.Generator().manual_seed(0))),
+        (list(range(40, 52)), torch.randint(0, 12, (4, 5), generator=torch.Generator().manual_seed(1))),
+    ]
+    rows = Rows.text_then_audio(spoken)
+    states = States(cfg, weights, spoken, CPU)
+    for layer in model.layers:
+        qkv, o, *ffn = recorded_inputs(monkeypatch, layer, states.states, rows, cfg)
+        expected = [qkv, o, *ffn]
+        if layer.skips_audio:
+            expected = [qkv, o, *ffn[:2]]
+        elif layer.audio is layer.text:
+            expected = [qkv, o, torch.cat(ffn[::2]), torch.cat(ffn[1::2])]
+        moments = states.layer_moments(layer)
+        assert len(moments) == len(expected) == (6 if layer.audio is not layer.text else 4)
+        for ours, x in zip(moments.values(), expected, strict=True):
+            torch.testing.assert_close(ours, x[:, : len(ours)].T @ x[:, : len(ours)] / len(x), rtol=1e-4, atol=1e-6)
+        states.advance(layer)
+    torch.testing.assert_close(states.states, model.forward(rows, model.new_cache(2, 32)), rtol=0, atol=0)
+    for ours, theirs in zip(states.head_moments(model.norm), (states.states[:21], states.states[21:]), strict=True):
+        x = reference.rms_norm(theirs, model.norm, cfg.rms_norm_eps)
+        torch.testing.assert_close(ours, x.T @ x / len(x), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "dual"), [("dual_ffn", (0, 1, 2, 3)), ("dual_ffn_fast_forward", (1, 3)), ("stack", ())]
+)
+def test_every_matrix_is_calibrated(tmp_path, adapter, dual):
+    """A matrix of a layer and a head that is quantized differs from what rounding to the nearest gives."""
+    cfg = config(audio_adapter_type=adapter, audio_dual_ffn_layers=dual)
+    write_language_model(tmp_path / "model", cfg, layout="original")
+    quantization = Quantization.parse("int4,text_ffn=bfloat16")
+    plain = LanguageModel.from_pretrained(tmp_path / "model", quantization=quantization).named_weights()
+    calibrated = calibrated_model(tmp_path / "model", quantization, TEXTS, CPU).named_weights()
+    assert list(calibrated) == list(plain)
+    for name, tensor in calibrated.items():
+        assert torch.equal(tensor, plain[name]) == (tensor.dtype != torch.uint8), name
+
+
+def run_command(capsys, *arguments) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as exit_:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return exit_.value.code, captured.out, captured.err
+
+
+def test_the_command(tmp_path, capsys):
+    (tmp_path / "texts").write_text("\n\n".join(TEXTS) + "\n", encoding="utf-8")
+    for target, options in (("own", ["--texts", tmp_path / "texts"]), ("default", []), ("plain", None)):
+        options = [] if options is None else ["--calibrate", *options]
+        code, _, err = run_command(capsys, "quantize", EMBEDDED_VOICE, tmp_path / target, "--format", "int4", *options)
+        assert (code, err) == (0, "")
+        with safe_open(tmp_path / target / PACKED_FILE, framework="pt") as packed:
+            assert packed.metadata()["calibrated"] == ("false" if target == "plain" else "true")
+    models = {target: HiggsAudioModel.from_pretrained(tmp_path / target) for target in ("own", "default", "plain")}
+    expected = calibrated_model(EMBEDDED_VOICE, Quantization.parse("int4"), TEXTS, CPU).named_weights()
+    for name, tensor in models["own"].named_weights().items():
+        assert torch.equal(tensor, expected[name]), name
+    heads = [model.audio_head.data for model in models.values()]
+    assert not any(torch.equal(heads[i], heads[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{voice}", "{new}", "--texts", "{texts}"], "--texts is for --calibrate, which is not given"),
+        (["{voice}", "{new}", "--calibrate", "--texts", "{none}"], "can't be read: No such file"),
+        (["{voice}", "{new}", "--calibrate", "--texts", "{empty}"], "there are no texts to speak"),
+        (["{voice}", "{new}", "--calibrate", "--texts", "{special}"], "special token"),
+        (
+            ["{voice}", "{new}", "--calibrate", "--format", "float16"],
+            "calibration is for fp8, int8, int4; the formats",
+        ),
+        (["{packed}", "{new}", "--calibrate"], "is packed already; calibration takes the checkpoint"),
+        (["{voice}", "{new}", "--device", "gpu"], "gpu"),
+    ],
+)
+def test_the_command_refuses_bad_input(tmp_path, capsys, arguments, message):
+    texts = {"texts": TEXTS[0], "empty": "\n \n", "special": "Hello <|eot_id|>"}
+    places = {"voice": EMBEDDED_VOICE, **{name: tmp_path / name for name in ("new", "none", "packed", *texts)}}
+    for name, text in texts.items():
+        places[name].write_text(text, encoding="utf-8")
+    if "{packed}" in arguments:
+        assert run_command(capsys, "quantize", EMBEDDED_VOICE, places["packed"])[0] == 0
+    code, _, err = run_command(capsys, "quantize", *(argument.format(**places) for argument in arguments))
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert not places["new"].exists()
+
+
+def test_a_model_without_a_tokenizer(tmp_path):
+    write_language_model(tmp_path / "model", config(audio_delay_token_id=270))
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="the model's folder has no tokenizer"):
+        calibrated_model(tmp_path / "model", Quantization.parse("int4"), TEXTS, CPU)
