@@ -150,25 +150,33 @@ class FrameLoop:
         """
         frame = self._frame(len(rows))
         frame.begin(rows)
-        ahead = _FRAMES_AHEAD if self._is_cuda else 1
-        ring = torch.empty(ahead, len(frame.drawn), dtype=torch.int32, pin_memory=self._is_cuda)
-        events = [torch.cuda.Event() if self._is_cuda else None for _ in range(ahead)]
+        if self._is_cuda:
+            self._draw_ahead(frame, len(rows), limit, deliver)
+            return
+        codes, active = frame.split(frame.drawn)
+        for _ in range(limit):
+            frame.run()
+            if not deliver(codes.clone(), active.tolist()):
+                return
+
+    def _draw_ahead(self, frame: _Frame, num_rows: int, limit: int, deliver: Deliver) -> None:
+        """Draw frames some ahead of those that are delivered."""
+        ring = torch.empty(_FRAMES_AHEAD, len(frame.drawn), dtype=torch.int32, pin_memory=True)
+        events = [torch.cuda.Event() for _ in range(_FRAMES_AHEAD)]
         begun = read = 0
         goes_on = True
         while True:
-            while goes_on and begun < limit and begun - read < ahead:
+            while goes_on and begun < limit and begun - read < _FRAMES_AHEAD:
                 frame.run()
-                ring[begun % ahead].copy_(frame.drawn, non_blocking=True)
-                if self._is_cuda:
-                    events[begun % ahead].record()
+                ring[begun % _FRAMES_AHEAD].copy_(frame.drawn, non_blocking=True)
+                events[begun % _FRAMES_AHEAD].record()
                 begun += 1
             if read == begun:
                 return
-            if self._is_cuda:
-                events[read % ahead].synchronize()
-            codes, active = frame.split(ring[read % ahead].clone())
+            events[read % _FRAMES_AHEAD].synchronize()
+            codes, active = frame.split(ring[read % _FRAMES_AHEAD].clone())
             read += 1
-            goes_on = deliver(codes[: len(rows)], active.tolist()[: len(rows)]) and goes_on
+            goes_on = deliver(codes[:num_rows], active.tolist()[:num_rows]) and goes_on
 
     def _frame(self, num_rows: int) -> _Frame:
         if self._is_cuda:
