@@ -246,9 +246,10 @@ def draw_quantization_error() -> Figure:
         if measured["kl_divergence"] < 1e-6 or "not clipped" in name:
             continue
         place = (measured["weights_gb"] * 1000, measured["kl_divergence"])
-        side = {"xytext": (-6, 0), "ha": "right"} if name == "int4" else {"xytext": (6, 0), "ha": "left"}
-        axes.scatter(*place, color="#3182bd")
-        label = f"{name} ({measured['top1_agreement']:.1%})"
+        side = {"xytext": (-6, 0), "ha": "right"} if name.startswith("int4") else {"xytext": (6, 0), "ha": "left"}
+        calibrated = name.endswith(", calibrated")
+        axes.scatter(*place, color="white" if calibrated else "#3182bd", edgecolor="#3182bd")
+        label = f"{'calibrated' if calibrated else name} ({measured['top1_agreement']:.1%})"
         axes.annotate(label, place, textcoords="offset points", va="center", fontsize=8, **side)
     axes.set(yscale="log", xlim=(2.5, 11.5), xlabel="MB of weights", ylabel="divergence, nats a code")
     axes.set_title("the embedded voice; in brackets: likeliest code kept", fontsize=9)

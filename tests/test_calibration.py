@@ -89,7 +89,7 @@ def divergence(model: HiggsAudioModel, truth: HiggsAudioModel, spoken) -> float:
     """The mean divergence from `truth` over the frames of what was spoken."""
     total = []
     for ids, frames in spoken:
-        rows = Rows.text_then_audio([(ids, frames)])
+        rows = Rows.text_then_audio([(ids, frames)], model.device)
         ours, theirs = (
             m.audio_logits(m.forward(rows, m.new_cache(1, len(rows.slots)))[len(ids) :].contiguous()).log_softmax(-1)
             for m in (model, truth)
@@ -98,14 +98,15 @@ def divergence(model: HiggsAudioModel, truth: HiggsAudioModel, spoken) -> float:
     return float(torch.stack(total).mean())
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("quantization", ["fp8", "int8", "int4", "int4,heads=int8"])
-def test_the_embedded_voice_loses_less(quantization):
+def test_the_embedded_voice_loses_less(quantization, device):
     """On sentences that it was not calibrated with."""
-    truth = HiggsAudioModel.from_pretrained(EMBEDDED_VOICE, dtype="float32")
+    truth = HiggsAudioModel.from_pretrained(EMBEDDED_VOICE, device, dtype="float32")
     spoken = speak(truth, HELD_OUT)
-    plain = HiggsAudioModel.from_pretrained(EMBEDDED_VOICE, quantization=quantization)
+    plain = HiggsAudioModel.from_pretrained(EMBEDDED_VOICE, device, quantization=quantization)
     texts = DEFAULT_TEXTS.read_text(encoding="utf-8").splitlines()
-    calibrated = calibrated_model(EMBEDDED_VOICE, Quantization.parse(quantization), texts, CPU)
+    calibrated = calibrated_model(EMBEDDED_VOICE, Quantization.parse(quantization), texts, torch.device(device))
     assert calibrated.nbytes == plain.nbytes
     assert calibrated.quantization == plain.quantization
     assert divergence(calibrated, truth, spoken) < 0.9 * divergence(plain, truth, spoken)
