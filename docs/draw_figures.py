@@ -242,15 +242,20 @@ def draw_quantization_error() -> Figure:
     """Divergence from float32 against the bytes of the weights, as `benchmarks/quantization_error.py` measured it."""
     report = json.loads((RESULTS / "quantization_error.json").read_text(encoding="utf-8"))
     figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    for name, measured in report["embedded_voice"]["formats"].items():
-        if measured["kl_divergence"] < 1e-6 or "not clipped" in name:
+    formats = report["embedded_voice"]["formats"]
+    for name, measured in formats.items():
+        if measured["kl_divergence"] < 1e-6 or "clipped" in name or "calibrated" in name:
             continue
-        place = (measured["weights_gb"] * 1000, measured["kl_divergence"])
-        side = {"xytext": (-6, 0), "ha": "right"} if name.startswith("int4") else {"xytext": (6, 0), "ha": "left"}
-        calibrated = name.endswith(", calibrated")
-        axes.scatter(*place, color="white" if calibrated else "#3182bd", edgecolor="#3182bd")
-        label = f"{'calibrated' if calibrated else name} ({measured['top1_agreement']:.1%})"
-        axes.annotate(label, place, textcoords="offset points", va="center", fontsize=8, **side)
+        size, divergence = measured["weights_gb"] * 1000, measured["kl_divergence"]
+        side = {"xytext": (-6, 0), "ha": "right"} if name == "int4" else {"xytext": (6, 0), "ha": "left"}
+        label = f"{name} ({measured['top1_agreement']:.1%})"
+        axes.annotate(label, (size, divergence), textcoords="offset points", va="center", fontsize=8, **side)
+        if f"{name}, calibrated" in formats:
+            less = formats[f"{name}, calibrated"]["kl_divergence"]
+            axes.plot([size, size], [divergence, less], color="#3182bd", linewidth=1)
+            calibrated = axes.scatter(size, less, color="white", edgecolor="#3182bd", zorder=3)
+        axes.scatter(size, divergence, color="#3182bd", zorder=3)
+    axes.legend([calibrated], ["calibrated"], fontsize=8, frameon=False)
     axes.set(yscale="log", xlim=(2.5, 11.5), xlabel="MB of weights", ylabel="divergence, nats a code")
     axes.set_title("the embedded voice; in brackets: likeliest code kept", fontsize=9)
     axes.spines["right"].set_visible(False)
