@@ -4,21 +4,33 @@ The model speaks some texts. Then its layers are quantized one after the other, 
 gets from the quantized layers before it; `higgs_native.ops.gptq` says what is done with them.
 """
 
+import gc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from higgs_native import ops
 from higgs_native.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD
 from higgs_native.config import HiggsAudioConfig
-from higgs_native.errors import CheckpointError, ParameterError
+from higgs_native.errors import CheckpointError, ParameterError, PromptError
 from higgs_native.generation import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
 from higgs_native.kv_cache import KVCache
-from higgs_native.model import DEFAULT_CACHE_LENGTH, FeedForward, LanguageModel, Layer, Rows, read_layer, rope_table
+from higgs_native.model import (
+    DEFAULT_CACHE_LENGTH,
+    FeedForward,
+    LanguageModel,
+    Layer,
+    Rows,
+    load_tokenizer,
+    read_layer,
+    rope_table,
+)
+from higgs_native.ops import Moments
 from higgs_native.ops.linear import PANEL, QUANTIZED
 from higgs_native.prompt import build_prompt, check_plain_text, speech_messages
 from higgs_native.quantization import PARTS, Quantization
@@ -30,6 +42,8 @@ DEFAULT_TEXTS = Path(__file__).with_name("calibration_texts.txt")
 """What is spoken where no other texts are given, one a line."""
 _MAX_FRAMES = 250
 """Of a text."""
+_MAX_ROWS = 16384
+"""Positions, beyond which nothing more is spoken: their states are all in memory."""
 _TEXTS_AT_ONCE = 16
 _ROWS_AT_ONCE = 1024
 
@@ -37,36 +51,51 @@ Spoken = Sequence[tuple[list[int], torch.Tensor]]
 """For each text the prompt's token ids, and the delayed frames [codebooks, N] that were spoken after it."""
 
 
-def calibrated_model(
-    folder: Path, quantization: Quantization, texts: Sequence[str], device: torch.device, progress: bool = False
-) -> LanguageModel:
-    """Load a checkpoint, quantized for what the model itself speaks.
-
-    The whole model is in memory while it speaks, and one layer of it thereafter.
-
-    Args:
-        folder: a checkpoint of either layout, not packed.
-        quantization: the format of each part.
-        texts: what it speaks. The more frames come of them the better: some thousands.
-        device: where all this is done, and the model stays.
-        progress: show bars on standard error, if that is a terminal.
+def check_calibration(quantization: Quantization, texts: Sequence[str]) -> None:
+    """Raise an error where weights can't be calibrated.
 
     Raises:
-        CheckpointError, ConfigError: the files are missing or damaged, or don't fit each other.
-        ParameterError: there are no texts, no part has a format with scales, or the checkpoint is packed.
-        PromptError: a text can't be spoken.
+        ParameterError: there are no texts, or no part has a format with scales.
+        PromptError: a text says nothing.
     """
     if not texts:
         raise ParameterError("there are no texts to speak; calibration takes some sentences, a line each")
     if not any(getattr(quantization, part) in QUANTIZED for part in PARTS):
         raise ParameterError(f"calibration is for {', '.join(QUANTIZED)}; the formats asked for are {quantization}")
+    for text in texts:
+        normalize_text(text)
+
+
+def calibrated_model(
+    folder: Path, quantization: Quantization, texts: Sequence[str], device: torch.device, progress: bool = False
+) -> LanguageModel:
+    """Load a checkpoint, quantized for what the model itself speaks.
+
+    The whole model is in memory while it speaks; thereafter one layer of it, and the second moments of that.
+
+    Args:
+        folder: a checkpoint of either layout, not packed.
+        quantization: the format of each part.
+        texts: what it speaks, as far as 16,384 positions go. The more of them the better.
+        device: where all this is done, and the model stays.
+        progress: show bars on standard error, if that is a terminal.
+
+    Raises:
+        CheckpointError, ConfigError: the files are missing or damaged, or don't fit each other.
+        ParameterError: as for `check_calibration`, or the checkpoint is packed.
+        PromptError: a text can't be spoken.
+    """
+    check_calibration(quantization, texts)
     if (folder / PACKED_FILE).is_file():
         raise ParameterError(f"{folder} is packed already; calibration takes the checkpoint that it was made from")
-    texts = [normalize_text(text) for text in texts]
+    config, tokenizer = HiggsAudioConfig.from_pretrained(folder), load_tokenizer(folder)
+    if tokenizer is None:
+        raise CheckpointError(f"{folder} has no tokenizer.json")
+    prompts = [text_prompt(text, tokenizer, config) for text in texts]
     model = HiggsAudioModel.from_pretrained(folder, device)
-    config, tokenizer = model.config, model.tokenizer
-    spoken = speak(model, texts, progress)
+    spoken = speak(model, prompts, progress)
     del model
+    gc.collect()  # on a GPU it is kept by its frame loops, and these by it
     weights = CheckpointWeights(folder, config, None, quantization, device)
     layers = calibrated_layers(folder, config, weights, spoken, device)
     bar = tqdm(
@@ -75,31 +104,41 @@ def calibrated_model(
     return LanguageModel(config, weights, tokenizer, device, DEFAULT_CACHE_LENGTH, bar)
 
 
-def speak(model: HiggsAudioModel, texts: Sequence[str], progress: bool = False) -> Spoken:
-    """Speak texts, normalised, each in a voice that the model chooses, sampling as `HiggsAudio.speak` does.
+def text_prompt(text: str, tokenizer: Tokenizer, config: HiggsAudioConfig) -> torch.Tensor:
+    """The prompt [1, S] after which a text is spoken in a voice that the model chooses.
 
     Raises:
-        CheckpointError: the model came without its text tokenizer.
-        PromptError: a text holds special tokens.
+        PromptError: the text can't be spoken, or is too long.
     """
-    if model.tokenizer is None:
-        raise CheckpointError("the model's folder has no tokenizer.json")
-    layout = model.config.layout
-    for text in texts:
-        check_plain_text(text, model.tokenizer)
-    prompts = [
-        build_prompt(speech_messages(text, layout=layout), model.tokenizer, layout, force_audio_gen=True).input_ids
-        for text in texts
-    ]
+    text = normalize_text(text)
+    check_plain_text(text, tokenizer)
+    messages = speech_messages(text, layout=config.layout)
+    ids = build_prompt(messages, tokenizer, config.layout, force_audio_gen=True).input_ids
+    if ids.shape[1] > DEFAULT_CACHE_LENGTH - _MAX_FRAMES:
+        raise PromptError(f"a text has {ids.shape[1]} tokens; calibration takes sentences, a line each: {text[:50]!r}")
+    return ids
+
+
+def speak(model: HiggsAudioModel, prompts: Sequence[torch.Tensor], progress: bool = False) -> Spoken:
+    """Speak what prompts [1, S] ask for, as far as 16,384 positions go, sampling as `HiggsAudio.speak` does."""
     requests = [GenerationRequest(prompt, seed=seed) for seed, prompt in enumerate(prompts)]
     sampling = SamplingParameters(temperature=0.3, top_k=50, top_p=0.95)
-    segments: list[torch.Tensor] = []
-    with tqdm(desc="speaking", total=len(texts), unit="text", leave=False, disable=None if progress else True) as bar:
+    spoken: list[tuple[list[int], torch.Tensor]] = []
+    rows = 0
+    with tqdm(
+        desc="speaking", total=len(prompts), unit="text", leave=False, disable=None if progress else True
+    ) as bar:
         for first in range(0, len(requests), _TEXTS_AT_ONCE):
-            outputs = generate_batch(model, requests[first : first + _TEXTS_AT_ONCE], layout, _MAX_FRAMES, sampling)
-            segments += [output.audio_segments[0] for output in outputs]
+            batch = requests[first : first + _TEXTS_AT_ONCE]
+            outputs = generate_batch(model, batch, model.config.layout, _MAX_FRAMES, sampling)
+            for request, output in zip(batch, outputs, strict=True):
+                ids, frames = request.input_ids.flatten().tolist(), output.audio_segments[0]
+                rows += len(ids) + frames.shape[1]
+                if spoken and rows > _MAX_ROWS:
+                    return spoken
+                spoken.append((ids, frames))
             bar.update(len(outputs))
-    return [(prompt.flatten().tolist(), frames) for prompt, frames in zip(prompts, segments, strict=True)]
+    return spoken
 
 
 def calibrated_layers(
@@ -117,12 +156,11 @@ def calibrated_layers(
     states = States(config, whole, spoken, device)
     for index in range(config.num_hidden_layers):
         moments = states.layer_moments(read_layer(whole, config, index))
-        weights.feedback = {f"layers.{index}.{name}": ops.error_feedback(moment) for name, moment in moments.items()}
+        weights.moments = {f"layers.{index}.{name}": moment for name, moment in moments.items()}
         layer = read_layer(weights, config, index)
         states.advance(layer)
         yield layer
-    text, audio = states.head_moments(whole.tensor("norm.weight"))
-    weights.feedback = {TEXT_LM_HEAD: ops.error_feedback(text), AUDIO_LM_HEAD: ops.error_feedback(audio)}
+    weights.moments = states.head_moments(whole.tensor("norm.weight"))
 
 
 class States:
@@ -150,62 +188,91 @@ class States:
         text_table = weights.tensor("embed_tokens.weight")
         audio_table = weights.tensor("audio_codebook_embeddings.weight")
         ops.embed(self.states, rows.token_ids, rows.codes, text_table, audio_table)
-        self._text, self._audio = slice(0, len(rows.token_ids)), slice(len(rows.token_ids), None)
+        self._num_text = len(rows.token_ids)
 
     def advance(self, layer: Layer) -> None:
         """Compute the states after a layer."""
-        self._run(layer, self.states)
-
-    def layer_moments(self, layer: Layer) -> dict[str, torch.Tensor]:
-        """The second moments of what a layer's products take, by the names that `read_layer` packs these under."""
-        attended = self._run(layer, self.states.clone())
-        after = torch.empty_like(self.states)
-        ops.linear(after, attended, layer.o, self.states)
-        parts = [("", layer.text, self._text), ("audio_", layer.audio, self._audio)]
-        normalised = [self._normalised(self.states[rows], ffn.input_norm) for _, ffn, rows in parts]
-        if layer.skips_audio:
-            del parts[1], normalised[1]
-            attended = attended[self._text]
-        elif layer.audio is layer.text:
-            parts = [("", layer.text, slice(None))]
-        moments = {
-            "self_attn.qkv": _moments(normalised),
-            "self_attn.o_proj.weight": _moments([attended]),
-        }
-        for path, ffn, rows in parts:
-            moments[path + "mlp.gate_up"] = _moments([self._normalised(after[rows], ffn.post_attention_norm)])
-            moments[path + "mlp.down_proj.weight"] = _moments(self._activated(after[rows], ffn))
-        return moments
-
-    def head_moments(self, norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The second moments of what the text head and the audio head take."""
-        text, audio = (_moments([self._normalised(self.states[rows], norm)]) for rows in (self._text, self._audio))
-        return text, audio
-
-    def _run(self, layer: Layer, states: torch.Tensor) -> torch.Tensor:
-        """Replace states [rows, hidden] by those after a layer; return what its attention gave."""
-        config, rows = self._config, self._rows
-        width = config.num_attention_heads * config.head_dim
-        if states.is_cuda:
-            # Products read weights before they wait for what was launched earlier: what torch has copied too.
-            torch.cuda.synchronize(states.device)
-        query, attended = (torch.empty(len(states), width, device=states.device) for _ in range(2))
+        query, attended = self._head_buffers(len(self.states))
+        self._wait_for_weights()
         ops.decoder_layers(
-            states,
+            self.states,
             query,
             attended,
             self._cache.keys,
             self._cache.values,
             layer.flat(),
             [int(layer.skips_audio)],
-            config.rms_norm_eps,
+            self._config.rms_norm_eps,
             self._rope_table,
-            rows.slots,
-            rows.positions,
-            rows.text_positions,
-            len(rows.token_ids),
+            self._rows.slots,
+            self._rows.positions,
+            self._rows.text_positions,
+            self._num_text,
         )
+
+    def layer_moments(self, layer: Layer) -> dict[str, Moments]:
+        """The second moments of what a layer's products take, by the names that `read_layer` packs these under."""
+        text, audio = slice(0, self._num_text), slice(self._num_text, None)
+        parts = [("", layer.text, text), ("audio_", layer.audio, audio)]
+        if layer.skips_audio:
+            del parts[1]
+        normalised = (self._normalised(self.states[rows], ffn.input_norm) for _, ffn, rows in parts)
+        moments = {"self_attn.qkv": _moments(normalised)}
+        attended = self._attended(layer)
+        moments["self_attn.o_proj.weight"] = _moments([attended])
+        after = torch.empty(len(attended), self._config.hidden_size, device=attended.device)
+        ops.linear(after, attended, layer.o, self.states[: len(attended)])
+        if layer.audio is layer.text:
+            parts = [("", layer.text, slice(None))]
+        for path, ffn, rows in parts:
+            moments[path + "mlp.gate_up"] = _moments([self._normalised(after[rows], ffn.post_attention_norm)])
+            moments[path + "mlp.down_proj.weight"] = _moments(self._activated(after[rows], ffn))
+        return moments
+
+    def head_moments(self, norm: torch.Tensor) -> dict[str, Moments]:
+        """The second moments of the states of text and of audio, which stand for what the two heads take."""
+        text, audio = self.states.split([self._num_text, len(self.states) - self._num_text])
+        return {
+            TEXT_LM_HEAD: _moments([self._normalised(text, norm)]),
+            AUDIO_LM_HEAD: _moments([self._normalised(audio, norm)]),
+        }
+
+    def _attended(self, layer: Layer) -> torch.Tensor:
+        """What the attention of a layer gives for the rows that it computes."""
+        config, rows = self._config, self._rows
+        count, places = len(self.states), rows.positions
+        if layer.skips_audio:
+            count, places = self._num_text, rows.text_positions
+        query, attended = self._head_buffers(count)
+        keys, values, slots = self._cache.keys[0], self._cache.values[0], rows.slots[:count]
+        self._wait_for_weights()
+        ops.qkv_rope_cache(
+            query,
+            keys,
+            values,
+            self.states[:count],
+            layer.text.input_norm,
+            layer.audio.input_norm,
+            config.rms_norm_eps,
+            layer.qkv,
+            self._rope_table,
+            slots,
+            rows.positions[:count],
+            places,
+            self._num_text,
+        )
+        ops.attention(attended, query, keys, values, slots, places, config.head_dim**-0.5)
         return attended
+
+    def _head_buffers(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Room for the query heads of `count` rows, and for what their attention gives."""
+        shape = count, self._config.num_attention_heads * self._config.head_dim
+        return torch.empty(shape, device=self.states.device), torch.empty(shape, device=self.states.device)
+
+    def _wait_for_weights(self) -> None:
+        """On a GPU products read weights before they wait for what was launched earlier: what torch has copied too."""
+        if self.states.is_cuda:
+            torch.cuda.synchronize(self.states.device)
 
     def _normalised(self, states: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(states, norm.shape, norm.float(), self._config.rms_norm_eps)
@@ -220,11 +287,11 @@ class States:
             yield (F.silu(gate) * up).flatten(1)[:, :width]
 
 
-def _moments(inputs: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The mean of x x^T over all rows x of inputs [rows, k]."""
+def _moments(inputs: Iterable[torch.Tensor]) -> Moments:
+    """Of all rows of inputs [rows, k]."""
     total, count = None, 0
     for rows in inputs:
         product = rows.T @ rows
         total = product if total is None else total.add_(product)
         count += len(rows)
-    return total / max(count, 1)
+    return Moments(total / max(count, 1), count)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import higgs_native
 from higgs_native._C import build_info
-from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model
+from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model, check_calibration
 from higgs_native.checkpoint import resolve_folder
 from higgs_native.chunk_folder import ChunkFolder
 from higgs_native.chunking import chunk_text
@@ -307,7 +307,8 @@ def quantize(
     texts: Annotated[
         Path | None,
         typer.Option(
-            help="A file of what it speaks for --calibrate, a text a line.", show_default="some that come along"
+            help="What it speaks for --calibrate: a file with a text a line, or - for standard input.",
+            show_default="some sentences that come along",
         ),
     ] = None,
     device: DeviceOption = "cpu",
@@ -318,11 +319,13 @@ def quantize(
         raise ParameterError("--texts is for --calibrate, which is not given")
     check_target(target)
     place = checked_device(device)
-    lines = _read_file(str(texts or DEFAULT_TEXTS)).splitlines() if calibrate else []
+    lines: list[str] = []
+    if calibrate:
+        lines = [line for line in _read_file(str(texts or DEFAULT_TEXTS)).splitlines() if line.strip()]
+        check_calibration(quantization, lines)
     folder = resolve_folder(source)
     if calibrate:
-        spoken = [line for line in lines if line.strip()]
-        model = calibrated_model(folder, quantization, spoken, place, progress=True)
+        model = calibrated_model(folder, quantization, lines, place, progress=True)
     else:
         model = LanguageModel.from_pretrained(folder, place, quantization=quantization)
     write_packed(model.named_weights(), model.quantization, folder, target, calibrate)

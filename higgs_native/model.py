@@ -16,6 +16,7 @@ from higgs_native.config import HiggsAudioConfig
 from higgs_native.device import checked_device
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.kv_cache import KVCache
+from higgs_native.memory import release_freed
 from higgs_native.ops import PackedWeight
 from higgs_native.prefix_cache import PrefixCache
 from higgs_native.quantization import Quantization
@@ -174,6 +175,7 @@ class LanguageModel:
         self.audio_head = weights.linear("heads", AUDIO_LM_HEAD)
         self.text_head = weights.linear("heads", TEXT_LM_HEAD) if TEXT_LM_HEAD in weights else None
         self.rope_table = rope_table(config, max_cache_length).to(device)
+        release_freed()
         if device.type == "cuda":
             # Products read weights before they wait for what was launched earlier: what torch has copied too.
             torch.cuda.synchronize(device)

@@ -31,7 +31,7 @@ from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.files import check_file_can_be_made, replacing
 from higgs_native.memory import empty_weight, release_mapped
-from higgs_native.ops import ErrorFeedback, PackedWeight
+from higgs_native.ops import Moments, PackedWeight
 from higgs_native.ops.linear import FORMATS, PANEL, QUANTIZATION_GROUP, QUANTIZED, packed_shape
 from higgs_native.quantization import Quantization
 
@@ -84,8 +84,8 @@ class CheckpointWeights:
         device: where they are packed, and stay.
 
     Attributes:
-        feedback: for matrices, by the name that they are packed under, how to round them for their inputs (see
-            `ops.error_feedback`). Others are rounded to the nearest.
+        moments: of the inputs that matrices meet, by the name that they are packed under; what is quantized is then
+            rounded for these (see `ops.error_feedback`). None: to the nearest.
 
     Raises:
         CheckpointError: files are missing or damaged, or tensors don't fit the configuration.
@@ -103,7 +103,7 @@ class CheckpointWeights:
         self._device = device
         self.dtype = dtype or STORED_DTYPES[self._files.dtype("embed_tokens.weight")]
         self.quantization = quantization
-        self.feedback: dict[str, ErrorFeedback] = {}
+        self.moments: dict[str, Moments] | None = None
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -128,9 +128,14 @@ class CheckpointWeights:
     def _checked(
         self, name: str, pack: Callable[..., PackedWeight], *matrices: torch.Tensor, format: str | None
     ) -> PackedWeight:
-        if format in QUANTIZED and not all(matrix.isfinite().all() for matrix in matrices):
-            raise CheckpointError(f"{name} holds values that are not finite and can't be quantized")
-        return pack(*matrices, format=format, clip=self.quantization.clip, feedback=self.feedback.get(name))
+        feedback = None
+        if format in QUANTIZED:
+            # Of the extremes, for which no copy of the matrix is made.
+            if not all(extreme.isfinite() for matrix in matrices for extreme in matrix.aminmax()):
+                raise CheckpointError(f"{name} holds values that are not finite and can't be quantized")
+            if self.moments is not None:
+                feedback = ops.error_feedback(self.moments[name])
+        return pack(*matrices, format=format, clip=self.quantization.clip, feedback=feedback)
 
 
 class PackedWeights:
@@ -344,10 +349,11 @@ def write_packed(
 
 
 def _origin(folder: Path) -> dict[str, str]:
-    """The metadata's `source` of the checkpoint in `folder`. Where that is packed itself: of what it was made from."""
+    """The metadata's `source` of the checkpoint in `folder`. Where that is packed itself: what it says of its own."""
     if (folder / PACKED_FILE).is_file():
         with safe_open(folder / PACKED_FILE, framework="pt") as packed:
-            return {name: text for name, text in packed.metadata().items() if name in ("source", "source_sha256")}
+            names = ("source", "source_sha256", "calibrated")
+            return {name: text for name, text in packed.metadata().items() if name in names}
     folder = folder.resolve()
     repository = folder.parent.parent.name
     # As the Hub's cache is laid out: models--owner--name/snapshots/revision.

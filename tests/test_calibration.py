@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from higgs_native import HiggsAudioModel, ops, reference
-from higgs_native.calibration import DEFAULT_TEXTS, States, calibrated_model, speak
+from higgs_native import HiggsAudioModel, calibration, ops, reference
+from higgs_native.calibration import DEFAULT_TEXTS, States, calibrated_model, speak, text_prompt
+from higgs_native.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD
 from higgs_native.cli import main
 from higgs_native.errors import CheckpointError
 from higgs_native.model import LanguageModel, Layer, Rows, rope_table
@@ -23,12 +24,22 @@ from tests.test_model import config
 
 CPU = torch.device("cpu")
 TEXTS = ("We walk home along the river.", "Seven people are waiting.", "The water is cold and clear.")
-HELD_OUT = ("Good morning, how are you today?", "The sun rises in the east.")
+HELD_OUT = (
+    "Good morning, how are you today?",
+    "The sun rises in the east.",
+    "My brother has two dogs and a cat.",
+    "Close the window, it is cold outside.",
+)
 
 
 def correlated_inputs(rows: int, k: int) -> torch.Tensor:
     """[rows, k]: sums of a few directions, and some noise."""
     return random((rows, k // 4)) @ random((k // 4, k), seed=1) + 0.3 * random((rows, k), seed=2)
+
+
+def feedback_of(x: torch.Tensor, count: int | None = None) -> ops.ErrorFeedback:
+    """For inputs x [rows, k], as if they were `count`."""
+    return ops.error_feedback(ops.Moments(x.T @ x / len(x), count or len(x)))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -37,7 +48,7 @@ def correlated_inputs(rows: int, k: int) -> torch.Tensor:
 def test_products_err_less(format, shape, device):
     n, k = shape
     weight, x = random((n, k), seed=3), correlated_inputs(4 * k, k)
-    feedback = ops.error_feedback((x.T @ x / len(x)).to(device))
+    feedback = feedback_of(x.to(device))
     errors = []
     for way in (None, feedback):
         values, scales = (tensor.cpu().float() for tensor in ops.quantize_linear(weight.to(device), format, True, way))
@@ -50,7 +61,7 @@ def test_products_err_less(format, shape, device):
 def test_values_and_scales_are_those_of_the_format(format):
     weight, x = random((40, 300)), correlated_inputs(600, 300)
     plain = ops.quantize_linear(weight, format)
-    values, scales = ops.quantize_linear(weight, format, True, ops.error_feedback(x.T @ x))
+    values, scales = ops.quantize_linear(weight, format, True, feedback_of(x))
     assert torch.equal(scales, plain[1])
     assert values.dtype == plain[0].dtype
     least, most = {"fp8": (-448, 448), "int8": (-127, 127), "int4": (-8, 7)}[format]
@@ -64,7 +75,7 @@ def test_inputs_that_say_nothing_change_nothing(format):
     weight = random((40, 300))
     plain = ops.quantize_linear(weight, format)[0].float()
     for moments in (torch.eye(300), torch.zeros(300, 300)):
-        values = ops.quantize_linear(weight, format, True, ops.error_feedback(moments))[0].float()
+        values = ops.quantize_linear(weight, format, True, ops.error_feedback(ops.Moments(moments, 300)))[0].float()
         # Ties may fall to either side: here a weight is multiplied by the inverse of its scale.
         assert (values != plain).float().mean() < 0.001
 
@@ -73,16 +84,27 @@ def test_rows_of_zeros_stay_zeros():
     weight, x = random((3, 256)), correlated_inputs(600, 256)
     weight[1] = 0
     weight[2, :128] = 0
-    values, scales = ops.quantize_linear(weight, "int4", True, ops.error_feedback(x.T @ x))
+    values, scales = ops.quantize_linear(weight, "int4", True, feedback_of(x))
     product = values.float() * scales.float().repeat_interleave(128, 1)
     assert not product[1].any()
     assert not product[2, :128].any()
     assert product.isfinite().all()
 
 
+def test_few_inputs_change_less():
+    """What a few inputs say about others is trusted less."""
+    weight, x = random((40, 300)), correlated_inputs(600, 300)
+    plain = ops.quantize_linear(weight, "int4")[0]
+    changed = []
+    for count in (3000, 300, 30):
+        values = ops.quantize_linear(weight, "int4", True, feedback_of(x, count))[0]
+        changed.append(float((values != plain).float().mean()))
+    assert changed[0] > changed[1] > changed[2] > 0
+
+
 def test_moments_that_are_not_finite():
     with pytest.raises(RuntimeError, match="error_feedback: the moments hold values that are not finite"):
-        ops.error_feedback(torch.full((4, 4), torch.nan))
+        ops.error_feedback(ops.Moments(torch.full((4, 4), torch.nan), 9))
 
 
 def divergence(model: HiggsAudioModel, truth: HiggsAudioModel, spoken) -> float:
@@ -99,17 +121,19 @@ def divergence(model: HiggsAudioModel, truth: HiggsAudioModel, spoken) -> float:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("quantization", ["fp8", "int8", "int4", "int4,heads=int8"])
-def test_the_embedded_voice_loses_less(quantization, device):
+@pytest.mark.parametrize(
+    ("quantization", "share"), [("fp8", 0.7), ("int8", 0.95), ("int4", 0.7), ("int4,heads=int8", 0.7)]
+)
+def test_the_embedded_voice_loses_less(quantization, share, device):
     """On sentences that it was not calibrated with."""
     truth = HiggsAudioModel.from_pretrained(EMBEDDED_VOICE, device, dtype="float32")
-    spoken = speak(truth, HELD_OUT)
+    spoken = speak(truth, [text_prompt(text, truth.tokenizer, truth.config) for text in HELD_OUT])
     plain = HiggsAudioModel.from_pretrained(EMBEDDED_VOICE, device, quantization=quantization)
     texts = DEFAULT_TEXTS.read_text(encoding="utf-8").splitlines()
     calibrated = calibrated_model(EMBEDDED_VOICE, Quantization.parse(quantization), texts, torch.device(device))
     assert calibrated.nbytes == plain.nbytes
     assert calibrated.quantization == plain.quantization
-    assert divergence(calibrated, truth, spoken) < 0.9 * divergence(plain, truth, spoken)
+    assert divergence(calibrated, truth, spoken) < share * divergence(plain, truth, spoken)
 
 
 def recorded_inputs(monkeypatch, layer: Layer, states: torch.Tensor, rows: Rows, cfg) -> list[torch.Tensor]:
@@ -169,22 +193,26 @@ def test_moments_are_those_of_what_products_take(tmp_path, monkeypatch, adapter,
         moments = states.layer_moments(layer)
         assert len(moments) == len(expected) == (6 if layer.audio is not layer.text else 4)
         for ours, x in zip(moments.values(), expected, strict=True):
-            torch.testing.assert_close(ours, x[:, : len(ours)].T @ x[:, : len(ours)] / len(x), rtol=1e-4, atol=1e-6)
+            k = len(ours.mean)
+            assert ours.count == len(x)
+            torch.testing.assert_close(ours.mean, x[:, :k].T @ x[:, :k] / len(x), rtol=1e-4, atol=1e-6)
         states.advance(layer)
     torch.testing.assert_close(states.states, model.forward(rows, model.new_cache(2, 32)), rtol=0, atol=0)
-    for ours, theirs in zip(states.head_moments(model.norm), (states.states[:21], states.states[21:]), strict=True):
+    moments = states.head_moments(model.norm)
+    for name, theirs in ((TEXT_LM_HEAD, states.states[:21]), (AUDIO_LM_HEAD, states.states[21:])):
         x = reference.rms_norm(theirs, model.norm, cfg.rms_norm_eps)
-        torch.testing.assert_close(ours, x.T @ x / len(x), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(moments[name].mean, x.T @ x / len(x), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("adapter", "dual"), [("dual_ffn", (0, 1, 2, 3)), ("dual_ffn_fast_forward", (1, 3)), ("stack", ())]
 )
-def test_every_matrix_is_calibrated(tmp_path, adapter, dual):
+@pytest.mark.parametrize("formats", ["int4", "int4,text_ffn=bfloat16", "text_ffn=int4"])
+def test_every_matrix_is_calibrated(tmp_path, adapter, dual, formats):
     """A matrix of a layer and a head that is quantized differs from what rounding to the nearest gives."""
     cfg = config(audio_adapter_type=adapter, audio_dual_ffn_layers=dual)
     write_language_model(tmp_path / "model", cfg, layout="original")
-    quantization = Quantization.parse("int4,text_ffn=bfloat16")
+    quantization = Quantization.parse(formats)
     plain = LanguageModel.from_pretrained(tmp_path / "model", quantization=quantization).named_weights()
     calibrated = calibrated_model(tmp_path / "model", quantization, TEXTS, CPU).named_weights()
     assert list(calibrated) == list(plain)
@@ -208,11 +236,27 @@ def test_the_command(tmp_path, capsys):
         with safe_open(tmp_path / target / PACKED_FILE, framework="pt") as packed:
             assert packed.metadata()["calibrated"] == ("false" if target == "plain" else "true")
     models = {target: HiggsAudioModel.from_pretrained(tmp_path / target) for target in ("own", "default", "plain")}
-    expected = calibrated_model(EMBEDDED_VOICE, Quantization.parse("int4"), TEXTS, CPU).named_weights()
-    for name, tensor in models["own"].named_weights().items():
-        assert torch.equal(tensor, expected[name]), name
-    heads = [model.audio_head.data for model in models.values()]
-    assert not any(torch.equal(heads[i], heads[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    expected = calibrated_model(EMBEDDED_VOICE, Quantization.parse("int4"), TEXTS, CPU).audio_head.data
+    # Sums of torch's products may differ in their last bits from run to run, and then a few values.
+    differing = {name: float((model.audio_head.data != expected).float().mean()) for name, model in models.items()}
+    assert differing["own"] < 0.01 < 0.05 < min(differing["default"], differing["plain"]), differing
+    # A copy is calibrated as it was.
+    assert run_command(capsys, "quantize", tmp_path / "own", tmp_path / "copy", "--format", "int4")[0] == 0
+    with safe_open(tmp_path / "copy" / PACKED_FILE, framework="pt") as packed:
+        assert packed.metadata()["calibrated"] == "true"
+
+
+def test_speaking_ends_where_memory_would(monkeypatch):
+    monkeypatch.setattr(calibration, "_MAX_ROWS", 300)
+    model = HiggsAudioModel.from_pretrained(EMBEDDED_VOICE)
+    prompts = [text_prompt(text, model.tokenizer, model.config) for text in TEXTS * 3]
+    spoken = speak(model, prompts)
+    counts = [len(ids) + frames.shape[1] for ids, frames in spoken]
+    assert 1 < len(spoken) < len(prompts)
+    assert 300 - max(counts) < sum(counts) <= 300
+    assert all(ids == prompt[0].tolist() for (ids, _), prompt in zip(spoken, prompts, strict=False))
+    monkeypatch.setattr(calibration, "_MAX_ROWS", 1)
+    assert len(speak(model, prompts)) == 1
 
 
 @pytest.mark.parametrize(
@@ -222,6 +266,8 @@ def test_the_command(tmp_path, capsys):
         (["{voice}", "{new}", "--calibrate", "--texts", "{none}"], "can't be read: No such file"),
         (["{voice}", "{new}", "--calibrate", "--texts", "{empty}"], "there are no texts to speak"),
         (["{voice}", "{new}", "--calibrate", "--texts", "{special}"], "special token"),
+        (["{voice}", "{new}", "--calibrate", "--texts", "{silent}"], "the text is empty"),
+        (["{voice}", "{new}", "--calibrate", "--texts", "{long}"], "calibration takes sentences, a line each: 'word"),
         (
             ["{voice}", "{new}", "--calibrate", "--format", "float16"],
             "calibration is for fp8, int8, int4; the formats",
@@ -231,7 +277,13 @@ def test_the_command(tmp_path, capsys):
     ],
 )
 def test_the_command_refuses_bad_input(tmp_path, capsys, arguments, message):
-    texts = {"texts": TEXTS[0], "empty": "\n \n", "special": "Hello <|eot_id|>"}
+    texts = {
+        "texts": TEXTS[0],
+        "empty": "\n \n",
+        "special": "Hello <|eot_id|>",
+        "silent": "Hello.\n()",
+        "long": "word " * 9000,
+    }
     places = {"voice": EMBEDDED_VOICE, **{name: tmp_path / name for name in ("new", "none", "packed", *texts)}}
     for name, text in texts.items():
         places[name].write_text(text, encoding="utf-8")
@@ -247,5 +299,5 @@ def test_the_command_refuses_bad_input(tmp_path, capsys, arguments, message):
 def test_a_model_without_a_tokenizer(tmp_path):
     write_language_model(tmp_path / "model", config(audio_delay_token_id=270))
     (tmp_path / "model" / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match="the model's folder has no tokenizer"):
+    with pytest.raises(CheckpointError, match="model has no tokenizer"):
         calibrated_model(tmp_path / "model", Quantization.parse("int4"), TEXTS, CPU)

@@ -1,4 +1,4 @@
-// out = x @ weight.T + residual, and out = rms_norm(x) @ weight.T, with packed weights. Threads take pieces of its panels; the
+// out = x @ weight.T + residual, and out = rms_norm(x) @ weight.T, with packed weights. Threads take pieces of a weight's panels; the
 // inner kernels stand in linear_kernels.cpp. Bytes moved: the weight, once for up to 240 rows.
 #include "cpu/linear.h"
 

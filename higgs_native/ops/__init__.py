@@ -19,7 +19,7 @@ from higgs_native.ops.decoder import decoder_layers, layer_weights
 from higgs_native.ops.delay_pattern import delay_pattern_build, delay_pattern_revert
 from higgs_native.ops.dual_ffn import dual_ffn
 from higgs_native.ops.embedding import embed
-from higgs_native.ops.gptq import ErrorFeedback, error_feedback
+from higgs_native.ops.gptq import ErrorFeedback, Moments, error_feedback
 from higgs_native.ops.linear import (
     PackedWeight,
     linear,
@@ -34,6 +34,7 @@ from higgs_native.ops.sampling import process_logits, sample_audio_frame, sample
 
 __all__ = [
     "ErrorFeedback",
+    "Moments",
     "PackedWeight",
     "attention",
     "check_instruction_set",
