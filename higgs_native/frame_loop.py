@@ -153,7 +153,7 @@ class FrameLoop:
         if self._is_cuda:
             self._draw_ahead(frame, len(rows), limit, deliver)
             return
-        codes, active = frame.split(frame.drawn)
+        codes, active = (of_rows[: len(rows)] for of_rows in frame.split(frame.drawn))
         for _ in range(limit):
             frame.run()
             if not deliver(codes.clone(), active.tolist()):
