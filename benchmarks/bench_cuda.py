@@ -22,13 +22,13 @@ from bench_frame import COMPILED, REFERENCE, compiled_frames, frame_bytes, trans
 from measure import ReadBandwidth, seconds, summary, write_json
 
 from higgs_native import HiggsAudio, HiggsAudioModel, ops
-from higgs_native.codec_decoder import StreamingDecoder
-from higgs_native.codec_windows import WindowedDecoder
-from higgs_native.device import checked_device
-from higgs_native.frame_loop import FrameRow
-from higgs_native.model import LanguageModel, Rows
+from higgs_native.audio_tokenizer.decoder import StreamingDecoder
+from higgs_native.audio_tokenizer.graph_decoder import WindowedDecoder
+from higgs_native.generation.model_runner import FrameRow
+from higgs_native.model.transformer import LanguageModel, Rows
+from higgs_native.ops.device import checked_device
 from higgs_native.ops.linear import QUANTIZED
-from higgs_native.random_checkpoint import REAL_SIZE_CONFIG, write_demo_checkpoint
+from higgs_native.testing.random_checkpoint import REAL_SIZE_CONFIG, write_demo_checkpoint
 
 
 FORMATS = ("bfloat16", "float16", "fp8", "int8", "int4")

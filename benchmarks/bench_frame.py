@@ -23,10 +23,10 @@ import torch
 from measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
 from transformers_baseline import import_transformers
 
-from higgs_native.checkpoint import resolve_folder
-from higgs_native.config import read_json_object
-from higgs_native.kv_cache import KVCache
-from higgs_native.model import LanguageModel, Rows
+from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.model.config import read_json_object
+from higgs_native.model.kv_cache import KVCache
+from higgs_native.model.transformer import LanguageModel, Rows
 from higgs_native.ops.linear import QUANTIZED
 
 

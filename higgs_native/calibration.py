@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from higgs_native import ops
-from higgs_native.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD
-from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
-from higgs_native.generation import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
-from higgs_native.kv_cache import KVCache
-from higgs_native.model import (
+from higgs_native.generation.engine import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
+from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD
+from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.kv_cache import KVCache
+from higgs_native.model.quantization import PARTS, Quantization
+from higgs_native.model.transformer import (
     DEFAULT_CACHE_LENGTH,
     FeedForward,
     LanguageModel,
@@ -30,12 +31,11 @@ from higgs_native.model import (
     read_layer,
     rope_table,
 )
+from higgs_native.model.weights import PACKED_FILE, CheckpointWeights
 from higgs_native.ops import Moments
 from higgs_native.ops.linear import PANEL, QUANTIZED
-from higgs_native.prompt import build_prompt, check_plain_text, speech_messages
-from higgs_native.quantization import PARTS, Quantization
-from higgs_native.text import normalize_text
-from higgs_native.weights import PACKED_FILE, CheckpointWeights
+from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
+from higgs_native.prompt.normalize import normalize_text
 
 
 DEFAULT_TEXTS = Path(__file__).with_name("calibration_texts.txt")

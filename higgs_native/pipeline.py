@@ -13,13 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from higgs_native.audio_tokenizer import HiggsAudioTokenizer, checked_rate, cut, mono_samples, read_audio
-from higgs_native.checkpoint import resolve_folder
-from higgs_native.checks import check_integer, check_string, integer_tensor
-from higgs_native.config import HiggsAudioConfig, read_json_object
-from higgs_native.device import checked_device
+from higgs_native.audio.quality import VoiceWarning, check_recording
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer, checked_rate, cut, mono_samples, read_audio
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
-from higgs_native.generation import (
+from higgs_native.generation.engine import (
     DEFAULT_STOP_STRINGS,
     GenerationOutput,
     HiggsAudioModel,
@@ -31,8 +28,13 @@ from higgs_native.generation import (
     check_stop_strings,
     revert_delay_pattern,
 )
-from higgs_native.model import checked_dtype
-from higgs_native.prompt import (
+from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.model.config import HiggsAudioConfig, read_json_object
+from higgs_native.model.quantization import Quantization
+from higgs_native.model.transformer import checked_dtype
+from higgs_native.model.weights import AUDIO_TOKENIZER_FOLDER, open_weights
+from higgs_native.ops.device import checked_device
+from higgs_native.prompt.chat import (
     AudioContent,
     ChatMLSample,
     Message,
@@ -40,13 +42,11 @@ from higgs_native.prompt import (
     check_plain_text,
     speech_messages,
 )
-from higgs_native.quantization import Quantization
+from higgs_native.prompt.normalize import normalize_text
+from higgs_native.prompt.voices import Voice, find_voice
 from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
-from higgs_native.text import normalize_text
-from higgs_native.voice_check import VoiceWarning, check_recording
-from higgs_native.voices import Voice, find_voice
-from higgs_native.weights import AUDIO_TOKENIZER_FOLDER, open_weights
+from higgs_native.utils.checks import check_integer, check_string, integer_tensor
 
 
 AUDIO_TOKENIZER_NAME = "bosonai/higgs-audio-v2-tokenizer"
@@ -115,7 +115,7 @@ class HiggsAudio:
             audio_tokenizer: its folder, its name on the Hub, or a loaded one. By default the folder `audio_tokenizer`
                 within the checkpoint, or else `bosonai/higgs-audio-v2-tokenizer` from the Hub.
             quantization: of the language model's matrices: `fp8`, `int8`, `int4`, or a format for each part
-                (`int4,heads=int8`; see `higgs_native.quantization`); None: as stored.
+                (`int4,heads=int8`; see `higgs_native.model.quantization`); None: as stored.
 
         Raises:
             CheckpointError, ConfigError: a checkpoint is missing, damaged, or not one of this model.
@@ -161,7 +161,7 @@ class HiggsAudio:
 
         Args:
             text: what to say. `[SPEAKER0]`, `[SPEAKER1]`, ... stand before the turns of several speakers. It is
-                normalised as `higgs_native.text.normalize_text` says.
+                normalised as `higgs_native.prompt.normalize.normalize_text` says.
             voice: a voice of `voices_folder`, or several, separated by commas or in a list, for SPEAKER0, SPEAKER1,
                 ...; or `Voice` objects.
             reference_audio: a recording to clone instead: a file, or `(samples, sampling rate in Hz)`.
@@ -175,7 +175,7 @@ class HiggsAudio:
                 or 0: never.
             ras_win_max_num_repeat: see `ras_win_len`.
             max_new_tokens: the limit, text and audio together; 25 make a second.
-            voices_folder: see `higgs_native.voices`; by default the one that HIGGS_NATIVE_VOICES names.
+            voices_folder: see `higgs_native.prompt.voices`; by default the one that HIGGS_NATIVE_VOICES names.
             on_progress: called after every frame with the seconds of audio that exist so far.
 
         Raises:
@@ -185,7 +185,7 @@ class HiggsAudio:
             ParameterError: a parameter is of a wrong type, or outside its range.
 
         Warns:
-            VoiceWarning: the reference audio is poor, or its words are not given (see `higgs_native.voice_check`).
+            VoiceWarning: the reference audio is poor, or its words are not given (see `higgs_native.audio.quality`).
         """
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
         return self.generate(
@@ -284,7 +284,7 @@ class HiggsAudio:
         """Generate the assistant's reply to a conversation, in audio, text or both.
 
         Args:
-            conversation: the messages (see `higgs_native.prompt`); special tokens in their texts are taken as such.
+            conversation: the messages (see `prompt.chat`); special tokens in their texts are taken as such.
             force_audio_gen: begin with audio.
             stop_strings: text that ends the reply.
             seed, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, max_new_tokens, on_progress: as for
@@ -299,7 +299,7 @@ class HiggsAudio:
         return self.speech(generate(None if on_progress is None else self._frame_counter(on_progress)))
 
     def speech_messages(self, text: str, voices: Sequence[Voice], scene: str | None) -> list[Message]:
-        """Return the conversation in which `text` is spoken (see `higgs_native.prompt.speech_messages`).
+        """Return the conversation in which `text` is spoken (see `higgs_native.prompt.chat.speech_messages`).
 
         Args:
             text: as for `speak`; it is normalised.

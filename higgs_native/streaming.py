@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from higgs_native.audio_tokenizer import HiggsAudioTokenizer
-from higgs_native.background import Background
-from higgs_native.checks import check_integer, check_number
-from higgs_native.config import HiggsAudioConfig
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import ParameterError
-from higgs_native.generation import GenerationOutput, OnFrame, OnToken, Rule
+from higgs_native.generation.engine import GenerationOutput, OnFrame, OnToken, Rule
+from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.utils.background_iterator import Background
+from higgs_native.utils.checks import check_integer, check_number
 
 
 _CHUNKS_AHEAD = 8

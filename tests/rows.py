@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from higgs_native.generation import delayed_reference
-from higgs_native.model import LanguageModel, Rows
+from higgs_native.generation.engine import delayed_reference
+from higgs_native.model.transformer import LanguageModel, Rows
 
 
 def prompt_rows(

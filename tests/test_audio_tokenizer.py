@@ -8,10 +8,11 @@ import pytest
 import soundfile
 import torch
 
-from higgs_native import audio_tokenizer, codec
-from higgs_native.audio_tokenizer import HiggsAudioTokenizer, read_audio
+from higgs_native.audio_tokenizer import encoder as codec
+from higgs_native.audio_tokenizer import tokenizer as audio_tokenizer
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer, read_audio
 from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError
-from higgs_native.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
+from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from higgs_native.background import Background
+from higgs_native.utils.background_iterator import Background
 
 
 def running() -> list[str]:

@@ -8,15 +8,15 @@ from safetensors import safe_open
 
 from higgs_native import HiggsAudioModel, calibration, ops, reference
 from higgs_native.calibration import DEFAULT_TEXTS, States, calibrated_model, speak, text_prompt
-from higgs_native.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD
 from higgs_native.cli import main
 from higgs_native.errors import CheckpointError
-from higgs_native.model import LanguageModel, Layer, Rows, rope_table
+from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD
+from higgs_native.model.quantization import Quantization
+from higgs_native.model.transformer import LanguageModel, Layer, Rows, rope_table
+from higgs_native.model.weights import PACKED_FILE, CheckpointWeights
 from higgs_native.ops.linear import QUANTIZED
 from higgs_native.pipeline import EMBEDDED_VOICE
-from higgs_native.quantization import Quantization
-from higgs_native.random_checkpoint import write_language_model
-from higgs_native.weights import PACKED_FILE, CheckpointWeights
+from higgs_native.testing.random_checkpoint import write_language_model
 from tests.devices import DEVICES
 from tests.ops.tensors import random
 from tests.test_model import config

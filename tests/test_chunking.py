@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
-from higgs_native import chunking
-from higgs_native.chunking import TextChunk, chunk_text, spoken_seconds
 from higgs_native.errors import ParameterError, PromptError
-from higgs_native.text import normalize_text
+from higgs_native.long_form import chunking
+from higgs_native.long_form.chunking import TextChunk, chunk_text, spoken_seconds
+from higgs_native.prompt.normalize import normalize_text
 
 
 LIMIT = 12

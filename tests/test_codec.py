@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from higgs_native import codec
-from higgs_native.codec_checkpoint import convert
-from higgs_native.codec_config import HiggsAudioTokenizerConfig, HubertConfig
-from higgs_native.codec_decoder import StreamingDecoder
+from higgs_native.audio_tokenizer import encoder as codec
+from higgs_native.audio_tokenizer.checkpoint import convert
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig
+from higgs_native.audio_tokenizer.decoder import StreamingDecoder
 from tests.golden import recipe
 from tests.near_ties import assert_same_codes
 from tests.test_codec_config import RECIPE

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from higgs_native.codec_checkpoint import folded_shapes, load_tensors, original_name
-from higgs_native.codec_config import HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.checkpoint import folded_shapes, load_tensors, original_name
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.errors import CheckpointError
-from higgs_native.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG as CONFIG
-from higgs_native.random_checkpoint import write_audio_tokenizer
+from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG as CONFIG
+from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 from tests.test_codec_config import RECIPE
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from higgs_native.codec_config import HiggsAudioTokenizerConfig, HubertConfig, tensor_shapes
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig, tensor_shapes
 from higgs_native.errors import ConfigError
 
 

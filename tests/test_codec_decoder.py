@@ -6,10 +6,10 @@ import random
 import pytest
 import torch
 
-from higgs_native.audio_tokenizer import HiggsAudioTokenizer
-from higgs_native.codec_decoder import StreamingDecoder
+from higgs_native.audio_tokenizer.decoder import StreamingDecoder
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import AudioError, ParameterError
-from higgs_native.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
+from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
 from tests.test_codec import config, weights  # noqa: F401 (fixtures: the real size)
 
 

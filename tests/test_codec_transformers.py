@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from higgs_native import codec
-from higgs_native.audio_tokenizer import HiggsAudioTokenizer
-from higgs_native.codec_config import HiggsAudioTokenizerConfig, HubertConfig
-from higgs_native.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
+from higgs_native.audio_tokenizer import encoder as codec
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
 from tests.near_ties import assert_same_codes
 from tests.test_codec_config import SMALL
 from tests.transformers_reference import transformers

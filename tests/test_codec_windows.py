@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from higgs_native.audio_tokenizer import HiggsAudioTokenizer
-from higgs_native.codec_decoder import StreamingDecoder
-from higgs_native.codec_windows import SIZES, DecoderWindows, WindowedDecoder
+from higgs_native.audio_tokenizer.decoder import StreamingDecoder
+from higgs_native.audio_tokenizer.graph_decoder import SIZES, DecoderWindows, WindowedDecoder
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import AudioError, ParameterError
-from higgs_native.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
+from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
 from tests.devices import DEVICES, NEEDS_CUDA
 from tests.test_codec_decoder import HOP, pieces, random_codes, random_sizes
 

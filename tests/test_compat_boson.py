@@ -15,7 +15,6 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from higgs_native.background import ConsumerLeft
 from higgs_native.compat import boson
 from higgs_native.compat.boson import (
     AsyncHiggsAudioStreamer,
@@ -30,14 +29,15 @@ from higgs_native.compat.boson import (
     revert_delay_pattern,
 )
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
-from higgs_native.generation import GenerationOutput
+from higgs_native.generation.engine import GenerationOutput
 from higgs_native.pipeline import EMBEDDED_VOICE
-from higgs_native.random_checkpoint import (
+from higgs_native.testing.random_checkpoint import (
     DEMO_AUDIO_TOKENIZER_CONFIG,
     DEMO_CONFIG,
     write_audio_tokenizer,
     write_language_model,
 )
+from higgs_native.utils.background_iterator import ConsumerLeft
 
 
 FOLDER = Path(__file__).parent / "golden" / "boson_lm"

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from higgs_native.device import checked_device
 from higgs_native.errors import CheckpointError, ConfigError, ParameterError, PromptError
-from higgs_native.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, build_tokenizer, write_audio_tokenizer
+from higgs_native.ops.device import checked_device
+from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, build_tokenizer, write_audio_tokenizer
 from tests import transformers_reference as reference
 from tests.test_codec_config import SMALL
 from tests.test_parity_transformers import CONFIGURATIONS

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from higgs_native import device
-from higgs_native.device import checked_device
 from higgs_native.errors import ParameterError
+from higgs_native.ops import device
+from higgs_native.ops.device import checked_device
 
 
 BUILT = "80-real,89-real,90a-real,120-real,90-virtual,120-virtual"

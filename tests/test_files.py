@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from higgs_native.errors import ParameterError
-from higgs_native.files import locked, replacing
+from higgs_native.utils.files import locked, replacing
 
 
 def write(path, text="new"):
@@ -78,7 +78,7 @@ def test_no_folder_stays_where_writing_fails_or_was_killed(tmp_path):
 
 
 def test_a_folder_is_locked_for_one_process(tmp_path, run_python):
-    ask = "import sys, pathlib, higgs_native.files as f\nwith f.locked(pathlib.Path(sys.argv[1])): pass"
+    ask = "import sys, pathlib, higgs_native.utils.files as f\nwith f.locked(pathlib.Path(sys.argv[1])): pass"
     with locked(tmp_path):
         assert "is in use by another run" in run_python(ask, tmp_path).stderr
         with (

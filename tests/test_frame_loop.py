@@ -7,10 +7,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from higgs_native import frame_loop
-from higgs_native.generation import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
+from higgs_native.generation import model_runner as frame_loop
+from higgs_native.generation.engine import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
 from higgs_native.ops._library import EMULATES_CUDA
-from higgs_native.random_checkpoint import DEMO_CONFIG, write_language_model
+from higgs_native.testing.random_checkpoint import DEMO_CONFIG, write_language_model
 from tests.devices import DEVICES
 
 

@@ -8,7 +8,7 @@ import torch
 
 from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
-from higgs_native.generation import (
+from higgs_native.generation.engine import (
     GenerationRequest,
     HiggsAudioModel,
     SamplingParameters,

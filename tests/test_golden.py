@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from higgs_native.generation import (
+from higgs_native.generation.engine import (
     DEFAULT_STOP_STRINGS,
     GenerationRequest,
     HiggsAudioModel,

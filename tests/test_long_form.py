@@ -9,17 +9,17 @@ import pytest
 import soundfile
 import torch
 
-from higgs_native import long_form
-from higgs_native.chunk_folder import ChunkFolder
-from higgs_native.chunking import spoken_seconds
+from higgs_native.audio.quality import VoiceWarning
 from higgs_native.errors import GenerationError, ParameterError, PromptError
-from higgs_native.long_form import LongSpeech
+from higgs_native.long_form import long_speech as long_form
+from higgs_native.long_form.chunk_store import ChunkFolder
+from higgs_native.long_form.chunking import spoken_seconds
+from higgs_native.long_form.joining import EDGE_SECONDS, Pauses
+from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt import AudioContent, TextContent
-from higgs_native.seams import EDGE_SECONDS, Pauses
+from higgs_native.prompt.chat import AudioContent, TextContent
+from higgs_native.prompt.voices import Voice
 from higgs_native.speech import Speech
-from higgs_native.voice_check import VoiceWarning
-from higgs_native.voices import Voice
 
 
 # References here are tones.
@@ -556,7 +556,8 @@ import os, random, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from higgs_native import HiggsAudio, LongSpeech, files
+from higgs_native import HiggsAudio, LongSpeech
+from higgs_native.utils import files
 
 engine = HiggsAudio.from_pretrained()
 

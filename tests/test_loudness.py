@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from higgs_native.loudness import _k_weighted, integrated_loudness, normalized_to
+from higgs_native.audio.loudness import _k_weighted, integrated_loudness, normalized_to
 
 
 def sine(seconds: float, rate: int, amplitude: float = 1.0) -> np.ndarray:

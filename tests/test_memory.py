@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from higgs_native.memory import empty_weight
+from higgs_native.utils.memory import empty_weight
 
 
 CPU = torch.device("cpu")

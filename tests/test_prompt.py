@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from higgs_native.errors import PromptError
-from higgs_native.prompt import (
+from higgs_native.prompt.chat import (
     AudioContent,
     ChatMLSample,
     Message,
@@ -16,7 +16,7 @@ from higgs_native.prompt import (
     check_plain_text,
     speech_messages,
 )
-from higgs_native.voices import Voice
+from higgs_native.prompt.voices import Voice
 
 
 GOLDEN = Path(__file__).parent / "golden" / "boson_lm"

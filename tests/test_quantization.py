@@ -14,14 +14,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 import higgs_native
-from higgs_native import HiggsAudio, HiggsAudioModel, LongSpeech, ops, weights
+from higgs_native import HiggsAudio, HiggsAudioModel, LongSpeech, ops
 from higgs_native.cli import main
 from higgs_native.errors import CheckpointError, ParameterError
+from higgs_native.model import weights
+from higgs_native.model.quantization import Quantization
+from higgs_native.model.weights import PACKED_FILE, checksum, write_packed
 from higgs_native.ops.linear import FORMATS
 from higgs_native.pipeline import EMBEDDED_VOICE
-from higgs_native.quantization import Quantization
-from higgs_native.random_checkpoint import write_language_model
-from higgs_native.weights import PACKED_FILE, checksum, write_packed
+from higgs_native.testing.random_checkpoint import write_language_model
 from tests.devices import CHECKS_VALUES, CUDA_DEVICE, DEVICES, NEEDS_CUDA, NEEDS_CUDA_KERNELS
 from tests.ops.tensors import random
 from tests.test_model import config
@@ -394,7 +395,7 @@ def test_wrong_parameters_show_before_anything_is_fetched(monkeypatch, quantizat
     def fetched(path_or_name):
         raise AssertionError(f"{path_or_name} was fetched")
 
-    monkeypatch.setattr("higgs_native.model.resolve_folder", fetched)
+    monkeypatch.setattr("higgs_native.model.transformer.resolve_folder", fetched)
     monkeypatch.setattr("higgs_native.pipeline.resolve_folder", fetched)
     for loader in (HiggsAudioModel, HiggsAudio):
         with pytest.raises(ParameterError):
@@ -435,7 +436,7 @@ def test_a_quantized_copy_of_the_embedded_voice_is_one(tmp_path, capsys):
 
 WRITE_SLOWLY = """
 import sys, time
-from higgs_native import weights
+from higgs_native.model import weights
 from higgs_native.cli import main
 
 def write_half(tensors, path, metadata):

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from higgs_native.checkpoint import LanguageModelFiles, expected_tensors
-from higgs_native.codec_config import HiggsAudioTokenizerConfig, tensor_shapes
-from higgs_native.config import HiggsAudioConfig
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, tensor_shapes
 from higgs_native.errors import CheckpointError, ConfigError
-from higgs_native.random_checkpoint import (
+from higgs_native.model.checkpoint import LanguageModelFiles, expected_tensors
+from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.testing.random_checkpoint import (
     DEMO_AUDIO_TOKENIZER_CONFIG,
     DEMO_CONFIG,
     REAL_SIZE_CONFIG,

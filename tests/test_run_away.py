@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from higgs_native.long_form.failure_checks import find_faults, is_repeating, longest_silence, max_seconds
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.run_away import find_faults, is_repeating, longest_silence, max_seconds
 from higgs_native.speech import Speech
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import PromptError
+from higgs_native.generation.sampler import SamplerState
+from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.ops.sampling import StateField
-from higgs_native.sampler import SamplerState
 from tests.ops.tensors import int32, random
 
 

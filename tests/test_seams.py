@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from higgs_native.errors import ParameterError
-from higgs_native.seams import EDGE_SECONDS, FADE_SECONDS, Pauses, trimmed
+from higgs_native.long_form.joining import EDGE_SECONDS, FADE_SECONDS, Pauses, trimmed
 
 
 RATE = 24000

@@ -1,7 +1,7 @@
 import pytest
 
 from higgs_native.errors import PromptError
-from higgs_native.text import normalize_text
+from higgs_native.prompt.normalize import normalize_text
 
 
 @pytest.mark.parametrize(

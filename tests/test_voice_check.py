@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
+from higgs_native.audio.quality import check_recording
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.voice_check import check_recording
 
 
 RATE = 24000

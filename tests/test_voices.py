@@ -3,7 +3,7 @@ import json
 import pytest
 
 from higgs_native.errors import PromptError
-from higgs_native.voices import VOICES_VARIABLE, Voice, find_voice, list_voices
+from higgs_native.prompt.voices import VOICES_VARIABLE, Voice, find_voice, list_voices
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from benchmarks.transformers_baseline import import_transformers
-from higgs_native.config import HiggsAudioConfig
-from higgs_native.random_checkpoint import build_tokenizer
+from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.testing.random_checkpoint import build_tokenizer
 
 
 def _import_transformers() -> types.ModuleType:

@@ -22,18 +22,18 @@ import torch
 from typing_extensions import Never
 
 from higgs_native import ops
-from higgs_native.audio_tokenizer import HiggsAudioTokenizer
-from higgs_native.checkpoint import TEXT_LM_HEAD, expected_tensors, resolve_folder, transformers_name
-from higgs_native.checks import expanded_path
-from higgs_native.codec_checkpoint import convert
-from higgs_native.codec_config import HiggsAudioTokenizerConfig
-from higgs_native.config import HiggsAudioConfig, read_json_object
-from higgs_native.device import checked_device
+from higgs_native.audio_tokenizer.checkpoint import convert
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError, PromptError
-from higgs_native.generation import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
-from higgs_native.model import DEFAULT_CACHE_LENGTH, check_cache_length, checked_dtype
+from higgs_native.generation.engine import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
+from higgs_native.model.checkpoint import TEXT_LM_HEAD, expected_tensors, resolve_folder, transformers_name
+from higgs_native.model.config import HiggsAudioConfig, read_json_object
+from higgs_native.model.quantization import Quantization
+from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH, check_cache_length, checked_dtype
 from higgs_native.ops import PackedWeight
-from higgs_native.quantization import Quantization
+from higgs_native.ops.device import checked_device
+from higgs_native.utils.checks import expanded_path
 
 
 try:

@@ -5,11 +5,11 @@ import os
 import numpy as np
 import torch
 
-from higgs_native import generation
-from higgs_native.audio_tokenizer import HiggsAudioTokenizer, checked_rate, mono_samples, read_audio
-from higgs_native.checks import integer_tensor
+from higgs_native.audio.loudness import normalized_to
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer, checked_rate, mono_samples, read_audio
 from higgs_native.errors import AudioError
-from higgs_native.loudness import normalized_to
+from higgs_native.generation import engine as generation
+from higgs_native.utils.checks import integer_tensor
 
 
 class BosonAudioTokenizer:

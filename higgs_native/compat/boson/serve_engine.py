@@ -7,16 +7,16 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from higgs_native.background import Background
-from higgs_native.checkpoint import resolve_folder
 from higgs_native.compat.boson.audio_tokenizer import load_higgs_audio_tokenizer
 from higgs_native.compat.boson.streamer import DELTAS_AHEAD, HiggsAudioStreamerDelta, TextDeltas
 from higgs_native.errors import CheckpointError, ParameterError
-from higgs_native.generation import DEFAULT_STOP_STRINGS, GenerationOutput, HiggsAudioModel, SamplingParameters
-from higgs_native.model import check_cache_length, load_tokenizer
+from higgs_native.generation.engine import DEFAULT_STOP_STRINGS, GenerationOutput, HiggsAudioModel, SamplingParameters
+from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.model.quantization import Quantization
+from higgs_native.model.transformer import check_cache_length, load_tokenizer
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt import ChatMLSample
-from higgs_native.quantization import Quantization
+from higgs_native.prompt.chat import ChatMLSample
+from higgs_native.utils.background_iterator import Background
 
 
 KV_CACHE_LENGTHS = (1024, 4096, 8192)
@@ -33,7 +33,7 @@ class HiggsAudioResponse:
         generated_text: the reply, special tokens included; `<|AUDIO_OUT|>` stands for an audio segment.
         generated_text_tokens: [tokens], int64.
         usage: how many tokens the prompt and the reply have, text and frames, and `cached_tokens`: how many of the
-            prompt were known from earlier ones (`higgs_native.prefix_cache`).
+            prompt were known from earlier ones (`higgs_native.generation.prefix_cache`).
         finish_reason: `stop`, or `length` where `max_new_tokens` or the cache ended it.
     """
 

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from higgs_native import ops
-from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import PromptError
+from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.ops.sampling import NUM_STATE_FIELDS, Rule, StateField
 
 

@@ -26,14 +26,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from higgs_native import ops
-from higgs_native.checkpoint import STORED_DTYPES, LanguageModelFiles, expected_tensors
-from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import CheckpointError, ParameterError
-from higgs_native.files import check_file_can_be_made, replacing
-from higgs_native.memory import empty_weight, release_mapped
+from higgs_native.model.checkpoint import STORED_DTYPES, LanguageModelFiles, expected_tensors
+from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.quantization import Quantization
 from higgs_native.ops import Moments, PackedWeight
 from higgs_native.ops.linear import FORMATS, PANEL, QUANTIZATION_GROUP, QUANTIZED, packed_shape
-from higgs_native.quantization import Quantization
+from higgs_native.utils.files import check_file_can_be_made, replacing
+from higgs_native.utils.memory import empty_weight, release_mapped
 
 
 PACKED_FILE = "higgs_native.safetensors"

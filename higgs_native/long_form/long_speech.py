@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from higgs_native.checks import check_integer
-from higgs_native.chunk_folder import Attempt, ChunkFolder, SpokenChunk
-from higgs_native.chunking import TextChunk, chunk_text, spoken_seconds
 from higgs_native.errors import GenerationError, ParameterError, PromptError
-from higgs_native.generation import SamplingParameters, check_parameters
+from higgs_native.generation.engine import SamplingParameters, check_parameters
+from higgs_native.long_form.chunk_store import Attempt, ChunkFolder, SpokenChunk
+from higgs_native.long_form.chunking import TextChunk, chunk_text, spoken_seconds
+from higgs_native.long_form.failure_checks import find_faults, max_seconds
+from higgs_native.long_form.joining import Pauses, trimmed
 from higgs_native.pipeline import HiggsAudio, choose_voices, read_recording
-from higgs_native.prompt import AudioContent, Message, build_prompt, spoken_turns
-from higgs_native.run_away import find_faults, max_seconds
-from higgs_native.seams import Pauses, trimmed
+from higgs_native.prompt.chat import AudioContent, Message, build_prompt, spoken_turns
+from higgs_native.prompt.voices import Voice
 from higgs_native.speech import Speech, check_output_path, writing_audio
-from higgs_native.voices import Voice
+from higgs_native.utils.checks import check_integer
 
 
 CHUNK_SECONDS = 20.0
@@ -52,10 +52,10 @@ class LongSpeech:
 
     The voice stays the same since each chunk is spoken with chunks before it in its prompt, text and codes: the last
     `context_chunks`, and, where no recording shows the speaker's voice, that speaker's first one. A chunk that ran
-    away (see `higgs_native.run_away`) is spoken again with the next seed; chunks with faults are never context.
+    away (see `failure_checks`) is spoken again with the next seed; chunks with faults are never context.
 
     Attributes:
-        chunks: the text, cut (see `higgs_native.chunking`).
+        chunks: the text, cut (see `higgs_native.long_form.chunking`).
         seed: the one given, or the one drawn. Chunk i is first spoken with `seed + 1000 * i`.
         folder: where finished chunks are.
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
-from higgs_native.device import CAPTURING
-from higgs_native.kv_cache import KVCache
-from higgs_native.model import LanguageModel, Rows
+from higgs_native.generation.sampler import SamplerState
+from higgs_native.model.kv_cache import KVCache
+from higgs_native.model.transformer import LanguageModel, Rows
+from higgs_native.ops.device import CAPTURING
 from higgs_native.ops.sampling import StateField
-from higgs_native.sampler import SamplerState
 
 
 _FRAMES_AHEAD = 4

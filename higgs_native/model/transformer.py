@@ -10,17 +10,17 @@ from tokenizers import Tokenizer
 from typing_extensions import Self
 
 from higgs_native import ops
-from higgs_native.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, resolve_folder
-from higgs_native.checks import check_integer
-from higgs_native.config import HiggsAudioConfig
-from higgs_native.device import checked_device
 from higgs_native.errors import CheckpointError, ParameterError
-from higgs_native.kv_cache import KVCache
-from higgs_native.memory import release_freed
+from higgs_native.generation.prefix_cache import PrefixCache
+from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, resolve_folder
+from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.kv_cache import KVCache
+from higgs_native.model.quantization import Quantization
+from higgs_native.model.weights import PackedWeights, Weights, named_tensors, open_weights
 from higgs_native.ops import PackedWeight
-from higgs_native.prefix_cache import PrefixCache
-from higgs_native.quantization import Quantization
-from higgs_native.weights import PackedWeights, Weights, named_tensors, open_weights
+from higgs_native.ops.device import checked_device
+from higgs_native.utils.checks import check_integer
+from higgs_native.utils.memory import release_freed
 
 
 DEFAULT_CACHE_LENGTH = 8192

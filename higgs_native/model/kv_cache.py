@@ -2,7 +2,7 @@
 
 import torch
 
-from higgs_native.config import HiggsAudioConfig
+from higgs_native.model.config import HiggsAudioConfig
 
 
 class KVCache:

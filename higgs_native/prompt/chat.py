@@ -23,7 +23,7 @@ import torch
 from tokenizers import Tokenizer
 
 from higgs_native.errors import PromptError
-from higgs_native.voices import Voice
+from higgs_native.prompt.voices import Voice
 
 
 LAYOUTS = ("boson", "transformers")
@@ -282,7 +282,7 @@ def speech_messages(
     masculine speakers; any other text gets the voice that the model chooses.
 
     Args:
-        text: what to say (normalised: see `higgs_native.text`), with `[SPEAKER0]`, `[SPEAKER1]`, ... before the turns
+        text: what to say (normalized: see `prompt.normalize`), with `[SPEAKER0]`, `[SPEAKER1]`, ... before the turns
             of several speakers.
         voices: the voices of SPEAKER0, SPEAKER1, ...
         scene: where it is spoken, or how, for example `Audio is recorded from a quiet room.`

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from higgs_native.checkpoint import TensorFiles
-from higgs_native.codec_config import HiggsAudioTokenizerConfig, tensor_shapes
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, tensor_shapes
 from higgs_native.errors import CheckpointError
+from higgs_native.model.checkpoint import TensorFiles
 
 
 # What checkpoints hold beside the tensors in use: the semantic decoder, a linear layer of training, and the statistics

@@ -17,10 +17,10 @@ from typing import Literal
 
 import regex
 
-from higgs_native.checks import check_number
 from higgs_native.errors import ParameterError, PromptError
-from higgs_native.prompt import SPEAKER_TAG
-from higgs_native.text import normalize_text
+from higgs_native.prompt.chat import SPEAKER_TAG
+from higgs_native.prompt.normalize import normalize_text
+from higgs_native.utils.checks import check_number
 
 
 MIN_CHUNK_SECONDS, MAX_CHUNK_SECONDS = 2.0, 30.0
@@ -103,7 +103,7 @@ class TextChunk:
     """A piece of a text, to be spoken in one go.
 
     Attributes:
-        text: normalised (see `higgs_native.text`), without the speaker's tag.
+        text: normalised (see `higgs_native.prompt.normalize`), without the speaker's tag.
         tag: whose turn it is, such as `[SPEAKER0]`; empty where the text names no speaker.
         seam: what begins here: a `turn`, where another speaker takes over, or else a `paragraph`, a `sentence`, or
             only a `word`.

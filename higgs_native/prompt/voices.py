@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from higgs_native.config import read_json_object
 from higgs_native.errors import ConfigError, PromptError
+from higgs_native.model.config import read_json_object
 
 
 VOICES_VARIABLE = "HIGGS_NATIVE_VOICES"

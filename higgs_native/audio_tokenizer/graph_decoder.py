@@ -13,11 +13,11 @@ import torch
 from torch.nn import functional as F
 
 from higgs_native import ops
-from higgs_native.codec import Weights
-from higgs_native.codec_config import HiggsAudioTokenizerConfig
-from higgs_native.codec_decoder import checked_codes, checked_lookahead, decoder_layers
-from higgs_native.device import CAPTURING
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.decoder import checked_codes, checked_lookahead, decoder_layers
+from higgs_native.audio_tokenizer.encoder import Weights
 from higgs_native.errors import ParameterError
+from higgs_native.ops.device import CAPTURING
 
 
 SIZES = (16, 24, 32, 48, 64, 96, 128, 192, 270)

@@ -16,7 +16,7 @@ from itertools import accumulate, takewhile
 import torch
 
 from higgs_native.errors import ParameterError
-from higgs_native.kv_cache import KVCache
+from higgs_native.model.kv_cache import KVCache
 
 
 BLOCK = 16

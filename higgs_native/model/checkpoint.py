@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from higgs_native.checks import expanded_path
-from higgs_native.config import HiggsAudioConfig, read_json_object
 from higgs_native.errors import CheckpointError, ConfigError
-from higgs_native.memory import release_mapped
+from higgs_native.model.config import HiggsAudioConfig, read_json_object
+from higgs_native.utils.checks import expanded_path
+from higgs_native.utils.memory import release_mapped
 
 
 _FETCHED = ("*.json", "*.safetensors", "*.txt", "*.pth")

@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from higgs_native.config import read_json_object
 from higgs_native.errors import ConfigError
+from higgs_native.model.config import read_json_object
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from typing import Any, Literal
 import torch
 
 from higgs_native import ops
-from higgs_native.checks import check_integer, check_number, integer_tensor
 from higgs_native.errors import ParameterError, PromptError
-from higgs_native.frame_loop import FrameLoop, FrameLoops, FrameRow
-from higgs_native.kv_cache import KVCache
-from higgs_native.model import LanguageModel, Rows
-from higgs_native.prefix_cache import PromptBlock, prompt_blocks
-from higgs_native.sampler import SamplerState
+from higgs_native.generation.model_runner import FrameLoop, FrameLoops, FrameRow
+from higgs_native.generation.prefix_cache import PromptBlock, prompt_blocks
+from higgs_native.generation.sampler import SamplerState
+from higgs_native.model.kv_cache import KVCache
+from higgs_native.model.transformer import LanguageModel, Rows
+from higgs_native.utils.checks import check_integer, check_number, integer_tensor
 
 
 _MAX_RAS_WINDOW = 10_000

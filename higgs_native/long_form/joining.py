@@ -4,9 +4,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from higgs_native.checks import check_number
-from higgs_native.chunking import Seam
 from higgs_native.errors import ParameterError
+from higgs_native.long_form.chunking import Seam
+from higgs_native.utils.checks import check_number
 
 
 EDGE_SECONDS = 0.05

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from higgs_native.checkpoint import AUDIO_LM_HEAD, expected_tensors, transformers_name
-from higgs_native.codec_config import HiggsAudioTokenizerConfig, HubertConfig, tensor_shapes
-from higgs_native.config import HiggsAudioConfig, RopeScaling
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig, tensor_shapes
 from higgs_native.errors import CheckpointError, ConfigError
-from higgs_native.files import replacing
+from higgs_native.model.checkpoint import AUDIO_LM_HEAD, expected_tensors, transformers_name
+from higgs_native.model.config import HiggsAudioConfig, RopeScaling
+from higgs_native.utils.files import replacing
 
 
 LAYOUTS = ("transformers", "original")

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from higgs_native import ops
-from higgs_native.codec_config import DILATIONS, HiggsAudioTokenizerConfig, HubertConfig
+from higgs_native.audio_tokenizer.config import DILATIONS, HiggsAudioTokenizerConfig, HubertConfig
 
 
 Weights = dict[str, torch.Tensor]

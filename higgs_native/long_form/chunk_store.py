@@ -18,10 +18,10 @@ import numpy as np
 import soundfile
 import torch
 
-from higgs_native.chunking import TextChunk
 from higgs_native.errors import ParameterError
-from higgs_native.files import replacing
-from higgs_native.run_away import Fault
+from higgs_native.long_form.chunking import TextChunk
+from higgs_native.long_form.failure_checks import Fault
+from higgs_native.utils.files import replacing
 
 
 _FORMAT = 1
@@ -37,7 +37,7 @@ class Attempt:
     Attributes:
         seed: it was generated with this one.
         duration: of the speech, in seconds, before its ends were trimmed.
-        faults: what is wrong with it; see `higgs_native.run_away`.
+        faults: what is wrong with it; see `higgs_native.long_form.failure_checks`.
     """
 
     seed: int

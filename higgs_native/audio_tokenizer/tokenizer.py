@@ -14,14 +14,14 @@ import soundfile
 import soxr
 import torch
 
-from higgs_native import codec
-from higgs_native.checkpoint import resolve_folder
-from higgs_native.codec_checkpoint import load_tensors
-from higgs_native.codec_config import HiggsAudioTokenizerConfig
-from higgs_native.codec_decoder import StreamingDecoder, checked_codes
-from higgs_native.codec_windows import DecoderWindows, WindowedDecoder
-from higgs_native.device import checked_device
+from higgs_native.audio_tokenizer import encoder as codec
+from higgs_native.audio_tokenizer.checkpoint import load_tensors
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.decoder import StreamingDecoder, checked_codes
+from higgs_native.audio_tokenizer.graph_decoder import DecoderWindows, WindowedDecoder
 from higgs_native.errors import AudioError, ParameterError
+from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.ops.device import checked_device
 
 
 LENGTH_RULES = ("boson", "transformers")

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from higgs_native import ops
-from higgs_native.checks import check_integer, integer_tensor
-from higgs_native.codec import Weights
-from higgs_native.codec_config import DILATIONS, HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.config import DILATIONS, HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.encoder import Weights
 from higgs_native.errors import AudioError, ParameterError
+from higgs_native.utils.checks import check_integer, integer_tensor
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import regex
 import torch
 
-from higgs_native.chunking import spoken_seconds
+from higgs_native.long_form.chunking import spoken_seconds
 from higgs_native.speech import Speech
 
 
