@@ -25,7 +25,8 @@ from higgs_native import HiggsAudio, HiggsAudioModel, ops
 from higgs_native.audio_tokenizer.decoder import StreamingDecoder
 from higgs_native.audio_tokenizer.graph_decoder import WindowedDecoder
 from higgs_native.generation.model_runner import FrameRow
-from higgs_native.model.transformer import LanguageModel, Rows
+from higgs_native.model.batch import Rows
+from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.device import checked_device
 from higgs_native.ops.linear import QUANTIZED
 from higgs_native.testing.random_checkpoint import REAL_SIZE_CONFIG, write_demo_checkpoint

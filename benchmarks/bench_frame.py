@@ -23,11 +23,12 @@ import torch
 from measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
 from transformers_baseline import import_transformers
 
+from higgs_native.model.batch import Rows
 from higgs_native.model.checkpoint import resolve_folder
-from higgs_native.model.config import read_json_object
 from higgs_native.model.kv_cache import KVCache
-from higgs_native.model.transformer import LanguageModel, Rows
+from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.linear import QUANTIZED
+from higgs_native.utils.files import read_json_object
 
 
 FORMATS = ("bfloat16", "float16", "float32", "fp8", "int8", "int4")

@@ -16,22 +16,19 @@ from tqdm import tqdm
 
 from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
-from higgs_native.generation.engine import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
+from higgs_native.generation.engine import HiggsAudioModel, generate_batch
+from higgs_native.generation.sampling_params import SamplingParameters
+from higgs_native.generation.sequence import GenerationRequest
+from higgs_native.model.batch import Rows
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.kv_cache import KVCache
+from higgs_native.model.layers import FeedForward, Layer, read_layer
+from higgs_native.model.packed_checkpoint import PACKED_FILE
 from higgs_native.model.quantization import PARTS, Quantization
-from higgs_native.model.transformer import (
-    DEFAULT_CACHE_LENGTH,
-    FeedForward,
-    LanguageModel,
-    Layer,
-    Rows,
-    load_tokenizer,
-    read_layer,
-    rope_table,
-)
-from higgs_native.model.weights import PACKED_FILE, CheckpointWeights
+from higgs_native.model.rope import rope_table
+from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH, LanguageModel, load_tokenizer
+from higgs_native.model.weights import CheckpointWeights
 from higgs_native.ops import Moments
 from higgs_native.ops.linear import PANEL, QUANTIZED
 from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages

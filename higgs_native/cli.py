@@ -23,20 +23,21 @@ from higgs_native._C import build_info
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model, check_calibration
 from higgs_native.errors import AudioError, ParameterError, PromptError, exit_on_bad_input, exit_with_error
-from higgs_native.generation.engine import SamplingParameters, check_parameters
+from higgs_native.generation.sampling_params import SamplingParameters, check_parameters
 from higgs_native.long_form.chunk_store import ChunkFolder
 from higgs_native.long_form.chunking import chunk_text
 from higgs_native.long_form.joining import Pauses
 from higgs_native.long_form.long_speech import CHUNK_SECONDS, MAX_RETRIES, LongSpeech, check_long_form
 from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.model.packed_checkpoint import check_target, write_packed
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.model.weights import check_target, write_packed
 from higgs_native.ops import check_instruction_set
 from higgs_native.ops.device import checked_device
-from higgs_native.pipeline import HiggsAudio, check_voice, choose_voices
+from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.normalize import normalize_text
-from higgs_native.prompt.voices import VOICES_VARIABLE, Voice, list_voices
+from higgs_native.prompt.recordings import check_voice
+from higgs_native.prompt.voices import VOICES_VARIABLE, Voice, choose_voices, list_voices
 from higgs_native.speech import check_output_path
 from higgs_native.streaming import SpeechStream
 from higgs_native.utils.files import check_file_can_be_made, locked

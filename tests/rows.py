@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from higgs_native.generation.engine import delayed_reference
-from higgs_native.model.transformer import LanguageModel, Rows
+from higgs_native.generation.delay_pattern import delayed_reference
+from higgs_native.model.batch import Rows
+from higgs_native.model.transformer import LanguageModel
 
 
 def prompt_rows(

@@ -8,9 +8,10 @@ import pytest
 import soundfile
 import torch
 
-from higgs_native.audio_tokenizer import encoder as codec
-from higgs_native.audio_tokenizer import tokenizer as audio_tokenizer
-from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer, read_audio
+from higgs_native.audio.io import read_audio, resampled
+from higgs_native.audio_tokenizer import encoder
+from higgs_native.audio_tokenizer import tokenizer as tokenizer_module
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError
 from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
 
@@ -77,10 +78,10 @@ def test_mp3(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000, 96000])
 def test_other_rates_are_resampled(tokenizer, rate):
-    resampled = audio_tokenizer._resampled(speechlike(0.5, rate), rate, 24000)
-    assert len(resampled) == 12000
+    at_24_khz = resampled(speechlike(0.5, rate), rate, 24000)
+    assert len(at_24_khz) == 12000
     middle = slice(1000, 11000)
-    np.testing.assert_allclose(resampled[middle], speechlike(0.5)[middle], atol=0.01)
+    np.testing.assert_allclose(at_24_khz[middle], speechlike(0.5)[middle], atol=0.01)
     assert tokenizer.encode(speechlike(0.5, rate), rate).shape == (8, 13)
 
 
@@ -109,7 +110,7 @@ def test_integer_samples_have_their_full_scale(tokenizer):
 
 @pytest.mark.parametrize("seconds", [0.1, 0.13])
 def test_the_shortest_audio(tokenizer, seconds):
-    for rule in audio_tokenizer.LENGTH_RULES:
+    for rule in tokenizer_module.LENGTH_RULES:
         assert tokenizer.encode(speechlike(seconds), 24000, rule).shape[1] in (2, 3, 4)
 
 
@@ -180,9 +181,9 @@ def test_an_unknown_length_rule(tokenizer):
 
 def test_codes_are_kept(tokenizer, monkeypatch):
     calls = []
-    encode = codec.encode
-    monkeypatch.setattr(codec, "encode", lambda *arguments: calls.append(1) or encode(*arguments))
-    monkeypatch.setattr(audio_tokenizer, "_CACHED_AUDIOS", 2)
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda *arguments: calls.append(1) or encode(*arguments))
+    monkeypatch.setattr(tokenizer_module, "_CACHED_AUDIOS", 2)
     one, two, three = (speechlike(0.1, seed=seed) for seed in range(3))
     codes = tokenizer.encode(one, 24000)
     tokenizer.encode(two, 24000)
@@ -203,7 +204,7 @@ def test_codes_are_kept(tokenizer, monkeypatch):
 def test_windows_make_no_difference(tokenizer, monkeypatch, window):
     codes = random_codes(57)
     whole = tokenizer.decode(codes)
-    monkeypatch.setattr(audio_tokenizer, "DECODE_WINDOW", window)
+    monkeypatch.setattr(tokenizer_module, "DECODE_WINDOW", window)
     assert torch.equal(tokenizer.decode(codes), whole)
 
 

@@ -8,10 +8,14 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from higgs_native.audio_tokenizer import encoder as codec
+from higgs_native.audio.resample import resample
+from higgs_native.audio_tokenizer import encoder
 from higgs_native.audio_tokenizer.checkpoint import convert
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig
 from higgs_native.audio_tokenizer.decoder import StreamingDecoder
+from higgs_native.audio_tokenizer.hubert import semantic_features
+from higgs_native.audio_tokenizer.layers import Weights
+from higgs_native.audio_tokenizer.weights import prepare
 from tests.golden import recipe
 from tests.near_ties import assert_same_codes
 from tests.test_codec_config import RECIPE
@@ -31,9 +35,9 @@ def config() -> HiggsAudioTokenizerConfig:
 
 
 @pytest.fixture(scope="module")
-def weights(config) -> codec.Weights:
+def weights(config) -> Weights:
     state = {name: torch.from_numpy(recipe.tensor(name, shape)) for name, shape in RECIPE["tensors"].items()}
-    return codec.prepare(convert(state, config), config)
+    return prepare(convert(state, config), config)
 
 
 def test_decoded_audio_equals_the_original(weights, config):
@@ -44,12 +48,12 @@ def test_decoded_audio_equals_the_original(weights, config):
 
 @pytest.mark.parametrize("case", "abc")
 def test_semantic_features_equal_the_original(weights, config, case):
-    features = codec.semantic_features(weights, config, CASES[f"encode.{case}.audio"][None])
+    features = semantic_features(weights, config, CASES[f"encode.{case}.audio"][None])
     torch.testing.assert_close(features, CASES[f"encode.{case}.semantic"], rtol=0, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
-def initialised(weights, config) -> codec.Weights:
+def initialised(weights, config) -> Weights:
     """The weights with the codebooks that the original encoded with.
 
     They are not the recipe's. The recipe leaves the codebooks' `inited` flag unset, so the original replaced them
@@ -58,7 +62,7 @@ def initialised(weights, config) -> codec.Weights:
     frame's code in case a says where its centre stands first; the other centres are copies that are never chosen.
     """
     books = torch.full_like(weights["quantizer.codebook.embed"], 1e3)
-    residual = codec.embeddings(weights, config, CASES["encode.a.audio"][None], "boson")
+    residual = encoder.embeddings(weights, config, CASES["encode.a.audio"][None], "boson")
     for level, codes in enumerate(CASES["encode.a.codes"]):
         assert len(codes.unique()) == len(codes)
         x, quantized = project(weights, level, residual)
@@ -78,8 +82,8 @@ def project(weights, level, residual):
 def test_codes_equal_the_original(initialised, config, case):
     """Cases b and c have lengths at which the two branches differ."""
     audio, expected = CASES[f"encode.{case}.audio"][None], CASES[f"encode.{case}.codes"]
-    codes = codec.encode(initialised, config, audio)
-    assert_same_codes(initialised, codec.embeddings(initialised, config, audio, "boson"), codes, expected)
+    codes = encoder.encode(initialised, config, audio)
+    assert_same_codes(initialised, encoder.embeddings(initialised, config, audio, "boson"), codes, expected)
 
 
 @pytest.mark.parametrize(("from_rate", "to_rate"), [(24000, 16000), (16000, 24000), (44100, 16000), (8000, 8000)])
@@ -87,7 +91,7 @@ def test_codes_equal_the_original(initialised, config, case):
 def test_resampling_equals_torchaudio(from_rate, to_rate, samples):
     from tests.transformers_reference import transformers  # noqa: F401 (lets torchaudio import beside any torch)
 
-    resample = pytest.importorskip("torchaudio").functional.resample
+    torchaudio = pytest.importorskip("torchaudio")
     audio = torch.randn(2, samples, generator=torch.Generator().manual_seed(0))
-    expected = resample(audio, from_rate, to_rate)
-    torch.testing.assert_close(codec.resample(audio, from_rate, to_rate), expected, rtol=0, atol=2e-6)
+    expected = torchaudio.functional.resample(audio, from_rate, to_rate)
+    torch.testing.assert_close(resample(audio, from_rate, to_rate), expected, rtol=0, atol=2e-6)

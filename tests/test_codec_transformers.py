@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from higgs_native.audio_tokenizer import encoder as codec
+from higgs_native.audio_tokenizer import encoder
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
@@ -56,7 +56,7 @@ def test_codes_are_equal(pair, samples):
     audio = noise(samples)
     with torch.no_grad():
         expected = reference.encode(audio[None, None]).audio_codes[0]
-        embeddings = codec.embeddings(native._weights, native.config, audio[None], "transformers")
+        embeddings = encoder.embeddings(native._weights, native.config, audio[None], "transformers")
     codes = native.encode(audio, 24000, length_rule="transformers")
     assert_same_codes(native._weights, embeddings, codes, expected)
     if samples % 960 == 0:

@@ -29,7 +29,7 @@ from higgs_native.compat.boson import (
     revert_delay_pattern,
 )
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
-from higgs_native.generation.engine import GenerationOutput
+from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.testing.random_checkpoint import (
     DEMO_AUDIO_TOKENIZER_CONFIG,

@@ -7,8 +7,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from higgs_native.generation import model_runner as frame_loop
-from higgs_native.generation.engine import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
+from higgs_native.generation import model_runner
+from higgs_native.generation.engine import HiggsAudioModel, generate_batch
+from higgs_native.generation.sampling_params import SamplingParameters
+from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.ops._library import EMULATES_CUDA
 from higgs_native.testing.random_checkpoint import DEMO_CONFIG, write_language_model
 from tests.devices import DEVICES
@@ -118,9 +120,9 @@ def test_rows_left_over_change_nothing(model, monkeypatch):
     made = requests(model, 3)
     expected = outputs(model, made, "transformers", 6)
     monkeypatch.setattr(
-        frame_loop.FrameLoop,
+        model_runner.FrameLoop,
         "_frame",
-        lambda loop, num_rows: loop._frames.setdefault(4, frame_loop._Frame(model, loop.cache, loop.sampler, 4)),
+        lambda loop, num_rows: loop._frames.setdefault(4, model_runner._Frame(model, loop.cache, loop.sampler, 4)),
     )
     with model.frame_loops.loop(model, 4, 128, 7) as loop:
         # What a larger request has left behind, in a slot that is over.
@@ -131,7 +133,7 @@ def test_rows_left_over_change_nothing(model, monkeypatch):
 
 
 def test_loops_that_wait_give_way_to_one_that_has_no_room(model, monkeypatch):
-    loops, made = frame_loop.FrameLoops(), object()
+    loops, made = model_runner.FrameLoops(), object()
     loops._idle = [((1, 1024, 64, 0), object())]
 
     def make(*arguments):
@@ -139,7 +141,7 @@ def test_loops_that_wait_give_way_to_one_that_has_no_room(model, monkeypatch):
             raise torch.OutOfMemoryError
         return made
 
-    monkeypatch.setattr(frame_loop, "FrameLoop", make)
+    monkeypatch.setattr(model_runner, "FrameLoop", make)
     assert loops._make(model, (1, 2048, 64)) is made
 
 

@@ -8,13 +8,10 @@ import torch
 
 from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
-from higgs_native.generation.engine import (
-    GenerationRequest,
-    HiggsAudioModel,
-    SamplingParameters,
-    generate_batch,
-    revert_delay_pattern,
-)
+from higgs_native.generation.delay_pattern import revert_delay_pattern
+from higgs_native.generation.engine import HiggsAudioModel, generate_batch
+from higgs_native.generation.sampling_params import SamplingParameters
+from higgs_native.generation.sequence import GenerationRequest
 
 
 FOLDER = Path(__file__).parent / "golden" / "boson_lm"

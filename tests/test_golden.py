@@ -7,13 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from higgs_native.generation.engine import (
-    DEFAULT_STOP_STRINGS,
-    GenerationRequest,
-    HiggsAudioModel,
-    SamplingParameters,
-    generate_batch,
-)
+from higgs_native.generation.engine import HiggsAudioModel, generate_batch
+from higgs_native.generation.sampling_params import SamplingParameters
+from higgs_native.generation.sequence import GenerationRequest
+from higgs_native.generation.stop import DEFAULT_STOP_STRINGS
 from tests.devices import DEVICES
 
 

@@ -11,7 +11,7 @@ import torch
 
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.errors import GenerationError, ParameterError, PromptError
-from higgs_native.long_form import long_speech as long_form
+from higgs_native.long_form import long_speech
 from higgs_native.long_form.chunk_store import ChunkFolder
 from higgs_native.long_form.chunking import spoken_seconds
 from higgs_native.long_form.joining import EDGE_SECONDS, Pauses
@@ -465,7 +465,7 @@ def test_a_chunk_that_ran_away_is_spoken_again(engine, fake):
 
 def test_the_attempt_with_the_fewest_faults_is_kept(engine, fake, monkeypatch):
     faults = iter([["silence", "no end"], ["silence"], ["no end", "too short"]])
-    monkeypatch.setattr(long_form, "find_faults", lambda speech, text: next(faults))
+    monkeypatch.setattr(long_speech, "find_faults", lambda speech, text: next(faults))
     fake()
     (chunk,) = LongSpeech(engine, "One.", seed=0, max_retries=2)
     assert (chunk.kept, chunk.faults) == (1, ("silence",))
@@ -522,12 +522,12 @@ def test_what_generation_is_asked(engine, fake):
         "ras_win_max_num_repeat": 2,
     }
     # The bound of a speech without end, and the frames that are no audio.
-    assert 25 * long_form.max_seconds("The first one.") + 10 <= max_new_tokens < 25 * 6
+    assert 25 * long_speech.max_seconds("The first one.") + 10 <= max_new_tokens < 25 * 6
 
 
 def test_a_wav_holds_four_gigabytes(engine, fake, tmp_path, monkeypatch):
     fake()
-    monkeypatch.setattr(long_form, "_LARGEST_WAV", 10_000)
+    monkeypatch.setattr(long_speech, "_LARGEST_WAV", 10_000)
     speech = LongSpeech(engine, TEXT)
     with pytest.raises(ParameterError, match=r"too long for \.wav; expected \.flac, \.ogg or \.mp3"):
         speech.save(tmp_path / "out.wav")

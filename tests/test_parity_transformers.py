@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from higgs_native import ops
-from higgs_native.generation.engine import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
+from higgs_native.generation.engine import HiggsAudioModel, generate_batch
+from higgs_native.generation.sampling_params import SamplingParameters
+from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.ops._library import EMULATES_CUDA
 from tests import transformers_reference as reference
 from tests.devices import DEVICES

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from higgs_native.errors import ParameterError
-from higgs_native.generation.engine import GenerationOutput, GenerationRequest, HiggsAudioModel, generate_batch
+from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.prefix_cache import BLOCK, DEFAULT_MAX_BYTES, PrefixCache, prompt_blocks
+from higgs_native.generation.sequence import GenerationOutput, GenerationRequest
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.ops.linear import QUANTIZED
 from higgs_native.testing.random_checkpoint import write_language_model

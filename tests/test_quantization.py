@@ -17,9 +17,9 @@ import higgs_native
 from higgs_native import HiggsAudio, HiggsAudioModel, LongSpeech, ops
 from higgs_native.cli import main
 from higgs_native.errors import CheckpointError, ParameterError
-from higgs_native.model import weights
+from higgs_native.model import packed_checkpoint
+from higgs_native.model.packed_checkpoint import PACKED_FILE, checksum, write_packed
 from higgs_native.model.quantization import Quantization
-from higgs_native.model.weights import PACKED_FILE, checksum, write_packed
 from higgs_native.ops.linear import FORMATS
 from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.testing.random_checkpoint import write_language_model
@@ -232,7 +232,7 @@ def test_interrupted_writing_leaves_nothing(source, tmp_path, monkeypatch, error
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(weights, "save_file", half_written)
+    monkeypatch.setattr(packed_checkpoint, "save_file", half_written)
     model = HiggsAudioModel.from_pretrained(source, quantization="int8")
     with pytest.raises((KeyboardInterrupt, CheckpointError)):
         write(model, source, tmp_path / "packed")
@@ -436,7 +436,7 @@ def test_a_quantized_copy_of_the_embedded_voice_is_one(tmp_path, capsys):
 
 WRITE_SLOWLY = """
 import sys, time
-from higgs_native.model import weights
+from higgs_native.model import packed_checkpoint
 from higgs_native.cli import main
 
 def write_half(tensors, path, metadata):
@@ -444,7 +444,7 @@ def write_half(tensors, path, metadata):
     print("writing", flush=True)
     time.sleep(60)
 
-weights.save_file = write_half
+packed_checkpoint.save_file = write_half
 main(sys.argv[1:])
 """
 

@@ -26,14 +26,17 @@ from higgs_native.audio_tokenizer.checkpoint import convert
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError, PromptError
-from higgs_native.generation.engine import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
+from higgs_native.generation.engine import HiggsAudioModel, generate_batch
+from higgs_native.generation.sampling_params import SamplingParameters
+from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.model.checkpoint import TEXT_LM_HEAD, expected_tensors, resolve_folder, transformers_name
-from higgs_native.model.config import HiggsAudioConfig, read_json_object
+from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH, check_cache_length, checked_dtype
 from higgs_native.ops import PackedWeight
 from higgs_native.ops.device import checked_device
 from higgs_native.utils.checks import expanded_path
+from higgs_native.utils.files import read_json_object
 
 
 try:

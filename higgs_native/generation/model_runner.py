@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from higgs_native.generation.sampler import SamplerState
+from higgs_native.model.batch import Rows
 from higgs_native.model.kv_cache import KVCache
-from higgs_native.model.transformer import LanguageModel, Rows
+from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.device import CAPTURING
 from higgs_native.ops.sampling import StateField
 

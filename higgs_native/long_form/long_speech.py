@@ -14,14 +14,15 @@ import numpy as np
 import torch
 
 from higgs_native.errors import GenerationError, ParameterError, PromptError
-from higgs_native.generation.engine import SamplingParameters, check_parameters
+from higgs_native.generation.sampling_params import SamplingParameters, check_parameters
 from higgs_native.long_form.chunk_store import Attempt, ChunkFolder, SpokenChunk
 from higgs_native.long_form.chunking import TextChunk, chunk_text, spoken_seconds
 from higgs_native.long_form.failure_checks import find_faults, max_seconds
 from higgs_native.long_form.joining import Pauses, trimmed
-from higgs_native.pipeline import HiggsAudio, choose_voices, read_recording
+from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import AudioContent, Message, build_prompt, spoken_turns
-from higgs_native.prompt.voices import Voice
+from higgs_native.prompt.recordings import read_recording
+from higgs_native.prompt.voices import Voice, choose_voices
 from higgs_native.speech import Speech, check_output_path, writing_audio
 from higgs_native.utils.checks import check_integer
 

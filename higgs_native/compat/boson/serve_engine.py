@@ -10,7 +10,10 @@ from tokenizers import Tokenizer
 from higgs_native.compat.boson.audio_tokenizer import load_higgs_audio_tokenizer
 from higgs_native.compat.boson.streamer import DELTAS_AHEAD, HiggsAudioStreamerDelta, TextDeltas
 from higgs_native.errors import CheckpointError, ParameterError
-from higgs_native.generation.engine import DEFAULT_STOP_STRINGS, GenerationOutput, HiggsAudioModel, SamplingParameters
+from higgs_native.generation.engine import HiggsAudioModel
+from higgs_native.generation.sampling_params import SamplingParameters
+from higgs_native.generation.sequence import GenerationOutput
+from higgs_native.generation.stop import DEFAULT_STOP_STRINGS
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import check_cache_length, load_tokenizer
