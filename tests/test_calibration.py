@@ -21,9 +21,9 @@ from higgs_native.model.weights import CheckpointWeights
 from higgs_native.ops.linear import QUANTIZED
 from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.testing.random_checkpoint import write_language_model
-from tests.devices import DEVICES
+from tests.helpers.devices import DEVICES
+from tests.model.test_transformer import config
 from tests.ops.tensors import random
-from tests.test_model import config
 
 
 CPU = torch.device("cpu")

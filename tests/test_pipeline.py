@@ -19,7 +19,7 @@ from higgs_native.prompt.chat import AudioContent, ChatMLSample, Message, TextCo
 from higgs_native.prompt.recordings import check_voice, read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
 from higgs_native.testing.random_checkpoint import DEMO_CONFIG, write_demo_checkpoint, write_language_model
-from tests.test_voice_check import syllables
+from tests.audio.test_quality import syllables
 
 
 # Most references here are a second of a tone.

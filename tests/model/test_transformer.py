@@ -13,7 +13,7 @@ from higgs_native.model.config import HiggsAudioConfig, RopeScaling
 from higgs_native.model.rope import rope_table
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.testing.random_checkpoint import write_language_model
-from tests.rows import forward
+from tests.helpers.rows import forward
 
 
 def config(**changes) -> HiggsAudioConfig:

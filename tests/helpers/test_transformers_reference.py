@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests import transformers_reference as reference
+from tests.helpers import transformers_reference as reference
 
 
 @pytest.mark.parametrize("reference_frames", [(), (5,), (3, 9)])

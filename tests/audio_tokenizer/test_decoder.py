@@ -10,7 +10,7 @@ from higgs_native.audio_tokenizer.decoder import StreamingDecoder
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import AudioError, ParameterError
 from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
-from tests.test_codec import config, weights  # noqa: F401 (fixtures: the real size)
+from tests.audio_tokenizer.test_encoder import config, weights  # noqa: F401 (fixtures: the real size)
 
 
 HOP = 960

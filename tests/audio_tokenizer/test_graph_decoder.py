@@ -14,8 +14,8 @@ from higgs_native.audio_tokenizer.graph_decoder import SIZES, DecoderWindows, Wi
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import AudioError, ParameterError
 from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
-from tests.devices import DEVICES, NEEDS_CUDA
-from tests.test_codec_decoder import HOP, pieces, random_codes, random_sizes
+from tests.audio_tokenizer.test_decoder import HOP, pieces, random_codes, random_sizes
+from tests.helpers.devices import DEVICES, NEEDS_CUDA
 
 
 @pytest.fixture(scope="module")

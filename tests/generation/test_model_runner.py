@@ -13,7 +13,7 @@ from higgs_native.generation.sampling_params import SamplingParameters
 from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.ops._library import EMULATES_CUDA
 from higgs_native.testing.random_checkpoint import DEMO_CONFIG, write_language_model
-from tests.devices import DEVICES
+from tests.helpers.devices import DEVICES
 
 
 SAMPLING = SamplingParameters(temperature=0.9, top_k=20, top_p=0.9, seed=3)

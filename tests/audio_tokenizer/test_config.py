@@ -10,7 +10,7 @@ from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, Huber
 from higgs_native.errors import ConfigError
 
 
-RECIPE = json.loads((Path(__file__).parent / "golden" / "boson_codec" / "recipe.json").read_text())
+RECIPE = json.loads((Path(__file__).parents[1] / "golden" / "boson_codec" / "recipe.json").read_text())
 REAL = HiggsAudioTokenizerConfig()
 SMALL = replace(
     REAL,

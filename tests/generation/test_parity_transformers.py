@@ -8,9 +8,9 @@ from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingParameters
 from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.ops._library import EMULATES_CUDA
-from tests import transformers_reference as reference
-from tests.devices import DEVICES
-from tests.rows import forward, prompt_rows
+from tests.helpers import transformers_reference as reference
+from tests.helpers.devices import DEVICES
+from tests.helpers.rows import forward, prompt_rows
 
 
 CONFIGURATIONS = [

@@ -11,7 +11,7 @@ from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.errors import CheckpointError
 from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG as CONFIG
 from higgs_native.testing.random_checkpoint import write_audio_tokenizer
-from tests.test_codec_config import RECIPE
+from tests.audio_tokenizer.test_config import RECIPE
 
 
 POSITION = "semantic_model.encoder.pos_conv_embed.conv"

@@ -14,7 +14,7 @@ from higgs_native.generation.sampling_params import SamplingParameters
 from higgs_native.generation.sequence import GenerationRequest
 
 
-FOLDER = Path(__file__).parent / "golden" / "boson_lm"
+FOLDER = Path(__file__).parents[1] / "golden" / "boson_lm"
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,12 @@ from higgs_native.audio_tokenizer.decoder import StreamingDecoder
 from higgs_native.audio_tokenizer.hubert import semantic_features
 from higgs_native.audio_tokenizer.layers import Weights
 from higgs_native.audio_tokenizer.weights import prepare
+from tests.audio_tokenizer.test_config import RECIPE
 from tests.golden import recipe
-from tests.near_ties import assert_same_codes
-from tests.test_codec_config import RECIPE
+from tests.helpers.near_ties import assert_same_codes
 
 
-CASES = load_file(Path(__file__).parent / "golden" / "boson_codec" / "cases.safetensors")
+CASES = load_file(Path(__file__).parents[1] / "golden" / "boson_codec" / "cases.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_codes_equal_the_original(initialised, config, case):
 @pytest.mark.parametrize(("from_rate", "to_rate"), [(24000, 16000), (16000, 24000), (44100, 16000), (8000, 8000)])
 @pytest.mark.parametrize("samples", [1, 100, 4801])
 def test_resampling_equals_torchaudio(from_rate, to_rate, samples):
-    from tests.transformers_reference import transformers  # noqa: F401 (lets torchaudio import beside any torch)
+    from tests.helpers.transformers_reference import transformers  # noqa: F401 (lets torchaudio import beside any torch)
 
     torchaudio = pytest.importorskip("torchaudio")
     audio = torch.randn(2, samples, generator=torch.Generator().manual_seed(0))

@@ -11,10 +11,10 @@ from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingParameters
 from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.generation.stop import DEFAULT_STOP_STRINGS
-from tests.devices import DEVICES
+from tests.helpers.devices import DEVICES
 
 
-FOLDER = Path(__file__).parent / "golden" / "boson_lm"
+FOLDER = Path(__file__).parents[1] / "golden" / "boson_lm"
 CASES = json.loads((FOLDER / "cases.json").read_text())["cases"]
 
 

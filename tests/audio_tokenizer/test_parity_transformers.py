@@ -10,9 +10,9 @@ from higgs_native.audio_tokenizer import encoder
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
-from tests.near_ties import assert_same_codes
-from tests.test_codec_config import SMALL
-from tests.transformers_reference import transformers
+from tests.audio_tokenizer.test_config import SMALL
+from tests.helpers.near_ties import assert_same_codes
+from tests.helpers.transformers_reference import transformers
 
 
 CONFIGS = {

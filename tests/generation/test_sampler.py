@@ -13,7 +13,7 @@ from higgs_native.ops.sampling import StateField
 from tests.ops.tensors import int32, random
 
 
-BOSON = HiggsAudioConfig.from_pretrained(Path(__file__).parent / "golden" / "boson_lm")
+BOSON = HiggsAudioConfig.from_pretrained(Path(__file__).parents[1] / "golden" / "boson_lm")
 TRANSFORMERS = replace(BOSON, audio_delay_token_id=270)
 C, V = BOSON.num_codebooks, BOSON.codebook_size
 B, E = BOSON.audio_stream_bos_id, BOSON.audio_stream_eos_id
@@ -196,7 +196,7 @@ PROMPTS = {
 
 def transformers_frames(prompt: list[int], logits: torch.Tensor) -> torch.Tensor:
     """The greedy frames [N, C] of transformers' own delay pattern for logits [steps, C, V]."""
-    pytest.importorskip("tests.transformers_reference", exc_type=ImportError)
+    pytest.importorskip("tests.helpers.transformers_reference", exc_type=ImportError)
     from transformers.models.higgs_audio_v2.generation_higgs_audio_v2 import HiggsAudioV2DelayPatternLogitsProcessor
 
     processor = HiggsAudioV2DelayPatternLogitsProcessor(

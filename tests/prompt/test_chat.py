@@ -19,7 +19,7 @@ from higgs_native.prompt.chat import (
 from higgs_native.prompt.voices import Voice
 
 
-GOLDEN = Path(__file__).parent / "golden" / "boson_lm"
+GOLDEN = Path(__file__).parents[1] / "golden" / "boson_lm"
 CASES = json.loads((GOLDEN / "cases.json").read_text(encoding="utf-8"))["cases"]
 
 SYSTEM = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"

@@ -166,7 +166,7 @@ def test_demo_is_small_and_whole(tmp_path: Path) -> None:
 
 
 def test_transformers_reads_the_audio_tokenizer(tmp_path: Path) -> None:
-    from tests.transformers_reference import transformers
+    from tests.helpers.transformers_reference import transformers
 
     write_audio_tokenizer(tmp_path, DEMO_AUDIO_TOKENIZER_CONFIG)
     model, report = transformers.HiggsAudioV2TokenizerModel.from_pretrained(tmp_path, output_loading_info=True)

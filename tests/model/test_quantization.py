@@ -23,9 +23,9 @@ from higgs_native.model.quantization import Quantization
 from higgs_native.ops.linear import FORMATS
 from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.testing.random_checkpoint import write_language_model
-from tests.devices import CHECKS_VALUES, CUDA_DEVICE, DEVICES, NEEDS_CUDA, NEEDS_CUDA_KERNELS
+from tests.helpers.devices import CHECKS_VALUES, CUDA_DEVICE, DEVICES, NEEDS_CUDA, NEEDS_CUDA_KERNELS
+from tests.model.test_transformer import config
 from tests.ops.tensors import random
-from tests.test_model import config
 
 
 PROMPT = torch.tensor([[*range(40), 269]])

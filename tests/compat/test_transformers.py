@@ -15,10 +15,10 @@ import torch
 from higgs_native.errors import CheckpointError, ConfigError, ParameterError, PromptError
 from higgs_native.ops.device import checked_device
 from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, build_tokenizer, write_audio_tokenizer
-from tests import transformers_reference as reference
-from tests.test_codec_config import SMALL
-from tests.test_parity_transformers import CONFIGURATIONS
-from tests.transformers_reference import transformers
+from tests.audio_tokenizer.test_config import SMALL
+from tests.generation.test_parity_transformers import CONFIGURATIONS
+from tests.helpers import transformers_reference as reference
+from tests.helpers.transformers_reference import transformers
 
 
 # Where transformers is missing, the imports above have skipped this file.
@@ -514,7 +514,7 @@ def test_a_model_without_modules_can_only_generate(saved, tmp_path):
 
 def test_another_layout_is_not_loaded():
     with pytest.raises(ConfigError, match="is not of transformers' layout"):
-        compat.from_pretrained(Path(__file__).parent / "golden" / "boson_lm")
+        compat.from_pretrained(Path(__file__).parents[1] / "golden" / "boson_lm")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from higgs_native.generation.sequence import GenerationOutput, GenerationRequest
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.ops.linear import QUANTIZED
 from higgs_native.testing.random_checkpoint import write_language_model
-from tests.test_model import config
+from tests.model.test_transformer import config
 
 
 ADAPTERS = {
