@@ -15,7 +15,7 @@ from higgs_native.errors import (
     exit_on_bad_input,
 )
 from higgs_native.generation.engine import HiggsAudioModel
-from higgs_native.generation.sampling_params import SamplingParameters
+from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationMode, GenerationOutput
 from higgs_native.long_form.chunk_store import SpokenChunk
 from higgs_native.long_form.chunking import TextChunk, chunk_text
@@ -49,7 +49,7 @@ __all__ = [
     "Pauses",
     "Prompt",
     "PromptError",
-    "SamplingParameters",
+    "SamplingParams",
     "Speech",
     "SpeechStream",
     "SpokenChunk",

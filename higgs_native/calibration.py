@@ -17,9 +17,9 @@ from tqdm import tqdm
 from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
-from higgs_native.generation.sampling_params import SamplingParameters
+from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
-from higgs_native.model.batch import Rows
+from higgs_native.model.batch import Batch
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.kv_cache import KVCache
@@ -119,7 +119,7 @@ def text_prompt(text: str, tokenizer: Tokenizer, config: HiggsAudioConfig) -> to
 def speak(model: HiggsAudioModel, prompts: Sequence[torch.Tensor], progress: bool = False) -> Spoken:
     """Speak what prompts [1, S] ask for, as far as 16,384 positions go, sampling as `HiggsAudio.speak` does."""
     requests = [GenerationRequest(prompt, seed=seed) for seed, prompt in enumerate(prompts)]
-    sampling = SamplingParameters(temperature=0.3, top_k=50, top_p=0.95)
+    sampling = SamplingParams(temperature=0.3, top_k=50, top_p=0.95)
     spoken: list[tuple[list[int], torch.Tensor]] = []
     rows = 0
     with tqdm(
@@ -177,7 +177,7 @@ class States:
         self, config: HiggsAudioConfig, weights: CheckpointWeights, spoken: Spoken, device: torch.device
     ) -> None:
         self._config = config
-        self._rows = rows = Rows.text_then_audio(spoken, device)
+        self._rows = rows = Batch.text_then_audio(spoken, device)
         length = int(rows.positions.max()) + 1
         self._rope_table = rope_table(config, length).to(device)
         self._cache = KVCache(replace(config, num_hidden_layers=1), len(spoken), length, weights.dtype, device)

@@ -23,8 +23,8 @@ from higgs_native._C import build_info
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model, check_calibration
 from higgs_native.errors import AudioError, ParameterError, PromptError, exit_on_bad_input, exit_with_error
-from higgs_native.generation.sampling_params import SamplingParameters, check_parameters
-from higgs_native.long_form.chunk_store import ChunkFolder
+from higgs_native.generation.sampling_params import SamplingParams, check_parameters
+from higgs_native.long_form.chunk_store import ChunkStore
 from higgs_native.long_form.chunking import chunk_text
 from higgs_native.long_form.joining import Pauses
 from higgs_native.long_form.long_speech import CHUNK_SECONDS, MAX_RETRIES, LongSpeech, check_long_form
@@ -142,7 +142,7 @@ def speak(
     text = _read_text(text)
     normalize_text(text)
     chosen = _checked_voices(voice, reference_audio, reference_text, voices)
-    sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+    sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
     check_parameters(sampling, max_new_tokens)
     engine = _loaded_engine(model, audio_tokenizer, device, dtype, quantization)
     if stream is not None:
@@ -238,17 +238,17 @@ def read(
     """Speak a long text, such as a book, into an audio file, chunk by chunk."""
     out = check_output_path(out)
     pauses = Pauses(paragraph_pause, turn_pause, sentence_pause)
-    sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+    sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
     check_long_form(sampling, context_chunks, max_retries)
     text = _read_text(text)
     chunk_text(text, CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
     chosen = _checked_voices(voice, reference_audio, reference_text, voices)
-    chunk_folder = ChunkFolder(out.with_name(f"{out.name}.parts") if folder is None else folder)
+    chunk_store = ChunkStore(out.with_name(f"{out.name}.parts") if folder is None else folder)
     engine = _loaded_engine(model, audio_tokenizer, device, dtype, quantization)
     speech = LongSpeech(
         engine,
         text,
-        chunk_folder.path,
+        chunk_store.path,
         voice=chosen,
         scene=scene,
         seed=seed,
@@ -275,7 +275,7 @@ def read(
                 faulty.append(f"chunk {chunk.index} ran away with every seed ({faults}): {chunk.text.text!r}")
         speech.save(out)
         if folder is None:
-            chunk_folder.remove()
+            chunk_store.remove()
     print(f"{out}: {seconds:.2f} s of audio in {len(speech)} chunks, {retried} spoken more than once", file=sys.stderr)
     for line in faulty:
         print(line, file=sys.stderr)

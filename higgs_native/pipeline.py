@@ -14,7 +14,7 @@ from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
 from higgs_native.generation.delay_pattern import Rule, revert_delay_pattern
 from higgs_native.generation.engine import HiggsAudioModel
-from higgs_native.generation.sampling_params import SamplingParameters, check_parameters
+from higgs_native.generation.sampling_params import SamplingParams, check_parameters
 from higgs_native.generation.sequence import GenerationOutput, OnFrame, OnToken
 from higgs_native.generation.stop import DEFAULT_STOP_STRINGS, check_stop_strings
 from higgs_native.model.checkpoint import resolve_folder
@@ -32,7 +32,7 @@ from higgs_native.prompt.chat import (
     speech_messages,
 )
 from higgs_native.prompt.normalize import normalize_text
-from higgs_native.prompt.recordings import _read_voice, check_voice, read_recording
+from higgs_native.prompt.recordings import check_voice, read_recording, read_voice
 from higgs_native.prompt.voices import Voice, choose_voices
 from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
@@ -84,7 +84,7 @@ class HiggsAudio:
         self.audio_tokenizer = audio_tokenizer
         if model.device.type == "cuda":
             # What most calls of `speak` need: a prompt of up to 1024 positions, and as many frames.
-            model.frame_loops.prepare(model, 1, 2048)
+            model.runner_pool.prepare(model, 1, 2048)
         self.layout = layout or model.config.layout
         self.is_embedded_voice = False
 
@@ -245,7 +245,7 @@ class HiggsAudio:
         generate = self.prepare(
             self.speech_messages(text, voices, scene),
             True,
-            SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed),
+            SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed),
             max_new_tokens,
             DEFAULT_STOP_STRINGS,
         )
@@ -285,7 +285,7 @@ class HiggsAudio:
             PromptError, AudioError, ParameterError: as for `speak`.
             CheckpointError: the checkpoint has no text head, and `force_audio_gen` is not set.
         """
-        sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+        sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
         generate = self.prepare(conversation, force_audio_gen, sampling, max_new_tokens, stop_strings)
         return self.speech(generate(None if on_progress is None else self._frame_counter(on_progress)))
 
@@ -307,7 +307,7 @@ class HiggsAudio:
         for voice in voices:
             check_plain_text(voice.reference_text or "", tokenizer, "reference text")
             check_plain_text(voice.profile or "", tokenizer, "profile")
-        read = [voice if voice.profile is not None else _read_voice(voice) for voice in voices]
+        read = [voice if voice.profile is not None else read_voice(voice) for voice in voices]
         for voice, with_samples in zip(voices, read, strict=True):
             advice = check_voice(with_samples)
             if advice:
@@ -319,7 +319,7 @@ class HiggsAudio:
         self,
         conversation: ChatMLSample | Sequence[Message],
         force_audio_gen: bool,
-        sampling: SamplingParameters,
+        sampling: SamplingParams,
         max_new_tokens: int,
         stop_strings: Sequence[str],
     ) -> Callable[..., GenerationOutput]:

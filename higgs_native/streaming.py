@@ -12,7 +12,7 @@ from higgs_native.errors import ParameterError
 from higgs_native.generation.delay_pattern import Rule, SegmentReader
 from higgs_native.generation.sequence import GenerationOutput, OnFrame, OnToken
 from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.utils.background_iterator import Background
+from higgs_native.utils.background_iterator import BackgroundIterator
 from higgs_native.utils.checks import check_integer, check_number
 
 
@@ -66,7 +66,7 @@ class ChunkSizes:
         return min(size * self.growth, self.largest)
 
 
-class SpeechStream(Background[AudioChunk]):
+class SpeechStream(BackgroundIterator[AudioChunk]):
     """Speech in chunks, iterated once, by `for` or by `async for`; see `HiggsAudio.stream`.
 
     It is generated in a thread of its own from the first step of the iteration on, at most 8 chunks ahead of the

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from higgs_native import ops
 from higgs_native.audio_tokenizer.config import DILATIONS, HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.hubert import semantic_encoder, semantic_features
-from higgs_native.audio_tokenizer.layers import Weights, _conv, _snake
+from higgs_native.audio_tokenizer.layers import Weights, conv, snake
 
 
 def encode(
@@ -83,14 +83,14 @@ def match_lengths(
 
 def acoustic_encoder(weights: Weights, config: HiggsAudioTokenizerConfig, audio: torch.Tensor) -> torch.Tensor:
     """The DAC encoder: [1, samples] -> [1, acoustic hidden size, frames]."""
-    x = _conv(weights, "acoustic_encoder.conv1", audio[:, None], padding=3)
+    x = conv(weights, "acoustic_encoder.conv1", audio[:, None], padding=3)
     for i, stride in enumerate(config.downsampling_ratios):
         block = f"acoustic_encoder.block.{i}"
         x = _residual_units(weights, block, x)
-        x = _snake(weights, f"{block}.snake1", x)
-        x = _conv(weights, f"{block}.conv1", x, stride=stride, padding=math.ceil(stride / 2))
-    x = _snake(weights, "acoustic_encoder.snake1", x)
-    return _conv(weights, "acoustic_encoder.conv2", x, padding=1)
+        x = snake(weights, f"{block}.snake1", x)
+        x = conv(weights, f"{block}.conv1", x, stride=stride, padding=math.ceil(stride / 2))
+    x = snake(weights, "acoustic_encoder.snake1", x)
+    return conv(weights, "acoustic_encoder.conv2", x, padding=1)
 
 
 def _residual_units(weights: Weights, block: str, x: torch.Tensor) -> torch.Tensor:

@@ -9,19 +9,19 @@ from higgs_native import ops
 Weights = dict[str, torch.Tensor]
 
 
-def _snake(weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
+def snake(weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
     """Snake, in place."""
     ops.snake(x, x, weights[f"{name}.alpha"])
     return x
 
 
-def _conv(weights: Weights, name: str, x: torch.Tensor, **options: int) -> torch.Tensor:
+def conv(weights: Weights, name: str, x: torch.Tensor, **options: int) -> torch.Tensor:
     return F.conv1d(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"), **options)
 
 
-def _linear(weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
+def linear(weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
     return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
 
 
-def _layer_norm(weights: Weights, name: str, x: torch.Tensor, eps: float) -> torch.Tensor:
+def layer_norm(weights: Weights, name: str, x: torch.Tensor, eps: float) -> torch.Tensor:
     return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], eps)

@@ -13,10 +13,10 @@ import torch
 
 from higgs_native.errors import ParameterError
 from higgs_native.generation.delay_pattern import Rule
-from higgs_native.generation.model_runner import FrameLoop, FrameLoops, FrameRow
+from higgs_native.generation.model_runner import DecodeRow, ModelRunner, RunnerPool
 from higgs_native.generation.prefix_cache import PromptBlock, prompt_blocks
 from higgs_native.generation.sampler import SamplerState
-from higgs_native.generation.sampling_params import SamplingParameters, check_parameters
+from higgs_native.generation.sampling_params import SamplingParams, check_parameters
 from higgs_native.generation.sequence import (
     GenerationMode,
     GenerationOutput,
@@ -28,7 +28,7 @@ from higgs_native.generation.sequence import (
     _Sequence,
 )
 from higgs_native.generation.stop import DEFAULT_STOP_STRINGS, _stops, check_stop_strings
-from higgs_native.model.batch import Rows
+from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.transformer import LanguageModel
 
@@ -43,7 +43,7 @@ class HiggsAudioModel(LanguageModel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.frame_loops = FrameLoops()
+        self.runner_pool = RunnerPool()
 
     def generate(
         self,
@@ -63,14 +63,14 @@ class HiggsAudioModel(LanguageModel):
         output_logits: bool = False,
         on_token: OnToken | None = None,
     ) -> GenerationOutput:
-        """Generate after one prompt; see `GenerationRequest`, `SamplingParameters` and `generate_batch`.
+        """Generate after one prompt; see `GenerationRequest`, `SamplingParams` and `generate_batch`.
 
         Args:
             input_ids: [1, S], integers, one placeholder for each of `reference_codes`.
             reference_codes: [codebooks, T] integers each, without BOS, EOS and delay.
         """
         request = GenerationRequest(input_ids, reference_codes, partial_audio, seed, on_frame, on_token)
-        sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+        sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
         return generate_batch(self, [request], rule, max_new_tokens, sampling, stop_strings, output_logits)[0]
 
 
@@ -80,7 +80,7 @@ def generate_batch(
     requests: Sequence[GenerationRequest],
     rule: Rule = "boson",
     max_new_tokens: int = 1024,
-    sampling: SamplingParameters | None = None,
+    sampling: SamplingParams | None = None,
     stop_strings: Sequence[str] | None = DEFAULT_STOP_STRINGS,
     output_logits: bool = False,
 ) -> list[GenerationOutput]:
@@ -101,7 +101,7 @@ def generate_batch(
         CheckpointError: the rule needs text, and the checkpoint has no text head.
         RuntimeError: logits hold a NaN or +inf, exceed float32 when divided by the temperature, or are all -inf.
     """
-    sampling = sampling or SamplingParameters()
+    sampling = sampling or SamplingParams()
     check_parameters(sampling, max_new_tokens)
     check_stop_strings(stop_strings)
     if rule not in ("boson", "transformers"):
@@ -113,7 +113,7 @@ def generate_batch(
     longest = max(sequence.prompt_tokens for sequence in sequences)
     length = min(longest + max_new_tokens, model.max_cache_length)
     window = max(sampling.ras_win_len or 0, 1)
-    with model.frame_loops.loop(model, len(sequences), length, window) as loop:
+    with model.runner_pool.loop(model, len(sequences), length, window) as loop:
         _reset_sampler(loop.sampler, sequences, rule, sampling)
         prompts = [_restore_prefix(model, sequence, loop.cache) for sequence in sequences]
         live = sequences
@@ -150,7 +150,7 @@ def _restore_prefix(model: LanguageModel, sequence: _Sequence, cache: KVCache) -
 
 
 def _reset_sampler(
-    sampler: SamplerState, sequences: Sequence[_Sequence], rule: Rule, sampling: SamplingParameters
+    sampler: SamplerState, sequences: Sequence[_Sequence], rule: Rule, sampling: SamplingParams
 ) -> None:
     for sequence in sequences:
         seed = sampling.seed if sequence.request.seed is None else sequence.request.seed
@@ -169,7 +169,7 @@ def _reset_sampler(
         )
 
 
-def _rows(model: LanguageModel, live: Sequence[_Sequence]) -> tuple[Rows, list[int]]:
+def _rows(model: LanguageModel, live: Sequence[_Sequence]) -> tuple[Batch, list[int]]:
     """Gather what all sequences have pending, text first; return it with the index of each sequence's last row."""
     ids: list[int] = []
     frames: list[torch.Tensor] = []
@@ -194,7 +194,7 @@ def _rows(model: LanguageModel, live: Sequence[_Sequence]) -> tuple[Rows, list[i
         return torch.tensor(values, dtype=torch.int32, device=model.device)
 
     places = [place[:2] for place in text_places] + audio_places
-    rows = Rows(
+    rows = Batch(
         token_ids=int32(ids),
         codes=torch.stack(frames).to(model.device) if frames else int32([]).view(0, model.config.num_codebooks),
         slots=int32([slot for slot, _ in places]),
@@ -205,7 +205,7 @@ def _rows(model: LanguageModel, live: Sequence[_Sequence]) -> tuple[Rows, list[i
 
 
 def _draw_frames(
-    model: LanguageModel, live: Sequence[_Sequence], loop: FrameLoop, rule: Rule, length: int, max_new_tokens: int
+    model: LanguageModel, live: Sequence[_Sequence], loop: ModelRunner, rule: Rule, length: int, max_new_tokens: int
 ) -> None:
     """Draw frames of all sequences until one of them ends or has reached a limit."""
     limit = min(min(max_new_tokens - sequence.steps, length - sequence.position) for sequence in live)
@@ -224,7 +224,7 @@ def _draw_frames(
                 _end_audio(model, sequence, rule)
         return not ended
 
-    loop.draw([FrameRow(sequence.slot, sequence.position, sequence.pending[0]) for sequence in live], limit, deliver)
+    loop.draw([DecodeRow(sequence.slot, sequence.position, sequence.pending[0]) for sequence in live], limit, deliver)
 
 
 def _check_drawn(what: str, least: int) -> None:

@@ -10,7 +10,7 @@ _MAX_RAS_WINDOW = 10_000
 
 
 @dataclass(frozen=True)
-class SamplingParameters:
+class SamplingParams:
     """How codes and text tokens are drawn.
 
     Attributes:
@@ -31,7 +31,7 @@ class SamplingParameters:
     seed: int | None = None
 
 
-def check_parameters(sampling: SamplingParameters, max_new_tokens: int) -> None:
+def check_parameters(sampling: SamplingParams, max_new_tokens: int) -> None:
     """Raise ParameterError where a parameter of generation is of a wrong type, or lies outside its range."""
     check_number("temperature", sampling.temperature)
     check_number("top_p", sampling.top_p, optional=True)

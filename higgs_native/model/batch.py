@@ -8,7 +8,7 @@ from typing_extensions import Self
 
 
 @dataclass
-class Rows:
+class Batch:
     """The positions that one forward pass computes, of any number of sequences: text rows first, then audio rows.
 
     Attributes:

@@ -10,7 +10,7 @@ from typing_extensions import Self
 from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.generation.prefix_cache import PrefixCache
-from higgs_native.model.batch import Buffers, Rows
+from higgs_native.model.batch import Batch, Buffers
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.kv_cache import KVCache
@@ -153,7 +153,7 @@ class LanguageModel:
         widths = self.config.hidden_size, width, width
         return Buffers(*(torch.empty(num_rows, width, device=self.device) for width in widths))
 
-    def forward(self, rows: Rows, cache: KVCache, buffers: Buffers | None = None) -> torch.Tensor:
+    def forward(self, rows: Batch, cache: KVCache, buffers: Buffers | None = None) -> torch.Tensor:
         """Compute `rows`, writing their keys and values into `cache`; return their states [rows, hidden], float32.
 
         A row attends to the positions of its sequence up to its own; those before it must be in the cache or among

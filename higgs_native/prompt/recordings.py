@@ -25,10 +25,10 @@ def check_voice(voice: Voice) -> list[str]:
     """
     if voice.profile is not None:
         return []
-    return check_recording(*_read_voice(voice).reference_audio, voice.reference_text)
+    return check_recording(*read_voice(voice).reference_audio, voice.reference_text)
 
 
-def _read_voice(voice: Voice) -> Voice:
+def read_voice(voice: Voice) -> Voice:
     """The voice with the samples of its recording, [samples], float32, and their rate."""
     match voice.reference_audio:
         case (samples, sampling_rate):

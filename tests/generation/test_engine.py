@@ -10,7 +10,7 @@ from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
 from higgs_native.generation.delay_pattern import revert_delay_pattern
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
-from higgs_native.generation.sampling_params import SamplingParameters
+from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
 
 
@@ -88,7 +88,7 @@ def test_a_stop_string_of_several_tokens(model, text_prompt):
 
 def test_text_and_several_audio_segments(model, text_prompt):
     config = model.config
-    sampling = SamplingParameters(temperature=3.0, seed=1)
+    sampling = SamplingParams(temperature=3.0, seed=1)
     frames: list[torch.Tensor] = []
     request = GenerationRequest(text_prompt, on_frame=frames.append)
     (output,) = generate_batch(model, [request], max_new_tokens=1200, sampling=sampling, stop_strings=())
@@ -126,12 +126,12 @@ def test_the_same_seed_gives_the_same_codes(model, audio_prompt):
 
 def test_requests_without_a_seed_differ(model, audio_prompt):
     requests = [GenerationRequest(audio_prompt)] * 2
-    first, second = generate_batch(model, requests, max_new_tokens=12, sampling=SamplingParameters(temperature=1.0))
+    first, second = generate_batch(model, requests, max_new_tokens=12, sampling=SamplingParams(temperature=1.0))
     assert not torch.equal(first.audio_segments[0], second.audio_segments[0])
 
 
 def test_requests_of_a_batch_may_have_seeds_of_their_own(model, audio_prompt):
-    sampling = SamplingParameters(temperature=1.0)
+    sampling = SamplingParams(temperature=1.0)
     requests = [GenerationRequest(audio_prompt, seed=seed) for seed in (1, 2, 1)]
     first, second, third = generate_batch(model, requests, max_new_tokens=12, sampling=sampling)
     assert torch.equal(first.audio_segments[0], third.audio_segments[0])

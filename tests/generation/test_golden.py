@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
-from higgs_native.generation.sampling_params import SamplingParameters
+from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.generation.stop import DEFAULT_STOP_STRINGS
 from tests.helpers.devices import DEVICES
@@ -63,7 +63,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone(model, tensors):
         )
         for name in CASES
     ]
-    for sampling in (SamplingParameters(0, ras_win_len=None), SamplingParameters(0.9, 20, 0.9, 7, 2, seed=5)):
+    for sampling in (SamplingParams(0, ras_win_len=None), SamplingParams(0.9, 20, 0.9, 7, 2, seed=5)):
         together = generate_batch(model, requests, max_new_tokens=60, sampling=sampling)
         for request, batched in zip(requests, together, strict=True):
             (alone,) = generate_batch(model, [request], max_new_tokens=60, sampling=sampling)

@@ -9,14 +9,14 @@ import torch
 
 from higgs_native.generation import model_runner
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
-from higgs_native.generation.sampling_params import SamplingParameters
+from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.ops._library import EMULATES_CUDA
 from higgs_native.testing.random_checkpoint import DEMO_CONFIG, write_language_model
 from tests.helpers.devices import DEVICES
 
 
-SAMPLING = SamplingParameters(temperature=0.9, top_k=20, top_p=0.9, seed=3)
+SAMPLING = SamplingParams(temperature=0.9, top_k=20, top_p=0.9, seed=3)
 
 
 @pytest.fixture(scope="module", params=DEVICES)
@@ -120,20 +120,22 @@ def test_rows_left_over_change_nothing(model, monkeypatch):
     made = requests(model, 3)
     expected = outputs(model, made, "transformers", 6)
     monkeypatch.setattr(
-        model_runner.FrameLoop,
+        model_runner.ModelRunner,
         "_frame",
-        lambda loop, num_rows: loop._frames.setdefault(4, model_runner._Frame(model, loop.cache, loop.sampler, 4)),
+        lambda loop, num_rows: loop._frames.setdefault(
+            4, model_runner.CapturedStep(model, loop.cache, loop.sampler, 4)
+        ),
     )
-    with model.frame_loops.loop(model, 4, 128, 7) as loop:
+    with model.runner_pool.loop(model, 4, 128, 7) as loop:
         # What a larger request has left behind, in a slot that is over.
         for tensor in (*loop.cache.keys, *loop.cache.values):
             tensor.fill_(torch.nan)
-    monkeypatch.setattr(model.frame_loops, "loop", lambda *shape: nullcontext(loop))
+    monkeypatch.setattr(model.runner_pool, "loop", lambda *shape: nullcontext(loop))
     assert_same(outputs(model, made, "transformers", 6), expected)
 
 
 def test_loops_that_wait_give_way_to_one_that_has_no_room(model, monkeypatch):
-    loops, made = model_runner.FrameLoops(), object()
+    loops, made = model_runner.RunnerPool(), object()
     loops._idle = [((1, 1024, 64, 0), object())]
 
     def make(*arguments):

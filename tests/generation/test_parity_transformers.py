@@ -5,7 +5,7 @@ import torch
 
 from higgs_native import ops
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
-from higgs_native.generation.sampling_params import SamplingParameters
+from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.ops._library import EMULATES_CUDA
 from tests.helpers import transformers_reference as reference
@@ -22,7 +22,7 @@ CONFIGURATIONS = [
     {"hidden": 72, "heads": 9, "kv_heads": 3, "head_dim": 8, "layers": 1, "vocab": 1000},
 ]
 REFERENCES = [(), (7,), (5, 11)]
-GREEDY = SamplingParameters(temperature=0, ras_win_len=None)
+GREEDY = SamplingParams(temperature=0, ras_win_len=None)
 
 
 # The emulation of CUDA is slow: it gets two configurations, and few frames.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from higgs_native.generation.delay_pattern import delayed_reference
-from higgs_native.model.batch import Rows
+from higgs_native.model.batch import Batch
 from higgs_native.model.transformer import LanguageModel
 
 
@@ -41,7 +41,7 @@ def forward(
         audio = [at for at in piece if not isinstance(rows[at], int)]
         frames = torch.stack([rows[at] for at in audio]) if audio else torch.empty(0, model.config.num_codebooks)
         int32 = {"dtype": torch.int32, "device": model.device}
-        batch = Rows(
+        batch = Batch(
             token_ids=torch.tensor([rows[at] for at in text], **int32),
             codes=frames.to(**int32),
             slots=torch.zeros(count, **int32),

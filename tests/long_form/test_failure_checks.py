@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from higgs_native.long_form.failure_checks import find_faults, is_repeating, longest_silence, max_seconds
+from higgs_native.long_form.failure_checks import detect_failures, is_repeating, longest_silence, max_seconds
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.speech import Speech
 
@@ -29,40 +29,40 @@ def silent(speech, begin, end):
 
 def test_healthy_speech():
     for seconds in (2.5, 4.5, 9):
-        assert find_faults(speech_of(seconds), TEXT) == []
-    assert find_faults(speech_of(0.3), "Yes.") == []
-    assert find_faults(speech_of(2.0), "Yes.") == []
+        assert detect_failures(speech_of(seconds), TEXT) == []
+    assert detect_failures(speech_of(0.3), "Yes.") == []
+    assert detect_failures(speech_of(2.0), "Yes.") == []
 
 
 def test_the_embedded_voice_is_healthy():
     engine = HiggsAudio.from_pretrained()
     for seed in range(4):
         text = "The sun rises in the east, and the water is cold and clear."
-        assert find_faults(engine.speak(text, seed=seed), text) == []
+        assert detect_failures(engine.speak(text, seed=seed), text) == []
 
 
 def test_no_end():
-    assert find_faults(speech_of(4.5, finish_reason="length"), TEXT) == ["no end"]
-    assert find_faults(speech_of(max_seconds(TEXT) + 0.1), TEXT) == ["no end"]
+    assert detect_failures(speech_of(4.5, finish_reason="length"), TEXT) == ["no end"]
+    assert detect_failures(speech_of(max_seconds(TEXT) + 0.1), TEXT) == ["no end"]
     assert 12 < max_seconds(TEXT) < 15
 
 
 def test_too_short():
-    assert find_faults(speech_of(1.2), TEXT) == ["too short"]
+    assert detect_failures(speech_of(1.2), TEXT) == ["too short"]
     nothing = speech_of(0)
-    assert find_faults(nothing, TEXT) == ["too short"]
-    assert find_faults(nothing, "A") == ["too short"]
+    assert detect_failures(nothing, TEXT) == ["too short"]
+    assert detect_failures(nothing, "A") == ["too short"]
 
 
 @pytest.mark.parametrize(("begin", "end"), [(0, 2.5), (1, 3.5), (2, 4.6), (0, 4.6)])
 def test_silence_anywhere(begin, end):
-    assert find_faults(silent(speech_of(4.5), begin, end), TEXT) == ["silence"]
+    assert detect_failures(silent(speech_of(4.5), begin, end), TEXT) == ["silence"]
 
 
 def test_pauses_are_no_silence():
     speech = silent(silent(speech_of(6), 0, 1.4), 2, 3.9)
     assert 1.85 < longest_silence(speech.audio, RATE) < 1.95
-    assert find_faults(speech, TEXT) == []
+    assert detect_failures(speech, TEXT) == []
 
 
 def test_the_longest_silence():
@@ -89,7 +89,7 @@ def looping(period, frames=150, begin=25, broken=0.0):
 def test_repetition(period):
     assert is_repeating(looping(period))
     assert is_repeating(looping(period, broken=0.05))
-    assert find_faults(speech_of(6, codes=looping(period)), TEXT) == ["repetition"]
+    assert detect_failures(speech_of(6, codes=looping(period)), TEXT) == ["repetition"]
 
 
 def test_what_is_no_repetition():
@@ -106,5 +106,5 @@ def test_what_is_not_spoken_takes_no_time():
         "Chapter one ......................................... 2",
         "Hello \N{GRINNING FACE}" + "\N{GRINNING FACE}" * 40,
     ):
-        assert find_faults(speech_of(1.5), text) == []
-        assert find_faults(speech_of(0.1), text) == ["too short"]
+        assert detect_failures(speech_of(1.5), text) == []
+        assert detect_failures(speech_of(0.1), text) == ["too short"]

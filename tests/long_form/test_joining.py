@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from higgs_native.errors import ParameterError
-from higgs_native.long_form.joining import EDGE_SECONDS, FADE_SECONDS, Pauses, trimmed
+from higgs_native.long_form.joining import EDGE_SECONDS, FADE_SECONDS, Pauses, trim_silence
 
 
 RATE = 24000
@@ -15,7 +15,7 @@ def noise(seconds, level=0.3):
 def test_silence_is_cut_to_the_edges():
     speech = noise(1)
     audio = np.concatenate([noise(0.5, 0.001), speech, noise(0.8, 0.001)])
-    kept = trimmed(audio, RATE)
+    kept = trim_silence(audio, RATE)
     edge = round(EDGE_SECONDS * RATE)
     assert abs(len(kept) - (len(speech) + 2 * edge)) <= 4
     assert np.abs(np.correlate(kept, speech, "valid")).argmax() == pytest.approx(edge, abs=4)
@@ -24,7 +24,7 @@ def test_silence_is_cut_to_the_edges():
 def test_speech_that_fills_the_audio_is_not_shortened():
     audio = noise(1)
     original = audio.copy()
-    kept = trimmed(audio, RATE)
+    kept = trim_silence(audio, RATE)
     assert len(kept) == len(audio)
     np.testing.assert_array_equal(audio, original)
     fade = round(FADE_SECONDS * RATE)
@@ -36,7 +36,7 @@ def test_seams_do_not_click():
     tone = (0.8 * np.cos(2 * np.pi * 100 * np.arange(RATE) / RATE)).astype(np.float32)
     steps = np.abs(np.diff(np.concatenate([tone[:5000], np.zeros(2400), tone[7000:12000], tone[100:9000]])))
     assert steps.max() > 0.5
-    pieces = [trimmed(piece, RATE) for piece in (tone[:5000], tone[7000:12000], tone[100:9000])]
+    pieces = [trim_silence(piece, RATE) for piece in (tone[:5000], tone[7000:12000], tone[100:9000])]
     joined = np.concatenate([[0], pieces[0], np.zeros(2400), *pieces[1:], [0]])
     # The fade's steepest step, on top of the tone's own.
     bound = 0.8 * (np.pi / 2 / (FADE_SECONDS * RATE) + 2 * np.pi * 100 / RATE)
@@ -45,9 +45,9 @@ def test_seams_do_not_click():
 
 
 def test_nothing_audible_is_nothing():
-    assert len(trimmed(np.zeros(RATE, dtype=np.float32), RATE)) == 0
-    assert len(trimmed(np.zeros(0, dtype=np.float32), RATE)) == 0
-    assert len(trimmed(np.array([0.5], dtype=np.float32), RATE)) == 1
+    assert len(trim_silence(np.zeros(RATE, dtype=np.float32), RATE)) == 0
+    assert len(trim_silence(np.zeros(0, dtype=np.float32), RATE)) == 0
+    assert len(trim_silence(np.array([0.5], dtype=np.float32), RATE)) == 1
 
 
 def test_pauses():

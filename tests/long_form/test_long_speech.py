@@ -12,7 +12,7 @@ import torch
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.errors import GenerationError, ParameterError, PromptError
 from higgs_native.long_form import long_speech
-from higgs_native.long_form.chunk_store import ChunkFolder
+from higgs_native.long_form.chunk_store import ChunkStore
 from higgs_native.long_form.chunking import spoken_seconds
 from higgs_native.long_form.joining import EDGE_SECONDS, Pauses
 from higgs_native.long_form.long_speech import LongSpeech
@@ -195,7 +195,7 @@ def test_a_run_that_is_cut_off_while_it_is_removed(engine, fake, tmp_path, monke
 
         monkeypatch.setattr(Path, "unlink", cut_off)
         try:
-            ChunkFolder(folder).remove()
+            ChunkStore(folder).remove()
         except KeyboardInterrupt:
             assert count < 5
         monkeypatch.setattr(Path, "unlink", unlink)

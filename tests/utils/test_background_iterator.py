@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from higgs_native.utils.background_iterator import Background
+from higgs_native.utils.background_iterator import BackgroundIterator
 
 
 def running() -> list[str]:
@@ -52,16 +52,16 @@ async def collect(background, most: int | None = None) -> list:
 
 @pytest.mark.parametrize("capacity", [1, 3, 100])
 def test_all_items_come_in_order(capacity):
-    assert list(Background(count_to(50), capacity)) == list(range(50))
-    assert asyncio.run(collect(Background(count_to(50), capacity))) == list(range(50))
-    assert list(Background(count_to(0), capacity)) == []
+    assert list(BackgroundIterator(count_to(50), capacity)) == list(range(50))
+    assert asyncio.run(collect(BackgroundIterator(count_to(50), capacity))) == list(range(50))
+    assert list(BackgroundIterator(count_to(0), capacity)) == []
 
 
 def test_an_error_comes_after_the_items_before_it():
     for run in (list, lambda background: asyncio.run(collect(background))):
         with pytest.raises(ValueError, match="no more"):
-            run(Background(fail_after(3), 10))
-    items = iter(Background(fail_after(3), 1))
+            run(BackgroundIterator(fail_after(3), 10))
+    items = iter(BackgroundIterator(fail_after(3), 1))
     assert [next(items), next(items), next(items)] == [0, 1, 2]
     with pytest.raises(ValueError, match="no more"):
         next(items)
@@ -69,7 +69,7 @@ def test_an_error_comes_after_the_items_before_it():
 
 def test_a_slow_consumer_holds_the_thread_up():
     made: list[int] = []
-    background = Background(count_to(10**6, made), 4)
+    background = BackgroundIterator(count_to(10**6, made), 4)
     for item in background:
         time.sleep(0.05)
         # What was taken, what waits, and what the thread has in hand.
@@ -81,7 +81,7 @@ def test_a_slow_consumer_holds_the_thread_up():
 
 def test_leaving_the_loop_ends_the_thread():
     made: list[int] = []
-    background = Background(count_to(10**6, made), 4)
+    background = BackgroundIterator(count_to(10**6, made), 4)
     for item in background:
         if item == 2:
             break
@@ -93,14 +93,14 @@ def test_leaving_the_loop_ends_the_thread():
 
 def test_an_error_in_the_loop_ends_the_thread():
     with pytest.raises(ZeroDivisionError):
-        sum(1 / item for item in Background(count_to(10**6), 4))
+        sum(1 / item for item in BackgroundIterator(count_to(10**6), 4))
 
 
 def test_leaving_an_asynchronous_loop_ends_the_thread():
     made: list[int] = []
 
     async def run():
-        assert await collect(Background(count_to(10**6, made), 4), most=3) == [0, 1, 2]
+        assert await collect(BackgroundIterator(count_to(10**6, made), 4), most=3) == [0, 1, 2]
         gc.collect()
         for _ in range(100):
             await asyncio.sleep(0.01)
@@ -114,7 +114,7 @@ def test_leaving_an_asynchronous_loop_ends_the_thread():
 
 def test_nothing_runs_before_the_iteration():
     made: list[int] = []
-    background = Background(count_to(3, made), 4)
+    background = BackgroundIterator(count_to(3, made), 4)
     aiter(background)
     iter(background)
     assert made == []
@@ -130,7 +130,7 @@ def test_check_ends_a_function_that_puts_nothing():
             time.sleep(0.001)
             background.check()
 
-    assert next(iter(Background(make, 1))) == 1
+    assert next(iter(BackgroundIterator(make, 1))) == 1
 
 
 def test_closing_from_another_thread_ends_the_loop():
@@ -139,7 +139,7 @@ def test_closing_from_another_thread_ends_the_loop():
             time.sleep(0.001)
             background.check()
 
-    background = Background(make, 1)
+    background = BackgroundIterator(make, 1)
     threading.Timer(0.05, background.close).start()
     assert list(background) == []
     time.sleep(0.05)  # the timer's own thread
@@ -150,7 +150,7 @@ def test_leaving_at_random_moments_leaves_nothing():
     handles = len(os.listdir("/proc/self/fd"))
 
     async def run(seconds):
-        task = asyncio.create_task(collect(Background(count_to(10**6, pause=1e-4), 4)))
+        task = asyncio.create_task(collect(BackgroundIterator(count_to(10**6, pause=1e-4), 4)))
         await asyncio.sleep(seconds)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -160,7 +160,7 @@ def test_leaving_at_random_moments_leaves_nothing():
         moment = generator.random() * 0.01
         asyncio.run(run(moment))
         end = time.perf_counter() + moment
-        for _ in Background(count_to(10**6, pause=1e-4), 4):
+        for _ in BackgroundIterator(count_to(10**6, pause=1e-4), 4):
             if time.perf_counter() > end:
                 break
         assert not running()
@@ -177,7 +177,7 @@ def test_a_second_cancellation_leaves_no_thread_behind():
         background.check()
 
     async def run():
-        task = asyncio.create_task(collect(Background(make, 4)))
+        task = asyncio.create_task(collect(BackgroundIterator(make, 4)))
         await asyncio.to_thread(inside.wait, 5)
         for _ in range(3):
             task.cancel()
@@ -201,7 +201,7 @@ def test_a_cancellation_while_the_thread_ends_is_not_lost():
         background.check()
 
     async def leave():
-        iterator = aiter(Background(make, 4))
+        iterator = aiter(BackgroundIterator(make, 4))
         assert await anext(iterator) == 0
         await iterator.aclose()
         raise AssertionError("the cancellation was lost")
@@ -220,7 +220,7 @@ def test_a_cancellation_while_the_thread_ends_is_not_lost():
 
 
 def test_an_event_loop_that_is_closed_ends_the_thread():
-    background = Background(count_to(10**6, pause=1e-3), 100)
+    background = BackgroundIterator(count_to(10**6, pause=1e-3), 100)
     loop = asyncio.new_event_loop()
     iterator = aiter(background)
     assert loop.run_until_complete(anext(iterator)) == 0
