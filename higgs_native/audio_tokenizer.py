@@ -5,7 +5,7 @@ import operator
 import os
 import threading
 from collections import OrderedDict
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +15,7 @@ import soxr
 import torch
 
 from higgs_native import codec
+from higgs_native.audio.libsndfile import SoundFile, memory_file
 from higgs_native.checkpoint import resolve_folder
 from higgs_native.codec_checkpoint import load_tensors
 from higgs_native.codec_config import HiggsAudioTokenizerConfig
@@ -237,7 +238,9 @@ def read_audio(
     if is_path and not os.path.isfile(file):
         raise AudioError(f"{name} is no file; expected an audio file (wav, flac, ogg, mp3)")
     try:
-        with soundfile.SoundFile(file) as opened:
+        # A file object's bytes are read here: the library would call Python back for them.
+        source = nullcontext(os.fspath(file)) if is_path else memory_file(file.read())
+        with source as path_or_descriptor, SoundFile(path_or_descriptor, closefd=False) as opened:
             # Before reading: a file of hours would fill the memory.
             rate = checked_rate(opened.samplerate)
             begin, count = cut(opened.frames, rate, offset, duration, name)

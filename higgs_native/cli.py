@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import higgs_native
 from higgs_native._C import build_info
+from higgs_native.audio.writing import check_output_path
 from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model, check_calibration
 from higgs_native.checkpoint import resolve_folder
 from higgs_native.chunk_folder import ChunkFolder
@@ -34,7 +35,6 @@ from higgs_native.ops import check_instruction_set
 from higgs_native.pipeline import HiggsAudio, check_voice, choose_voices
 from higgs_native.quantization import Quantization
 from higgs_native.seams import Pauses
-from higgs_native.speech import check_output_path
 from higgs_native.streaming import SpeechStream
 from higgs_native.text import normalize_text
 from higgs_native.voice_check import VoiceWarning

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from higgs_native.audio.writing import check_output_path, writing_audio
 from higgs_native.checks import check_integer
 from higgs_native.chunk_folder import Attempt, ChunkFolder, SpokenChunk
 from higgs_native.chunking import TextChunk, chunk_text, spoken_seconds
@@ -22,7 +23,7 @@ from higgs_native.pipeline import HiggsAudio, choose_voices, read_recording
 from higgs_native.prompt import AudioContent, Message, build_prompt, spoken_turns
 from higgs_native.run_away import find_faults, max_seconds
 from higgs_native.seams import Pauses, trimmed
-from higgs_native.speech import Speech, check_output_path, writing_audio
+from higgs_native.speech import Speech
 from higgs_native.voices import Voice
 
 
