@@ -8,7 +8,7 @@ loading is reading. Its metadata:
 - `calibrated`: `true` where weights were rounded for the inputs that they meet (see `higgs_native.calibration`);
 - `checksums`: `checksum` of each tensor by its name, as JSON;
 - `source`: the checkpoint that it was made from: `owner/name@revision` of the Hub, or a folder's name, and then
-  `source_sha256`, the SHA-256 of each of its weight files, as JSON.
+  `source_sha256`, the SHA-256 of each weight file that was read, as JSON.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from higgs_native import ops
-from higgs_native.checkpoint import STORED_DTYPES, LanguageModelFiles, expected_tensors
+from higgs_native.checkpoint import STORED_DTYPES, LanguageModelFiles, expected_tensors, weight_files
 from higgs_native.config import HiggsAudioConfig
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.files import check_file_can_be_made, replacing
@@ -359,7 +359,7 @@ def _origin(folder: Path) -> dict[str, str]:
     # As the Hub's cache is laid out: models--owner--name/snapshots/revision.
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
         return {"source": f"{repository.removeprefix('models--').replace('--', '/')}@{folder.name}"}
-    digests = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    digests = {path.name: _sha256(path) for path in weight_files(folder)}
     return {"source": folder.name, "source_sha256": json.dumps(digests)}
 
 
