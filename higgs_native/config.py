@@ -10,6 +10,16 @@ from higgs_native.errors import ConfigError
 
 AUDIO_ADAPTER_TYPES = ("dual_ffn", "dual_ffn_fast_forward", "stack")
 
+# The names in config.json, by layout, of fields that hold the same value under another name.
+_STORED_NAMES = {
+    "boson": {
+        "num_codebooks": "audio_num_codebooks",
+        "audio_in_token_id": "audio_in_token_idx",
+        "audio_out_token_id": "audio_out_token_idx",
+    },
+    "transformers": {"audio_out_token_id": "audio_token_id", "audio_out_bos_token_id": "audio_bos_token_id"},
+}
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -87,12 +97,12 @@ class HiggsAudioConfig:
         try:
             # A nested text_config is the original layout's; model_type and layout have been seen mixed.
             config = _read_original(raw) if "text_config" in raw else _read_transformers(raw)
-        except KeyError as error:
-            raise ConfigError(f"config.json has no {error}") from None
             config._check()
         except ConfigError:
             raise
-        except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        except KeyError as error:
+            raise ConfigError(f"config.json has no {error}") from None
+        except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
             raise ConfigError(f"config.json: {error}") from None
         return config
 
@@ -119,36 +129,41 @@ class HiggsAudioConfig:
             "max_position_embeddings",
         )
         for name in sizes:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"config.json: {name} is {getattr(self, name)}; expected at least 1")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ConfigError(
-                f"config.json: num_attention_heads {self.num_attention_heads} is no multiple of "
-                f"num_key_value_heads {self.num_key_value_heads}"
-            )
-        if self.head_dim % 2:
-            raise ConfigError(f"config.json: head_dim is {self.head_dim}; expected an even number")
-        if self.audio_adapter_type not in AUDIO_ADAPTER_TYPES:
-            raise ConfigError(
-                f"config.json: audio_adapter_type is {self.audio_adapter_type!r}; "
-                f"expected one of {', '.join(AUDIO_ADAPTER_TYPES)}"
-            )
-        for layer in self.audio_dual_ffn_layers:
-            if not 0 <= layer < self.num_hidden_layers:
-                raise ConfigError(
-                    f"config.json: audio_dual_ffn_layers names layer {layer}, but there are {self.num_hidden_layers}"
-                )
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require(
+            "num_attention_heads",
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"a multiple of num_key_value_heads {self.num_key_value_heads}",
+        )
+        self._require("head_dim", self.head_dim % 2 == 0, "even")
+        self._require(
+            "audio_adapter_type",
+            self.audio_adapter_type in AUDIO_ADAPTER_TYPES,
+            f"one of {', '.join(AUDIO_ADAPTER_TYPES)}",
+        )
+        last_layer = self.num_hidden_layers - 1
+        self._require(
+            "audio_dual_ffn_layers",
+            all(0 <= layer <= last_layer for layer in self.audio_dual_ffn_layers),
+            f"layers from 0 to {last_layer}",
+        )
         for name in ("audio_in", "audio_out", "audio_out_bos", "audio_eos", "audio_delay"):
             token = getattr(self, f"{name}_token_id")
-            if token is not None and not 0 <= token < self.vocab_size:
-                raise ConfigError(
-                    f"config.json: {name}_token_id {token} lies outside the vocabulary {self.vocab_size}"
-                )
+            self._require(
+                f"{name}_token_id", token is None or 0 <= token < self.vocab_size, f"from 0 to {self.vocab_size - 1}"
+            )
         for name in ("audio_stream_bos_id", "audio_stream_eos_id"):
-            if not 0 <= getattr(self, name) < self.codebook_size:
-                raise ConfigError(
-                    f"config.json: {name} {getattr(self, name)} lies outside a codebook of {self.codebook_size} rows"
-                )
+            self._require(name, 0 <= getattr(self, name) < self.codebook_size, f"from 0 to {self.codebook_size - 1}")
+        self._require(
+            "audio_stream_eos_id",
+            self.audio_stream_eos_id != self.audio_stream_bos_id,
+            "another id than audio_stream_bos_id",
+        )
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            stored = _STORED_NAMES[self.layout].get(name, name)
+            raise ConfigError(f"config.json: {stored} must be {expected}, got {getattr(self, name)!r}")
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -189,8 +204,8 @@ def _shared_fields(raw: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name} is set; this model has no biases")
     if raw.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act is {raw['hidden_act']!r}; expected 'silu'")
-    heads = int(raw["num_attention_heads"])
-    hidden = int(raw["hidden_size"])
+    heads, key_value_heads = int(raw["num_attention_heads"]), raw.get("num_key_value_heads")
+    hidden, head_dim = int(raw["hidden_size"]), raw.get("head_dim")
     eos = raw.get("eos_token_id")
     return {
         "vocab_size": int(raw["vocab_size"]),
@@ -198,8 +213,8 @@ def _shared_fields(raw: dict[str, Any]) -> dict[str, Any]:
         "intermediate_size": int(raw["intermediate_size"]),
         "num_hidden_layers": int(raw["num_hidden_layers"]),
         "num_attention_heads": heads,
-        "num_key_value_heads": int(raw.get("num_key_value_heads") or heads),
-        "head_dim": int(raw.get("head_dim") or hidden // heads),
+        "num_key_value_heads": heads if key_value_heads is None else int(key_value_heads),
+        "head_dim": hidden // max(heads, 1) if head_dim is None else int(head_dim),
         "rms_norm_eps": float(raw.get("rms_norm_eps", 1e-5)),
         "max_position_embeddings": int(raw.get("max_position_embeddings", 2048)),
         "eos_token_id": eos[0] if isinstance(eos, list) else eos,

@@ -1,0 +1,85 @@
+"""The language model's configuration: what is wrong in a config.json is named in one line."""
+
+import pytest
+import torch
+
+from higgs_native.config import HiggsAudioConfig
+from higgs_native.errors import ConfigError
+from higgs_native.random_checkpoint import DEMO_CONFIG, config_json
+
+
+def written(layout: str, **changes) -> dict:
+    """DEMO_CONFIG as a layout writes it, with changes; those of the transformer are nested in the original one."""
+    raw = config_json(DEMO_CONFIG, layout, torch.bfloat16)
+    nested = raw.get("text_config", {})
+    for name, value in changes.items():
+        (nested if name in nested else raw)[name] = value
+    return raw
+
+
+@pytest.mark.parametrize("layout", ["original", "transformers"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
+        ({"hidden_size": -64}, "hidden_size must be at least 1, got -64"),
+        ({"intermediate_size": 0}, "intermediate_size must be at least 1, got 0"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers must be at least 1, got -1"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be at least 1, got 0"),
+        ({"num_attention_heads": 0, "head_dim": None}, "num_attention_heads must be at least 1, got 0"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads must be at least 1, got 0"),
+        (
+            {"num_attention_heads": 2, "num_key_value_heads": 3},
+            "num_attention_heads must be a multiple of num_key_value_heads 3, got 2",
+        ),
+        ({"head_dim": 0}, "head_dim must be at least 1, got 0"),
+        ({"head_dim": 15}, "head_dim must be even, got 15"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings must be at least 1, got 0"),
+        ({"audio_stream_bos_id": 1026}, "audio_stream_bos_id must be from 0 to 1025, got 1026"),
+        ({"audio_stream_eos_id": -1}, "audio_stream_eos_id must be from 0 to 1025, got -1"),
+        ({"audio_stream_eos_id": 1024}, "audio_stream_eos_id must be another id than audio_stream_bos_id, got 1024"),
+    ],
+)
+def test_a_wrong_value_is_named(layout, changes, message):
+    with pytest.raises(ConfigError) as error:
+        HiggsAudioConfig.from_dict(written(layout, **changes))
+    assert str(error.value) == f"config.json: {message}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"audio_num_codebooks": 0}, "audio_num_codebooks must be at least 1, got 0"),
+        ({"audio_codebook_size": -2}, "codebook_size must be at least 1, got 0"),
+        (
+            {"audio_adapter_type": "bogus"},
+            "audio_adapter_type must be one of dual_ffn, dual_ffn_fast_forward, stack, got 'bogus'",
+        ),
+        ({"audio_dual_ffn_layers": [0, 99]}, "audio_dual_ffn_layers must be layers from 0 to 1, got (0, 99)"),
+        ({"audio_dual_ffn_layers": [-1]}, "audio_dual_ffn_layers must be layers from 0 to 1, got (-1,)"),
+        ({"audio_in_token_idx": 10**9}, "audio_in_token_idx must be from 0 to 287, got 1000000000"),
+        ({"audio_out_token_idx": -7}, "audio_out_token_idx must be from 0 to 287, got -7"),
+        ({"audio_out_bos_token_id": 288}, "audio_out_bos_token_id must be from 0 to 287, got 288"),
+        ({"audio_eos_token_id": -7}, "audio_eos_token_id must be from 0 to 287, got -7"),
+    ],
+)
+def test_a_wrong_value_of_the_original_layout_is_named(changes, message):
+    with pytest.raises(ConfigError) as error:
+        HiggsAudioConfig.from_dict(written("original", **changes))
+    assert str(error.value) == f"config.json: {message}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_codebooks": -8}, "num_codebooks must be at least 1, got -8"),
+        ({"codebook_size": 0}, "codebook_size must be at least 1, got 0"),
+        ({"audio_token_id": 10**9}, "audio_token_id must be from 0 to 287, got 1000000000"),
+        ({"audio_bos_token_id": -7}, "audio_bos_token_id must be from 0 to 287, got -7"),
+        ({"audio_delay_token_id": 288}, "audio_delay_token_id must be from 0 to 287, got 288"),
+    ],
+)
+def test_a_wrong_value_of_the_transformers_layout_is_named(changes, message):
+    with pytest.raises(ConfigError) as error:
+        HiggsAudioConfig.from_dict(written("transformers", **changes))
+    assert str(error.value) == f"config.json: {message}"
