@@ -183,8 +183,30 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _rope_scaling(raw: dict[str, Any] | None) -> RopeScaling | None:
-    kind = "default" if raw is None else raw.get("rope_type", raw.get("type", "default"))
+# What HiggsAudioV2Config takes where `rope_parameters` is absent.
+_TRANSFORMERS_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "low_freq_factor": 0.125,
+    "high_freq_factor": 0.5,
+    "original_max_position_embeddings": 1024,
+}
+
+
+def _rope(raw: dict[str, Any], absent: dict[str, Any]) -> dict[str, Any]:
+    """The rotary fields, from `rope_scaling` (before transformers 5), or `rope_parameters`, or else `absent`."""
+    parameters = raw.get("rope_parameters")
+    parameters = raw.get("rope_scaling") or (absent if parameters is None else parameters)
+    longest = raw.get("max_position_embeddings", 2048)
+    return {
+        "rope_theta": float(parameters.get("rope_theta", raw.get("rope_theta", 10000.0))),
+        "rope_scaling": _rope_scaling({"original_max_position_embeddings": longest, **parameters}),
+    }
+
+
+def _rope_scaling(raw: dict[str, Any]) -> RopeScaling | None:
+    kind = raw.get("rope_type", raw.get("type", "default"))
     if kind == "default":
         return None
     if kind != "llama3":
@@ -215,19 +237,18 @@ def _shared_fields(raw: dict[str, Any]) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": heads if key_value_heads is None else int(key_value_heads),
         "head_dim": hidden // max(heads, 1) if head_dim is None else int(head_dim),
-        "rms_norm_eps": float(raw.get("rms_norm_eps", 1e-5)),
         "max_position_embeddings": int(raw.get("max_position_embeddings", 2048)),
         "eos_token_id": eos[0] if isinstance(eos, list) else eos,
     }
 
 
 def _read_original(raw: dict[str, Any]) -> HiggsAudioConfig:
-    text = raw["text_config"]
+    text = raw["text_config"]  # LlamaConfig's
     adapter = raw.get("audio_adapter_type", "stack")
     return HiggsAudioConfig(
         **_shared_fields(text),
-        rope_theta=float(text.get("rope_theta", 10000.0)),
-        rope_scaling=_rope_scaling(text.get("rope_scaling")),
+        **_rope(text, absent={}),
+        rms_norm_eps=float(text.get("rms_norm_eps", 1e-6)),
         num_codebooks=int(raw["audio_num_codebooks"]),
         codebook_size=int(raw["audio_codebook_size"]) + 2,
         audio_stream_bos_id=int(raw.get("audio_stream_bos_id", raw["audio_codebook_size"])),
@@ -244,12 +265,12 @@ def _read_original(raw: dict[str, Any]) -> HiggsAudioConfig:
 
 
 def _read_transformers(raw: dict[str, Any]) -> HiggsAudioConfig:
-    rope = raw.get("rope_parameters") or {}
-    scaling = rope or raw.get("rope_scaling")
+    # HiggsAudioV2Config's defaults, where they are not LlamaConfig's.
+    raw = {"num_key_value_heads": 8, "head_dim": 128, **raw}
     return HiggsAudioConfig(
         **_shared_fields(raw),
-        rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 500000.0))),
-        rope_scaling=_rope_scaling(scaling),
+        **_rope(raw, absent=_TRANSFORMERS_ROPE),
+        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-5)),
         num_codebooks=int(raw["num_codebooks"]),
         codebook_size=int(raw["codebook_size"]),
         audio_stream_bos_id=int(raw["audio_stream_bos_id"]),

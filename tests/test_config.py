@@ -1,5 +1,8 @@
 """The language model's configuration: what is wrong in a config.json is named in one line."""
 
+import copy
+import itertools
+
 import pytest
 import torch
 
@@ -83,3 +86,78 @@ def test_a_wrong_value_of_the_transformers_layout_is_named(changes, message):
     with pytest.raises(ConfigError) as error:
         HiggsAudioConfig.from_dict(written("transformers", **changes))
     assert str(error.value) == f"config.json: {message}"
+
+
+ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,
+}
+# The fields of rotary positions as configurations write them.
+ROTARY_FIELDS = {
+    "nested": {"rope_parameters": {**ROPE, "rope_theta": 400000.0}},
+    "nested_without_theta": {"rope_parameters": ROPE},
+    "nested_beside_theta": {"rope_parameters": ROPE, "rope_theta": 300000.0},
+    "nested_without_scaling": {"rope_parameters": {"rope_theta": 200000.0}},
+    "empty": {"rope_parameters": {}},
+    "null": {"rope_parameters": None},
+    "absent": {},
+    "theta_alone": {"rope_theta": 300000.0},
+    "old": {"rope_scaling": ROPE, "rope_theta": 300000.0},
+    "old_without_theta": {"rope_scaling": ROPE},
+    "old_without_length": {
+        "rope_scaling": {name: value for name, value in ROPE.items() if name != "original_max_position_embeddings"}
+    },
+    "old_null": {"rope_scaling": None, "rope_theta": 300000.0},
+    "both": {"rope_scaling": ROPE, "rope_parameters": {"rope_theta": 200000.0}},
+}
+
+
+@pytest.mark.parametrize("layout", ["original", "transformers"])
+@pytest.mark.parametrize("form", ROTARY_FIELDS)
+def test_rotary_fields_are_what_the_class_of_the_layout_takes(layout, form):
+    raw = written(layout)
+    fields = raw.get("text_config", raw)
+    for name in ("rope_parameters", "rope_scaling", "rope_theta"):
+        fields.pop(name, None)
+    fields |= ROTARY_FIELDS[form]
+    config = HiggsAudioConfig.from_dict(copy.deepcopy(raw))
+    expected = reference_config(layout, fields).rope_parameters
+    assert config.rope_theta == expected["rope_theta"]
+    if expected["rope_type"] == "default":
+        assert config.rope_scaling is None
+    else:
+        assert vars(config.rope_scaling) == {name: expected[name] for name in vars(config.rope_scaling)}
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "is_null"),
+    [
+        *itertools.product(
+            ("original", "transformers"),
+            ("rms_norm_eps", "max_position_embeddings", "num_key_value_heads", "head_dim"),
+            (False,),
+        ),
+        ("original", "num_key_value_heads", True),
+        ("original", "head_dim", True),
+        ("transformers", "head_dim", True),
+    ],
+)
+def test_absent_fields_are_what_the_class_of_the_layout_takes(layout, name, is_null):
+    raw = written(layout, num_attention_heads=16)
+    fields = raw.get("text_config", raw)
+    del fields[name]
+    if is_null:
+        fields[name] = None
+    expected = getattr(reference_config(layout, fields), name)
+    assert getattr(HiggsAudioConfig.from_dict(copy.deepcopy(raw)), name) == expected
+
+
+def reference_config(layout: str, fields: dict):
+    """What the class of a layout makes of the transformer's fields."""
+    from tests.transformers_reference import transformers
+
+    kind = transformers.LlamaConfig if layout == "original" else transformers.HiggsAudioV2Config
+    return kind.from_dict(copy.deepcopy(fields))
