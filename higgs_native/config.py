@@ -243,6 +243,10 @@ def _shared_fields(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_original(raw: dict[str, Any]) -> HiggsAudioConfig:
+    # Both change what the model computes, and no published model sets them so.
+    for name, expected in (("audio_embed_avg", False), ("use_delay_pattern", True)):
+        if raw.get(name, expected) is not expected:
+            raise ConfigError(f"config.json: {name} must be {json.dumps(expected)}, got {json.dumps(raw[name])}")
     text = raw["text_config"]  # LlamaConfig's
     adapter = raw.get("audio_adapter_type", "stack")
     return HiggsAudioConfig(

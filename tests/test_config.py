@@ -52,6 +52,8 @@ def test_a_wrong_value_is_named(layout, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"audio_embed_avg": True}, "audio_embed_avg must be false, got true"),
+        ({"use_delay_pattern": False}, "use_delay_pattern must be true, got false"),
         ({"audio_num_codebooks": 0}, "audio_num_codebooks must be at least 1, got 0"),
         ({"audio_codebook_size": -2}, "codebook_size must be at least 1, got 0"),
         (
