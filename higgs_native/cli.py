@@ -21,6 +21,7 @@ from tqdm import tqdm
 import higgs_native
 from higgs_native._C import build_info
 from higgs_native.audio.quality import VoiceWarning
+from higgs_native.audio.writing import check_output_path
 from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model, check_calibration
 from higgs_native.errors import AudioError, ParameterError, PromptError, exit_on_bad_input, exit_with_error
 from higgs_native.generation.sampling_params import SamplingParams
@@ -38,7 +39,6 @@ from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.normalize import normalize_text
 from higgs_native.prompt.recordings import check_voice
 from higgs_native.prompt.voices import VOICES_VARIABLE, Voice, choose_voices, list_voices
-from higgs_native.speech import check_output_path
 from higgs_native.streaming import SpeechStream
 from higgs_native.utils.files import check_file_can_be_made, locked
 

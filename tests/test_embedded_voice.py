@@ -93,7 +93,7 @@ def test_the_measure_tells_sentences_apart(spectrograms):
 @torch.no_grad()
 def test_transformers_reads_it_and_agrees():
     """The published implementation loads the same files: greedy codes, and the sound of codes."""
-    from tests import transformers_reference as reference
+    from tests.helpers import transformers_reference as reference
 
     engine = HiggsAudio.from_pretrained(dtype="float32")
     messages = speech_messages(TEXTS[0], layout="transformers")

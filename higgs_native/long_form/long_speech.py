@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from typing_extensions import Unpack
 
+from higgs_native.audio.writing import check_output_path, writing_audio
 from higgs_native.errors import GenerationError, ParameterError, PromptError
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.long_form.chunk_store import Attempt, ChunkStore, SpokenChunk
@@ -23,7 +24,7 @@ from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import AudioContent, Message, build_prompt, spoken_turns
 from higgs_native.prompt.recordings import read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
-from higgs_native.speech import Speech, check_output_path, writing_audio
+from higgs_native.speech import Speech
 from higgs_native.utils.checks import check_integer
 
 

@@ -13,6 +13,7 @@ from higgs_native import pipeline
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.errors import GenerationError, ParameterError, PromptError
 from higgs_native.generation.engine import generate_batch
+from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form import long_speech
 from higgs_native.long_form.chunk_store import ChunkStore
 from higgs_native.long_form.chunking import spoken_seconds
@@ -517,14 +518,9 @@ def test_a_seed_beside_the_largest_wraps(engine, fake):
 def test_what_generation_is_asked(engine, fake):
     model = fake()
     list(LongSpeech(engine, "The first one.", temperature=0.7, top_k=None, top_p=0.8, ras_win_len=None))
-    _, _, max_new_tokens, sampling = model.calls[0]
-    assert sampling == {
-        "temperature": 0.7,
-        "top_k": None,
-        "top_p": 0.8,
-        "ras_win_len": None,
-        "ras_win_max_num_repeat": 2,
-    }
+    _, seed, sampling = model.calls[0]
+    max_new_tokens = sampling.max_new_tokens
+    assert sampling == SamplingParams(0.7, None, 0.8, None, seed=seed, max_new_tokens=max_new_tokens)
     # The bound of a speech without end, and the frames that are no audio.
     assert 25 * long_speech.max_seconds("The first one.") + 10 <= max_new_tokens < 25 * 6
 
