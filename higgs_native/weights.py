@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 
 from higgs_native import ops
 from higgs_native.checkpoint import STORED_DTYPES, LanguageModelFiles, expected_tensors, weight_files
-from higgs_native.config import HiggsAudioConfig
+from higgs_native.config import HiggsAudioConfig, configured_dtype
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.files import check_file_can_be_made, replacing
 from higgs_native.memory import empty_weight, release_mapped
@@ -79,7 +79,7 @@ class CheckpointWeights:
     Args:
         folder: the checkpoint.
         config: its configuration.
-        dtype: of what is not quantized; None: as stored.
+        dtype: of what is not quantized; None: the one that config.json names, or else that of the stored matrices.
         quantization: the format of each part.
         device: where they are packed, and stay.
 
@@ -101,7 +101,7 @@ class CheckpointWeights:
     ) -> None:
         self._files = LanguageModelFiles(folder, config)
         self._device = device
-        self.dtype = dtype or STORED_DTYPES[self._files.dtype("embed_tokens.weight")]
+        self.dtype = dtype or configured_dtype(folder) or self._files.matrix_dtype
         self.quantization = quantization
         self.moments: dict[str, Moments] | None = None
 
