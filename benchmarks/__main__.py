@@ -35,9 +35,9 @@ import torch  # noqa: E402
 from measure import ReadBandwidth, summary, write_json  # noqa: E402
 
 from higgs_native import HiggsAudio, exit_on_bad_input  # noqa: E402
-from higgs_native.checkpoint import resolve_folder  # noqa: E402
-from higgs_native.codec_config import HiggsAudioTokenizerConfig  # noqa: E402
-from higgs_native.random_checkpoint import (  # noqa: E402
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig  # noqa: E402
+from higgs_native.model.checkpoint import resolve_folder  # noqa: E402
+from higgs_native.testing.random_checkpoint import (  # noqa: E402
     DEMO_AUDIO_TOKENIZER_CONFIG,
     REAL_SIZE_CONFIG,
     write_language_model,

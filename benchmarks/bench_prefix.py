@@ -20,9 +20,9 @@ from bench_speech import REFERENCE_TEXT, decoder_bytes
 from measure import ReadBandwidth, seconds, summary, write_json
 
 from higgs_native import HiggsAudio, HiggsAudioModel, HiggsAudioTokenizer
-from higgs_native.checkpoint import resolve_folder
-from higgs_native.codec_config import HiggsAudioTokenizerConfig
-from higgs_native.random_checkpoint import write_audio_tokenizer
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 
 
 FORMATS = ("bfloat16", "int8", "int4")

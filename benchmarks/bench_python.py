@@ -16,7 +16,7 @@ import torch
 from measure import summary, write_json
 
 from higgs_native import HiggsAudio
-from higgs_native.prompt import build_prompt
+from higgs_native.prompt.chat import build_prompt
 
 
 TEXT = (

@@ -16,9 +16,9 @@ import torch
 from bench_speech import decoder_bytes
 from measure import ReadBandwidth, seconds, summary, write_json
 
-from higgs_native.audio_tokenizer import HiggsAudioTokenizer
-from higgs_native.codec_config import HiggsAudioTokenizerConfig
-from higgs_native.random_checkpoint import write_audio_tokenizer
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 
 
 def main() -> None:

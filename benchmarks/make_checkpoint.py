@@ -16,10 +16,15 @@ from pathlib import Path
 
 import torch
 
-from higgs_native.checkpoint import expected_tensors
-from higgs_native.codec_config import HiggsAudioTokenizerConfig, tensor_shapes
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, tensor_shapes
 from higgs_native.errors import HiggsNativeError
-from higgs_native.random_checkpoint import LAYOUTS, REAL_SIZE_CONFIG, write_audio_tokenizer, write_language_model
+from higgs_native.model.checkpoint import expected_tensors
+from higgs_native.testing.random_checkpoint import (
+    LAYOUTS,
+    REAL_SIZE_CONFIG,
+    write_audio_tokenizer,
+    write_language_model,
+)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import torch
 
 import higgs_native
 from higgs_native import _C
-from higgs_native.memory import empty_weight
+from higgs_native.utils.memory import empty_weight
 
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from measure import write_json
 
-from higgs_native.checkpoint import expected_tensors
-from higgs_native.codec_config import HiggsAudioTokenizerConfig, tensor_shapes
-from higgs_native.config import HiggsAudioConfig
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, tensor_shapes
+from higgs_native.model.checkpoint import expected_tensors
+from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.ops.linear import FORMATS, PANEL, QUANTIZATION_GROUP, packed_shape
-from higgs_native.random_checkpoint import REAL_SIZE_CONFIG
+from higgs_native.testing.random_checkpoint import REAL_SIZE_CONFIG
 
 
 def main() -> None:

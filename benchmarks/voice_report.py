@@ -24,8 +24,8 @@ from speech_distance import SAMPLING_RATE, mel_spectrogram, pitch, timbre, voice
 
 from higgs_native.ops.linear import QUANTIZED
 from higgs_native.pipeline import HiggsAudio
+from higgs_native.prompt.voices import Voice
 from higgs_native.speech import Speech
-from higgs_native.voices import Voice
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "train_voice"))

@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from higgs_native import ops
-from higgs_native.files import replacing
 from higgs_native.ops.linear import FORMATS, PANEL, QUANTIZATION_GROUP, QUANTIZED, pack_quantized, packed_shape
-from higgs_native.random_checkpoint import REAL_SIZE_CONFIG
+from higgs_native.testing.random_checkpoint import REAL_SIZE_CONFIG
+from higgs_native.utils.files import replacing
 
 
 DOCS = Path(__file__).resolve().parent

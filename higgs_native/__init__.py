@@ -2,9 +2,8 @@
 
 __version__ = "0.1.0"
 
-from higgs_native.audio_tokenizer import HiggsAudioTokenizer
-from higgs_native.chunk_folder import SpokenChunk
-from higgs_native.chunking import TextChunk, chunk_text
+from higgs_native.audio.quality import VoiceWarning, check_recording
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import (
     AudioError,
     CheckpointError,
@@ -15,16 +14,19 @@ from higgs_native.errors import (
     PromptError,
     exit_on_bad_input,
 )
-from higgs_native.generation import GenerationMode, GenerationOutput, HiggsAudioModel, SamplingParameters
-from higgs_native.long_form import LongSpeech
+from higgs_native.generation.engine import HiggsAudioModel
+from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.generation.sequence import GenerationMode, GenerationOutput
+from higgs_native.long_form.chunk_store import SpokenChunk
+from higgs_native.long_form.chunking import TextChunk, chunk_text
+from higgs_native.long_form.joining import Pauses
+from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt import AudioContent, ChatMLSample, Message, Prompt, TextContent, build_prompt
-from higgs_native.seams import Pauses
+from higgs_native.prompt.chat import AudioContent, ChatMLSample, Message, Prompt, TextContent, build_prompt
+from higgs_native.prompt.normalize import normalize_text
+from higgs_native.prompt.voices import Voice, find_voice, list_voices
 from higgs_native.speech import Speech
 from higgs_native.streaming import AudioChunk, SpeechStream
-from higgs_native.text import normalize_text
-from higgs_native.voice_check import VoiceWarning, check_recording
-from higgs_native.voices import Voice, find_voice, list_voices
 
 
 __all__ = [
@@ -47,7 +49,7 @@ __all__ = [
     "Pauses",
     "Prompt",
     "PromptError",
-    "SamplingParameters",
+    "SamplingParams",
     "Speech",
     "SpeechStream",
     "SpokenChunk",

@@ -10,9 +10,9 @@ import numpy as np
 import soundfile
 import torch
 
-from higgs_native.checks import expanded_path
 from higgs_native.errors import AudioError, ParameterError
-from higgs_native.files import check_file_can_be_made, replacing
+from higgs_native.utils.checks import expanded_path
+from higgs_native.utils.files import check_file_can_be_made, replacing
 
 
 # The ending of an audio file, and libsndfile's names of its format and encoding.

@@ -18,9 +18,9 @@ import higgs_native
 from higgs_native import cli
 from higgs_native.cli import main
 from higgs_native.errors import ParameterError
-from higgs_native.files import locked
-from higgs_native.random_checkpoint import write_demo_checkpoint
-from tests.test_voice_check import syllables
+from higgs_native.testing.random_checkpoint import write_demo_checkpoint
+from higgs_native.utils.files import locked
+from tests.audio.test_quality import syllables
 
 
 RATE = 24000

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio
-from higgs_native.prompt import build_prompt, speech_messages
-from higgs_native.voices import Voice
+from higgs_native.prompt.chat import build_prompt, speech_messages
+from higgs_native.prompt.voices import Voice
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,10 +22,10 @@ from measure import ReadBandwidth, seconds, summary, write_json
 from transformers_baseline import import_transformers
 
 from higgs_native import ops, reference
-from higgs_native.audio_tokenizer import HiggsAudioTokenizer
-from higgs_native.checkpoint import resolve_folder
-from higgs_native.codec_config import HiggsAudioTokenizerConfig
-from higgs_native.random_checkpoint import write_audio_tokenizer
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 
 
 def main() -> None:

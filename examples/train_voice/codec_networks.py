@@ -1,6 +1,6 @@
 """The acoustic encoder and decoder of the audio tokenizer, in a form that can be trained.
 
-The layers, and the names of their parameters, are those of `higgs_native.codec_config.tensor_shapes`.
+The layers, and the names of their parameters, are those of `higgs_native.audio_tokenizer.config.tensor_shapes`.
 """
 
 import math
@@ -8,7 +8,7 @@ import math
 import torch
 from torch import nn
 
-from higgs_native.codec_config import DILATIONS, HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.config import DILATIONS, HiggsAudioTokenizerConfig
 
 
 class Snake(nn.Module):

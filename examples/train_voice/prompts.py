@@ -12,8 +12,8 @@ from quantizer import CODEBOOKS, CODES
 from text_tokenizer import build_tokenizer
 from tokenizers import Tokenizer
 
-from higgs_native.prompt import build_prompt, speech_messages
-from higgs_native.voices import Voice
+from higgs_native.prompt.chat import build_prompt, speech_messages
+from higgs_native.prompt.voices import Voice
 
 
 BOS, EOS = CODES, CODES + 1

@@ -19,7 +19,7 @@ from spectra import HOP_LENGTH, frame_spectra, mel_filters
 from torch.nn import functional as F
 from training import Training
 
-from higgs_native.codec_config import HiggsAudioTokenizerConfig, HubertConfig
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig
 
 
 CONFIG = HiggsAudioTokenizerConfig(

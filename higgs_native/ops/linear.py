@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 
-from higgs_native.memory import empty_weight
 from higgs_native.ops._library import register_fakes
 from higgs_native.ops.gptq import ErrorFeedback, round_with_feedback
+from higgs_native.utils.memory import empty_weight
 
 
 register_fakes("linear", "rms_norm_linear", "pack_linear", "quantize_linear")

@@ -4,7 +4,7 @@ A draw is a pure function of the logits, the parameters, the slot's seed, the st
 gives the same codes whatever the batch and the slot, and the same codes on every device for the same logits.
 
 `state`, [slots, NUM_STATE_FIELDS] int32, holds a row of `StateField` a slot; `history`, [slots, length, codebooks]
-int32, is a ring of the slot's last frames, frame n at place n % length. `higgs_native.sampler.SamplerState` owns both.
+int32, is a ring of the slot's last frames, frame n at place n % length. `SamplerState` owns both.
 """
 
 from enum import IntEnum

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from higgs_native.checks import check_integer
 from higgs_native.compat.boson.audio_tokenizer import (
     BosonAudioTokenizer,
     load_higgs_audio_tokenizer,
@@ -14,7 +13,8 @@ from higgs_native.compat.boson.audio_tokenizer import (
 )
 from higgs_native.compat.boson.serve_engine import KV_CACHE_LENGTHS, load_model
 from higgs_native.errors import ParameterError, PromptError
-from higgs_native.prompt import Message, build_prompt, spoken_turns
+from higgs_native.prompt.chat import Message, build_prompt, spoken_turns
+from higgs_native.utils.checks import check_integer
 
 
 class HiggsAudioModelClient:

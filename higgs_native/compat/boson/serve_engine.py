@@ -7,16 +7,19 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from higgs_native.background import Background
-from higgs_native.checkpoint import resolve_folder
 from higgs_native.compat.boson.audio_tokenizer import load_higgs_audio_tokenizer
 from higgs_native.compat.boson.streamer import DELTAS_AHEAD, HiggsAudioStreamerDelta, TextDeltas
 from higgs_native.errors import CheckpointError, ParameterError
-from higgs_native.generation import DEFAULT_STOP_STRINGS, GenerationOutput, HiggsAudioModel, SamplingParameters
-from higgs_native.model import check_cache_length, load_tokenizer
+from higgs_native.generation.engine import HiggsAudioModel
+from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.generation.sequence import GenerationOutput
+from higgs_native.generation.stop import DEFAULT_STOP_STRINGS
+from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.model.quantization import Quantization
+from higgs_native.model.transformer import check_cache_length, load_tokenizer
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt import ChatMLSample
-from higgs_native.quantization import Quantization
+from higgs_native.prompt.chat import ChatMLSample
+from higgs_native.utils.background_iterator import BackgroundIterator
 
 
 KV_CACHE_LENGTHS = (1024, 4096, 8192)
@@ -33,7 +36,7 @@ class HiggsAudioResponse:
         generated_text: the reply, special tokens included; `<|AUDIO_OUT|>` stands for an audio segment.
         generated_text_tokens: [tokens], int64.
         usage: how many tokens the prompt and the reply have, text and frames, and `cached_tokens`: how many of the
-            prompt were known from earlier ones (`higgs_native.prefix_cache`).
+            prompt were known from earlier ones (`higgs_native.generation.prefix_cache`).
         finish_reason: `stop`, or `length` where `max_new_tokens` or the cache ended it.
     """
 
@@ -119,7 +122,7 @@ class HiggsAudioServeEngine:
             AudioError: a recording can't be read or used.
             ParameterError: a parameter is outside its range.
         """
-        sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+        sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
         output = self._prepare(chat_ml_sample, force_audio_gen, sampling, max_new_tokens, stop_strings)()
         audio = self._speaker.speech(output).audio
         return HiggsAudioResponse(
@@ -154,12 +157,12 @@ class HiggsAudioServeEngine:
         Raises:
             CheckpointError, PromptError, AudioError, ParameterError: as for `generate`; and any error of the thread.
         """
-        sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+        sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
         generate = self._prepare(chat_ml_sample, force_audio_gen, sampling, max_new_tokens, stop_strings)
         placeholder = torch.tensor([self.model.config.audio_out_token_id])
         texts = TextDeltas(self.tokenizer, {})
 
-        def make(deltas: Background[HiggsAudioStreamerDelta]) -> None:
+        def make(deltas: BackgroundIterator[HiggsAudioStreamerDelta]) -> None:
             in_audio = False
 
             def on_frame(frame: torch.Tensor) -> None:
@@ -179,7 +182,7 @@ class HiggsAudioServeEngine:
                 deltas.put(rest)
             deltas.put(HiggsAudioStreamerDelta(finish_reason=output.finish_reason))
 
-        deltas = aiter(Background(make, DELTAS_AHEAD))
+        deltas = aiter(BackgroundIterator(make, DELTAS_AHEAD))
         try:
             async for delta in deltas:
                 yield delta
@@ -190,7 +193,7 @@ class HiggsAudioServeEngine:
         self,
         sample: ChatMLSample,
         force_audio_gen: bool,
-        sampling: SamplingParameters,
+        sampling: SamplingParams,
         max_new_tokens: int,
         stop_strings: Sequence[str] | None,
     ) -> Callable[..., GenerationOutput]:

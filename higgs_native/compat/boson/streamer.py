@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from higgs_native.background import ConsumerLeft
 from higgs_native.errors import ParameterError
+from higgs_native.utils.background_iterator import ConsumerLeft
 
 
 DELTAS_AHEAD = 64

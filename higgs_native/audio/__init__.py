@@ -1,0 +1,1 @@
+"""Recordings and audio files, without any network."""

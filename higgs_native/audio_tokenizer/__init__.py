@@ -1,0 +1,1 @@
+"""The audio tokenizer: recordings to codes, and codes to audio."""

@@ -1,0 +1,170 @@
+"""The audio tokenizer's tensors, read from either layout of its checkpoint."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, tensor_shapes
+from higgs_native.errors import CheckpointError
+from higgs_native.model.checkpoint import TensorFiles
+
+
+# What checkpoints hold beside the tensors in use: the semantic decoder, a linear layer of training, and the statistics
+# of the quantizer's training.
+_UNUSED = re.compile(
+    r"decoder_semantic\.|fc1\.|fc_post1\.|semantic_model\.masked_spec_embed$"
+    r"|quantizer\..*\.(codebook|_codebook)\.(inited|cluster_size|embed_avg)$"
+)
+_WEIGHT_NORM = {
+    ".weight_g": "gain",
+    ".weight_v": "direction",
+    ".parametrizations.weight.original0": "gain",
+    ".parametrizations.weight.original1": "direction",
+}
+
+
+def load_tensors(folder: Path, config: HiggsAudioTokenizerConfig) -> dict[str, torch.Tensor]:
+    """Read the tensors in use, in float32, weight norm folded, by the names that transformers gives them.
+
+    Args:
+        folder: holds `model.safetensors` (or shards) or `model.pth`; names of either layout in either kind of file.
+        config: what the tensors are checked against.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or tensors are missing, unknown or of another shape.
+    """
+    return convert(_read(folder), config, f"audio tokenizer {folder}")
+
+
+def convert(
+    stored: dict[str, torch.Tensor], config: HiggsAudioTokenizerConfig, source: str = "the audio tokenizer"
+) -> dict[str, torch.Tensor]:
+    """Bring stored tensors of either layout into what `load_tensors` returns.
+
+    Args:
+        stored: by their stored names, of any floating dtype.
+        config: what the tensors are checked against.
+        source: where they come from, for error messages.
+
+    Raises:
+        CheckpointError: tensors are missing, unknown or of another shape.
+    """
+    original = any(name.startswith("decoder_2.") for name in stored)
+    tensors: dict[str, torch.Tensor] = {}
+    norms: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in stored.items():
+        if _UNUSED.match(name):
+            continue
+        ending = next((ending for ending in _WEIGHT_NORM if name.endswith(ending)), None)
+        if ending is None:
+            tensors[name] = tensor.float()
+        else:
+            weight = name.removesuffix(ending) + ".weight"
+            norms.setdefault(weight, {})[_WEIGHT_NORM[ending]] = tensor.float()
+    for name, parts in norms.items():
+        if len(parts) < 2:
+            raise CheckpointError(f"{source} has only the {next(iter(parts))} of {name}'s weight norm")
+        gain, direction = parts["gain"], parts["direction"]
+        if gain.dim() != direction.dim() or any(
+            g not in (1, d) for g, d in zip(gain.shape, direction.shape, strict=True)
+        ):
+            raise CheckpointError(
+                f"{source} has a weight norm of shapes {list(gain.shape)} and {list(direction.shape)} for {name}, "
+                "which don't fit each other"
+            )
+        tensors[name] = fold_weight_norm(gain, direction)
+
+    expected = folded_shapes(config)
+    name_of = {original_name(name, config) if original else name: name for name in expected}
+    _check(source, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected, name_of)
+    return {name_of[name]: tensor for name, tensor in tensors.items()}
+
+
+def fold_weight_norm(gain: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+    """`gain * direction / |direction|`, the norm taken over every dimension that the gain does not have."""
+    dims = [dim for dim, size in enumerate(gain.shape) if size == 1]
+    return direction * (gain / torch.linalg.vector_norm(direction, dim=dims, keepdim=True))
+
+
+def original_name(name: str, config: HiggsAudioTokenizerConfig) -> str:
+    """The original layout's name of a tensor of `codec_config.tensor_shapes` (without weight norm)."""
+    for side, prefix, ratios in (
+        ("acoustic_encoder", "encoder.block", config.downsampling_ratios),
+        ("acoustic_decoder", "decoder_2.model", config.upsampling_ratios),
+    ):
+        if not name.startswith(side + "."):
+            continue
+        ends = {"conv1": 0, "snake1": len(ratios) + 1, "conv2": len(ratios) + 2}
+        decoder = side == "acoustic_decoder"
+        first_unit = 2 if decoder else 0
+        inner = {"snake1": 0, "conv_t1": 1} if decoder else {"snake1": 3, "conv1": 4}
+        units = {"snake1": 0, "conv1": 1, "snake2": 2, "conv2": 3}
+        match name.split(".")[1:]:
+            case ["block", block, unit, layer, leaf]:
+                index = int(unit.removeprefix("res_unit")) - 1 + first_unit
+                return f"{prefix}.{int(block) + 1}.block.{index}.block.{units[layer]}.{leaf}"
+            case ["block", block, layer, leaf]:
+                return f"{prefix}.{int(block) + 1}.block.{inner[layer]}.{leaf}"
+            case [layer, leaf]:
+                return f"{prefix}.{ends[layer]}.{leaf}"
+    if name.startswith("encoder_semantic."):
+        return re.sub(r"\.(conv|conv1)\.(weight|bias)$", r".\1.conv.\2", name)
+    name = name.replace("quantizer.quantizers.", "quantizer.vq.layers.").replace(".codebook.", "._codebook.")
+    return re.sub(r"^fc\.", "fc_prior.", re.sub(r"^fc2\.", "fc_post2.", name))
+
+
+def folded_shapes(config: HiggsAudioTokenizerConfig) -> dict[str, tuple[int, ...]]:
+    """`codec_config.tensor_shapes` with weight norm folded: what `load_tensors` returns."""
+    folded = {}
+    for name, shape in tensor_shapes(config).items():
+        if name.endswith(".original1"):
+            folded[name.replace(".parametrizations.weight.original1", ".weight")] = shape
+        elif not name.endswith(".original0"):
+            folded[name] = shape
+    return folded
+
+
+def _read(folder: Path) -> dict[str, torch.Tensor]:
+    pickled = folder / "model.pth"
+    has_safetensors = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+    if has_safetensors or not pickled.is_file():
+        if not has_safetensors:
+            raise CheckpointError(f"audio tokenizer {folder} has neither model.safetensors nor model.pth")
+        files = TensorFiles(folder)
+        return {name: files.get(name) for name in files.names()}
+    try:
+        state = torch.load(pickled, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load lets through whatever the zip reader and the unpickler run into
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{pickled} is damaged or incomplete: {reason}") from None
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{pickled} holds no dict of tensors")
+    return state
+
+
+def _check(
+    source: str,
+    found: dict[str, tuple[int, ...]],
+    expected: dict[str, tuple[int, ...]],
+    name_of: dict[str, str],
+) -> None:
+    problems = [
+        ("missing", [name for name in name_of if name not in found]),
+        ("unknown", [name for name in found if name not in name_of]),
+        (
+            "of another shape",
+            [
+                f"{name} {list(shape)} for {list(expected[name_of[name]])}"
+                for name, shape in found.items()
+                if name in name_of and shape != expected[name_of[name]]
+            ],
+        ),
+    ]
+    texts = [
+        f"{len(names)} {kind} ({', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''})"
+        for kind, names in problems
+        if names
+    ]
+    if texts:
+        raise CheckpointError(f"{source} does not fit its config.json: {'; '.join(texts)}")

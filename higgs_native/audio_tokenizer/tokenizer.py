@@ -1,0 +1,206 @@
+"""The audio tokenizer: waveforms to codes and back."""
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+from higgs_native.audio.io import check_duration, checked_rate, mono_samples, read_audio, resampled
+from higgs_native.audio_tokenizer import encoder
+from higgs_native.audio_tokenizer.checkpoint import load_tensors
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.decoder import StreamingDecoder, checked_codes
+from higgs_native.audio_tokenizer.graph_decoder import DecoderWindows, WindowedDecoder
+from higgs_native.audio_tokenizer.weights import prepare
+from higgs_native.errors import AudioError, ParameterError
+from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.ops.device import checked_device
+
+
+LENGTH_RULES = ("boson", "transformers")
+DECODE_WINDOW = 250
+"""Frames decoded at a time; each takes about 0.4 MB while it is decoded."""
+
+_CACHED_AUDIOS = 64
+
+
+class HiggsAudioTokenizer:
+    """Encodes waveforms into codes, 8 a frame of 40 ms, and decodes codes into waveforms.
+
+    Safe to call from several threads. Codes of the last audios encoded are kept, so that a voice used again costs
+    nothing.
+
+    Args:
+        config: the shapes.
+        tensors: by the names of `codec_config.tensor_shapes`, float32, weight norm folded.
+        device: where to run.
+
+    Example:
+        >>> tokenizer = HiggsAudioTokenizer.from_pretrained("bosonai/higgs-audio-v2-tokenizer")
+        >>> codes = tokenizer.encode("voice.wav")  # int64 [8, frames]
+        >>> waveform = tokenizer.decode(codes)  # float32 [frames * 960], 24 kHz
+    """
+
+    def __init__(
+        self,
+        config: HiggsAudioTokenizerConfig,
+        tensors: dict[str, torch.Tensor],
+        device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable)
+    ) -> None:
+        self.config = config
+        self.device = device
+        with torch.inference_mode():
+            weights = prepare(tensors, config)
+            self._weights = {name: weight.to(device) for name, weight in weights.items()}
+        self._windows = DecoderWindows(self._weights, config) if device.type == "cuda" else None
+        self._cache: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+        self._cache_lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(cls, path_or_name: str | Path, device: str | torch.device = "cpu") -> "HiggsAudioTokenizer":
+        """Load a checkpoint of either layout.
+
+        Args:
+            path_or_name: a folder with `config.json` and `model.safetensors` or `model.pth`, or a Hub name.
+            device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU where there is one.
+
+        Raises:
+            ConfigError, CheckpointError: the files are missing, damaged, or don't fit each other.
+            ParameterError: there is no such device, or HIGGS_NATIVE_ISA names no instruction set of this machine.
+        """
+        device = checked_device(device)
+        folder = resolve_folder(path_or_name, kind="audio tokenizer")
+        config = HiggsAudioTokenizerConfig.from_pretrained(folder)
+        return cls(config, load_tensors(folder, config), device)
+
+    @property
+    def sampling_rate(self) -> int:
+        """Of decoded audio, in Hz."""
+        return self.config.sampling_rate
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.config.frame_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples a frame."""
+        return self.config.hop_length
+
+    @property
+    def num_codebooks(self) -> int:
+        """Codes a frame."""
+        return self.config.num_codebooks
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes run from 0 to this, exclusive."""
+        return self.config.codebook_size
+
+    @property
+    def context_frames(self) -> int:
+        """Frames on each side that a frame's samples depend on: the decoder's receptive field."""
+        return self.config.decoder_context
+
+    def named_weights(self) -> dict[str, torch.Tensor]:
+        """All tensors, as `prepare` names them."""
+        return dict(self._weights)
+
+    def encode(
+        self,
+        audio: str | os.PathLike | BinaryIO | np.ndarray | torch.Tensor,
+        sampling_rate: int | None = None,
+        length_rule: str = "boson",
+    ) -> torch.Tensor:
+        """Encode audio, of any rate and up to 8 channels, which are averaged.
+
+        Args:
+            audio: a file (wav, flac, ogg, mp3 and what else libsndfile reads), or samples: [samples],
+                [channels, samples] or [samples, channels] (the shorter axis is the channels), floating (full scale 1),
+                int16 or int32. 0.1 to 120 seconds.
+            sampling_rate: of the samples, in Hz; a file knows its own.
+            length_rule: how a length that is no multiple of 960 samples becomes frames: `boson` as in
+                `boson_multimodal`, `transformers` as in `HiggsAudioV2TokenizerModel.encode` (whose processor first
+                pads the audio with zeros to a multiple of 960, where both rules agree).
+
+        Returns:
+            [8, frames], int64.
+
+        Raises:
+            AudioError: the file can't be read, the audio is empty, too short, too long, or not finite, the shape,
+                dtype or sampling rate is wrong, or the rule can't encode this length.
+            ParameterError: there is no such length rule.
+        """
+        if length_rule not in LENGTH_RULES:
+            raise ParameterError(f"length_rule is {length_rule!r}; expected one of {LENGTH_RULES}")
+        if isinstance(audio, (np.ndarray, torch.Tensor)):
+            if sampling_rate is None:
+                raise AudioError("audio given as samples needs its sampling_rate, in Hz")
+            waveform, rate = mono_samples(audio), checked_rate(sampling_rate)
+        else:
+            waveform, rate = read_audio(audio)
+        check_duration(len(waveform), rate)
+        waveform = resampled(waveform, rate, self.sampling_rate)
+
+        key = hashlib.sha256(waveform.tobytes() + length_rule.encode()).digest()
+        with self._cache_lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key].clone()
+        with torch.inference_mode(), _exact_convolutions():
+            try:
+                samples = torch.tensor(waveform, device=self.device)[None]
+                codes = encoder.encode(self._weights, self.config, samples, length_rule)
+            except ValueError as error:
+                raise AudioError(str(error)) from None
+        codes = codes.to("cpu", torch.int64, copy=True)  # outside of inference mode: an ordinary tensor
+        with self._cache_lock:
+            self._cache[key] = codes
+            if len(self._cache) > _CACHED_AUDIOS:
+                self._cache.popitem(last=False)
+        return codes.clone()
+
+    def decode(self, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """Decode codes, `DECODE_WINDOW` frames at a time, so that memory does not grow with the length.
+
+        Args:
+            codes: [8, frames], integers 0 .. 1023, at least one frame.
+
+        Returns:
+            [frames * 960], float32, at `sampling_rate`; not clipped.
+
+        Raises:
+            AudioError: the shape or dtype is wrong, or a code out of range.
+        """
+        codes = checked_codes(codes, self.config)
+        if codes.shape[1] == 0:
+            raise AudioError("there are no codes to decode; expected at least one frame")
+        decoder = self.streaming_decoder()
+        windows = codes.split(DECODE_WINDOW, dim=1)
+        return torch.cat([decoder.decode(window, is_last=window is windows[-1]) for window in windows])
+
+    def streaming_decoder(self, lookahead: int | None = None) -> StreamingDecoder | WindowedDecoder:
+        """Return a decoder for codes that come a few frames at a time.
+
+        Args:
+            lookahead: how many frames must follow a frame before its audio is given out; None: `context_frames`, as
+                many as it depends on. Fewer give the audio earlier, and not quite what `decode` gives.
+
+        Raises:
+            ParameterError: lookahead is negative, or more than `context_frames`.
+        """
+        if self._windows is not None:
+            return WindowedDecoder(self._windows, lookahead)
+        return StreamingDecoder(self._weights, self.config, lookahead)
+
+
+def _exact_convolutions() -> AbstractContextManager[None]:
+    """On a GPU: float32 products as such, not rounded to 19 bits, and the same sums each time."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

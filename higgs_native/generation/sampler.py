@@ -1,0 +1,211 @@
+"""The sampler's tensors: how each sequence is drawn from, where it stands in the delay pattern, and its last frames.
+
+They stay on the device; a frame is drawn and every sequence advanced by one operator, without a look at them.
+"""
+
+from typing import Literal
+
+import torch
+
+from higgs_native import ops
+from higgs_native.errors import PromptError
+from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.ops.sampling import NUM_STATE_FIELDS, Rule, StateField
+
+
+class SamplerState:
+    """Sampling parameters and state of `num_slots` sequences that are generated side by side.
+
+    A slot belongs to one sequence: `reset_slot`, then frames and tokens by turns. Under Boson's rule audio begins with
+    `begin_segment` (again for each further segment), and a slot is active until the segment has ended. Under
+    transformers' rule a slot is active from `reset_slot` on.
+    """
+
+    def __init__(
+        self, num_slots: int, config: HiggsAudioConfig, history_length: int, device: torch.device | str = "cpu"
+    ) -> None:
+        """Allocate the tensors.
+
+        Args:
+            num_slots: how many sequences.
+            config: the codebooks and special ids.
+            history_length: how many past frames a slot keeps, at least its `ras_win_len` and 1.
+            device: where the tensors live.
+        """
+
+        def per_slot(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+            return torch.zeros(num_slots, *shape, dtype=dtype, device=device)
+
+        self.config = config
+        self.state = per_slot(torch.int32, NUM_STATE_FIELDS)
+        self.history = per_slot(torch.int32, history_length, config.num_codebooks)
+        self.temperature = per_slot(torch.float32)
+        self.top_k = per_slot(torch.int32)
+        self.top_p = per_slot(torch.float32)
+        self.ras_win_len = per_slot(torch.int32)
+        self.ras_win_max_num_repeat = per_slot(torch.int32)
+        self.seed = per_slot(torch.int64)
+
+    def reset_slot(
+        self,
+        slot: int,
+        rule: Literal["boson", "transformers"],
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        ras_win_len: int,
+        ras_win_max_num_repeat: int,
+        seed: int,
+        prompt_frames: torch.Tensor | None = None,
+        prompt_ids: list[int] | None = None,
+        resume: bool = False,
+    ) -> None:
+        """Give a slot to a new sequence.
+
+        Args:
+            slot: 0 to `num_slots` - 1.
+            rule: whose delay pattern and repetition-aware sampling.
+            temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat: see `ops.sample_audio_frame`.
+            seed: 0 to 2**63 - 1.
+            prompt_frames: [N, codebooks], integers: the delayed frames of the prompt that repetitions are counted in.
+            prompt_ids: the prompt's last ids, one a position, as many as there are codebooks, or all of a shorter
+                prompt; transformers' rule starts from them.
+            resume: `prompt_frames` ends inside an audio segment, from its all-BOS frame on, and the slot goes on with
+                it as if it had emitted these frames itself: with the same seed it emits what would have followed.
+
+        Raises:
+            PromptError: the segment to resume has no all-BOS frame, or has ended.
+        """
+        frames = () if prompt_frames is None else prompt_frames[-self.history.shape[1] :]
+        count = 0 if prompt_frames is None else len(prompt_frames)
+        begun = self._begun_segment(prompt_frames) if resume else []
+        fields = [0] * NUM_STATE_FIELDS
+        fields[StateField.FRAME] = len(begun)
+        fields[StateField.HISTORY_COUNT] = count
+        if rule == "boson":
+            fields[StateField.RULE] = Rule.BOSON
+            fields[StateField.ACTIVE] = int(resume)
+            opened, remaining = self._boson_resumed(begun) if resume else (0, -1)
+            fields[StateField.BOSON_OPENED] = opened
+            fields[StateField.BOSON_REMAINING] = remaining
+        else:
+            fields[StateField.RULE] = Rule.TRANSFORMERS
+            fields[StateField.ACTIVE] = 1
+            bos_base, bos_step, eos_base, ending = (
+                self._transformers_resumed(begun) if resume else self._transformers_start(prompt_ids or [])
+            )
+            fields[StateField.TRANSFORMERS_BOS_BASE] = bos_base
+            fields[StateField.TRANSFORMERS_BOS_STEP] = bos_step
+            fields[StateField.TRANSFORMERS_EOS_BASE] = eos_base
+            fields[StateField.TRANSFORMERS_ENDING] = ending
+
+        self.state[slot] = torch.tensor(fields, dtype=torch.int32)
+        if len(frames):
+            places = torch.arange(count - len(frames), count) % self.history.shape[1]
+            self.history[slot, places.to(self.history.device)] = frames.to(self.history)
+        self.temperature[slot] = temperature
+        self.top_k[slot] = top_k
+        self.top_p[slot] = top_p
+        self.ras_win_len[slot] = ras_win_len
+        self.ras_win_max_num_repeat[slot] = ras_win_max_num_repeat
+        self.seed[slot] = seed
+
+    def begin_segment(self, slot: int) -> torch.Tensor:
+        """Open an audio segment under Boson's rule: return its first frame [codebooks], int32, all BOS."""
+        bos = torch.full_like(self.history[slot, 0], self.config.audio_stream_bos_id)
+        fields = self.state[slot]
+        self.history[slot, fields[StateField.HISTORY_COUNT].item() % self.history.shape[1]] = bos
+        fields[StateField.ACTIVE] = 1
+        fields[StateField.BOSON_OPENED] = 0
+        fields[StateField.BOSON_REMAINING] = -1
+        fields[StateField.FRAME] += 1
+        fields[StateField.HISTORY_COUNT] += 1
+        return bos
+
+    def is_active(self, slot: int) -> bool:
+        """Whether the slot is inside an audio segment."""
+        return bool(self.state[slot, StateField.ACTIVE])
+
+    def sample_audio_frame(
+        self,
+        logits: torch.Tensor,
+        slots: torch.Tensor,
+        out: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Emit a frame for each row: logits [R, codebooks, codebook size], slots [R], int32 -> [R, codebooks], int32.
+
+        Where `out` is given it is codes, active and positions as `ops.sample_audio_frame` takes them.
+        """
+        if out is None:
+            codes = torch.empty(logits.shape[:2], dtype=torch.int32, device=logits.device)
+            out = codes, torch.empty_like(slots), torch.zeros_like(slots)
+        ops.sample_audio_frame(
+            *out,
+            self.state,
+            self.history,
+            logits,
+            slots,
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            self.ras_win_len,
+            self.ras_win_max_num_repeat,
+            self.seed,
+            self.config.audio_stream_bos_id,
+            self.config.audio_stream_eos_id,
+        )
+        return out[0]
+
+    def sample_text(self, logits: torch.Tensor, slots: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """Draw a token for each row: logits [R, vocabulary], slots and steps [R], int32 -> [R], int32."""
+        tokens = torch.empty_like(slots)
+        ops.sample_text(tokens, logits, slots, steps, self.temperature, self.top_k, self.top_p, self.seed)
+        return tokens
+
+    def _begun_segment(self, prompt_frames: torch.Tensor | None) -> list[list[int]]:
+        """The frames of the prompt's last audio segment, which is not over."""
+        frames = [] if prompt_frames is None else prompt_frames.tolist()
+        num_codebooks = self.config.num_codebooks
+        bos, eos = [self.config.audio_stream_bos_id] * num_codebooks, [self.config.audio_stream_eos_id] * num_codebooks
+        if bos not in frames:
+            raise PromptError("audio to go on with must begin with a frame of BOS in all codebooks")
+        if frames[-1] == eos:
+            raise PromptError("audio to go on with has ended: its last frame is EOS in all codebooks")
+        return frames[len(frames) - 1 - frames[::-1].index(bos) :]
+
+    def _boson_resumed(self, begun: list[list[int]]) -> tuple[int, int]:
+        """The delays opened, and the codebooks that EOS has not reached (-1: it has reached none)."""
+        num_codebooks, eos = self.config.num_codebooks, self.config.audio_stream_eos_id
+        opened = min(len(begun), num_codebooks) - 1
+        # In the first frame with EOS the codebooks from 0 to a certain one are at EOS, in the next one the same, then
+        # one more each frame. Others may have drawn EOS besides, so the frame that shows the fewest tells.
+        closed = [next(k for k, code in enumerate([*frame, None]) if code != eos) for frame in begun if eos in frame]
+        if not closed:
+            return opened, -1
+        first_closed = min(count - max(0, after - 1) for after, count in enumerate(closed))
+        remaining = num_codebooks - first_closed - (len(closed) - 1)
+        if remaining <= 0:
+            raise PromptError("audio to go on with has ended: EOS has reached its last codebook")
+        return opened, remaining
+
+    def _transformers_resumed(self, begun: list[list[int]]) -> tuple[int, int, int, int]:
+        """Base and step of the BOS counters, base of the EOS counters, and whether these already count down."""
+        ending = sum(self.config.audio_stream_eos_id in frame for frame in begun)
+        return -len(begun), 1, 1 - max(0, ending - 1), int(ending > 0)
+
+    def _transformers_start(self, prompt_ids: list[int]) -> tuple[int, int, int, int]:
+        """Base and step of the BOS counters, base of the EOS counters, and whether these already count down.
+
+        Codebook k's counters start at k + 1, less the distance from `<|audio_out_bos|>` (or the first delay token) to
+        the end. The distance is taken in a window of as many ids as codebooks, also where the prompt is shorter.
+        """
+        num_codebooks = self.config.num_codebooks
+        window = prompt_ids[-num_codebooks:]
+        delay = self.config.audio_delay_token_id
+        bos_base, bos_step, eos_base = 0, 0, 1
+        if self.config.audio_out_bos_token_id in window:
+            bos_base = 1 - (num_codebooks - window.index(self.config.audio_out_bos_token_id))
+            bos_step = 1
+        if delay in window:
+            eos_base = 1 - (num_codebooks - window.index(delay))
+        return bos_base, bos_step, eos_base, int(bool(window) and window[-1] == delay)

@@ -1,0 +1,1 @@
+"""Long texts: chunks, and the speech that they are joined to."""

@@ -1,0 +1,376 @@
+"""Long texts, cut into chunks that a model speaks well.
+
+A text is cut at paragraphs and speaker turns, always. What is still too long is cut between sentences, then after
+clauses, then between words. In text without spaces, those are the words that jieba finds (Chinese, where it is
+installed) or places where a word may begin (Japanese). Only a word that alone is too long is cut between characters.
+"""
+
+import functools
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal
+
+import regex
+
+from higgs_native.errors import ParameterError, PromptError
+from higgs_native.prompt.chat import SPEAKER_TAG
+from higgs_native.prompt.normalize import normalize_text
+from higgs_native.utils.checks import check_number
+
+
+MIN_CHUNK_SECONDS, MAX_CHUNK_SECONDS = 2.0, 30.0
+"""Beyond 30 seconds the model's speech is no longer stable; below 2, chunks would be single words."""
+
+Boundary = Literal["paragraph", "turn", "sentence", "word"]
+
+# Milliseconds that a character takes to say, at the pace of an audiobook (155 English words a minute, pauses
+# included). Letters that write whole syllables, or no vowels, take longer; digits are words. The first match counts.
+_MILLISECONDS = (
+    (regex.compile(r"[\s\p{Inherited}\p{Cf}]"), 0),
+    (regex.compile(r"\p{Nd}"), 300),
+    (regex.compile(r"\p{Han}"), 220),
+    (regex.compile(r"\p{Hangul}"), 185),
+    (regex.compile(r"[\p{Hiragana}\p{Katakana}]"), 140),
+    (regex.compile(r"[\p{Arabic}\p{Hebrew}\p{Syriac}]"), 100),
+)
+_OTHER_MILLISECONDS = 80
+
+_EAST_ASIAN = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\u3000-\u303f\uff00-\uffef]"
+# «French» and »German« quotation marks stand on either side; a French one may have a space before it.
+_OPENING = r"[\"'“‘„«»‹›(\[{¿¡「『（【《〈]"
+_CLOSING = r"(?:[\"'“”’«»‹›)\]}」』）】》〉]|\s[»›](?=\s|$))"
+_ENDS = ".!?。！？｡．؟۔।॥։።၊။"
+_SENTENCE_END = regex.compile(rf"([{_ENDS}]+){_CLOSING}*")
+_CLAUSE_END = regex.compile(
+    # Runs of a mark are tried from their beginning alone, and whole: their time grows with their length.
+    # A comma and the like, but none within a number or a word.
+    rf"(?<![,;:،؛，；：、､])[,;:،؛，；：、､]++{_CLOSING}*(?=\s|{_EAST_ASIAN}|{_OPENING})"
+    # What ended no sentence, as in: "Stop!" he said.
+    rf"|(?:(?<![!?؟])[!?؟]++|(?<!\.)\.\.++){_CLOSING}*(?=\s|{_EAST_ASIAN})"
+    r"|(?<=\s)[-–—]+(?=\s)"
+)
+_ENDS_LINE = regex.compile(rf"[{_ENDS}…]{_CLOSING}*$")
+_STARTS_EAST_ASIAN, _ENDS_EAST_ASIAN = regex.compile(_EAST_ASIAN), regex.compile(_EAST_ASIAN + "$")
+# After a mark, what shows that the sentence goes on: a small letter, or after a quotation in Japanese, a particle.
+_GOES_ON = regex.compile(rf"\s+{_OPENING}*\p{{Ll}}|(?<=[\"'」』])(?:と|って)")
+_LAST_WORD = regex.compile(r"[\p{L}\p{M}\p{N}](?:[\p{L}\p{M}\p{N}.]|(?<=\p{L})['-](?=\p{L}))*$")
+# Initials, "z.B." and "U.S.", and numbers such as "3. Oktober".
+_DOTTED = regex.compile(
+    r"[\p{Latin}\p{Cyrillic}\p{Greek}\p{Arabic}\p{Hebrew}]|(?:\p{L}{1,3}\.)+\p{L}{1,3}|\p{Nd}{1,2}"
+)
+# After these a sentence may go on. Where it ended after all, two sentences count as one.
+_ABBREVIATIONS = (
+    # English
+    "mr mrs ms messrs dr prof rev hon st jr sr vs etc nos vol vols fig figs pp eds approx dept inc ltd corp gen col "
+    "lt sgt capt cmdr adm gov sen pres mt ave blvd jan feb apr jun jul aug sept oct nov dec "
+    # German
+    "bzw ca usw usf vgl evtl ggf inkl exkl nr str tel bd bde hrsg jh abb aufl hr frl dipl ing sog geb gest mio mrd "
+    # Spanish, French
+    "sra srta sres dra ud uds vd vds pág págs núm avda gral excmo aprox mme mlle"
+)
+_ABBREVIATIONS = frozenset(_ABBREVIATIONS.split())
+
+_HAN, _KANA = regex.compile(r"\p{Han}"), regex.compile(r"[\p{Hiragana}\p{Katakana}]")
+_SPACE = regex.compile(r"\s*")
+_SPEAKABLE = regex.compile(r"[\p{L}\p{N}]")
+# What a reader sees as one character; small kana and length marks belong to the kana before them.
+_CHARACTER = regex.compile(r"\X[ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮー々]*")
+
+
+def _unspaced_word(han: str) -> regex.Pattern:
+    """Finds words in text without spaces, `han` those that begin with a Han character, each with its punctuation."""
+    return regex.compile(
+        r"(?V1)(?:<SE\w*>\[\w+\]</SE\w*>|\p{Nd}+(?:[.,:]\p{Nd}+)*|"
+        + han
+        + r"|[\p{Katakana}ー]+\p{Hiragana}*|\p{Hiragana}+"
+        r"|[[\p{L}\p{M}]--[\p{Han}\p{Hiragana}\p{Katakana}]]+(?:['\-]\p{Latin}+)*|.)[^\p{L}\p{N}\s<]*\s*",
+        regex.DOTALL,
+    )
+
+
+# In Japanese, kanji or a katakana word with the hiragana that follow, its ending and particles.
+_JAPANESE_WORD = _unspaced_word(r"[\p{Han}々〆ヶ]+\p{Hiragana}*")
+_OTHER_WORD = _unspaced_word(r"\p{Han}")
+
+
+@dataclass(frozen=True)
+class TextChunk:
+    """A piece of a text, to be spoken in one go.
+
+    Attributes:
+        text: normalised (see `higgs_native.prompt.normalize`), without the speaker's tag.
+        tag: whose turn it is, such as `[SPEAKER0]`; empty where the text names no speaker.
+        seam: what begins here: a `turn`, where another speaker takes over, or else a `paragraph`, a `sentence`, or
+            only a `word`.
+    """
+
+    text: str
+    tag: str
+    seam: Boundary
+
+    @property
+    def prompt(self) -> str:
+        """What the model reads: the tag, then the text."""
+        return f"{self.tag} {self.text}".lstrip()
+
+
+def spoken_seconds(text: str) -> float:
+    """About how long a text takes to say, in seconds, at the pace of an audiobook.
+
+    Each character counts for itself: 0.08 s, but a digit 0.3, a Chinese character 0.22, a Korean syllable 0.185, kana
+    0.14, an Arabic or Hebrew letter 0.1, and white space or a mark on a letter nothing.
+    """
+    return _milliseconds(text) / 1000
+
+
+def check_chunk_seconds(max_seconds: float) -> None:
+    """Raise ParameterError where the limit of a chunk is outside `MIN_CHUNK_SECONDS` to `MAX_CHUNK_SECONDS`."""
+    check_number("chunk_seconds", max_seconds)
+    if not MIN_CHUNK_SECONDS <= max_seconds <= MAX_CHUNK_SECONDS:
+        raise ParameterError(
+            f"chunk_seconds must lie between {MIN_CHUNK_SECONDS:g} and {MAX_CHUNK_SECONDS:g}, got {max_seconds}"
+        )
+
+
+def chunk_text(text: str, max_seconds: float, join_sentences: bool = True) -> list[TextChunk]:
+    """Cut a text into chunks, none longer than `max_seconds` by `spoken_seconds`.
+
+    Blank lines separate paragraphs. Single line breaks do so too, unless at least half of them stand within a
+    sentence: such a text is broken at a width, and they count as spaces. `[SPEAKER0]`, `[SPEAKER1]`, ... begin turns
+    wherever they stand; a turn goes on over paragraphs until the next one.
+
+    Nothing is lost, doubled or moved: end to end, the chunks of a turn in a paragraph are its normalised text but for
+    the white space between them. Only what holds nothing to say, neither letter nor digit (`* * *`), is left out.
+
+    Args:
+        text: as it is written; it is normalised here, each turn in each paragraph by itself.
+        max_seconds: `MIN_CHUNK_SECONDS` to `MAX_CHUNK_SECONDS`.
+        join_sentences: let a chunk hold as many sentences of a paragraph as fit, not only one.
+
+    Raises:
+        PromptError: there is nothing to say, or the text is not valid Unicode.
+        ParameterError: `max_seconds` is outside its range.
+    """
+    check_chunk_seconds(max_seconds)
+    normalize_text(text)  # refuses what is no text
+    limit = int(1000 * max_seconds)
+    chunks: list[TextChunk] = []
+    tag = last_tag = ""
+    for paragraph in filter(_SPEAKABLE.search, _paragraphs(text)):
+        first: Boundary = "paragraph"
+        for part in re.split(f"({SPEAKER_TAG.pattern})", _without_added_stop(paragraph)):
+            if SPEAKER_TAG.fullmatch(part):
+                tag = part
+                continue
+            if not _SPEAKABLE.search(part):
+                continue
+            seam = first if tag == last_tag else "turn"
+            words = _with_end(part.strip())
+            sentences = [words] if join_sentences else _sentences(words)
+            for piece, inner_seam in itertools.chain.from_iterable(_split(sentence, limit) for sentence in sentences):
+                if _SPEAKABLE.search(piece):
+                    chunks.append(TextChunk(piece.strip(), tag, seam or inner_seam))
+                    seam = None
+            first, last_tag = "sentence", tag
+    if not chunks:
+        raise PromptError("the text holds neither letters nor digits; expected something to say")
+    return chunks
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """The paragraphs, each in one line. What they are is told in `chunk_text`."""
+    lines = [line.strip() for line in text.splitlines()]
+    breaks = [
+        _ENDS_LINE.search(line) is None
+        for line, following in itertools.pairwise(lines)
+        if line and following and not SPEAKER_TAG.match(following) and not SPEAKER_TAG.fullmatch(line)
+    ]
+    broken_at_a_width = 2 * sum(breaks) >= max(1, len(breaks))
+    paragraph = ""
+    for line in lines:
+        if line and broken_at_a_width:
+            east_asian = _ENDS_EAST_ASIAN.search(paragraph[-1:]) and _STARTS_EAST_ASIAN.match(line)
+            paragraph += line if east_asian or not paragraph else " " + line
+            continue
+        yield paragraph
+        paragraph = line
+    yield paragraph
+
+
+def _without_added_stop(text: str) -> str:
+    """`normalize_text`, without the full stop that it adds where it sees no end."""
+    return normalize_text(f"{text} .")[:-2]
+
+
+def _with_end(text: str) -> str:
+    """Add that full stop to normalised text, unless it ends in a mark of another script: `؟` needs none."""
+    return text if _ENDS_LINE.search(text) else normalize_text(text)
+
+
+def _split(text: str, limit: int, level: int = 0) -> list[tuple[str, Boundary]]:
+    """Cut a text into pieces of at most `limit` milliseconds, each with what begins there."""
+    if _milliseconds(text) <= limit:
+        return [(text, "sentence")]
+    units: list[tuple[str, Boundary]] = []
+    parts = _LEVELS[level](text)
+    # Sentences stay whole. Within one, a bit that would be left alone beside a part that is cut anyway goes with it.
+    for unit in _without_small_neighbours(parts, limit) if level else parts:
+        begins: Boundary = "sentence" if level == 0 else "word"
+        for piece, _ in _split(unit, limit, level + 1):
+            units.append((piece, begins))
+            begins = "word"
+    return list(_packed(units, limit))
+
+
+def _without_small_neighbours(parts: list[str], limit: int) -> list[str]:
+    """Join to each part above the limit what stands beside it, where that is below a quarter of the limit."""
+    joined: list[str] = []
+    last_size, last_takes = 0, False
+    for part in parts:
+        size = _milliseconds(part)
+        if joined and ((size > limit and last_size < limit // 4) or (last_takes and size < limit // 4)):
+            joined[-1] += part
+        else:
+            joined.append(part)
+        last_size, last_takes = size, size > limit
+    return joined
+
+
+def _packed(units: list[tuple[str, Boundary]], limit: int) -> Iterator[tuple[str, Boundary]]:
+    """Join units to as few pieces as fit the limit, about equally long: a last short one would be spoken badly."""
+    sizes = [_milliseconds(text) for text, _ in units]
+    remaining = sum(sizes)
+    begin = size = 0
+    for index, added in enumerate(sizes):
+        share = remaining / max(1, math.ceil(remaining / limit))
+        if size and (size + added > limit or size + added - share > share - size):
+            yield "".join(text for text, _ in units[begin:index]), units[begin][1]
+            remaining -= size
+            begin, size = index, 0
+        size += added
+    yield "".join(text for text, _ in units[begin:]), units[begin][1]
+
+
+def _sentences(text: str) -> list[str]:
+    """Cut normalised text after its sentences, at fewer places rather than at wrong ones."""
+    ends, opening = [], _opening_quotes(text)
+    for match in _SENTENCE_END.finditer(text):
+        marks, before = match[1], text[max(0, match.start() - 24) : match.start()]
+        if _GOES_ON.match(text, match.end()):
+            continue
+        if match.end() == len(text) or text[match.end()].isspace():
+            if marks == "." and _is_abbreviation(before):
+                continue
+        # East Asian sentences follow each other without a space. "..." there is a pause more often than an end.
+        elif marks.isascii() and (
+            marks.startswith("..")
+            or not (_ENDS_EAST_ASIAN.search(before) or _STARTS_EAST_ASIAN.match(text, match.end()))
+            or _is_abbreviation(before)
+        ):
+            continue
+        ends.append(_before(opening, match.end()))
+    return _cut(text, ends)
+
+
+def _is_abbreviation(before: str) -> bool:
+    """Whether a full stop after `before` may belong to its last word."""
+    word = _LAST_WORD.search(before)
+    return word is not None and (word[0].casefold() in _ABBREVIATIONS or _DOTTED.fullmatch(word[0]) is not None)
+
+
+def _opening_quotes(text: str) -> set[int]:
+    """Where quotation marks stand that open a quotation.
+
+    Normalised, both kinds look alike. Every other one opens; a space, where there is one, says it better.
+    """
+    opening, counts = set(), Counter()
+    for match in re.finditer("[\"']", text):
+        counts[match[0]] += 1
+        before_space = match.end() == len(text) or text[match.end()].isspace()
+        if counts[match[0]] % 2 and not before_space:
+            opening.add(match.start())
+    return opening
+
+
+def _before(opening: set[int], end: int) -> int:
+    """Step back from `end` over marks in `opening`."""
+    while end - 1 in opening:
+        end -= 1
+    return end
+
+
+def _clauses(text: str) -> list[str]:
+    opening = _opening_quotes(text)
+    return _cut(text, [_before(opening, match.end()) for match in _CLAUSE_END.finditer(text)])
+
+
+def _words(text: str) -> list[str]:
+    return regex.findall(r"\S+\s*", text)
+
+
+def _unspaced_words(text: str) -> list[str]:
+    if _KANA.search(text):
+        return _JAPANESE_WORD.findall(text)
+    if _HAN.search(text):
+        jieba = _jieba()
+        if jieba is not None:
+            return _with_punctuation(jieba.cut(text))
+    return _OTHER_WORD.findall(text)
+
+
+def _characters(text: str) -> list[str]:
+    return _CHARACTER.findall(text)
+
+
+# The last one is for characters without end: marks can be piled on a letter.
+_LEVELS: tuple[Callable[[str], list[str]], ...] = (
+    _sentences,
+    _clauses,
+    _words,
+    _unspaced_words,
+    _characters,
+    list,
+)
+
+
+def _cut(text: str, ends: Iterable[int]) -> list[str]:
+    """Cut at `ends`, each moved on over the white space there."""
+    ends = [_SPACE.match(text, end).end() for end in ends]
+    return [text[begin:end] for begin, end in itertools.pairwise([0, *ends, len(text)]) if end > begin]
+
+
+def _with_punctuation(words: Iterable[str]) -> list[str]:
+    """Put punctuation to the word before it."""
+    joined: list[str] = []
+    for word in words:
+        if joined and not _SPEAKABLE.search(word):
+            joined[-1] += word
+        else:
+            joined.append(word)
+    return joined
+
+
+@functools.cache
+def _jieba() -> ModuleType | None:
+    """The word segmenter for Chinese, or None where it is not installed."""
+    try:
+        import jieba
+    except ImportError:
+        return None
+    jieba.setLogLevel("WARNING")
+    return jieba
+
+
+def _milliseconds(text: str) -> int:
+    """Whole numbers: the sum over pieces is that of the whole."""
+    return sum(map(_character_milliseconds, text))
+
+
+@functools.cache
+def _character_milliseconds(character: str) -> int:
+    return next((cost for kind, cost in _MILLISECONDS if kind.match(character)), _OTHER_MILLISECONDS)

@@ -1,0 +1,72 @@
+"""Where pieces of speech meet: silence cut to a measure, edges that don't click, pauses between."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from higgs_native.errors import ParameterError
+from higgs_native.long_form.chunking import Boundary
+from higgs_native.utils.checks import check_number
+
+
+EDGE_SECONDS = 0.05
+"""How much of the silence before and after a piece of speech is kept: room for a breath and a fading sound."""
+FADE_SECONDS = 0.01
+AUDIBLE_RATIO = 0.01
+"""Below -40 dB of the loudest sample, the beginning and the end of a piece are silence."""
+
+_MAX_PAUSE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Pauses:
+    """The silence before a piece of speech, in seconds, by what begins there; within a sentence there is none.
+
+    At most `EDGE_SECONDS` more on each side come with the speech itself.
+
+    Raises:
+        ParameterError: a pause is negative or longer than a minute.
+    """
+
+    paragraph: float = 0.7
+    turn: float = 0.4
+    sentence: float = 0.25
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            seconds = getattr(self, field.name)
+            check_number(f"{field.name}_pause", seconds)
+            if not 0 <= seconds <= _MAX_PAUSE_SECONDS:
+                raise ParameterError(
+                    f"{field.name}_pause must lie between 0 and {_MAX_PAUSE_SECONDS:g} seconds, got {seconds}"
+                )
+
+    def before(self, seam: Boundary) -> float:
+        """The pause where `seam` begins, in seconds."""
+        return 0.0 if seam == "word" else getattr(self, seam)
+
+
+def trim_silence(audio: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Cut the silence at both ends to `EDGE_SECONDS`, and fade the ends in and out.
+
+    The fade is half a period of a cosine, `FADE_SECONDS` long: after it both ends are zero, and may stand beside
+    silence or other speech without a click.
+
+    Args:
+        audio: [samples], float32.
+        sampling_rate: in Hz.
+
+    Returns:
+        [samples], float32, a copy; empty where nothing can be heard.
+    """
+    levels = np.abs(audio)
+    audible = np.flatnonzero(levels > AUDIBLE_RATIO * levels.max(initial=0))
+    if not len(audible):
+        return audio[:0].copy()
+    edge = round(EDGE_SECONDS * sampling_rate)
+    kept = audio[max(0, audible[0] - edge) : audible[-1] + 1 + edge].copy()
+    length = min(round(FADE_SECONDS * sampling_rate), len(kept) // 2)
+    fade = (0.5 - 0.5 * np.cos(np.pi * np.arange(length) / max(1, length))).astype(np.float32)
+    kept[:length] *= fade
+    kept[len(kept) - length :] *= fade[::-1]
+    return kept

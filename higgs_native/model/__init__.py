@@ -1,0 +1,1 @@
+"""The language model: one transformer over packed weights, which knows neither prompts nor sampling."""

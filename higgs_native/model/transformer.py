@@ -1,0 +1,239 @@
+"""The language model: its weights, packed for the kernels, and one forward pass over rows of several sequences."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from typing_extensions import Self
+
+from higgs_native import ops
+from higgs_native.errors import CheckpointError, ParameterError
+from higgs_native.generation.prefix_cache import PrefixCache
+from higgs_native.model.batch import Batch, Buffers
+from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, resolve_folder
+from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.kv_cache import KVCache
+from higgs_native.model.layers import Layer, read_layer
+from higgs_native.model.packed_checkpoint import PackedWeights, named_tensors
+from higgs_native.model.quantization import Quantization
+from higgs_native.model.rope import rope_table
+from higgs_native.model.weights import Weights, open_weights
+from higgs_native.ops import PackedWeight
+from higgs_native.ops.device import checked_device
+from higgs_native.utils.checks import check_integer
+from higgs_native.utils.memory import release_freed
+
+
+DEFAULT_CACHE_LENGTH = 8192
+
+
+class LanguageModel:
+    """The transformer of Higgs Audio V2: `forward` and its two heads. `HiggsAudioModel` adds generation.
+
+    Attributes:
+        config: shapes and special ids.
+        tokenizer: the text tokenizer, or None where the folder has no tokenizer.json.
+        dtype: of the cache and of what is not quantized: float32, bfloat16 or float16. Activations are float32.
+        quantization: the format of each part's matrices.
+        device: where it runs.
+        max_cache_length: positions a sequence may have, prompt included.
+        prefix_cache: keys and values of prompts' beginnings, for prompts that begin alike; its `max_bytes` may be set.
+
+    Args:
+        weights: where its weights come from.
+        layers: those of all layers, or None: to be read from `weights`. They are taken before the norm and the heads.
+    """
+
+    def __init__(
+        self,
+        config: HiggsAudioConfig,
+        weights: Weights,
+        tokenizer: Tokenizer | None,
+        device: torch.device,
+        max_cache_length: int,
+        layers: Iterable[Layer] | None = None,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.dtype = weights.dtype
+        self.quantization = weights.quantization
+        self.device = device
+        self.max_cache_length = max_cache_length
+        self.prefix_cache = PrefixCache()
+        self.text_table = weights.tensor("embed_tokens.weight")
+        self.audio_table = weights.tensor("audio_codebook_embeddings.weight")
+        if layers is None:
+            layers = (read_layer(weights, config, index) for index in range(config.num_hidden_layers))
+        self.layers = list(layers)
+        self._layer_weights = [weight for layer in self.layers for weight in layer.flat()]
+        self._skips_audio = [int(layer.skips_audio) for layer in self.layers]
+        self.norm = weights.tensor("norm.weight")
+        self.audio_head = weights.linear("heads", AUDIO_LM_HEAD)
+        self.text_head = weights.linear("heads", TEXT_LM_HEAD) if TEXT_LM_HEAD in weights else None
+        self.rope_table = rope_table(config, max_cache_length).to(device)
+        release_freed()
+        if device.type == "cuda":
+            # Products read weights before they wait for what was launched earlier: what torch has copied too.
+            torch.cuda.synchronize(device)
+
+    def named_weights(self) -> dict[str, torch.Tensor]:
+        """All tensors by the names that a packed file gives them."""
+        named: dict[str, torch.Tensor | PackedWeight | None] = {
+            "embed_tokens.weight": self.text_table,
+            "audio_codebook_embeddings.weight": self.audio_table,
+            "norm.weight": self.norm,
+            AUDIO_LM_HEAD: self.audio_head,
+            TEXT_LM_HEAD: self.text_head,
+        }
+        for index, layer in enumerate(self.layers):
+            prefix = f"layers.{index}."
+            named |= {prefix + "self_attn.qkv": layer.qkv, prefix + "self_attn.o_proj.weight": layer.o}
+            for path, weights in (("", layer.text), ("audio_", layer.audio)):
+                if path and weights is layer.text:
+                    continue
+                named |= {
+                    f"{prefix}{path}input_layernorm.weight": weights.input_norm,
+                    f"{prefix}{path}post_attention_layernorm.weight": weights.post_attention_norm,
+                    f"{prefix}{path}mlp.gate_up": weights.gate_up,
+                    f"{prefix}{path}mlp.down_proj.weight": weights.down,
+                }
+        return named_tensors(named)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(tensor.nbytes for tensor in self.named_weights().values())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_name: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "auto",
+        max_cache_length: int = DEFAULT_CACHE_LENGTH,
+        quantization: str | Quantization | None = None,
+    ) -> Self:
+        """Load a checkpoint of either layout, or a packed one.
+
+        Args:
+            path_or_name: a folder, or a Hub name.
+            device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU where there is one.
+            dtype: torch.float32, torch.bfloat16, torch.float16, their names, or "auto": as stored.
+            max_cache_length: positions a sequence may have, prompt included. A position costs 114,688 bytes of cache
+                at real size in bfloat16, once it is used.
+            quantization: `fp8`, `int8`, `int4`, or a format for each part; see `Quantization`. None: as stored.
+
+        Raises:
+            CheckpointError: the files are missing or damaged, or don't fit the configuration.
+            ConfigError: the configuration is missing or describes another model.
+            ParameterError: the device, the dtype, the length or the quantization can't be used, or HIGGS_NATIVE_ISA
+                names no instruction set of this machine.
+        """
+        device = checked_device(device)
+        check_cache_length(max_cache_length)
+        chosen = checked_dtype(dtype)
+        if quantization is not None:
+            quantization = Quantization.parse(quantization)
+        folder = resolve_folder(path_or_name)
+        config = HiggsAudioConfig.from_pretrained(folder)
+        weights = open_weights(folder, config, chosen, quantization, device)
+        model = cls(config, weights, load_tokenizer(folder), device, max_cache_length)
+        if isinstance(weights, PackedWeights):
+            weights.check_all_read()
+        return model
+
+    def new_cache(self, slots: int, length: int) -> KVCache:
+        """Allocate a cache for `slots` sequences of up to `length` positions."""
+        return KVCache(self.config, slots, length, self.dtype, self.device)
+
+    def new_buffers(self, num_rows: int) -> Buffers:
+        """Allocate what a forward pass of so many rows writes."""
+        width = self.config.num_attention_heads * self.config.head_dim
+        widths = self.config.hidden_size, width, width
+        return Buffers(*(torch.empty(num_rows, width, device=self.device) for width in widths))
+
+    def forward(self, rows: Batch, cache: KVCache, buffers: Buffers | None = None) -> torch.Tensor:
+        """Compute `rows`, writing their keys and values into `cache`; return their states [rows, hidden], float32.
+
+        A row attends to the positions of its sequence up to its own; those before it must be in the cache or among
+        `rows`. The final norm is not applied: the heads do that. A pass that is made again and again may work in
+        `buffers` of its own.
+        """
+        if buffers is None:
+            buffers = self.new_buffers(len(rows.slots))
+        ops.embed(buffers.states, rows.token_ids, rows.codes, self.text_table, self.audio_table)
+        ops.decoder_layers(
+            buffers.states,
+            buffers.query,
+            buffers.attended,
+            cache.keys,
+            cache.values,
+            self._layer_weights,
+            self._skips_audio,
+            self.config.rms_norm_eps,
+            self.rope_table,
+            rows.slots,
+            rows.positions,
+            rows.text_positions,
+            rows.token_ids.shape[0],
+        )
+        return buffers.states
+
+    def audio_logits(self, states: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The audio head: states [rows, hidden] -> [rows, codebooks, codebook_size], float32, `out` if it is given."""
+        if out is None:
+            out = torch.empty(len(states), self.config.num_codebooks, self.config.codebook_size, device=self.device)
+        self._head(out.flatten(1), states, self.audio_head)
+        return out
+
+    def text_logits(self, states: torch.Tensor) -> torch.Tensor:
+        """The text head: states [rows, hidden] -> [rows, vocabulary], float32.
+
+        Raises:
+            CheckpointError: the checkpoint has no text head.
+        """
+        self.require_text_head()
+        logits = torch.empty(len(states), self.config.vocab_size, device=self.device)
+        self._head(logits, states, self.text_head)
+        return logits
+
+    def require_text_head(self) -> None:
+        """Raise CheckpointError where the checkpoint has no text head."""
+        if self.text_head is None:
+            raise CheckpointError("this checkpoint has no text head (text_lm_head.weight), so it can't generate text")
+
+    def _head(self, logits: torch.Tensor, states: torch.Tensor, weight: PackedWeight) -> None:
+        ops.rms_norm_linear(logits, states, self.norm, self.config.rms_norm_eps, weight)
+
+
+def check_cache_length(length: int, name: str = "max_cache_length") -> None:
+    """Raise ParameterError where a cache's length is no integer, or below 1."""
+    check_integer(name, length)
+    if length < 1:
+        raise ParameterError(f"{name} must be at least 1, got {length}")
+
+
+def checked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    """The dtype of that name; None for "auto". Raises ParameterError for any other."""
+    names = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype in names.values() and dtype is not None:
+        return dtype
+    if isinstance(dtype, str) and dtype in names:
+        return names[dtype]
+    raise ParameterError(f"dtype must be one of {', '.join(names)}, got {dtype}")
+
+
+def load_tokenizer(folder: Path) -> Tokenizer | None:
+    """Read `tokenizer.json` in `folder`; None where there is none.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise CheckpointError(f"{path} is no tokenizer: {error}") from None

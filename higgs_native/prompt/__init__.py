@@ -1,0 +1,1 @@
+"""From texts, voices and recordings to the prompt that the model reads."""

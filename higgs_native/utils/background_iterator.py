@@ -1,0 +1,170 @@
+"""Iterating over what a thread makes: the thread waits for a slow consumer, and ends with the loop."""
+
+import asyncio
+import atexit
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Generic, TypeVar
+
+
+T = TypeVar("T")
+
+
+class ConsumerLeft(Exception):
+    """Ends the function that makes items for a loop that was left."""
+
+
+class BackgroundIterator(Generic[T]):
+    """Items that a function makes in a thread of its own, iterated once, by `for` or by `async for`.
+
+    The thread begins with the iteration. An error in it is raised where the items are taken. Leaving the loop (or
+    `close`) ends it: what it does next with this object raises ConsumerLeft, and the loop is left when it has ended.
+
+    Args:
+        make: called in the thread with this object, to `put` items; it calls `check` where it puts none for long.
+        capacity: `put` waits while so many items are not taken.
+    """
+
+    def __init__(self, make: Callable[["BackgroundIterator[T]"], None], capacity: int) -> None:
+        self.waited = 0.0
+        """Seconds that `put` has waited for the consumer."""
+        self._make = make
+        self._capacity = capacity
+        self._changed = threading.Condition()
+        self._items: deque[T] = deque()
+        self._left = False  # the consumer has
+        self._ended = False  # the thread has
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._wake: Callable[[], object] = lambda: None
+
+    def put(self, item: T) -> None:
+        """Hand over an item (called in the thread).
+
+        Raises:
+            ConsumerLeft: nobody will take it.
+        """
+        start = time.perf_counter()
+        with self._changed:
+            self._changed.wait_for(lambda: self._left or len(self._items) < self._capacity)
+            self.waited += time.perf_counter() - start
+            self.check()
+            self._items.append(item)
+            self._notify()
+
+    def check(self) -> None:
+        """Raise ConsumerLeft where nobody takes items any more (called in the thread)."""
+        if self._left:
+            raise ConsumerLeft
+
+    def close(self) -> None:
+        """End the thread, and wait until it has ended; what was not taken is lost."""
+        self._leave()
+        if self._thread is not None:
+            self._thread.join()
+
+    def __iter__(self) -> Iterator[T]:
+        self._start()
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._items or self._ended)
+                    if not self._items:
+                        break
+                    item = self._take()
+                yield item
+            self._raise_error()
+        finally:
+            self.close()
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        self._start(lambda: loop.call_soon_threadsafe(changed.set))
+        try:
+            while True:
+                changed.clear()
+                with self._changed:
+                    item = [self._take()] if self._items else []
+                    ended = self._ended
+                if item:
+                    yield item[0]
+                elif ended:
+                    break
+                else:
+                    await changed.wait()
+            self._raise_error()
+        finally:
+            self._leave()
+            cancelled = False
+            while not self._ended:
+                changed.clear()
+                if not self._ended:
+                    try:
+                        await changed.wait()
+                    except asyncio.CancelledError:  # for the second time, perhaps: no thread is left behind
+                        cancelled = True
+            self._thread.join()
+            if cancelled:
+                raise asyncio.CancelledError
+
+    def _start(self, wake: Callable[[], object] = lambda: None) -> None:
+        """Begin; `wake` is called in the thread after every item, and at the end."""
+        with self._changed:
+            if self._thread is not None or self._left:
+                raise RuntimeError("this has been iterated, or closed, and can't be iterated again")
+            self._wake = wake
+            # A daemon: an interpreter that exits inside of the loop ends it by _close_all, and does not wait before.
+            self._thread = threading.Thread(target=self._run, name="higgs-native", daemon=True)
+            _started.add(self)
+            self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._make(self)
+        except ConsumerLeft:
+            self._items.clear()
+        except BaseException as error:
+            self._error = error
+        with self._changed:
+            self._ended = True
+            self._notify()
+
+    def _take(self) -> T:
+        item = self._items.popleft()
+        self._changed.notify_all()
+        return item
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._left = True
+            self._changed.notify_all()
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            # The error's traceback leads here: this name would keep it, and what its frames hold, until a collection.
+            del error
+
+    def _notify(self) -> None:
+        self._changed.notify_all()
+        try:
+            self._wake()
+        except RuntimeError:  # the event loop was closed inside of the `async for`
+            self._left = True
+
+
+# Those whose thread may still run. Weak: an object that nobody holds is closed by its iterator.
+_started: "weakref.WeakSet[BackgroundIterator]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """End all threads before the interpreter goes: one that is inside torch then would abort the process."""
+    for background in list(_started):
+        background.close()

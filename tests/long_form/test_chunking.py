@@ -1,0 +1,311 @@
+import itertools
+import random
+import sys
+
+import pytest
+
+from higgs_native.errors import ParameterError, PromptError
+from higgs_native.long_form import chunking
+from higgs_native.long_form.chunking import TextChunk, chunk_text, spoken_seconds
+from higgs_native.prompt.normalize import normalize_text
+
+
+LIMIT = 12
+
+# Words, and phrases with what is hard about full stops, quotes and commas in the language.
+LANGUAGES = {
+    "english": (
+        "the river house walked slowly mountain don't quick-witted yesterday it Anna light of wonderful",
+        [
+            "Dr. Brown",
+            "3.5 miles",
+            "J. R. R. Tolkien",
+            "at 5 p.m. sharp",
+            '"stop!" he said',
+            "the U.S. coast",
+            "1,000",
+        ],
+    ),
+    "german": (
+        "der Fluss Haus ging langsam Gebirge gestern ich es Anna Licht von ein wunderbarer Straßenbahnhaltestelle",
+        ["Hr. Müller", "3,5 Meilen", "z.B. morgens", "am 3. Oktober", "„halt!“ rief er", "»ja«, sagte sie", "1.000"],
+    ),
+    "spanish": (
+        "el río casa caminó despacio montaña ayer yo lo Ana luz de un maravilloso niño",
+        ["el Sr. López", "3,5 millas", "¿verdad?, dijo", "«no», respondió", "a las 5 p.m. en punto", "1.000"],
+    ),
+    "arabic": (
+        "النهر البيت مشى ببطء الجبل أمس أنا هو ضوء من رائع كتاب مدرسة",
+        ["د. أحمد", "3.5 ميل", "«قف» قال", "نعم، طبعا", "كَتَبَ الوَلَدُ"],
+    ),
+    "korean": (
+        "강은 집에서 천천히 걸었다 산을 어제 나는 그것을 빛의 아름다운 학교에 친구와",
+        ["3.5킬로미터", "“멈춰!”라고 말했다", "김 박사는", "1,000명"],
+    ),
+    "chinese": (
+        "我们 河流 房子 慢慢 走 山 昨天 他 光 的 美丽 图书馆 iPhone 一千 老师",
+        ["3.5公里", "他说“停下”", "《红楼梦》", "访问example.com网站", "苹果、梨、香蕉", "等等……然后"],
+    ),
+    "japanese": (
+        "川は 家で ゆっくり 歩いた 山を 昨日 私は 光の 美しい 図書館に コンピューターと ちょっと",
+        ["3.5キロ", "「止まれ！」と言った", "『本』", "りんご、みかん", "「彼は『はい』と言った」そうだ"],
+    ),
+}
+UNSPACED = ("chinese", "japanese")
+ENDS = {"arabic": ".؟!", "chinese": "。？！", "japanese": "。？！"}
+COMMAS = {"arabic": "، ", "chinese": "，", "japanese": "、"}
+
+
+def compose(language, number_of_words=3000):
+    """A text of `language`: paragraphs of sentences, of which some are far too long for a chunk."""
+    generator = random.Random(language)
+    words, phrases = LANGUAGES[language]
+    words, space = words.split(), "" if language in UNSPACED else " "
+    paragraphs, left = [], number_of_words
+    while left > 0:
+        sentences = []
+        for _ in range(generator.choice([1, 2, 5, 12])):
+            length = generator.choice([1, 4, 9, 16, 25] * 4 + [150])
+            left -= length
+            chosen = [generator.choice(phrases if generator.random() < 0.15 else words) for _ in range(length)]
+            # Not at either end: after "5 p.m." a full stop is no sure end, and a small letter goes on.
+            chosen = [generator.choice(words), *chosen, generator.choice(words)]
+            rest = 0.0 if length > 100 and generator.random() < 0.5 else 0.12  # a long one may have no comma at all
+            sentence = chosen[0]
+            for word in chosen[1:]:
+                sentence += (COMMAS.get(language, ", ") if generator.random() < rest else space) + word
+            sentence = sentence[0].upper() + sentence[1:] + generator.choice(ENDS.get(language, ".?!"))
+            sentences.append(f"“{sentence}”" if generator.random() < 0.1 else sentence)
+        paragraphs.append(sentences)
+    return paragraphs, space
+
+
+def joined(text, chunks):
+    """Whether chunks, but for white space between them, are the normalised text (an Arabic question needs no stop)."""
+    text, place = normalize_text(text).replace("؟.", "؟"), 0
+    for chunk in chunks:
+        while text[place].isspace():
+            place += 1
+        assert text.startswith(chunk.text, place), (chunk.text, text[place : place + 100])
+        place += len(chunk.text)
+    return place == len(text)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_text_of_3000_words(language):
+    paragraphs, space = compose(language)
+    text = "\n\n".join(space.join(sentences) for sentences in paragraphs)
+    chunks = chunk_text(text, LIMIT)
+
+    assert joined(text, chunks)
+    assert all(0 < spoken_seconds(chunk.text) <= LIMIT for chunk in chunks)
+    assert all(chunk.text == chunk.text.strip() and chunk.tag == "" for chunk in chunks)
+    if space:
+        assert [word for chunk in chunks for word in chunk.text.split()] == normalize_text(text).split()
+    assert sum(chunk.seam == "paragraph" for chunk in chunks) == len(paragraphs)
+    # Chunks are few, and none is much shorter than it must be.
+    assert len(chunks) < 2.5 * spoken_seconds(text) / LIMIT + len(paragraphs)
+
+    # A sentence that fits is not cut. Places are counted in characters that are no white space.
+    seams = set(itertools.accumulate(len("".join(chunk.text.split())) for chunk in chunks))
+    place = fitting = 0
+    for sentence in itertools.chain.from_iterable(paragraphs):
+        sentence = normalize_text(f"{sentence} x.")[:-3]
+        inside = range(place + 1, place := place + len("".join(sentence.split())))
+        if spoken_seconds(sentence) <= LIMIT:
+            fitting += 1
+            assert seams.isdisjoint(inside), sentence
+    assert fitting > 50
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "abcdefghij" * 1500,
+        "https://example.com/a/b?c=d&e." * 500,
+        "他们走过河流看见山" * 1000,
+        "ちょっとまってください" * 1000,
+        "コンピューターを買いました" * 800,
+        "สวัสดีครับผมชื่อสมชาย" * 700,
+        "👩‍👩‍👧‍👦e\u0301가각" * 1000,
+        "ᄀ" * 5000,  # one character, by the rules of Unicode
+    ],
+)
+def test_text_without_spaces(text):
+    chunks = chunk_text(text, 5)
+    assert joined(text, chunks)
+    assert all(spoken_seconds(chunk.text) <= 5 for chunk in chunks)
+    assert len(chunks) <= 1.5 * spoken_seconds(text) / 5
+
+
+def test_characters_stay_whole():
+    for character in ("e\u0301", "각", "ちょ", "マー"):
+        chunks = chunk_text("a" + character * 400, 2)
+        assert len(chunks) > 2
+        assert all(chunk.text.removeprefix("a").startswith(character) for chunk in chunks)
+        assert min(spoken_seconds(chunk.text) for chunk in chunks) > 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("One. Two! Three? Four.", ["One.", "Two!", "Three?", "Four."]),
+        ("Dr. No paid 3.50 dollars. He left.", ["Dr. No paid 3.50 dollars.", "He left."]),
+        ("J. R. R. Tolkien wrote, e.g. letters. Yes.", ["J. R. R. Tolkien wrote, e.g. letters.", "Yes."]),
+        ('"Stop!" he said. "No." She left.', ['"Stop!" he said.', '"No."', "She left."]),
+        ("I can't. O'Neill can't. It's a T-shirt. So.", ["I can't.", "O'Neill can't.", "It's a T-shirt.", "So."]),
+        ("Wait... what? (Yes.) No.", ["Wait... what?", "Yes.", "No."]),
+        ("Am 3. Oktober kam er. »Gut.« Er ging.", ["Am 3. Oktober kam er.", "»Gut.«", "Er ging."]),
+        ("„Ja.“ Sie blieb, z.B. hier.", ['„Ja."', "Sie blieb, z.B. hier."]),
+        ("¿Qué? ¡No! El Sr. Gil: «Ven.» Fin.", ["¿Qué?", "¡No!", "El Sr. Gil: «Ven.»", "Fin."]),
+        ("« Oui ! » Il part.", ["« Oui ! »", "Il part."]),
+        ("هل أنت بخير؟ نعم. شكرا!", ["هل أنت بخير؟", "نعم.", "شكرا!"]),
+        ("他说：“你好。”她笑了。“走吧！”他走了。", ['他说:"你好."', "她笑了.", '"走吧!"', "他走了."]),
+        ("一共3.5公里。看example.com吧。", ["一共3.5公里.", "看example.com吧."]),
+        ("等等……然后呢？好。", ["等等......然后呢?", "好."]),
+        ("「彼は『はい』と言った。」帰った。本当？", ['"彼は"はい"と言った."', "帰った.", "本当?"]),
+        ("그는 갔다. 나는 3.5킬로를 걸었다. 정말?", ["그는 갔다.", "나는 3.5킬로를 걸었다.", "정말?"]),
+        ("यह घर है। वह गया।", ["यह घर है।", "वह गया।."]),
+    ],
+)
+def test_sentences(text, expected):
+    assert [sentence.strip() for sentence in chunking._sentences(normalize_text(text))] == expected
+
+
+def test_a_long_sentence_is_cut_after_its_clauses_then_between_words():
+    clauses = chunk_text("In the morning they went, and in the evening, when it was dark, they all came back home.", 4)
+    assert [chunk.text for chunk in clauses] == [
+        "In the morning they went, and in the evening,",
+        "when it was dark, they all came back home.",
+    ]
+    assert [chunk.seam for chunk in clauses] == ["paragraph", "word"]
+    words = chunk_text("In the morning they went out and in the evening they all came back home again.", 4)
+    assert [chunk.text for chunk in words] == [
+        "In the morning they went out and in the",
+        "evening they all came back home again.",
+    ]
+
+
+def test_sentences_one_by_one():
+    chunks = chunk_text("One. Two!\n\n[SPEAKER0] Three, and then four, five, six. Seven?", 2, join_sentences=False)
+    assert [(chunk.text, chunk.seam) for chunk in chunks] == [
+        ("One.", "paragraph"),
+        ("Two!", "sentence"),
+        ("Three, and then four,", "turn"),
+        ("five, six.", "word"),
+        ("Seven?", "sentence"),
+    ]
+
+
+def test_japanese_is_cut_where_a_word_begins():
+    chunks = chunk_text("私は昨日東京タワーへ行きましたがとても高かったです" * 8, 3)
+    words = ("私は", "昨日東京", "タワーへ", "行きましたがとても", "高かったです")
+    assert len(chunks) > 5
+    assert all(chunk.text.startswith(words) for chunk in chunks)
+
+
+def test_chinese_is_cut_between_words_where_jieba_is_installed():
+    pytest.importorskip("jieba")
+    chunks = chunk_text("我们昨天去了北京大学看到了很多学生" * 8, 3)
+    words = ("我们", "昨天", "去", "了", "北京大学", "看到", "很多", "学生")
+    assert len(chunks) > 5
+    assert all(chunk.text.startswith(words) for chunk in chunks)
+
+
+def test_chinese_without_jieba(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    monkeypatch.setattr(chunking, "_jieba", chunking._jieba.__wrapped__)
+    text = "我们昨天，3.14公里iPhone看到了很多学生" * 10
+    chunks = chunk_text(text, 3)
+    assert joined(text, chunks)
+    assert all(spoken_seconds(chunk.text) <= 3 for chunk in chunks)
+    assert not any(chunk.text.startswith((".", ",", "14", "Phone")) for chunk in chunks)
+
+
+def test_pieces_are_about_equally_long():
+    chunks = chunk_text(" ".join(["word"] * 99), 10)
+    lengths = [spoken_seconds(chunk.text) for chunk in chunks]
+    assert len(lengths) == 4
+    assert max(lengths) - min(lengths) < 0.5
+
+
+def test_a_turn_keeps_its_speaker_in_every_chunk():
+    long = "This is one sentence of a long turn. " * 5
+    chunks = chunk_text(f"Before.\n\n[SPEAKER0] {long}\n\nAnd more.\n【SPEAKER1】 Yes [SPEAKER0] No.", 6)
+    assert chunks[0] == TextChunk("Before.", "", "paragraph")
+    assert [(chunk.tag, chunk.seam) for chunk in chunks[1:-3]] == [("[SPEAKER0]", "turn")] + [
+        ("[SPEAKER0]", "sentence")
+    ] * (len(chunks) - 5)
+    assert " ".join(chunk.text for chunk in chunks[1:-3]) == long.strip()
+    assert chunks[1].prompt.startswith("[SPEAKER0] This is")
+    assert chunks[-3:] == [
+        TextChunk("And more.", "[SPEAKER0]", "paragraph"),
+        TextChunk("Yes.", "[SPEAKER1]", "turn"),
+        TextChunk("No.", "[SPEAKER0]", "turn"),
+    ]
+
+
+def test_the_same_speaker_goes_on_in_a_new_paragraph():
+    chunks = chunk_text("[SPEAKER0] One.\n\n[SPEAKER0] Two.\n[SPEAKER1]\nThree.", 6)
+    assert [(chunk.tag, chunk.seam) for chunk in chunks] == [
+        ("[SPEAKER0]", "turn"),
+        ("[SPEAKER0]", "paragraph"),
+        ("[SPEAKER1]", "turn"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # Broken at a width: only blank lines count.
+        (
+            "This line is\nbroken. The next\nis too.\n\nA new one.",
+            ["This line is broken. The next is too.", "A new one."],
+        ),
+        ("他们昨天走过\n河流。\n\n然后", ["他们昨天走过河流.", "然后."]),
+        # A paragraph a line.
+        ("One paragraph.\nAnother.\r\nA third.", ["One paragraph.", "Another.", "A third."]),
+        ("　　你好。\n　　世界。", ["你好.", "世界."]),
+        ("Chapter One\n\n* * *\n\nIt began.", ["Chapter One.", "It began."]),
+    ],
+)
+def test_paragraphs(text, expected):
+    chunks = chunk_text(text, 6)
+    assert [chunk.text for chunk in chunks] == expected
+    assert all(chunk.seam == "paragraph" for chunk in chunks)
+
+
+def test_sound_effects_and_degrees_are_normalised():
+    chunks = chunk_text("20°C [laugh] here.\n\n[humming start] Yes. [humming end]", 10)
+    assert [chunk.text for chunk in chunks] == [
+        "20 degrees Celsius <SE>[Laughter]</SE> here.",
+        "<SE_s>[Humming]</SE_s> Yes. <SE_e>[Humming]</SE_e>",
+    ]
+    tags = chunk_text("[humming start]" * 50, 2)
+    assert {chunk.text.removesuffix(".") for chunk in tags} == {"<SE_s>[Humming]</SE_s>"}
+
+
+@pytest.mark.parametrize("text", ["", " \n\n", "* * *", "()", "[SPEAKER0] ...", "[SPEAKER0]"])
+def test_nothing_to_say(text):
+    with pytest.raises(PromptError, match="expected something to say"):
+        chunk_text(text, 10)
+
+
+@pytest.mark.parametrize("seconds", [1.9, 31, float("nan"), -1])
+def test_the_limit_has_a_range(seconds):
+    with pytest.raises(ParameterError, match=f"chunk_seconds must lie between 2 and 30, got {seconds}"):
+        chunk_text("Hello.", seconds)
+
+
+def test_spoken_seconds():
+    assert 55 < spoken_seconds("It is a good day for a long walk. " * 31) < 80  # 279 words
+    assert spoken_seconds("") == 0
+    assert spoken_seconds("كَتَبَ") == spoken_seconds("كتب")
+    assert spoken_seconds("1984") > spoken_seconds("four")
+
+
+@pytest.mark.parametrize("text", ["a line\n" * 40_000, "." * 40_000 + "a", "!" * 40_000 + "a", "," * 40_000 + "a"])
+def test_the_time_grows_with_the_text_alone(text):
+    """Each of these took minutes when it grew with the square."""
+    chunks = chunk_text(text, 20)
+    assert max(spoken_seconds(chunk.text) for chunk in chunks) <= 20
