@@ -11,33 +11,21 @@ that it runs: its figures mean nothing.
 import argparse
 import dataclasses
 import importlib.util
-import sys
 import tempfile
 import time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 
-_FOLDER = Path(__file__).resolve().parent
-# An installed higgs_native is timed, not the sources beside this folder, which hold no compiled operators.
-sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != _FOLDER.parent]
-sys.path += [str(_FOLDER), str(_FOLDER / "ops"), str(_FOLDER.parent)]
-
-import bench_codec  # noqa: E402
-import bench_frame  # noqa: E402
-import bench_linear  # noqa: E402
-import bench_prefix  # noqa: E402
-import bench_python  # noqa: E402
-import bench_speech  # noqa: E402
-import bench_streaming  # noqa: E402
-import torch  # noqa: E402
-from measure import ReadBandwidth, summary, write_json  # noqa: E402
-
-from higgs_native import HiggsAudio, exit_on_bad_input  # noqa: E402
-from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig  # noqa: E402
-from higgs_native.model.checkpoint import resolve_folder  # noqa: E402
-from higgs_native.testing.random_checkpoint import (  # noqa: E402
+from benchmarks import bench_frame, bench_prefix, bench_python, bench_speech, bench_streaming
+from benchmarks.measure import ReadBandwidth, summary, write_json
+from benchmarks.ops import bench_audio_tokenizer, bench_linear
+from higgs_native import HiggsAudio, exit_on_bad_input
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.testing.random_checkpoint import (
     DEMO_AUDIO_TOKENIZER_CONFIG,
     REAL_SIZE_CONFIG,
     write_language_model,
@@ -88,7 +76,7 @@ def main() -> None:
     if args.json:
         write_json(args.json, report)
     if args.plots and "frame" in report:
-        from plots import draw_frame
+        from benchmarks.tools.plots import draw_frame
 
         for path in draw_frame(report["frame"], args.plots):
             print(path)
@@ -118,7 +106,7 @@ def run_codec(quick: bool, compare: bool) -> dict[str, Any]:
     """The audio tokenizer's networks, beside torch's operators and transformers' model."""
     repeats = 2 if quick else 15
     with tempfile.TemporaryDirectory() as folder:
-        return bench_codec.run(
+        return bench_audio_tokenizer.run(
             Path(folder),
             DEMO_AUDIO_TOKENIZER_CONFIG if quick else HiggsAudioTokenizerConfig(),
             [5] if quick else [5, 25, 100],

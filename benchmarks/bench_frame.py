@@ -1,7 +1,7 @@
 """Time one audio frame and a prompt's prefill in each weight format, beside transformers on the same checkpoint.
 
-    python benchmarks/make_checkpoint.py --out /data/higgs-random --layers 8
-    python benchmarks/bench_frame.py --model /data/higgs-random --json benchmarks/results/bench_frame.json
+    python -m benchmarks.tools.make_checkpoint --out /data/higgs-random --layers 8
+    python -m benchmarks.bench_frame --model /data/higgs-random --json benchmarks/results/bench_frame.json
 
 A frame is the forward pass of one audio row and the audio head; drawing the codes is left out on all sides. Caches
 are filled with random keys and values up to the position, so no prompt needs to be computed first. All take turns,
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
-from transformers_baseline import import_transformers
 
+from benchmarks.measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
+from benchmarks.tools.transformers_baseline import import_transformers
 from higgs_native.model.batch import Batch
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.kv_cache import KVCache
@@ -37,7 +37,7 @@ COMPILED = "transformers, compiled"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="a folder or a Hub name")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["bfloat16", "int8", "int4"])
     parser.add_argument("--positions", type=int, nargs="+", default=[256, 512, 1024, 4096])

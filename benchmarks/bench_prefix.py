@@ -1,7 +1,7 @@
 """Measure what it saves that the keys and values of a voice are kept: the prompt's time, and the time to first audio.
 
-    python benchmarks/make_checkpoint.py --out /data/higgs-random --layers 8
-    python benchmarks/bench_prefix.py --model /data/higgs-random --json benchmarks/results/bench_prefix.json
+    python -m benchmarks.tools.make_checkpoint --out /data/higgs-random --layers 8
+    python -m benchmarks.bench_prefix --model /data/higgs-random --json benchmarks/results/bench_prefix.json
 
 A text is spoken in a voice with ten seconds (250 frames) of reference audio that no prompt has had, then another text
 in the same voice. The reference's codes are known in both cases. The reference is speech of the embedded voice. What
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_frame import frame_bytes, prompt_bytes
-from bench_speech import REFERENCE_TEXT, decoder_bytes
-from measure import ReadBandwidth, seconds, summary, write_json
 
+from benchmarks.bench_frame import frame_bytes, prompt_bytes
+from benchmarks.bench_speech import REFERENCE_TEXT, decoder_bytes
+from benchmarks.measure import ReadBandwidth, seconds, summary, write_json
 from higgs_native import HiggsAudio, HiggsAudioModel, HiggsAudioTokenizer
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.model.checkpoint import resolve_folder
@@ -30,7 +30,7 @@ TEXTS = ("Good morning to all of you.", "Thank you for the good work.")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="a folder or a Hub name")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--repeats", type=int, default=5)

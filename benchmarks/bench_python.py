@@ -1,6 +1,6 @@
 """What of generating a frame is not spent in the native operators: Python, and torch's own small operators.
 
-    python benchmarks/bench_python.py --json report.json
+    python -m benchmarks.bench_python --json report.json
 
 Without --model the embedded voice is timed, whose frames are so short that this shows.
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import summary, write_json
 
+from benchmarks.measure import summary, write_json
 from higgs_native import HiggsAudio
 from higgs_native.prompt.chat import build_prompt
 
@@ -26,7 +26,7 @@ _OPERATORS = ("embed", "decoder_layers", "rms_norm_linear", "sample_audio_frame"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a folder or a Hub name")
     parser.add_argument("--quantization", help="a format of `higgs-native quantize`")
     parser.add_argument("--frames", type=int, default=100)

@@ -1,8 +1,8 @@
 """From text to sound: seconds of work for a second of sound, and the memory that it takes.
 
-    python benchmarks/bench_speech.py --json report.json                     # the embedded voice
-    python benchmarks/make_checkpoint.py --out /data/higgs-random
-    python benchmarks/bench_speech.py --model /data/higgs-random --formats bfloat16 int8 int4 --json report.json
+    python -m benchmarks.bench_speech --json report.json                     # the embedded voice
+    python -m benchmarks.tools.make_checkpoint --out /data/higgs-random
+    python -m benchmarks.bench_speech --model /data/higgs-random --formats bfloat16 int8 int4 --json report.json
 
 Each format has a process of its own, so that its memory is its own. Another model than the embedded voice speaks with
 ten seconds of reference audio, which is speech of the embedded voice; prompt, reference and decoder are all timed.
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_frame import frame_bytes
-from measure import ReadBandwidth, summary, write_json
 
+from benchmarks.bench_frame import frame_bytes
+from benchmarks.measure import ReadBandwidth, summary, write_json
 from higgs_native import HiggsAudio
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, tensor_shapes
 from higgs_native.ops.linear import QUANTIZED
@@ -34,7 +34,7 @@ FORMATS = ("bfloat16", "float16", "float32", *QUANTIZED)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a folder or a Hub name; by default the embedded voice")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["bfloat16"])
     parser.add_argument("--frames", type=int, default=100, help="frames of a speech at most")
@@ -47,7 +47,7 @@ def main() -> None:
         return
     report: dict[str, Any] = {}
     for format in args.formats:
-        command = [sys.executable, __file__, "--in-this-process", "--formats", format]
+        command = [sys.executable, "-m", __spec__.name, "--in-this-process", "--formats", format]
         command += ["--frames", str(args.frames), "--repeats", str(args.repeats)]
         command += ["--model", args.model] if args.model else []
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

@@ -1,6 +1,6 @@
 """Measure the audio tokenizer's decoder in a stream: what pieces cost, and what less lookahead costs and errs.
 
-    python benchmarks/bench_streaming.py --json benchmarks/results/bench_streaming.json
+    python -m benchmarks.bench_streaming --json benchmarks/results/bench_streaming.json
 
 Without `--audio-tokenizer` it is one of the real size with random weights. Errors are those of random codes: the RMS
 of the difference from the whole decode over the RMS of that. What counts as read is the decoder's weights, once a
@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_speech import decoder_bytes
-from measure import ReadBandwidth, seconds, summary, write_json
 
+from benchmarks.bench_speech import decoder_bytes
+from benchmarks.measure import ReadBandwidth, seconds, summary, write_json
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--audio-tokenizer", help="a folder or a Hub name")
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--pieces", type=int, nargs="+", default=[1, 5, 10, 25, 100], help="frames a piece")

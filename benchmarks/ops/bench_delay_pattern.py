@@ -1,10 +1,9 @@
 """Time building and reverting the delay pattern on the CPU or the GPU, beside plain PyTorch.
 
-python benchmarks/ops/bench_delay_pattern.py [--device cuda] [--json FILE]
+python -m benchmarks.ops.bench_delay_pattern [--device cuda] [--json FILE]
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,18 +11,15 @@ from typing import Any
 
 import torch
 
+from benchmarks.measure import summary, write_json
 from higgs_native import ops, reference
-
-
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-from measure import summary, write_json
 
 
 BOS, EOS, CODEBOOKS = 1024, 1025, 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--frames", type=int, nargs="+", default=[250, 7500])
     parser.add_argument("--repeats", type=int, default=200)

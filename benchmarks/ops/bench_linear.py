@@ -1,28 +1,24 @@
 """Time the product with a weight of the real size for various numbers of rows, beside torch's own product.
 
-    python benchmarks/ops/bench_linear.py --json benchmarks/results/bench_linear.json
+    python -m benchmarks.ops.bench_linear --json benchmarks/results/bench_linear.json
 
 One row is what a frame needs, hundreds are a prompt. The weights of several layers are walked through in turn, so that
 they come from memory, not from the cache; both sides and the read bandwidth are measured in turns.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
 from higgs_native import ops
 
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-from measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 16, 64, 256])
     parser.add_argument("--shape", type=int, nargs=2, default=[8192, 3072], metavar=("N", "K"))
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))

@@ -1,13 +1,12 @@
 """Time the audio tokenizer beside transformers, and its operators beside the same functions in plain PyTorch.
 
-    python benchmarks/ops/bench_codec.py --json benchmarks/results/bench_codec.json
+    python -m benchmarks.ops.bench_audio_tokenizer --json benchmarks/results/bench_audio_tokenizer.json
 
 Without `--model`, a checkpoint of the real size with random weights is written to a temporary folder. The two sides
 take turns, call by call, in one process and on the same weights.
 """
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,12 +14,8 @@ from typing import Any
 
 import torch
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from measure import ReadBandwidth, seconds, summary, write_json
-from transformers_baseline import import_transformers
-
+from benchmarks.measure import ReadBandwidth, seconds, summary, write_json
+from benchmarks.tools.transformers_baseline import import_transformers
 from higgs_native import ops, reference
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
@@ -29,7 +24,7 @@ from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a folder (in the transformers layout) or a Hub name")
     parser.add_argument("--frames", type=int, nargs="+", default=[5, 25, 100])
     parser.add_argument("--encode-seconds", type=float, nargs="*", default=[5.0])

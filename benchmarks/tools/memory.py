@@ -1,6 +1,6 @@
 """Count the bytes that the published model takes in each weight format, from its shapes alone.
 
-    python benchmarks/memory.py --positions 2048 --json benchmarks/results/memory.json
+    python -m benchmarks.tools.memory --positions 2048 --json benchmarks/results/memory.json
 
 Weights are counted as they are packed: panels of 32 rows, whole quantization groups, and scales. Beside them stand the
 audio tokenizer, encoder included, in float32, and the KV cache of one sequence.
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import write_json
 
+from benchmarks.measure import write_json
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, tensor_shapes
 from higgs_native.model.checkpoint import expected_tensors
 from higgs_native.model.config import HiggsAudioConfig
@@ -22,7 +22,7 @@ from higgs_native.testing.random_checkpoint import REAL_SIZE_CONFIG
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--positions", type=int, default=2048, help="of the KV cache")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

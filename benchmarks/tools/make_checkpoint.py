@@ -2,7 +2,7 @@
 
 Its audio tokenizer, 0.8 GB of float32 in the transformers layout, stands beside it in `audio_tokenizer/`.
 
-python benchmarks/make_checkpoint.py --out /data/higgs-random [--layout original] [--layers 4]
+python -m benchmarks.tools.make_checkpoint --out /data/higgs-random [--layout original] [--layers 4]
 """
 
 import argparse
@@ -28,7 +28,7 @@ from higgs_native.testing.random_checkpoint import (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="a folder that holds no model yet")
     parser.add_argument("--layout", choices=LAYOUTS, default="transformers")
     parser.add_argument("--layers", type=int, default=REAL_SIZE_CONFIG.num_hidden_layers)

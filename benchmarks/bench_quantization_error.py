@@ -1,7 +1,7 @@
 """Measure what weight formats do to the next frame: divergence from float32, and how often the likeliest code stays.
 
-    python benchmarks/quantization_error.py --json benchmarks/results/quantization_error.json
-    python benchmarks/quantization_error.py --model /data/higgs-random
+    python -m benchmarks.bench_quantization_error --json benchmarks/results/quantization_error.json
+    python -m benchmarks.bench_quantization_error --model /data/higgs-random
 
 Teacher-forced: the float32 model speaks some sentences, then every format reads the same prompts and codes, and the
 distributions of all codebooks are compared at every frame: of the embedded voice and of a small model of random
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import write_json
 
+from benchmarks.measure import write_json
 from higgs_native import HiggsAudio, build_prompt
 from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model
 from higgs_native.model.batch import Batch
@@ -55,7 +55,7 @@ SENTENCES = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a folder or a Hub name; by default the embedded voice")
     parser.add_argument("--frames", type=int, default=150, help="frames of a sentence at most")
     parser.add_argument("--json", type=Path)
