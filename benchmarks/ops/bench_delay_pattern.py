@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def bench(frames: int, device: torch.device, repeats: int) -> list[dict[str, Any]]:
-    """Time both directions for `frames` frames; times are of one call, its launch included, in microseconds."""
+    """Time building and reverting `frames` frames: microseconds per call, its launch included."""
     codes = torch.randint(0, BOS, (CODEBOOKS, frames), dtype=torch.int32, device=device)
     delayed = codes.new_empty(CODEBOOKS, frames + CODEBOOKS + 1)
     reverted = codes.new_empty(CODEBOOKS, frames + 2)
@@ -50,14 +50,14 @@ def bench(frames: int, device: torch.device, repeats: int) -> list[dict[str, Any
 
 
 def times(call: Callable[[], None], device: torch.device, repeats: int) -> list[float]:
-    """Microseconds of `repeats` calls, each finished before the next one starts."""
+    """Microseconds of each of `repeats` calls; a call starts when the one before has finished."""
 
     def finish() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
     measured = []
-    for _ in range(repeats + 10):  # the first ten warm up
+    for _ in range(repeats + 10):  # ten are a warm-up
         finish()
         start = time.perf_counter()
         call()
