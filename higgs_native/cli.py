@@ -114,8 +114,8 @@ def speak(
     stream: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of --out: where to write raw PCM (16 bit, little-endian, mono, 24 kHz) as it is generated: a "
-            "file, a named pipe, or - for standard output, such as --stream - | aplay -f S16_LE -r 24000"
+            help="Instead of --out: where to write raw PCM (16 bit, little-endian, mono, 24 kHz) as it is generated: "
+            "a file, a named pipe, or - for standard output, such as --stream - | aplay -f S16_LE -r 24000"
         ),
     ] = None,
     model: ModelOption = None,
@@ -294,8 +294,8 @@ def quantize(
     calibrate: Annotated[
         bool,
         typer.Option(
-            help="Let the model speak first, and round its weights for the inputs seen then (GPTQ): a smaller error at "
-            "the same size. Needs the memory of the whole model, and about a minute per layer on two cores."
+            help="Let the model speak first, and round its weights for the inputs seen then (GPTQ): a smaller error "
+            "at the same size. Needs the memory of the whole model, and about a minute per layer on two cores."
         ),
     ] = False,
     texts: Annotated[
