@@ -268,7 +268,10 @@ def test_speaking_ends_where_memory_would(monkeypatch):
     [
         (["{voice}", "{new}", "--texts", "{texts}"], "--texts must come with --calibrate"),
         (["{voice}", "{new}", "--calibrate", "--texts", "{none}"], "can't be read: No such file"),
-        (["{voice}", "{new}", "--calibrate", "--texts", "{empty}"], "texts must hold at least one sentence per line, got none"),
+        (
+            ["{voice}", "{new}", "--calibrate", "--texts", "{empty}"],
+            "texts must hold at least one sentence per line, got none",
+        ),
         (["{voice}", "{new}", "--calibrate", "--texts", "{special}"], "special token"),
         (["{voice}", "{new}", "--calibrate", "--texts", "{silent}"], "the text is empty"),
         (["{voice}", "{new}", "--calibrate", "--texts", "{long}"], "a text must have at most 7942 tokens, got "),
