@@ -51,7 +51,9 @@ def test_modules_and_files_that_the_docs_name_exist(page):
     files = [ROOT.joinpath(*module.split(".")) for module in modules]
     missing = [path for path in files if not (path.with_suffix(".py").is_file() or (path / "__main__.py").is_file())]
     named = re.findall(r"`((?:\.ci|benchmarks|csrc|docs|examples|higgs_native|python|tests)/[\w./]*)`", text)
-    assert missing + [name for name in named if not (ROOT / name).exists()] == []
+    # X is the basename of any family of operators.
+    missing += [name for name in named if not re.search(r"\bX\b|_X\b|X_", name) and not (ROOT / name).exists()]
+    assert missing == []
 
 
 def test_the_tests_that_the_docs_name_exist():
