@@ -79,13 +79,19 @@ def compare_formats(folder: Path, max_frames: int) -> dict[str, Any]:
     print(f"{folder}:")
     engine = HiggsAudio.from_pretrained(folder, dtype="float32")
     prompts = [
-        build_prompt(speech_messages(text, [], None, engine.layout), engine.model.tokenizer, engine.layout, True)
+        build_prompt(speech_messages(text, [], None, engine.convention), engine.model.tokenizer, engine.layout, True)
         for text in SENTENCES
     ]
     spoken = []
     for seed, prompt in enumerate(prompts):
         output = engine.model.generate(
-            prompt.input_ids, convention=engine.convention, max_new_tokens=max_frames, temperature=1.0, seed=seed
+            prompt.input_ids,
+            convention=engine.convention,
+            max_new_tokens=max_frames,
+            temperature=1.0,
+            top_k=None,
+            top_p=None,
+            seed=seed,
         )
         spoken.append((prompt.input_ids[0].tolist(), output.audio_segments[0]))
     expected = [distributions(engine.model, ids, frames) for ids, frames in spoken]
