@@ -15,24 +15,28 @@ from higgs_native import ops
 from higgs_native.audio_tokenizer.config import DILATIONS, HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.hubert import semantic_encoder, semantic_features
 from higgs_native.audio_tokenizer.layers import Weights, conv, snake
+from higgs_native.convention import Convention
 
 
 def encode(
-    weights: Weights, config: HiggsAudioTokenizerConfig, audio: torch.Tensor, length_rule: str = "boson"
+    weights: Weights,
+    config: HiggsAudioTokenizerConfig,
+    audio: torch.Tensor,
+    convention: Convention = Convention.BOSON,
 ) -> torch.Tensor:
     """Encode a waveform.
 
     Args:
         audio: [1, samples] at `config.sampling_rate`.
-        length_rule: what happens where the two branches differ in length, see `match_lengths`.
+        convention: decides how branches of different lengths are matched; see `match_lengths`.
 
     Returns:
         [codebooks, frames], int32.
 
     Raises:
-        ValueError: the branches differ in length by more than the rule mends.
+        ValueError: the branches differ in length, and the convention can't match them.
     """
-    to_quantize = embeddings(weights, config, audio, length_rule)
+    to_quantize = embeddings(weights, config, audio, convention)
     codes = torch.empty(config.num_codebooks, to_quantize.shape[0], dtype=torch.int32, device=to_quantize.device)
     ops.rvq_encode(
         codes,
@@ -47,17 +51,21 @@ def encode(
 
 
 def embeddings(
-    weights: Weights, config: HiggsAudioTokenizerConfig, audio: torch.Tensor, length_rule: str
+    weights: Weights, config: HiggsAudioTokenizerConfig, audio: torch.Tensor, convention: Convention
 ) -> torch.Tensor:
     """What `encode` quantizes: both branches, joined: [1, samples] -> [frames, hidden size]."""
     semantic = semantic_encoder(weights, config, semantic_features(weights, config, audio))
-    acoustic, semantic = match_lengths(weights, config, audio, semantic, length_rule)
+    acoustic, semantic = match_lengths(weights, config, audio, semantic, convention)
     features = torch.cat([acoustic, semantic], dim=1)[0].T
     return F.linear(features, weights["fc.weight"], weights["fc.bias"])
 
 
 def match_lengths(
-    weights: Weights, config: HiggsAudioTokenizerConfig, audio: torch.Tensor, semantic: torch.Tensor, length_rule: str
+    weights: Weights,
+    config: HiggsAudioTokenizerConfig,
+    audio: torch.Tensor,
+    semantic: torch.Tensor,
+    convention: Convention,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode the acoustic branch so that it has as many frames as the semantic one.
 
@@ -69,13 +77,13 @@ def match_lengths(
     """
     acoustic = acoustic_encoder(weights, config, audio)
     if acoustic.shape[2] != semantic.shape[2]:
-        boson = length_rule == "boson"
+        boson = convention is Convention.BOSON
         padding = 160 * config.semantic_downsample_factor if boson else config.hop_length // 2
         acoustic = acoustic_encoder(weights, config, F.pad(audio, (padding, padding)))
         if not boson and acoustic.shape[2] != semantic.shape[2]:
             raise ValueError(
                 f"{audio.shape[1]} samples make {acoustic.shape[2]} acoustic and {semantic.shape[2]} semantic frames; "
-                f"pad the audio to a multiple of {config.hop_length} samples, or use length_rule='boson'"
+                f"pad the audio to a multiple of {config.hop_length} samples, or use convention='boson'"
             )
     frames = min(acoustic.shape[2], semantic.shape[2])
     return acoustic[..., :frames], semantic[..., :frames]

@@ -18,12 +18,12 @@ from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.decoder import StreamingDecoder, checked_codes
 from higgs_native.audio_tokenizer.graph_decoder import DecoderWindows, WindowedDecoder
 from higgs_native.audio_tokenizer.weights import prepare
-from higgs_native.errors import AudioError, ParameterError
+from higgs_native.convention import Convention
+from higgs_native.errors import AudioError
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.ops.device import checked_device
 
 
-LENGTH_RULES = ("boson", "transformers")
 DECODE_WINDOW = 250
 """Frames decoded at a time; each takes about 0.4 MB while it is decoded."""
 
@@ -117,7 +117,7 @@ class HiggsAudioTokenizer:
         self,
         audio: str | os.PathLike | BinaryIO | np.ndarray | torch.Tensor,
         sampling_rate: int | None = None,
-        length_rule: str = "boson",
+        convention: str | Convention = Convention.BOSON,
     ) -> torch.Tensor:
         """Encode audio, of any rate and up to 8 channels, which are averaged.
 
@@ -126,20 +126,19 @@ class HiggsAudioTokenizer:
                 [channels, samples] or [samples, channels] (the shorter axis is the channels), floating (full scale 1),
                 int16 or int32. 0.1 to 120 seconds.
             sampling_rate: of the samples, in Hz; a file knows its own.
-            length_rule: how a length that is no multiple of 960 samples becomes frames: `boson` as in
+            convention: how a length that is no multiple of 960 samples becomes frames: `boson` as in
                 `boson_multimodal`, `transformers` as in `HiggsAudioV2TokenizerModel.encode` (whose processor first
-                pads the audio with zeros to a multiple of 960, where both rules agree).
+                pads the audio with zeros to a multiple of 960, where both conventions agree).
 
         Returns:
             [8, frames], int64.
 
         Raises:
             AudioError: the file can't be read, the audio is empty, too short, too long, or not finite, the shape,
-                dtype or sampling rate is wrong, or the rule can't encode this length.
-            ParameterError: there is no such length rule.
+                dtype or sampling rate is wrong, or the convention can't encode this length.
+            ParameterError: there is no such convention.
         """
-        if length_rule not in LENGTH_RULES:
-            raise ParameterError(f"length_rule is {length_rule!r}; expected one of {LENGTH_RULES}")
+        convention = Convention.parse(convention)
         if isinstance(audio, (np.ndarray, torch.Tensor)):
             if sampling_rate is None:
                 raise AudioError("audio given as samples needs its sampling_rate, in Hz")
@@ -149,7 +148,7 @@ class HiggsAudioTokenizer:
         check_duration(len(waveform), rate)
         waveform = resampled(waveform, rate, self.sampling_rate)
 
-        key = hashlib.sha256(waveform.tobytes() + length_rule.encode()).digest()
+        key = hashlib.sha256(waveform.tobytes() + convention.value.encode()).digest()
         with self._cache_lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
@@ -157,7 +156,7 @@ class HiggsAudioTokenizer:
         with torch.inference_mode(), _exact_convolutions():
             try:
                 samples = torch.tensor(waveform, device=self.device)[None]
-                codes = encoder.encode(self._weights, self.config, samples, length_rule)
+                codes = encoder.encode(self._weights, self.config, samples, convention)
             except ValueError as error:
                 raise AudioError(str(error)) from None
         codes = codes.to("cpu", torch.int64, copy=True)  # outside of inference mode: an ordinary tensor

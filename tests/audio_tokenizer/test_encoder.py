@@ -16,6 +16,7 @@ from higgs_native.audio_tokenizer.decoder import StreamingDecoder
 from higgs_native.audio_tokenizer.hubert import semantic_features
 from higgs_native.audio_tokenizer.layers import Weights
 from higgs_native.audio_tokenizer.weights import prepare
+from higgs_native.convention import Convention
 from tests.audio_tokenizer.test_config import RECIPE
 from tests.golden import recipe
 from tests.helpers.near_ties import assert_same_codes
@@ -62,7 +63,7 @@ def initialised(weights, config) -> Weights:
     frame's code in case a says where its centre stands first; the other centres are copies that are never chosen.
     """
     books = torch.full_like(weights["quantizer.codebook.embed"], 1e3)
-    residual = encoder.embeddings(weights, config, CASES["encode.a.audio"][None], "boson")
+    residual = encoder.embeddings(weights, config, CASES["encode.a.audio"][None], Convention.BOSON)
     for level, codes in enumerate(CASES["encode.a.codes"]):
         assert len(codes.unique()) == len(codes)
         x, quantized = project(weights, level, residual)
@@ -83,7 +84,7 @@ def test_codes_equal_the_original(initialised, config, case):
     """Cases b and c have lengths at which the two branches differ."""
     audio, expected = CASES[f"encode.{case}.audio"][None], CASES[f"encode.{case}.codes"]
     codes = encoder.encode(initialised, config, audio)
-    assert_same_codes(initialised, encoder.embeddings(initialised, config, audio, "boson"), codes, expected)
+    assert_same_codes(initialised, encoder.embeddings(initialised, config, audio, Convention.BOSON), codes, expected)
 
 
 @pytest.mark.parametrize(("from_rate", "to_rate"), [(24000, 16000), (16000, 24000), (44100, 16000), (8000, 8000)])

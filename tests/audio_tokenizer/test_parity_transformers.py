@@ -9,6 +9,7 @@ import torch
 from higgs_native.audio_tokenizer import encoder
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.convention import Convention
 from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
 from tests.audio_tokenizer.test_config import SMALL
 from tests.helpers.near_ties import assert_same_codes
@@ -56,17 +57,17 @@ def test_codes_are_equal(pair, samples):
     audio = noise(samples)
     with torch.no_grad():
         expected = reference.encode(audio[None, None]).audio_codes[0]
-        embeddings = encoder.embeddings(native._weights, native.config, audio[None], "transformers")
-    codes = native.encode(audio, 24000, length_rule="transformers")
+        embeddings = encoder.embeddings(native._weights, native.config, audio[None], Convention.TRANSFORMERS)
+    codes = native.encode(audio, 24000, convention="transformers")
     assert_same_codes(native._weights, embeddings, codes, expected)
     if samples % 960 == 0:
-        assert torch.equal(native.encode(audio, 24000, length_rule="boson"), codes)
+        assert torch.equal(native.encode(audio, 24000, convention="boson"), codes)
 
 
-def test_the_transformers_rule_refuses_what_it_can_not_encode(tmp_path):
+def test_the_transformers_convention_refuses_what_it_can_not_encode(tmp_path):
     """Where the configuration makes one branch twice as long, transformers fails at joining them."""
     write_audio_tokenizer(tmp_path, replace(DEMO_AUDIO_TOKENIZER_CONFIG, downsample_factor=160))
     native = HiggsAudioTokenizer.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"9600 samples make 11 acoustic and 5 semantic frames"):
-        native.encode(noise(9600), 24000, length_rule="transformers")
-    assert native.encode(noise(9600), 24000, length_rule="boson").shape == (8, 5)
+        native.encode(noise(9600), 24000, convention="transformers")
+    assert native.encode(noise(9600), 24000, convention="boson").shape == (8, 5)

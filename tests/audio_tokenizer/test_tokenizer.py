@@ -12,6 +12,7 @@ from higgs_native.audio.io import read_audio, resampled
 from higgs_native.audio_tokenizer import encoder
 from higgs_native.audio_tokenizer import tokenizer as tokenizer_module
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.convention import Convention
 from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError
 from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
 
@@ -110,8 +111,8 @@ def test_integer_samples_have_their_full_scale(tokenizer):
 
 @pytest.mark.parametrize("seconds", [0.1, 0.13])
 def test_the_shortest_audio(tokenizer, seconds):
-    for rule in tokenizer_module.LENGTH_RULES:
-        assert tokenizer.encode(speechlike(seconds), 24000, rule).shape[1] in (2, 3, 4)
+    for convention in Convention:
+        assert tokenizer.encode(speechlike(seconds), 24000, convention).shape[1] in (2, 3, 4)
 
 
 @pytest.mark.parametrize(
@@ -174,9 +175,9 @@ def test_files_that_can_not_be_encoded(tokenizer, tmp_path, make, message):
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_length_rule(tokenizer):
-    with pytest.raises(ParameterError, match="length_rule is 'other'"):
-        tokenizer.encode(speechlike(), 24000, length_rule="other")
+def test_an_unknown_convention(tokenizer):
+    with pytest.raises(ParameterError, match="convention must be 'boson' or 'transformers', got 'other'"):
+        tokenizer.encode(speechlike(), 24000, convention="other")
 
 
 def test_codes_are_kept(tokenizer, monkeypatch):
@@ -196,7 +197,7 @@ def test_codes_are_kept(tokenizer, monkeypatch):
     assert len(calls) == 3
     tokenizer.encode(two, 24000)
     assert len(calls) == 4
-    tokenizer.encode(two, 24000, length_rule="transformers")
+    tokenizer.encode(two, 24000, convention="transformers")
     assert len(calls) == 5
 
 
