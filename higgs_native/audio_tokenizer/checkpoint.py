@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, tensor_shapes
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.errors import CheckpointError
 from higgs_native.model.checkpoint import TensorFiles
 

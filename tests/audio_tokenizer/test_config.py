@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig, tensor_shapes
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig
+from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.errors import ConfigError
 
 
