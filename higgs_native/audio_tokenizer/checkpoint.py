@@ -89,7 +89,7 @@ def fold_weight_norm(gain: torch.Tensor, direction: torch.Tensor) -> torch.Tenso
 
 
 def original_name(name: str, config: HiggsAudioTokenizerConfig) -> str:
-    """The original layout's name of a tensor of `codec_config.tensor_shapes` (without weight norm)."""
+    """The original layout's name of a tensor of `weights.tensor_shapes` (without weight norm)."""
     for side, prefix, ratios in (
         ("acoustic_encoder", "encoder.block", config.downsampling_ratios),
         ("acoustic_decoder", "decoder_2.model", config.upsampling_ratios),
@@ -116,7 +116,7 @@ def original_name(name: str, config: HiggsAudioTokenizerConfig) -> str:
 
 
 def folded_shapes(config: HiggsAudioTokenizerConfig) -> dict[str, tuple[int, ...]]:
-    """`codec_config.tensor_shapes` with weight norm folded: what `load_tensors` returns."""
+    """`weights.tensor_shapes` with weight norm folded: what `load_tensors` returns."""
     folded = {}
     for name, shape in tensor_shapes(config).items():
         if name.endswith(".original1"):

@@ -41,7 +41,7 @@ class StreamingDecoder:
     """Decodes the codes of one audio, as they come.
 
     Args:
-        weights: as `codec.prepare` makes them.
+        weights: as `pack_weights` makes them.
         config: of the checkpoint.
         lookahead: how many frames must follow a frame before its audio is given out. None: as many as it depends on,
             which is `config.decoder_context`, 10. Fewer bring the audio earlier; at the end of each piece what is

@@ -3,7 +3,7 @@
 An acoustic branch (the DAC encoder, arXiv 2306.06546) beside a semantic one (HuBERT, arXiv 2106.07447, and a small
 convolution encoder), joined by a linear layer and quantized by a residual vector quantizer.
 
-All audio here is [1, samples] and all features are [1, channels, frames], float32. `prepare` makes the weights.
+All audio here is [1, samples] and all features are [1, channels, frames], float32. `pack_weights` makes the weights.
 """
 
 import math

@@ -38,7 +38,7 @@ class DecoderWindows:
         largest: how many frames a window can have.
 
     Args:
-        weights: as `codec.prepare` makes them; the windows are on their device.
+        weights: as `pack_weights` makes them; the windows are on their device.
         config: of the checkpoint.
         sizes: of the windows, in frames, ascending. The last is more than twice `config.decoder_context`.
     """

@@ -17,7 +17,7 @@ from higgs_native.audio_tokenizer.checkpoint import load_tensors
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.decoder import StreamingDecoder, checked_codes
 from higgs_native.audio_tokenizer.graph_decoder import DecoderWindows, WindowedDecoder
-from higgs_native.audio_tokenizer.weights import prepare
+from higgs_native.audio_tokenizer.weights import pack_weights
 from higgs_native.convention import Convention
 from higgs_native.errors import AudioError
 from higgs_native.model.checkpoint import resolve_folder
@@ -38,7 +38,7 @@ class HiggsAudioTokenizer:
 
     Args:
         config: the shapes.
-        tensors: by the names of `codec_config.tensor_shapes`, float32, weight norm folded.
+        tensors: by the names of `weights.tensor_shapes`, float32, weight norm folded.
         device: where to run.
 
     Example:
@@ -56,7 +56,7 @@ class HiggsAudioTokenizer:
         self.config = config
         self.device = device
         with torch.inference_mode():
-            weights = prepare(tensors, config)
+            weights = pack_weights(tensors, config)
             self._weights = {name: weight.to(device) for name, weight in weights.items()}
         self._windows = DecoderWindows(self._weights, config) if device.type == "cuda" else None
         self._cache: OrderedDict[bytes, torch.Tensor] = OrderedDict()
@@ -110,7 +110,7 @@ class HiggsAudioTokenizer:
         return self.config.decoder_context
 
     def named_weights(self) -> dict[str, torch.Tensor]:
-        """All tensors, as `prepare` names them."""
+        """All tensors, as `pack_weights` names them."""
         return dict(self._weights)
 
     def encode(

@@ -75,11 +75,11 @@ def tensor_shapes(config: HiggsAudioTokenizerConfig) -> dict[str, tuple[int, ...
     return shapes
 
 
-def prepare(tensors: Weights, config: HiggsAudioTokenizerConfig) -> Weights:
+def pack_weights(tensors: Weights, config: HiggsAudioTokenizerConfig) -> Weights:
     """Bring a checkpoint's tensors into the form that the functions here take.
 
     Args:
-        tensors: by the names of `codec_config.tensor_shapes`, float32, weight norm folded.
+        tensors: by the names of `weights.tensor_shapes`, float32, weight norm folded.
         config: of the checkpoint.
 
     Returns:

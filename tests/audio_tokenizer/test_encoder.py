@@ -15,7 +15,7 @@ from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, Huber
 from higgs_native.audio_tokenizer.decoder import StreamingDecoder
 from higgs_native.audio_tokenizer.hubert import semantic_features
 from higgs_native.audio_tokenizer.layers import Weights
-from higgs_native.audio_tokenizer.weights import prepare
+from higgs_native.audio_tokenizer.weights import pack_weights
 from higgs_native.convention import Convention
 from tests.audio_tokenizer.test_config import RECIPE
 from tests.golden import recipe
@@ -38,7 +38,7 @@ def config() -> HiggsAudioTokenizerConfig:
 @pytest.fixture(scope="module")
 def weights(config) -> Weights:
     state = {name: torch.from_numpy(recipe.tensor(name, shape)) for name, shape in RECIPE["tensors"].items()}
-    return prepare(convert(state, config), config)
+    return pack_weights(convert(state, config), config)
 
 
 def test_decoded_audio_equals_the_original(weights, config):
