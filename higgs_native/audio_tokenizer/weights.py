@@ -1,6 +1,6 @@
-"""The audio tokenizer's weights: the tensors of its checkpoints, and the form that the layers take."""
+"""The audio tokenizer's weights: the tensors of a checkpoint, and the packed form that the layers read."""
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
@@ -10,7 +10,7 @@ from higgs_native.audio_tokenizer.layers import Weights
 
 
 def tensor_shapes(config: HiggsAudioTokenizerConfig) -> dict[str, tuple[int, ...]]:
-    """Name (as transformers writes it) and shape of every tensor that encoding and decoding need."""
+    """Return the shape of every tensor that encoding and decoding need, by its name in transformers."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def layer(name: str, *weight_shape: int, bias: int | None = None) -> None:
@@ -44,7 +44,7 @@ def tensor_shapes(config: HiggsAudioTokenizerConfig) -> dict[str, tuple[int, ...
     for i, stride in enumerate(config.upsampling_ratios):
         block = f"acoustic_decoder.block.{i}"
         snake(f"{block}.snake1", channels)
-        # A transposed convolution's weight has the input channels first.
+        # The weight of a transposed convolution is [in, out, taps].
         layer(f"{block}.conv_t1", channels, channels // 2, 2 * stride, bias=channels // 2)
         channels //= 2
         residual_units(block, channels)
@@ -76,15 +76,17 @@ def tensor_shapes(config: HiggsAudioTokenizerConfig) -> dict[str, tuple[int, ...
 
 
 def pack_weights(tensors: Weights, config: HiggsAudioTokenizerConfig) -> Weights:
-    """Bring a checkpoint's tensors into the form that the functions here take.
+    """Pack a checkpoint's tensors for the layers of encoder and decoder.
 
     Args:
-        tensors: by the names of `weights.tensor_shapes`, float32, weight norm folded.
+        tensors: by the names of `tensor_shapes`, float32, weight norm folded.
         config: of the checkpoint.
 
     Returns:
-        The tensors: Snake slopes as [channels], transposed convolutions packed, the quantizer's levels stacked, and
-        each entry taken through its output projection and `fc2`.
+        The tensors by their names, float32, with these differences: Snake slopes are [channels]; transposed
+        convolutions are packed (see `ops.pack_conv_transpose1d`); `quantizer.*` are the levels' tensors, stacked.
+        `decode.table`, [levels, codebook size, acoustic hidden size], holds each codebook entry after its output
+        projection and `fc2`, `decode.bias` the bias of `fc2`: their sum is the decoder's input.
     """
     weights = {}
     for name, tensor in tensors.items():
@@ -112,7 +114,8 @@ def pack_weights(tensors: Weights, config: HiggsAudioTokenizerConfig) -> Weights
     return weights
 
 
-def _hubert_shapes(hubert: HubertConfig, layer: Any, shapes: dict[str, tuple[int, ...]]) -> None:
+def _hubert_shapes(hubert: HubertConfig, layer: Callable[..., None], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Add the shapes of HuBERT's tensors to `shapes`; `layer` adds those of a weight and its bias."""
     channels = 1
     for i, (out, kernel) in enumerate(zip(hubert.conv_dim, hubert.conv_kernel, strict=True)):
         name = f"semantic_model.feature_extractor.conv_layers.{i}"
@@ -124,7 +127,7 @@ def _hubert_shapes(hubert: HubertConfig, layer: Any, shapes: dict[str, tuple[int
     if hubert.feat_proj_layer_norm:
         layer("semantic_model.feature_projection.layer_norm", channels, bias=channels)
     layer("semantic_model.feature_projection.projection", width, channels, bias=width)
-    # The positional convolution is stored with its weight norm: the gain of each tap, and the direction.
+    # Checkpoints hold the positional convolution with its weight norm: a gain for each tap, and the direction.
     position, taps = "semantic_model.encoder.pos_conv_embed.conv", hubert.num_conv_pos_embeddings
     shapes[f"{position}.bias"] = (width,)
     shapes[f"{position}.parametrizations.weight.original0"] = (1, 1, taps)

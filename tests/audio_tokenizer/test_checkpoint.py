@@ -94,9 +94,9 @@ def test_every_misfit_is_named_at_once(folder):
 @pytest.mark.parametrize(
     ("gain", "message"),
     [
-        (None, "has only the direction of"),
-        (torch.ones(2, 1, 1), "weight norm of shapes"),
-        (torch.ones(3), "weight norm"),
+        (None, "must have gain and direction of .* got the direction alone"),
+        (torch.ones(2, 1, 1), r"gain of .*, got \[2, 1, 1\] for \["),
+        (torch.ones(3), r"gain of .*, got \[3\] for \["),
     ],
 )
 def test_a_broken_weight_norm_is_named(folder, gain, message):
@@ -104,7 +104,7 @@ def test_a_broken_weight_norm_is_named(folder, gain, message):
     name = f"{POSITION}.parametrizations.weight.original0"
     del stored[name]
     save_file(stored | ({name: gain} if gain is not None else {}), folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=f"{message}.*{POSITION}.weight" if gain is not None else message):
+    with pytest.raises(CheckpointError, match=message):
         load_tensors(folder, CONFIG)
 
 
@@ -133,7 +133,10 @@ class Payload:
         return (print, ("executed",))
 
 
-@pytest.mark.parametrize(("state", "message"), [(Payload(), "damaged"), ([1], "no dict"), ({"a": 1}, "no dict")])
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [(Payload(), "damaged"), ([1], "must hold a dict of tensors"), ({"a": 1}, "must hold a dict of tensors")],
+)
 def test_a_pickle_of_something_else(tmp_path, capsys, state, message):
     torch.save(state, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=message):

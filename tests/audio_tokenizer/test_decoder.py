@@ -107,7 +107,7 @@ def test_less_lookahead_with_pieces_of_one_frame(tokenizer):
 
 @pytest.mark.parametrize("lookahead", [-1, 11])
 def test_an_impossible_lookahead_is_refused(tokenizer, lookahead):
-    with pytest.raises(ParameterError, match=rf"lookahead must lie in 0 .. 10 frames, got {lookahead}"):
+    with pytest.raises(ParameterError, match=rf"lookahead must be between 0 and 10 frames, got {lookahead}"):
         tokenizer.streaming_decoder(lookahead)
 
 

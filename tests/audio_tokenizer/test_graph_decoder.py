@@ -96,7 +96,7 @@ def test_audio_is_an_ordinary_tensor_also_where_windows_were_made_in_inference_m
 
 @pytest.mark.parametrize("lookahead", [-1, 11])
 def test_an_impossible_lookahead_is_refused(windows, lookahead):
-    with pytest.raises(ParameterError, match=rf"lookahead must lie in 0 .. 10 frames, got {lookahead}"):
+    with pytest.raises(ParameterError, match=rf"lookahead must be between 0 and 10 frames, got {lookahead}"):
         WindowedDecoder(windows, lookahead)
 
 
@@ -104,7 +104,7 @@ def test_what_can_not_be_decoded(windows):
     decoder = WindowedDecoder(windows)
     with pytest.raises(AudioError, match=r"codes must be \[8, frames\], got \[7, 3\]"):
         decoder.decode(torch.zeros(7, 3, dtype=torch.int64))
-    with pytest.raises(AudioError, match=r"codes must lie in 0 .. 1023, got -1"):
+    with pytest.raises(AudioError, match=r"codes must be between 0 and 1023, got -1"):
         decoder.decode(torch.full((8, 3), -1))
     expected = WindowedDecoder(windows).decode(random_codes(3), is_last=True)
     assert torch.equal(decoder.decode(random_codes(3), is_last=True), expected)

@@ -68,6 +68,6 @@ def test_the_transformers_convention_refuses_what_it_can_not_encode(tmp_path):
     """Where the configuration makes one branch twice as long, transformers fails at joining them."""
     write_audio_tokenizer(tmp_path, replace(DEMO_AUDIO_TOKENIZER_CONFIG, downsample_factor=160))
     native = HiggsAudioTokenizer.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"9600 samples make 11 acoustic and 5 semantic frames"):
+    with pytest.raises(ValueError, match=r"as many acoustic as semantic frames, got 11 and 5 of 9600 samples; pad it"):
         native.encode(noise(9600), 24000, convention="transformers")
     assert native.encode(noise(9600), 24000, convention="boson").shape == (8, 5)

@@ -223,12 +223,12 @@ def test_less_context_makes_a_difference(folder):
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        (torch.zeros(8, 0, dtype=torch.int64), "no codes to decode; expected at least one frame"),
+        (torch.zeros(8, 0, dtype=torch.int64), r"codes must hold at least one frame, got \[8, 0\]"),
         (torch.zeros(7, 3, dtype=torch.int64), r"codes must be \[8, frames\].* got \[7, 3\]"),
         (torch.zeros(1, 8, 3, dtype=torch.int64), r"got \[1, 8, 3\]"),
         (torch.zeros(8, 3), "codes must be integers in a tensor or an array, got torch.float32"),
         (torch.zeros(8, 3, dtype=torch.bool), "codes must be integers in a tensor or an array, got torch.bool"),
-        (torch.full((8, 3), 1024), r"codes must lie in 0 .. 1023, got 1024"),
+        (torch.full((8, 3), 1024), r"codes must be between 0 and 1023, got 1024"),
         (torch.full((8, 3), -1), r"got -1"),
         (torch.full((8, 3), 2**40), r"got 1099511627776"),
     ],
