@@ -70,9 +70,7 @@ def convert(
             norms.setdefault(weight, {})[_WEIGHT_NORM[ending]] = tensor.float()
     for name, parts in norms.items():
         if len(parts) < 2:
-            raise CheckpointError(
-                f"{source} must have gain and direction of {name}, got the {next(iter(parts))} alone"
-            )
+            raise CheckpointError(f"{source} must hold gain and direction of {name}, got only {next(iter(parts))}")
         gain, direction = parts["gain"], parts["direction"]
         if gain.dim() != direction.dim() or any(
             g not in (1, d) for g, d in zip(gain.shape, direction.shape, strict=True)

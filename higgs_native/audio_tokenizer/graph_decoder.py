@@ -21,7 +21,7 @@ from higgs_native.ops.device import CAPTURING
 
 
 SIZES = (16, 24, 32, 48, 64, 96, 128, 192, 270)
-"""Sizes of the windows, in frames. The largest holds the 250 frames that `decode` takes at a time, and their context."""
+"""Sizes of the windows, in frames. The largest holds 250 frames, which `decode` takes at a time, and 20 of context."""
 
 _NO_FRAME = -1
 

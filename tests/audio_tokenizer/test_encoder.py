@@ -54,13 +54,13 @@ def test_semantic_features_equal_the_original(weights, config, case):
 
 
 @pytest.fixture(scope="module")
-def initialised(weights, config) -> Weights:
+def initialized(weights, config) -> Weights:
     """The weights with the codebooks that the original encoded with.
 
     They are not the recipe's. The recipe leaves the codebooks' `inited` flag unset, so the original replaced them
-    when it first encoded, by the k-means centres of that audio, case a. With 25 frames for 1024 centres, every centre
-    is one of the frames (as projected into the codebook), each many times, and the first of them is chosen. So a
-    frame's code in case a says where its centre stands first; the other centres are copies that are never chosen.
+    when it first encoded, by the k-means centers of that audio, case a. With 25 frames for 1024 centers, every center
+    is one of the frames (projected into the codebook), repeated many times, and the first copy is chosen. So a
+    frame's code in case a is the index of its center's first copy; the other copies are never chosen.
     """
     books = torch.full_like(weights["quantizer.codebook.embed"], 1e3)
     residual = encoder.embeddings(weights, config, CASES["encode.a.audio"][None], Convention.BOSON)
@@ -73,18 +73,18 @@ def initialised(weights, config) -> Weights:
 
 
 def project(weights, level, residual):
-    """A level's input in the codebook's space, and the way back."""
+    """Return a level's input, projected into the codebook, and the function that projects back."""
     x = F.linear(residual, weights["quantizer.project_in.weight"][level], weights["quantizer.project_in.bias"][level])
     out = weights["quantizer.project_out.weight"][level], weights["quantizer.project_out.bias"][level]
     return x, lambda entry: F.linear(entry, *out)
 
 
 @pytest.mark.parametrize("case", "abc")
-def test_codes_equal_the_original(initialised, config, case):
-    """Cases b and c have lengths at which the two branches differ."""
+def test_codes_equal_the_original(initialized, config, case):
+    """In cases b and c the two branches differ in length."""
     audio, expected = CASES[f"encode.{case}.audio"][None], CASES[f"encode.{case}.codes"]
-    codes = encoder.encode(initialised, config, audio)
-    assert_same_codes(initialised, encoder.embeddings(initialised, config, audio, Convention.BOSON), codes, expected)
+    codes = encoder.encode(initialized, config, audio)
+    assert_same_codes(initialized, encoder.embeddings(initialized, config, audio, Convention.BOSON), codes, expected)
 
 
 @pytest.mark.parametrize(("from_rate", "to_rate"), [(24000, 16000), (16000, 24000), (44100, 16000), (8000, 8000)])
