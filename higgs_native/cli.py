@@ -212,9 +212,9 @@ def read(
         typer.Option(help="How many of the last chunks the next one hears.", show_default="2; embedded voice: 0"),
     ] = None,
     max_retries: Annotated[
-        int, typer.Option(help="How often a chunk that ran away is spoken again, with the next seed.")
+        int, typer.Option(help="How often a failed chunk is spoken again, with the next seed.")
     ] = MAX_RETRIES,
-    strict: Annotated[bool, typer.Option(help="Stop at a chunk that ran away with every seed.")] = False,
+    strict: Annotated[bool, typer.Option(help="Stop at a chunk that failed with every seed.")] = False,
     paragraph_pause: Annotated[float, typer.Option(help="Seconds of silence before a paragraph.")] = Pauses.paragraph,
     turn_pause: Annotated[float, typer.Option(help="Before the turn of another speaker.")] = Pauses.turn,
     sentence_pause: Annotated[float, typer.Option(help="Before a sentence that begins a chunk.")] = Pauses.sentence,
@@ -248,7 +248,7 @@ def read(
     speech = LongSpeech(
         engine,
         text,
-        chunk_store.path,
+        chunk_store.folder,
         voice=chosen,
         scene=scene,
         seed=seed,
@@ -265,19 +265,19 @@ def read(
     )
     if speech.num_finished:
         print(f"{speech.folder}: {speech.num_finished} of {len(speech)} chunks are there.", file=sys.stderr)
-    seconds, retried, faulty = 0.0, 0, []
+    seconds, retried, failed = 0.0, 0, []
     with locked(speech.folder):
         for chunk in tqdm(speech, desc="reading", unit="chunk", leave=False, disable=None):
             seconds += chunk.duration
             retried += len(chunk.attempts) > 1
-            if chunk.faults:
-                faults = ", ".join(chunk.faults)
-                faulty.append(f"chunk {chunk.index} ran away with every seed ({faults}): {chunk.text.text!r}")
+            if chunk.failures:
+                failures = ", ".join(chunk.failures)
+                failed.append(f"chunk {chunk.index} failed with every seed ({failures}): {chunk.text.text!r}")
         speech.save(out)
         if folder is None:
             chunk_store.remove()
     print(f"{out}: {seconds:.2f} s of audio in {len(speech)} chunks, {retried} spoken more than once", file=sys.stderr)
-    for line in faulty:
+    for line in failed:
         print(line, file=sys.stderr)
 
 

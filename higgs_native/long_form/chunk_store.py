@@ -1,8 +1,8 @@
 """Spoken chunks of a long text, and the folder that keeps them while the rest is made.
 
 The folder holds `run.json`, which says what is spoken and how, and for each finished chunk `00000.wav`, its speech,
-and `00000.json`, its text, codes, seeds and faults. Each file appears whole, the .json last; it names the hash of the
-.wav. So a chunk is either finished or missing, at whatever moment the work is cut off.
+and `00000.json`, its text, codes, seeds and failures. Each file appears whole, the .json last; it names the hash of
+the .wav. So a chunk is either finished or missing, at whatever moment the work is cut off.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from higgs_native.long_form.failure_checks import Failure
 from higgs_native.utils.files import replacing
 
 
-_FORMAT = 1
+_FORMAT = 2
 _RUN_FILE = "run.json"
 # With what killed processes left of it and of `run.json`.
 _CHUNK_FILE = re.compile(r"\d{5,}\.(json|wav)|\.(\d{5,}\.(json|wav)|run\.json)\.\d+\.tmp")
@@ -37,12 +37,12 @@ class Attempt:
     Attributes:
         seed: it was generated with this one.
         duration: of the speech, in seconds, before its ends were trimmed.
-        faults: what is wrong with it; see `higgs_native.long_form.failure_checks`.
+        failures: what is wrong with it; see `higgs_native.long_form.failure_checks`.
     """
 
     seed: int
     duration: float
-    faults: tuple[Failure, ...]
+    failures: tuple[Failure, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,48 +84,53 @@ class SpokenChunk:
         return self.attempts[self.kept].seed
 
     @property
-    def faults(self) -> tuple[Failure, ...]:
-        """What is wrong with it; empty where nothing is."""
-        return self.attempts[self.kept].faults
+    def failures(self) -> tuple[Failure, ...]:
+        """What is wrong with it; empty if nothing is."""
+        return self.attempts[self.kept].failures
 
 
 class ChunkStore:
     """The folder of one run over a text.
 
     Args:
-        path: the folder; `claim` makes it if it is missing.
+        folder: its path; `claim` makes it if it is missing.
 
     Attributes:
+        folder: its path.
         run: what `run.json` holds; None where there is none yet.
 
     Raises:
         ParameterError: the folder holds something else, or can't be read.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
         try:
             # A hidden file may be what a run left that was killed early.
-            files = [file for file in self.path.iterdir() if not file.name.startswith(".")]
+            files = [file for file in self.folder.iterdir() if not file.name.startswith(".")]
         except FileNotFoundError:
             files = []
         except OSError as error:
-            raise ParameterError(f"the folder {self.path} can't be read: {error.strerror}") from None
+            raise ParameterError(f"the folder {self.folder} can't be read: {error.strerror}") from None
         self.run: dict[str, Any] | None = self._read_run() if files else None
 
     def _read_run(self) -> dict[str, Any]:
-        file = self.path / _RUN_FILE
+        file = self.folder / _RUN_FILE
         if not file.is_file():
             raise ParameterError(
-                f"the folder {self.path} holds other files, and no {_RUN_FILE}; expected an empty folder, or one with "
-                "the chunks of an earlier run"
+                f"the folder {self.folder} must be empty or hold the chunks of an earlier run, got other files and no "
+                f"{_RUN_FILE}"
             )
         try:
             run = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ParameterError(f"{file} is not readable as JSON: {error}") from None
-        if not isinstance(run, dict) or run.get("format") != _FORMAT or not isinstance(run.get("inputs"), dict):
-            raise ParameterError(f"{file} is not of format {_FORMAT}; expected another folder")
+        found = run.get("format") if isinstance(run, dict) and isinstance(run.get("inputs"), dict) else None
+        if found != _FORMAT:
+            raise ParameterError(
+                f"{file}: format must be {_FORMAT}, got {found!r:.50}; finish the run with the version that began it, "
+                "or delete the folder to begin anew"
+            )
         return run
 
     def claim(self, inputs: Mapping[str, Any]) -> None:
@@ -141,17 +146,17 @@ class ChunkStore:
         if self.run is None:
             self.run = {"format": _FORMAT, "inputs": inputs}
             try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                with replacing(self.path / _RUN_FILE) as temporary:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with replacing(self.folder / _RUN_FILE) as temporary:
                     temporary.write_text(json.dumps(self.run, ensure_ascii=False, indent=1), encoding="utf-8")
             except OSError as error:
-                raise ParameterError(f"the folder {self.path} can't be written to: {error.strerror}") from None
+                raise ParameterError(f"the folder {self.folder} can't be written to: {error.strerror}") from None
             return
         held = self.run["inputs"]
         differing = [name for name in {**held, **inputs} if held.get(name) != inputs.get(name)]
         if differing:
             raise ParameterError(
-                f"the folder {self.path} holds the chunks of another run, which differs in {', '.join(differing)}; "
+                f"the folder {self.folder} holds the chunks of another run, which differs in {', '.join(differing)}; "
                 "expected the same, or another folder; to begin anew, delete it"
             )
 
@@ -160,16 +165,16 @@ class ChunkStore:
 
         `run.json` goes after the chunks: where this is cut off, what is left is still a run that goes on.
         """
-        chunks = [file for file in self.path.iterdir() if _CHUNK_FILE.fullmatch(file.name)]
-        for file in (*chunks, self.path / _RUN_FILE):
+        chunks = [file for file in self.folder.iterdir() if _CHUNK_FILE.fullmatch(file.name)]
+        for file in (*chunks, self.folder / _RUN_FILE):
             file.unlink(missing_ok=True)
-        if not self.path.is_symlink() and not any(self.path.iterdir()):
-            self.path.rmdir()
+        if not self.folder.is_symlink() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     @property
     def num_records(self) -> int:
         """How many chunks are there; whether they are whole, `load` finds."""
-        return sum(file.stem.isdecimal() for file in self.path.glob("*.json"))
+        return sum(file.stem.isdecimal() for file in self.folder.glob("*.json"))
 
     def load(self, index: int, text: TextChunk, pause: float) -> SpokenChunk | None:
         """Return a chunk if it is finished.
@@ -188,12 +193,12 @@ class ChunkStore:
             data = audio_file.read_bytes()
             if record["sha256"] != hashlib.sha256(data).hexdigest():
                 return None
-            attempts = tuple(Attempt(a["seed"], a["duration"], tuple(a["faults"])) for a in record["attempts"])
+            attempts = tuple(Attempt(a["seed"], a["duration"], tuple(a["failures"])) for a in record["attempts"])
             codes, kept = torch.tensor(record["codes"], dtype=torch.int64), record["kept"]
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             return None  # missing, or torn
         except OSError as error:
-            raise ParameterError(f"the folder {self.path} can't be read: {error}") from None
+            raise ParameterError(f"the folder {self.folder} can't be read: {error}") from None
         speech, sampling_rate = soundfile.read(io.BytesIO(data), dtype="int16")
         return SpokenChunk(
             index=index,
@@ -242,7 +247,7 @@ class ChunkStore:
             with replacing(record_file) as temporary:
                 temporary.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
         except OSError as error:
-            raise ParameterError(f"the folder {self.path} can't be written to: {error.strerror}") from None
+            raise ParameterError(f"the folder {self.folder} can't be written to: {error.strerror}") from None
 
     def _files(self, index: int) -> tuple[Path, Path]:
-        return self.path / f"{index:05}.json", self.path / f"{index:05}.wav"
+        return self.folder / f"{index:05}.json", self.folder / f"{index:05}.wav"

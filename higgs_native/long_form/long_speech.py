@@ -52,8 +52,8 @@ class LongSpeech:
     what it makes is, to the bit, what an undisturbed run makes on the same machine.
 
     The voice stays the same since each chunk is spoken with chunks before it in its prompt, text and codes: the last
-    `context_chunks`, and, where no recording shows the speaker's voice, that speaker's first one. A chunk that ran
-    away (see `failure_checks`) is spoken again with the next seed; chunks with faults are never context.
+    `context_chunks`, and, where no recording shows the speaker's voice, that speaker's first one. A chunk that
+    failed (see `failure_checks`) is spoken again with the next seed; failed chunks are never context.
 
     Attributes:
         chunks: the text, cut (see `higgs_native.long_form.chunking`).
@@ -71,9 +71,9 @@ class LongSpeech:
             4.5. With that voice a chunk holds one sentence at most.
         context_chunks: how many of the last chunks a chunk has as context, as far as the cache has room for them;
             None: 2, with the embedded voice 0.
-        max_retries: how often a chunk that ran away is spoken again. After that the best attempt is kept: the one with
-            the fewest faults, then the one whose length is nearest to what the text should take.
-        strict: raise at a chunk with faults. `folder` keeps it: without `strict` the run goes on behind it.
+        max_retries: how often a failed chunk is spoken again. After that the best attempt is kept: the one with
+            the fewest failures, then the one whose length is nearest to what the text should take.
+        strict: raise at a failed chunk. `folder` keeps it: without `strict` the run goes on behind it.
         pauses: between chunks. These, and `strict`, may change from one run over a folder to the next.
 
     Raises:
@@ -81,7 +81,7 @@ class LongSpeech:
             room for a chunk in the cache.
         AudioError: the reference audio can't be read or used.
         ParameterError: a parameter is outside its range, or the folder can't be used, or holds another run.
-        GenerationError: with `strict`, while iterating: a chunk ran away with every seed.
+        GenerationError: with `strict`, while iterating: a chunk failed with every seed.
 
     Warns:
         VoiceWarning: as for `HiggsAudio.speak`.
@@ -139,13 +139,13 @@ class LongSpeech:
 
         # Last: all else is checked, and what it makes is a folder.
         self._temporary = tempfile.TemporaryDirectory(prefix="higgs-native-") if folder is None else None
-        self._folder = ChunkStore(folder if self._temporary is None else self._temporary.name)
+        self._store = ChunkStore(folder if self._temporary is None else self._temporary.name)
         if seed is None:
-            seed = self._folder.run["inputs"].get("seed") if self._folder.run else secrets.randbelow(2**32)
+            seed = self._store.run["inputs"].get("seed") if self._store.run else secrets.randbelow(2**32)
         self.seed = int(seed)
-        self.folder = self._folder.path
+        self.folder = self._store.folder
         self._sampling: dict[str, Any] = {name: value for name, value in asdict(sampling).items() if name != "seed"}
-        self._folder.claim(
+        self._store.claim(
             {
                 "text": [asdict(chunk) for chunk in self.chunks],
                 "voices": [[voice.profile, voice.reference_text] for voice in voices],
@@ -166,25 +166,25 @@ class LongSpeech:
     @property
     def num_finished(self) -> int:
         """How many chunks are in the folder."""
-        return self._folder.num_records
+        return self._store.num_records
 
     def __iter__(self) -> Iterator[SpokenChunk]:
         first: dict[str, SpokenChunk] = {}  # of each speaker
         last: deque[SpokenChunk] = deque(maxlen=self._context_chunks)
         for index, text in enumerate(self.chunks):
-            pause = self._pauses.before(text.seam) if index else 0.0
-            chunk = self._folder.load(index, text, pause)
+            pause = self._pauses.before(text.boundary) if index else 0.0
+            chunk = self._store.load(index, text, pause)
             if chunk is None:
                 context = list(last)
                 shown = None if text.tag in self._recorded else first.get(text.tag)
                 if shown is not None and shown not in context:
                     context.insert(0, shown)
                 self._speak(index, text, self._conversation(text, context, shown))
-                chunk = self._folder.load(index, text, pause)
-            if self._strict and chunk.faults:
-                tried = "; ".join(f"{', '.join(attempt.faults)} (seed {attempt.seed})" for attempt in chunk.attempts)
-                raise GenerationError(f"chunk {index} ran away with every seed: {tried}; its text is {text.text!r}")
-            if not chunk.faults:
+                chunk = self._store.load(index, text, pause)
+            if self._strict and chunk.failures:
+                tried = "; ".join(f"{', '.join(attempt.failures)} (seed {attempt.seed})" for attempt in chunk.attempts)
+                raise GenerationError(f"chunk {index} failed with every seed: {tried}; its text is {text.text!r}")
+            if not chunk.failures:
                 first.setdefault(text.tag, chunk)
                 last.append(chunk)
             yield chunk
@@ -207,7 +207,7 @@ class LongSpeech:
                 file.write(chunk.pcm)
 
     def _speak(self, index: int, text: TextChunk, messages: list[Message]) -> None:
-        """Generate a chunk, again where it runs away, and store the best attempt."""
+        """Generate a chunk, again if it fails, and store the best attempt."""
         attempts: list[Attempt] = []
         speeches: list[Speech] = []
         for number in range(self._max_retries + 1):
@@ -217,13 +217,14 @@ class LongSpeech:
             )
             attempts.append(Attempt(seed, speech.duration, tuple(detect_failures(speech, text.text))))
             speeches.append(speech)
-            if not attempts[-1].faults or (number and torch.equal(speech.codes, speeches[-2].codes)):
+            if not attempts[-1].failures or (number and torch.equal(speech.codes, speeches[-2].codes)):
                 break  # it is good, or greedy: further seeds change nothing
         expected = spoken_seconds(text.text)
-        kept = min(range(len(attempts)), key=lambda i: (len(attempts[i].faults), abs(attempts[i].duration - expected)))
+        ranks = [(len(attempt.failures), abs(attempt.duration - expected)) for attempt in attempts]
+        kept = ranks.index(min(ranks))
         speech = speeches[kept]
         audio = trim_silence(speech.audio, speech.sampling_rate)
-        self._folder.store(index, text, audio, speech.sampling_rate, speech.codes, kept, attempts)
+        self._store.store(index, text, audio, speech.sampling_rate, speech.codes, kept, attempts)
 
     def _max_new_tokens(self, text: TextChunk) -> int:
         """The bound of `detect_failures`; with BOS, EOS and the delay pattern's end, which are frames but no audio."""

@@ -92,7 +92,7 @@ def test_the_chunks_are_the_speech(engine, whole, tmp_path):
     with_pauses = list(speech)
     assert [chunk.index for chunk in with_pauses] == list(range(7))
     assert [chunk.text for chunk in with_pauses] == speech.chunks
-    assert [chunk.text.seam for chunk in with_pauses] == [
+    assert [chunk.text.boundary for chunk in with_pauses] == [
         "paragraph", "sentence", "paragraph", "sentence", "word", "paragraph", "sentence"
     ]  # fmt: skip
     read, rate = soundfile.read(tmp_path / "book.wav", dtype="int16")
@@ -115,7 +115,7 @@ def test_the_chunks_are_the_speech(engine, whole, tmp_path):
 def test_the_embedded_voice_says_all_of_it(whole):
     _, chunks = whole
     for chunk in chunks:
-        assert chunk.faults == ()
+        assert chunk.failures == ()
         assert chunk.seed == 1 + 1000 * chunk.index + chunk.kept
     paces = [chunk.attempts[chunk.kept].duration / spoken_seconds(chunk.text.text) for chunk in chunks]
     assert 0.75 < np.median(paces) < 1.15
@@ -277,16 +277,28 @@ def test_a_folder_of_another_model_is_refused(engine, whole):
 
 def test_a_folder_of_something_else_is_refused(engine, tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ParameterError, match=r"holds other files, and no run\.json; expected an empty folder"):
+    with pytest.raises(ParameterError, match=r"an earlier run, got other files and no run\.json"):
         LongSpeech(engine, TEXT, tmp_path)
     with pytest.raises(ParameterError, match=r"notes\.txt can't be read: Not a directory"):
         LongSpeech(engine, TEXT, tmp_path / "notes.txt")
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ParameterError, match=r"run\.json is not readable as JSON"):
         LongSpeech(engine, TEXT, tmp_path)
-    (tmp_path / "run.json").write_text('{"format": 7}')
-    with pytest.raises(ParameterError, match=r"run\.json is not of format 1"):
-        LongSpeech(engine, TEXT, tmp_path)
+
+
+def test_a_folder_of_an_earlier_version_is_refused(engine, fake, tmp_path):
+    fake()
+    list(LongSpeech(engine, "One.", tmp_path))
+    run = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(run | {"format": 1}))
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(ParameterError) as error:
+        LongSpeech(engine, "One.", tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path / 'run.json'}: format must be 2, got 1; finish the run with the version that began it, "
+        "or delete the folder to begin anew"
+    )
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_bad_input_makes_no_folder(engine, tmp_path):
@@ -443,7 +455,7 @@ def test_references_that_leave_no_room(engine, monkeypatch, tmp_path):
     assert not (tmp_path / "parts").exists()
 
 
-def test_a_chunk_that_ran_away_is_spoken_again(engine, fake):
+def test_failed_chunk_is_spoken_again(engine, fake):
     # Chunk 1 is good at the third attempt, chunk 2 never, though its second attempt is the best.
     script = {1010: "short", 1011: "endless", 2010: "short", 2011: "endless", 2012: "nothing", 2013: "short"}
     model = fake(lambda seed: script.get(seed, "good"))
@@ -452,30 +464,30 @@ def test_a_chunk_that_ran_away_is_spoken_again(engine, fake):
     chunks = list(speech)
     assert [len(chunk.attempts) for chunk in chunks] == [1, 3, 4, 1]
     assert [seed for _, seed, *_ in model.calls] == [10, 1010, 1011, 1012, 2010, 2011, 2012, 2013, 3010]
-    assert [attempt.faults for attempt in chunks[1].attempts] == [("too short",), ("no end",), ()]
+    assert [attempt.failures for attempt in chunks[1].attempts] == [("too short",), ("no end",), ()]
     assert chunks[1].seed == 1012
-    assert chunks[1].faults == ()
+    assert chunks[1].failures == ()
     assert chunks[2].seed == 2011
-    assert chunks[2].faults == ("no end",)
-    # What ran away is no context.
+    assert chunks[2].failures == ("no end",)
+    # A failed chunk is no context.
     assert model.conversations[-1][1::2] == ["The first of four.", "The second of four.", "The fourth of four."]
     # The report lasts.
     assert [chunk.attempts for chunk in speech] == [chunk.attempts for chunk in chunks]
 
 
-def test_the_attempt_with_the_fewest_faults_is_kept(engine, fake, monkeypatch):
-    faults = iter([["silence", "no end"], ["silence"], ["no end", "too short"]])
-    monkeypatch.setattr(long_speech, "find_faults", lambda speech, text: next(faults))
+def test_the_attempt_with_the_fewest_failures_is_kept(engine, fake, monkeypatch):
+    failures = iter([["silence", "no end"], ["silence"], ["no end", "too short"]])
+    monkeypatch.setattr(long_speech, "detect_failures", lambda speech, text: next(failures))
     fake()
     (chunk,) = LongSpeech(engine, "One.", seed=0, max_retries=2)
-    assert (chunk.kept, chunk.faults) == (1, ("silence",))
+    assert (chunk.kept, chunk.failures) == (1, ("silence",))
 
 
 def test_strict(engine, fake, tmp_path):
     model = fake(lambda seed: "short" if seed // 1000 == 1 else "good")
     speech = LongSpeech(engine, "The first one.\n\nThe second one.", tmp_path, seed=0, max_retries=1, strict=True)
     expected = re.escape(
-        "chunk 1 ran away with every seed: too short (seed 1000); too short (seed 1001); its text is 'The second one.'"
+        "chunk 1 failed with every seed: too short (seed 1000); too short (seed 1001); its text is 'The second one.'"
     )
     with pytest.raises(GenerationError, match=expected):
         list(speech)
@@ -498,7 +510,7 @@ def test_nothing_at_all_is_kept_as_nothing(engine, fake, tmp_path):
     fake(lambda seed: "nothing" if seed < 1000 else "good")
     speech = LongSpeech(engine, "The first one.\n\nThe second one.", seed=0, pauses=Pauses(paragraph=0))
     first, second = speech
-    assert first.faults == ("too short",)
+    assert first.failures == ("too short",)
     assert len(first.pcm) == 0
     speech.save(tmp_path / "out.flac")
     assert soundfile.info(tmp_path / "out.flac").frames == len(second.pcm)
