@@ -1,3 +1,5 @@
+import hashlib
+import io
 import json
 import re
 import resource
@@ -84,6 +86,13 @@ def fake(engine, monkeypatch):
     return install
 
 
+def sealed(contents):
+    """Contents of a .json file with the checksum that the store would give them."""
+    contents = {name: value for name, value in contents.items() if name != "checksum"}
+    checksum = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+    return contents | {"checksum": checksum}
+
+
 def test_the_chunks_are_the_speech(engine, whole, tmp_path):
     _, chunks = whole
     speech = LongSpeech(engine, TEXT, seed=1, pauses=Pauses(paragraph=1, turn=0, sentence=0.5))
@@ -166,7 +175,25 @@ def test_records_of_another_kind_are_made_again(engine, fake, tmp_path):
     model = fake()
     list(LongSpeech(engine, "One.", tmp_path))
     record = json.loads((tmp_path / "00000.json").read_text())
-    changes = [[], None, {}, record | {"attempts": None}, record | {"codes": "?"}]
+    changes = [
+        [],
+        None,
+        {},
+        *(
+            sealed(record | change)
+            for change in (
+                {"attempts": None},
+                {"attempts": []},
+                {"kept": 1},
+                {"codes": "?"},
+                {"codes": [1]},
+                {"codes": [[2**70]]},
+                {"index": 1},
+                {"text": "Two."},
+                {"tag": "[SPEAKER1]"},
+            )
+        ),
+    ]
     for changed in changes:
         (tmp_path / "00000.json").write_text(json.dumps(changed))
         assert len(list(LongSpeech(engine, "One.", tmp_path))) == 1
@@ -175,6 +202,58 @@ def test_records_of_another_kind_are_made_again(engine, fake, tmp_path):
     (tmp_path / "00000.json").mkdir()
     with pytest.raises(ParameterError, match=r"can't be read: .*Is a directory"):
         list(LongSpeech(engine, "One.", tmp_path))
+
+
+def test_changed_codes_and_exchanged_chunks_are_made_again(engine, whole, tmp_path):
+    """The JSON is valid, and the checksum of each file is that of a file of this run."""
+    folder, _ = whole
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    record = json.loads(files["00000.json"])
+    record["codes"][3][5] ^= 1
+    (tmp_path / "00000.json").write_text(json.dumps(record, ensure_ascii=False))
+    for ending in ("json", "wav"):
+        (tmp_path / f"00001.{ending}").write_bytes(files[f"00002.{ending}"])
+        (tmp_path / f"00002.{ending}").write_bytes(files[f"00001.{ending}"])
+    chunks = list(LongSpeech(engine, TEXT, tmp_path))
+    assert [chunk.index for chunk in chunks] == list(range(7))
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
+
+
+def test_records_may_be_formatted_anew(engine, fake, tmp_path):
+    model = fake()
+    list(LongSpeech(engine, "One.", tmp_path))
+    record = json.loads((tmp_path / "00000.json").read_text())
+    (tmp_path / "00000.json").write_text(json.dumps(record, indent=4, sort_keys=True))
+    list(LongSpeech(engine, "One.", tmp_path))
+    assert len(model.calls) == 1
+
+
+@pytest.mark.parametrize("kind", ["stereo", "truncated", "text"])
+def test_wav_that_is_no_speech_is_made_again(engine, fake, tmp_path, kind):
+    """Also if hash and checksum fit."""
+    model = fake()
+    list(LongSpeech(engine, "One.", tmp_path))
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    wav = io.BytesIO()
+    soundfile.write(wav, np.zeros((9600, 2)), RATE, format="WAV", subtype="PCM_16")
+    data = {"stereo": wav.getvalue(), "truncated": files["00000.wav"][:30], "text": b"no sound"}[kind]
+    (tmp_path / "00000.wav").write_bytes(data)
+    record = json.loads(files["00000.json"]) | {"sha256": hashlib.sha256(data).hexdigest()}
+    (tmp_path / "00000.json").write_text(json.dumps(sealed(record)))
+    list(LongSpeech(engine, "One.", tmp_path, seed=model.calls[0][1]))
+    assert len(model.calls) == 2
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
+
+
+def test_changed_run_is_refused(engine, fake, tmp_path):
+    fake()
+    list(LongSpeech(engine, "One.", tmp_path, seed=1))
+    text = (tmp_path / "run.json").read_text()
+    (tmp_path / "run.json").write_text(text.replace('"seed": 1', '"seed": 2'))
+    with pytest.raises(ParameterError, match=r"run\.json: checksum must be that of the contents.*; delete the folder"):
+        LongSpeech(engine, "One.", tmp_path)
 
 
 def test_a_run_that_is_cut_off_while_it_is_removed(engine, fake, tmp_path, monkeypatch):
@@ -262,7 +341,7 @@ def test_without_a_folder_nothing_stays(engine, fake):
 def test_a_folder_of_another_run_is_refused(changes, named, engine, whole):
     folder, _ = whole
     before = {file: file.read_bytes() for file in folder.iterdir()}
-    with pytest.raises(ParameterError, match=f"another run, which differs in (voices, )?{named}; expected the same"):
+    with pytest.raises(ParameterError, match=f"the same inputs, got one that differs in (voices, )?{named}; give"):
         LongSpeech(engine, **({"text": TEXT, "folder": folder, "seed": 1} | changes))
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
 
@@ -271,7 +350,7 @@ def test_a_folder_of_another_model_is_refused(engine, whole):
     other = HiggsAudio.from_pretrained(quantization="int8")
     assert other.fingerprint() != engine.fingerprint()
     assert HiggsAudio.from_pretrained().fingerprint() == engine.fingerprint()
-    with pytest.raises(ParameterError, match="differs in model; expected"):
+    with pytest.raises(ParameterError, match="differs in model; give"):
         LongSpeech(other, TEXT, whole[0], seed=1)
 
 
@@ -282,7 +361,7 @@ def test_a_folder_of_something_else_is_refused(engine, tmp_path):
     with pytest.raises(ParameterError, match=r"notes\.txt can't be read: Not a directory"):
         LongSpeech(engine, TEXT, tmp_path / "notes.txt")
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(ParameterError, match=r"run\.json is not readable as JSON"):
+    with pytest.raises(ParameterError, match=r"run\.json must be a readable JSON file, got: "):
         LongSpeech(engine, TEXT, tmp_path)
 
 
