@@ -22,6 +22,7 @@ import torch
 from higgs_native.errors import ParameterError
 from higgs_native.long_form.chunking import TextChunk
 from higgs_native.long_form.failure_checks import Failure
+from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.files import replacing
 
 
@@ -101,11 +102,12 @@ class ChunkStore:
         folder: its path; `claim` makes it if it is missing.
 
     Raises:
-        ParameterError: the folder holds other files, a run of another format or a changed one, or can't be read.
+        ParameterError: `folder` is no path, or it can't be read or holds other files, a run of another format or a
+            changed one.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = Path(expanded_path("folder", folder))
         try:
             # Hidden files don't count: a run that was killed early may have left them.
             files = [file for file in self.folder.iterdir() if not file.name.startswith(".")]

@@ -396,6 +396,8 @@ def test_bad_input_makes_no_folder(engine, tmp_path):
         (ParameterError, {"max_retries": None}, "max_retries must be an integer, got None"),
         (ParameterError, {"temperature": -1}, "temperature"),
         (ParameterError, {"seed": -1}, "seed"),
+        (ParameterError, {"folder": 3}, "folder must be a string or a path, got 3"),
+        (ParameterError, {"folder": "a\0b"}, r"folder must be a path, got 'a\\x00b' with a zero byte"),
     ):
         with pytest.raises(error, match=message):
             LongSpeech(engine, **({"text": TEXT, "folder": folder} | changes))
