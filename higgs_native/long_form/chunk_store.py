@@ -10,13 +10,13 @@ import hashlib
 import io
 import json
 import re
+import wave
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 
 from higgs_native.errors import ParameterError
@@ -204,13 +204,13 @@ class ChunkStore:
                 return None  # the files of another chunk
             attempts = tuple(Attempt(a["seed"], a["duration"], tuple(a["failures"])) for a in record["attempts"])
             codes = torch.tensor(record["codes"], dtype=torch.int64)
-            speech, sampling_rate = soundfile.read(io.BytesIO(wav), dtype="int16")
-        except (FileNotFoundError, ValueError, TypeError, KeyError, RuntimeError):
-            return None  # RuntimeError: of soundfile, of torch for large integers, of json for deep nesting
+            speech, sampling_rate = _decode_wav(wav)
+        except (FileNotFoundError, ValueError, TypeError, KeyError, wave.Error, EOFError, RuntimeError):
+            return None  # RuntimeError: of torch for large integers, of json for deep nesting
         except OSError as error:
             raise ParameterError(f"the folder {self.folder} can't be read: {error}") from None
         kept = record.get("kept")
-        if speech.ndim != 1 or codes.ndim != 2 or kept not in range(len(attempts)):
+        if codes.ndim != 2 or kept not in range(len(attempts)):
             return None
         return SpokenChunk(
             index=index,
@@ -243,9 +243,7 @@ class ChunkStore:
         """
         record_file, audio_file = self._files(index)
         pcm = (speech.clip(-1, 1) * 32767).round().astype(np.int16)
-        buffer = io.BytesIO()  # libsndfile writes to memory, Python to the file: its errors tell the reason
-        soundfile.write(buffer, pcm, sampling_rate, format="WAV", subtype="PCM_16")
-        wav = buffer.getvalue()
+        wav = _encode_wav(pcm, sampling_rate)
         record = {
             "index": index,
             "tag": text.tag,
@@ -280,3 +278,26 @@ def _checksum(contents: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the contents of a .json file without its checksum; the format of the JSON is ignored."""
     contents = {name: value for name, value in contents.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+
+
+# Python's own WAV module, since libsndfile drops a signal's exception while it writes to a file object.
+def _encode_wav(pcm: np.ndarray, sampling_rate: int) -> bytes:
+    """Return a WAV file of pcm [samples], int16."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as wav:
+        wav.setnchannels(1)
+        wav.setsampwidth(2)
+        wav.setframerate(sampling_rate)
+        wav.writeframes(pcm.astype("<i2").tobytes())
+    return file.getvalue()
+
+
+def _decode_wav(data: bytes) -> tuple[np.ndarray, int]:
+    """Return the samples [samples], int16, and the sampling rate. Raises wave.Error or EOFError if that fails."""
+    with wave.open(io.BytesIO(data)) as wav:
+        if (wav.getnchannels(), wav.getsampwidth()) != (1, 2):
+            raise wave.Error("the file must have one channel of 16 bits")
+        frames = wav.readframes(wav.getnframes())
+        if len(frames) != 2 * wav.getnframes():
+            raise EOFError
+        return np.frombuffer(frames, dtype="<i2").astype(np.int16), wav.getframerate()
