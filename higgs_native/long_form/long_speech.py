@@ -4,7 +4,6 @@ import hashlib
 import math
 import secrets
 import tempfile
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,14 +13,15 @@ import torch
 from typing_extensions import Unpack
 
 from higgs_native.audio.writing import check_output_path, writing_audio
-from higgs_native.errors import GenerationError, ParameterError, PromptError
+from higgs_native.errors import GenerationError, ParameterError
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.long_form.chunk_store import Attempt, ChunkStore, SpokenChunk
 from higgs_native.long_form.chunking import TextChunk, chunk_text, spoken_seconds
+from higgs_native.long_form.conversation import Conversation
 from higgs_native.long_form.failure_checks import detect_failures, max_seconds
 from higgs_native.long_form.joining import Pauses, trim_silence
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt.chat import AudioContent, Message, build_prompt, spoken_turns
+from higgs_native.prompt.chat import AudioContent, Message
 from higgs_native.prompt.recordings import read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
 from higgs_native.speech import Speech
@@ -130,9 +130,11 @@ class LongSpeech:
                 recordings.append([hashlib.sha256(np.ascontiguousarray(samples)).hexdigest(), sampling_rate])
         # Whose voice a recording shows; a single one is that of a text without tags, too.
         shown = [index for index, voice in enumerate(voices) if voice.reference_audio is not None]
-        self._recorded = {f"[SPEAKER{index}]" for index in shown} | ({""} if len(voices) == 1 and shown else set())
+        self._recorded_tags = {f"[SPEAKER{index}]" for index in shown} | (
+            {""} if len(voices) == 1 and shown else set()
+        )
         longest = max(self.chunks, key=lambda chunk: spoken_seconds(chunk.text))
-        self._conversation(longest, [], None)  # refuses references that leave no room
+        self._conversation().messages(longest, self._max_new_tokens(longest))  # refuses references that leave no room
 
         # Last: all else is checked, and what it makes is a folder.
         self._temporary = tempfile.TemporaryDirectory(prefix="higgs-native-") if folder is None else None
@@ -166,24 +168,18 @@ class LongSpeech:
         return self._store.num_records
 
     def __iter__(self) -> Iterator[SpokenChunk]:
-        first: dict[str, SpokenChunk] = {}  # of each speaker
-        last: deque[SpokenChunk] = deque(maxlen=self._context_chunks)
+        conversation = self._conversation()
         for index, text in enumerate(self.chunks):
             pause = self._pauses.before(text.boundary) if index else 0.0
             chunk = self._store.load(index, text, pause)
             if chunk is None:
-                context = list(last)
-                shown = None if text.tag in self._recorded else first.get(text.tag)
-                if shown is not None and shown not in context:
-                    context.insert(0, shown)
-                self._speak(index, text, self._conversation(text, context, shown))
+                self._speak(index, text, conversation.messages(text, self._max_new_tokens(text)))
                 chunk = self._store.load(index, text, pause)
             if self._strict and chunk.failures:
                 tried = "; ".join(f"{', '.join(attempt.failures)} (seed {attempt.seed})" for attempt in chunk.attempts)
                 raise GenerationError(f"chunk {index} failed with every seed: {tried}; its text is {text.text!r}")
             if not chunk.failures:
-                first.setdefault(text.tag, chunk)
-                last.append(chunk)
+                conversation.add(chunk)
             yield chunk
 
     def save(self, path: str | Path) -> None:
@@ -202,6 +198,9 @@ class LongSpeech:
         with writing_audio(path, self._engine.audio_tokenizer.sampling_rate) as file:
             for chunk in self:
                 file.write(chunk.pcm)
+
+    def _conversation(self) -> Conversation:
+        return Conversation(self._engine, self._opening, self._recorded_tags, self._context_chunks)
 
     def _speak(self, index: int, text: TextChunk, messages: list[Message]) -> None:
         """Generate a chunk, again if it fails, and store the best attempt."""
@@ -226,31 +225,6 @@ class LongSpeech:
         """The bound of `detect_failures`; with BOS, EOS and the delay pattern's end, which are frames but no audio."""
         frames = math.ceil(max_seconds(text.text) * self._engine.audio_tokenizer.frame_rate)
         return frames + self._engine.model.config.num_codebooks + 2
-
-    def _conversation(
-        self, text: TextChunk, context: Sequence[SpokenChunk], shown: SpokenChunk | None
-    ) -> list[Message]:
-        """The messages that ask for a chunk, with as much of its context as the cache has room for.
-
-        The oldest goes first, but `shown`, the one that shows the speaker's voice, goes last.
-        """
-        model, max_new_tokens = self._engine.model, self._max_new_tokens(text)
-        while True:
-            turns = [(chunk.text.prompt, chunk.codes) for chunk in context]
-            messages = [*self._opening, *spoken_turns(turns), Message("user", text.prompt)]
-            prompt = build_prompt(messages, model.tokenizer, self._engine.convention, force_audio_gen=True)
-            # A placeholder becomes its frames, BOS and EOS, and the delay.
-            frames = sum(item.codes.shape[1] + model.config.num_codebooks for item in prompt.audio)
-            positions = prompt.input_ids.shape[1] + frames + max_new_tokens
-            if positions <= model.max_cache_length:
-                return messages
-            if not context:
-                raise PromptError(
-                    f"a chunk needs {positions} positions with its references; the cache holds "
-                    f"{model.max_cache_length} (max_cache_length); expected shorter references or chunk_seconds"
-                )
-            oldest = next((chunk for chunk in context if chunk is not shown), shown)
-            context = [chunk for chunk in context if chunk is not oldest]
 
 
 def check_long_form(sampling: SamplingParams, context_chunks: int | None, max_retries: int) -> None:

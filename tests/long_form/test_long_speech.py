@@ -534,7 +534,9 @@ def test_a_prompt_fits_the_cache_as_it_was_counted(engine, monkeypatch):
 
 def test_references_that_leave_no_room(engine, monkeypatch, tmp_path):
     monkeypatch.setattr(engine.model, "max_cache_length", 300)
-    with pytest.raises(PromptError, match=r"a chunk needs \d+ positions with its references; the cache holds 300"):
+    with pytest.raises(
+        PromptError, match=r"max_cache_length must be at least \d+ for a chunk with its references, got 300"
+    ):
         LongSpeech(engine, TEXT, tmp_path / "parts", reference_audio=(np.ones(RATE * 10, dtype=np.float32), RATE))
     assert not (tmp_path / "parts").exists()
 
