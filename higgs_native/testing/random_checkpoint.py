@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig, tensor_shapes
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig
+from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.errors import CheckpointError, ConfigError
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, expected_tensors, transformers_name
 from higgs_native.model.config import HiggsAudioConfig, RopeScaling
