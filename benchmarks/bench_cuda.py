@@ -28,7 +28,7 @@ from higgs_native.generation.model_runner import DecodeRow
 from higgs_native.model.batch import Batch
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.device import checked_device
-from higgs_native.ops.linear import QUANTIZED
+from higgs_native.ops.formats import QUANTIZED_FORMATS
 from higgs_native.testing.random_checkpoint import REAL_SIZE_CONFIG, write_demo_checkpoint
 
 
@@ -120,8 +120,8 @@ def run(
         engines[format] = HiggsAudio.from_pretrained(
             folder,
             device,
-            dtype="bfloat16" if format in QUANTIZED else format,
-            quantization=format if format in QUANTIZED else None,
+            dtype="bfloat16" if format in QUANTIZED_FORMATS else format,
+            quantization=format if format in QUANTIZED_FORMATS else None,
             audio_tokenizer=engines[formats[0]].audio_tokenizer if engines else None,
         )
     models = {format: engine.model for format, engine in engines.items()}

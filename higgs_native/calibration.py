@@ -30,7 +30,7 @@ from higgs_native.model.rope import rope_table
 from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH, LanguageModel, load_tokenizer
 from higgs_native.model.weights import CheckpointWeights
 from higgs_native.ops import Moments
-from higgs_native.ops.linear import PANEL, QUANTIZED
+from higgs_native.ops.formats import PANEL, QUANTIZED_FORMATS
 from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
 from higgs_native.prompt.normalize import normalize_text
 
@@ -57,8 +57,10 @@ def check_calibration(quantization: Quantization, texts: Sequence[str]) -> None:
     """
     if not texts:
         raise ParameterError("there are no texts to speak; calibration takes some sentences, a line each")
-    if not any(getattr(quantization, part) in QUANTIZED for part in PARTS):
-        raise ParameterError(f"calibration is for {', '.join(QUANTIZED)}; the formats asked for are {quantization}")
+    if not any(getattr(quantization, part) in QUANTIZED_FORMATS for part in PARTS):
+        raise ParameterError(
+            f"calibration is for {', '.join(QUANTIZED_FORMATS)}; the formats asked for are {quantization}"
+        )
     for text in texts:
         normalize_text(text)
 

@@ -6,7 +6,7 @@ from typing import Any
 from typing_extensions import Self
 
 from higgs_native.errors import ParameterError
-from higgs_native.ops.linear import FORMATS
+from higgs_native.ops.formats import WEIGHT_FORMATS
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,10 @@ class Quantization:
     def __post_init__(self) -> None:
         for part in PARTS:
             format = getattr(self, part)
-            if format is not None and format not in FORMATS:
-                raise ParameterError(f"quantization: {part} must be one of {', '.join(FORMATS)}, got {format!r}")
+            if format is not None and format not in WEIGHT_FORMATS:
+                raise ParameterError(
+                    f"quantization: {part} must be one of {', '.join(WEIGHT_FORMATS)}, got {format!r}"
+                )
 
     def __str__(self) -> str:
         return ", ".join(f"{part}={getattr(self, part) or 'as stored'}" for part in PARTS)

@@ -21,6 +21,7 @@ from higgs_native.model.rope import rope_table
 from higgs_native.model.weights import Weights, open_weights
 from higgs_native.ops import PackedWeight
 from higgs_native.ops.device import checked_device
+from higgs_native.ops.formats import WEIGHT_FORMATS
 from higgs_native.utils.checks import check_integer
 from higgs_native.utils.memory import release_freed
 
@@ -216,7 +217,9 @@ def check_cache_length(length: int, name: str = "max_cache_length") -> None:
 
 def checked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     """The dtype of that name; None for "auto". Raises ParameterError for any other."""
-    names = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    names = {"auto": None} | {
+        format.name: format.dtype for format in WEIGHT_FORMATS.values() if not format.is_quantized
+    }
     if dtype in names.values() and dtype is not None:
         return dtype
     if isinstance(dtype, str) and dtype in names:

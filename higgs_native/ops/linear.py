@@ -13,37 +13,13 @@ from typing import NamedTuple
 import torch
 
 from higgs_native.ops._library import register_fakes
+from higgs_native.ops.formats import PANEL, WEIGHT_FORMATS, WeightFormat, format_of
 from higgs_native.ops.gptq import ErrorFeedback, round_with_feedback
 from higgs_native.utils.memory import empty_weight
 
 
 register_fakes("linear", "rms_norm_linear", "pack_linear", "quantize_linear")
 
-PANEL = 32
-QUANTIZATION_GROUP = 128
-FORMATS = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp8": torch.float8_e4m3fn,
-    "int8": torch.int8,
-    "int4": torch.uint8,
-}
-"""The formats of a packed weight, and the dtype of its data."""
-QUANTIZED = ("fp8", "int8", "int4")
-"""The formats with scales."""
-
-_BITS = {"int8": 8, "int4": 4}
-_LIMITS = {"fp8": (-448, 448), "int8": (-127, 127), "int4": (-8, 7)}
-"""The least and the largest value of a quantized format."""
-_UNIT_COLUMNS = {
-    torch.float32: 1,
-    torch.bfloat16: 2,
-    torch.float16: 2,
-    torch.float8_e4m3fn: 4,
-    torch.int8: 4,
-    torch.uint8: 8,
-}
 _ROWS_AT_ONCE = 1024  # that are float32 for a moment while they are rounded to e4m3
 
 
@@ -68,14 +44,6 @@ class PackedWeight(NamedTuple):
         return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
 
-def packed_shape(n: int, k: int, dtype: torch.dtype, lanes: int = PANEL) -> tuple[int, int, int, int]:
-    """The shape of `PackedWeight.data` for a matrix [n, k] of which each panel holds `lanes` rows."""
-    columns = _UNIT_COLUMNS[dtype]
-    if dtype in (torch.int8, torch.uint8):
-        k = -(-k // QUANTIZATION_GROUP) * QUANTIZATION_GROUP
-    return -(-n // lanes), -(-k // columns), PANEL, 4 // dtype.itemsize
-
-
 def quantize_linear(
     weight: torch.Tensor, format: str, clip: bool = True, feedback: ErrorFeedback | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,34 +66,27 @@ def quantize_linear(
         RuntimeError: a shape or dtype does not fit, or, on the CPU, the matrix holds values that are not finite. On
             CUDA their scale is NaN.
     """
-    values, scales = _round_to_e4m3(weight) if format == "fp8" else _round_to_integers(weight, format, clip)
+    target = WEIGHT_FORMATS[format]
+    values = torch.empty(weight.shape, dtype=target.value_dtype, device=weight.device)
+    scales = torch.empty(target.scales_shape(*weight.shape), dtype=target.scale_dtype, device=weight.device)
+    if target.is_integer:
+        torch.ops.higgs_native.quantize_linear(values, scales, weight, target.bits, clip)
+    else:
+        _round_to_e4m3(values, scales, weight, target.limits[1])
     if feedback is not None:
         by_column = scales.float().view(len(weight), -1)
-        group = QUANTIZATION_GROUP if format == "int4" else weight.shape[1]
-        values = round_with_feedback(weight, by_column, group, values.dtype, _LIMITS[format], feedback)
+        group = target.scale_group or weight.shape[1]
+        values = round_with_feedback(weight, by_column, group, values.dtype, target.limits, feedback)
     return values, scales
 
 
-def _round_to_integers(weight: torch.Tensor, format: str, clip: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    n, k = weight.shape
-    integers = torch.empty(n, k, dtype=torch.int8, device=weight.device)
-    if format == "int8":
-        scales = torch.empty(n, device=weight.device)
-    else:
-        scales = torch.empty(n, -(-k // QUANTIZATION_GROUP), dtype=torch.float16, device=weight.device)
-    torch.ops.higgs_native.quantize_linear(integers, scales, weight, _BITS[format], clip)
-    return integers, scales
-
-
-def _round_to_e4m3(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`quantize_linear` to fp8: a row's largest magnitude becomes 448, the largest of e4m3."""
-    values = torch.empty(weight.shape, dtype=FORMATS["fp8"], device=weight.device)
-    scales = torch.empty(len(weight), device=weight.device)
+def _round_to_e4m3(values: torch.Tensor, scales: torch.Tensor, weight: torch.Tensor, limit: int) -> None:
+    """Write `values` and `scales` of `quantize_linear` to fp8: a row's max magnitude becomes `limit`, that of e4m3."""
     for first in range(0, len(weight), _ROWS_AT_ONCE):
         rows = slice(first, first + _ROWS_AT_ONCE)
         part = weight[rows].float()
         most = torch.linalg.vector_norm(part, torch.inf, 1)
-        scale = most / _LIMITS["fp8"][1]
+        scale = most / limit
         # Where a scale would have to be smaller than the smallest, all values become zero.
         scale = torch.where(scale.reciprocal().isfinite(), scale, 1).masked_fill_(~most.isfinite(), torch.nan)
         scales[rows] = scale
@@ -133,7 +94,6 @@ def _round_to_e4m3(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if weight.device.type == "cpu" and scales.isnan().any():
         row = int(scales.isnan().nonzero()[0])
         raise RuntimeError(f"quantize_linear: weight[{row}] holds values that are not finite")
-    return values, scales
 
 
 def pack_linear(
@@ -143,7 +103,7 @@ def pack_linear(
 
     Args:
         weights: [n, k] each, of one dtype: float32, bfloat16 or float16; contiguous.
-        format: one of `FORMATS`; None: the weights' own dtype.
+        format: one of `WEIGHT_FORMATS`; None: the weights' own dtype.
         clip, feedback: see `quantize_linear`.
 
     Raises:
@@ -181,8 +141,8 @@ def pack_quantized(values: torch.Tensor, scales: torch.Tensor) -> PackedWeight:
     Raises:
         RuntimeError: a shape or dtype does not fit.
     """
-    dtype = values.dtype if scales.dim() == 1 else FORMATS["int4"]
-    data = empty_weight(packed_shape(*values.shape, dtype), dtype, values.device)
+    format = format_of(values.dtype) if scales.dim() == 1 else WEIGHT_FORMATS["int4"]
+    data = _empty_packed(format, *values.shape, values.device)
     packed = PackedWeight(data, _by_panel(scales, PANEL))
     torch.ops.higgs_native.pack_linear(data, values, 0, PANEL)
     return packed
@@ -196,17 +156,19 @@ def _pack(
     feedback: ErrorFeedback | None,
 ) -> PackedWeight:
     """Pack matrices, each into `lanes` lanes from its own first lane on: of shared panels, or of panels of its own."""
-    dtype = weights[0][0].dtype if format is None else FORMATS[format]
+    target = format_of(weights[0][0].dtype) if format is None else WEIGHT_FORMATS[format]
     k, device = weights[0][0].shape[1], weights[0][0].device
     counts = [-(-len(weight) // lanes) for weight, _ in weights]
     shared = lanes < PANEL
     panels = counts[0] if shared else sum(counts)
-    data = empty_weight(packed_shape(panels * PANEL, k, dtype), dtype, device)
-    if format in QUANTIZED:
-        values, scales = zip(*(quantize_linear(weight, format, clip, feedback) for weight, _ in weights), strict=True)
+    data = _empty_packed(target, panels * PANEL, k, device)
+    if target.is_quantized:
+        values, scales = zip(
+            *(quantize_linear(weight, target.name, clip, feedback) for weight, _ in weights), strict=True
+        )
         packed = PackedWeight(data, torch.cat([_by_panel(s, lanes) for s in scales], dim=-1 if shared else 0))
     else:
-        values, packed = [weight.to(dtype) for weight, _ in weights], PackedWeight(data)
+        values, packed = [weight.to(target.dtype) for weight, _ in weights], PackedWeight(data)
     # The last of all: a CUDA product reads weights and scales before it waits for what was launched earlier, of which
     # packing alone is sure to be over by then (csrc/cuda/device.h).
     panel = 0
@@ -214,6 +176,10 @@ def _pack(
         torch.ops.higgs_native.pack_linear(data[panel : panel + count], value, first_lane, lanes)
         panel += 0 if shared else count
     return packed
+
+
+def _empty_packed(format: WeightFormat, n: int, k: int, device: torch.device) -> torch.Tensor:
+    return empty_weight(format.packed_shape(n, k), format.dtype, device)
 
 
 def _by_panel(scales: torch.Tensor, lanes: int) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 import torch
 
-from higgs_native.ops.linear import PANEL, QUANTIZATION_GROUP, PackedWeight
+from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, format_of
+from higgs_native.ops.linear import PackedWeight
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -15,7 +16,7 @@ def unpack_linear(weight: PackedWeight) -> torch.Tensor:
     data, scales = weight
     panels = len(data)
     words = data.transpose(1, 2)  # [panels, 32, units, elements]
-    if data.dtype == torch.uint8:
+    if format_of(data.dtype).bits == 4:
         words = torch.cat([words & 15, words >> 4], dim=-1).float() - 8
         scales = scales.float().transpose(1, 2).repeat_interleave(QUANTIZATION_GROUP, dim=-1)
         words = words.reshape(panels, PANEL, -1) * scales
@@ -38,7 +39,7 @@ def product(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
     """`x @ weight.T` [rows, n], with the columns that fill the last panel; x [rows, k] is filled with zeros."""
     matrix = unpack_linear(weight)
     x = torch.nn.functional.pad(x, (0, matrix.shape[1] - x.shape[1]))
-    if weight.data.dtype in (torch.int8, torch.uint8):
+    if format_of(weight.data.dtype).is_integer:
         x = quantize_activations(x)
     return x @ matrix.T
 

@@ -23,6 +23,7 @@ from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, Huber
 from higgs_native.errors import CheckpointError, ConfigError
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, expected_tensors, transformers_name
 from higgs_native.model.config import HiggsAudioConfig, RopeScaling
+from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.files import replacing
 
 
@@ -121,7 +122,7 @@ _SPECIAL_TOKENS = (
     "<|scene_desc_end|>",
 )
 _NUM_BYTES = 256
-_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_SAFETENSORS_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 _SHARD_BYTES = 5_000_000_000
 # Prime, so that no row of a weight matrix meets the same normals as another one soon.
 _BLOCK_SIZE = 4_194_301
@@ -365,7 +366,7 @@ def _safetensors_header(tensors: Mapping[str, RandomTensor], dtype: torch.dtype)
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.count * dtype.itemsize
-        header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": _SAFETENSORS_NAMES[dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -379,7 +380,7 @@ def config_json(config: HiggsAudioConfig, layout: str, dtype: torch.dtype) -> di
     """
     if layout not in LAYOUTS:
         raise ConfigError(f"layout is {layout!r}; expected one of {LAYOUTS}")
-    if dtype not in _DTYPE_NAMES:
+    if dtype not in _SAFETENSORS_NAMES:
         raise ConfigError(f"dtype is {dtype}; expected float32, bfloat16 or float16")
     scaling = config.rope_scaling
     rope: dict[str, Any] = {"rope_type": "default"}
