@@ -17,8 +17,8 @@ from higgs_native.generation.sampler import SamplerState
 from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.ops.device import CAPTURING
 from higgs_native.ops.sampling import StateField
+from higgs_native.utils.cuda_graph import CAPTURE_LOCK, GraphedWork, capture_graphs
 
 
 _FRAMES_AHEAD = 4
@@ -46,7 +46,7 @@ class DecodeRow:
     codes: torch.Tensor
 
 
-class CapturedStep:
+class CapturedStep(GraphedWork):
     """The tensors of a frame of `num_rows` rows, and the work on them."""
 
     def __init__(self, model: LanguageModel, cache: KVCache, sampler: SamplerState, num_rows: int) -> None:
@@ -66,7 +66,6 @@ class CapturedStep:
         )
         self._buffers = model.new_buffers(num_rows)
         self._logits = torch.empty(num_rows, config.num_codebooks, config.codebook_size, device=model.device)
-        self._graph: torch.cuda.CUDAGraph | None = None
 
     def begin(self, rows: Sequence[DecodeRow]) -> None:
         """Take in the rows to go on from; those left over go to slots of sequences that are over."""
@@ -85,27 +84,8 @@ class CapturedStep:
         num_codes = self._shape[0] * self._shape[1]
         return drawn[:num_codes].view(self._shape), drawn[num_codes:]
 
-    def run(self) -> None:
+    def compute(self) -> None:
         """Draw a frame: `drawn`."""
-        if self._graph is None:
-            self._compute()
-        else:
-            self._graph.replay()
-
-    def capture(self, pool: tuple[int, int]) -> None:
-        """Make the frame one CUDA graph, in a memory pool that graphs share since none run at the same time."""
-        stream = torch.cuda.Stream(self._model.device)
-        stream.wait_stream(torch.cuda.current_stream(self._model.device))
-        with torch.cuda.stream(stream):
-            self._compute()  # the first run of a kernel may do what a capture can't
-        torch.cuda.current_stream(self._model.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may go on with what is theirs.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            self._compute()
-        self._graph = graph
-
-    def _compute(self) -> None:
         rows = self._rows
         states = self._model.forward(rows, self._cache, self._buffers)
         logits = self._model.audio_logits(states, self._logits)
@@ -133,11 +113,9 @@ class ModelRunner:
         self._frames: dict[int, CapturedStep] = {}
         self._is_cuda = model.device.type == "cuda"
         if self._is_cuda:
-            pool = torch.cuda.graph_pool_handle()
-            # The largest first: the smaller ones fit into its memory.
             for power in reversed(range(slots.bit_length())):
                 self._frames[1 << power] = CapturedStep(model, self.cache, self.sampler, 1 << power)
-                self._frames[1 << power].capture(pool)
+            capture_graphs(self._frames.values(), torch.cuda.Stream(model.device))
 
     def draw(self, rows: Sequence[DecodeRow], limit: int, deliver: Deliver) -> None:
         """Draw up to `limit` frames of each row.
@@ -227,7 +205,7 @@ class RunnerPool:
             pass
 
     def _make(self, model: LanguageModel, shape: tuple[int, int, int]) -> ModelRunner:
-        with CAPTURING:
+        with CAPTURE_LOCK:
             try:
                 return ModelRunner(model, *shape)
             except torch.OutOfMemoryError:

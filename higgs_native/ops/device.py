@@ -1,17 +1,12 @@
 """Where a model runs."""
 
 import re
-import threading
 
 import torch
 
 from higgs_native._C import build_info
 from higgs_native.errors import ParameterError
 from higgs_native.ops import check_instruction_set
-
-
-CAPTURING = threading.Lock()
-"""Held while CUDA graphs are captured: a capture begins by waiting for the device, which fails while others go on."""
 
 
 def checked_device(device: str | torch.device) -> torch.device:
