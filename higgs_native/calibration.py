@@ -111,8 +111,8 @@ def text_prompt(text: str, tokenizer: Tokenizer, config: HiggsAudioConfig) -> to
     """
     text = normalize_text(text)
     check_plain_text(text, tokenizer)
-    messages = speech_messages(text, layout=config.layout)
-    ids = build_prompt(messages, tokenizer, config.layout, force_audio_gen=True).input_ids
+    messages = speech_messages(text, layout=config.convention)
+    ids = build_prompt(messages, tokenizer, config.convention, force_audio_gen=True).input_ids
     if ids.shape[1] > DEFAULT_CACHE_LENGTH - _MAX_FRAMES:
         raise PromptError(f"a text has {ids.shape[1]} tokens; calibration takes sentences, a line each: {text[:50]!r}")
     return ids
@@ -129,7 +129,7 @@ def speak(model: HiggsAudioModel, prompts: Sequence[torch.Tensor], progress: boo
     ) as bar:
         for first in range(0, len(requests), _TEXTS_AT_ONCE):
             batch = requests[first : first + _TEXTS_AT_ONCE]
-            outputs = generate_batch(model, batch, model.config.layout, _MAX_FRAMES, sampling)
+            outputs = generate_batch(model, batch, model.config.convention, _MAX_FRAMES, sampling)
             for request, output in zip(batch, outputs, strict=True):
                 ids, frames = request.input_ids.flatten().tolist(), output.audio_segments[0]
                 rows += len(ids) + frames.shape[1]

@@ -85,7 +85,7 @@ class HiggsAudio:
         if model.device.type == "cuda":
             # What most calls of `speak` need: a prompt of up to 1024 positions, and as many frames.
             model.runner_pool.prepare(model, 1, 2048)
-        self.layout = layout or model.config.layout
+        self.layout = layout or model.config.convention.value
         self.is_embedded_voice = False
 
     @classmethod

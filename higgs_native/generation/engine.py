@@ -14,7 +14,7 @@ import torch
 from higgs_native.errors import ParameterError
 from higgs_native.generation.delay_pattern import Rule
 from higgs_native.generation.model_runner import DecodeRow, ModelRunner, RunnerPool
-from higgs_native.generation.prefix_cache import PromptBlock, prompt_blocks
+from higgs_native.generation.prefix_cache import PrefixCache, PromptBlock, prompt_blocks
 from higgs_native.generation.sampler import SamplerState
 from higgs_native.generation.sampling_params import SamplingParams, check_parameters
 from higgs_native.generation.sequence import (
@@ -39,11 +39,15 @@ class HiggsAudioModel(LanguageModel):
     >>> model = HiggsAudioModel.from_pretrained("bosonai/higgs-audio-v2-generation-3B-base")
     >>> output = model.generate(input_ids, reference_codes=[codes], temperature=0.3, top_k=50, seed=1)
     >>> codes = revert_delay_pattern(output.audio_segments[0])
+
+    Attributes:
+        prefix_cache: keys and values of prompt prefixes, reused by later prompts; its `max_bytes` may be set.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.runner_pool = RunnerPool()
+        self.prefix_cache = PrefixCache()
 
     def generate(
         self,
@@ -137,7 +141,7 @@ def generate_batch(
         return [_output(model, sequence, output_logits) for sequence in sequences]
 
 
-def _restore_prefix(model: LanguageModel, sequence: _Sequence, cache: KVCache) -> list[PromptBlock]:
+def _restore_prefix(model: HiggsAudioModel, sequence: _Sequence, cache: KVCache) -> list[PromptBlock]:
     """Take what is known of a prompt's beginning from earlier ones; return the prompt's blocks."""
     # The last row is always computed: its state is what the first step draws from.
     blocks = prompt_blocks(sequence.pending[:-1]) if model.prefix_cache.max_bytes else []

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from higgs_native.convention import Convention
 from higgs_native.errors import ConfigError
 from higgs_native.utils.files import read_json_object
 
@@ -66,9 +67,9 @@ class HiggsAudioConfig:
         return self.audio_adapter_type != "stack" and layer in self.audio_dual_ffn_layers
 
     @property
-    def layout(self) -> Literal["boson", "transformers"]:
-        """The checkpoint's layout, and so whose prompts and rule of generation are its own."""
-        return "transformers" if self.audio_eos_token_id is None else "boson"
+    def convention(self) -> Convention:
+        """The convention that a checkpoint of this layout was trained with."""
+        return Convention.TRANSFORMERS if self.audio_eos_token_id is None else Convention.BOSON
 
     def skips_audio(self, layer: int) -> bool:
         """Whether audio rows pass `layer` by."""

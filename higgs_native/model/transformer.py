@@ -9,7 +9,6 @@ from typing_extensions import Self
 
 from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError
-from higgs_native.generation.prefix_cache import PrefixCache
 from higgs_native.model.batch import Batch, Buffers
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
@@ -39,7 +38,6 @@ class LanguageModel:
         quantization: the format of each part's matrices.
         device: where it runs.
         max_cache_length: positions a sequence may have, prompt included.
-        prefix_cache: keys and values of prompts' beginnings, for prompts that begin alike; its `max_bytes` may be set.
 
     Args:
         weights: where its weights come from.
@@ -61,7 +59,6 @@ class LanguageModel:
         self.quantization = weights.quantization
         self.device = device
         self.max_cache_length = max_cache_length
-        self.prefix_cache = PrefixCache()
         self.text_table = weights.tensor("embed_tokens.weight")
         self.audio_table = weights.tensor("audio_codebook_embeddings.weight")
         if layers is None:
