@@ -107,7 +107,7 @@ def test_few_inputs_change_less():
 
 
 def test_moments_that_are_not_finite():
-    with pytest.raises(RuntimeError, match="error_feedback: the moments hold values that are not finite"):
+    with pytest.raises(RuntimeError, match="error_feedback: moments must be finite, got NaN or infinity"):
         ops.error_feedback(ops.Moments(torch.full((4, 4), torch.nan), 9))
 
 
@@ -148,11 +148,11 @@ def recorded_inputs(monkeypatch, layer: Layer, states: torch.Tensor, rows: Batch
 
     def recorded(x, weight):
         inputs.append(x.clone())
-        return plain_product(x, weight)
+        return plain_linear(x, weight)
 
-    plain_product = reference.product
+    plain_linear = reference.packed_linear
     for module in ("attention", "dual_ffn", "linear"):
-        monkeypatch.setattr(import_module(f"higgs_native.reference.{module}"), "product", recorded)
+        monkeypatch.setattr(import_module(f"higgs_native.reference.{module}"), "packed_linear", recorded)
     num_text = len(rows.token_ids)
     n = num_text if layer.skips_audio else len(states)
     x, slots, positions = states[:n], rows.slots[:n], rows.positions[:n]

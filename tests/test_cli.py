@@ -587,7 +587,7 @@ def unknown_ending(folder, model):
 
 
 def unknown_device(folder, model):
-    return ["Hi.", "--model", model, "--device", "cuda:99"], "device cuda:99 can't be used"
+    return ["Hi.", "--model", model, "--device", "cuda:99"], "got cuda:99: "
 
 
 def unknown_dtype(folder, model):

@@ -69,15 +69,15 @@ class WeightFormat:
         """The shape of the scales of a matrix [n, k] before packing: [n], or [n, groups]."""
         return (n,) if self.scale_group is None else (n, self.num_scales(k))
 
-    def packed_shape(self, n: int, k: int, lanes: int = PANEL) -> tuple[int, int, int, int]:
-        """The shape of `PackedWeight.data` for a matrix [n, k] if each panel holds `lanes` of its rows."""
+    def packed_shape(self, n: int, k: int) -> tuple[int, int, int, int]:
+        """The shape of `PackedWeight.data` for a matrix [n, k]: [panels, units, 32, elements of 4 bytes]."""
         if self.is_integer:
             k = -(-k // QUANTIZATION_GROUP) * QUANTIZATION_GROUP
-        return -(-n // lanes), -(-k // self.unit_columns), PANEL, _UNIT_BITS // 8 // self.dtype.itemsize
+        return -(-n // PANEL), -(-k // self.unit_columns), PANEL, _UNIT_BITS // 8 // self.dtype.itemsize
 
-    def packed_scales_shape(self, n: int, k: int, lanes: int = PANEL) -> tuple[int, ...]:
+    def packed_scales_shape(self, n: int, k: int) -> tuple[int, ...]:
         """The shape of `PackedWeight.scales`: [panels, 32], or [panels, groups, 32]."""
-        panels = -(-n // lanes)
+        panels = -(-n // PANEL)
         return (panels, PANEL) if self.scale_group is None else (panels, self.num_scales(k), PANEL)
 
     def packed_nbytes(self, n: int, k: int) -> int:
