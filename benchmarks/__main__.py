@@ -37,11 +37,8 @@ from measure import ReadBandwidth, summary, write_json  # noqa: E402
 from higgs_native import HiggsAudio, exit_on_bad_input  # noqa: E402
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig  # noqa: E402
 from higgs_native.model.checkpoint import resolve_folder  # noqa: E402
-from higgs_native.testing.random_checkpoint import (  # noqa: E402
-    DEMO_AUDIO_TOKENIZER_CONFIG,
-    REAL_SIZE_CONFIG,
-    write_language_model,
-)
+from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, REAL_SIZE_CONFIG  # noqa: E402
+from higgs_native.testing.random_checkpoint import write_language_model  # noqa: E402
 
 
 SECTIONS = ("bandwidth", "products", "codec", "streaming", "frame", "prefix", "speech", "python")

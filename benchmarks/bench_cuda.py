@@ -29,7 +29,8 @@ from higgs_native.model.batch import Batch
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.device import checked_device
 from higgs_native.ops.formats import QUANTIZED_FORMATS
-from higgs_native.testing.random_checkpoint import REAL_SIZE_CONFIG, write_demo_checkpoint
+from higgs_native.testing.configs import REAL_SIZE_CONFIG
+from higgs_native.testing.random_checkpoint import write_demo_checkpoint
 
 
 FORMATS = ("bfloat16", "float16", "fp8", "int8", "int4")

@@ -17,7 +17,7 @@ from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, tenso
 from higgs_native.model.checkpoint import expected_tensors
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.ops.formats import WEIGHT_FORMATS
-from higgs_native.testing.random_checkpoint import REAL_SIZE_CONFIG
+from higgs_native.testing.configs import REAL_SIZE_CONFIG
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from higgs_native import ops
 from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, WEIGHT_FORMATS
-from higgs_native.testing.random_checkpoint import REAL_SIZE_CONFIG
+from higgs_native.testing.configs import REAL_SIZE_CONFIG
 from higgs_native.utils.files import replacing
 
 

@@ -18,7 +18,8 @@ from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import AudioContent, ChatMLSample, Message, TextContent, spoken_turns
 from higgs_native.prompt.recordings import check_voice, read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
-from higgs_native.testing.random_checkpoint import DEMO_CONFIG, write_demo_checkpoint, write_language_model
+from higgs_native.testing.configs import DEMO_CONFIG
+from higgs_native.testing.random_checkpoint import write_demo_checkpoint, write_language_model
 from tests.audio.test_quality import syllables
 
 

@@ -13,7 +13,8 @@ from higgs_native.audio_tokenizer import encoder
 from higgs_native.audio_tokenizer import tokenizer as tokenizer_module
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError
-from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
+from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG
+from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 
 
 @pytest.fixture(scope="module")

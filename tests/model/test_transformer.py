@@ -230,7 +230,7 @@ def test_a_missing_shard_is_refused(tmp_path):
     ("contents", "message"),
     [
         ("{", "not readable as JSON"),
-        ("[]", "holds a JSON list; expected an object"),
+        ("[]", "must hold a JSON object, got a list"),
         ('{"model_type": "llama"}', "model_type is 'llama'; expected 'higgs_audio' or 'higgs_audio_v2'"),
         ('{"model_type": "higgs_audio_v2", "vocab_size": 5}', "config.json has no '"),
     ],
