@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from higgs_native.generation.sampler import SamplerState
-from higgs_native.model.batch import Batch
+from higgs_native.model.batch import Batch, Buffers
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.sampling import StateField
@@ -64,7 +64,7 @@ class CapturedStep(GraphedWork):
             positions=torch.zeros(num_rows, **int32),
             text_positions=nothing,
         )
-        self._buffers = model.new_buffers(num_rows)
+        self._buffers = Buffers.allocate(config, num_rows, model.device)
         self._logits = torch.empty(num_rows, config.num_codebooks, config.codebook_size, device=model.device)
 
     def begin(self, rows: Sequence[DecodeRow]) -> None:

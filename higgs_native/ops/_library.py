@@ -1,4 +1,4 @@
-"""Loads the compiled operators and registers the fake (shape-only) implementation of each."""
+"""Loads the compiled operators, and gives each its fake (shape-only) implementation."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from higgs_native.errors import ParameterError
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
-# Tests set it to 1 to run the CUDA kernels, compiled for the CPU, instead of the CPU's kernels (csrc/cuda/emulation).
+# Set to 1 by tests: the CUDA kernels, compiled for the CPU, take the place of the CPU's (csrc/cuda/emulation).
 EMULATES_CUDA = os.environ.get("HIGGS_NATIVE_EMULATE_CUDA") == "1"
 
 
@@ -29,7 +29,7 @@ def _load() -> None:
 
 
 def check_instruction_set() -> None:
-    """Raise ParameterError if HIGGS_NATIVE_ISA names no instruction set of this machine."""
+    """Raise ParameterError where HIGGS_NATIVE_ISA names no instruction set of this machine."""
     from higgs_native._C import build_info
 
     try:
@@ -39,7 +39,7 @@ def check_instruction_set() -> None:
 
 
 def _mutates_only(*args, **kwargs) -> None:
-    """The fake implementation of every operator: it returns nothing, since the caller allocates the outputs."""
+    """The fake implementation of every operator here: outputs belong to the caller, so no shape has to be made."""
 
 
 def register_fakes(*names: str) -> None:

@@ -186,11 +186,11 @@ def test_parsing():
     assert Quantization.parse("fp8,text_ffn=int4") == Quantization("fp8", "int4", "fp8", "fp8")
     for text, message in (
         ("int3", "attention must be one of float32, bfloat16, float16, fp8, int8, int4, got 'int3'"),
-        ("int4,int8", "names two formats"),
-        ("heads=int8,heads=int4", "names heads twice"),
+        ("int4,int8", "the format of all parts must be given once, got 'int4,int8'"),
+        ("heads=int8,heads=int4", "heads must be given once, got"),
         ("", "attention must be one of .*, got ''"),
-        (8, "must be a text such as 'int8', got 8"),
-        ("head=int8", "'head' is no part; expected one of attention, text_ffn, audio_ffn, heads"),
+        (8, "must be a string such as 'int8', got 8"),
+        ("head=int8", "a part must be one of attention, text_ffn, audio_ffn, heads, got 'head'"),
     ):
         with pytest.raises(ParameterError, match=message):
             Quantization.parse(text)
