@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from higgs_native.convention import Convention
 from higgs_native.errors import ConfigError
+from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.files import read_json_object
 
 
@@ -166,6 +169,17 @@ class HiggsAudioConfig:
         if not holds:
             stored = _STORED_NAMES[self.convention].get(name, name)
             raise ConfigError(f"config.json: {stored} must be {expected}, got {getattr(self, name)!r}")
+
+
+def configured_dtype(folder: Path) -> torch.dtype | None:
+    """The dtype that `config.json` names for the weights, or None where it names none that a model can have.
+
+    Raises:
+        ConfigError: the file is missing or holds no JSON object.
+    """
+    raw = read_json_object(folder / "config.json")
+    name = raw.get("dtype") or raw.get("torch_dtype")
+    return next((dtype for dtype in STORED_DTYPES.values() if str(dtype) == f"torch.{name}"), None)
 
 
 # What HiggsAudioV2Config takes where `rope_parameters` is absent.

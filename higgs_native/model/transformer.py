@@ -74,7 +74,7 @@ class LanguageModel:
         self.rope_table = rope_table(config, max_cache_length).to(device)
         release_freed()
         if device.type == "cuda":
-            # Linear layers prefetch weights before they wait for earlier kernels and copies.
+            # Kernels prefetch weights, so packing and copies must be complete.
             torch.cuda.synchronize(device)
 
     def named_weights(self) -> dict[str, torch.Tensor]:
@@ -119,7 +119,8 @@ class LanguageModel:
         Args:
             path_or_name: a folder, or a Hub name.
             device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU if there is one, else the CPU.
-            dtype: torch.float32, torch.bfloat16, torch.float16, their names, or "auto": as stored.
+            dtype: torch.float32, torch.bfloat16, torch.float16, or their names. "auto" takes the dtype that
+                config.json names, or else that of the stored matrices.
             max_cache_length: the max number of positions of a sequence, prompt included. A used position takes
                 114,688 bytes of cache at real size in bfloat16.
             quantization: `fp8`, `int8`, `int4`, or formats by part; see `Quantization`. None keeps the stored format.

@@ -174,8 +174,6 @@ def _pack(
         packed = PackedWeight(data, torch.cat([_by_panel(s, lanes) for s in scales], dim=-1 if shared else 0))
     else:
         values, packed = [weight.to(target.dtype) for weight, _ in weights], PackedWeight(data)
-    # pack_linear comes last: CUDA's linear layers prefetch weights and scales before they wait for earlier kernels,
-    # and only pack_linear is sure to be complete by then (csrc/cuda/device.h).
     panel = 0
     for value, (_, first_lane), count in zip(values, weights, counts, strict=True):
         torch.ops.higgs_native.pack_linear(data[panel : panel + count], value, first_lane, lanes)
