@@ -88,7 +88,7 @@ class HiggsAudio:
         if model.device.type == "cuda":
             # Most calls of `speak` fit: a prompt of up to 1024 positions and as many frames.
             model.runner_pool.prepare(model, 1, 2048)
-        self.convention = Convention.parse(model.config.layout if convention is None else convention)
+        self.convention = Convention.parse(model.config.convention if convention is None else convention)
         self.is_embedded_voice = False
 
     @classmethod

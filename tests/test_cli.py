@@ -248,7 +248,7 @@ def test_two_runs_do_not_share_a_folder(run):
     with locked(run.work / "parts"):
         code, _, err = run("read", BOOK, "--folder", "parts")
     assert code == 2
-    assert "error: the folder parts is in use by another run" in err
+    assert "error: folder must be free, got parts, which is in use by another run" in err
 
 
 def test_what_else_stands_in_the_folder_is_kept(run):
@@ -593,7 +593,7 @@ def unknown_ending(folder, model):
 
 
 def unknown_device(folder, model):
-    return ["Hi.", "--model", model, "--device", "cuda:99"], "device cuda:99 can't be used"
+    return ["Hi.", "--model", model, "--device", "cuda:99"], "got cuda:99: "
 
 
 def unknown_dtype(folder, model):
