@@ -24,13 +24,8 @@ from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import checked_dtype
 from higgs_native.model.weights import open_weights
 from higgs_native.ops.device import checked_device
-from higgs_native.prompt.chat import (
-    ChatMLSample,
-    Message,
-    build_prompt,
-    check_plain_text,
-    speech_messages,
-)
+from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
+from higgs_native.prompt.messages import ChatMLSample, Message
 from higgs_native.prompt.normalize import normalize_text
 from higgs_native.prompt.recordings import check_voice, read_recording, read_voice
 from higgs_native.prompt.voices import Voice, choose_voices

@@ -15,7 +15,8 @@ from higgs_native.errors import AudioError, CheckpointError, ParameterError, Pro
 from higgs_native.generation.delay_pattern import delayed_reference
 from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt.chat import AudioContent, ChatMLSample, Message, TextContent, spoken_turns
+from higgs_native.prompt.chat import spoken_turns
+from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
 from higgs_native.prompt.recordings import check_voice, read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
 from higgs_native.testing.random_checkpoint import DEMO_CONFIG, write_demo_checkpoint, write_language_model

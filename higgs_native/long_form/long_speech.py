@@ -20,7 +20,8 @@ from higgs_native.long_form.chunking import TextChunk, chunk_text, spoken_second
 from higgs_native.long_form.failure_checks import detect_failures, max_seconds
 from higgs_native.long_form.joining import Pauses, trim_silence
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt.chat import AudioContent, Message, build_prompt, spoken_turns
+from higgs_native.prompt.chat import build_prompt, spoken_turns
+from higgs_native.prompt.messages import AudioContent, Message
 from higgs_native.prompt.recordings import read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
 from higgs_native.speech import Speech, check_output_path, writing_audio

@@ -16,13 +16,13 @@ end users go through `check_plain_text` first.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer
 
 from higgs_native.errors import PromptError
+from higgs_native.prompt.messages import AudioContent, ChatMLSample, Content, Message, TextContent, check_unicode
 from higgs_native.prompt.voices import Voice
 
 
@@ -57,86 +57,6 @@ _STRUCTURE = (
     "<|audio_eos|>",
     *_PLACEHOLDERS,
 )
-
-
-@dataclass
-class TextContent:
-    """Text in a message."""
-
-    text: str
-    type: str = "text"
-
-
-@dataclass
-class AudioContent:
-    """A recording in a message.
-
-    Attributes:
-        audio_url: an audio file; None, "" or "placeholder" where `raw_audio` holds the recording.
-        raw_audio: an audio file's bytes in base64 (white space does no harm), or `(samples, sampling rate in Hz)`.
-        offset: where the recording is taken up, in seconds.
-        duration: how much of it is taken, in seconds; None: all.
-        row_id: not used; datasets number their rows with it.
-        codes: what the audio tokenizer makes of it, [codebooks, frames], integers, where this is known already: the
-            recording itself is then not read.
-    """
-
-    audio_url: str | None = None
-    raw_audio: Any = None
-    offset: float | None = None
-    duration: float | None = None
-    row_id: int | None = None
-    type: str = "audio"
-    codes: torch.Tensor | None = field(default=None, repr=False, compare=False)
-
-
-Content = TextContent | AudioContent
-
-
-@dataclass
-class Message:
-    """One turn of a conversation.
-
-    Attributes:
-        role: `system`, `user` or `assistant`; in the transformers layout also `scene`.
-        content: a text, a recording, or a list of both.
-        recipient: whom an assistant message is for (boson layout).
-    """
-
-    role: str
-    content: str | Content | list[str | Content]
-    recipient: str | None = None
-
-    def contents(self) -> list[Content]:
-        """The content as a list.
-
-        Raises:
-            PromptError: something is neither text nor audio, or a text is no str, or not valid Unicode.
-        """
-        items = self.content if isinstance(self.content, list | tuple) else [self.content]
-        items = [TextContent(item) if isinstance(item, str) else item for item in items]
-        for item in items:
-            if not isinstance(item, TextContent | AudioContent):
-                raise PromptError(
-                    f"a {self.role} message holds an item of type {type(item).__name__}; "
-                    "expected str, TextContent or AudioContent"
-                )
-            if isinstance(item, TextContent):
-                _check_unicode(item.text, f"text of a {self.role} message")
-        return items
-
-
-@dataclass
-class ChatMLSample:
-    """A conversation; the reply to it is what will be generated.
-
-    `start_index`, `misc` and `speaker` are carried along and not used.
-    """
-
-    messages: list[Message]
-    start_index: int | None = None
-    misc: dict | None = None
-    speaker: str | None = None
 
 
 @dataclass(frozen=True)
@@ -363,16 +283,7 @@ def check_plain_text(text: str, tokenizer: Tokenizer, name: str = "text") -> Non
     Raises:
         PromptError: the text holds a special token, or is no str, or no valid Unicode.
     """
-    _check_unicode(text, name)
+    check_unicode(text, name)
     for token in tokenizer.get_added_tokens_decoder().values():
         if token.special and token.content in text:
             raise PromptError(f"the {name} holds the special token {token.content}; expected plain text")
-
-
-def _check_unicode(text: str, name: str) -> None:
-    if not isinstance(text, str):
-        raise PromptError(f"the {name} is a {type(text).__name__}; expected a str")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise PromptError(f"the {name} is no valid Unicode; expected UTF-8 text") from None

@@ -11,9 +11,7 @@ import numpy as np
 from higgs_native.audio.io import checked_rate, cut, mono_samples, read_audio
 from higgs_native.audio.quality import check_recording
 from higgs_native.errors import AudioError, PromptError
-from higgs_native.prompt.chat import (
-    AudioContent,
-)
+from higgs_native.prompt.messages import AudioContent
 from higgs_native.prompt.voices import Voice
 
 

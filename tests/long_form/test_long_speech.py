@@ -17,7 +17,7 @@ from higgs_native.long_form.chunking import spoken_seconds
 from higgs_native.long_form.joining import EDGE_SECONDS, Pauses
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt.chat import AudioContent, TextContent
+from higgs_native.prompt.messages import AudioContent, TextContent
 from higgs_native.prompt.voices import Voice
 from higgs_native.speech import Speech
 

@@ -7,15 +7,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from higgs_native.errors import PromptError
-from higgs_native.prompt.chat import (
-    AudioContent,
-    ChatMLSample,
-    Message,
-    TextContent,
-    build_prompt,
-    check_plain_text,
-    speech_messages,
-)
+from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
+from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
 from higgs_native.prompt.voices import Voice
 
 
