@@ -27,8 +27,8 @@ from higgs_native.ops.device import checked_device
 from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
 from higgs_native.prompt.messages import ChatMLSample, Message
 from higgs_native.prompt.normalize import normalize_text
-from higgs_native.prompt.recordings import check_voice, read_recording, read_voice
-from higgs_native.prompt.voices import Voice, choose_voices
+from higgs_native.prompt.recordings import Recording, read_recording
+from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
 from higgs_native.utils.checks import check_integer, integer_tensor
@@ -127,7 +127,7 @@ class HiggsAudio:
         self,
         text: str,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | None = None,
+        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
         seed: int | None = None,
@@ -150,7 +150,7 @@ class HiggsAudio:
                 normalised as `higgs_native.prompt.normalize.normalize_text` says.
             voice: a voice of `voices_folder`, or several, separated by commas or in a list, for SPEAKER0, SPEAKER1,
                 ...; or `Voice` objects.
-            reference_audio: a recording to clone instead: a file, or `(samples, sampling rate in Hz)`.
+            reference_audio: a recording to clone instead: a file, `(samples, sampling rate in Hz)`, or a `Recording`.
             reference_text: the words spoken in it; cloning is closer with them.
             scene: where it is spoken, or how.
             seed: the same seed gives the same speech; None: a new one each time.
@@ -191,7 +191,7 @@ class HiggsAudio:
         self,
         text: str,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | None = None,
+        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
         seed: int | None = None,
@@ -302,13 +302,11 @@ class HiggsAudio:
         for voice in voices:
             check_plain_text(voice.reference_text or "", tokenizer, "reference text")
             check_plain_text(voice.profile or "", tokenizer, "profile")
-        read = [voice if voice.profile is not None else read_voice(voice) for voice in voices]
-        for voice, with_samples in zip(voices, read, strict=True):
-            advice = check_voice(with_samples)
-            if advice:
-                name = "the reference audio" if isinstance(voice.reference_audio, tuple) else voice.reference_audio
-                warnings.warn(f"{name}: {'; '.join(advice)}", VoiceWarning, stacklevel=3)
-        return speech_messages(text, read, scene, self.layout)
+        voices = [read_voice(voice) for voice in voices]
+        for voice in voices:
+            if advice := check_voice(voice):
+                warnings.warn(f"{voice.reference_audio.name}: {'; '.join(advice)}", VoiceWarning, stacklevel=3)
+        return speech_messages(text, voices, scene, self.layout)
 
     def prepare(
         self,
@@ -350,8 +348,10 @@ class HiggsAudio:
                 prompt.input_ids,
                 # Boson's length rule for both layouts: it takes every length, and where both do they agree.
                 reference_codes=[
-                    recording if isinstance(recording, torch.Tensor) else self.audio_tokenizer.encode(*recording)
-                    for recording in recordings
+                    item
+                    if isinstance(item, torch.Tensor)
+                    else self.audio_tokenizer.encode(item.samples, item.sampling_rate)
+                    for item in recordings
                 ],
                 rule=self.layout,
                 max_new_tokens=max_new_tokens,

@@ -14,6 +14,7 @@ Special tokens written in a text become special tokens, as in both implementatio
 end users go through `check_plain_text` first.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -239,9 +240,9 @@ def spoken_turns(chunks: Iterable[tuple[str, torch.Tensor]]) -> list[Message]:
 
 
 def _recording(voice: Voice) -> AudioContent:
-    if isinstance(voice.reference_audio, tuple):
-        return AudioContent(raw_audio=voice.reference_audio)
-    return AudioContent(audio_url=str(voice.reference_audio))
+    if isinstance(voice.reference_audio, str | os.PathLike):
+        return AudioContent(audio_url=os.fspath(voice.reference_audio))
+    return AudioContent(raw_audio=voice.reference_audio)
 
 
 def _boson_system(
