@@ -109,7 +109,7 @@ def text_prompt(text: str, tokenizer: Tokenizer, config: HiggsAudioConfig) -> to
     """
     text = normalize_text(text)
     check_plain_text(text, tokenizer)
-    messages = speech_messages(text, layout=config.layout)
+    messages = speech_messages(text, convention=config.layout)
     ids = build_prompt(messages, tokenizer, config.layout, force_audio_gen=True).input_ids
     if ids.shape[1] > DEFAULT_CACHE_LENGTH - _MAX_FRAMES:
         raise PromptError(f"a text has {ids.shape[1]} tokens; calibration takes sentences, a line each: {text[:50]!r}")

@@ -270,7 +270,7 @@ def test_speaking_ends_where_memory_would(monkeypatch):
         (["{voice}", "{new}", "--calibrate", "--texts", "{none}"], "can't be read: No such file"),
         (["{voice}", "{new}", "--calibrate", "--texts", "{empty}"], "there are no texts to speak"),
         (["{voice}", "{new}", "--calibrate", "--texts", "{special}"], "special token"),
-        (["{voice}", "{new}", "--calibrate", "--texts", "{silent}"], "the text is empty"),
+        (["{voice}", "{new}", "--calibrate", "--texts", "{silent}"], "text must hold something to say, got"),
         (["{voice}", "{new}", "--calibrate", "--texts", "{long}"], "calibration takes sentences, a line each: 'word"),
         (
             ["{voice}", "{new}", "--calibrate", "--format", "float16"],

@@ -271,7 +271,7 @@ def test_several_segments_are_joined(engines):
     ],
 )
 def test_special_tokens_of_end_users_are_refused(arguments, name, engine):
-    with pytest.raises(PromptError, match=rf"the {name} holds the special token <\|"):
+    with pytest.raises(PromptError, match=rf"{name} must be plain text, got the special token <\|"):
         engine.speak(**arguments)
 
 
@@ -338,11 +338,11 @@ def test_a_model_without_a_tokenizer(folder, tmp_path):
 @pytest.mark.parametrize(
     ("conversation", "message"),
     [
-        ("hi", r"the conversation holds a str; expected Message\(role, content\)"),
-        (None, r"the conversation is a NoneType; expected a list of Message\(role, content\)"),
-        ([Message("user", 5)], "a user message holds an item of type int"),
-        ([Message("user", TextContent(5))], "the text of a user message is a int; expected a str"),
-        ([Message("user", "\ud800")], "the text of a user message is no valid Unicode"),
+        ("hi", r"conversation must hold Message\(role, content\) only, got 'h'"),
+        (None, r"conversation must be a list of Message\(role, content\), got None"),
+        ([Message("user", 5)], "content of a user message must be str, TextContent or AudioContent, got 5"),
+        ([Message("user", TextContent(5))], "text of a user message must be a string, got 5"),
+        ([Message("user", "\ud800")], "text of a user message must be valid Unicode, got"),
     ],
 )
 def test_what_is_no_conversation(engines, conversation, message):

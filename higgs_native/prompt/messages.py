@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from higgs_native.errors import PromptError
+from higgs_native.prompt.normalize import check_unicode
 
 
 @dataclass
@@ -21,13 +22,14 @@ class AudioContent:
     """A recording in a message.
 
     Attributes:
-        audio_url: an audio file; None, "" or "placeholder" where `raw_audio` holds the recording.
-        raw_audio: an audio file's bytes in base64 (white space does no harm), or `(samples, sampling rate in Hz)`.
-        offset: where the recording is taken up, in seconds.
-        duration: how much of it is taken, in seconds; None: all.
-        row_id: not used; datasets number their rows with it.
-        codes: what the audio tokenizer makes of it, [codebooks, frames], integers, where this is known already: the
-            recording itself is then not read.
+        audio_url: an audio file; None, "" or "placeholder" if `raw_audio` holds the recording.
+        raw_audio: an audio file's bytes in base64 (white space is ignored), `(samples, sampling rate in Hz)`, or a
+            `Recording`.
+        offset: begin of the part that is used, in seconds.
+        duration: maximum length of that part, in seconds; None for all.
+        row_id: unused; data sets number their rows with it.
+        codes: the recording's codes [codebooks, frames], integers, if they are known; the recording itself is then not
+            read.
     """
 
     audio_url: str | None = None
@@ -47,9 +49,9 @@ class Message:
     """One turn of a conversation.
 
     Attributes:
-        role: `system`, `user` or `assistant`; in the transformers layout also `scene`.
+        role: `system`, `user` or `assistant`; in the transformers convention also `scene`.
         content: a text, a recording, or a list of both.
-        recipient: whom an assistant message is for (boson layout).
+        recipient: addressee of an assistant message (boson convention only).
     """
 
     role: str
@@ -57,18 +59,17 @@ class Message:
     recipient: str | None = None
 
     def contents(self) -> list[Content]:
-        """The content as a list.
+        """Return the content as a list.
 
         Raises:
-            PromptError: something is neither text nor audio, or a text is no str, or not valid Unicode.
+            PromptError: an item is neither text nor audio, or a text is no str or not valid Unicode.
         """
         items = self.content if isinstance(self.content, list | tuple) else [self.content]
         items = [TextContent(item) if isinstance(item, str) else item for item in items]
         for item in items:
             if not isinstance(item, TextContent | AudioContent):
                 raise PromptError(
-                    f"a {self.role} message holds an item of type {type(item).__name__}; "
-                    "expected str, TextContent or AudioContent"
+                    f"content of a {self.role} message must be str, TextContent or AudioContent, got {item!r:.100}"
                 )
             if isinstance(item, TextContent):
                 check_unicode(item.text, f"text of a {self.role} message")
@@ -77,22 +78,12 @@ class Message:
 
 @dataclass
 class ChatMLSample:
-    """A conversation; the reply to it is what will be generated.
+    """A conversation whose reply is generated.
 
-    `start_index`, `misc` and `speaker` are carried along and not used.
+    `start_index`, `misc` and `speaker` are kept, but unused.
     """
 
     messages: list[Message]
     start_index: int | None = None
     misc: dict | None = None
     speaker: str | None = None
-
-
-def check_unicode(text: str, name: str) -> None:
-    """Raise PromptError where a text is no str, or not valid Unicode."""
-    if not isinstance(text, str):
-        raise PromptError(f"the {name} is a {type(text).__name__}; expected a str")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise PromptError(f"the {name} is no valid Unicode; expected UTF-8 text") from None

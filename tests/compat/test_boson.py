@@ -242,7 +242,7 @@ def test_quantized(audio_tokenizer_folder):
 
 def test_what_can_not_be_asked(engine):
     for conversation, error, message in (
-        ([], PromptError, "the conversation is empty"),
+        ([], PromptError, "conversation must hold at least one message, got none"),
         ([Message("user", AudioContent(audio_url=""))], PromptError, "names no recording"),
         ([Message("user", AudioContent(audio_url="missing.wav"))], AudioError, "missing.wav is no file"),
         ([Message("user", "a" * 9000)], PromptError, "max_cache_length"),

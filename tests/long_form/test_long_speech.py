@@ -292,10 +292,10 @@ def test_a_folder_of_something_else_is_refused(engine, tmp_path):
 def test_bad_input_makes_no_folder(engine, tmp_path):
     folder = tmp_path / "parts"
     for error, changes, message in (
-        (PromptError, {"text": " "}, "expected something to say"),
+        (PromptError, {"text": " "}, "something to say"),
         (PromptError, {"text": "Hi <|eot_id|>"}, "special token"),
-        (PromptError, {"text": b"Hi"}, "the text is a bytes; expected a str"),
-        (PromptError, {"scene": 3}, "the scene is a int; expected a str"),
+        (PromptError, {"text": b"Hi"}, "text must be a string, got b'Hi'"),
+        (PromptError, {"scene": 3}, "scene must be a string, got 3"),
         (PromptError, {"voice": "anna"}, "no folder of voices"),
         (ParameterError, {"chunk_seconds": 100}, "chunk_seconds must lie between 2 and 30, got 100"),
         (ParameterError, {"context_chunks": -1}, "context_chunks must be at least 0, got -1"),
