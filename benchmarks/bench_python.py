@@ -50,7 +50,13 @@ def run(engine: HiggsAudio, frames: int, repeats: int) -> dict[str, Any]:
         with native_seconds() as native:
             start = time.perf_counter()
             output = model.generate(
-                prompt, rule=engine.layout, max_new_tokens=frames, temperature=0.3, top_k=50, top_p=0.95, seed=seed
+                prompt,
+                convention=engine.convention,
+                max_new_tokens=frames,
+                temperature=0.3,
+                top_k=50,
+                top_p=0.95,
+                seed=seed,
             )
             wall = time.perf_counter() - start
         if seed == 0:

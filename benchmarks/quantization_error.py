@@ -85,7 +85,7 @@ def compare_formats(folder: Path, most_frames: int) -> dict[str, Any]:
     spoken = []
     for seed, prompt in enumerate(prompts):
         output = engine.model.generate(
-            prompt.input_ids, rule=engine.layout, max_new_tokens=most_frames, temperature=1.0, seed=seed
+            prompt.input_ids, convention=engine.convention, max_new_tokens=most_frames, temperature=1.0, seed=seed
         )
         spoken.append((prompt.input_ids[0].tolist(), output.audio_segments[0]))
     expected = [distributions(engine.model, ids, frames) for ids, frames in spoken]

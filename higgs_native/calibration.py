@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from higgs_native import ops
+from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
@@ -118,8 +119,14 @@ def text_prompt(text: str, tokenizer: Tokenizer, config: HiggsAudioConfig) -> to
 
 def speak(model: HiggsAudioModel, prompts: Sequence[torch.Tensor], progress: bool = False) -> Spoken:
     """Speak what prompts [1, S] ask for, as far as 16,384 positions go, sampling as `HiggsAudio.speak` does."""
-    requests = [GenerationRequest(prompt, seed=seed) for seed, prompt in enumerate(prompts)]
-    sampling = SamplingParams(temperature=0.3, top_k=50, top_p=0.95)
+    requests = [
+        GenerationRequest(
+            prompt,
+            convention=Convention.parse(model.config.layout),
+            sampling=SamplingParams(seed=seed, max_new_tokens=_MAX_FRAMES),
+        )
+        for seed, prompt in enumerate(prompts)
+    ]
     spoken: list[tuple[list[int], torch.Tensor]] = []
     rows = 0
     with tqdm(
@@ -127,7 +134,7 @@ def speak(model: HiggsAudioModel, prompts: Sequence[torch.Tensor], progress: boo
     ) as bar:
         for first in range(0, len(requests), _TEXTS_AT_ONCE):
             batch = requests[first : first + _TEXTS_AT_ONCE]
-            outputs = generate_batch(model, batch, model.config.layout, _MAX_FRAMES, sampling)
+            outputs = generate_batch(model, batch)
             for request, output in zip(batch, outputs, strict=True):
                 ids, frames = request.input_ids.flatten().tolist(), output.audio_segments[0]
                 rows += len(ids) + frames.shape[1]

@@ -21,9 +21,10 @@ from tqdm import tqdm
 import higgs_native
 from higgs_native._C import build_info
 from higgs_native.audio.quality import VoiceWarning
+from higgs_native.audio.writing import check_output_path
 from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model, check_calibration
 from higgs_native.errors import AudioError, ParameterError, PromptError, exit_on_bad_input, exit_with_error
-from higgs_native.generation.sampling_params import SamplingParams, check_parameters
+from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form.chunk_store import ChunkStore
 from higgs_native.long_form.chunking import chunk_text
 from higgs_native.long_form.joining import Pauses
@@ -37,7 +38,6 @@ from higgs_native.ops.device import checked_device
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.normalize import normalize_text
 from higgs_native.prompt.voices import VOICES_VARIABLE, Voice, check_voice, choose_voices, list_voices, read_voice
-from higgs_native.speech import check_output_path
 from higgs_native.streaming import SpeechStream
 from higgs_native.utils.files import check_file_can_be_made, locked
 
@@ -120,12 +120,14 @@ def speak(
     reference_text: ReferenceTextOption = None,
     scene: SceneOption = None,
     seed: SeedOption = None,
-    temperature: TemperatureOption = 0.3,
-    top_k: TopKOption = 50,
-    top_p: TopPOption = 0.95,
-    ras_win_len: RasWinLenOption = 7,
-    ras_win_max_num_repeat: RasWinMaxNumRepeatOption = 2,
-    max_new_tokens: Annotated[int, typer.Option(help="The limit; 25 make a second of audio.")] = 1024,
+    temperature: TemperatureOption = SamplingParams.temperature,
+    top_k: TopKOption = SamplingParams.top_k,
+    top_p: TopPOption = SamplingParams.top_p,
+    ras_win_len: RasWinLenOption = SamplingParams.ras_win_len,
+    ras_win_max_num_repeat: RasWinMaxNumRepeatOption = SamplingParams.ras_win_max_num_repeat,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="The maximum number of steps; 25 make a second of audio.")
+    ] = SamplingParams.max_new_tokens,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     quantization: QuantizationOption = None,
@@ -141,21 +143,14 @@ def speak(
     text = _read_text(text)
     normalize_text(text)
     chosen = _checked_voices(voice, reference_audio, reference_text, voices)
-    sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
-    check_parameters(sampling, max_new_tokens)
+    sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens)
     engine = _loaded_engine(model, audio_tokenizer, device, dtype, quantization)
     if stream is not None:
         speech_stream = engine.stream(
             text,
             voice=chosen,
             scene=scene,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            ras_win_len=ras_win_len,
-            ras_win_max_num_repeat=ras_win_max_num_repeat,
-            max_new_tokens=max_new_tokens,
+            sampling=sampling,
         )
         _write_stream(speech_stream, stream)
         _report_cut_off(speech_stream.finish_reason, max_new_tokens)
@@ -171,13 +166,7 @@ def speak(
             text,
             voice=chosen,
             scene=scene,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            ras_win_len=ras_win_len,
-            ras_win_max_num_repeat=ras_win_max_num_repeat,
-            max_new_tokens=max_new_tokens,
+            sampling=sampling,
             on_progress=show,
         )
     elapsed = time.perf_counter() - start
@@ -225,11 +214,11 @@ def read(
     reference_text: ReferenceTextOption = None,
     scene: SceneOption = None,
     seed: SeedOption = None,
-    temperature: TemperatureOption = 0.3,
-    top_k: TopKOption = 50,
-    top_p: TopPOption = 0.95,
-    ras_win_len: RasWinLenOption = 7,
-    ras_win_max_num_repeat: RasWinMaxNumRepeatOption = 2,
+    temperature: TemperatureOption = SamplingParams.temperature,
+    top_k: TopKOption = SamplingParams.top_k,
+    top_p: TopPOption = SamplingParams.top_p,
+    ras_win_len: RasWinLenOption = SamplingParams.ras_win_len,
+    ras_win_max_num_repeat: RasWinMaxNumRepeatOption = SamplingParams.ras_win_max_num_repeat,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     quantization: QuantizationOption = None,
@@ -250,12 +239,7 @@ def read(
         chunk_store.path,
         voice=chosen,
         scene=scene,
-        seed=seed,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        ras_win_len=ras_win_len,
-        ras_win_max_num_repeat=ras_win_max_num_repeat,
+        sampling=sampling,
         chunk_seconds=chunk_seconds,
         context_chunks=context_chunks,
         max_retries=max_retries,

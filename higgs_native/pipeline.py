@@ -3,20 +3,20 @@
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
-from higgs_native.generation.delay_pattern import Rule, revert_delay_pattern
-from higgs_native.generation.engine import HiggsAudioModel
-from higgs_native.generation.sampling_params import SamplingParams, check_parameters
-from higgs_native.generation.sequence import GenerationOutput, OnFrame, OnToken
-from higgs_native.generation.stop import DEFAULT_STOP_STRINGS, check_stop_strings
+from higgs_native.generation.delay_pattern import segment_codes
+from higgs_native.generation.engine import HiggsAudioModel, generate_batch
+from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
+from higgs_native.generation.sequence import GenerationOutput, GenerationRequest, OnFrame, OnToken
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.packed_checkpoint import AUDIO_TOKENIZER_FOLDER
@@ -49,13 +49,13 @@ class HiggsAudio:
         speech = engine.speak("The sun rises in the east.", reference_audio="voice.wav", reference_text="Hello there.")
         speech.save("out.wav")
 
-    A checkpoint of the original layout is prompted and sampled as Boson's implementation does it, one of the
-    transformers layout as transformers does it.
+    A checkpoint of the original layout is prompted and sampled by Boson's convention, one of the transformers layout
+    by that of transformers.
 
     Args:
         model: the language model.
         audio_tokenizer: turns recordings into codes, and codes into sound.
-        layout: whose prompts and rule of generation: `boson`, `transformers`, or None: as the checkpoint's layout.
+        convention: whose prompts and generation: `boson`, `transformers`, or None: that of the checkpoint.
 
     Attributes:
         is_embedded_voice: it was loaded from `EMBEDDED_VOICE`, or a copy of it, quantized or not.
@@ -65,7 +65,10 @@ class HiggsAudio:
     """
 
     def __init__(
-        self, model: HiggsAudioModel, audio_tokenizer: HiggsAudioTokenizer, layout: Rule | None = None
+        self,
+        model: HiggsAudioModel,
+        audio_tokenizer: HiggsAudioTokenizer,
+        convention: str | Convention | None = None,
     ) -> None:
         if model.tokenizer is None:
             raise CheckpointError("the model's folder has no tokenizer.json")
@@ -78,9 +81,9 @@ class HiggsAudio:
         self.model = model
         self.audio_tokenizer = audio_tokenizer
         if model.device.type == "cuda":
-            # What most calls of `speak` need: a prompt of up to 1024 positions, and as many frames.
+            # Most calls of `speak` fit: a prompt of up to 1024 positions and as many frames.
             model.runner_pool.prepare(model, 1, 2048)
-        self.layout = layout or model.config.layout
+        self.convention = Convention.parse(model.config.layout if convention is None else convention)
         self.is_embedded_voice = False
 
     @classmethod
@@ -130,20 +133,12 @@ class HiggsAudio:
         reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
-        seed: int | None = None,
-        temperature: float = 0.3,
-        top_k: int | None = 50,
-        top_p: float | None = 0.95,
-        ras_win_len: int | None = 7,
-        ras_win_max_num_repeat: int = 2,
-        max_new_tokens: int = 1024,
         voices_folder: str | Path | None = None,
         on_progress: Callable[[float], None] | None = None,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Speech:
         """Speak `text`. For texts longer than half a minute there is `LongSpeech`.
-
-        The defaults of temperature, top-k and top-p are those of the published examples; Boson's engine itself falls
-        back to 0.7, none and 0.95.
 
         Args:
             text: what to say. `[SPEAKER0]`, `[SPEAKER1]`, ... stand before the turns of several speakers. It is
@@ -153,16 +148,10 @@ class HiggsAudio:
             reference_audio: a recording to clone instead: a file, `(samples, sampling rate in Hz)`, or a `Recording`.
             reference_text: the words spoken in it; cloning is closer with them.
             scene: where it is spoken, or how.
-            seed: the same seed gives the same speech; None: a new one each time.
-            temperature: how freely to draw; 0 takes the most likely code, unless `ras_win_len` draws it anew.
-            top_k: draw among so many of the most likely codes; None: among all.
-            top_p: draw among the most likely codes that together have this probability; None or 1: among all.
-            ras_win_len: a code that stands `ras_win_max_num_repeat` times among the last so many is drawn anew; None
-                or 0: never.
-            ras_win_max_num_repeat: see `ras_win_len`.
-            max_new_tokens: the limit, text and audio together; 25 make a second.
             voices_folder: see `higgs_native.prompt.voices`; by default the one that HIGGS_NATIVE_VOICES names.
             on_progress: called after every frame with the seconds of audio that exist so far.
+            sampling: how to draw and when to stop; None: what `options` build.
+            options: in place of `sampling`, its attributes: seed, temperature, max_new_tokens, ...
 
         Raises:
             PromptError: the text is empty or holds special tokens, the voice is unknown, or the prompt is longer than
@@ -174,18 +163,8 @@ class HiggsAudio:
             VoiceWarning: the reference audio is poor, or its words are not given (see `higgs_native.audio.quality`).
         """
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
-        return self.generate(
-            self.speech_messages(text, voices, scene),
-            force_audio_gen=True,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            ras_win_len=ras_win_len,
-            ras_win_max_num_repeat=ras_win_max_num_repeat,
-            max_new_tokens=max_new_tokens,
-            on_progress=on_progress,
-        )
+        params = SamplingParams.of(sampling, options)
+        return self.generate(self.speech_messages(text, voices, scene), True, on_progress, params)
 
     def stream(
         self,
@@ -194,18 +173,13 @@ class HiggsAudio:
         reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
-        seed: int | None = None,
-        temperature: float = 0.3,
-        top_k: int | None = 50,
-        top_p: float | None = 0.95,
-        ras_win_len: int | None = 7,
-        ras_win_max_num_repeat: int = 2,
-        max_new_tokens: int = 1024,
         voices_folder: str | Path | None = None,
         first_chunk_frames: int = 5,
         chunk_growth: float = 1.5,
         max_chunk_frames: int = 50,
         low_latency: int = 0,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> SpeechStream:
         """Speak `text` in chunks that come while it is generated: `for` or `async for` over what this returns.
 
@@ -215,8 +189,7 @@ class HiggsAudio:
                 play(chunk.samples)
 
         Args:
-            text, voice, reference_audio, reference_text, scene, seed, temperature, top_k, top_p, ras_win_len,
-                ras_win_max_num_repeat, max_new_tokens, voices_folder: as for `speak`.
+            text, voice, reference_audio, reference_text, scene, voices_folder, sampling, options: as for `speak`.
             first_chunk_frames: how long the first chunk is, in frames of 40 ms.
             chunk_growth: how many times as long as the one before it each chunk is, at least 1.
             max_chunk_frames: how long a chunk may be; the end of the audio may be longer by the decoder's lookahead.
@@ -237,51 +210,32 @@ class HiggsAudio:
         check_integer("low_latency", low_latency)
         if not 0 <= low_latency <= context:
             raise ParameterError(f"low_latency must lie in 0 .. {context} frames, got {low_latency}")
-        generate = self.prepare(
-            self.speech_messages(text, voices, scene),
-            True,
-            SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed),
-            max_new_tokens,
-            DEFAULT_STOP_STRINGS,
-        )
+        params = SamplingParams.of(sampling, options)
+        generate = self.prepare(self.speech_messages(text, voices, scene), True, params)
         return SpeechStream(
-            generate,
-            self.model.config,
-            self.audio_tokenizer,
-            self.layout,
-            sizes,
-            context - low_latency,
+            generate, self.model.config, self.audio_tokenizer, self.convention, sizes, context - low_latency
         )
 
     def generate(
         self,
         conversation: ChatMLSample | Sequence[Message],
         force_audio_gen: bool = False,
-        seed: int | None = None,
-        temperature: float = 0.3,
-        top_k: int | None = 50,
-        top_p: float | None = 0.95,
-        ras_win_len: int | None = 7,
-        ras_win_max_num_repeat: int = 2,
-        max_new_tokens: int = 1024,
-        stop_strings: Sequence[str] = DEFAULT_STOP_STRINGS,
         on_progress: Callable[[float], None] | None = None,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Speech:
         """Generate the assistant's reply to a conversation, in audio, text or both.
 
         Args:
             conversation: the messages (see `prompt.chat`); special tokens in their texts are taken as such.
             force_audio_gen: begin with audio.
-            stop_strings: text that ends the reply.
-            seed, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, max_new_tokens, on_progress: as for
-                `speak`.
+            on_progress, sampling, options: as for `speak`.
 
         Raises:
             PromptError, AudioError, ParameterError: as for `speak`.
             CheckpointError: the checkpoint has no text head, and `force_audio_gen` is not set.
         """
-        sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
-        generate = self.prepare(conversation, force_audio_gen, sampling, max_new_tokens, stop_strings)
+        generate = self.prepare(conversation, force_audio_gen, SamplingParams.of(sampling, options))
         return self.speech(generate(None if on_progress is None else self._frame_counter(on_progress)))
 
     def speech_messages(self, text: str, voices: Sequence[Voice], scene: str | None) -> list[Message]:
@@ -306,21 +260,19 @@ class HiggsAudio:
         for voice in voices:
             if advice := check_voice(voice):
                 warnings.warn(f"{voice.reference_audio.name}: {'; '.join(advice)}", VoiceWarning, stacklevel=3)
-        return speech_messages(text, voices, scene, self.layout)
+        return speech_messages(text, voices, scene, self.convention)
 
     def prepare(
         self,
         conversation: ChatMLSample | Sequence[Message],
         force_audio_gen: bool,
         sampling: SamplingParams,
-        max_new_tokens: int,
-        stop_strings: Sequence[str],
     ) -> Callable[..., GenerationOutput]:
-        """Check what can be checked, and read the recordings, before anything is generated.
+        """Check all that can be checked, and read the recordings, before anything is generated.
 
         Args:
-            conversation, force_audio_gen, max_new_tokens, stop_strings: as for `generate`.
-            sampling: how to draw.
+            conversation, force_audio_gen: as for `generate`.
+            sampling: how to draw, and when to stop.
 
         Returns:
             A function that generates the reply, given `on_frame` and `on_token` (see `GenerationRequest`) or neither.
@@ -328,38 +280,35 @@ class HiggsAudio:
         Raises:
             PromptError, AudioError, ParameterError, CheckpointError: as for `generate`.
         """
-        check_parameters(sampling, max_new_tokens)
-        check_stop_strings(stop_strings)
-        if not force_audio_gen and self.layout == "transformers":
-            raise PromptError("under transformers' rule the reply is audio alone; expected force_audio_gen=True")
+        if not force_audio_gen and self.convention == Convention.TRANSFORMERS:
+            raise PromptError("force_audio_gen must be True in the convention 'transformers', got False")
         if not force_audio_gen and self.model.text_head is None:
             raise CheckpointError(
                 "this checkpoint has no text head (text_lm_head.weight), so it can't generate text; "
                 "with force_audio_gen=True it speaks"
             )
-        prompt = build_prompt(conversation, self.model.tokenizer, self.layout, force_audio_gen)
+        prompt = build_prompt(conversation, self.model.tokenizer, self.convention, force_audio_gen)
         recordings = [
             read_recording(item) if item.codes is None else integer_tensor("codes", item.codes, PromptError)
             for item in prompt.audio
         ]
 
         def generate(on_frame: OnFrame | None = None, on_token: OnToken | None = None) -> GenerationOutput:
-            return self.model.generate(
+            request = GenerationRequest(
                 prompt.input_ids,
-                # Boson's length rule for both layouts: it takes every length, and where both do they agree.
-                reference_codes=[
+                # Boson's length rule in both conventions: it takes every length, and where both do they agree.
+                [
                     item
                     if isinstance(item, torch.Tensor)
                     else self.audio_tokenizer.encode(item.samples, item.sampling_rate)
                     for item in recordings
                 ],
-                rule=self.layout,
-                max_new_tokens=max_new_tokens,
-                **asdict(sampling),
-                stop_strings=stop_strings,
+                self.convention,
+                sampling,
                 on_frame=on_frame,
                 on_token=on_token,
             )
+            return generate_batch(self.model, [request])[0]
 
         return generate
 
@@ -368,7 +317,7 @@ class HiggsAudio:
 
         It is taken of the configurations, the text tokenizer, and some 1,000 elements of every weight.
         """
-        configurations = self.model.config, self.model.quantization, self.audio_tokenizer.config, self.layout
+        configurations = self.model.config, self.model.quantization, self.audio_tokenizer.config, self.convention.value
         digest = hashlib.sha256(repr(configurations).encode())
         digest.update(self.model.tokenizer.to_str().encode())
         for weights in (self.model.named_weights(), self.audio_tokenizer.named_weights()):
@@ -409,11 +358,6 @@ class HiggsAudio:
         return self.model.tokenizer.decode(output.text_ids, skip_special_tokens=True).strip()
 
     def _codes(self, segment: torch.Tensor) -> torch.Tensor:
-        """The codes of a delayed segment that begins with the all-BOS frame: [codebooks, N] -> [codebooks, T]."""
-        if self.layout == "boson":
-            # The first column is BOS, the last one EOS or, where the end was cut off, given up.
-            codes = revert_delay_pattern(segment)[:, 1:-1]
-        else:
-            ends = (segment == self.model.config.audio_stream_eos_id).all(dim=0).nonzero().flatten().tolist()
-            codes = revert_delay_pattern(segment[:, 1 : ends[0] if ends else None])
+        """The codes of a delayed segment, without BOS and EOS: [codebooks, N] -> [codebooks, T]."""
+        codes = segment_codes(segment, self.model.config, self.convention)
         return codes.clamp(0, self.audio_tokenizer.codebook_size - 1)

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError
-from higgs_native.generation.delay_pattern import Rule, SegmentReader
+from higgs_native.generation.delay_pattern import SegmentReader
 from higgs_native.generation.sequence import GenerationOutput, OnFrame, OnToken
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.utils.background_iterator import BackgroundIterator
@@ -84,7 +85,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         generate: generates, calling back with each frame and each token of text.
         config: of the language model.
         audio_tokenizer: decodes.
-        rule: the one that `generate` follows.
+        convention: the one that `generate` follows.
         sizes: of the chunks.
         lookahead: of the decoder, in frames; see `StreamingDecoder`.
     """
@@ -94,7 +95,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         generate: Callable[[OnFrame, OnToken], GenerationOutput],
         config: HiggsAudioConfig,
         audio_tokenizer: HiggsAudioTokenizer,
-        rule: Rule,
+        convention: Convention,
         sizes: ChunkSizes,
         lookahead: int,
     ) -> None:
@@ -107,7 +108,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         self._generate = generate
         self._config = config
         self._audio_tokenizer = audio_tokenizer
-        self._rule = rule
+        self._convention = convention
         self._sizes = sizes
         self._size: float = sizes.first
         self._lookahead = lookahead
@@ -121,7 +122,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         self._put(self._decode(is_last=True), is_last=True)
 
     def _begin_segment(self) -> None:
-        self._reader = SegmentReader(self._config, self._rule)
+        self._reader = SegmentReader(self._config, self._convention)
         self._decoder = self._audio_tokenizer.streaming_decoder(self._lookahead)
         self._columns: list[torch.Tensor] = []
         self._ready = -self._lookahead  # frames that can be heard once `_columns` are decoded

@@ -210,7 +210,7 @@ def test_read_goes_on_where_it_was_killed(run, monkeypatch):
 
 
 SAVE_SLOWLY = """
-import sys, time
+import signal, sys, time
 import soundfile
 from higgs_native.cli import main
 
@@ -219,12 +219,14 @@ def write_slowly(file, samples):
     time.sleep(60)
 
 soundfile.SoundFile.write = write_slowly
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background doesn't have
 main(sys.argv[1:])
 """
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(("command", "left"), [("speak", []), ("read", ["out.wav.parts"])])
-def test_sigterm_leaves_nothing_half_written(run, command, left, monkeypatch):
+def test_a_signal_leaves_nothing_half_written(run, command, left, number, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(higgs_native.__file__).parent.parent))
     program = [sys.executable, "-c", SAVE_SLOWLY, command, "Good morning.", "--seed", "1"]
     if command == "read":  # its chunks are written; the file is not
@@ -233,9 +235,9 @@ def test_sigterm_leaves_nothing_half_written(run, command, left, monkeypatch):
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "writing\n"
         assert f".out.wav.{process.pid}.tmp" in os.listdir(run.work)
-        process.terminate()
+        process.send_signal(number)
         _, errors = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + number
     assert "Traceback" not in errors
     assert os.listdir(run.work) == left
 

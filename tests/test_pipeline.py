@@ -9,7 +9,7 @@ import higgs_native
 from higgs_native import pipeline
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
-from higgs_native.generation.delay_pattern import delayed_reference
+from higgs_native.generation.delay_pattern import build_delay_pattern
 from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import spoken_turns
@@ -46,7 +46,7 @@ def engines(folder, engine, tmp_path_factory):
         model = tmp_path_factory.mktemp(layout)
         write_language_model(model, DEMO_CONFIG, layout, torch.float32)
         engines[name] = HiggsAudio.from_pretrained(model, audio_tokenizer=folder / "audio_tokenizer")
-        assert engines[name].layout == name
+        assert engines[name].convention == name
     return engines
 
 
@@ -154,13 +154,14 @@ def test_what_the_model_reads(layout, engines, recording, tmp_path, monkeypatch)
     engine = engines[layout]
     prompts = []
 
-    def generate(input_ids, reference_codes, rule, **options):
-        assert rule == layout
-        prompts.append(engine.model.tokenizer.decode(input_ids[0].tolist(), skip_special_tokens=False))
-        assert [codes.shape[0] for codes in reference_codes] == [8] * prompts[-1].count("<|AUDIO_OUT|>")
-        return GenerationOutput([], [], "stop", 1, 0)
+    def generate_batch(model, requests):
+        (request,) = requests
+        assert request.convention == layout
+        prompts.append(engine.model.tokenizer.decode(request.input_ids[0].tolist(), skip_special_tokens=False))
+        assert [codes.shape[0] for codes in request.reference_codes] == [8] * prompts[-1].count("<|AUDIO_OUT|>")
+        return [GenerationOutput([], [], "stop", 1, 0)]
 
-    monkeypatch.setattr(engine.model, "generate", generate)
+    monkeypatch.setattr(pipeline, "generate_batch", generate_batch)
     (tmp_path / "voice.txt").write_text("Hello there.")
     engine.speak("你好，世界", voice="voice", voices_folder=tmp_path, scene="A room.")
     engine.speak("[SPEAKER0] a\n\n[SPEAKER1] b", voice="voice, voice", voices_folder=tmp_path)
@@ -241,7 +242,7 @@ def test_codes_come_back_from_a_delayed_segment(layout, frames, engines):
     engine = engines[layout]
     codes = torch.randint(0, 1024, (8, frames), generator=torch.Generator().manual_seed(frames))
     # What follows the codes of a row is EOS; transformers ends in a frame that is EOS throughout.
-    delayed = delayed_reference(engine.model, codes).T.long()
+    delayed = build_delay_pattern(codes, engine.model.config).T.long()
     assert torch.equal(engine._codes(delayed), codes)
     if layout == "transformers" and frames:
         assert torch.equal(engine._codes(delayed[:, :-1]), codes)
@@ -251,7 +252,7 @@ def test_codes_come_back_from_a_delayed_segment(layout, frames, engines):
 def test_several_segments_are_joined(engines):
     engine = engines["boson"]
     parts = [torch.full((8, frames), frames) for frames in (3, 2)]
-    segments = [delayed_reference(engine.model, part).T.long() for part in parts]
+    segments = [build_delay_pattern(part, engine.model.config).T.long() for part in parts]
     speech = engine.speech(GenerationOutput([segments[0], segments[1][:, :5]], [], "length", 1, 1))
     assert torch.equal(speech.codes, parts[0])
     speech = engine.speech(GenerationOutput(segments, [], "stop", 1, 1))

@@ -9,13 +9,13 @@ import hashlib
 import io
 import json
 import re
+import wave
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 
 from higgs_native.errors import ParameterError
@@ -194,7 +194,7 @@ class ChunkStore:
             return None  # missing, or torn
         except OSError as error:
             raise ParameterError(f"the folder {self.path} can't be read: {error}") from None
-        speech, sampling_rate = soundfile.read(io.BytesIO(data), dtype="int16")
+        speech, sampling_rate = _decode_wav(data)
         return SpokenChunk(
             index=index,
             text=text,
@@ -233,12 +233,11 @@ class ChunkStore:
             "codes": codes.tolist(),
         }
         pcm = (speech.clip(-1, 1) * 32767).round().astype(np.int16)
-        wav = io.BytesIO()  # written by Python, which says why that fails
-        soundfile.write(wav, pcm, sampling_rate, format="WAV", subtype="PCM_16")
-        record["sha256"] = hashlib.sha256(wav.getbuffer()).hexdigest()
+        data = _encode_wav(pcm, sampling_rate)
+        record["sha256"] = hashlib.sha256(data).hexdigest()
         try:
             with replacing(audio_file) as temporary:
-                temporary.write_bytes(wav.getbuffer())
+                temporary.write_bytes(data)
             with replacing(record_file) as temporary:
                 temporary.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
         except OSError as error:
@@ -246,3 +245,20 @@ class ChunkStore:
 
     def _files(self, index: int) -> tuple[Path, Path]:
         return self.path / f"{index:05}.json", self.path / f"{index:05}.wav"
+
+
+# Python's own WAV module, since libsndfile drops a signal's exception while it writes to a file object.
+def _encode_wav(pcm: np.ndarray, sampling_rate: int) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as wav:
+        wav.setnchannels(1)
+        wav.setsampwidth(2)
+        wav.setframerate(sampling_rate)
+        wav.writeframes(pcm.astype("<i2").tobytes())
+    return file.getvalue()
+
+
+def _decode_wav(data: bytes) -> tuple[np.ndarray, int]:
+    with wave.open(io.BytesIO(data)) as wav:
+        pcm = np.frombuffer(wav.readframes(wav.getnframes()), dtype="<i2")
+        return pcm.astype(np.int16), wav.getframerate()

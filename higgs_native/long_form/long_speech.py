@@ -5,15 +5,16 @@ import secrets
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
+from higgs_native.audio.writing import check_output_path, writing_audio
 from higgs_native.errors import GenerationError, ParameterError, PromptError
-from higgs_native.generation.sampling_params import SamplingParams, check_parameters
+from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.long_form.chunk_store import Attempt, ChunkStore, SpokenChunk
 from higgs_native.long_form.chunking import TextChunk, chunk_text, spoken_seconds
 from higgs_native.long_form.failure_checks import detect_failures, max_seconds
@@ -23,7 +24,7 @@ from higgs_native.prompt.chat import build_prompt, spoken_turns
 from higgs_native.prompt.messages import AudioContent, Message
 from higgs_native.prompt.recordings import Recording, read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
-from higgs_native.speech import Speech, check_output_path, writing_audio
+from higgs_native.speech import Speech
 from higgs_native.utils.checks import check_integer
 
 
@@ -64,9 +65,9 @@ class LongSpeech:
         engine: speaks.
         text: what to say; `[SPEAKER0]`, `[SPEAKER1]`, ... stand before the turns of several speakers.
         folder: where finished chunks are kept; made if missing. None: a temporary one, which goes with this object.
-        voice, reference_audio, reference_text, scene, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat,
-            voices_folder: as for `HiggsAudio.speak`.
-        seed: the same seed gives the same speech; None: that of the run in `folder`, or else a new one.
+        voice, reference_audio, reference_text, scene, voices_folder: as for `HiggsAudio.speak`.
+        sampling, options: as for `HiggsAudio.speak`, without `max_new_tokens`, which each chunk has by its length.
+            The seed None takes that of the run in `folder`, or else a new one.
         chunk_seconds: how long a chunk may be by `chunking.spoken_seconds`, 2 to 30; None: 20, with the embedded voice
             4.5. With that voice a chunk holds one sentence at most.
         context_chunks: how many of the last chunks a chunk has as context, as far as the cache has room for them;
@@ -96,21 +97,17 @@ class LongSpeech:
         reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
-        seed: int | None = None,
-        temperature: float = 0.3,
-        top_k: int | None = 50,
-        top_p: float | None = 0.95,
-        ras_win_len: int | None = 7,
-        ras_win_max_num_repeat: int = 2,
         chunk_seconds: float | None = None,
         context_chunks: int | None = None,
         max_retries: int = MAX_RETRIES,
         strict: bool = False,
         pauses: Pauses | None = None,
         voices_folder: str | Path | None = None,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> None:
-        sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
-        check_long_form(sampling, context_chunks, max_retries)
+        self._sampling = SamplingParams.of(sampling, options)
+        check_long_form(self._sampling, context_chunks, max_retries)
         if chunk_seconds is None:
             chunk_seconds = EMBEDDED_VOICE_CHUNK_SECONDS if engine.is_embedded_voice else CHUNK_SECONDS
         if context_chunks is None:
@@ -140,19 +137,19 @@ class LongSpeech:
         # Last: all else is checked, and what it makes is a folder.
         self._temporary = tempfile.TemporaryDirectory(prefix="higgs-native-") if folder is None else None
         self._folder = ChunkStore(folder if self._temporary is None else self._temporary.name)
+        seed = self._sampling.seed
         if seed is None:
             seed = self._folder.run["inputs"].get("seed") if self._folder.run else secrets.randbelow(2**32)
         self.seed = int(seed)
         self.folder = self._folder.path
-        self._sampling: dict[str, Any] = {name: value for name, value in asdict(sampling).items() if name != "seed"}
         self._folder.claim(
             {
                 "text": [asdict(chunk) for chunk in self.chunks],
                 "voices": [[voice.profile, voice.reference_text] for voice in voices],
                 "recordings": recordings,
                 "scene": scene,
+                **asdict(self._sampling),
                 "seed": self.seed,
-                **self._sampling,
                 "chunk_seconds": chunk_seconds,
                 "context_chunks": context_chunks,
                 "max_retries": max_retries,
@@ -212,9 +209,8 @@ class LongSpeech:
         speeches: list[Speech] = []
         for number in range(self._max_retries + 1):
             seed = (self.seed + _SEEDS_PER_CHUNK * index + number) % 2**63
-            speech = self._engine.generate(
-                messages, True, seed=seed, max_new_tokens=self._max_new_tokens(text), **self._sampling
-            )
+            sampling = replace(self._sampling, seed=seed, max_new_tokens=self._max_new_tokens(text))
+            speech = self._engine.generate(messages, True, sampling=sampling)
             attempts.append(Attempt(seed, speech.duration, tuple(detect_failures(speech, text.text))))
             speeches.append(speech)
             if not attempts[-1].faults or (number and torch.equal(speech.codes, speeches[-2].codes)):
@@ -241,7 +237,7 @@ class LongSpeech:
         while True:
             turns = [(chunk.text.prompt, chunk.codes) for chunk in context]
             messages = [*self._opening, *spoken_turns(turns), Message("user", text.prompt)]
-            prompt = build_prompt(messages, model.tokenizer, self._engine.layout, force_audio_gen=True)
+            prompt = build_prompt(messages, model.tokenizer, self._engine.convention, force_audio_gen=True)
             # A placeholder becomes its frames, BOS and EOS, and the delay.
             frames = sum(item.codes.shape[1] + model.config.num_codebooks for item in prompt.audio)
             positions = prompt.input_ids.shape[1] + frames + max_new_tokens
@@ -258,7 +254,10 @@ class LongSpeech:
 
 def check_long_form(sampling: SamplingParams, context_chunks: int | None, max_retries: int) -> None:
     """Raise ParameterError where a parameter of `LongSpeech` lies outside its range."""
-    check_parameters(sampling, max_new_tokens=1)
+    if sampling.max_new_tokens != SamplingParams.max_new_tokens:
+        raise ParameterError(
+            f"max_new_tokens must be left out, since each chunk has its own limit, got {sampling.max_new_tokens}"
+        )
     check_integer("context_chunks", context_chunks, optional=True)
     check_integer("max_retries", max_retries)
     if context_chunks is not None and context_chunks < 0:

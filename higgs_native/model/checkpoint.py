@@ -53,26 +53,16 @@ class TensorFiles:
     """The tensors of a folder's safetensors files, memory-mapped and read one at a time.
 
     Args:
-        folder: holds `model.safetensors`, or `model.safetensors.index.json` and the shards that it names.
+        folder: its files are those of `weight_files`.
 
     Raises:
-        CheckpointError: no such file stands there, or one is damaged or missing.
+        CheckpointError: as for `weight_files`, or a file is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            files = _shards(index)
-        else:
-            files = ["model.safetensors"]
-            if not (folder / files[0]).is_file():
-                raise CheckpointError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
         self._file_of: dict[str, safe_open] = {}
-        for file in files:
-            path = folder / file
-            if not path.is_file():
-                raise CheckpointError(f"{index} names {file}, which is missing")
+        for path in weight_files(folder):
             try:
                 opened = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
@@ -98,6 +88,27 @@ class TensorFiles:
     def get(self, name: str) -> torch.Tensor:
         """Map a tensor into memory."""
         return self._file_of[name].get_tensor(name)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold a folder's tensors.
+
+    `model.safetensors` comes before the shards that `model.safetensors.index.json` names, as in transformers: the
+    published folder has both, and its `config.json` describes the single file.
+
+    Raises:
+        CheckpointError: there is neither, the index is damaged, or a shard is missing.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise CheckpointError(f"{folder} has neither {single.name} nor {index.name}")
+    shards = _shards(index)
+    for name in shards:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{index} names {name}, which is missing")
+    return [folder / name for name in shards]
 
 
 def _shards(index: Path) -> list[str]:

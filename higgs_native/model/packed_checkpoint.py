@@ -1,4 +1,15 @@
-"""Packed checkpoints: the weights as the kernels take them, in one file."""
+"""Packed checkpoints: the weights as the kernels take them, in one file.
+
+A packed file, `higgs_native.safetensors` in a checkpoint's folder, holds the weights as the kernels take them, so that
+loading is reading. Its metadata:
+
+- `higgs_native`: the version of the format; `panel`, `group`: the layout of packed matrices;
+- `quantization`: the attributes of `Quantization`, as JSON;
+- `calibrated`: `true` where weights were rounded for the inputs that they meet (see `higgs_native.calibration`);
+- `checksums`: `checksum` of each tensor by its name, as JSON;
+- `source`: the checkpoint that it was made from: `owner/name@revision` of the Hub, or a folder's name, and then
+  `source_sha256`, the SHA-256 of each weight file that was read, as JSON.
+"""
 
 import hashlib
 import json
@@ -13,7 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from higgs_native.errors import CheckpointError
-from higgs_native.model.checkpoint import STORED_DTYPES, expected_tensors
+from higgs_native.model.checkpoint import (
+    STORED_DTYPES,
+    expected_tensors,
+    weight_files,
+)
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
 from higgs_native.ops import PackedWeight
@@ -233,7 +248,7 @@ def _origin(folder: Path) -> dict[str, str]:
     # As the Hub's cache is laid out: models--owner--name/snapshots/revision.
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
         return {"source": f"{repository.removeprefix('models--').replace('--', '/')}@{folder.name}"}
-    digests = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    digests = {path.name: _sha256(path) for path in weight_files(folder)}
     return {"source": folder.name, "source_sha256": json.dumps(digests)}
 
 

@@ -1,5 +1,6 @@
 """The audio tokenizer's checkpoints: both layouts give the same tensors, and what is wrong is named."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -111,6 +112,20 @@ def test_a_broken_weight_norm_is_named(folder, gain, message):
 def test_a_folder_without_tensors(tmp_path):
     with pytest.raises(CheckpointError, match=r"neither model.safetensors nor model.pth"):
         load_tensors(tmp_path, CONFIG)
+
+
+def test_a_single_file_comes_before_shards_and_a_pickle(folder):
+    expected = load_tensors(folder, CONFIG)
+    stored = load_file(folder / "model.safetensors")
+    shard = "model-00001-of-00001.safetensors"
+    save_file({name: tensor + 1 for name, tensor in stored.items()}, folder / shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(stored, shard)}))
+    torch.save({name: tensor + 2 for name, tensor in stored.items()}, folder / "model.pth")
+    assert torch.equal(load_tensors(folder, CONFIG)["fc.bias"], expected["fc.bias"])
+    (folder / "model.safetensors").unlink()
+    assert torch.equal(load_tensors(folder, CONFIG)["fc.bias"], expected["fc.bias"] + 1)
+    (folder / "model.safetensors.index.json").unlink()
+    assert torch.equal(load_tensors(folder, CONFIG)["fc.bias"], expected["fc.bias"] + 2)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "model.pth"])

@@ -99,6 +99,17 @@ def test_a_stereo_file_is_averaged(tokenizer, tmp_path):
     assert torch.equal(tokenizer.encode(tmp_path / "stereo.wav"), tokenizer.encode((left + right) / 2, 24000))
 
 
+def test_an_interrupt_while_a_file_object_is_read_is_not_dropped():
+    class Interrupted(io.BytesIO):
+        def read(self, size=-1):
+            raise KeyboardInterrupt
+
+        readinto = read
+
+    with pytest.raises(KeyboardInterrupt):
+        read_audio(Interrupted())
+
+
 def test_integer_samples_have_their_full_scale(tokenizer):
     audio = (speechlike() * 2**15).astype(np.int16)
     expected = tokenizer.encode(audio.astype(np.float32) / 2**15, 24000)

@@ -9,8 +9,11 @@ import pytest
 import soundfile
 import torch
 
+from higgs_native import pipeline
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.errors import GenerationError, ParameterError, PromptError
+from higgs_native.generation.engine import generate_batch
+from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form import long_speech
 from higgs_native.long_form.chunk_store import ChunkStore
 from higgs_native.long_form.chunking import spoken_seconds
@@ -53,9 +56,10 @@ class FakeModel:
         self.script = script
         self.calls = []
 
-    def __call__(self, messages, force_audio_gen, seed, max_new_tokens, **sampling):
+    def __call__(self, messages, force_audio_gen, sampling):
         assert force_audio_gen
-        self.calls.append((messages, seed, max_new_tokens, sampling))
+        seed = sampling.seed
+        self.calls.append((messages, seed, sampling))
         text = messages[-1].content.rpartition("] ")[2]
         seconds = spoken_seconds(text)
         kind = self.script(seed)
@@ -146,9 +150,9 @@ def test_what_is_missing_or_torn_is_made_again(engine, whole, tmp_path, monkeypa
     seeds = []
     generate = engine.generate
 
-    def recorded(*arguments, seed, **options):
-        seeds.append(seed)
-        return generate(*arguments, seed=seed, **options)
+    def recorded(*arguments, sampling):
+        seeds.append(sampling.seed)
+        return generate(*arguments, sampling=sampling)
 
     monkeypatch.setattr(engine, "generate", recorded)
     speech = LongSpeech(engine, TEXT, parts)  # the seed is the run's
@@ -418,14 +422,13 @@ def test_a_prompt_fits_the_cache_as_it_was_counted(engine, monkeypatch):
     """The count of positions is the model's own: it takes a cache of exactly that length, and none shorter."""
     text = "The sun rises.\n\nIt is cold."
     outputs = []
-    generate = engine.model.generate
 
-    def recorded(*arguments, max_new_tokens, **options):
-        output = generate(*arguments, max_new_tokens=max_new_tokens, **options)
-        outputs.append((output, max_new_tokens))
-        return output
+    def recorded(model, requests):
+        (output,) = generate_batch(model, requests)
+        outputs.append((output, requests[0].sampling.max_new_tokens))
+        return [output]
 
-    monkeypatch.setattr(engine.model, "generate", recorded)
+    monkeypatch.setattr(pipeline, "generate_batch", recorded)
     list(LongSpeech(engine, text, seed=1))
     positions = max(output.prompt_tokens + limit for output, limit in outputs)
     for limit, turns in ((positions, 2), (positions - 1, 1)):
@@ -465,7 +468,7 @@ def test_a_chunk_that_ran_away_is_spoken_again(engine, fake):
 
 def test_the_attempt_with_the_fewest_faults_is_kept(engine, fake, monkeypatch):
     faults = iter([["silence", "no end"], ["silence"], ["no end", "too short"]])
-    monkeypatch.setattr(long_speech, "find_faults", lambda speech, text: next(faults))
+    monkeypatch.setattr(long_speech, "detect_failures", lambda speech, text: next(faults))
     fake()
     (chunk,) = LongSpeech(engine, "One.", seed=0, max_retries=2)
     assert (chunk.kept, chunk.faults) == (1, ("silence",))
@@ -489,7 +492,9 @@ def test_strict(engine, fake, tmp_path):
 
 def test_greedy_attempts_are_not_repeated(engine, fake, monkeypatch):
     model = fake(lambda seed: "short")
-    monkeypatch.setattr(engine, "generate", lambda *arguments, seed, **options: model(*arguments, seed=0, **options))
+    monkeypatch.setattr(
+        engine, "generate", lambda *arguments, sampling: model(*arguments, sampling=replace(sampling, seed=0))
+    )
     (chunk,) = LongSpeech(engine, "The first one.", seed=0, temperature=0)
     assert len(chunk.attempts) == 2
 
@@ -513,14 +518,9 @@ def test_a_seed_beside_the_largest_wraps(engine, fake):
 def test_what_generation_is_asked(engine, fake):
     model = fake()
     list(LongSpeech(engine, "The first one.", temperature=0.7, top_k=None, top_p=0.8, ras_win_len=None))
-    _, _, max_new_tokens, sampling = model.calls[0]
-    assert sampling == {
-        "temperature": 0.7,
-        "top_k": None,
-        "top_p": 0.8,
-        "ras_win_len": None,
-        "ras_win_max_num_repeat": 2,
-    }
+    _, seed, sampling = model.calls[0]
+    max_new_tokens = sampling.max_new_tokens
+    assert sampling == SamplingParams(0.7, None, 0.8, None, seed=seed, max_new_tokens=max_new_tokens)
     # The bound of a speech without end, and the frames that are no audio.
     assert 25 * long_speech.max_seconds("The first one.") + 10 <= max_new_tokens < 25 * 6
 

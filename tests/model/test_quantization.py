@@ -29,7 +29,7 @@ from tests.ops.tensors import random
 
 
 PROMPT = torch.tensor([[*range(40), 269]])
-GREEDY = {"rule": "transformers", "temperature": 0.0, "max_new_tokens": 40}
+GREEDY = {"convention": "transformers", "temperature": 0.0, "max_new_tokens": 40}
 
 
 @pytest.fixture(scope="module")

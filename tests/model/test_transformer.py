@@ -226,6 +226,22 @@ def test_a_missing_shard_is_refused(tmp_path):
         LanguageModel.from_pretrained(tmp_path / "model")
 
 
+@pytest.mark.parametrize("shards", ["whole", "missing"])
+def test_a_single_file_comes_before_shards(tmp_path, shards):
+    """As in the published folder, whose shards are of the original layout, and config.json of transformers'."""
+    cfg = config(audio_eos_token_id=None, audio_in_token_id=None, audio_delay_token_id=270)
+    write_language_model(tmp_path / "new", cfg, layout="transformers", seed=1)
+    write_language_model(tmp_path / "old", config(), layout="original", seed=2, shard_bytes=50_000)
+    expected = LanguageModel.from_pretrained(tmp_path / "new")
+    for path in (tmp_path / "old").glob("model*"):
+        if shards == "whole" or path.suffix == ".json":
+            path.rename(tmp_path / "new" / path.name)
+    model = LanguageModel.from_pretrained(tmp_path / "new")
+    assert model.config.layout == "transformers"
+    assert torch.equal(model.text_table, expected.text_table)
+    assert torch.equal(model.audio_head.data, expected.audio_head.data)
+
+
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
@@ -283,6 +299,7 @@ def test_missing_folders_are_named(tmp_path):
     ],
 )
 def test_a_damaged_index_is_refused(folder, weight_map, message):
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(CheckpointError, match=message):
         LanguageModel.from_pretrained(folder)

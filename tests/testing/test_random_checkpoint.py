@@ -184,7 +184,7 @@ def test_transformers_reads_the_audio_tokenizer(tmp_path: Path) -> None:
 
 
 def test_transformers_reads_it(tmp_path: Path) -> None:
-    from tests import transformers_reference as reference
+    from tests.helpers import transformers_reference as reference
 
     write_language_model(tmp_path, DEMO_CONFIG, dtype=torch.float32)
     model = reference.load(tmp_path)

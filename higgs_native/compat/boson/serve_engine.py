@@ -1,6 +1,6 @@
 """Boson's serving engine."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,7 +86,7 @@ class HiggsAudioServeEngine:
         self.audio_codebook_size = self.audio_tokenizer.codebook_size
         self.audio_tokenizer_tps = self.audio_tokenizer.tps
         self.samples_per_token = self.audio_tokenizer.native.hop_length
-        self._speaker = HiggsAudio(self.model, self.audio_tokenizer.native, layout="boson")
+        self._speaker = HiggsAudio(self.model, self.audio_tokenizer.native, convention="boson")
 
     def generate(
         self,
@@ -122,8 +122,11 @@ class HiggsAudioServeEngine:
             AudioError: a recording can't be read or used.
             ParameterError: a parameter is outside its range.
         """
-        sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
-        output = self._prepare(chat_ml_sample, force_audio_gen, sampling, max_new_tokens, stop_strings)()
+        stop_strings = DEFAULT_STOP_STRINGS if stop_strings is None else stop_strings
+        sampling = SamplingParams(
+            temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens, stop_strings
+        )
+        output = self._speaker.prepare(chat_ml_sample, force_audio_gen, sampling)()
         audio = self._speaker.speech(output).audio
         return HiggsAudioResponse(
             audio=audio if len(audio) else None,
@@ -157,8 +160,11 @@ class HiggsAudioServeEngine:
         Raises:
             CheckpointError, PromptError, AudioError, ParameterError: as for `generate`; and any error of the thread.
         """
-        sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
-        generate = self._prepare(chat_ml_sample, force_audio_gen, sampling, max_new_tokens, stop_strings)
+        stop_strings = DEFAULT_STOP_STRINGS if stop_strings is None else stop_strings
+        sampling = SamplingParams(
+            temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens, stop_strings
+        )
+        generate = self._speaker.prepare(chat_ml_sample, force_audio_gen, sampling)
         placeholder = torch.tensor([self.model.config.audio_out_token_id])
         texts = TextDeltas(self.tokenizer, {})
 
@@ -188,17 +194,6 @@ class HiggsAudioServeEngine:
                 yield delta
         finally:
             await deltas.aclose()
-
-    def _prepare(
-        self,
-        sample: ChatMLSample,
-        force_audio_gen: bool,
-        sampling: SamplingParams,
-        max_new_tokens: int,
-        stop_strings: Sequence[str] | None,
-    ) -> Callable[..., GenerationOutput]:
-        stop_strings = DEFAULT_STOP_STRINGS if stop_strings is None else stop_strings
-        return self._speaker.prepare(sample, force_audio_gen, sampling, max_new_tokens, stop_strings)
 
 
 def load_model(
