@@ -1,7 +1,7 @@
 """Time everything on a GPU: products, frames by position and by batch, prompts, the codec, and the first sound.
 
-    python benchmarks/make_checkpoint.py --out /data/higgs-random
-    python benchmarks/bench_cuda.py --model /data/higgs-random --json benchmarks/results/cuda.json
+    python -m benchmarks.tools.make_checkpoint --out /data/higgs-random
+    python -m benchmarks.bench_cuda --model /data/higgs-random --json benchmarks/results/cuda.json
 
 Frames are drawn as in use, by the frame loop: graphs launched ahead of the host, which reads each frame. A time is
 that of many frames over their number, and its share is of the read bandwidth measured in turns with it. transformers
@@ -18,9 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_frame import COMPILED, REFERENCE, compiled_frames, frame_bytes, transformers_frames, transformers_model
-from measure import ReadBandwidth, seconds, summary, write_json
 
+from benchmarks.bench_frame import (
+    COMPILED,
+    REFERENCE,
+    compiled_frames,
+    frame_bytes,
+    transformers_frames,
+    transformers_model,
+)
+from benchmarks.measure import ReadBandwidth, seconds, summary, write_json
 from higgs_native import HiggsAudio, HiggsAudioModel, ops
 from higgs_native.audio_tokenizer.decoder import StreamingDecoder
 from higgs_native.audio_tokenizer.graph_decoder import WindowedDecoder

@@ -239,7 +239,7 @@ def unit_columns() -> dict[str, list[list[str]]]:
 
 
 def draw_quantization_error() -> Figure:
-    """Divergence from float32 against the bytes of the weights, as `benchmarks/quantization_error.py` measured it."""
+    """Divergence from float32 against the bytes of the weights, from `benchmarks.bench_quantization_error`."""
     report = json.loads((RESULTS / "quantization_error.json").read_text(encoding="utf-8"))
     figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
     formats = report["embedded_voice"]["formats"]

@@ -1,6 +1,17 @@
 """Higgs Audio V2 text-to-speech, fast and exact."""
 
+import pkgutil
+from pathlib import Path
+
+
 __version__ = "0.1.0"
+
+# A program started in a checkout without compiled files imports this folder, not an installed package, and takes `_C`
+# and the operators' libraries from the installed one. Pitfalls: modules that this folder lacks come from there too,
+# and libraries of another version may lack operators, so reinstall after a merge. A folder that holds `_C` is not
+# extended: a module missing from an installed package must not come from a checkout on the path.
+if not any(Path(__file__).parent.glob("_C.*")):
+    __path__ = pkgutil.extend_path(__path__, __name__)
 
 from higgs_native.audio.quality import VoiceWarning, check_recording
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer

@@ -100,7 +100,8 @@ class HiggsAudio:
         Args:
             path_or_name: its folder, or its name on the Hub; None: the embedded voice, which knows a list of words.
             device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU where there is one. Both networks run there.
-            dtype: of the weights: `float32`, `bfloat16`, `float16`, or `auto`, as they are stored.
+            dtype: of the weights: `float32`, `bfloat16`, `float16`, or `auto`: the one that config.json names, or else
+                that of the stored matrices.
             audio_tokenizer: its folder, its name on the Hub, or a loaded one. By default the folder `audio_tokenizer`
                 within the checkpoint, or else `bosonai/higgs-audio-v2-tokenizer` from the Hub.
             quantization: of the language model's matrices: `fp8`, `int8`, `int4`, or a format for each part

@@ -44,6 +44,16 @@ def test_programs_parse(page):
         ast.parse(program)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_modules_and_files_that_the_docs_name_exist(page):
+    text = page.read_text(encoding="utf-8")
+    modules = re.findall(r"-m (benchmarks[\w.]*)", text)
+    files = [ROOT.joinpath(*module.split(".")) for module in modules]
+    missing = [path for path in files if not (path.with_suffix(".py").is_file() or (path / "__main__.py").is_file())]
+    named = re.findall(r"`((?:\.ci|benchmarks|csrc|docs|examples|higgs_native|python|tests)/[\w./]*)`", text)
+    assert missing + [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_the_tests_that_the_docs_name_exist():
     named = set(re.findall(r"`(test_\w+)`", "".join(page.read_text(encoding="utf-8") for page in PAGES)))
     written = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))

@@ -1,7 +1,6 @@
 """The embedded voice speaks: held-out sentences are told apart by how eSpeak NG, its teacher, says them."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.tools.speech_distance import HOP, mel_spectrogram, pitch, warped_distances
 from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio
 from higgs_native.prompt.chat import build_prompt, speech_messages
 from higgs_native.prompt.voices import Voice
 
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
-from speech_distance import HOP, mel_spectrogram, pitch, warped_distances  # noqa: E402
-
-
 GOLDEN = ROOT / "tests" / "golden" / "embedded_voice"
 TEXTS = json.loads((GOLDEN / "sentences.json").read_text(encoding="utf-8"))
 PITCHES = {"feminine": 200, "masculine": 100}

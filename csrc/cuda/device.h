@@ -165,9 +165,11 @@ __device__ __forceinline__ void wait_for_copies() {
 }
 
 // ---- Launches that overlap (programmatic dependent launch, sm_90 and above): a kernel may begin while those before it
-// still run. It must wait before it reads what they wrote, and before it writes what they read; weights it may load at once.
-// So a kernel that writes weights does not let the next launch begin early: then nothing that is launched later begins before
-// it is complete. Every kernel waits in all its threads, so that everything launched earlier is complete behind the wait.
+// still run. It must wait before it reads what they wrote, and before it writes what they read. Every kernel waits in all its
+// threads, so that everything launched earlier is complete behind the wait.
+// Weights may be read before the wait, but not by the first launch of an operator: a launch just before, torch's or ours, may
+// have written them. The first launch waits, and only then lets the next one begin. So whatever wrote weights before the
+// operator is complete when its other launches begin, which needs no promise of the caller, nor a fence of whoever wrote.
 
 __device__ __forceinline__ void wait_for_earlier_launches() {
 #if defined(HIGGS_NATIVE_EMULATE_CUDA)

@@ -22,6 +22,35 @@ inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// A call of an operator, by the thread that makes this object. Operators that it runs meanwhile are part of the call.
+class OperatorCall {
+ public:
+  OperatorCall() : outer_(current_), outermost_(outer_ ? outer_->outermost_ : this) {
+    current_ = this;
+#if defined(HIGGS_NATIVE_EMULATE_CUDA)
+    if (!outer_) number_ = emulation::begin_operator();
+#endif
+  }
+  ~OperatorCall() { current_ = outer_; }
+  OperatorCall(const OperatorCall&) = delete;
+
+  bool has_launched() const { return outermost_->has_launched_; }
+  void launches() const { outermost_->has_launched_ = true; }
+#if defined(HIGGS_NATIVE_EMULATE_CUDA)
+  uint32_t number() const { return outermost_->number_; }
+#endif
+
+ private:
+  inline static thread_local const OperatorCall* current_ = nullptr;
+
+  const OperatorCall* outer_;
+  const OperatorCall* outermost_;
+  mutable bool has_launched_ = false;
+#if defined(HIGGS_NATIVE_EMULATE_CUDA)
+  uint32_t number_ = 0;
+#endif
+};
+
 // What all kernels of an operator share. The device of `t` is current for as long as this object lives.
 class Launch {
  public:
@@ -35,9 +64,12 @@ class Launch {
 
   const char* op() const { return op_; }
   int multiprocessors() const;
+  // Whether the operator, with the one that runs it, has not launched anything yet: see wait_for_earlier_launches.
+  bool is_first() const { return !call_.has_launched(); }
 
  private:
   const char* op_;
+  OperatorCall call_;
 #if !defined(HIGGS_NATIVE_EMULATE_CUDA)
   void check(cudaError_t error) const { STD_TORCH_CHECK(error == cudaSuccess, op_, ": ", cudaGetErrorString(error)); }
 
@@ -56,7 +88,8 @@ void Launch::operator()(
     void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, const Arguments&... arguments) const {
   // Passed by reference: so the arguments stay on the host's stack, which no kernel has ever written to.
   const auto call = [&] { kernel(arguments...); };
-  emulation::run(op_, grid, dim3(threads), shared_bytes, std::ref(call));
+  call_.launches();
+  emulation::run(op_, call_.number(), grid, dim3(threads), shared_bytes, std::ref(call));
 }
 
 inline int Launch::multiprocessors() const { return 2; }
@@ -102,6 +135,7 @@ void Launch::operator()(
   config.stream = stream_;
   config.attrs = &attribute;
   config.numAttrs = facts_->dependent_launches ? 1 : 0;
+  call_.launches();
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 

@@ -237,9 +237,10 @@ __device__ __forceinline__ float row_scale(float squares, float (*shared)[kRowTi
 // A block a tile of 8 rows; its warps take the steps in the same turns as those of the product, so that the squares are
 // summed in the same order.
 template <WeightFormat F>
-__global__ void __launch_bounds__(kThreads) prepare_kernel(Product p, Prepared to, int steps) {
+__global__ void __launch_bounds__(kThreads) prepare_kernel(Product p, Prepared to, int steps, bool is_first) {
   using S = Step<F>;
   __shared__ float shared[kWarps][kRowTile];
+  if (is_first) wait_for_earlier_launches();  // the product reads weights at once
   allow_next_launch();
   wait_for_earlier_launches();
   const int64_t tile = blockIdx.x;
@@ -449,7 +450,8 @@ constexpr size_t shared_bytes() {
 
 // `pair_distance`: where above 0, the second panel of a block is so far behind the first (half a head, for Following::rope).
 template <WeightFormat F, int kPanels, int kTiles, bool kPrepared>
-__global__ void __launch_bounds__(kThreads) product_kernel(Product p, Prepared prepared, int steps, int pair_distance) {
+__global__ void __launch_bounds__(kThreads)
+    product_kernel(Product p, Prepared prepared, int steps, int pair_distance, bool is_first) {
   using BlockOfSums = Sums<F, kPanels, kTiles>;
   __shared__ float squares_of_warps[kWarps][kRowTile];
   __shared__ int panels[kPanels];
@@ -478,6 +480,7 @@ __global__ void __launch_bounds__(kThreads) product_kernel(Product p, Prepared p
   // So many steps of a warp are under way. Where blocks are few, each must ask for much: at least 8 KB a warp.
   constexpr int kAhead = kPanels * Step<F>::kChunks == 4 && !kPrepared ? 4 : 2;
   Weights<F, kPanels> ahead[kAhead];
+  if (is_first) wait_for_earlier_launches();
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) {
     const int step = warp + i * kWarps;
@@ -582,7 +585,7 @@ void run_product(const Launch& launch, const Product& p, const Prepared& prepare
   const dim3 grid(static_cast<unsigned>(row_blocks), static_cast<unsigned>(panel_blocks));
   launch(
       product_kernel<F, kPanels, kTiles, kPrepared>, grid, kThreads, shared_bytes<F, kPanels, kTiles>(), p, prepared,
-      steps, pair_distance);
+      steps, pair_distance, launch.is_first());
 }
 
 template <WeightFormat F>
@@ -610,7 +613,7 @@ void product_of_format(const Launch& launch, const Product& p, const Tensor& lik
     prepared.scales = reinterpret_cast<float*>(prepared.words + words);
     prepared.zeros = reinterpret_cast<int32_t*>(prepared.scales + scales);
     prepared.row_scales = reinterpret_cast<float*>(prepared.zeros + scales);
-    launch(prepare_kernel<F>, dim3(static_cast<unsigned>(tiles)), kThreads, 0, p, prepared, steps);
+    launch(prepare_kernel<F>, dim3(static_cast<unsigned>(tiles)), kThreads, 0, p, prepared, steps, launch.is_first());
     auto* run = pair ? run_product<F, 2, kTilesOfPair, true> : run_product<F, 1, 4, true>;
     run(launch, p, prepared, steps, pair_distance);
   }
@@ -629,7 +632,7 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(RopeCache rope, const fl
   rope.write(row, head, dimension, from[0], from[half]);
 }
 
-// A thread packs one word. The product that is launched next loads weights before it waits, so it must not begin early.
+// A thread packs one word.
 __global__ void __launch_bounds__(kThreads) pack_linear_kernel(PackLinear p) {
   wait_for_earlier_launches();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -650,7 +653,6 @@ __global__ void __launch_bounds__(kThreads) pack_linear_kernel(PackLinear p) {
     }
   }
   memcpy(p.packed + (panel * p.units + unit) * kUnitBytes + (p.first_lane + lane) * 4, bytes, 4);
-  __threadfence();
 }
 
 void pack_linear_cuda(const Tensor& packed, const Tensor& weight, int64_t first_lane, int64_t lanes) {

@@ -1,5 +1,6 @@
 """Checkpoint folders: found on disk or fetched by their Hub name, and their tensors, read lazily from safetensors."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -174,9 +175,12 @@ class LanguageModelFiles:
         shapes = [self._files.shape(stored) for stored in self._sources[name]]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
-    def dtype(self, name: str) -> str:
-        """The dtype of a tensor as safetensors names it."""
-        return self._files.dtype(self._sources[name][0])
+    @property
+    def matrix_dtype(self) -> torch.dtype:
+        """The dtype of the layers' matrices, or of most of them. Tables and norms may be stored in another one."""
+        matrices = (name for name in self._sources if name.startswith("layers.") and len(self.shape(name)) == 2)
+        ((dtype, _),) = Counter(self._files.dtype(self._sources[name][0]) for name in matrices).most_common(1)
+        return STORED_DTYPES[dtype]
 
     def copy_into(self, target: torch.Tensor, name: str) -> None:
         """Copy tensor `name` into `target` (same shape, any dtype), a part at a time."""

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from higgs_native.errors import ConfigError
 from higgs_native.utils.files import read_json_object
 
 
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 AUDIO_ADAPTER_TYPES = ("dual_ffn", "dual_ffn_fast_forward", "stack")
 
 # The names in config.json, by layout, of fields that hold the same value under another name.
@@ -165,6 +168,17 @@ class HiggsAudioConfig:
         if not holds:
             stored = _STORED_NAMES[self.layout].get(name, name)
             raise ConfigError(f"config.json: {stored} must be {expected}, got {getattr(self, name)!r}")
+
+
+def configured_dtype(folder: Path) -> torch.dtype | None:
+    """The dtype that `config.json` names for the weights, or None where it names none that a model can have.
+
+    Raises:
+        ConfigError: the file is missing or holds no JSON object.
+    """
+    raw = read_json_object(folder / "config.json")
+    name = raw.get("dtype") or raw.get("torch_dtype")
+    return next((dtype for dtype in WEIGHT_DTYPES if str(dtype) == f"torch.{name}"), None)
 
 
 # What HiggsAudioV2Config takes where `rope_parameters` is absent.

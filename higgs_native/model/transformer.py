@@ -119,7 +119,8 @@ class LanguageModel:
         Args:
             path_or_name: a folder, or a Hub name.
             device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU where there is one.
-            dtype: torch.float32, torch.bfloat16, torch.float16, their names, or "auto": as stored.
+            dtype: torch.float32, torch.bfloat16, torch.float16, their names, or "auto": the one that config.json
+                names, or else that of the stored matrices.
             max_cache_length: positions a sequence may have, prompt included. A position costs 114,688 bytes of cache
                 at real size in bfloat16, once it is used.
             quantization: `fp8`, `int8`, `int4`, or a format for each part; see `Quantization`. None: as stored.

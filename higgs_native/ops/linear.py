@@ -207,8 +207,6 @@ def _pack(
         packed = PackedWeight(data, torch.cat([_by_panel(s, lanes) for s in scales], dim=-1 if shared else 0))
     else:
         values, packed = [weight.to(dtype) for weight, _ in weights], PackedWeight(data)
-    # The last of all: a CUDA product reads weights and scales before it waits for what was launched earlier, of which
-    # packing alone is sure to be over by then (csrc/cuda/device.h).
     panel = 0
     for value, (_, first_lane), count in zip(values, weights, counts, strict=True):
         torch.ops.higgs_native.pack_linear(data[panel : panel + count], value, first_lane, lanes)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.transformers_baseline import import_transformers
+from benchmarks.tools.transformers_baseline import import_transformers
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.testing.random_checkpoint import build_tokenizer
 

@@ -279,6 +279,27 @@ def test_weights_are_read_as_stored(tmp_path, dtype):
     assert LanguageModel.from_pretrained(tmp_path / "model").dtype == dtype
 
 
+@pytest.mark.parametrize("named", ["dtype", "torch_dtype", None])
+@pytest.mark.parametrize("table", ["embed_tokens.weight", "norm.weight"])
+def test_a_single_float32_tensor_leaves_the_model_in_bfloat16(tmp_path, table, named):
+    write_language_model(tmp_path, config(), layout="original", dtype=torch.bfloat16)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    dtype = raw.pop("torch_dtype")
+    (tmp_path / "config.json").write_text(json.dumps(raw if named is None else {**raw, named: dtype}))
+    change_tensors(tmp_path, lambda tensors: tensors.update({table: tensors[table].float()}))
+    model = LanguageModel.from_pretrained(tmp_path)
+    assert model.dtype == model.text_table.dtype == model.audio_head.data.dtype == torch.bfloat16
+
+
+def test_the_configured_dtype_comes_before_the_stored_one(tmp_path):
+    write_language_model(tmp_path, config(), layout="original", dtype=torch.float32)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**raw, "torch_dtype": "float16"}))
+    assert LanguageModel.from_pretrained(tmp_path).dtype == torch.float16
+    (tmp_path / "config.json").write_text(json.dumps({**raw, "torch_dtype": "auto"}))
+    assert LanguageModel.from_pretrained(tmp_path).dtype == torch.float32
+
+
 def test_missing_folders_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist; expected a folder or a Hub name such as owner/name"):
         LanguageModel.from_pretrained(tmp_path / "nothing")

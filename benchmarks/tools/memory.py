@@ -1,9 +1,9 @@
-"""Count the bytes that the published model takes in each weight format, from its shapes alone.
+"""Count the memory of the published model in each weight format, from its shapes alone.
 
-    python benchmarks/memory.py --positions 2048 --json benchmarks/results/memory.json
+    python -m benchmarks.tools.memory --positions 2048 --json benchmarks/results/memory.json
 
-Weights are counted as they are packed: panels of 32 rows, whole quantization groups, and scales. Beside them stand the
-audio tokenizer, encoder included, in float32, and the KV cache of one sequence.
+Weights count as they are packed: in panels of 32 rows and whole quantization groups, with their scales. The audio
+tokenizer in float32, its encoder included, and the KV cache of one sequence are added.
 """
 
 import argparse
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import write_json
 
+from benchmarks.measure import write_json
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, tensor_shapes
 from higgs_native.model.checkpoint import expected_tensors
 from higgs_native.model.config import HiggsAudioConfig
@@ -22,8 +22,8 @@ from higgs_native.testing.random_checkpoint import REAL_SIZE_CONFIG
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--positions", type=int, default=2048, help="of the KV cache")
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
+    parser.add_argument("--positions", type=int, default=2048, help="positions in the KV cache")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     report = {"positions": args.positions, "bytes": count(REAL_SIZE_CONFIG, args.positions)}
@@ -36,18 +36,18 @@ def main() -> None:
 
 
 def count(config: HiggsAudioConfig, positions: int) -> dict[str, dict[str, Any]]:
-    """Bytes by weight format and part."""
-    codec = 4 * sum(math.prod(shape) for shape in tensor_shapes(HiggsAudioTokenizerConfig()).values())
+    """Bytes by weight format and by part."""
+    audio_tokenizer = 4 * sum(math.prod(shape) for shape in tensor_shapes(HiggsAudioTokenizerConfig()).values())
     cache = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * positions
     result = {}
     for format in ("bfloat16", "fp8", "int8", "int4"):
-        parts = {"weights": weight_bytes(config, format), "audio tokenizer": codec, "KV cache": cache}
+        parts = {"weights": weight_bytes(config, format), "audio tokenizer": audio_tokenizer, "KV cache": cache}
         result[format] = {**parts, "total": sum(parts.values())}
     return result
 
 
 def weight_bytes(config: HiggsAudioConfig, format: str) -> int:
-    """Of the language model whose matrices are in `format` and whose tables and norms are in bfloat16."""
+    """Bytes of a language model with its matrices in `format`, its embeddings and norms in bfloat16."""
     total = 0
     for name, shape in expected_tensors(config).items():
         if len(shape) == 1 or name.startswith(("embed_tokens", "audio_codebook_embeddings")):
