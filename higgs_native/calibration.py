@@ -111,7 +111,7 @@ def text_prompt(text: str, tokenizer: Tokenizer, config: HiggsAudioConfig) -> to
     """
     text = normalize_text(text)
     check_plain_text(text, tokenizer)
-    messages = speech_messages(text, layout=config.convention)
+    messages = speech_messages(text, convention=config.convention)
     ids = build_prompt(messages, tokenizer, config.convention, force_audio_gen=True).input_ids
     if ids.shape[1] > DEFAULT_CACHE_LENGTH - _MAX_FRAMES:
         raise PromptError(

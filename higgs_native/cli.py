@@ -37,8 +37,7 @@ from higgs_native.ops import check_instruction_set
 from higgs_native.ops.device import checked_device
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.normalize import normalize_text
-from higgs_native.prompt.recordings import check_voice
-from higgs_native.prompt.voices import VOICES_VARIABLE, Voice, choose_voices, list_voices
+from higgs_native.prompt.voices import VOICES_VARIABLE, Voice, check_voice, choose_voices, list_voices, read_voice
 from higgs_native.streaming import SpeechStream
 from higgs_native.utils.files import check_file_can_be_made, locked
 
@@ -400,11 +399,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _checked_voices(
     voice: str | None, reference_audio: Path | None, reference_text: str | None, voices_folder: Path | None
 ) -> list[Voice]:
-    """The chosen voices. Advice on poor recordings is printed before the weights are loaded."""
-    chosen = choose_voices(voice, reference_audio, reference_text, voices_folder)
+    """Read the chosen voices, and print advice on poor recordings before weights are loaded."""
+    chosen = [read_voice(item) for item in choose_voices(voice, reference_audio, reference_text, voices_folder)]
     for item in chosen:
         for advice in check_voice(item):
-            print(f"warning: {item.reference_audio}: {advice}", file=sys.stderr)
+            print(f"warning: {item.reference_audio.name}: {advice}", file=sys.stderr)
     warnings.filterwarnings("ignore", category=VoiceWarning)  # said above
     return chosen
 

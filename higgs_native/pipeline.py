@@ -24,16 +24,11 @@ from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import checked_dtype
 from higgs_native.model.weights import open_weights
 from higgs_native.ops.device import checked_device
-from higgs_native.prompt.chat import (
-    ChatMLSample,
-    Message,
-    build_prompt,
-    check_plain_text,
-    speech_messages,
-)
+from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
+from higgs_native.prompt.messages import ChatMLSample, Message
 from higgs_native.prompt.normalize import normalize_text
-from higgs_native.prompt.recordings import check_voice, read_recording, read_voice
-from higgs_native.prompt.voices import Voice, choose_voices
+from higgs_native.prompt.recordings import Recording, read_recording
+from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
 from higgs_native.utils.checks import check_integer, integer_tensor
@@ -136,7 +131,7 @@ class HiggsAudio:
         self,
         text: str,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | None = None,
+        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
         voices_folder: str | Path | None = None,
@@ -151,7 +146,7 @@ class HiggsAudio:
                 normalized by `higgs_native.normalize_text`.
             voice: the name of a voice in `voices_folder`, or a `Voice`; several, in a list or separated by commas, are
                 those of SPEAKER0, SPEAKER1, ...
-            reference_audio: a recording to clone instead: a file, or `(samples, sampling rate in Hz)`.
+            reference_audio: a recording to clone instead: a file, `(samples, sampling rate in Hz)`, or a `Recording`.
             reference_text: the words spoken in the recording; with them the clone is closer.
             scene: where or how it is spoken, in words.
             voices_folder: see `higgs_native.prompt.voices`; by default the one that HIGGS_NATIVE_VOICES names.
@@ -176,7 +171,7 @@ class HiggsAudio:
         self,
         text: str,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | None = None,
+        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
         voices_folder: str | Path | None = None,
@@ -262,13 +257,11 @@ class HiggsAudio:
         for voice in voices:
             check_plain_text(voice.reference_text or "", tokenizer, "reference text")
             check_plain_text(voice.profile or "", tokenizer, "profile")
-        read = [voice if voice.profile is not None else read_voice(voice) for voice in voices]
-        for voice, with_samples in zip(voices, read, strict=True):
-            advice = check_voice(with_samples)
-            if advice:
-                name = "the reference audio" if isinstance(voice.reference_audio, tuple) else voice.reference_audio
-                warnings.warn(f"{name}: {'; '.join(advice)}", VoiceWarning, stacklevel=3)
-        return speech_messages(text, read, scene, self.convention)
+        voices = [read_voice(voice) for voice in voices]
+        for voice in voices:
+            if advice := check_voice(voice):
+                warnings.warn(f"{voice.reference_audio.name}: {'; '.join(advice)}", VoiceWarning, stacklevel=3)
+        return speech_messages(text, voices, scene, self.convention)
 
     def prepare(
         self,
@@ -306,8 +299,10 @@ class HiggsAudio:
                 prompt.input_ids,
                 # Boson's length rule in both conventions: it takes every length, and where both do they agree.
                 [
-                    recording if isinstance(recording, torch.Tensor) else self.audio_tokenizer.encode(*recording)
-                    for recording in recordings
+                    item
+                    if isinstance(item, torch.Tensor)
+                    else self.audio_tokenizer.encode(item.samples, item.sampling_rate)
+                    for item in recordings
                 ],
                 self.convention,
                 sampling,

@@ -273,7 +273,7 @@ def test_speaking_ends_where_memory_would(monkeypatch):
             "texts must hold at least one sentence per line, got none",
         ),
         (["{voice}", "{new}", "--calibrate", "--texts", "{special}"], "special token"),
-        (["{voice}", "{new}", "--calibrate", "--texts", "{silent}"], "the text is empty"),
+        (["{voice}", "{new}", "--calibrate", "--texts", "{silent}"], "text must hold something to say, got"),
         (["{voice}", "{new}", "--calibrate", "--texts", "{long}"], "a text must have at most 7942 tokens, got "),
         (
             ["{voice}", "{new}", "--calibrate", "--format", "float16"],

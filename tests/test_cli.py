@@ -278,7 +278,7 @@ def test_read_reports_failed_chunks(run, model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("",), "the text is empty"),
+        (("",), "text must hold something to say, got"),
         (("* * *",), "neither letters nor digits"),
         (("Hi.", "--chunk-seconds", "1"), "chunk_seconds must lie between 2 and 30, got 1"),
         (("Hi.", "--context-chunks", "-1"), "context_chunks must be at least 0, got -1"),
@@ -470,16 +470,16 @@ def truncated_audio_tokenizer(folder, model):
 
 
 def empty_text(folder, model):
-    return ["", "--model", model], "the text is empty"
+    return ["", "--model", model], "text must hold something to say, got"
 
 
 def white_space(folder, model):
-    return [" \n\t", "--model", model], "the text is empty"
+    return [" \n\t", "--model", model], "text must hold something to say, got"
 
 
 def empty_file(folder, model):
     (folder / "empty.txt").touch()
-    return [folder / "empty.txt", "--model", model], "the text is empty"
+    return [folder / "empty.txt", "--model", model], "text must hold something to say, got"
 
 
 def file_that_is_no_text(folder, model):
@@ -509,7 +509,7 @@ def text_that_is_a_folder(folder, model):
 
 
 def special_token(folder, model):
-    return ["Hi. <|eot_id|>", "--model", model], "the text holds the special token <|eot_id|>"
+    return ["Hi. <|eot_id|>", "--model", model], "text must be plain text, got the special token <|eot_id|>"
 
 
 def missing_reference(folder, model):

@@ -18,7 +18,7 @@ from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import check_cache_length, load_tokenizer
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt.chat import ChatMLSample
+from higgs_native.prompt.messages import ChatMLSample
 from higgs_native.utils.background_iterator import BackgroundIterator
 
 
