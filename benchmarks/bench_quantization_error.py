@@ -80,7 +80,9 @@ def compare_formats(folder: Path, max_frames: int) -> dict[str, Any]:
     print(f"{folder}:")
     engine = HiggsAudio.from_pretrained(folder, dtype="float32")
     prompts = [
-        build_prompt(speech_messages(text, [], None, engine.layout), engine.model.tokenizer, engine.layout, True)
+        build_prompt(
+            speech_messages(text, [], None, engine.convention), engine.model.tokenizer, engine.convention, True
+        )
         for text in SENTENCES
     ]
     spoken = []

@@ -23,7 +23,8 @@ import numpy as np
 from benchmarks.bench_frame import frame_bytes
 from benchmarks.measure import ReadBandwidth, summary, write_json
 from higgs_native import HiggsAudio
-from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, tensor_shapes
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.ops.formats import QUANTIZED_FORMATS
 
 

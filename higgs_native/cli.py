@@ -37,8 +37,7 @@ from higgs_native.ops import check_instruction_set
 from higgs_native.ops.device import checked_device
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.normalize import normalize_text
-from higgs_native.prompt.recordings import check_voice
-from higgs_native.prompt.voices import VOICES_VARIABLE, Voice, choose_voices, list_voices
+from higgs_native.prompt.voices import VOICES_VARIABLE, Voice, check_voice, choose_voices, list_voices, read_voice
 from higgs_native.streaming import SpeechStream
 from higgs_native.utils.files import check_file_can_be_made, locked
 
@@ -114,8 +113,8 @@ def speak(
     stream: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of --out: where to write raw PCM (16 bit, little-endian, mono, 24 kHz) as it is generated: a "
-            "file, a named pipe, or - for standard output, such as --stream - | aplay -f S16_LE -r 24000"
+            help="Instead of --out: where to write raw PCM (16 bit, little-endian, mono, 24 kHz) as it is generated: "
+            "a file, a named pipe, or - for standard output, such as --stream - | aplay -f S16_LE -r 24000"
         ),
     ] = None,
     model: ModelOption = None,
@@ -246,7 +245,7 @@ def read(
     speech = LongSpeech(
         engine,
         text,
-        chunk_store.path,
+        chunk_store.folder,
         voice=chosen,
         scene=scene,
         sampling=sampling,
@@ -258,19 +257,19 @@ def read(
     )
     if speech.num_finished:
         print(f"{speech.folder}: {speech.num_finished} of {len(speech)} chunks are finished.", file=sys.stderr)
-    seconds, retried, faulty = 0.0, 0, []
+    seconds, retried, failed = 0.0, 0, []
     with locked(speech.folder):
         for chunk in tqdm(speech, desc="reading", unit="chunk", leave=False, disable=None):
             seconds += chunk.duration
             retried += len(chunk.attempts) > 1
-            if chunk.faults:
-                faults = ", ".join(chunk.faults)
-                faulty.append(f"chunk {chunk.index} failed with every seed ({faults}): {chunk.text.text!r}")
+            if chunk.failures:
+                failures = ", ".join(chunk.failures)
+                failed.append(f"chunk {chunk.index} failed with every seed ({failures}): {chunk.text.text!r}")
         speech.save(out)
         if folder is None:
             chunk_store.remove()
     print(f"{out}: {seconds:.2f} s of audio in {len(speech)} chunks, {retried} of them spoken again", file=sys.stderr)
-    for line in faulty:
+    for line in failed:
         print(line, file=sys.stderr)
 
 
@@ -294,8 +293,8 @@ def quantize(
     calibrate: Annotated[
         bool,
         typer.Option(
-            help="Let the model speak first, and round its weights for the inputs seen then (GPTQ): a smaller error at "
-            "the same size. Needs the memory of the whole model, and about a minute per layer on two cores."
+            help="Let the model speak first, and round its weights for the inputs seen then (GPTQ): a smaller error "
+            "at the same size. Needs the memory of the whole model, and about a minute per layer on two cores."
         ),
     ] = False,
     texts: Annotated[
@@ -400,11 +399,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _checked_voices(
     voice: str | None, reference_audio: Path | None, reference_text: str | None, voices_folder: Path | None
 ) -> list[Voice]:
-    """The chosen voices. Advice on poor recordings is printed before the weights are loaded."""
-    chosen = choose_voices(voice, reference_audio, reference_text, voices_folder)
+    """Read the chosen voices, and print advice on poor recordings before weights are loaded."""
+    chosen = [read_voice(item) for item in choose_voices(voice, reference_audio, reference_text, voices_folder)]
     for item in chosen:
         for advice in check_voice(item):
-            print(f"warning: {item.reference_audio}: {advice}", file=sys.stderr)
+            print(f"warning: {item.reference_audio.name}: {advice}", file=sys.stderr)
     warnings.filterwarnings("ignore", category=VoiceWarning)  # said above
     return chosen
 

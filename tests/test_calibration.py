@@ -268,15 +268,18 @@ def test_speaking_ends_where_memory_would(monkeypatch):
     [
         (["{voice}", "{new}", "--texts", "{texts}"], "--texts must come with --calibrate"),
         (["{voice}", "{new}", "--calibrate", "--texts", "{none}"], "can't be read: No such file"),
-        (["{voice}", "{new}", "--calibrate", "--texts", "{empty}"], "there are no texts to speak"),
+        (
+            ["{voice}", "{new}", "--calibrate", "--texts", "{empty}"],
+            "texts must hold at least one sentence per line, got none",
+        ),
         (["{voice}", "{new}", "--calibrate", "--texts", "{special}"], "special token"),
-        (["{voice}", "{new}", "--calibrate", "--texts", "{silent}"], "the text is empty"),
-        (["{voice}", "{new}", "--calibrate", "--texts", "{long}"], "calibration takes sentences, a line each: 'word"),
+        (["{voice}", "{new}", "--calibrate", "--texts", "{silent}"], "text must hold something to say, got"),
+        (["{voice}", "{new}", "--calibrate", "--texts", "{long}"], "a text must have at most 7942 tokens, got "),
         (
             ["{voice}", "{new}", "--calibrate", "--format", "float16"],
-            "calibration is for fp8, int8, int4; the formats",
+            "calibration must be for fp8, int8, int4 in some part, got ",
         ),
-        (["{packed}", "{new}", "--calibrate"], "is packed already; calibration takes the checkpoint"),
+        (["{packed}", "{new}", "--calibrate"], "must not be packed; calibration takes the checkpoint"),
         (["{voice}", "{new}", "--device", "gpu"], "gpu"),
     ],
 )

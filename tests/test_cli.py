@@ -262,7 +262,7 @@ def test_what_else_stands_in_the_folder_is_kept(run):
     assert [file.name for file in (run.work / "elsewhere").iterdir()] == [".notes"]
 
 
-def test_read_reports_what_ran_away(run, model):
+def test_read_reports_failed_chunks(run, model):
     options = ("--model", model, "--max-retries", 1, "--chunk-seconds", 2)
     code, _, err = run("read", "Hello there.", *options)
     assert code == 0
@@ -271,14 +271,14 @@ def test_read_reports_what_ran_away(run, model):
     (run.work / "out.wav").unlink()
     code, _, err = run("read", "Hello there.", *options, "--strict")
     assert code == 2
-    assert err.startswith("error: chunk 0 ran away with every seed: no end (seed ")
+    assert err.startswith("error: chunk 0 failed with every seed: no end (seed ")
     assert not (run.work / "out.wav").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("",), "the text is empty"),
+        (("",), "text must hold something to say, got"),
         (("* * *",), "neither letters nor digits"),
         (("Hi.", "--chunk-seconds", "1"), "chunk_seconds must lie between 2 and 30, got 1"),
         (("Hi.", "--context-chunks", "-1"), "context_chunks must be at least 0, got -1"),
@@ -287,7 +287,7 @@ def test_read_reports_what_ran_away(run, model):
         (("Hi.", "--temperature", "-1"), "temperature"),
         (("Hi.", "--voice", "zoe"), "no folder of voices is given"),
         (("Hi.", "--out", "out.aac"), "does not end in one of"),
-        (("Hi.", "--folder", "other"), "holds other files, and no run.json"),
+        (("Hi.", "--folder", "other"), "got other files and no run.json"),
     ],
 )
 def test_read_tells_what_is_wrong_before_weights_are_loaded(arguments, message, run, monkeypatch):
@@ -470,16 +470,16 @@ def truncated_audio_tokenizer(folder, model):
 
 
 def empty_text(folder, model):
-    return ["", "--model", model], "the text is empty"
+    return ["", "--model", model], "text must hold something to say, got"
 
 
 def white_space(folder, model):
-    return [" \n\t", "--model", model], "the text is empty"
+    return [" \n\t", "--model", model], "text must hold something to say, got"
 
 
 def empty_file(folder, model):
     (folder / "empty.txt").touch()
-    return [folder / "empty.txt", "--model", model], "the text is empty"
+    return [folder / "empty.txt", "--model", model], "text must hold something to say, got"
 
 
 def file_that_is_no_text(folder, model):
@@ -509,7 +509,7 @@ def text_that_is_a_folder(folder, model):
 
 
 def special_token(folder, model):
-    return ["Hi. <|eot_id|>", "--model", model], "the text holds the special token <|eot_id|>"
+    return ["Hi. <|eot_id|>", "--model", model], "text must be plain text, got the special token <|eot_id|>"
 
 
 def missing_reference(folder, model):

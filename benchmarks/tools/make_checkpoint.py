@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, tensor_shapes
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.errors import HiggsNativeError
 from higgs_native.model.checkpoint import expected_tensors
 from higgs_native.testing.configs import LAYOUTS, REAL_SIZE_CONFIG

@@ -357,7 +357,7 @@ def test_a_packed_checkpoint_is_not_quantized_again(source, tmp_path):
     write(HiggsAudioModel.from_pretrained(source, quantization="int8"), source, tmp_path / "packed")
     with pytest.raises(
         ParameterError,
-        match="quantization must be None for a checkpoint packed with attention=int8, text_ffn=int8, audio_ffn=int8, heads=int8",
+        match="quantization must be None for a checkpoint packed with attention=int8, text_ffn=int8, audio_ffn=int8",
     ):
         HiggsAudioModel.from_pretrained(tmp_path / "packed", quantization="int4")
     with pytest.raises(ParameterError, match="dtype must be auto or bfloat16 for a packed checkpoint, got float32"):

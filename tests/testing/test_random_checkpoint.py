@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, tensor_shapes
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.errors import CheckpointError, ConfigError
 from higgs_native.model.checkpoint import LanguageModelFiles, expected_tensors
 from higgs_native.model.config import HiggsAudioConfig
