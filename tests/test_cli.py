@@ -428,7 +428,7 @@ def model_that_is_a_file(folder, model):
 
 def config_of_another_model(folder, model):
     change_json(copy_of(model, folder / "model") / "config.json", model_type="llama")
-    return ["Hi.", "--model", folder / "model"], "model_type is 'llama'"
+    return ["Hi.", "--model", folder / "model"], "model_type must be 'higgs_audio' or 'higgs_audio_v2', got 'llama'"
 
 
 def config_that_is_no_json(folder, model):
@@ -457,7 +457,7 @@ def missing_tokenizer(folder, model):
 
 def damaged_tokenizer(folder, model):
     (copy_of(model, folder / "model") / "tokenizer.json").write_text("{}")
-    return ["Hi.", "--model", folder / "model"], "tokenizer.json is no tokenizer"
+    return ["Hi.", "--model", folder / "model"], "tokenizer.json is damaged"
 
 
 def missing_audio_tokenizer(folder, model):

@@ -110,7 +110,9 @@ def test_an_example_writes_speech(path, run_python, tmp_path, spectrograms):
 def test_every_example_tells_a_wrong_model_in_one_line(run, tmp_path):
     for path in EXAMPLES:
         if path.stem != "transformers_interface":
-            told = "error: model nonexist does not exist; expected a folder or a Hub name such as owner/name\n"
+            told = (
+                "error: model must be a folder or a Hub name such as owner/name, got nonexist, which does not exist\n"
+            )
             assert run(path.name, "--model", "nonexist") == (told, 2)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

@@ -37,6 +37,7 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+COMPILED = "higgs_native._C"
 MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
 COMPILED = "higgs_native._C"
 
