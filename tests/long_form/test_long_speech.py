@@ -387,7 +387,7 @@ def test_a_folder_of_an_earlier_version_is_refused(engine, fake, tmp_path):
 def test_bad_input_makes_no_folder(engine, tmp_path):
     folder = tmp_path / "parts"
     for error, changes, message in (
-        (PromptError, {"text": " "}, "expected something to say"),
+        (PromptError, {"text": " "}, "something to say"),
         (PromptError, {"text": "Hi <|eot_id|>"}, "special token"),
         (PromptError, {"text": b"Hi"}, "the text is a bytes; expected a str"),
         (PromptError, {"scene": 3}, "the scene is a int; expected a str"),
