@@ -17,7 +17,7 @@ from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.decoder import checked_codes, checked_lookahead, decoder_layers
 from higgs_native.audio_tokenizer.layers import Weights
 from higgs_native.errors import ParameterError
-from higgs_native.ops.device import CAPTURING
+from higgs_native.utils.cuda_graph import GraphedWork, capture_graphs
 
 
 SIZES = (16, 24, 32, 48, 64, 96, 128, 192, 270)
@@ -52,12 +52,7 @@ class DecoderWindows:
             device = weights["decode.table"].device
             if device.type == "cuda":
                 self._stream = torch.cuda.Stream(device, priority=-1)
-                self._stream.wait_stream(torch.cuda.current_stream(device))
-                pool = torch.cuda.graph_pool_handle()
-                # The largest first: the smaller ones fit into its memory.
-                with CAPTURING:
-                    for window in reversed(self._windows):
-                        window.capture(pool, self._stream)
+                capture_graphs(reversed(self._windows), self._stream)
 
     def decode(self, codes: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """Decode frames as if they were a whole audio; return the audio of frames `first` to `last`, exclusive.
@@ -79,7 +74,7 @@ class DecoderWindows:
             return window.audio[first * hop_length : last * hop_length].to("cpu", copy=True)
 
 
-class _Window:
+class _Window(GraphedWork):
     """The tensors of a window of `size` frames, and the work on them.
 
     Attributes:
@@ -93,26 +88,9 @@ class _Window:
         self._layers = list(decoder_layers(weights, config))
         self.codes = self._table.new_zeros((config.num_codebooks, size), dtype=torch.int32)
         self.audio = self._table.new_empty(0)
-        self._graph: torch.cuda.CUDAGraph | None = None
 
-    def run(self) -> None:
+    def compute(self) -> None:
         """Compute `audio` from `codes`."""
-        if self._graph is None:
-            self._compute()
-        else:
-            self._graph.replay()
-
-    def capture(self, pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
-        """Make the work one CUDA graph, in a memory pool that graphs share since none run at the same time."""
-        with torch.cuda.stream(stream):
-            self._compute()  # the first run of a kernel may do what a capture can't
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may go on with what is theirs.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            self._compute()
-        self._graph = graph
-
-    def _compute(self) -> None:
         after_end = (self.codes[0] == _NO_FRAME)[:, None]
         latent = self._table.new_empty(self.size, self._table.shape[2])
         ops.rvq_decode(latent, self.codes.clamp(min=0), self._table, self._bias)

@@ -1,6 +1,5 @@
 """Speech of long texts, such as books: spoken chunk by chunk in one voice; an interrupted run can be continued."""
 
-import hashlib
 import math
 import secrets
 import tempfile
@@ -21,8 +20,8 @@ from higgs_native.long_form.conversation import Conversation
 from higgs_native.long_form.failure_checks import detect_failures, max_seconds
 from higgs_native.long_form.joining import Pauses, trim_silence
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt.chat import AudioContent, Message
-from higgs_native.prompt.recordings import read_recording
+from higgs_native.prompt.messages import AudioContent, Message
+from higgs_native.prompt.recordings import Recording, read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
 from higgs_native.speech import Speech
 from higgs_native.utils.checks import check_integer
@@ -94,7 +93,7 @@ class LongSpeech:
         text: str,
         folder: str | Path | None = None,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | None = None,
+        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
         chunk_seconds: float | None = None,
@@ -125,9 +124,9 @@ class LongSpeech:
         recordings = []
         for item in (item for message in self._opening for item in message.contents()):
             if isinstance(item, AudioContent):
-                samples, sampling_rate = read_recording(item)
-                item.codes = engine.audio_tokenizer.encode(samples, sampling_rate)
-                recordings.append([hashlib.sha256(np.ascontiguousarray(samples)).hexdigest(), sampling_rate])
+                recording = read_recording(item)
+                item.codes = engine.audio_tokenizer.encode(recording.samples, recording.sampling_rate)
+                recordings.append([recording.sha256, recording.sampling_rate])
         recorded = [index for index, voice in enumerate(voices) if voice.reference_audio is not None]
         self._recorded_tags = {f"[SPEAKER{index}]" for index in recorded}
         if recorded and len(voices) == 1:

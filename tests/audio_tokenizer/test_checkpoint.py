@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from higgs_native.audio_tokenizer.checkpoint import folded_shapes, load_tensors, original_name
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.errors import CheckpointError
-from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG as CONFIG
+from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG as CONFIG
 from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 from tests.audio_tokenizer.test_config import RECIPE
 

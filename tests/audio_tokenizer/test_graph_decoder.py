@@ -13,7 +13,8 @@ from higgs_native.audio_tokenizer.decoder import StreamingDecoder
 from higgs_native.audio_tokenizer.graph_decoder import SIZES, DecoderWindows, WindowedDecoder
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import AudioError, ParameterError
-from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
+from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG
+from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 from tests.audio_tokenizer.test_decoder import HOP, pieces, random_codes, random_sizes
 from tests.helpers.devices import DEVICES, NEEDS_CUDA
 

@@ -34,12 +34,8 @@ from higgs_native.generation.engine import generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.pipeline import EMBEDDED_VOICE
-from higgs_native.testing.random_checkpoint import (
-    DEMO_AUDIO_TOKENIZER_CONFIG,
-    DEMO_CONFIG,
-    write_audio_tokenizer,
-    write_language_model,
-)
+from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, DEMO_CONFIG
+from higgs_native.testing.random_checkpoint import write_audio_tokenizer, write_language_model
 from higgs_native.utils.background_iterator import ConsumerLeft
 
 
@@ -243,7 +239,7 @@ def test_quantized(audio_tokenizer_folder):
 
 def test_what_can_not_be_asked(engine):
     for conversation, error, message in (
-        ([], PromptError, "the conversation is empty"),
+        ([], PromptError, "conversation must hold at least one message, got none"),
         ([Message("user", AudioContent(audio_url=""))], PromptError, "names no recording"),
         ([Message("user", AudioContent(audio_url="missing.wav"))], AudioError, "missing.wav is no file"),
         ([Message("user", "a" * 9000)], PromptError, "max_cache_length"),
@@ -253,9 +249,9 @@ def test_what_can_not_be_asked(engine):
     with pytest.raises(ParameterError, match="temperature"):
         engine.generate(ChatMLSample([Message("user", "a")]), 10, temperature=-1)
     for conversation, message in (
-        (None, r"the conversation is a NoneType; expected a list of Message\(role, content\)"),
-        (ChatMLSample(None), "the conversation is a NoneType"),
-        (ChatMLSample([{"role": "user", "content": "a"}]), r"holds a dict; expected Message\(role, content\)"),
+        (None, r"conversation must be a list of Message\(role, content\), got None"),
+        (ChatMLSample(None), "conversation must be a list"),
+        (ChatMLSample([{"role": "user", "content": "a"}]), r"must hold Message\(role, content\) only, got {'role'"),
     ):
         with pytest.raises(PromptError, match=message):
             engine.generate(conversation, 10)

@@ -22,7 +22,7 @@ from higgs_native.long_form.chunking import spoken_seconds
 from higgs_native.long_form.joining import EDGE_SECONDS, Pauses
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt.chat import AudioContent, TextContent
+from higgs_native.prompt.messages import AudioContent, TextContent
 from higgs_native.prompt.voices import Voice
 from higgs_native.speech import Speech
 
@@ -389,8 +389,8 @@ def test_bad_input_makes_no_folder(engine, tmp_path):
     for error, changes, message in (
         (PromptError, {"text": " "}, "something to say"),
         (PromptError, {"text": "Hi <|eot_id|>"}, "special token"),
-        (PromptError, {"text": b"Hi"}, "the text is a bytes; expected a str"),
-        (PromptError, {"scene": 3}, "the scene is a int; expected a str"),
+        (PromptError, {"text": b"Hi"}, "text must be a string, got b'Hi'"),
+        (PromptError, {"scene": 3}, "scene must be a string, got 3"),
         (PromptError, {"voice": "anna"}, "no folder of voices"),
         (ParameterError, {"chunk_seconds": 100}, "chunk_seconds must be between 2 and 30, got 100"),
         (ParameterError, {"context_chunks": -1}, "context_chunks must be at least 0, got -1"),
