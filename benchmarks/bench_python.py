@@ -44,7 +44,7 @@ def run(engine: HiggsAudio, frames: int, repeats: int) -> dict[str, Any]:
     The time of a request counts whole, its prompt included.
     """
     model = engine.model
-    prompt = build_prompt(engine.speech_messages(TEXT, [], None), model.tokenizer, engine.layout, True).input_ids
+    prompt = build_prompt(engine.speech_messages(TEXT, [], None), model.tokenizer, engine.convention, True).input_ids
     shares, outside, whole = [], [], []
     for seed in range(repeats + 1):
         with native_seconds() as native:

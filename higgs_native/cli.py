@@ -113,8 +113,8 @@ def speak(
     stream: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of --out: where to write raw PCM (16 bit, little-endian, mono, 24 kHz) as it is generated: a "
-            "file, a named pipe, or - for standard output, such as --stream - | aplay -f S16_LE -r 24000"
+            help="Instead of --out: where to write raw PCM (16 bit, little-endian, mono, 24 kHz) as it is generated: "
+            "a file, a named pipe, or - for standard output, such as --stream - | aplay -f S16_LE -r 24000"
         ),
     ] = None,
     model: ModelOption = None,
@@ -245,7 +245,7 @@ def read(
     speech = LongSpeech(
         engine,
         text,
-        chunk_store.path,
+        chunk_store.folder,
         voice=chosen,
         scene=scene,
         sampling=sampling,
@@ -257,19 +257,19 @@ def read(
     )
     if speech.num_finished:
         print(f"{speech.folder}: {speech.num_finished} of {len(speech)} chunks are finished.", file=sys.stderr)
-    seconds, retried, faulty = 0.0, 0, []
+    seconds, retried, failed = 0.0, 0, []
     with locked(speech.folder):
         for chunk in tqdm(speech, desc="reading", unit="chunk", leave=False, disable=None):
             seconds += chunk.duration
             retried += len(chunk.attempts) > 1
-            if chunk.faults:
-                faults = ", ".join(chunk.faults)
-                faulty.append(f"chunk {chunk.index} failed with every seed ({faults}): {chunk.text.text!r}")
+            if chunk.failures:
+                failures = ", ".join(chunk.failures)
+                failed.append(f"chunk {chunk.index} failed with every seed ({failures}): {chunk.text.text!r}")
         speech.save(out)
         if folder is None:
             chunk_store.remove()
     print(f"{out}: {seconds:.2f} s of audio in {len(speech)} chunks, {retried} of them spoken again", file=sys.stderr)
-    for line in faulty:
+    for line in failed:
         print(line, file=sys.stderr)
 
 
@@ -293,8 +293,8 @@ def quantize(
     calibrate: Annotated[
         bool,
         typer.Option(
-            help="Let the model speak first, and round its weights for the inputs seen then (GPTQ): a smaller error at "
-            "the same size. Needs the memory of the whole model, and about a minute per layer on two cores."
+            help="Let the model speak first, and round its weights for the inputs seen then (GPTQ): a smaller error "
+            "at the same size. Needs the memory of the whole model, and about a minute per layer on two cores."
         ),
     ] = False,
     texts: Annotated[

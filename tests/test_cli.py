@@ -248,7 +248,7 @@ def test_two_runs_do_not_share_a_folder(run):
     with locked(run.work / "parts"):
         code, _, err = run("read", BOOK, "--folder", "parts")
     assert code == 2
-    assert "error: the folder parts is in use by another run" in err
+    assert "error: folder must be free, got parts, which is in use by another run" in err
 
 
 def test_what_else_stands_in_the_folder_is_kept(run):
@@ -262,7 +262,7 @@ def test_what_else_stands_in_the_folder_is_kept(run):
     assert [file.name for file in (run.work / "elsewhere").iterdir()] == [".notes"]
 
 
-def test_read_reports_what_ran_away(run, model):
+def test_read_reports_failed_chunks(run, model):
     options = ("--model", model, "--max-retries", 1, "--chunk-seconds", 2)
     code, _, err = run("read", "Hello there.", *options)
     assert code == 0
@@ -271,7 +271,7 @@ def test_read_reports_what_ran_away(run, model):
     (run.work / "out.wav").unlink()
     code, _, err = run("read", "Hello there.", *options, "--strict")
     assert code == 2
-    assert err.startswith("error: chunk 0 ran away with every seed: no end (seed ")
+    assert err.startswith("error: chunk 0 failed with every seed: no end (seed ")
     assert not (run.work / "out.wav").exists()
 
 
@@ -287,7 +287,7 @@ def test_read_reports_what_ran_away(run, model):
         (("Hi.", "--temperature", "-1"), "temperature"),
         (("Hi.", "--voice", "zoe"), "no folder of voices is given"),
         (("Hi.", "--out", "out.aac"), "does not end in one of"),
-        (("Hi.", "--folder", "other"), "holds other files, and no run.json"),
+        (("Hi.", "--folder", "other"), "got other files and no run.json"),
     ],
 )
 def test_read_tells_what_is_wrong_before_weights_are_loaded(arguments, message, run, monkeypatch):
@@ -593,7 +593,7 @@ def unknown_ending(folder, model):
 
 
 def unknown_device(folder, model):
-    return ["Hi.", "--model", model, "--device", "cuda:99"], "device cuda:99 can't be used"
+    return ["Hi.", "--model", model, "--device", "cuda:99"], "got cuda:99: "
 
 
 def unknown_dtype(folder, model):

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from higgs_native.errors import CheckpointError, ConfigError
 from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.files import read_json_object
 from higgs_native.utils.memory import release_mapped
@@ -201,7 +202,6 @@ class LanguageModelFiles:
 
 
 AUDIO_LM_HEAD = "audio_decoder_proj.audio_lm_head.weight"
-STORED_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
 TEXT_LM_HEAD = "audio_decoder_proj.text_lm_head.weight"
 
 _TRANSFORMERS_NAMES = {

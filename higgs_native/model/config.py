@@ -3,15 +3,16 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from higgs_native.convention import Convention
 from higgs_native.errors import ConfigError
+from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.files import read_json_object
 
 
-WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 AUDIO_ADAPTER_TYPES = ("dual_ffn", "dual_ffn_fast_forward", "stack")
 
 # The names in config.json, by layout, of fields that hold the same value under another name.
@@ -80,9 +81,9 @@ class HiggsAudioConfig:
         return self.audio_adapter_type != "stack" and layer in self.audio_dual_ffn_layers
 
     @property
-    def layout(self) -> Literal["boson", "transformers"]:
-        """The checkpoint's layout, and so whose prompts and rule of generation are its own."""
-        return "transformers" if self.audio_eos_token_id is None else "boson"
+    def convention(self) -> Convention:
+        """The convention that a checkpoint of this layout was trained with."""
+        return Convention.TRANSFORMERS if self.audio_eos_token_id is None else Convention.BOSON
 
     def skips_audio(self, layer: int) -> bool:
         """Whether audio rows pass `layer` by."""
@@ -166,7 +167,7 @@ class HiggsAudioConfig:
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            stored = _STORED_NAMES[self.layout].get(name, name)
+            stored = _STORED_NAMES[self.convention].get(name, name)
             raise ConfigError(f"config.json: {stored} must be {expected}, got {getattr(self, name)!r}")
 
 
@@ -178,7 +179,7 @@ def configured_dtype(folder: Path) -> torch.dtype | None:
     """
     raw = read_json_object(folder / "config.json")
     name = raw.get("dtype") or raw.get("torch_dtype")
-    return next((dtype for dtype in WEIGHT_DTYPES if str(dtype) == f"torch.{name}"), None)
+    return next((dtype for dtype in STORED_DTYPES.values() if str(dtype) == f"torch.{name}"), None)
 
 
 # What HiggsAudioV2Config takes where `rope_parameters` is absent.

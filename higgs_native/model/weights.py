@@ -25,7 +25,7 @@ from higgs_native.model.config import HiggsAudioConfig, configured_dtype
 from higgs_native.model.packed_checkpoint import PACKED_FILE, PackedWeights
 from higgs_native.model.quantization import Quantization
 from higgs_native.ops import Moments, PackedWeight
-from higgs_native.ops.linear import QUANTIZED
+from higgs_native.ops.formats import QUANTIZED_FORMATS
 from higgs_native.utils.memory import empty_weight
 
 
@@ -114,7 +114,7 @@ class CheckpointWeights:
         self, name: str, pack: Callable[..., PackedWeight], *matrices: torch.Tensor, format: str | None
     ) -> PackedWeight:
         feedback = None
-        if format in QUANTIZED:
+        if format in QUANTIZED_FORMATS:
             # Of the extremes, for which no copy of the matrix is made.
             if not all(extreme.isfinite() for matrix in matrices for extreme in matrix.aminmax()):
                 raise CheckpointError(f"{name} holds values that are not finite and can't be quantized")

@@ -34,12 +34,8 @@ from higgs_native.generation.engine import generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.pipeline import EMBEDDED_VOICE
-from higgs_native.testing.random_checkpoint import (
-    DEMO_AUDIO_TOKENIZER_CONFIG,
-    DEMO_CONFIG,
-    write_audio_tokenizer,
-    write_language_model,
-)
+from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, DEMO_CONFIG
+from higgs_native.testing.random_checkpoint import write_audio_tokenizer, write_language_model
 from higgs_native.utils.background_iterator import ConsumerLeft
 
 

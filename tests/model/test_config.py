@@ -8,7 +8,7 @@ import torch
 
 from higgs_native.errors import ConfigError
 from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.testing.random_checkpoint import DEMO_CONFIG, config_json
+from higgs_native.testing.configs import DEMO_CONFIG, config_json
 
 
 def written(layout: str, **changes) -> dict:

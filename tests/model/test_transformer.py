@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ConfigError, ParameterError
 from higgs_native.model.config import HiggsAudioConfig, RopeScaling
 from higgs_native.model.rope import rope_table
@@ -237,7 +238,7 @@ def test_a_single_file_comes_before_shards(tmp_path, shards):
         if shards == "whole" or path.suffix == ".json":
             path.rename(tmp_path / "new" / path.name)
     model = LanguageModel.from_pretrained(tmp_path / "new")
-    assert model.config.layout == "transformers"
+    assert model.config.convention is Convention.TRANSFORMERS
     assert torch.equal(model.text_table, expected.text_table)
     assert torch.equal(model.audio_head.data, expected.audio_head.data)
 
@@ -246,7 +247,7 @@ def test_a_single_file_comes_before_shards(tmp_path, shards):
     ("contents", "message"),
     [
         ("{", "not readable as JSON"),
-        ("[]", "holds a JSON list; expected an object"),
+        ("[]", "must hold a JSON object, got a list"),
         ('{"model_type": "llama"}', "model_type is 'llama'; expected 'higgs_audio' or 'higgs_audio_v2'"),
         ('{"model_type": "higgs_audio_v2", "vocab_size": 5}', "config.json has no '"),
     ],
@@ -260,7 +261,7 @@ def test_a_foreign_config_is_refused(folder, contents, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cuda:99"}, "device cuda:99 can't be used"),
+        ({"device": "cuda:99"}, "device must be .*, got cuda:99"),
         ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16, got int8"),
         ({"dtype": torch.float64}, "dtype must be one of auto, float32, bfloat16, float16, got torch.float64"),
         ({"max_cache_length": 0}, "max_cache_length must be at least 1, got 0"),
