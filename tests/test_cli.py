@@ -370,7 +370,7 @@ def test_voices_are_listed_with_what_is_wrong_with_them(run):
     assert code == 2
     assert out.startswith(anna + bert + "carl\t\n    it can't be used: carl.wav can't be read as audio")
     assert out.endswith(
-        "dora\tHi.\n    it can't be used: d.wav is no file; expected an audio file (wav, flac, ogg, mp3)\n" + old
+        "dora\tHi.\n    it can't be used: audio must be an existing file (wav, flac, ogg, mp3), got d.wav\n" + old
     )
     assert err == "error: 2 of 5 voices can't be used: carl, dora\n"
     code, out, err = run("voices")
@@ -534,15 +534,15 @@ def reference_of_zero_bytes(folder, model):
 
 
 def empty_reference(folder, model):
-    return reference(folder, model, tone(0)), "empty"
+    return reference(folder, model, tone(0)), "must last at least 0.1 s, got 0 s"
 
 
 def short_reference(folder, model):
-    return reference(folder, model, tone(0.05)), "0.05"
+    return reference(folder, model, tone(0.05)), "must last at least 0.1 s, got 0.05 s"
 
 
 def long_reference(folder, model):
-    return reference(folder, model, tone(600)), "600"
+    return reference(folder, model, tone(600)), "must last at most 120 s, got 600 s"
 
 
 def reference_with_nan(folder, model):

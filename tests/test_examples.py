@@ -169,7 +169,7 @@ def test_a_mistake_is_told_in_one_line_before_the_work(run, tmp_path, monkeypatc
 
 
 def test_a_recording_that_is_missing_is_told_in_one_line(run, tmp_path):
-    told = "error: no.wav is no file; expected an audio file (wav, flac, ogg, mp3)\n"
+    told = "error: audio must be an existing file (wav, flac, ogg, mp3), got no.wav\n"
     assert run("clone_voice.py", "--reference-audio", "no.wav") == (told, 2)
     assert list(tmp_path.iterdir()) == []
 
