@@ -44,13 +44,19 @@ def run(engine: HiggsAudio, frames: int, repeats: int) -> dict[str, Any]:
     The time of a request counts whole, its prompt included.
     """
     model = engine.model
-    prompt = build_prompt(engine.speech_messages(TEXT, [], None), model.tokenizer, engine.layout, True).input_ids
+    prompt = build_prompt(engine.speech_messages(TEXT, [], None), model.tokenizer, engine.convention, True).input_ids
     shares, outside, whole = [], [], []
     for seed in range(repeats + 1):
         with native_seconds() as native:
             start = time.perf_counter()
             output = model.generate(
-                prompt, rule=engine.layout, max_new_tokens=frames, temperature=0.3, top_k=50, top_p=0.95, seed=seed
+                prompt,
+                convention=engine.convention,
+                max_new_tokens=frames,
+                temperature=0.3,
+                top_k=50,
+                top_p=0.95,
+                seed=seed,
             )
             wall = time.perf_counter() - start
         if seed == 0:

@@ -305,5 +305,5 @@ def test_a_batch_tells_of_a_text_that_can_not_be_spoken_and_goes_on(run, tmp_pat
     (tmp_path / "m.csv").write_text("id,text\na,Hello <|eot_id|>.\nb,Hello.\n", encoding="utf-8")
     error, code = run("batch.py", "--manifest", "m.csv")
     assert code == 1
-    assert "error: m.csv, line 2: the text holds the special token <|eot_id|>" in error
+    assert "error: m.csv, line 2: text must be plain text, got the special token <|eot_id|>" in error
     assert [path.name for path in (tmp_path / "speeches").iterdir()] == ["b.wav"]
