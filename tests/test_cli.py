@@ -15,8 +15,10 @@ import pytest
 import soundfile
 
 import higgs_native
-from higgs_native import cli
-from higgs_native.cli import main
+from higgs_native import HiggsAudio
+from higgs_native.cli import main, show
+from higgs_native.cli.options import MODEL_NAME
+from higgs_native.cli.quantize import size_text
 from higgs_native.errors import ParameterError
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint
 from higgs_native.utils.files import locked
@@ -294,7 +296,7 @@ def test_read_tells_what_is_wrong_before_weights_are_loaded(arguments, message, 
     def fail(*arguments, **options):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(cli.HiggsAudio, "from_pretrained", fail)
+    monkeypatch.setattr(HiggsAudio, "from_pretrained", fail)
     (run.work / "other").mkdir()
     (run.work / "other" / "notes.txt").touch()
     code, out, err = run("read", *arguments)
@@ -331,7 +333,7 @@ def test_without_a_model_the_embedded_voice_speaks(run):
     code, _, err = run("speak", "Hello and welcome.", "--seed", 1)
     assert code == 0
     assert "embedded demonstration voice" in err
-    assert cli.MODEL_NAME in err
+    assert MODEL_NAME in err
     audio, rate = soundfile.read(run.work / "out.wav")
     assert rate == RATE
     assert 0.5 < len(audio) / rate < 4
@@ -368,7 +370,7 @@ def test_voices_are_listed_with_what_is_wrong_with_them(run):
     assert code == 2
     assert out.startswith(anna + bert + "carl\t\n    it can't be used: carl.wav can't be read as audio")
     assert out.endswith(
-        "dora\tHi.\n    it can't be used: d.wav is no file; expected an audio file (wav, flac, ogg, mp3)\n" + old
+        "dora\tHi.\n    it can't be used: audio must be an existing file (wav, flac, ogg, mp3), got d.wav\n" + old
     )
     assert err == "error: 2 of 5 voices can't be used: carl, dora\n"
     code, out, err = run("voices")
@@ -395,7 +397,7 @@ def test_a_poor_reference_is_told_once_and_early(run, model):
 
 def test_sizes_have_fitting_units():
     sizes = (12_340, 999_999, 1_000_000, 4_700_000_000)
-    assert [cli._size(size) for size in sizes] == ["12.34 kB", "1000.00 kB", "1.00 MB", "4.70 GB"]
+    assert [size_text(size) for size in sizes] == ["12.34 kB", "1000.00 kB", "1.00 MB", "4.70 GB"]
 
 
 def change_json(file, **changes):
@@ -426,7 +428,7 @@ def model_that_is_a_file(folder, model):
 
 def config_of_another_model(folder, model):
     change_json(copy_of(model, folder / "model") / "config.json", model_type="llama")
-    return ["Hi.", "--model", folder / "model"], "model_type is 'llama'"
+    return ["Hi.", "--model", folder / "model"], "model_type must be 'higgs_audio' or 'higgs_audio_v2', got 'llama'"
 
 
 def config_that_is_no_json(folder, model):
@@ -455,7 +457,7 @@ def missing_tokenizer(folder, model):
 
 def damaged_tokenizer(folder, model):
     (copy_of(model, folder / "model") / "tokenizer.json").write_text("{}")
-    return ["Hi.", "--model", folder / "model"], "tokenizer.json is no tokenizer"
+    return ["Hi.", "--model", folder / "model"], "tokenizer.json is damaged"
 
 
 def missing_audio_tokenizer(folder, model):
@@ -532,15 +534,15 @@ def reference_of_zero_bytes(folder, model):
 
 
 def empty_reference(folder, model):
-    return reference(folder, model, tone(0)), "empty"
+    return reference(folder, model, tone(0)), "must last at least 0.1 s, got 0 s"
 
 
 def short_reference(folder, model):
-    return reference(folder, model, tone(0.05)), "0.05"
+    return reference(folder, model, tone(0.05)), "must last at least 0.1 s, got 0.05 s"
 
 
 def long_reference(folder, model):
-    return reference(folder, model, tone(600)), "600"
+    return reference(folder, model, tone(600)), "must last at most 120 s, got 600 s"
 
 
 def reference_with_nan(folder, model):
@@ -710,7 +712,7 @@ def test_what_is_wrong_is_told_before_weights_are_loaded(case, run, model, tmp_p
     def fail(*arguments, **options):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(cli.HiggsAudio, "from_pretrained", fail)
+    monkeypatch.setattr(HiggsAudio, "from_pretrained", fail)
     arguments, message = case(tmp_path, model)
     code, _, err = run("speak", *arguments)
     assert code == 2
@@ -721,7 +723,7 @@ def test_errors_of_several_lines_become_one(run, monkeypatch):
     def fail(folder):
         raise ParameterError("one\ntwo")
 
-    monkeypatch.setattr(cli, "list_voices", fail)
+    monkeypatch.setattr(show, "list_voices", fail)
     assert run("voices") == (2, "", "error: one two\n")
 
 
@@ -729,7 +731,7 @@ def test_an_unexpected_error_is_one_line_too(run, monkeypatch):
     def fail(folder):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(cli, "list_voices", fail)
+    monkeypatch.setattr(show, "list_voices", fail)
     code, out, err = run("voices")
     assert (code, out) == (1, "")
     assert err == "error: RuntimeError: broken (HIGGS_NATIVE_TRACEBACK=1 shows where)\n"
@@ -740,6 +742,6 @@ def test_a_traceback_on_demand(capsys, monkeypatch):
         raise RuntimeError("broken")
 
     monkeypatch.setenv("HIGGS_NATIVE_TRACEBACK", "1")
-    monkeypatch.setattr(cli, "list_voices", fail)
+    monkeypatch.setattr(show, "list_voices", fail)
     with pytest.raises(RuntimeError, match="broken"):
         main(["voices"])

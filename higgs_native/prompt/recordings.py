@@ -11,7 +11,7 @@ from numbers import Real
 import numpy as np
 import torch
 
-from higgs_native.audio.io import check_duration, checked_rate, cut, mono_samples, read_audio
+from higgs_native.audio.io import check_duration, checked_rate, mono_samples, part_range, read_audio
 from higgs_native.audio.quality import RecordingQuality, advise, measure
 from higgs_native.errors import AudioError, PromptError
 from higgs_native.prompt.messages import AudioContent
@@ -67,7 +67,7 @@ class Recording:
         """
         if not offset and duration is None:
             return self
-        begin, count = cut(len(self.samples), self.sampling_rate, offset, duration, self.name)
+        begin, count = part_range(len(self.samples), self.sampling_rate, offset, duration, self.name)
         return Recording(self.samples[begin : begin + count], self.sampling_rate, self.name)
 
     def advice(self, reference_text: str | None = None) -> list[str]:
@@ -99,7 +99,7 @@ def read_recording(content: AudioContent) -> Recording:
             return recording.part(offset, duration)
         case (samples, sampling_rate):
             samples, sampling_rate = mono_samples(samples), checked_rate(sampling_rate)
-            begin, count = cut(len(samples), sampling_rate, offset, duration)
+            begin, count = part_range(len(samples), sampling_rate, offset, duration)
             return Recording(samples[begin : begin + count], sampling_rate)
         case str() | bytes() as encoded:
             try:

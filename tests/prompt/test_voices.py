@@ -143,7 +143,7 @@ def test_a_voice_is_checked_without_a_model(tmp_path):
     assert check_voice(Voice(tmp_path / "anna.wav", "Words as many as fit into it.")) == []
     assert check_voice(Voice(str(tmp_path / "anna.wav"))) == ["its words are not given; with them a clone is closer"]
     assert check_voice(Voice(profile="old")) == []
-    with pytest.raises(AudioError, match="is no file"):
+    with pytest.raises(AudioError, match=r"audio must be an existing file .*missing\.wav"):
         check_voice(Voice(tmp_path / "missing.wav"))
 
 
