@@ -391,17 +391,17 @@ def test_bad_input_makes_no_folder(engine, tmp_path):
         (PromptError, {"text": "Hi <|eot_id|>"}, "special token"),
         (PromptError, {"text": b"Hi"}, "text must be a string, got b'Hi'"),
         (PromptError, {"scene": 3}, "scene must be a string, got 3"),
-        (PromptError, {"voice": "anna"}, "the folder of voices must be given"),
-        (ParameterError, {"chunk_seconds": 100}, "chunk_seconds must lie between 2 and 30, got 100"),
+        (PromptError, {"voice": "anna"}, "folder of voices"),
+        (ParameterError, {"chunk_seconds": 100}, "chunk_seconds must be between 2 and 30, got 100"),
         (ParameterError, {"context_chunks": -1}, "context_chunks must be at least 0, got -1"),
-        (ParameterError, {"max_retries": 1000}, "max_retries must lie between 0 and 999, got 1000"),
+        (ParameterError, {"max_retries": 1000}, "max_retries must be between 0 and 999, got 1000"),
         (ParameterError, {"chunk_seconds": "9"}, "chunk_seconds must be a number, got '9'"),
         (ParameterError, {"context_chunks": 1.5}, "context_chunks must be an integer or None, got 1.5"),
         (ParameterError, {"max_retries": None}, "max_retries must be an integer, got None"),
         (ParameterError, {"temperature": -1}, "temperature"),
         (ParameterError, {"seed": -1}, "seed"),
         (ParameterError, {"folder": 3}, "folder must be a string or a path, got 3"),
-        (ParameterError, {"folder": "a\0b"}, r"folder must be a path, got 'a\\x00b' with a zero byte"),
+        (ParameterError, {"folder": "a\0b"}, r"folder must be a path without zero bytes, got"),
     ):
         with pytest.raises(error, match=message):
             LongSpeech(engine, **({"text": TEXT, "folder": folder} | changes))
@@ -622,9 +622,9 @@ def test_what_generation_is_asked(engine, fake):
 
 def test_a_wav_holds_four_gigabytes(engine, fake, tmp_path, monkeypatch):
     fake()
-    monkeypatch.setattr(long_speech, "_LARGEST_WAV", 10_000)
+    monkeypatch.setattr(long_speech, "_MAX_WAV_BYTES", 10_000)
     speech = LongSpeech(engine, TEXT)
-    with pytest.raises(ParameterError, match=r"too long for \.wav; expected \.flac, \.ogg or \.mp3"):
+    with pytest.raises(ParameterError, match=r"out\.wav must be \.flac, \.ogg or \.mp3 for .* over 10000 bytes, got"):
         speech.save(tmp_path / "out.wav")
     speech.save(tmp_path / "out.flac")
     assert [file.name for file in tmp_path.iterdir()] == ["out.flac"]

@@ -14,9 +14,9 @@ from higgs_native.generation.engine import HiggsAudioModel
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.generation.stop import DEFAULT_STOP_STRINGS
-from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.model.checkpoint import load_tokenizer, resolve_folder
 from higgs_native.model.quantization import Quantization
-from higgs_native.model.transformer import check_cache_length, load_tokenizer
+from higgs_native.model.transformer import check_cache_length
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.messages import ChatMLSample
 from higgs_native.utils.background_iterator import BackgroundIterator
