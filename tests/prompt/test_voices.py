@@ -52,7 +52,7 @@ def test_the_environment_names_the_folder(folder, monkeypatch):
     assert find_voice("anna").reference_text == "Hello there."
 
 
-def test_an_unknown_voice_is_named_with_those_available(folder):
+def test_the_error_of_an_unknown_voice_lists_the_voices(folder):
     with pytest.raises(PromptError) as error:
         find_voice("zoe", folder)
     assert str(error.value) == (
@@ -78,7 +78,7 @@ def test_profiles_are_yaml(text, profiles, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../anna", "anna.wav", "", "."])
-def test_a_name_is_no_path(name, folder):
+def test_a_name_is_not_a_path(name, folder):
     with pytest.raises(PromptError, match="voice must be in the folder of voices"):
         find_voice(name, folder)
 
