@@ -25,11 +25,8 @@ from benchmarks.ops import bench_audio_tokenizer, bench_linear
 from higgs_native import HiggsAudio, exit_on_bad_input
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.model.checkpoint import resolve_folder
-from higgs_native.testing.random_checkpoint import (
-    DEMO_AUDIO_TOKENIZER_CONFIG,
-    REAL_SIZE_CONFIG,
-    write_language_model,
-)
+from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, REAL_SIZE_CONFIG
+from higgs_native.testing.random_checkpoint import write_language_model
 
 
 SECTIONS = ("bandwidth", "linear", "audio_tokenizer", "streaming", "frame", "prefix", "speech", "python")

@@ -36,8 +36,9 @@ from higgs_native.generation.model_runner import DecodeRow
 from higgs_native.model.batch import Batch
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.device import checked_device
-from higgs_native.ops.linear import QUANTIZED
-from higgs_native.testing.random_checkpoint import REAL_SIZE_CONFIG, write_demo_checkpoint
+from higgs_native.ops.formats import QUANTIZED_FORMATS
+from higgs_native.testing.configs import REAL_SIZE_CONFIG
+from higgs_native.testing.random_checkpoint import write_demo_checkpoint
 
 
 FORMATS = ("bfloat16", "float16", "fp8", "int8", "int4")
@@ -128,8 +129,8 @@ def run(
         engines[format] = HiggsAudio.from_pretrained(
             folder,
             device,
-            dtype="bfloat16" if format in QUANTIZED else format,
-            quantization=format if format in QUANTIZED else None,
+            dtype="bfloat16" if format in QUANTIZED_FORMATS else format,
+            quantization=format if format in QUANTIZED_FORMATS else None,
             audio_tokenizer=engines[formats[0]].audio_tokenizer if engines else None,
         )
     models = {format: engine.model for format, engine in engines.items()}

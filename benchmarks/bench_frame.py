@@ -26,7 +26,7 @@ from higgs_native.model.batch import Batch
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.ops.linear import QUANTIZED
+from higgs_native.ops.formats import QUANTIZED_FORMATS
 from higgs_native.utils.files import read_json_object
 
 
@@ -75,7 +75,7 @@ def run(
     natives, load_seconds = {}, {}
     for format in formats:
         start = time.perf_counter()
-        whole = format not in QUANTIZED
+        whole = format not in QUANTIZED_FORMATS
         natives[format] = LanguageModel.from_pretrained(
             folder, dtype=format if whole else "auto", quantization=None if whole else format
         )

@@ -29,7 +29,8 @@ from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.model.weights import CheckpointWeights
-from higgs_native.ops.linear import QUANTIZATION_GROUP, QUANTIZED, quantize_linear
+from higgs_native.ops.formats import QUANTIZATION_GROUP, QUANTIZED_FORMATS
+from higgs_native.ops.linear import quantize_linear
 from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.prompt.chat import speech_messages
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint
@@ -79,7 +80,9 @@ def compare_formats(folder: Path, max_frames: int) -> dict[str, Any]:
     print(f"{folder}:")
     engine = HiggsAudio.from_pretrained(folder, dtype="float32")
     prompts = [
-        build_prompt(speech_messages(text, [], None, engine.convention), engine.model.tokenizer, engine.layout, True)
+        build_prompt(
+            speech_messages(text, [], None, engine.convention), engine.model.tokenizer, engine.convention, True
+        )
         for text in SENTENCES
     ]
     spoken = []
@@ -145,7 +148,7 @@ def compare_matrices(n: int = 1024, k: int = 3072) -> dict[str, dict[str, float]
         "embedded voice": layer_matrices(EMBEDDED_VOICE),
     }
     ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
-    for format in QUANTIZED:
+    for format in QUANTIZED_FORMATS:
         ways[format] = lambda weight, format=format: rounded(weight, format, clip=True)
         if format != "fp8":
             ways[f"{format}, not clipped"] = lambda weight, format=format: rounded(weight, format, clip=False)

@@ -23,14 +23,15 @@ import numpy as np
 from benchmarks.bench_frame import frame_bytes
 from benchmarks.measure import ReadBandwidth, summary, write_json
 from higgs_native import HiggsAudio
-from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, tensor_shapes
-from higgs_native.ops.linear import QUANTIZED
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.weights import tensor_shapes
+from higgs_native.ops.formats import QUANTIZED_FORMATS
 
 
 SENTENCE = "The sun rises in the east and sets in the west."
 REFERENCE_TEXT = "The sun rises in the east and sets in the west. We are glad that you are here today."
 REFERENCE_SECONDS = 10.0
-FORMATS = ("bfloat16", "float16", "float32", *QUANTIZED)
+FORMATS = ("bfloat16", "float16", "float32", *QUANTIZED_FORMATS)
 
 
 def main() -> None:
@@ -71,8 +72,8 @@ def bench(model: str | None, format: str, frames: int, repeats: int) -> dict[str
     start = time.perf_counter()
     engine = HiggsAudio.from_pretrained(
         model,
-        dtype="auto" if format in QUANTIZED else format,
-        quantization=format if format in QUANTIZED else None,
+        dtype="auto" if format in QUANTIZED_FORMATS else format,
+        quantization=format if format in QUANTIZED_FORMATS else None,
     )
     load_seconds = time.perf_counter() - start
     # The prefix cache would save the prompt of a known voice, so every speech starts with an empty one.

@@ -29,7 +29,7 @@ from benchmarks.tools.speech_distance import (
     voice_distance,
     warped_distances,
 )
-from higgs_native.ops.linear import QUANTIZED
+from higgs_native.ops.formats import QUANTIZED_FORMATS
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.voices import Voice
 from higgs_native.speech import Speech
@@ -136,7 +136,7 @@ class Report:
         """Speak the sentences with quantized weights."""
         found = {}
         plain = self.engine
-        for format in QUANTIZED:
+        for format in QUANTIZED_FORMATS:
             self.engine = HiggsAudio.from_pretrained(model, quantization=format)
             found[f"own sentence is nearest, {format}"] = self.speech()["own sentence is nearest"]
         self.engine = plain

@@ -33,7 +33,8 @@ from higgs_native.long_form.chunking import TextChunk, chunk_text
 from higgs_native.long_form.joining import Pauses
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt.chat import AudioContent, ChatMLSample, Message, Prompt, TextContent, build_prompt
+from higgs_native.prompt.chat import Prompt, build_prompt
+from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
 from higgs_native.prompt.normalize import normalize_text
 from higgs_native.prompt.voices import Voice, find_voice, list_voices
 from higgs_native.speech import Speech

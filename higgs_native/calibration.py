@@ -15,23 +15,22 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from higgs_native import ops
-from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.model.batch import Batch
-from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD
+from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, load_tokenizer
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.layers import FeedForward, Layer, read_layer
 from higgs_native.model.packed_checkpoint import PACKED_FILE
 from higgs_native.model.quantization import PARTS, Quantization
 from higgs_native.model.rope import rope_table
-from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH, LanguageModel, load_tokenizer
+from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH, LanguageModel
 from higgs_native.model.weights import CheckpointWeights
 from higgs_native.ops import Moments
-from higgs_native.ops.linear import PANEL, QUANTIZED
+from higgs_native.ops.formats import PANEL, QUANTIZED_FORMATS
 from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
 from higgs_native.prompt.normalize import normalize_text
 
@@ -58,8 +57,10 @@ def check_calibration(quantization: Quantization, texts: Sequence[str]) -> None:
     """
     if not texts:
         raise ParameterError("texts must hold at least one sentence per line, got none")
-    if not any(getattr(quantization, part) in QUANTIZED for part in PARTS):
-        raise ParameterError(f"calibration must be for {', '.join(QUANTIZED)} in some part, got {quantization}")
+    if not any(getattr(quantization, part) in QUANTIZED_FORMATS for part in PARTS):
+        raise ParameterError(
+            f"calibration must be for {', '.join(QUANTIZED_FORMATS)} in some part, got {quantization}"
+        )
     for text in texts:
         normalize_text(text)
 
@@ -110,8 +111,8 @@ def text_prompt(text: str, tokenizer: Tokenizer, config: HiggsAudioConfig) -> to
     """
     text = normalize_text(text)
     check_plain_text(text, tokenizer)
-    messages = speech_messages(text, layout=config.layout)
-    ids = build_prompt(messages, tokenizer, config.layout, force_audio_gen=True).input_ids
+    messages = speech_messages(text, convention=config.convention)
+    ids = build_prompt(messages, tokenizer, config.convention, force_audio_gen=True).input_ids
     if ids.shape[1] > DEFAULT_CACHE_LENGTH - _MAX_FRAMES:
         raise PromptError(
             f"a text must have at most {DEFAULT_CACHE_LENGTH - _MAX_FRAMES} tokens, got {ids.shape[1]}: {text[:50]!r}"
@@ -124,7 +125,7 @@ def speak(model: HiggsAudioModel, prompts: Sequence[torch.Tensor], progress: boo
     requests = [
         GenerationRequest(
             prompt,
-            convention=Convention.parse(model.config.layout),
+            convention=model.config.convention,
             sampling=SamplingParams(seed=seed, max_new_tokens=_MAX_FRAMES),
         )
         for seed, prompt in enumerate(prompts)

@@ -17,23 +17,17 @@ from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.generation.sequence import GenerationOutput, GenerationRequest, OnFrame, OnToken
-from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.model.packed_checkpoint import AUDIO_TOKENIZER_FOLDER
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import checked_dtype
 from higgs_native.model.weights import open_weights
 from higgs_native.ops.device import checked_device
-from higgs_native.prompt.chat import (
-    ChatMLSample,
-    Message,
-    build_prompt,
-    check_plain_text,
-    speech_messages,
-)
+from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
+from higgs_native.prompt.messages import ChatMLSample, Message
 from higgs_native.prompt.normalize import normalize_text
-from higgs_native.prompt.recordings import check_voice, read_recording, read_voice
-from higgs_native.prompt.voices import Voice, choose_voices
+from higgs_native.prompt.recordings import Recording, read_recording
+from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
 from higgs_native.utils.checks import check_integer, integer_tensor
@@ -42,9 +36,9 @@ from higgs_native.utils.files import read_json_object
 
 AUDIO_TOKENIZER_NAME = "bosonai/higgs-audio-v2-tokenizer"
 EMBEDDED_VOICE = Path(__file__).with_name("embedded_voice")
-"""The folder of the small checkpoint that comes with the package: a demonstration voice."""
+"""The folder of the small checkpoint in the package: a demonstration voice."""
 EMBEDDED_VOICE_KEY = "higgs_native_embedded_voice"
-"""True in the `config.json` of that checkpoint, and so of its quantized copies."""
+"""The key that is true in the `config.json` of that checkpoint and of its quantized copies."""
 
 
 class HiggsAudio:
@@ -59,14 +53,14 @@ class HiggsAudio:
 
     Args:
         model: the language model.
-        audio_tokenizer: turns recordings into codes, and codes into sound.
-        convention: whose prompts and generation: `boson`, `transformers`, or None: that of the checkpoint.
+        audio_tokenizer: encodes recordings into codes, and decodes codes into audio.
+        convention: `boson`, `transformers`, or None: that of the checkpoint.
 
     Attributes:
-        is_embedded_voice: it was loaded from `EMBEDDED_VOICE`, or a copy of it, quantized or not.
+        is_embedded_voice: whether it was loaded from `EMBEDDED_VOICE` or a quantized copy of it.
 
     Raises:
-        CheckpointError: the two differ in their codebooks, or the model came without its text tokenizer.
+        CheckpointError: the codebooks of the two differ, or the model has no text tokenizer.
     """
 
     def __init__(
@@ -88,7 +82,7 @@ class HiggsAudio:
         if model.device.type == "cuda":
             # Most calls of `speak` fit: a prompt of up to 1024 positions and as many frames.
             model.runner_pool.prepare(model, 1, 2048)
-        self.convention = Convention.parse(model.config.layout if convention is None else convention)
+        self.convention = Convention.parse(model.config.convention if convention is None else convention)
         self.is_embedded_voice = False
 
     @classmethod
@@ -103,13 +97,13 @@ class HiggsAudio:
         """Load a checkpoint of either layout, or a packed one.
 
         Args:
-            path_or_name: its folder, or its name on the Hub; None: the embedded voice, which knows a list of words.
-            device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU where there is one. Both networks run there.
+            path_or_name: its folder, or its name on the Hub; None: the embedded voice.
+            device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU if there is one. Both networks run there.
             dtype: of the weights: `float32`, `bfloat16`, `float16`, or `auto`: the one that config.json names, or else
                 that of the stored matrices.
             audio_tokenizer: its folder, its name on the Hub, or a loaded one. By default the folder `audio_tokenizer`
                 within the checkpoint, or else `bosonai/higgs-audio-v2-tokenizer` from the Hub.
-            quantization: of the language model's matrices: `fp8`, `int8`, `int4`, or a format for each part
+            quantization: format of the language model's matrices: `fp8`, `int8`, `int4`, or one per part
                 (`int4,heads=int8`; see `higgs_native.model.quantization`); None: as stored.
 
         Raises:
@@ -121,7 +115,7 @@ class HiggsAudio:
         if quantization is not None:
             quantization = Quantization.parse(quantization)
         folder = EMBEDDED_VOICE if path_or_name is None else resolve_folder(path_or_name)
-        # Headers alone: most of what can be wrong with the model shows before an audio tokenizer is fetched.
+        # Reads headers only, so that most faults of the model show before an audio tokenizer is fetched.
         open_weights(folder, HiggsAudioConfig.from_pretrained(folder), weights_dtype, quantization, device)
         if not isinstance(audio_tokenizer, HiggsAudioTokenizer):
             beside = folder / AUDIO_TOKENIZER_FOLDER
@@ -136,7 +130,7 @@ class HiggsAudio:
         self,
         text: str,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | None = None,
+        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
         voices_folder: str | Path | None = None,
@@ -147,13 +141,13 @@ class HiggsAudio:
         """Speak `text`. For texts longer than half a minute there is `LongSpeech`.
 
         Args:
-            text: what to say. `[SPEAKER0]`, `[SPEAKER1]`, ... stand before the turns of several speakers. It is
-                normalised as `higgs_native.prompt.normalize.normalize_text` says.
-            voice: a voice of `voices_folder`, or several, separated by commas or in a list, for SPEAKER0, SPEAKER1,
-                ...; or `Voice` objects.
-            reference_audio: a recording to clone instead: a file, or `(samples, sampling rate in Hz)`.
-            reference_text: the words spoken in it; cloning is closer with them.
-            scene: where it is spoken, or how.
+            text: what to say, with `[SPEAKER0]`, `[SPEAKER1]`, ... before the turns of several speakers. It is
+                normalized by `higgs_native.normalize_text`.
+            voice: the name of a voice in `voices_folder`, or a `Voice`; several, in a list or separated by commas, are
+                those of SPEAKER0, SPEAKER1, ...
+            reference_audio: a recording to clone instead: a file, `(samples, sampling rate in Hz)`, or a `Recording`.
+            reference_text: the words spoken in the recording; with them the clone is closer.
+            scene: where or how it is spoken, in words.
             voices_folder: see `higgs_native.prompt.voices`; by default the one that HIGGS_NATIVE_VOICES names.
             on_progress: called after every frame with the seconds of audio that exist so far.
             sampling: how to draw and when to stop; None: what `options` build.
@@ -176,7 +170,7 @@ class HiggsAudio:
         self,
         text: str,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | None = None,
+        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
         voices_folder: str | Path | None = None,
@@ -187,21 +181,21 @@ class HiggsAudio:
         sampling: SamplingParams | None = None,
         **options: Unpack[SamplingOptions],
     ) -> SpeechStream:
-        """Speak `text` in chunks that come while it is generated: `for` or `async for` over what this returns.
+        """Speak `text` in chunks that come while it is generated, for `for` or `async for`.
 
-        Joined, the chunks are the audio that `speak` gives for the same seed.
+        Joined, the chunks are the audio that `speak` returns for the same seed.
 
             for chunk in engine.stream("The sun rises in the east.", seed=1):
                 play(chunk.samples)
 
         Args:
             text, voice, reference_audio, reference_text, scene, voices_folder, sampling, options: as for `speak`.
-            first_chunk_frames: how long the first chunk is, in frames of 40 ms.
-            chunk_growth: how many times as long as the one before it each chunk is, at least 1.
-            max_chunk_frames: how long a chunk may be; the end of the audio may be longer by the decoder's lookahead.
-            low_latency: by how many frames audio is given out before all is known that it depends on, 0 to 10. The
-                chunks are then not quite those of `speak`; `StreamingDecoder` states the error of a lookahead of
-                10 - `low_latency` frames. It costs work: what is missing is computed for every chunk.
+            first_chunk_frames: length of the first chunk, in frames of 40 ms.
+            chunk_growth: length of each chunk over that of the one before it, at least 1.
+            max_chunk_frames: maximum length of a chunk; the last one may be longer by the decoder's lookahead.
+            low_latency: frames by which the decoder's lookahead is shortened, 0 to 10. Audio comes earlier and differs
+                a little from that of `speak`; `StreamingDecoder` states the error of a lookahead of
+                10 - `low_latency` frames. Each chunk then costs additional decoding.
 
         Raises:
             PromptError, AudioError, ParameterError: as for `speak`, and where a setting of the stream is outside its
@@ -215,7 +209,7 @@ class HiggsAudio:
         context = self.audio_tokenizer.context_frames
         check_integer("low_latency", low_latency)
         if not 0 <= low_latency <= context:
-            raise ParameterError(f"low_latency must lie in 0 .. {context} frames, got {low_latency}")
+            raise ParameterError(f"low_latency must be between 0 and {context} frames, got {low_latency}")
         params = SamplingParams.of(sampling, options)
         generate = self.prepare(self.speech_messages(text, voices, scene), True, params)
         return SpeechStream(
@@ -233,7 +227,7 @@ class HiggsAudio:
         """Generate the assistant's reply to a conversation, in audio, text or both.
 
         Args:
-            conversation: the messages (see `prompt.chat`); special tokens in their texts are taken as such.
+            conversation: the messages (see `prompt.chat`); special tokens in their texts stay special tokens.
             force_audio_gen: begin with audio.
             on_progress, sampling, options: as for `speak`.
 
@@ -262,13 +256,11 @@ class HiggsAudio:
         for voice in voices:
             check_plain_text(voice.reference_text or "", tokenizer, "reference text")
             check_plain_text(voice.profile or "", tokenizer, "profile")
-        read = [voice if voice.profile is not None else read_voice(voice) for voice in voices]
-        for voice, with_samples in zip(voices, read, strict=True):
-            advice = check_voice(with_samples)
-            if advice:
-                name = "the reference audio" if isinstance(voice.reference_audio, tuple) else voice.reference_audio
-                warnings.warn(f"{name}: {'; '.join(advice)}", VoiceWarning, stacklevel=3)
-        return speech_messages(text, read, scene, self.convention)
+        voices = [read_voice(voice) for voice in voices]
+        for voice in voices:
+            if advice := check_voice(voice):
+                warnings.warn(f"{voice.reference_audio.name}: {'; '.join(advice)}", VoiceWarning, stacklevel=3)
+        return speech_messages(text, voices, scene, self.convention)
 
     def prepare(
         self,
@@ -306,8 +298,10 @@ class HiggsAudio:
                 prompt.input_ids,
                 # Boson's length rule in both conventions: it takes every length, and where both do they agree.
                 [
-                    recording if isinstance(recording, torch.Tensor) else self.audio_tokenizer.encode(*recording)
-                    for recording in recordings
+                    item
+                    if isinstance(item, torch.Tensor)
+                    else self.audio_tokenizer.encode(item.samples, item.sampling_rate)
+                    for item in recordings
                 ],
                 self.convention,
                 sampling,
@@ -321,7 +315,7 @@ class HiggsAudio:
     def fingerprint(self) -> str:
         """A SHA-256 that tells this engine's checkpoints from others, whichever folder they lie in.
 
-        It is taken of the configurations, the text tokenizer, and some 1,000 elements of every weight.
+        It covers the configurations, the text tokenizer, and about 1,000 elements of every weight.
         """
         configurations = self.model.config, self.model.quantization, self.audio_tokenizer.config, self.convention.value
         digest = hashlib.sha256(repr(configurations).encode())
@@ -336,7 +330,7 @@ class HiggsAudio:
         return digest.hexdigest()
 
     def _frame_counter(self, on_progress: Callable[[float], None]) -> Callable[[torch.Tensor], None]:
-        """A callback for frames that reports seconds: a frame exists when its last codebook, delayed, is drawn."""
+        """A callback for frames that reports seconds of audio; a frame is complete when its last codebook is drawn."""
         complete = 0
 
         def on_frame(codes: torch.Tensor) -> None:
@@ -348,7 +342,7 @@ class HiggsAudio:
         return on_frame
 
     def speech(self, output: GenerationOutput) -> Speech:
-        """Decode what was generated."""
+        """Decode a generated output."""
         segments = [self._codes(segment) for segment in output.audio_segments]
         sounds = [self.audio_tokenizer.decode(codes).cpu().numpy() for codes in segments if codes.shape[1]]
         return Speech(

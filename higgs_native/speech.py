@@ -13,15 +13,15 @@ from higgs_native.errors import AudioError
 
 @dataclass(frozen=True)
 class Speech:
-    """What a call generated. Where the model wrote only text, or too little audio for one frame, `audio` is empty.
+    """A generated reply. `audio` is empty if the model wrote only text, or too little audio for one frame.
 
     Attributes:
         audio: [samples], float32, mono, full scale at 1.
         sampling_rate: in Hz.
-        codes: [codebooks, frames], int64: what `audio` was decoded from, several audio segments joined.
-        text: what the model wrote beside it, without special tokens.
-        finish_reason: `stop`, or `length` where `max_new_tokens` or the cache ended it.
-        usage: how many tokens the prompt (`prompt_tokens`) and the reply (`completion_tokens`) have.
+        codes: [codebooks, frames], int64: the codes of `audio`, all segments joined.
+        text: the text that the model wrote, without special tokens.
+        finish_reason: `stop`, or `length` if `max_new_tokens` or the cache ended it.
+        usage: the number of tokens of the prompt (`prompt_tokens`) and of the reply (`completion_tokens`).
     """
 
     audio: np.ndarray
@@ -37,11 +37,11 @@ class Speech:
         return len(self.audio) / self.sampling_rate
 
     def save(self, path: str | Path) -> None:
-        """Write the audio to a .wav or .flac (16 bit), .ogg (Vorbis) or .mp3 file. What exceeds full scale is clipped.
+        """Write the audio to a .wav or .flac (16 bit), .ogg (Vorbis) or .mp3 file. Samples above full scale clip.
 
         Raises:
             AudioError: there is no audio.
-            ParameterError: the ending is another, the folder does not exist or the file can't be written.
+            ParameterError: the file name ends otherwise, the folder does not exist, or the file can't be written.
         """
         if not len(self.audio):
             raise AudioError(f"the model made no audio to save (it wrote the text {self.text!r})")

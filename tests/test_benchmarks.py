@@ -17,5 +17,5 @@ def test_a_wrong_model_fails_before_anything_is_measured():
         text=True,
         check=False,
     )
-    message = "error: model nonexist does not exist; expected a folder or a Hub name such as owner/name\n"
+    message = "error: model must be a folder or a Hub name such as owner/name, got nonexist, which does not exist\n"
     assert (finished.returncode, finished.stdout, finished.stderr) == (2, "", message)

@@ -110,7 +110,9 @@ def test_an_example_writes_speech(path, run_python, tmp_path, spectrograms):
 def test_every_example_tells_a_wrong_model_in_one_line(run, tmp_path):
     for path in EXAMPLES:
         if path.stem != "transformers_interface":
-            told = "error: model nonexist does not exist; expected a folder or a Hub name such as owner/name\n"
+            told = (
+                "error: model must be a folder or a Hub name such as owner/name, got nonexist, which does not exist\n"
+            )
             assert run(path.name, "--model", "nonexist") == (told, 2)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
@@ -167,7 +169,7 @@ def test_a_mistake_is_told_in_one_line_before_the_work(run, tmp_path, monkeypatc
 
 
 def test_a_recording_that_is_missing_is_told_in_one_line(run, tmp_path):
-    told = "error: no.wav is no file; expected an audio file (wav, flac, ogg, mp3)\n"
+    told = "error: audio must be an existing file (wav, flac, ogg, mp3), got no.wav\n"
     assert run("clone_voice.py", "--reference-audio", "no.wav") == (told, 2)
     assert list(tmp_path.iterdir()) == []
 
@@ -305,5 +307,5 @@ def test_a_batch_tells_of_a_text_that_can_not_be_spoken_and_goes_on(run, tmp_pat
     (tmp_path / "m.csv").write_text("id,text\na,Hello <|eot_id|>.\nb,Hello.\n", encoding="utf-8")
     error, code = run("batch.py", "--manifest", "m.csv")
     assert code == 1
-    assert "error: m.csv, line 2: the text holds the special token <|eot_id|>" in error
+    assert "error: m.csv, line 2: text must be plain text, got the special token <|eot_id|>" in error
     assert [path.name for path in (tmp_path / "speeches").iterdir()] == ["b.wav"]

@@ -11,14 +11,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.measure import write_json
-from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, tensor_shapes
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.model.checkpoint import expected_tensors
 from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.ops.linear import FORMATS, PANEL, QUANTIZATION_GROUP, packed_shape
-from higgs_native.testing.random_checkpoint import REAL_SIZE_CONFIG
+from higgs_native.ops.formats import WEIGHT_FORMATS
+from higgs_native.testing.configs import REAL_SIZE_CONFIG
 
 
 def main() -> None:
@@ -53,13 +52,7 @@ def weight_bytes(config: HiggsAudioConfig, format: str) -> int:
         if len(shape) == 1 or name.startswith(("embed_tokens", "audio_codebook_embeddings")):
             total += 2 * math.prod(shape)
             continue
-        n, k = shape
-        panels, units, lanes, elements = packed_shape(n, k, FORMATS[format])
-        total += panels * units * lanes * elements * FORMATS[format].itemsize
-        if format in ("fp8", "int8"):
-            total += panels * PANEL * torch.float32.itemsize
-        elif format == "int4":
-            total += panels * -(-k // QUANTIZATION_GROUP) * PANEL * torch.float16.itemsize
+        total += WEIGHT_FORMATS[format].packed_nbytes(*shape)
     return total
 
 

@@ -1,7 +1,9 @@
-// What is asked of a device once, for all launches on it.
+// What is asked of a device once, for all launches on it, and what the environment and Python say of all launches.
 #include "cuda/launch.h"
 
-#if !defined(HIGGS_NATIVE_EMULATE_CUDA)
+#include <torch/csrc/stable/library.h>
+
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -9,22 +11,66 @@
 
 namespace higgs_native::cuda {
 
+int multiprocessors_to_use(int otherwise) {
+  const char* setting = std::getenv("HIGGS_NATIVE_MULTIPROCESSORS");
+  if (!setting || !*setting) return otherwise;
+  char* end = nullptr;
+  const long count = std::strtol(setting, &end, 10);
+  STD_TORCH_CHECK(
+      *end == 0 && count >= 1 && count <= 1024, "HIGGS_NATIVE_MULTIPROCESSORS must lie in 1 .. 1024, got ", setting);
+  return static_cast<int>(count);
+}
+
+#if !defined(HIGGS_NATIVE_EMULATE_CUDA)
+
+namespace {
+
+std::atomic<bool> dependent_launches_on = true;
+
+void allow_dependent_launches(bool allow) { dependent_launches_on = allow; }
+
+// Stands for all kernels, which are built for the same architectures.
+__global__ void any_kernel() {}
+
+}  // namespace
+
+bool dependent_launches_allowed() {
+  static const bool kept_off = [] {
+    const char* setting = std::getenv("HIGGS_NATIVE_DEPENDENT_LAUNCHES");
+    return setting && std::strcmp(setting, "0") == 0;
+  }();
+  return dependent_launches_on && !kept_off;
+}
+
 const DeviceFacts& device_facts(int device) {
   static std::mutex mutex;
   static std::vector<DeviceFacts*> known;
   const std::lock_guard<std::mutex> lock(mutex);
   if (static_cast<size_t>(device) >= known.size()) known.resize(device + 1);
   if (!known[device]) {
-    const char* setting = std::getenv("HIGGS_NATIVE_DEPENDENT_LAUNCHES");
+    const auto check = [device](cudaError_t error) {
+      STD_TORCH_CHECK(error == cudaSuccess, "CUDA device ", device, ": ", cudaGetErrorString(error));
+    };
     int multiprocessors = 0, major = 0;
-    const bool asked =
-        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess;
-    STD_TORCH_CHECK(asked, "CUDA device ", device, " does not answer");
-    known[device] = new DeviceFacts{multiprocessors, major >= 9 && !(setting && std::strcmp(setting, "0") == 0)};
+    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    cudaFuncAttributes kernel;
+    check(cudaFuncGetAttributes(&kernel, any_kernel));
+    // Kernels compiled for less than sm_90 have no griddepcontrol.wait, also where the driver translates them for a newer GPU.
+    const bool kernels_wait = kernel.ptxVersion >= 90;
+    known[device] = new DeviceFacts{multiprocessors_to_use(multiprocessors), major >= 9 && kernels_wait};
   }
   return *known[device];
 }
 
+#endif
+
 }  // namespace higgs_native::cuda
+
+#if !defined(HIGGS_NATIVE_EMULATE_CUDA)
+STABLE_TORCH_LIBRARY(higgs_native_cuda, m) { m.def("allow_dependent_launches(bool allow) -> ()"); }
+
+STABLE_TORCH_LIBRARY_IMPL(higgs_native_cuda, CompositeExplicitAutograd, m) {
+  m.impl("allow_dependent_launches", TORCH_BOX(&higgs_native::cuda::allow_dependent_launches));
+}
 #endif

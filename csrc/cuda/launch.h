@@ -4,6 +4,7 @@
 #if !defined(HIGGS_NATIVE_EMULATE_CUDA)
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/headeronly/util/shim_utils.h>
 #endif
 
 #include "common/checks.h"
@@ -21,6 +22,9 @@ namespace higgs_native::cuda {
 inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// HIGGS_NATIVE_MULTIPROCESSORS, or `otherwise` if it is not set: tests choose the kernels of a larger or a smaller GPU with it.
+int multiprocessors_to_use(int otherwise);
 
 // A call of an operator, by the thread that makes this object. Operators that it runs meanwhile are part of the call.
 class OperatorCall {
@@ -92,17 +96,21 @@ void Launch::operator()(
   emulation::run(op_, call_.number(), grid, dim3(threads), shared_bytes, std::ref(call));
 }
 
-inline int Launch::multiprocessors() const { return 2; }
+inline int Launch::multiprocessors() const { return multiprocessors_to_use(2); }
 
 #else
 
 // What is asked of a device once.
 struct DeviceFacts {
   int multiprocessors;
-  bool dependent_launches;
+  bool dependent_launches;  // the device has programmatic dependent launch, and the kernels wait as it asks for
 };
 
-// HIGGS_NATIVE_DEPENDENT_LAUNCHES=0 turns programmatic dependent launch off, where the device has it (sm_90).
+// Whether kernels may begin before those launched earlier are complete, where the device can do it. The operator
+// higgs_native_cuda::allow_dependent_launches(bool) sets it, and HIGGS_NATIVE_DEPENDENT_LAUNCHES=0 keeps it off.
+bool dependent_launches_allowed();
+
+// The device must be current.
 const DeviceFacts& device_facts(int device);
 
 inline int32_t checked_device(const char* op, const Tensor& t) {
@@ -113,7 +121,7 @@ inline int32_t checked_device(const char* op, const Tensor& t) {
 inline Launch::Launch(const char* op, const Tensor& t)
     : op_(op), guard_(checked_device(op, t)), facts_(&device_facts(t.get_device_index())) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
   stream_ = static_cast<cudaStream_t>(stream);
 }
 
@@ -134,7 +142,7 @@ void Launch::operator()(
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream_;
   config.attrs = &attribute;
-  config.numAttrs = facts_->dependent_launches ? 1 : 0;
+  config.numAttrs = facts_->dependent_launches && dependent_launches_allowed() ? 1 : 0;
   call_.launches();
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from higgs_native.generation.sampler import SamplerState
-from higgs_native.model.batch import Batch
+from higgs_native.model.batch import Batch, Buffers
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.ops.device import CAPTURING
 from higgs_native.ops.sampling import StateField
+from higgs_native.utils.cuda_graph import CAPTURE_LOCK, GraphedWork, capture_graphs
 
 
 _FRAMES_AHEAD = 4
@@ -47,7 +47,7 @@ class DecodeRow:
     codes: torch.Tensor
 
 
-class CapturedStep:
+class CapturedStep(GraphedWork):
     """A step that draws one frame for each of `num_rows` rows, with its tensors; on a GPU one CUDA graph.
 
     Attributes:
@@ -68,9 +68,8 @@ class CapturedStep:
             positions=torch.zeros(num_rows, **int32),
             text_positions=nothing,
         )
-        self._buffers = model.new_buffers(num_rows)
+        self._buffers = Buffers.allocate(config, num_rows, model.device)
         self._logits = torch.empty(num_rows, config.num_codebooks, config.codebook_size, device=model.device)
-        self._graph: torch.cuda.CUDAGraph | None = None
 
     def begin(self, rows: Sequence[DecodeRow]) -> None:
         """Take the rows to continue; padding rows go to slots of finished sequences."""
@@ -90,27 +89,8 @@ class CapturedStep:
         num_codes = self._shape[0] * self._shape[1]
         return drawn[:num_codes].view(self._shape), drawn[num_codes:]
 
-    def run(self) -> None:
+    def compute(self) -> None:
         """Draw a frame: `drawn`."""
-        if self._graph is None:
-            self._compute()
-        else:
-            self._graph.replay()
-
-    def capture(self, pool: tuple[int, int]) -> None:
-        """Make the step one CUDA graph, in a memory pool that graphs share since no two run at the same time."""
-        stream = torch.cuda.Stream(self._model.device)
-        stream.wait_stream(torch.cuda.current_stream(self._model.device))
-        with torch.cuda.stream(stream):
-            self._compute()  # a kernel's first launch may do work that a capture forbids
-        torch.cuda.current_stream(self._model.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may use CUDA meanwhile.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            self._compute()
-        self._graph = graph
-
-    def _compute(self) -> None:
         rows = self._rows
         states = self._model.forward(rows, self._cache, self._buffers)
         logits = self._model.audio_logits(states, self._logits)
@@ -138,11 +118,9 @@ class ModelRunner:
         self._frames: dict[int, CapturedStep] = {}
         self._is_cuda = model.device.type == "cuda"
         if self._is_cuda:
-            pool = torch.cuda.graph_pool_handle()
-            # The largest graph first: the smaller ones reuse its memory.
             for power in reversed(range(slots.bit_length())):
                 self._frames[1 << power] = CapturedStep(model, self.cache, self.sampler, 1 << power)
-                self._frames[1 << power].capture(pool)
+            capture_graphs(self._frames.values(), torch.cuda.Stream(model.device))
 
     def draw(self, rows: Sequence[DecodeRow], limit: int, on_frame: OnFrames) -> None:
         """Draw up to `limit` frames of each row.
@@ -231,7 +209,7 @@ class RunnerPool:
             pass
 
     def _make(self, model: LanguageModel, shape: tuple[int, int, int]) -> ModelRunner:
-        with CAPTURING:
+        with CAPTURE_LOCK:
             try:
                 return ModelRunner(model, *shape)
             except torch.OutOfMemoryError:

@@ -1,10 +1,8 @@
-"""Speech of long texts: a book, chunk by chunk, in one voice, that can be cut off and taken up again."""
+"""Speech of long texts, such as books: spoken chunk by chunk in one voice; an interrupted run can be continued."""
 
-import hashlib
 import math
 import secrets
 import tempfile
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,15 +12,16 @@ import torch
 from typing_extensions import Unpack
 
 from higgs_native.audio.writing import check_output_path, writing_audio
-from higgs_native.errors import GenerationError, ParameterError, PromptError
+from higgs_native.errors import GenerationError, ParameterError
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.long_form.chunk_store import Attempt, ChunkStore, SpokenChunk
 from higgs_native.long_form.chunking import TextChunk, chunk_text, spoken_seconds
+from higgs_native.long_form.conversation import Conversation
 from higgs_native.long_form.failure_checks import detect_failures, max_seconds
 from higgs_native.long_form.joining import Pauses, trim_silence
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt.chat import AudioContent, Message, build_prompt, spoken_turns
-from higgs_native.prompt.recordings import read_recording
+from higgs_native.prompt.messages import AudioContent, Message
+from higgs_native.prompt.recordings import Recording, read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
 from higgs_native.speech import Speech
 from higgs_native.utils.checks import check_integer
@@ -32,57 +31,57 @@ CHUNK_SECONDS = 20.0
 CONTEXT_CHUNKS = 2
 EMBEDDED_VOICE_CHUNK_SECONDS = 4.5
 EMBEDDED_VOICE_CONTEXT_CHUNKS = 0
-"""The embedded voice was trained on single sentences of up to sixteen words, after one recording at most. It gets no
-chunks of several sentences: of such it often speaks the first one only."""
+"""The embedded voice was trained on single sentences of up to 16 words, after one recording at most. Its chunks hold
+one sentence at most: of several it often speaks only the first."""
 MAX_RETRIES = 3
 
 _SEEDS_PER_CHUNK = 1000
-_LARGEST_WAV = 2**32 - 2**16  # bytes: a WAV file counts them in 32 bits
+_MAX_WAV_BYTES = 2**32 - 2**16  # the header's sizes have 32 bits
 
 
 class LongSpeech:
-    """A long text, spoken chunk by chunk. Iterating gives the chunks, each as soon as it is finished.
+    """A long text, spoken chunk by chunk. Iteration yields each chunk as soon as it is finished.
 
         book = LongSpeech(HiggsAudio.from_pretrained(), text, folder="book.parts", seed=1)
         for chunk in book:
             play(chunk.audio)
         book.save("book.wav")
 
-    Every finished chunk is kept in `folder`. A second iteration reads them from there, and so does another process
-    that is given the same folder and the same inputs after this one was killed: it goes on where the work ended, and
-    what it makes is, to the bit, what an undisturbed run makes on the same machine.
+    `folder` holds every finished chunk. A second iteration reads them from there. If this process is killed, another
+    one with the same folder and inputs continues the run; the result has the bits of an uninterrupted run on the same
+    machine.
 
-    The voice stays the same since each chunk is spoken with chunks before it in its prompt, text and codes: the last
-    `context_chunks`, and, where no recording shows the speaker's voice, that speaker's first one. A chunk that ran
-    away (see `failure_checks`) is spoken again with the next seed; chunks with faults are never context.
+    The voice stays the same because the prompt of a chunk holds earlier chunks, their text and codes: the last
+    `context_chunks`, and, if no recording shows the speaker's voice, that speaker's first one. A failed chunk (see
+    `failure_checks`) is spoken again with the next seed; it never becomes context.
 
     Attributes:
-        chunks: the text, cut (see `higgs_native.long_form.chunking`).
-        seed: the one given, or the one drawn. Chunk i is first spoken with `seed + 1000 * i`.
-        folder: where finished chunks are.
+        chunks: of the text (see `higgs_native.long_form.chunking`).
+        seed: the given or drawn one. Chunk i is first spoken with `seed + 1000 * i`.
+        folder: path of the finished chunks.
 
     Args:
-        engine: speaks.
-        text: what to say; `[SPEAKER0]`, `[SPEAKER1]`, ... stand before the turns of several speakers.
-        folder: where finished chunks are kept; made if missing. None: a temporary one, which goes with this object.
+        engine: speaks the chunks.
+        text: to speak; `[SPEAKER0]`, `[SPEAKER1]`, ... begin the turns of several speakers.
+        folder: path for finished chunks; made if missing. None: a temporary folder, deleted with this object.
         voice, reference_audio, reference_text, scene, voices_folder: as for `HiggsAudio.speak`.
-        sampling, options: as for `HiggsAudio.speak`, without `max_new_tokens`, which each chunk has by its length.
+        sampling, options: as for `HiggsAudio.speak`, without `max_new_tokens`, which follows from each chunk's text.
             The seed None takes that of the run in `folder`, or else a new one.
-        chunk_seconds: how long a chunk may be by `chunking.spoken_seconds`, 2 to 30; None: 20, with the embedded voice
-            4.5. With that voice a chunk holds one sentence at most.
-        context_chunks: how many of the last chunks a chunk has as context, as far as the cache has room for them;
-            None: 2, with the embedded voice 0.
-        max_retries: how often a chunk that ran away is spoken again. After that the best attempt is kept: the one with
-            the fewest faults, then the one whose length is nearest to what the text should take.
-        strict: raise at a chunk with faults. `folder` keeps it: without `strict` the run goes on behind it.
-        pauses: between chunks. These, and `strict`, may change from one run over a folder to the next.
+        chunk_seconds: maximum length of a chunk by `chunking.spoken_seconds`, 2 to 30; None: 20, with the embedded
+            voice 4.5. With that voice a chunk holds one sentence at most.
+        context_chunks: maximum number of last chunks in a prompt, fewer if the cache has no room; None: 2, with the
+            embedded voice 0.
+        max_retries: how often a failed chunk is spoken again. The best attempt is kept: the one with the fewest
+            failures, then the one whose duration is nearest to `chunking.spoken_seconds`.
+        strict: raise an error at a failed chunk. `folder` holds it, so a run without `strict` continues after it.
+        pauses: between chunks. Pauses and `strict` may differ between runs over a folder.
 
     Raises:
-        PromptError: there is nothing to say, a text holds special tokens, the voice is unknown, or references leave no
-            room for a chunk in the cache.
+        PromptError: the text holds nothing to say or special tokens, the voice is unknown, or references leave no room
+            for a chunk in the cache.
         AudioError: the reference audio can't be read or used.
-        ParameterError: a parameter is outside its range, or the folder can't be used, or holds another run.
-        GenerationError: with `strict`, while iterating: a chunk ran away with every seed.
+        ParameterError: a parameter is out of range, or the folder can't be used or holds another run.
+        GenerationError: during iteration with `strict`: a chunk failed with every seed.
 
     Warns:
         VoiceWarning: as for `HiggsAudio.speak`.
@@ -94,7 +93,7 @@ class LongSpeech:
         text: str,
         folder: str | Path | None = None,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | None = None,
+        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
         chunk_seconds: float | None = None,
@@ -120,29 +119,30 @@ class LongSpeech:
         self._pauses = pauses or Pauses()
 
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
-        # What every chunk's prompt begins with. Its speakers are those of the whole text; recordings are encoded once.
+        # The messages that begin every prompt. They describe all speakers of the text; recordings are encoded once.
         self._opening = engine.speech_messages(text, voices, scene)[:-1]
         recordings = []
         for item in (item for message in self._opening for item in message.contents()):
             if isinstance(item, AudioContent):
-                samples, sampling_rate = read_recording(item)
-                item.codes = engine.audio_tokenizer.encode(samples, sampling_rate)
-                recordings.append([hashlib.sha256(np.ascontiguousarray(samples)).hexdigest(), sampling_rate])
-        # Whose voice a recording shows; a single one is that of a text without tags, too.
-        shown = [index for index, voice in enumerate(voices) if voice.reference_audio is not None]
-        self._recorded = {f"[SPEAKER{index}]" for index in shown} | ({""} if len(voices) == 1 and shown else set())
+                recording = read_recording(item)
+                item.codes = engine.audio_tokenizer.encode(recording.samples, recording.sampling_rate)
+                recordings.append([recording.sha256, recording.sampling_rate])
+        recorded = [index for index, voice in enumerate(voices) if voice.reference_audio is not None]
+        self._recorded_tags = {f"[SPEAKER{index}]" for index in recorded}
+        if recorded and len(voices) == 1:
+            self._recorded_tags.add("")  # a single voice also speaks text without tags
         longest = max(self.chunks, key=lambda chunk: spoken_seconds(chunk.text))
-        self._conversation(longest, [], None)  # refuses references that leave no room
+        self._conversation().messages(longest, self._max_new_tokens(longest))  # refuses references that leave no room
 
-        # Last: all else is checked, and what it makes is a folder.
+        # Last, so that refused inputs make no folder.
         self._temporary = tempfile.TemporaryDirectory(prefix="higgs-native-") if folder is None else None
-        self._folder = ChunkStore(folder if self._temporary is None else self._temporary.name)
+        self._store = ChunkStore(folder if self._temporary is None else self._temporary.name)
         seed = self._sampling.seed
         if seed is None:
-            seed = self._folder.run["inputs"].get("seed") if self._folder.run else secrets.randbelow(2**32)
+            seed = self._store.run["inputs"].get("seed") if self._store.run else secrets.randbelow(2**32)
         self.seed = int(seed)
-        self.folder = self._folder.path
-        self._folder.claim(
+        self.folder = self._store.folder
+        self._store.claim(
             {
                 "text": [asdict(chunk) for chunk in self.chunks],
                 "voices": [[voice.profile, voice.reference_text] for voice in voices],
@@ -162,49 +162,48 @@ class LongSpeech:
 
     @property
     def num_finished(self) -> int:
-        """How many chunks are in the folder."""
-        return self._folder.num_records
+        """Number of chunks in the folder."""
+        return self._store.num_records
 
     def __iter__(self) -> Iterator[SpokenChunk]:
-        first: dict[str, SpokenChunk] = {}  # of each speaker
-        last: deque[SpokenChunk] = deque(maxlen=self._context_chunks)
+        conversation = self._conversation()
         for index, text in enumerate(self.chunks):
-            pause = self._pauses.before(text.seam) if index else 0.0
-            chunk = self._folder.load(index, text, pause)
+            pause = self._pauses.before(text.boundary) if index else 0.0
+            chunk = self._store.load(index, text, pause)
             if chunk is None:
-                context = list(last)
-                shown = None if text.tag in self._recorded else first.get(text.tag)
-                if shown is not None and shown not in context:
-                    context.insert(0, shown)
-                self._speak(index, text, self._conversation(text, context, shown))
-                chunk = self._folder.load(index, text, pause)
-            if self._strict and chunk.faults:
-                tried = "; ".join(f"{', '.join(attempt.faults)} (seed {attempt.seed})" for attempt in chunk.attempts)
-                raise GenerationError(f"chunk {index} ran away with every seed: {tried}; its text is {text.text!r}")
-            if not chunk.faults:
-                first.setdefault(text.tag, chunk)
-                last.append(chunk)
+                self._speak(index, text, conversation.messages(text, self._max_new_tokens(text)))
+                chunk = self._store.load(index, text, pause)
+            if self._strict and chunk.failures:
+                tried = "; ".join(f"{', '.join(attempt.failures)} (seed {attempt.seed})" for attempt in chunk.attempts)
+                raise GenerationError(f"chunk {index} failed with every seed: {tried}; its text is {text.text!r}")
+            if not chunk.failures:
+                conversation.add(chunk)
             yield chunk
 
     def save(self, path: str | Path) -> None:
-        """Finish all chunks, and write the whole speech to a .wav, .flac, .ogg or .mp3 file, a chunk at a time.
+        """Finish all chunks, then write the whole speech to a .wav, .flac, .ogg or .mp3 file.
 
         Raises:
-            ParameterError: the ending is another, the file can't be written, or the speech is too long for .wav (24
-                hours).
-            GenerationError: as while iterating.
+            ParameterError: the suffix is another one, the file can't be written, or the speech is too long for .wav
+                (24 hours at 24 kHz).
+            GenerationError: as during iteration.
         """
         path = check_output_path(path)
-        # All are made before the file is begun: the work of hours leaves nothing half-written where it is cut off.
+        # All chunks are finished before the file is begun, so that an interrupt during the long part leaves no file.
         size = sum(chunk.pcm.nbytes for chunk in self)
-        if path.suffix.lower() == ".wav" and size > _LARGEST_WAV:
-            raise ParameterError(f"{path}: the speech is too long for .wav; expected .flac, .ogg or .mp3")
+        if path.suffix.lower() == ".wav" and size > _MAX_WAV_BYTES:
+            raise ParameterError(
+                f"{path} must be .flac, .ogg or .mp3 for speech of over {_MAX_WAV_BYTES} bytes, got .wav"
+            )
         with writing_audio(path, self._engine.audio_tokenizer.sampling_rate) as file:
             for chunk in self:
                 file.write(chunk.pcm)
 
+    def _conversation(self) -> Conversation:
+        return Conversation(self._engine, self._opening, self._recorded_tags, self._context_chunks)
+
     def _speak(self, index: int, text: TextChunk, messages: list[Message]) -> None:
-        """Generate a chunk, again where it runs away, and store the best attempt."""
+        """Generate a chunk, again if it fails, and store the best attempt."""
         attempts: list[Attempt] = []
         speeches: list[Speech] = []
         for number in range(self._max_retries + 1):
@@ -213,47 +212,23 @@ class LongSpeech:
             speech = self._engine.generate(messages, True, sampling=sampling)
             attempts.append(Attempt(seed, speech.duration, tuple(detect_failures(speech, text.text))))
             speeches.append(speech)
-            if not attempts[-1].faults or (number and torch.equal(speech.codes, speeches[-2].codes)):
-                break  # it is good, or greedy: further seeds change nothing
+            if not attempts[-1].failures or (number and torch.equal(speech.codes, speeches[-2].codes)):
+                break  # good, or greedy: another seed changes nothing
         expected = spoken_seconds(text.text)
-        kept = min(range(len(attempts)), key=lambda i: (len(attempts[i].faults), abs(attempts[i].duration - expected)))
+        ranks = [(len(attempt.failures), abs(attempt.duration - expected)) for attempt in attempts]
+        kept = ranks.index(min(ranks))
         speech = speeches[kept]
         audio = trim_silence(speech.audio, speech.sampling_rate)
-        self._folder.store(index, text, audio, speech.sampling_rate, speech.codes, kept, attempts)
+        self._store.store(index, text, audio, speech.sampling_rate, speech.codes, kept, attempts)
 
     def _max_new_tokens(self, text: TextChunk) -> int:
-        """The bound of `detect_failures`; with BOS, EOS and the delay pattern's end, which are frames but no audio."""
+        """Return the bound of `detect_failures` in frames, plus BOS, EOS and the end of the delay pattern."""
         frames = math.ceil(max_seconds(text.text) * self._engine.audio_tokenizer.frame_rate)
         return frames + self._engine.model.config.num_codebooks + 2
 
-    def _conversation(
-        self, text: TextChunk, context: Sequence[SpokenChunk], shown: SpokenChunk | None
-    ) -> list[Message]:
-        """The messages that ask for a chunk, with as much of its context as the cache has room for.
-
-        The oldest goes first, but `shown`, the one that shows the speaker's voice, goes last.
-        """
-        model, max_new_tokens = self._engine.model, self._max_new_tokens(text)
-        while True:
-            turns = [(chunk.text.prompt, chunk.codes) for chunk in context]
-            messages = [*self._opening, *spoken_turns(turns), Message("user", text.prompt)]
-            prompt = build_prompt(messages, model.tokenizer, self._engine.convention, force_audio_gen=True)
-            # A placeholder becomes its frames, BOS and EOS, and the delay.
-            frames = sum(item.codes.shape[1] + model.config.num_codebooks for item in prompt.audio)
-            positions = prompt.input_ids.shape[1] + frames + max_new_tokens
-            if positions <= model.max_cache_length:
-                return messages
-            if not context:
-                raise PromptError(
-                    f"a chunk needs {positions} positions with its references; the cache holds "
-                    f"{model.max_cache_length} (max_cache_length); expected shorter references or chunk_seconds"
-                )
-            oldest = next((chunk for chunk in context if chunk is not shown), shown)
-            context = [chunk for chunk in context if chunk is not oldest]
-
 
 def check_long_form(sampling: SamplingParams, context_chunks: int | None, max_retries: int) -> None:
-    """Raise ParameterError where a parameter of `LongSpeech` lies outside its range."""
+    """Raise ParameterError if a parameter of `LongSpeech` is out of range."""
     if sampling.max_new_tokens != SamplingParams.max_new_tokens:
         raise ParameterError(
             f"max_new_tokens must be left out, since each chunk has its own limit, got {sampling.max_new_tokens}"
@@ -263,4 +238,4 @@ def check_long_form(sampling: SamplingParams, context_chunks: int | None, max_re
     if context_chunks is not None and context_chunks < 0:
         raise ParameterError(f"context_chunks must be at least 0, got {context_chunks}")
     if not 0 <= max_retries < _SEEDS_PER_CHUNK:
-        raise ParameterError(f"max_retries must lie between 0 and {_SEEDS_PER_CHUNK - 1}, got {max_retries}")
+        raise ParameterError(f"max_retries must be between 0 and {_SEEDS_PER_CHUNK - 1}, got {max_retries}")

@@ -1,4 +1,4 @@
-"""Loads the compiled operators, and gives each its fake (shape-only) implementation."""
+"""Loads the compiled operators and registers the fake (shape-only) implementation of each."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ except ImportError as error:
     ) from error
 
 
-# Set to 1 by tests: the CUDA kernels, compiled for the CPU, take the place of the CPU's (csrc/cuda/emulation).
+# Tests set it to 1 to run the CUDA kernels, compiled for the CPU, instead of the CPU's kernels (csrc/cuda/emulation).
 EMULATES_CUDA = os.environ.get("HIGGS_NATIVE_EMULATE_CUDA") == "1"
 
 
@@ -34,7 +34,7 @@ def _load() -> None:
 
 
 def check_instruction_set() -> None:
-    """Raise ParameterError where HIGGS_NATIVE_ISA names no instruction set of this machine."""
+    """Raise ParameterError if HIGGS_NATIVE_ISA names no instruction set of this machine."""
     try:
         _C.build_info()
     except RuntimeError as error:
@@ -42,7 +42,7 @@ def check_instruction_set() -> None:
 
 
 def _mutates_only(*args, **kwargs) -> None:
-    """The fake implementation of every operator here: outputs belong to the caller, so no shape has to be made."""
+    """The fake implementation of every operator: it returns nothing, since the caller allocates the outputs."""
 
 
 def register_fakes(*names: str) -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from higgs_native.audio.loudness import _k_weighted, integrated_loudness, normalized_to
+from higgs_native.audio.loudness import integrated_loudness, k_weighted, normalized_to
 
 
 def sine(seconds: float, rate: int, amplitude: float = 1.0) -> np.ndarray:
@@ -18,7 +18,7 @@ def test_the_filters_at_48_khz_are_those_of_the_standard():
     """Its tables of coefficients, as the response to one sample."""
     impulse = np.zeros(48000)
     impulse[0] = 1
-    response = np.fft.rfft(_k_weighted(impulse, 48000))
+    response = np.fft.rfft(k_weighted(impulse, 48000))
     z = np.exp(-2j * np.pi * np.arange(24001) / 48000)
     shelf = np.polyval([1.19839281085285, -2.69169618940638, 1.53512485958697], z)
     shelf /= np.polyval([0.73248077421585, -1.69065929318241, 1], z)

@@ -173,7 +173,7 @@ def test_output_paths_that_cannot_be_written(path, message, tmp_path):
 def test_what_is_no_path():
     with pytest.raises(ParameterError, match="path must be a string or a path, got None"):
         check_output_path(None)
-    with pytest.raises(ParameterError, match="with a zero byte"):
+    with pytest.raises(ParameterError, match="must be a path without zero bytes"):
         check_output_path("a\0.wav")
 
 

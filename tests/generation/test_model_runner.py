@@ -13,7 +13,8 @@ from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.ops._library import EMULATES_CUDA
-from higgs_native.testing.random_checkpoint import DEMO_CONFIG, write_language_model
+from higgs_native.testing.configs import DEMO_CONFIG
+from higgs_native.testing.random_checkpoint import write_language_model
 from tests.helpers.devices import DEVICES
 
 

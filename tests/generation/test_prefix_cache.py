@@ -12,7 +12,7 @@ from higgs_native.generation.prefix_cache import BLOCK, DEFAULT_MAX_BYTES, Prefi
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationOutput, GenerationRequest
 from higgs_native.model.kv_cache import KVCache
-from higgs_native.ops.linear import QUANTIZED
+from higgs_native.ops.formats import QUANTIZED_FORMATS
 from higgs_native.testing.random_checkpoint import write_language_model
 from tests.model.test_transformer import config
 
@@ -61,7 +61,7 @@ def assert_equal(one: GenerationOutput, other: GenerationOutput) -> None:
 
 @pytest.mark.parametrize("format", ["float32", "bfloat16", "float16", "fp8", "int8", "int4"])
 def test_the_output_is_the_same_to_the_bit(folder, format):
-    quantized = format in QUANTIZED
+    quantized = format in QUANTIZED_FORMATS
     model = HiggsAudioModel.from_pretrained(
         folder, dtype="auto" if quantized else format, quantization=format if quantized else None
     )

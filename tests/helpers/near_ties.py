@@ -18,7 +18,7 @@ def assert_same_codes(
     """Assert that codes are the expected ones, except in a few frames that diverge at a near tie.
 
     Args:
-        weights: as `codec.prepare` makes them.
+        weights: as `audio_tokenizer.weights.pack_weights` makes them.
         embeddings: [frames, width], the input of the quantizer.
         codes, expected: [levels, frames].
         max_ties: the maximum share of frames that may diverge.

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.tools.transformers_baseline import import_transformers
 from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.testing.random_checkpoint import build_tokenizer
+from higgs_native.testing.byte_tokenizer import build_tokenizer
 
 
 def _import_transformers() -> types.ModuleType:

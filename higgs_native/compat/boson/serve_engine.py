@@ -14,11 +14,11 @@ from higgs_native.generation.engine import HiggsAudioModel
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.generation.stop import DEFAULT_STOP_STRINGS
-from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.model.checkpoint import load_tokenizer, resolve_folder
 from higgs_native.model.quantization import Quantization
-from higgs_native.model.transformer import check_cache_length, load_tokenizer
+from higgs_native.model.transformer import check_cache_length
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt.chat import ChatMLSample
+from higgs_native.prompt.messages import ChatMLSample
 from higgs_native.utils.background_iterator import BackgroundIterator
 
 
@@ -105,15 +105,14 @@ class HiggsAudioServeEngine:
 
         Args:
             chat_ml_sample: the conversation.
-            max_new_tokens: how many text tokens and frames there may be, together.
-            temperature: 0 takes the likeliest.
-            top_k: draw among so many of the likeliest; None: among all.
-            top_p: draw among the likeliest that together have this probability.
+            max_new_tokens: the maximum number of steps, text tokens and frames together.
+            temperature: 0 takes the most likely token or code.
+            top_k: draws among the k most likely; None: among all.
+            top_p: draws among the most likely that together have this probability.
             stop_strings: text that ends the reply; by default `<|end_of_text|>` and `<|eot_id|>`.
             force_audio_gen: begin with audio.
-            ras_win_len: a code that stands `ras_win_max_num_repeat` times among so many last frames is drawn again;
-                None or <= 0: never.
-            ras_win_max_num_repeat: see `ras_win_len`.
+            ras_win_len: the window, in frames, of repetition-aware sampling; None or <= 0 turns it off.
+            ras_win_max_num_repeat: occurrences in the window from which a code is drawn again.
             seed: the same seed gives the same reply.
 
         Raises:
@@ -151,9 +150,9 @@ class HiggsAudioServeEngine:
         ras_win_max_num_repeat: int = 2,
         seed: int | None = None,
     ) -> AsyncIterator[HiggsAudioStreamerDelta]:
-        """Give the reply to a conversation piece by piece, as it is generated in a thread of its own.
+        """Yield the reply to a conversation in deltas, while a background thread generates it.
 
-        Leaving the `async for` ends the thread; the thread waits for a consumer that is slow.
+        Leaving the `async for` ends the thread; the thread waits for a slow consumer.
 
         Args: as for `generate`.
 

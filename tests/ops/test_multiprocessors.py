@@ -1,0 +1,77 @@
+"""CUDA operators choose kernels by a GPU's multiprocessors: all choices compute the same, to the bit."""
+
+import pytest
+import torch
+
+from higgs_native import ops, reference
+from higgs_native.ops._library import EMULATES_CUDA
+from tests.ops.tensors import int32, random
+
+
+# On a GPU the number is read once, so there other numbers need other processes.
+pytestmark = pytest.mark.skipif(not EMULATES_CUDA, reason="needs the emulation of CUDA in this process")
+
+H100 = 132
+
+
+@pytest.fixture
+def with_multiprocessors(monkeypatch):
+    """Runs a function on a GPU that has so many."""
+
+    def run(count, function, *arguments):
+        monkeypatch.setenv("HIGGS_NATIVE_MULTIPROCESSORS", str(count))
+        return function(*arguments)
+
+    return run
+
+
+@pytest.mark.parametrize("format", ["float32", "bfloat16", "fp8", "int8", "int4"])
+@pytest.mark.parametrize("rows", [1, 9, 40])
+def test_products_of_one_and_of_two_panels_a_block(with_multiprocessors, rows, format):
+    """The products of the published model's gate and up projections, 512 panels, take two a block on an H100."""
+    n, k = 2 * H100 * ops.PANEL, 72
+    x, weight = random((rows, k)).bfloat16().float(), ops.pack_linear(random((n, k), seed=1), format=format)
+
+    def product():
+        out = torch.full((rows, n), torch.nan)
+        ops.linear(out, x, weight)
+        return out
+
+    two_panels, one_panel = (with_multiprocessors(count, product) for count in (H100, H100 + 1))
+    assert torch.equal(two_panels, one_panel)
+    expected = torch.empty(rows, n)
+    reference.linear(expected, x, weight)
+    torch.testing.assert_close(two_panels, expected, rtol=1e-5, atol=0.05 if format.startswith("int") else 1e-4)
+
+
+@pytest.mark.parametrize("places", [(600,), (3, 700, 0)])
+def test_attention_in_splits_and_in_one_block(with_multiprocessors, places):
+    keys, values = (random((3, 2, 704, 32), torch.bfloat16, seed) for seed in (5, 6))
+    query = random((len(places), 6 * 32))
+
+    def attention():
+        out = torch.full_like(query, torch.nan)
+        slots = torch.arange(len(places), dtype=torch.int32)
+        ops.attention(out, query, keys, values, slots, int32(*places), 32**-0.5)
+        return out
+
+    assert torch.equal(with_multiprocessors(H100, attention), with_multiprocessors(1, attention))
+
+
+def test_convolutions_of_small_and_of_large_tiles(with_multiprocessors):
+    x, weight, bias = random((1, 40, 300)), random((40, 40, 7), seed=1) / 17, random((40,), seed=2)
+
+    def convolution():
+        out = torch.full((1, 40, 300), torch.nan)
+        ops.conv1d(out, x, weight, bias)
+        return out
+
+    assert torch.equal(with_multiprocessors(H100, convolution), with_multiprocessors(1, convolution))
+
+
+@pytest.mark.parametrize("count", ["0", "-2", "1025", "many", "3 "])
+def test_a_wrong_number_is_named(with_multiprocessors, count):
+    x, weight = random((1, 8)), ops.pack_linear(random((32, 8)))
+    message = f"HIGGS_NATIVE_MULTIPROCESSORS must lie in 1 .. 1024, got {count}"
+    with pytest.raises(RuntimeError, match=message):
+        with_multiprocessors(count, ops.linear, torch.empty(1, 32), x, weight)
