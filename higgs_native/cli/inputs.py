@@ -1,4 +1,4 @@
-"""What commands read before they work: texts, voices, the engine."""
+"""Inputs of the commands: texts, voices, the engine."""
 
 import os
 import re
