@@ -53,7 +53,7 @@ STABLE_TORCH_LIBRARY(higgs_native, m) {
   m.def("delay_pattern_build(Tensor(a!) out, Tensor codes, int bos_id, int eos_id) -> ()");
   m.def("delay_pattern_revert(Tensor(a!) out, Tensor delayed) -> ()");
 
-  // codec
+  // audio_tokenizer
   m.def("snake(Tensor(a!) out, Tensor x, Tensor alpha) -> ()");
   m.def("conv1d(Tensor(a!) out, Tensor x, Tensor weight, Tensor bias, int first=0) -> ()");
   m.def(

@@ -2,7 +2,7 @@
 // registered with torch by the libraries beside this module (see higgs_native/ops/__init__.py).
 #include <pybind11/pybind11.h>
 
-#include "cpu/isa.h"
+#include "cpu/simd/isa.h"
 
 namespace py = pybind11;
 

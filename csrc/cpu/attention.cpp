@@ -12,7 +12,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/attention.h"
+#include "args/attention.h"
 #include "cpu/decoder.h"
 #include "cpu/linear.h"
 

@@ -5,7 +5,7 @@
 // part of head_dim. Each key and value is read once for all heads of the group.
 #include "cpu/attention_kernels.h"
 
-#include "cpu/simd.h"
+#include "cpu/simd/simd.h"
 
 namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 

@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "common/numbers.h"
-#include "cpu/isa.h"
+#include "cpu/simd/isa.h"
 
 namespace higgs_native::cpu {
 

@@ -1,5 +1,5 @@
 // The decoder layers, from the CPU's operators.
-#include "common/decoder.h"
+#include "args/decoder.h"
 
 #include <torch/csrc/stable/library.h>
 

@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "common/dual_ffn.h"
+#include "args/dual_ffn.h"
 #include "cpu/decoder.h"
 #include "cpu/linear.h"
 

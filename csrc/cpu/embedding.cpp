@@ -2,7 +2,7 @@
 //
 // Tables are row-major [rows, hidden]. Bytes moved: one row for a text row, one row a codebook for an audio row; a thread
 // takes whole rows.
-#include "common/embedding.h"
+#include "args/embedding.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/BFloat16.h>

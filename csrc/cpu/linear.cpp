@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "common/checks.h"
+#include "args/checks.h"
 #include "cpu/decoder.h"
 
 namespace higgs_native::cpu {

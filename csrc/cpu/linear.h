@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "common/packed_weight.h"
+#include "args/packed_weight.h"
 #include "cpu/linear_kernels.h"
 #include "cpu/parallel.h"
 

@@ -7,7 +7,7 @@
 // in the cache between blocks. Bytes moved: the weight, once for every kBlockRows rows.
 #include "cpu/linear_kernels.h"
 
-#include "cpu/simd.h"
+#include "cpu/simd/simd.h"
 
 namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 

@@ -5,7 +5,7 @@
 
 #include "common/numbers.h"
 #include "common/weight_format.h"
-#include "cpu/isa.h"
+#include "cpu/simd/isa.h"
 
 namespace higgs_native::cpu {
 

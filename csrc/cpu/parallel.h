@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/isa.h"
+#include "cpu/simd/isa.h"
 
 namespace higgs_native::cpu {
 

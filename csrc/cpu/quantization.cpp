@@ -2,7 +2,7 @@
 // kQuantGroup columns of a row. A scale is the one that loses nothing of the largest value, or, of some smaller ones too,
 // the one with the least squared error: clipping few large values leaves finer steps for the others.
 // Bytes moved: the matrix and its integers, once.
-#include "common/quantization.h"
+#include "args/quantization.h"
 
 #include <torch/csrc/stable/library.h>
 

@@ -1,7 +1,7 @@
 // Rounding to the nearest multiple of a scale within limits, and the error that it makes.
 #include "cpu/quantization_kernels.h"
 
-#include "cpu/simd.h"
+#include "cpu/simd/simd.h"
 
 namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "common/numbers.h"
-#include "cpu/isa.h"
+#include "cpu/simd/isa.h"
 
 namespace higgs_native::cpu {
 

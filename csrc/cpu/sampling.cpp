@@ -11,7 +11,7 @@
 #include <limits>
 #include <vector>
 
-#include "common/sampling_arguments.h"
+#include "args/sampling.h"
 #include "cpu/sampling_kernels.h"
 
 namespace higgs_native::cpu {

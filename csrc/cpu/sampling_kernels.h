@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/isa.h"
+#include "cpu/simd/isa.h"
 
 namespace higgs_native::cpu {
 

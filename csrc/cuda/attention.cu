@@ -10,7 +10,7 @@
 // Threads: half a warp takes a position, 16 bytes of it a lane (of 16 bits each): first the keys of a tile, for scores, then the
 // softmax so far, then the values, already loaded by then. Live lengths are read on the device.
 // Bytes moved: the keys and values of each row's sequence, once.
-#include "common/attention.h"
+#include "args/attention.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -5,7 +5,7 @@
 //
 // Layout: int32, row-major, a row a codebook. Threads: x runs over the columns of a row, so that neighbouring threads read
 // and write neighbouring words; y is the codebook. Bytes: each code is read once and written once, 8 bytes a code.
-#include "common/delay_pattern.h"
+#include "args/delay_pattern.h"
 
 #include <torch/csrc/stable/library.h>
 

@@ -4,7 +4,7 @@
 // Rows are sorted: text rows, then audio rows. A panel of gate_up holds kHalfPanel rows of the gate and the kHalfPanel rows
 // of the up projection that belong to them, so that the block that sums them multiplies the two.
 // Bytes moved: the weights of the segments that hold rows, once.
-#include "common/dual_ffn.h"
+#include "args/dual_ffn.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -4,7 +4,7 @@
 // CPU. Threads: a block takes kThreads * kVector columns of a row, a thread kVector neighbouring ones.
 // Bytes: a row of the table for a text row, a row a codebook for an audio row, and the row of out.
 // The host can't look at the ids: a row whose id or code lies outside its table is NaN.
-#include "common/embedding.h"
+#include "args/embedding.h"
 
 #include <torch/csrc/stable/library.h>
 

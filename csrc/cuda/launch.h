@@ -6,7 +6,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #endif
 
-#include "common/checks.h"
+#include "args/checks.h"
 #include "cuda/device.h"
 
 #if defined(HIGGS_NATIVE_EMULATE_CUDA)

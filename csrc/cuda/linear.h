@@ -1,7 +1,7 @@
 // What the families that multiply with packed weights share: one product, with what precedes and what follows it.
 #pragma once
 
-#include "common/packed_weight.h"
+#include "args/packed_weight.h"
 #include "cuda/launch.h"
 
 namespace higgs_native::cuda {

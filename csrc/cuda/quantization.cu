@@ -6,7 +6,7 @@
 // narrower vectors the CPU may choose another where two are equally good.) The integers of a scale are the same everywhere.
 // Bytes: the matrix and its integers, once; the tries find a group in the first cache.
 // A group that holds a value that is not finite gets NaN for its scale; the CPU refuses it.
-#include "common/quantization.h"
+#include "args/quantization.h"
 
 #include <torch/csrc/stable/library.h>
 

@@ -12,7 +12,7 @@
 
 #include <algorithm>
 
-#include "common/sampling_arguments.h"
+#include "args/sampling.h"
 #include "cuda/launch.h"
 
 namespace higgs_native::cuda {

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <vector>
 
-#include "common/packed_weight.h"
+#include "args/packed_weight.h"
 
 namespace higgs_native {
 

@@ -9,7 +9,7 @@
 // don't depend on how the result is divided.
 // Bytes: weights once for every tile of columns, inputs once for every tile of rows, from the second cache; the work is bound
 // by multiply-adds.
-#include "common/codec.h"
+#include "args/audio_tokenizer.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -7,7 +7,7 @@
 //
 // A convolution computes the columns of its result from `first` on that `out` has room for: a stream has the columns
 // before them already, and not yet what those behind them need. A column's bits don't depend on where tiles begin.
-#include "common/codec.h"
+#include "args/audio_tokenizer.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -15,7 +15,7 @@
 #include <cstring>
 #include <vector>
 
-#include "cpu/codec_kernels.h"
+#include "cpu/audio_tokenizer_kernels.h"
 #include "cpu/linear.h"
 
 namespace higgs_native::cpu {
@@ -52,7 +52,7 @@ void load_snake(
   for (int64_t c = 0; c < channels; ++c) {
     float* row = buffer + c * stride;
     std::fill(row, row + first, 0.f);
-    codec_kernels().snake(row + first, x + c * time + begin + first, alpha[c], last - first);
+    audio_tokenizer_kernels().snake(row + first, x + c * time + begin + first, alpha[c], last - first);
     std::fill(row + last, row + count, 0.f);
   }
 }
@@ -61,7 +61,7 @@ void snake_cpu(const Tensor& out, const Tensor& x, const Tensor& alpha) {
   const Snake args = check_snake(out, x, alpha);
   for_ranges(args.batch * args.channels, 4 * args.time, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      codec_kernels().snake(
+      audio_tokenizer_kernels().snake(
           args.out + row * args.time, args.x + row * args.time, args.alpha[row % args.channels], args.time);
     }
   });
@@ -90,18 +90,19 @@ void residual_unit_cpu(
       float* target = args.out + task / tiles * channels * out_time;
       load_snake(input, input_stride, source, channels, time, args.alpha1, first + t - reach / 2, columns + reach);
       for (int64_t c = 0; c < channels; ++c) std::fill_n(middle + c * width, columns, args.bias1[c]);
-      codec_kernels().convolve(
+      audio_tokenizer_kernels().convolve(
           {middle, width, input, input_stride, args.weight1, channels, channels, taps, dilation, columns});
       // The input has served: its place takes the output, the sum with x begun.
       float* output = input;
       for (int64_t c = 0; c < channels; ++c) {
-        codec_kernels().snake(middle + c * width, middle + c * width, args.alpha2[c], columns);
+        audio_tokenizer_kernels().snake(middle + c * width, middle + c * width, args.alpha2[c], columns);
         float* row = output + c * width;
         const float* added = source + c * time + first + t;
         for (int64_t i = 0; i < count; ++i) row[i] = added[i] + args.bias2[c];
         std::fill(row + count, row + columns, 0.f);
       }
-      codec_kernels().convolve({output, width, middle, width, args.weight2, channels, channels, 1, 1, columns});
+      audio_tokenizer_kernels().convolve(
+          {output, width, middle, width, args.weight2, channels, channels, 1, 1, columns});
       for (int64_t c = 0; c < channels; ++c) {
         std::memcpy(target + c * out_time + t, output + c * width, count * sizeof(float));
       }
@@ -139,7 +140,7 @@ void snake_conv_transpose1d_cpu(
         for (int64_t row = 0; row < rows; ++row) {
           std::fill_n(phases + row * width, columns, args.bias[c + row / stride]);
         }
-        codec_kernels().convolve(
+        audio_tokenizer_kernels().convolve(
             {phases, width, input, input_stride, args.weight + c * stride * in_channels * 2, rows, in_channels, 2, 1,
              columns});
         for (int64_t row = 0; row < rows; ++row) {
@@ -187,7 +188,7 @@ void conv1d_cpu(const Tensor& out, const Tensor& x, const Tensor& weight, const 
       for (int64_t c = part * blocks / parts * kConvolvedRows; c < last; c += kConvolvedRows) {
         const int64_t rows = std::min(kConvolvedRows, last - c);
         for (int64_t row = 0; row < rows; ++row) std::fill_n(output + row * width, columns, args.bias[c + row]);
-        codec_kernels().convolve(
+        audio_tokenizer_kernels().convolve(
             {output, width, input, input_stride, args.weight + c * in_channels * taps, rows, in_channels, taps, 1,
              columns});
         for (int64_t row = 0; row < rows; ++row) {

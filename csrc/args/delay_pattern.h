@@ -3,7 +3,7 @@
 // the right.
 #pragma once
 
-#include "common/checks.h"
+#include "args/checks.h"
 #include "common/host_device.h"
 
 namespace higgs_native {

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <string>
 
-#include "common/packed_weight.h"
+#include "args/packed_weight.h"
 
 namespace higgs_native {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/isa.h"
+#include "cpu/simd/isa.h"
 
 namespace higgs_native::cpu {
 
@@ -21,12 +21,12 @@ struct ConvolutionTile {
   int64_t columns;  // a multiple of kColumns
 };
 
-struct CodecKernels {
+struct AudioTokenizerKernels {
   // out = x + sin(alpha * x)^2 / (alpha + 1e-9), n values; out may be x
   void (*snake)(float* out, const float* x, float alpha, int64_t n);
   void (*convolve)(const ConvolutionTile&);
 };
 
-HIGGS_NATIVE_KERNEL_TABLE(CodecKernels, codec_kernels)
+HIGGS_NATIVE_KERNEL_TABLE(AudioTokenizerKernels, audio_tokenizer_kernels)
 
 }  // namespace higgs_native::cpu

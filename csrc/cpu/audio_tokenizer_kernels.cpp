@@ -5,11 +5,11 @@
 // Convolution: 4 rows by up to 3 (6 with AVX-512) vectors of columns stay in registers; each step broadcasts one weight
 // of each row and multiplies it with the columns shifted by its tap. Channels go in blocks: the weights of one stay in
 // the first cache while all columns pass, and each is summed for itself, which keeps the rounding errors small.
-#include "cpu/codec_kernels.h"
+#include "cpu/audio_tokenizer_kernels.h"
 
 #include <math.h>
 
-#include "cpu/simd.h"
+#include "cpu/simd/simd.h"
 
 namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 
@@ -145,6 +145,6 @@ void convolve(const ConvolutionTile& p) {
 
 }  // namespace
 
-const CodecKernels codec_kernels = {snake, convolve};
+const AudioTokenizerKernels audio_tokenizer_kernels = {snake, convolve};
 
 }  // namespace higgs_native::cpu::HIGGS_NATIVE_ISA

@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include "common/checks.h"
+#include "args/checks.h"
 #include "common/weight_format.h"
 
 namespace higgs_native {

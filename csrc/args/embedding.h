@@ -1,7 +1,7 @@
 // The checked arguments of embed, for every backend.
 #pragma once
 
-#include "common/checks.h"
+#include "args/checks.h"
 
 namespace higgs_native {
 

@@ -5,7 +5,7 @@
 #include <cfloat>
 #include <utility>
 
-#include "common/checks.h"
+#include "args/checks.h"
 #include "common/sampling.h"
 
 namespace higgs_native {

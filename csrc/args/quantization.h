@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/checks.h"
+#include "args/checks.h"
 #include "common/host_device.h"
 #include "common/weight_format.h"
 

@@ -1,7 +1,7 @@
 // The checked arguments of the audio tokenizer's operators, for every backend. Activations are [batch, channels, time].
 #pragma once
 
-#include "common/checks.h"
+#include "args/checks.h"
 
 namespace higgs_native {
 

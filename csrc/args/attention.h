@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "common/packed_weight.h"
+#include "args/packed_weight.h"
 
 namespace higgs_native {
 
