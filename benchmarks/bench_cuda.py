@@ -24,8 +24,9 @@ from measure import ReadBandwidth, seconds, summary, write_json
 from higgs_native import HiggsAudio, HiggsAudioModel, ops
 from higgs_native.audio_tokenizer.decoder import StreamingDecoder
 from higgs_native.audio_tokenizer.graph_decoder import WindowedDecoder
-from higgs_native.generation.model_runner import FrameRow
-from higgs_native.model.transformer import LanguageModel, Rows
+from higgs_native.generation.model_runner import DecodeRow
+from higgs_native.model.batch import Batch
+from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.device import checked_device
 from higgs_native.ops.linear import QUANTIZED
 from higgs_native.testing.random_checkpoint import REAL_SIZE_CONFIG, write_demo_checkpoint
@@ -205,7 +206,7 @@ def frames_of_native(model: HiggsAudioModel, batch: int, position: int, count: i
 class _Drawing:
     def __init__(self, model: HiggsAudioModel, batch: int, position: int, count: int, rounds: int) -> None:
         self._model, self._batch, self._position, self._count = model, batch, position, count
-        self._context = model.frame_loops.loop(model, batch, position + count * rounds, 16)
+        self._context = model.runner_pool.loop(model, batch, position + count * rounds, 16)
 
     def __enter__(self) -> Callable[[], None]:
         loop = self._loop = self._context.__enter__()
@@ -220,7 +221,7 @@ class _Drawing:
             )  # fmt: skip
         config = self._model.config
         codes = torch.randint(config.audio_stream_bos_id, (config.num_codebooks,), generator=generator)
-        self._rows = [FrameRow(slot, self._position, codes) for slot in range(self._batch)]
+        self._rows = [DecodeRow(slot, self._position, codes) for slot in range(self._batch)]
 
         def draw() -> None:
             last: list[torch.Tensor] = []
@@ -233,7 +234,7 @@ class _Drawing:
 
             loop.draw(self._rows, self._count, deliver)
             self._rows = [
-                FrameRow(row.slot, row.position + self._count, codes)
+                DecodeRow(row.slot, row.position + self._count, codes)
                 for row, codes in zip(self._rows, last, strict=True)
             ]
 
@@ -343,7 +344,7 @@ def bench_prompt(models: dict[str, LanguageModel], reference: Any, count: int, s
     ids = torch.randint(0, 256, (text,), generator=generator)
     frames = torch.randint(0, config.audio_stream_bos_id, (count - text, config.num_codebooks), generator=generator)
 
-    rows = Rows.text_then_audio([(ids.tolist(), frames.T)], first.device)
+    rows = Batch.text_then_audio([(ids.tolist(), frames.T)], first.device)
     runs: dict[str, Callable[[], object]] = {}
     for format, model in models.items():
         cache = model.new_cache(1, count)

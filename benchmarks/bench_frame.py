@@ -23,11 +23,12 @@ import torch
 from measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
 from transformers_baseline import import_transformers
 
+from higgs_native.model.batch import Batch
 from higgs_native.model.checkpoint import resolve_folder
-from higgs_native.model.config import read_json_object
 from higgs_native.model.kv_cache import KVCache
-from higgs_native.model.transformer import LanguageModel, Rows
+from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.linear import QUANTIZED
+from higgs_native.utils.files import read_json_object
 
 
 FORMATS = ("bfloat16", "float16", "float32", "fp8", "int8", "int4")
@@ -193,7 +194,7 @@ def bench_prefill(
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 256, (text,), generator=generator)
     frames = torch.randint(0, config.audio_stream_bos_id, (audio, config.num_codebooks), generator=generator)
-    rows = Rows.text_then_audio([(ids.tolist(), frames.T)])
+    rows = Batch.text_then_audio([(ids.tolist(), frames.T)])
     runs: dict[str, Callable[[], object]] = {}
     if reference is not None:
         placeholders = torch.full((audio,), config.audio_out_token_id)
@@ -247,7 +248,7 @@ def prompt_bytes(model: LanguageModel) -> int:
 def native_frame(model: LanguageModel, cache: KVCache, codes: torch.Tensor, position: int) -> torch.Tensor:
     """The logits [codebooks, codebook_size] of the frame `codes` [codebooks] at `position`."""
     none = torch.empty(0, dtype=torch.int32)
-    rows = Rows(
+    rows = Batch(
         token_ids=none,
         codes=codes[None].int(),
         slots=torch.zeros(1, dtype=torch.int32),

@@ -30,8 +30,8 @@ fi
 if wanted test; then
   # Whatever runs on each device, and what is built on it; the CPU's half is left out.
   "$python" -P -m pytest -q --maxfail=40 --junitxml="$out/gpu_tests.xml" -k "cuda or not cpu" \
-    tests/ops tests/test_frame_loop.py tests/test_codec_windows.py tests/test_parity_transformers.py \
-    tests/test_golden.py || failed tests
+    tests/ops tests/generation/test_model_runner.py tests/audio_tokenizer/test_graph_decoder.py tests/generation/test_parity_transformers.py \
+    tests/generation/test_golden.py || failed tests
 fi
 if wanted sanitize && command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do

@@ -23,10 +23,11 @@ from measure import write_json
 
 from higgs_native import HiggsAudio, build_prompt
 from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model
+from higgs_native.model.batch import Batch
 from higgs_native.model.checkpoint import expected_tensors, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
-from higgs_native.model.transformer import LanguageModel, Rows
+from higgs_native.model.transformer import LanguageModel
 from higgs_native.model.weights import CheckpointWeights
 from higgs_native.ops.linear import QUANTIZATION_GROUP, QUANTIZED, quantize_linear
 from higgs_native.pipeline import EMBEDDED_VOICE
@@ -190,7 +191,7 @@ def rounded_with_zero_points(weight: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def distributions(model: LanguageModel, ids: list[int], frames: torch.Tensor) -> torch.Tensor:
     """Log-probabilities [N, codebooks, codes] after each of the delayed frames [codebooks, N] that follow `ids`."""
-    rows = Rows.text_then_audio([(ids, frames)])
+    rows = Batch.text_then_audio([(ids, frames)])
     states = model.forward(rows, model.new_cache(1, len(rows.slots)))
     return model.audio_logits(states[len(ids) :].contiguous()).log_softmax(-1)
 

@@ -14,7 +14,9 @@ from higgs_native.errors import (
     PromptError,
     exit_on_bad_input,
 )
-from higgs_native.generation.engine import GenerationMode, GenerationOutput, HiggsAudioModel, SamplingParameters
+from higgs_native.generation.engine import HiggsAudioModel
+from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.generation.sequence import GenerationMode, GenerationOutput
 from higgs_native.long_form.chunk_store import SpokenChunk
 from higgs_native.long_form.chunking import TextChunk, chunk_text
 from higgs_native.long_form.joining import Pauses
@@ -47,7 +49,7 @@ __all__ = [
     "Pauses",
     "Prompt",
     "PromptError",
-    "SamplingParameters",
+    "SamplingParams",
     "Speech",
     "SpeechStream",
     "SpokenChunk",

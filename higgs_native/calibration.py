@@ -16,22 +16,19 @@ from tqdm import tqdm
 
 from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
-from higgs_native.generation.engine import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
+from higgs_native.generation.engine import HiggsAudioModel, generate_batch
+from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.generation.sequence import GenerationRequest
+from higgs_native.model.batch import Batch
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.kv_cache import KVCache
+from higgs_native.model.layers import FeedForward, Layer, read_layer
+from higgs_native.model.packed_checkpoint import PACKED_FILE
 from higgs_native.model.quantization import PARTS, Quantization
-from higgs_native.model.transformer import (
-    DEFAULT_CACHE_LENGTH,
-    FeedForward,
-    LanguageModel,
-    Layer,
-    Rows,
-    load_tokenizer,
-    read_layer,
-    rope_table,
-)
-from higgs_native.model.weights import PACKED_FILE, CheckpointWeights
+from higgs_native.model.rope import rope_table
+from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH, LanguageModel, load_tokenizer
+from higgs_native.model.weights import CheckpointWeights
 from higgs_native.ops import Moments
 from higgs_native.ops.linear import PANEL, QUANTIZED
 from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
@@ -122,7 +119,7 @@ def text_prompt(text: str, tokenizer: Tokenizer, config: HiggsAudioConfig) -> to
 def speak(model: HiggsAudioModel, prompts: Sequence[torch.Tensor], progress: bool = False) -> Spoken:
     """Speak what prompts [1, S] ask for, as far as 16,384 positions go, sampling as `HiggsAudio.speak` does."""
     requests = [GenerationRequest(prompt, seed=seed) for seed, prompt in enumerate(prompts)]
-    sampling = SamplingParameters(temperature=0.3, top_k=50, top_p=0.95)
+    sampling = SamplingParams(temperature=0.3, top_k=50, top_p=0.95)
     spoken: list[tuple[list[int], torch.Tensor]] = []
     rows = 0
     with tqdm(
@@ -180,7 +177,7 @@ class States:
         self, config: HiggsAudioConfig, weights: CheckpointWeights, spoken: Spoken, device: torch.device
     ) -> None:
         self._config = config
-        self._rows = rows = Rows.text_then_audio(spoken, device)
+        self._rows = rows = Batch.text_then_audio(spoken, device)
         length = int(rows.positions.max()) + 1
         self._rope_table = rope_table(config, length).to(device)
         self._cache = KVCache(replace(config, num_hidden_layers=1), len(spoken), length, weights.dtype, device)

@@ -23,20 +23,21 @@ from higgs_native._C import build_info
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model, check_calibration
 from higgs_native.errors import AudioError, ParameterError, PromptError, exit_on_bad_input, exit_with_error
-from higgs_native.generation.engine import SamplingParameters, check_parameters
-from higgs_native.long_form.chunk_store import ChunkFolder
+from higgs_native.generation.sampling_params import SamplingParams, check_parameters
+from higgs_native.long_form.chunk_store import ChunkStore
 from higgs_native.long_form.chunking import chunk_text
 from higgs_native.long_form.joining import Pauses
 from higgs_native.long_form.long_speech import CHUNK_SECONDS, MAX_RETRIES, LongSpeech, check_long_form
 from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.model.packed_checkpoint import check_target, write_packed
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.model.weights import check_target, write_packed
 from higgs_native.ops import check_instruction_set
 from higgs_native.ops.device import checked_device
-from higgs_native.pipeline import HiggsAudio, check_voice, choose_voices
+from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.normalize import normalize_text
-from higgs_native.prompt.voices import VOICES_VARIABLE, Voice, list_voices
+from higgs_native.prompt.recordings import check_voice
+from higgs_native.prompt.voices import VOICES_VARIABLE, Voice, choose_voices, list_voices
 from higgs_native.speech import check_output_path
 from higgs_native.streaming import SpeechStream
 from higgs_native.utils.files import check_file_can_be_made, locked
@@ -141,7 +142,7 @@ def speak(
     text = _read_text(text)
     normalize_text(text)
     chosen = _checked_voices(voice, reference_audio, reference_text, voices)
-    sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+    sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
     check_parameters(sampling, max_new_tokens)
     engine = _loaded_engine(model, audio_tokenizer, device, dtype, quantization)
     if stream is not None:
@@ -237,17 +238,17 @@ def read(
     """Speak a long text, such as a book, into an audio file, chunk by chunk."""
     out = check_output_path(out)
     pauses = Pauses(paragraph_pause, turn_pause, sentence_pause)
-    sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+    sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
     check_long_form(sampling, context_chunks, max_retries)
     text = _read_text(text)
     chunk_text(text, CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
     chosen = _checked_voices(voice, reference_audio, reference_text, voices)
-    chunk_folder = ChunkFolder(out.with_name(f"{out.name}.parts") if folder is None else folder)
+    chunk_store = ChunkStore(out.with_name(f"{out.name}.parts") if folder is None else folder)
     engine = _loaded_engine(model, audio_tokenizer, device, dtype, quantization)
     speech = LongSpeech(
         engine,
         text,
-        chunk_folder.path,
+        chunk_store.path,
         voice=chosen,
         scene=scene,
         seed=seed,
@@ -274,7 +275,7 @@ def read(
                 faulty.append(f"chunk {chunk.index} ran away with every seed ({faults}): {chunk.text.text!r}")
         speech.save(out)
         if folder is None:
-            chunk_folder.remove()
+            chunk_store.remove()
     print(f"{out}: {seconds:.2f} s of audio in {len(speech)} chunks, {retried} spoken more than once", file=sys.stderr)
     for line in faulty:
         print(line, file=sys.stderr)

@@ -1,41 +1,30 @@
 """From text to speech: prompt, model and audio tokenizer in one object."""
 
-import base64
 import hashlib
-import io
-import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from numbers import Real
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from higgs_native.audio.quality import VoiceWarning, check_recording
-from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer, checked_rate, cut, mono_samples, read_audio
-from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
-from higgs_native.generation.engine import (
-    DEFAULT_STOP_STRINGS,
-    GenerationOutput,
-    HiggsAudioModel,
-    OnFrame,
-    OnToken,
-    Rule,
-    SamplingParameters,
-    check_parameters,
-    check_stop_strings,
-    revert_delay_pattern,
-)
+from higgs_native.audio.quality import VoiceWarning
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.errors import CheckpointError, ParameterError, PromptError
+from higgs_native.generation.delay_pattern import Rule, revert_delay_pattern
+from higgs_native.generation.engine import HiggsAudioModel
+from higgs_native.generation.sampling_params import SamplingParams, check_parameters
+from higgs_native.generation.sequence import GenerationOutput, OnFrame, OnToken
+from higgs_native.generation.stop import DEFAULT_STOP_STRINGS, check_stop_strings
 from higgs_native.model.checkpoint import resolve_folder
-from higgs_native.model.config import HiggsAudioConfig, read_json_object
+from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.packed_checkpoint import AUDIO_TOKENIZER_FOLDER
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import checked_dtype
-from higgs_native.model.weights import AUDIO_TOKENIZER_FOLDER, open_weights
+from higgs_native.model.weights import open_weights
 from higgs_native.ops.device import checked_device
 from higgs_native.prompt.chat import (
-    AudioContent,
     ChatMLSample,
     Message,
     build_prompt,
@@ -43,10 +32,12 @@ from higgs_native.prompt.chat import (
     speech_messages,
 )
 from higgs_native.prompt.normalize import normalize_text
-from higgs_native.prompt.voices import Voice, find_voice
+from higgs_native.prompt.recordings import check_voice, read_recording, read_voice
+from higgs_native.prompt.voices import Voice, choose_voices
 from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
-from higgs_native.utils.checks import check_integer, check_string, integer_tensor
+from higgs_native.utils.checks import check_integer, integer_tensor
+from higgs_native.utils.files import read_json_object
 
 
 AUDIO_TOKENIZER_NAME = "bosonai/higgs-audio-v2-tokenizer"
@@ -93,7 +84,7 @@ class HiggsAudio:
         self.audio_tokenizer = audio_tokenizer
         if model.device.type == "cuda":
             # What most calls of `speak` need: a prompt of up to 1024 positions, and as many frames.
-            model.frame_loops.prepare(model, 1, 2048)
+            model.runner_pool.prepare(model, 1, 2048)
         self.layout = layout or model.config.layout
         self.is_embedded_voice = False
 
@@ -254,7 +245,7 @@ class HiggsAudio:
         generate = self.prepare(
             self.speech_messages(text, voices, scene),
             True,
-            SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed),
+            SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed),
             max_new_tokens,
             DEFAULT_STOP_STRINGS,
         )
@@ -294,7 +285,7 @@ class HiggsAudio:
             PromptError, AudioError, ParameterError: as for `speak`.
             CheckpointError: the checkpoint has no text head, and `force_audio_gen` is not set.
         """
-        sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+        sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
         generate = self.prepare(conversation, force_audio_gen, sampling, max_new_tokens, stop_strings)
         return self.speech(generate(None if on_progress is None else self._frame_counter(on_progress)))
 
@@ -316,7 +307,7 @@ class HiggsAudio:
         for voice in voices:
             check_plain_text(voice.reference_text or "", tokenizer, "reference text")
             check_plain_text(voice.profile or "", tokenizer, "profile")
-        read = [voice if voice.profile is not None else _read_voice(voice) for voice in voices]
+        read = [voice if voice.profile is not None else read_voice(voice) for voice in voices]
         for voice, with_samples in zip(voices, read, strict=True):
             advice = check_voice(with_samples)
             if advice:
@@ -328,7 +319,7 @@ class HiggsAudio:
         self,
         conversation: ChatMLSample | Sequence[Message],
         force_audio_gen: bool,
-        sampling: SamplingParameters,
+        sampling: SamplingParams,
         max_new_tokens: int,
         stop_strings: Sequence[str],
     ) -> Callable[..., GenerationOutput]:
@@ -431,98 +422,3 @@ class HiggsAudio:
             ends = (segment == self.model.config.audio_stream_eos_id).all(dim=0).nonzero().flatten().tolist()
             codes = revert_delay_pattern(segment[:, 1 : ends[0] if ends else None])
         return codes.clamp(0, self.audio_tokenizer.codebook_size - 1)
-
-
-def choose_voices(
-    voice: str | Voice | Sequence[str | Voice] | None = None,
-    reference_audio: str | Path | tuple[np.ndarray, int] | None = None,
-    reference_text: str | None = None,
-    voices_folder: str | Path | None = None,
-) -> list[Voice]:
-    """Return the voices of SPEAKER0, SPEAKER1, ...; none where neither a voice nor reference audio is given.
-
-    Args: as for `HiggsAudio.speak`.
-
-    Raises:
-        PromptError: a voice is unknown, both a voice and reference audio are given, or a text without reference audio.
-        ParameterError: the voice or the text is of a wrong type.
-    """
-    check_string("reference_text", reference_text, optional=True)
-    reference_text = (reference_text or "").strip() or None
-    if reference_audio is not None:
-        if voice is not None:
-            raise PromptError("both a voice and reference audio are given; expected one of them")
-        return [Voice(reference_audio, reference_text)]
-    if reference_text is not None:
-        raise PromptError("a reference text is given without reference audio")
-    if voice is None:
-        return []
-    voices = voice.split(",") if isinstance(voice, str) else voice if isinstance(voice, Sequence) else [voice]
-    for item in voices:
-        if not isinstance(item, str | Voice):
-            raise ParameterError(f"voice must be a name, a Voice, or a list of these, got a {type(item).__name__}")
-    return [item if isinstance(item, Voice) else find_voice(item.strip(), voices_folder) for item in voices]
-
-
-def check_voice(voice: Voice) -> list[str]:
-    """Return advice on a voice's recording, as `check_recording` gives it; none for a voice that is described.
-
-    Raises:
-        AudioError: the recording can't be read or used.
-    """
-    if voice.profile is not None:
-        return []
-    return check_recording(*_read_voice(voice).reference_audio, voice.reference_text)
-
-
-def _read_voice(voice: Voice) -> Voice:
-    """The voice with the samples of its recording, [samples], float32, and their rate."""
-    match voice.reference_audio:
-        case (samples, sampling_rate):
-            return replace(voice, reference_audio=(mono_samples(samples), checked_rate(sampling_rate)))
-        case str() | os.PathLike():
-            return replace(voice, reference_audio=read_audio(os.path.expanduser(voice.reference_audio)))
-    raise AudioError(
-        "reference audio must be a file's path, or (samples, sampling rate), "
-        f"got a {type(voice.reference_audio).__name__}"
-    )
-
-
-def read_recording(recording: AudioContent) -> tuple[np.ndarray, int]:
-    """Return a recording's samples and their sampling rate in Hz.
-
-    Channels are averaged.
-
-    Raises:
-        AudioError: there is no such file, it can't be read or used, `raw_audio` is not base64, or offset and duration
-            leave nothing.
-        PromptError: it names no audio at all.
-    """
-    for name, seconds in (("offset", recording.offset), ("duration", recording.duration)):
-        if seconds is not None and not (isinstance(seconds, Real) and 0 <= seconds < float("inf")):
-            raise AudioError(f"{name} must be a number of seconds, at least 0, got {seconds!r}")
-    offset, duration = recording.offset or 0, recording.duration
-    url = recording.audio_url
-    if not isinstance(url, str | os.PathLike | None):
-        raise AudioError(f"audio_url must be an audio file's path, got a {type(url).__name__}")
-    if url not in (None, "", "placeholder"):
-        return read_audio(os.path.expanduser(url), offset, duration)
-    match recording.raw_audio:
-        case None:
-            raise PromptError("an audio content names no recording; expected audio_url or raw_audio")
-        case (samples, sampling_rate):
-            samples, sampling_rate = mono_samples(samples), checked_rate(sampling_rate)
-            begin, count = cut(len(samples), sampling_rate, offset, duration)
-            return samples[begin : begin + count], sampling_rate
-        case str() | bytes() as encoded:
-            try:
-                encoded = encoded.encode() if isinstance(encoded, str) else encoded
-                data = base64.b64decode(b"".join(encoded.split()), validate=True)  # it may have line breaks
-            except ValueError:
-                raise AudioError("raw_audio is not valid base64") from None
-            return read_audio(io.BytesIO(data), offset, duration)
-        case other:
-            raise AudioError(
-                "raw_audio must be an audio file's bytes in base64, or (samples, sampling rate), "
-                f"got a {type(other).__name__}"
-            )

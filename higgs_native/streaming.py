@@ -1,7 +1,6 @@
 """Speech that is heard while it is generated: frames of codes in, chunks of audio out."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -10,9 +9,10 @@ import torch
 
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import ParameterError
-from higgs_native.generation.engine import GenerationOutput, OnFrame, OnToken, Rule
+from higgs_native.generation.delay_pattern import Rule, SegmentReader
+from higgs_native.generation.sequence import GenerationOutput, OnFrame, OnToken
 from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.utils.background_iterator import Background
+from higgs_native.utils.background_iterator import BackgroundIterator
 from higgs_native.utils.checks import check_integer, check_number
 
 
@@ -66,38 +66,7 @@ class ChunkSizes:
         return min(size * self.growth, self.largest)
 
 
-class SegmentReader:
-    """Turns the delayed frames of one audio segment, as they come, into columns of codes.
-
-    It gives what reverting the delay pattern of the whole segment gives: without the first frame, which is all BOS;
-    under Boson's rule without the last column, which stands for EOS; under transformers' without what follows the
-    frame that is all EOS.
-
-    Args:
-        config: the codebooks and special ids.
-        rule: whose.
-    """
-
-    def __init__(self, config: HiggsAudioConfig, rule: Rule) -> None:
-        self._config = config
-        self._rule = rule
-        # A column of codes is a diagonal of as many frames as codebooks. Boson's must not be the last one.
-        self._frames: deque[torch.Tensor] = deque(maxlen=config.num_codebooks + (rule == "boson"))
-        self._begun = self._ended = False
-
-    def read(self, frame: torch.Tensor) -> torch.Tensor | None:
-        """Take a frame [codebooks]; return the column of codes [codebooks] that is final now, if there is one."""
-        if self._rule == "transformers" and bool((frame == self._config.audio_stream_eos_id).all()):
-            self._ended = True
-        if self._begun and not self._ended:
-            self._frames.append(frame)
-        self._begun = True
-        if self._ended or len(self._frames) < self._frames.maxlen:
-            return None
-        return torch.stack([self._frames[row][row] for row in range(self._config.num_codebooks)])
-
-
-class SpeechStream(Background[AudioChunk]):
+class SpeechStream(BackgroundIterator[AudioChunk]):
     """Speech in chunks, iterated once, by `for` or by `async for`; see `HiggsAudio.stream`.
 
     It is generated in a thread of its own from the first step of the iteration on, at most 8 chunks ahead of the

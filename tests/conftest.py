@@ -73,7 +73,7 @@ def on_other_backend(run_python, tmp_path) -> Callable[..., Any]:
 
 @pytest.fixture(autouse=True)
 def checks_values(request) -> None:
-    """Skips tests of values that the CUDA kernels can't refuse; see tests/devices.py."""
+    """Skips tests of values that the CUDA kernels can't refuse; see tests/helpers/devices.py."""
     if request.node.get_closest_marker("checks_values"):
         from higgs_native.ops._library import EMULATES_CUDA
 

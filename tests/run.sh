@@ -42,9 +42,9 @@ echo "Everything with the $used kernels:"
 "$bin/pytest" -q "$@"
 if [ "$emulates" != 0 ]; then
   echo "The CUDA kernels, emulated, with every access to memory checked for races:"
-  quantization=tests/test_quantization.py
-  HIGGS_NATIVE_EMULATE_CUDA=1 "$bin/pytest" -q tests/ops tests/test_frame_loop.py tests/test_parity_transformers.py \
-    tests/test_codec_windows.py::test_audio_that_ends_within_a_window_and_at_its_end $quantization::test_rounding \
+  quantization=tests/model/test_quantization.py
+  HIGGS_NATIVE_EMULATE_CUDA=1 "$bin/pytest" -q tests/ops tests/generation/test_model_runner.py tests/generation/test_parity_transformers.py \
+    tests/audio_tokenizer/test_graph_decoder.py::test_audio_that_ends_within_a_window_and_at_its_end $quantization::test_rounding \
     $quantization::test_extreme_matrices $quantization::test_a_quantized_model_is_near_the_whole_one
 fi
 

@@ -10,16 +10,20 @@ from higgs_native import HiggsAudioModel, calibration, ops, reference
 from higgs_native.calibration import DEFAULT_TEXTS, States, calibrated_model, speak, text_prompt
 from higgs_native.cli import main
 from higgs_native.errors import CheckpointError
+from higgs_native.model.batch import Batch
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD
+from higgs_native.model.layers import Layer
+from higgs_native.model.packed_checkpoint import PACKED_FILE
 from higgs_native.model.quantization import Quantization
-from higgs_native.model.transformer import LanguageModel, Layer, Rows, rope_table
-from higgs_native.model.weights import PACKED_FILE, CheckpointWeights
+from higgs_native.model.rope import rope_table
+from higgs_native.model.transformer import LanguageModel
+from higgs_native.model.weights import CheckpointWeights
 from higgs_native.ops.linear import QUANTIZED
 from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.testing.random_checkpoint import write_language_model
-from tests.devices import DEVICES
+from tests.helpers.devices import DEVICES
+from tests.model.test_transformer import config
 from tests.ops.tensors import random
-from tests.test_model import config
 
 
 CPU = torch.device("cpu")
@@ -111,7 +115,7 @@ def divergence(model: HiggsAudioModel, truth: HiggsAudioModel, spoken) -> float:
     """The mean divergence from `truth` over the frames of what was spoken."""
     total = []
     for ids, frames in spoken:
-        rows = Rows.text_then_audio([(ids, frames)], model.device)
+        rows = Batch.text_then_audio([(ids, frames)], model.device)
         ours, theirs = (
             m.audio_logits(m.forward(rows, m.new_cache(1, len(rows.slots)))[len(ids) :].contiguous()).log_softmax(-1)
             for m in (model, truth)
@@ -136,7 +140,7 @@ def test_the_embedded_voice_loses_less(quantization, share, device):
     assert divergence(calibrated, truth, spoken) < share * divergence(plain, truth, spoken)
 
 
-def recorded_inputs(monkeypatch, layer: Layer, states: torch.Tensor, rows: Rows, cfg) -> list[torch.Tensor]:
+def recorded_inputs(monkeypatch, layer: Layer, states: torch.Tensor, rows: Batch, cfg) -> list[torch.Tensor]:
     """What the products of a layer take, by its operators in plain PyTorch: qkv, o, and gate_up and down, of text rows
     and of audio rows.
     """
@@ -181,7 +185,7 @@ def test_moments_are_those_of_what_products_take(tmp_path, monkeypatch, adapter,
         (list(range(9)), torch.randint(0, 12, (4, 13), generator=torch.Generator().manual_seed(0))),
         (list(range(40, 52)), torch.randint(0, 12, (4, 5), generator=torch.Generator().manual_seed(1))),
     ]
-    rows = Rows.text_then_audio(spoken)
+    rows = Batch.text_then_audio(spoken)
     states = States(cfg, weights, spoken, CPU)
     for layer in model.layers:
         qkv, o, *ffn = recorded_inputs(monkeypatch, layer, states.states, rows, cfg)

@@ -20,7 +20,7 @@ from higgs_native.cli import main
 from higgs_native.errors import ParameterError
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint
 from higgs_native.utils.files import locked
-from tests.test_voice_check import syllables
+from tests.audio.test_quality import syllables
 
 
 RATE = 24000

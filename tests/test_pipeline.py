@@ -12,12 +12,14 @@ import higgs_native
 from higgs_native import pipeline
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
-from higgs_native.generation.engine import GenerationOutput, delayed_reference
-from higgs_native.pipeline import HiggsAudio, check_voice, choose_voices, read_recording
+from higgs_native.generation.delay_pattern import delayed_reference
+from higgs_native.generation.sequence import GenerationOutput
+from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import AudioContent, ChatMLSample, Message, TextContent, spoken_turns
-from higgs_native.prompt.voices import Voice
+from higgs_native.prompt.recordings import check_voice, read_recording
+from higgs_native.prompt.voices import Voice, choose_voices
 from higgs_native.testing.random_checkpoint import DEMO_CONFIG, write_demo_checkpoint, write_language_model
-from tests.test_voice_check import syllables
+from tests.audio.test_quality import syllables
 
 
 # Most references here are a second of a tone.

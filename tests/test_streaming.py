@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from higgs_native.errors import ParameterError, PromptError
-from higgs_native.generation.engine import GenerationOutput
+from higgs_native.generation.delay_pattern import SegmentReader
+from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.streaming import ChunkSizes, SegmentReader
+from higgs_native.streaming import ChunkSizes
 from higgs_native.testing.random_checkpoint import DEMO_CONFIG, write_demo_checkpoint, write_language_model
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from higgs_native.errors import ConfigError
-from higgs_native.model.config import read_json_object
+from higgs_native.utils.files import read_json_object
 
 
 @dataclass(frozen=True)

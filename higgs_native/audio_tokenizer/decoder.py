@@ -14,7 +14,7 @@ import torch
 
 from higgs_native import ops
 from higgs_native.audio_tokenizer.config import DILATIONS, HiggsAudioTokenizerConfig
-from higgs_native.audio_tokenizer.encoder import Weights
+from higgs_native.audio_tokenizer.layers import Weights
 from higgs_native.errors import AudioError, ParameterError
 from higgs_native.utils.checks import check_integer, integer_tensor
 

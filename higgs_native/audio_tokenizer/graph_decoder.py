@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from higgs_native import ops
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.decoder import checked_codes, checked_lookahead, decoder_layers
-from higgs_native.audio_tokenizer.encoder import Weights
+from higgs_native.audio_tokenizer.layers import Weights
 from higgs_native.errors import ParameterError
 from higgs_native.ops.device import CAPTURING
 

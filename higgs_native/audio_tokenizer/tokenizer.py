@@ -1,7 +1,6 @@
 """The audio tokenizer: waveforms to codes and back."""
 
 import hashlib
-import operator
 import os
 import threading
 from collections import OrderedDict
@@ -10,32 +9,25 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import soundfile
-import soxr
 import torch
 
-from higgs_native.audio_tokenizer import encoder as codec
+from higgs_native.audio.io import check_duration, checked_rate, mono_samples, read_audio, resampled
+from higgs_native.audio_tokenizer import encoder
 from higgs_native.audio_tokenizer.checkpoint import load_tensors
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.decoder import StreamingDecoder, checked_codes
 from higgs_native.audio_tokenizer.graph_decoder import DecoderWindows, WindowedDecoder
+from higgs_native.audio_tokenizer.weights import prepare
 from higgs_native.errors import AudioError, ParameterError
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.ops.device import checked_device
 
 
 LENGTH_RULES = ("boson", "transformers")
-MIN_SECONDS = 0.1
-"""The shortest audio that `encode` takes."""
-MAX_SECONDS = 120.0
-"""The longest audio that `encode` takes: its memory grows with the length, to about 2 GB here."""
-MAX_CHANNELS = 8
-MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1000, 768_000
 DECODE_WINDOW = 250
 """Frames decoded at a time; each takes about 0.4 MB while it is decoded."""
 
 _CACHED_AUDIOS = 64
-_FULL_SCALE = {np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
 
 
 class HiggsAudioTokenizer:
@@ -64,7 +56,7 @@ class HiggsAudioTokenizer:
         self.config = config
         self.device = device
         with torch.inference_mode():
-            weights = codec.prepare(tensors, config)
+            weights = prepare(tensors, config)
             self._weights = {name: weight.to(device) for name, weight in weights.items()}
         self._windows = DecoderWindows(self._weights, config) if device.type == "cuda" else None
         self._cache: OrderedDict[bytes, torch.Tensor] = OrderedDict()
@@ -118,7 +110,7 @@ class HiggsAudioTokenizer:
         return self.config.decoder_context
 
     def named_weights(self) -> dict[str, torch.Tensor]:
-        """All tensors, as `codec.prepare` names them."""
+        """All tensors, as `prepare` names them."""
         return dict(self._weights)
 
     def encode(
@@ -154,8 +146,8 @@ class HiggsAudioTokenizer:
             waveform, rate = mono_samples(audio), checked_rate(sampling_rate)
         else:
             waveform, rate = read_audio(audio)
-        _check_duration(len(waveform), rate)
-        waveform = _resampled(waveform, rate, self.sampling_rate)
+        check_duration(len(waveform), rate)
+        waveform = resampled(waveform, rate, self.sampling_rate)
 
         key = hashlib.sha256(waveform.tobytes() + length_rule.encode()).digest()
         with self._cache_lock:
@@ -165,7 +157,7 @@ class HiggsAudioTokenizer:
         with torch.inference_mode(), _exact_convolutions():
             try:
                 samples = torch.tensor(waveform, device=self.device)[None]
-                codes = codec.encode(self._weights, self.config, samples, length_rule)
+                codes = encoder.encode(self._weights, self.config, samples, length_rule)
             except ValueError as error:
                 raise AudioError(str(error)) from None
         codes = codes.to("cpu", torch.int64, copy=True)  # outside of inference mode: an ordinary tensor
@@ -212,120 +204,3 @@ class HiggsAudioTokenizer:
 def _exact_convolutions() -> AbstractContextManager[None]:
     """On a GPU: float32 products as such, not rounded to 19 bits, and the same sums each time."""
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-
-
-def read_audio(
-    file: str | os.PathLike | BinaryIO, offset: float = 0, duration: float | None = None
-) -> tuple[np.ndarray, int]:
-    """Read an audio file, or a part of it, its channels averaged.
-
-    Args:
-        file: a path, or a file opened for reading bytes.
-        offset: where to begin, in seconds, at least 0.
-        duration: how many seconds to read at most, at least 0; None for all.
-
-    Returns:
-        The waveform, [samples], float32, and its sampling rate in Hz.
-
-    Raises:
-        AudioError: there is no such file, it is no audio, too long, empty, or not finite, or the part is.
-    """
-    is_path = isinstance(file, (str, os.PathLike))
-    if not is_path and not hasattr(file, "read"):
-        raise AudioError(f"audio is a {type(file).__name__}; expected a path, an open file, an array or a tensor")
-    name = os.fspath(file) if is_path else "the audio file"
-    if is_path and not os.path.isfile(file):
-        raise AudioError(f"{name} is no file; expected an audio file (wav, flac, ogg, mp3)")
-    try:
-        with soundfile.SoundFile(file) as opened:
-            # Before reading: a file of hours would fill the memory.
-            rate = checked_rate(opened.samplerate)
-            begin, count = cut(opened.frames, rate, offset, duration, name)
-            _check_duration(count, rate, name)
-            opened.seek(begin)
-            samples = opened.read(count, dtype="float32", always_2d=True)
-    # TypeError: a headerless file (.raw), whose rate soundfile can't know.
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
-        reason = getattr(error, "error_string", str(error))  # without the file's name
-        raise AudioError(f"{name} can't be read as audio: {reason.strip()}") from None
-    return mono_samples(samples.mean(axis=1)), rate
-
-
-def cut(samples: int, rate: int, offset: float, duration: float | None, name: str = "the audio") -> tuple[int, int]:
-    """The first sample of a part, and how many it has, of `samples` at `rate` Hz; see `read_audio`.
-
-    Raises:
-        AudioError: there are samples, but none in the part.
-    """
-    begin = round(min(offset * rate, samples))
-    count = samples - begin if duration is None else round(min(duration * rate, samples - begin))
-    if samples and begin == samples:
-        raise AudioError(f"offset is {offset:g} s, but {name} lasts {samples / rate:.4g} s; expected less")
-    if samples and not count:
-        raise AudioError(
-            f"duration is {duration:g} s, which leaves nothing of {name}; expected at least {MIN_SECONDS:g} s"
-        )
-    return begin, count
-
-
-def mono_samples(audio: np.ndarray | torch.Tensor) -> np.ndarray:
-    """Return samples, as `HiggsAudioTokenizer.encode` takes them, as [samples], float32, full scale 1.
-
-    Raises:
-        AudioError: they are empty or not finite, or the type, shape or dtype is wrong.
-    """
-    if not isinstance(audio, np.ndarray | torch.Tensor):
-        raise AudioError(f"the samples are a {type(audio).__name__}; expected an array or a tensor")
-    samples = audio.detach().cpu() if isinstance(audio, torch.Tensor) else audio
-    if isinstance(samples, torch.Tensor):
-        samples = samples.float().numpy() if samples.is_floating_point() else samples.numpy()
-    if samples.size == 0:
-        raise AudioError("the audio is empty")
-    if samples.ndim > 2 or samples.ndim == 0 or (samples.ndim == 2 and min(samples.shape) > MAX_CHANNELS):
-        raise AudioError(
-            "audio must be [samples], [channels, samples] or [samples, channels] with at most "
-            f"{MAX_CHANNELS} channels, got {list(samples.shape)}"
-        )
-    if samples.dtype in _FULL_SCALE:
-        samples = samples / np.float32(_FULL_SCALE[samples.dtype])
-    elif not np.issubdtype(samples.dtype, np.floating):
-        raise AudioError(f"audio must be floating, int16 or int32, got {samples.dtype}")
-    samples = samples.astype(np.float32, copy=False)
-    if not np.isfinite(samples).all():
-        raise AudioError("the audio holds samples that are not finite (NaN or infinite)")
-    if samples.ndim == 2:
-        samples = samples.mean(axis=int(np.argmin(samples.shape)))
-    return np.ascontiguousarray(samples)
-
-
-def checked_rate(sampling_rate: int) -> int:
-    """Return a sampling rate in Hz. Raises AudioError where it is no whole number, or out of range."""
-    try:
-        rate = operator.index(sampling_rate)
-    except TypeError:
-        rate = int(sampling_rate) if isinstance(sampling_rate, float) and sampling_rate.is_integer() else 0
-    if not MIN_SAMPLING_RATE <= rate <= MAX_SAMPLING_RATE:
-        raise AudioError(
-            f"sampling_rate is {sampling_rate!r}; expected a whole number of Hz from {MIN_SAMPLING_RATE} to "
-            f"{MAX_SAMPLING_RATE}"
-        )
-    return rate
-
-
-def _check_duration(samples: int, rate: int, name: str = "the audio") -> None:
-    seconds = samples / rate
-    if samples == 0:
-        raise AudioError(f"{name} is empty")
-    if seconds < MIN_SECONDS:
-        raise AudioError(f"{name} lasts {seconds:.3g} s; expected at least {MIN_SECONDS:g} s")
-    if seconds > MAX_SECONDS:
-        raise AudioError(f"{name} lasts {seconds:.4g} s; expected at most {MAX_SECONDS:g} s")
-
-
-def _resampled(waveform: np.ndarray, rate: int, to_rate: int) -> np.ndarray:
-    if rate == to_rate:
-        return waveform
-    # The length of librosa.resample, which the codec's users have encoded with: rounded up, padded or cut at the end.
-    samples = -(-len(waveform) * to_rate // rate)
-    resampled = soxr.resample(waveform, rate, to_rate, quality="HQ")[:samples]
-    return np.pad(resampled, (0, samples - len(resampled))).astype(np.float32, copy=False)

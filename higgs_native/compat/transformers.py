@@ -26,14 +26,17 @@ from higgs_native.audio_tokenizer.checkpoint import convert
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError, PromptError
-from higgs_native.generation.engine import GenerationRequest, HiggsAudioModel, SamplingParameters, generate_batch
+from higgs_native.generation.engine import HiggsAudioModel, generate_batch
+from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.model.checkpoint import TEXT_LM_HEAD, expected_tensors, resolve_folder, transformers_name
-from higgs_native.model.config import HiggsAudioConfig, read_json_object
+from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH, check_cache_length, checked_dtype
 from higgs_native.ops import PackedWeight
 from higgs_native.ops.device import checked_device
 from higgs_native.utils.checks import expanded_path
+from higgs_native.utils.files import read_json_object
 
 
 try:
@@ -507,7 +510,7 @@ def _requests(native: HiggsAudioModel, input_ids: torch.Tensor, inputs: dict[str
     ]
 
 
-def _sampling(processors: LogitsProcessorList, generation_config: GenerationConfig) -> SamplingParameters:
+def _sampling(processors: LogitsProcessorList, generation_config: GenerationConfig) -> SamplingParams:
     """What transformers' logits processors do."""
     values: dict[str, Any] = {}
     kinds = {TemperatureLogitsWarper: "temperature", TopKLogitsWarper: "top_k", TopPLogitsWarper: "top_p"}
@@ -528,8 +531,8 @@ def _sampling(processors: LogitsProcessorList, generation_config: GenerationConf
     window = getattr(generation_config, "ras_win_len", None)
     repeats = getattr(generation_config, "ras_win_max_num_repeat", None)
     if window is None or repeats is None:
-        return SamplingParameters(**values, ras_win_len=None)
-    return SamplingParameters(**values, ras_win_len=window, ras_win_max_num_repeat=repeats)
+        return SamplingParams(**values, ras_win_len=None)
+    return SamplingParams(**values, ras_win_len=window, ras_win_max_num_repeat=repeats)
 
 
 def _max_new_tokens(criteria: StoppingCriteriaList, eos_token_id: int | None, prompt_length: int) -> int:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from higgs_native.generation.sampler import SamplerState
+from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import KVCache
-from higgs_native.model.transformer import LanguageModel, Rows
+from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.device import CAPTURING
 from higgs_native.ops.sampling import StateField
 
@@ -31,7 +32,7 @@ Deliver = Callable[[torch.Tensor, list[int]], bool]
 
 
 @dataclass(frozen=True)
-class FrameRow:
+class DecodeRow:
     """A sequence whose next frame is to be drawn.
 
     Attributes:
@@ -45,7 +46,7 @@ class FrameRow:
     codes: torch.Tensor
 
 
-class _Frame:
+class CapturedStep:
     """The tensors of a frame of `num_rows` rows, and the work on them."""
 
     def __init__(self, model: LanguageModel, cache: KVCache, sampler: SamplerState, num_rows: int) -> None:
@@ -56,7 +57,7 @@ class _Frame:
         # The codes of all rows, then for each whether its sequence goes on.
         self.drawn = torch.zeros(num_rows * (config.num_codebooks + 1), **int32)
         codes, self._active = self.split(self.drawn)
-        self._rows = Rows(
+        self._rows = Batch(
             token_ids=nothing,
             codes=codes,
             slots=torch.arange(num_rows, **int32),
@@ -67,7 +68,7 @@ class _Frame:
         self._logits = torch.empty(num_rows, config.num_codebooks, config.codebook_size, device=model.device)
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def begin(self, rows: Sequence[FrameRow]) -> None:
+    def begin(self, rows: Sequence[DecodeRow]) -> None:
         """Take in the rows to go on from; those left over go to slots of sequences that are over."""
         taken = {row.slot for row in rows}
         spare = [slot for slot in range(self._cache.slots) if slot not in taken]
@@ -111,7 +112,7 @@ class _Frame:
         self._sampler.sample_audio_frame(logits, rows.slots, out=(rows.codes, self._active, rows.positions))
 
 
-class FrameLoop:
+class ModelRunner:
     """A KV cache and a sampler for some sequences, and the loop that draws their frames.
 
     Attributes:
@@ -129,16 +130,16 @@ class FrameLoop:
         self._model = model
         self.cache = model.new_cache(slots, length)
         self.sampler = SamplerState(slots, model.config, history_length, model.device)
-        self._frames: dict[int, _Frame] = {}
+        self._frames: dict[int, CapturedStep] = {}
         self._is_cuda = model.device.type == "cuda"
         if self._is_cuda:
             pool = torch.cuda.graph_pool_handle()
             # The largest first: the smaller ones fit into its memory.
             for power in reversed(range(slots.bit_length())):
-                self._frames[1 << power] = _Frame(model, self.cache, self.sampler, 1 << power)
+                self._frames[1 << power] = CapturedStep(model, self.cache, self.sampler, 1 << power)
                 self._frames[1 << power].capture(pool)
 
-    def draw(self, rows: Sequence[FrameRow], limit: int, deliver: Deliver) -> None:
+    def draw(self, rows: Sequence[DecodeRow], limit: int, deliver: Deliver) -> None:
         """Draw up to `limit` frames of each row.
 
         Args:
@@ -159,7 +160,7 @@ class FrameLoop:
             if not deliver(codes.clone(), active.tolist()):
                 return
 
-    def _draw_ahead(self, frame: _Frame, num_rows: int, limit: int, deliver: Deliver) -> None:
+    def _draw_ahead(self, frame: CapturedStep, num_rows: int, limit: int, deliver: Deliver) -> None:
         """Draw frames some ahead of those that are delivered."""
         ring = torch.empty(_FRAMES_AHEAD, len(frame.drawn), dtype=torch.int32, pin_memory=True)
         events = [torch.cuda.Event() for _ in range(_FRAMES_AHEAD)]
@@ -178,15 +179,15 @@ class FrameLoop:
             read += 1
             goes_on = deliver(codes[:num_rows], active.tolist()[:num_rows]) and goes_on
 
-    def _frame(self, num_rows: int) -> _Frame:
+    def _frame(self, num_rows: int) -> CapturedStep:
         if self._is_cuda:
             return self._frames[1 << (num_rows - 1).bit_length()]
         if num_rows not in self._frames:
-            self._frames[num_rows] = _Frame(self._model, self.cache, self.sampler, num_rows)
+            self._frames[num_rows] = CapturedStep(self._model, self.cache, self.sampler, num_rows)
         return self._frames[num_rows]
 
 
-class FrameLoops:
+class RunnerPool:
     """The frame loops of a model. Those on a GPU are kept for the next requests, with their graphs.
 
     Safe to use from several threads: each request has a loop for itself. A loop stays with the stream that it was made
@@ -195,14 +196,14 @@ class FrameLoops:
     """
 
     def __init__(self) -> None:
-        self._idle: list[tuple[tuple[int, ...], FrameLoop]] = []
+        self._idle: list[tuple[tuple[int, ...], ModelRunner]] = []
         self._lock = threading.Lock()
 
     @contextmanager
-    def loop(self, model: LanguageModel, slots: int, length: int, history_length: int) -> Iterator[FrameLoop]:
+    def loop(self, model: LanguageModel, slots: int, length: int, history_length: int) -> Iterator[ModelRunner]:
         """Give a loop of the model for `slots` sequences of up to `length` positions, all over."""
         if model.device.type != "cuda":
-            yield FrameLoop(model, slots, length, history_length)
+            yield ModelRunner(model, slots, length, history_length)
             return
         shape = (
             _power_of_two(slots),
@@ -225,16 +226,16 @@ class FrameLoops:
         with self.loop(model, slots, length, 1):
             pass
 
-    def _make(self, model: LanguageModel, shape: tuple[int, int, int]) -> FrameLoop:
+    def _make(self, model: LanguageModel, shape: tuple[int, int, int]) -> ModelRunner:
         with CAPTURING:
             try:
-                return FrameLoop(model, *shape)
+                return ModelRunner(model, *shape)
             except torch.OutOfMemoryError:
                 with self._lock:
                     self._idle.clear()
-            return FrameLoop(model, *shape)
+            return ModelRunner(model, *shape)
 
-    def _take(self, key: tuple[int, ...]) -> FrameLoop | None:
+    def _take(self, key: tuple[int, ...]) -> ModelRunner | None:
         with self._lock:
             for index, (other, loop) in enumerate(self._idle):
                 if other == key:

@@ -20,7 +20,7 @@ import torch
 
 from higgs_native.errors import ParameterError
 from higgs_native.long_form.chunking import TextChunk
-from higgs_native.long_form.failure_checks import Fault
+from higgs_native.long_form.failure_checks import Failure
 from higgs_native.utils.files import replacing
 
 
@@ -42,7 +42,7 @@ class Attempt:
 
     seed: int
     duration: float
-    faults: tuple[Fault, ...]
+    faults: tuple[Failure, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +84,12 @@ class SpokenChunk:
         return self.attempts[self.kept].seed
 
     @property
-    def faults(self) -> tuple[Fault, ...]:
+    def faults(self) -> tuple[Failure, ...]:
         """What is wrong with it; empty where nothing is."""
         return self.attempts[self.kept].faults
 
 
-class ChunkFolder:
+class ChunkStore:
     """The folder of one run over a text.
 
     Args:

@@ -26,7 +26,7 @@ from higgs_native.utils.checks import check_number
 MIN_CHUNK_SECONDS, MAX_CHUNK_SECONDS = 2.0, 30.0
 """Beyond 30 seconds the model's speech is no longer stable; below 2, chunks would be single words."""
 
-Seam = Literal["paragraph", "turn", "sentence", "word"]
+Boundary = Literal["paragraph", "turn", "sentence", "word"]
 
 # Milliseconds that a character takes to say, at the pace of an audiobook (155 English words a minute, pauses
 # included). Letters that write whole syllables, or no vowels, take longer; digits are words. The first match counts.
@@ -111,7 +111,7 @@ class TextChunk:
 
     text: str
     tag: str
-    seam: Seam
+    seam: Boundary
 
     @property
     def prompt(self) -> str:
@@ -162,7 +162,7 @@ def chunk_text(text: str, max_seconds: float, join_sentences: bool = True) -> li
     chunks: list[TextChunk] = []
     tag = last_tag = ""
     for paragraph in filter(_SPEAKABLE.search, _paragraphs(text)):
-        first: Seam = "paragraph"
+        first: Boundary = "paragraph"
         for part in re.split(f"({SPEAKER_TAG.pattern})", _without_added_stop(paragraph)):
             if SPEAKER_TAG.fullmatch(part):
                 tag = part
@@ -212,15 +212,15 @@ def _with_end(text: str) -> str:
     return text if _ENDS_LINE.search(text) else normalize_text(text)
 
 
-def _split(text: str, limit: int, level: int = 0) -> list[tuple[str, Seam]]:
+def _split(text: str, limit: int, level: int = 0) -> list[tuple[str, Boundary]]:
     """Cut a text into pieces of at most `limit` milliseconds, each with what begins there."""
     if _milliseconds(text) <= limit:
         return [(text, "sentence")]
-    units: list[tuple[str, Seam]] = []
+    units: list[tuple[str, Boundary]] = []
     parts = _LEVELS[level](text)
     # Sentences stay whole. Within one, a bit that would be left alone beside a part that is cut anyway goes with it.
     for unit in _without_small_neighbours(parts, limit) if level else parts:
-        begins: Seam = "sentence" if level == 0 else "word"
+        begins: Boundary = "sentence" if level == 0 else "word"
         for piece, _ in _split(unit, limit, level + 1):
             units.append((piece, begins))
             begins = "word"
@@ -241,7 +241,7 @@ def _without_small_neighbours(parts: list[str], limit: int) -> list[str]:
     return joined
 
 
-def _packed(units: list[tuple[str, Seam]], limit: int) -> Iterator[tuple[str, Seam]]:
+def _packed(units: list[tuple[str, Boundary]], limit: int) -> Iterator[tuple[str, Boundary]]:
     """Join units to as few pieces as fit the limit, about equally long: a last short one would be spoken badly."""
     sizes = [_milliseconds(text) for text, _ in units]
     remaining = sum(sizes)

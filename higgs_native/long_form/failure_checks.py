@@ -16,7 +16,7 @@ from higgs_native.long_form.chunking import spoken_seconds
 from higgs_native.speech import Speech
 
 
-Fault = Literal["no end", "too short", "silence", "repetition"]
+Failure = Literal["no end", "too short", "silence", "repetition"]
 
 MAX_PACE = 2.5
 GRACE_SECONDS = 2.0
@@ -48,7 +48,7 @@ def max_seconds(text: str) -> float:
     return MAX_PACE * spoken_seconds(text) + GRACE_SECONDS
 
 
-def find_faults(speech: Speech, text: str) -> list[Fault]:
+def detect_failures(speech: Speech, text: str) -> list[Failure]:
     """Return what is wrong with the speech of a text; an empty list where nothing is.
 
     - `no end`: it was cut off at `max_new_tokens` (see `max_seconds`), or lasts longer than `max_seconds`.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from higgs_native.errors import ParameterError
-from higgs_native.long_form.chunking import Seam
+from higgs_native.long_form.chunking import Boundary
 from higgs_native.utils.checks import check_number
 
 
@@ -41,12 +41,12 @@ class Pauses:
                     f"{field.name}_pause must lie between 0 and {_MAX_PAUSE_SECONDS:g} seconds, got {seconds}"
                 )
 
-    def before(self, seam: Seam) -> float:
+    def before(self, seam: Boundary) -> float:
         """The pause where `seam` begins, in seconds."""
         return 0.0 if seam == "word" else getattr(self, seam)
 
 
-def trimmed(audio: np.ndarray, sampling_rate: int) -> np.ndarray:
+def trim_silence(audio: np.ndarray, sampling_rate: int) -> np.ndarray:
     """Cut the silence at both ends to `EDGE_SECONDS`, and fade the ends in and out.
 
     The fade is half a period of a cosine, `FADE_SECONDS` long: after it both ends are zero, and may stand beside

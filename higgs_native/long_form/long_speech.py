@@ -14,14 +14,15 @@ import numpy as np
 import torch
 
 from higgs_native.errors import GenerationError, ParameterError, PromptError
-from higgs_native.generation.engine import SamplingParameters, check_parameters
-from higgs_native.long_form.chunk_store import Attempt, ChunkFolder, SpokenChunk
+from higgs_native.generation.sampling_params import SamplingParams, check_parameters
+from higgs_native.long_form.chunk_store import Attempt, ChunkStore, SpokenChunk
 from higgs_native.long_form.chunking import TextChunk, chunk_text, spoken_seconds
-from higgs_native.long_form.failure_checks import find_faults, max_seconds
-from higgs_native.long_form.joining import Pauses, trimmed
-from higgs_native.pipeline import HiggsAudio, choose_voices, read_recording
+from higgs_native.long_form.failure_checks import detect_failures, max_seconds
+from higgs_native.long_form.joining import Pauses, trim_silence
+from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import AudioContent, Message, build_prompt, spoken_turns
-from higgs_native.prompt.voices import Voice
+from higgs_native.prompt.recordings import read_recording
+from higgs_native.prompt.voices import Voice, choose_voices
 from higgs_native.speech import Speech, check_output_path, writing_audio
 from higgs_native.utils.checks import check_integer
 
@@ -108,7 +109,7 @@ class LongSpeech:
         pauses: Pauses | None = None,
         voices_folder: str | Path | None = None,
     ) -> None:
-        sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+        sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
         check_long_form(sampling, context_chunks, max_retries)
         if chunk_seconds is None:
             chunk_seconds = EMBEDDED_VOICE_CHUNK_SECONDS if engine.is_embedded_voice else CHUNK_SECONDS
@@ -138,7 +139,7 @@ class LongSpeech:
 
         # Last: all else is checked, and what it makes is a folder.
         self._temporary = tempfile.TemporaryDirectory(prefix="higgs-native-") if folder is None else None
-        self._folder = ChunkFolder(folder if self._temporary is None else self._temporary.name)
+        self._folder = ChunkStore(folder if self._temporary is None else self._temporary.name)
         if seed is None:
             seed = self._folder.run["inputs"].get("seed") if self._folder.run else secrets.randbelow(2**32)
         self.seed = int(seed)
@@ -214,18 +215,18 @@ class LongSpeech:
             speech = self._engine.generate(
                 messages, True, seed=seed, max_new_tokens=self._max_new_tokens(text), **self._sampling
             )
-            attempts.append(Attempt(seed, speech.duration, tuple(find_faults(speech, text.text))))
+            attempts.append(Attempt(seed, speech.duration, tuple(detect_failures(speech, text.text))))
             speeches.append(speech)
             if not attempts[-1].faults or (number and torch.equal(speech.codes, speeches[-2].codes)):
                 break  # it is good, or greedy: further seeds change nothing
         expected = spoken_seconds(text.text)
         kept = min(range(len(attempts)), key=lambda i: (len(attempts[i].faults), abs(attempts[i].duration - expected)))
         speech = speeches[kept]
-        audio = trimmed(speech.audio, speech.sampling_rate)
+        audio = trim_silence(speech.audio, speech.sampling_rate)
         self._folder.store(index, text, audio, speech.sampling_rate, speech.codes, kept, attempts)
 
     def _max_new_tokens(self, text: TextChunk) -> int:
-        """The bound of `find_faults`; with BOS, EOS and the delay pattern's end, which are frames but no audio."""
+        """The bound of `detect_failures`; with BOS, EOS and the delay pattern's end, which are frames but no audio."""
         frames = math.ceil(max_seconds(text.text) * self._engine.audio_tokenizer.frame_rate)
         return frames + self._engine.model.config.num_codebooks + 2
 
@@ -255,7 +256,7 @@ class LongSpeech:
             context = [chunk for chunk in context if chunk is not oldest]
 
 
-def check_long_form(sampling: SamplingParameters, context_chunks: int | None, max_retries: int) -> None:
+def check_long_form(sampling: SamplingParams, context_chunks: int | None, max_retries: int) -> None:
     """Raise ParameterError where a parameter of `LongSpeech` lies outside its range."""
     check_parameters(sampling, max_new_tokens=1)
     check_integer("context_chunks", context_chunks, optional=True)

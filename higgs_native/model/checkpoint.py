@@ -8,8 +8,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from higgs_native.errors import CheckpointError, ConfigError
-from higgs_native.model.config import HiggsAudioConfig, read_json_object
+from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.utils.checks import expanded_path
+from higgs_native.utils.files import read_json_object
 from higgs_native.utils.memory import release_mapped
 
 

@@ -1,11 +1,11 @@
 """The language model's configuration, read from either layout of `config.json`."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from higgs_native.errors import ConfigError
+from higgs_native.utils.files import read_json_object
 
 
 AUDIO_ADAPTER_TYPES = ("dual_ffn", "dual_ffn_fast_forward", "stack")
@@ -149,23 +149,6 @@ class HiggsAudioConfig:
                 raise ConfigError(
                     f"config.json: {name} {getattr(self, name)} lies outside a codebook of {self.codebook_size} rows"
                 )
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read the JSON object in `path`.
-
-    Raises:
-        ConfigError: the file is missing or holds no JSON object.
-    """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path.parent} has no {path.name}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path} is not readable as JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds a JSON {type(raw).__name__}; expected an object")
-    return raw
 
 
 def _rope_scaling(raw: dict[str, Any] | None) -> RopeScaling | None:

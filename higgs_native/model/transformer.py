@@ -1,8 +1,6 @@
 """The language model: its weights, packed for the kernels, and one forward pass over rows of several sequences."""
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -12,11 +10,15 @@ from typing_extensions import Self
 from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.generation.prefix_cache import PrefixCache
+from higgs_native.model.batch import Batch, Buffers
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.kv_cache import KVCache
+from higgs_native.model.layers import Layer, read_layer
+from higgs_native.model.packed_checkpoint import PackedWeights, named_tensors
 from higgs_native.model.quantization import Quantization
-from higgs_native.model.weights import PackedWeights, Weights, named_tensors, open_weights
+from higgs_native.model.rope import rope_table
+from higgs_native.model.weights import Weights, open_weights
 from higgs_native.ops import PackedWeight
 from higgs_native.ops.device import checked_device
 from higgs_native.utils.checks import check_integer
@@ -24,111 +26,6 @@ from higgs_native.utils.memory import release_freed
 
 
 DEFAULT_CACHE_LENGTH = 8192
-
-
-@dataclass
-class FeedForward:
-    """The weights that text or audio rows have for themselves in a layer.
-
-    Attributes:
-        input_norm, post_attention_norm: [hidden].
-        gate_up: gate and up, both [intermediate, hidden], packed together.
-        down: [hidden, intermediate], packed.
-    """
-
-    input_norm: torch.Tensor
-    post_attention_norm: torch.Tensor
-    gate_up: PackedWeight
-    down: PackedWeight
-
-
-@dataclass
-class Layer:
-    """A layer's weights. `audio` is `text` itself where the layer is not dual.
-
-    Attributes:
-        qkv: [(query heads + 2 * KV heads) * head_dim, hidden], packed.
-        o: [hidden, query heads * head_dim], packed.
-        skips_audio: audio rows pass this layer by.
-    """
-
-    qkv: PackedWeight
-    o: PackedWeight
-    text: FeedForward
-    audio: FeedForward
-    skips_audio: bool
-
-    def flat(self) -> list[torch.Tensor]:
-        """All weights as `ops.decoder_layers` takes them."""
-        text, audio = self.text, self.audio
-        return ops.layer_weights(
-            text.input_norm,
-            audio.input_norm,
-            self.qkv,
-            self.o,
-            text.post_attention_norm,
-            text.gate_up,
-            text.down,
-            audio.post_attention_norm,
-            audio.gate_up,
-            audio.down,
-        )
-
-
-@dataclass
-class Rows:
-    """The positions that one forward pass computes, of any number of sequences: text rows first, then audio rows.
-
-    Attributes:
-        token_ids: [T], int32.
-        codes: [A, codebooks], int32, delayed.
-        slots: [T + A], int32: the sequence of the cache.
-        positions: [T + A], int32: the position in that sequence.
-        text_positions: [T], int32: how many text rows come before it in its sequence. Layers that audio passes by keep
-            their cache at these places.
-    """
-
-    token_ids: torch.Tensor
-    codes: torch.Tensor
-    slots: torch.Tensor
-    positions: torch.Tensor
-    text_positions: torch.Tensor
-
-    @classmethod
-    def text_then_audio(
-        cls, sequences: Sequence[tuple[Sequence[int], torch.Tensor]], device: str | torch.device = "cpu"
-    ) -> Self:
-        """Whole sequences, each of token ids and the delayed frames [codebooks, N] that follow them, in slots 0, 1,
-        ...
-        """
-
-        def int32(values: Iterable[int]) -> torch.Tensor:
-            return torch.tensor(list(values), dtype=torch.int32, device=device)
-
-        counts = [(len(ids), frames.shape[1]) for ids, frames in sequences]
-        text = [(slot, place) for slot, (text, _) in enumerate(counts) for place in range(text)]
-        audio = [(slot, text + place) for slot, (text, audio) in enumerate(counts) for place in range(audio)]
-        return cls(
-            token_ids=int32(token for ids, _ in sequences for token in ids),
-            codes=torch.cat([frames.T for _, frames in sequences]).to(dtype=torch.int32, device=device).contiguous(),
-            slots=int32(slot for slot, _ in text + audio),
-            positions=int32(position for _, position in text + audio),
-            text_positions=int32(position for _, position in text),
-        )
-
-
-@dataclass
-class Buffers:
-    """What a forward pass of some rows writes.
-
-    Attributes:
-        states: [rows, hidden], float32: the result.
-        query, attended: [rows, query heads * head_dim], float32.
-    """
-
-    states: torch.Tensor
-    query: torch.Tensor
-    attended: torch.Tensor
 
 
 class LanguageModel:
@@ -256,7 +153,7 @@ class LanguageModel:
         widths = self.config.hidden_size, width, width
         return Buffers(*(torch.empty(num_rows, width, device=self.device) for width in widths))
 
-    def forward(self, rows: Rows, cache: KVCache, buffers: Buffers | None = None) -> torch.Tensor:
+    def forward(self, rows: Batch, cache: KVCache, buffers: Buffers | None = None) -> torch.Tensor:
         """Compute `rows`, writing their keys and values into `cache`; return their states [rows, hidden], float32.
 
         A row attends to the positions of its sequence up to its own; those before it must be in the cache or among
@@ -310,30 +207,6 @@ class LanguageModel:
         ops.rms_norm_linear(logits, states, self.norm, self.config.rms_norm_eps, weight)
 
 
-def read_layer(weights: Weights, config: HiggsAudioConfig, index: int) -> Layer:
-    """Read a layer's weights."""
-    prefix = f"layers.{index}."
-    attention = prefix + "self_attn."
-
-    def feed_forward(part: str, prefix: str) -> FeedForward:
-        mlp = prefix + "mlp."
-        return FeedForward(
-            input_norm=weights.tensor(prefix + "input_layernorm.weight"),
-            post_attention_norm=weights.tensor(prefix + "post_attention_layernorm.weight"),
-            gate_up=weights.gate_up(part, mlp + "gate_up", mlp + "gate_proj.weight", mlp + "up_proj.weight"),
-            down=weights.linear(part, mlp + "down_proj.weight"),
-        )
-
-    text = feed_forward("text_ffn", prefix)
-    return Layer(
-        qkv=weights.linear("attention", attention + "qkv", *(f"{attention}{name}_proj.weight" for name in "qkv")),
-        o=weights.linear("attention", attention + "o_proj.weight"),
-        text=text,
-        audio=feed_forward("audio_ffn", prefix + "audio_") if config.is_dual(index) else text,
-        skips_audio=config.skips_audio(index),
-    )
-
-
 def check_cache_length(length: int, name: str = "max_cache_length") -> None:
     """Raise ParameterError where a cache's length is no integer, or below 1."""
     check_integer(name, length)
@@ -364,26 +237,3 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointError(f"{path} is no tokenizer: {error}") from None
-
-
-def rope_table(config: HiggsAudioConfig, length: int) -> torch.Tensor:
-    """Cosines, then sines, of the rotary angles: [length, head_dim], float32.
-
-    With llama3 scaling, frequencies whose wave is longer than the original context / low_freq_factor are divided by
-    `factor`, those shorter than the original context / high_freq_factor are kept, and those between are interpolated
-    (Llama 3.1; the same arithmetic, in float32, as transformers' `rope_type: llama3`).
-    """
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-    frequencies = 1.0 / (config.rope_theta**exponents)
-    scaling = config.rope_scaling
-    if scaling is not None:
-        context = scaling.original_max_position_embeddings
-        waves = 2 * math.pi / frequencies
-        low, high = context / scaling.low_freq_factor, context / scaling.high_freq_factor
-        smooth = (context / waves - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-        between = (1 - smooth) * (frequencies / scaling.factor) + smooth * frequencies
-        frequencies = torch.where(
-            waves > low, frequencies / scaling.factor, torch.where(waves < high, frequencies, between)
-        )
-    angles = torch.arange(length).float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=1)

@@ -8,14 +8,17 @@ A folder may hold, side by side:
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
-from higgs_native.errors import ConfigError, PromptError
-from higgs_native.model.config import read_json_object
+from higgs_native.errors import ConfigError, ParameterError, PromptError
+from higgs_native.utils.checks import check_string
+from higgs_native.utils.files import read_json_object
 
 
 VOICES_VARIABLE = "HIGGS_NATIVE_VOICES"
@@ -127,3 +130,34 @@ def _profiles(path: Path) -> dict[str, str]:
         if not name or not isinstance(description, str) or not description.strip():
             raise PromptError(f"{path}: expected a description in words for {name!r}")
     return {name: description.strip() for name, description in profiles.items()}
+
+
+def choose_voices(
+    voice: str | Voice | Sequence[str | Voice] | None = None,
+    reference_audio: str | Path | tuple[np.ndarray, int] | None = None,
+    reference_text: str | None = None,
+    voices_folder: str | Path | None = None,
+) -> list[Voice]:
+    """Return the voices of SPEAKER0, SPEAKER1, ...; none where neither a voice nor reference audio is given.
+
+    Args: as for `HiggsAudio.speak`.
+
+    Raises:
+        PromptError: a voice is unknown, both a voice and reference audio are given, or a text without reference audio.
+        ParameterError: the voice or the text is of a wrong type.
+    """
+    check_string("reference_text", reference_text, optional=True)
+    reference_text = (reference_text or "").strip() or None
+    if reference_audio is not None:
+        if voice is not None:
+            raise PromptError("both a voice and reference audio are given; expected one of them")
+        return [Voice(reference_audio, reference_text)]
+    if reference_text is not None:
+        raise PromptError("a reference text is given without reference audio")
+    if voice is None:
+        return []
+    voices = voice.split(",") if isinstance(voice, str) else voice if isinstance(voice, Sequence) else [voice]
+    for item in voices:
+        if not isinstance(item, str | Voice):
+            raise ParameterError(f"voice must be a name, a Voice, or a list of these, got a {type(item).__name__}")
+    return [item if isinstance(item, Voice) else find_voice(item.strip(), voices_folder) for item in voices]

@@ -17,7 +17,7 @@ class ConsumerLeft(Exception):
     """Ends the function that makes items for a loop that was left."""
 
 
-class Background(Generic[T]):
+class BackgroundIterator(Generic[T]):
     """Items that a function makes in a thread of its own, iterated once, by `for` or by `async for`.
 
     The thread begins with the iteration. An error in it is raised where the items are taken. Leaving the loop (or
@@ -28,7 +28,7 @@ class Background(Generic[T]):
         capacity: `put` waits while so many items are not taken.
     """
 
-    def __init__(self, make: Callable[["Background[T]"], None], capacity: int) -> None:
+    def __init__(self, make: Callable[["BackgroundIterator[T]"], None], capacity: int) -> None:
         self.waited = 0.0
         """Seconds that `put` has waited for the consumer."""
         self._make = make
@@ -160,7 +160,7 @@ class Background(Generic[T]):
 
 
 # Those whose thread may still run. Weak: an object that nobody holds is closed by its iterator.
-_started: "weakref.WeakSet[Background]" = weakref.WeakSet()
+_started: "weakref.WeakSet[BackgroundIterator]" = weakref.WeakSet()
 
 
 @atexit.register

@@ -3,13 +3,15 @@
 import errno
 import fcntl
 import glob
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from higgs_native.errors import ParameterError
+from higgs_native.errors import ConfigError, ParameterError
 
 
 @contextmanager
@@ -84,3 +86,20 @@ def _is_running(process: int) -> bool:
     except (PermissionError, OverflowError):
         pass  # another user's, or no process's id at all
     return True
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read the JSON object in `path`.
+
+    Raises:
+        ConfigError: the file is missing or holds no JSON object.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path.parent} has no {path.name}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is not readable as JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds a JSON {type(raw).__name__}; expected an object")
+    return raw

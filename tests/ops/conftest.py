@@ -8,7 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from higgs_native.ops import PackedWeight
-from tests.devices import DEVICES
+from tests.helpers.devices import DEVICES
 
 
 class _DrawOnCPU(TorchFunctionMode):

@@ -5,7 +5,7 @@ import torch
 
 from higgs_native import ops, reference
 from higgs_native.ops._library import EMULATES_CUDA
-from tests.devices import value_case
+from tests.helpers.devices import value_case
 from tests.ops.tensors import int32, random, tolerance
 
 

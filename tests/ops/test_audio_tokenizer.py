@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from higgs_native import ops, reference
-from tests.devices import CUDA_DEVICE, DEVICES, NEEDS_CUDA_KERNELS, value_case
+from tests.helpers.devices import CUDA_DEVICE, DEVICES, NEEDS_CUDA_KERNELS, value_case
 from tests.ops.tensors import random
 
 

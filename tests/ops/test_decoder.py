@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from higgs_native import ops
-from tests.devices import value_case
+from tests.helpers.devices import value_case
 from tests.ops.tensors import int32, random
 
 

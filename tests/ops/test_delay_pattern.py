@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from higgs_native import ops, reference
-from tests.devices import NEEDS_CUDA
+from tests.helpers.devices import NEEDS_CUDA
 
 
 BOS, EOS = 1024, 1025

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from higgs_native import ops, reference
-from tests.devices import CUDA_DEVICE, DEVICES, NEEDS_CUDA_KERNELS, value_case
+from tests.helpers.devices import CUDA_DEVICE, DEVICES, NEEDS_CUDA_KERNELS, value_case
 from tests.ops.tensors import int32, random
 
 

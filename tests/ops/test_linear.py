@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from higgs_native import ops, reference
-from tests.devices import CUDA_DEVICE, NEEDS_CUDA_KERNELS
+from tests.helpers.devices import CUDA_DEVICE, NEEDS_CUDA_KERNELS
 from tests.ops.tensors import random, tolerance
 
 

@@ -7,7 +7,7 @@ from higgs_native import ops, reference
 from higgs_native.ops._library import EMULATES_CUDA
 from higgs_native.ops.sampling import NUM_STATE_FIELDS, Rule, StateField
 from higgs_native.reference.sampling import TEXT_STREAM, draw_weights, philox, random_bits
-from tests.devices import CHECKS_VALUES, CUDA_DEVICE, DEVICES, NEEDS_CUDA_KERNELS, value_case
+from tests.helpers.devices import CHECKS_VALUES, CUDA_DEVICE, DEVICES, NEEDS_CUDA_KERNELS, value_case
 from tests.ops.tensors import int32, random
 
 

@@ -5,10 +5,11 @@ import os
 import numpy as np
 import torch
 
+from higgs_native.audio.io import checked_rate, mono_samples, read_audio
 from higgs_native.audio.loudness import normalized_to
-from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer, checked_rate, mono_samples, read_audio
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import AudioError
-from higgs_native.generation import engine as generation
+from higgs_native.generation import delay_pattern
 from higgs_native.utils.checks import integer_tensor
 
 
@@ -97,4 +98,4 @@ def revert_delay_pattern(data: torch.Tensor | np.ndarray, start_idx: int = 0) ->
     Raises:
         ParameterError: the codes are no integers, or of another shape.
     """
-    return generation.revert_delay_pattern(integer_tensor("delayed codes", data))[:, start_idx:]
+    return delay_pattern.revert_delay_pattern(integer_tensor("delayed codes", data))[:, start_idx:]

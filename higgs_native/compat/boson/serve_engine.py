@@ -10,13 +10,16 @@ from tokenizers import Tokenizer
 from higgs_native.compat.boson.audio_tokenizer import load_higgs_audio_tokenizer
 from higgs_native.compat.boson.streamer import DELTAS_AHEAD, HiggsAudioStreamerDelta, TextDeltas
 from higgs_native.errors import CheckpointError, ParameterError
-from higgs_native.generation.engine import DEFAULT_STOP_STRINGS, GenerationOutput, HiggsAudioModel, SamplingParameters
+from higgs_native.generation.engine import HiggsAudioModel
+from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.generation.sequence import GenerationOutput
+from higgs_native.generation.stop import DEFAULT_STOP_STRINGS
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import check_cache_length, load_tokenizer
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import ChatMLSample
-from higgs_native.utils.background_iterator import Background
+from higgs_native.utils.background_iterator import BackgroundIterator
 
 
 KV_CACHE_LENGTHS = (1024, 4096, 8192)
@@ -119,7 +122,7 @@ class HiggsAudioServeEngine:
             AudioError: a recording can't be read or used.
             ParameterError: a parameter is outside its range.
         """
-        sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+        sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
         output = self._prepare(chat_ml_sample, force_audio_gen, sampling, max_new_tokens, stop_strings)()
         audio = self._speaker.speech(output).audio
         return HiggsAudioResponse(
@@ -154,12 +157,12 @@ class HiggsAudioServeEngine:
         Raises:
             CheckpointError, PromptError, AudioError, ParameterError: as for `generate`; and any error of the thread.
         """
-        sampling = SamplingParameters(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+        sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
         generate = self._prepare(chat_ml_sample, force_audio_gen, sampling, max_new_tokens, stop_strings)
         placeholder = torch.tensor([self.model.config.audio_out_token_id])
         texts = TextDeltas(self.tokenizer, {})
 
-        def make(deltas: Background[HiggsAudioStreamerDelta]) -> None:
+        def make(deltas: BackgroundIterator[HiggsAudioStreamerDelta]) -> None:
             in_audio = False
 
             def on_frame(frame: torch.Tensor) -> None:
@@ -179,7 +182,7 @@ class HiggsAudioServeEngine:
                 deltas.put(rest)
             deltas.put(HiggsAudioStreamerDelta(finish_reason=output.finish_reason))
 
-        deltas = aiter(Background(make, DELTAS_AHEAD))
+        deltas = aiter(BackgroundIterator(make, DELTAS_AHEAD))
         try:
             async for delta in deltas:
                 yield delta
@@ -190,7 +193,7 @@ class HiggsAudioServeEngine:
         self,
         sample: ChatMLSample,
         force_audio_gen: bool,
-        sampling: SamplingParameters,
+        sampling: SamplingParams,
         max_new_tokens: int,
         stop_strings: Sequence[str] | None,
     ) -> Callable[..., GenerationOutput]:

@@ -1,0 +1,34 @@
+"""The conventions of the two public implementations: how a prompt is written, and how its reply is generated."""
+
+import enum
+
+from higgs_native.errors import ParameterError
+
+
+class Convention(str, enum.Enum):
+    """Whose conventions a checkpoint follows. A member equals its name, so the name is accepted in its place.
+
+    | | `boson` | `transformers` | its place |
+    |---|---|---|---|
+    | prompt | parts are tokenized one by one | the text is tokenized whole | `prompt.chat` |
+    | delay pattern | opens a delay per frame | counts from the prompt's end | `generation.sampler` |
+    | codes of a segment | all but the first and last column | up to the frame of EOS | `generation.delay_pattern` |
+    | end | a stop string, or the end of audio | a frame of EOS in all codebooks | `generation.stop` |
+    | recording's length | padded per HuBERT frame | padded by half a frame | `audio_tokenizer.encoder` |
+    """
+
+    BOSON = "boson"
+    TRANSFORMERS = "transformers"
+
+    @classmethod
+    def parse(cls, value: "str | Convention", name: str = "convention") -> "Convention":
+        """Return the convention of that name.
+
+        Raises:
+            ParameterError: there is none; the message calls the argument `name`.
+        """
+        try:
+            return cls(value)
+        except ValueError:
+            names = " or ".join(repr(member.value) for member in cls)
+            raise ParameterError(f"{name} must be {names}, got {value!r:.100}") from None

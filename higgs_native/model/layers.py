@@ -1,0 +1,83 @@
+"""A layer's weights."""
+
+from dataclasses import dataclass
+
+import torch
+
+from higgs_native import ops
+from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.weights import Weights
+from higgs_native.ops import PackedWeight
+
+
+@dataclass
+class FeedForward:
+    """The weights that text or audio rows have for themselves in a layer.
+
+    Attributes:
+        input_norm, post_attention_norm: [hidden].
+        gate_up: gate and up, both [intermediate, hidden], packed together.
+        down: [hidden, intermediate], packed.
+    """
+
+    input_norm: torch.Tensor
+    post_attention_norm: torch.Tensor
+    gate_up: PackedWeight
+    down: PackedWeight
+
+
+@dataclass
+class Layer:
+    """A layer's weights. `audio` is `text` itself where the layer is not dual.
+
+    Attributes:
+        qkv: [(query heads + 2 * KV heads) * head_dim, hidden], packed.
+        o: [hidden, query heads * head_dim], packed.
+        skips_audio: audio rows pass this layer by.
+    """
+
+    qkv: PackedWeight
+    o: PackedWeight
+    text: FeedForward
+    audio: FeedForward
+    skips_audio: bool
+
+    def flat(self) -> list[torch.Tensor]:
+        """All weights as `ops.decoder_layers` takes them."""
+        text, audio = self.text, self.audio
+        return ops.layer_weights(
+            text.input_norm,
+            audio.input_norm,
+            self.qkv,
+            self.o,
+            text.post_attention_norm,
+            text.gate_up,
+            text.down,
+            audio.post_attention_norm,
+            audio.gate_up,
+            audio.down,
+        )
+
+
+def read_layer(weights: Weights, config: HiggsAudioConfig, index: int) -> Layer:
+    """Read a layer's weights."""
+    prefix = f"layers.{index}."
+    attention = prefix + "self_attn."
+
+    def feed_forward(part: str, prefix: str) -> FeedForward:
+        mlp = prefix + "mlp."
+        return FeedForward(
+            input_norm=weights.tensor(prefix + "input_layernorm.weight"),
+            post_attention_norm=weights.tensor(prefix + "post_attention_layernorm.weight"),
+            gate_up=weights.gate_up(part, mlp + "gate_up", mlp + "gate_proj.weight", mlp + "up_proj.weight"),
+            down=weights.linear(part, mlp + "down_proj.weight"),
+        )
+
+    text = feed_forward("text_ffn", prefix)
+    return Layer(
+        qkv=weights.linear("attention", attention + "qkv", *(f"{attention}{name}_proj.weight" for name in "qkv")),
+        o=weights.linear("attention", attention + "o_proj.weight"),
+        text=text,
+        audio=feed_forward("audio_ffn", prefix + "audio_") if config.is_dual(index) else text,
+        skips_audio=config.skips_audio(index),
+    )

@@ -1,0 +1,140 @@
+"""The audio tokenizer's decoder by windows against the one that keeps its layers' inputs: the same bits.
+
+On the CPU the windows are computed as they are, on a GPU by their graphs.
+"""
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from higgs_native.audio_tokenizer.decoder import StreamingDecoder
+from higgs_native.audio_tokenizer.graph_decoder import SIZES, DecoderWindows, WindowedDecoder
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.errors import AudioError, ParameterError
+from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
+from tests.audio_tokenizer.test_decoder import HOP, pieces, random_codes, random_sizes
+from tests.helpers.devices import DEVICES, NEEDS_CUDA
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("audio_tokenizer")
+    write_audio_tokenizer(path, DEMO_AUDIO_TOKENIZER_CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def tokenizer(request, folder):
+    return HiggsAudioTokenizer.from_pretrained(folder, request.param)
+
+
+@pytest.fixture(scope="module")
+def windows(tokenizer):
+    """Few and small ones, so that a long audio takes several."""
+    return DecoderWindows(tokenizer.named_weights(), tokenizer.config, sizes=(5, 16, 24, 40))
+
+
+def eager(tokenizer, lookahead=None) -> StreamingDecoder:
+    return StreamingDecoder(tokenizer.named_weights(), tokenizer.config, lookahead)
+
+
+@pytest.mark.parametrize("lookahead", [None, 0, 3, 9])
+def test_random_pieces_have_the_bits_of_the_streaming_decoder(tokenizer, windows, lookahead):
+    codes = random_codes(61)
+    for seed in range(5):
+        sizes = random_sizes(61, random.Random(seed))
+        expected = pieces(eager(tokenizer, lookahead), codes, sizes)
+        given = pieces(WindowedDecoder(windows, lookahead), codes, sizes)
+        assert all(torch.equal(a, b) for a, b in zip(given, expected, strict=True)), sizes
+
+
+@pytest.mark.parametrize("frames", [1, 4, 5, 6, 16, 17, 39, 40, 41, 60, 61])
+def test_audio_that_ends_within_a_window_and_at_its_end(tokenizer, windows, frames):
+    codes = random_codes(frames)
+    audio = WindowedDecoder(windows).decode(codes, is_last=True)
+    assert audio.shape == (frames * HOP,)
+    assert torch.equal(audio, eager(tokenizer).decode(codes, is_last=True))
+
+
+def test_what_an_earlier_audio_left_is_not_heard(tokenizer, windows):
+    """A window's tensors are used again: by a shorter audio, too."""
+    for frames in (24, 2, 17):
+        codes = random_codes(frames)
+        expected = eager(tokenizer).decode(codes, is_last=True)
+        assert torch.equal(WindowedDecoder(windows).decode(codes, is_last=True), expected)
+
+
+def test_streams_of_several_threads_share_the_windows(tokenizer, windows):
+    def decode(frames: int) -> torch.Tensor:
+        return torch.cat(
+            pieces(WindowedDecoder(windows), random_codes(frames), random_sizes(frames, random.Random(frames)))
+        )
+
+    counts = [21, 33, 48, 26]
+    expected = [eager(tokenizer).decode(random_codes(frames), is_last=True) for frames in counts]
+    with ThreadPoolExecutor(len(counts)) as threads:
+        for audio, whole in zip(threads.map(decode, counts), expected, strict=True):
+            assert torch.equal(audio, whole)
+
+
+def test_no_frames_are_no_audio(windows):
+    decoder = WindowedDecoder(windows)
+    assert decoder.decode(random_codes(0)).shape == (0,)
+    assert decoder.decode(random_codes(0), is_last=True).shape == (0,)
+
+
+def test_audio_is_an_ordinary_tensor_also_where_windows_were_made_in_inference_mode(tokenizer):
+    with torch.inference_mode():
+        windows = DecoderWindows(tokenizer.named_weights(), tokenizer.config, sizes=(24,))
+        WindowedDecoder(windows).decode(random_codes(3), is_last=True)
+    audio = WindowedDecoder(windows).decode(random_codes(3), is_last=True)
+    assert not audio.is_inference()
+    assert audio.device.type == "cpu"
+
+
+@pytest.mark.parametrize("lookahead", [-1, 11])
+def test_an_impossible_lookahead_is_refused(windows, lookahead):
+    with pytest.raises(ParameterError, match=rf"lookahead must lie in 0 .. 10 frames, got {lookahead}"):
+        WindowedDecoder(windows, lookahead)
+
+
+def test_what_can_not_be_decoded(windows):
+    decoder = WindowedDecoder(windows)
+    with pytest.raises(AudioError, match=r"codes must be \[8, frames\], got \[7, 3\]"):
+        decoder.decode(torch.zeros(7, 3, dtype=torch.int64))
+    with pytest.raises(AudioError, match=r"codes must lie in 0 .. 1023, got -1"):
+        decoder.decode(torch.full((8, 3), -1))
+    expected = WindowedDecoder(windows).decode(random_codes(3), is_last=True)
+    assert torch.equal(decoder.decode(random_codes(3), is_last=True), expected)
+    with pytest.raises(ParameterError, match="a new audio needs a new decoder"):
+        decoder.decode(random_codes(3))
+
+
+def test_a_tokenizer_on_the_cpu_keeps_what_it_has_computed(folder):
+    assert isinstance(HiggsAudioTokenizer.from_pretrained(folder).streaming_decoder(), StreamingDecoder)
+
+
+@NEEDS_CUDA
+def test_a_tokenizer_on_a_gpu_decodes_by_graphs(folder):
+    """Every window, full and with room, new and used; and audio of several."""
+    tokenizer = HiggsAudioTokenizer.from_pretrained(folder, "cuda")
+    assert isinstance(tokenizer.streaming_decoder(), WindowedDecoder)
+    for frames in (1, *SIZES, *(size - 1 for size in SIZES), 500, 531):
+        codes = random_codes(frames)
+        assert torch.equal(tokenizer.decode(codes), eager(tokenizer).decode(codes, is_last=True)), frames
+
+
+@NEEDS_CUDA
+def test_a_window_does_not_wait_for_other_work_of_the_gpu(folder):
+    tokenizer = HiggsAudioTokenizer.from_pretrained(folder, "cuda")
+    codes, other = random_codes(20), torch.cuda.Event()
+    expected = tokenizer.decode(codes)
+    torch.cuda._sleep(2_000_000_000)  # cycles: about a second
+    other.record()
+    audio = tokenizer.decode(codes)
+    is_done = other.query()
+    other.synchronize()
+    assert not is_done
+    assert torch.equal(audio, expected)

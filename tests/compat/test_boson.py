@@ -1,0 +1,683 @@
+"""The face of `boson_multimodal`, against its outputs (tests/golden/boson_lm)."""
+
+import asyncio
+import base64
+import inspect
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from higgs_native.compat import boson
+from higgs_native.compat.boson import (
+    AsyncHiggsAudioStreamer,
+    AudioContent,
+    ChatMLSample,
+    HiggsAudioModelClient,
+    HiggsAudioServeEngine,
+    HiggsAudioStreamerDelta,
+    Message,
+    TextContent,
+    load_higgs_audio_tokenizer,
+    revert_delay_pattern,
+)
+from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
+from higgs_native.generation.sequence import GenerationOutput
+from higgs_native.pipeline import EMBEDDED_VOICE
+from higgs_native.testing.random_checkpoint import (
+    DEMO_AUDIO_TOKENIZER_CONFIG,
+    DEMO_CONFIG,
+    write_audio_tokenizer,
+    write_language_model,
+)
+from higgs_native.utils.background_iterator import ConsumerLeft
+
+
+FOLDER = Path(__file__).parents[1] / "golden" / "boson_lm"
+CASES = json.loads((FOLDER / "cases.json").read_text())["cases"]
+RATE = 24000
+GREEDY = {"temperature": 0.0, "ras_win_len": None}
+
+
+@pytest.fixture(scope="module")
+def audio_tokenizer_folder(tmp_path_factory):
+    """An audio tokenizer with the codebooks of the golden language model."""
+    folder = tmp_path_factory.mktemp("audio_tokenizer")
+    write_audio_tokenizer(folder, replace(DEMO_AUDIO_TOKENIZER_CONFIG, codebook_size=30))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, torch.Tensor]:
+    return load_file(FOLDER / "cases.safetensors")
+
+
+@pytest.fixture(scope="module")
+def engine(audio_tokenizer_folder, tensors):
+    """The golden engine. It encodes samples of the value n as the n-th reference of all cases."""
+    engine = HiggsAudioServeEngine(str(FOLDER), str(audio_tokenizer_folder))
+    all_references = references(tensors)
+    engine.audio_tokenizer.native.encode = lambda samples, rate: all_references[int(samples[0])]
+    return engine
+
+
+def references(tensors, case: str = "") -> list[torch.Tensor]:
+    return [tensors[key] for key in sorted(tensors) if ".reference_codes." in key and key.startswith(case)]
+
+
+def sample(tensors, name: str) -> ChatMLSample:
+    """A golden case's conversation."""
+    first = sum("reference_codes" in key and key < name for key in tensors)
+    messages = []
+    for message in CASES[name]["messages"]:
+        contents = []
+        for item in message["content"]:
+            if isinstance(item, str):
+                contents.append(item)
+            elif item["type"] == "text":
+                contents.append(TextContent(item["text"]))
+            else:
+                contents.append(AudioContent(audio_url="placeholder", raw_audio=(np.full(RATE, float(first)), RATE)))
+                first += 1
+        messages.append(Message(message["role"], contents if len(contents) > 1 else contents[0]))
+    return ChatMLSample(messages)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_golden_cases_through_the_engine(engine, tensors, name):
+    case = CASES[name]
+    response = engine.generate(
+        sample(tensors, name), case["max_new_tokens"], force_audio_gen=case["force_audio_gen"], **GREEDY
+    )
+    segments = [tensors[f"{name}.audio_tokens.{index}"].long() for index in range(case["num_audio_segments"])]
+    expected = tensors[f"{name}.sequences"][len(tensors[f"{name}.input_ids"]) :]
+    assert response.generated_text_tokens.tolist() == expected.tolist()
+    assert response.generated_text == engine.tokenizer.decode(expected.tolist(), skip_special_tokens=False)
+    if segments:
+        assert np.array_equal(response.generated_audio_tokens, segments[0].numpy())
+        codes = [revert_delay_pattern(segment)[:, 1:-1].clip(0, 29) for segment in segments]
+        audio = np.concatenate([engine.audio_tokenizer.decode(part[None])[0, 0] for part in codes if part.shape[1]])
+        assert np.array_equal(response.audio, audio)
+    else:
+        assert (response.audio, response.generated_audio_tokens) == (None, None)
+    assert response.sampling_rate == RATE
+    assert response.finish_reason in ("stop", "length")
+    steps = case["num_audio_steps"] + case["num_text_steps"]
+    assert response.usage["completion_tokens"] == steps
+    assert response.usage["total_tokens"] == response.usage["prompt_tokens"] + steps
+
+
+async def collect(stream) -> list[HiggsAudioStreamerDelta]:
+    return [delta async for delta in stream]
+
+
+@pytest.mark.parametrize("name", ["clone_system.free", "plain.force", "two_speakers.force", "unicode.free"])
+def test_the_deltas_are_the_reply(engine, tensors, name):
+    arguments = (sample(tensors, name), 80)
+    options = {"force_audio_gen": CASES[name]["force_audio_gen"], **GREEDY}
+    response = engine.generate(*arguments, **options)
+    *deltas, last = asyncio.run(collect(engine.generate_delta_stream(*arguments, **options)))
+    assert last == HiggsAudioStreamerDelta(finish_reason=response.finish_reason)
+    assert all(delta.finish_reason is None for delta in deltas)
+    tokens = [delta.text_tokens for delta in deltas if delta.text_tokens is not None]
+    assert torch.cat(tokens).tolist() == response.generated_text_tokens.tolist()
+    frames = [delta.audio_tokens for delta in deltas if delta.audio_tokens is not None]
+    if response.generated_audio_tokens is None:
+        assert not frames
+    else:
+        assert np.array_equal(torch.stack(frames, dim=1), response.generated_audio_tokens)
+    # A placeholder stands where the frames begin.
+    for before, delta in zip([None, *deltas], deltas, strict=False):
+        if delta.audio_tokens is not None and bool((delta.audio_tokens == 30).all()):
+            assert before.text == "<|AUDIO_OUT|>"
+
+
+def test_eight_threads_get_what_each_gets_alone(engine, tensors):
+    calls = [
+        {"name": name, "seed": seed, "temperature": temperature}
+        for seed, temperature in ((1, 0.0), (2, 1.0))
+        for name in ("clone_assistant.force", "clone_system.free", "plain.force", "two_speakers.force")
+    ]
+
+    def run(call):
+        force = CASES[call["name"]]["force_audio_gen"]
+        options = {"force_audio_gen": force, "seed": call["seed"], "temperature": call["temperature"]}
+        response = engine.generate(sample(tensors, call["name"]), 60, **options)
+        return response.generated_audio_tokens, response.generated_text_tokens, response.audio
+
+    alone = [run(call) for call in calls]
+    for _ in range(3):
+        with ThreadPoolExecutor(8) as pool:
+            for results, expected in zip(pool.map(run, calls), alone, strict=True):
+                for one, other in zip(results, expected, strict=True):
+                    assert np.array_equal(one, other)
+
+
+def test_streams_and_calls_side_by_side(engine, tensors):
+    options = {"max_new_tokens": 40, "force_audio_gen": True, "temperature": 1.0}
+
+    async def run(seed):
+        stream = engine.generate_delta_stream(sample(tensors, "plain.force"), seed=seed, **options)
+        return torch.stack([d.audio_tokens for d in await collect(stream) if d.audio_tokens is not None], dim=1)
+
+    async def together():
+        return await asyncio.gather(*(run(seed) for seed in range(4)))
+
+    for seed, frames in enumerate(asyncio.run(together())):
+        alone = engine.generate(sample(tensors, "plain.force"), seed=seed, **options)
+        assert np.array_equal(frames[:, : alone.generated_audio_tokens.shape[1]], alone.generated_audio_tokens)
+
+
+def test_an_error_in_the_thread_reaches_the_consumer(engine, tensors, monkeypatch):
+    generate = engine.model.generate
+
+    def failing(*arguments, on_frame, **options):
+        def on_third(frame, frames=[]):  # noqa: B006 (counts)
+            frames.append(frame)
+            if len(frames) == 3:
+                raise MemoryError("no more")
+            on_frame(frame)
+
+        return generate(*arguments, on_frame=on_third, **options)
+
+    monkeypatch.setattr(engine.model, "generate", failing)
+    with pytest.raises(MemoryError, match="no more"):
+        asyncio.run(collect(engine.generate_delta_stream(sample(tensors, "plain.force"), 40, force_audio_gen=True)))
+
+
+def test_leaving_the_deltas_early_ends_the_thread(engine, tensors):
+    async def run():
+        async for delta in engine.generate_delta_stream(sample(tensors, "plain.force"), 8000, force_audio_gen=True):
+            if delta.audio_tokens is not None:
+                break
+
+    asyncio.run(run())
+    for thread in threading.enumerate():
+        if thread.name == "higgs-native":  # in its last step
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+def test_the_parameters_reach_the_model(engine, monkeypatch):
+    seen = {}
+
+    def generate(input_ids, **options):
+        seen.update(options)
+        return GenerationOutput([], [], "stop", 1, 0)
+
+    monkeypatch.setattr(engine.model, "generate", generate)
+    messages = ChatMLSample([Message("user", "Hello.")])
+    response = engine.generate(messages, 7)
+    assert seen["rule"] == "boson"
+    assert (seen["max_new_tokens"], seen["temperature"], seen["top_k"], seen["top_p"]) == (7, 0.7, None, 0.95)
+    assert (seen["ras_win_len"], seen["ras_win_max_num_repeat"], seen["seed"]) == (7, 2, None)
+    assert tuple(seen["stop_strings"]) == ("<|end_of_text|>", "<|eot_id|>")
+    assert (response.audio, response.generated_text, response.finish_reason) == (None, "", "stop")
+    engine.generate(messages, 7, 0.0, 5, 1.0, ["x"], True, -1, 3, 9)
+    assert (seen["temperature"], seen["top_k"], seen["top_p"], seen["stop_strings"]) == (0.0, 5, 1.0, ["x"])
+    assert (seen["ras_win_len"], seen["ras_win_max_num_repeat"], seen["seed"]) == (-1, 3, 9)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 9, 10])
+def test_audio_of_less_than_a_frame_is_none(engine, steps):
+    response = engine.generate(ChatMLSample([Message("user", "Hi.")]), steps, force_audio_gen=True, **GREEDY)
+    assert (response.audio is None) == (steps < 10)
+    assert response.generated_audio_tokens.shape == (8, steps)
+    assert response.finish_reason == "length"
+
+
+def test_quantized(audio_tokenizer_folder):
+    engine = HiggsAudioServeEngine(str(FOLDER), str(audio_tokenizer_folder), quantization="int8")
+    assert engine.model.quantization.attention == "int8"
+    response = engine.generate(ChatMLSample([Message("user", "Hi.")]), 20, force_audio_gen=True)
+    assert response.generated_audio_tokens.shape[0] == 8
+
+
+def test_what_can_not_be_asked(engine):
+    for conversation, error, message in (
+        ([], PromptError, "the conversation is empty"),
+        ([Message("user", AudioContent(audio_url=""))], PromptError, "names no recording"),
+        ([Message("user", AudioContent(audio_url="missing.wav"))], AudioError, "missing.wav is no file"),
+        ([Message("user", "a" * 9000)], PromptError, "max_cache_length"),
+    ):
+        with pytest.raises(error, match=message):
+            engine.generate(ChatMLSample(conversation), 10)
+    with pytest.raises(ParameterError, match="temperature"):
+        engine.generate(ChatMLSample([Message("user", "a")]), 10, temperature=-1)
+    for conversation, message in (
+        (None, r"the conversation is a NoneType; expected a list of Message\(role, content\)"),
+        (ChatMLSample(None), "the conversation is a NoneType"),
+        (ChatMLSample([{"role": "user", "content": "a"}]), r"holds a dict; expected Message\(role, content\)"),
+    ):
+        with pytest.raises(PromptError, match=message):
+            engine.generate(conversation, 10)
+
+
+def test_without_a_text_head_audio_is_to_be_forced():
+    """The small voice has none."""
+    engine = HiggsAudioServeEngine(str(EMBEDDED_VOICE), str(EMBEDDED_VOICE / "audio_tokenizer"))
+    conversation = ChatMLSample([Message("system", "Generate audio following instruction."), Message("user", "Hi.")])
+    with pytest.raises(CheckpointError, match=r"no text head .*; with force_audio_gen=True it speaks"):
+        engine.generate(conversation, 10)
+    with pytest.raises(CheckpointError, match=r"no text head .*; with force_audio_gen=True it speaks"):
+        asyncio.run(collect(engine.generate_delta_stream(conversation, 10)))
+    assert engine.generate(conversation, 20, force_audio_gen=True).audio is not None
+
+
+def test_the_client_forces_audio_where_there_is_no_text_head():
+    client = HiggsAudioModelClient(str(EMBEDDED_VOICE), str(EMBEDDED_VOICE / "audio_tokenizer"), max_new_tokens=20)
+    audio, rate, _ = client.generate(
+        [Message("system", "Generate audio following instruction.")], [], ["a", "b"], None
+    )
+    assert rate == RATE
+    assert len(audio) == 2 * (20 - 9) * 960
+
+
+def test_what_can_not_be_loaded(audio_tokenizer_folder, tmp_path):
+    paths = str(FOLDER), str(audio_tokenizer_folder)
+    for lengths, message in (
+        ([], r"kv_cache_lengths must be a list of numbers of positions, got \[\]"),
+        (1024, "kv_cache_lengths must be a list of numbers of positions, got 1024"),
+        ([0], "each of kv_cache_lengths must be at least 1, got 0"),
+        ([1024.5], "each of kv_cache_lengths must be an integer, got 1024.5"),
+    ):
+        with pytest.raises(ParameterError, match=message):
+            HiggsAudioServeEngine(*paths, kv_cache_lengths=lengths)
+    with pytest.raises(ParameterError, match="model must be a string or a path, got 5"):
+        HiggsAudioServeEngine(5, paths[1])
+    with pytest.raises(ParameterError, match="audio tokenizer must be a string or a path, got 5"):
+        HiggsAudioServeEngine(paths[0], 5)
+    with pytest.raises(ParameterError, match="device"):
+        HiggsAudioServeEngine(*paths, device="cuda")
+    with pytest.raises(ParameterError, match="cuda:1"):
+        HiggsAudioModelClient(*paths, device_id=1)
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
+        HiggsAudioServeEngine(*paths, tokenizer_name_or_path=str(tmp_path))
+
+
+def test_the_longest_cache_length_is_the_limit(audio_tokenizer_folder):
+    engine = HiggsAudioServeEngine(
+        str(FOLDER), str(audio_tokenizer_folder), str(FOLDER), "cpu", torch.float32, kv_cache_lengths=[64, 128]
+    )
+    response = engine.generate(ChatMLSample([Message("user", "Hi.")]), 1000, stop_strings=[])
+    assert response.finish_reason == "length"
+    assert response.usage["total_tokens"] == 128 + 1  # what was drawn last needs no place
+
+
+def test_a_checkpoint_of_the_other_layout_follows_the_same_rule(tmp_path):
+    """Recordings in every role, too, though the layout has no placeholder for those of a user."""
+    write_audio_tokenizer(tmp_path / "audio_tokenizer", DEMO_AUDIO_TOKENIZER_CONFIG)
+    recording = AudioContent(audio_url="", raw_audio=(noise(0.5), RATE))
+    messages = [
+        Message("system", ["Generate audio following instruction.", recording]),
+        Message("user", ["Like this:", recording]),
+        Message("assistant", recording),
+        Message("user", "Hi."),
+    ]
+    responses = []
+    for layout in ("original", "transformers"):
+        write_language_model(tmp_path / layout, DEMO_CONFIG, layout, torch.float32)
+        engine = HiggsAudioServeEngine(str(tmp_path / layout), str(tmp_path / "audio_tokenizer"))
+        responses.append(engine.generate(ChatMLSample(messages), 30, force_audio_gen=True, **GREEDY))
+    assert np.array_equal(responses[0].generated_audio_tokens, responses[1].generated_audio_tokens)
+    assert responses[0].generated_text_tokens.tolist() == responses[1].generated_text_tokens.tolist()
+    assert responses[0].usage["prompt_tokens"] > 3 * 13
+
+
+def noise(seconds: float) -> np.ndarray:
+    return (0.1 * np.random.default_rng(0).standard_normal(round(seconds * RATE))).astype(np.float32)
+
+
+def test_recordings_in_every_role_reach_the_model_with_offset_and_duration(
+    audio_tokenizer_folder, monkeypatch, tmp_path
+):
+    engine = HiggsAudioServeEngine(str(FOLDER), str(audio_tokenizer_folder))
+    soundfile.write(tmp_path / "a.wav", noise(2.0), RATE, subtype="FLOAT")
+    encoded = base64.b64encode((tmp_path / "a.wav").read_bytes()).decode()
+    seen = []
+
+    def generate(input_ids, reference_codes, **options):
+        seen.extend(reference_codes)
+        return GenerationOutput([], [], "stop", 1, 0)
+
+    monkeypatch.setattr(engine.model, "generate", generate)
+    path = str(tmp_path / "a.wav")
+    messages = [
+        Message("system", [TextContent("SPEAKER0: "), AudioContent(audio_url=path, offset=0.5, duration=1.0)]),
+        Message("user", AudioContent(audio_url="placeholder", raw_audio=encoded)),
+        Message("assistant", AudioContent(audio_url=path, duration=0.4)),
+        Message("user", "Go on."),
+    ]
+    engine.generate(ChatMLSample(messages), 10)
+    encode = engine.audio_tokenizer.encode
+    whole, middle, start = noise(2.0), noise(2.0)[12000:36000], noise(2.0)[:9600]
+    for codes, samples in zip(seen, (middle, whole, start), strict=True):
+        assert torch.equal(codes, encode(samples, RATE))
+
+
+def test_the_audio_tokenizer(audio_tokenizer_folder, tmp_path):
+    tokenizer = load_higgs_audio_tokenizer(str(audio_tokenizer_folder), device="cpu")
+    assert (tokenizer.tps, tokenizer.sampling_rate, tokenizer.num_codebooks) == (25, RATE, 8)
+    soundfile.write(tmp_path / "a.wav", noise(1.0), RATE, subtype="FLOAT")
+    codes = tokenizer.encode(str(tmp_path / "a.wav"))
+    assert (codes.shape, codes.dtype) == ((8, 25), torch.int64)
+    assert torch.equal(codes, tokenizer.encode(noise(1.0), sr=RATE))
+    audio = tokenizer.decode(codes.unsqueeze(0))
+    assert (audio.shape, audio.dtype) == ((1, 1, 24000), np.float32)
+    assert np.array_equal(audio, tokenizer.decode(codes))
+    # The same recording, however loud, is the same once its loudness is.
+    loud = tokenizer.encode(noise(1.0) * np.float32(4), RATE, loudness_normalize=True)
+    assert torch.equal(loud, tokenizer.encode(noise(1.0), RATE, loudness_normalize=True))
+    assert torch.equal(loud, tokenizer.encode(str(tmp_path / "a.wav"), loudness_normalize=True))
+    quiet = tokenizer.encode(noise(1.0), RATE, loudness_normalize=True, loudness_threshold=-60.0)
+    assert not torch.equal(loud, quiet)
+    for options in ({}, {"loudness_normalize": True}):
+        with pytest.raises(AudioError, match="needs its sampl"):
+            tokenizer.encode(noise(1.0), **options)
+    # Channels and integers, as without it.
+    stereo = tokenizer.encode(np.stack([noise(1.0), noise(1.0)]), RATE, loudness_normalize=True)
+    assert torch.equal(loud, stereo)
+    integers = (noise(1.0) * 2**15).round().astype(np.int16)
+    scaled = integers / np.float32(2**15)
+    expected = tokenizer.encode(scaled, RATE, loudness_normalize=True)
+    assert torch.equal(tokenizer.encode(integers, RATE, loudness_normalize=True), expected)
+    for samples, rate, message in (
+        (noise(1.0), 0, "sampling_rate is 0; expected a whole number of Hz"),
+        (noise(1.0), 16000.5, "sampling_rate is 16000.5"),
+        (noise(1.0), "24000", "sampling_rate is '24000'"),
+        (noise(1.0)[:0], RATE, "the audio is empty"),
+        (noise(0.05), RATE, "lasts 0.05 s; expected at least"),
+        (noise(1.0) * np.float32("nan"), RATE, "not finite"),
+        (["a"], RATE, "audio must be floating"),
+    ):
+        with pytest.raises(AudioError, match=message):
+            tokenizer.encode(samples, rate, loudness_normalize=True)
+    # The engine's `generated_audio_tokens` are an array.
+    array = codes.numpy()
+    for same in (array, array[None], array.astype(np.uint16), array[:, ::-1].copy()[:, ::-1]):
+        assert np.array_equal(tokenizer.decode(same), audio)
+    for wrong, message in (
+        (torch.zeros(2, 8, 3, dtype=torch.int64), r"codes must be \[8, frames\], got \[2, 8, 3\]"),
+        (np.zeros(8, dtype=np.int64), r"codes must be \[8, frames\], got \[8\]"),
+        ("codes", "codes must be integers in a tensor or an array, got str"),
+        (None, "codes must be integers in a tensor or an array, got NoneType"),
+        (np.zeros((8, 2)), "codes must be integers in a tensor or an array, got float64"),
+    ):
+        with pytest.raises(AudioError, match=message):
+            tokenizer.decode(wrong)
+
+
+def test_reverting_the_delay_pattern():
+    delayed = torch.arange(8 * 12).view(8, 12)
+    reverted = revert_delay_pattern(delayed)
+    assert torch.equal(reverted, torch.stack([delayed[row, row : row + 5] for row in range(8)]))
+    assert torch.equal(revert_delay_pattern(delayed, start_idx=2), reverted[:, 2:])
+    assert torch.equal(revert_delay_pattern(delayed.numpy()), reverted)
+    assert revert_delay_pattern(delayed[:, :5]).shape == (8, 0)
+    with pytest.raises(ParameterError, match=r"delayed codes must have shape \[codebooks, N\], got \[96\]"):
+        revert_delay_pattern(delayed.flatten())
+    for wrong, kind in ((delayed.float(), "torch.float32"), ("codes", "str"), (None, "NoneType")):
+        with pytest.raises(
+            ParameterError, match=f"delayed codes must be integers in a tensor or an array, got {kind}"
+        ):
+            revert_delay_pattern(wrong)
+
+
+class ByteTokenizer:
+    """Token n is the byte n."""
+
+    def decode(self, ids, skip_special_tokens):
+        return bytes(ids).decode("utf-8", errors="replace")
+
+
+def test_the_streamer():
+    async def run(**options):
+        streamer = AsyncHiggsAudioStreamer(ByteTokenizer(), audio_num_codebooks=8, **options)
+
+        def put():
+            streamer.put(torch.tensor([[65, 66]]))
+            for byte in "é!".encode():
+                streamer.put(torch.tensor([byte]))
+            streamer.put(torch.arange(8))
+            streamer.end()
+
+        thread = threading.Thread(target=put)
+        thread.start()
+        deltas = await collect(streamer)
+        thread.join()
+        return deltas
+
+    *texts, audio = asyncio.run(run(skip_prompt=True))
+    assert [delta.text for delta in texts] == ["", "é", "!"]
+    assert [delta.text_tokens.tolist() for delta in texts] == [[195], [169], [33]]
+    assert torch.equal(audio.audio_tokens, torch.arange(8))
+    assert asyncio.run(run())[0].text == "AB"
+
+
+def test_the_streamer_raises_what_went_wrong():
+    async def run(act, **options):
+        streamer = AsyncHiggsAudioStreamer(ByteTokenizer(), skip_prompt=True, audio_num_codebooks=8, **options)
+        streamer.put(torch.tensor([[1]]))
+        act(streamer)
+        return await collect(streamer)
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(run(lambda streamer: streamer.fail(ZeroDivisionError())))
+    with pytest.raises(TimeoutError, match=r"nothing was generated for 0\.01 s"):
+        asyncio.run(run(lambda streamer: None, timeout=0.01))
+    with pytest.raises(ParameterError, match="a frame must have 8 codes, got 7"):
+        asyncio.run(run(lambda streamer: streamer.put(torch.arange(7))))
+
+
+def test_text_that_ends_inside_of_a_character_comes_at_the_end(engine, tensors, monkeypatch):
+    async def run():
+        streamer = AsyncHiggsAudioStreamer(ByteTokenizer(), skip_prompt=True)
+        for byte in b"\x01!\xe4\xbd":  # the prompt, a character, and two bytes of three
+            streamer.put(torch.tensor([byte]))
+        streamer.end()
+        return [(delta.text, delta.text_tokens is None) for delta in await collect(streamer)]
+
+    assert asyncio.run(run()) == [("!", False), ("", False), ("", False), ("\ufffd", True)]
+
+    begun = engine.tokenizer.encode("你", add_special_tokens=False).ids[:1]
+
+    def generate(input_ids, on_token, **options):
+        on_token(begun[0])
+        return GenerationOutput([], begun, "length", 1, 1)
+
+    monkeypatch.setattr(engine.model, "generate", generate)
+    deltas = asyncio.run(collect(engine.generate_delta_stream(sample(tensors, "plain.force"), 1)))
+    assert [delta.text for delta in deltas] == ["", "\ufffd", None]
+    assert deltas[-1].finish_reason == "length"
+
+
+def test_after_the_streamers_end_there_is_nothing():
+    async def run(act):
+        streamer = AsyncHiggsAudioStreamer(ByteTokenizer())
+        streamer.put(torch.tensor([[65]]))
+        act(streamer)
+        assert (await anext(streamer)).text == "A"
+        for _ in range(3):
+            try:
+                await asyncio.wait_for(anext(streamer), 1)
+            except (StopAsyncIteration, ZeroDivisionError) as error:
+                yield type(error)
+
+    async def kinds(act):
+        return [kind async for kind in run(act)]
+
+    assert asyncio.run(kinds(lambda streamer: streamer.end())) == [StopAsyncIteration] * 3
+    failed = asyncio.run(kinds(lambda streamer: streamer.fail(ZeroDivisionError())))
+    assert failed == [ZeroDivisionError, StopAsyncIteration, StopAsyncIteration]
+
+
+def test_a_streamer_that_has_ended_takes_another_generation():
+    async def run():
+        streamer = AsyncHiggsAudioStreamer(ByteTokenizer(), skip_prompt=True)
+        texts = []
+        for letter in (65, 66):
+            streamer.put(torch.tensor([[1]]))
+            streamer.put(torch.tensor([letter]))
+            streamer.end()
+            texts += [delta.text for delta in await collect(streamer)]
+        return texts
+
+    assert asyncio.run(run()) == ["A", "B"]
+
+
+def puts_until_the_consumer_left(streamer, puts):
+    streamer.put(torch.tensor([[1]]))
+    try:
+        while len(puts) < 10**6:
+            streamer.put(torch.tensor([65]))
+            puts.append(1)
+    except ConsumerLeft:
+        return
+    raise AssertionError("nothing told the thread to end")
+
+
+def test_the_streamer_waits_for_a_slow_consumer_and_ends_with_it():
+    puts: list[int] = []
+
+    async def run():
+        streamer = AsyncHiggsAudioStreamer(ByteTokenizer(), skip_prompt=True)
+        thread = threading.Thread(target=puts_until_the_consumer_left, args=(streamer, puts))
+        thread.start()
+        taken = 0
+        async for _ in streamer:
+            taken += 1
+            if taken == 3:
+                await asyncio.sleep(0.2)
+                assert len(puts) <= 3 + 64
+            if taken == 200:
+                break
+        await asyncio.to_thread(thread.join, 5)
+        return thread.is_alive()
+
+    assert not asyncio.run(run())
+    assert 200 <= len(puts) <= 200 + 64
+
+
+def test_a_closed_event_loop_ends_the_streamers_thread():
+    puts: list[int] = []
+
+    async def run():
+        streamer = AsyncHiggsAudioStreamer(ByteTokenizer(), skip_prompt=True)
+        thread = threading.Thread(target=puts_until_the_consumer_left, args=(streamer, puts))
+        thread.start()
+        await anext(streamer)
+        return thread
+
+    thread = asyncio.run(run())
+    thread.join(5)
+    assert not thread.is_alive()
+    assert len(puts) <= 65
+
+
+def test_what_is_handed_out_can_be_changed(engine, tensors):
+    """Generation runs in inference mode, whose tensors refuse that outside of it."""
+    streamed = asyncio.run(collect(engine.generate_delta_stream(sample(tensors, "clone_system.free"), 80, **GREEDY)))
+    handed_out = [tensor for delta in streamed for tensor in (delta.text_tokens, delta.audio_tokens)]
+    handed_out = [tensor for tensor in handed_out if tensor is not None]
+    assert {len(tensor) for tensor in handed_out} == {1, 8}
+    for tensor in handed_out:
+        assert not tensor.is_inference()
+        tensor += 1
+
+
+@pytest.fixture(scope="module")
+def client(audio_tokenizer_folder):
+    tokenizer = load_higgs_audio_tokenizer(str(audio_tokenizer_folder))
+    return HiggsAudioModelClient(str(FOLDER), tokenizer, max_new_tokens=80)
+
+
+def test_the_client_speaks_as_the_golden_case(client, tensors):
+    """The one case that is not forced to speak, and does."""
+    name = "clone_system.free"
+    *messages, last = sample(tensors, name).messages
+    audio, rate, text = client.generate(
+        messages, references(tensors, name), [last.content], None, top_k=1, ras_win_len=None
+    )
+    codes = revert_delay_pattern(tensors[f"{name}.audio_tokens.0"])[:, 1:-1].clip(0, 29)
+    assert rate == RATE
+    assert np.array_equal(audio, client._audio_tokenizer.decode(codes)[0, 0])
+    expected = tensors[f"{name}.sequences"][len(tensors[f"{name}.input_ids"]) :].tolist()
+    assert text == client._model.tokenizer.decode(expected, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("buffer", [None, 0, 1, 2])
+def test_the_client_gives_the_last_chunks_as_context(client, tensors, monkeypatch, buffer):
+    prompts, contexts = [], []
+
+    def generate(input_ids, reference_codes, **options):
+        prompts.append(client._model.tokenizer.decode(input_ids[0].tolist(), skip_special_tokens=False))
+        contexts.append([codes.shape[1] for codes in reference_codes])
+        frames = 10 + len(prompts)
+        return GenerationOutput([torch.randint(30, (8, frames + 9))], [], "stop", 1, frames)
+
+    monkeypatch.setattr(client._model, "generate", generate)
+    messages = [Message("user", "one"), Message("assistant", AudioContent(audio_url=""))]
+    audio, _, _ = client.generate(messages, [torch.zeros(8, 5, dtype=torch.int64)], ["a", "b", "c", "d"], buffer)
+    assert len(audio) == (11 + 12 + 13 + 14) * 960
+    earlier = [[], [11], [11, 12], [11, 12, 13]]
+    kept = [frames if buffer is None else frames[max(len(frames) - buffer, 0) :] for frames in earlier]
+    assert contexts == [[5, *frames] for frames in kept]
+    assert [prompt.count("<|AUDIO_OUT|>") for prompt in prompts] == [1 + len(frames) for frames in kept]
+    assert all(f"\n\n{letter}<|eot_id|>" in prompt for letter, prompt in zip("abcd", prompts, strict=True))
+
+
+def test_the_client_tells_of_a_chunk_without_audio(client, monkeypatch):
+    answers = iter([GenerationOutput([], [65], "stop", 1, 1)] * 2)
+    monkeypatch.setattr(client._model, "generate", lambda *arguments, **options: next(answers))
+    with pytest.warns(UserWarning, match="chunk [01] was answered without audio"):
+        audio, _, _ = client.generate([], [], ["a", "b"], None)
+    assert audio.shape == (0,)
+    with pytest.raises(PromptError, match="chunked_text is empty"):
+        client.generate([], [], [], None)
+    with pytest.raises(ParameterError, match="chunked_text must be a list of strings, got the string 'abc'"):
+        client.generate([], [], "abc", None)
+    for size, message in ((-1, "must be at least 0, or None for all chunks, got -1"), (1.5, "must be an integer")):
+        with pytest.raises(ParameterError, match=f"generation_chunk_buffer_size {message}"):
+            client.generate([], [], ["a"], size)
+
+
+def test_the_example_of_the_docs_runs(audio_tokenizer_folder, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "compat_boson.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    code = code.replace("bosonai/higgs-audio-v2-generation-3B-base", str(FOLDER))
+    code = code.replace("bosonai/higgs-audio-v2-tokenizer", str(audio_tokenizer_folder))
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    assert isinstance(names["output"], boson.HiggsAudioResponse)
+    assert (tmp_path / "output.wav").is_file() == (names["output"].audio is not None)
+
+
+def test_signatures_and_fields_are_those_of_the_original():
+    def names(function):
+        return [name for name in inspect.signature(function).parameters if name != "self"]
+
+    generate = "chat_ml_sample max_new_tokens temperature top_k top_p stop_strings force_audio_gen ras_win_len"
+    generate = [*generate.split(), "ras_win_max_num_repeat", "seed"]
+    assert names(HiggsAudioServeEngine.generate) == generate
+    assert names(HiggsAudioServeEngine.generate_delta_stream) == generate
+    paths = ["model_name_or_path", "audio_tokenizer_name_or_path", "tokenizer_name_or_path"]
+    assert names(HiggsAudioServeEngine) == [*paths, "device", "torch_dtype", "kv_cache_lengths", "quantization"]
+    expected = {
+        boson.HiggsAudioResponse: "audio generated_audio_tokens sampling_rate generated_text generated_text_tokens",
+        HiggsAudioStreamerDelta: "text text_tokens audio_tokens finish_reason",
+        ChatMLSample: "messages start_index misc speaker",
+        Message: "role content recipient",
+        TextContent: "text type",
+        AudioContent: "audio_url raw_audio offset duration row_id type",
+    }
+    for kind, listed in expected.items():
+        assert [field.name for field in fields(kind)][: len(listed.split())] == listed.split()
+    assert [name for name in boson.__all__ if not hasattr(boson, name)] == []

@@ -1,0 +1,304 @@
+"""The generation loop: modes, limits, stop strings, seeds, callbacks, resuming, and bad input."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from higgs_native import ops
+from higgs_native.errors import CheckpointError, ParameterError, PromptError
+from higgs_native.generation.delay_pattern import revert_delay_pattern
+from higgs_native.generation.engine import HiggsAudioModel, generate_batch
+from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.generation.sequence import GenerationRequest
+
+
+FOLDER = Path(__file__).parents[1] / "golden" / "boson_lm"
+
+
+@pytest.fixture(scope="module")
+def model() -> HiggsAudioModel:
+    return HiggsAudioModel.from_pretrained(FOLDER)
+
+
+def ids(model: HiggsAudioModel, text: str) -> torch.Tensor:
+    return torch.tensor([model.tokenizer.encode(text, add_special_tokens=False).ids])
+
+
+@pytest.fixture(scope="module")
+def audio_prompt(model) -> torch.Tensor:
+    return ids(model, "<|begin_of_text|>Say this.<|eot_id|><|audio_out_bos|>")
+
+
+@pytest.fixture(scope="module")
+def text_prompt(model) -> torch.Tensor:
+    return ids(model, "<|begin_of_text|>Say this.<|eot_id|>")
+
+
+def is_delayed(segment: torch.Tensor, bos: int) -> bool:
+    """Whether BOS fills exactly the triangle before each codebook's first code."""
+    return all((segment[k, : min(k + 1, segment.shape[1])] == bos).all() for k in range(segment.shape[0]))
+
+
+def test_max_new_tokens_counts_all_steps(model, audio_prompt):
+    for limit in (1, 2, 9, 30):
+        output = model.generate(audio_prompt, max_new_tokens=limit, temperature=0, ras_win_len=None)
+        assert output.completion_tokens == limit
+        assert output.finish_reason == "length"
+    assert output.prompt_tokens == audio_prompt.shape[1]
+
+
+def test_output_of_fewer_frames_than_codebooks_reverts_to_nothing(model, audio_prompt):
+    output = model.generate(audio_prompt, max_new_tokens=5, temperature=0, ras_win_len=None)
+    (segment,) = output.audio_segments
+    assert segment.shape == (8, 5)
+    assert revert_delay_pattern(segment).shape == (8, 0)
+
+
+def test_text_only_output(model, text_prompt):
+    output = model.generate(text_prompt, max_new_tokens=20, temperature=0, stop_strings=())
+    assert output.audio_segments == []
+    assert len(output.text_ids) == 20
+    assert output.finish_reason == "length"
+
+
+def test_a_stop_string_ends_generation(model, text_prompt):
+    free = model.generate(text_prompt, max_new_tokens=20, temperature=0, stop_strings=())
+    token = free.text_ids[7]
+    stop = model.tokenizer.decode([token], skip_special_tokens=False)
+    first = free.text_ids.index(token)
+    output = model.generate(text_prompt, max_new_tokens=20, temperature=0, stop_strings=[stop])
+    assert output.text_ids == free.text_ids[: first + 1]
+    assert output.finish_reason == "stop"
+
+
+def test_a_stop_string_of_several_tokens(model, text_prompt):
+    # Drawn at a high temperature: bytes, many of them letters.
+    options = {"max_new_tokens": 60, "temperature": 1.0, "seed": 3, "stop_strings": ()}
+    free = model.generate(text_prompt, **options)
+    texts = [model.tokenizer.decode([token], skip_special_tokens=False) for token in free.text_ids]
+    at = next(i for i in range(5, 60) if all(len(text) == 1 and text.isascii() for text in texts[i - 2 : i + 1]))
+    stop = "".join(texts[at - 2 : at + 1])
+    output = model.generate(text_prompt, **(options | {"stop_strings": [stop]}))
+    assert output.finish_reason == "stop"
+    assert "".join(texts[: len(output.text_ids)]).endswith(stop)
+    assert len(output.text_ids) <= at + 1
+
+
+def test_text_and_several_audio_segments(model, text_prompt):
+    config = model.config
+    sampling = SamplingParams(temperature=3.0, seed=1)
+    frames: list[torch.Tensor] = []
+    request = GenerationRequest(text_prompt, on_frame=frames.append)
+    (output,) = generate_batch(model, [request], max_new_tokens=1200, sampling=sampling, stop_strings=())
+    assert len(output.audio_segments) >= 2
+    for segment in output.audio_segments:
+        assert is_delayed(segment, config.audio_stream_bos_id)
+    # Each <|audio_out_bos|> is followed by a placeholder, and that, once the segment has ended, by <|audio_eos|>.
+    begins = [at for at, token in enumerate(output.text_ids) if token == config.audio_out_bos_token_id]
+    assert len(begins) == len(output.audio_segments)
+    for at in begins:
+        assert output.text_ids[at + 1] == config.audio_out_token_id
+        assert output.text_ids[at + 2 : at + 3] in ([config.audio_eos_token_id], [])
+    assert torch.equal(torch.stack(frames, dim=1), torch.cat(output.audio_segments, dim=1))
+
+
+def test_a_full_cache_ends_in_a_result(audio_prompt):
+    length = audio_prompt.shape[1] + 6
+    small = HiggsAudioModel.from_pretrained(FOLDER, max_cache_length=length)
+    output = small.generate(audio_prompt, max_new_tokens=100, temperature=0, ras_win_len=None)
+    # The cache takes the prompt and six frames; the last of them still gives a step.
+    assert output.completion_tokens == 7
+    assert output.finish_reason == "length"
+    with pytest.raises(PromptError, match=f"the prompt takes {length} positions .* the cache holds {length}"):
+        small.generate(torch.cat([audio_prompt[:, :1].expand(1, 6), audio_prompt], dim=1))
+
+
+def test_the_same_seed_gives_the_same_codes(model, audio_prompt):
+    def codes(seed: int | None) -> torch.Tensor:
+        return model.generate(audio_prompt, max_new_tokens=12, temperature=1.0, seed=seed).audio_segments[0]
+
+    assert torch.equal(codes(1), codes(1))
+    assert not torch.equal(codes(1), codes(2))
+    assert not torch.equal(codes(None), codes(None))
+
+
+def test_requests_without_a_seed_differ(model, audio_prompt):
+    requests = [GenerationRequest(audio_prompt)] * 2
+    first, second = generate_batch(model, requests, max_new_tokens=12, sampling=SamplingParams(temperature=1.0))
+    assert not torch.equal(first.audio_segments[0], second.audio_segments[0])
+
+
+def test_requests_of_a_batch_may_have_seeds_of_their_own(model, audio_prompt):
+    sampling = SamplingParams(temperature=1.0)
+    requests = [GenerationRequest(audio_prompt, seed=seed) for seed in (1, 2, 1)]
+    first, second, third = generate_batch(model, requests, max_new_tokens=12, sampling=sampling)
+    assert torch.equal(first.audio_segments[0], third.audio_segments[0])
+    assert not torch.equal(first.audio_segments[0], second.audio_segments[0])
+    with pytest.raises(ParameterError, match=r"seed must be between 0 and 2\*\*63 - 1, got -5"):
+        generate_batch(model, [GenerationRequest(audio_prompt, seed=-5)])
+
+
+@pytest.mark.parametrize(
+    ("rule", "begun"), [(rule, n) for rule in ("boson", "transformers") for n in (1, 4, 8, 11, 13)]
+)
+def test_partial_audio_goes_on_where_it_stopped(model, rule, begun):
+    options = {"rule": rule, "temperature": 0, "ras_win_len": None, "max_new_tokens": 60}
+    compared = 0
+    for number in range(12):
+        prompt = ids(model, f"<|begin_of_text|>Say {number}.<|eot_id|><|audio_out_bos|>")
+        whole = model.generate(prompt, **options).audio_segments[0]
+        if whole.shape[1] > 13:
+            output = model.generate(prompt, **options, partial_audio=whole[:, :begun])
+            assert torch.equal(output.audio_segments[0], whole)
+            compared += 1
+    assert compared >= 2
+
+
+@pytest.mark.parametrize(("placeholder", "counts"), [("<|AUDIO|>", False), ("<|AUDIO_OUT|>", True)])
+def test_repetitions_are_counted_among_the_assistants_audio(model, placeholder, counts):
+    """Boson's rule: with a window over the whole prompt, a code that its assistant audio repeats is drawn again."""
+    codes = torch.arange(30).repeat(8, 1)
+    options = {"reference_codes": [codes.repeat(1, 4)], "temperature": 0, "max_new_tokens": 3, "seed": 1}
+    differs = 0
+    for text in "abcdefgh":
+        prompt = ids(model, f"{placeholder}{text}<|audio_out_bos|>")
+        plain = model.generate(prompt, **options, ras_win_len=None)
+        ras = model.generate(prompt, **options, ras_win_len=200)
+        differs += not torch.equal(plain.audio_segments[0], ras.audio_segments[0])
+    assert (differs > 0) == counts
+
+
+def test_numbers_of_numpy_are_numbers(model, audio_prompt):
+    options = {
+        "max_new_tokens": np.int64(4),
+        "temperature": np.float32(0.5),
+        "top_k": np.int32(3),
+        "seed": np.int64(1),
+    }
+    plain = {name: value.item() for name, value in options.items()}
+    outputs = [model.generate(audio_prompt, **given).audio_segments[0] for given in (options, plain)]
+    assert torch.equal(*outputs)
+
+
+def test_what_comes_out_are_tensors_as_any_other(model, audio_prompt):
+    """Those of inference mode could not be changed outside of it."""
+    received: list[torch.Tensor] = []
+
+    def on_frame(frame):
+        assert not torch.is_inference_mode_enabled()
+        received.append(frame)
+
+    output = model.generate(audio_prompt, max_new_tokens=12, on_frame=on_frame, output_logits=True)
+    for tensor in (*received, *output.audio_segments, output.audio_logits, output.text_logits):
+        assert not tensor.is_inference()
+        tensor += 1
+
+
+def test_no_requests_give_no_outputs(model):
+    assert generate_batch(model, []) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -0.1}, "temperature must be 0 .greedy. or between 0.001 and 1000, got -0.1"),
+        ({"temperature": float("nan")}, "temperature must be 0 .greedy. or between 0.001 and 1000, got nan"),
+        ({"temperature": 1e39}, "temperature must be 0 .greedy. or between 0.001 and 1000, got 1e"),
+        ({"top_k": 2**31}, "top_k must be at least 1, or 0 or None for no limit, got 2147483648"),
+        ({"ras_win_len": 2**31 - 1}, "ras_win_len must be at most 10000, got 2147483647"),
+        ({"top_p": 0}, "top_p must be above 0 and at most 1, got 0"),
+        ({"top_p": 2}, "top_p must be above 0 and at most 1, got 2"),
+        ({"top_k": -1}, "top_k must be at least 1, or 0 or None for no limit, got -1"),
+        ({"ras_win_max_num_repeat": 0}, "ras_win_max_num_repeat must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be between 0 and 2\\*\\*63 - 1, got -1"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be an integer, got 2.5"),
+        ({"max_new_tokens": None}, "max_new_tokens must be an integer, got None"),
+        ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+        ({"top_p": "0.9"}, "top_p must be a number or None, got '0.9'"),
+        ({"top_k": 2.5}, "top_k must be an integer or None, got 2.5"),
+        ({"ras_win_len": "7"}, "ras_win_len must be an integer or None, got '7'"),
+        ({"ras_win_max_num_repeat": 1.5}, "ras_win_max_num_repeat must be an integer, got 1.5"),
+        ({"seed": 1.0}, "seed must be an integer or None, got 1.0"),
+        ({"stop_strings": "abc"}, "stop_strings must be a list of strings, got the string 'abc'"),
+        ({"stop_strings": [1]}, r"stop_strings must be a list of strings, got \[1\]"),
+        ({"stop_strings": 5}, "stop_strings must be a list of strings, got 5"),
+        ({"rule": "other"}, "rule must be 'boson' or 'transformers', got 'other'"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(model, audio_prompt, options, message):
+    with pytest.raises(ParameterError, match=message):
+        model.generate(audio_prompt, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"input_ids": torch.empty(1, 0, dtype=torch.int64)},
+            r"input_ids must have shape \[1, S\] with S of at least 1",
+        ),
+        ({"input_ids": torch.zeros(2, 3, dtype=torch.int64)}, r"input_ids must have shape \[1, S\].* got \[2, 3\]"),
+        ({"input_ids": torch.zeros(1, 3)}, "input_ids must be integers, got torch.float32"),
+        ({"input_ids": torch.tensor([[5, 271]])}, "input_ids must lie between 0 and 270, got 271"),
+        ({"input_ids": torch.tensor([[266, 264]])}, "input_ids has 1 audio placeholders for 0 reference_codes"),
+        ({"reference_codes": [torch.zeros(8, 3)]}, "input_ids has 0 audio placeholders for 1 reference_codes"),
+        (
+            {"input_ids": torch.tensor([[266, 264]]), "reference_codes": [torch.zeros(8, 3)]},
+            "reference codes must be integers in a tensor or an array, got torch.float32",
+        ),
+        (
+            {"input_ids": torch.tensor([[266, 264]]), "reference_codes": [torch.zeros(7, 3, dtype=torch.int64)]},
+            r"reference codes must have shape \[8, frames\], got \[7, 3\]",
+        ),
+        (
+            {"input_ids": torch.tensor([[266, 264]]), "reference_codes": [torch.full((8, 3), 30)]},
+            "reference codes must lie between 0 and 29, got 30 to 30",
+        ),
+        ({"input_ids": torch.tensor([[5]]), "rule": "transformers"}, "must end in <|audio_out_bos|>"),
+        ({"input_ids": torch.tensor([[5]]), "partial_audio": torch.zeros(8, 1)}, "partial_audio goes on after"),
+        ({"partial_audio": torch.zeros(7, 1)}, r"partial_audio must have shape \[8, N\]"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused(model, audio_prompt, change, message):
+    with pytest.raises(PromptError, match=message):
+        model.generate(**({"input_ids": audio_prompt} | change))
+
+
+def test_without_a_text_head_audio_ends_the_output(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((FOLDER / name).read_bytes())
+    tensors = load_file(FOLDER / "model.safetensors")
+    del tensors["audio_decoder_proj.text_lm_head.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    model = HiggsAudioModel.from_pretrained(tmp_path)
+    output = model.generate(ids(model, "Say this.<|audio_out_bos|>"), temperature=0, ras_win_len=None)
+    assert output.finish_reason == "stop"
+    assert output.text_ids == [model.config.audio_out_token_id]
+    with pytest.raises(CheckpointError, match="no text head"):
+        model.generate(ids(model, "Say this."))
+
+
+@pytest.mark.parametrize("output_logits", [False, True])
+def test_logits_that_are_not_finite_are_refused(audio_prompt, text_prompt, output_logits):
+    """By the sampler on the CPU, and where its codes are read on a GPU."""
+    broken = HiggsAudioModel.from_pretrained(FOLDER)
+    broken.norm.fill_(torch.nan)
+    for prompt in (audio_prompt, text_prompt):
+        with pytest.raises(RuntimeError, match=r"logits .*hold a NaN"):
+            broken.generate(prompt, max_new_tokens=4, output_logits=output_logits)
+
+
+def test_what_a_gpu_could_not_draw_is_refused(model, audio_prompt, text_prompt, monkeypatch):
+    for name in ("sample_audio_frame", "sample_text"):
+        monkeypatch.setattr(ops, name, lambda drawn, *arguments: drawn.fill_(-1))
+    with pytest.raises(RuntimeError, match="a code can't be drawn: its logits hold a NaN"):
+        model.generate(audio_prompt, max_new_tokens=4)
+    with pytest.raises(RuntimeError, match="a code can't be drawn: its logits hold a NaN"):
+        model.generate(audio_prompt, max_new_tokens=4, output_logits=True)
+    with pytest.raises(RuntimeError, match="a token can't be drawn: its logits hold a NaN"):
+        model.generate(text_prompt, max_new_tokens=4)

@@ -1,0 +1,160 @@
+"""Frames drawn by the loop against those drawn one forward pass after the other, on each device."""
+
+import gc
+import weakref
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from higgs_native.generation import model_runner
+from higgs_native.generation.engine import HiggsAudioModel, generate_batch
+from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.generation.sequence import GenerationRequest
+from higgs_native.ops._library import EMULATES_CUDA
+from higgs_native.testing.random_checkpoint import DEMO_CONFIG, write_language_model
+from tests.helpers.devices import DEVICES
+
+
+SAMPLING = SamplingParams(temperature=0.9, top_k=20, top_p=0.9, seed=3)
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def model(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    write_language_model(folder, DEMO_CONFIG, seed=1)
+    return HiggsAudioModel.from_pretrained(folder, device=request.param)
+
+
+def requests(model, count, references=(0, 5)):
+    """Prompts of different lengths, with references of different lengths, that end before audio."""
+    config = model.config
+    generator = torch.Generator().manual_seed(count)
+    made = []
+    for index in range(count):
+        codes = [
+            torch.randint(config.codebook_size - 2, (config.num_codebooks, frames), generator=generator)
+            for frames in references
+            if frames
+        ]
+        # A reference whose delay tokens are among the last ids would end transformers' audio.
+        ids = torch.randint(100, (config.num_codebooks + 3 * index,), generator=generator)
+        placeholders = torch.full((len(codes),), config.audio_out_token_id)
+        ids = torch.cat([placeholders, ids, torch.tensor([config.audio_out_bos_token_id])])
+        made.append(GenerationRequest(ids[None], codes, seed=index))
+    return made
+
+
+def outputs(model, made, rule, frames, output_logits=False, sampling=SAMPLING):
+    results = generate_batch(model, made, rule, frames, sampling, output_logits=output_logits)
+    return [(result.audio_segments, result.text_ids, result.finish_reason) for result in results]
+
+
+def assert_same(ours, theirs):
+    for (segments, text_ids, reason), (other_segments, other_ids, other_reason) in zip(ours, theirs, strict=True):
+        assert (text_ids, reason) == (other_ids, other_reason)
+        assert len(segments) == len(other_segments)
+        assert all(torch.equal(a, b) for a, b in zip(segments, other_segments, strict=True))
+
+
+@pytest.mark.parametrize("rule", ["boson", "transformers"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_loop_draws_what_single_passes_draw(model, rule, count):
+    """To the bit: with `output_logits` each frame is a pass of its own."""
+    made = requests(model, count)
+    single = outputs(model, made, rule, 14, output_logits=True)
+    assert_same(outputs(model, made, rule, 14), single)
+    # Again, on a GPU with the graphs of the first time.
+    assert_same(outputs(model, made, rule, 14), single)
+
+
+def test_a_sequence_does_not_depend_on_its_batch(model):
+    made = requests(model, 3)
+    together = outputs(model, made, "transformers", 10)
+    for request, result in zip(made, together, strict=True):
+        assert_same(outputs(model, [request], "transformers", 10), [result])
+
+
+def test_frames_are_heard_as_they_are_drawn(model):
+    heard: list[torch.Tensor] = []
+    (request,) = requests(model, 1)
+    output = model.generate(
+        request.input_ids, request.reference_codes, "transformers", 9, temperature=0, on_frame=heard.append
+    )
+    assert torch.equal(torch.stack(heard, dim=1), output.audio_segments[0])
+    assert all(frame.device.type == "cpu" for frame in heard)
+
+
+def test_the_listener_may_stop_the_loop(model):
+    """The model can be used on, and the next request gets what it gets alone."""
+
+    def refuse(frame: torch.Tensor) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+
+    (request,) = requests(model, 1)
+    expected = outputs(model, [request], "transformers", 9)
+    for left in (1, 2, 5):  # noqa: B007 (counted down above)
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(request.input_ids, request.reference_codes, "transformers", 9, on_frame=refuse)
+        assert_same(outputs(model, [request], "transformers", 9), expected)
+
+
+def test_a_full_cache_ends_the_loop(model):
+    (request,) = requests(model, 1, references=())
+    length = request.input_ids.shape[1] + 6
+    before, model.max_cache_length = model.max_cache_length, length
+    try:
+        output = model.generate(request.input_ids, rule="transformers", max_new_tokens=50, temperature=0)
+    finally:
+        model.max_cache_length = before
+    assert output.finish_reason == "length"
+    assert output.audio_segments[0].shape[1] == 7
+
+
+@pytest.mark.skipif(not EMULATES_CUDA, reason="done on a GPU by the tests of three sequences")
+def test_rows_left_over_change_nothing(model, monkeypatch):
+    """A frame of four rows draws for three sequences."""
+    made = requests(model, 3)
+    expected = outputs(model, made, "transformers", 6)
+    monkeypatch.setattr(
+        model_runner.ModelRunner,
+        "_frame",
+        lambda loop, num_rows: loop._frames.setdefault(
+            4, model_runner.CapturedStep(model, loop.cache, loop.sampler, 4)
+        ),
+    )
+    with model.runner_pool.loop(model, 4, 128, 7) as loop:
+        # What a larger request has left behind, in a slot that is over.
+        for tensor in (*loop.cache.keys, *loop.cache.values):
+            tensor.fill_(torch.nan)
+    monkeypatch.setattr(model.runner_pool, "loop", lambda *shape: nullcontext(loop))
+    assert_same(outputs(model, made, "transformers", 6), expected)
+
+
+def test_loops_that_wait_give_way_to_one_that_has_no_room(model, monkeypatch):
+    loops, made = model_runner.RunnerPool(), object()
+    loops._idle = [((1, 1024, 64, 0), object())]
+
+    def make(*arguments):
+        if loops._idle:
+            raise torch.OutOfMemoryError
+        return made
+
+    monkeypatch.setattr(model_runner, "FrameLoop", make)
+    assert loops._make(model, (1, 2048, 64)) is made
+
+
+def test_a_model_on_the_cpu_is_freed_with_its_last_reference(tmp_path):
+    write_language_model(tmp_path / "model", DEMO_CONFIG, seed=1)
+    model = HiggsAudioModel.from_pretrained(tmp_path / "model")
+    outputs(model, requests(model, 1), "boson", 3)
+    reference = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert reference() is None
+    finally:
+        gc.enable()
