@@ -6,7 +6,7 @@ Every operator writes into tensors that the caller owns, on the CPU or on CUDA b
 
 from higgs_native.ops._library import check_instruction_set
 from higgs_native.ops.attention import attention, qkv_rope_cache
-from higgs_native.ops.codec import (
+from higgs_native.ops.audio_tokenizer import (
     conv1d,
     pack_conv_transpose1d,
     residual_unit,

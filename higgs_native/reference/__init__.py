@@ -1,7 +1,7 @@
 """The operators of `higgs_native.ops` in plain PyTorch: the same signatures, the truth for tests and benchmarks."""
 
 from higgs_native.reference.attention import attention, qkv_rope_cache
-from higgs_native.reference.codec import (
+from higgs_native.reference.audio_tokenizer import (
     conv1d,
     residual_unit,
     rvq_decode,

@@ -1,4 +1,4 @@
-"""`higgs_native.ops.codec` in plain PyTorch."""
+"""`higgs_native.ops.audio_tokenizer` in plain PyTorch."""
 
 import torch
 from torch.nn import functional as F
