@@ -1,16 +1,13 @@
-// All decoder layers in one call, so that a frame costs one crossing from Python instead of four a layer.
+// The checked arguments of decoder_layers.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
-#include <cmath>
 #include <vector>
 
-#include "args/packed_weight.h"
+#include "args/checks.h"
 
 namespace higgs_native {
 
-// What a layer has in `weights`, in this order; a matrix is followed by its scales, which are empty where it has none.
+// A layer's tensors in `weights`, in this order. A matrix is followed by its scales, which are empty if it has none.
 enum LayerWeight {
   kTextInputNorm,
   kAudioInputNorm,
@@ -25,14 +22,25 @@ enum LayerWeight {
   kLayerWeights = kAudioDown + 2
 };
 
-// `operators` has the four operators of a layer for one backend: qkv_rope_cache, attention, linear and dual_ffn.
-template <typename Operators>
-void run_decoder_layers(
-    const Operators& operators, const Tensor& x, const Tensor& query, const Tensor& attended,
-    const std::vector<Tensor>& key_caches, const std::vector<Tensor>& value_caches, const std::vector<Tensor>& weights,
-    const std::vector<int64_t>& skips_audio, double eps, const Tensor& rope_table, const Tensor& slots,
-    const Tensor& positions, const Tensor& text_positions, int64_t num_text_rows) {
+struct DecoderLayers {
+  size_t layers;
+  int64_t rows;
+};
+
+inline DecoderLayers check_decoder_layers(
+    const Tensor& x, const Tensor& query, const Tensor& attended, const std::vector<Tensor>& key_caches,
+    const std::vector<Tensor>& value_caches, const std::vector<Tensor>& weights,
+    const std::vector<int64_t>& skips_audio, const Tensor& rope_table, const Tensor& slots, const Tensor& positions,
+    const Tensor& text_positions, int64_t num_text_rows) {
   const char* op = "decoder_layers";
+  check_devices(
+      op, {{"x", x},
+           {"query", query},
+           {"attended", attended},
+           {"rope_table", rope_table},
+           {"slots", slots},
+           {"positions", positions},
+           {"text_positions", text_positions}});
   check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize});
   const int64_t rows = x.size(0);
   check_tensor(op, "query", query, ScalarType::Float, {rows, kAnySize});
@@ -41,32 +49,24 @@ void run_decoder_layers(
   check_tensor(op, "positions", positions, ScalarType::Int, {rows});
   check_text_rows(op, num_text_rows, rows);
   const size_t layers = skips_audio.size();
-  STD_TORCH_CHECK(
-      key_caches.size() == layers && value_caches.size() == layers && weights.size() == layers * kLayerWeights, op,
-      ": ", layers, " layers need as many key and value caches, and ", layers * kLayerWeights, " weights, got ",
-      key_caches.size(), ", ", value_caches.size(), " and ", weights.size());
-  // narrow takes what it narrows by a reference that is not const.
-  auto first = [](Tensor t, int64_t n) { return n == t.size(0) ? t : torch::stable::narrow(t, 0, 0, n); };
+  auto check_count = [&](const char* list, const std::vector<Tensor>& tensors, size_t of_layer) {
+    STD_TORCH_CHECK(
+        tensors.size() == layers * of_layer, op, ": ", list, " must have ", layers * of_layer, " tensors for ", layers,
+        " layers of skips_audio, got ", tensors.size());
+  };
+  check_count("key_caches", key_caches, 1);
+  check_count("value_caches", value_caches, 1);
+  check_count("weights", weights, kLayerWeights);
   for (size_t layer = 0; layer < layers; ++layer) {
-    const int64_t n = skips_audio[layer] ? num_text_rows : rows;
-    if (n == 0) continue;
-    const Tensor* w = &weights[layer * kLayerWeights];
-    auto scales = [&](int matrix) {
-      return w[matrix + 1].numel() == 0 ? OptionalTensor() : OptionalTensor(w[matrix + 1]);
-    };
-    const Tensor states = first(x, n), q = first(query, n), values = first(attended, n), slot = first(slots, n);
-    const Tensor& places = skips_audio[layer] ? text_positions : positions;
-    const Tensor &keys = key_caches[layer], &cached_values = value_caches[layer];
+    const Tensor& keys = key_caches[layer];
+    check_device(op, "key_caches", layer, keys, x);
+    check_device(op, "value_caches", layer, value_caches[layer], x);
     STD_TORCH_CHECK(keys.dim() == 4, op, ": key_caches[", layer, "] must have 4 dimensions, got ", shape_text(keys));
-    operators.qkv_rope_cache(
-        q, keys, cached_values, states, w[kTextInputNorm], w[kAudioInputNorm], eps, w[kQkv], scales(kQkv), rope_table,
-        slot, first(positions, n), places, num_text_rows);
-    operators.attention(values, q, keys, cached_values, slot, places, 1 / std::sqrt(static_cast<double>(keys.size(3))));
-    operators.linear(states, values, w[kO], scales(kO), states);
-    operators.dual_ffn(
-        states, states, w[kTextNorm], w[kTextGateUp], scales(kTextGateUp), w[kTextDown], scales(kTextDown),
-        w[kAudioNorm], w[kAudioGateUp], scales(kAudioGateUp), w[kAudioDown], scales(kAudioDown), eps, num_text_rows);
+    for (size_t i = layer * kLayerWeights; i < (layer + 1) * kLayerWeights; ++i) {
+      if (weights[i].numel() > 0) check_device(op, "weights", i, weights[i], x);
+    }
   }
+  return {layers, rows};
 }
 
 }  // namespace higgs_native

@@ -56,21 +56,14 @@ void dual_ffn_cpu(
     const OptionalTensor& text_gate_up_scales, const Tensor& text_down, const OptionalTensor& text_down_scales,
     const Tensor& audio_norm, const Tensor& audio_gate_up, const OptionalTensor& audio_gate_up_scales,
     const Tensor& audio_down, const OptionalTensor& audio_down_scales, double eps, int64_t num_text_rows) {
-  check_tensor("dual_ffn", "x", x, ScalarType::Float, {kAnySize, kAnySize});
-  const int64_t rows = x.size(0), hidden = x.size(1);
-  check_tensor("dual_ffn", "out", out, ScalarType::Float, {rows, hidden});
-  const FeedForward text =
-      check_feed_forward("text", hidden, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales);
-  const FeedForward audio = check_feed_forward(
-      "audio", hidden, audio_norm, audio_gate_up, audio_gate_up_scales, audio_down, audio_down_scales);
-  check_text_rows("dual_ffn", num_text_rows, rows);
-  float* to = out.mutable_data_ptr<float>();
-  const float* from = x.const_data_ptr<float>();
+  const DualFfn args = check_dual_ffn(
+      out, x, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales, audio_norm, audio_gate_up,
+      audio_gate_up_scales, audio_down, audio_down_scales, num_text_rows);
   for (int64_t row = 0; row < num_text_rows; row += kMostRows) {
-    run_segment(to, from, row, std::min(row + kMostRows, num_text_rows), eps, text);
+    run_segment(args.out, args.x, row, std::min(row + kMostRows, num_text_rows), eps, args.text);
   }
-  for (int64_t row = num_text_rows; row < rows; row += kMostRows) {
-    run_segment(to, from, row, std::min(row + kMostRows, rows), eps, audio);
+  for (int64_t row = num_text_rows; row < args.rows; row += kMostRows) {
+    run_segment(args.out, args.x, row, std::min(row + kMostRows, args.rows), eps, args.audio);
   }
 }
 

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "args/checks.h"
+#include "args/linear.h"
 #include "cpu/decoder.h"
 
 namespace higgs_native::cpu {
@@ -17,17 +17,11 @@ namespace {
 void rms_norm_linear_cpu(
     const Tensor& out, const Tensor& x, const Tensor& norm_weight, double eps, const Tensor& weight,
     const OptionalTensor& scales) {
-  const char* op = "rms_norm_linear";
-  check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize});
-  const int64_t rows = x.size(0), k = x.size(1);
-  check_weight(op, "norm_weight", norm_weight, {k});
-  check_tensor(op, "out", out, ScalarType::Float, {rows, kAnySize});
-  const PackedWeight packed = packed_weight(op, "weight", weight, scales, out.size(1), k);
-  if (rows == 0) return;
+  const RmsNormLinear args = check_rms_norm_linear(out, x, norm_weight, weight, scales);
+  if (args.rows == 0) return;
   struct Prepared;
-  const RowNorm norm = {norm_weight, norm_weight, rows, static_cast<float>(eps)};
-  const char* prepared = prepare<Prepared>(packed, x.const_data_ptr<float>(), rows, &norm);
-  product(out.mutable_data_ptr<float>(), packed, prepared, rows);
+  const RowNorm norm = {norm_weight, norm_weight, args.rows, static_cast<float>(eps)};
+  product(args.out, args.weight, prepare<Prepared>(args.weight, args.x, args.rows, &norm), args.rows);
 }
 
 // Writes row `row` of a matrix, k values of `size` bytes, into its lane of the packed weight; zeros where `from` is null.
@@ -82,16 +76,10 @@ void pack_linear_cpu(const Tensor& packed, const Tensor& weight, int64_t first_l
 void linear_cpu(
     const Tensor& out, const Tensor& x, const Tensor& weight, const OptionalTensor& scales,
     const OptionalTensor& residual) {
-  check_tensor("linear", "x", x, ScalarType::Float, {kAnySize, kAnySize});
-  const int64_t rows = x.size(0);
-  check_tensor("linear", "out", out, ScalarType::Float, {rows, kAnySize});
-  const PackedWeight packed = packed_weight("linear", "weight", weight, scales, out.size(1), x.size(1));
-  if (residual) check_tensor("linear", "residual", *residual, ScalarType::Float, {rows, packed.n});
-  if (rows == 0) return;
+  const Linear args = check_linear(out, x, weight, scales, residual);
+  if (args.rows == 0) return;
   struct Prepared;
-  const char* prepared = prepare<Prepared>(packed, x.const_data_ptr<float>(), rows);
-  product(
-      out.mutable_data_ptr<float>(), packed, prepared, rows, residual ? residual->const_data_ptr<float>() : nullptr);
+  product(args.out, args.weight, prepare<Prepared>(args.weight, args.x, args.rows), args.rows, args.residual);
 }
 
 int64_t packed_f32_bytes(int64_t n, int64_t k) { return ceil_div(n, kPanel) * k * kUnitBytes; }

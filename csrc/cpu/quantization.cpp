@@ -27,7 +27,7 @@ float choose_scale(const float* x, int64_t n, const Integers& range, bool clip) 
   const float extreme = kernels.extreme(x, n);
   if (extreme == 0) return 1;
   if (std::isnan(extreme)) return extreme;
-  const float whole = range.whole_scale(extreme);
+  const float whole = range.unclipped_scale(extreme);
   // Where a scale would have to be smaller than the smallest, all values become zero.
   float best = range.stored(whole);
   if (best == 0) return 1;

@@ -202,10 +202,11 @@ void sample_audio_frame_cpu(
         ", the frames that history holds, got ", args.ras_win_len[i]);
     const int32_t* fields = args.slot(i).state;
     STD_TORCH_CHECK(
-        fields[kRule] == kBosonRule || fields[kRule] == kTransformersRule, op, ": state of slot ", i, " names rule ",
-        fields[kRule], ", which is none");
+        fields[kConvention] == kBoson || fields[kConvention] == kTransformers, op, ": convention of slot ", i,
+        " in state must be 0 or 1, got ", fields[kConvention]);
     STD_TORCH_CHECK(
-        fields[kHistoryCount] >= 0, op, ": state of slot ", i, " counts ", fields[kHistoryCount], " past frames");
+        fields[kHistoryCount] >= 0, op, ": history count of slot ", i, " in state must be 0 or more, got ",
+        fields[kHistoryCount]);
   }
 
   // Draws first, and nothing is written if a row can't be drawn from.

@@ -1,8 +1,8 @@
 // Plain loops that the compiler turns into vectors of each instruction set. Compiled without contraction: see
-// common/sampling.h.
+// common/draw.h.
 #include "cpu/sampling_kernels.h"
 
-#include "common/sampling.h"
+#include "common/draw.h"
 
 namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 

@@ -341,9 +341,6 @@ void qkv_rope_cache_cuda(
   const QkvRopeCache checked = check_qkv_rope_cache(
       query, key_cache, value_cache, x, text_norm, audio_norm, qkv_weight, qkv_scales, rope_table, slots, positions,
       cache_positions, num_text_rows);
-  for (const Tensor* t : {&key_cache, &x, &text_norm, &qkv_weight, &rope_table, &slots, &positions, &cache_positions}) {
-    check_same_device(op, "an argument", *t, "query", query);
-  }
   if (checked.rows == 0) return;
   Product p;
   p.weight = checked.weight;
@@ -365,12 +362,9 @@ void attention_cuda(
     const Tensor& cache_positions, double scale, const Tensor* arrivals) {
   const char* op = "attention";
   const auto [cache, rows, group] = check_attention(out, query, key_cache, value_cache, slots, cache_positions);
-  for (const Tensor* t : {&query, &key_cache, &slots, &cache_positions}) {
-    check_same_device(op, "an argument", *t, "out", out);
-  }
   STD_TORCH_CHECK(
-      cache.head_dim <= kMostHeadDim, op, ": head_dim must be at most ", kMostHeadDim, " on CUDA, got ",
-      cache.head_dim);
+      cache.head_dim <= kMostHeadDim, op, ": key_cache must have a head_dim of at most ", kMostHeadDim,
+      " on CUDA, got ", cache.head_dim);
   if (rows == 0) return;
   Launch launch(op, out);
   AttentionArguments a = {};

@@ -253,9 +253,8 @@ void launch_tiles(const Launch& launch, const char* op, const Convolution& args,
       std::min<int64_t>(args.channels, std::max<int64_t>(1, std::min(kSteps / args.taps, 2048 / width)));
   const size_t bytes = kStages * Stage<T>::bytes(stage_channels, args.taps, width);
   STD_TORCH_CHECK(
-      bytes <= kMaxSharedBytes, op, ": ", args.taps, " taps, ", args.dilation,
-      " columns apart, are more than a block's shared memory holds on CUDA (", kMaxSharedBytes, " bytes for ", bytes,
-      ")");
+      bytes <= kMaxSharedBytes, op, ": taps and dilation must fit ", kMaxSharedBytes,
+      " bytes of a block's shared memory on CUDA, got ", args.taps, " and ", args.dilation, ", which take ", bytes);
   const int64_t tiles = ceil_div(args.count, T::kColumns);
   const dim3 grid(static_cast<unsigned>(tiles * batch), static_cast<unsigned>(ceil_div(args.rows, T::kRows)));
   launch(

@@ -1,5 +1,5 @@
 // The decoder layers, from the CUDA operators.
-#include "args/decoder.h"
+#include "common/decoder.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -28,14 +28,16 @@ void decoder_layers_cuda(
     std::vector<Tensor> value_caches, std::vector<Tensor> weights, std::vector<int64_t> skips_audio, double eps,
     const Tensor& rope_table, const Tensor& slots, const Tensor& positions, const Tensor& text_positions,
     int64_t num_text_rows) {
-  check_tensor("decoder_layers", "query", query, ScalarType::Float, {kAnySize, kAnySize});
+  const DecoderLayers args = check_decoder_layers(
+      x, query, attended, key_caches, value_caches, weights, skips_audio, rope_table, slots, positions, text_positions,
+      num_text_rows);
   const Launch launch("decoder_layers", x);
   Operators operators;
   // A KV head or part of its group has at least one column of `query`.
   operators.arrivals = torch::stable::new_zeros(x, {query.numel()}, ScalarType::Int);
   run_decoder_layers(
-      operators, x, query, attended, key_caches, value_caches, weights, skips_audio, eps, rope_table, slots, positions,
-      text_positions, num_text_rows);
+      operators, args, x, query, attended, key_caches, value_caches, weights, skips_audio, eps, rope_table, slots,
+      positions, text_positions, num_text_rows);
 }
 
 }  // namespace

@@ -47,21 +47,12 @@ void dual_ffn_cuda(
     const OptionalTensor& text_gate_up_scales, const Tensor& text_down, const OptionalTensor& text_down_scales,
     const Tensor& audio_norm, const Tensor& audio_gate_up, const OptionalTensor& audio_gate_up_scales,
     const Tensor& audio_down, const OptionalTensor& audio_down_scales, double eps, int64_t num_text_rows) {
-  const char* op = "dual_ffn";
-  check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize});
-  const int64_t rows = x.size(0), hidden = x.size(1);
-  check_tensor(op, "out", out, ScalarType::Float, {rows, hidden});
-  const FeedForward text =
-      check_feed_forward("text", hidden, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales);
-  const FeedForward audio = check_feed_forward(
-      "audio", hidden, audio_norm, audio_gate_up, audio_gate_up_scales, audio_down, audio_down_scales);
-  check_text_rows(op, num_text_rows, rows);
-  for (const Tensor* t : {&x, &text_norm, &text_gate_up, &text_down, &audio_norm, &audio_gate_up, &audio_down}) {
-    check_same_device(op, "an argument", *t, "out", out);
-  }
-  const Launch launch(op, out);
-  if (num_text_rows > 0) run_segment(launch, out, x, 0, num_text_rows, eps, text);
-  if (num_text_rows < rows) run_segment(launch, out, x, num_text_rows, rows, eps, audio);
+  const DualFfn args = check_dual_ffn(
+      out, x, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales, audio_norm, audio_gate_up,
+      audio_gate_up_scales, audio_down, audio_down_scales, num_text_rows);
+  const Launch launch("dual_ffn", out);
+  if (num_text_rows > 0) run_segment(launch, out, x, 0, num_text_rows, eps, args.text);
+  if (num_text_rows < args.rows) run_segment(launch, out, x, num_text_rows, args.rows, eps, args.audio);
 }
 
 }  // namespace higgs_native::cuda

@@ -72,13 +72,8 @@ struct DeviceFacts {
 // HIGGS_NATIVE_DEPENDENT_LAUNCHES=0 turns programmatic dependent launch off, where the device has it (sm_90).
 const DeviceFacts& device_facts(int device);
 
-inline int32_t checked_device(const char* op, const Tensor& t) {
-  STD_TORCH_CHECK(t.is_cuda(), op, ": all tensors must be on one CUDA device, got one on the CPU");
-  return t.get_device_index();
-}
-
 inline Launch::Launch(const char* op, const Tensor& t)
-    : op_(op), guard_(checked_device(op, t)), facts_(&device_facts(t.get_device_index())) {
+    : op_(op), guard_(t.get_device_index()), facts_(&device_facts(t.get_device_index())) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
   stream_ = static_cast<cudaStream_t>(stream);

@@ -22,6 +22,7 @@
 
 #include <algorithm>
 
+#include "args/linear.h"
 #include "cuda/decoder.h"
 
 namespace higgs_native::cuda {
@@ -664,20 +665,15 @@ void pack_linear_cuda(const Tensor& packed, const Tensor& weight, int64_t first_
 void rms_norm_linear_cuda(
     const Tensor& out, const Tensor& x, const Tensor& norm_weight, double eps, const Tensor& weight,
     const OptionalTensor& scales) {
-  const char* op = "rms_norm_linear";
-  check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize});
-  const int64_t rows = x.size(0), k = x.size(1);
-  check_weight(op, "norm_weight", norm_weight, {k});
-  check_tensor(op, "out", out, ScalarType::Float, {rows, kAnySize});
-  for (const Tensor* t : {&x, &norm_weight, &weight}) check_same_device(op, "an argument", *t, "out", out);
-  Product p;
-  p.weight = packed_weight(op, "weight", weight, scales, out.size(1), k);
-  p.x = x.const_data_ptr<float>();
-  p.rows = static_cast<int>(rows);
+  const RmsNormLinear args = check_rms_norm_linear(out, x, norm_weight, weight, scales);
   if (out.numel() == 0) return;
-  p.norm = row_norm(norm_weight, norm_weight, rows, eps);
-  p.out = out.mutable_data_ptr<float>();
-  product(Launch(op, out), p, out);
+  Product p;
+  p.weight = args.weight;
+  p.x = args.x;
+  p.rows = static_cast<int>(args.rows);
+  p.norm = row_norm(norm_weight, norm_weight, args.rows, eps);
+  p.out = args.out;
+  product(Launch("rms_norm_linear", out), p, out);
 }
 
 }  // namespace
@@ -685,7 +681,8 @@ void rms_norm_linear_cuda(
 void product(const Launch& launch, const Product& given, const Tensor& like) {
   STD_TORCH_CHECK(
       is_aligned(given.weight.data) && is_aligned(given.weight.scales), launch.op(),
-      ": on CUDA a packed weight and its scales must begin at a multiple of 16 bytes");
+      ": a packed weight and its scales must begin at multiples of 16 bytes on CUDA, got ", given.weight.data, " and ",
+      given.weight.scales);
   Product p = given;
   p.vectors =
       p.weight.k % 4 == 0 && is_aligned(p.x) && is_aligned(p.norm.text_weight) && is_aligned(p.norm.audio_weight);
@@ -721,23 +718,15 @@ void product(const Launch& launch, const Product& given, const Tensor& like) {
 void linear_cuda(
     const Tensor& out, const Tensor& x, const Tensor& weight, const OptionalTensor& scales,
     const OptionalTensor& residual) {
-  const char* op = "linear";
-  check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize});
-  const int64_t rows = x.size(0);
-  check_tensor(op, "out", out, ScalarType::Float, {rows, kAnySize});
-  for (const Tensor* t : {&x, &weight}) check_same_device(op, "an argument", *t, "out", out);
-  Product p;
-  p.weight = packed_weight(op, "weight", weight, scales, out.size(1), x.size(1));
-  p.x = x.const_data_ptr<float>();
-  p.rows = static_cast<int>(rows);
-  if (residual) {
-    check_tensor(op, "residual", *residual, ScalarType::Float, {rows, out.size(1)});
-    check_same_device(op, "residual", *residual, "out", out);
-    p.residual = residual->const_data_ptr<float>();
-  }
+  const Linear args = check_linear(out, x, weight, scales, residual);
   if (out.numel() == 0) return;
-  p.out = out.mutable_data_ptr<float>();
-  product(Launch(op, out), p, out);
+  Product p;
+  p.weight = args.weight;
+  p.x = args.x;
+  p.rows = static_cast<int>(args.rows);
+  p.residual = args.residual;
+  p.out = args.out;
+  product(Launch("linear", out), p, out);
 }
 
 }  // namespace higgs_native::cuda

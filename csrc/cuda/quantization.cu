@@ -45,7 +45,7 @@ struct Group {
     for (int i = lane; i < count; i += kWarp) {
       if (float_as_bits(fabsf(to_float(x[i]))) == largest) first = min(first, static_cast<uint32_t>(i));
     }
-    const float whole = range.whole_scale(to_float(x[__reduce_min_sync(kAllLanes, first)]));
+    const float whole = range.unclipped_scale(to_float(x[__reduce_min_sync(kAllLanes, first)]));
     float best = range.stored(whole);
     if (best == 0) return 1;
     if (!clip) return best;

@@ -215,7 +215,7 @@ __device__ bool is_good(const Sampling& sampling) { return sampling.has_temperat
 __device__ bool is_good_slot(const SampleAudioFrame& args, int32_t i) {
   if (i < 0 || i >= args.num_slots) return false;
   const int32_t* fields = args.slot(i).state;
-  return (fields[kRule] == kBosonRule || fields[kRule] == kTransformersRule) && fields[kHistoryCount] >= 0 &&
+  return (fields[kConvention] == kBoson || fields[kConvention] == kTransformers) && fields[kHistoryCount] >= 0 &&
          is_good(args.sampling[i]) && args.ras_win_len[i] <= args.ring_length;
 }
 

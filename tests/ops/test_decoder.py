@@ -86,7 +86,7 @@ def test_opcheck():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"skips_audio": [0]}, "1 layers need as many key and value caches, and 16 weights, got 2, 2 and 32"),
+        ({"skips_audio": [0]}, "key_caches must have 1 tensors for 1 layers of skips_audio, got 2"),
         ({"num_text_rows": 6}, "num_text_rows must be between 0 and 5, got 6"),
         ({"slots": int32(0, 1)}, r"slots must have shape \[5\], got \[2\]"),
         ({"attended": torch.empty(5, 3)}, r"attended must have shape \[5, 32\], got \[5, 3\]"),

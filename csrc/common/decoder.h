@@ -1,0 +1,46 @@
+// All decoder layers in one call: a frame crosses from Python once, not four times per layer.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <cmath>
+
+#include "args/decoder.h"
+#include "args/packed_weight.h"
+
+namespace higgs_native {
+
+// `operators` has the four operators of a layer for one backend: qkv_rope_cache, attention, linear and dual_ffn.
+template <typename Operators>
+void run_decoder_layers(
+    const Operators& operators, const DecoderLayers& args, const Tensor& x, const Tensor& query, const Tensor& attended,
+    const std::vector<Tensor>& key_caches, const std::vector<Tensor>& value_caches, const std::vector<Tensor>& weights,
+    const std::vector<int64_t>& skips_audio, double eps, const Tensor& rope_table, const Tensor& slots,
+    const Tensor& positions, const Tensor& text_positions, int64_t num_text_rows) {
+  // narrow takes its tensor by a reference that is not const.
+  auto first = [](Tensor t, int64_t n) { return n == t.size(0) ? t : torch::stable::narrow(t, 0, 0, n); };
+  for (size_t layer = 0; layer < args.layers; ++layer) {
+    const int64_t rows = skips_audio[layer] ? num_text_rows : args.rows;
+    if (rows == 0) continue;
+    const Tensor* w = &weights[layer * kLayerWeights];
+    auto scales = [&](int matrix) {
+      return w[matrix + 1].numel() == 0 ? OptionalTensor() : OptionalTensor(w[matrix + 1]);
+    };
+    const Tensor states = first(x, rows), queries = first(query, rows), values = first(attended, rows);
+    const Tensor row_slots = first(slots, rows);
+    const Tensor& cache_positions = skips_audio[layer] ? text_positions : positions;
+    const Tensor &keys = key_caches[layer], &cached_values = value_caches[layer];
+    operators.qkv_rope_cache(
+        queries, keys, cached_values, states, w[kTextInputNorm], w[kAudioInputNorm], eps, w[kQkv], scales(kQkv),
+        rope_table, row_slots, first(positions, rows), cache_positions, num_text_rows);
+    operators.attention(
+        values, queries, keys, cached_values, row_slots, cache_positions,
+        1 / std::sqrt(static_cast<double>(keys.size(3))));
+    operators.linear(states, values, w[kO], scales(kO), states);
+    operators.dual_ffn(
+        states, states, w[kTextNorm], w[kTextGateUp], scales(kTextGateUp), w[kTextDown], scales(kTextDown),
+        w[kAudioNorm], w[kAudioGateUp], scales(kAudioGateUp), w[kAudioDown], scales(kAudioDown), eps, num_text_rows);
+  }
+}
+
+}  // namespace higgs_native
