@@ -1,7 +1,9 @@
-// The schema of every operator, a family a block. Each is implemented under the same name and arguments for the CPU
-// (csrc/cpu/<family>.cpp) and for CUDA (csrc/cuda/<family>.cu). Shapes and meaning: higgs_native/ops/<family>.py.
+// The schema of every operator, one block per family. Each is implemented under the same name and arguments for the CPU
+// (csrc/cpu/<family>.cpp) and for CUDA (csrc/cuda/<family>.cu); csrc/args/<family>.h checks its arguments. Shapes and
+// meaning: higgs_native/ops/<family>.py.
 //
-// Operators write into tensors that the caller owns (marked `!`) and return nothing. Some take scratch memory on CUDA.
+// Operators write into tensors that the caller owns (marked `!`) and return nothing. Some allocate scratch memory on
+// CUDA.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(higgs_native, m) {

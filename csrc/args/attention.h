@@ -15,7 +15,7 @@ struct CacheShape {
 inline CacheShape check_caches(const char* op, const Tensor& key_cache, const Tensor& value_cache) {
   check_weight(op, "key_cache", key_cache, {kAnySize, kAnySize, kAnySize, kAnySize});
   const CacheShape c = {key_cache.size(0), key_cache.size(1), key_cache.size(2), key_cache.size(3)};
-  STD_TORCH_CHECK(c.heads > 0, op, ": key_cache must have at least one KV head, got ", shape_text(key_cache));
+  HIGGS_CHECK(c.heads > 0, op, ": key_cache must have at least one KV head, got ", shape_text(key_cache));
   check_tensor(op, "value_cache", value_cache, key_cache.scalar_type(), {c.slots, c.heads, c.length, c.head_dim});
   return c;
 }
@@ -49,11 +49,11 @@ inline QkvRopeCache check_qkv_rope_cache(
   const int64_t rows = x.size(0), hidden = x.size(1);
   const CacheShape cache = check_caches(op, key_cache, value_cache);
   const int64_t head_dim = cache.head_dim;
-  STD_TORCH_CHECK(head_dim % 2 == 0, op, ": key_cache must have an even head_dim, got ", head_dim);
+  HIGGS_CHECK(head_dim % 2 == 0, op, ": key_cache must have an even head_dim, got ", head_dim);
   const int64_t kv_width = cache.heads * head_dim;
   check_tensor(op, "query", query, ScalarType::Float, {rows, kAnySize});
   const int64_t query_heads = query.size(1) / std::max<int64_t>(head_dim, 1);
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(
       query_heads > 0 && query.size(1) == query_heads * head_dim && query_heads % cache.heads == 0, op,
       ": query must have a multiple of ", kv_width, " columns (", cache.heads, " KV heads of dimension ", head_dim,
       "), got ", query.size(1));
@@ -90,7 +90,7 @@ inline Attention check_attention(
   const int64_t kv_width = cache.heads * cache.head_dim;
   check_tensor(op, "query", query, ScalarType::Float, {kAnySize, kAnySize});
   const int64_t rows = query.size(0), group = query.size(1) / std::max<int64_t>(kv_width, 1);
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(
       group > 0 && query.size(1) == group * kv_width, op, ": query must have a multiple of ", kv_width, " columns (",
       cache.heads, " KV heads of dimension ", cache.head_dim, "), got ", query.size(1));
   check_tensor(op, "out", out, ScalarType::Float, {rows, query.size(1)});

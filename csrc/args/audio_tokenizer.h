@@ -81,8 +81,8 @@ inline int64_t check_columns(
     const char* op, const Tensor& out, int64_t batch, int64_t channels, int64_t time, int64_t first) {
   check_tensor(op, "out", out, ScalarType::Float, {batch, channels, kAnySize});
   const int64_t columns = out.size(2);
-  STD_TORCH_CHECK(columns <= time, op, ": out must have at most ", time, " columns, got ", columns);
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(columns <= time, op, ": out must have at most ", time, " columns, got ", columns);
+  HIGGS_CHECK(
       first >= 0 && first <= time - columns, op, ": first must be 0 to ", time - columns, " for ", columns, " of ",
       time, " columns, got ", first);
   return columns;
@@ -108,7 +108,7 @@ inline Conv1d check_conv1d(
   check_tensor(op, "weight", weight, ScalarType::Float, {kAnySize, in_channels, kAnySize});
   const int64_t out_channels = weight.size(0), taps = weight.size(2);
   check_tensor(op, "bias", bias, ScalarType::Float, {out_channels});
-  STD_TORCH_CHECK(taps % 2 == 1, op, ": weight must have an odd number of taps, got ", taps);
+  HIGGS_CHECK(taps % 2 == 1, op, ": weight must have an odd number of taps, got ", taps);
   const int64_t columns = check_columns(op, out, batch, out_channels, time, first);
   return {
       out.mutable_data_ptr<float>(),
@@ -147,9 +147,9 @@ inline ResidualUnit check_residual_unit(
   check_tensor(op, "alpha2", alpha2, ScalarType::Float, {channels});
   check_tensor(op, "bias2", bias2, ScalarType::Float, {channels});
   const int64_t columns = check_columns(op, out, batch, channels, time, first);
-  STD_TORCH_CHECK(taps % 2 == 1, op, ": weight1 must have an odd number of taps, got ", taps);
+  HIGGS_CHECK(taps % 2 == 1, op, ": weight1 must have an odd number of taps, got ", taps);
   const int64_t max_dilation = taps > 1 ? kMaxReach / (taps - 1) : kMaxReach;
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(
       dilation >= 1 && dilation <= max_dilation, op, ": dilation must be 1 to ", max_dilation, " for ", taps,
       " taps, got ", dilation);
   const ResidualUnit args = {
@@ -168,7 +168,7 @@ inline ResidualUnit check_residual_unit(
       dilation,
       columns,
       first};
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(
       args.is_empty() || args.x != args.out, op,
       ": out must be a tensor other than x, whose columns neighboring tiles "
       "read, got x");
@@ -185,7 +185,7 @@ inline SnakeConvTranspose1d check_snake_conv_transpose1d(
   const int64_t out_channels = weight.size(0), stride = weight.size(1);
   check_tensor(op, "alpha", alpha, ScalarType::Float, {in_channels});
   check_tensor(op, "bias", bias, ScalarType::Float, {out_channels});
-  STD_TORCH_CHECK(stride >= 2, op, ": weight must have at least 2 phases, got ", stride);
+  HIGGS_CHECK(stride >= 2, op, ": weight must have at least 2 phases, got ", stride);
   const int64_t columns = check_columns(op, out, batch, out_channels, time * stride, first);
   return {
       out.mutable_data_ptr<float>(),
@@ -223,7 +223,7 @@ inline RvqEncode check_rvq_encode(
   check_tensor(op, "out_weight", out_weight, ScalarType::Float, {levels, width, dim});
   check_tensor(op, "out_bias", out_bias, ScalarType::Float, {levels, width});
   check_tensor(op, "codes", codes, ScalarType::Int, {levels, frames});
-  STD_TORCH_CHECK(entries > 0, op, ": codebooks must have at least one entry, got ", shape_text(codebooks));
+  HIGGS_CHECK(entries > 0, op, ": codebooks must have at least one entry, got ", shape_text(codebooks));
   return {
       codes.mutable_data_ptr<int32_t>(),
       embeddings.const_data_ptr<float>(),

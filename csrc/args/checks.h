@@ -4,12 +4,12 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 
 #include "common/numbers.h"
@@ -24,7 +24,21 @@ inline constexpr int64_t kAnySize = -1;
 // No dimension is larger, so that sums and products of two sizes fit int64, and one size fits the kernels' int.
 inline constexpr int64_t kMaxSize = INT32_MAX;
 
-// ---- What errors say of a tensor
+// ---- Errors
+
+// Raises RuntimeError with the parts as one text. (STD_TORCH_CHECK would put a source line before it.)
+template <typename... Parts>
+[[noreturn, gnu::cold, gnu::noinline]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+#define HIGGS_CHECK(condition, ...)      \
+  do {                                   \
+    if (!(condition)) [[unlikely]]       \
+      ::higgs_native::fail(__VA_ARGS__); \
+  } while (false)
 
 inline const char* dtype_name(ScalarType dtype) {
   switch (dtype) {
@@ -102,7 +116,7 @@ inline void check_devices(const char* op, std::initializer_list<NamedTensor> ten
     if (!expected && t.tensor && is_on_backend(*t.tensor)) expected = t.tensor;
   }
   for (const NamedTensor& t : tensors) {
-    STD_TORCH_CHECK(
+    HIGGS_CHECK(
         !t.tensor || (expected && is_on_device_of(*t.tensor, *expected)), op, ": ", t.name, " must be on ",
         expected ? device_text(*expected) : kBackend, ", got ", device_text(*t.tensor));
   }
@@ -110,7 +124,7 @@ inline void check_devices(const char* op, std::initializer_list<NamedTensor> ten
 
 // Element `index` of a list must be on the device of `expected`.
 inline void check_device(const char* op, const char* list, size_t index, const Tensor& t, const Tensor& expected) {
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(
       is_on_device_of(t, expected), op, ": ", list, "[", index, "] must be on ", device_text(expected), ", got ",
       device_text(t));
 }
@@ -120,7 +134,7 @@ inline void check_device(const char* op, const char* list, size_t index, const T
 // The tensor must be contiguous and have this dtype and shape (kAnySize: any size).
 inline void check_tensor(
     const char* op, const char* name, const Tensor& t, ScalarType dtype, std::initializer_list<int64_t> shape) {
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(
       t.scalar_type() == dtype, op, ": ", name, " must be ", dtype_name(dtype), ", got ", dtype_name(t.scalar_type()));
   bool fits = t.dim() == static_cast<int64_t>(shape.size()), is_small = true;
   if (fits) {
@@ -131,15 +145,15 @@ inline void check_tensor(
       is_small &= size <= kMaxSize;
     }
   }
-  STD_TORCH_CHECK(fits, op, ": ", name, " must have shape ", shape_text(shape), ", got ", shape_text(t));
-  STD_TORCH_CHECK(is_small, op, ": ", name, " must have sizes of at most ", kMaxSize, ", got ", shape_text(t));
-  STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " must be contiguous, got another layout");
+  HIGGS_CHECK(fits, op, ": ", name, " must have shape ", shape_text(shape), ", got ", shape_text(t));
+  HIGGS_CHECK(is_small, op, ": ", name, " must have sizes of at most ", kMaxSize, ", got ", shape_text(t));
+  HIGGS_CHECK(t.is_contiguous(), op, ": ", name, " must be contiguous, got another layout");
 }
 
 // A weight: float32, bfloat16 or float16.
 inline void check_weight(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> shape) {
   const ScalarType dtype = t.scalar_type();
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(
       dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half, op, ": ", name,
       " must be float32, bfloat16 or float16, got ", dtype_name(dtype));
   check_tensor(op, name, t, dtype, shape);
@@ -167,12 +181,12 @@ void with_weight_type(const Tensor& weight, const F& f) {
 // ---- Numbers
 
 inline int32_t check_code_id(const char* op, const char* name, int64_t id) {
-  STD_TORCH_CHECK(id >= 0 && id <= INT32_MAX, op, ": ", name, " must be 0 to ", INT32_MAX, ", got ", id);
+  HIGGS_CHECK(id >= 0 && id <= INT32_MAX, op, ": ", name, " must be 0 to ", INT32_MAX, ", got ", id);
   return static_cast<int32_t>(id);
 }
 
 inline void check_text_rows(const char* op, int64_t num_text_rows, int64_t rows) {
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(
       num_text_rows >= 0 && num_text_rows <= rows, op, ": num_text_rows must be between 0 and ", rows, ", got ",
       num_text_rows);
 }

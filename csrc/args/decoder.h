@@ -50,7 +50,7 @@ inline DecoderLayers check_decoder_layers(
   check_text_rows(op, num_text_rows, rows);
   const size_t layers = skips_audio.size();
   auto check_count = [&](const char* list, const std::vector<Tensor>& tensors, size_t of_layer) {
-    STD_TORCH_CHECK(
+    HIGGS_CHECK(
         tensors.size() == layers * of_layer, op, ": ", list, " must have ", layers * of_layer, " tensors for ", layers,
         " layers of skips_audio, got ", tensors.size());
   };
@@ -61,7 +61,7 @@ inline DecoderLayers check_decoder_layers(
     const Tensor& keys = key_caches[layer];
     check_device(op, "key_caches", layer, keys, x);
     check_device(op, "value_caches", layer, value_caches[layer], x);
-    STD_TORCH_CHECK(keys.dim() == 4, op, ": key_caches[", layer, "] must have 4 dimensions, got ", shape_text(keys));
+    HIGGS_CHECK(keys.dim() == 4, op, ": key_caches[", layer, "] must have 4 dimensions, got ", shape_text(keys));
     for (size_t i = layer * kLayerWeights; i < (layer + 1) * kLayerWeights; ++i) {
       if (weights[i].numel() > 0) check_device(op, "weights", i, weights[i], x);
     }

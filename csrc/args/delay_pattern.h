@@ -29,7 +29,7 @@ inline DelayPatternRevert check_delay_pattern_revert(const Tensor& out, const Te
   check_devices(op, {{"out", out}, {"delayed", delayed}});
   check_tensor(op, "delayed", delayed, ScalarType::Int, {kAnySize, kAnySize});
   const int64_t num_codebooks = delayed.size(0), num_columns = delayed.size(1);
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(
       num_columns >= num_codebooks, op, ": delayed must have at least ", num_codebooks,
       " columns, one per codebook, got ", num_columns);
   check_tensor(op, "out", out, ScalarType::Int, {num_codebooks, num_columns - num_codebooks + 1});

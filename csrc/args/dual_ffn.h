@@ -24,14 +24,14 @@ inline FeedForward check_feed_forward(
   const std::string norm_name = kind + "_norm", gate_up_name = kind + "_gate_up", down_name = kind + "_down";
   check_weight(op, norm_name.c_str(), norm, {hidden});
   for (const auto& [name, packed] : {std::pair{&gate_up_name, &gate_up}, std::pair{&down_name, &down}}) {
-    STD_TORCH_CHECK(
+    HIGGS_CHECK(
         packed->dim() == 4 && packed->size(0) <= kMaxSize && packed->size(1) <= kMaxSize, op, ": ", *name,
         " must have 4 dimensions of at most ", kMaxSize, ", got ", shape_text(*packed));
   }
   // The number of intermediate columns is not stored: both weights round it up, `down` by less.
   const int64_t rows = gate_up.size(0) * kHalfPanel;
   const int64_t intermediate = std::min(rows, packed_columns(op, down_name.c_str(), down));
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(
       rows - intermediate < kHalfPanel, op, ": ", down_name, " must have ", rows - kHalfPanel + 1, " to ", rows,
       " columns, the rows of ", gate_up_name, "'s gate, got ", intermediate);
   const std::string gate_up_scales_name = gate_up_name + "_scales", down_scales_name = down_name + "_scales";

@@ -33,9 +33,9 @@ inline Embed check_embed(
   check_tensor(op, "codes", codes, ScalarType::Int, {kAnySize, kAnySize});
   const int64_t num_text = token_ids.size(0), num_audio = codes.size(0), num_codebooks = codes.size(1);
   check_tensor(op, "out", out, ScalarType::Float, {num_text + num_audio, hidden});
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(
       num_audio == 0 || num_codebooks > 0, op, ": codes must have at least one codebook, got ", shape_text(codes));
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(
       num_audio == 0 || audio_table.size(0) % num_codebooks == 0, op, ": audio_table must have a multiple of ",
       num_codebooks, " rows, the codebooks of codes, got ", audio_table.size(0));
   return {

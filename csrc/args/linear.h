@@ -63,8 +63,8 @@ inline PackLinear check_pack_linear(const Tensor& packed, const Tensor& weight, 
   const ScalarType dtype = is_integer(format) ? ScalarType::Char : packed.scalar_type();
   check_tensor(op, "weight", weight, dtype, {kAnySize, kAnySize});
   const int64_t n = weight.size(0), k = weight.size(1), units = count_units(format, k);
-  STD_TORCH_CHECK(lanes >= 1 && lanes <= kPanel, op, ": lanes must be 1 to ", kPanel, ", got ", lanes);
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(lanes >= 1 && lanes <= kPanel, op, ": lanes must be 1 to ", kPanel, ", got ", lanes);
+  HIGGS_CHECK(
       first_lane >= 0 && first_lane <= kPanel - lanes, op, ": first_lane must be 0 to ", kPanel - lanes, ", got ",
       first_lane);
   const int64_t panels = (n + lanes - 1) / lanes;

@@ -23,7 +23,7 @@ inline WeightFormat weight_format(const char* op, const char* name, const Tensor
     case ScalarType::Char: return WeightFormat::int8;
     case ScalarType::Byte: return WeightFormat::int4;
     default:
-      STD_TORCH_CHECK(
+      HIGGS_CHECK(
           false, op, ": ", name, " must be float32, bfloat16, float16, float8_e4m3fn, int8 or uint8 (4 bits), got ",
           dtype_name(weight.scalar_type()));
   }
@@ -41,7 +41,7 @@ inline PackedWeight check_packed_weight(
   const WeightFormat format = weight_format(op, name, weight);
   const int64_t units = count_units(format, k), panels = (n + kPanel - 1) / kPanel;
   check_tensor(op, name, weight, weight.scalar_type(), {panels, units, kPanel, word_elements(format)});
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(
       scales.has_value() == has_scales(format), op, ": ", scales_name, " must be ",
       has_scales(format) ? "a tensor" : "None", " for ", name, " of dtype ", dtype_name(weight.scalar_type()), ", got ",
       scales ? "a tensor" : "None");

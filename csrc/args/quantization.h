@@ -23,7 +23,7 @@ inline QuantizeLinear check_quantize_linear(
     const Tensor& integers, const Tensor& scales, const Tensor& weight, int64_t bits, bool clip) {
   const char* op = "quantize_linear";
   check_devices(op, {{"integers", integers}, {"scales", scales}, {"weight", weight}});
-  STD_TORCH_CHECK(bits == 8 || bits == 4, op, ": bits must be 8 or 4, got ", bits);
+  HIGGS_CHECK(bits == 8 || bits == 4, op, ": bits must be 8 or 4, got ", bits);
   check_weight(op, "weight", weight, {kAnySize, kAnySize});
   const int64_t n = weight.size(0), k = weight.size(1);
   check_tensor(op, "integers", integers, ScalarType::Char, {n, k});

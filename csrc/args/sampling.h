@@ -83,7 +83,7 @@ struct ProcessLogits {
 };
 
 inline void check_vocabulary(const char* op, int64_t vocabulary) {
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(
       vocabulary >= 1 && vocabulary <= kMaxVocabulary, op, ": logits must have 1 to ", kMaxVocabulary, " columns, got ",
       vocabulary);
 }
@@ -118,7 +118,7 @@ inline SampleAudioFrame check_sample_audio_frame(
            {"seed", seed}});
   check_tensor(op, "logits", logits, ScalarType::Float, {kAnySize, kAnySize, kAnySize});
   const int64_t num_rows = logits.size(0), num_codebooks = logits.size(1), vocabulary = logits.size(2);
-  STD_TORCH_CHECK(num_codebooks >= 1, op, ": logits must have at least one codebook, got ", shape_text(logits));
+  HIGGS_CHECK(num_codebooks >= 1, op, ": logits must have at least one codebook, got ", shape_text(logits));
   check_vocabulary(op, vocabulary);
   check_tensor(op, "codes", codes, ScalarType::Int, {num_rows, num_codebooks});
   check_tensor(op, "active", active, ScalarType::Int, {num_rows});
@@ -128,15 +128,15 @@ inline SampleAudioFrame check_sample_audio_frame(
   const int64_t num_slots = state.size(0);
   check_tensor(op, "history", history, ScalarType::Int, {num_slots, kAnySize, num_codebooks});
   const int64_t ring_length = history.size(1);
-  STD_TORCH_CHECK(ring_length >= 1, op, ": history must hold at least one frame, got ", shape_text(history));
+  HIGGS_CHECK(ring_length >= 1, op, ": history must hold at least one frame, got ", shape_text(history));
   const SamplingTable sampling = check_sampling_table(op, temperature, top_k, top_p, num_slots);
   check_tensor(op, "ras_win_len", ras_win_len, ScalarType::Int, {num_slots});
   check_tensor(op, "ras_win_max_num_repeat", ras_win_max_num_repeat, ScalarType::Int, {num_slots});
   check_tensor(op, "seed", seed, ScalarType::Long, {num_slots});
   for (auto [name, id] : {std::pair{"bos_id", bos_id}, std::pair{"eos_id", eos_id}}) {
-    STD_TORCH_CHECK(id >= 0 && id < vocabulary, op, ": ", name, " must be 0 to ", vocabulary - 1, ", got ", id);
+    HIGGS_CHECK(id >= 0 && id < vocabulary, op, ": ", name, " must be 0 to ", vocabulary - 1, ", got ", id);
   }
-  STD_TORCH_CHECK(bos_id != eos_id, op, ": eos_id must differ from bos_id, got ", eos_id, " for both");
+  HIGGS_CHECK(bos_id != eos_id, op, ": eos_id must differ from bos_id, got ", eos_id, " for both");
   return {
       codes.mutable_data_ptr<int32_t>(),
       active.mutable_data_ptr<int32_t>(),

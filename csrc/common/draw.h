@@ -1,9 +1,9 @@
 // Random numbers and the weights of a draw.
 //
-// A draw is exact and independent of the order of its sums, so every backend draws the same code from the same logits. A
-// token's weight is a 64-bit integer, made from its score by operations that round alike everywhere. Weights are summed as
-// integers. The token drawn is the first one whose cumulative weight exceeds random * total / 2^64.
-// Compile without contraction: each operation must round separately.
+// A draw is exact and independent of the order of its sums, so every backend draws the same code from the same logits.
+// A token's weight is a 64-bit integer, made from its score by operations that round alike everywhere. Weights are
+// summed as integers. The token drawn is the first one whose cumulative weight exceeds random * total / 2^64. Compile
+// without contraction: each operation must round separately.
 #pragma once
 
 #include <cmath>

@@ -7,10 +7,10 @@
 
 namespace higgs_native::cpu {
 
-// Columns of a tile are a multiple of this: a whole number of vectors of every instruction set.
+// A tile has a multiple of this many columns: whole vectors of every instruction set.
 inline constexpr int64_t kColumns = 16;
 
-// out[row][t] += sum over c, k of weight[row][c][k] * x[c][t + k * dilation], for every t below `columns`.
+// out[row][t] += sum over c, k of weight[row][c][k] * x[c][t + k * dilation], for t < columns.
 struct ConvolutionTile {
   float* out;  // [rows, columns], rows `out_stride` apart
   int64_t out_stride;

@@ -1,4 +1,4 @@
-// The decoder layers, from the CPU's operators.
+// All decoder layers, from the CPU's operators.
 #include "common/decoder.h"
 
 #include <torch/csrc/stable/library.h>

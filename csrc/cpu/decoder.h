@@ -1,4 +1,4 @@
-// The operators that a decoder layer consists of, as functions. Each is registered under its name without `_cpu`.
+// The operators of a decoder layer, as functions. Each is registered under its name without `_cpu`.
 #pragma once
 
 #include "args/packed_weight.h"

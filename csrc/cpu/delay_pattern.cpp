@@ -1,4 +1,4 @@
-// The delay pattern, built and reverted: a few thousand integers that move once.
+// Builds and reverts the delay pattern: a few thousand integers, each moved once.
 #include "args/delay_pattern.h"
 
 #include <torch/csrc/stable/library.h>

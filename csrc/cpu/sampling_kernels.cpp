@@ -1,5 +1,4 @@
-// Plain loops that the compiler turns into vectors of each instruction set. Compiled without contraction: see
-// common/draw.h.
+// Plain loops, which the compiler vectorizes for each instruction set. Compiled without contraction: see common/draw.h.
 #include "cpu/sampling_kernels.h"
 
 #include "common/draw.h"

@@ -73,5 +73,4 @@ def test_a_tensor_on_a_wrong_device_is_named(name, device):
                 call(*changed)
             here = "cuda:0" if device == "cuda" else "cpu"
             # torch adds a traceback of its own code behind the first line.
-            first_line = str(error.value).splitlines()[0]
-            assert first_line.endswith(f"{name}: {argument} must be on {here}, got {wrong}")
+            assert str(error.value).splitlines()[0] == f"{name}: {argument} must be on {here}, got {wrong}"
