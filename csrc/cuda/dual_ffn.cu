@@ -1,9 +1,9 @@
 // out = x + down(silu(gate(z)) * up(z)), z = rms_norm(x), for text rows and audio rows, each with its own weights: two
-// products (linear.cu) for each segment that holds rows.
+// products (linear.cu) for each segment that has rows.
 //
-// Rows are sorted: text rows, then audio rows. A panel of gate_up holds kHalfPanel rows of the gate and the kHalfPanel rows
-// of the up projection that belong to them, so that the block that sums them multiplies the two.
-// Bytes moved: the weights of the segments that hold rows, once.
+// Rows are sorted: text rows, then audio rows. A panel of gate_up holds kHalfPanel rows of the gate and the same rows
+// of the up projection, so that the block that sums them multiplies the two.
+// Bytes moved: the weights of each segment that has rows, once.
 #include "args/dual_ffn.h"
 
 #include <torch/csrc/stable/library.h>
@@ -22,22 +22,22 @@ void run_segment(
     const FeedForward& weights) {
   const int64_t rows = end - begin, hidden = x.size(1), intermediate = weights.down.k;
   const Tensor activated = torch::stable::new_empty(x, {rows, intermediate}, ScalarType::Float);
-  Product gate_up;
+  Gemm gate_up;
   gate_up.weight = weights.gate_up;
   gate_up.x = x.const_data_ptr<float>() + begin * hidden;
   gate_up.rows = static_cast<int>(rows);
   gate_up.norm = row_norm(weights.norm, weights.norm, rows, eps);
-  gate_up.following = Following::silu;
+  gate_up.epilogue = Epilogue::kSiluMul;
   gate_up.out = activated.mutable_data_ptr<float>();
   gate_up.n_out = static_cast<int>(intermediate);
-  product(launch, gate_up, x);
-  Product down;
+  gemm(launch, gate_up, x);
+  Gemm down;
   down.weight = weights.down;
   down.x = gate_up.out;
   down.rows = gate_up.rows;
   down.out = out.mutable_data_ptr<float>() + begin * hidden;
   down.residual = gate_up.x;
-  product(launch, down, x);
+  gemm(launch, down, x);
 }
 
 }  // namespace

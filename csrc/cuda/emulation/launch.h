@@ -1,0 +1,32 @@
+// cuda/launch.h on the CPU: an operator's launches run at once, on the calling thread.
+#pragma once
+
+#include <functional>
+
+#include "args/checks.h"
+#include "cuda/device.h"
+
+#define HIGGS_NATIVE_CUDA_KEY CPU
+
+namespace higgs_native::cuda {
+
+class Launch {
+ public:
+  Launch(const char* op, const Tensor&) : op_(op) {}
+
+  template <typename... Parameters, typename... Arguments>
+  void operator()(
+      void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, const Arguments&... arguments) const {
+    // By reference, so that the arguments stay on the host's stack, which no kernel has written to.
+    const auto call = [&] { kernel(arguments...); };
+    emulation::run(op_, grid, dim3(threads), shared_bytes, std::ref(call));
+  }
+
+  const char* op() const { return op_; }
+  int multiprocessors() const { return 2; }
+
+ private:
+  const char* op_;
+};
+
+}  // namespace higgs_native::cuda
