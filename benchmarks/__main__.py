@@ -1,80 +1,67 @@
-"""Run the whole suite: read bandwidth, products, codec, frame, prompt and prefix, speech, Python's share.
+"""Run all benchmarks: read bandwidth, operators, frames, prompts, speech, and Python's share.
 
     python -m benchmarks --json report.json --plots plots
 
-Every comparison is interleaved in this process, and every figure has its median, its extremes and its spread. Shares
-are of the read bandwidth measured in turns with what is timed. Without --model a checkpoint of the real size's shapes,
-with random weights and --layers layers, is written to a temporary folder. --quick runs everything at toy size, to see
-that it runs: its figures mean nothing.
+The two sides of a comparison take turns in this process. Every figure has its median, extremes and spread. Shares are
+of the read bandwidth measured in the same turns. Without --model, a checkpoint with the published model's shapes,
+random weights and --layers layers is written to a temporary folder. --quick runs everything at toy size, to see that
+it runs: its figures mean nothing.
 """
 
 import argparse
 import dataclasses
 import importlib.util
-import sys
 import tempfile
 import time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 
-_FOLDER = Path(__file__).resolve().parent
-# An installed higgs_native is timed, not the sources beside this folder, which hold no compiled operators.
-sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != _FOLDER.parent]
-sys.path += [str(_FOLDER), str(_FOLDER / "ops"), str(_FOLDER.parent)]
-
-import bench_codec  # noqa: E402
-import bench_frame  # noqa: E402
-import bench_linear  # noqa: E402
-import bench_prefix  # noqa: E402
-import bench_python  # noqa: E402
-import bench_speech  # noqa: E402
-import bench_streaming  # noqa: E402
-import torch  # noqa: E402
-from measure import ReadBandwidth, summary, write_json  # noqa: E402
-
-from higgs_native import HiggsAudio, exit_on_bad_input  # noqa: E402
-from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig  # noqa: E402
-from higgs_native.model.checkpoint import resolve_folder  # noqa: E402
-from higgs_native.testing.random_checkpoint import (  # noqa: E402
-    DEMO_AUDIO_TOKENIZER_CONFIG,
-    REAL_SIZE_CONFIG,
-    write_language_model,
-)
+from benchmarks import bench_frame, bench_prefix, bench_python, bench_speech, bench_streaming
+from benchmarks.measure import ReadBandwidth, summary, write_json
+from benchmarks.ops import bench_audio_tokenizer, bench_linear
+from higgs_native import HiggsAudio, exit_on_bad_input
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, REAL_SIZE_CONFIG
+from higgs_native.testing.random_checkpoint import write_language_model
 
 
-SECTIONS = ("bandwidth", "products", "codec", "streaming", "frame", "prefix", "speech", "python")
+SECTIONS = ("bandwidth", "linear", "audio_tokenizer", "streaming", "frame", "prefix", "speech", "python")
 
 
 @exit_on_bad_input()
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="the checkpoint of the sections frame and prefix: a folder or a Hub name")
-    parser.add_argument("--layers", type=int, default=8, help="of the checkpoint that is written without --model")
+    parser.add_argument("--model", help="checkpoint of the sections frame and prefix: a folder or a Hub name")
+    parser.add_argument(
+        "--layers", type=int, default=8, help="layers of the checkpoint that is written without --model"
+    )
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--quick", action="store_true", help="everything at toy size")
-    parser.add_argument("--no-transformers", action="store_true", help="leave transformers' models out")
+    parser.add_argument("--quick", action="store_true", help="run everything at toy size")
+    parser.add_argument("--no-transformers", action="store_true", help="don't compare with transformers")
     parser.add_argument("--json", type=Path, help="write the report here")
-    parser.add_argument("--plots", type=Path, help="draw the frame section into this folder (needs matplotlib)")
+    parser.add_argument("--plots", type=Path, help="plot the frame section into this folder (needs matplotlib)")
     args = parser.parse_args()
     if args.plots and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plots needs matplotlib: pip install 'higgs-native[bench]'")
     compare = not args.no_transformers
     for package in ("transformers", "torchaudio") if compare else ():
         if importlib.util.find_spec(package) is None:
-            parser.error(f"{package} is not installed; install 'higgs-native[test]' or give --no-transformers")
+            parser.error(f"{package} is not installed: pip install 'higgs-native[test]', or give --no-transformers")
 
     temporary = tempfile.TemporaryDirectory()
-    # Written where a section asks for it, once.
+    # Written once, and only if a section needs it.
     checkpoint = cache(lambda: resolve_folder(args.model or write_checkpoint(temporary.name, args.layers, args.quick)))
     if args.model:
-        checkpoint()  # before the sections that don't need it
+        checkpoint()  # a wrong name fails before anything is measured
     report: dict[str, Any] = {"quick": args.quick}
     sections = {
         "bandwidth": lambda: run_bandwidth(args.quick),
-        "products": lambda: run_products(args.quick),
-        "codec": lambda: run_codec(args.quick, compare),
+        "linear": lambda: run_linear(args.quick),
+        "audio_tokenizer": lambda: run_audio_tokenizer(args.quick, compare),
         "streaming": lambda: run_streaming(args.quick),
         "frame": lambda: run_frame(checkpoint(), args.quick, compare),
         "prefix": lambda: run_prefix(checkpoint(), args.quick),
@@ -88,22 +75,22 @@ def main() -> None:
     if args.json:
         write_json(args.json, report)
     if args.plots and "frame" in report:
-        from plots import draw_frame
+        from benchmarks.tools.plots import draw_frame
 
         for path in draw_frame(report["frame"], args.plots):
             print(path)
 
 
 def run_bandwidth(quick: bool) -> dict[str, Any]:
-    """Read memory, far more than the caches hold."""
+    """Read bandwidth of memory, over more bytes than the caches hold."""
     bandwidth = ReadBandwidth((16 if quick else 1024) << 20)
     measured = summary([bandwidth.measure() for _ in range(3 if quick else 15)], digits=1)
     print(f"{measured['median']} GB/s read with {torch.get_num_threads()} threads")
     return {"read_gb_per_s": measured}
 
 
-def run_products(quick: bool) -> dict[str, Any]:
-    """Products with a weight of the real size, beside torch's."""
+def run_linear(quick: bool) -> dict[str, Any]:
+    """The packed linear operator with a weight of the published size, beside torch's."""
     n, k, repeats = (96, 64, 2) if quick else (8192, 3072, 15)
     bandwidth = ReadBandwidth((8 if quick else 256) << 20)
     runs = [
@@ -114,11 +101,11 @@ def run_products(quick: bool) -> dict[str, Any]:
     return {"shape": [n, k], "runs": runs}
 
 
-def run_codec(quick: bool, compare: bool) -> dict[str, Any]:
-    """The audio tokenizer's networks, beside torch's operators and transformers' model."""
+def run_audio_tokenizer(quick: bool, compare: bool) -> dict[str, Any]:
+    """The audio tokenizer and its operators, beside transformers' model and torch's operators."""
     repeats = 2 if quick else 15
     with tempfile.TemporaryDirectory() as folder:
-        return bench_codec.run(
+        return bench_audio_tokenizer.run(
             Path(folder),
             DEMO_AUDIO_TOKENIZER_CONFIG if quick else HiggsAudioTokenizerConfig(),
             [5] if quick else [5, 25, 100],
@@ -130,13 +117,13 @@ def run_codec(quick: bool, compare: bool) -> dict[str, Any]:
 
 
 def run_streaming(quick: bool) -> dict[str, Any]:
-    """The audio tokenizer's decoder in pieces, and with less lookahead."""
+    """The streaming decoder by chunk size and by lookahead."""
     config = DEMO_AUDIO_TOKENIZER_CONFIG if quick else HiggsAudioTokenizerConfig()
     return bench_streaming.run(config, 12 if quick else 100, [5] if quick else [1, 5, 10, 25, 100], 1 if quick else 5)
 
 
 def write_checkpoint(folder: str, layers: int, quick: bool) -> str:
-    """Write a language model of the real size's shapes and so many layers, with random weights; return its folder."""
+    """Write a language model with random weights and `layers` layers of the published shapes; return its folder."""
     small = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2,
              "head_dim": 32}  # fmt: skip
     layers = 2 if quick else layers
@@ -147,7 +134,7 @@ def write_checkpoint(folder: str, layers: int, quick: bool) -> str:
 
 
 def run_frame(folder: Path, quick: bool, compare: bool) -> dict[str, Any]:
-    """A frame and a prompt in every format, beside transformers."""
+    """A frame and a prompt in each weight format, beside transformers."""
     formats = ["bfloat16", "int8", "int4"]
     positions, frames, prefill, repeats = (
         ([16], 3, (5, 10), 1) if quick else ([256, 512, 1024, 4096], 20, (100, 200), 5)
@@ -156,7 +143,7 @@ def run_frame(folder: Path, quick: bool, compare: bool) -> dict[str, Any]:
 
 
 def run_prefix(folder: Path, quick: bool) -> dict[str, Any]:
-    """A prompt and the first audio in a new voice, and in one whose keys and values are kept."""
+    """A prompt and the first audio in a new voice, and in a voice whose prefix is cached."""
     if quick:
         return bench_prefix.run(folder, ["int8"], DEMO_AUDIO_TOKENIZER_CONFIG, 3.0, 1)
     return bench_prefix.run(folder, bench_prefix.FORMATS, HiggsAudioTokenizerConfig(), 10.0, 5)
@@ -174,7 +161,7 @@ def run_speech(quick: bool) -> dict[str, Any]:
 
 
 def run_python(quick: bool) -> dict[str, Any]:
-    """What of the embedded voice's frames is not spent in the native operators."""
+    """Time per frame of the embedded voice outside the native operators."""
     return bench_python.run(HiggsAudio.from_pretrained(), 20 if quick else 100, 2 if quick else 20)
 
 

@@ -1,9 +1,9 @@
 """Time everything on a GPU: products, frames by position and by batch, prompts, the codec, and the first sound.
 
-    python benchmarks/make_checkpoint.py --out /data/higgs-random
-    python benchmarks/bench_cuda.py --model /data/higgs-random --json benchmarks/results/cuda.json
+    python -m benchmarks.tools.make_checkpoint --out /data/higgs-random
+    python -m benchmarks.bench_cuda --model /data/higgs-random --json benchmarks/results/cuda.json
 
-Frames are drawn as in use, by the frame loop: graphs launched ahead of the host, which reads each frame. A time is
+Frames are drawn as in use, by the model runner: graphs launched ahead of the host, which reads each frame. A time is
 that of many frames over their number, and its share is of the read bandwidth measured in turns with it. transformers
 runs on the same checkpoint in the same turns, eagerly and with its static cache under torch.compile. --device cpu,
 with --quick, shows that all of it runs.
@@ -18,18 +18,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_frame import COMPILED, REFERENCE, compiled_frames, frame_bytes, transformers_frames, transformers_model
-from measure import ReadBandwidth, seconds, summary, write_json
 
-from higgs_native import HiggsAudio, HiggsAudioModel, ops
+from benchmarks.bench_frame import (
+    COMPILED,
+    REFERENCE,
+    compiled_frames,
+    frame_bytes,
+    transformers_frames,
+    transformers_model,
+)
+from benchmarks.measure import ReadBandwidth, seconds, summary, write_json
+from higgs_native import HiggsAudio, HiggsAudioModel, SamplingParams, ops
 from higgs_native.audio_tokenizer.decoder import StreamingDecoder
 from higgs_native.audio_tokenizer.graph_decoder import WindowedDecoder
+from higgs_native.convention import Convention
 from higgs_native.generation.model_runner import DecodeRow
 from higgs_native.model.batch import Batch
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.device import checked_device
-from higgs_native.ops.linear import QUANTIZED
-from higgs_native.testing.random_checkpoint import REAL_SIZE_CONFIG, write_demo_checkpoint
+from higgs_native.ops.formats import QUANTIZED_FORMATS
+from higgs_native.testing.configs import REAL_SIZE_CONFIG
+from higgs_native.testing.random_checkpoint import write_demo_checkpoint
 
 
 FORMATS = ("bfloat16", "float16", "fp8", "int8", "int4")
@@ -120,8 +129,8 @@ def run(
         engines[format] = HiggsAudio.from_pretrained(
             folder,
             device,
-            dtype="bfloat16" if format in QUANTIZED else format,
-            quantization=format if format in QUANTIZED else None,
+            dtype="bfloat16" if format in QUANTIZED_FORMATS else format,
+            quantization=format if format in QUANTIZED_FORMATS else None,
             audio_tokenizer=engines[formats[0]].audio_tokenizer if engines else None,
         )
     models = {format: engine.model for format, engine in engines.items()}
@@ -206,19 +215,16 @@ def frames_of_native(model: HiggsAudioModel, batch: int, position: int, count: i
 class _Drawing:
     def __init__(self, model: HiggsAudioModel, batch: int, position: int, count: int, rounds: int) -> None:
         self._model, self._batch, self._position, self._count = model, batch, position, count
-        self._context = model.runner_pool.loop(model, batch, position + count * rounds, 16)
+        self._context = model.runner_pool.runner(model, batch, position + count * rounds, 16)
 
     def __enter__(self) -> Callable[[], None]:
-        loop = self._loop = self._context.__enter__()
+        runner = self._context.__enter__()
         generator = torch.Generator().manual_seed(0)
         # Keys and values of a prompt: noise does as well.
-        for tensor in (*loop.cache.keys, *loop.cache.values):
+        for tensor in (*runner.cache.keys, *runner.cache.values):
             tensor[: self._batch, :, : self._position].normal_()
         for slot in range(self._batch):
-            loop.sampler.reset_slot(
-                slot, "transformers", temperature=1.0, top_k=50, top_p=0.95, ras_win_len=7, ras_win_max_num_repeat=2,
-                seed=slot,
-            )  # fmt: skip
+            runner.sampler.reset_slot(slot, Convention.TRANSFORMERS, SamplingParams(temperature=1.0, seed=slot))
         config = self._model.config
         codes = torch.randint(config.audio_stream_bos_id, (config.num_codebooks,), generator=generator)
         self._rows = [DecodeRow(slot, self._position, codes) for slot in range(self._batch)]
@@ -226,13 +232,13 @@ class _Drawing:
         def draw() -> None:
             last: list[torch.Tensor] = []
 
-            def deliver(codes: torch.Tensor, going_on: list[bool]) -> bool:
-                if not all(going_on):
+            def on_frame(codes: torch.Tensor, active: list[int]) -> bool:
+                if not all(active):
                     raise RuntimeError("a sequence ended: time a checkpoint whose audio does not end")
                 last[:] = codes
                 return True
 
-            loop.draw(self._rows, self._count, deliver)
+            runner.draw(self._rows, self._count, on_frame)
             self._rows = [
                 DecodeRow(row.slot, row.position + self._count, codes)
                 for row, codes in zip(self._rows, last, strict=True)

@@ -1,13 +1,12 @@
 """Time one audio frame and a prompt's prefill in each weight format, beside transformers on the same checkpoint.
 
-    python benchmarks/make_checkpoint.py --out /data/higgs-random --layers 8
-    python benchmarks/bench_frame.py --model /data/higgs-random --json benchmarks/results/bench_frame.json
+    python -m benchmarks.tools.make_checkpoint --out /data/higgs-random --layers 8
+    python -m benchmarks.bench_frame --model /data/higgs-random --json benchmarks/results/bench_frame.json
 
-A frame is the forward pass of one audio row and the audio head; drawing the codes is left out on all sides. Caches
-are filled with random keys and values up to the position, so no prompt needs to be computed first. All take turns,
-frame by frame, with a measurement of the read bandwidth between them. Every format and transformers' model are loaded
-at once: a checkpoint with fewer layers of the real size fits into less memory. One in the original layout is timed
-without transformers.
+A frame is the forward pass of one audio row and the audio head, without sampling. The caches hold random keys and
+values up to the position, so no prompt is computed. The formats take turns, frame by frame, and the read bandwidth is
+measured in each turn. All formats and transformers' model are in memory at once: use fewer layers if it is short.
+transformers can't read a checkpoint in the original layout, which is then timed without it.
 """
 
 import argparse
@@ -20,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
-from transformers_baseline import import_transformers
 
+from benchmarks.measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
+from benchmarks.tools.transformers_baseline import import_transformers
 from higgs_native.model.batch import Batch
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.ops.linear import QUANTIZED
+from higgs_native.ops.formats import QUANTIZED_FORMATS
 from higgs_native.utils.files import read_json_object
 
 
@@ -37,11 +36,11 @@ COMPILED = "transformers, compiled"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="a folder or a Hub name")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["bfloat16", "int8", "int4"])
     parser.add_argument("--positions", type=int, nargs="+", default=[256, 512, 1024, 4096])
-    parser.add_argument("--frames", type=int, default=20, help="frames timed at each position")
+    parser.add_argument("--frames", type=int, default=20, help="frames to time at each position")
     parser.add_argument("--prefill", type=int, nargs=2, default=[100, 200], metavar=("TEXT", "AUDIO"))
     parser.add_argument("--prefill-repeats", type=int, default=3)
     parser.add_argument("--no-transformers", action="store_true")
@@ -72,16 +71,16 @@ def run(
     with_transformers: bool,
     with_compile: bool,
 ) -> dict[str, Any]:
-    """Load the checkpoint in every format, time all, print and return the figures."""
+    """Load the checkpoint in each format, time all; print and return the figures."""
     natives, load_seconds = {}, {}
     for format in formats:
         start = time.perf_counter()
-        whole = format not in QUANTIZED
+        whole = format not in QUANTIZED_FORMATS
         natives[format] = LanguageModel.from_pretrained(
             folder, dtype=format if whole else "auto", quantization=None if whole else format
         )
         load_seconds[format] = round(time.perf_counter() - start, 1)
-    # transformers does not read the original layout, whose configuration is nested.
+    # A nested configuration is the original layout, which transformers can't read.
     reference = None
     if with_transformers and "text_config" not in read_json_object(folder / "config.json"):
         start = time.perf_counter()
@@ -106,7 +105,7 @@ def run(
 
 
 def frame_bytes(model: LanguageModel, position: int) -> int:
-    """The bytes that a frame must read: weights of the audio path, and keys and values of `position` positions."""
+    """Bytes that a frame must read: weights of the audio path, keys and values of `position` positions."""
     config = model.config
     layers = [layer for layer in model.layers if not layer.skips_audio]
     weights = [model.audio_head, *(w for x in layers for w in (x.qkv, x.o, x.audio.gate_up, x.audio.down))]
@@ -123,7 +122,7 @@ def bench_frame(
     count: int,
     with_compile: bool,
 ) -> dict[str, Any]:
-    """Time `count` frames from `position` on."""
+    """Time `count` frames, the first at `position`."""
     first = next(iter(natives.values()))
     config = first.config
     generator = torch.Generator().manual_seed(0)
@@ -171,8 +170,8 @@ def bench_frame(
             ratio = times_as_fast(times, name)
             result[name]["times_as_fast_as_transformers"] = ratio
         print(
-            f"position {position:5}: {name:12} {ms['median']:8.2f} ms a frame, {rate:5.1f} GB/s, "
-            f"{result[name]['share_of_read_bandwidth']:4.0%} of reading"
+            f"position {position:5}: {name:12} {ms['median']:8.2f} ms per frame, {rate:5.1f} GB/s, "
+            f"{result[name]['share_of_read_bandwidth']:4.0%} of bandwidth"
             + (f", {ratio:.2f} times as fast as transformers" if ratio else "")
         )
     return result
@@ -188,7 +187,7 @@ def bench_prefill(
     repeats: int,
     with_compile: bool,
 ) -> dict[str, Any]:
-    """Time a prompt of `text` tokens, then `audio` frames, into an empty cache."""
+    """Time the prefill of `text` tokens and `audio` frames into an empty cache."""
     first = next(iter(natives.values()))
     config = first.config
     generator = torch.Generator().manual_seed(1)
@@ -233,20 +232,20 @@ def bench_prefill(
 
 
 def times_as_fast(times: dict[str, list[float]], name: str) -> float:
-    """How many times as fast as transformers' faster mode `name` is: the median over the rounds."""
+    """Speedup of `name` over the faster mode of transformers: the median over the rounds."""
     best = min((times[mode] for mode in (REFERENCE, COMPILED) if mode in times), key=statistics.median)
     return round(statistics.median(theirs / ours for theirs, ours in zip(best, times[name], strict=True)), 2)
 
 
 def prompt_bytes(model: LanguageModel) -> int:
-    """The bytes that a prompt of text and audio must read at least: the layers' weights and the audio head's."""
-    layers = [w for layer in model.layers for w in (layer.qkv, layer.o)]
+    """Bytes that a prompt of text and audio must read: the weights of the layers and of the audio head."""
+    attention = [w for layer in model.layers for w in (layer.qkv, layer.o)]
     paths = [w for layer in model.layers for path in (layer.text, layer.audio) for w in (path.gate_up, path.down)]
-    return sum({id(weight): weight.nbytes for weight in (model.audio_head, *layers, *paths)}.values())
+    return sum({id(weight): weight.nbytes for weight in (model.audio_head, *attention, *paths)}.values())
 
 
 def native_frame(model: LanguageModel, cache: KVCache, codes: torch.Tensor, position: int) -> torch.Tensor:
-    """The logits [codebooks, codebook_size] of the frame `codes` [codebooks] at `position`."""
+    """Logits [codebooks, codebook_size] of the frame `codes` [codebooks] at `position`."""
     none = torch.empty(0, dtype=torch.int32)
     rows = Batch(
         token_ids=none,
@@ -267,7 +266,7 @@ def transformers_model(native: LanguageModel, folder: Path) -> Any:
 def transformers_frames(
     model: Any, cache: KVCache, frames: torch.Tensor, position: int
 ) -> Callable[[int], torch.Tensor]:
-    """A function that computes transformers' logits of frame `index`, from a cache with the same contents on."""
+    """A function from a frame's index to transformers' logits, with the same contents in its cache."""
     import transformers
 
     past = transformers.DynamicCache(config=model.config)
@@ -284,11 +283,11 @@ def transformers_frames(
 def compiled_frames(
     model: Any, cache: KVCache, frames: torch.Tensor, position: int, mode: str | None = None
 ) -> Callable[[int], torch.Tensor]:
-    """The same with transformers' static cache and torch.compile in `mode`, which is called once."""
+    """The same with transformers' static cache, compiled by torch.compile in `mode`."""
     import transformers
 
     past = transformers.StaticCache(config=model.config, max_cache_len=position + len(frames))
-    # A prompt brings the cache to its position; what it wrote there is then replaced.
+    # A prompt sets the length of the cache; its keys and values are then replaced.
     prompt = torch.zeros(1, position, model.config.num_codebooks, dtype=torch.long, device=model.device)
     model(audio_input_ids=prompt, past_key_values=past, use_cache=True, logits_to_keep=1)
     for layer, keys, values in zip(past.layers, cache.keys, cache.values, strict=True):
@@ -308,9 +307,11 @@ def check_agreement(logits: dict[str, torch.Tensor]) -> None:
     expected = logits.get(REFERENCE, next(iter(logits.values())))
     for name, ours in logits.items():
         error = float((ours - expected).std() / expected.std())
-        # 4 bits round random weights, which have no structure to keep, by a tenth.
+        # int4 changes random weights by about a tenth.
         if not error < (0.5 if name == "int4" else 0.1):
-            raise RuntimeError(f"the logits of {name} differ by {error:.0%} of their deviation; this is another model")
+            raise RuntimeError(
+                f"the logits of {name} must equal {REFERENCE}'s, got a difference of {error:.0%} of their deviation"
+            )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Measure what it saves that the keys and values of a voice are kept: the prompt's time, and the time to first audio.
+"""Measure what the prefix cache saves in a known voice: time of the prompt, and time to the first audio.
 
-    python benchmarks/make_checkpoint.py --out /data/higgs-random --layers 8
-    python benchmarks/bench_prefix.py --model /data/higgs-random --json benchmarks/results/bench_prefix.json
+    python -m benchmarks.tools.make_checkpoint --out /data/higgs-random --layers 8
+    python -m benchmarks.bench_prefix --model /data/higgs-random --json benchmarks/results/bench_prefix.json
 
-A text is spoken in a voice with ten seconds (250 frames) of reference audio that no prompt has had, then another text
-in the same voice. The reference's codes are known in both cases. The reference is speech of the embedded voice. What
-counts as read is weights: the prompt's once, a frame's for each, the decoder's once.
+One text is spoken in a voice with ten seconds (250 frames) of reference audio that no prompt has had, then another
+text in the same voice. The reference is speech of the embedded voice, and is encoded beforehand. The bytes counted
+are the weights: once for the prompt, once per frame, once for the decoder.
 """
 
 import argparse
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_frame import frame_bytes, prompt_bytes
-from bench_speech import REFERENCE_TEXT, decoder_bytes
-from measure import ReadBandwidth, seconds, summary, write_json
 
+from benchmarks.bench_frame import frame_bytes, prompt_bytes
+from benchmarks.bench_speech import REFERENCE_TEXT, decoder_bytes
+from benchmarks.measure import ReadBandwidth, seconds, summary, write_json
 from higgs_native import HiggsAudio, HiggsAudioModel, HiggsAudioTokenizer
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.model.checkpoint import resolve_folder
@@ -30,7 +30,7 @@ TEXTS = ("Good morning to all of you.", "Thank you for the good work.")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="a folder or a Hub name")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--repeats", type=int, default=5)
@@ -48,7 +48,7 @@ def run(
     reference_seconds: float,
     repeats: int,
 ) -> dict[str, Any]:
-    """Load the checkpoint in every format, one after the other, with a random audio tokenizer; time, print, return."""
+    """Time each format in turn, with a random audio tokenizer; print and return the figures."""
     with tempfile.TemporaryDirectory() as temporary:
         write_audio_tokenizer(temporary, audio_tokenizer_config)
         audio_tokenizer = HiggsAudioTokenizer.from_pretrained(temporary)
@@ -69,7 +69,7 @@ def run(
 
 
 def bench(engine: HiggsAudio, reference: tuple[np.ndarray, int], repeats: int) -> dict[str, Any]:
-    """Time the two texts in turns, so that what else the machine does falls on both."""
+    """Time the two texts in turns, so that other load on the machine affects both."""
     voice = {"reference_audio": reference, "reference_text": REFERENCE_TEXT}
 
     def prompt(text: str) -> None:
@@ -81,7 +81,7 @@ def bench(engine: HiggsAudio, reference: tuple[np.ndarray, int], repeats: int) -
         nonlocal drawn
         chunk = next(iter(engine.stream(text, **voice, seed=0)))
         frames = len(chunk.samples) // engine.audio_tokenizer.hop_length
-        # The delay pattern, and what the decoder looks ahead.
+        # Generation is ahead of the audio by the delay pattern and the decoder's lookahead.
         drawn = frames + engine.model.config.num_codebooks - 1 + engine.audio_tokenizer.context_frames
 
     report: dict[str, Any] = {}
@@ -90,7 +90,7 @@ def bench(engine: HiggsAudio, reference: tuple[np.ndarray, int], repeats: int) -
     for name, function in (("prompt", prompt), ("first_audio", first_audio)):
         times: dict[str, list[float]] = {"new_voice_s": [], "known_voice_s": []}
         read = []
-        for _ in range(repeats + 1):  # the first one warms up, and encodes the reference
+        for _ in range(repeats + 1):  # the first round warms up, and encodes the reference
             prefixes.clear()
             for key, text in zip(times, TEXTS, strict=True):
                 times[key].append(seconds(lambda function=function, text=text: function(text)))

@@ -1,8 +1,8 @@
-"""What of generating a frame is not spent in the native operators: Python, and torch's own small operators.
+"""Time per frame outside the native operators: Python, and torch's own small operators.
 
-    python benchmarks/bench_python.py --json report.json
+    python -m benchmarks.bench_python --json report.json
 
-Without --model the embedded voice is timed, whose frames are so short that this shows.
+By default the embedded voice is timed: its frames are short, so overhead shows.
 """
 
 import argparse
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import summary, write_json
 
+from benchmarks.measure import summary, write_json
 from higgs_native import HiggsAudio
 from higgs_native.prompt.chat import build_prompt
 
@@ -26,9 +26,9 @@ _OPERATORS = ("embed", "decoder_layers", "rms_norm_linear", "sample_audio_frame"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="a folder or a Hub name")
-    parser.add_argument("--quantization", help="a format of `higgs-native quantize`")
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="a folder or a Hub name; by default the embedded voice")
+    parser.add_argument("--quantization", help="a weight format, as of `higgs-native quantize`")
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--json", type=Path)
@@ -39,22 +39,28 @@ def main() -> None:
 
 
 def run(engine: HiggsAudio, frames: int, repeats: int) -> dict[str, Any]:
-    """Speak a text as far as `frames` frames, `repeats` times; return and print where the time of a frame went.
+    """Generate `frames` frames `repeats` times; print and return the time per frame, and the part outside operators.
 
-    What a request takes beside its frames, its prompt among it, is counted in.
+    The time of a request counts whole, its prompt included.
     """
     model = engine.model
-    prompt = build_prompt(engine.speech_messages(TEXT, [], None), model.tokenizer, engine.layout, True).input_ids
+    prompt = build_prompt(engine.speech_messages(TEXT, [], None), model.tokenizer, engine.convention, True).input_ids
     shares, outside, whole = [], [], []
     for seed in range(repeats + 1):
         with native_seconds() as native:
             start = time.perf_counter()
             output = model.generate(
-                prompt, rule=engine.layout, max_new_tokens=frames, temperature=0.3, top_k=50, top_p=0.95, seed=seed
+                prompt,
+                convention=engine.convention,
+                max_new_tokens=frames,
+                temperature=0.3,
+                top_k=50,
+                top_p=0.95,
+                seed=seed,
             )
             wall = time.perf_counter() - start
         if seed == 0:
-            continue  # warms up
+            continue  # warm-up
         shares.append(1 - native[0] / wall)
         outside.append(1e6 * (wall - native[0]) / output.completion_tokens)
         whole.append(1e3 * wall / output.completion_tokens)
@@ -64,15 +70,15 @@ def run(engine: HiggsAudio, frames: int, repeats: int) -> dict[str, Any]:
         "share_outside_of_operators": summary(shares),
     }
     print(
-        f"{result['frame_ms']['median']} ms a frame, {result['outside_of_operators_us']['median']} us of them outside "
-        f"of the native operators: {100 * result['share_outside_of_operators']['median']:.1f} %"
+        f"{result['frame_ms']['median']} ms per frame, of which {result['outside_of_operators_us']['median']} us "
+        f"outside the native operators: {100 * result['share_outside_of_operators']['median']:.1f} %"
     )
     return result
 
 
 @contextmanager
 def native_seconds() -> Iterator[list[float]]:
-    """Give a list of one number: the seconds spent so far in the native operators of a frame, until the block ends."""
+    """Yield a list of one number: seconds spent in the native operators since the block began."""
     spent = [0.0]
     namespace = torch.ops.higgs_native
     plain = {name: getattr(namespace, name) for name in _OPERATORS}

@@ -1,10 +1,10 @@
-"""Measure the audio tokenizer's decoder in a stream: what pieces cost, and what less lookahead costs and errs.
+"""Measure the streaming decoder: cost by chunk size, cost and error by lookahead.
 
-    python benchmarks/bench_streaming.py --json benchmarks/results/bench_streaming.json
+    python -m benchmarks.bench_streaming --json benchmarks/results/bench_streaming.json
 
-Without `--audio-tokenizer` it is one of the real size with random weights. Errors are those of random codes: the RMS
-of the difference from the whole decode over the RMS of that. What counts as read is the decoder's weights, once a
-piece.
+Without --audio-tokenizer, one of the published size with random weights is measured. An error is the RMS of the
+difference from decoding all at once, relative to the RMS of the audio, for random codes. The bytes counted are the
+decoder's weights, once per chunk.
 """
 
 import argparse
@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_speech import decoder_bytes
-from measure import ReadBandwidth, seconds, summary, write_json
 
+from benchmarks.bench_speech import decoder_bytes
+from benchmarks.measure import ReadBandwidth, seconds, summary, write_json
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--audio-tokenizer", help="a folder or a Hub name")
     parser.add_argument("--frames", type=int, default=100)
-    parser.add_argument("--pieces", type=int, nargs="+", default=[1, 5, 10, 25, 100], help="frames a piece")
+    parser.add_argument("--chunks", type=int, nargs="+", default=[1, 5, 10, 25, 100], help="frames per chunk")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
@@ -33,15 +33,15 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.audio_tokenizer:
         tokenizer = HiggsAudioTokenizer.from_pretrained(args.audio_tokenizer)
-        report = bench(tokenizer, args.frames, args.pieces, args.repeats)
+        report = bench(tokenizer, args.frames, args.chunks, args.repeats)
     else:
-        report = run(HiggsAudioTokenizerConfig(), args.frames, args.pieces, args.repeats)
+        report = run(HiggsAudioTokenizerConfig(), args.frames, args.chunks, args.repeats)
     if args.json:
         write_json(args.json, report)
 
 
 def run(config: HiggsAudioTokenizerConfig, frames: int, sizes: list[int], repeats: int) -> dict[str, Any]:
-    """Measure an audio tokenizer of this shape with random weights; see `bench`."""
+    """Measure an audio tokenizer of these shapes with random weights; see `bench`."""
     with tempfile.TemporaryDirectory() as folder:
         write_audio_tokenizer(Path(folder), config)
         tokenizer = HiggsAudioTokenizer.from_pretrained(folder)
@@ -49,7 +49,7 @@ def run(config: HiggsAudioTokenizerConfig, frames: int, sizes: list[int], repeat
 
 
 def bench(tokenizer: HiggsAudioTokenizer, frames: int, sizes: list[int], repeats: int) -> dict[str, Any]:
-    """Decode `frames` random frames in pieces of each size, then with each lookahead in pieces of 10."""
+    """Decode `frames` random frames in chunks of each size, then with each lookahead in chunks of 10."""
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(tokenizer.codebook_size, (tokenizer.num_codebooks, frames), generator=generator)
     whole = tokenizer.decode(codes)
@@ -76,12 +76,12 @@ def bench(tokenizer: HiggsAudioTokenizer, frames: int, sizes: list[int], repeats
             "share_of_read_bandwidth": round(num_bytes / 1e9 / summary(times, 6)["median"] / rate["median"], 4),
         }
 
-    report: dict[str, Any] = {"frames": frames, "pieces": [], "lookahead": []}
+    report: dict[str, Any] = {"frames": frames, "chunks": [], "lookahead": []}
     for size in sizes:
         assert torch.equal(stream(size), whole)
         figures = timed(size)
-        report["pieces"].append({"frames_a_piece": size, **figures})
-        print(f"pieces of {size:3} frames: real-time factor {figures['real_time_factor']['median']:.4f}")
+        report["chunks"].append({"frames": size, **figures})
+        print(f"chunks of {size:3} frames: real-time factor {figures['real_time_factor']['median']:.4f}")
     for lookahead in range(tokenizer.context_frames, -1, -1):
         difference = stream(10, lookahead) - whole
         error = (difference.square().mean() / whole.square().mean()).sqrt().item()

@@ -44,10 +44,10 @@ fi
 if wanted time; then
   if [ -z "${MODEL:-}" ]; then
     MODEL=$(mktemp -d)/model
-    "$python" benchmarks/make_checkpoint.py --out "$MODEL" || exit 1
+    "$python" -m benchmarks.tools.make_checkpoint --out "$MODEL" || exit 1
   fi
-  "$python" benchmarks/bench_cuda.py --model "$MODEL" --json "$out/cuda.json" || failed timing
-  HIGGS_NATIVE_DEPENDENT_LAUNCHES=0 "$python" benchmarks/bench_cuda.py --model "$MODEL" --no-transformers \
+  "$python" -m benchmarks.bench_cuda --model "$MODEL" --json "$out/cuda.json" || failed timing
+  HIGGS_NATIVE_DEPENDENT_LAUNCHES=0 "$python" -m benchmarks.bench_cuda --model "$MODEL" --no-transformers \
     --sections frame --json "$out/cuda_without_dependent_launches.json" || failed "timing without dependent launches"
 fi
 exit "$status"

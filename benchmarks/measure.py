@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's description, its read bandwidth, summaries of timings, and JSON reports."""
+"""Shared by the benchmarks: read bandwidth, timings and their summaries, the machine's description, JSON reports."""
 
 import contextlib
 import json
@@ -22,14 +22,14 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 class ReadBandwidth:
-    """Measures how fast this machine reads memory, with all of torch's threads or on a GPU, in GB/s.
+    """Measures the read bandwidth of memory, by all of torch's threads or by a GPU, in GB/s.
 
-    No reduction is the fastest on every machine, so each of three is timed, and the fastest pass counts.
+    Which reduction is fastest depends on the machine, so three are timed, and the fastest counts.
     """
 
     def __init__(self, num_bytes: int = 1 << 30, device: torch.device = torch.device("cpu")) -> None:  # noqa: B008
         floats = empty_weight((num_bytes // 4,), torch.float32, device)
-        floats.fill_(1e-3)  # fresh pages are slow to touch for the first time
+        floats.fill_(1e-3)  # the first access to a page is slow
         rows, ones = floats.view(-1, 4096), torch.ones(4096, device=device)
         integers = floats.view(torch.int64)
         self._num_bytes = floats.nbytes
@@ -42,12 +42,12 @@ class ReadBandwidth:
             one_pass()
 
     def measure(self) -> float:
-        """Read the memory once in each way; return the fastest pass in GB/s."""
+        """Read the memory once by each reduction; return the fastest in GB/s."""
         return self._num_bytes / min(seconds(one_pass) for one_pass in self._passes) / 1e9
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """The wall time of one call, with all that it began on a GPU."""
+    """The wall time of one call, its work on a GPU included."""
     synchronize()
     start = time.perf_counter()
     function()
@@ -56,13 +56,13 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def synchronize() -> None:
-    """Wait for the GPU, where one is used."""
+    """Wait for the GPU if one is in use."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def summary(values: list[float], digits: int = 3) -> dict[str, float]:
-    """Median, extremes, and the spread (interquartile range over the median) of repeated measurements."""
+    """Median, min, max, spread (interquartile range over the median) and count of repeated measurements."""
     median = statistics.median(values)
     low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (median,) * 3
     return {
@@ -75,16 +75,16 @@ def summary(values: list[float], digits: int = 3) -> dict[str, float]:
 
 
 def share_of_reading(num_bytes: int, times: list[float], read: list[float]) -> float:
-    """The share of the read bandwidth that moving `num_bytes` in `times` (seconds) makes: the median over the rounds.
+    """The share of the read bandwidth used by reading `num_bytes` in `times` (seconds): the median over the rounds.
 
-    Memory may be faster in one round than in another, so `read` (GB/s) is what was measured in each.
+    Bandwidth varies between rounds on a shared machine, so `read` holds the one measured in each (GB/s).
     """
     shares = [num_bytes / time / 1e9 / gb_per_s for time, gb_per_s in zip(times, read, strict=True)]
     return round(statistics.median(shares), 3)
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on: processor, threads, versions, instruction set."""
+    """Describe what a figure depends on: processor, threads, versions, instruction set, GPU."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -109,7 +109,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the sources that are timed, None outside a checkout."""
+    """The commit of the sources that are timed; None outside a checkout."""
     git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
@@ -118,7 +118,7 @@ def commit() -> str | None:
 
 
 def write_json(path: Path, report: dict[str, Any]) -> None:
-    """Write a report, with the machine's description, to `path`."""
+    """Write a report and the machine's description to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps({"machine": machine(), **report}, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """How well the embedded voice speaks: held-out sentences, beside eSpeak NG's renderings of them.
 
-python benchmarks/voice_report.py [--json benchmarks/results/voice.json] [--quick]
+python -m benchmarks.voice_report [--json benchmarks/results/voice.json] [--quick]
 
 Needs eSpeak NG. Printed are shares of the sentences: of the codec (re-synthesised speech is nearest to its own
 original), of the speech (nearest to the rendering of its own sentence, in the same voice), of its end and its
@@ -19,10 +19,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import machine, write_json
-from speech_distance import SAMPLING_RATE, mel_spectrogram, pitch, timbre, voice_distance, warped_distances
 
-from higgs_native.ops.linear import QUANTIZED
+from benchmarks.measure import machine, write_json
+from benchmarks.tools.speech_distance import (
+    SAMPLING_RATE,
+    mel_spectrogram,
+    pitch,
+    timbre,
+    voice_distance,
+    warped_distances,
+)
+from higgs_native.ops.formats import QUANTIZED_FORMATS
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.voices import Voice
 from higgs_native.speech import Speech
@@ -129,7 +136,7 @@ class Report:
         """Speak the sentences with quantized weights."""
         found = {}
         plain = self.engine
-        for format in QUANTIZED:
+        for format in QUANTIZED_FORMATS:
             self.engine = HiggsAudio.from_pretrained(model, quantization=format)
             found[f"own sentence is nearest, {format}"] = self.speech()["own sentence is nearest"]
         self.engine = plain

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from higgs_native import ops
-from higgs_native.ops.linear import FORMATS, PANEL, QUANTIZATION_GROUP, QUANTIZED, pack_quantized, packed_shape
-from higgs_native.testing.random_checkpoint import REAL_SIZE_CONFIG
+from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, WEIGHT_FORMATS
+from higgs_native.testing.configs import REAL_SIZE_CONFIG
 from higgs_native.utils.files import replacing
 
 
@@ -140,10 +140,7 @@ def layer_parts(format: str) -> dict[str, int]:
 
 def packed_bytes(n: int, k: int, format: str) -> int:
     """Bytes of a packed matrix [n, k] with its scales."""
-    panels, units, lanes, elements = packed_shape(n, k, FORMATS[format])
-    # fp8 and int8: a float32 for each row; int4: a float16 for each row and group.
-    scales = {"fp8": 4, "int8": 4, "int4": 2 * -(-k // QUANTIZATION_GROUP)}.get(format, 0)
-    return panels * lanes * (units * elements * FORMATS[format].itemsize + scales)
+    return WEIGHT_FORMATS[format].packed_nbytes(n, k)
 
 
 def draw_frame_bytes() -> Figure:
@@ -219,19 +216,19 @@ def unit_columns() -> dict[str, list[list[str]]]:
     columns = QUANTIZATION_GROUP
     numbers = torch.arange(columns, dtype=torch.float32).repeat(PANEL, 1)
     found = {}
-    for format, dtype in FORMATS.items():
-        if format in QUANTIZED:
+    for name, format in WEIGHT_FORMATS.items():
+        if format.is_quantized:
             # e4m3 and integers of 4 bits can't number all columns: those of the first unit, and zeros.
-            values = torch.where(numbers < 8, numbers - (8 if format == "int4" else 0), 0)
-            scales = torch.ones(PANEL, 1, dtype=torch.float16) if format == "int4" else torch.ones(PANEL)
-            data = pack_quantized(values.to(torch.int8 if format == "int4" else dtype), scales).data
+            values = torch.where(numbers < 8, numbers - (8 if name == "int4" else 0), 0)
+            scales = torch.ones(format.scales_shape(PANEL, columns), dtype=format.scale_dtype)
+            data = ops.pack_quantized(values.to(format.value_dtype), scales).data
         else:
-            data = ops.pack_linear(numbers, format=format).data
+            data = ops.pack_linear(numbers, format=name).data
         unit = data[0, 0]
-        if format == "int4":
-            found[format] = [[f"{v & 15} | {v >> 4}" for v in row] for row in unit.tolist()]
+        if name == "int4":
+            found[name] = [[f"{v & 15} | {v >> 4}" for v in row] for row in unit.tolist()]
         else:
-            found[format] = [[f"{int(v)}" for v in row] for row in unit.tolist()]
+            found[name] = [[f"{int(v)}" for v in row] for row in unit.tolist()]
     return found
 
 
@@ -239,7 +236,7 @@ def unit_columns() -> dict[str, list[list[str]]]:
 
 
 def draw_quantization_error() -> Figure:
-    """Divergence from float32 against the bytes of the weights, as `benchmarks/quantization_error.py` measured it."""
+    """Divergence from float32 against the bytes of the weights, from `benchmarks.bench_quantization_error`."""
     report = json.loads((RESULTS / "quantization_error.json").read_text(encoding="utf-8"))
     figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
     formats = report["embedded_voice"]["formats"]

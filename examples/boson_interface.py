@@ -10,9 +10,9 @@ import argparse
 import soundfile
 
 from higgs_native import exit_on_bad_input
+from higgs_native.audio.writing import check_output_path
 from higgs_native.compat.boson import ChatMLSample, HiggsAudioServeEngine, Message
 from higgs_native.pipeline import EMBEDDED_VOICE
-from higgs_native.speech import check_output_path
 
 
 @exit_on_bad_input()

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from higgs_native import HiggsAudio, LongSpeech, exit_on_bad_input
-from higgs_native.speech import check_output_path
+from higgs_native.audio.writing import check_output_path
 
 
 TEXT = """The Morning
@@ -34,8 +34,8 @@ def main() -> None:
         # A player could start here: `chunk.audio` is a piece of the whole, the pause before it included.
         place = f"{chunk.index + 1} of {len(speech)}"
         print(f"{place}: {chunk.duration:.2f} s, {len(chunk.attempts)} tried: {chunk.text.text}")
-        for fault in chunk.faults:
-            print(f"  the best one has a fault: {fault}")
+        for failure in chunk.failures:
+            print(f"  the best one failed: {failure}")
     speech.save(args.out)
     print(f"{args.out} is written; the chunks are in {speech.folder}")
 

@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from higgs_native import exit_on_bad_input
+from higgs_native.audio.writing import check_output_path
 from higgs_native.compat.transformers import accelerate
 from higgs_native.pipeline import EMBEDDED_VOICE
-from higgs_native.speech import check_output_path
 
 
 # The published checkpoint brings its own; the embedded voice has no files for a processor.

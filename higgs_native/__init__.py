@@ -1,6 +1,17 @@
 """Higgs Audio V2 text-to-speech, fast and exact."""
 
+import pkgutil
+from pathlib import Path
+
+
 __version__ = "0.1.0"
+
+# A program started in a checkout without compiled files imports this folder, not an installed package, and takes `_C`
+# and the operators' libraries from the installed one. Pitfalls: modules that this folder lacks come from there too,
+# and libraries of another version may lack operators, so reinstall after a merge. A folder that holds `_C` is not
+# extended: a module missing from an installed package must not come from a checkout on the path.
+if not any(Path(__file__).parent.glob("_C.*")):
+    __path__ = pkgutil.extend_path(__path__, __name__)
 
 from higgs_native.audio.quality import VoiceWarning, check_recording
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
@@ -22,7 +33,8 @@ from higgs_native.long_form.chunking import TextChunk, chunk_text
 from higgs_native.long_form.joining import Pauses
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt.chat import AudioContent, ChatMLSample, Message, Prompt, TextContent, build_prompt
+from higgs_native.prompt.chat import Prompt, build_prompt
+from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
 from higgs_native.prompt.normalize import normalize_text
 from higgs_native.prompt.voices import Voice, find_voice, list_voices
 from higgs_native.speech import Speech

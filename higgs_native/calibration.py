@@ -1,7 +1,7 @@
-"""Calibration: weights are quantized for the inputs that they meet when the model speaks.
+"""Calibration: weights are quantized for the inputs that they multiply when the model speaks.
 
-The model speaks some texts. Then its layers are quantized one after the other, each for the second moments of what it
-gets from the quantized layers before it; `higgs_native.ops.gptq` says what is done with them.
+The model speaks some texts. Then its layers are quantized in order, each for the second moments of the output of the
+quantized layers before it (see `ops.gptq`).
 """
 
 import gc
@@ -30,35 +30,37 @@ from higgs_native.model.rope import rope_table
 from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH, LanguageModel, load_tokenizer
 from higgs_native.model.weights import CheckpointWeights
 from higgs_native.ops import Moments
-from higgs_native.ops.linear import PANEL, QUANTIZED
+from higgs_native.ops.formats import PANEL, QUANTIZED_FORMATS
 from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
 from higgs_native.prompt.normalize import normalize_text
 
 
 DEFAULT_TEXTS = Path(__file__).with_name("calibration_texts.txt")
-"""What is spoken where no other texts are given, one a line."""
+"""The texts that are spoken by default, one per line."""
 _MAX_FRAMES = 250
-"""Of a text."""
+"""Maximum number of frames per text."""
 _MAX_ROWS = 16384
-"""Positions, beyond which nothing more is spoken: their states are all in memory."""
+"""Maximum number of positions of all texts: their states are all in memory."""
 _TEXTS_AT_ONCE = 16
 _ROWS_AT_ONCE = 1024
 
 Spoken = Sequence[tuple[list[int], torch.Tensor]]
-"""For each text the prompt's token ids, and the delayed frames [codebooks, N] that were spoken after it."""
+"""Per text the token ids of its prompt, and the delayed frames [codebooks, N] generated after it."""
 
 
 def check_calibration(quantization: Quantization, texts: Sequence[str]) -> None:
-    """Raise an error where weights can't be calibrated.
+    """Raise an error if weights can't be calibrated.
 
     Raises:
         ParameterError: there are no texts, or no part has a format with scales.
         PromptError: a text says nothing.
     """
     if not texts:
-        raise ParameterError("there are no texts to speak; calibration takes some sentences, a line each")
-    if not any(getattr(quantization, part) in QUANTIZED for part in PARTS):
-        raise ParameterError(f"calibration is for {', '.join(QUANTIZED)}; the formats asked for are {quantization}")
+        raise ParameterError("texts must hold at least one sentence per line, got none")
+    if not any(getattr(quantization, part) in QUANTIZED_FORMATS for part in PARTS):
+        raise ParameterError(
+            f"calibration must be for {', '.join(QUANTIZED_FORMATS)} in some part, got {quantization}"
+        )
     for text in texts:
         normalize_text(text)
 
@@ -66,15 +68,15 @@ def check_calibration(quantization: Quantization, texts: Sequence[str]) -> None:
 def calibrated_model(
     folder: Path, quantization: Quantization, texts: Sequence[str], device: torch.device, progress: bool = False
 ) -> LanguageModel:
-    """Load a checkpoint, quantized for what the model itself speaks.
+    """Load a checkpoint, quantized for the inputs that its weights multiply while the model speaks.
 
-    The whole model is in memory while it speaks; thereafter one layer of it, and the second moments of that.
+    Memory holds the whole model while it speaks, then one layer and its second moments.
 
     Args:
         folder: a checkpoint of either layout, not packed.
         quantization: the format of each part.
-        texts: what it speaks, as far as 16,384 positions go. The more of them the better.
-        device: where all this is done, and the model stays.
+        texts: what the model speaks, up to 16,384 positions; more texts give a smaller error.
+        device: where the model is calibrated, and stays.
         progress: show bars on standard error, if that is a terminal.
 
     Raises:
@@ -84,7 +86,7 @@ def calibrated_model(
     """
     check_calibration(quantization, texts)
     if (folder / PACKED_FILE).is_file():
-        raise ParameterError(f"{folder} is packed already; calibration takes the checkpoint that it was made from")
+        raise ParameterError(f"{folder} must not be packed; calibration takes the checkpoint that it was made from")
     config, tokenizer = HiggsAudioConfig.from_pretrained(folder), load_tokenizer(folder)
     if tokenizer is None:
         raise CheckpointError(f"{folder} has no tokenizer.json")
@@ -92,7 +94,7 @@ def calibrated_model(
     model = HiggsAudioModel.from_pretrained(folder, device)
     spoken = speak(model, prompts, progress)
     del model
-    gc.collect()  # on a GPU it is kept by its frame loops, and these by it
+    gc.collect()  # on a GPU the model and its runners refer to each other
     weights = CheckpointWeights(folder, config, None, quantization, device)
     layers = calibrated_layers(folder, config, weights, spoken, device)
     bar = tqdm(
@@ -109,17 +111,25 @@ def text_prompt(text: str, tokenizer: Tokenizer, config: HiggsAudioConfig) -> to
     """
     text = normalize_text(text)
     check_plain_text(text, tokenizer)
-    messages = speech_messages(text, layout=config.layout)
-    ids = build_prompt(messages, tokenizer, config.layout, force_audio_gen=True).input_ids
+    messages = speech_messages(text, convention=config.convention)
+    ids = build_prompt(messages, tokenizer, config.convention, force_audio_gen=True).input_ids
     if ids.shape[1] > DEFAULT_CACHE_LENGTH - _MAX_FRAMES:
-        raise PromptError(f"a text has {ids.shape[1]} tokens; calibration takes sentences, a line each: {text[:50]!r}")
+        raise PromptError(
+            f"a text must have at most {DEFAULT_CACHE_LENGTH - _MAX_FRAMES} tokens, got {ids.shape[1]}: {text[:50]!r}"
+        )
     return ids
 
 
 def speak(model: HiggsAudioModel, prompts: Sequence[torch.Tensor], progress: bool = False) -> Spoken:
-    """Speak what prompts [1, S] ask for, as far as 16,384 positions go, sampling as `HiggsAudio.speak` does."""
-    requests = [GenerationRequest(prompt, seed=seed) for seed, prompt in enumerate(prompts)]
-    sampling = SamplingParams(temperature=0.3, top_k=50, top_p=0.95)
+    """Generate after prompts [1, S], up to 16,384 positions, with the default sampling parameters."""
+    requests = [
+        GenerationRequest(
+            prompt,
+            convention=model.config.convention,
+            sampling=SamplingParams(seed=seed, max_new_tokens=_MAX_FRAMES),
+        )
+        for seed, prompt in enumerate(prompts)
+    ]
     spoken: list[tuple[list[int], torch.Tensor]] = []
     rows = 0
     with tqdm(
@@ -127,7 +137,7 @@ def speak(model: HiggsAudioModel, prompts: Sequence[torch.Tensor], progress: boo
     ) as bar:
         for first in range(0, len(requests), _TEXTS_AT_ONCE):
             batch = requests[first : first + _TEXTS_AT_ONCE]
-            outputs = generate_batch(model, batch, model.config.layout, _MAX_FRAMES, sampling)
+            outputs = generate_batch(model, batch)
             for request, output in zip(batch, outputs, strict=True):
                 ids, frames = request.input_ids.flatten().tolist(), output.audio_segments[0]
                 rows += len(ids) + frames.shape[1]
@@ -141,11 +151,11 @@ def speak(model: HiggsAudioModel, prompts: Sequence[torch.Tensor], progress: boo
 def calibrated_layers(
     folder: Path, config: HiggsAudioConfig, weights: CheckpointWeights, spoken: Spoken, device: torch.device
 ) -> Iterator[Layer]:
-    """Give the layers, quantized one after the other; after the last, `weights` is prepared for the heads.
+    """Yield the quantized layers in order; after the last, `weights` holds the moments of the heads.
 
     Args:
         folder, config: the checkpoint.
-        weights: of the same checkpoint; knows the formats.
+        weights: of the same checkpoint, with the formats.
         spoken: what the model spoke.
         device: of the weights.
     """
@@ -161,14 +171,14 @@ def calibrated_layers(
 
 
 class States:
-    """The states of all positions of what was spoken, before the next layer.
+    """The states of all spoken positions before the next layer.
 
     Attributes:
-        states: [rows, hidden], float32: of text, then of audio.
+        states: [rows, hidden], float32: text rows, then audio rows.
 
     Args:
-        config: the model's.
-        weights: hold its tables.
+        config: of the model.
+        weights: of the model; its tables are read.
         spoken: what was spoken.
         device: of the weights.
     """
@@ -190,7 +200,6 @@ class States:
     def advance(self, layer: Layer) -> None:
         """Compute the states after a layer."""
         query, attended = self._head_buffers(len(self.states))
-        self._wait_for_weights()
         ops.decoder_layers(
             self.states,
             query,
@@ -208,13 +217,13 @@ class States:
         )
 
     def layer_moments(self, layer: Layer) -> dict[str, Moments]:
-        """The second moments of what a layer's products take, by the names that `read_layer` packs these under."""
+        """The second moments of the inputs of a layer's matrices, by the names that `read_layer` packs them under."""
         text, audio = slice(0, self._num_text), slice(self._num_text, None)
         parts = [("", layer.text, text), ("audio_", layer.audio, audio)]
         if layer.skips_audio:
             del parts[1]
-        normalised = (self._normalised(self.states[rows], ffn.input_norm) for _, ffn, rows in parts)
-        moments = {"self_attn.qkv": _moments(normalised)}
+        normalized = (self._normalized(self.states[rows], ffn.input_norm) for _, ffn, rows in parts)
+        moments = {"self_attn.qkv": _moments(normalized)}
         attended = self._attended(layer)
         moments["self_attn.o_proj.weight"] = _moments([attended])
         after = torch.empty(len(attended), self._config.hidden_size, device=attended.device)
@@ -222,27 +231,26 @@ class States:
         if layer.audio is layer.text:
             parts = [("", layer.text, slice(None))]
         for path, ffn, rows in parts:
-            moments[path + "mlp.gate_up"] = _moments([self._normalised(after[rows], ffn.post_attention_norm)])
+            moments[path + "mlp.gate_up"] = _moments([self._normalized(after[rows], ffn.post_attention_norm)])
             moments[path + "mlp.down_proj.weight"] = _moments(self._activated(after[rows], ffn))
         return moments
 
     def head_moments(self, norm: torch.Tensor) -> dict[str, Moments]:
-        """The second moments of the states of text and of audio, which stand for what the two heads take."""
+        """The second moments of the states of all text and audio positions, in place of those that each head reads."""
         text, audio = self.states.split([self._num_text, len(self.states) - self._num_text])
         return {
-            TEXT_LM_HEAD: _moments([self._normalised(text, norm)]),
-            AUDIO_LM_HEAD: _moments([self._normalised(audio, norm)]),
+            TEXT_LM_HEAD: _moments([self._normalized(text, norm)]),
+            AUDIO_LM_HEAD: _moments([self._normalized(audio, norm)]),
         }
 
     def _attended(self, layer: Layer) -> torch.Tensor:
-        """What the attention of a layer gives for the rows that it computes."""
+        """The output of a layer's attention for the rows that the layer computes."""
         config, rows = self._config, self._rows
-        count, places = len(self.states), rows.positions
+        count, cache_positions = len(self.states), rows.positions
         if layer.skips_audio:
-            count, places = self._num_text, rows.text_positions
+            count, cache_positions = self._num_text, rows.text_positions
         query, attended = self._head_buffers(count)
         keys, values, slots = self._cache.keys[0], self._cache.values[0], rows.slots[:count]
-        self._wait_for_weights()
         ops.qkv_rope_cache(
             query,
             keys,
@@ -255,27 +263,22 @@ class States:
             self._rope_table,
             slots,
             rows.positions[:count],
-            places,
+            cache_positions,
             self._num_text,
         )
-        ops.attention(attended, query, keys, values, slots, places, config.head_dim**-0.5)
+        ops.attention(attended, query, keys, values, slots, cache_positions, config.head_dim**-0.5)
         return attended
 
     def _head_buffers(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Room for the query heads of `count` rows, and for what their attention gives."""
+        """Buffers for the query heads of `count` rows and for the output of their attention."""
         shape = count, self._config.num_attention_heads * self._config.head_dim
         return torch.empty(shape, device=self.states.device), torch.empty(shape, device=self.states.device)
 
-    def _wait_for_weights(self) -> None:
-        """On a GPU products read weights before they wait for what was launched earlier: what torch has copied too."""
-        if self.states.is_cuda:
-            torch.cuda.synchronize(self.states.device)
-
-    def _normalised(self, states: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    def _normalized(self, states: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(states, norm.shape, norm.float(), self._config.rms_norm_eps)
 
     def _activated(self, states: torch.Tensor, ffn: FeedForward) -> Iterator[torch.Tensor]:
-        """What the down projection takes, some rows at a time."""
+        """The input of the down projection, `_ROWS_AT_ONCE` rows at a time."""
         width, lanes = self._config.intermediate_size, PANEL // 2
         for part in states.split(_ROWS_AT_ONCE):
             both = torch.empty(len(part), len(ffn.gate_up.data) * PANEL, device=part.device)
@@ -285,7 +288,7 @@ class States:
 
 
 def _moments(inputs: Iterable[torch.Tensor]) -> Moments:
-    """Of all rows of inputs [rows, k]."""
+    """The second moments of all rows of `inputs`, [rows, k] each."""
     total, count = None, 0
     for rows in inputs:
         product = rows.T @ rows

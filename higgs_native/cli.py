@@ -21,9 +21,10 @@ from tqdm import tqdm
 import higgs_native
 from higgs_native._C import build_info
 from higgs_native.audio.quality import VoiceWarning
+from higgs_native.audio.writing import check_output_path
 from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model, check_calibration
 from higgs_native.errors import AudioError, ParameterError, PromptError, exit_on_bad_input, exit_with_error
-from higgs_native.generation.sampling_params import SamplingParams, check_parameters
+from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form.chunk_store import ChunkStore
 from higgs_native.long_form.chunking import chunk_text
 from higgs_native.long_form.joining import Pauses
@@ -36,14 +37,12 @@ from higgs_native.ops import check_instruction_set
 from higgs_native.ops.device import checked_device
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.normalize import normalize_text
-from higgs_native.prompt.recordings import check_voice
-from higgs_native.prompt.voices import VOICES_VARIABLE, Voice, choose_voices, list_voices
-from higgs_native.speech import check_output_path
+from higgs_native.prompt.voices import VOICES_VARIABLE, Voice, check_voice, choose_voices, list_voices, read_voice
 from higgs_native.streaming import SpeechStream
 from higgs_native.utils.files import check_file_can_be_made, locked
 
 
-# What is meant as a file, though there is none: nobody writes so to have it spoken.
+# A text that looks like this is taken for the name of a missing file: nobody writes it to have it spoken.
 _FILE_NAME = re.compile(r"\S+\.(?:txt|text|md|rst|html?|xml|json|srt|epub|pdf|docx?|odt|rtf)|(?:~|\.{0,2})/\S+")
 
 MODEL_NAME = "bosonai/higgs-audio-v2-generation-3B-base"
@@ -57,13 +56,13 @@ app = typer.Typer(
 )
 
 
-# What several commands take.
+# Options of several commands.
 TextArgument = Annotated[str, typer.Argument(help="What to say: a text, a text file, or - for standard input.")]
 ModelOption = Annotated[
     str | None,
     typer.Option(
         help=f"The checkpoint: a folder, or a name on the Hub, such as {MODEL_NAME}. "
-        "Without it the embedded voice speaks: small, trained on synthetic speech, of a limited vocabulary."
+        "Default: the embedded voice, which is small, trained on synthetic speech, and knows few words."
     ),
 ]
 AudioTokenizerOption = Annotated[
@@ -75,27 +74,32 @@ AudioTokenizerOption = Annotated[
 ]
 VoiceOption = Annotated[
     str | None,
-    typer.Option(help="A voice of the folder of voices; several, separated by commas, for SPEAKER0, SPEAKER1, ..."),
+    typer.Option(help="A voice in the folder of voices; several, separated by commas, for SPEAKER0, SPEAKER1, ..."),
 ]
 VoicesOption = Annotated[Path | None, typer.Option(help="The folder of voices.", show_default=f"${VOICES_VARIABLE}")]
 ReferenceAudioOption = Annotated[Path | None, typer.Option(help="A recording of the voice to clone.")]
 ReferenceTextOption = Annotated[str | None, typer.Option(help="The words spoken in the recording.")]
 SceneOption = Annotated[
-    str | None, typer.Option(help="Where or how it is spoken: 'Audio is recorded from a quiet room.'")
+    str | None,
+    typer.Option(help="The scene: where or how it is spoken, such as 'Audio is recorded from a quiet room.'"),
 ]
 SeedOption = Annotated[int | None, typer.Option(help="The same seed gives the same speech.")]
-TemperatureOption = Annotated[float, typer.Option(help="How freely to draw; 0 takes the most likely codes.")]
-TopKOption = Annotated[int, typer.Option(help="Draw among so many of the most likely codes; 0: among all.")]
-TopPOption = Annotated[float, typer.Option(help="Draw among the most likely codes of this total probability.")]
-RasWinLenOption = Annotated[
-    int, typer.Option(help="Draw again what stands too often among so many last frames; 0: never.")
+TemperatureOption = Annotated[float, typer.Option(help="How freely codes are drawn; 0 takes the most likely ones.")]
+TopKOption = Annotated[int, typer.Option(help="Draw among the k most likely codes; 0 turns it off.")]
+TopPOption = Annotated[
+    float, typer.Option(help="Draw among the most likely codes that together have this probability.")
 ]
-RasWinMaxNumRepeatOption = Annotated[int, typer.Option(help="How often is too often.")]
+RasWinLenOption = Annotated[int, typer.Option(help="Repetition window in frames; 0 turns it off.")]
+RasWinMaxNumRepeatOption = Annotated[
+    int, typer.Option(help="Occurrences in the window after which a code is redrawn.")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU where there is one.")]
-DtypeOption = Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, float16, or auto: as stored.")]
+DtypeOption = Annotated[
+    str, typer.Option(help="Dtype of the weights: float32, bfloat16, float16, or auto: that of the checkpoint.")
+]
 QuantizationOption = Annotated[
     str | None,
-    typer.Option(help="Of the weights: fp8, int8, int4, or a format for each part, such as int4,heads=int8."),
+    typer.Option(help="Format of the weights: fp8, int8, int4, or one per part, such as int4,heads=int8."),
 ]
 
 
@@ -109,8 +113,8 @@ def speak(
     stream: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of --out: where to write raw PCM (16 bit, little-endian, mono, 24 kHz) as it is made: a "
-            "file, a named pipe, or - for standard output, such as --stream - | aplay -f S16_LE -r 24000"
+            help="Instead of --out: where to write raw PCM (16 bit, little-endian, mono, 24 kHz) as it is generated: "
+            "a file, a named pipe, or - for standard output, such as --stream - | aplay -f S16_LE -r 24000"
         ),
     ] = None,
     model: ModelOption = None,
@@ -121,48 +125,43 @@ def speak(
     reference_text: ReferenceTextOption = None,
     scene: SceneOption = None,
     seed: SeedOption = None,
-    temperature: TemperatureOption = 0.3,
-    top_k: TopKOption = 50,
-    top_p: TopPOption = 0.95,
-    ras_win_len: RasWinLenOption = 7,
-    ras_win_max_num_repeat: RasWinMaxNumRepeatOption = 2,
-    max_new_tokens: Annotated[int, typer.Option(help="The limit; 25 make a second of audio.")] = 1024,
+    temperature: TemperatureOption = SamplingParams.temperature,
+    top_k: TopKOption = SamplingParams.top_k,
+    top_p: TopPOption = SamplingParams.top_p,
+    ras_win_len: RasWinLenOption = SamplingParams.ras_win_len,
+    ras_win_max_num_repeat: RasWinMaxNumRepeatOption = SamplingParams.ras_win_max_num_repeat,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="The maximum number of steps; 25 make a second of audio.")
+    ] = SamplingParams.max_new_tokens,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     quantization: QuantizationOption = None,
 ) -> None:
     """Speak a text into an audio file."""
-    # All that can be wrong is looked at before weights are loaded, which takes long.
+    # All input is checked before the weights are loaded, which takes seconds.
     if stream is None:
         out = check_output_path(out or Path("out.wav"))
     elif out is not None:
-        raise ParameterError("both --out and --stream are given; expected one of them")
+        raise ParameterError("--out and --stream must not both be given")
     else:
         _check_stream_path(stream)
     text = _read_text(text)
     normalize_text(text)
     chosen = _checked_voices(voice, reference_audio, reference_text, voices)
-    sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
-    check_parameters(sampling, max_new_tokens)
+    sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens)
     engine = _loaded_engine(model, audio_tokenizer, device, dtype, quantization)
     if stream is not None:
         speech_stream = engine.stream(
             text,
             voice=chosen,
             scene=scene,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            ras_win_len=ras_win_len,
-            ras_win_max_num_repeat=ras_win_max_num_repeat,
-            max_new_tokens=max_new_tokens,
+            sampling=sampling,
         )
         _write_stream(speech_stream, stream)
         _report_cut_off(speech_stream.finish_reason, max_new_tokens)
         return
     start = time.perf_counter()
-    # Shown on a terminal only.
+    # disable=None: on a terminal only.
     with tqdm(desc="speaking", bar_format="{desc}: {n:.2f} s of audio [{elapsed}]", leave=False, disable=None) as bar:
 
         def show(seconds: float) -> None:
@@ -172,20 +171,14 @@ def speak(
             text,
             voice=chosen,
             scene=scene,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            ras_win_len=ras_win_len,
-            ras_win_max_num_repeat=ras_win_max_num_repeat,
-            max_new_tokens=max_new_tokens,
+            sampling=sampling,
             on_progress=show,
         )
     elapsed = time.perf_counter() - start
     speech.save(out)
     print(
         f"{out}: {speech.duration:.2f} s of audio in {elapsed:.2f} s, "
-        f"real-time factor {elapsed / speech.duration:.2f} (seconds of work for a second of audio)",
+        f"real-time factor {elapsed / speech.duration:.2f} (seconds of work per second of audio)",
         file=sys.stderr,
     )
     _report_cut_off(speech.finish_reason, max_new_tokens)
@@ -198,26 +191,30 @@ def read(
     folder: Annotated[
         Path | None,
         typer.Option(
-            help="Where finished chunks are kept, with what was tried for each. The same command goes on from there "
-            "after it was cut off.",
+            help="Where finished chunks are kept, with every attempt. After an interruption, the same command resumes "
+            "from this folder.",
             show_default="the name of --out and .parts, removed at the end",
         ),
     ] = None,
     chunk_seconds: Annotated[
         float | None,
-        typer.Option(help="How long a chunk may be, 2 to 30.", show_default="20; embedded voice: 4.5"),
+        typer.Option(help="Maximum length of a chunk in seconds, 2 to 30.", show_default="20; embedded voice: 4.5"),
     ] = None,
     context_chunks: Annotated[
         int | None,
-        typer.Option(help="How many of the last chunks the next one hears.", show_default="2; embedded voice: 0"),
+        typer.Option(
+            help="Number of earlier chunks in the prompt of the next one.", show_default="2; embedded voice: 0"
+        ),
     ] = None,
     max_retries: Annotated[
-        int, typer.Option(help="How often a chunk that ran away is spoken again, with the next seed.")
+        int, typer.Option(help="How often a chunk with a failure is spoken again, each time with the next seed.")
     ] = MAX_RETRIES,
-    strict: Annotated[bool, typer.Option(help="Stop at a chunk that ran away with every seed.")] = False,
+    strict: Annotated[bool, typer.Option(help="Stop at a chunk that fails with every seed.")] = False,
     paragraph_pause: Annotated[float, typer.Option(help="Seconds of silence before a paragraph.")] = Pauses.paragraph,
-    turn_pause: Annotated[float, typer.Option(help="Before the turn of another speaker.")] = Pauses.turn,
-    sentence_pause: Annotated[float, typer.Option(help="Before a sentence that begins a chunk.")] = Pauses.sentence,
+    turn_pause: Annotated[float, typer.Option(help="Seconds of silence before another speaker's turn.")] = Pauses.turn,
+    sentence_pause: Annotated[
+        float, typer.Option(help="Seconds of silence before a sentence that begins a chunk.")
+    ] = Pauses.sentence,
     model: ModelOption = None,
     audio_tokenizer: AudioTokenizerOption = None,
     voice: VoiceOption = None,
@@ -226,16 +223,16 @@ def read(
     reference_text: ReferenceTextOption = None,
     scene: SceneOption = None,
     seed: SeedOption = None,
-    temperature: TemperatureOption = 0.3,
-    top_k: TopKOption = 50,
-    top_p: TopPOption = 0.95,
-    ras_win_len: RasWinLenOption = 7,
-    ras_win_max_num_repeat: RasWinMaxNumRepeatOption = 2,
+    temperature: TemperatureOption = SamplingParams.temperature,
+    top_k: TopKOption = SamplingParams.top_k,
+    top_p: TopPOption = SamplingParams.top_p,
+    ras_win_len: RasWinLenOption = SamplingParams.ras_win_len,
+    ras_win_max_num_repeat: RasWinMaxNumRepeatOption = SamplingParams.ras_win_max_num_repeat,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     quantization: QuantizationOption = None,
 ) -> None:
-    """Speak a long text, such as a book, into an audio file, chunk by chunk."""
+    """Speak a long text, such as a book, into an audio file, in chunks."""
     out = check_output_path(out)
     pauses = Pauses(paragraph_pause, turn_pause, sentence_pause)
     sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
@@ -248,15 +245,10 @@ def read(
     speech = LongSpeech(
         engine,
         text,
-        chunk_store.path,
+        chunk_store.folder,
         voice=chosen,
         scene=scene,
-        seed=seed,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        ras_win_len=ras_win_len,
-        ras_win_max_num_repeat=ras_win_max_num_repeat,
+        sampling=sampling,
         chunk_seconds=chunk_seconds,
         context_chunks=context_chunks,
         max_retries=max_retries,
@@ -264,20 +256,20 @@ def read(
         pauses=pauses,
     )
     if speech.num_finished:
-        print(f"{speech.folder}: {speech.num_finished} of {len(speech)} chunks are there.", file=sys.stderr)
-    seconds, retried, faulty = 0.0, 0, []
+        print(f"{speech.folder}: {speech.num_finished} of {len(speech)} chunks are finished.", file=sys.stderr)
+    seconds, retried, failed = 0.0, 0, []
     with locked(speech.folder):
         for chunk in tqdm(speech, desc="reading", unit="chunk", leave=False, disable=None):
             seconds += chunk.duration
             retried += len(chunk.attempts) > 1
-            if chunk.faults:
-                faults = ", ".join(chunk.faults)
-                faulty.append(f"chunk {chunk.index} ran away with every seed ({faults}): {chunk.text.text!r}")
+            if chunk.failures:
+                failures = ", ".join(chunk.failures)
+                failed.append(f"chunk {chunk.index} failed with every seed ({failures}): {chunk.text.text!r}")
         speech.save(out)
         if folder is None:
             chunk_store.remove()
-    print(f"{out}: {seconds:.2f} s of audio in {len(speech)} chunks, {retried} spoken more than once", file=sys.stderr)
-    for line in faulty:
+    print(f"{out}: {seconds:.2f} s of audio in {len(speech)} chunks, {retried} of them spoken again", file=sys.stderr)
+    for line in failed:
         print(line, file=sys.stderr)
 
 
@@ -288,36 +280,36 @@ def quantize(
     format: Annotated[
         str,
         typer.Option(
-            help="fp8, int8, int4, or a format for each part: attention, text_ffn, audio_ffn, heads. "
-            "int4,heads=int8 is int4 for all but the heads."
+            help="fp8, int8, int4, or one format per part (attention, text_ffn, audio_ffn, heads): "
+            "int4,heads=int8 is int4 for all parts but the heads."
         ),
     ] = "int8",
     clip: Annotated[
         bool,
         typer.Option(
-            help="Choose scales of int8 and int4 for the least squared error, instead of keeping every largest value."
+            help="Choose the scales of int8 and int4 for the minimum squared error, which clips the largest values."
         ),
     ] = True,
     calibrate: Annotated[
         bool,
         typer.Option(
-            help="Let the model speak first, and round weights for the inputs that they then meet (GPTQ), which loses "
-            "less at the same size. It takes the memory of the whole model, and about a minute a layer on two cores."
+            help="Let the model speak first, and round its weights for the inputs seen then (GPTQ): a smaller error "
+            "at the same size. Needs the memory of the whole model, and about a minute per layer on two cores."
         ),
     ] = False,
     texts: Annotated[
         Path | None,
         typer.Option(
-            help="What it speaks for --calibrate: a file with a text a line, or - for standard input.",
-            show_default="some sentences that come along",
+            help="The texts that --calibrate speaks: a file with one text per line, or - for standard input.",
+            show_default="sentences in the package",
         ),
     ] = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Write a quantized checkpoint, which loads as fast as it is read."""
+    """Write a quantized checkpoint, which loads at the speed of the disk."""
     quantization = replace(Quantization.parse(format), clip=clip)
     if texts is not None and not calibrate:
-        raise ParameterError("--texts is for --calibrate, which is not given")
+        raise ParameterError("--texts must come with --calibrate")
     check_target(target)
     place = checked_device(device)
     lines: list[str] = []
@@ -339,9 +331,9 @@ def voices(
         Path | None, typer.Argument(help="The folder of voices.", show_default=f"${VOICES_VARIABLE}")
     ] = None,
 ) -> None:
-    """List the voices of a folder: their names, and the words of the recording or the description.
+    """List the voices in a folder: the name, and the recording's words or the description.
 
-    Below a name stands what is wrong with its recording, and what would be right.
+    Lines below a name say what is wrong with its recording, and what is expected.
     """
     listed = list_voices(folder)
     if not listed:
@@ -363,7 +355,7 @@ def voices(
 
 @app.command()
 def info() -> None:
-    """Say what is built in, what this machine can do, and what will be used."""
+    """Show what is built in, what this machine supports, and what will be used."""
     build, device = build_info(), checked_device("auto")
     cpu = f"cpu, {build['cpu_instruction_set']} kernels, {torch.get_num_threads()} threads"
     cuda = "none" if not build["cuda"] else f"{build['cuda_version']} for {build['cuda_architectures']}"
@@ -384,13 +376,15 @@ def info() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0, 1 on an unexpected error, 2 on bad input, with one line on stderr; 143 on SIGTERM.
+    """Run the command and exit: with 0, 1 on an unexpected error, 2 on bad input, 143 on SIGTERM.
+
+    An error is one line on standard error.
 
     Args:
         arguments: by default those of the process.
     """
     if threading.current_thread() is threading.main_thread():  # no other may set a handler
-        # An exception, as Ctrl-C is: what is half-written gets removed.
+        # SIGTERM becomes an exception, as Ctrl-C is one, so that half-written files are removed.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         with exit_on_bad_input():
@@ -405,11 +399,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _checked_voices(
     voice: str | None, reference_audio: Path | None, reference_text: str | None, voices_folder: Path | None
 ) -> list[Voice]:
-    """The voices that are asked for. Advice on poor recordings is printed before weights are loaded."""
-    chosen = choose_voices(voice, reference_audio, reference_text, voices_folder)
+    """Read the chosen voices, and print advice on poor recordings before weights are loaded."""
+    chosen = [read_voice(item) for item in choose_voices(voice, reference_audio, reference_text, voices_folder)]
     for item in chosen:
         for advice in check_voice(item):
-            print(f"warning: {item.reference_audio}: {advice}", file=sys.stderr)
+            print(f"warning: {item.reference_audio.name}: {advice}", file=sys.stderr)
     warnings.filterwarnings("ignore", category=VoiceWarning)  # said above
     return chosen
 
@@ -419,7 +413,7 @@ def _loaded_engine(
 ) -> HiggsAudio:
     if model is None:
         print(
-            "No --model is given: this is the embedded demonstration voice, which knows some 1,500 English words.\n"
+            "No --model is given: the embedded demonstration voice speaks, which knows about 1,500 English words.\n"
             f"For the published model: --model {MODEL_NAME}",
             file=sys.stderr,
         )
@@ -431,24 +425,25 @@ def _loaded_engine(
 def _report_cut_off(finish_reason: str | None, max_new_tokens: int) -> None:
     if finish_reason == "length":
         print(
-            f"The speech was cut off at --max-new-tokens {max_new_tokens}, or where the cache was full.",
+            f"The speech was cut off at --max-new-tokens {max_new_tokens}, or at the end of the cache; "
+            "for longer texts there is higgs-native read.",
             file=sys.stderr,
         )
 
 
 def _check_stream_path(path: Path) -> None:
-    """Raise ParameterError where raw audio can't be written to `path`, a file, a named pipe, or `-`."""
+    """Raise ParameterError if raw audio can't be written to `path`: a file, a named pipe, or `-`."""
     if str(path) == "-":
         if sys.stdout is None:
-            raise ParameterError("standard output is closed; --stream - needs it")
+            raise ParameterError("--stream - needs standard output, which is closed")
         return
     try:
         if path.is_dir() or not path.parent.is_dir():
-            raise ParameterError(f"{path} is a folder, or in none; expected a file, a named pipe, or -")
+            raise ParameterError(f"--stream must be a file, a named pipe, or -, got {path}")
         if not path.exists():
             check_file_can_be_made(path)
         elif path.is_file():
-            path.open("ab").close()  # what stands in it is kept until there is audio
+            path.open("ab").close()  # its contents are kept until there is audio
         elif not os.access(path, os.W_OK):  # opening a pipe would wait for its reader
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
@@ -465,7 +460,7 @@ def _opened_stream(path: Path) -> io.RawIOBase:
 
 
 def _write_stream(speech: SpeechStream, path: Path) -> None:
-    """Write the chunks of `speech` as they come, as 16-bit PCM, to a file, or to standard output where it is `-`."""
+    """Write the chunks of `speech` as they come, as 16-bit PCM, to a file, or to standard output if `path` is `-`."""
     written, closed = 0, False
     with _opened_stream(path) as file:
         os.set_blocking(file.fileno(), True)
@@ -487,7 +482,7 @@ def _write_stream(speech: SpeechStream, path: Path) -> None:
     if speech.first_audio_seconds is not None:
         report += f", the first after {speech.first_audio_seconds:.2f} s"
     if speech.underrun_margin_seconds is not None:
-        report += f", under-run margin {speech.underrun_margin_seconds:.2f} s (below zero, a player runs dry)"
+        report += f", under-run margin {speech.underrun_margin_seconds:.2f} s (below zero, playback would pause)"
     print(report, file=sys.stderr)
 
 
@@ -499,16 +494,16 @@ def _size(nbytes: int) -> str:
 
 
 def _read_text(text: str) -> str:
-    """What to say: `text` itself, or the contents of the file it names or of standard input."""
+    """The text to speak: `text` itself, or the contents of the file that it names, or of standard input."""
     if text == "-" or os.path.exists(text):
         return _read_file(text)
     if _FILE_NAME.fullmatch(text):
-        raise PromptError(f"there is no file {text}; expected a text, a text file, or -")
+        raise PromptError(f"text must be a text, an existing text file, or -, got the name of a missing file: {text}")
     return text
 
 
 def _read_file(name: str) -> str:
-    """The contents of a text file, or, for -, of standard input."""
+    """The contents of a text file, or of standard input for `-`."""
     expected = "expected plain text in UTF-8"
     try:
         # A pipe can be read, too.
@@ -520,7 +515,7 @@ def _read_file(name: str) -> str:
     except UnicodeDecodeError as error:
         raise PromptError(f"{name} is not UTF-8 text at byte {error.start}; {expected}") from None
     if "\0" in decoded:  # UTF-16 of plain letters is valid UTF-8
-        raise PromptError(f"{name} holds zero bytes: it is no text, or UTF-16; {expected}")
+        raise PromptError(f"{name} holds zero bytes, so it is UTF-16 or no text; {expected}")
     return decoded
 
 

@@ -3,20 +3,20 @@
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
-from higgs_native.generation.delay_pattern import Rule, revert_delay_pattern
-from higgs_native.generation.engine import HiggsAudioModel
-from higgs_native.generation.sampling_params import SamplingParams, check_parameters
-from higgs_native.generation.sequence import GenerationOutput, OnFrame, OnToken
-from higgs_native.generation.stop import DEFAULT_STOP_STRINGS, check_stop_strings
+from higgs_native.generation.delay_pattern import segment_codes
+from higgs_native.generation.engine import HiggsAudioModel, generate_batch
+from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
+from higgs_native.generation.sequence import GenerationOutput, GenerationRequest, OnFrame, OnToken
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.packed_checkpoint import AUDIO_TOKENIZER_FOLDER
@@ -24,16 +24,11 @@ from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import checked_dtype
 from higgs_native.model.weights import open_weights
 from higgs_native.ops.device import checked_device
-from higgs_native.prompt.chat import (
-    ChatMLSample,
-    Message,
-    build_prompt,
-    check_plain_text,
-    speech_messages,
-)
+from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
+from higgs_native.prompt.messages import ChatMLSample, Message
 from higgs_native.prompt.normalize import normalize_text
-from higgs_native.prompt.recordings import check_voice, read_recording, read_voice
-from higgs_native.prompt.voices import Voice, choose_voices
+from higgs_native.prompt.recordings import Recording, read_recording
+from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
 from higgs_native.utils.checks import check_integer, integer_tensor
@@ -42,9 +37,9 @@ from higgs_native.utils.files import read_json_object
 
 AUDIO_TOKENIZER_NAME = "bosonai/higgs-audio-v2-tokenizer"
 EMBEDDED_VOICE = Path(__file__).with_name("embedded_voice")
-"""The folder of the small checkpoint that comes with the package: a demonstration voice."""
+"""The folder of the small checkpoint in the package: a demonstration voice."""
 EMBEDDED_VOICE_KEY = "higgs_native_embedded_voice"
-"""True in the `config.json` of that checkpoint, and so of its quantized copies."""
+"""The key that is true in the `config.json` of that checkpoint and of its quantized copies."""
 
 
 class HiggsAudio:
@@ -54,23 +49,26 @@ class HiggsAudio:
         speech = engine.speak("The sun rises in the east.", reference_audio="voice.wav", reference_text="Hello there.")
         speech.save("out.wav")
 
-    A checkpoint of the original layout is prompted and sampled as Boson's implementation does it, one of the
-    transformers layout as transformers does it.
+    A checkpoint of the original layout is prompted and sampled by Boson's convention, one of the transformers layout
+    by that of transformers.
 
     Args:
         model: the language model.
-        audio_tokenizer: turns recordings into codes, and codes into sound.
-        layout: whose prompts and rule of generation: `boson`, `transformers`, or None: as the checkpoint's layout.
+        audio_tokenizer: encodes recordings into codes, and decodes codes into audio.
+        convention: `boson`, `transformers`, or None: that of the checkpoint.
 
     Attributes:
-        is_embedded_voice: it was loaded from `EMBEDDED_VOICE`, or a copy of it, quantized or not.
+        is_embedded_voice: whether it was loaded from `EMBEDDED_VOICE` or a quantized copy of it.
 
     Raises:
-        CheckpointError: the two differ in their codebooks, or the model came without its text tokenizer.
+        CheckpointError: the codebooks of the two differ, or the model has no text tokenizer.
     """
 
     def __init__(
-        self, model: HiggsAudioModel, audio_tokenizer: HiggsAudioTokenizer, layout: Rule | None = None
+        self,
+        model: HiggsAudioModel,
+        audio_tokenizer: HiggsAudioTokenizer,
+        convention: str | Convention | None = None,
     ) -> None:
         if model.tokenizer is None:
             raise CheckpointError("the model's folder has no tokenizer.json")
@@ -83,9 +81,9 @@ class HiggsAudio:
         self.model = model
         self.audio_tokenizer = audio_tokenizer
         if model.device.type == "cuda":
-            # What most calls of `speak` need: a prompt of up to 1024 positions, and as many frames.
+            # Most calls of `speak` fit: a prompt of up to 1024 positions and as many frames.
             model.runner_pool.prepare(model, 1, 2048)
-        self.layout = layout or model.config.layout
+        self.convention = Convention.parse(model.config.convention if convention is None else convention)
         self.is_embedded_voice = False
 
     @classmethod
@@ -100,12 +98,13 @@ class HiggsAudio:
         """Load a checkpoint of either layout, or a packed one.
 
         Args:
-            path_or_name: its folder, or its name on the Hub; None: the embedded voice, which knows a list of words.
-            device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU where there is one. Both networks run there.
-            dtype: of the weights: `float32`, `bfloat16`, `float16`, or `auto`, as they are stored.
+            path_or_name: its folder, or its name on the Hub; None: the embedded voice.
+            device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU if there is one. Both networks run there.
+            dtype: of the weights: `float32`, `bfloat16`, `float16`, or `auto`: the one that config.json names, or else
+                that of the stored matrices.
             audio_tokenizer: its folder, its name on the Hub, or a loaded one. By default the folder `audio_tokenizer`
                 within the checkpoint, or else `bosonai/higgs-audio-v2-tokenizer` from the Hub.
-            quantization: of the language model's matrices: `fp8`, `int8`, `int4`, or a format for each part
+            quantization: format of the language model's matrices: `fp8`, `int8`, `int4`, or one per part
                 (`int4,heads=int8`; see `higgs_native.model.quantization`); None: as stored.
 
         Raises:
@@ -117,7 +116,7 @@ class HiggsAudio:
         if quantization is not None:
             quantization = Quantization.parse(quantization)
         folder = EMBEDDED_VOICE if path_or_name is None else resolve_folder(path_or_name)
-        # Headers alone: most of what can be wrong with the model shows before an audio tokenizer is fetched.
+        # Reads headers only, so that most faults of the model show before an audio tokenizer is fetched.
         open_weights(folder, HiggsAudioConfig.from_pretrained(folder), weights_dtype, quantization, device)
         if not isinstance(audio_tokenizer, HiggsAudioTokenizer):
             beside = folder / AUDIO_TOKENIZER_FOLDER
@@ -132,42 +131,28 @@ class HiggsAudio:
         self,
         text: str,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | None = None,
+        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
-        seed: int | None = None,
-        temperature: float = 0.3,
-        top_k: int | None = 50,
-        top_p: float | None = 0.95,
-        ras_win_len: int | None = 7,
-        ras_win_max_num_repeat: int = 2,
-        max_new_tokens: int = 1024,
         voices_folder: str | Path | None = None,
         on_progress: Callable[[float], None] | None = None,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Speech:
         """Speak `text`. For texts longer than half a minute there is `LongSpeech`.
 
-        The defaults of temperature, top-k and top-p are those of the published examples; Boson's engine itself falls
-        back to 0.7, none and 0.95.
-
         Args:
-            text: what to say. `[SPEAKER0]`, `[SPEAKER1]`, ... stand before the turns of several speakers. It is
-                normalised as `higgs_native.prompt.normalize.normalize_text` says.
-            voice: a voice of `voices_folder`, or several, separated by commas or in a list, for SPEAKER0, SPEAKER1,
-                ...; or `Voice` objects.
-            reference_audio: a recording to clone instead: a file, or `(samples, sampling rate in Hz)`.
-            reference_text: the words spoken in it; cloning is closer with them.
-            scene: where it is spoken, or how.
-            seed: the same seed gives the same speech; None: a new one each time.
-            temperature: how freely to draw; 0 takes the most likely code, unless `ras_win_len` draws it anew.
-            top_k: draw among so many of the most likely codes; None: among all.
-            top_p: draw among the most likely codes that together have this probability; None or 1: among all.
-            ras_win_len: a code that stands `ras_win_max_num_repeat` times among the last so many is drawn anew; None
-                or 0: never.
-            ras_win_max_num_repeat: see `ras_win_len`.
-            max_new_tokens: the limit, text and audio together; 25 make a second.
+            text: what to say, with `[SPEAKER0]`, `[SPEAKER1]`, ... before the turns of several speakers. It is
+                normalized by `higgs_native.normalize_text`.
+            voice: the name of a voice in `voices_folder`, or a `Voice`; several, in a list or separated by commas, are
+                those of SPEAKER0, SPEAKER1, ...
+            reference_audio: a recording to clone instead: a file, `(samples, sampling rate in Hz)`, or a `Recording`.
+            reference_text: the words spoken in the recording; with them the clone is closer.
+            scene: where or how it is spoken, in words.
             voices_folder: see `higgs_native.prompt.voices`; by default the one that HIGGS_NATIVE_VOICES names.
             on_progress: called after every frame with the seconds of audio that exist so far.
+            sampling: how to draw and when to stop; None: what `options` build.
+            options: in place of `sampling`, its attributes: seed, temperature, max_new_tokens, ...
 
         Raises:
             PromptError: the text is empty or holds special tokens, the voice is unknown, or the prompt is longer than
@@ -179,55 +164,39 @@ class HiggsAudio:
             VoiceWarning: the reference audio is poor, or its words are not given (see `higgs_native.audio.quality`).
         """
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
-        return self.generate(
-            self.speech_messages(text, voices, scene),
-            force_audio_gen=True,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            ras_win_len=ras_win_len,
-            ras_win_max_num_repeat=ras_win_max_num_repeat,
-            max_new_tokens=max_new_tokens,
-            on_progress=on_progress,
-        )
+        params = SamplingParams.of(sampling, options)
+        return self.generate(self.speech_messages(text, voices, scene), True, on_progress, params)
 
     def stream(
         self,
         text: str,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | None = None,
+        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
-        seed: int | None = None,
-        temperature: float = 0.3,
-        top_k: int | None = 50,
-        top_p: float | None = 0.95,
-        ras_win_len: int | None = 7,
-        ras_win_max_num_repeat: int = 2,
-        max_new_tokens: int = 1024,
         voices_folder: str | Path | None = None,
         first_chunk_frames: int = 5,
         chunk_growth: float = 1.5,
         max_chunk_frames: int = 50,
         low_latency: int = 0,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> SpeechStream:
-        """Speak `text` in chunks that come while it is generated: `for` or `async for` over what this returns.
+        """Speak `text` in chunks that come while it is generated, for `for` or `async for`.
 
-        Joined, the chunks are the audio that `speak` gives for the same seed.
+        Joined, the chunks are the audio that `speak` returns for the same seed.
 
             for chunk in engine.stream("The sun rises in the east.", seed=1):
                 play(chunk.samples)
 
         Args:
-            text, voice, reference_audio, reference_text, scene, seed, temperature, top_k, top_p, ras_win_len,
-                ras_win_max_num_repeat, max_new_tokens, voices_folder: as for `speak`.
-            first_chunk_frames: how long the first chunk is, in frames of 40 ms.
-            chunk_growth: how many times as long as the one before it each chunk is, at least 1.
-            max_chunk_frames: how long a chunk may be; the end of the audio may be longer by the decoder's lookahead.
-            low_latency: by how many frames audio is given out before all is known that it depends on, 0 to 10. The
-                chunks are then not quite those of `speak`; `StreamingDecoder` states the error of a lookahead of
-                10 - `low_latency` frames. It costs work: what is missing is computed for every chunk.
+            text, voice, reference_audio, reference_text, scene, voices_folder, sampling, options: as for `speak`.
+            first_chunk_frames: length of the first chunk, in frames of 40 ms.
+            chunk_growth: length of each chunk over that of the one before it, at least 1.
+            max_chunk_frames: maximum length of a chunk; the last one may be longer by the decoder's lookahead.
+            low_latency: frames by which the decoder's lookahead is shortened, 0 to 10. Audio comes earlier and differs
+                a little from that of `speak`; `StreamingDecoder` states the error of a lookahead of
+                10 - `low_latency` frames. Each chunk then costs additional decoding.
 
         Raises:
             PromptError, AudioError, ParameterError: as for `speak`, and where a setting of the stream is outside its
@@ -241,52 +210,33 @@ class HiggsAudio:
         context = self.audio_tokenizer.context_frames
         check_integer("low_latency", low_latency)
         if not 0 <= low_latency <= context:
-            raise ParameterError(f"low_latency must lie in 0 .. {context} frames, got {low_latency}")
-        generate = self.prepare(
-            self.speech_messages(text, voices, scene),
-            True,
-            SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed),
-            max_new_tokens,
-            DEFAULT_STOP_STRINGS,
-        )
+            raise ParameterError(f"low_latency must be between 0 and {context} frames, got {low_latency}")
+        params = SamplingParams.of(sampling, options)
+        generate = self.prepare(self.speech_messages(text, voices, scene), True, params)
         return SpeechStream(
-            generate,
-            self.model.config,
-            self.audio_tokenizer,
-            self.layout,
-            sizes,
-            context - low_latency,
+            generate, self.model.config, self.audio_tokenizer, self.convention, sizes, context - low_latency
         )
 
     def generate(
         self,
         conversation: ChatMLSample | Sequence[Message],
         force_audio_gen: bool = False,
-        seed: int | None = None,
-        temperature: float = 0.3,
-        top_k: int | None = 50,
-        top_p: float | None = 0.95,
-        ras_win_len: int | None = 7,
-        ras_win_max_num_repeat: int = 2,
-        max_new_tokens: int = 1024,
-        stop_strings: Sequence[str] = DEFAULT_STOP_STRINGS,
         on_progress: Callable[[float], None] | None = None,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Speech:
         """Generate the assistant's reply to a conversation, in audio, text or both.
 
         Args:
-            conversation: the messages (see `prompt.chat`); special tokens in their texts are taken as such.
+            conversation: the messages (see `prompt.chat`); special tokens in their texts stay special tokens.
             force_audio_gen: begin with audio.
-            stop_strings: text that ends the reply.
-            seed, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, max_new_tokens, on_progress: as for
-                `speak`.
+            on_progress, sampling, options: as for `speak`.
 
         Raises:
             PromptError, AudioError, ParameterError: as for `speak`.
             CheckpointError: the checkpoint has no text head, and `force_audio_gen` is not set.
         """
-        sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
-        generate = self.prepare(conversation, force_audio_gen, sampling, max_new_tokens, stop_strings)
+        generate = self.prepare(conversation, force_audio_gen, SamplingParams.of(sampling, options))
         return self.speech(generate(None if on_progress is None else self._frame_counter(on_progress)))
 
     def speech_messages(self, text: str, voices: Sequence[Voice], scene: str | None) -> list[Message]:
@@ -307,27 +257,23 @@ class HiggsAudio:
         for voice in voices:
             check_plain_text(voice.reference_text or "", tokenizer, "reference text")
             check_plain_text(voice.profile or "", tokenizer, "profile")
-        read = [voice if voice.profile is not None else read_voice(voice) for voice in voices]
-        for voice, with_samples in zip(voices, read, strict=True):
-            advice = check_voice(with_samples)
-            if advice:
-                name = "the reference audio" if isinstance(voice.reference_audio, tuple) else voice.reference_audio
-                warnings.warn(f"{name}: {'; '.join(advice)}", VoiceWarning, stacklevel=3)
-        return speech_messages(text, read, scene, self.layout)
+        voices = [read_voice(voice) for voice in voices]
+        for voice in voices:
+            if advice := check_voice(voice):
+                warnings.warn(f"{voice.reference_audio.name}: {'; '.join(advice)}", VoiceWarning, stacklevel=3)
+        return speech_messages(text, voices, scene, self.convention)
 
     def prepare(
         self,
         conversation: ChatMLSample | Sequence[Message],
         force_audio_gen: bool,
         sampling: SamplingParams,
-        max_new_tokens: int,
-        stop_strings: Sequence[str],
     ) -> Callable[..., GenerationOutput]:
-        """Check what can be checked, and read the recordings, before anything is generated.
+        """Check all that can be checked, and read the recordings, before anything is generated.
 
         Args:
-            conversation, force_audio_gen, max_new_tokens, stop_strings: as for `generate`.
-            sampling: how to draw.
+            conversation, force_audio_gen: as for `generate`.
+            sampling: how to draw, and when to stop.
 
         Returns:
             A function that generates the reply, given `on_frame` and `on_token` (see `GenerationRequest`) or neither.
@@ -335,45 +281,44 @@ class HiggsAudio:
         Raises:
             PromptError, AudioError, ParameterError, CheckpointError: as for `generate`.
         """
-        check_parameters(sampling, max_new_tokens)
-        check_stop_strings(stop_strings)
-        if not force_audio_gen and self.layout == "transformers":
-            raise PromptError("under transformers' rule the reply is audio alone; expected force_audio_gen=True")
+        if not force_audio_gen and self.convention == Convention.TRANSFORMERS:
+            raise PromptError("force_audio_gen must be True in the convention 'transformers', got False")
         if not force_audio_gen and self.model.text_head is None:
             raise CheckpointError(
                 "this checkpoint has no text head (text_lm_head.weight), so it can't generate text; "
                 "with force_audio_gen=True it speaks"
             )
-        prompt = build_prompt(conversation, self.model.tokenizer, self.layout, force_audio_gen)
+        prompt = build_prompt(conversation, self.model.tokenizer, self.convention, force_audio_gen)
         recordings = [
             read_recording(item) if item.codes is None else integer_tensor("codes", item.codes, PromptError)
             for item in prompt.audio
         ]
 
         def generate(on_frame: OnFrame | None = None, on_token: OnToken | None = None) -> GenerationOutput:
-            return self.model.generate(
+            request = GenerationRequest(
                 prompt.input_ids,
-                # Boson's length rule for both layouts: it takes every length, and where both do they agree.
-                reference_codes=[
-                    recording if isinstance(recording, torch.Tensor) else self.audio_tokenizer.encode(*recording)
-                    for recording in recordings
+                # Boson's length rule in both conventions: it takes every length, and where both do they agree.
+                [
+                    item
+                    if isinstance(item, torch.Tensor)
+                    else self.audio_tokenizer.encode(item.samples, item.sampling_rate)
+                    for item in recordings
                 ],
-                rule=self.layout,
-                max_new_tokens=max_new_tokens,
-                **asdict(sampling),
-                stop_strings=stop_strings,
+                self.convention,
+                sampling,
                 on_frame=on_frame,
                 on_token=on_token,
             )
+            return generate_batch(self.model, [request])[0]
 
         return generate
 
     def fingerprint(self) -> str:
         """A SHA-256 that tells this engine's checkpoints from others, whichever folder they lie in.
 
-        It is taken of the configurations, the text tokenizer, and some 1,000 elements of every weight.
+        It covers the configurations, the text tokenizer, and about 1,000 elements of every weight.
         """
-        configurations = self.model.config, self.model.quantization, self.audio_tokenizer.config, self.layout
+        configurations = self.model.config, self.model.quantization, self.audio_tokenizer.config, self.convention.value
         digest = hashlib.sha256(repr(configurations).encode())
         digest.update(self.model.tokenizer.to_str().encode())
         for weights in (self.model.named_weights(), self.audio_tokenizer.named_weights()):
@@ -386,7 +331,7 @@ class HiggsAudio:
         return digest.hexdigest()
 
     def _frame_counter(self, on_progress: Callable[[float], None]) -> Callable[[torch.Tensor], None]:
-        """A callback for frames that reports seconds: a frame exists when its last codebook, delayed, is drawn."""
+        """A callback for frames that reports seconds of audio; a frame is complete when its last codebook is drawn."""
         complete = 0
 
         def on_frame(codes: torch.Tensor) -> None:
@@ -398,7 +343,7 @@ class HiggsAudio:
         return on_frame
 
     def speech(self, output: GenerationOutput) -> Speech:
-        """Decode what was generated."""
+        """Decode a generated output."""
         segments = [self._codes(segment) for segment in output.audio_segments]
         sounds = [self.audio_tokenizer.decode(codes).cpu().numpy() for codes in segments if codes.shape[1]]
         return Speech(
@@ -414,11 +359,6 @@ class HiggsAudio:
         return self.model.tokenizer.decode(output.text_ids, skip_special_tokens=True).strip()
 
     def _codes(self, segment: torch.Tensor) -> torch.Tensor:
-        """The codes of a delayed segment that begins with the all-BOS frame: [codebooks, N] -> [codebooks, T]."""
-        if self.layout == "boson":
-            # The first column is BOS, the last one EOS or, where the end was cut off, given up.
-            codes = revert_delay_pattern(segment)[:, 1:-1]
-        else:
-            ends = (segment == self.model.config.audio_stream_eos_id).all(dim=0).nonzero().flatten().tolist()
-            codes = revert_delay_pattern(segment[:, 1 : ends[0] if ends else None])
+        """The codes of a delayed segment, without BOS and EOS: [codebooks, N] -> [codebooks, T]."""
+        codes = segment_codes(segment, self.model.config, self.convention)
         return codes.clamp(0, self.audio_tokenizer.codebook_size - 1)

@@ -1,4 +1,4 @@
-"""Speech that is heard while it is generated: frames of codes in, chunks of audio out."""
+"""Streaming: frames of codes in, chunks of audio out, while generation continues."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError
-from higgs_native.generation.delay_pattern import Rule, SegmentReader
+from higgs_native.generation.delay_pattern import SegmentReader
 from higgs_native.generation.sequence import GenerationOutput, OnFrame, OnToken
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.utils.background_iterator import BackgroundIterator
@@ -21,13 +22,13 @@ _CHUNKS_AHEAD = 8
 
 @dataclass(frozen=True)
 class AudioChunk:
-    """A piece of speech.
+    """A chunk of speech.
 
     Attributes:
-        samples: [samples], float32, mono, full scale at 1; a whole number of frames, in the last chunk perhaps none.
+        samples: [samples], float32, mono, full scale at 1; a whole number of frames, possibly none in the last chunk.
         sampling_rate: in Hz.
-        start_frame: how many frames of audio came before, 40 ms each.
-        is_last: no chunk follows.
+        start_frame: the number of audio frames before it, 40 ms each.
+        is_last: whether no chunk follows.
     """
 
     samples: np.ndarray
@@ -38,12 +39,12 @@ class AudioChunk:
 
 @dataclass(frozen=True)
 class ChunkSizes:
-    """How long the chunks of a stream are, in frames: small ones are heard early, large ones cost less work.
+    """The lengths of a stream's chunks in frames. Small chunks come early, large ones cost less work per frame.
 
     Attributes:
-        first: of the first chunk.
-        growth: each chunk is so many times as long as the one before it,
-        largest: but no longer than this.
+        first: length of the first chunk.
+        growth: length of each chunk over that of the one before it.
+        largest: maximum length.
     """
 
     first: int = 5
@@ -56,37 +57,37 @@ class ChunkSizes:
         check_number("chunk_growth", self.growth)
         if not 1 <= self.first <= self.largest:
             raise ParameterError(
-                f"first_chunk_frames must lie between 1 and max_chunk_frames, got {self.first} and {self.largest}"
+                f"first_chunk_frames must be between 1 and max_chunk_frames, got {self.first} and {self.largest}"
             )
         if not 1 <= self.growth < float("inf"):
             raise ParameterError(f"chunk_growth must be at least 1, got {self.growth}")
 
     def after(self, size: float) -> float:
-        """The size that follows `size`; fractions of a frame add up."""
+        """The length that follows `size`; fractions of a frame add up."""
         return min(size * self.growth, self.largest)
 
 
 class SpeechStream(BackgroundIterator[AudioChunk]):
     """Speech in chunks, iterated once, by `for` or by `async for`; see `HiggsAudio.stream`.
 
-    It is generated in a thread of its own from the first step of the iteration on, at most 8 chunks ahead of the
-    consumer. Leaving the loop ends the thread, at the latest when the prompt has been read.
+    A background thread generates it, from the start of the iteration on and at most 8 chunks ahead of the consumer.
+    Leaving the loop ends the thread, at the latest when the prompt has been computed.
 
     Attributes:
         sampling_rate: in Hz.
-        first_audio_seconds: from the beginning of the iteration until the first chunk was there; None before.
-        underrun_margin_seconds: by how much chunks were there before they had to be heard, at the least, if the first
-            one was heard when it was there: below zero, a player ran dry for so long. Time in which the consumer kept
-            the thread waiting does not count. None before the second chunk.
-        finish_reason, usage: as `Speech` has them; None before the end.
+        first_audio_seconds: from the start of the iteration to the first chunk; None before it.
+        underrun_margin_seconds: the minimum time between a chunk's arrival and its playback, if the first one is
+            played on arrival. Below zero, playback pauses for that long. Time in which the consumer kept the thread
+            waiting does not count. None before the second chunk.
+        finish_reason, usage: as in `Speech`; None before the end.
 
     Args:
-        generate: generates, calling back with each frame and each token of text.
+        generate: generates, and calls back with each frame and each text token.
         config: of the language model.
-        audio_tokenizer: decodes.
-        rule: the one that `generate` follows.
-        sizes: of the chunks.
-        lookahead: of the decoder, in frames; see `StreamingDecoder`.
+        audio_tokenizer: decodes the codes.
+        convention: the one that `generate` follows.
+        sizes: the chunks' lengths.
+        lookahead: the decoder's, in frames; see `StreamingDecoder`.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         generate: Callable[[OnFrame, OnToken], GenerationOutput],
         config: HiggsAudioConfig,
         audio_tokenizer: HiggsAudioTokenizer,
-        rule: Rule,
+        convention: Convention,
         sizes: ChunkSizes,
         lookahead: int,
     ) -> None:
@@ -107,7 +108,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         self._generate = generate
         self._config = config
         self._audio_tokenizer = audio_tokenizer
-        self._rule = rule
+        self._convention = convention
         self._sizes = sizes
         self._size: float = sizes.first
         self._lookahead = lookahead
@@ -121,11 +122,11 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         self._put(self._decode(is_last=True), is_last=True)
 
     def _begin_segment(self) -> None:
-        self._reader = SegmentReader(self._config, self._rule)
+        self._reader = SegmentReader(self._config, self._convention)
         self._decoder = self._audio_tokenizer.streaming_decoder(self._lookahead)
         self._columns: list[torch.Tensor] = []
-        self._ready = -self._lookahead  # frames that can be heard once `_columns` are decoded
-        self._is_text = False  # came last
+        self._ready = -self._lookahead  # frames that are final once `_columns` are decoded
+        self._is_text = False  # whether text came last
 
     def _on_frame(self, frame: torch.Tensor) -> None:
         self.check()
@@ -141,7 +142,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
             self._size = self._sizes.after(self._size)
 
     def _on_token(self, token: int) -> None:
-        """Text: an audio segment that came before it has ended."""
+        """Text ends the audio segment before it."""
         self.check()
         if not self._is_text:
             rest = self._decode(is_last=True)

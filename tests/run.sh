@@ -51,4 +51,4 @@ fi
 if [ "$HIGGS_NATIVE_REQUIRE_TRANSFORMERS" = 1 ]; then compared=; else compared=--no-transformers; fi
 echo "The benchmarks, at toy size:"
 "$bin/python" -m benchmarks --quick $compared --json build/benchmarks.json
-"$bin/python" benchmarks/bench_cuda.py --quick --device cpu $compared --json build/benchmarks_of_a_gpu.json
+"$bin/python" -m benchmarks.bench_cuda --quick --device cpu $compared --json build/benchmarks_of_a_gpu.json

@@ -18,7 +18,7 @@ from higgs_native.model.quantization import Quantization
 from higgs_native.model.rope import rope_table
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.model.weights import CheckpointWeights
-from higgs_native.ops.linear import QUANTIZED
+from higgs_native.ops.formats import QUANTIZED_FORMATS, WEIGHT_FORMATS
 from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.testing.random_checkpoint import write_language_model
 from tests.helpers.devices import DEVICES
@@ -47,7 +47,7 @@ def feedback_of(x: torch.Tensor, count: int | None = None) -> ops.ErrorFeedback:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("format", QUANTIZED)
+@pytest.mark.parametrize("format", QUANTIZED_FORMATS)
 @pytest.mark.parametrize("shape", [(40, 300), (2100, 128), (7, 129)])
 def test_products_err_less(format, shape, device):
     n, k = shape
@@ -61,19 +61,19 @@ def test_products_err_less(format, shape, device):
     assert errors[1] < 0.7 * errors[0]
 
 
-@pytest.mark.parametrize("format", QUANTIZED)
+@pytest.mark.parametrize("format", QUANTIZED_FORMATS)
 def test_values_and_scales_are_those_of_the_format(format):
     weight, x = random((40, 300)), correlated_inputs(600, 300)
     plain = ops.quantize_linear(weight, format)
     values, scales = ops.quantize_linear(weight, format, True, feedback_of(x))
     assert torch.equal(scales, plain[1])
     assert values.dtype == plain[0].dtype
-    least, most = {"fp8": (-448, 448), "int8": (-127, 127), "int4": (-8, 7)}[format]
+    least, most = WEIGHT_FORMATS[format].limits
     assert least <= values.float().min() < 0 < values.float().max() <= most
     assert not torch.equal(values.float(), plain[0].float())
 
 
-@pytest.mark.parametrize("format", QUANTIZED)
+@pytest.mark.parametrize("format", QUANTIZED_FORMATS)
 def test_inputs_that_say_nothing_change_nothing(format):
     """Uncorrelated inputs of one size, or none at all."""
     weight = random((40, 300))
@@ -107,7 +107,7 @@ def test_few_inputs_change_less():
 
 
 def test_moments_that_are_not_finite():
-    with pytest.raises(RuntimeError, match="error_feedback: the moments hold values that are not finite"):
+    with pytest.raises(RuntimeError, match="error_feedback: moments must be finite, got NaN or infinity"):
         ops.error_feedback(ops.Moments(torch.full((4, 4), torch.nan), 9))
 
 
@@ -148,11 +148,11 @@ def recorded_inputs(monkeypatch, layer: Layer, states: torch.Tensor, rows: Batch
 
     def recorded(x, weight):
         inputs.append(x.clone())
-        return plain_product(x, weight)
+        return plain_linear(x, weight)
 
-    plain_product = reference.product
+    plain_linear = reference.packed_linear
     for module in ("attention", "dual_ffn", "linear"):
-        monkeypatch.setattr(import_module(f"higgs_native.reference.{module}"), "product", recorded)
+        monkeypatch.setattr(import_module(f"higgs_native.reference.{module}"), "packed_linear", recorded)
     num_text = len(rows.token_ids)
     n = num_text if layer.skips_audio else len(states)
     x, slots, positions = states[:n], rows.slots[:n], rows.positions[:n]
@@ -266,17 +266,20 @@ def test_speaking_ends_where_memory_would(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{voice}", "{new}", "--texts", "{texts}"], "--texts is for --calibrate, which is not given"),
+        (["{voice}", "{new}", "--texts", "{texts}"], "--texts must come with --calibrate"),
         (["{voice}", "{new}", "--calibrate", "--texts", "{none}"], "can't be read: No such file"),
-        (["{voice}", "{new}", "--calibrate", "--texts", "{empty}"], "there are no texts to speak"),
+        (
+            ["{voice}", "{new}", "--calibrate", "--texts", "{empty}"],
+            "texts must hold at least one sentence per line, got none",
+        ),
         (["{voice}", "{new}", "--calibrate", "--texts", "{special}"], "special token"),
-        (["{voice}", "{new}", "--calibrate", "--texts", "{silent}"], "the text is empty"),
-        (["{voice}", "{new}", "--calibrate", "--texts", "{long}"], "calibration takes sentences, a line each: 'word"),
+        (["{voice}", "{new}", "--calibrate", "--texts", "{silent}"], "text must hold something to say, got"),
+        (["{voice}", "{new}", "--calibrate", "--texts", "{long}"], "a text must have at most 7942 tokens, got "),
         (
             ["{voice}", "{new}", "--calibrate", "--format", "float16"],
-            "calibration is for fp8, int8, int4; the formats",
+            "calibration must be for fp8, int8, int4 in some part, got ",
         ),
-        (["{packed}", "{new}", "--calibrate"], "is packed already; calibration takes the checkpoint"),
+        (["{packed}", "{new}", "--calibrate"], "must not be packed; calibration takes the checkpoint"),
         (["{voice}", "{new}", "--device", "gpu"], "gpu"),
     ],
 )

@@ -1,6 +1,8 @@
 """The documentation: its links lead somewhere, its programs parse, and its figures are those that its script draws."""
 
 import ast
+import json
+import pkgutil
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -42,6 +44,50 @@ def test_links_lead_to_files_and_headings(page):
 def test_programs_parse(page):
     for program in re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         ast.parse(program)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_modules_and_files_that_the_docs_name_exist(page):
+    text = page.read_text(encoding="utf-8")
+    modules = re.findall(r"-m (benchmarks[\w.]*)", text)
+    files = [ROOT.joinpath(*module.split(".")) for module in modules]
+    missing = [path for path in files if not (path.with_suffix(".py").is_file() or (path / "__main__.py").is_file())]
+    named = re.findall(r"`((?:\.ci|benchmarks|csrc|docs|examples|higgs_native|python|tests)/[\w./]*)`", text)
+    # X is the basename of any family of operators.
+    missing += [name for name in named if not re.search(r"\bX\b|_X\b|X_", name) and not (ROOT / name).exists()]
+    assert missing == []
+
+
+def test_names_that_the_changelog_gives_exist():
+    rows = re.findall(
+        r"^\| `higgs_native.*\| (`higgs_native.*`) \|$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    names = [name for row in rows for name in re.findall(r"`(.+?)`", row)]
+    assert "higgs_native.audio_tokenizer.config" in names
+    for name in names:
+        pkgutil.resolve_name(name)
+
+
+def test_the_table_of_speed_is_that_of_the_reports():
+    formats = ("bfloat16", "int8", "int4")
+    results = ROOT / "benchmarks" / "results"
+    layers_8 = json.loads((results / "cpu.json").read_text())["frame"]["frame"]
+    (at_512,) = [frame for frame in layers_8 if frame["position"] == 512]
+    # The newest runs come first.
+    layers_28: dict[str, dict] = {}
+    for run in json.loads((results / "frame_28_layers.json").read_text())["runs"]:
+        (frame,) = run["frame"]
+        layers_28 |= {format: frame[format] for format in formats if format in frame and format not in layers_28}
+    speech = json.loads((results / "speech.json").read_text())
+    cells = (
+        [f"{layers_28[format]['ms']['median']:.0f} ms" for format in formats],
+        [f"{100 * layers_28[format]['share_of_read_bandwidth']:.0f} %" for format in formats],
+        [f"{at_512[format]['times_as_fast_as_transformers']:.1f}" for format in formats],
+        [f"{speech[format]['real_time_factor']['median']:.1f}" for format in formats],
+        [f"{speech[format]['resident_gb']:.1f} GB" for format in formats],
+    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [row for row in cells if f"| {' | '.join(row)} |" not in readme] == []
 
 
 def test_the_tests_that_the_docs_name_exist():

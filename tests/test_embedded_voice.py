@@ -1,7 +1,6 @@
 """The embedded voice speaks: held-out sentences are told apart by how eSpeak NG, its teacher, says them."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.tools.speech_distance import HOP, mel_spectrogram, pitch, warped_distances
 from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio
 from higgs_native.prompt.chat import build_prompt, speech_messages
 from higgs_native.prompt.voices import Voice
 
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
-from speech_distance import HOP, mel_spectrogram, pitch, warped_distances  # noqa: E402
-
-
 GOLDEN = ROOT / "tests" / "golden" / "embedded_voice"
 TEXTS = json.loads((GOLDEN / "sentences.json").read_text(encoding="utf-8"))
 PITCHES = {"feminine": 200, "masculine": 100}
@@ -93,7 +89,7 @@ def test_the_measure_tells_sentences_apart(spectrograms):
 @torch.no_grad()
 def test_transformers_reads_it_and_agrees():
     """The published implementation loads the same files: greedy codes, and the sound of codes."""
-    from tests import transformers_reference as reference
+    from tests.helpers import transformers_reference as reference
 
     engine = HiggsAudio.from_pretrained(dtype="float32")
     messages = speech_messages(TEXTS[0], layout="transformers")
@@ -101,7 +97,12 @@ def test_transformers_reads_it_and_agrees():
     model = reference.load(EMBEDDED_VOICE)
     theirs = reference.generate(model, [reference.Prompt(prompt.input_ids)], 12)
     ours = engine.model.generate(
-        prompt.input_ids, rule="transformers", max_new_tokens=12, temperature=0, ras_win_len=None, output_logits=True
+        prompt.input_ids,
+        convention="transformers",
+        max_new_tokens=12,
+        temperature=0,
+        ras_win_len=None,
+        output_logits=True,
     )
     torch.testing.assert_close(ours.audio_logits[1], theirs.logits[1, 0], rtol=1e-3, atol=1e-3)
     assert torch.equal(ours.audio_segments[0][0], theirs.codes[0, 0])

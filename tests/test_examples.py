@@ -17,15 +17,12 @@ import soundfile
 import torch
 
 import higgs_native
+from benchmarks.tools.speech_distance import mel_spectrogram, pitch, warped_distances
 from higgs_native import HiggsAudio, HiggsAudioModel, SpeechStream
 from higgs_native.pipeline import EMBEDDED_VOICE, EMBEDDED_VOICE_KEY
 
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
-from speech_distance import mel_spectrogram, pitch, warped_distances  # noqa: E402
-
-
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 RATE = 24000
 SUNRISE = "The sun rises in the east and sets in the west."
@@ -42,10 +39,10 @@ SAID = {
 # As a script is run; the one of transformers needs transformers to import beside any torch.
 RUN = """
 import runpy, sys
-benchmarks, *sys.argv = sys.argv[1:]
+root, *sys.argv = sys.argv[1:]
 if sys.argv[0].endswith("transformers_interface.py"):
-    sys.path.append(benchmarks)
-    from transformers_baseline import import_transformers
+    sys.path.append(root)
+    from benchmarks.tools.transformers_baseline import import_transformers
     import_transformers()
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -93,7 +90,7 @@ def skip_without_what_it_needs(path):
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_writes_speech(path, run_python, tmp_path, spectrograms):
     skip_without_what_it_needs(path)
-    finished = run_python(RUN, str(ROOT / "benchmarks"), str(path))
+    finished = run_python(RUN, str(ROOT), str(path))
     assert finished.returncode == 0, finished.stderr
     written = sorted(tmp_path.rglob("*.wav"))
     assert written
@@ -121,7 +118,7 @@ def test_every_example_tells_a_wrong_model_in_one_line(run, tmp_path):
 def test_transformers_tells_a_wrong_model_in_one_line(run_python, tmp_path):
     path = ROOT / "examples" / "transformers_interface.py"
     skip_without_what_it_needs(path)
-    finished = run_python(RUN, str(ROOT / "benchmarks"), str(path), "--model", "nonexist", HF_HUB_OFFLINE="1")
+    finished = run_python(RUN, str(ROOT), str(path), "--model", "nonexist", HF_HUB_OFFLINE="1")
     assert finished.returncode == 2
     assert "Traceback" not in finished.stderr
     assert finished.stderr.splitlines()[-1].startswith("error: ")
@@ -239,7 +236,7 @@ def test_the_stream_goes_to_a_file_or_the_sound_device(run, tmp_path, monkeypatc
 
 def test_the_stream_in_a_pipe_is_pcm(run_python, tmp_path):
     to_file = f"import os; os.dup2(os.open('out.pcm', os.O_CREAT | os.O_WRONLY), 1)\n{RUN}"
-    finished = run_python(to_file, str(ROOT / "benchmarks"), str(ROOT / "examples" / "stream.py"), "--out", "-")
+    finished = run_python(to_file, str(ROOT), str(ROOT / "examples" / "stream.py"), "--out", "-")
     assert finished.returncode == 0, finished.stderr
     samples = np.fromfile(tmp_path / "out.pcm", "<i2")
     speech = HiggsAudio.from_pretrained().speak(SAID["stream.wav"][0], seed=0)
@@ -308,5 +305,5 @@ def test_a_batch_tells_of_a_text_that_can_not_be_spoken_and_goes_on(run, tmp_pat
     (tmp_path / "m.csv").write_text("id,text\na,Hello <|eot_id|>.\nb,Hello.\n", encoding="utf-8")
     error, code = run("batch.py", "--manifest", "m.csv")
     assert code == 1
-    assert "error: m.csv, line 2: the text holds the special token <|eot_id|>" in error
+    assert "error: m.csv, line 2: text must be plain text, got the special token <|eot_id|>" in error
     assert [path.name for path in (tmp_path / "speeches").iterdir()] == ["b.wav"]

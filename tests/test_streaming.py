@@ -3,20 +3,22 @@ import os
 import random
 import resource
 import threading
-import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from higgs_native import pipeline, streaming
 from higgs_native.errors import ParameterError, PromptError
 from higgs_native.generation.delay_pattern import SegmentReader
 from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.streaming import ChunkSizes
-from higgs_native.testing.random_checkpoint import DEMO_CONFIG, write_demo_checkpoint, write_language_model
+from higgs_native.testing.configs import DEMO_CONFIG
+from higgs_native.testing.random_checkpoint import write_demo_checkpoint, write_language_model
 
 
 TEXT = "The sun rises in the east."
@@ -33,7 +35,7 @@ def engines(tmp_path_factory):
         model = tmp_path_factory.mktemp(layout)
         write_language_model(model, DEMO_CONFIG, layout, torch.float32)
         engines[name] = HiggsAudio.from_pretrained(model, audio_tokenizer=folder / "audio_tokenizer")
-        assert engines[name].layout == name
+        assert engines[name].convention == name
     return engines
 
 
@@ -148,13 +150,13 @@ def test_a_segment_read_frame_by_frame_is_the_segment_read_whole(engines, rule):
 
 
 def scripted(monkeypatch, engine, script):
-    """Let the model's `generate` call back as `script(on_frame, on_token)` does."""
+    """Let generation call back as `script(on_frame, on_token)` does."""
 
-    def generate(input_ids, on_frame, on_token, **options):
-        script(on_frame, on_token)
-        return GenerationOutput([], [], "stop", 1, 1)
+    def generate_batch(model, requests):
+        script(requests[0].on_frame, requests[0].on_token)
+        return [GenerationOutput([], [], "stop", 1, 1)]
 
-    monkeypatch.setattr(engine.model, "generate", generate)
+    monkeypatch.setattr(pipeline, "generate_batch", generate_batch)
 
 
 def segment(frames: int) -> torch.Tensor:
@@ -201,31 +203,45 @@ def test_a_reply_without_audio_is_one_empty_chunk(engine, monkeypatch):
     assert (chunk.samples.shape, chunk.start_frame, chunk.is_last) == ((0,), 0, True)
 
 
-def test_what_is_reported_does_not_depend_on_a_slow_consumer(engine, monkeypatch):
+def scripted_time(monkeypatch, engine, frames: int, seconds_per_frame: float) -> SimpleNamespace:
+    """Let generation take `seconds_per_frame` of a clock that only the test advances; return the clock."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(streaming, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
     def script(on_frame, on_token):
-        for frame in segment(120):
-            time.sleep(0.002)
+        for frame in segment(frames):
+            clock.now += seconds_per_frame
             on_frame(frame)
 
     scripted(monkeypatch, engine, script)
+    return clock
+
+
+@pytest.mark.parametrize("waiting", [0.0, 0.1])
+def test_what_is_reported_does_not_depend_on_a_slow_consumer(waiting, engine, monkeypatch):
+    clock = scripted_time(monkeypatch, engine, 120, 0.002)
     stream = engine.stream(TEXT, first_chunk_frames=5, chunk_growth=1)
     assert stream.first_audio_seconds is None
-    for _ in stream:
-        time.sleep(0.1)
-    assert stream.waited > 0.5
-    # 24 frames at 2 ms, and their decoding; audio runs for 40 ms a frame.
-    assert 0.048 < stream.first_audio_seconds < 0.4
-    assert 0 < stream.underrun_margin_seconds < 0.2
+    put = stream.put
+
+    def put_and_wait(chunk):
+        put(chunk)
+        clock.now += waiting
+        stream.waited += waiting
+
+    monkeypatch.setattr(stream, "put", put_and_wait)
+    monkeypatch.setattr(stream, "_capacity", 100)
+    list(stream)
+    # The first chunk needs 24 frames: BOS, 8 delays, 5 frames of sound and 10 of lookahead. Then sound lasts 40 ms per
+    # frame, and the second chunk is complete 5 frames later.
+    assert stream.first_audio_seconds == pytest.approx(24 * 0.002, abs=0.001)
+    assert stream.underrun_margin_seconds == pytest.approx(5 * (0.04 - 0.002), abs=0.001)
 
 
 def test_a_generation_slower_than_sound_shows(engine, monkeypatch):
-    def script(on_frame, on_token):
-        for frame in segment(40):
-            time.sleep(0.06)
-            on_frame(frame)
-
-    scripted(monkeypatch, engine, script)
+    scripted_time(monkeypatch, engine, 40, 0.06)
     stream = engine.stream(TEXT, first_chunk_frames=2, chunk_growth=1)
+    monkeypatch.setattr(stream, "_capacity", 100)
     list(stream)
     assert stream.underrun_margin_seconds < -0.1
 
@@ -254,7 +270,7 @@ def test_errors_in_the_thread_reach_the_consumer(engine, monkeypatch):
     [
         ({"text": ""}, PromptError, "empty"),
         ({"temperature": -1}, ParameterError, "temperature"),
-        ({"first_chunk_frames": 0}, ParameterError, "first_chunk_frames must lie between 1 and max_chunk_frames"),
+        ({"first_chunk_frames": 0}, ParameterError, "first_chunk_frames must be between 1 and max_chunk_frames"),
         ({"max_chunk_frames": 4}, ParameterError, "got 5 and 4"),
         ({"chunk_growth": 0.9}, ParameterError, "chunk_growth must be at least 1, got 0.9"),
         ({"chunk_growth": float("nan")}, ParameterError, "chunk_growth must be at least 1, got nan"),
@@ -262,7 +278,7 @@ def test_errors_in_the_thread_reach_the_consumer(engine, monkeypatch):
         ({"first_chunk_frames": 2.5}, ParameterError, "first_chunk_frames must be an integer, got 2.5"),
         ({"max_chunk_frames": None}, ParameterError, "max_chunk_frames must be an integer, got None"),
         ({"chunk_growth": "2"}, ParameterError, "chunk_growth must be a number, got '2'"),
-        ({"low_latency": 11}, ParameterError, r"low_latency must lie in 0 .. 10 frames, got 11"),
+        ({"low_latency": 11}, ParameterError, r"low_latency must be between 0 and 10 frames, got 11"),
         ({"reference_audio": "missing.wav"}, ValueError, "missing.wav is no file"),
     ],
 )

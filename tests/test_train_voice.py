@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
-from higgs_native.generation.delay_pattern import delayed_reference, revert_delay_pattern
+from higgs_native.generation.delay_pattern import build_delay_pattern, revert_delay_pattern
 from higgs_native.generation.engine import HiggsAudioModel
 from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.prompt.chat import build_prompt, speech_messages
@@ -140,12 +140,12 @@ def test_the_trained_network_is_the_engine_s(utterances, tokenizer, tmp_path):
         torch.tensor([ids]),
         reference_codes=[revert_delay_pattern(shown)[:, 1:-1]],
         partial_audio=said[:, :20],
-        rule="transformers",
+        convention="transformers",
         max_new_tokens=1,
         output_logits=True,
     )
     torch.testing.assert_close(output.audio_logits[0], expected[19], rtol=1e-3, atol=1e-3)
-    assert torch.equal(delayed_reference(engine, revert_delay_pattern(shown)[:, 1:-1]).T.long(), shown)
+    assert torch.equal(build_delay_pattern(revert_delay_pattern(shown)[:, 1:-1], engine.config).T.long(), shown)
 
 
 def test_the_loss_of_chance(utterances, tokenizer):

@@ -1,10 +1,9 @@
 """Time building and reverting the delay pattern on the CPU or the GPU, beside plain PyTorch.
 
-python benchmarks/ops/bench_delay_pattern.py [--device cuda] [--json FILE]
+python -m benchmarks.ops.bench_delay_pattern [--device cuda] [--json FILE]
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,18 +11,15 @@ from typing import Any
 
 import torch
 
+from benchmarks.measure import summary, write_json
 from higgs_native import ops, reference
-
-
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-from measure import summary, write_json
 
 
 BOS, EOS, CODEBOOKS = 1024, 1025, 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--frames", type=int, nargs="+", default=[250, 7500])
     parser.add_argument("--repeats", type=int, default=200)
@@ -35,7 +31,7 @@ def main() -> None:
 
 
 def bench(frames: int, device: torch.device, repeats: int) -> list[dict[str, Any]]:
-    """Time both directions for `frames` frames; times are of one call, its launch included, in microseconds."""
+    """Time building and reverting `frames` frames: microseconds per call, its launch included."""
     codes = torch.randint(0, BOS, (CODEBOOKS, frames), dtype=torch.int32, device=device)
     delayed = codes.new_empty(CODEBOOKS, frames + CODEBOOKS + 1)
     reverted = codes.new_empty(CODEBOOKS, frames + 2)
@@ -54,14 +50,14 @@ def bench(frames: int, device: torch.device, repeats: int) -> list[dict[str, Any
 
 
 def times(call: Callable[[], None], device: torch.device, repeats: int) -> list[float]:
-    """Microseconds of `repeats` calls, each finished before the next one starts."""
+    """Microseconds of each of `repeats` calls; a call starts when the one before has finished."""
 
     def finish() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
     measured = []
-    for _ in range(repeats + 10):  # the first ten warm up
+    for _ in range(repeats + 10):  # ten are a warm-up
         finish()
         start = time.perf_counter()
         call()

@@ -1,28 +1,24 @@
-"""Time the product with a weight of the real size for various numbers of rows, beside torch's own product.
+"""Time the packed linear operator with a weight of the published size by rows, beside torch's linear.
 
-    python benchmarks/ops/bench_linear.py --json benchmarks/results/bench_linear.json
+    python -m benchmarks.ops.bench_linear --json benchmarks/results/bench_linear.json
 
-One row is what a frame needs, hundreds are a prompt. The weights of several layers are walked through in turn, so that
-they come from memory, not from the cache; both sides and the read bandwidth are measured in turns.
+A frame has one row, a prompt hundreds. Each call runs through the weights of several layers, which exceed the caches.
+Both sides and the read bandwidth take turns.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
 from higgs_native import ops
 
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-from measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 16, 64, 256])
     parser.add_argument("--shape", type=int, nargs=2, default=[8192, 3072], metavar=("N", "K"))
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
@@ -46,7 +42,7 @@ FORMATS = {
 
 
 def packed_weight(n: int, k: int, dtype: torch.dtype) -> ops.PackedWeight:
-    """A weight of that format; its numbers don't matter for the time."""
+    """A random weight in that format; the time does not depend on its values."""
     if dtype in (torch.float32, torch.bfloat16, torch.float16):
         return ops.pack_linear(torch.randn(n, k).to(dtype))
     if dtype == torch.float8_e4m3fn:
@@ -60,9 +56,9 @@ def packed_weight(n: int, k: int, dtype: torch.dtype) -> ops.PackedWeight:
 def bench(
     rows: int, name: str, n: int, k: int, repeats: int, bandwidth: ReadBandwidth, with_compile: bool = True
 ) -> dict[str, Any]:
-    """Time one product, in milliseconds; torch's in bfloat16 where the weight is quantized.
+    """Time one shape in one format, in milliseconds.
 
-    torch gets its activations in the weight's dtype, as a model would.
+    torch's linear has a bfloat16 weight where ours is quantized, and its activations are in the weight's dtype.
     """
     dtype = FORMATS[name] if name in ("float32", "float16") else torch.bfloat16
     plain = [torch.randn(n, k).to(dtype) for _ in range(3)]
@@ -74,7 +70,7 @@ def bench(
         "torch": lambda: [torch.nn.functional.linear(typed, weight) for weight in plain],
     }
     if with_compile:
-        torch.compiler.reset()  # it compiles a function for a few shapes only
+        torch.compiler.reset()  # it limits the number of shapes per function
         compiled = torch.compile(torch.nn.functional.linear, dynamic=False)
         sides["torch.compile"] = lambda: [compiled(typed, weight) for weight in plain]
     times: dict[str, list[float]] = {side: [] for side in sides}
@@ -100,7 +96,7 @@ def bench(
     native = result["native"]
     print(
         f"{name:8} {rows:4} rows: {native['ms']['median']:8.2f} ms, {native['gmac_per_s']:5.1f} GMAC/s, "
-        f"{native['share_of_read_bandwidth']:4.0%} of reading, {result['speedup']:.2f} times as fast as torch"
+        f"{native['share_of_read_bandwidth']:4.0%} of bandwidth, {result['speedup']:.2f} times as fast as torch"
     )
     return result
 

@@ -83,9 +83,11 @@ __device__ __forceinline__ void copy_async(float* to, const float* from, bool wa
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // ---- Launches that overlap (programmatic dependent launch, sm_90 and above): a kernel may start while earlier ones
-// run. It must wait before it reads what they wrote, and before it writes what they read; weights it may load at once.
-// So a kernel that writes weights does not let the next launch start early: no later launch then starts before it is
-// complete. Every kernel waits in all its threads, so that all earlier launches are complete after the wait.
+// run. It must wait before it reads what they wrote, and before it writes what they read. Every kernel waits in all its
+// threads, so that all earlier launches are complete after the wait.
+// Weights may be read before the wait, except by the first launch of an operator: a launch just before, torch's or
+// ours, may have written them. The first launch waits, and only then lets the next one start. So whatever wrote weights
+// before the operator is complete when its other launches start, without a promise of the caller or a fence.
 
 __device__ __forceinline__ void wait_for_earlier_launches() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -11,6 +11,7 @@
 
 #include "args/checks.h"
 #include "cuda/device.h"
+#include "cuda/operator_call.h"
 
 #define HIGGS_NATIVE_CUDA_KEY CUDA
 
@@ -55,16 +56,20 @@ class Launch {
     config.stream = stream_;
     config.attrs = &attribute;
     config.numAttrs = properties_->dependent_launches ? 1 : 0;
+    call_.launches();
     check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
   }
 
   const char* op() const { return op_; }
   int multiprocessors() const { return properties_->multiprocessors; }
+  // Whether the operator call has not launched anything yet: see wait_for_earlier_launches.
+  bool is_first() const { return !call_.has_launched(); }
 
  private:
   void check(cudaError_t error) const { HIGGS_CHECK(error == cudaSuccess, op_, ": ", cudaGetErrorString(error)); }
 
   const char* op_;
+  OperatorCall call_;
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
   const DeviceProperties* properties_;

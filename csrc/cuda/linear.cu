@@ -38,7 +38,7 @@ void launch_gemm(const Launch& launch, const Gemm& p, const PackedActivations& p
   const dim3 grid(static_cast<unsigned>(row_blocks), static_cast<unsigned>(panel_blocks));
   launch(
       gemm_kernel<F, kPanels, kTiles, kPacked>, grid, kThreads, shared_bytes<F, kPanels, kTiles>(), p, packed, steps,
-      pair_distance);
+      pair_distance, launch.is_first());
 }
 
 template <WeightFormat F>
@@ -66,13 +66,15 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
     packed.scales = reinterpret_cast<float*>(packed.words + words);
     packed.zeros = reinterpret_cast<int32_t*>(packed.scales + scales);
     packed.row_scales = reinterpret_cast<float*>(packed.zeros + scales);
-    launch(pack_activations_kernel<F>, dim3(static_cast<unsigned>(tiles)), kThreads, 0, p, packed, steps);
+    launch(
+        pack_activations_kernel<F>, dim3(static_cast<unsigned>(tiles)), kThreads, 0, p, packed, steps,
+        launch.is_first());
     auto* run = pair ? launch_gemm<F, 2, kTilesOfPair, true> : launch_gemm<F, 1, 4, true>;
     run(launch, p, packed, steps, pair_distance);
   }
 }
 
-// A thread packs one word. The next launch loads weights before it waits, so it must not start early.
+// A thread packs one word.
 __global__ void __launch_bounds__(kThreads) pack_linear_kernel(PackLinear p) {
   wait_for_earlier_launches();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -93,7 +95,6 @@ __global__ void __launch_bounds__(kThreads) pack_linear_kernel(PackLinear p) {
     }
   }
   memcpy(p.packed + (panel * p.units + unit) * kUnitBytes + (p.first_lane + lane) * 4, bytes, 4);
-  __threadfence();
 }
 
 void pack_linear_cuda(const Tensor& packed, const Tensor& weight, int64_t first_lane, int64_t lanes) {

@@ -1,6 +1,6 @@
 """The acoustic encoder and decoder of the audio tokenizer, in a form that can be trained.
 
-The layers, and the names of their parameters, are those of `higgs_native.audio_tokenizer.config.tensor_shapes`.
+The layers, and the names of their parameters, are those of `higgs_native.audio_tokenizer.weights.tensor_shapes`.
 """
 
 import math

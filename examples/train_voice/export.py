@@ -18,9 +18,9 @@ from text_tokenizer import build_tokenizer
 from train_codec import CONFIG
 from train_language_model import model_config
 
-from higgs_native.audio_tokenizer.config import tensor_shapes
+from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.pipeline import EMBEDDED_VOICE_KEY
-from higgs_native.testing.random_checkpoint import config_json
+from higgs_native.testing.configs import config_json
 
 
 def write_language_model(state: dict[str, torch.Tensor], folder: Path) -> None:

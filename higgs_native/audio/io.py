@@ -2,6 +2,7 @@
 
 import operator
 import os
+from contextlib import nullcontext
 from typing import BinaryIO
 
 import numpy as np
@@ -9,6 +10,7 @@ import soundfile
 import soxr
 import torch
 
+from higgs_native.audio.libsndfile import SoundFile, memory_file
 from higgs_native.errors import AudioError
 
 
@@ -52,7 +54,9 @@ def read_audio(
     if is_path and not os.path.isfile(file):
         raise AudioError(f"{name} is no file; expected an audio file (wav, flac, ogg, mp3)")
     try:
-        with soundfile.SoundFile(file) as opened:
+        # A file object's bytes are read here: the library would call Python back for them.
+        source = nullcontext(os.fspath(file)) if is_path else memory_file(file.read())
+        with source as path_or_descriptor, SoundFile(path_or_descriptor, closefd=False) as opened:
             # Before reading: a file of hours would fill the memory.
             rate = checked_rate(opened.samplerate)
             begin, count = cut(opened.frames, rate, offset, duration, name)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, tensor_shapes
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.errors import CheckpointError
 from higgs_native.model.checkpoint import TensorFiles
 
 
-# What checkpoints hold beside the tensors in use: the semantic decoder, a linear layer of training, and the statistics
-# of the quantizer's training.
+# Tensors of training: the semantic decoder, a linear layer, HuBERT's mask and the quantizer's statistics.
 _UNUSED = re.compile(
     r"decoder_semantic\.|fc1\.|fc_post1\.|semantic_model\.masked_spec_embed$"
     r"|quantizer\..*\.(codebook|_codebook)\.(inited|cluster_size|embed_avg)$"
@@ -25,11 +25,14 @@ _WEIGHT_NORM = {
 
 
 def load_tensors(folder: Path, config: HiggsAudioTokenizerConfig) -> dict[str, torch.Tensor]:
-    """Read the tensors in use, in float32, weight norm folded, by the names that transformers gives them.
+    """Read the tensors that encoding and decoding need.
 
     Args:
         folder: holds `model.safetensors` (or shards) or `model.pth`; names of either layout in either kind of file.
-        config: what the tensors are checked against.
+        config: decides the names and shapes.
+
+    Returns:
+        The tensors of `folded_shapes`, float32, on the CPU.
 
     Raises:
         CheckpointError: a file is missing or damaged, or tensors are missing, unknown or of another shape.
@@ -40,12 +43,15 @@ def load_tensors(folder: Path, config: HiggsAudioTokenizerConfig) -> dict[str, t
 def convert(
     stored: dict[str, torch.Tensor], config: HiggsAudioTokenizerConfig, source: str = "the audio tokenizer"
 ) -> dict[str, torch.Tensor]:
-    """Bring stored tensors of either layout into what `load_tensors` returns.
+    """Convert stored tensors of either layout: rename, widen, and fold the weight norm.
 
     Args:
         stored: by their stored names, of any floating dtype.
-        config: what the tensors are checked against.
-        source: where they come from, for error messages.
+        config: decides the names and shapes.
+        source: what holds them, for error messages.
+
+    Returns:
+        The tensors of `folded_shapes`, float32.
 
     Raises:
         CheckpointError: tensors are missing, unknown or of another shape.
@@ -64,14 +70,14 @@ def convert(
             norms.setdefault(weight, {})[_WEIGHT_NORM[ending]] = tensor.float()
     for name, parts in norms.items():
         if len(parts) < 2:
-            raise CheckpointError(f"{source} has only the {next(iter(parts))} of {name}'s weight norm")
+            raise CheckpointError(f"{source} must hold gain and direction of {name}, got only {next(iter(parts))}")
         gain, direction = parts["gain"], parts["direction"]
         if gain.dim() != direction.dim() or any(
             g not in (1, d) for g, d in zip(gain.shape, direction.shape, strict=True)
         ):
             raise CheckpointError(
-                f"{source} has a weight norm of shapes {list(gain.shape)} and {list(direction.shape)} for {name}, "
-                "which don't fit each other"
+                f"{source}: the gain of {name} must be 1 or the direction's size in each dimension, "
+                f"got {list(gain.shape)} for {list(direction.shape)}"
             )
         tensors[name] = fold_weight_norm(gain, direction)
 
@@ -82,13 +88,13 @@ def convert(
 
 
 def fold_weight_norm(gain: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
-    """`gain * direction / |direction|`, the norm taken over every dimension that the gain does not have."""
+    """Return gain * direction / |direction|; the norm is over the dimensions in which `gain` has size 1."""
     dims = [dim for dim, size in enumerate(gain.shape) if size == 1]
     return direction * (gain / torch.linalg.vector_norm(direction, dim=dims, keepdim=True))
 
 
 def original_name(name: str, config: HiggsAudioTokenizerConfig) -> str:
-    """The original layout's name of a tensor of `codec_config.tensor_shapes` (without weight norm)."""
+    """Return the original layout's name of a tensor of `folded_shapes`."""
     for side, prefix, ratios in (
         ("acoustic_encoder", "encoder.block", config.downsampling_ratios),
         ("acoustic_decoder", "decoder_2.model", config.upsampling_ratios),
@@ -115,7 +121,7 @@ def original_name(name: str, config: HiggsAudioTokenizerConfig) -> str:
 
 
 def folded_shapes(config: HiggsAudioTokenizerConfig) -> dict[str, tuple[int, ...]]:
-    """`codec_config.tensor_shapes` with weight norm folded: what `load_tensors` returns."""
+    """Return name and shape of every tensor that `load_tensors` returns: `tensor_shapes` with weight norm folded."""
     folded = {}
     for name, shape in tensor_shapes(config).items():
         if name.endswith(".original1"):
@@ -126,6 +132,7 @@ def folded_shapes(config: HiggsAudioTokenizerConfig) -> dict[str, tuple[int, ...
 
 
 def _read(folder: Path) -> dict[str, torch.Tensor]:
+    """Return all tensors in `folder`, by their stored names."""
     pickled = folder / "model.pth"
     has_safetensors = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
     if has_safetensors or not pickled.is_file():
@@ -135,11 +142,11 @@ def _read(folder: Path) -> dict[str, torch.Tensor]:
         return {name: files.get(name) for name in files.names()}
     try:
         state = torch.load(pickled, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load lets through whatever the zip reader and the unpickler run into
+    except Exception as error:  # of any type: torch.load passes on those of the zip reader and of the unpickler
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{pickled} is damaged or incomplete: {reason}") from None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise CheckpointError(f"{pickled} holds no dict of tensors")
+        raise CheckpointError(f"{pickled} must hold a dict of tensors, got another object")
     return state
 
 
@@ -149,6 +156,7 @@ def _check(
     expected: dict[str, tuple[int, ...]],
     name_of: dict[str, str],
 ) -> None:
+    """Raise CheckpointError if the stored tensors, by `name_of`, are not the expected ones; name all differences."""
     problems = [
         ("missing", [name for name in name_of if name not in found]),
         ("unknown", [name for name in found if name not in name_of]),

@@ -1,4 +1,4 @@
-"""The audio tokenizer's configuration, read from either layout of `config.json`, and the tensors that it asks for."""
+"""The audio tokenizer's configuration, read from either layout of `config.json`."""
 
 import math
 from dataclasses import dataclass, fields
@@ -9,14 +9,21 @@ from higgs_native.errors import ConfigError
 from higgs_native.utils.files import read_json_object
 
 
+DILATIONS = (1, 3, 9)
+"""Dilations of an acoustic block's three residual units."""
+
+_SOURCE = "the audio tokenizer's config.json"
+
+
 @dataclass(frozen=True)
 class HubertConfig:
-    """The shapes of the HuBERT model; the defaults are HuBERT base's, as in the real checkpoint.
+    """Shapes of the HuBERT model; the defaults are HuBERT base's, as in the published checkpoint.
 
     Attributes:
-        conv_dim, conv_kernel, conv_stride: the feature extractor's convolutions, in order.
-        num_conv_pos_embeddings: the kernel size of the positional convolution.
-        num_conv_pos_embedding_groups: the groups of the positional convolution.
+        conv_dim, conv_kernel, conv_stride: output channels, kernel size and stride of the feature extractor's
+            convolutions, in order.
+        num_conv_pos_embeddings: kernel size of the positional convolution.
+        num_conv_pos_embedding_groups: groups of the positional convolution.
     """
 
     hidden_size: int = 768
@@ -33,7 +40,7 @@ class HubertConfig:
     layer_norm_eps: float = 1e-5
 
 
-# What the networks here compute; HuBERT has variants that the audio tokenizer never used.
+# The only variant of HuBERT that is implemented: no published audio tokenizer uses another one.
 _HUBERT_FIXED = {
     "feat_extract_norm": "group",
     "feat_extract_activation": "gelu",
@@ -41,25 +48,28 @@ _HUBERT_FIXED = {
     "do_stable_layer_norm": False,
     "conv_pos_batch_norm": False,
 }
-# Boson's configuration fixes these two in code.
+# Boson's config.json has neither: its code fixes both.
 _BOSON_ENCODER_HIDDEN_SIZE = 64
 _BOSON_DECODER_HIDDEN_SIZE = 1024
 
 
 @dataclass(frozen=True)
 class HiggsAudioTokenizerConfig:
-    """The shapes of the audio tokenizer; the defaults are the real checkpoint's.
+    """Shapes of the audio tokenizer; the defaults are the published checkpoint's.
 
     Attributes:
-        sampling_rate, semantic_sampling_rate: of the audio, and of what HuBERT hears, in Hz.
-        num_codebooks, codebook_size, codebook_dim: the residual quantizer's levels, entries a level, and their width.
+        sampling_rate, semantic_sampling_rate: of the audio and of HuBERT's input, in Hz.
+        num_codebooks, codebook_size, codebook_dim: the residual quantizer's levels, entries per level, and their
+            width.
         encoder_hidden_size: channels of the acoustic encoder's first convolution; each stride doubles them.
         decoder_hidden_size: channels of the acoustic decoder's first convolution; each stride halves them.
         acoustic_hidden_size: channels between the acoustic encoder and decoder.
         downsampling_ratios, upsampling_ratios: the strides of the acoustic encoder and decoder, in order.
-        kernel_size, unit_kernel_size, channel_ratios, strides, block_dilations: the small convolution encoder behind
-            HuBERT: its first kernel, its residual units' kernel, and, a block each, width, stride, and dilations.
-        downsample_factor: samples of `semantic_sampling_rate` a HuBERT frame.
+        kernel_size, unit_kernel_size: kernel sizes of the semantic encoder (the convolutions after HuBERT): of its
+            first convolution and of its residual units.
+        channel_ratios, strides: relative width and stride of each block of the semantic encoder.
+        block_dilations: dilations of the residual units in each of these blocks.
+        downsample_factor: samples per HuBERT frame, at `semantic_sampling_rate`.
         hubert: the semantic model.
     """
 
@@ -86,28 +96,28 @@ class HiggsAudioTokenizerConfig:
 
     @property
     def hop_length(self) -> int:
-        """Samples a frame."""
+        """Samples per frame."""
         return math.prod(self.downsampling_ratios)
 
     @property
     def frame_rate(self) -> float:
-        """Frames a second."""
+        """Frames per second."""
         return self.sampling_rate / self.hop_length
 
     @property
     def hidden_size(self) -> int:
-        """Width of what is quantized: acoustic and semantic features side by side."""
+        """Width of the quantizer's input: acoustic and semantic features, concatenated."""
         return self.acoustic_hidden_size + self.hubert.hidden_size
 
     @property
     def semantic_downsample_factor(self) -> int:
-        """HuBERT frames a frame."""
+        """HuBERT frames per frame."""
         return int(self.hop_length * self.semantic_sampling_rate / self.sampling_rate / self.downsample_factor)
 
     @property
     def decoder_context(self) -> int:
-        """Frames on each side that a frame's samples depend on: the decoder's receptive field."""
-        # From the samples of one frame back through the decoder, as an interval of positions.
+        """The decoder's receptive field: frames on each side that a frame's samples depend on."""
+        # The columns that one frame's samples depend on, layer by layer from the last one back.
         first, last = -3, self.hop_length - 1 + 3
         for stride in reversed(self.upsampling_ratios):
             units = 3 * sum(DILATIONS)
@@ -118,36 +128,36 @@ class HiggsAudioTokenizerConfig:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "HiggsAudioTokenizerConfig":
-        """Read the contents of a `config.json`: of transformers (nested model configurations), or Boson's (flat).
+        """Read the contents of a `config.json` in the layout of transformers (nested) or of Boson (flat).
 
         Raises:
-            ConfigError: the codec is another one, or a value is missing or contradicts another.
+            ConfigError: it describes another model, or a value is missing, out of range, or contradicts another one.
         """
         try:
             return _read_boson(raw) if "n_q" in raw or "ratios" in raw else _read_transformers(raw)
         except ConfigError:
             raise
         except KeyError as error:
-            raise ConfigError(f"the audio tokenizer's config.json has no {error}") from None
+            raise ConfigError(f"{_SOURCE} has no {error}") from None
         except (TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError) as error:
-            raise ConfigError(f"the audio tokenizer's config.json: {error}") from None
+            raise ConfigError(f"{_SOURCE}: {error}") from None
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "HiggsAudioTokenizerConfig":
         """Read `config.json` in `folder`.
 
         Raises:
-            ConfigError: the file is missing, is no JSON object, or does not describe this codec.
+            ConfigError: the file is missing, holds no JSON object, or can't be used; see `from_dict`.
         """
         return cls.from_dict(read_json_object(Path(folder) / "config.json"))
 
     def to_dict(self) -> dict[str, Any]:
-        """The contents of a `config.json` as transformers writes and reads it."""
+        """Return the contents of a `config.json` in the layout of transformers."""
         bits = math.ceil(math.log2(self.codebook_size))
         # transformers derives the number of codebooks from the highest bandwidth, in kbit/s.
-        bits_a_second = self.num_codebooks * math.ceil(self.frame_rate) * bits
-        bandwidth = bits_a_second / 1000
-        if 1000 * bandwidth < bits_a_second:  # it is rounded down when it is read
+        bits_per_second = self.num_codebooks * math.ceil(self.frame_rate) * bits
+        bandwidth = bits_per_second / 1000
+        if 1000 * bandwidth < bits_per_second:  # reading rounds down
             bandwidth = math.nextafter(bandwidth, math.inf)
         return {
             "model_type": "higgs_audio_v2_tokenizer",
@@ -184,7 +194,6 @@ class HiggsAudioTokenizerConfig:
         }
 
     def _check(self) -> None:
-        where = "the audio tokenizer's config.json"
         hubert = self.hubert
         for holder in (self, hubert):
             for field in fields(holder):
@@ -193,149 +202,56 @@ class HiggsAudioTokenizerConfig:
                 if field.name not in ("hubert", "conv_bias", "feat_proj_layer_norm") and (
                     not values or min(values) <= 0
                 ):
-                    raise ConfigError(f"{where}: {field.name} is {value}; expected positive numbers")
+                    raise ConfigError(f"{_SOURCE}: {field.name} must be positive, got {value}")
         if math.prod(self.upsampling_ratios) != self.hop_length:
             raise ConfigError(
-                f"{where}: upsampling_ratios {self.upsampling_ratios} and downsampling_ratios "
-                f"{self.downsampling_ratios} differ in their products"
+                f"{_SOURCE}: upsampling_ratios must have the product of downsampling_ratios, {self.hop_length}, "
+                f"got {self.upsampling_ratios}"
             )
         if min(self.upsampling_ratios) < 2:
-            raise ConfigError(f"{where}: upsampling_ratios is {self.upsampling_ratios}; expected at least 2 each")
-        if self.decoder_hidden_size % 2 ** len(self.upsampling_ratios):
+            raise ConfigError(f"{_SOURCE}: upsampling_ratios must be at least 2 each, got {self.upsampling_ratios}")
+        halvings = len(self.upsampling_ratios)
+        if self.decoder_hidden_size % 2**halvings:
             raise ConfigError(
-                f"{where}: decoder_hidden_size {self.decoder_hidden_size} can't be halved "
-                f"{len(self.upsampling_ratios)} times"
+                f"{_SOURCE}: decoder_hidden_size must be a multiple of {2**halvings} (each of the {halvings} "
+                f"upsampling_ratios halves it), got {self.decoder_hidden_size}"
             )
         if self.semantic_downsample_factor < 1:
-            raise ConfigError(f"{where}: a frame of {self.hop_length} samples is shorter than a HuBERT frame")
+            shortest = self.downsample_factor * self.sampling_rate / self.semantic_sampling_rate
+            raise ConfigError(
+                f"{_SOURCE}: the product of downsampling_ratios must be at least {shortest:g} (a HuBERT frame), "
+                f"got {self.hop_length}"
+            )
         if len(self.strides) != len(self.channel_ratios):
-            raise ConfigError(f"{where}: strides and channel_ratios differ in length")
+            raise ConfigError(
+                f"{_SOURCE}: strides must have the length of channel_ratios, {len(self.channel_ratios)}, "
+                f"got {len(self.strides)}"
+            )
         if hubert.hidden_size != int(hubert.hidden_size * self.channel_ratios[-1]):
-            raise ConfigError(f"{where}: channel_ratios must end at 1, got {self.channel_ratios}")
+            raise ConfigError(f"{_SOURCE}: channel_ratios must end with 1, got {self.channel_ratios}")
         if not len(hubert.conv_dim) == len(hubert.conv_kernel) == len(hubert.conv_stride):
-            raise ConfigError(f"{where}: conv_dim, conv_kernel and conv_stride differ in length")
+            raise ConfigError(
+                f"{_SOURCE}: conv_dim, conv_kernel and conv_stride must have the same length, got "
+                f"{len(hubert.conv_dim)}, {len(hubert.conv_kernel)} and {len(hubert.conv_stride)}"
+            )
         for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
             if hubert.hidden_size % getattr(hubert, name):
                 raise ConfigError(
-                    f"{where}: HuBERT's hidden_size {hubert.hidden_size} is no multiple of its {name}, "
-                    f"{getattr(hubert, name)}"
+                    f"{_SOURCE}: HuBERT's hidden_size must be a multiple of its {name}, {getattr(hubert, name)}, "
+                    f"got {hubert.hidden_size}"
                 )
-
-
-DILATIONS = (1, 3, 9)
-"""Dilations of the three residual units of an acoustic block."""
-
-
-def tensor_shapes(config: HiggsAudioTokenizerConfig) -> dict[str, tuple[int, ...]]:
-    """Name (as transformers writes it) and shape of every tensor that encoding and decoding need."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def layer(name: str, *weight_shape: int, bias: int | None = None) -> None:
-        shapes[f"{name}.weight"] = weight_shape
-        if bias is not None:
-            shapes[f"{name}.bias"] = (bias,)
-
-    def snake(name: str, channels: int) -> None:
-        shapes[f"{name}.alpha"] = (1, channels, 1)
-
-    def residual_units(name: str, channels: int) -> None:
-        for unit in range(1, len(DILATIONS) + 1):
-            snake(f"{name}.res_unit{unit}.snake1", channels)
-            layer(f"{name}.res_unit{unit}.conv1", channels, channels, 7, bias=channels)
-            snake(f"{name}.res_unit{unit}.snake2", channels)
-            layer(f"{name}.res_unit{unit}.conv2", channels, channels, 1, bias=channels)
-
-    channels = config.encoder_hidden_size
-    layer("acoustic_encoder.conv1", channels, 1, 7, bias=channels)
-    for i, stride in enumerate(config.downsampling_ratios):
-        block = f"acoustic_encoder.block.{i}"
-        residual_units(block, channels)
-        snake(f"{block}.snake1", channels)
-        layer(f"{block}.conv1", 2 * channels, channels, 2 * stride, bias=2 * channels)
-        channels *= 2
-    snake("acoustic_encoder.snake1", channels)
-    layer("acoustic_encoder.conv2", config.acoustic_hidden_size, channels, 3, bias=config.acoustic_hidden_size)
-
-    channels = config.decoder_hidden_size
-    layer("acoustic_decoder.conv1", channels, config.acoustic_hidden_size, 7, bias=channels)
-    for i, stride in enumerate(config.upsampling_ratios):
-        block = f"acoustic_decoder.block.{i}"
-        snake(f"{block}.snake1", channels)
-        # A transposed convolution's weight has the input channels first.
-        layer(f"{block}.conv_t1", channels, channels // 2, 2 * stride, bias=channels // 2)
-        channels //= 2
-        residual_units(block, channels)
-    snake("acoustic_decoder.snake1", channels)
-    layer("acoustic_decoder.conv2", 1, channels, 7, bias=1)
-
-    _hubert_shapes(config.hubert, layer, shapes)
-
-    width = config.hubert.hidden_size
-    layer("encoder_semantic.conv", width, width, config.kernel_size)
-    for i, (ratio, stride) in enumerate(zip(config.channel_ratios, config.strides, strict=True)):
-        block = f"encoder_semantic.conv_blocks.{i}"
-        for j in range(len(config.block_dilations)):
-            layer(f"{block}.res_units.{j}.conv1", width, width, config.unit_kernel_size)
-            layer(f"{block}.res_units.{j}.conv2", width, width, 1)
-        out = int(config.hubert.hidden_size * ratio)
-        layer(f"{block}.conv", out, width, 3 if stride == 1 else 2 * stride, bias=out)
-        width = out
-
-    hidden, entry = config.hidden_size, config.codebook_dim
-    for i in range(config.num_codebooks):
-        level = f"quantizer.quantizers.{i}"
-        layer(f"{level}.project_in", entry, hidden, bias=entry)
-        layer(f"{level}.project_out", hidden, entry, bias=hidden)
-        shapes[f"{level}.codebook.embed"] = (config.codebook_size, entry)
-    layer("fc", hidden, hidden, bias=hidden)
-    layer("fc2", config.acoustic_hidden_size, hidden, bias=config.acoustic_hidden_size)
-    return shapes
-
-
-def _hubert_shapes(hubert: HubertConfig, layer: Any, shapes: dict[str, tuple[int, ...]]) -> None:
-    channels = 1
-    for i, (out, kernel) in enumerate(zip(hubert.conv_dim, hubert.conv_kernel, strict=True)):
-        name = f"semantic_model.feature_extractor.conv_layers.{i}"
-        layer(f"{name}.conv", out, channels, kernel, bias=out if hubert.conv_bias else None)
-        if i == 0:
-            layer(f"{name}.layer_norm", out, bias=out)
-        channels = out
-    width = hubert.hidden_size
-    if hubert.feat_proj_layer_norm:
-        layer("semantic_model.feature_projection.layer_norm", channels, bias=channels)
-    layer("semantic_model.feature_projection.projection", width, channels, bias=width)
-    # The positional convolution is stored with its weight norm: the gain of each tap, and the direction.
-    position, taps = "semantic_model.encoder.pos_conv_embed.conv", hubert.num_conv_pos_embeddings
-    shapes[f"{position}.bias"] = (width,)
-    shapes[f"{position}.parametrizations.weight.original0"] = (1, 1, taps)
-    shapes[f"{position}.parametrizations.weight.original1"] = (
-        width,
-        width // hubert.num_conv_pos_embedding_groups,
-        taps,
-    )
-    layer("semantic_model.encoder.layer_norm", width, bias=width)
-    for i in range(hubert.num_hidden_layers):
-        block = f"semantic_model.encoder.layers.{i}"
-        for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            layer(f"{block}.attention.{projection}", width, width, bias=width)
-        layer(f"{block}.layer_norm", width, bias=width)
-        layer(
-            f"{block}.feed_forward.intermediate_dense", hubert.intermediate_size, width, bias=hubert.intermediate_size
-        )
-        layer(f"{block}.feed_forward.output_dense", width, hubert.intermediate_size, bias=width)
-        layer(f"{block}.final_layer_norm", width, bias=width)
 
 
 def _read_transformers(raw: dict[str, Any]) -> HiggsAudioTokenizerConfig:
     model_type = raw.get("model_type")
     if model_type != "higgs_audio_v2_tokenizer":
-        raise ConfigError(f"the audio tokenizer's model_type is {model_type!r}; expected 'higgs_audio_v2_tokenizer'")
+        raise ConfigError(f"{_SOURCE}: model_type must be 'higgs_audio_v2_tokenizer', got {model_type!r}")
     default = HiggsAudioTokenizerConfig()
     acoustic = raw.get("acoustic_model_config") or {}
     downsampling = tuple(acoustic.get("downsampling_ratios", default.downsampling_ratios))
     sampling_rate = int(raw.get("sample_rate", default.sampling_rate))
     codebook_size = int(raw.get("codebook_size", default.codebook_size))
-    # Where the bandwidths are not given, 8 codebooks: the class default of transformers 5.23 is no checkpoint's.
+    # Without bandwidths, 8 codebooks: the class default of transformers 5.23, 16, is no published checkpoint's.
     bandwidths = raw.get("target_bandwidths") or (0.5, 1, 1.5, 2)
     frame_rate = math.ceil(sampling_rate / math.prod(downsampling))
     return HiggsAudioTokenizerConfig(
@@ -362,7 +278,7 @@ def _read_transformers(raw: dict[str, Any]) -> HiggsAudioTokenizerConfig:
 def _read_hubert(raw: dict[str, Any]) -> HubertConfig:
     for name, expected in _HUBERT_FIXED.items():
         if raw.get(name, expected) != expected:
-            raise ConfigError(f"the audio tokenizer's HuBERT has {name} {raw[name]!r}; supported is {expected!r}")
+            raise ConfigError(f"{_SOURCE}: HuBERT's {name} must be {expected!r}, got {raw[name]!r}")
     values = {field.name: raw[field.name] for field in fields(HubertConfig) if field.name in raw}
     return HubertConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
@@ -371,11 +287,11 @@ def _read_boson(raw: dict[str, Any]) -> HiggsAudioTokenizerConfig:
     teacher = raw.get("semantic_techer", "hubert_base_general")
     if teacher not in ("hubert_base", "hubert_base_general"):
         raise ConfigError(
-            f"the audio tokenizer's semantic_techer is {teacher!r}; expected 'hubert_base' or 'hubert_base_general'"
+            f"{_SOURCE}: semantic_techer must be 'hubert_base' or 'hubert_base_general', got {teacher!r}"
         )
     mode = raw.get("downsample_mode", "step_down")
     if mode != "step_down":
-        raise ConfigError(f"the audio tokenizer's downsample_mode is {mode!r}; expected 'step_down'")
+        raise ConfigError(f"{_SOURCE}: downsample_mode must be 'step_down', got {mode!r}")
     ratios = tuple(raw["ratios"])
     return HiggsAudioTokenizerConfig(
         sampling_rate=int(raw["sample_rate"]),

@@ -1,8 +1,8 @@
-"""The audio tokenizer's decoder, for codes that come all at once or a few frames at a time.
+"""The audio tokenizer's decoder, for codes that arrive all at once or a few frames at a time.
 
-The sum of the quantizer's entries, a linear layer (both in one table), and the DAC decoder (arXiv 2306.06546) without
-a final tanh. Every layer is a convolution. It keeps the end of its input, so that a column is computed once, when all
-that it depends on is there, and has the same bits however the codes are divided.
+A table holds the quantizer's entries after their linear layer; their sum goes through the DAC decoder (arXiv
+2306.06546) without its final tanh. Every layer is a convolution that keeps the end of its input. So each column is
+computed once, when all its input is there, with the same bits however the codes are divided.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,13 +21,14 @@ from higgs_native.utils.checks import check_integer, integer_tensor
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution over time, padded with zeros to `stride` output columns for a column of input.
+    """A convolution over time, padded with zeros so that each input column gives `stride` output columns.
 
     Attributes:
-        run: writes the columns of the output from the given one on that `out` has room for: (out, x, first).
+        run: called with (out, x, first), writes output columns from `first` on, as many as `out` has.
         channels: of the output.
-        lag: with n columns of input, all but the last `lag` columns of output can be computed.
-        keep: how many of the last columns of input the next columns of output depend on.
+        lag: output columns, the last ones, that depend on input columns that follow.
+        keep: input columns, the last ones, that later output columns depend on.
+        stride: output columns per input column.
     """
 
     run: Callable[[torch.Tensor, torch.Tensor, int], None]
@@ -38,20 +39,20 @@ class Layer:
 
 
 class StreamingDecoder:
-    """Decodes the codes of one audio, as they come.
+    """Decodes the codes of one audio as they arrive.
 
     Args:
-        weights: as `codec.prepare` makes them.
+        weights: as `pack_weights` returns them.
         config: of the checkpoint.
-        lookahead: how many frames must follow a frame before its audio is given out. None: as many as it depends on,
-            which is `config.decoder_context`, 10. Fewer bring the audio earlier; at the end of each piece what is
-            missing is computed as if the audio ended there, which costs work and an error. The error does not grow,
-            since later frames are not derived from it. In pieces of 10 frames its RMS, against the audio's own, was
-            0.0002 for 6 frames, 0.001 for 4, 0.015 for 2 and 0.10 for none with a small codec trained on speech, and
-            0.05, 0.11, 0.22 and 0.37 with random weights (random codes, `benchmarks/bench_streaming.py`).
+        lookahead: frames that must follow a frame before its audio is returned. None: all that it depends on,
+            `config.decoder_context` (10). With fewer, audio comes earlier, but the end of each piece is computed as if
+            the audio ended there, which costs work and an error. The error does not grow, since later frames are not
+            derived from it. Its RMS relative to the audio's, for random codes in pieces of 10 frames
+            (`benchmarks/bench_streaming.py`), was 0.0002 for 6 frames, 0.001 for 4, 0.015 for 2 and 0.10 for none
+            with a small audio tokenizer trained on speech, and 0.05, 0.11, 0.22 and 0.37 with random weights.
 
     Raises:
-        ParameterError: lookahead is outside of 0 .. `config.decoder_context`.
+        ParameterError: lookahead is not between 0 and `config.decoder_context`.
     """
 
     def __init__(self, weights: Weights, config: HiggsAudioTokenizerConfig, lookahead: int | None = None) -> None:
@@ -60,52 +61,54 @@ class StreamingDecoder:
         self._weights = weights
         self._config = config
         self._layers = list(decoder_layers(weights, config))
-        # By layer: the end of its input, and the first column of output, counted from there, that is yet to compute.
+        # By layer: the end of its input, and the next output column to compute, counted from where that end begins.
         self._inputs: list[torch.Tensor | None] = [None] * len(self._layers)
         self._first = [0] * len(self._layers)
-        self._frames = 0  # taken in
+        self._num_frames = 0  # decoded so far
         self._ended = False
-        self._computed = torch.empty(0)  # samples that were not given out yet, or that are to be given out no more
-        self._position = 0  # the sample with which they begin
-        self._given = 0  # samples given out
+        # The computed samples that are not dropped yet, from sample `_first_sample` on. With less lookahead, samples
+        # are returned before their final values are computed; these are dropped later.
+        self._computed = torch.empty(0)
+        self._first_sample = 0
+        self._num_returned = 0  # samples
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor | np.ndarray, is_last: bool = False) -> torch.Tensor:
-        """Take the next frames, and return the audio of those frames that have become final.
+        """Decode the next frames; return the audio of all frames that enough frames follow.
 
         Args:
             codes: [codebooks, frames], integers from 0 to the codebook size, exclusive; there may be no frames.
-            is_last: no more will follow: return the audio of all frames that are left.
+            is_last: no frames follow: return the audio of all remaining frames.
 
         Returns:
-            [frames * hop length], float32, on the CPU. The pieces joined are the audio of all codes joined.
+            [frames * hop length], float32, on the CPU. All pieces, concatenated, are the audio of all codes.
 
         Raises:
             AudioError: the shape or dtype is wrong, or a code out of range.
-            ParameterError: the last codes have been taken already.
+            ParameterError: the last codes have been decoded already.
         """
         if self._ended:
-            raise ParameterError("the last codes have been decoded; a new audio needs a new decoder")
+            raise ParameterError("codes must not follow the last ones; a new audio needs a new decoder")
         codes = checked_codes(codes, self._config)
         self._ended = is_last
-        self._frames += codes.shape[1]
+        self._num_frames += codes.shape[1]
         self._compute(codes, is_last)
-        hop_length = self._config.hop_length
-        until = self._frames if is_last else max(self._frames - self.lookahead, 0)
+        num_final = self._num_frames if is_last else max(self._num_frames - self.lookahead, 0)
+        end = num_final * self._config.hop_length
         early = self
-        if not self._exact and not is_last and until * hop_length > self._position + len(self._computed):
+        if not self._exact and not is_last and end > self._first_sample + len(self._computed):
             early = copy(self)
             early._inputs, early._first = list(self._inputs), list(self._first)
             early._compute(codes[:, :0], is_last=True)
-        audio = early._computed[self._given - self._position : until * hop_length - self._position]
-        self._given += len(audio)
-        drop = min(self._given - self._position, len(self._computed))
+        audio = early._computed[self._num_returned - self._first_sample : end - self._first_sample]
+        self._num_returned += len(audio)
+        drop = min(self._num_returned - self._first_sample, len(self._computed))
         self._computed = self._computed[drop:].clone()
-        self._position += drop
+        self._first_sample += drop
         return audio
 
     def _compute(self, codes: torch.Tensor, is_last: bool) -> None:
-        """Put codes through the layers, and the samples that come out behind `_computed`."""
+        """Run codes through the layers, and append the resulting samples to `_computed`."""
         table = self._weights["decode.table"]
         latent = table.new_empty(codes.shape[1], self._config.acoustic_hidden_size)
         ops.rvq_decode(latent, codes.to(table.device), table, self._weights["decode.bias"])
@@ -115,7 +118,7 @@ class StreamingDecoder:
         self._computed = torch.cat([self._computed, x[0, 0].cpu()])
 
     def _advance(self, index: int, layer: Layer, x: torch.Tensor, is_last: bool) -> torch.Tensor:
-        """Give a layer its next columns of input; return those of its output that can be computed."""
+        """Run a layer on its next input columns [1, in, n]; return the output columns that depend on no later ones."""
         kept, first = self._inputs[index], self._first[index]
         if kept is not None and kept.shape[2]:
             x = torch.cat([kept, x], dim=2)
@@ -142,27 +145,26 @@ def checked_codes(codes: torch.Tensor | np.ndarray, config: HiggsAudioTokenizerC
     if codes.numel():
         low, high = int(codes.min()), int(codes.max())
         if low < 0 or high >= config.codebook_size:
-            raise AudioError(f"codes must lie in 0 .. {config.codebook_size - 1}, got {low if low < 0 else high}")
+            raise AudioError(f"codes must be between 0 and {config.codebook_size - 1}, got {low if low < 0 else high}")
     return codes.to(device="cpu", dtype=torch.int32).contiguous()
 
 
 def checked_lookahead(lookahead: int | None, config: HiggsAudioTokenizerConfig) -> int:
-    """Return a lookahead in frames; None is as many as a frame depends on.
+    """Return a lookahead in frames, for None `config.decoder_context`.
 
     Raises:
-        ParameterError: it is outside of 0 .. `config.decoder_context`.
+        ParameterError: it is not between 0 and `config.decoder_context`.
     """
-    most = config.decoder_context
     if lookahead is None:
-        return most
+        return config.decoder_context
     check_integer("lookahead", lookahead)
-    if not 0 <= lookahead <= most:
-        raise ParameterError(f"lookahead must lie in 0 .. {most} frames, got {lookahead}")
+    if not 0 <= lookahead <= config.decoder_context:
+        raise ParameterError(f"lookahead must be between 0 and {config.decoder_context} frames, got {lookahead}")
     return lookahead
 
 
 def decoder_layers(weights: Weights, config: HiggsAudioTokenizerConfig) -> Iterator[Layer]:
-    """The DAC decoder: [1, acoustic hidden size, frames] -> [1, 1, frames * hop length]."""
+    """Yield the DAC decoder's layers: [1, acoustic hidden size, frames] -> [1, 1, frames * hop length], float32."""
     yield _conv1d(weights, "acoustic_decoder.conv1")
     for i, stride in enumerate(config.upsampling_ratios):
         block = f"acoustic_decoder.block.{i}"
@@ -195,7 +197,7 @@ def _upsampling(weights: Weights, block: str, stride: int) -> Layer:
     def run(out: torch.Tensor, x: torch.Tensor, first: int) -> None:
         ops.snake_conv_transpose1d(out, x, alpha, weight, bias, first)
 
-    # A column of output is made of two columns of input; the first is half a stride earlier than the output's.
+    # An output column depends on two input columns, the first of them half a stride earlier.
     return Layer(run, len(bias), lag=(stride + 1) // 2, keep=1, stride=stride)
 
 
@@ -207,5 +209,5 @@ def _residual_unit(weights: Weights, name: str, dilation: int) -> Layer:
     def run(out: torch.Tensor, x: torch.Tensor, first: int) -> None:
         ops.residual_unit(out, x, *tensors, dilation, first)
 
-    reach = (taps - 1) * dilation
-    return Layer(run, channels, lag=reach // 2, keep=reach)
+    span = (taps - 1) * dilation
+    return Layer(run, channels, lag=span // 2, keep=span)

@@ -1,9 +1,9 @@
-"""The audio tokenizer's weights, and its encoder as functions over them: waveform -> codes.
+"""The audio tokenizer's encoder, as functions of its weights: waveform -> codes.
 
-An acoustic branch (the DAC encoder, arXiv 2306.06546) beside a semantic one (HuBERT, arXiv 2106.07447, and a small
-convolution encoder), joined by a linear layer and quantized by a residual vector quantizer.
+An acoustic branch (the DAC encoder, arXiv 2306.06546) and a semantic branch (see `hubert`) give features for each
+frame. A linear layer mixes both, and a residual vector quantizer turns them into codes.
 
-All audio here is [1, samples] and all features are [1, channels, frames], float32. `prepare` makes the weights.
+`weights` are as `pack_weights` returns them, audio is [1, samples], and features are [1, channels, frames], float32.
 """
 
 import math
@@ -15,28 +15,34 @@ from higgs_native import ops
 from higgs_native.audio_tokenizer.config import DILATIONS, HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.hubert import semantic_encoder, semantic_features
 from higgs_native.audio_tokenizer.layers import Weights, conv, snake
+from higgs_native.convention import Convention
 
 
 def encode(
-    weights: Weights, config: HiggsAudioTokenizerConfig, audio: torch.Tensor, length_rule: str = "boson"
+    weights: Weights,
+    config: HiggsAudioTokenizerConfig,
+    audio: torch.Tensor,
+    convention: Convention = Convention.BOSON,
 ) -> torch.Tensor:
     """Encode a waveform.
 
     Args:
-        audio: [1, samples] at `config.sampling_rate`.
-        length_rule: what happens where the two branches differ in length, see `match_lengths`.
+        weights: as `pack_weights` returns them.
+        config: of the checkpoint.
+        audio: [1, samples], float32, at `config.sampling_rate`.
+        convention: how branches of different lengths are matched; see `match_lengths`.
 
     Returns:
         [codebooks, frames], int32.
 
     Raises:
-        ValueError: the branches differ in length by more than the rule mends.
+        ValueError: the branches differ in length, and the convention does not match them.
     """
-    to_quantize = embeddings(weights, config, audio, length_rule)
-    codes = torch.empty(config.num_codebooks, to_quantize.shape[0], dtype=torch.int32, device=to_quantize.device)
+    features = embeddings(weights, config, audio, convention)
+    codes = torch.empty(config.num_codebooks, features.shape[0], dtype=torch.int32, device=features.device)
     ops.rvq_encode(
         codes,
-        to_quantize,
+        features,
         weights["quantizer.codebook.embed"],
         weights["quantizer.project_in.weight"],
         weights["quantizer.project_in.bias"],
@@ -47,42 +53,54 @@ def encode(
 
 
 def embeddings(
-    weights: Weights, config: HiggsAudioTokenizerConfig, audio: torch.Tensor, length_rule: str
+    weights: Weights, config: HiggsAudioTokenizerConfig, audio: torch.Tensor, convention: Convention
 ) -> torch.Tensor:
-    """What `encode` quantizes: both branches, joined: [1, samples] -> [frames, hidden size]."""
+    """Return the quantizer's input, both branches after `fc`: [1, samples] -> [frames, hidden size], float32."""
     semantic = semantic_encoder(weights, config, semantic_features(weights, config, audio))
-    acoustic, semantic = match_lengths(weights, config, audio, semantic, length_rule)
+    acoustic, semantic = match_lengths(weights, config, audio, semantic, convention)
     features = torch.cat([acoustic, semantic], dim=1)[0].T
     return F.linear(features, weights["fc.weight"], weights["fc.bias"])
 
 
 def match_lengths(
-    weights: Weights, config: HiggsAudioTokenizerConfig, audio: torch.Tensor, semantic: torch.Tensor, length_rule: str
+    weights: Weights,
+    config: HiggsAudioTokenizerConfig,
+    audio: torch.Tensor,
+    semantic: torch.Tensor,
+    convention: Convention,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode the acoustic branch so that it has as many frames as the semantic one.
+    """Run the acoustic branch so that it has as many frames as the semantic features.
 
-    Where they differ, `boson` pads the audio by 160 samples a HuBERT frame on each side (320), and cuts the longer
-    branch if they still differ; `transformers` pads it by half a frame (480), and fails if they still differ.
+    If they differ, the audio is padded on each side: under `boson` by 160 samples per HuBERT frame of a frame (320),
+    under `transformers` by half a frame (480). If they still differ, `boson` cuts the longer one.
+
+    Args:
+        weights, config, audio, convention: as for `encode`.
+        semantic: [1, HuBERT's hidden size, frames].
 
     Returns:
         The acoustic and the semantic features, [1, channels, frames] each.
+
+    Raises:
+        ValueError: under `transformers` they still differ.
     """
     acoustic = acoustic_encoder(weights, config, audio)
     if acoustic.shape[2] != semantic.shape[2]:
-        boson = length_rule == "boson"
+        boson = convention is Convention.BOSON
         padding = 160 * config.semantic_downsample_factor if boson else config.hop_length // 2
         acoustic = acoustic_encoder(weights, config, F.pad(audio, (padding, padding)))
         if not boson and acoustic.shape[2] != semantic.shape[2]:
             raise ValueError(
-                f"{audio.shape[1]} samples make {acoustic.shape[2]} acoustic and {semantic.shape[2]} semantic frames; "
-                f"pad the audio to a multiple of {config.hop_length} samples, or use length_rule='boson'"
+                f"the audio must have as many acoustic as semantic frames, got {acoustic.shape[2]} and "
+                f"{semantic.shape[2]} of {audio.shape[1]} samples; pad it to a multiple of {config.hop_length} "
+                "samples, or use convention='boson'"
             )
     frames = min(acoustic.shape[2], semantic.shape[2])
     return acoustic[..., :frames], semantic[..., :frames]
 
 
 def acoustic_encoder(weights: Weights, config: HiggsAudioTokenizerConfig, audio: torch.Tensor) -> torch.Tensor:
-    """The DAC encoder: [1, samples] -> [1, acoustic hidden size, frames]."""
+    """Apply the DAC encoder: [1, samples] -> [1, acoustic hidden size, frames], float32."""
     x = conv(weights, "acoustic_encoder.conv1", audio[:, None], padding=3)
     for i, stride in enumerate(config.downsampling_ratios):
         block = f"acoustic_encoder.block.{i}"
@@ -94,7 +112,7 @@ def acoustic_encoder(weights: Weights, config: HiggsAudioTokenizerConfig, audio:
 
 
 def _residual_units(weights: Weights, block: str, x: torch.Tensor) -> torch.Tensor:
-    """The three residual units of a block. `x` is the caller's to lose: its memory is written over."""
+    """Apply the three residual units of a block to x [1, channels, columns], whose memory is overwritten."""
     other = torch.empty_like(x)
     for unit, dilation in enumerate(DILATIONS, start=1):
         name = f"{block}.res_unit{unit}"

@@ -1,8 +1,8 @@
 """The audio tokenizer's decoder on a GPU: windows of fixed sizes, each one CUDA graph.
 
-A window holds frames of one audio, with as many around those that are wanted as they depend on, so it needs nothing of
-what was computed before: all streams share the graphs, and a stream keeps codes alone. What is computed again for the
-context, 20 frames of a window, costs a GPU less than the launches that a graph saves.
+A window holds the wanted frames and all frames that they depend on, so it needs no earlier results: all streams share
+the graphs, and a stream keeps only codes. Decoding the context anew, 20 frames per window, costs a GPU less than the
+launches that a graph saves.
 """
 
 import threading
@@ -17,11 +17,11 @@ from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.decoder import checked_codes, checked_lookahead, decoder_layers
 from higgs_native.audio_tokenizer.layers import Weights
 from higgs_native.errors import ParameterError
-from higgs_native.ops.device import CAPTURING
+from higgs_native.utils.cuda_graph import GraphedWork, capture_graphs
 
 
 SIZES = (16, 24, 32, 48, 64, 96, 128, 192, 270)
-"""Of the windows, in frames. In the largest fit 250 frames, which a long audio is decoded by, and their context."""
+"""Sizes of the windows, in frames. The largest holds 250 frames, which `decode` takes at a time, and 20 of context."""
 
 _NO_FRAME = -1
 
@@ -29,18 +29,17 @@ _NO_FRAME = -1
 class DecoderWindows:
     """The decoder's graphs, with their memory: about 0.4 MB for each frame of the largest window.
 
-    Safe to use from several threads, which take turns. On a GPU the graphs are captured when this is made, and run on
-    a stream of their own, so that a window does not wait for frames of speech that were launched ahead. On the CPU
-    windows are computed as they are.
+    Several threads may use it; they take turns. On a GPU the graphs are captured here and run on a separate stream,
+    so that a window does not wait for frames of speech that are in flight. On the CPU there are no graphs.
 
     Attributes:
         config: of the checkpoint.
-        largest: how many frames a window can have.
+        largest: the largest window's size, in frames.
 
     Args:
-        weights: as `codec.prepare` makes them; the windows are on their device.
+        weights: as `pack_weights` returns them; the windows are on their device.
         config: of the checkpoint.
-        sizes: of the windows, in frames, ascending. The last is more than twice `config.decoder_context`.
+        sizes: of the windows, in frames, ascending. The last must be more than twice `config.decoder_context`.
     """
 
     def __init__(self, weights: Weights, config: HiggsAudioTokenizerConfig, sizes: Sequence[int] = SIZES) -> None:
@@ -53,18 +52,14 @@ class DecoderWindows:
             device = weights["decode.table"].device
             if device.type == "cuda":
                 self._stream = torch.cuda.Stream(device, priority=-1)
-                self._stream.wait_stream(torch.cuda.current_stream(device))
-                pool = torch.cuda.graph_pool_handle()
-                # The largest first: the smaller ones fit into its memory.
-                with CAPTURING:
-                    for window in reversed(self._windows):
-                        window.capture(pool, self._stream)
+                capture_graphs(reversed(self._windows), self._stream)
 
     def decode(self, codes: torch.Tensor, first: int, last: int) -> torch.Tensor:
-        """Decode frames as if they were all of an audio; return that of frames `first` to `last`, exclusive.
+        """Decode frames as if they were a whole audio; return the audio of frames `first` to `last`, exclusive.
 
         Args:
             codes: [codebooks, frames], int32, on the CPU, in range; 1 to `largest` frames.
+            first, last: frames of `codes`.
 
         Returns:
             [(last - first) * hop length], float32, on the CPU.
@@ -75,16 +70,16 @@ class DecoderWindows:
             with torch.inference_mode():
                 window.codes.copy_(F.pad(codes, (0, window.size - frames), value=_NO_FRAME))
                 window.run()
-            # Outside of inference mode: an ordinary tensor. To copy it is to wait for it.
+            # Outside of inference mode, for an ordinary tensor. The copy waits for the window.
             return window.audio[first * hop_length : last * hop_length].to("cpu", copy=True)
 
 
-class _Window:
+class _Window(GraphedWork):
     """The tensors of a window of `size` frames, and the work on them.
 
     Attributes:
-        codes: [codebooks, size], int32: written by the caller; behind the audio's end `_NO_FRAME`.
-        audio: [size * hop length], float32: what `run` computes; behind the end it means nothing.
+        codes: [codebooks, size], int32: written by the caller; `_NO_FRAME` after the audio's end.
+        audio: [size * hop length], float32: written by `run`; undefined after the audio's end.
     """
 
     def __init__(self, weights: Weights, config: HiggsAudioTokenizerConfig, size: int) -> None:
@@ -93,33 +88,16 @@ class _Window:
         self._layers = list(decoder_layers(weights, config))
         self.codes = self._table.new_zeros((config.num_codebooks, size), dtype=torch.int32)
         self.audio = self._table.new_empty(0)
-        self._graph: torch.cuda.CUDAGraph | None = None
 
-    def run(self) -> None:
+    def compute(self) -> None:
         """Compute `audio` from `codes`."""
-        if self._graph is None:
-            self._compute()
-        else:
-            self._graph.replay()
-
-    def capture(self, pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
-        """Make the work one CUDA graph, in a memory pool that graphs share since none run at the same time."""
-        with torch.cuda.stream(stream):
-            self._compute()  # the first run of a kernel may do what a capture can't
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may go on with what is theirs.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            self._compute()
-        self._graph = graph
-
-    def _compute(self) -> None:
-        behind_end = (self.codes[0] == _NO_FRAME)[:, None]
+        after_end = (self.codes[0] == _NO_FRAME)[:, None]
         latent = self._table.new_empty(self.size, self._table.shape[2])
         ops.rvq_decode(latent, self.codes.clamp(min=0), self._table, self._bias)
         x = latent.T.contiguous()[None]
         for layer in self._layers:
-            # Each layer pads its input with zeros; where the audio ends inside of the window, they are made here.
-            x.view(x.shape[1], self.size, -1).masked_fill_(behind_end, 0)
+            # Layers pad with zeros at the end of their input, but the audio may end before the window does.
+            x.view(x.shape[1], self.size, -1).masked_fill_(after_end, 0)
             out = x.new_empty(1, layer.channels, x.shape[2] * layer.stride)
             layer.run(out, x, 0)
             x = out
@@ -130,36 +108,36 @@ class WindowedDecoder:
     """A `StreamingDecoder` that decodes by windows. Its audio has the same bits.
 
     Args:
-        windows: of the device.
-        lookahead: as of `StreamingDecoder`.
+        windows: on the device.
+        lookahead: as for `StreamingDecoder`.
 
     Raises:
-        ParameterError: lookahead is outside of 0 .. `config.decoder_context`.
+        ParameterError: lookahead is not between 0 and `config.decoder_context`.
     """
 
     def __init__(self, windows: DecoderWindows, lookahead: int | None = None) -> None:
         self.lookahead = checked_lookahead(lookahead, windows.config)
         self._windows = windows
         self._context = windows.config.decoder_context
-        # Frames whose audio is yet to be given out, and before them `_before` ones of context.
+        # `_before` frames of context, then the frames whose audio is not returned yet.
         self._codes = torch.empty(windows.config.num_codebooks, 0, dtype=torch.int32)
         self._before = 0
         self._ended = False
 
     def decode(self, codes: torch.Tensor | np.ndarray, is_last: bool = False) -> torch.Tensor:
-        """Take the next frames, and return the audio that has become final; see `StreamingDecoder.decode`."""
+        """Decode the next frames; see `StreamingDecoder.decode`."""
         if self._ended:
-            raise ParameterError("the last codes have been decoded; a new audio needs a new decoder")
+            raise ParameterError("codes must not follow the last ones; a new audio needs a new decoder")
         self._codes = torch.cat([self._codes, checked_codes(codes, self._windows.config)], dim=1)
         self._ended = is_last
         lookahead = 0 if is_last else self.lookahead
         pieces = [torch.empty(0)]
         while self._codes.shape[1] - lookahead > self._before:
             window = self._codes[:, : self._windows.largest]
-            # The end of a window that is not the end of all depends on what follows.
+            # The last frames of a window depend on the frames that follow, unless it holds the last codes.
             end = window.shape[1] - (lookahead if window.shape == self._codes.shape else self._context)
             pieces.append(self._windows.decode(window, self._before, end))
-            over = max(end - self._context, 0)
-            self._before = end - over
-            self._codes = self._codes[:, over:].clone()
+            drop = max(end - self._context, 0)
+            self._before = end - drop
+            self._codes = self._codes[:, drop:].clone()
         return torch.cat(pieces)

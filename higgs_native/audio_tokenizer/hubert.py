@@ -1,4 +1,4 @@
-"""The semantic branch of the encoder: HuBERT (arXiv 2106.07447) and a small convolution encoder."""
+"""The encoder's semantic branch: HuBERT (arXiv 2106.07447), and the semantic encoder, a few convolutions."""
 
 import torch
 from torch.nn import functional as F
@@ -9,13 +9,15 @@ from higgs_native.audio_tokenizer.layers import Weights, conv, layer_norm, linea
 
 
 def semantic_features(weights: Weights, config: HiggsAudioTokenizerConfig, audio: torch.Tensor) -> torch.Tensor:
-    """What HuBERT hears: the mean of all its hidden states, a frame in `semantic_downsample_factor`.
+    """Return the mean of all hidden states of HuBERT, for one in `semantic_downsample_factor` of its frames.
 
     Args:
-        audio: [1, samples] at `config.sampling_rate`.
+        weights: as `pack_weights` returns them.
+        config: of the checkpoint.
+        audio: [1, samples], float32, at `config.sampling_rate`.
 
     Returns:
-        [1, frames, HuBERT's hidden size].
+        [1, frames, HuBERT's hidden size], float32.
     """
     audio = resample(audio, config.sampling_rate, config.semantic_sampling_rate)
     hidden_states = _hubert(weights, config.hubert, F.pad(audio, (160, 160)))
@@ -23,12 +25,12 @@ def semantic_features(weights: Weights, config: HiggsAudioTokenizerConfig, audio
 
 
 def _hubert(weights: Weights, config: HubertConfig, audio: torch.Tensor) -> torch.Tensor:
-    """[1, samples] -> [1, frames, width]: the mean of the transformer's input and each layer's output."""
+    """Return the mean of the transformer's input and of each layer's output: [1, samples] -> [1, frames, width]."""
     x = audio[:, None]
     for i, stride in enumerate(config.conv_stride):
         layer = f"semantic_model.feature_extractor.conv_layers.{i}"
         x = conv(weights, f"{layer}.conv", x, stride=stride)
-        if i == 0:  # a norm of each channel over time
+        if i == 0:  # a group per channel: each is normalized over time
             x = F.group_norm(x, x.shape[1], weights[f"{layer}.layer_norm.weight"], weights[f"{layer}.layer_norm.bias"])
         x = F.gelu(x)
     x = x.mT
@@ -43,7 +45,7 @@ def _hubert(weights: Weights, config: HubertConfig, audio: torch.Tensor) -> torc
         padding=config.num_conv_pos_embeddings // 2,
         groups=config.num_conv_pos_embedding_groups,
     )
-    # An even kernel, padded by half of it on both sides, gives one frame too many.
+    # An even kernel, padded by half of it on both sides, gives one frame too many, the last.
     x = x + F.gelu(position[..., : x.shape[1]]).mT
     x = layer_norm(weights, "semantic_model.encoder.layer_norm", x, config.layer_norm_eps)
     total = x
@@ -59,16 +61,17 @@ def _hubert(weights: Weights, config: HubertConfig, audio: torch.Tensor) -> torc
 
 
 def _attention(weights: Weights, name: str, x: torch.Tensor, heads: int) -> torch.Tensor:
+    """Self-attention without a mask: [1, frames, width] -> [1, frames, width]."""
     query, key, value = (
         linear(weights, f"{name}.{projection}", x).unflatten(2, (heads, -1)).transpose(1, 2)
         for projection in ("q_proj", "k_proj", "v_proj")
     )
-    mixed = F.scaled_dot_product_attention(query, key, value)
-    return linear(weights, f"{name}.out_proj", mixed.transpose(1, 2).flatten(2))
+    attended = F.scaled_dot_product_attention(query, key, value)
+    return linear(weights, f"{name}.out_proj", attended.transpose(1, 2).flatten(2))
 
 
 def semantic_encoder(weights: Weights, config: HiggsAudioTokenizerConfig, features: torch.Tensor) -> torch.Tensor:
-    """The convolutions behind HuBERT: [1, frames, width] -> [1, width, frames]."""
+    """Apply the convolutions after HuBERT: [1, frames, width] -> [1, width, frames], float32."""
     x = conv(weights, "encoder_semantic.conv", features.mT, padding=config.kernel_size // 2)
     for i, stride in enumerate(config.strides):
         block = f"encoder_semantic.conv_blocks.{i}"

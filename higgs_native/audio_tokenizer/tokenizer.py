@@ -17,28 +17,27 @@ from higgs_native.audio_tokenizer.checkpoint import load_tensors
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.decoder import StreamingDecoder, checked_codes
 from higgs_native.audio_tokenizer.graph_decoder import DecoderWindows, WindowedDecoder
-from higgs_native.audio_tokenizer.weights import prepare
-from higgs_native.errors import AudioError, ParameterError
+from higgs_native.audio_tokenizer.weights import pack_weights
+from higgs_native.convention import Convention
+from higgs_native.errors import AudioError
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.ops.device import checked_device
 
 
-LENGTH_RULES = ("boson", "transformers")
 DECODE_WINDOW = 250
-"""Frames decoded at a time; each takes about 0.4 MB while it is decoded."""
+"""Frames that `decode` decodes at a time; each needs about 0.4 MB meanwhile."""
 
 _CACHED_AUDIOS = 64
 
 
 class HiggsAudioTokenizer:
-    """Encodes waveforms into codes, 8 a frame of 40 ms, and decodes codes into waveforms.
+    """Encodes waveforms into codes, 8 per frame of 40 ms, and decodes codes into waveforms.
 
-    Safe to call from several threads. Codes of the last audios encoded are kept, so that a voice used again costs
-    nothing.
+    Several threads may call it. The codes of the last 64 audios are cached, so that a voice is encoded once.
 
     Args:
-        config: the shapes.
-        tensors: by the names of `codec_config.tensor_shapes`, float32, weight norm folded.
+        config: of the checkpoint.
+        tensors: as `checkpoint.load_tensors` returns them.
         device: where to run.
 
     Example:
@@ -56,7 +55,7 @@ class HiggsAudioTokenizer:
         self.config = config
         self.device = device
         with torch.inference_mode():
-            weights = prepare(tensors, config)
+            weights = pack_weights(tensors, config)
             self._weights = {name: weight.to(device) for name, weight in weights.items()}
         self._windows = DecoderWindows(self._weights, config) if device.type == "cuda" else None
         self._cache: OrderedDict[bytes, torch.Tensor] = OrderedDict()
@@ -68,10 +67,10 @@ class HiggsAudioTokenizer:
 
         Args:
             path_or_name: a folder with `config.json` and `model.safetensors` or `model.pth`, or a Hub name.
-            device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU where there is one.
+            device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU if there is one.
 
         Raises:
-            ConfigError, CheckpointError: the files are missing, damaged, or don't fit each other.
+            ConfigError, CheckpointError: the files are missing, damaged, or contradict each other.
             ParameterError: there is no such device, or HIGGS_NATIVE_ISA names no instruction set of this machine.
         """
         device = checked_device(device)
@@ -81,65 +80,64 @@ class HiggsAudioTokenizer:
 
     @property
     def sampling_rate(self) -> int:
-        """Of decoded audio, in Hz."""
+        """Sampling rate of decoded audio, in Hz."""
         return self.config.sampling_rate
 
     @property
     def frame_rate(self) -> float:
-        """Frames a second."""
+        """Frames per second."""
         return self.config.frame_rate
 
     @property
     def hop_length(self) -> int:
-        """Samples a frame."""
+        """Samples per frame."""
         return self.config.hop_length
 
     @property
     def num_codebooks(self) -> int:
-        """Codes a frame."""
+        """Codes per frame."""
         return self.config.num_codebooks
 
     @property
     def codebook_size(self) -> int:
-        """Codes run from 0 to this, exclusive."""
+        """Codes are between 0 and this, exclusive."""
         return self.config.codebook_size
 
     @property
     def context_frames(self) -> int:
-        """Frames on each side that a frame's samples depend on: the decoder's receptive field."""
+        """The decoder's receptive field: frames on each side that a frame's samples depend on."""
         return self.config.decoder_context
 
     def named_weights(self) -> dict[str, torch.Tensor]:
-        """All tensors, as `prepare` names them."""
+        """Return all tensors, as `pack_weights` names them."""
         return dict(self._weights)
 
     def encode(
         self,
         audio: str | os.PathLike | BinaryIO | np.ndarray | torch.Tensor,
         sampling_rate: int | None = None,
-        length_rule: str = "boson",
+        convention: str | Convention = Convention.BOSON,
     ) -> torch.Tensor:
-        """Encode audio, of any rate and up to 8 channels, which are averaged.
+        """Encode audio of any sampling rate; up to 8 channels are averaged.
 
         Args:
-            audio: a file (wav, flac, ogg, mp3 and what else libsndfile reads), or samples: [samples],
+            audio: a file in a format of libsndfile (wav, flac, ogg, mp3, ...), or samples: [samples],
                 [channels, samples] or [samples, channels] (the shorter axis is the channels), floating (full scale 1),
                 int16 or int32. 0.1 to 120 seconds.
-            sampling_rate: of the samples, in Hz; a file knows its own.
-            length_rule: how a length that is no multiple of 960 samples becomes frames: `boson` as in
+            sampling_rate: of samples, in Hz; not for a file, which has its own.
+            convention: how a length that is no multiple of 960 samples becomes frames: `boson` as in
                 `boson_multimodal`, `transformers` as in `HiggsAudioV2TokenizerModel.encode` (whose processor first
-                pads the audio with zeros to a multiple of 960, where both rules agree).
+                pads the audio with zeros to a multiple of 960, where both conventions agree).
 
         Returns:
             [8, frames], int64.
 
         Raises:
             AudioError: the file can't be read, the audio is empty, too short, too long, or not finite, the shape,
-                dtype or sampling rate is wrong, or the rule can't encode this length.
-            ParameterError: there is no such length rule.
+                dtype or sampling rate is wrong, or the convention can't encode this length.
+            ParameterError: there is no such convention.
         """
-        if length_rule not in LENGTH_RULES:
-            raise ParameterError(f"length_rule is {length_rule!r}; expected one of {LENGTH_RULES}")
+        convention = Convention.parse(convention)
         if isinstance(audio, (np.ndarray, torch.Tensor)):
             if sampling_rate is None:
                 raise AudioError("audio given as samples needs its sampling_rate, in Hz")
@@ -149,7 +147,7 @@ class HiggsAudioTokenizer:
         check_duration(len(waveform), rate)
         waveform = resampled(waveform, rate, self.sampling_rate)
 
-        key = hashlib.sha256(waveform.tobytes() + length_rule.encode()).digest()
+        key = hashlib.sha256(waveform.tobytes() + convention.value.encode()).digest()
         with self._cache_lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
@@ -157,10 +155,10 @@ class HiggsAudioTokenizer:
         with torch.inference_mode(), _exact_convolutions():
             try:
                 samples = torch.tensor(waveform, device=self.device)[None]
-                codes = encoder.encode(self._weights, self.config, samples, length_rule)
+                codes = encoder.encode(self._weights, self.config, samples, convention)
             except ValueError as error:
                 raise AudioError(str(error)) from None
-        codes = codes.to("cpu", torch.int64, copy=True)  # outside of inference mode: an ordinary tensor
+        codes = codes.to("cpu", torch.int64, copy=True)  # outside of inference mode, for an ordinary tensor
         with self._cache_lock:
             self._cache[key] = codes
             if len(self._cache) > _CACHED_AUDIOS:
@@ -168,10 +166,10 @@ class HiggsAudioTokenizer:
         return codes.clone()
 
     def decode(self, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
-        """Decode codes, `DECODE_WINDOW` frames at a time, so that memory does not grow with the length.
+        """Decode codes, `DECODE_WINDOW` frames at a time to bound the memory.
 
         Args:
-            codes: [8, frames], integers 0 .. 1023, at least one frame.
+            codes: [8, frames], integers between 0 and 1023, at least one frame.
 
         Returns:
             [frames * 960], float32, at `sampling_rate`; not clipped.
@@ -181,20 +179,20 @@ class HiggsAudioTokenizer:
         """
         codes = checked_codes(codes, self.config)
         if codes.shape[1] == 0:
-            raise AudioError("there are no codes to decode; expected at least one frame")
+            raise AudioError(f"codes must hold at least one frame, got {list(codes.shape)}")
         decoder = self.streaming_decoder()
         windows = codes.split(DECODE_WINDOW, dim=1)
         return torch.cat([decoder.decode(window, is_last=window is windows[-1]) for window in windows])
 
     def streaming_decoder(self, lookahead: int | None = None) -> StreamingDecoder | WindowedDecoder:
-        """Return a decoder for codes that come a few frames at a time.
+        """Return a decoder for codes that arrive a few frames at a time.
 
         Args:
-            lookahead: how many frames must follow a frame before its audio is given out; None: `context_frames`, as
-                many as it depends on. Fewer give the audio earlier, and not quite what `decode` gives.
+            lookahead: frames that must follow a frame before its audio is returned; None: `context_frames`, all that
+                it depends on. With fewer, audio comes earlier, and is not quite that of `decode`.
 
         Raises:
-            ParameterError: lookahead is negative, or more than `context_frames`.
+            ParameterError: lookahead is not between 0 and `context_frames`.
         """
         if self._windows is not None:
             return WindowedDecoder(self._windows, lookahead)
@@ -202,5 +200,5 @@ class HiggsAudioTokenizer:
 
 
 def _exact_convolutions() -> AbstractContextManager[None]:
-    """On a GPU: float32 products as such, not rounded to 19 bits, and the same sums each time."""
+    """On a GPU: no TF32, deterministic cuDNN."""
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

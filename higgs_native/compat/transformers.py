@@ -25,6 +25,7 @@ from higgs_native import ops
 from higgs_native.audio_tokenizer.checkpoint import convert
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.convention import Convention
 from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError, PromptError
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
@@ -413,15 +414,15 @@ def _decode(
         raise _unsupported("a streamer for more than one sequence")
     if inputs.get("past_key_values") is not None and inputs["past_key_values"].get_seq_length():
         raise _unsupported("past_key_values")
-    sampling = _sampling(logits_processor, generation_config)
     max_new_tokens = _max_new_tokens(stopping_criteria, config.eos_token_id, input_ids.shape[1])
+    sampling = _sampling(logits_processor, generation_config, max_new_tokens)
     if input_ids.shape[1] + max_new_tokens > native.max_cache_length:
         raise ParameterError(
             f"the prompt's {input_ids.shape[1]} positions and {max_new_tokens} new ones exceed the "
             f"{native.max_cache_length} of accelerate(model, max_cache_length=...)"
         )
 
-    requests = _requests(native, input_ids, inputs)
+    requests = _requests(native, input_ids, inputs, sampling)
     ids = input_ids
     if streamer is not None:
         last = ids[:, -1]
@@ -435,7 +436,7 @@ def _decode(
     wants_logits = generation_config.return_dict_in_generate and (
         generation_config.output_logits or generation_config.output_scores
     )
-    outputs = generate_batch(native, requests, "transformers", max_new_tokens, sampling, None, wants_logits)
+    outputs = generate_batch(native, requests, wants_logits)
     if streamer is not None:
         streamer.end()
 
@@ -471,7 +472,9 @@ def _decode(
     )
 
 
-def _requests(native: HiggsAudioModel, input_ids: torch.Tensor, inputs: dict[str, Any]) -> list[GenerationRequest]:
+def _requests(
+    native: HiggsAudioModel, input_ids: torch.Tensor, inputs: dict[str, Any], sampling: SamplingParams
+) -> list[GenerationRequest]:
     """The rows of a batch, without their padding."""
     if not input_ids.numel():
         raise PromptError(f"input_ids must have at least one row and one position, got shape {list(input_ids.shape)}")
@@ -504,15 +507,21 @@ def _requests(native: HiggsAudioModel, input_ids: torch.Tensor, inputs: dict[str
     seeds = torch.randint(2**63 - 1, (len(input_ids),)).tolist()
     return [
         GenerationRequest(
-            input_ids[row, mask[row]], seed=seeds[row], delayed_frames=audio[row, audio_mask[row].bool()]
+            input_ids[row, mask[row]],
+            convention=Convention.TRANSFORMERS,
+            sampling=replace(sampling, seed=seeds[row]),
+            delayed_frames=audio[row, audio_mask[row].bool()],
         )
         for row in range(rows)
     ]
 
 
-def _sampling(processors: LogitsProcessorList, generation_config: GenerationConfig) -> SamplingParams:
-    """What transformers' logits processors do."""
-    values: dict[str, Any] = {}
+def _sampling(
+    processors: LogitsProcessorList, generation_config: GenerationConfig, max_new_tokens: int
+) -> SamplingParams:
+    """The sampling parameters that transformers' logits processors stand for."""
+    values: dict[str, Any] = {"temperature": 1.0, "top_k": None, "top_p": None}
+    given = []
     kinds = {TemperatureLogitsWarper: "temperature", TopKLogitsWarper: "top_k", TopPLogitsWarper: "top_p"}
     remaining = list(kinds)  # in this order, once each: as the engine applies them
     for processor in processors:
@@ -523,16 +532,23 @@ def _sampling(processors: LogitsProcessorList, generation_config: GenerationConf
             raise _unsupported(f"the logits processor {kind.__name__}, or its order or settings")
         remaining = remaining[remaining.index(kind) + 1 :]
         values[kinds[kind]] = getattr(processor, kinds[kind])
+        given.append(kind)
     if not generation_config.do_sample:
-        if values:
+        if given:
             raise _unsupported("logits processors without do_sample")
         values["temperature"] = 0.0
     # transformers looks for repetitions only where both are set.
     window = getattr(generation_config, "ras_win_len", None)
     repeats = getattr(generation_config, "ras_win_max_num_repeat", None)
     if window is None or repeats is None:
-        return SamplingParams(**values, ras_win_len=None)
-    return SamplingParams(**values, ras_win_len=window, ras_win_max_num_repeat=repeats)
+        window, repeats = None, 2
+    return SamplingParams(
+        **values,
+        ras_win_len=window,
+        ras_win_max_num_repeat=repeats,
+        max_new_tokens=max_new_tokens,
+        stop_strings=None,
+    )
 
 
 def _max_new_tokens(criteria: StoppingCriteriaList, eos_token_id: int | None, prompt_length: int) -> int:

@@ -105,7 +105,7 @@ class PrefixCache:
         if found:
             # Outside of the lock: the tensors are never written again.
             last = blocks[len(found) - 1]
-            places = cache.places(slot, slice(0, last.positions.stop), slice(0, last.text_positions.stop))
+            places = cache.views(slot, slice(0, last.positions.stop), slice(0, last.text_positions.stop))
             for place, *parts in zip(places, *found, strict=True):
                 torch.cat(parts, dim=1, out=place)
         return len(found)
@@ -116,7 +116,7 @@ class PrefixCache:
             known = {block.key: _nbytes(self._blocks[block.key]) for block in blocks if block.key in self._blocks}
         total, copies = 0, {}
         for block in blocks:
-            places = [] if block.key in known else cache.places(slot, block.positions, block.text_positions)
+            places = [] if block.key in known else cache.views(slot, block.positions, block.text_positions)
             total += known.get(block.key, 0) + _nbytes(places)
             if total > self._max_bytes:
                 break

@@ -1,14 +1,17 @@
-"""The sampler's tensors: how each sequence is drawn from, where it stands in the delay pattern, and its last frames.
+"""The sampler's tensors: per slot the sampling parameters, the state of the delay pattern, and the last frames.
 
-They stay on the device; a frame is drawn and every sequence advanced by one operator, without a look at them.
+They stay on the device: one operator draws a frame and advances every sequence, and the host reads none of them.
 """
 
-from typing import Literal
+import secrets
+from collections.abc import Sequence
 
 import torch
 
 from higgs_native import ops
+from higgs_native.convention import Convention
 from higgs_native.errors import PromptError
+from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.ops.sampling import NUM_STATE_FIELDS, Rule, StateField
 
@@ -16,9 +19,9 @@ from higgs_native.ops.sampling import NUM_STATE_FIELDS, Rule, StateField
 class SamplerState:
     """Sampling parameters and state of `num_slots` sequences that are generated side by side.
 
-    A slot belongs to one sequence: `reset_slot`, then frames and tokens by turns. Under Boson's rule audio begins with
-    `begin_segment` (again for each further segment), and a slot is active until the segment has ended. Under
-    transformers' rule a slot is active from `reset_slot` on.
+    A slot belongs to one sequence: `reset_slot`, then frames and tokens in turn. In Boson's convention each audio
+    segment begins with `begin_segment`, and the slot is active until the segment ends. In transformers' convention
+    the slot is active from `reset_slot` on.
     """
 
     def __init__(
@@ -27,9 +30,9 @@ class SamplerState:
         """Allocate the tensors.
 
         Args:
-            num_slots: how many sequences.
+            num_slots: the number of sequences.
             config: the codebooks and special ids.
-            history_length: how many past frames a slot keeps, at least its `ras_win_len` and 1.
+            history_length: the number of past frames that a slot keeps, at least its `ras_win_len` and 1.
             device: where the tensors live.
         """
 
@@ -49,32 +52,25 @@ class SamplerState:
     def reset_slot(
         self,
         slot: int,
-        rule: Literal["boson", "transformers"],
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        ras_win_len: int,
-        ras_win_max_num_repeat: int,
-        seed: int,
+        convention: Convention,
+        sampling: SamplingParams,
         prompt_frames: torch.Tensor | None = None,
-        prompt_ids: list[int] | None = None,
+        prompt_ids: Sequence[int] = (),
         resume: bool = False,
     ) -> None:
         """Give a slot to a new sequence.
 
         Args:
             slot: 0 to `num_slots` - 1.
-            rule: whose delay pattern and repetition-aware sampling.
-            temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat: see `ops.sample_audio_frame`.
-            seed: 0 to 2**63 - 1.
+            convention: whose delay pattern and repetition-aware sampling.
+            sampling: how to draw. Its `ras_win_len` must be at most `history_length`.
             prompt_frames: [N, codebooks], integers: the delayed frames of the prompt that repetitions are counted in.
-            prompt_ids: the prompt's last ids, one a position, as many as there are codebooks, or all of a shorter
-                prompt; transformers' rule starts from them.
-            resume: `prompt_frames` ends inside an audio segment, from its all-BOS frame on, and the slot goes on with
-                it as if it had emitted these frames itself: with the same seed it emits what would have followed.
+            prompt_ids: the prompt's ids, one per position; transformers' delay pattern starts from the last of them.
+            resume: `prompt_frames` ends inside an audio segment, from its frame of BOS on, and the slot continues it
+                as if it had emitted these frames itself: with the same seed it emits what would have followed.
 
         Raises:
-            PromptError: the segment to resume has no all-BOS frame, or has ended.
+            PromptError: the segment to resume has no frame of BOS, or has ended.
         """
         frames = () if prompt_frames is None else prompt_frames[-self.history.shape[1] :]
         count = 0 if prompt_frames is None else len(prompt_frames)
@@ -82,7 +78,7 @@ class SamplerState:
         fields = [0] * NUM_STATE_FIELDS
         fields[StateField.FRAME] = len(begun)
         fields[StateField.HISTORY_COUNT] = count
-        if rule == "boson":
+        if convention == Convention.BOSON:
             fields[StateField.RULE] = Rule.BOSON
             fields[StateField.ACTIVE] = int(resume)
             opened, remaining = self._boson_resumed(begun) if resume else (0, -1)
@@ -92,7 +88,7 @@ class SamplerState:
             fields[StateField.RULE] = Rule.TRANSFORMERS
             fields[StateField.ACTIVE] = 1
             bos_base, bos_step, eos_base, ending = (
-                self._transformers_resumed(begun) if resume else self._transformers_start(prompt_ids or [])
+                self._transformers_resumed(begun) if resume else self._transformers_start(prompt_ids)
             )
             fields[StateField.TRANSFORMERS_BOS_BASE] = bos_base
             fields[StateField.TRANSFORMERS_BOS_STEP] = bos_step
@@ -101,17 +97,17 @@ class SamplerState:
 
         self.state[slot] = torch.tensor(fields, dtype=torch.int32)
         if len(frames):
-            places = torch.arange(count - len(frames), count) % self.history.shape[1]
-            self.history[slot, places.to(self.history.device)] = frames.to(self.history)
-        self.temperature[slot] = temperature
-        self.top_k[slot] = top_k
-        self.top_p[slot] = top_p
-        self.ras_win_len[slot] = ras_win_len
-        self.ras_win_max_num_repeat[slot] = ras_win_max_num_repeat
-        self.seed[slot] = seed
+            ring = torch.arange(count - len(frames), count) % self.history.shape[1]
+            self.history[slot, ring.to(self.history.device)] = frames.to(self.history)
+        self.temperature[slot] = float(sampling.temperature)
+        self.top_k[slot] = sampling.top_k or 0
+        self.top_p[slot] = 1.0 if sampling.top_p is None else float(sampling.top_p)
+        self.ras_win_len[slot] = max(sampling.ras_win_len or 0, 0)
+        self.ras_win_max_num_repeat[slot] = sampling.ras_win_max_num_repeat
+        self.seed[slot] = secrets.randbits(63) if sampling.seed is None else sampling.seed
 
     def begin_segment(self, slot: int) -> torch.Tensor:
-        """Open an audio segment under Boson's rule: return its first frame [codebooks], int32, all BOS."""
+        """Open an audio segment in Boson's convention: return its first frame [codebooks], int32, all BOS."""
         bos = torch.full_like(self.history[slot, 0], self.config.audio_stream_bos_id)
         fields = self.state[slot]
         self.history[slot, fields[StateField.HISTORY_COUNT].item() % self.history.shape[1]] = bos
@@ -134,7 +130,7 @@ class SamplerState:
     ) -> torch.Tensor:
         """Emit a frame for each row: logits [R, codebooks, codebook size], slots [R], int32 -> [R, codebooks], int32.
 
-        Where `out` is given it is codes, active and positions as `ops.sample_audio_frame` takes them.
+        `out`, if given, is codes, active and positions as `ops.sample_audio_frame` takes them.
         """
         if out is None:
             codes = torch.empty(logits.shape[:2], dtype=torch.int32, device=logits.device)
@@ -163,29 +159,29 @@ class SamplerState:
         return tokens
 
     def _begun_segment(self, prompt_frames: torch.Tensor | None) -> list[list[int]]:
-        """The frames of the prompt's last audio segment, which is not over."""
+        """The frames of the prompt's last audio segment, which has not ended."""
         frames = [] if prompt_frames is None else prompt_frames.tolist()
         num_codebooks = self.config.num_codebooks
         bos, eos = [self.config.audio_stream_bos_id] * num_codebooks, [self.config.audio_stream_eos_id] * num_codebooks
         if bos not in frames:
-            raise PromptError("audio to go on with must begin with a frame of BOS in all codebooks")
+            raise PromptError("partial_audio must begin with a frame of BOS in all codebooks")
         if frames[-1] == eos:
-            raise PromptError("audio to go on with has ended: its last frame is EOS in all codebooks")
+            raise PromptError("partial_audio must not have ended, got EOS in all codebooks of its last frame")
         return frames[len(frames) - 1 - frames[::-1].index(bos) :]
 
     def _boson_resumed(self, begun: list[list[int]]) -> tuple[int, int]:
         """The delays opened, and the codebooks that EOS has not reached (-1: it has reached none)."""
         num_codebooks, eos = self.config.num_codebooks, self.config.audio_stream_eos_id
         opened = min(len(begun), num_codebooks) - 1
-        # In the first frame with EOS the codebooks from 0 to a certain one are at EOS, in the next one the same, then
-        # one more each frame. Others may have drawn EOS besides, so the frame that shows the fewest tells.
+        # EOS reaches codebooks 0 to k in the first frame that has it, the same ones in the next frame, then one more
+        # per frame. Other codebooks may have drawn EOS too, so the smallest count over all frames is right.
         closed = [next(k for k, code in enumerate([*frame, None]) if code != eos) for frame in begun if eos in frame]
         if not closed:
             return opened, -1
         first_closed = min(count - max(0, after - 1) for after, count in enumerate(closed))
         remaining = num_codebooks - first_closed - (len(closed) - 1)
         if remaining <= 0:
-            raise PromptError("audio to go on with has ended: EOS has reached its last codebook")
+            raise PromptError("partial_audio must not have ended, got EOS in its last codebook")
         return opened, remaining
 
     def _transformers_resumed(self, begun: list[list[int]]) -> tuple[int, int, int, int]:
@@ -193,14 +189,14 @@ class SamplerState:
         ending = sum(self.config.audio_stream_eos_id in frame for frame in begun)
         return -len(begun), 1, 1 - max(0, ending - 1), int(ending > 0)
 
-    def _transformers_start(self, prompt_ids: list[int]) -> tuple[int, int, int, int]:
+    def _transformers_start(self, prompt_ids: Sequence[int]) -> tuple[int, int, int, int]:
         """Base and step of the BOS counters, base of the EOS counters, and whether these already count down.
 
-        Codebook k's counters start at k + 1, less the distance from `<|audio_out_bos|>` (or the first delay token) to
-        the end. The distance is taken in a window of as many ids as codebooks, also where the prompt is shorter.
+        Codebook k's counters start at k + 1, minus the distance from `<|audio_out_bos|>` (or the first delay token) to
+        the end. The distance is measured in a window of as many ids as codebooks, even if the prompt is shorter.
         """
         num_codebooks = self.config.num_codebooks
-        window = prompt_ids[-num_codebooks:]
+        window = list(prompt_ids[-num_codebooks:])
         delay = self.config.audio_delay_token_id
         bos_base, bos_step, eos_base = 0, 0, 1
         if self.config.audio_out_bos_token_id in window:

@@ -1,8 +1,12 @@
-"""How codes and text tokens are drawn."""
+"""The sampling parameters of a request, built once at the face and handed on whole."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from typing_extensions import TypedDict
+
 from higgs_native.errors import ParameterError
+from higgs_native.generation.stop import DEFAULT_STOP_STRINGS, check_stop_strings
 from higgs_native.utils.checks import check_integer, check_number
 
 
@@ -11,50 +15,84 @@ _MAX_RAS_WINDOW = 10_000
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How codes and text tokens are drawn.
+    """How codes and text tokens are drawn, and when to stop.
+
+    The defaults of temperature, top-k and top-p are those of the published examples; Boson's engine itself falls back
+    to 0.7, none and 0.95.
 
     Attributes:
-        temperature: 0 takes the likeliest.
-        top_k: draw among the k likeliest; None or 0 for all.
-        top_p: draw among the likeliest that make up this share; 1 for all.
-        ras_win_len: repetition-aware sampling looks at so many of the last frames; None or 0 turns it off.
-        ras_win_max_num_repeat: a code that stands there so often is drawn again from the unprocessed distribution.
-        seed: the same seed gives the same output for the same logits, whatever else is in the batch; None for a new
-            one each time.
+        temperature: 0 takes the code of the highest logit; otherwise 0.001 to 1000.
+        top_k: draws among the codes of the k highest logits; None or 0: among all.
+        top_p: draws among the most likely codes that together have this probability; None or 1: among all.
+        ras_win_len: the window, in frames, of repetition-aware sampling; None or 0 turns it off.
+        ras_win_max_num_repeat: occurrences in the window from which a code is drawn again, from the unprocessed
+            distribution.
+        seed: the same seed gives the same output for the same logits, whatever else is in the batch; None: a new one
+            for each request.
+        max_new_tokens: the maximum number of steps, text tokens and frames together; 25 frames are a second.
+        stop_strings: text that ends the reply (Boson's convention only); None or () for none.
+
+    Raises:
+        ParameterError: a value is of a wrong type, or outside its range.
     """
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
+    temperature: float = 0.3
+    top_k: int | None = 50
+    top_p: float | None = 0.95
     ras_win_len: int | None = 7
     ras_win_max_num_repeat: int = 2
     seed: int | None = None
+    max_new_tokens: int = 1024
+    stop_strings: Sequence[str] | None = DEFAULT_STOP_STRINGS
+
+    def __post_init__(self) -> None:
+        check_number("temperature", self.temperature)
+        check_number("top_p", self.top_p, optional=True)
+        for name in ("top_k", "ras_win_len", "seed"):
+            check_integer(name, getattr(self, name), optional=True)
+        for name in ("ras_win_max_num_repeat", "max_new_tokens"):
+            check_integer(name, getattr(self, name))
+        # The kernels take float32 and int32. Below 1e-3 a logit divided by the temperature could overflow.
+        if self.temperature != 0 and not 1e-3 <= self.temperature <= 1e3:
+            raise ParameterError(f"temperature must be 0 (greedy) or between 0.001 and 1000, got {self.temperature}")
+        if self.top_k is not None and not 0 <= self.top_k < 2**31:
+            raise ParameterError(f"top_k must be at least 1, or 0 or None for no limit, got {self.top_k}")
+        if self.top_p is not None and not 1e-6 <= self.top_p <= 1:
+            raise ParameterError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.ras_win_len is not None and self.ras_win_len > _MAX_RAS_WINDOW:
+            raise ParameterError(f"ras_win_len must be at most {_MAX_RAS_WINDOW}, got {self.ras_win_len}")
+        if not 1 <= self.ras_win_max_num_repeat < 2**31:
+            raise ParameterError(f"ras_win_max_num_repeat must be at least 1, got {self.ras_win_max_num_repeat}")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ParameterError(f"seed must be between 0 and 2**63 - 1, got {self.seed}")
+        if self.max_new_tokens < 1:
+            raise ParameterError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        check_stop_strings(self.stop_strings)
+
+    @classmethod
+    def of(cls, sampling: "SamplingParams | None", options: "SamplingOptions") -> "SamplingParams":
+        """Return `sampling`, or if it is None, what `options` build: a face takes either.
+
+        Raises:
+            ParameterError: both are given, `sampling` is something else, or a value is outside its range.
+        """
+        if sampling is None:
+            return cls(**options)
+        if not isinstance(sampling, cls):
+            raise ParameterError(f"sampling must be SamplingParams or None, got {type(sampling).__name__}")
+        if options:
+            raise ParameterError(f"sampling must be given alone, got {', '.join(sorted(options))} beside it")
+        return sampling
 
 
-def check_parameters(sampling: SamplingParams, max_new_tokens: int) -> None:
-    """Raise ParameterError where a parameter of generation is of a wrong type, or lies outside its range."""
-    check_number("temperature", sampling.temperature)
-    check_number("top_p", sampling.top_p, optional=True)
-    for name in ("top_k", "ras_win_len", "seed"):
-        check_integer(name, getattr(sampling, name), optional=True)
-    check_integer("ras_win_max_num_repeat", sampling.ras_win_max_num_repeat)
-    check_integer("max_new_tokens", max_new_tokens)
-    # The kernels take float32 and int32; below 1e-3 a logit over the temperature could overflow.
-    if sampling.temperature != 0 and not 1e-3 <= sampling.temperature <= 1e3:
-        raise ParameterError(f"temperature must be 0 (greedy) or between 0.001 and 1000, got {sampling.temperature}")
-    if sampling.top_k is not None and not 0 <= sampling.top_k < 2**31:
-        raise ParameterError(f"top_k must be at least 1, or 0 or None for no limit, got {sampling.top_k}")
-    if sampling.top_p is not None and not 1e-6 <= sampling.top_p <= 1:
-        raise ParameterError(f"top_p must be above 0 and at most 1, got {sampling.top_p}")
-    if sampling.ras_win_len is not None and sampling.ras_win_len > _MAX_RAS_WINDOW:
-        raise ParameterError(f"ras_win_len must be at most {_MAX_RAS_WINDOW}, got {sampling.ras_win_len}")
-    if not 1 <= sampling.ras_win_max_num_repeat < 2**31:
-        raise ParameterError(f"ras_win_max_num_repeat must be at least 1, got {sampling.ras_win_max_num_repeat}")
-    _check_seed(sampling.seed)
-    if max_new_tokens < 1:
-        raise ParameterError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+class SamplingOptions(TypedDict, total=False):
+    """The attributes of `SamplingParams` as keyword arguments."""
 
-
-def _check_seed(seed: int | None) -> None:
-    if seed is not None and not 0 <= seed < 2**63:
-        raise ParameterError(f"seed must be between 0 and 2**63 - 1, got {seed}")
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    ras_win_len: int | None
+    ras_win_max_num_repeat: int
+    seed: int | None
+    max_new_tokens: int
+    stop_strings: Sequence[str] | None

@@ -1,4 +1,4 @@
-"""Requests, the sequences that they become, and outputs."""
+"""Requests, the sequences that the engine makes of them, and outputs."""
 
 import enum
 from collections.abc import Callable, Sequence
@@ -7,20 +7,22 @@ from typing import Literal
 
 import torch
 
+from higgs_native.convention import Convention
 from higgs_native.errors import PromptError
-from higgs_native.generation.delay_pattern import Rule, delayed_reference
-from higgs_native.generation.sampling_params import _check_seed
+from higgs_native.generation.delay_pattern import build_delay_pattern
+from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.model.transformer import LanguageModel
+from higgs_native.utils.checks import integer_tensor
 
 
 OnFrame = Callable[[torch.Tensor], None]
-
-
 OnToken = Callable[[int], None]
+PromptRow = int | torch.Tensor
+"""A row of a prompt: a token id, or a delayed frame [codebooks], int32, on the CPU."""
 
 
 class GenerationMode(enum.Enum):
-    """What the next step of a sequence gives."""
+    """What the next step of a sequence generates."""
 
     TEXT = "text"
     AUDIO_INIT = "audio_init"
@@ -29,28 +31,30 @@ class GenerationMode(enum.Enum):
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A prompt to go on from.
+    """A prompt, and how to generate after it.
 
     Attributes:
-        input_ids: [1, S] or [S], integers; one audio placeholder for each of `reference_codes`.
+        input_ids: [1, S] or [S], integers; one audio placeholder per item of `reference_codes`.
         reference_codes: [codebooks, T] integers each, without BOS, EOS and delay.
-        partial_audio: [codebooks, N] integers, or None: delayed frames, from the all-BOS frame on, of an audio segment
-            that the prompt's end has begun (it then ends in `<|audio_out_bos|>`) and generation goes on with.
-        seed: overrides the sampling parameters' seed for this prompt.
+        convention: whose delay pattern, end and stop strings.
+        sampling: how to draw, and when to stop.
+        partial_audio: [codebooks, N] integers, or None: delayed frames, from the frame of BOS on, of an audio segment
+            that generation resumes. The prompt then ends in `<|audio_out_bos|>`.
+        delayed_frames: [N, codebooks] integers, or None: the frames of `input_ids` if these are expanded already, as
+            transformers' processor does it: one per audio placeholder and delay token. They replace
+            `reference_codes`; generation continues wherever they end (transformers' convention only).
         on_frame: called with each frame [codebooks], int64, as it is drawn, still delayed.
-        on_token: called with each text token as it is drawn; an audio segment that came before it has ended.
-        delayed_frames: [N, codebooks] integers, or None: the frames of `input_ids` where these are expanded already,
-            as transformers' processor does it: one for each audio placeholder and delay token. They take the place of
-            `reference_codes`; generation goes on wherever they end (transformers' rule only).
+        on_token: called with each text token as it is drawn; an audio segment before it has ended.
     """
 
     input_ids: torch.Tensor
     reference_codes: Sequence[torch.Tensor] = ()
+    convention: Convention = Convention.BOSON
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     partial_audio: torch.Tensor | None = None
-    seed: int | None = None
+    delayed_frames: torch.Tensor | None = None
     on_frame: OnFrame | None = None
     on_token: OnToken | None = None
-    delayed_frames: torch.Tensor | None = None
 
 
 @dataclass
@@ -58,13 +62,13 @@ class GenerationOutput:
     """What was generated after a prompt.
 
     Attributes:
-        audio_segments: [codebooks, N] int64 each, still delayed, from the all-BOS frame on.
+        audio_segments: [codebooks, N] int64 each, still delayed, from the frame of BOS on.
         text_ids: the text tokens; one audio placeholder stands for a whole segment.
-        finish_reason: "stop" (a stop string, or the end of the audio where no text follows) or "length"
+        finish_reason: "stop" (a stop string, or the end of audio that no text follows) or "length"
             (`max_new_tokens`, or the cache is full).
-        prompt_tokens: positions of the prompt, references' frames included.
+        prompt_tokens: positions of the prompt, the references' frames included.
         completion_tokens: steps made, text tokens and frames.
-        cached_tokens: positions of the prompt that were not computed: an earlier prompt began alike.
+        cached_tokens: positions of the prompt that an earlier prompt had computed.
         audio_logits: [frames drawn, codebooks, codebook_size] float32, with `output_logits`.
         text_logits: [text steps, vocabulary] float32, with `output_logits`.
     """
@@ -80,7 +84,7 @@ class GenerationOutput:
 
     @property
     def usage(self) -> dict[str, int]:
-        """How many tokens the prompt, the reply, and both together have."""
+        """The number of tokens of the prompt, of the reply, and of both together."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -89,18 +93,29 @@ class GenerationOutput:
 
 
 @dataclass
-class _Sequence:
-    """A prompt on its way: what its next forward pass takes, and what came out so far."""
+class SequenceState:
+    """A request in progress: the rows of its next forward pass, and what was generated so far.
+
+    Attributes:
+        request: where it came from.
+        mode: what the next step generates.
+        pending: the rows of the next forward pass, in order.
+        prompt_tokens: positions of the whole prompt.
+        prompt_frames: the prompt's frames that repetition-aware sampling counts.
+        prompt_ids: the prompt's ids, one per position.
+        slot: the row of the cache and of the sampler that the engine gave it; -1 before.
+        position: the cache position of the first pending row.
+        text_position: text rows before it.
+        segments: the frames of each audio segment.
+    """
 
     request: GenerationRequest
-    slot: int
     mode: GenerationMode
-    # The rows of the next forward pass, in order: a token id, or a delayed frame [codebooks].
-    pending: list[int | torch.Tensor]
+    pending: list[PromptRow]
     prompt_tokens: int
-    # The prompt's frames that repetition-aware sampling looks back at, and its last ids, one a position.
     prompt_frames: list[torch.Tensor]
     prompt_ids: list[int]
+    slot: int = -1
     cached_tokens: int = 0
     position: int = 0
     text_position: int = 0
@@ -111,160 +126,185 @@ class _Sequence:
     text_logits: list[torch.Tensor] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
 
-    # Callbacks run outside of inference mode: tensors made in it could not be changed by those who receive them.
-
-    def add_frame(self, frame: torch.Tensor) -> None:
-        self.segments[-1].append(frame)
-        self.pending = [frame]
-        if self.request.on_frame is not None:
-            with torch.inference_mode(False):
-                self.request.on_frame(frame.to(torch.int64, copy=True))
-
+    @property
     def draws_next(self) -> bool:
-        """Whether the next step is a frame after a frame."""
+        """Whether the next step draws a frame after a frame, which the model runner does without this object."""
         return (
             self.mode is GenerationMode.AUDIO_IN_PROGRESS
             and len(self.pending) == 1
             and not isinstance(self.pending[0], int)
         )
 
+    # Callbacks run outside of inference mode: their receivers could not change tensors that were made in it.
+
+    def add_frame(self, frame: torch.Tensor) -> None:
+        """Take the next frame [codebooks], int32, on the CPU."""
+        self.segments[-1].append(frame)
+        self.pending = [frame]
+        if self.request.on_frame is not None:
+            with torch.inference_mode(False):
+                self.request.on_frame(frame.to(torch.int64, copy=True))
+
     def add_token(self, token: int) -> None:
+        """Take the next text token."""
         self.text_ids.append(token)
         self.pending = [token]
         if self.request.on_token is not None:
             with torch.inference_mode(False):
                 self.request.on_token(token)
 
+    def end_audio(self, model: LanguageModel, next_token: int | None) -> None:
+        """Take the end of an audio segment: `next_token` follows it, or nothing."""
+        if next_token is None:
+            self.finish_reason = "stop"
+        else:
+            self.text_ids.append(model.config.audio_out_token_id)
+            self.add_token(next_token)
+            self.mode = GenerationMode.TEXT
 
-def _begin(model: LanguageModel, request: GenerationRequest, slot: int, rule: Rule) -> _Sequence:
-    """Check a prompt and expand its placeholders."""
-    config = model.config
-    ids = request.input_ids
-    if ids.dim() == 2 and ids.shape[0] == 1:
-        ids = ids[0]
-    _check_seed(request.seed)
-    if ids.is_floating_point():
-        raise PromptError(f"input_ids must be integers, got {ids.dtype}")
-    if ids.dim() != 1 or len(ids) == 0:
-        raise PromptError(
-            f"input_ids must have shape [1, S] with S of at least 1, got {list(request.input_ids.shape)}"
+    def output(self, model: LanguageModel, output_logits: bool) -> GenerationOutput:
+        """Return what was generated."""
+        config = model.config
+        text_ids = list(self.text_ids)
+        if self.mode is GenerationMode.AUDIO_IN_PROGRESS:
+            text_ids.append(config.audio_out_token_id)
+        output = GenerationOutput(
+            audio_segments=[torch.stack(frames, dim=1).long() for frames in self.segments if frames],
+            text_ids=text_ids,
+            finish_reason=self.finish_reason or "length",
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.steps,
+            cached_tokens=self.cached_tokens,
         )
-    ids = ids.tolist()
-    for token in (min(ids), max(ids)):
-        if not 0 <= token < config.vocab_size:
-            raise PromptError(f"input_ids must lie between 0 and {config.vocab_size - 1}, got {token}")
-    if request.delayed_frames is not None:
-        return _begin_expanded(model, request, slot, rule, ids)
-    audio_in = _audio_in_token_id(model) if rule == "boson" else config.audio_in_token_id
-    audio_ids = (audio_in, config.audio_out_token_id)
-    placeholders = sum(token in audio_ids for token in ids)
-    if placeholders != len(request.reference_codes):
+        if output_logits:
+            no_frames = torch.empty(0, config.num_codebooks, config.codebook_size)
+            output.audio_logits = torch.stack(self.audio_logits) if self.audio_logits else no_frames
+            no_tokens = torch.empty(0, config.vocab_size)
+            output.text_logits = torch.stack(self.text_logits) if self.text_logits else no_tokens
+        return output
+
+
+def begin_sequence(model: LanguageModel, request: GenerationRequest) -> SequenceState:
+    """Check a request, and expand the placeholders of its prompt.
+
+    Raises:
+        PromptError: the prompt does not fit the model, its references, or the cache.
+        CheckpointError: text is asked for, and the checkpoint has no text head.
+    """
+    ids = _checked_ids(model, request.input_ids)
+    begin = _begin_prompt if request.delayed_frames is None else _begin_expanded
+    sequence = begin(model, request, ids)
+    if sequence.prompt_tokens >= model.max_cache_length:
         raise PromptError(
-            f"input_ids has {placeholders} audio placeholders for {len(request.reference_codes)} reference_codes"
+            f"the prompt takes {sequence.prompt_tokens} positions with its references; "
+            f"the cache holds {model.max_cache_length} (max_cache_length), the output's included"
+        )
+    return sequence
+
+
+def _checked_ids(model: LanguageModel, input_ids: torch.Tensor) -> list[int]:
+    input_ids = integer_tensor("input_ids", input_ids, PromptError)
+    ids = input_ids[0] if input_ids.dim() == 2 and input_ids.shape[0] == 1 else input_ids
+    if ids.dim() != 1 or len(ids) == 0:
+        raise PromptError(f"input_ids must have shape [1, S] with S of at least 1, got {list(input_ids.shape)}")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= model.config.vocab_size:
+        raise PromptError(
+            f"input_ids must be between 0 and {model.config.vocab_size - 1}, got {low if low < 0 else high}"
+        )
+    return ids.tolist()
+
+
+def _begin_prompt(model: LanguageModel, request: GenerationRequest, ids: list[int]) -> SequenceState:
+    """Begin after a prompt with one placeholder per recording."""
+    config, is_boson = model.config, request.convention == Convention.BOSON
+    placeholders = (_audio_in_token_id(model) if is_boson else config.audio_in_token_id, config.audio_out_token_id)
+    count = sum(token in placeholders for token in ids)
+    if count != len(request.reference_codes):
+        raise PromptError(
+            f"input_ids has {count} audio placeholders for {len(request.reference_codes)} reference_codes"
         )
     references = iter(request.reference_codes)
-    pending: list[int | torch.Tensor] = []
+    pending: list[PromptRow] = []
     prompt_ids: list[int] = []
     prompt_frames: list[torch.Tensor] = []
-    # transformers' rule marks the frames that close a delay pattern.
-    closing = config.num_codebooks - 1 if rule == "transformers" and config.audio_delay_token_id is not None else 0
+    # transformers' processor marks the frames that close a delay pattern.
+    closing = 0 if is_boson or config.audio_delay_token_id is None else config.num_codebooks - 1
     for token in ids:
-        if token not in audio_ids:
+        if token not in placeholders:
             pending.append(token)
             prompt_ids.append(token)
             continue
-        frames = delayed_reference(model, next(references)).unbind(0)
+        frames = build_delay_pattern(next(references), config).unbind(0)
         pending += frames
         prompt_ids += [token] * (len(frames) - closing) + [config.audio_delay_token_id] * closing
-        # The original looks for repetitions among the assistant's audio alone.
-        if rule == "transformers" or token == config.audio_out_token_id:
+        # Boson's repetition-aware sampling counts the assistant's audio alone.
+        if not is_boson or token == config.audio_out_token_id:
             prompt_frames += frames
 
     in_audio = isinstance(pending[-1], int) and pending[-1] == config.audio_out_bos_token_id
-    if rule == "transformers" and not in_audio:
-        raise PromptError("under the rule 'transformers' a prompt must end in <|audio_out_bos|>")
+    if not is_boson and not in_audio:
+        raise PromptError("input_ids must end in <|audio_out_bos|> in the convention 'transformers'")
     if not in_audio:
         model.require_text_head()
     mode = GenerationMode.TEXT
     segments: list[list[torch.Tensor]] = []
     if in_audio:
-        mode = GenerationMode.AUDIO_INIT if rule == "boson" else GenerationMode.AUDIO_IN_PROGRESS
+        mode = GenerationMode.AUDIO_INIT if is_boson else GenerationMode.AUDIO_IN_PROGRESS
         segments = [[]]
     if request.partial_audio is not None:
-        partial = request.partial_audio
         if not in_audio:
-            raise PromptError("partial_audio goes on after <|audio_out_bos|>, which must be the prompt's last id")
-        if partial.dim() != 2 or partial.shape[0] != config.num_codebooks or partial.shape[1] < 1:
-            raise PromptError(
-                f"partial_audio must have shape [{config.num_codebooks}, N] with N of at least 1, "
-                f"got {list(partial.shape)}"
-            )
-        frames = partial.T.to(device="cpu", dtype=torch.int32).contiguous().unbind(0)
+            raise PromptError("partial_audio needs input_ids that end in <|audio_out_bos|>")
+        frames = _checked_partial_audio(model, request.partial_audio)
         pending += frames
         prompt_frames += frames
         segments = [list(frames)]
         mode = GenerationMode.AUDIO_IN_PROGRESS
-    _check_length(model, len(pending))
-    return _Sequence(request, slot, mode, pending, len(pending), prompt_frames, prompt_ids, segments=segments)
+    return SequenceState(request, mode, pending, len(pending), prompt_frames, prompt_ids, segments=segments)
 
 
-def _begin_expanded(
-    model: LanguageModel, request: GenerationRequest, slot: int, rule: Rule, ids: list[int]
-) -> _Sequence:
-    """Check a prompt whose placeholders are expanded, and give each its frame."""
-    config = model.config
-    frames = request.delayed_frames
-    if rule != "transformers" or request.reference_codes or request.partial_audio is not None:
-        raise PromptError("delayed_frames are for the rule 'transformers', without reference_codes and partial_audio")
-    audio = [token in (config.audio_out_token_id, config.audio_delay_token_id) for token in ids]
-    if frames.dim() != 2 or frames.shape[1] != config.num_codebooks or len(frames) != sum(audio):
+def _begin_expanded(model: LanguageModel, request: GenerationRequest, ids: list[int]) -> SequenceState:
+    """Begin after a prompt with one placeholder per frame."""
+    config, frames = model.config, integer_tensor("delayed_frames", request.delayed_frames, PromptError)
+    if request.convention != Convention.TRANSFORMERS or request.reference_codes or request.partial_audio is not None:
         raise PromptError(
-            f"delayed_frames must have shape [{sum(audio)}, {config.num_codebooks}], one frame for each audio "
+            "delayed_frames are for the convention 'transformers', without reference_codes and partial_audio"
+        )
+    is_audio = [token in (config.audio_out_token_id, config.audio_delay_token_id) for token in ids]
+    if frames.dim() != 2 or frames.shape[1] != config.num_codebooks or len(frames) != sum(is_audio):
+        raise PromptError(
+            f"delayed_frames must have shape [{sum(is_audio)}, {config.num_codebooks}], one frame per audio "
             f"placeholder and delay token of input_ids, got {list(frames.shape)}"
         )
-    if frames.numel() and not 0 <= int(frames.min()) <= int(frames.max()) < config.codebook_size:
-        raise PromptError(f"delayed_frames must lie between 0 and {config.codebook_size - 1}")
+    _check_codes("delayed_frames", frames, config.codebook_size)
     prompt_frames = list(frames.to(device="cpu", dtype=torch.int32).contiguous().unbind(0))
     remaining = iter(prompt_frames)
-    pending = [next(remaining) if is_audio else token for token, is_audio in zip(ids, audio, strict=True)]
-    _check_length(model, len(pending))
+    pending = [next(remaining) if audio else token for token, audio in zip(ids, is_audio, strict=True)]
     mode = GenerationMode.AUDIO_IN_PROGRESS
-    return _Sequence(request, slot, mode, pending, len(pending), prompt_frames, ids, segments=[[]])
+    return SequenceState(request, mode, pending, len(pending), prompt_frames, ids, segments=[[]])
 
 
-def _check_length(model: LanguageModel, positions: int) -> None:
-    if positions >= model.max_cache_length:
+def _checked_partial_audio(model: LanguageModel, partial: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    config = model.config
+    partial = integer_tensor("partial_audio", partial, PromptError)
+    if partial.dim() != 2 or partial.shape[0] != config.num_codebooks or partial.shape[1] < 1:
         raise PromptError(
-            f"the prompt takes {positions} positions with its references; "
-            f"the cache holds {model.max_cache_length} (max_cache_length), the output's included"
+            f"partial_audio must have shape [{config.num_codebooks}, N] with N of at least 1, "
+            f"got {list(partial.shape)}"
+        )
+    _check_codes("partial_audio", partial, config.codebook_size)
+    return partial.T.to(device="cpu", dtype=torch.int32).contiguous().unbind(0)
+
+
+def _check_codes(name: str, codes: torch.Tensor, codebook_size: int) -> None:
+    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < codebook_size:
+        raise PromptError(
+            f"{name} must be between 0 and {codebook_size - 1}, got {int(codes.min())} to {int(codes.max())}"
         )
 
 
 def _audio_in_token_id(model: LanguageModel) -> int | None:
-    """The placeholder of audio in a system or user message: as the next one, left to the tokenizer."""
+    """The placeholder of audio in a system or user message; the transformers layout leaves it to the tokenizer."""
     if model.config.audio_in_token_id is None and model.tokenizer is not None:
         return model.tokenizer.token_to_id("<|AUDIO|>")
     return model.config.audio_in_token_id
-
-
-def _output(model: LanguageModel, sequence: _Sequence, output_logits: bool) -> GenerationOutput:
-    config = model.config
-    segments = [torch.stack(frames, dim=1).long() for frames in sequence.segments if frames]
-    text_ids = list(sequence.text_ids)
-    if sequence.mode is GenerationMode.AUDIO_IN_PROGRESS:
-        text_ids.append(config.audio_out_token_id)
-    output = GenerationOutput(
-        audio_segments=segments,
-        text_ids=text_ids,
-        finish_reason=sequence.finish_reason or "length",
-        prompt_tokens=sequence.prompt_tokens,
-        completion_tokens=sequence.steps,
-        cached_tokens=sequence.cached_tokens,
-    )
-    if output_logits:
-        shape = (0, config.num_codebooks, config.codebook_size)
-        output.audio_logits = torch.stack(sequence.audio_logits) if sequence.audio_logits else torch.empty(shape)
-        output.text_logits = (
-            torch.stack(sequence.text_logits) if sequence.text_logits else torch.empty(0, config.vocab_size)
-        )
-    return output

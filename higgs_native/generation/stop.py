@@ -1,7 +1,10 @@
-"""When a sequence stops."""
+"""What ends a reply: stop strings, and the end of its audio."""
 
 from collections.abc import Sequence
 
+from tokenizers import Tokenizer
+
+from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError
 from higgs_native.model.transformer import LanguageModel
 
@@ -10,7 +13,7 @@ DEFAULT_STOP_STRINGS = ("<|end_of_text|>", "<|eot_id|>")
 
 
 def check_stop_strings(stop_strings: Sequence[str] | None) -> None:
-    """Raise ParameterError where `stop_strings` is neither None nor a sequence of strings; one string is none."""
+    """Raise ParameterError if `stop_strings` is neither None nor a sequence of strings; one string is not one."""
     if isinstance(stop_strings, str):
         raise ParameterError(f"stop_strings must be a list of strings, got the string {stop_strings!r}")
     if stop_strings is None:
@@ -19,15 +22,25 @@ def check_stop_strings(stop_strings: Sequence[str] | None) -> None:
         raise ParameterError(f"stop_strings must be a list of strings, got {stop_strings!r}")
 
 
-def _stops(model: LanguageModel, ids: list[int], stop_strings: tuple[str, ...]) -> bool:
-    """Whether the last token completes a stop string."""
-    if model.tokenizer is None:
+def completes_stop_string(tokenizer: Tokenizer | None, ids: Sequence[int], stop_strings: Sequence[str]) -> bool:
+    """Return whether the last of the text tokens `ids` completes a stop string."""
+    if tokenizer is None:
         return False
     # A stop string of n bytes spans at most n tokens; the last token may also hold text after it.
     for stop in stop_strings:
         tail = ids[-len(stop.encode()) :]
-        whole = model.tokenizer.decode(tail, skip_special_tokens=False)
-        before = model.tokenizer.decode(tail[:-1], skip_special_tokens=False)
-        if stop in whole and stop not in before:
+        with_last = tokenizer.decode(tail, skip_special_tokens=False)
+        without_last = tokenizer.decode(tail[:-1], skip_special_tokens=False)
+        if stop in with_last and stop not in without_last:
             return True
     return False
+
+
+def text_after_audio(model: LanguageModel, convention: Convention) -> int | None:
+    """Return the text token that follows an audio segment; None if the reply ends with its audio."""
+    if convention == Convention.TRANSFORMERS or model.text_head is None:
+        return None
+    # The configuration of the transformers layout leaves this token to the tokenizer.
+    if model.config.audio_eos_token_id is None and model.tokenizer is not None:
+        return model.tokenizer.token_to_id("<|audio_eos|>")
+    return model.config.audio_eos_token_id

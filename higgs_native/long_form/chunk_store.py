@@ -1,48 +1,50 @@
-"""Spoken chunks of a long text, and the folder that keeps them while the rest is made.
+"""Spoken chunks of a long text, and the folder that keeps them until all are finished.
 
-The folder holds `run.json`, which says what is spoken and how, and for each finished chunk `00000.wav`, its speech,
-and `00000.json`, its text, codes, seeds and faults. Each file appears whole, the .json last; it names the hash of the
-.wav. So a chunk is either finished or missing, at whatever moment the work is cut off.
+The folder holds `run.json`, which tells what is spoken and how, and two files per finished chunk: `00000.wav`, its
+speech, and `00000.json`, its text, codes, seeds and failures. Each file appears whole, the .json last. A .json holds a
+checksum of its contents, among which is the hash of the .wav. So a chunk is either finished or missing, at whatever
+moment the work is interrupted, and a chunk whose files were changed is missing.
 """
 
 import hashlib
 import io
 import json
 import re
+import wave
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 
 from higgs_native.errors import ParameterError
 from higgs_native.long_form.chunking import TextChunk
 from higgs_native.long_form.failure_checks import Failure
+from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.files import replacing
 
 
-_FORMAT = 1
+_FORMAT = 2
 _RUN_FILE = "run.json"
-# With what killed processes left of it and of `run.json`.
+# Files of chunks, and temporary files that killed processes left.
 _CHUNK_FILE = re.compile(r"\d{5,}\.(json|wav)|\.(\d{5,}\.(json|wav)|run\.json)\.\d+\.tmp")
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at speaking a chunk.
+    """One attempt at speaking a chunk.
 
     Attributes:
-        seed: it was generated with this one.
-        duration: of the speech, in seconds, before its ends were trimmed.
-        faults: what is wrong with it; see `higgs_native.long_form.failure_checks`.
+        seed: of its generation.
+        duration: of the speech in seconds, before its ends were trimmed.
+        failures: found in it; see `higgs_native.long_form.failure_checks`.
     """
 
     seed: int
     duration: float
-    faults: tuple[Failure, ...]
+    failures: tuple[Failure, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +53,13 @@ class SpokenChunk:
 
     Attributes:
         index: of the chunk in the text.
-        text: what is said, and what begins with it.
-        pcm: [samples], int16, mono: the pause before the speech, then the speech, its ends trimmed and faded. One
-            chunk behind the other is the whole speech.
+        text: the chunk's text, its speaker and its boundary.
+        pcm: [samples], int16, mono: the pause before the speech, then the speech, its ends trimmed and faded. All
+            chunks, concatenated, are the whole speech.
         sampling_rate: in Hz.
-        codes: [codebooks, frames], int64: what was generated, nothing trimmed.
-        kept: which of the attempts this is.
-        attempts: all that were made, in order.
+        codes: [codebooks, frames], int64: all that were generated; nothing is trimmed.
+        kept: index of the attempt that this is.
+        attempts: all attempts, in order.
     """
 
     index: int
@@ -75,109 +77,118 @@ class SpokenChunk:
 
     @property
     def duration(self) -> float:
-        """In seconds, the pause before it included."""
+        """In seconds, with the pause before the speech."""
         return len(self.pcm) / self.sampling_rate
 
     @property
     def seed(self) -> int:
-        """The one that it was generated with."""
+        """Of the attempt that is kept."""
         return self.attempts[self.kept].seed
 
     @property
-    def faults(self) -> tuple[Failure, ...]:
-        """What is wrong with it; empty where nothing is."""
-        return self.attempts[self.kept].faults
+    def failures(self) -> tuple[Failure, ...]:
+        """Of the attempt that is kept; empty if the speech is good."""
+        return self.attempts[self.kept].failures
 
 
 class ChunkStore:
     """The folder of one run over a text.
 
-    Args:
-        path: the folder; `claim` makes it if it is missing.
-
     Attributes:
-        run: what `run.json` holds; None where there is none yet.
+        folder: its path.
+        run: the contents of `run.json`; None if there is none yet.
+
+    Args:
+        folder: its path; `claim` makes it if it is missing.
 
     Raises:
-        ParameterError: the folder holds something else, or can't be read.
+        ParameterError: `folder` is no path, or it can't be read or holds other files, a run of another format or a
+            changed one.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(expanded_path("folder", folder))
         try:
-            # A hidden file may be what a run left that was killed early.
-            files = [file for file in self.path.iterdir() if not file.name.startswith(".")]
+            # Hidden files don't count: a run that was killed early may have left them.
+            files = [file for file in self.folder.iterdir() if not file.name.startswith(".")]
         except FileNotFoundError:
             files = []
         except OSError as error:
-            raise ParameterError(f"the folder {self.path} can't be read: {error.strerror}") from None
+            raise ParameterError(f"the folder {self.folder} can't be read: {error.strerror}") from None
         self.run: dict[str, Any] | None = self._read_run() if files else None
 
     def _read_run(self) -> dict[str, Any]:
-        file = self.path / _RUN_FILE
+        file = self.folder / _RUN_FILE
         if not file.is_file():
             raise ParameterError(
-                f"the folder {self.path} holds other files, and no {_RUN_FILE}; expected an empty folder, or one with "
-                "the chunks of an earlier run"
+                f"the folder {self.folder} must be empty or hold the chunks of an earlier run, got other files and no "
+                f"{_RUN_FILE}"
             )
         try:
             run = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ParameterError(f"{file} is not readable as JSON: {error}") from None
-        if not isinstance(run, dict) or run.get("format") != _FORMAT or not isinstance(run.get("inputs"), dict):
-            raise ParameterError(f"{file} is not of format {_FORMAT}; expected another folder")
+        except (OSError, ValueError, RecursionError) as error:
+            raise ParameterError(f"{file} must be a readable JSON file, got: {error}") from None
+        number = run.get("format") if isinstance(run, dict) else None
+        if number != _FORMAT:
+            raise ParameterError(
+                f"{file}: format must be {_FORMAT}, got {number!r:.50}; finish the run with the version that began "
+                "it, or delete the folder to begin anew"
+            )
+        if run.get("checksum") != _checksum(run):
+            raise ParameterError(
+                f"{file}: checksum must be that of the contents, got changed contents; delete the folder to begin anew"
+            )
         return run
 
     def claim(self, inputs: Mapping[str, Any]) -> None:
-        """Take the folder for a run, or go on with the run that it holds.
+        """Begin a run in the folder, or continue the run that it holds.
 
         Args:
-            inputs: all that decides what the chunks are, as JSON knows it.
+            inputs: everything that the chunks depend on, as JSON values or NumPy scalars.
 
         Raises:
             ParameterError: the folder holds a run with other inputs, or can't be written to.
         """
-        inputs = json.loads(json.dumps(inputs, default=lambda number: number.item()))  # NumPy's numbers, too
+        inputs = json.loads(json.dumps(inputs, default=lambda scalar: scalar.item()))
         if self.run is None:
             self.run = {"format": _FORMAT, "inputs": inputs}
             try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                with replacing(self.path / _RUN_FILE) as temporary:
-                    temporary.write_text(json.dumps(self.run, ensure_ascii=False, indent=1), encoding="utf-8")
+                self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise ParameterError(f"the folder {self.path} can't be written to: {error.strerror}") from None
+                raise self._unwritable(error) from None
+            self._write_json(self.folder / _RUN_FILE, self.run, indent=1)
             return
         held = self.run["inputs"]
         differing = [name for name in {**held, **inputs} if held.get(name) != inputs.get(name)]
         if differing:
             raise ParameterError(
-                f"the folder {self.path} holds the chunks of another run, which differs in {', '.join(differing)}; "
-                "expected the same, or another folder; to begin anew, delete it"
+                f"the folder {self.folder} must hold a run with the same inputs, got one that differs in "
+                f"{', '.join(differing)}; give another folder, or delete this one to begin anew"
             )
 
     def remove(self) -> None:
-        """Delete the run, and the folder, unless that holds something else.
+        """Delete the run, and the folder, unless it holds other files.
 
-        `run.json` goes after the chunks: where this is cut off, what is left is still a run that goes on.
+        `run.json` goes last: if this is interrupted, the rest is still a run that can be continued.
         """
-        chunks = [file for file in self.path.iterdir() if _CHUNK_FILE.fullmatch(file.name)]
-        for file in (*chunks, self.path / _RUN_FILE):
+        chunks = [file for file in self.folder.iterdir() if _CHUNK_FILE.fullmatch(file.name)]
+        for file in (*chunks, self.folder / _RUN_FILE):
             file.unlink(missing_ok=True)
-        if not self.path.is_symlink() and not any(self.path.iterdir()):
-            self.path.rmdir()
+        if not self.folder.is_symlink() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     @property
     def num_records(self) -> int:
-        """How many chunks are there; whether they are whole, `load` finds."""
-        return sum(file.stem.isdecimal() for file in self.path.glob("*.json"))
+        """Number of chunks in the folder. `load` finds out whether they are intact."""
+        return sum(file.stem.isdecimal() for file in self.folder.glob("*.json"))
 
     def load(self, index: int, text: TextChunk, pause: float) -> SpokenChunk | None:
-        """Return a chunk if it is finished.
+        """Return a chunk, or None if it is missing or was changed.
 
         Args:
             index: of the chunk.
-            text: its text.
-            pause: the silence before it, in seconds.
+            text: of the chunk.
+            pause: the silence before the speech, in seconds.
 
         Raises:
             ParameterError: the folder can't be read.
@@ -185,16 +196,22 @@ class ChunkStore:
         record_file, audio_file = self._files(index)
         try:
             record = json.loads(record_file.read_text(encoding="utf-8"))
-            data = audio_file.read_bytes()
-            if record["sha256"] != hashlib.sha256(data).hexdigest():
+            wav = audio_file.read_bytes()
+            hash_of_wav = hashlib.sha256(wav).hexdigest()
+            if record["checksum"] != _checksum(record) or record["sha256"] != hash_of_wav:
                 return None
-            attempts = tuple(Attempt(a["seed"], a["duration"], tuple(a["faults"])) for a in record["attempts"])
-            codes, kept = torch.tensor(record["codes"], dtype=torch.int64), record["kept"]
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
-            return None  # missing, or torn
+            if [record["index"], record["tag"], record["text"]] != [index, text.tag, text.text]:
+                return None  # the files of another chunk
+            attempts = tuple(Attempt(a["seed"], a["duration"], tuple(a["failures"])) for a in record["attempts"])
+            codes = torch.tensor(record["codes"], dtype=torch.int64)
+            speech, sampling_rate = _decode_wav(wav)
+        except (FileNotFoundError, ValueError, TypeError, KeyError, wave.Error, EOFError, RuntimeError):
+            return None  # RuntimeError: of torch for large integers, of json for deep nesting
         except OSError as error:
-            raise ParameterError(f"the folder {self.path} can't be read: {error}") from None
-        speech, sampling_rate = soundfile.read(io.BytesIO(data), dtype="int16")
+            raise ParameterError(f"the folder {self.folder} can't be read: {error}") from None
+        kept = record.get("kept")
+        if codes.ndim != 2 or kept not in range(len(attempts)):
+            return None
         return SpokenChunk(
             index=index,
             text=text,
@@ -215,34 +232,72 @@ class ChunkStore:
         kept: int,
         attempts: list[Attempt],
     ) -> None:
-        """Keep a finished chunk.
+        """Store a finished chunk.
 
         Args:
-            index, text, sampling_rate, codes, kept, attempts: as `SpokenChunk` has them.
-            speech: [samples], float32, without a pause; what exceeds full scale is clipped.
+            index, text, sampling_rate, codes, kept, attempts: as in `SpokenChunk`.
+            speech: [samples], float32, without a pause; clipped to full scale.
 
         Raises:
             ParameterError: the folder can't be written to.
         """
         record_file, audio_file = self._files(index)
+        pcm = (speech.clip(-1, 1) * 32767).round().astype(np.int16)
+        wav = _encode_wav(pcm, sampling_rate)
         record = {
+            "index": index,
             "tag": text.tag,
             "text": text.text,
             "kept": kept,
             "attempts": [asdict(attempt) for attempt in attempts],
             "codes": codes.tolist(),
+            "sha256": hashlib.sha256(wav).hexdigest(),
         }
-        pcm = (speech.clip(-1, 1) * 32767).round().astype(np.int16)
-        wav = io.BytesIO()  # written by Python, which says why that fails
-        soundfile.write(wav, pcm, sampling_rate, format="WAV", subtype="PCM_16")
-        record["sha256"] = hashlib.sha256(wav.getbuffer()).hexdigest()
-        try:
-            with replacing(audio_file) as temporary:
-                temporary.write_bytes(wav.getbuffer())
-            with replacing(record_file) as temporary:
-                temporary.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
-        except OSError as error:
-            raise ParameterError(f"the folder {self.path} can't be written to: {error.strerror}") from None
+        self._write(audio_file, wav)
+        self._write_json(record_file, record)
 
     def _files(self, index: int) -> tuple[Path, Path]:
-        return self.path / f"{index:05}.json", self.path / f"{index:05}.wav"
+        return self.folder / f"{index:05}.json", self.folder / f"{index:05}.wav"
+
+    def _write_json(self, file: Path, contents: Mapping[str, Any], indent: int | None = None) -> None:
+        text = json.dumps({**contents, "checksum": _checksum(contents)}, ensure_ascii=False, indent=indent)
+        self._write(file, text.encode())
+
+    def _write(self, file: Path, data: bytes) -> None:
+        try:
+            with replacing(file) as temporary:
+                temporary.write_bytes(data)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> ParameterError:
+        return ParameterError(f"the folder {self.folder} can't be written to: {error.strerror}")
+
+
+def _checksum(contents: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the contents of a .json file without its checksum; the format of the JSON is ignored."""
+    contents = {name: value for name, value in contents.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+
+
+# Python's own WAV module, since libsndfile drops a signal's exception while it writes to a file object.
+def _encode_wav(pcm: np.ndarray, sampling_rate: int) -> bytes:
+    """Return a WAV file of pcm [samples], int16."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as wav:
+        wav.setnchannels(1)
+        wav.setsampwidth(2)
+        wav.setframerate(sampling_rate)
+        wav.writeframes(pcm.astype("<i2").tobytes())
+    return file.getvalue()
+
+
+def _decode_wav(data: bytes) -> tuple[np.ndarray, int]:
+    """Return the samples [samples], int16, and the sampling rate. Raises wave.Error or EOFError if that fails."""
+    with wave.open(io.BytesIO(data)) as wav:
+        if (wav.getnchannels(), wav.getsampwidth()) != (1, 2):
+            raise wave.Error("the file must have one channel of 16 bits")
+        frames = wav.readframes(wav.getnframes())
+        if len(frames) != 2 * wav.getnframes():
+            raise EOFError
+        return np.frombuffer(frames, dtype="<i2").astype(np.int16), wav.getframerate()

@@ -105,13 +105,13 @@ class TextChunk:
     Attributes:
         text: normalised (see `higgs_native.prompt.normalize`), without the speaker's tag.
         tag: whose turn it is, such as `[SPEAKER0]`; empty where the text names no speaker.
-        seam: what begins here: a `turn`, where another speaker takes over, or else a `paragraph`, a `sentence`, or
+        boundary: what begins here: a `turn`, where another speaker takes over, or else a `paragraph`, a `sentence`, or
             only a `word`.
     """
 
     text: str
     tag: str
-    seam: Boundary
+    boundary: Boundary
 
     @property
     def prompt(self) -> str:
@@ -169,13 +169,13 @@ def chunk_text(text: str, max_seconds: float, join_sentences: bool = True) -> li
                 continue
             if not _SPEAKABLE.search(part):
                 continue
-            seam = first if tag == last_tag else "turn"
+            boundary = first if tag == last_tag else "turn"
             words = _with_end(part.strip())
             sentences = [words] if join_sentences else _sentences(words)
-            for piece, inner_seam in itertools.chain.from_iterable(_split(sentence, limit) for sentence in sentences):
+            for piece, inner in itertools.chain.from_iterable(_split(sentence, limit) for sentence in sentences):
                 if _SPEAKABLE.search(piece):
-                    chunks.append(TextChunk(piece.strip(), tag, seam or inner_seam))
-                    seam = None
+                    chunks.append(TextChunk(piece.strip(), tag, boundary or inner))
+                    boundary = None
             first, last_tag = "sentence", tag
     if not chunks:
         raise PromptError("the text holds neither letters nor digits; expected something to say")

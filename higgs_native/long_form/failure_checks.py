@@ -2,7 +2,7 @@
 
 A text-to-speech model now and then loses its text: it goes on without end, falls silent, says the same over and over,
 or stops long before the text does. None of this takes listening to notice. The bounds are far from what speech is
-like, so that an unusual pace or a long pause is no fault.
+like, so that an unusual pace or a long pause is no failure.
 """
 
 import math
@@ -63,7 +63,7 @@ def detect_failures(speech: Speech, text: str) -> list[Failure]:
         "silence": longest_silence(speech.audio, speech.sampling_rate) > MAX_SILENCE_SECONDS,
         "repetition": is_repeating(speech.codes),
     }
-    return [fault for fault, is_so in found.items() if is_so]
+    return [failure for failure, is_found in found.items() if is_found]
 
 
 def longest_silence(audio: np.ndarray, sampling_rate: int) -> float:

@@ -41,9 +41,9 @@ class Pauses:
                     f"{field.name}_pause must lie between 0 and {_MAX_PAUSE_SECONDS:g} seconds, got {seconds}"
                 )
 
-    def before(self, seam: Boundary) -> float:
-        """The pause where `seam` begins, in seconds."""
-        return 0.0 if seam == "word" else getattr(self, seam)
+    def before(self, boundary: Boundary) -> float:
+        """Return the pause before what begins at a boundary, in seconds."""
+        return 0.0 if boundary == "word" else getattr(self, boundary)
 
 
 def trim_silence(audio: np.ndarray, sampling_rate: int) -> np.ndarray:

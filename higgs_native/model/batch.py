@@ -1,4 +1,4 @@
-"""The rows of one forward pass, and what it writes."""
+"""The rows of one forward pass, and the tensors that it writes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,18 +6,20 @@ from dataclasses import dataclass
 import torch
 from typing_extensions import Self
 
+from higgs_native.model.config import HiggsAudioConfig
+
 
 @dataclass
 class Batch:
-    """The positions that one forward pass computes, of any number of sequences: text rows first, then audio rows.
+    """The rows that one forward pass computes, of any number of sequences: T text rows, then A audio rows.
 
     Attributes:
         token_ids: [T], int32.
         codes: [A, codebooks], int32, delayed.
         slots: [T + A], int32: the sequence of the cache.
-        positions: [T + A], int32: the position in that sequence.
-        text_positions: [T], int32: how many text rows come before it in its sequence. Layers that audio passes by keep
-            their cache at these places.
+        positions: [T + A], int32: the position in the sequence, which is also the cache position.
+        text_positions: [T], int32: the number of text rows before it in its sequence, which is the cache position in
+            layers that audio rows skip.
     """
 
     token_ids: torch.Tensor
@@ -30,16 +32,23 @@ class Batch:
     def text_then_audio(
         cls, sequences: Sequence[tuple[Sequence[int], torch.Tensor]], device: str | torch.device = "cpu"
     ) -> Self:
-        """Whole sequences, each of token ids and the delayed frames [codebooks, N] that follow them, in slots 0, 1,
-        ...
+        """Return the rows of whole sequences, in slots 0, 1, ...
+
+        Args:
+            sequences: token ids, and the delayed frames [codebooks, N] that follow them, of each sequence.
+            device: the device of the rows.
         """
 
         def int32(values: Iterable[int]) -> torch.Tensor:
             return torch.tensor(list(values), dtype=torch.int32, device=device)
 
         counts = [(len(ids), frames.shape[1]) for ids, frames in sequences]
-        text = [(slot, place) for slot, (text, _) in enumerate(counts) for place in range(text)]
-        audio = [(slot, text + place) for slot, (text, audio) in enumerate(counts) for place in range(audio)]
+        text = [(slot, position) for slot, (num_text, _) in enumerate(counts) for position in range(num_text)]
+        audio = [
+            (slot, num_text + frame)
+            for slot, (num_text, num_frames) in enumerate(counts)
+            for frame in range(num_frames)
+        ]
         return cls(
             token_ids=int32(token for ids, _ in sequences for token in ids),
             codes=torch.cat([frames.T for _, frames in sequences]).to(dtype=torch.int32, device=device).contiguous(),
@@ -51,7 +60,7 @@ class Batch:
 
 @dataclass
 class Buffers:
-    """What a forward pass of some rows writes.
+    """The tensors that a forward pass writes.
 
     Attributes:
         states: [rows, hidden], float32: the result.
@@ -61,3 +70,10 @@ class Buffers:
     states: torch.Tensor
     query: torch.Tensor
     attended: torch.Tensor
+
+    @classmethod
+    def allocate(cls, config: HiggsAudioConfig, num_rows: int, device: torch.device) -> Self:
+        """Allocate the tensors of a pass over `num_rows` rows."""
+        width = config.num_attention_heads * config.head_dim
+        widths = config.hidden_size, width, width
+        return cls(*(torch.empty(num_rows, width, device=device) for width in widths))

@@ -1,5 +1,6 @@
 """Checkpoint folders: found on disk or fetched by their Hub name, and their tensors, read lazily from safetensors."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from higgs_native.errors import CheckpointError, ConfigError
 from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.files import read_json_object
 from higgs_native.utils.memory import release_mapped
@@ -53,26 +55,16 @@ class TensorFiles:
     """The tensors of a folder's safetensors files, memory-mapped and read one at a time.
 
     Args:
-        folder: holds `model.safetensors`, or `model.safetensors.index.json` and the shards that it names.
+        folder: its files are those of `weight_files`.
 
     Raises:
-        CheckpointError: no such file stands there, or one is damaged or missing.
+        CheckpointError: as for `weight_files`, or a file is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            files = _shards(index)
-        else:
-            files = ["model.safetensors"]
-            if not (folder / files[0]).is_file():
-                raise CheckpointError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
         self._file_of: dict[str, safe_open] = {}
-        for file in files:
-            path = folder / file
-            if not path.is_file():
-                raise CheckpointError(f"{index} names {file}, which is missing")
+        for path in weight_files(folder):
             try:
                 opened = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
@@ -98,6 +90,27 @@ class TensorFiles:
     def get(self, name: str) -> torch.Tensor:
         """Map a tensor into memory."""
         return self._file_of[name].get_tensor(name)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold a folder's tensors.
+
+    `model.safetensors` comes before the shards that `model.safetensors.index.json` names, as in transformers: the
+    published folder has both, and its `config.json` describes the single file.
+
+    Raises:
+        CheckpointError: there is neither, the index is damaged, or a shard is missing.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise CheckpointError(f"{folder} has neither {single.name} nor {index.name}")
+    shards = _shards(index)
+    for name in shards:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{index} names {name}, which is missing")
+    return [folder / name for name in shards]
 
 
 def _shards(index: Path) -> list[str]:
@@ -163,9 +176,12 @@ class LanguageModelFiles:
         shapes = [self._files.shape(stored) for stored in self._sources[name]]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
-    def dtype(self, name: str) -> str:
-        """The dtype of a tensor as safetensors names it."""
-        return self._files.dtype(self._sources[name][0])
+    @property
+    def matrix_dtype(self) -> torch.dtype:
+        """The dtype of the layers' matrices, or of most of them. Tables and norms may be stored in another one."""
+        matrices = (name for name in self._sources if name.startswith("layers.") and len(self.shape(name)) == 2)
+        ((dtype, _),) = Counter(self._files.dtype(self._sources[name][0]) for name in matrices).most_common(1)
+        return STORED_DTYPES[dtype]
 
     def copy_into(self, target: torch.Tensor, name: str) -> None:
         """Copy tensor `name` into `target` (same shape, any dtype), a part at a time."""
@@ -186,7 +202,6 @@ class LanguageModelFiles:
 
 
 AUDIO_LM_HEAD = "audio_decoder_proj.audio_lm_head.weight"
-STORED_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
 TEXT_LM_HEAD = "audio_decoder_proj.text_lm_head.weight"
 
 _TRANSFORMERS_NAMES = {

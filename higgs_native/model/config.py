@@ -1,14 +1,29 @@
 """The language model's configuration, read from either layout of `config.json`."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import torch
+
+from higgs_native.convention import Convention
 from higgs_native.errors import ConfigError
+from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.files import read_json_object
 
 
 AUDIO_ADAPTER_TYPES = ("dual_ffn", "dual_ffn_fast_forward", "stack")
+
+# The names in config.json, by layout, of fields that hold the same value under another name.
+_STORED_NAMES = {
+    "boson": {
+        "num_codebooks": "audio_num_codebooks",
+        "audio_in_token_id": "audio_in_token_idx",
+        "audio_out_token_id": "audio_out_token_idx",
+    },
+    "transformers": {"audio_out_token_id": "audio_token_id", "audio_out_bos_token_id": "audio_bos_token_id"},
+}
 
 
 @dataclass(frozen=True)
@@ -66,9 +81,9 @@ class HiggsAudioConfig:
         return self.audio_adapter_type != "stack" and layer in self.audio_dual_ffn_layers
 
     @property
-    def layout(self) -> Literal["boson", "transformers"]:
-        """The checkpoint's layout, and so whose prompts and rule of generation are its own."""
-        return "transformers" if self.audio_eos_token_id is None else "boson"
+    def convention(self) -> Convention:
+        """The convention that a checkpoint of this layout was trained with."""
+        return Convention.TRANSFORMERS if self.audio_eos_token_id is None else Convention.BOSON
 
     def skips_audio(self, layer: int) -> bool:
         """Whether audio rows pass `layer` by."""
@@ -87,12 +102,12 @@ class HiggsAudioConfig:
         try:
             # A nested text_config is the original layout's; model_type and layout have been seen mixed.
             config = _read_original(raw) if "text_config" in raw else _read_transformers(raw)
-        except KeyError as error:
-            raise ConfigError(f"config.json has no {error}") from None
             config._check()
         except ConfigError:
             raise
-        except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        except KeyError as error:
+            raise ConfigError(f"config.json has no {error}") from None
+        except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
             raise ConfigError(f"config.json: {error}") from None
         return config
 
@@ -119,40 +134,78 @@ class HiggsAudioConfig:
             "max_position_embeddings",
         )
         for name in sizes:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"config.json: {name} is {getattr(self, name)}; expected at least 1")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ConfigError(
-                f"config.json: num_attention_heads {self.num_attention_heads} is no multiple of "
-                f"num_key_value_heads {self.num_key_value_heads}"
-            )
-        if self.head_dim % 2:
-            raise ConfigError(f"config.json: head_dim is {self.head_dim}; expected an even number")
-        if self.audio_adapter_type not in AUDIO_ADAPTER_TYPES:
-            raise ConfigError(
-                f"config.json: audio_adapter_type is {self.audio_adapter_type!r}; "
-                f"expected one of {', '.join(AUDIO_ADAPTER_TYPES)}"
-            )
-        for layer in self.audio_dual_ffn_layers:
-            if not 0 <= layer < self.num_hidden_layers:
-                raise ConfigError(
-                    f"config.json: audio_dual_ffn_layers names layer {layer}, but there are {self.num_hidden_layers}"
-                )
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require(
+            "num_attention_heads",
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"a multiple of num_key_value_heads {self.num_key_value_heads}",
+        )
+        self._require("head_dim", self.head_dim % 2 == 0, "even")
+        self._require(
+            "audio_adapter_type",
+            self.audio_adapter_type in AUDIO_ADAPTER_TYPES,
+            f"one of {', '.join(AUDIO_ADAPTER_TYPES)}",
+        )
+        last_layer = self.num_hidden_layers - 1
+        self._require(
+            "audio_dual_ffn_layers",
+            all(0 <= layer <= last_layer for layer in self.audio_dual_ffn_layers),
+            f"layers from 0 to {last_layer}",
+        )
         for name in ("audio_in", "audio_out", "audio_out_bos", "audio_eos", "audio_delay"):
             token = getattr(self, f"{name}_token_id")
-            if token is not None and not 0 <= token < self.vocab_size:
-                raise ConfigError(
-                    f"config.json: {name}_token_id {token} lies outside the vocabulary {self.vocab_size}"
-                )
+            self._require(
+                f"{name}_token_id", token is None or 0 <= token < self.vocab_size, f"from 0 to {self.vocab_size - 1}"
+            )
         for name in ("audio_stream_bos_id", "audio_stream_eos_id"):
-            if not 0 <= getattr(self, name) < self.codebook_size:
-                raise ConfigError(
-                    f"config.json: {name} {getattr(self, name)} lies outside a codebook of {self.codebook_size} rows"
-                )
+            self._require(name, 0 <= getattr(self, name) < self.codebook_size, f"from 0 to {self.codebook_size - 1}")
+        self._require(
+            "audio_stream_eos_id",
+            self.audio_stream_eos_id != self.audio_stream_bos_id,
+            "another id than audio_stream_bos_id",
+        )
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            stored = _STORED_NAMES[self.convention].get(name, name)
+            raise ConfigError(f"config.json: {stored} must be {expected}, got {getattr(self, name)!r}")
 
 
-def _rope_scaling(raw: dict[str, Any] | None) -> RopeScaling | None:
-    kind = "default" if raw is None else raw.get("rope_type", raw.get("type", "default"))
+def configured_dtype(folder: Path) -> torch.dtype | None:
+    """The dtype that `config.json` names for the weights, or None where it names none that a model can have.
+
+    Raises:
+        ConfigError: the file is missing or holds no JSON object.
+    """
+    raw = read_json_object(folder / "config.json")
+    name = raw.get("dtype") or raw.get("torch_dtype")
+    return next((dtype for dtype in STORED_DTYPES.values() if str(dtype) == f"torch.{name}"), None)
+
+
+# What HiggsAudioV2Config takes where `rope_parameters` is absent.
+_TRANSFORMERS_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "low_freq_factor": 0.125,
+    "high_freq_factor": 0.5,
+    "original_max_position_embeddings": 1024,
+}
+
+
+def _rope(raw: dict[str, Any], absent: dict[str, Any]) -> dict[str, Any]:
+    """The rotary fields, from `rope_scaling` (before transformers 5), or `rope_parameters`, or else `absent`."""
+    parameters = raw.get("rope_parameters")
+    parameters = raw.get("rope_scaling") or (absent if parameters is None else parameters)
+    longest = raw.get("max_position_embeddings", 2048)
+    return {
+        "rope_theta": float(parameters.get("rope_theta", raw.get("rope_theta", 10000.0))),
+        "rope_scaling": _rope_scaling({"original_max_position_embeddings": longest, **parameters}),
+    }
+
+
+def _rope_scaling(raw: dict[str, Any]) -> RopeScaling | None:
+    kind = raw.get("rope_type", raw.get("type", "default"))
     if kind == "default":
         return None
     if kind != "llama3":
@@ -172,8 +225,8 @@ def _shared_fields(raw: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name} is set; this model has no biases")
     if raw.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act is {raw['hidden_act']!r}; expected 'silu'")
-    heads = int(raw["num_attention_heads"])
-    hidden = int(raw["hidden_size"])
+    heads, key_value_heads = int(raw["num_attention_heads"]), raw.get("num_key_value_heads")
+    hidden, head_dim = int(raw["hidden_size"]), raw.get("head_dim")
     eos = raw.get("eos_token_id")
     return {
         "vocab_size": int(raw["vocab_size"]),
@@ -181,21 +234,24 @@ def _shared_fields(raw: dict[str, Any]) -> dict[str, Any]:
         "intermediate_size": int(raw["intermediate_size"]),
         "num_hidden_layers": int(raw["num_hidden_layers"]),
         "num_attention_heads": heads,
-        "num_key_value_heads": int(raw.get("num_key_value_heads") or heads),
-        "head_dim": int(raw.get("head_dim") or hidden // heads),
-        "rms_norm_eps": float(raw.get("rms_norm_eps", 1e-5)),
+        "num_key_value_heads": heads if key_value_heads is None else int(key_value_heads),
+        "head_dim": hidden // max(heads, 1) if head_dim is None else int(head_dim),
         "max_position_embeddings": int(raw.get("max_position_embeddings", 2048)),
         "eos_token_id": eos[0] if isinstance(eos, list) else eos,
     }
 
 
 def _read_original(raw: dict[str, Any]) -> HiggsAudioConfig:
-    text = raw["text_config"]
+    # Both change what the model computes, and no published model sets them so.
+    for name, expected in (("audio_embed_avg", False), ("use_delay_pattern", True)):
+        if raw.get(name, expected) is not expected:
+            raise ConfigError(f"config.json: {name} must be {json.dumps(expected)}, got {json.dumps(raw[name])}")
+    text = raw["text_config"]  # LlamaConfig's
     adapter = raw.get("audio_adapter_type", "stack")
     return HiggsAudioConfig(
         **_shared_fields(text),
-        rope_theta=float(text.get("rope_theta", 10000.0)),
-        rope_scaling=_rope_scaling(text.get("rope_scaling")),
+        **_rope(text, absent={}),
+        rms_norm_eps=float(text.get("rms_norm_eps", 1e-6)),
         num_codebooks=int(raw["audio_num_codebooks"]),
         codebook_size=int(raw["audio_codebook_size"]) + 2,
         audio_stream_bos_id=int(raw.get("audio_stream_bos_id", raw["audio_codebook_size"])),
@@ -212,12 +268,12 @@ def _read_original(raw: dict[str, Any]) -> HiggsAudioConfig:
 
 
 def _read_transformers(raw: dict[str, Any]) -> HiggsAudioConfig:
-    rope = raw.get("rope_parameters") or {}
-    scaling = rope or raw.get("rope_scaling")
+    # HiggsAudioV2Config's defaults, where they are not LlamaConfig's.
+    raw = {"num_key_value_heads": 8, "head_dim": 128, **raw}
     return HiggsAudioConfig(
         **_shared_fields(raw),
-        rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 500000.0))),
-        rope_scaling=_rope_scaling(scaling),
+        **_rope(raw, absent=_TRANSFORMERS_ROPE),
+        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-5)),
         num_codebooks=int(raw["num_codebooks"]),
         codebook_size=int(raw["codebook_size"]),
         audio_stream_bos_id=int(raw["audio_stream_bos_id"]),

@@ -1,4 +1,4 @@
-"""A layer's weights."""
+"""The weights of one layer, and how they are read."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from higgs_native.ops import PackedWeight
 
 @dataclass
 class FeedForward:
-    """The weights that text or audio rows have for themselves in a layer.
+    """The weights of a layer's text path or audio path.
 
     Attributes:
         input_norm, post_attention_norm: [hidden].
@@ -28,12 +28,14 @@ class FeedForward:
 
 @dataclass
 class Layer:
-    """A layer's weights. `audio` is `text` itself where the layer is not dual.
+    """A layer's weights.
 
     Attributes:
         qkv: [(query heads + 2 * KV heads) * head_dim, hidden], packed.
         o: [hidden, query heads * head_dim], packed.
-        skips_audio: audio rows pass this layer by.
+        text: the weights of text rows.
+        audio: the weights of audio rows; the same object as `text` unless the layer is dual.
+        skips_audio: whether audio rows skip this layer.
     """
 
     qkv: PackedWeight
@@ -43,7 +45,7 @@ class Layer:
     skips_audio: bool
 
     def flat(self) -> list[torch.Tensor]:
-        """All weights as `ops.decoder_layers` takes them."""
+        """Return all weights in the order of `ops.decoder_layers`."""
         text, audio = self.text, self.audio
         return ops.layer_weights(
             text.input_norm,
@@ -60,7 +62,7 @@ class Layer:
 
 
 def read_layer(weights: Weights, config: HiggsAudioConfig, index: int) -> Layer:
-    """Read a layer's weights."""
+    """Read the weights of layer `index`."""
     prefix = f"layers.{index}."
     attention = prefix + "self_attn."
 

@@ -1,4 +1,15 @@
-"""Packed checkpoints: the weights as the kernels take them, in one file."""
+"""Packed checkpoints: the weights as the kernels take them, in one file.
+
+A packed file, `higgs_native.safetensors` in a checkpoint's folder, holds the weights as the kernels take them, so that
+loading is reading. Its metadata:
+
+- `higgs_native`: the version of the format; `panel`, `group`: the layout of packed matrices;
+- `quantization`: the attributes of `Quantization`, as JSON;
+- `calibrated`: `true` where weights were rounded for the inputs that they meet (see `higgs_native.calibration`);
+- `checksums`: `checksum` of each tensor by its name, as JSON;
+- `source`: the checkpoint that it was made from: `owner/name@revision` of the Hub, or a folder's name, and then
+  `source_sha256`, the SHA-256 of each weight file that was read, as JSON.
+"""
 
 import hashlib
 import json
@@ -13,11 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from higgs_native.errors import CheckpointError
-from higgs_native.model.checkpoint import STORED_DTYPES, expected_tensors
+from higgs_native.model.checkpoint import expected_tensors, weight_files
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
 from higgs_native.ops import PackedWeight
-from higgs_native.ops.linear import FORMATS, PANEL, QUANTIZATION_GROUP, packed_shape
+from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, STORED_DTYPES, WEIGHT_FORMATS, format_of
 from higgs_native.utils.files import check_file_can_be_made, replacing
 from higgs_native.utils.memory import empty_weight, release_mapped
 
@@ -98,16 +109,12 @@ class PackedWeights:
             raise CheckpointError(f"{self._path} holds unknown tensors: {', '.join(sorted(self._left)[:3])}")
 
     def _packed(self, part: str, name: str, n: int, k: int) -> PackedWeight:
-        format = getattr(self.quantization, part)
-        dtype = self.dtype if format is None else FORMATS[format]
-        shape = packed_shape(n, k, dtype)
-        data = self._read(name, shape, dtype)
-        if format in ("fp8", "int8"):
-            return PackedWeight(data, self._read(name + _SCALES, (shape[0], PANEL), torch.float32))
-        if format == "int4":
-            groups = -(-k // QUANTIZATION_GROUP)
-            return PackedWeight(data, self._read(name + _SCALES, (shape[0], groups, PANEL), torch.float16))
-        return PackedWeight(data)
+        chosen = getattr(self.quantization, part)
+        format = format_of(self.dtype) if chosen is None else WEIGHT_FORMATS[chosen]
+        data = self._read(name, format.packed_shape(n, k), format.dtype)
+        if not format.is_quantized:
+            return PackedWeight(data)
+        return PackedWeight(data, self._read(name + _SCALES, format.packed_scales_shape(n, k), format.scale_dtype))
 
     def _stored(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         try:
@@ -233,7 +240,7 @@ def _origin(folder: Path) -> dict[str, str]:
     # As the Hub's cache is laid out: models--owner--name/snapshots/revision.
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
         return {"source": f"{repository.removeprefix('models--').replace('--', '/')}@{folder.name}"}
-    digests = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    digests = {path.name: _sha256(path) for path in weight_files(folder)}
     return {"source": folder.name, "source_sha256": json.dumps(digests)}
 
 

@@ -1,4 +1,4 @@
-"""Which weights of the language model are quantized, and to what."""
+"""The weight formats of the language model's parts."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -6,23 +6,24 @@ from typing import Any
 from typing_extensions import Self
 
 from higgs_native.errors import ParameterError
-from higgs_native.ops.linear import FORMATS
+from higgs_native.ops.formats import WEIGHT_FORMATS
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """The format of each part's weights: one of `bfloat16`, `float16`, `float32`, `fp8`, `int8`, `int4`, or None: the
-    model's own dtype.
+    """The format of each part's weights: one of `WEIGHT_FORMATS`, or None for the model's dtype.
 
-    fp8 (e4m3) and int8 have one scale for each output; int4 has a float16 scale for each group of 128 inputs of an
-    output. Embeddings and norms are never quantized.
+    fp8 (e4m3) and int8 have one float32 scale per output; int4 has one float16 scale per 128 inputs of an output.
+    Embeddings and norms are never quantized.
 
     Attributes:
         attention: the query, key, value and output projections.
-        text_ffn, audio_ffn: the two feed-forward paths. A layer that has one path takes `text_ffn`.
+        text_ffn, audio_ffn: the two feed-forward paths. A layer with one path takes `text_ffn`.
         heads: the audio head and the text head.
-        clip: choose the scales of int8 and int4 for the least squared error, instead of keeping the largest value of
-            each group.
+        clip: choose the scales of int8 and int4 for the min squared error, instead of keeping the max of each group.
+
+    Raises:
+        ParameterError: a format is none of `WEIGHT_FORMATS`.
     """
 
     attention: str | None = None
@@ -34,35 +35,37 @@ class Quantization:
     def __post_init__(self) -> None:
         for part in PARTS:
             format = getattr(self, part)
-            if format is not None and format not in FORMATS:
-                raise ParameterError(f"quantization: {part} must be one of {', '.join(FORMATS)}, got {format!r}")
+            if format is not None and format not in WEIGHT_FORMATS:
+                raise ParameterError(
+                    f"quantization: {part} must be one of {', '.join(WEIGHT_FORMATS)}, got {format!r}"
+                )
 
     def __str__(self) -> str:
         return ", ".join(f"{part}={getattr(self, part) or 'as stored'}" for part in PARTS)
 
     @classmethod
     def parse(cls, text: "str | Quantization | None") -> Self:
-        """Read `int4`, or `int4,heads=int8`, or `attention=int8,audio_ffn=int4`: one format for all, and exceptions.
+        """Read a format for all parts, formats by part, or both: `int4`, `attention=int8`, `int4,heads=int8`.
 
         Raises:
-            ParameterError: there is no such part or format, or one is given twice.
+            ParameterError: a part or format is unknown, or given twice.
         """
         if isinstance(text, cls):
             return text
         if text is None:
             return cls()
         if not isinstance(text, str):
-            raise ParameterError(f"quantization must be a text such as 'int8', got {text!r}")
+            raise ParameterError(f"quantization must be a string such as 'int8', got {text!r}")
         chosen: dict[str, str] = {}
         for item in text.split(","):
             part, equals, format = (word.strip() for word in item.partition("="))
             if not equals:
                 part, format = _ALL, part
             if part not in (*PARTS, _ALL):
-                raise ParameterError(f"quantization: {part!r} is no part; expected one of {', '.join(PARTS)}")
+                raise ParameterError(f"quantization: a part must be one of {', '.join(PARTS)}, got {part!r}")
             if part in chosen:
-                what = "two formats" if part == _ALL else f"{part} twice"
-                raise ParameterError(f"quantization {text!r} names {what}")
+                name = "the format of all parts" if part == _ALL else part
+                raise ParameterError(f"quantization: {name} must be given once, got {text!r}")
             chosen[part] = format
         for_all = chosen.pop(_ALL, None)
         return cls(**(dict.fromkeys(PARTS, for_all) | chosen))
@@ -72,9 +75,9 @@ class Quantization:
         return all(getattr(self, part) == getattr(other, part) for part in PARTS)
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes by name."""
+        """Return the attributes by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 PARTS = ("attention", "text_ffn", "audio_ffn", "heads")
-_ALL = ""  # the key of a format that is given without a part
+_ALL = ""  # the key of a format without a part

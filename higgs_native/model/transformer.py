@@ -1,4 +1,4 @@
-"""The language model: its weights, packed for the kernels, and one forward pass over rows of several sequences."""
+"""The language model: packed weights, the forward pass over a batch of rows, and the two heads."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing_extensions import Self
 
 from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError
-from higgs_native.generation.prefix_cache import PrefixCache
 from higgs_native.model.batch import Batch, Buffers
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
@@ -21,6 +20,7 @@ from higgs_native.model.rope import rope_table
 from higgs_native.model.weights import Weights, open_weights
 from higgs_native.ops import PackedWeight
 from higgs_native.ops.device import checked_device
+from higgs_native.ops.formats import WEIGHT_FORMATS
 from higgs_native.utils.checks import check_integer
 from higgs_native.utils.memory import release_freed
 
@@ -29,20 +29,21 @@ DEFAULT_CACHE_LENGTH = 8192
 
 
 class LanguageModel:
-    """The transformer of Higgs Audio V2: `forward` and its two heads. `HiggsAudioModel` adds generation.
+    """The transformer of Higgs Audio V2. `HiggsAudioModel` adds generation.
 
     Attributes:
         config: shapes and special ids.
-        tokenizer: the text tokenizer, or None where the folder has no tokenizer.json.
-        dtype: of the cache and of what is not quantized: float32, bfloat16 or float16. Activations are float32.
+        tokenizer: the text tokenizer, or None if the folder has no tokenizer.json.
+        dtype: the dtype of the cache, the tables, the norms and the unquantized matrices: float32, bfloat16 or
+            float16. Activations are float32.
         quantization: the format of each part's matrices.
-        device: where it runs.
-        max_cache_length: positions a sequence may have, prompt included.
-        prefix_cache: keys and values of prompts' beginnings, for prompts that begin alike; its `max_bytes` may be set.
+        device: the device of the weights and of all work.
+        max_cache_length: the max number of positions of a sequence, prompt included.
 
     Args:
-        weights: where its weights come from.
-        layers: those of all layers, or None: to be read from `weights`. They are taken before the norm and the heads.
+        weights: the source of the weights.
+        layers: the weights of all layers, iterated before the norm and the heads are read; None reads them from
+            `weights`.
     """
 
     def __init__(
@@ -60,7 +61,6 @@ class LanguageModel:
         self.quantization = weights.quantization
         self.device = device
         self.max_cache_length = max_cache_length
-        self.prefix_cache = PrefixCache()
         self.text_table = weights.tensor("embed_tokens.weight")
         self.audio_table = weights.tensor("audio_codebook_embeddings.weight")
         if layers is None:
@@ -74,11 +74,11 @@ class LanguageModel:
         self.rope_table = rope_table(config, max_cache_length).to(device)
         release_freed()
         if device.type == "cuda":
-            # Products read weights before they wait for what was launched earlier: what torch has copied too.
+            # Kernels prefetch weights, so packing and copies must be complete.
             torch.cuda.synchronize(device)
 
     def named_weights(self) -> dict[str, torch.Tensor]:
-        """All tensors by the names that a packed file gives them."""
+        """Return all tensors by their names in a packed file."""
         named: dict[str, torch.Tensor | PackedWeight | None] = {
             "embed_tokens.weight": self.text_table,
             "audio_codebook_embeddings.weight": self.audio_table,
@@ -102,7 +102,7 @@ class LanguageModel:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights."""
+        """The bytes of all weights."""
         return sum(tensor.nbytes for tensor in self.named_weights().values())
 
     @classmethod
@@ -114,18 +114,19 @@ class LanguageModel:
         max_cache_length: int = DEFAULT_CACHE_LENGTH,
         quantization: str | Quantization | None = None,
     ) -> Self:
-        """Load a checkpoint of either layout, or a packed one.
+        """Load a checkpoint of either layout, packed or not.
 
         Args:
             path_or_name: a folder, or a Hub name.
-            device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU where there is one.
-            dtype: torch.float32, torch.bfloat16, torch.float16, their names, or "auto": as stored.
-            max_cache_length: positions a sequence may have, prompt included. A position costs 114,688 bytes of cache
-                at real size in bfloat16, once it is used.
-            quantization: `fp8`, `int8`, `int4`, or a format for each part; see `Quantization`. None: as stored.
+            device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU if there is one, else the CPU.
+            dtype: torch.float32, torch.bfloat16, torch.float16, or their names. "auto" takes the dtype that
+                config.json names, or else that of the stored matrices.
+            max_cache_length: the max number of positions of a sequence, prompt included. A used position takes
+                114,688 bytes of cache at real size in bfloat16.
+            quantization: `fp8`, `int8`, `int4`, or formats by part; see `Quantization`. None keeps the stored format.
 
         Raises:
-            CheckpointError: the files are missing or damaged, or don't fit the configuration.
+            CheckpointError: files are missing or damaged, or don't fit the configuration.
             ConfigError: the configuration is missing or describes another model.
             ParameterError: the device, the dtype, the length or the quantization can't be used, or HIGGS_NATIVE_ISA
                 names no instruction set of this machine.
@@ -147,22 +148,23 @@ class LanguageModel:
         """Allocate a cache for `slots` sequences of up to `length` positions."""
         return KVCache(self.config, slots, length, self.dtype, self.device)
 
-    def new_buffers(self, num_rows: int) -> Buffers:
-        """Allocate what a forward pass of so many rows writes."""
-        width = self.config.num_attention_heads * self.config.head_dim
-        widths = self.config.hidden_size, width, width
-        return Buffers(*(torch.empty(num_rows, width, device=self.device) for width in widths))
+    def forward(self, batch: Batch, cache: KVCache, buffers: Buffers | None = None) -> torch.Tensor:
+        """Compute the rows of a batch, and write their keys and values into the cache.
 
-    def forward(self, rows: Batch, cache: KVCache, buffers: Buffers | None = None) -> torch.Tensor:
-        """Compute `rows`, writing their keys and values into `cache`; return their states [rows, hidden], float32.
+        A row attends to the positions of its sequence up to its own. Earlier positions must be in the cache or in the
+        batch.
 
-        A row attends to the positions of its sequence up to its own; those before it must be in the cache or among
-        `rows`. The final norm is not applied: the heads do that. A pass that is made again and again may work in
-        `buffers` of its own.
+        Args:
+            batch: the rows.
+            cache: the cache of their sequences.
+            buffers: tensors for this many rows, to be reused by later passes; None allocates them.
+
+        Returns:
+            The states [rows, hidden], float32, before the final norm, which the heads apply.
         """
         if buffers is None:
-            buffers = self.new_buffers(len(rows.slots))
-        ops.embed(buffers.states, rows.token_ids, rows.codes, self.text_table, self.audio_table)
+            buffers = Buffers.allocate(self.config, len(batch.slots), self.device)
+        ops.embed(buffers.states, batch.token_ids, batch.codes, self.text_table, self.audio_table)
         ops.decoder_layers(
             buffers.states,
             buffers.query,
@@ -173,22 +175,25 @@ class LanguageModel:
             self._skips_audio,
             self.config.rms_norm_eps,
             self.rope_table,
-            rows.slots,
-            rows.positions,
-            rows.text_positions,
-            rows.token_ids.shape[0],
+            batch.slots,
+            batch.positions,
+            batch.text_positions,
+            batch.token_ids.shape[0],
         )
         return buffers.states
 
     def audio_logits(self, states: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """The audio head: states [rows, hidden] -> [rows, codebooks, codebook_size], float32, `out` if it is given."""
+        """Apply the audio head to states [rows, hidden]; return [rows, codebooks, codebook_size], float32.
+
+        `out`, if given, is written and returned.
+        """
         if out is None:
             out = torch.empty(len(states), self.config.num_codebooks, self.config.codebook_size, device=self.device)
         self._head(out.flatten(1), states, self.audio_head)
         return out
 
     def text_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """The text head: states [rows, hidden] -> [rows, vocabulary], float32.
+        """Apply the text head to states [rows, hidden]; return [rows, vocabulary], float32.
 
         Raises:
             CheckpointError: the checkpoint has no text head.
@@ -199,7 +204,7 @@ class LanguageModel:
         return logits
 
     def require_text_head(self) -> None:
-        """Raise CheckpointError where the checkpoint has no text head."""
+        """Raise CheckpointError if the checkpoint has no text head."""
         if self.text_head is None:
             raise CheckpointError("this checkpoint has no text head (text_lm_head.weight), so it can't generate text")
 
@@ -208,15 +213,21 @@ class LanguageModel:
 
 
 def check_cache_length(length: int, name: str = "max_cache_length") -> None:
-    """Raise ParameterError where a cache's length is no integer, or below 1."""
+    """Raise ParameterError unless a cache's length is an integer of at least 1."""
     check_integer(name, length)
     if length < 1:
         raise ParameterError(f"{name} must be at least 1, got {length}")
 
 
 def checked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
-    """The dtype of that name; None for "auto". Raises ParameterError for any other."""
-    names = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    """Return the dtype of that name, or None for "auto".
+
+    Raises:
+        ParameterError: no model can have that dtype.
+    """
+    names = {"auto": None} | {
+        format.name: format.dtype for format in WEIGHT_FORMATS.values() if not format.is_quantized
+    }
     if dtype in names.values() and dtype is not None:
         return dtype
     if isinstance(dtype, str) and dtype in names:
@@ -225,7 +236,7 @@ def checked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
-    """Read `tokenizer.json` in `folder`; None where there is none.
+    """Read `tokenizer.json` in `folder`; return None if there is none.
 
     Raises:
         CheckpointError: the file is damaged.

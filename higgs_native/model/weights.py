@@ -20,12 +20,12 @@ import torch
 
 from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError
-from higgs_native.model.checkpoint import STORED_DTYPES, LanguageModelFiles
-from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.checkpoint import LanguageModelFiles
+from higgs_native.model.config import HiggsAudioConfig, configured_dtype
 from higgs_native.model.packed_checkpoint import PACKED_FILE, PackedWeights
 from higgs_native.model.quantization import Quantization
 from higgs_native.ops import Moments, PackedWeight
-from higgs_native.ops.linear import QUANTIZED
+from higgs_native.ops.formats import QUANTIZED_FORMATS
 from higgs_native.utils.memory import empty_weight
 
 
@@ -64,7 +64,7 @@ class CheckpointWeights:
     Args:
         folder: the checkpoint.
         config: its configuration.
-        dtype: of what is not quantized; None: as stored.
+        dtype: of what is not quantized; None: the one that config.json names, or else that of the stored matrices.
         quantization: the format of each part.
         device: where they are packed, and stay.
 
@@ -86,7 +86,7 @@ class CheckpointWeights:
     ) -> None:
         self._files = LanguageModelFiles(folder, config)
         self._device = device
-        self.dtype = dtype or STORED_DTYPES[self._files.dtype("embed_tokens.weight")]
+        self.dtype = dtype or configured_dtype(folder) or self._files.matrix_dtype
         self.quantization = quantization
         self.moments: dict[str, Moments] | None = None
 
@@ -114,7 +114,7 @@ class CheckpointWeights:
         self, name: str, pack: Callable[..., PackedWeight], *matrices: torch.Tensor, format: str | None
     ) -> PackedWeight:
         feedback = None
-        if format in QUANTIZED:
+        if format in QUANTIZED_FORMATS:
             # Of the extremes, for which no copy of the matrix is made.
             if not all(extreme.isfinite() for matrix in matrices for extreme in matrix.aminmax()):
                 raise CheckpointError(f"{name} holds values that are not finite and can't be quantized")

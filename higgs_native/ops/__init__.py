@@ -1,7 +1,7 @@
-"""The native operators, one typed function each, a module a family.
+"""The native operators: one typed function each, one module per family.
 
-Every operator writes into tensors that the caller owns, on the CPU or on CUDA by the device of its arguments.
-`higgs_native.reference` holds what they compute in plain PyTorch.
+Every operator writes into tensors that the caller owns, and runs on the device of its arguments, the CPU or CUDA.
+`higgs_native.reference` has the same functions in plain PyTorch.
 """
 
 from higgs_native.ops._library import check_instruction_set

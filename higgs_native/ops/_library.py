@@ -10,7 +10,13 @@ import torch
 from higgs_native.errors import ParameterError
 
 
-_PACKAGE = Path(__file__).resolve().parent.parent
+try:
+    from higgs_native import _C
+except ImportError as error:
+    raise ImportError(
+        f"higgs_native._C can't be imported ({error}); build and install it with `pip install .`, "
+        "or build it into the source tree as CONTRIBUTING.md says"
+    ) from error
 
 
 # Set to 1 by tests: the CUDA kernels, compiled for the CPU, take the place of the CPU's (csrc/cuda/emulation).
@@ -18,24 +24,21 @@ EMULATES_CUDA = os.environ.get("HIGGS_NATIVE_EMULATE_CUDA") == "1"
 
 
 def _load() -> None:
-    cpu_library = _PACKAGE / f"libhiggs_native_{'cuda_emulation' if EMULATES_CUDA else 'cpu'}.so"
+    # In a checkout without compiled files this is the installed package's folder (see higgs_native/__init__.py).
+    folder = Path(_C.__file__).parent
+    cpu_library = folder / f"libhiggs_native_{'cuda_emulation' if EMULATES_CUDA else 'cpu'}.so"
     if not cpu_library.is_file():
-        raise ImportError(
-            f"the compiled operators are missing ({cpu_library}); build and install them: pip install . "
-            "(in a source tree: see CONTRIBUTING.md)"
-        )
+        raise ImportError(f"{cpu_library} must be a file beside higgs_native._C; build and install it: pip install .")
     torch.ops.load_library(cpu_library)
-    cuda_library = _PACKAGE / "libhiggs_native_cuda.so"
+    cuda_library = folder / "libhiggs_native_cuda.so"
     if cuda_library.is_file() and torch.cuda.is_available():
         torch.ops.load_library(cuda_library)
 
 
 def check_instruction_set() -> None:
     """Raise ParameterError where HIGGS_NATIVE_ISA names no instruction set of this machine."""
-    from higgs_native._C import build_info
-
     try:
-        build_info()
+        _C.build_info()
     except RuntimeError as error:
         raise ParameterError(str(error)) from None
 

@@ -1,7 +1,7 @@
 """Query, key and value with rotary positions into the static KV cache, and causal grouped-query attention over it.
 
-A row is one position of one sequence; rows of several sequences, text rows before audio rows, stand in one batch
-without padding. `slots` says which sequence of the cache a row belongs to, `cache_positions` where in it.
+A row is one position of one sequence. A batch holds rows of several sequences without padding, text rows before audio
+rows. `slots` names the sequence of each row, `cache_positions` its position in that sequence's cache.
 """
 
 import torch
@@ -28,22 +28,22 @@ def qkv_rope_cache(
     cache_positions: torch.Tensor,
     num_text_rows: int,
 ) -> None:
-    """RMSNorm, the three projections, rotary embedding of query and key, and the write into the cache.
+    """Apply RMSNorm, the three projections and the rotary embedding, and write keys and values into the cache.
 
-    The first `num_text_rows` rows are normalised with `text_norm`, the others with `audio_norm`. Dimension i of a head
-    is rotated with dimension i + head_dim / 2 (the "rotate half" convention of Llama in transformers).
+    The first `num_text_rows` rows are normalized with `text_norm`, the others with `audio_norm`. Dimension i of a head
+    is rotated with dimension i + head_dim / 2, as Llama in transformers does ("rotate half").
 
     Args:
         query: [rows, query heads * head_dim], float32; written.
-        key_cache, value_cache: [slots, KV heads, length, head_dim], float32, bfloat16 or float16; a position a row is
-            written.
+        key_cache, value_cache: [slots, KV heads, length, head_dim], float32, bfloat16 or float16; one position
+            per row is written.
         x: [rows, hidden], float32.
         text_norm, audio_norm: [hidden], float32, bfloat16 or float16.
-        eps: what RMSNorm adds to the mean square.
+        eps: added to the mean square by RMSNorm.
         qkv_weight: [(query heads + 2 * KV heads) * head_dim, hidden], packed: query, key, value.
         rope_table: [positions, head_dim], float32: the cosines of the head_dim / 2 angles, then the sines.
-        slots, positions, cache_positions: [rows], int32: the sequence, the rotary position, the place in the cache.
-        num_text_rows: how many rows, from the first on, are text.
+        slots, positions, cache_positions: [rows], int32: the sequence, the rotary position, the cache position.
+        num_text_rows: the first rows of the batch that are text.
 
     Raises:
         RuntimeError: a shape or dtype does not fit, or a position lies outside the cache or the table.
@@ -74,7 +74,7 @@ def attention(
     cache_positions: torch.Tensor,
     scale: float,
 ) -> None:
-    """`softmax(scale * q K^T) V` of each row over its own sequence, up to and with its own place in the cache.
+    """`softmax(scale * q K^T) V` of each row over its sequence, up to and including its own cache position.
 
     Query head h reads KV head h * KV heads // query heads.
 
@@ -82,10 +82,10 @@ def attention(
         out: [rows, query heads * head_dim], float32; written.
         query: [rows, query heads * head_dim], float32.
         key_cache, value_cache: [slots, KV heads, length, head_dim], float32, bfloat16 or float16.
-        slots, cache_positions: [rows], int32; row r reads places 0 .. cache_positions[r] of sequence slots[r].
+        slots, cache_positions: [rows], int32; row r reads positions 0 .. cache_positions[r] of sequence slots[r].
         scale: usually head_dim ** -0.5.
 
     Raises:
-        RuntimeError: a shape or dtype does not fit, or a place lies outside the cache.
+        RuntimeError: a shape or dtype does not fit, or a position lies outside the cache.
     """
     torch.ops.higgs_native.attention(out, query, key_cache, value_cache, slots, cache_positions, scale)

@@ -23,7 +23,7 @@ def layer_weights(
     audio_gate_up: PackedWeight,
     audio_down: PackedWeight,
 ) -> list[torch.Tensor]:
-    """A layer's weights in the order of `decoder_layers`; see `qkv_rope_cache`, `linear` and `dual_ffn`."""
+    """Return a layer's weights in the order of `decoder_layers`; see `qkv_rope_cache`, `linear` and `dual_ffn`."""
     flat: list[torch.Tensor] = []
     for weight in (
         text_input_norm,
@@ -62,16 +62,16 @@ def decoder_layers(
     """For each layer `qkv_rope_cache`, `attention` with the scale head_dim ** -0.5, `linear` and `dual_ffn`.
 
     Args:
-        x: [rows, hidden], float32; the states before the first layer, replaced by those after the last.
+        x: [rows, hidden], float32; the states before the first layer, overwritten by those after the last.
         query, attended: [rows, query heads * head_dim], float32; overwritten.
-        key_caches, value_caches: a cache for each layer.
-        weights: `layer_weights` of all layers, one behind the other.
-        skips_audio: for each layer whether audio rows pass it by; its cache then has places for text rows alone.
-        eps: what RMSNorm adds to the mean square.
+        key_caches, value_caches: one cache per layer.
+        weights: `layer_weights` of all layers, concatenated.
+        skips_audio: per layer, 1 if audio rows skip it; its cache then holds text rows alone.
+        eps: added to the mean square by RMSNorm.
         rope_table: [positions, head_dim], float32.
-        slots, positions: [rows], int32: the sequence, and the position in it, which is also the place in the cache.
-        text_positions: [num_text_rows], int32: the place in the caches of layers that audio rows pass by.
-        num_text_rows: how many rows, from the first on, are text.
+        slots, positions: [rows], int32: the sequence, and the position in it, which is also the cache position.
+        text_positions: [num_text_rows], int32: the cache position in layers that audio rows skip.
+        num_text_rows: the first rows of the batch that are text.
 
     Raises:
         RuntimeError: a shape or dtype does not fit, or a position lies outside a cache or the table.

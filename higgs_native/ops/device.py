@@ -1,7 +1,6 @@
-"""Where a model runs."""
+"""The device that a model runs on."""
 
 import re
-import threading
 
 import torch
 
@@ -10,16 +9,12 @@ from higgs_native.errors import ParameterError
 from higgs_native.ops import check_instruction_set
 
 
-CAPTURING = threading.Lock()
-"""Held while CUDA graphs are captured: a capture begins by waiting for the device, which fails while others go on."""
-
-
 def checked_device(device: str | torch.device) -> torch.device:
-    """Return the device of that name; `auto` is a GPU where there is one that the build has kernels for.
+    """Return the device of that name; `auto` is a GPU if there is one that the build has kernels for, else the CPU.
 
     Raises:
-        ParameterError: there is no such device, it can't run the kernels, or HIGGS_NATIVE_ISA names no instruction set
-            of this machine.
+        ParameterError: the device does not exist or can't run the kernels, or HIGGS_NATIVE_ISA names no instruction
+            set of this machine.
     """
     check_instruction_set()
     if device == "auto":
@@ -35,26 +30,26 @@ def checked_device(device: str | torch.device) -> torch.device:
         raise ParameterError(f"device must be auto, cpu, cuda or cuda:N, got '{device}'")
     if not build_info()["cuda"]:
         raise ParameterError(
-            f"device {device} can't be used: higgs_native was built without CUDA; build it where nvcc is found, "
-            "with HIGGS_NATIVE_CUDA=ON"
+            f"device must be cpu, got {device}: higgs_native was built without CUDA; build it with nvcc and "
+            "HIGGS_NATIVE_CUDA=ON"
         )
     if not torch.cuda.is_available():
-        raise ParameterError(f"device {device} can't be used: torch {torch.__version__} finds no GPU")
+        raise ParameterError(f"device must be cpu, got {device}: torch {torch.__version__} finds no GPU")
     index = torch.cuda.current_device() if chosen.index is None else chosen.index
     if index >= torch.cuda.device_count():
-        raise ParameterError(f"device {device} can't be used: there are {torch.cuda.device_count()} GPUs")
+        raise ParameterError(f"device must be one of {torch.cuda.device_count()} GPUs, got {device}")
     if not _has_kernels(index):
         major, minor = torch.cuda.get_device_capability(index)
         raise ParameterError(
-            f"device {device} can't be used: {torch.cuda.get_device_name(index)} has compute capability "
-            f"{major}.{minor}, and the kernels were built for {build_info()['cuda_architectures']}; build them with "
-            f"HIGGS_NATIVE_CUDA_ARCHITECTURES={major}{minor} (8.0 at least)"
+            f"device must be a GPU of architecture {build_info()['cuda_architectures']}, got {device}: "
+            f"{torch.cuda.get_device_name(index)} of compute capability {major}.{minor}; build the kernels with "
+            f"HIGGS_NATIVE_CUDA_ARCHITECTURES={major}{minor} (min 8.0)"
         )
     return torch.device("cuda", index)
 
 
 def _has_kernels(index: int) -> bool:
-    """Whether the build has machine code, or PTX, that this GPU runs."""
+    """Whether the build has machine code or PTX that this GPU runs."""
     return any(
         _runs(architecture, torch.cuda.get_device_capability(index))
         for architecture in build_info()["cuda_architectures"].split(",")
@@ -62,10 +57,10 @@ def _has_kernels(index: int) -> bool:
 
 
 def _runs(architecture: str, capability: tuple[int, int]) -> bool:
-    """Whether a GPU runs what was built for one of CMAKE_CUDA_ARCHITECTURES, such as 80-real, 90a-real, 120."""
+    """Whether a GPU runs code built for `architecture`, such as 80-real, 90a-real or 120."""
     match = re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual)?", architecture)
     if match is None:
-        return True  # `native`, `all`: whoever built it knows
+        return True  # `native`, `all`: chosen by whoever built it
     major, minor, specific, kind = int(match[1]), int(match[2]), match[3], match[4]
     if specific:
         return capability == (major, minor)

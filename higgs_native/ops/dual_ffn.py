@@ -1,4 +1,4 @@
-"""The two feed-forward paths of a layer: one for text rows, one for audio rows."""
+"""The two feed-forward paths of a layer: one for text rows and one for audio rows."""
 
 import torch
 
@@ -21,19 +21,19 @@ def dual_ffn(
     eps: float,
     num_text_rows: int,
 ) -> None:
-    """`out = x + (silu(gate) * up) @ down.T` with `gate, up = rms_norm(x) @ gate_up.T`, in two segments.
+    """`out = x + (silu(gate) * up) @ down.T` with `gate, up = rms_norm(x) @ gate_up.T`, for text and audio rows.
 
-    The first `num_text_rows` rows take the text weights, the others the audio weights; the weights of an empty segment
-    are not read.
+    The first `num_text_rows` rows take the text weights, the others the audio weights. Weights without rows are not
+    read.
 
     Args:
         out: [rows, hidden], float32; written; may be `x` itself.
         x: [rows, hidden], float32.
         text_norm, audio_norm: [hidden], float32, bfloat16 or float16.
-        text_gate_up, audio_gate_up: gate and up, both [intermediate, hidden], from `pack_gate_up`.
+        text_gate_up, audio_gate_up: gate and up, each [intermediate, hidden], packed by `pack_gate_up`.
         text_down, audio_down: [hidden, intermediate], packed.
-        eps: what RMSNorm adds to the mean square.
-        num_text_rows: how many rows, from the first on, are text.
+        eps: added to the mean square by RMSNorm.
+        num_text_rows: the first rows of the batch that are text.
 
     Raises:
         RuntimeError: a shape or dtype does not fit.

@@ -1,4 +1,4 @@
-"""Rows of the two embedding tables: text tokens, and the sums over codebooks that audio frames are."""
+"""Embeddings of text tokens and of audio frames; a frame is the sum of its codes' embeddings."""
 
 import torch
 
@@ -24,10 +24,10 @@ def embed(
         token_ids: [T], int32; T may be 0.
         codes: [A, codebooks], int32; A may be 0.
         text_table: [vocabulary, hidden], float32, bfloat16 or float16.
-        audio_table: [codebooks * codebook size, hidden], of the same dtype; codebook k holds its k-th equal part.
+        audio_table: [codebooks * codebook size, hidden], of the same dtype; the codebooks' tables, concatenated.
 
     Raises:
         RuntimeError: a shape or dtype does not fit, or, on the CPU, an id or a code lies outside its table. On CUDA
-            such a row is NaN.
+            the row becomes NaN instead.
     """
     torch.ops.higgs_native.embed(out, token_ids, codes, text_table, audio_table)

@@ -1,9 +1,9 @@
-"""Text as the model was trained to read it: punctuation, sound effect tags and white space made uniform."""
+"""Text as in the model's training data: uniform punctuation, sound effect tags and white space."""
 
 from higgs_native.errors import PromptError
 
 
-# Full-width and typographic punctuation, and what is written for it.
+# Full-width and typographic punctuation.
 _PUNCTUATION = str.maketrans(
     {
         "，": ", ",
@@ -55,26 +55,35 @@ _ENDINGS = (".", "!", "?", ",", ";", '"', "'", "</SE>", "</SE_e>")
 
 
 def normalize_text(text: str) -> str:
-    """Return `text` as it should stand in a prompt.
+    """Return `text` as it is written in a prompt.
 
-    In this order: full-width punctuation to ASCII; parentheses to spaces; °F and °C spelled out; sound effect tags
-    such as `[laugh]` or `[humming start]` to the model's own; runs of white space within a line to one space, blank
-    lines dropped; a full stop after a text that ends in neither punctuation nor a sound effect.
+    Rules, in this order:
+
+    1. Full-width and typographic punctuation becomes ASCII.
+    2. Parentheses become spaces; °F and °C are spelled out.
+    3. Sound effect tags such as `[laugh]` or `[humming start]` become the model's own.
+    4. White space within a line becomes one space; blank lines are dropped.
+    5. A text that ends in neither punctuation nor a sound effect gets a full stop.
 
     Raises:
-        PromptError: nothing is left to say, or the text is no str, or not valid Unicode.
+        PromptError: nothing is left to say, or the text is no str or not valid Unicode.
     """
-    if not isinstance(text, str):
-        raise PromptError(f"the text is a {type(text).__name__}; expected a str")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise PromptError(f"the text is not valid Unicode at character {error.start}; expected UTF-8 text") from None
-    text = text.translate(_PUNCTUATION)
+    check_unicode(text, "text")
+    normalized = text.translate(_PUNCTUATION)
     for written, replacement in (_SPELLED_OUT | _SOUND_EFFECTS).items():
-        text = text.replace(written, replacement)
-    lines = (" ".join(line.split()) for line in text.split("\n"))
-    text = "\n".join(line for line in lines if line)
-    if not text:
-        raise PromptError("the text is empty; expected something to say")
-    return text if text.endswith(_ENDINGS) else text + "."
+        normalized = normalized.replace(written, replacement)
+    lines = (" ".join(line.split()) for line in normalized.split("\n"))
+    normalized = "\n".join(line for line in lines if line)
+    if not normalized:
+        raise PromptError(f"text must hold something to say, got {text!r:.50}")
+    return normalized if normalized.endswith(_ENDINGS) else normalized + "."
+
+
+def check_unicode(text: str, name: str) -> None:
+    """Raise PromptError if a text, called `name`, is no str or not valid Unicode."""
+    if not isinstance(text, str):
+        raise PromptError(f"{name} must be a string, got {text!r:.50}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(f"{name} must be valid Unicode, got {text[error.start]!r} at {error.start}") from None

@@ -1,81 +1,115 @@
-"""Recordings as a prompt takes them."""
+"""Reference audio in memory: each recording is read, mixed down and analyzed once, then handed on."""
 
 import base64
+import hashlib
 import io
 import os
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 
 import numpy as np
+import torch
 
-from higgs_native.audio.io import checked_rate, cut, mono_samples, read_audio
-from higgs_native.audio.quality import check_recording
+from higgs_native.audio.io import check_duration, checked_rate, cut, mono_samples, read_audio
+from higgs_native.audio.quality import RecordingQuality, advise, measure
 from higgs_native.errors import AudioError, PromptError
-from higgs_native.prompt.chat import (
-    AudioContent,
-)
-from higgs_native.prompt.voices import Voice
+from higgs_native.prompt.messages import AudioContent
 
 
-def check_voice(voice: Voice) -> list[str]:
-    """Return advice on a voice's recording, as `check_recording` gives it; none for a voice that is described.
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Reference audio in memory, which neither its file nor its caller can change any more.
 
-    Raises:
-        AudioError: the recording can't be read or used.
-    """
-    if voice.profile is not None:
-        return []
-    return check_recording(*read_voice(voice).reference_audio, voice.reference_text)
+    Args:
+        samples: as for `HiggsAudioTokenizer.encode`; copied.
+        sampling_rate: in Hz.
+        name: its name in warnings and errors, such as its path.
 
-
-def read_voice(voice: Voice) -> Voice:
-    """The voice with the samples of its recording, [samples], float32, and their rate."""
-    match voice.reference_audio:
-        case (samples, sampling_rate):
-            return replace(voice, reference_audio=(mono_samples(samples), checked_rate(sampling_rate)))
-        case str() | os.PathLike():
-            return replace(voice, reference_audio=read_audio(os.path.expanduser(voice.reference_audio)))
-    raise AudioError(
-        "reference audio must be a file's path, or (samples, sampling rate), "
-        f"got a {type(voice.reference_audio).__name__}"
-    )
-
-
-def read_recording(recording: AudioContent) -> tuple[np.ndarray, int]:
-    """Return a recording's samples and their sampling rate in Hz.
-
-    Channels are averaged.
+    Attributes:
+        samples: [samples], float32, mono, full scale 1, read-only, 0.1 to 120 seconds.
 
     Raises:
-        AudioError: there is no such file, it can't be read or used, `raw_audio` is not base64, or offset and duration
-            leave nothing.
-        PromptError: it names no audio at all.
+        AudioError: the samples are empty, too short, too long, or not finite, or a type, shape or dtype is wrong.
     """
-    for name, seconds in (("offset", recording.offset), ("duration", recording.duration)):
+
+    samples: np.ndarray | torch.Tensor
+    sampling_rate: int
+    name: str = "the reference audio"
+
+    def __post_init__(self) -> None:
+        samples, sampling_rate = np.array(mono_samples(self.samples)), checked_rate(self.sampling_rate)
+        check_duration(len(samples), sampling_rate, self.name)
+        samples.flags.writeable = False
+        object.__setattr__(self, "samples", samples)
+        object.__setattr__(self, "sampling_rate", sampling_rate)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike, offset: float = 0.0, duration: float | None = None) -> "Recording":
+        """Read an audio file, or a part of it; arguments in seconds and errors as for `read_audio`."""
+        return cls(*read_audio(os.path.expanduser(path), offset, duration), os.fspath(path))
+
+    @cached_property
+    def quality(self) -> RecordingQuality | None:
+        """Its measured quality (see `audio.quality.measure`)."""
+        return measure(self.samples, self.sampling_rate)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hexadecimal digest of its samples."""
+        return hashlib.sha256(self.samples).hexdigest()
+
+    def part(self, offset: float = 0.0, duration: float | None = None) -> "Recording":
+        """Return the part that begins at `offset` and lasts at most `duration` seconds; None for the rest.
+
+        Raises:
+            AudioError: the part is empty or too short.
+        """
+        if not offset and duration is None:
+            return self
+        begin, count = cut(len(self.samples), self.sampling_rate, offset, duration, self.name)
+        return Recording(self.samples[begin : begin + count], self.sampling_rate, self.name)
+
+    def advice(self, reference_text: str | None = None) -> list[str]:
+        """Return advice on it as the reference of a voice (see `audio.quality.check_recording`)."""
+        return advise(self.quality, reference_text)
+
+
+def read_recording(content: AudioContent) -> Recording:
+    """Read the audio of a message.
+
+    Raises:
+        AudioError: the file does not exist, the audio can't be read or used, `raw_audio` is not base64, or offset and
+            duration leave nothing.
+        PromptError: the content names no audio.
+    """
+    for name, seconds in (("offset", content.offset), ("duration", content.duration)):
         if seconds is not None and not (isinstance(seconds, Real) and 0 <= seconds < float("inf")):
             raise AudioError(f"{name} must be a number of seconds, at least 0, got {seconds!r}")
-    offset, duration = recording.offset or 0, recording.duration
-    url = recording.audio_url
+    offset, duration = content.offset or 0, content.duration
+    url = content.audio_url
     if not isinstance(url, str | os.PathLike | None):
         raise AudioError(f"audio_url must be an audio file's path, got a {type(url).__name__}")
     if url not in (None, "", "placeholder"):
-        return read_audio(os.path.expanduser(url), offset, duration)
-    match recording.raw_audio:
+        return Recording.from_file(url, offset, duration)
+    match content.raw_audio:
         case None:
             raise PromptError("an audio content names no recording; expected audio_url or raw_audio")
+        case Recording() as recording:
+            return recording.part(offset, duration)
         case (samples, sampling_rate):
             samples, sampling_rate = mono_samples(samples), checked_rate(sampling_rate)
             begin, count = cut(len(samples), sampling_rate, offset, duration)
-            return samples[begin : begin + count], sampling_rate
+            return Recording(samples[begin : begin + count], sampling_rate)
         case str() | bytes() as encoded:
             try:
                 encoded = encoded.encode() if isinstance(encoded, str) else encoded
                 data = base64.b64decode(b"".join(encoded.split()), validate=True)  # it may have line breaks
             except ValueError:
                 raise AudioError("raw_audio is not valid base64") from None
-            return read_audio(io.BytesIO(data), offset, duration)
+            return Recording(*read_audio(io.BytesIO(data), offset, duration))
         case other:
             raise AudioError(
-                "raw_audio must be an audio file's bytes in base64, or (samples, sampling rate), "
+                "raw_audio must be an audio file's bytes in base64, (samples, sampling rate) or a Recording, "
                 f"got a {type(other).__name__}"
             )

@@ -9,14 +9,14 @@ A folder may hold, side by side:
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 
-from higgs_native.errors import ConfigError, ParameterError, PromptError
+from higgs_native.errors import AudioError, ConfigError, ParameterError, PromptError
+from higgs_native.prompt.recordings import Recording
 from higgs_native.utils.checks import check_string
 from higgs_native.utils.files import read_json_object
 
@@ -32,7 +32,7 @@ class Voice:
     """How one speaker should sound: like a recording, or as described.
 
     Attributes:
-        reference_audio: a recording: an audio file, or `(samples, sampling rate in Hz)`; None where `profile` is set.
+        reference_audio: an audio file, `(samples, sampling rate in Hz)`, or a `Recording`; None if `profile` is set.
         reference_text: the words spoken in it. Without them the recording stands in the scene, not in its own turn.
         profile: a description such as `male; british accent`, where there is no recording.
 
@@ -40,7 +40,7 @@ class Voice:
         PromptError: it holds neither a recording nor a description, or both, or words without a recording.
     """
 
-    reference_audio: Any = None
+    reference_audio: str | os.PathLike | tuple[np.ndarray, int] | Recording | None = None
     reference_text: str | None = None
     profile: str | None = None
 
@@ -134,7 +134,7 @@ def _profiles(path: Path) -> dict[str, str]:
 
 def choose_voices(
     voice: str | Voice | Sequence[str | Voice] | None = None,
-    reference_audio: str | Path | tuple[np.ndarray, int] | None = None,
+    reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
     reference_text: str | None = None,
     voices_folder: str | Path | None = None,
 ) -> list[Voice]:
@@ -161,3 +161,37 @@ def choose_voices(
         if not isinstance(item, str | Voice):
             raise ParameterError(f"voice must be a name, a Voice, or a list of these, got a {type(item).__name__}")
     return [item if isinstance(item, Voice) else find_voice(item.strip(), voices_folder) for item in voices]
+
+
+def read_voice(voice: Voice) -> Voice:
+    """Return the voice with its reference audio as a `Recording`; a voice with a profile is returned as it is.
+
+    Raises:
+        AudioError: the reference audio can't be read or used.
+    """
+    if voice.profile is not None:
+        return voice
+    match voice.reference_audio:
+        case Recording():
+            return voice
+        case (samples, sampling_rate):
+            recording = Recording(samples, sampling_rate)
+        case str() | os.PathLike() as path:
+            recording = Recording.from_file(path)
+        case other:
+            raise AudioError(
+                "reference audio must be a file's path, (samples, sampling rate) or a Recording, "
+                f"got a {type(other).__name__}"
+            )
+    return replace(voice, reference_audio=recording)
+
+
+def check_voice(voice: Voice) -> list[str]:
+    """Return advice on a voice's reference audio, one phrase per flaw; none for a voice with a profile.
+
+    Raises:
+        AudioError: the reference audio can't be read or used.
+    """
+    if voice.profile is not None:
+        return []
+    return read_voice(voice).reference_audio.advice(voice.reference_text)

@@ -1,4 +1,4 @@
-"""The operators of `higgs_native.ops` in plain PyTorch: the same signatures, the truth for tests and benchmarks."""
+"""The operators of `higgs_native.ops` in plain PyTorch, with the same signatures, for tests and benchmarks."""
 
 from higgs_native.reference.attention import attention, qkv_rope_cache
 from higgs_native.reference.audio_tokenizer import (
@@ -12,7 +12,7 @@ from higgs_native.reference.audio_tokenizer import (
 from higgs_native.reference.delay_pattern import delay_pattern_build, delay_pattern_revert
 from higgs_native.reference.dual_ffn import dual_ffn
 from higgs_native.reference.embedding import embed
-from higgs_native.reference.linear import linear, product, rms_norm, rms_norm_linear, unpack_linear
+from higgs_native.reference.linear import linear, packed_linear, rms_norm, rms_norm_linear, unpack_linear
 from higgs_native.reference.sampling import process_logits, sample_audio_frame, sample_text
 
 
@@ -24,8 +24,8 @@ __all__ = [
     "dual_ffn",
     "embed",
     "linear",
+    "packed_linear",
     "process_logits",
-    "product",
     "qkv_rope_cache",
     "residual_unit",
     "rms_norm",

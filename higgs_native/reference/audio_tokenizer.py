@@ -75,7 +75,7 @@ def rvq_decode(out: torch.Tensor, codes: torch.Tensor, table: torch.Tensor, bias
 
 
 def _columns(result: torch.Tensor, out: torch.Tensor, first: int) -> torch.Tensor:
-    """The columns of `result` that `out` takes."""
+    """Return the columns of `result` from `first` on that fit `out`."""
     return result[..., first : first + out.shape[2]]
 
 

@@ -4,7 +4,7 @@ import torch
 
 
 def delay_pattern_build(out: torch.Tensor, codes: torch.Tensor, bos_id: int, eos_id: int) -> None:
-    """Enclose each codebook's codes in BOS and EOS, as many as put it one column behind the codebook before it."""
+    """Enclose each codebook's codes in BOS and EOS, so that it begins one column after the codebook before it."""
     num_codebooks = len(codes)
     for k in range(num_codebooks):
         before = codes.new_full((k + 1,), bos_id)
@@ -13,6 +13,6 @@ def delay_pattern_build(out: torch.Tensor, codes: torch.Tensor, bos_id: int, eos
 
 
 def delay_pattern_revert(out: torch.Tensor, delayed: torch.Tensor) -> None:
-    """Take row k from its column k on."""
+    """Read row k from column k on."""
     for k, row in enumerate(delayed):
         out[k] = row[k : k + out.shape[1]]

@@ -3,7 +3,7 @@
 import torch
 
 from higgs_native.ops.linear import PackedWeight
-from higgs_native.reference.linear import product, rms_norm, unpack_linear
+from higgs_native.reference.linear import packed_linear, rms_norm, unpack_linear
 
 
 def dual_ffn(
@@ -25,7 +25,7 @@ def dual_ffn(
     )
     for rows, norm, gate_up, down in segments:
         # A panel holds 16 rows of the gate, then 16 of the up projection.
-        both = product(rms_norm(x[rows], norm, eps), gate_up).unflatten(1, (-1, 2, 16))
+        both = packed_linear(rms_norm(x[rows], norm, eps), gate_up).unflatten(1, (-1, 2, 16))
         activated = torch.nn.functional.silu(both[:, :, 0]) * both[:, :, 1]
         columns = min(activated[0].numel(), unpack_linear(down).shape[1]) if len(activated) else 0
-        out[rows] = x[rows] + product(activated.flatten(1)[:, :columns], down)[:, : x.shape[1]]
+        out[rows] = x[rows] + packed_linear(activated.flatten(1)[:, :columns], down)[:, : x.shape[1]]

@@ -2,7 +2,8 @@
 
 import torch
 
-from higgs_native.ops.linear import PANEL, QUANTIZATION_GROUP, PackedWeight
+from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, format_of
+from higgs_native.ops.linear import PackedWeight
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -11,11 +12,11 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def unpack_linear(weight: PackedWeight) -> torch.Tensor:
-    """The matrix [n, k] of a packed weight, float32, with the zeros that fill its last panel and its last unit."""
+    """Return the matrix [n, k] of a packed weight, float32, with the zeros that pad its last panel and unit."""
     data, scales = weight
     panels = len(data)
     words = data.transpose(1, 2)  # [panels, 32, units, elements]
-    if data.dtype == torch.uint8:
+    if format_of(data.dtype).bits == 4:
         words = torch.cat([words & 15, words >> 4], dim=-1).float() - 8
         scales = scales.float().transpose(1, 2).repeat_interleave(QUANTIZATION_GROUP, dim=-1)
         words = words.reshape(panels, PANEL, -1) * scales
@@ -25,27 +26,27 @@ def unpack_linear(weight: PackedWeight) -> torch.Tensor:
 
 
 def quantize_activations(x: torch.Tensor) -> torch.Tensor:
-    """Rows [rows, k] rounded to 8-bit integers times a scale for each group of 128 columns, k a multiple of it."""
+    """Round rows [rows, k] to 8-bit integers with a scale per group of 128 columns; k must be a multiple of 128."""
     groups = x.unflatten(1, (-1, QUANTIZATION_GROUP))
-    most = groups.abs().amax(-1, keepdim=True)
-    # A number divided by a tensor would be multiplied by its reciprocal, which rounds twice.
-    inverse = torch.full_like(most, 127) / most
-    integers = torch.round(groups * torch.where(most > 1e-30, inverse, 0))
-    return (integers * (most / 127)).view_as(x)
+    max_magnitude = groups.abs().amax(-1, keepdim=True)
+    # `127 / tensor` would multiply by the reciprocal, which rounds twice.
+    inverse = torch.full_like(max_magnitude, 127) / max_magnitude
+    integers = torch.round(groups * torch.where(max_magnitude > 1e-30, inverse, 0))
+    return (integers * (max_magnitude / 127)).view_as(x)
 
 
-def product(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-    """`x @ weight.T` [rows, n], with the columns that fill the last panel; x [rows, k] is filled with zeros."""
+def packed_linear(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+    """Return `x @ weight.T` [rows, n], n padded to whole panels; x [rows, k] is padded with zeros."""
     matrix = unpack_linear(weight)
     x = torch.nn.functional.pad(x, (0, matrix.shape[1] - x.shape[1]))
-    if weight.data.dtype in (torch.int8, torch.uint8):
+    if format_of(weight.data.dtype).is_integer:
         x = quantize_activations(x)
     return x @ matrix.T
 
 
 def linear(out: torch.Tensor, x: torch.Tensor, weight: PackedWeight, residual: torch.Tensor | None = None) -> None:
     """See `higgs_native.ops.linear`."""
-    result = product(x, weight)[:, : out.shape[1]]
+    result = packed_linear(x, weight)[:, : out.shape[1]]
     out.copy_(result if residual is None else residual + result)
 
 

@@ -1,6 +1,6 @@
-"""`higgs_native.ops.sampling` in plain Python and PyTorch, a row and a codebook at a time.
+"""`higgs_native.ops.sampling` in plain Python and PyTorch, one row and one codebook at a time.
 
-The random numbers and the weights of a draw are part of the definition, so the operators must give these very codes.
+Random numbers and the weights of a draw are part of the definition, so the operators must give exactly these codes.
 """
 
 import math
@@ -17,7 +17,7 @@ _WORD = np.uint64(0xFFFFFFFF)
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Philox4x32-10: four random 32-bit words for a counter of four words and a key of two."""
+    """Return four random 32-bit words for a counter of four words and a key of two words (Philox4x32-10)."""
     c0, c1, c2, c3 = (np.uint64(word) for word in counter)
     k0, k1 = (np.uint64(word) for word in key)
     for _ in range(10):
@@ -33,14 +33,14 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[in
 
 
 def random_bits(seed: int, step: int, codebook: int, draw: int) -> int:
-    """64 random bits for one draw."""
+    """Return 64 random bits for one draw."""
     seed %= 2**64
     words = philox((step % 2**32, step % 2**64 >> 32, codebook, draw), (seed % 2**32, seed >> 32))
     return words[0] | words[1] << 32
 
 
 def draw_weights(scores: torch.Tensor) -> torch.Tensor:
-    """The weights of a draw, int64: `2**40 * exp(scores - max)`, each float32 operation rounded for itself."""
+    """Return the weights of a draw, int64: `2**40 * exp(scores - max)`, with each float32 operation rounded."""
     exponent = (scores - scores.max()) * torch.tensor(1.44269504)
     exponent = exponent.clamp(min=-64)
     whole = exponent.trunc()
@@ -61,10 +61,10 @@ def _processed(logits: torch.Tensor, temperature: float, top_k: int, top_p: floa
     if top_p < 1:
         weights = draw_weights(scores)
         limit = max(1, math.ceil(top_p * float(int(weights.sum()))))
-        values, place = scores.unique(return_inverse=True)  # ascending
-        mass = torch.zeros(len(values), dtype=torch.int64).index_add_(0, place, weights)
+        values, index = scores.unique(return_inverse=True)  # ascending
+        mass = torch.zeros(len(values), dtype=torch.int64).index_add_(0, index, weights)
         above = mass.sum() - mass.cumsum(0)
-        scores = scores.masked_fill((above >= limit)[place], -torch.inf)
+        scores = scores.masked_fill((above >= limit)[index], -torch.inf)
     return scores
 
 
@@ -150,7 +150,7 @@ def sample_audio_frame(
 
 
 class _FrameSampler:
-    """The logits of one frame, [C, V], and everything a draw from them depends on."""
+    """The logits of one frame [C, V], and all parameters of a draw from them."""
 
     def __init__(
         self,
@@ -229,7 +229,7 @@ def _advance_transformers(fields: torch.Tensor, frame: _FrameSampler, bos_id: in
         if masked.max() > -torch.inf or frame.temperature == 0:
             code = frame.draw(k, masked)
         else:
-            code = eos_id  # both masks: a draw from nothing
+            code = eos_id  # both masks together leave no code
         codes.append(frame.replace_repetition(k, code, ignored=(bos_id, eos_id)))
     fields[StateField.TRANSFORMERS_BOS_BASE] -= 1
     if eos_id in codes:

@@ -1,4 +1,4 @@
-"""Iterating over what a thread makes: the thread waits for a slow consumer, and ends with the loop."""
+"""Iteration over items that a thread produces. The thread waits for a slow consumer, and ends with the loop."""
 
 import asyncio
 import atexit
@@ -14,18 +14,18 @@ T = TypeVar("T")
 
 
 class ConsumerLeft(Exception):
-    """Ends the function that makes items for a loop that was left."""
+    """Ends the producing function after the consumer has left the loop."""
 
 
 class BackgroundIterator(Generic[T]):
-    """Items that a function makes in a thread of its own, iterated once, by `for` or by `async for`.
+    """Items that a function produces in its own thread, iterated once, by `for` or by `async for`.
 
-    The thread begins with the iteration. An error in it is raised where the items are taken. Leaving the loop (or
-    `close`) ends it: what it does next with this object raises ConsumerLeft, and the loop is left when it has ended.
+    The thread begins with the iteration, and its errors are raised in the loop. Leaving the loop, or `close`, ends the
+    thread: its next call of `put` or `check` raises ConsumerLeft. The loop is left after the thread has ended.
 
     Args:
-        make: called in the thread with this object, to `put` items; it calls `check` where it puts none for long.
-        capacity: `put` waits while so many items are not taken.
+        make: called in the thread with this object, to `put` items; it calls `check` if it puts none for long.
+        capacity: items that may wait for the consumer; `put` waits for room.
     """
 
     def __init__(self, make: Callable[["BackgroundIterator[T]"], None], capacity: int) -> None:
@@ -35,8 +35,8 @@ class BackgroundIterator(Generic[T]):
         self._capacity = capacity
         self._changed = threading.Condition()
         self._items: deque[T] = deque()
-        self._left = False  # the consumer has
-        self._ended = False  # the thread has
+        self._left = False  # the consumer has left
+        self._ended = False  # the thread has ended
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._wake: Callable[[], object] = lambda: None
@@ -45,7 +45,7 @@ class BackgroundIterator(Generic[T]):
         """Hand over an item (called in the thread).
 
         Raises:
-            ConsumerLeft: nobody will take it.
+            ConsumerLeft: the consumer has left.
         """
         start = time.perf_counter()
         with self._changed:
@@ -56,12 +56,12 @@ class BackgroundIterator(Generic[T]):
             self._notify()
 
     def check(self) -> None:
-        """Raise ConsumerLeft where nobody takes items any more (called in the thread)."""
+        """Raise ConsumerLeft if the consumer has left (called in the thread)."""
         if self._left:
             raise ConsumerLeft
 
     def close(self) -> None:
-        """End the thread, and wait until it has ended; what was not taken is lost."""
+        """End the thread and wait for its end; items that were not taken are lost."""
         self._leave()
         if self._thread is not None:
             self._thread.join()
@@ -104,19 +104,19 @@ class BackgroundIterator(Generic[T]):
                 if not self._ended:
                     try:
                         await changed.wait()
-                    except asyncio.CancelledError:  # for the second time, perhaps: no thread is left behind
+                    except asyncio.CancelledError:  # maybe for the second time: the thread must end first
                         cancelled = True
             self._thread.join()
             if cancelled:
                 raise asyncio.CancelledError
 
     def _start(self, wake: Callable[[], object] = lambda: None) -> None:
-        """Begin; `wake` is called in the thread after every item, and at the end."""
+        """Start the thread, which calls `wake` after every item and at the end."""
         with self._changed:
             if self._thread is not None or self._left:
-                raise RuntimeError("this has been iterated, or closed, and can't be iterated again")
+                raise RuntimeError("a BackgroundIterator can be iterated once, and not after close")
             self._wake = wake
-            # A daemon: an interpreter that exits inside of the loop ends it by _close_all, and does not wait before.
+            # A daemon: an interpreter that exits inside the loop must reach _close_all, which ends the thread.
             self._thread = threading.Thread(target=self._run, name="higgs-native", daemon=True)
             _started.add(self)
             self._thread.start()
@@ -148,23 +148,23 @@ class BackgroundIterator(Generic[T]):
             if error is not None:
                 raise error
         finally:
-            # The error's traceback leads here: this name would keep it, and what its frames hold, until a collection.
+            # The traceback refers to this frame: with the name, the error would live until garbage collection.
             del error
 
     def _notify(self) -> None:
         self._changed.notify_all()
         try:
             self._wake()
-        except RuntimeError:  # the event loop was closed inside of the `async for`
+        except RuntimeError:  # the event loop was closed inside the `async for`
             self._left = True
 
 
-# Those whose thread may still run. Weak: an object that nobody holds is closed by its iterator.
+# Iterators whose thread may still run. Weak references: an unreferenced iterator closes itself.
 _started: "weakref.WeakSet[BackgroundIterator]" = weakref.WeakSet()
 
 
 @atexit.register
 def _close_all() -> None:
-    """End all threads before the interpreter goes: one that is inside torch then would abort the process."""
+    """End all threads before the interpreter exits: a thread inside torch would abort the process."""
     for background in list(_started):
         background.close()

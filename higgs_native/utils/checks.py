@@ -1,4 +1,4 @@
-"""Checks of the types of parameters; numpy's integers and floats are such, too."""
+"""Type checks of parameters. Integers and floats of numpy are accepted."""
 
 import os
 from numbers import Integral, Real
@@ -22,34 +22,38 @@ _INTEGERS = (
 
 
 def check_integer(name: str, value: object, optional: bool = False) -> None:
-    """Raise ParameterError where `value` is no integer, nor None where it is `optional`."""
+    """Raise ParameterError unless `value` is an integer, or None if `optional`."""
     _check(name, value, Integral, "an integer", optional)
 
 
 def check_number(name: str, value: object, optional: bool = False) -> None:
-    """Raise ParameterError where `value` is no real number, nor None where it is `optional`."""
+    """Raise ParameterError unless `value` is a real number, or None if `optional`."""
     _check(name, value, Real, "a number", optional)
 
 
 def check_string(name: str, value: object, optional: bool = False) -> None:
-    """Raise ParameterError where `value` is no str, nor None where it is `optional`."""
+    """Raise ParameterError unless `value` is a str, or None if `optional`."""
     _check(name, value, str, "a string", optional)
 
 
 def expanded_path(name: str, value: str | os.PathLike) -> str:
-    """Return a path as it is written, but for a `~` at its beginning. Raises ParameterError where `value` is none."""
+    """Return a path as a str, with a leading `~` expanded.
+
+    Raises:
+        ParameterError: `value` is no path.
+    """
     _check(name, value, (str, os.PathLike), "a string or a path", False)
     if "\0" in os.fspath(value):
-        raise ParameterError(f"{name} must be a path, got {value!r} with a zero byte")
+        raise ParameterError(f"{name} must be a path without zero bytes, got {value!r}")
     return os.path.expanduser(value)
 
 
 def integer_tensor(
     name: str, value: torch.Tensor | np.ndarray, error: type[HiggsNativeError] = ParameterError
 ) -> torch.Tensor:
-    """Return a tensor or an array of integers as an int64 tensor; raise `error` where it is none."""
+    """Return a tensor or an array of integers as an int64 tensor; raise `error` for anything else."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
-        value = torch.from_numpy(value.astype(np.int64))  # torch takes neither every dtype nor every stride
+        value = torch.from_numpy(value.astype(np.int64))  # torch lacks some of numpy's dtypes and strides
     if not isinstance(value, torch.Tensor) or value.dtype not in _INTEGERS:
         got = getattr(value, "dtype", type(value).__name__)
         raise error(f"{name} must be integers in a tensor or an array, got {got}")

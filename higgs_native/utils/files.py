@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders: written whole or not at all, locked, checked, and read as JSON."""
 
 import errno
 import fcntl
@@ -16,14 +16,13 @@ from higgs_native.errors import ConfigError, ParameterError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`, for a file or a folder, renamed to it at the end, or removed where writing
-    fails.
+    """Yield a temporary path beside `path` for a file or a folder: renamed to `path` at the end, removed on an error.
 
-    What processes left that were killed while they wrote to `path` is removed.
+    Removes the temporary files of processes that were killed while they wrote to `path`.
     """
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         process = leftover.name.split(".")[-2]
-        # In containers, the process that was killed often had the id that this one has.
+        # In containers a killed process often had this process's id.
         if process.isdecimal() and (int(process) == os.getpid() or not _is_running(int(process))):
             _remove(leftover)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -36,10 +35,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Have a folder alone, among the processes that ask for it. The lock ends with the process, however that ends.
+    """Lock a folder against other processes that lock it. The lock ends with the process, even if it is killed.
 
     Raises:
-        ParameterError: another process has it.
+        ParameterError: another process holds the lock.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -47,21 +46,19 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno == errno.EWOULDBLOCK:
-                raise ParameterError(
-                    f"the folder {folder} is in use by another run; expected that to be over, or another folder"
-                ) from None
-            # Some network file systems have no locks.
+                raise ParameterError(f"folder must be free, got {folder}, which is in use by another run") from None
+            # Other errors: some network file systems have no locks.
         yield
     finally:
         os.close(descriptor)
 
 
 def check_file_can_be_made(path: Path) -> None:
-    """Raise ParameterError where `path` is a folder, or its folder can't be written to; a file there is left alone."""
-    # Only trying tells whether a file can be made: permissions don't bind every user, and disks may be read-only.
+    """Raise ParameterError if `path` is a folder, or if its folder can't be written to. An existing file is kept."""
+    # Creating a probe is the only reliable check: permissions don't bind every user, and disks may be read-only.
     try:
         if path.is_dir():
-            raise ParameterError(f"{path} is a folder; expected a file")
+            raise ParameterError(f"path must be a file, got {path}, which is a folder")
         probe = path.with_name(f".{path.name}.probe")
         probe.touch()
         probe.unlink()
@@ -70,7 +67,7 @@ def check_file_can_be_made(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a file or a folder, as far as there is one and its owner allows it."""
+    """Delete a file or a folder, if it exists and permissions allow it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -84,7 +81,7 @@ def _is_running(process: int) -> bool:
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
-        pass  # another user's, or no process's id at all
+        pass  # another user's process, or no process id at all
     return True
 
 
@@ -101,5 +98,5 @@ def read_json_object(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path} is not readable as JSON: {error}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds a JSON {type(raw).__name__}; expected an object")
+        raise ConfigError(f"{path} must hold a JSON object, got a {type(raw).__name__}")
     return raw

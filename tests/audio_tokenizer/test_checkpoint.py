@@ -1,5 +1,6 @@
-"""The audio tokenizer's checkpoints: both layouts give the same tensors, and what is wrong is named."""
+"""The audio tokenizer's checkpoints: both layouts give the same tensors, and errors name what is wrong."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from higgs_native.audio_tokenizer.checkpoint import folded_shapes, load_tensors, original_name
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.errors import CheckpointError
-from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG as CONFIG
+from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG as CONFIG
 from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 from tests.audio_tokenizer.test_config import RECIPE
 
@@ -24,7 +25,7 @@ def folder(tmp_path):
 
 
 def original_state(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors as the original stores them: its names, weight norm, and what only training uses."""
+    """Return the tensors as the original stores them: its names, weight norm, and the tensors of training."""
     state = {}
     for name, tensor in tensors.items():
         stored = original_name(name, CONFIG)
@@ -48,7 +49,7 @@ def original_state(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_the_original_layout_gives_the_same_tensors(folder):
+def test_original_layout_gives_the_same_tensors(folder):
     expected = load_tensors(folder, CONFIG)
     (folder / "model.safetensors").unlink()
     torch.save(original_state(expected), folder / "model.pth")
@@ -59,7 +60,7 @@ def test_the_original_layout_gives_the_same_tensors(folder):
 
 
 def test_original_names_are_the_golden_ones():
-    """Every name that the original implementation gave, but for the linear layer that only its training uses."""
+    """All names of the original implementation, except the linear layer that only its training uses."""
     config = HiggsAudioTokenizerConfig.from_dict(RECIPE["config"])
     config = replace(config, hubert=replace(config.hubert, num_hidden_layers=2))
     names = {original_name(name, config) for name in folded_shapes(config)}
@@ -77,7 +78,7 @@ def test_half_precision_is_widened(folder):
     assert {tensor.dtype for tensor in load_tensors(folder, CONFIG).values()} == {torch.float32}
 
 
-def test_every_misfit_is_named_at_once(folder):
+def test_all_differences_are_named_at_once(folder):
     stored = load_file(folder / "model.safetensors")
     del stored["fc.weight"]
     stored["surplus"] = torch.zeros(1)
@@ -94,23 +95,37 @@ def test_every_misfit_is_named_at_once(folder):
 @pytest.mark.parametrize(
     ("gain", "message"),
     [
-        (None, "has only the direction of"),
-        (torch.ones(2, 1, 1), "weight norm of shapes"),
-        (torch.ones(3), "weight norm"),
+        (None, "must hold gain and direction of .*, got only direction"),
+        (torch.ones(2, 1, 1), r"gain of .*, got \[2, 1, 1\] for \["),
+        (torch.ones(3), r"gain of .*, got \[3\] for \["),
     ],
 )
-def test_a_broken_weight_norm_is_named(folder, gain, message):
+def test_broken_weight_norm_is_refused(folder, gain, message):
     stored = load_file(folder / "model.safetensors")
     name = f"{POSITION}.parametrizations.weight.original0"
     del stored[name]
     save_file(stored | ({name: gain} if gain is not None else {}), folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=f"{message}.*{POSITION}.weight" if gain is not None else message):
+    with pytest.raises(CheckpointError, match=message):
         load_tensors(folder, CONFIG)
 
 
-def test_a_folder_without_tensors(tmp_path):
+def test_folder_without_tensors(tmp_path):
     with pytest.raises(CheckpointError, match=r"neither model.safetensors nor model.pth"):
         load_tensors(tmp_path, CONFIG)
+
+
+def test_a_single_file_comes_before_shards_and_a_pickle(folder):
+    expected = load_tensors(folder, CONFIG)
+    stored = load_file(folder / "model.safetensors")
+    shard = "model-00001-of-00001.safetensors"
+    save_file({name: tensor + 1 for name, tensor in stored.items()}, folder / shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(stored, shard)}))
+    torch.save({name: tensor + 2 for name, tensor in stored.items()}, folder / "model.pth")
+    assert torch.equal(load_tensors(folder, CONFIG)["fc.bias"], expected["fc.bias"])
+    (folder / "model.safetensors").unlink()
+    assert torch.equal(load_tensors(folder, CONFIG)["fc.bias"], expected["fc.bias"] + 1)
+    (folder / "model.safetensors.index.json").unlink()
+    assert torch.equal(load_tensors(folder, CONFIG)["fc.bias"], expected["fc.bias"] + 2)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "model.pth"])
@@ -133,8 +148,11 @@ class Payload:
         return (print, ("executed",))
 
 
-@pytest.mark.parametrize(("state", "message"), [(Payload(), "damaged"), ([1], "no dict"), ({"a": 1}, "no dict")])
-def test_a_pickle_of_something_else(tmp_path, capsys, state, message):
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [(Payload(), "damaged"), ([1], "must hold a dict of tensors"), ({"a": 1}, "must hold a dict of tensors")],
+)
+def test_pickle_of_another_object(tmp_path, capsys, state, message):
     torch.save(state, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=message):
         load_tensors(tmp_path, CONFIG)

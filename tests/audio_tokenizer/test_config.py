@@ -1,4 +1,4 @@
-"""The audio tokenizer's configuration: both layouts, what follows from it, and what it refuses."""
+"""The audio tokenizer's configuration: both layouts, derived sizes, and refusals."""
 
 import json
 from dataclasses import replace
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig, tensor_shapes
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig
 from higgs_native.errors import ConfigError
 
 
 RECIPE = json.loads((Path(__file__).parents[1] / "golden" / "boson_codec" / "recipe.json").read_text())
-REAL = HiggsAudioTokenizerConfig()
+PUBLISHED = HiggsAudioTokenizerConfig()
 SMALL = replace(
-    REAL,
+    PUBLISHED,
     num_codebooks=3,
     codebook_size=32,
     codebook_dim=5,
@@ -36,60 +36,78 @@ SMALL = replace(
 )
 
 
-def test_the_published_sizes():
-    assert (REAL.hop_length, REAL.frame_rate, REAL.hidden_size, REAL.semantic_downsample_factor) == (960, 25, 1024, 2)
-    assert REAL.decoder_context == 10
-    shapes = tensor_shapes(REAL)
-    assert shapes["acoustic_decoder.block.0.conv_t1.weight"] == (1024, 512, 16)
-    assert shapes["quantizer.quantizers.7.codebook.embed"] == (1024, 64)
-    assert shapes["semantic_model.encoder.pos_conv_embed.conv.parametrizations.weight.original1"] == (768, 48, 128)
+def test_published_sizes():
+    assert (
+        PUBLISHED.hop_length,
+        PUBLISHED.frame_rate,
+        PUBLISHED.hidden_size,
+        PUBLISHED.semantic_downsample_factor,
+    ) == (960, 25, 1024, 2)
+    assert PUBLISHED.decoder_context == 10
 
 
-def test_bosons_layout():
-    assert HiggsAudioTokenizerConfig.from_dict(RECIPE["config"]) == REAL
+def test_boson_layout():
+    assert HiggsAudioTokenizerConfig.from_dict(RECIPE["config"]) == PUBLISHED
 
 
-@pytest.mark.parametrize("config", [REAL, SMALL, replace(SMALL, num_codebooks=7)], ids=["real", "small", "seven"])
-def test_the_transformers_layout_round_trips(config, tmp_path):
+@pytest.mark.parametrize(
+    "config", [PUBLISHED, SMALL, replace(SMALL, num_codebooks=7)], ids=["published", "small", "seven"]
+)
+def test_transformers_layout_round_trips(config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     assert HiggsAudioTokenizerConfig.from_pretrained(tmp_path) == config
 
 
-def test_values_left_out_are_the_published_ones():
-    """8 codebooks, then: the class default of transformers 5.23 would make 16 of them."""
-    assert HiggsAudioTokenizerConfig.from_dict({"model_type": "higgs_audio_v2_tokenizer"}) == REAL
+def test_defaults_are_the_published_values():
+    """Among them 8 codebooks: the class default of transformers 5.23 would make 16."""
+    assert HiggsAudioTokenizerConfig.from_dict({"model_type": "higgs_audio_v2_tokenizer"}) == PUBLISHED
 
 
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({}, "model_type is None; expected 'higgs_audio_v2_tokenizer'"),
-        ({"model_type": "dac"}, "model_type is 'dac'"),
-        (RECIPE["config"] | {"semantic_techer": "wavlm"}, "semantic_techer is 'wavlm'"),
-        (RECIPE["config"] | {"downsample_mode": "avg"}, "downsample_mode is 'avg'"),
-        ({"n_q": 8}, "no 'ratios'"),
-        (RECIPE["config"] | {"n_q": 0}, "num_codebooks is 0; expected positive"),
-        (RECIPE["config"] | {"ratios": []}, "downsampling_ratios is .*; expected positive"),
-        (RECIPE["config"] | {"ratios": 8}, "not iterable"),
-        (RECIPE["config"] | {"ratios": [8, 5, 4, 2, 3, 1]}, "expected at least 2 each"),
-        (RECIPE["config"] | {"ratios": [2, 2]}, "shorter than a HuBERT frame"),
-        (RECIPE["config"] | {"ratios": [2] * 11}, "can't be halved 11 times"),
-        (RECIPE["config"] | {"bins": "many"}, "invalid literal"),
-        (REAL.to_dict() | {"target_bandwidths": [0.1]}, "num_codebooks is 0"),
-        (REAL.to_dict() | {"strides": [1]}, "strides and channel_ratios differ"),
-        (REAL.to_dict() | {"channel_ratios": [1, 2]}, "channel_ratios must end at 1"),
-        (REAL.to_dict() | {"acoustic_model_config": {"upsampling_ratios": [2]}}, "differ in their products"),
-        (REAL.to_dict() | {"acoustic_model_config": [1]}, "has no attribute"),
-        (REAL.to_dict() | {"semantic_model_config": {"feat_extract_norm": "layer"}}, "feat_extract_norm 'layer'"),
-        (REAL.to_dict() | {"semantic_model_config": {"do_stable_layer_norm": True}}, "do_stable_layer_norm True"),
+        ({}, "model_type must be 'higgs_audio_v2_tokenizer', got None"),
+        ({"model_type": "dac"}, "got 'dac'"),
         (
-            REAL.to_dict() | {"semantic_model_config": {"conv_dim": [3]}},
-            "conv_dim, conv_kernel and conv_stride differ",
+            RECIPE["config"] | {"semantic_techer": "wavlm"},
+            "semantic_techer must be 'hubert_base' or 'hubert_base_general', got 'wavlm'",
         ),
-        (REAL.to_dict() | {"semantic_model_config": {"num_attention_heads": 5}}, "no multiple of its num_attention"),
+        (RECIPE["config"] | {"downsample_mode": "avg"}, "downsample_mode must be 'step_down', got 'avg'"),
+        ({"n_q": 8}, "no 'ratios'"),
+        (RECIPE["config"] | {"n_q": 0}, "num_codebooks must be positive, got 0"),
+        (RECIPE["config"] | {"ratios": []}, "downsampling_ratios must be positive, got"),
+        (RECIPE["config"] | {"ratios": 8}, "not iterable"),
+        (RECIPE["config"] | {"ratios": [8, 5, 4, 2, 3, 1]}, "upsampling_ratios must be at least 2 each, got"),
+        (RECIPE["config"] | {"ratios": [2, 2]}, "must be at least 480 \\(a HuBERT frame\\), got 4"),
+        (RECIPE["config"] | {"ratios": [2] * 11}, "decoder_hidden_size must be a multiple of 2048 .*, got 1024"),
+        (RECIPE["config"] | {"bins": "many"}, "invalid literal"),
+        (PUBLISHED.to_dict() | {"target_bandwidths": [0.1]}, "num_codebooks must be positive, got 0"),
+        (PUBLISHED.to_dict() | {"strides": [1]}, "strides must have the length of channel_ratios, 2, got 1"),
+        (PUBLISHED.to_dict() | {"channel_ratios": [1, 2]}, "channel_ratios must end with 1"),
+        (
+            PUBLISHED.to_dict() | {"acoustic_model_config": {"upsampling_ratios": [2]}},
+            "upsampling_ratios must have the product of downsampling_ratios, 960, got",
+        ),
+        (PUBLISHED.to_dict() | {"acoustic_model_config": [1]}, "has no attribute"),
+        (
+            PUBLISHED.to_dict() | {"semantic_model_config": {"feat_extract_norm": "layer"}},
+            "feat_extract_norm must be 'group', got 'layer'",
+        ),
+        (
+            PUBLISHED.to_dict() | {"semantic_model_config": {"do_stable_layer_norm": True}},
+            "do_stable_layer_norm must be False, got True",
+        ),
+        (
+            PUBLISHED.to_dict() | {"semantic_model_config": {"conv_dim": [3]}},
+            "conv_dim, conv_kernel and conv_stride must have the same length, got 1, 7 and 7",
+        ),
+        (
+            PUBLISHED.to_dict() | {"semantic_model_config": {"num_attention_heads": 5}},
+            "hidden_size must be a multiple of its num_attention_heads, 5, got 768",
+        ),
     ],
 )
-def test_what_can_not_be_is_named(raw, message):
+def test_an_impossible_configuration_is_refused(raw, message):
     with pytest.raises(ConfigError, match=message) as error:
         HiggsAudioTokenizerConfig.from_dict(raw)
     assert "\n" not in str(error.value)

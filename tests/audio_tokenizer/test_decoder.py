@@ -1,4 +1,4 @@
-"""The audio tokenizer's decoder, taking codes a few frames at a time, on weights of small and of the real size."""
+"""The audio tokenizer's decoder, a few frames at a time, with weights of small and of the published size."""
 
 import itertools
 import random
@@ -9,8 +9,9 @@ import torch
 from higgs_native.audio_tokenizer.decoder import StreamingDecoder
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import AudioError, ParameterError
-from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
-from tests.audio_tokenizer.test_encoder import config, weights  # noqa: F401 (fixtures: the real size)
+from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG
+from higgs_native.testing.random_checkpoint import write_audio_tokenizer
+from tests.audio_tokenizer.test_encoder import config, weights  # noqa: F401 (fixtures: the published size)
 
 
 HOP = 960
@@ -28,7 +29,7 @@ def random_codes(frames: int) -> torch.Tensor:
 
 
 def pieces(decoder: StreamingDecoder, codes: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
-    """What the decoder gives for consecutive pieces of these sizes, the last of which ends the audio."""
+    """Decode consecutive pieces of these sizes, the last of which ends the audio; return the audio of each."""
     parts = codes.split(sizes, dim=1)
     return [decoder.decode(part, is_last=index == len(parts) - 1) for index, part in enumerate(parts)]
 
@@ -46,13 +47,14 @@ def test_random_pieces_have_the_bits_of_the_whole(tokenizer):
     for seed in range(30):
         sizes = random_sizes(75, random.Random(seed))
         audio = pieces(tokenizer.streaming_decoder(), codes, sizes)
-        # All frames come out that the lookahead lets go, and no others.
-        for taken, given in zip(itertools.accumulate(sizes), itertools.accumulate(map(len, audio)), strict=True):
-            assert given == (75 if taken == 75 and given == 75 * HOP else max(taken - 10, 0)) * HOP
+        # A frame is returned as soon as 10 frames follow it; the last piece returns the rest.
+        frames_in = list(itertools.accumulate(sizes))
+        returned = list(itertools.accumulate(map(len, audio)))
+        assert returned == [max(count - 10, 0) * HOP for count in frames_in[:-1]] + [75 * HOP]
         assert torch.equal(torch.cat(audio), whole)
 
 
-def test_pieces_have_the_bits_of_the_whole_at_the_real_size(weights, config):  # noqa: F811
+def test_pieces_have_the_bits_of_the_whole_at_the_published_size(weights, config):  # noqa: F811
     codes = random_codes(24)
     whole = StreamingDecoder(weights, config).decode(codes, is_last=True)
     for sizes in ([1] * 24, [11, 13], [3, 20, 1, 0]):
@@ -67,14 +69,14 @@ def test_audio_shorter_than_the_lookahead(tokenizer, frames):
     assert torch.equal(torch.cat(audio), tokenizer.decode(codes))
 
 
-def test_no_frames_are_no_audio(tokenizer):
+def test_no_frames_give_no_audio(tokenizer):
     decoder = tokenizer.streaming_decoder()
     assert decoder.decode(random_codes(0)).shape == (0,)
     assert decoder.decode(random_codes(0), is_last=True).shape == (0,)
 
 
 def test_the_lookahead_is_exactly_the_receptive_field(tokenizer):
-    """The tenth frame behind a frame changes its samples, the eleventh does not."""
+    """The tenth frame after a frame changes its samples, the eleventh does not."""
     codes, frame = random_codes(41), slice(20 * HOP, 21 * HOP)
     whole = tokenizer.decode(codes)[frame]
     for distance, equal in ((tokenizer.context_frames, False), (tokenizer.context_frames + 1, True)):
@@ -92,7 +94,7 @@ def test_less_lookahead_gives_frames_earlier_at_an_error_that_does_not_grow(toke
         (12 * (index + 1) - lookahead * (index < 4)) * HOP for index in range(5)
     ]
     error = (torch.cat(audio) - whole).abs().view(60, HOP).amax(dim=1)
-    # Exact are the frames that all they depend on followed, and those of the end.
+    # Frames are exact if all that they depend on came in time, and at the end of the audio.
     for index in range(60):
         following = 12 * (index // 12 + 1 + (index % 12 >= 12 - lookahead)) - index - 1
         assert (error[index] == 0) == (following >= 10 or following + index >= 59), index
@@ -106,12 +108,12 @@ def test_less_lookahead_with_pieces_of_one_frame(tokenizer):
 
 
 @pytest.mark.parametrize("lookahead", [-1, 11])
-def test_an_impossible_lookahead_is_refused(tokenizer, lookahead):
-    with pytest.raises(ParameterError, match=rf"lookahead must lie in 0 .. 10 frames, got {lookahead}"):
+def test_lookahead_out_of_range_is_refused(tokenizer, lookahead):
+    with pytest.raises(ParameterError, match=rf"lookahead must be between 0 and 10 frames, got {lookahead}"):
         tokenizer.streaming_decoder(lookahead)
 
 
-def test_what_can_not_be_decoded(tokenizer):
+def test_codes_that_can_not_be_decoded(tokenizer):
     decoder = tokenizer.streaming_decoder()
     with pytest.raises(AudioError, match=r"codes must be \[8, frames\], got \[7, 3\]"):
         decoder.decode(torch.zeros(7, 3, dtype=torch.int64))

@@ -15,7 +15,8 @@ from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, Huber
 from higgs_native.audio_tokenizer.decoder import StreamingDecoder
 from higgs_native.audio_tokenizer.hubert import semantic_features
 from higgs_native.audio_tokenizer.layers import Weights
-from higgs_native.audio_tokenizer.weights import prepare
+from higgs_native.audio_tokenizer.weights import pack_weights
+from higgs_native.convention import Convention
 from tests.audio_tokenizer.test_config import RECIPE
 from tests.golden import recipe
 from tests.helpers.near_ties import assert_same_codes
@@ -37,7 +38,7 @@ def config() -> HiggsAudioTokenizerConfig:
 @pytest.fixture(scope="module")
 def weights(config) -> Weights:
     state = {name: torch.from_numpy(recipe.tensor(name, shape)) for name, shape in RECIPE["tensors"].items()}
-    return prepare(convert(state, config), config)
+    return pack_weights(convert(state, config), config)
 
 
 def test_decoded_audio_equals_the_original(weights, config):
@@ -53,16 +54,16 @@ def test_semantic_features_equal_the_original(weights, config, case):
 
 
 @pytest.fixture(scope="module")
-def initialised(weights, config) -> Weights:
+def initialized(weights, config) -> Weights:
     """The weights with the codebooks that the original encoded with.
 
     They are not the recipe's. The recipe leaves the codebooks' `inited` flag unset, so the original replaced them
-    when it first encoded, by the k-means centres of that audio, case a. With 25 frames for 1024 centres, every centre
-    is one of the frames (as projected into the codebook), each many times, and the first of them is chosen. So a
-    frame's code in case a says where its centre stands first; the other centres are copies that are never chosen.
+    when it first encoded, by the k-means centers of that audio, case a. With 25 frames for 1024 centers, every center
+    is one of the frames (projected into the codebook), repeated many times, and the first copy is chosen. So a
+    frame's code in case a is the index of its center's first copy; the other copies are never chosen.
     """
     books = torch.full_like(weights["quantizer.codebook.embed"], 1e3)
-    residual = encoder.embeddings(weights, config, CASES["encode.a.audio"][None], "boson")
+    residual = encoder.embeddings(weights, config, CASES["encode.a.audio"][None], Convention.BOSON)
     for level, codes in enumerate(CASES["encode.a.codes"]):
         assert len(codes.unique()) == len(codes)
         x, quantized = project(weights, level, residual)
@@ -72,18 +73,18 @@ def initialised(weights, config) -> Weights:
 
 
 def project(weights, level, residual):
-    """A level's input in the codebook's space, and the way back."""
+    """Return a level's input, projected into the codebook, and the function that projects back."""
     x = F.linear(residual, weights["quantizer.project_in.weight"][level], weights["quantizer.project_in.bias"][level])
     out = weights["quantizer.project_out.weight"][level], weights["quantizer.project_out.bias"][level]
     return x, lambda entry: F.linear(entry, *out)
 
 
 @pytest.mark.parametrize("case", "abc")
-def test_codes_equal_the_original(initialised, config, case):
-    """Cases b and c have lengths at which the two branches differ."""
+def test_codes_equal_the_original(initialized, config, case):
+    """In cases b and c the two branches differ in length."""
     audio, expected = CASES[f"encode.{case}.audio"][None], CASES[f"encode.{case}.codes"]
-    codes = encoder.encode(initialised, config, audio)
-    assert_same_codes(initialised, encoder.embeddings(initialised, config, audio, "boson"), codes, expected)
+    codes = encoder.encode(initialized, config, audio)
+    assert_same_codes(initialized, encoder.embeddings(initialized, config, audio, Convention.BOSON), codes, expected)
 
 
 @pytest.mark.parametrize(("from_rate", "to_rate"), [(24000, 16000), (16000, 24000), (44100, 16000), (8000, 8000)])

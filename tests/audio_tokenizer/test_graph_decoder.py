@@ -1,6 +1,6 @@
-"""The audio tokenizer's decoder by windows against the one that keeps its layers' inputs: the same bits.
+"""The audio tokenizer's decoder by windows against the streaming decoder: the same bits.
 
-On the CPU the windows are computed as they are, on a GPU by their graphs.
+On the CPU the windows are computed without graphs, on a GPU with them.
 """
 
 import random
@@ -13,7 +13,8 @@ from higgs_native.audio_tokenizer.decoder import StreamingDecoder
 from higgs_native.audio_tokenizer.graph_decoder import SIZES, DecoderWindows, WindowedDecoder
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import AudioError, ParameterError
-from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
+from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG
+from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 from tests.audio_tokenizer.test_decoder import HOP, pieces, random_codes, random_sizes
 from tests.helpers.devices import DEVICES, NEEDS_CUDA
 
@@ -32,7 +33,7 @@ def tokenizer(request, folder):
 
 @pytest.fixture(scope="module")
 def windows(tokenizer):
-    """Few and small ones, so that a long audio takes several."""
+    """Few and small windows, so that a long audio needs several."""
     return DecoderWindows(tokenizer.named_weights(), tokenizer.config, sizes=(5, 16, 24, 40))
 
 
@@ -58,8 +59,8 @@ def test_audio_that_ends_within_a_window_and_at_its_end(tokenizer, windows, fram
     assert torch.equal(audio, eager(tokenizer).decode(codes, is_last=True))
 
 
-def test_what_an_earlier_audio_left_is_not_heard(tokenizer, windows):
-    """A window's tensors are used again: by a shorter audio, too."""
+def test_windows_do_not_mix_audios(tokenizer, windows):
+    """A window's tensors are used again, also by a shorter audio."""
     for frames in (24, 2, 17):
         codes = random_codes(frames)
         expected = eager(tokenizer).decode(codes, is_last=True)
@@ -79,13 +80,13 @@ def test_streams_of_several_threads_share_the_windows(tokenizer, windows):
             assert torch.equal(audio, whole)
 
 
-def test_no_frames_are_no_audio(windows):
+def test_no_frames_give_no_audio(windows):
     decoder = WindowedDecoder(windows)
     assert decoder.decode(random_codes(0)).shape == (0,)
     assert decoder.decode(random_codes(0), is_last=True).shape == (0,)
 
 
-def test_audio_is_an_ordinary_tensor_also_where_windows_were_made_in_inference_mode(tokenizer):
+def test_audio_is_an_ordinary_tensor_even_if_windows_were_made_in_inference_mode(tokenizer):
     with torch.inference_mode():
         windows = DecoderWindows(tokenizer.named_weights(), tokenizer.config, sizes=(24,))
         WindowedDecoder(windows).decode(random_codes(3), is_last=True)
@@ -95,16 +96,16 @@ def test_audio_is_an_ordinary_tensor_also_where_windows_were_made_in_inference_m
 
 
 @pytest.mark.parametrize("lookahead", [-1, 11])
-def test_an_impossible_lookahead_is_refused(windows, lookahead):
-    with pytest.raises(ParameterError, match=rf"lookahead must lie in 0 .. 10 frames, got {lookahead}"):
+def test_lookahead_out_of_range_is_refused(windows, lookahead):
+    with pytest.raises(ParameterError, match=rf"lookahead must be between 0 and 10 frames, got {lookahead}"):
         WindowedDecoder(windows, lookahead)
 
 
-def test_what_can_not_be_decoded(windows):
+def test_codes_that_can_not_be_decoded(windows):
     decoder = WindowedDecoder(windows)
     with pytest.raises(AudioError, match=r"codes must be \[8, frames\], got \[7, 3\]"):
         decoder.decode(torch.zeros(7, 3, dtype=torch.int64))
-    with pytest.raises(AudioError, match=r"codes must lie in 0 .. 1023, got -1"):
+    with pytest.raises(AudioError, match=r"codes must be between 0 and 1023, got -1"):
         decoder.decode(torch.full((8, 3), -1))
     expected = WindowedDecoder(windows).decode(random_codes(3), is_last=True)
     assert torch.equal(decoder.decode(random_codes(3), is_last=True), expected)
@@ -112,13 +113,13 @@ def test_what_can_not_be_decoded(windows):
         decoder.decode(random_codes(3))
 
 
-def test_a_tokenizer_on_the_cpu_keeps_what_it_has_computed(folder):
+def test_tokenizer_on_the_cpu_uses_the_streaming_decoder(folder):
     assert isinstance(HiggsAudioTokenizer.from_pretrained(folder).streaming_decoder(), StreamingDecoder)
 
 
 @NEEDS_CUDA
-def test_a_tokenizer_on_a_gpu_decodes_by_graphs(folder):
-    """Every window, full and with room, new and used; and audio of several."""
+def test_tokenizer_on_a_gpu_decodes_by_graphs(folder):
+    """Every window, full and one frame short, new and used, and audio of several windows."""
     tokenizer = HiggsAudioTokenizer.from_pretrained(folder, "cuda")
     assert isinstance(tokenizer.streaming_decoder(), WindowedDecoder)
     for frames in (1, *SIZES, *(size - 1 for size in SIZES), 500, 531):
@@ -127,7 +128,7 @@ def test_a_tokenizer_on_a_gpu_decodes_by_graphs(folder):
 
 
 @NEEDS_CUDA
-def test_a_window_does_not_wait_for_other_work_of_the_gpu(folder):
+def test_window_does_not_wait_for_other_work_of_the_gpu(folder):
     tokenizer = HiggsAudioTokenizer.from_pretrained(folder, "cuda")
     codes, other = random_codes(20), torch.cuda.Event()
     expected = tokenizer.decode(codes)

@@ -1,4 +1,4 @@
-"""The audio tokenizer's interface: what it reads, what it refuses, windows, and the kept codes."""
+"""The audio tokenizer's interface: inputs, refusals, windows, and the cache of codes."""
 
 import io
 import shutil
@@ -12,8 +12,10 @@ from higgs_native.audio.io import read_audio, resampled
 from higgs_native.audio_tokenizer import encoder
 from higgs_native.audio_tokenizer import tokenizer as tokenizer_module
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.convention import Convention
 from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError
-from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG, write_audio_tokenizer
+from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG
+from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def tokenizer(folder):
 
 
 def speechlike(seconds: float = 0.5, rate: int = 24000, seed: int = 0) -> np.ndarray:
-    """A chord under noise, so that resampling hardly matters."""
+    """A chord with faint noise: it has little above 4 kHz that resampling would change."""
     time = np.arange(round(seconds * rate)) / rate
     noise = np.random.default_rng(seed).standard_normal(len(time)) * 1e-3
     return (0.2 * np.sin(2 * np.pi * 220 * time) + 0.1 * np.sin(2 * np.pi * 331 * time) + noise).astype(np.float32)
@@ -49,7 +51,7 @@ def test_types_and_shapes(tokenizer):
     assert (codes.dtype, codes.shape) == (torch.int64, (8, 13))
     audio = tokenizer.decode(codes)
     assert (audio.dtype, audio.shape) == (torch.float32, (13 * 960,))
-    # Ordinary tensors, which autograd takes.
+    # Ordinary tensors, which autograd accepts.
     assert not codes.is_inference()
     assert not audio.is_inference()
     assert (audio * torch.ones(1, requires_grad=True)).requires_grad
@@ -57,7 +59,7 @@ def test_types_and_shapes(tokenizer):
 
 
 @pytest.mark.parametrize("form", ["wav", "flac", "ogg"])
-def test_a_file_is_encoded_as_its_samples(tokenizer, tmp_path, form):
+def test_file_is_encoded_like_its_samples(tokenizer, tmp_path, form):
     path = tmp_path / f"voice.{form}"
     soundfile.write(path, speechlike(), 24000)
     samples, rate = soundfile.read(path, dtype="float32")
@@ -93,10 +95,21 @@ def test_channels_are_averaged(tokenizer):
     assert torch.equal(tokenizer.encode(torch.from_numpy(np.stack([left, right])), 24000), expected)
 
 
-def test_a_stereo_file_is_averaged(tokenizer, tmp_path):
+def test_stereo_file_is_averaged(tokenizer, tmp_path):
     left, right = speechlike(seed=1), speechlike(seed=2)
     soundfile.write(tmp_path / "stereo.wav", np.stack([left, right], axis=1), 24000, subtype="FLOAT")
     assert torch.equal(tokenizer.encode(tmp_path / "stereo.wav"), tokenizer.encode((left + right) / 2, 24000))
+
+
+def test_an_interrupt_while_a_file_object_is_read_is_not_dropped():
+    class Interrupted(io.BytesIO):
+        def read(self, size=-1):
+            raise KeyboardInterrupt
+
+        readinto = read
+
+    with pytest.raises(KeyboardInterrupt):
+        read_audio(Interrupted())
 
 
 def test_integer_samples_have_their_full_scale(tokenizer):
@@ -109,9 +122,9 @@ def test_integer_samples_have_their_full_scale(tokenizer):
 
 
 @pytest.mark.parametrize("seconds", [0.1, 0.13])
-def test_the_shortest_audio(tokenizer, seconds):
-    for rule in tokenizer_module.LENGTH_RULES:
-        assert tokenizer.encode(speechlike(seconds), 24000, rule).shape[1] in (2, 3, 4)
+def test_shortest_audio(tokenizer, seconds):
+    for convention in Convention:
+        assert tokenizer.encode(speechlike(seconds), 24000, convention).shape[1] in (2, 3, 4)
 
 
 @pytest.mark.parametrize(
@@ -174,12 +187,12 @@ def test_files_that_can_not_be_encoded(tokenizer, tmp_path, make, message):
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_length_rule(tokenizer):
-    with pytest.raises(ParameterError, match="length_rule is 'other'"):
-        tokenizer.encode(speechlike(), 24000, length_rule="other")
+def test_unknown_convention_is_refused(tokenizer):
+    with pytest.raises(ParameterError, match="convention must be 'boson' or 'transformers', got 'other'"):
+        tokenizer.encode(speechlike(), 24000, convention="other")
 
 
-def test_codes_are_kept(tokenizer, monkeypatch):
+def test_codes_are_cached(tokenizer, monkeypatch):
     calls = []
     encode = encoder.encode
     monkeypatch.setattr(encoder, "encode", lambda *arguments: calls.append(1) or encode(*arguments))
@@ -188,15 +201,15 @@ def test_codes_are_kept(tokenizer, monkeypatch):
     codes = tokenizer.encode(one, 24000)
     tokenizer.encode(two, 24000)
     expected = codes.clone()
-    codes.zero_()  # what the caller does with its codes is no concern of the next one
+    codes.zero_()  # the caller's codes are a copy
     assert torch.equal(tokenizer.encode(one, 24000), expected)
     assert len(calls) == 2
-    tokenizer.encode(three, 24000)  # takes the place of the one that was used least lately
+    tokenizer.encode(three, 24000)  # replaces the least recently used, two
     tokenizer.encode(one, 24000)
     assert len(calls) == 3
     tokenizer.encode(two, 24000)
     assert len(calls) == 4
-    tokenizer.encode(two, 24000, length_rule="transformers")
+    tokenizer.encode(two, 24000, convention="transformers")
     assert len(calls) == 5
 
 
@@ -208,8 +221,8 @@ def test_windows_make_no_difference(tokenizer, monkeypatch, window):
     assert torch.equal(tokenizer.decode(codes), whole)
 
 
-def test_less_context_makes_a_difference(folder):
-    """The context is as long as it must be: a frame less on either side, and the samples change."""
+def test_context_is_as_short_as_possible(folder):
+    """With one frame less on either side, the samples change."""
     tokenizer = HiggsAudioTokenizer.from_pretrained(folder)
     codes = random_codes(41)
     whole = tokenizer.decode(codes)[20 * 960 : 21 * 960]
@@ -222,12 +235,12 @@ def test_less_context_makes_a_difference(folder):
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        (torch.zeros(8, 0, dtype=torch.int64), "no codes to decode; expected at least one frame"),
+        (torch.zeros(8, 0, dtype=torch.int64), r"codes must hold at least one frame, got \[8, 0\]"),
         (torch.zeros(7, 3, dtype=torch.int64), r"codes must be \[8, frames\].* got \[7, 3\]"),
         (torch.zeros(1, 8, 3, dtype=torch.int64), r"got \[1, 8, 3\]"),
         (torch.zeros(8, 3), "codes must be integers in a tensor or an array, got torch.float32"),
         (torch.zeros(8, 3, dtype=torch.bool), "codes must be integers in a tensor or an array, got torch.bool"),
-        (torch.full((8, 3), 1024), r"codes must lie in 0 .. 1023, got 1024"),
+        (torch.full((8, 3), 1024), r"codes must be between 0 and 1023, got 1024"),
         (torch.full((8, 3), -1), r"got -1"),
         (torch.full((8, 3), 2**40), r"got 1099511627776"),
     ],
@@ -237,8 +250,8 @@ def test_codes_that_can_not_be_decoded(tokenizer, codes, message):
         tokenizer.decode(codes)
 
 
-def test_loading_refuses_what_is_no_audio_tokenizer(folder, tmp_path):
-    with pytest.raises(ParameterError, match="device cuda:99 can't be used"):
+def test_loading_refuses_other_folders(folder, tmp_path):
+    with pytest.raises(ParameterError, match=r"device must be .*, got cuda:99"):
         HiggsAudioTokenizer.from_pretrained(folder, device="cuda:99")
     with pytest.raises(CheckpointError, match=r"audio tokenizer .* does not exist"):
         HiggsAudioTokenizer.from_pretrained(tmp_path / "missing")

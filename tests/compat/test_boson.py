@@ -15,6 +15,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
+from higgs_native import pipeline
 from higgs_native.compat import boson
 from higgs_native.compat.boson import (
     AsyncHiggsAudioStreamer,
@@ -29,14 +30,12 @@ from higgs_native.compat.boson import (
     revert_delay_pattern,
 )
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
+from higgs_native.generation.engine import generate_batch
+from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.pipeline import EMBEDDED_VOICE
-from higgs_native.testing.random_checkpoint import (
-    DEMO_AUDIO_TOKENIZER_CONFIG,
-    DEMO_CONFIG,
-    write_audio_tokenizer,
-    write_language_model,
-)
+from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, DEMO_CONFIG
+from higgs_native.testing.random_checkpoint import write_audio_tokenizer, write_language_model
 from higgs_native.utils.background_iterator import ConsumerLeft
 
 
@@ -176,18 +175,19 @@ def test_streams_and_calls_side_by_side(engine, tensors):
 
 
 def test_an_error_in_the_thread_reaches_the_consumer(engine, tensors, monkeypatch):
-    generate = engine.model.generate
 
-    def failing(*arguments, on_frame, **options):
+    def failing(model, requests):
+        (request,) = requests
+
         def on_third(frame, frames=[]):  # noqa: B006 (counts)
             frames.append(frame)
             if len(frames) == 3:
                 raise MemoryError("no more")
-            on_frame(frame)
+            request.on_frame(frame)
 
-        return generate(*arguments, on_frame=on_third, **options)
+        return generate_batch(model, [replace(request, on_frame=on_third)])
 
-    monkeypatch.setattr(engine.model, "generate", failing)
+    monkeypatch.setattr(pipeline, "generate_batch", failing)
     with pytest.raises(MemoryError, match="no more"):
         asyncio.run(collect(engine.generate_delta_stream(sample(tensors, "plain.force"), 40, force_audio_gen=True)))
 
@@ -206,23 +206,20 @@ def test_leaving_the_deltas_early_ends_the_thread(engine, tensors):
 
 
 def test_the_parameters_reach_the_model(engine, monkeypatch):
-    seen = {}
+    seen = []
 
-    def generate(input_ids, **options):
-        seen.update(options)
-        return GenerationOutput([], [], "stop", 1, 0)
+    def generate_batch(model, requests):
+        seen.extend(requests)
+        return [GenerationOutput([], [], "stop", 1, 0)]
 
-    monkeypatch.setattr(engine.model, "generate", generate)
+    monkeypatch.setattr(pipeline, "generate_batch", generate_batch)
     messages = ChatMLSample([Message("user", "Hello.")])
     response = engine.generate(messages, 7)
-    assert seen["rule"] == "boson"
-    assert (seen["max_new_tokens"], seen["temperature"], seen["top_k"], seen["top_p"]) == (7, 0.7, None, 0.95)
-    assert (seen["ras_win_len"], seen["ras_win_max_num_repeat"], seen["seed"]) == (7, 2, None)
-    assert tuple(seen["stop_strings"]) == ("<|end_of_text|>", "<|eot_id|>")
+    assert seen[0].convention == "boson"
+    assert seen[0].sampling == SamplingParams(0.7, None, 0.95, 7, 2, None, 7, ("<|end_of_text|>", "<|eot_id|>"))
     assert (response.audio, response.generated_text, response.finish_reason) == (None, "", "stop")
     engine.generate(messages, 7, 0.0, 5, 1.0, ["x"], True, -1, 3, 9)
-    assert (seen["temperature"], seen["top_k"], seen["top_p"], seen["stop_strings"]) == (0.0, 5, 1.0, ["x"])
-    assert (seen["ras_win_len"], seen["ras_win_max_num_repeat"], seen["seed"]) == (-1, 3, 9)
+    assert seen[1].sampling == SamplingParams(0.0, 5, 1.0, -1, 3, 9, 7, ["x"])
 
 
 @pytest.mark.parametrize("steps", [1, 5, 9, 10])
@@ -242,7 +239,7 @@ def test_quantized(audio_tokenizer_folder):
 
 def test_what_can_not_be_asked(engine):
     for conversation, error, message in (
-        ([], PromptError, "the conversation is empty"),
+        ([], PromptError, "conversation must hold at least one message, got none"),
         ([Message("user", AudioContent(audio_url=""))], PromptError, "names no recording"),
         ([Message("user", AudioContent(audio_url="missing.wav"))], AudioError, "missing.wav is no file"),
         ([Message("user", "a" * 9000)], PromptError, "max_cache_length"),
@@ -252,9 +249,9 @@ def test_what_can_not_be_asked(engine):
     with pytest.raises(ParameterError, match="temperature"):
         engine.generate(ChatMLSample([Message("user", "a")]), 10, temperature=-1)
     for conversation, message in (
-        (None, r"the conversation is a NoneType; expected a list of Message\(role, content\)"),
-        (ChatMLSample(None), "the conversation is a NoneType"),
-        (ChatMLSample([{"role": "user", "content": "a"}]), r"holds a dict; expected Message\(role, content\)"),
+        (None, r"conversation must be a list of Message\(role, content\), got None"),
+        (ChatMLSample(None), "conversation must be a list"),
+        (ChatMLSample([{"role": "user", "content": "a"}]), r"must hold Message\(role, content\) only, got {'role'"),
     ):
         with pytest.raises(PromptError, match=message):
             engine.generate(conversation, 10)
@@ -343,11 +340,11 @@ def test_recordings_in_every_role_reach_the_model_with_offset_and_duration(
     encoded = base64.b64encode((tmp_path / "a.wav").read_bytes()).decode()
     seen = []
 
-    def generate(input_ids, reference_codes, **options):
-        seen.extend(reference_codes)
-        return GenerationOutput([], [], "stop", 1, 0)
+    def generate_batch(model, requests):
+        seen.extend(requests[0].reference_codes)
+        return [GenerationOutput([], [], "stop", 1, 0)]
 
-    monkeypatch.setattr(engine.model, "generate", generate)
+    monkeypatch.setattr(pipeline, "generate_batch", generate_batch)
     path = str(tmp_path / "a.wav")
     messages = [
         Message("system", [TextContent("SPEAKER0: "), AudioContent(audio_url=path, offset=0.5, duration=1.0)]),
@@ -488,11 +485,11 @@ def test_text_that_ends_inside_of_a_character_comes_at_the_end(engine, tensors, 
 
     begun = engine.tokenizer.encode("你", add_special_tokens=False).ids[:1]
 
-    def generate(input_ids, on_token, **options):
-        on_token(begun[0])
-        return GenerationOutput([], begun, "length", 1, 1)
+    def generate_batch(model, requests):
+        requests[0].on_token(begun[0])
+        return [GenerationOutput([], begun, "length", 1, 1)]
 
-    monkeypatch.setattr(engine.model, "generate", generate)
+    monkeypatch.setattr(pipeline, "generate_batch", generate_batch)
     deltas = asyncio.run(collect(engine.generate_delta_stream(sample(tensors, "plain.force"), 1)))
     assert [delta.text for delta in deltas] == ["", "\ufffd", None]
     assert deltas[-1].finish_reason == "length"

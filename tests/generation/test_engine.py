@@ -88,10 +88,10 @@ def test_a_stop_string_of_several_tokens(model, text_prompt):
 
 def test_text_and_several_audio_segments(model, text_prompt):
     config = model.config
-    sampling = SamplingParams(temperature=3.0, seed=1)
+    sampling = SamplingParams(3.0, None, None, seed=1, max_new_tokens=1200, stop_strings=())
     frames: list[torch.Tensor] = []
-    request = GenerationRequest(text_prompt, on_frame=frames.append)
-    (output,) = generate_batch(model, [request], max_new_tokens=1200, sampling=sampling, stop_strings=())
+    request = GenerationRequest(text_prompt, sampling=sampling, on_frame=frames.append)
+    (output,) = generate_batch(model, [request])
     assert len(output.audio_segments) >= 2
     for segment in output.audio_segments:
         assert is_delayed(segment, config.audio_stream_bos_id)
@@ -125,26 +125,43 @@ def test_the_same_seed_gives_the_same_codes(model, audio_prompt):
 
 
 def test_requests_without_a_seed_differ(model, audio_prompt):
-    requests = [GenerationRequest(audio_prompt)] * 2
-    first, second = generate_batch(model, requests, max_new_tokens=12, sampling=SamplingParams(temperature=1.0))
+    requests = [GenerationRequest(audio_prompt, sampling=SamplingParams(temperature=1.0, max_new_tokens=12))] * 2
+    first, second = generate_batch(model, requests)
     assert not torch.equal(first.audio_segments[0], second.audio_segments[0])
 
 
-def test_requests_of_a_batch_may_have_seeds_of_their_own(model, audio_prompt):
-    sampling = SamplingParams(temperature=1.0)
-    requests = [GenerationRequest(audio_prompt, seed=seed) for seed in (1, 2, 1)]
-    first, second, third = generate_batch(model, requests, max_new_tokens=12, sampling=sampling)
-    assert torch.equal(first.audio_segments[0], third.audio_segments[0])
-    assert not torch.equal(first.audio_segments[0], second.audio_segments[0])
-    with pytest.raises(ParameterError, match=r"seed must be between 0 and 2\*\*63 - 1, got -5"):
-        generate_batch(model, [GenerationRequest(audio_prompt, seed=-5)])
+def test_requests_of_a_batch_have_their_own_sampling_params(model, audio_prompt, text_prompt):
+    sampling = [
+        SamplingParams(temperature=1.0, top_k=None, top_p=None, seed=1, max_new_tokens=12),
+        SamplingParams(temperature=0, ras_win_len=None, max_new_tokens=30),
+        SamplingParams(temperature=0.5, top_k=5, top_p=0.9, ras_win_len=3, seed=2, max_new_tokens=20),
+        SamplingParams(temperature=0.8, seed=3, max_new_tokens=25, stop_strings=("a",)),
+    ]
+    prompts = [audio_prompt, audio_prompt, audio_prompt, text_prompt]
+    requests = [
+        GenerationRequest(prompt, convention=convention, sampling=params)
+        for prompt, params in zip(prompts, sampling, strict=True)
+        for convention in (["boson", "transformers"] if prompt is audio_prompt else ["boson"])
+    ]
+    for request, batched in zip(requests, generate_batch(model, requests), strict=True):
+        (alone,) = generate_batch(model, [request])
+        assert (alone.text_ids, alone.finish_reason) == (batched.text_ids, batched.finish_reason)
+        for one, other in zip(alone.audio_segments, batched.audio_segments, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_sampling_params_and_options_exclude_each_other(model, audio_prompt):
+    with pytest.raises(ParameterError, match="sampling must be given alone, got seed, top_k beside it"):
+        model.generate(audio_prompt, sampling=SamplingParams(), seed=1, top_k=3)
+    with pytest.raises(ParameterError, match="sampling must be SamplingParams or None, got dict"):
+        model.generate(audio_prompt, sampling={"seed": 1})
 
 
 @pytest.mark.parametrize(
-    ("rule", "begun"), [(rule, n) for rule in ("boson", "transformers") for n in (1, 4, 8, 11, 13)]
+    ("convention", "begun"), [(convention, n) for convention in ("boson", "transformers") for n in (1, 4, 8, 11, 13)]
 )
-def test_partial_audio_goes_on_where_it_stopped(model, rule, begun):
-    options = {"rule": rule, "temperature": 0, "ras_win_len": None, "max_new_tokens": 60}
+def test_partial_audio_goes_on_where_it_stopped(model, convention, begun):
+    options = {"convention": convention, "temperature": 0, "ras_win_len": None, "max_new_tokens": 60}
     compared = 0
     for number in range(12):
         prompt = ids(model, f"<|begin_of_text|>Say {number}.<|eot_id|><|audio_out_bos|>")
@@ -158,7 +175,7 @@ def test_partial_audio_goes_on_where_it_stopped(model, rule, begun):
 
 @pytest.mark.parametrize(("placeholder", "counts"), [("<|AUDIO|>", False), ("<|AUDIO_OUT|>", True)])
 def test_repetitions_are_counted_among_the_assistants_audio(model, placeholder, counts):
-    """Boson's rule: with a window over the whole prompt, a code that its assistant audio repeats is drawn again."""
+    """With a window over the whole prompt, a code that the assistant's audio repeats is drawn again."""
     codes = torch.arange(30).repeat(8, 1)
     options = {"reference_codes": [codes.repeat(1, 4)], "temperature": 0, "max_new_tokens": 3, "seed": 1}
     differs = 0
@@ -225,7 +242,7 @@ def test_no_requests_give_no_outputs(model):
         ({"stop_strings": "abc"}, "stop_strings must be a list of strings, got the string 'abc'"),
         ({"stop_strings": [1]}, r"stop_strings must be a list of strings, got \[1\]"),
         ({"stop_strings": 5}, "stop_strings must be a list of strings, got 5"),
-        ({"rule": "other"}, "rule must be 'boson' or 'transformers', got 'other'"),
+        ({"convention": "other"}, "convention must be 'boson' or 'transformers', got 'other'"),
     ],
 )
 def test_parameters_out_of_range_are_refused(model, audio_prompt, options, message):
@@ -241,8 +258,9 @@ def test_parameters_out_of_range_are_refused(model, audio_prompt, options, messa
             r"input_ids must have shape \[1, S\] with S of at least 1",
         ),
         ({"input_ids": torch.zeros(2, 3, dtype=torch.int64)}, r"input_ids must have shape \[1, S\].* got \[2, 3\]"),
-        ({"input_ids": torch.zeros(1, 3)}, "input_ids must be integers, got torch.float32"),
-        ({"input_ids": torch.tensor([[5, 271]])}, "input_ids must lie between 0 and 270, got 271"),
+        ({"input_ids": torch.zeros(1, 3)}, "input_ids must be integers in a tensor or an array, got torch.float32"),
+        ({"input_ids": [[5]]}, "input_ids must be integers in a tensor or an array, got list"),
+        ({"input_ids": torch.tensor([[5, 271]])}, "input_ids must be between 0 and 270, got 271"),
         ({"input_ids": torch.tensor([[266, 264]])}, "input_ids has 1 audio placeholders for 0 reference_codes"),
         ({"reference_codes": [torch.zeros(8, 3)]}, "input_ids has 0 audio placeholders for 1 reference_codes"),
         (
@@ -255,11 +273,19 @@ def test_parameters_out_of_range_are_refused(model, audio_prompt, options, messa
         ),
         (
             {"input_ids": torch.tensor([[266, 264]]), "reference_codes": [torch.full((8, 3), 30)]},
-            "reference codes must lie between 0 and 29, got 30 to 30",
+            "reference codes must be between 0 and 29, got 30 to 30",
         ),
-        ({"input_ids": torch.tensor([[5]]), "rule": "transformers"}, "must end in <|audio_out_bos|>"),
-        ({"input_ids": torch.tensor([[5]]), "partial_audio": torch.zeros(8, 1)}, "partial_audio goes on after"),
-        ({"partial_audio": torch.zeros(7, 1)}, r"partial_audio must have shape \[8, N\]"),
+        (
+            {"input_ids": torch.tensor([[5]]), "convention": "transformers"},
+            r"input_ids must end in <\|audio_out_bos\|>",
+        ),
+        (
+            {"input_ids": torch.tensor([[5]]), "partial_audio": torch.zeros(8, 1)},
+            "partial_audio needs input_ids that end",
+        ),
+        ({"partial_audio": torch.zeros(7, 1).int()}, r"partial_audio must have shape \[8, N\]"),
+        ({"partial_audio": torch.full((8, 1), 0.5)}, "partial_audio must be integers"),
+        ({"partial_audio": torch.full((8, 1), 2**40)}, "partial_audio must be between 0 and 31, got 1099511627776"),
     ],
 )
 def test_prompts_that_do_not_fit_are_refused(model, audio_prompt, change, message):

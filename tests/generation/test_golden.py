@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from higgs_native.convention import Convention
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
@@ -36,7 +37,7 @@ def test_generation_equals_the_original(model, tensors, name):
     output = model.generate(
         prompt[None],
         references,
-        rule="boson",
+        convention=Convention.BOSON,
         max_new_tokens=case["max_new_tokens"],
         temperature=0,
         ras_win_len=None,
@@ -56,17 +57,18 @@ def test_generation_equals_the_original(model, tensors, name):
 
 
 def test_a_batch_gives_what_each_prompt_gives_alone(model, tensors):
-    requests = [
-        GenerationRequest(
-            tensors[f"{name}.input_ids"],
-            [tensors[key] for key in sorted(tensors) if key.startswith(f"{name}.reference_codes.")],
-        )
-        for name in CASES
-    ]
-    for sampling in (SamplingParams(0, ras_win_len=None), SamplingParams(0.9, 20, 0.9, 7, 2, seed=5)):
-        together = generate_batch(model, requests, max_new_tokens=60, sampling=sampling)
-        for request, batched in zip(requests, together, strict=True):
-            (alone,) = generate_batch(model, [request], max_new_tokens=60, sampling=sampling)
+    greedy = SamplingParams(0, ras_win_len=None, max_new_tokens=60)
+    for sampling in (greedy, SamplingParams(0.9, 20, 0.9, 7, 2, seed=5, max_new_tokens=60)):
+        requests = [
+            GenerationRequest(
+                tensors[f"{name}.input_ids"],
+                [tensors[key] for key in sorted(tensors) if key.startswith(f"{name}.reference_codes.")],
+                sampling=sampling,
+            )
+            for name in CASES
+        ]
+        for request, batched in zip(requests, generate_batch(model, requests), strict=True):
+            (alone,) = generate_batch(model, [request])
             assert alone.text_ids == batched.text_ids
             assert alone.finish_reason == batched.finish_reason
             assert len(alone.audio_segments) == len(batched.audio_segments)

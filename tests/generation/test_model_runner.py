@@ -3,6 +3,7 @@
 import gc
 import weakref
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.ops._library import EMULATES_CUDA
-from higgs_native.testing.random_checkpoint import DEMO_CONFIG, write_language_model
+from higgs_native.testing.configs import DEMO_CONFIG
+from higgs_native.testing.random_checkpoint import write_language_model
 from tests.helpers.devices import DEVICES
 
 
@@ -41,12 +43,20 @@ def requests(model, count, references=(0, 5)):
         ids = torch.randint(100, (config.num_codebooks + 3 * index,), generator=generator)
         placeholders = torch.full((len(codes),), config.audio_out_token_id)
         ids = torch.cat([placeholders, ids, torch.tensor([config.audio_out_bos_token_id])])
-        made.append(GenerationRequest(ids[None], codes, seed=index))
+        made.append(GenerationRequest(ids[None], codes, sampling=replace(SAMPLING, seed=index)))
     return made
 
 
-def outputs(model, made, rule, frames, output_logits=False, sampling=SAMPLING):
-    results = generate_batch(model, made, rule, frames, sampling, output_logits=output_logits)
+def outputs(model, made, convention, frames, output_logits=False, **sampling):
+    made = [
+        replace(
+            request,
+            convention=convention,
+            sampling=replace(request.sampling, max_new_tokens=frames, **sampling),
+        )
+        for request in made
+    ]
+    results = generate_batch(model, made, output_logits)
     return [(result.audio_segments, result.text_ids, result.finish_reason) for result in results]
 
 
@@ -57,15 +67,15 @@ def assert_same(ours, theirs):
         assert all(torch.equal(a, b) for a, b in zip(segments, other_segments, strict=True))
 
 
-@pytest.mark.parametrize("rule", ["boson", "transformers"])
+@pytest.mark.parametrize("convention", ["boson", "transformers"])
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_loop_draws_what_single_passes_draw(model, rule, count):
+def test_the_loop_draws_what_single_passes_draw(model, convention, count):
     """To the bit: with `output_logits` each frame is a pass of its own."""
     made = requests(model, count)
-    single = outputs(model, made, rule, 14, output_logits=True)
-    assert_same(outputs(model, made, rule, 14), single)
+    single = outputs(model, made, convention, 14, output_logits=True)
+    assert_same(outputs(model, made, convention, 14), single)
     # Again, on a GPU with the graphs of the first time.
-    assert_same(outputs(model, made, rule, 14), single)
+    assert_same(outputs(model, made, convention, 14), single)
 
 
 def test_a_sequence_does_not_depend_on_its_batch(model):
@@ -79,7 +89,7 @@ def test_frames_are_heard_as_they_are_drawn(model):
     heard: list[torch.Tensor] = []
     (request,) = requests(model, 1)
     output = model.generate(
-        request.input_ids, request.reference_codes, "transformers", 9, temperature=0, on_frame=heard.append
+        request.input_ids, request.reference_codes, "transformers", heard.append, max_new_tokens=9, temperature=0
     )
     assert torch.equal(torch.stack(heard, dim=1), output.audio_segments[0])
     assert all(frame.device.type == "cpu" for frame in heard)
@@ -98,7 +108,7 @@ def test_the_listener_may_stop_the_loop(model):
     expected = outputs(model, [request], "transformers", 9)
     for left in (1, 2, 5):  # noqa: B007 (counted down above)
         with pytest.raises(KeyboardInterrupt):
-            model.generate(request.input_ids, request.reference_codes, "transformers", 9, on_frame=refuse)
+            model.generate(request.input_ids, request.reference_codes, "transformers", refuse, max_new_tokens=9)
         assert_same(outputs(model, [request], "transformers", 9), expected)
 
 
@@ -107,7 +117,7 @@ def test_a_full_cache_ends_the_loop(model):
     length = request.input_ids.shape[1] + 6
     before, model.max_cache_length = model.max_cache_length, length
     try:
-        output = model.generate(request.input_ids, rule="transformers", max_new_tokens=50, temperature=0)
+        output = model.generate(request.input_ids, convention="transformers", max_new_tokens=50, temperature=0)
     finally:
         model.max_cache_length = before
     assert output.finish_reason == "length"
@@ -126,11 +136,11 @@ def test_rows_left_over_change_nothing(model, monkeypatch):
             4, model_runner.CapturedStep(model, loop.cache, loop.sampler, 4)
         ),
     )
-    with model.runner_pool.loop(model, 4, 128, 7) as loop:
+    with model.runner_pool.runner(model, 4, 128, 7) as runner:
         # What a larger request has left behind, in a slot that is over.
-        for tensor in (*loop.cache.keys, *loop.cache.values):
+        for tensor in (*runner.cache.keys, *runner.cache.values):
             tensor.fill_(torch.nan)
-    monkeypatch.setattr(model.runner_pool, "loop", lambda *shape: nullcontext(loop))
+    monkeypatch.setattr(model.runner_pool, "runner", lambda *shape: nullcontext(runner))
     assert_same(outputs(model, made, "transformers", 6), expected)
 
 

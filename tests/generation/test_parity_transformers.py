@@ -1,9 +1,12 @@
 """The engine against transformers' implementation: logits, greedy codes, scores; float32, bfloat16 and float16."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from higgs_native import ops
+from higgs_native.convention import Convention
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
@@ -22,7 +25,7 @@ CONFIGURATIONS = [
     {"hidden": 72, "heads": 9, "kv_heads": 3, "head_dim": 8, "layers": 1, "vocab": 1000},
 ]
 REFERENCES = [(), (7,), (5, 11)]
-GREEDY = SamplingParams(temperature=0, ras_win_len=None)
+GREEDY = SamplingParams(temperature=0, ras_win_len=None, stop_strings=None)
 
 
 # The emulation of CUDA is slow: it gets two configurations, and few frames.
@@ -80,10 +83,15 @@ def compare_greedy(models, prompts: list[reference.Prompt], frames: int) -> None
     expected = reference.generate(theirs, prompts, frames)
     outputs = generate_batch(
         ours,
-        [GenerationRequest(prompt.input_ids, prompt.reference_codes) for prompt in prompts],
-        rule="transformers",
-        max_new_tokens=frames,
-        sampling=GREEDY,
+        [
+            GenerationRequest(
+                prompt.input_ids,
+                prompt.reference_codes,
+                Convention.TRANSFORMERS,
+                replace(GREEDY, max_new_tokens=frames),
+            )
+            for prompt in prompts
+        ],
         output_logits=True,
     )
     eos = theirs.config.audio_stream_eos_id
@@ -119,7 +127,7 @@ def test_bosons_rule_on_the_transformers_layout(tmp_path):
     theirs = reference.tiny_model(1, codebook_size=12, text_head=True)
     model = HiggsAudioModel.from_pretrained(reference.save(theirs, tmp_path))
     prompt = reference.random_prompt(theirs.config, 1)
-    output = model.generate(prompt.input_ids, rule="boson", temperature=0, ras_win_len=None, max_new_tokens=60)
+    output = model.generate(prompt.input_ids, convention="boson", temperature=0, ras_win_len=None, max_new_tokens=60)
     audio_eos = model.tokenizer.token_to_id("<|audio_eos|>")
     assert output.text_ids[:2] == [model.config.audio_out_token_id, audio_eos]
     assert len(output.text_ids) > 2

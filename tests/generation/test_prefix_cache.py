@@ -1,6 +1,7 @@
 """Prompts that begin alike: what is kept of them, and that nothing comes out differently."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ import torch
 from higgs_native.errors import ParameterError
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.prefix_cache import BLOCK, DEFAULT_MAX_BYTES, PrefixCache, prompt_blocks
+from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationOutput, GenerationRequest
 from higgs_native.model.kv_cache import KVCache
-from higgs_native.ops.linear import QUANTIZED
+from higgs_native.ops.formats import QUANTIZED_FORMATS
 from higgs_native.testing.random_checkpoint import write_language_model
 from tests.model.test_transformer import config
 
@@ -20,6 +22,7 @@ ADAPTERS = {
     "fast_forward": {"audio_adapter_type": "dual_ffn_fast_forward", "audio_dual_ffn_layers": (0, 2)},
     "stack": {"audio_adapter_type": "stack", "audio_dual_ffn_layers": ()},
 }
+SAMPLING = SamplingParams(temperature=1.0, top_k=None, top_p=None, max_new_tokens=12)
 REFERENCE = torch.randint(0, 10, (4, 40), generator=torch.Generator().manual_seed(0))
 
 
@@ -43,11 +46,11 @@ def request(
     """A prompt that begins as all others do, and ends in `text`."""
     prompt = f"{before}<|begin_of_text|>Its words.<|AUDIO_OUT|> {text}<|audio_out_bos|>"
     ids = torch.tensor([model.tokenizer.encode(prompt, add_special_tokens=False).ids])
-    return GenerationRequest(ids, [reference], seed=len(text))
+    return GenerationRequest(ids, [reference], sampling=replace(SAMPLING, seed=len(text)))
 
 
 def generate(model: HiggsAudioModel, *requests: GenerationRequest) -> list[GenerationOutput]:
-    return generate_batch(model, requests, max_new_tokens=12, output_logits=True)
+    return generate_batch(model, requests, output_logits=True)
 
 
 def assert_equal(one: GenerationOutput, other: GenerationOutput) -> None:
@@ -58,7 +61,7 @@ def assert_equal(one: GenerationOutput, other: GenerationOutput) -> None:
 
 @pytest.mark.parametrize("format", ["float32", "bfloat16", "float16", "fp8", "int8", "int4"])
 def test_the_output_is_the_same_to_the_bit(folder, format):
-    quantized = format in QUANTIZED
+    quantized = format in QUANTIZED_FORMATS
     model = HiggsAudioModel.from_pretrained(
         folder, dtype="auto" if quantized else format, quantization=format if quantized else None
     )

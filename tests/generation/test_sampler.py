@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from higgs_native.convention import Convention
 from higgs_native.errors import PromptError
 from higgs_native.generation.sampler import SamplerState
+from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.ops.sampling import StateField
 from tests.ops.tensors import int32, random
@@ -19,19 +21,26 @@ C, V = BOSON.num_codebooks, BOSON.codebook_size
 B, E = BOSON.audio_stream_bos_id, BOSON.audio_stream_eos_id
 TEXT, AUDIO, AUDIO_BOS, DELAY = 40, BOSON.audio_out_token_id, BOSON.audio_out_bos_token_id, 270
 
-GREEDY = {
-    "temperature": 0.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "ras_win_len": 0,
-    "ras_win_max_num_repeat": 2,
-    "seed": 0,
-}
+GREEDY = SamplingParams(temperature=0.0, top_k=None, top_p=None, ras_win_len=None, seed=0)
+
+
+def reset(
+    sampler: SamplerState,
+    slot: int,
+    convention: str,
+    prompt_frames: torch.Tensor | None = None,
+    prompt_ids: list[int] | None = None,
+    resume: bool = False,
+    **options,
+) -> None:
+    """Reset a slot to greedy sampling, but for `options`."""
+    sampling = replace(GREEDY, **options)
+    sampler.reset_slot(slot, Convention(convention), sampling, prompt_frames, prompt_ids or [], resume)
 
 
 def boson_sampler(history_length: int = 7, **options) -> SamplerState:
     sampler = SamplerState(2, BOSON, history_length)
-    sampler.reset_slot(1, "boson", **(GREEDY | options))
+    reset(sampler, 1, "boson", **options)
     return sampler
 
 
@@ -83,27 +92,27 @@ def test_the_first_frame_of_a_segment_counts_as_past_audio():
     assert set(drawn) != {B}  # BOS repeats the first frame's, and is drawn again
 
 
-def whole_segment(rule: str, logits: torch.Tensor, options: dict) -> torch.Tensor:
+def whole_segment(convention: str, logits: torch.Tensor, options: dict) -> torch.Tensor:
     """All frames [N, C] of a segment, from the all-BOS frame on; step n of the logits gives frame n."""
     sampler = SamplerState(2, TRANSFORMERS, 7)
-    sampler.reset_slot(1, rule, **options, prompt_ids=[TEXT] * C + [AUDIO_BOS])
-    if rule == "transformers":
+    reset(sampler, 1, convention, **options, prompt_ids=[TEXT] * C + [AUDIO_BOS])
+    if convention == "transformers":
         return segment(sampler, logits)
     return torch.cat([sampler.begin_segment(1)[None], segment(sampler, logits[1:])])
 
 
-@pytest.mark.parametrize("rule", ["boson", "transformers"])
+@pytest.mark.parametrize("convention", ["boson", "transformers"])
 @pytest.mark.parametrize(("at", "codebook"), [(14, 0), (14, 2), (13, 7), (3, 1), (1, 0)])
-def test_resumed_audio_goes_on_as_if_uninterrupted(rule, at, codebook):
+def test_resumed_audio_goes_on_as_if_uninterrupted(convention, at, codebook):
     logits = logits_with_eos(40, at, codebook, seed=3)
-    options = {**GREEDY, "temperature": 0.8, "top_k": 10, "top_p": 0.9, "ras_win_len": 7, "seed": 5}
-    frames = whole_segment(rule, logits, options)
+    options = {"temperature": 0.8, "top_k": 10, "top_p": 0.9, "ras_win_len": 7, "seed": 5}
+    frames = whole_segment(convention, logits, options)
     assert C < len(frames) < 40
     reference_audio = torch.randint(V - 2, (9, C), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
     for begun in range(1, len(frames)):
         sampler = SamplerState(2, TRANSFORMERS, 7)
         past = torch.cat([reference_audio, frames[:begun]]) if begun > 7 else frames[:begun]
-        sampler.reset_slot(1, rule, **options, prompt_frames=past, resume=True)
+        reset(sampler, 1, convention, **options, prompt_frames=past, resume=True)
         assert torch.equal(segment(sampler, logits[begun:]), frames[begun:]), begun
 
 
@@ -122,19 +131,19 @@ def test_boson_resumes_although_other_codebooks_drew_eos_by_chance():
     assert torch.equal((frames == E).sum(1), torch.arange(5, C))
 
 
-@pytest.mark.parametrize("rule", ["boson", "transformers"])
+@pytest.mark.parametrize("convention", ["boson", "transformers"])
 @pytest.mark.parametrize(
     ("frames", "message"),
     [
         (None, "must begin with a frame of BOS in all codebooks"),
         ([[5] * C], "must begin with a frame of BOS in all codebooks"),
-        ([[B] * C, [E] * C], "has ended: its last frame is EOS in all codebooks"),
+        ([[B] * C, [E] * C], "must not have ended, got EOS in all codebooks of its last frame"),
     ],
 )
-def test_audio_that_cannot_be_resumed_is_refused(rule, frames, message):
+def test_audio_that_cannot_be_resumed_is_refused(convention, frames, message):
     sampler = SamplerState(1, TRANSFORMERS, 7)
-    with pytest.raises(PromptError, match=f"audio to go on with {message}"):
-        sampler.reset_slot(0, rule, **GREEDY, prompt_frames=frames and torch.tensor(frames), resume=True)
+    with pytest.raises(PromptError, match=f"partial_audio {message}"):
+        reset(sampler, 0, convention, prompt_frames=frames and torch.tensor(frames), resume=True)
 
 
 def test_a_boson_segment_whose_last_codebook_stayed_open_has_ended():
@@ -143,17 +152,17 @@ def test_a_boson_segment_whose_last_codebook_stayed_open_has_ended():
     for closed in range(1, C):
         begun[C + closed, :closed] = E
     begun[C, 0] = E
-    with pytest.raises(PromptError, match="audio to go on with has ended: EOS has reached its last codebook"):
+    with pytest.raises(PromptError, match="partial_audio must not have ended, got EOS in its last codebook"):
         boson_sampler(prompt_frames=begun, resume=True)
 
 
-@pytest.mark.parametrize("rule", ["boson", "transformers"])
+@pytest.mark.parametrize("convention", ["boson", "transformers"])
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 11])
-def test_the_ring_holds_the_last_frames_of_the_prompt(rule, count):
+def test_the_ring_holds_the_last_frames_of_the_prompt(convention, count):
     length = 4
     past = torch.randint(V, (count, C), generator=torch.Generator().manual_seed(0))
     sampler = SamplerState(3, TRANSFORMERS, length)
-    sampler.reset_slot(2, rule, **GREEDY, prompt_frames=past if count else None, prompt_ids=[AUDIO_BOS])
+    reset(sampler, 2, convention, prompt_frames=past if count else None, prompt_ids=[AUDIO_BOS])
     assert sampler.state[2, StateField.HISTORY_COUNT] == count
     for place in range(max(0, count - length), count):
         assert torch.equal(sampler.history[2, place % length].long(), past[place])
@@ -165,7 +174,7 @@ def test_a_new_sequence_finds_nothing_of_the_last_one():
     fresh, used = boson_sampler(**options), boson_sampler(temperature=0.3, ras_win_len=7, seed=1)
     used.begin_segment(1)
     segment(used, logits_with_eos(40, at=13))
-    used.reset_slot(1, "boson", **options)
+    reset(used, 1, "boson", **options)
     for sampler in (fresh, used):
         sampler.begin_segment(1)
     assert torch.equal(segment(fresh, logits), segment(used, logits))
@@ -223,7 +232,7 @@ def transformers_frames(prompt: list[int], logits: torch.Tensor) -> torch.Tensor
 def test_delay_pattern_equals_transformers(prompt, at, codebook):
     logits = logits_with_eos(60, at, codebook, seed=at)
     sampler = SamplerState(2, TRANSFORMERS, 1)
-    sampler.reset_slot(1, "transformers", **GREEDY, prompt_ids=prompt[-C:])
+    reset(sampler, 1, "transformers", prompt_ids=prompt[-C:])
     frames, expected = segment(sampler, logits), transformers_frames(prompt, logits)
     assert torch.equal(frames.long(), expected)
     assert sampler.is_active(1) == bool((expected[-1] != E).any())
@@ -232,6 +241,6 @@ def test_delay_pattern_equals_transformers(prompt, at, codebook):
 def test_delay_pattern_equals_transformers_where_eos_comes_freely():
     logits = random((60, C, V), seed=11) * 2
     sampler = SamplerState(1, TRANSFORMERS, 1)
-    sampler.reset_slot(0, "transformers", **GREEDY, prompt_ids=[TEXT] * 7 + [AUDIO_BOS])
+    reset(sampler, 0, "transformers", prompt_ids=[TEXT] * 7 + [AUDIO_BOS])
     expected = transformers_frames([TEXT] * 7 + [AUDIO_BOS], logits)
     assert torch.equal(segment(sampler, logits, slot=0).long(), expected)

@@ -18,7 +18,7 @@ def assert_same_codes(
     """Assert that codes are the expected ones, but for frames that part at a near tie, at most a share of all.
 
     Args:
-        weights: as `codec.prepare` makes them.
+        weights: as `audio_tokenizer.weights.pack_weights` makes them.
         embeddings: [frames, width], what was quantized.
         codes, expected: [levels, frames].
         most_ties: the share of the frames that may part.

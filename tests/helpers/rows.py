@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from higgs_native.generation.delay_pattern import delayed_reference
+from higgs_native.generation.delay_pattern import build_delay_pattern
 from higgs_native.model.batch import Batch
 from higgs_native.model.transformer import LanguageModel
 
@@ -17,7 +17,7 @@ def prompt_rows(
     rows: list[int | torch.Tensor] = []
     for token in input_ids:
         if token in (model.config.audio_in_token_id, model.config.audio_out_token_id):
-            rows += delayed_reference(model, next(references)).unbind(0)
+            rows += build_delay_pattern(next(references), model.config).unbind(0)
         else:
             rows.append(token)
     return rows

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.transformers_baseline import import_transformers
+from benchmarks.tools.transformers_baseline import import_transformers
 from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.testing.random_checkpoint import build_tokenizer
+from higgs_native.testing.byte_tokenizer import build_tokenizer
 
 
 def _import_transformers() -> types.ModuleType:

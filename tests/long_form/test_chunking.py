@@ -102,19 +102,19 @@ def test_a_text_of_3000_words(language):
     assert all(chunk.text == chunk.text.strip() and chunk.tag == "" for chunk in chunks)
     if space:
         assert [word for chunk in chunks for word in chunk.text.split()] == normalize_text(text).split()
-    assert sum(chunk.seam == "paragraph" for chunk in chunks) == len(paragraphs)
+    assert sum(chunk.boundary == "paragraph" for chunk in chunks) == len(paragraphs)
     # Chunks are few, and none is much shorter than it must be.
     assert len(chunks) < 2.5 * spoken_seconds(text) / LIMIT + len(paragraphs)
 
     # A sentence that fits is not cut. Places are counted in characters that are no white space.
-    seams = set(itertools.accumulate(len("".join(chunk.text.split())) for chunk in chunks))
+    boundaries = set(itertools.accumulate(len("".join(chunk.text.split())) for chunk in chunks))
     place = fitting = 0
     for sentence in itertools.chain.from_iterable(paragraphs):
         sentence = normalize_text(f"{sentence} x.")[:-3]
         inside = range(place + 1, place := place + len("".join(sentence.split())))
         if spoken_seconds(sentence) <= LIMIT:
             fitting += 1
-            assert seams.isdisjoint(inside), sentence
+            assert boundaries.isdisjoint(inside), sentence
     assert fitting > 50
 
 
@@ -178,7 +178,7 @@ def test_a_long_sentence_is_cut_after_its_clauses_then_between_words():
         "In the morning they went, and in the evening,",
         "when it was dark, they all came back home.",
     ]
-    assert [chunk.seam for chunk in clauses] == ["paragraph", "word"]
+    assert [chunk.boundary for chunk in clauses] == ["paragraph", "word"]
     words = chunk_text("In the morning they went out and in the evening they all came back home again.", 4)
     assert [chunk.text for chunk in words] == [
         "In the morning they went out and in the",
@@ -188,7 +188,7 @@ def test_a_long_sentence_is_cut_after_its_clauses_then_between_words():
 
 def test_sentences_one_by_one():
     chunks = chunk_text("One. Two!\n\n[SPEAKER0] Three, and then four, five, six. Seven?", 2, join_sentences=False)
-    assert [(chunk.text, chunk.seam) for chunk in chunks] == [
+    assert [(chunk.text, chunk.boundary) for chunk in chunks] == [
         ("One.", "paragraph"),
         ("Two!", "sentence"),
         ("Three, and then four,", "turn"),
@@ -233,7 +233,7 @@ def test_a_turn_keeps_its_speaker_in_every_chunk():
     long = "This is one sentence of a long turn. " * 5
     chunks = chunk_text(f"Before.\n\n[SPEAKER0] {long}\n\nAnd more.\n【SPEAKER1】 Yes [SPEAKER0] No.", 6)
     assert chunks[0] == TextChunk("Before.", "", "paragraph")
-    assert [(chunk.tag, chunk.seam) for chunk in chunks[1:-3]] == [("[SPEAKER0]", "turn")] + [
+    assert [(chunk.tag, chunk.boundary) for chunk in chunks[1:-3]] == [("[SPEAKER0]", "turn")] + [
         ("[SPEAKER0]", "sentence")
     ] * (len(chunks) - 5)
     assert " ".join(chunk.text for chunk in chunks[1:-3]) == long.strip()
@@ -247,7 +247,7 @@ def test_a_turn_keeps_its_speaker_in_every_chunk():
 
 def test_the_same_speaker_goes_on_in_a_new_paragraph():
     chunks = chunk_text("[SPEAKER0] One.\n\n[SPEAKER0] Two.\n[SPEAKER1]\nThree.", 6)
-    assert [(chunk.tag, chunk.seam) for chunk in chunks] == [
+    assert [(chunk.tag, chunk.boundary) for chunk in chunks] == [
         ("[SPEAKER0]", "turn"),
         ("[SPEAKER0]", "paragraph"),
         ("[SPEAKER1]", "turn"),
@@ -272,7 +272,7 @@ def test_the_same_speaker_goes_on_in_a_new_paragraph():
 def test_paragraphs(text, expected):
     chunks = chunk_text(text, 6)
     assert [chunk.text for chunk in chunks] == expected
-    assert all(chunk.seam == "paragraph" for chunk in chunks)
+    assert all(chunk.boundary == "paragraph" for chunk in chunks)
 
 
 def test_sound_effects_and_degrees_are_normalised():
@@ -287,7 +287,7 @@ def test_sound_effects_and_degrees_are_normalised():
 
 @pytest.mark.parametrize("text", ["", " \n\n", "* * *", "()", "[SPEAKER0] ...", "[SPEAKER0]"])
 def test_nothing_to_say(text):
-    with pytest.raises(PromptError, match="expected something to say"):
+    with pytest.raises(PromptError, match="something to say"):
         chunk_text(text, 10)
 
 

@@ -31,7 +31,7 @@ def test_speech_that_fills_the_audio_is_not_shortened():
     np.testing.assert_array_equal(kept[fade:-fade], audio[fade:-fade])
 
 
-def test_seams_do_not_click():
+def test_joined_pieces_do_not_click():
     # A loud low tone that is cut anywhere jumps; trimmed, it begins and ends no faster than the fade lets it.
     tone = (0.8 * np.cos(2 * np.pi * 100 * np.arange(RATE) / RATE)).astype(np.float32)
     steps = np.abs(np.diff(np.concatenate([tone[:5000], np.zeros(2400), tone[7000:12000], tone[100:9000]])))
@@ -52,7 +52,7 @@ def test_nothing_audible_is_nothing():
 
 def test_pauses():
     pauses = Pauses(paragraph=1, turn=0.5, sentence=0)
-    assert [pauses.before(seam) for seam in ("paragraph", "turn", "sentence", "word")] == [1, 0.5, 0, 0]
+    assert [pauses.before(boundary) for boundary in ("paragraph", "turn", "sentence", "word")] == [1, 0.5, 0, 0]
 
 
 @pytest.mark.parametrize("name", ["paragraph", "turn", "sentence"])

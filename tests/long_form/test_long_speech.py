@@ -1,3 +1,5 @@
+import hashlib
+import io
 import json
 import re
 import resource
@@ -9,15 +11,18 @@ import pytest
 import soundfile
 import torch
 
+from higgs_native import pipeline
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.errors import GenerationError, ParameterError, PromptError
+from higgs_native.generation.engine import generate_batch
+from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form import long_speech
 from higgs_native.long_form.chunk_store import ChunkStore
 from higgs_native.long_form.chunking import spoken_seconds
 from higgs_native.long_form.joining import EDGE_SECONDS, Pauses
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt.chat import AudioContent, TextContent
+from higgs_native.prompt.messages import AudioContent, TextContent
 from higgs_native.prompt.voices import Voice
 from higgs_native.speech import Speech
 
@@ -53,9 +58,10 @@ class FakeModel:
         self.script = script
         self.calls = []
 
-    def __call__(self, messages, force_audio_gen, seed, max_new_tokens, **sampling):
+    def __call__(self, messages, force_audio_gen, sampling):
         assert force_audio_gen
-        self.calls.append((messages, seed, max_new_tokens, sampling))
+        seed = sampling.seed
+        self.calls.append((messages, seed, sampling))
         text = messages[-1].content.rpartition("] ")[2]
         seconds = spoken_seconds(text)
         kind = self.script(seed)
@@ -84,6 +90,13 @@ def fake(engine, monkeypatch):
     return install
 
 
+def sealed(contents):
+    """Contents of a .json file with the checksum that the store would give them."""
+    contents = {name: value for name, value in contents.items() if name != "checksum"}
+    checksum = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+    return contents | {"checksum": checksum}
+
+
 def test_the_chunks_are_the_speech(engine, whole, tmp_path):
     _, chunks = whole
     speech = LongSpeech(engine, TEXT, seed=1, pauses=Pauses(paragraph=1, turn=0, sentence=0.5))
@@ -92,7 +105,7 @@ def test_the_chunks_are_the_speech(engine, whole, tmp_path):
     with_pauses = list(speech)
     assert [chunk.index for chunk in with_pauses] == list(range(7))
     assert [chunk.text for chunk in with_pauses] == speech.chunks
-    assert [chunk.text.seam for chunk in with_pauses] == [
+    assert [chunk.text.boundary for chunk in with_pauses] == [
         "paragraph", "sentence", "paragraph", "sentence", "word", "paragraph", "sentence"
     ]  # fmt: skip
     read, rate = soundfile.read(tmp_path / "book.wav", dtype="int16")
@@ -115,7 +128,7 @@ def test_the_chunks_are_the_speech(engine, whole, tmp_path):
 def test_the_embedded_voice_says_all_of_it(whole):
     _, chunks = whole
     for chunk in chunks:
-        assert chunk.faults == ()
+        assert chunk.failures == ()
         assert chunk.seed == 1 + 1000 * chunk.index + chunk.kept
     paces = [chunk.attempts[chunk.kept].duration / spoken_seconds(chunk.text.text) for chunk in chunks]
     assert 0.75 < np.median(paces) < 1.15
@@ -146,9 +159,9 @@ def test_what_is_missing_or_torn_is_made_again(engine, whole, tmp_path, monkeypa
     seeds = []
     generate = engine.generate
 
-    def recorded(*arguments, seed, **options):
-        seeds.append(seed)
-        return generate(*arguments, seed=seed, **options)
+    def recorded(*arguments, sampling):
+        seeds.append(sampling.seed)
+        return generate(*arguments, sampling=sampling)
 
     monkeypatch.setattr(engine, "generate", recorded)
     speech = LongSpeech(engine, TEXT, parts)  # the seed is the run's
@@ -166,7 +179,25 @@ def test_records_of_another_kind_are_made_again(engine, fake, tmp_path):
     model = fake()
     list(LongSpeech(engine, "One.", tmp_path))
     record = json.loads((tmp_path / "00000.json").read_text())
-    changes = [[], None, {}, record | {"attempts": None}, record | {"codes": "?"}]
+    changes = [
+        [],
+        None,
+        {},
+        *(
+            sealed(record | change)
+            for change in (
+                {"attempts": None},
+                {"attempts": []},
+                {"kept": 1},
+                {"codes": "?"},
+                {"codes": [1]},
+                {"codes": [[2**70]]},
+                {"index": 1},
+                {"text": "Two."},
+                {"tag": "[SPEAKER1]"},
+            )
+        ),
+    ]
     for changed in changes:
         (tmp_path / "00000.json").write_text(json.dumps(changed))
         assert len(list(LongSpeech(engine, "One.", tmp_path))) == 1
@@ -175,6 +206,58 @@ def test_records_of_another_kind_are_made_again(engine, fake, tmp_path):
     (tmp_path / "00000.json").mkdir()
     with pytest.raises(ParameterError, match=r"can't be read: .*Is a directory"):
         list(LongSpeech(engine, "One.", tmp_path))
+
+
+def test_changed_codes_and_exchanged_chunks_are_made_again(engine, whole, tmp_path):
+    """The JSON is valid, and the checksum of each file is that of a file of this run."""
+    folder, _ = whole
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    record = json.loads(files["00000.json"])
+    record["codes"][3][5] ^= 1
+    (tmp_path / "00000.json").write_text(json.dumps(record, ensure_ascii=False))
+    for ending in ("json", "wav"):
+        (tmp_path / f"00001.{ending}").write_bytes(files[f"00002.{ending}"])
+        (tmp_path / f"00002.{ending}").write_bytes(files[f"00001.{ending}"])
+    chunks = list(LongSpeech(engine, TEXT, tmp_path))
+    assert [chunk.index for chunk in chunks] == list(range(7))
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
+
+
+def test_records_may_be_formatted_anew(engine, fake, tmp_path):
+    model = fake()
+    list(LongSpeech(engine, "One.", tmp_path))
+    record = json.loads((tmp_path / "00000.json").read_text())
+    (tmp_path / "00000.json").write_text(json.dumps(record, indent=4, sort_keys=True))
+    list(LongSpeech(engine, "One.", tmp_path))
+    assert len(model.calls) == 1
+
+
+@pytest.mark.parametrize("kind", ["stereo", "truncated", "text"])
+def test_wav_that_is_no_speech_is_made_again(engine, fake, tmp_path, kind):
+    """Also if hash and checksum fit."""
+    model = fake()
+    list(LongSpeech(engine, "One.", tmp_path))
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    wav = io.BytesIO()
+    soundfile.write(wav, np.zeros((9600, 2)), RATE, format="WAV", subtype="PCM_16")
+    data = {"stereo": wav.getvalue(), "truncated": files["00000.wav"][:30], "text": b"no sound"}[kind]
+    (tmp_path / "00000.wav").write_bytes(data)
+    record = json.loads(files["00000.json"]) | {"sha256": hashlib.sha256(data).hexdigest()}
+    (tmp_path / "00000.json").write_text(json.dumps(sealed(record)))
+    list(LongSpeech(engine, "One.", tmp_path, seed=model.calls[0][1]))
+    assert len(model.calls) == 2
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
+
+
+def test_changed_run_is_refused(engine, fake, tmp_path):
+    fake()
+    list(LongSpeech(engine, "One.", tmp_path, seed=1))
+    text = (tmp_path / "run.json").read_text()
+    (tmp_path / "run.json").write_text(text.replace('"seed": 1', '"seed": 2'))
+    with pytest.raises(ParameterError, match=r"run\.json: checksum must be that of the contents.*; delete the folder"):
+        LongSpeech(engine, "One.", tmp_path)
 
 
 def test_a_run_that_is_cut_off_while_it_is_removed(engine, fake, tmp_path, monkeypatch):
@@ -262,7 +345,7 @@ def test_without_a_folder_nothing_stays(engine, fake):
 def test_a_folder_of_another_run_is_refused(changes, named, engine, whole):
     folder, _ = whole
     before = {file: file.read_bytes() for file in folder.iterdir()}
-    with pytest.raises(ParameterError, match=f"another run, which differs in (voices, )?{named}; expected the same"):
+    with pytest.raises(ParameterError, match=f"the same inputs, got one that differs in (voices, )?{named}; give"):
         LongSpeech(engine, **({"text": TEXT, "folder": folder, "seed": 1} | changes))
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
 
@@ -271,31 +354,43 @@ def test_a_folder_of_another_model_is_refused(engine, whole):
     other = HiggsAudio.from_pretrained(quantization="int8")
     assert other.fingerprint() != engine.fingerprint()
     assert HiggsAudio.from_pretrained().fingerprint() == engine.fingerprint()
-    with pytest.raises(ParameterError, match="differs in model; expected"):
+    with pytest.raises(ParameterError, match="differs in model; give"):
         LongSpeech(other, TEXT, whole[0], seed=1)
 
 
 def test_a_folder_of_something_else_is_refused(engine, tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ParameterError, match=r"holds other files, and no run\.json; expected an empty folder"):
+    with pytest.raises(ParameterError, match=r"an earlier run, got other files and no run\.json"):
         LongSpeech(engine, TEXT, tmp_path)
     with pytest.raises(ParameterError, match=r"notes\.txt can't be read: Not a directory"):
         LongSpeech(engine, TEXT, tmp_path / "notes.txt")
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(ParameterError, match=r"run\.json is not readable as JSON"):
+    with pytest.raises(ParameterError, match=r"run\.json must be a readable JSON file, got: "):
         LongSpeech(engine, TEXT, tmp_path)
-    (tmp_path / "run.json").write_text('{"format": 7}')
-    with pytest.raises(ParameterError, match=r"run\.json is not of format 1"):
-        LongSpeech(engine, TEXT, tmp_path)
+
+
+def test_a_folder_of_an_earlier_version_is_refused(engine, fake, tmp_path):
+    fake()
+    list(LongSpeech(engine, "One.", tmp_path))
+    run = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(run | {"format": 1}))
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(ParameterError) as error:
+        LongSpeech(engine, "One.", tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path / 'run.json'}: format must be 2, got 1; finish the run with the version that began it, "
+        "or delete the folder to begin anew"
+    )
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_bad_input_makes_no_folder(engine, tmp_path):
     folder = tmp_path / "parts"
     for error, changes, message in (
-        (PromptError, {"text": " "}, "expected something to say"),
+        (PromptError, {"text": " "}, "something to say"),
         (PromptError, {"text": "Hi <|eot_id|>"}, "special token"),
-        (PromptError, {"text": b"Hi"}, "the text is a bytes; expected a str"),
-        (PromptError, {"scene": 3}, "the scene is a int; expected a str"),
+        (PromptError, {"text": b"Hi"}, "text must be a string, got b'Hi'"),
+        (PromptError, {"scene": 3}, "scene must be a string, got 3"),
         (PromptError, {"voice": "anna"}, "no folder of voices"),
         (ParameterError, {"chunk_seconds": 100}, "chunk_seconds must lie between 2 and 30, got 100"),
         (ParameterError, {"context_chunks": -1}, "context_chunks must be at least 0, got -1"),
@@ -305,6 +400,8 @@ def test_bad_input_makes_no_folder(engine, tmp_path):
         (ParameterError, {"max_retries": None}, "max_retries must be an integer, got None"),
         (ParameterError, {"temperature": -1}, "temperature"),
         (ParameterError, {"seed": -1}, "seed"),
+        (ParameterError, {"folder": 3}, "folder must be a string or a path, got 3"),
+        (ParameterError, {"folder": "a\0b"}, r"folder must be a path, got 'a\\x00b' with a zero byte"),
     ):
         with pytest.raises(error, match=message):
             LongSpeech(engine, **({"text": TEXT, "folder": folder} | changes))
@@ -418,14 +515,13 @@ def test_a_prompt_fits_the_cache_as_it_was_counted(engine, monkeypatch):
     """The count of positions is the model's own: it takes a cache of exactly that length, and none shorter."""
     text = "The sun rises.\n\nIt is cold."
     outputs = []
-    generate = engine.model.generate
 
-    def recorded(*arguments, max_new_tokens, **options):
-        output = generate(*arguments, max_new_tokens=max_new_tokens, **options)
-        outputs.append((output, max_new_tokens))
-        return output
+    def recorded(model, requests):
+        (output,) = generate_batch(model, requests)
+        outputs.append((output, requests[0].sampling.max_new_tokens))
+        return [output]
 
-    monkeypatch.setattr(engine.model, "generate", recorded)
+    monkeypatch.setattr(pipeline, "generate_batch", recorded)
     list(LongSpeech(engine, text, seed=1))
     positions = max(output.prompt_tokens + limit for output, limit in outputs)
     for limit, turns in ((positions, 2), (positions - 1, 1)):
@@ -438,12 +534,14 @@ def test_a_prompt_fits_the_cache_as_it_was_counted(engine, monkeypatch):
 
 def test_references_that_leave_no_room(engine, monkeypatch, tmp_path):
     monkeypatch.setattr(engine.model, "max_cache_length", 300)
-    with pytest.raises(PromptError, match=r"a chunk needs \d+ positions with its references; the cache holds 300"):
+    with pytest.raises(
+        PromptError, match=r"max_cache_length must be at least \d+ for a chunk with its references, got 300"
+    ):
         LongSpeech(engine, TEXT, tmp_path / "parts", reference_audio=(np.ones(RATE * 10, dtype=np.float32), RATE))
     assert not (tmp_path / "parts").exists()
 
 
-def test_a_chunk_that_ran_away_is_spoken_again(engine, fake):
+def test_failed_chunk_is_spoken_again(engine, fake):
     # Chunk 1 is good at the third attempt, chunk 2 never, though its second attempt is the best.
     script = {1010: "short", 1011: "endless", 2010: "short", 2011: "endless", 2012: "nothing", 2013: "short"}
     model = fake(lambda seed: script.get(seed, "good"))
@@ -452,30 +550,30 @@ def test_a_chunk_that_ran_away_is_spoken_again(engine, fake):
     chunks = list(speech)
     assert [len(chunk.attempts) for chunk in chunks] == [1, 3, 4, 1]
     assert [seed for _, seed, *_ in model.calls] == [10, 1010, 1011, 1012, 2010, 2011, 2012, 2013, 3010]
-    assert [attempt.faults for attempt in chunks[1].attempts] == [("too short",), ("no end",), ()]
+    assert [attempt.failures for attempt in chunks[1].attempts] == [("too short",), ("no end",), ()]
     assert chunks[1].seed == 1012
-    assert chunks[1].faults == ()
+    assert chunks[1].failures == ()
     assert chunks[2].seed == 2011
-    assert chunks[2].faults == ("no end",)
-    # What ran away is no context.
+    assert chunks[2].failures == ("no end",)
+    # A failed chunk is no context.
     assert model.conversations[-1][1::2] == ["The first of four.", "The second of four.", "The fourth of four."]
     # The report lasts.
     assert [chunk.attempts for chunk in speech] == [chunk.attempts for chunk in chunks]
 
 
-def test_the_attempt_with_the_fewest_faults_is_kept(engine, fake, monkeypatch):
-    faults = iter([["silence", "no end"], ["silence"], ["no end", "too short"]])
-    monkeypatch.setattr(long_speech, "find_faults", lambda speech, text: next(faults))
+def test_the_attempt_with_the_fewest_failures_is_kept(engine, fake, monkeypatch):
+    failures = iter([["silence", "no end"], ["silence"], ["no end", "too short"]])
+    monkeypatch.setattr(long_speech, "detect_failures", lambda speech, text: next(failures))
     fake()
     (chunk,) = LongSpeech(engine, "One.", seed=0, max_retries=2)
-    assert (chunk.kept, chunk.faults) == (1, ("silence",))
+    assert (chunk.kept, chunk.failures) == (1, ("silence",))
 
 
 def test_strict(engine, fake, tmp_path):
     model = fake(lambda seed: "short" if seed // 1000 == 1 else "good")
     speech = LongSpeech(engine, "The first one.\n\nThe second one.", tmp_path, seed=0, max_retries=1, strict=True)
     expected = re.escape(
-        "chunk 1 ran away with every seed: too short (seed 1000); too short (seed 1001); its text is 'The second one.'"
+        "chunk 1 failed with every seed: too short (seed 1000); too short (seed 1001); its text is 'The second one.'"
     )
     with pytest.raises(GenerationError, match=expected):
         list(speech)
@@ -489,7 +587,9 @@ def test_strict(engine, fake, tmp_path):
 
 def test_greedy_attempts_are_not_repeated(engine, fake, monkeypatch):
     model = fake(lambda seed: "short")
-    monkeypatch.setattr(engine, "generate", lambda *arguments, seed, **options: model(*arguments, seed=0, **options))
+    monkeypatch.setattr(
+        engine, "generate", lambda *arguments, sampling: model(*arguments, sampling=replace(sampling, seed=0))
+    )
     (chunk,) = LongSpeech(engine, "The first one.", seed=0, temperature=0)
     assert len(chunk.attempts) == 2
 
@@ -498,7 +598,7 @@ def test_nothing_at_all_is_kept_as_nothing(engine, fake, tmp_path):
     fake(lambda seed: "nothing" if seed < 1000 else "good")
     speech = LongSpeech(engine, "The first one.\n\nThe second one.", seed=0, pauses=Pauses(paragraph=0))
     first, second = speech
-    assert first.faults == ("too short",)
+    assert first.failures == ("too short",)
     assert len(first.pcm) == 0
     speech.save(tmp_path / "out.flac")
     assert soundfile.info(tmp_path / "out.flac").frames == len(second.pcm)
@@ -513,14 +613,9 @@ def test_a_seed_beside_the_largest_wraps(engine, fake):
 def test_what_generation_is_asked(engine, fake):
     model = fake()
     list(LongSpeech(engine, "The first one.", temperature=0.7, top_k=None, top_p=0.8, ras_win_len=None))
-    _, _, max_new_tokens, sampling = model.calls[0]
-    assert sampling == {
-        "temperature": 0.7,
-        "top_k": None,
-        "top_p": 0.8,
-        "ras_win_len": None,
-        "ras_win_max_num_repeat": 2,
-    }
+    _, seed, sampling = model.calls[0]
+    max_new_tokens = sampling.max_new_tokens
+    assert sampling == SamplingParams(0.7, None, 0.8, None, seed=seed, max_new_tokens=max_new_tokens)
     # The bound of a speech without end, and the frames that are no audio.
     assert 25 * long_speech.max_seconds("The first one.") + 10 <= max_new_tokens < 25 * 6
 

@@ -20,7 +20,7 @@ from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.model import packed_checkpoint
 from higgs_native.model.packed_checkpoint import PACKED_FILE, checksum, write_packed
 from higgs_native.model.quantization import Quantization
-from higgs_native.ops.linear import FORMATS
+from higgs_native.ops.formats import WEIGHT_FORMATS
 from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.testing.random_checkpoint import write_language_model
 from tests.helpers.devices import CHECKS_VALUES, CUDA_DEVICE, DEVICES, NEEDS_CUDA, NEEDS_CUDA_KERNELS
@@ -29,7 +29,7 @@ from tests.ops.tensors import random
 
 
 PROMPT = torch.tensor([[*range(40), 269]])
-GREEDY = {"rule": "transformers", "temperature": 0.0, "max_new_tokens": 40}
+GREEDY = {"convention": "transformers", "temperature": 0.0, "max_new_tokens": 40}
 
 
 @pytest.fixture(scope="module")
@@ -186,11 +186,11 @@ def test_parsing():
     assert Quantization.parse("fp8,text_ffn=int4") == Quantization("fp8", "int4", "fp8", "fp8")
     for text, message in (
         ("int3", "attention must be one of float32, bfloat16, float16, fp8, int8, int4, got 'int3'"),
-        ("int4,int8", "names two formats"),
-        ("heads=int8,heads=int4", "names heads twice"),
+        ("int4,int8", "the format of all parts must be given once, got 'int4,int8'"),
+        ("heads=int8,heads=int4", "heads must be given once, got"),
         ("", "attention must be one of .*, got ''"),
-        (8, "must be a text such as 'int8', got 8"),
-        ("head=int8", "'head' is no part; expected one of attention, text_ffn, audio_ffn, heads"),
+        (8, "must be a string such as 'int8', got 8"),
+        ("head=int8", "a part must be one of attention, text_ffn, audio_ffn, heads, got 'head'"),
     ):
         with pytest.raises(ParameterError, match=message):
             Quantization.parse(text)
@@ -205,7 +205,7 @@ def test_a_quantized_model_is_near_the_whole_one(source, quantization, error):
     assert model.nbytes < 0.8 * whole.nbytes
     logits = [m.generate(PROMPT, **GREEDY, output_logits=True).audio_logits[0] for m in (whole, model)]
     assert (logits[0][0] - logits[1][0]).std() < error * logits[0][0].std()
-    assert model.audio_head.data.dtype == FORMATS[Quantization.parse(quantization).heads]
+    assert model.audio_head.data.dtype == WEIGHT_FORMATS[Quantization.parse(quantization).heads].dtype
 
 
 @pytest.mark.parametrize("quantization", ["fp8", "int8", "int4", "attention=fp8,text_ffn=int8,audio_ffn=int4", None])
@@ -291,7 +291,7 @@ def change_byte(path, position):
             lambda path: change_tensors(
                 path, lambda t: t.update({"embed_tokens.weight": t["embed_tokens.weight"].double()})
             ),
-            "embed_tokens.weight is torch.float64; expected one of torch.bfloat16, torch.float32, torch.float16",
+            "embed_tokens.weight is torch.float64; expected one of torch.float32, torch.bfloat16, torch.float16",
         ),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ConfigError, ParameterError
 from higgs_native.model.config import HiggsAudioConfig, RopeScaling
 from higgs_native.model.rope import rope_table
@@ -226,11 +227,27 @@ def test_a_missing_shard_is_refused(tmp_path):
         LanguageModel.from_pretrained(tmp_path / "model")
 
 
+@pytest.mark.parametrize("shards", ["whole", "missing"])
+def test_a_single_file_comes_before_shards(tmp_path, shards):
+    """As in the published folder, whose shards are of the original layout, and config.json of transformers'."""
+    cfg = config(audio_eos_token_id=None, audio_in_token_id=None, audio_delay_token_id=270)
+    write_language_model(tmp_path / "new", cfg, layout="transformers", seed=1)
+    write_language_model(tmp_path / "old", config(), layout="original", seed=2, shard_bytes=50_000)
+    expected = LanguageModel.from_pretrained(tmp_path / "new")
+    for path in (tmp_path / "old").glob("model*"):
+        if shards == "whole" or path.suffix == ".json":
+            path.rename(tmp_path / "new" / path.name)
+    model = LanguageModel.from_pretrained(tmp_path / "new")
+    assert model.config.convention is Convention.TRANSFORMERS
+    assert torch.equal(model.text_table, expected.text_table)
+    assert torch.equal(model.audio_head.data, expected.audio_head.data)
+
+
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
         ("{", "not readable as JSON"),
-        ("[]", "holds a JSON list; expected an object"),
+        ("[]", "must hold a JSON object, got a list"),
         ('{"model_type": "llama"}', "model_type is 'llama'; expected 'higgs_audio' or 'higgs_audio_v2'"),
         ('{"model_type": "higgs_audio_v2", "vocab_size": 5}', "config.json has no '"),
     ],
@@ -244,7 +261,7 @@ def test_a_foreign_config_is_refused(folder, contents, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cuda:99"}, "device cuda:99 can't be used"),
+        ({"device": "cuda:99"}, "device must be .*, got cuda:99"),
         ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16, got int8"),
         ({"dtype": torch.float64}, "dtype must be one of auto, float32, bfloat16, float16, got torch.float64"),
         ({"max_cache_length": 0}, "max_cache_length must be at least 1, got 0"),
@@ -261,6 +278,27 @@ def test_wrong_options_are_refused(folder, options, message):
 def test_weights_are_read_as_stored(tmp_path, dtype):
     write_language_model(tmp_path / "model", config(), layout="original", dtype=dtype)
     assert LanguageModel.from_pretrained(tmp_path / "model").dtype == dtype
+
+
+@pytest.mark.parametrize("named", ["dtype", "torch_dtype", None])
+@pytest.mark.parametrize("table", ["embed_tokens.weight", "norm.weight"])
+def test_a_single_float32_tensor_leaves_the_model_in_bfloat16(tmp_path, table, named):
+    write_language_model(tmp_path, config(), layout="original", dtype=torch.bfloat16)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    dtype = raw.pop("torch_dtype")
+    (tmp_path / "config.json").write_text(json.dumps(raw if named is None else {**raw, named: dtype}))
+    change_tensors(tmp_path, lambda tensors: tensors.update({table: tensors[table].float()}))
+    model = LanguageModel.from_pretrained(tmp_path)
+    assert model.dtype == model.text_table.dtype == model.audio_head.data.dtype == torch.bfloat16
+
+
+def test_the_configured_dtype_comes_before_the_stored_one(tmp_path):
+    write_language_model(tmp_path, config(), layout="original", dtype=torch.float32)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**raw, "torch_dtype": "float16"}))
+    assert LanguageModel.from_pretrained(tmp_path).dtype == torch.float16
+    (tmp_path / "config.json").write_text(json.dumps({**raw, "torch_dtype": "auto"}))
+    assert LanguageModel.from_pretrained(tmp_path).dtype == torch.float32
 
 
 def test_missing_folders_are_named(tmp_path):
@@ -283,6 +321,7 @@ def test_missing_folders_are_named(tmp_path):
     ],
 )
 def test_a_damaged_index_is_refused(folder, weight_map, message):
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(CheckpointError, match=message):
         LanguageModel.from_pretrained(folder)

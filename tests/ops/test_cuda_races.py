@@ -8,7 +8,9 @@ import re
 import pytest
 import torch
 
+from higgs_native.ops import PackedWeight, linear, pack_linear
 from higgs_native.ops._library import EMULATES_CUDA
+from tests.ops.tensors import random
 
 
 pytestmark = pytest.mark.skipif(not EMULATES_CUDA, reason="needs the emulation of CUDA in this process")
@@ -37,6 +39,8 @@ FAULTS = {
     "last block: no barrier before": f"a read of {NOT_ORDERED_BETWEEN_BLOCKS}",
     "last block: no fence of one thread": f"a read of {NOT_ORDERED_BETWEEN_BLOCKS}",
     "read before wait": "a read of global .* does not wait for fault, launched 1 earlier, that wrote there",
+    "read before wait of the first launch": "a read of global .* does not wait for what torch may have launched",
+    "first launch that lets the next begin before it waits": "does not wait for what torch may have launched",
     "write before wait": "a write of global .* does not wait for fault, launched 1 earlier",
     "weights of a launch that lets the next begin early": "does not wait for fault, launched 2 earlier,",
     "weights without a fence": "does not wait for fault, launched 1 earlier, that wrote there",
@@ -70,3 +74,34 @@ def test_kernel_and_lines_are_named():
     with pytest.raises(RuntimeError) as error:
         run("missing barrier", mended=False)
     assert len(set(re.findall(r"missing_barrier_kernel\(.*\) at (faults\.cu:\d+)", str(error.value)))) == 2
+
+
+def output_of_a_product() -> torch.Tensor:
+    """1,024 numbers that a product wrote: memory that is used again, whose last writer was a kernel."""
+    out = torch.empty(32, 32)
+    linear(out, random((32, 64)), pack_linear(random((32, 64))))
+    return out.view(-1)
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+def test_memory_of_an_output_becomes_a_weight(rows):
+    """That torch wrote it since, the emulation can't know; on a GPU it is torch's kernel that must be waited for."""
+    x, weight = random((rows, 32)), random((32, 32), seed=1)
+    packed = pack_linear(weight).data
+    reused = output_of_a_product().view(packed.shape)
+    reused.copy_(packed)
+    out = torch.empty(rows, 32)
+    linear(out, x, PackedWeight(reused))
+    torch.testing.assert_close(out, x @ weight.T)
+
+
+@pytest.mark.parametrize("name", [name for name in FAULTS if "wait" in name])
+def test_a_race_in_memory_of_an_output_is_found(name):
+    memory = output_of_a_product().view(torch.int32)
+    memory.zero_()
+    with pytest.raises(RuntimeError, match=r"does not wait for"):
+        torch.ops.higgs_native_emulation.fault(memory, name, False)
+    memory = output_of_a_product().view(torch.int32)
+    memory.zero_()
+    torch.ops.higgs_native_emulation.fault(memory, name, True)
+    assert memory.any()

@@ -37,7 +37,9 @@ def test_gpus_that_the_build_has_kernels_for(gpus, capability):
 def test_a_gpu_without_kernels_is_refused(gpus, capability):
     gpus(capability)
     assert checked_device("auto") == torch.device("cpu")
-    with pytest.raises(ParameterError, match=rf"has compute capability {capability[0]}\.{capability[1]}, and the"):
+    with pytest.raises(
+        ParameterError, match=rf"got cuda: a GPU of compute capability {capability[0]}\.{capability[1]}; build"
+    ):
         checked_device("cuda")
 
 
@@ -55,7 +57,7 @@ def test_other_builds(gpus, built, capability, runs):
     [
         ([(9, 0)], "", "cuda", "higgs_native was built without CUDA"),
         ([], BUILT, "cuda", "finds no GPU"),
-        ([(9, 0)], BUILT, "cuda:1", "there are 1 GPUs"),
+        ([(9, 0)], BUILT, "cuda:1", "device must be one of 1 GPUs, got cuda:1"),
         ([(9, 0)], BUILT, "mps", "device must be auto, cpu, cuda or cuda:N, got 'mps'"),
         ([(9, 0)], BUILT, "gpu", "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from higgs_native import ops, reference
-from higgs_native.ops.linear import FORMATS
+from higgs_native.ops.formats import WEIGHT_FORMATS
 from tests.ops.tensors import random, tolerance
 
 
@@ -44,7 +44,7 @@ def test_quantized_weights(num_text, num_audio, format):
     out, expected = torch.full((rows, hidden), torch.nan), torch.empty(rows, hidden)
     ops.dual_ffn(out, x, *parts, 1e-5, num_text)
     reference.dual_ffn(expected, x, *parts, 1e-5, num_text)
-    torch.testing.assert_close(out, expected, **tolerance(FORMATS[format], intermediate))
+    torch.testing.assert_close(out, expected, **tolerance(WEIGHT_FORMATS[format].dtype, intermediate))
 
 
 def test_the_input_may_be_the_output():

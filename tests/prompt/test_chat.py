@@ -6,16 +6,10 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from higgs_native.errors import PromptError
-from higgs_native.prompt.chat import (
-    AudioContent,
-    ChatMLSample,
-    Message,
-    TextContent,
-    build_prompt,
-    check_plain_text,
-    speech_messages,
-)
+from higgs_native.convention import Convention
+from higgs_native.errors import ParameterError, PromptError
+from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
+from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
 from higgs_native.prompt.voices import Voice
 
 
@@ -108,7 +102,7 @@ def test_two_assistant_messages_in_a_row_and_a_recipient(tokenizer):
     )
 
 
-def test_texts_are_tokenised_one_by_one_in_the_boson_layout():
+def test_only_the_boson_convention_tokenizes_texts_one_by_one():
     # A tokenizer with the merge "a b" -> "ab" shows where a text was cut.
     data = json.loads((GOLDEN / "tokenizer.json").read_text(encoding="utf-8"))
     data["model"]["vocab"]["ab"] = 300
@@ -118,8 +112,8 @@ def test_texts_are_tokenised_one_by_one_in_the_boson_layout():
     cut = [Message("system", ["a", "b"])]
     assert build_prompt(cut, merging).input_ids.shape[1] == whole + 1
     scene = [Message("system", "s"), Message("user", ["a", "b"])]
-    assert 300 in build_prompt(scene, merging, layout="transformers").input_ids
-    assert 300 not in build_prompt(scene, merging, layout="boson").input_ids
+    assert 300 in build_prompt(scene, merging, convention="transformers").input_ids
+    assert 300 not in build_prompt(scene, merging, convention=Convention.BOSON).input_ids
 
 
 @pytest.mark.parametrize(
@@ -159,37 +153,49 @@ def test_texts_are_tokenised_one_by_one_in_the_boson_layout():
         ([Message("system", "s")], f"{SYSTEM}s{ASSISTANT}<|audio_out_bos|>"),
     ],
 )
-def test_the_transformers_layout(messages, text, tokenizer):
-    prompt = build_prompt(messages, tokenizer, layout="transformers", force_audio_gen=True)
+def test_the_transformers_convention(messages, text, tokenizer):
+    prompt = build_prompt(messages, tokenizer, convention="transformers", force_audio_gen=True)
     assert rendered(prompt, tokenizer) == text
 
 
 @pytest.mark.parametrize(
     ("messages", "error"),
     [
-        ([Message("user", "a")], "first message is of role 'user'"),
-        ([Message("system", ["a", "b"])], "exactly one text in a system message"),
-        ([Message("system", ["a", RECORDING])], "exactly one text in a system message"),
-        ([Message("system", "a"), Message("user", RECORDING)], "only text in a user message"),
-        ([Message("system", "a"), Message("assistant", "b")], "exactly one recording in an assistant message"),
-        ([Message("system", "a"), Message("assistant", [RECORDING] * 2)], "exactly one recording"),
-        ([Message("system", "a"), Message("user", "b"), Message("scene", "c")], "a scene stands elsewhere"),
-        ([Message("system", "a"), Message("assistant", RECORDING, "someone")], "recipient"),
+        ([Message("user", "a")], "role of the first message must be 'system', got 'user'"),
+        ([Message("system", ["a", "b"])], "system message must hold exactly one text .*, got text, text"),
+        ([Message("system", ["a", RECORDING])], "system message must hold exactly one text .*, got text, audio"),
+        ([Message("system", "a"), Message("user", RECORDING)], "user message must hold only text .*, got audio"),
+        (
+            [Message("system", "a"), Message("assistant", "b")],
+            "must hold exactly one recording .*, got text",
+        ),
+        (
+            [Message("system", "a"), Message("assistant", [RECORDING] * 2)],
+            "one recording .*, got audio, audio",
+        ),
+        (
+            [Message("system", "a"), Message("user", "b"), Message("scene", "c")],
+            "a scene must be message 1, .* got message 2",
+        ),
+        (
+            [Message("system", "a"), Message("assistant", RECORDING, "someone")],
+            "recipient must be None .*, got 'someone'",
+        ),
     ],
 )
-def test_what_the_transformers_layout_has_no_place_for(messages, error, tokenizer):
+def test_the_transformers_convention_refuses_what_its_template_drops(messages, error, tokenizer):
     with pytest.raises(PromptError, match=error):
-        build_prompt(messages, tokenizer, layout="transformers")
+        build_prompt(messages, tokenizer, convention="transformers")
 
 
 @pytest.mark.parametrize(
     ("messages", "error"),
     [
-        ([], "the conversation is empty"),
-        ([Message("user", "a", recipient="someone")], "only assistant messages"),
-        ([Message("tool", RECORDING)], "a tool message holds audio"),
-        ([Message("user", [3])], "a user message holds an item of type int"),
-        ([Message("user", "see <|AUDIO|>")], "1 audio placeholders for 0 recordings"),
+        ([], "conversation must hold at least one message, got none"),
+        ([Message("user", "a", recipient="someone")], "recipient of a user message must be None, got 'someone'"),
+        ([Message("tool", RECORDING)], "role of a message with audio must be system, user or assistant, got 'tool'"),
+        ([Message("user", [3])], "content of a user message must be str, TextContent or AudioContent, got 3"),
+        ([Message("user", "see <|AUDIO|>")], "got 1 audio placeholders for 0 recordings"),
     ],
 )
 def test_conversations_that_make_no_prompt(messages, error, tokenizer):
@@ -197,15 +203,18 @@ def test_conversations_that_make_no_prompt(messages, error, tokenizer):
         build_prompt(messages, tokenizer)
 
 
-def test_an_unknown_layout_is_refused(tokenizer):
-    with pytest.raises(PromptError, match="layout is 'chatml'"):
-        build_prompt([Message("user", "a")], tokenizer, layout="chatml")
+def test_an_unknown_convention_is_refused(tokenizer):
+    error = "convention must be 'boson' or 'transformers', got 'chatml'"
+    with pytest.raises(ParameterError, match=error):
+        build_prompt([Message("user", "a")], tokenizer, convention="chatml")
+    with pytest.raises(ParameterError, match=error):
+        speech_messages("Hi.", convention="chatml")
 
 
 def test_a_tokenizer_of_another_model_is_refused():
     data = json.loads((GOLDEN / "tokenizer.json").read_text(encoding="utf-8"))
     data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] != "<|audio_out_bos|>"]
-    with pytest.raises(PromptError, match=r"the tokenizer has no token <\|audio_out_bos\|>"):
+    with pytest.raises(PromptError, match=r"got one without the token <\|audio_out_bos\|>"):
         build_prompt([Message("user", "a")], Tokenizer.from_str(json.dumps(data)))
 
 
@@ -266,8 +275,8 @@ INSTRUCTION = "Generate audio following instruction."
     ],
 )
 def test_speech_messages(text, voices, scene, boson, transformers, tokenizer):
-    for layout, expected in (("boson", boson), ("transformers", transformers or boson)):
-        prompt = build_prompt(speech_messages(text, voices, scene, layout), tokenizer, layout)
+    for convention, expected in ((Convention.BOSON, boson), (Convention.TRANSFORMERS, transformers or boson)):
+        prompt = build_prompt(speech_messages(text, voices, scene, convention), tokenizer, convention)
         assert rendered(prompt, tokenizer) == f"{SYSTEM}{expected}{text}{ASSISTANT}"
         recordings = [voice.reference_audio for voice in voices if voice.profile is None]
         assert [audio.audio_url for audio in prompt.audio] == recordings
@@ -287,7 +296,7 @@ def test_samples_are_carried_as_raw_audio():
 
 @pytest.mark.parametrize("token", ["<|eot_id|>", "<|AUDIO|>", "<|scene_desc_end|>"])
 def test_special_tokens_are_no_plain_text(token, tokenizer):
-    with pytest.raises(PromptError, match=r"the scene holds the special token <\|"):
+    with pytest.raises(PromptError, match=r"scene must be plain text, got the special token <\|"):
         check_plain_text(f"a{token}b", tokenizer, "scene")
 
 

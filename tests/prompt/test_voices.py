@@ -1,9 +1,11 @@
 import json
 
 import pytest
+import soundfile
 
-from higgs_native.errors import PromptError
-from higgs_native.prompt.voices import VOICES_VARIABLE, Voice, find_voice, list_voices
+from higgs_native.errors import AudioError, ParameterError, PromptError
+from higgs_native.prompt.voices import VOICES_VARIABLE, Voice, check_voice, choose_voices, find_voice, list_voices
+from tests.audio.test_quality import RATE, syllables
 
 
 @pytest.fixture
@@ -134,3 +136,32 @@ def test_files_that_cannot_be_read(name, content, error, tmp_path):
 def test_a_voice_is_a_recording_or_a_description(fields):
     with pytest.raises(PromptError):
         Voice(**fields)
+
+
+def test_a_voice_is_checked_without_a_model(tmp_path):
+    soundfile.write(tmp_path / "anna.wav", syllables(5), RATE)
+    assert check_voice(Voice(tmp_path / "anna.wav", "Words as many as fit into it.")) == []
+    assert check_voice(Voice(str(tmp_path / "anna.wav"))) == ["its words are not given; with them a clone is closer"]
+    assert check_voice(Voice(profile="old")) == []
+    with pytest.raises(AudioError, match="is no file"):
+        check_voice(Voice(tmp_path / "missing.wav"))
+
+
+def test_choosing_voices(tmp_path):
+    (tmp_path / "anna.wav").touch()
+    anna, old = Voice(tmp_path / "anna.wav"), Voice(profile="old")
+    assert choose_voices() == []
+    assert choose_voices("anna, anna", voices_folder=tmp_path) == [anna, anna]
+    assert choose_voices(["anna", old], voices_folder=tmp_path) == [anna, old]
+    assert choose_voices(old) == [old]
+    assert choose_voices(reference_audio="a.wav", reference_text=" words ") == [Voice("a.wav", "words")]
+    assert choose_voices(reference_audio="a.wav", reference_text=" ") == [Voice("a.wav")]
+    with pytest.raises(PromptError, match="both a voice and reference audio"):
+        choose_voices("anna", "a.wav")
+    with pytest.raises(PromptError, match="without reference audio"):
+        choose_voices(reference_text="words")
+    for voice in (5, [5], [old, 5]):
+        with pytest.raises(ParameterError, match="voice must be a name, a Voice, or a list of these, got a int"):
+            choose_voices(voice)
+    with pytest.raises(ParameterError, match="reference_text must be a string or None, got 5"):
+        choose_voices(reference_text=5)

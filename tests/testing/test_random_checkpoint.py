@@ -9,19 +9,14 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, tensor_shapes
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.errors import CheckpointError, ConfigError
 from higgs_native.model.checkpoint import LanguageModelFiles, expected_tensors
 from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.testing.random_checkpoint import (
-    DEMO_AUDIO_TOKENIZER_CONFIG,
-    DEMO_CONFIG,
-    REAL_SIZE_CONFIG,
-    build_tokenizer,
-    write_audio_tokenizer,
-    write_demo_checkpoint,
-    write_language_model,
-)
+from higgs_native.testing.byte_tokenizer import build_tokenizer
+from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, DEMO_CONFIG, REAL_SIZE_CONFIG
+from higgs_native.testing.random_checkpoint import write_audio_tokenizer, write_demo_checkpoint, write_language_model
 
 
 def read(folder: Path) -> dict[str, torch.Tensor]:
@@ -102,7 +97,7 @@ def test_plain_layers_have_no_audio_path(tmp_path: Path) -> None:
     names = load_file(tmp_path / "model.safetensors")
     assert "layers.1.audio_mlp.up_proj.weight" in names
     assert not any(name.startswith("layers.0.audio_") for name in names)
-    with pytest.raises(ConfigError, match="write the original one"):
+    with pytest.raises(ConfigError, match="layout must be 'original' for layers without an audio path"):
         write_language_model(tmp_path / "new", config, "transformers")
 
 
@@ -130,10 +125,10 @@ def test_tokenizer(config: HiggsAudioConfig) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vocab_size": 270}, "need at least 271"),
-        ({"audio_out_token_id": 300}, "expected 256 to 287"),
-        ({"audio_out_token_id": 271}, "share an id"),
-        ({"audio_delay_token_id": None}, "names audio_delay_token_id"),
+        ({"vocab_size": 270}, "vocab_size must be at least 271, got 270"),
+        ({"audio_out_token_id": 300}, "must be 256 to 287, got 300"),
+        ({"audio_out_token_id": 271}, "ids of special tokens must differ"),
+        ({"audio_delay_token_id": None}, "audio_delay_token_id must be an id in the transformers layout, got None"),
     ],
 )
 def test_refuses_what_it_cannot_write(tmp_path: Path, changes: dict, message: str) -> None:
@@ -145,7 +140,7 @@ def test_refuses_what_it_cannot_write(tmp_path: Path, changes: dict, message: st
 def test_keeps_a_model_that_is_there(tmp_path: Path) -> None:
     write_language_model(tmp_path, DEMO_CONFIG)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    with pytest.raises(CheckpointError, match="already holds a model"):
+    with pytest.raises(CheckpointError, match="folder must not hold a model, got"):
         write_language_model(tmp_path, DEMO_CONFIG, seed=1)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
@@ -153,16 +148,16 @@ def test_keeps_a_model_that_is_there(tmp_path: Path) -> None:
 def test_demo_is_small_and_whole(tmp_path: Path) -> None:
     write_demo_checkpoint(tmp_path)
     assert HiggsAudioConfig.from_pretrained(tmp_path).num_codebooks == 8
-    codec = tmp_path / "audio_tokenizer"
-    config = HiggsAudioTokenizerConfig.from_pretrained(codec)
+    audio_tokenizer = tmp_path / "audio_tokenizer"
+    config = HiggsAudioTokenizerConfig.from_pretrained(audio_tokenizer)
     assert config == DEMO_AUDIO_TOKENIZER_CONFIG
     assert (config.num_codebooks, config.codebook_size) == (8, DEMO_CONFIG.codebook_size - 2)
-    tensors = load_file(codec / "model.safetensors")
+    tensors = load_file(audio_tokenizer / "model.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == tensor_shapes(config)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 16e6
-    with pytest.raises(CheckpointError, match="already holds a model"):
-        write_audio_tokenizer(codec, config)
+    with pytest.raises(CheckpointError, match="folder must not hold a model, got"):
+        write_audio_tokenizer(audio_tokenizer, config)
 
 
 def test_transformers_reads_the_audio_tokenizer(tmp_path: Path) -> None:
@@ -184,7 +179,7 @@ def test_transformers_reads_the_audio_tokenizer(tmp_path: Path) -> None:
 
 
 def test_transformers_reads_it(tmp_path: Path) -> None:
-    from tests import transformers_reference as reference
+    from tests.helpers import transformers_reference as reference
 
     write_language_model(tmp_path, DEMO_CONFIG, dtype=torch.float32)
     model = reference.load(tmp_path)

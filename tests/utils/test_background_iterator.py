@@ -21,7 +21,7 @@ def no_thread_stays():
 
 
 def count_to(last: int, made: list[int] | None = None, pause: float = 0.0):
-    """Makes 0 .. last - 1, and notes what was made."""
+    """Makes the numbers below `last`, and appends each to `made`."""
 
     def make(background):
         for number in range(last):
@@ -41,11 +41,11 @@ def fail_after(count: int):
     return make
 
 
-async def collect(background, most: int | None = None) -> list:
+async def collect(background, max_items: int | None = None) -> list:
     items = []
     async for item in background:
         items.append(item)
-        if len(items) == most:
+        if len(items) == max_items:
             break
     return items
 
@@ -72,7 +72,7 @@ def test_a_slow_consumer_holds_the_thread_up():
     background = BackgroundIterator(count_to(10**6, made), 4)
     for item in background:
         time.sleep(0.05)
-        # What was taken, what waits, and what the thread has in hand.
+        # The taken items, the waiting items, and one that the thread is about to put.
         assert len(made) <= item + 1 + 4 + 1
         if item == 3:
             break
@@ -87,7 +87,7 @@ def test_leaving_the_loop_ends_the_thread():
             break
     assert not running()
     assert len(made) <= 8
-    with pytest.raises(RuntimeError, match="can't be iterated again"):
+    with pytest.raises(RuntimeError, match="can be iterated once, and not after close"):
         next(iter(background))
 
 
@@ -100,7 +100,7 @@ def test_leaving_an_asynchronous_loop_ends_the_thread():
     made: list[int] = []
 
     async def run():
-        assert await collect(BackgroundIterator(count_to(10**6, made), 4), most=3) == [0, 1, 2]
+        assert await collect(BackgroundIterator(count_to(10**6, made), 4), max_items=3) == [0, 1, 2]
         gc.collect()
         for _ in range(100):
             await asyncio.sleep(0.01)
@@ -119,7 +119,7 @@ def test_nothing_runs_before_the_iteration():
     iter(background)
     assert made == []
     background.close()
-    with pytest.raises(RuntimeError, match="can't be iterated again"):
+    with pytest.raises(RuntimeError, match="can be iterated once, and not after close"):
         list(background)
 
 

@@ -82,7 +82,7 @@ def test_a_folder_is_locked_for_one_process(tmp_path, run_python):
     with locked(tmp_path):
         assert "is in use by another run" in run_python(ask, tmp_path).stderr
         with (
-            pytest.raises(ParameterError, match="is in use by another run; expected that to be over"),
+            pytest.raises(ParameterError, match=r"folder must be free, got .*, which is in use by another run"),
             locked(tmp_path),
         ):
             pass

@@ -52,6 +52,7 @@ Thread* current;
 const std::function<void()>* kernel_of_launch;
 int at_barrier, live_threads;
 std::mt19937 order(0);
+std::mutex mutex;  // of all that is here, and of races.cpp
 
 void leave(Waiting waiting) {
   current->waiting = waiting;
@@ -148,8 +149,13 @@ void run_block(dim3 block, unsigned size) {
 
 }  // namespace
 
-void run(const char* op, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
-  static std::mutex mutex;
+uint32_t begin_operator() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  return races::begin_operator();
+}
+
+void run(
+    const char* op, uint32_t call, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
   const std::lock_guard<std::mutex> lock(mutex);
   if (block.y != 1 || block.z != 1) fail("blocks must have one dimension");
   if (block.x == 0 || block.x > 1024) fail("a block must have 1 to 1,024 threads");
@@ -165,7 +171,7 @@ void run(const char* op, dim3 grid, dim3 block, size_t shared_bytes, const std::
   registers.block_dim = block;
   registers.grid_dim = grid;
   kernel_of_launch = &kernel;
-  races::begin_launch(op, block.x, shared, kSharedBytes);
+  races::begin_launch(op, call, block.x, shared, kSharedBytes);
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {

@@ -62,8 +62,11 @@ struct Registers {
 };
 extern Registers registers;
 
-// A launch of operator `op`; throws std::runtime_error where its kernel has races.
-void run(const char* op, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
+// Begins a call of an operator; returns its number, for its launches.
+uint32_t begin_operator();
+// A launch of operator `op` in call `call`; throws std::runtime_error where its kernel has races.
+void run(
+    const char* op, uint32_t call, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 void wait_for_block();
 // Copies 4 bytes, zeros from null. They are there behind wait_for_copies, and NaN until then.
 void copy_async(void* to, const void* from);

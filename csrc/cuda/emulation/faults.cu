@@ -243,6 +243,13 @@ constexpr struct {
        f.produce(kAllowThenWait);
        f.consume(f.mended ? kNothing : kRead);
      }},
+    // What torch wrote, or an operator before.
+    {"read before wait of the first launch", [](const Fault& f) { f.consume(f.mended ? kNothing : kRead); }},
+    {"first launch that lets the next begin before it waits",
+     [](const Fault& f) {
+       f.pass(f.mended ? kWaitThenAllow : kAllowThenWait);
+       f.consume(kRead);
+     }},
     {"write before wait",
      [](const Fault& f) {
        f.pass(kAllowThenWait);

@@ -5,6 +5,7 @@
 
 #include "args/checks.h"
 #include "cuda/device.h"
+#include "cuda/operator_call.h"
 
 #define HIGGS_NATIVE_CUDA_KEY CPU
 
@@ -19,14 +20,17 @@ class Launch {
       void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, const Arguments&... arguments) const {
     // By reference, so that the arguments stay on the host's stack, which no kernel has written to.
     const auto call = [&] { kernel(arguments...); };
-    emulation::run(op_, grid, dim3(threads), shared_bytes, std::ref(call));
+    call_.launches();
+    emulation::run(op_, call_.number(), grid, dim3(threads), shared_bytes, std::ref(call));
   }
 
   const char* op() const { return op_; }
   int multiprocessors() const { return 2; }
+  bool is_first() const { return !call_.has_launched(); }
 
  private:
   const char* op_;
+  OperatorCall call_{emulation::begin_operator};
 };
 
 }  // namespace higgs_native::cuda

@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 #include <link.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -95,6 +96,7 @@ struct Complete {
 struct {
   const char* op = "";
   uint32_t number = 0, first_block = 1;
+  uint32_t call = 0, first_block_of_call = 1;
   uintptr_t shared = 0, shared_bytes = 0;
   Complete at_start, behind_wait;
   bool any_waited = false;          // some thread did
@@ -109,7 +111,9 @@ struct Launched {
   uint32_t first_block;
   const char* op;
 };
-std::vector<Launched> launches;  // by number
+// By number. A call of an operator begins with one of its own, without a name and without blocks: what torch may have launched.
+std::vector<Launched> launches;
+std::vector<uint32_t> calls_since_launch;  // the numbers of those behind the last launch
 
 // ---- What is known of the block that runs
 
@@ -120,6 +124,7 @@ struct Thread {
   uint32_t epoch = 0, warp_epoch = 0, atomics = 0;
   bool waited = false;
   uint32_t complete_blocks = 0;                          // those before this one are of launches that are complete
+  bool all_complete = false, call_complete = false;      // all earlier launches, what torch launched before the call
   bool unfenced_reads = false, unfenced_writes = false;  // of global memory, since the last fence
   uint32_t fences = 0, fence_epoch = kNever;             // of the last one
 };
@@ -155,7 +160,7 @@ uintptr_t running_stack = 0, running_stack_bytes = 0;
 
 struct Library {
   std::string path;
-  uintptr_t begin = 0, variables = 0, variable_bytes = 0;
+  uintptr_t begin = 0, end = 0, variables = 0, variable_bytes = 0;
 
   Library() {
     Dl_info info = {};
@@ -168,7 +173,9 @@ struct Library {
           if (object->dlpi_addr != self->begin) return 0;
           for (int i = 0; i < object->dlpi_phnum; ++i) {
             const auto& segment = object->dlpi_phdr[i];
-            if (segment.p_type != PT_LOAD || !(segment.p_flags & PF_W)) continue;
+            if (segment.p_type != PT_LOAD) continue;
+            self->end = std::max<uintptr_t>(self->end, object->dlpi_addr + segment.p_vaddr + segment.p_memsz);
+            if (!(segment.p_flags & PF_W)) continue;
             self->variables = object->dlpi_addr + segment.p_vaddr;
             self->variable_bytes = segment.p_memsz;
           }
@@ -198,6 +205,28 @@ struct Library {
 };
 
 const Library library;
+
+// The stack of the thread that calls this.
+struct Stack {
+  uintptr_t begin = 0;
+  size_t bytes = 0;
+
+  Stack() {
+    pthread_attr_t attributes;
+    if (pthread_getattr_np(pthread_self(), &attributes) != 0) return;
+    void* lowest = nullptr;
+    pthread_attr_getstack(&attributes, &lowest, &bytes);
+    begin = reinterpret_cast<uintptr_t>(lowest);
+    pthread_attr_destroy(&attributes);
+  }
+};
+thread_local const Stack stack_of_thread;
+Stack host_stack;  // of the thread that launches
+
+// No memory of a GPU: a kernel's arguments, and constants.
+bool is_of_host(uintptr_t at) {
+  return at - host_stack.begin < host_stack.bytes || at - library.begin < library.end - library.begin;
+}
 
 bool is_shared(uintptr_t page) {
   const uintptr_t at = page << kPageBits, end = at + kPageBytes;
@@ -233,7 +262,16 @@ uint32_t launch_of(uint32_t block_number) {
   return static_cast<uint32_t>(after - launches.begin()) - 1;
 }
 
-enum Fault { kBetweenThreads, kBetweenBlocks, kUnwritten, kReadInFlight, kWriteInFlight };
+// How a launch before this one is named.
+std::string earlier_launch(uint32_t number) {
+  uint32_t earlier = 1;
+  for (uint32_t i = number + 1; i < launch.number; ++i) earlier += launches[i].op != nullptr;
+  return std::string(launches[number].op) + ", launched " + std::to_string(earlier) + " earlier";
+}
+
+enum Fault { kBetweenThreads, kBetweenBlocks, kUnwritten, kReadInFlight, kReadOfTorch, kWriteInFlight };
+
+constexpr const char* kTorch = "what torch may have launched before the operator";
 
 void report(Fault fault, Access kind, const Page& page, uintptr_t at, uint32_t code, const Record& other, bool wrote) {
   constexpr size_t kMost = 8;
@@ -255,15 +293,15 @@ void report(Fault fault, Access kind, const Page& page, uintptr_t at, uint32_t c
            << " of " << block_place(other.block) << (other.many_blocks ? " and others" : "");
       break;
     case kUnwritten: text << " finds what no thread of the block has written"; break;
-    case kReadInFlight: {
-      const uint32_t number = launch_of(other.block);
-      text << " does not wait for " << launches[number].op << ", launched " << launch.number - number
-           << " earlier, that wrote there";
+    case kReadInFlight:
+      text << " does not wait for " << earlier_launch(launch_of(other.block)) << ", that wrote there";
       break;
-    }
+    case kReadOfTorch: text << " does not wait for " << kTorch; break;
     case kWriteInFlight: {
-      const uint32_t first = running->waited ? launch.behind_wait.before : launch.at_start.before;
-      text << " does not wait for " << launches[first].op << ", launched " << launch.number - first << " earlier";
+      const Complete& complete = running->waited ? launch.behind_wait : launch.at_start;
+      uint32_t first = complete.before;
+      while (first < launch.number && (complete.has(first) || !launches[first].op)) ++first;
+      text << " does not wait for " << (first < launch.number ? earlier_launch(first) : kTorch);
       break;
     }
   }
@@ -357,6 +395,9 @@ void check(Cell& cell, const Page& page, uintptr_t at, Access kind, uint32_t cod
     if (!atomics && !ordered_by_atomics(write)) report(kBetweenBlocks, kind, page, at, code, write, true);
   } else if (kind == Access::read && write.block != 0 && !is_complete(write)) {
     report(kReadInFlight, kind, page, at, code, write, true);
+  } else if (
+      kind == Access::read && !running->call_complete && write.block < launch.first_block_of_call && !is_of_host(at)) {
+    report(kReadOfTorch, kind, page, at, code, {}, true);
   }
   if (kind == Access::read) {
     note_read(cell.read, code);
@@ -385,7 +426,7 @@ void check_range(uintptr_t at, size_t size, Access kind, const void* return_addr
     if (needed < page.shift) page.refine(needed);
     if (!page.shared) {
       (kind == Access::read ? running->unfenced_reads : running->unfenced_writes) |= kind != Access::atomic;
-      if (kind != Access::read && running->complete_blocks != launch.first_block) {
+      if (kind != Access::read && !running->all_complete) {
         report(kWriteInFlight, kind, page, at, code, {}, true);
       }
     }
@@ -396,22 +437,42 @@ void check_range(uintptr_t at, size_t size, Access kind, const void* return_addr
 }
 
 void set_complete(Thread& t) {
-  const uint32_t before = (t.waited ? launch.behind_wait : launch.at_start).before;
-  t.complete_blocks = before >= launch.number ? launch.first_block : launches[before].first_block;
+  const Complete& complete = t.waited ? launch.behind_wait : launch.at_start;
+  t.all_complete = complete.before >= launch.number;
+  t.complete_blocks = t.all_complete ? launch.first_block : launches[complete.before].first_block;
+  t.call_complete = complete.has(launch.call);
 }
 
 }  // namespace
 
-void begin_launch(const char* op, unsigned num_threads, const void* shared, size_t shared_bytes) {
+uint32_t begin_operator() {
+  // What earlier operators did is forgotten where it takes too much memory.
+  if (num_cells > kMostCells) {
+    std::fill(std::begin(recent), std::end(recent), Recent{});
+    pages.clear();
+    num_cells = 0;
+  }
+  const auto number = static_cast<uint32_t>(launches.size());
+  launches.push_back({block.number + 1, nullptr});
+  calls_since_launch.push_back(number);
+  return number;
+}
+
+void begin_launch(const char* op, uint32_t call, unsigned num_threads, const void* shared, size_t shared_bytes) {
   const Complete was_at_start = launch.at_start, was_behind_wait = launch.behind_wait;
   launch.at_start.add(launch.next_begins_behind ? was_behind_wait : was_at_start);
   launch.behind_wait = launch.at_start;
-  if (!launches.empty()) {
+  if (*launch.op) {
     if (launch.any_waited) launch.behind_wait.add(was_behind_wait);
     launch.behind_wait.add(launch.number);
     if (!launch.any_allowed && launch.all_fenced) launch.at_start.add(launch.number);
   }
+  for (uint32_t earlier_call : calls_since_launch) launch.behind_wait.add(earlier_call);
+  calls_since_launch.clear();
+  host_stack = stack_of_thread;
   launch.op = op;
+  launch.call = call;
+  launch.first_block_of_call = launches[call].first_block;
   launch.number = static_cast<uint32_t>(launches.size());
   launch.first_block = block.number + 1;
   launch.shared = reinterpret_cast<uintptr_t>(shared);
@@ -419,12 +480,6 @@ void begin_launch(const char* op, unsigned num_threads, const void* shared, size
   launch.any_waited = launch.any_allowed = launch.next_begins_behind = false;
   launch.all_fenced = true;
   launches.push_back({launch.first_block, op});
-  // What earlier launches did is forgotten where it takes too much memory.
-  if (num_cells > kMostCells) {
-    std::fill(std::begin(recent), std::end(recent), Recent{});
-    pages.clear();
-    num_cells = 0;
-  }
   threads.resize(num_threads);
   released.clear();
 }

@@ -14,13 +14,18 @@
 //   one waited for; a launch that does not wait leaves those behind it without that. What a launch wrote, that does not let the
 //   next one begin early, is seen there without waiting only if its threads end with __threadfence. Since memory is
 //   used again as soon as its tensor is gone, no launch may write anything while another may run, even if nobody needs it.
+// - Operators: right before each call of one, torch may have launched kernels that wrote any memory but shared memory, which is
+//   not seen here. So it counts as such: a launch may read nothing before it is certain that those kernels are complete, which
+//   it is behind a wait, its own or that of an earlier launch of the same call that waited before it let the next one begin.
 // - Shared memory holds nothing when a block begins: reading what no thread of the block has written is reported as well.
 //
-// What is not seen: what the tests do not run; torch's own launches (it is as if nothing ran between the launches here: memory
-// that torch has written since still counts as that of the launch that wrote it before); a second stream; memory that is given
-// back too early; and what hardware may do that keeps to these rules: every access takes effect at once, and only an asynchronous
-// copy comes later, in wait_for_copies. Accesses that the compiler leaves to a function of the C library, such as a large
-// memcpy, are not seen either; and after half a gigabyte of records what earlier launches did is forgotten.
+// So it does not matter that the record of a byte may be stale, because torch has written it since, or its memory was freed and
+// belongs to another tensor now: a record from before the call says nothing that the last rule does not say of all memory.
+//
+// What is not seen: what the tests do not run; what torch launches within a call of an operator, such as a fill with zeros; a
+// second stream; memory that is given back too early; and what hardware may do that keeps to these rules: every access takes
+// effect at once, and only an asynchronous copy comes later, in wait_for_copies. Accesses that the compiler leaves to a function
+// of the C library, such as a large memcpy, are not seen either.
 #pragma once
 
 #include <cstddef>
@@ -30,9 +35,11 @@ namespace higgs_native::emulation::races {
 
 enum class Access { read, write, atomic };
 
-// From here on accesses are those of a launch of operator `op`; what a pointer of it reaches of `shared` is shared memory, as
-// are the variables of this library.
-void begin_launch(const char* op, unsigned num_threads, const void* shared, size_t shared_bytes);
+// Begins a call of an operator, and returns its number.
+uint32_t begin_operator();
+// From here on accesses are those of a launch of operator `op` in call `call`; what a pointer of it reaches of `shared` is shared
+// memory, as are the variables of this library. The kernel's arguments are on the stack of the thread that calls this.
+void begin_launch(const char* op, uint32_t call, unsigned num_threads, const void* shared, size_t shared_bytes);
 // Throws what was found, as std::runtime_error.
 void end_launch();
 

@@ -194,9 +194,11 @@ __device__ __forceinline__ float row_scale(float squares, float (*shared)[kRowTi
 // A block packs a tile of 8 rows. Its warps take the same steps as those of the product, so that squares are summed in
 // the same order.
 template <WeightFormat F>
-__global__ void __launch_bounds__(kThreads) pack_activations_kernel(Gemm p, PackedActivations to, int steps) {
+__global__ void __launch_bounds__(kThreads)
+    pack_activations_kernel(Gemm p, PackedActivations to, int steps, bool is_first) {
   using S = Step<F>;
   __shared__ float shared[kWarps][kRowTile];
+  if (is_first) wait_for_earlier_launches();  // the product reads weights at once
   allow_next_launch();
   wait_for_earlier_launches();
   const int64_t tile = blockIdx.x;

@@ -169,7 +169,7 @@ constexpr size_t shared_bytes() {
 // panels (half a head, for Epilogue::kRope).
 template <WeightFormat F, int kPanels, int kTiles, bool kPacked>
 __global__ void __launch_bounds__(kThreads)
-    gemm_kernel(Gemm p, PackedActivations packed, int steps, int pair_distance) {
+    gemm_kernel(Gemm p, PackedActivations packed, int steps, int pair_distance, bool is_first) {
   using LaneSums = Sums<F, kPanels, kTiles>;
   __shared__ float squares_of_warps[kWarps][kRowTile];
   __shared__ int panels[kPanels];
@@ -198,6 +198,7 @@ __global__ void __launch_bounds__(kThreads)
   // Prefetch depth: K-steps in flight per warp. With few blocks, a warp needs 8 KB outstanding to saturate bandwidth.
   constexpr int kPrefetchDepth = kPanels * Step<F>::kChunks == 4 && !kPacked ? 4 : 2;
   Weights<F, kPanels> prefetched[kPrefetchDepth];
+  if (is_first) wait_for_earlier_launches();
 #pragma unroll
   for (int i = 0; i < kPrefetchDepth; ++i) {
     const int step = warp + i * kWarps;

@@ -17,7 +17,7 @@ from higgs_native.compat.boson.audio_tokenizer import (
 from higgs_native.compat.boson.model_client import HiggsAudioModelClient
 from higgs_native.compat.boson.serve_engine import HiggsAudioResponse, HiggsAudioServeEngine
 from higgs_native.compat.boson.streamer import AsyncHiggsAudioStreamer, HiggsAudioStreamerDelta
-from higgs_native.prompt.chat import AudioContent, ChatMLSample, Message, TextContent
+from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
 
 
 __all__ = [

@@ -9,11 +9,13 @@ import torch
 from higgs_native.compat.boson.audio_tokenizer import (
     BosonAudioTokenizer,
     load_higgs_audio_tokenizer,
-    revert_delay_pattern,
 )
 from higgs_native.compat.boson.serve_engine import KV_CACHE_LENGTHS, load_model
+from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError, PromptError
-from higgs_native.prompt.chat import Message, build_prompt, spoken_turns
+from higgs_native.generation.delay_pattern import segment_codes
+from higgs_native.prompt.chat import build_prompt, spoken_turns
+from higgs_native.prompt.messages import Message
 from higgs_native.utils.checks import check_integer
 
 
@@ -100,7 +102,7 @@ class HiggsAudioModelClient:
             output = self._model.generate(
                 prompt.input_ids,
                 reference_codes=[*audio_ids, *(codes for _, codes in turns)],
-                rule="boson",
+                convention=Convention.BOSON,
                 max_new_tokens=self._max_new_tokens,
                 temperature=temperature,
                 top_k=top_k,
@@ -110,7 +112,9 @@ class HiggsAudioModelClient:
                 seed=seed,
             )
             text = tokenizer.decode(output.text_ids, skip_special_tokens=False)
-            segments = [revert_delay_pattern(segment)[:, 1:-1] for segment in output.audio_segments]
+            segments = [
+                segment_codes(segment, self._model.config, Convention.BOSON) for segment in output.audio_segments
+            ]
             codes = torch.cat(
                 [torch.empty(self._audio_tokenizer.num_codebooks, 0, dtype=torch.int64), *segments], dim=1
             )

@@ -1,6 +1,6 @@
 """Boson's serving engine."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import check_cache_length, load_tokenizer
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt.chat import ChatMLSample
+from higgs_native.prompt.messages import ChatMLSample
 from higgs_native.utils.background_iterator import BackgroundIterator
 
 
@@ -86,7 +86,7 @@ class HiggsAudioServeEngine:
         self.audio_codebook_size = self.audio_tokenizer.codebook_size
         self.audio_tokenizer_tps = self.audio_tokenizer.tps
         self.samples_per_token = self.audio_tokenizer.native.hop_length
-        self._speaker = HiggsAudio(self.model, self.audio_tokenizer.native, layout="boson")
+        self._speaker = HiggsAudio(self.model, self.audio_tokenizer.native, convention="boson")
 
     def generate(
         self,
@@ -105,15 +105,14 @@ class HiggsAudioServeEngine:
 
         Args:
             chat_ml_sample: the conversation.
-            max_new_tokens: how many text tokens and frames there may be, together.
-            temperature: 0 takes the likeliest.
-            top_k: draw among so many of the likeliest; None: among all.
-            top_p: draw among the likeliest that together have this probability.
+            max_new_tokens: the maximum number of steps, text tokens and frames together.
+            temperature: 0 takes the most likely token or code.
+            top_k: draws among the k most likely; None: among all.
+            top_p: draws among the most likely that together have this probability.
             stop_strings: text that ends the reply; by default `<|end_of_text|>` and `<|eot_id|>`.
             force_audio_gen: begin with audio.
-            ras_win_len: a code that stands `ras_win_max_num_repeat` times among so many last frames is drawn again;
-                None or <= 0: never.
-            ras_win_max_num_repeat: see `ras_win_len`.
+            ras_win_len: the window, in frames, of repetition-aware sampling; None or <= 0 turns it off.
+            ras_win_max_num_repeat: occurrences in the window from which a code is drawn again.
             seed: the same seed gives the same reply.
 
         Raises:
@@ -122,8 +121,11 @@ class HiggsAudioServeEngine:
             AudioError: a recording can't be read or used.
             ParameterError: a parameter is outside its range.
         """
-        sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
-        output = self._prepare(chat_ml_sample, force_audio_gen, sampling, max_new_tokens, stop_strings)()
+        stop_strings = DEFAULT_STOP_STRINGS if stop_strings is None else stop_strings
+        sampling = SamplingParams(
+            temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens, stop_strings
+        )
+        output = self._speaker.prepare(chat_ml_sample, force_audio_gen, sampling)()
         audio = self._speaker.speech(output).audio
         return HiggsAudioResponse(
             audio=audio if len(audio) else None,
@@ -148,17 +150,20 @@ class HiggsAudioServeEngine:
         ras_win_max_num_repeat: int = 2,
         seed: int | None = None,
     ) -> AsyncIterator[HiggsAudioStreamerDelta]:
-        """Give the reply to a conversation piece by piece, as it is generated in a thread of its own.
+        """Yield the reply to a conversation in deltas, while a background thread generates it.
 
-        Leaving the `async for` ends the thread; the thread waits for a consumer that is slow.
+        Leaving the `async for` ends the thread; the thread waits for a slow consumer.
 
         Args: as for `generate`.
 
         Raises:
             CheckpointError, PromptError, AudioError, ParameterError: as for `generate`; and any error of the thread.
         """
-        sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
-        generate = self._prepare(chat_ml_sample, force_audio_gen, sampling, max_new_tokens, stop_strings)
+        stop_strings = DEFAULT_STOP_STRINGS if stop_strings is None else stop_strings
+        sampling = SamplingParams(
+            temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens, stop_strings
+        )
+        generate = self._speaker.prepare(chat_ml_sample, force_audio_gen, sampling)
         placeholder = torch.tensor([self.model.config.audio_out_token_id])
         texts = TextDeltas(self.tokenizer, {})
 
@@ -188,17 +193,6 @@ class HiggsAudioServeEngine:
                 yield delta
         finally:
             await deltas.aclose()
-
-    def _prepare(
-        self,
-        sample: ChatMLSample,
-        force_audio_gen: bool,
-        sampling: SamplingParams,
-        max_new_tokens: int,
-        stop_strings: Sequence[str] | None,
-    ) -> Callable[..., GenerationOutput]:
-        stop_strings = DEFAULT_STOP_STRINGS if stop_strings is None else stop_strings
-        return self._speaker.prepare(sample, force_audio_gen, sampling, max_new_tokens, stop_strings)
 
 
 def load_model(

@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / "examples" / "train_voice"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / "examples" / "train_voice"), str(ROOT)]
 from espeak import VOICES, render  # noqa: E402
 from sentences import held_out_sentences  # noqa: E402
-from speech_distance import mel_spectrogram  # noqa: E402
+
+from benchmarks.tools.speech_distance import mel_spectrogram  # noqa: E402
 
 
 SENTENCES, PROFILES = 20, ("feminine", "masculine")

@@ -1,13 +1,12 @@
 """Time the audio tokenizer beside transformers, and its operators beside the same functions in plain PyTorch.
 
-    python benchmarks/ops/bench_codec.py --json benchmarks/results/bench_codec.json
+    python -m benchmarks.ops.bench_audio_tokenizer --json benchmarks/results/bench_audio_tokenizer.json
 
-Without `--model`, a checkpoint of the real size with random weights is written to a temporary folder. The two sides
-take turns, call by call, in one process and on the same weights.
+Without --model, a checkpoint of the published size with random weights is written to a temporary folder. The two sides
+take turns, call by call, in one process with the same weights.
 """
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,12 +14,8 @@ from typing import Any
 
 import torch
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from measure import ReadBandwidth, seconds, summary, write_json
-from transformers_baseline import import_transformers
-
+from benchmarks.measure import ReadBandwidth, seconds, summary, write_json
+from benchmarks.tools.transformers_baseline import import_transformers
 from higgs_native import ops, reference
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
@@ -29,7 +24,7 @@ from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a folder (in the transformers layout) or a Hub name")
     parser.add_argument("--frames", type=int, nargs="+", default=[5, 25, 100])
     parser.add_argument("--encode-seconds", type=float, nargs="*", default=[5.0])
@@ -56,7 +51,7 @@ def run(
     with_transformers: bool = True,
     with_compile: bool = True,
 ) -> dict[str, Any]:
-    """Time the audio tokenizer in `folder`, written there first where a configuration is given."""
+    """Time the audio tokenizer in `folder`; write it there first if a configuration is given."""
     if config is not None:
         write_audio_tokenizer(folder, config)
     native = HiggsAudioTokenizer.from_pretrained(folder)
@@ -75,14 +70,14 @@ def compare(
     num_bytes: int,
     bandwidth: ReadBandwidth,
 ) -> dict[str, Any]:
-    """Time the runs in turns, and reading between them.
+    """Time the runs in turns, and the read bandwidth in each turn.
 
     Args:
-        num_bytes: what a run must at least read or write.
+        num_bytes: min bytes that a run reads and writes.
 
     Returns:
-        For each run its time in ms, its real-time factor and its share of the read bandwidth; and how many times as
-        fast as the best of the others the first is.
+        Per run its time in ms, its real-time factor and its share of the read bandwidth; and the speedup of the first
+        run over the fastest of the others.
     """
     for run in runs.values():
         run()
@@ -109,9 +104,7 @@ def compare(
 def bench_operators(
     config: HiggsAudioTokenizerConfig, frames: int, repeats: int, with_compile: bool, bandwidth: ReadBandwidth
 ) -> dict[str, Any]:
-    """Time each operator at every size that the decoder has, for `frames` frames, beside plain PyTorch, and that under
-    torch.compile.
-    """
+    """Time each operator at the sizes of the decoder, for `frames` frames, beside plain and compiled PyTorch."""
     report: dict[str, Any] = {"snake": [], "snake_conv_transpose1d": [], "residual_unit": []}
     audio_seconds = frames / config.frame_rate
     channels, time = config.decoder_hidden_size, frames
@@ -123,7 +116,7 @@ def bench_operators(
             "torch": lambda: getattr(reference, operator)(*arguments),
         }
         if with_compile:
-            torch.compiler.reset()  # it compiles a function for a few shapes only
+            torch.compiler.reset()  # it limits the number of shapes per function
             compiled = torch.compile(getattr(reference, operator), dynamic=False)
             runs["torch.compile"] = lambda: compiled(*arguments)
         num_bytes = sum(argument.nbytes for argument in arguments if isinstance(argument, torch.Tensor))
@@ -152,32 +145,33 @@ def bench_tokenizer(
     repeats: int,
     bandwidth: ReadBandwidth,
 ) -> dict[str, Any]:
-    """Time decoding of `frames` frames, and encoding of audio of `durations` seconds."""
+    """Time decoding of `frames` frames, and encoding of `durations` seconds of audio."""
     model = import_transformers().HiggsAudioV2TokenizerModel.from_pretrained(folder).eval()
     report: dict[str, Any] = {"decode": [], "encode": []}
     sizes = {name: weight.nbytes for name, weight in model.named_parameters()}
-    of_decoder = sum(size for name, size in sizes.items() if name.startswith("acoustic_decoder"))
-    of_encoders = sum(sizes.values()) - of_decoder
+    decoder_bytes = sum(size for name, size in sizes.items() if name.startswith("acoustic_decoder"))
+    encoder_bytes = sum(sizes.values()) - decoder_bytes
     for count in frames:
         codes = torch.randint(native.codebook_size, (native.num_codebooks, count))
         expected = model.decode(codes[None]).audio_values[0, 0]
         error = ((native.decode(codes) - expected).abs().max() / expected.abs().max()).item()
-        assert error < 1e-4, f"decoded audio differs by {error:.2g} of its peak"
+        if error >= 1e-4:
+            raise RuntimeError(f"decoded audio must equal transformers', got a difference of {error:.2g} of its peak")
         runs = {
             "higgs_native": lambda codes=codes: native.decode(codes),
             "transformers": lambda codes=codes: model.decode(codes[None]),
         }
-        result = compare(f"decode {count} frames", runs, repeats, count / native.frame_rate, of_decoder, bandwidth)
+        result = compare(f"decode {count} frames", runs, repeats, count / native.frame_rate, decoder_bytes, bandwidth)
         report["decode"].append({"frames": count, **result})
     for duration in durations:
         audio = torch.randn(int(duration * native.frame_rate) * native.hop_length) / 10
 
         def encode(audio: torch.Tensor = audio) -> torch.Tensor:
-            audio[0] += 1e-6  # another audio each time, since codes are kept
+            audio[0] += 1e-6  # codes are cached by their audio, so it changes each time
             return native.encode(audio, native.sampling_rate)
 
         runs = {"higgs_native": encode, "transformers": lambda audio=audio: model.encode(audio[None, None])}
-        result = compare(f"encode {duration:g} s", runs, max(3, repeats // 5), duration, of_encoders, bandwidth)
+        result = compare(f"encode {duration:g} s", runs, max(3, repeats // 5), duration, encoder_bytes, bandwidth)
         report["encode"].append({"seconds": duration, **result})
     return report
 

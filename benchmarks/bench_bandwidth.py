@@ -1,17 +1,17 @@
-"""Measure this machine's read bandwidth, the floor under every weight-streaming kernel.
+"""Measure this machine's read bandwidth, a lower bound for every kernel that streams weights.
 
-python benchmarks/bandwidth.py [--json benchmarks/results/bandwidth.json]
+python -m benchmarks.bench_bandwidth [--json benchmarks/results/bench_bandwidth.json]
 """
 
 import argparse
 from pathlib import Path
 
-from measure import ReadBandwidth, machine, summary, write_json
+from benchmarks.measure import ReadBandwidth, machine, summary, write_json
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gigabytes", type=float, default=1.0, help="memory to read; far more than the caches")
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
+    parser.add_argument("--gigabytes", type=float, default=1.0, help="memory to read; must exceed the caches")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

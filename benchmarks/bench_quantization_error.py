@@ -1,11 +1,11 @@
-"""Measure what weight formats do to the next frame: divergence from float32, and how often the likeliest code stays.
+"""Measure how weight formats change the next frame: KL divergence from float32, and agreement of the top code.
 
-    python benchmarks/quantization_error.py --json benchmarks/results/quantization_error.json
-    python benchmarks/quantization_error.py --model /data/higgs-random
+    python -m benchmarks.bench_quantization_error --json benchmarks/results/quantization_error.json
+    python -m benchmarks.bench_quantization_error --model /data/higgs-random
 
-Teacher-forced: the float32 model speaks some sentences, then every format reads the same prompts and codes, and the
-distributions of all codebooks are compared at every frame: of the embedded voice and of a small model of random
-weights, or of --model. Then the error of single matrices of random weights, with and without outliers.
+The float32 model speaks some sentences. Every format then reads the same prompts and codes (teacher forcing), and the
+distributions of all codebooks are compared at every frame. This is done for the embedded voice and a small model with
+random weights, or for --model. Last comes the error of single matrices, with and without outliers.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import write_json
 
+from benchmarks.measure import write_json
 from higgs_native import HiggsAudio, build_prompt
 from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model
 from higgs_native.model.batch import Batch
@@ -29,7 +29,8 @@ from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.model.weights import CheckpointWeights
-from higgs_native.ops.linear import QUANTIZATION_GROUP, QUANTIZED, quantize_linear
+from higgs_native.ops.formats import QUANTIZATION_GROUP, QUANTIZED_FORMATS
+from higgs_native.ops.linear import quantize_linear
 from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.prompt.chat import speech_messages
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint
@@ -55,9 +56,9 @@ SENTENCES = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a folder or a Hub name; by default the embedded voice")
-    parser.add_argument("--frames", type=int, default=150, help="frames of a sentence at most")
+    parser.add_argument("--frames", type=int, default=150, help="max frames per sentence")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
@@ -74,18 +75,26 @@ def main() -> None:
         write_json(args.json, report)
 
 
-def compare_formats(folder: Path, most_frames: int) -> dict[str, Any]:
-    """Compare every format of a checkpoint with float32; print and return the figures."""
+def compare_formats(folder: Path, max_frames: int) -> dict[str, Any]:
+    """Compare each format of a checkpoint with float32; print and return the figures."""
     print(f"{folder}:")
     engine = HiggsAudio.from_pretrained(folder, dtype="float32")
     prompts = [
-        build_prompt(speech_messages(text, [], None, engine.layout), engine.model.tokenizer, engine.layout, True)
+        build_prompt(
+            speech_messages(text, [], None, engine.convention), engine.model.tokenizer, engine.convention, True
+        )
         for text in SENTENCES
     ]
     spoken = []
     for seed, prompt in enumerate(prompts):
         output = engine.model.generate(
-            prompt.input_ids, rule=engine.layout, max_new_tokens=most_frames, temperature=1.0, seed=seed
+            prompt.input_ids,
+            convention=engine.convention,
+            max_new_tokens=max_frames,
+            temperature=1.0,
+            top_k=None,
+            top_p=None,
+            seed=seed,
         )
         spoken.append((prompt.input_ids[0].tolist(), output.audio_segments[0]))
     expected = [distributions(engine.model, ids, frames) for ids, frames in spoken]
@@ -100,7 +109,7 @@ def compare_formats(folder: Path, most_frames: int) -> dict[str, Any]:
         report["formats"][name] = figures
         print(
             f"{name:42} KL divergence {figures['kl_divergence']:.6f} nats, "
-            f"likeliest code kept {figures['top1_agreement']:7.2%}, {figures['weights_gb']:.4f} GB"
+            f"top code kept {figures['top1_agreement']:7.2%}, {figures['weights_gb']:.4f} GB"
         )
         del model
         gc.collect()
@@ -108,7 +117,7 @@ def compare_formats(folder: Path, most_frames: int) -> dict[str, Any]:
 
 
 def ways_to_load(folder: Path) -> dict[str, Callable[[], LanguageModel]]:
-    """What loads a checkpoint in each format: as `from_pretrained` does it, without clipping, and calibrated."""
+    """Functions that load a checkpoint in each format: as `from_pretrained` does, without clipping, and calibrated."""
     ways: dict[str, Callable[[], LanguageModel]] = {}
     texts = DEFAULT_TEXTS.read_text(encoding="utf-8").splitlines()
     for format in FORMATS:
@@ -118,16 +127,17 @@ def ways_to_load(folder: Path) -> dict[str, Callable[[], LanguageModel]]:
         quantization = Quantization.parse(format)
         load = partial(LanguageModel.from_pretrained, folder, dtype="bfloat16")
         ways[format] = partial(load, quantization=quantization)
-        if format != "fp8":  # where nothing is ever clipped
+        if format != "fp8":  # which never clips
             ways[f"{format}, not clipped"] = partial(load, quantization=replace(quantization, clip=False))
         ways[f"{format}, calibrated"] = partial(calibrated_model, folder, quantization, texts, torch.device("cpu"))
     return ways
 
 
 def compare_matrices(n: int = 1024, k: int = 3072) -> dict[str, dict[str, float]]:
-    """The squared error of matrices over their squares: of random ones [n, k], with normal numbers, and with one in a
-    thousand ten times as large, anywhere, or in whole columns; and the mean over the matrices of the embedded voice's
-    layers.
+    """Relative squared error of matrices in each format; print and return it.
+
+    The matrices are normal random ones [n, k]; the same with one number in a thousand ten times as large, or one
+    column in a thousand; and the embedded voice's layers, averaged over their matrices.
     """
     generator = torch.Generator().manual_seed(0)
     plain = torch.randn(n, k, generator=generator)
@@ -138,7 +148,7 @@ def compare_matrices(n: int = 1024, k: int = 3072) -> dict[str, dict[str, float]
         "embedded voice": layer_matrices(EMBEDDED_VOICE),
     }
     ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
-    for format in QUANTIZED:
+    for format in QUANTIZED_FORMATS:
         ways[format] = lambda weight, format=format: rounded(weight, format, clip=True)
         if format != "fp8":
             ways[f"{format}, not clipped"] = lambda weight, format=format: rounded(weight, format, clip=False)
@@ -157,7 +167,7 @@ def compare_matrices(n: int = 1024, k: int = 3072) -> dict[str, dict[str, float]
 
 
 def layer_matrices(folder: Path) -> list[torch.Tensor]:
-    """The matrices of a checkpoint's layers, float32."""
+    """The matrices of a checkpoint's layers, in float32."""
     config = HiggsAudioConfig.from_pretrained(folder)
     weights = CheckpointWeights(folder, config, torch.float32, Quantization(), torch.device("cpu"))
     names = [name for name in expected_tensors(config) if name.endswith("proj.weight") and "layers" in name]
@@ -165,22 +175,23 @@ def layer_matrices(folder: Path) -> list[torch.Tensor]:
 
 
 def rounded(weight: torch.Tensor, format: str, clip: bool) -> torch.Tensor:
-    """The weight [n, k] as a format holds it."""
+    """The weight [n, k] after rounding to a format."""
     values, scales = quantize_linear(weight, format, clip)
     columns = scales.float().view(len(weight), -1)
     return values.float() * columns.repeat_interleave(-(-weight.shape[1] // columns.shape[1]), dim=1)
 
 
 def rounded_with_zero_points(weight: torch.Tensor) -> torch.Tensor:
-    """The weight [n, k] in 4 bits from the least to the largest of each group, which takes a zero point more for each
-    group than int4 does. Of scales that clip, the one with the least squared error.
+    """The weight [n, k] after asymmetric rounding to 4 bits, with a zero point per group, which int4 lacks.
+
+    Each group clips at the scale with the least squared error.
     """
     groups = weight.unflatten(1, (-1, QUANTIZATION_GROUP))
-    least, most = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    best, smallest = groups, torch.full_like(least, torch.inf)
+    lowest, highest = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    best, smallest = groups, torch.full_like(lowest, torch.inf)
     for share in torch.linspace(1, 0.55, 10):
-        scale = ((most - least) * share / 15).half().float()
-        zero = torch.round(-least * share / scale).clamp(0, 15)
+        scale = ((highest - lowest) * share / 15).half().float()
+        zero = torch.round(-lowest * share / scale).clamp(0, 15)
         found = (torch.round(groups / scale + zero).clamp(0, 15) - zero) * scale
         error = (found - groups).square().sum(-1, keepdim=True)
         best = torch.where(error < smallest, found, best)
@@ -197,7 +208,7 @@ def distributions(model: LanguageModel, ids: list[int], frames: torch.Tensor) ->
 
 
 def compare(expected: list[torch.Tensor], found: list[torch.Tensor]) -> dict[str, float]:
-    """The mean divergence in nats, and the share of codebooks and frames whose likeliest code is the same."""
+    """Mean KL divergence in nats, and the share of codebooks and frames whose top code is the same."""
     truth, ours = torch.cat(expected), torch.cat(found)
     divergence = (truth.exp() * (truth - ours)).sum(-1)
     agreement = truth.argmax(-1) == ours.argmax(-1)

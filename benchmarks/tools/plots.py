@@ -1,4 +1,4 @@
-"""Draws the frame section of a report: milliseconds against context, and the share of the read bandwidth by format."""
+"""Plots the frame section of a report: time by context length, and share of the read bandwidth by format."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ def draw_frame(report: dict[str, Any], folder: Path) -> list[Path]:
     """Write `frame_ms.png` and `frame_bandwidth.png` into `folder`; return their paths.
 
     Args:
-        report: what `bench_frame.run` returns.
-        folder: made if missing.
+        report: the result of `bench_frame.run`.
+        folder: created if missing.
     """
     import matplotlib as mpl
 
@@ -27,7 +27,7 @@ def draw_frame(report: dict[str, Any], folder: Path) -> list[Path]:
         errors = [[m["median"] - m["min"] for m in ms], [m["max"] - m["median"] for m in ms]]
         label = name if name == "transformers" else f"higgs-native {name}"
         axes.errorbar(positions, [m["median"] for m in ms], yerr=errors, marker="o", capsize=3, label=label)
-    axes.set(xscale="log", yscale="log", xlabel="positions in the cache", ylabel="ms a frame (median, min to max)")
+    axes.set(xscale="log", yscale="log", xlabel="positions in the cache", ylabel="ms per frame (median, min to max)")
     axes.set_xticks(positions, [str(position) for position in positions])
     axes.minorticks_off()
     axes.set_title(f"{report['model']['layers']} layers of width {report['model']['hidden_size']}")
@@ -39,8 +39,8 @@ def draw_frame(report: dict[str, Any], folder: Path) -> list[Path]:
     width = 0.8 / len(frames)
     for index, frame in enumerate(frames):
         shares = [100 * frame[name]["share_of_read_bandwidth"] for name in names]
-        places = [place + (index - (len(frames) - 1) / 2) * width for place in range(len(names))]
-        axes.bar(places, shares, width, label=f"{frame['position']} positions")
+        centers = [center + (index - (len(frames) - 1) / 2) * width for center in range(len(names))]
+        axes.bar(centers, shares, width, label=f"{frame['position']} positions")
     axes.set_xticks(range(len(names)), names)
     axes.set(ylabel="share of the measured read bandwidth, %", ylim=(0, 100))
     axes.legend()

@@ -1,8 +1,8 @@
-"""Write the published model at its real size with random weights: 28 layers, bfloat16, 11.5 GB of sharded safetensors.
+"""Write a checkpoint of the published size with random weights: 28 layers, 11.5 GB of sharded bfloat16 safetensors.
 
-Its audio tokenizer, 0.8 GB of float32 in the transformers layout, stands beside it in `audio_tokenizer/`.
+Its audio tokenizer goes to `audio_tokenizer/` in the same folder: 0.8 GB of float32 in the transformers layout.
 
-python benchmarks/make_checkpoint.py --out /data/higgs-random [--layout original] [--layers 4]
+python -m benchmarks.tools.make_checkpoint --out /data/higgs-random [--layout original] [--layers 4]
 """
 
 import argparse
@@ -16,42 +16,39 @@ from pathlib import Path
 
 import torch
 
-from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, tensor_shapes
+from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.errors import HiggsNativeError
 from higgs_native.model.checkpoint import expected_tensors
-from higgs_native.testing.random_checkpoint import (
-    LAYOUTS,
-    REAL_SIZE_CONFIG,
-    write_audio_tokenizer,
-    write_language_model,
-)
+from higgs_native.testing.configs import LAYOUTS, REAL_SIZE_CONFIG
+from higgs_native.testing.random_checkpoint import write_audio_tokenizer, write_language_model
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="a folder that holds no model yet")
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write; it must hold no model")
     parser.add_argument("--layout", choices=LAYOUTS, default="transformers")
     parser.add_argument("--layers", type=int, default=REAL_SIZE_CONFIG.num_hidden_layers)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ending", action="store_true", help="let EOS be drawn; without it audio runs to the limit")
+    parser.add_argument("--ending", action="store_true", help="let EOS be sampled; without it audio runs to the limit")
     args = parser.parse_args()
 
     config = dataclasses.replace(
         REAL_SIZE_CONFIG, num_hidden_layers=args.layers, audio_dual_ffn_layers=tuple(range(args.layers))
     )
     dtype = getattr(torch, args.dtype)
-    codec = HiggsAudioTokenizerConfig()
+    audio_tokenizer = HiggsAudioTokenizerConfig()
     size = dtype.itemsize * sum(math.prod(shape) for shape in expected_tensors(config).values())
-    size += 4 * sum(math.prod(shape) for shape in tensor_shapes(codec).values())
+    size += 4 * sum(math.prod(shape) for shape in tensor_shapes(audio_tokenizer).values())
     args.out.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(args.out).free
     if free < size + 1e9:
-        sys.exit(f"{args.out} has {free / 1e9:.1f} GB free; the checkpoint needs {size / 1e9 + 1:.1f} GB")
+        sys.exit(f"{args.out} must have {size / 1e9 + 1:.1f} GB free, got {free / 1e9:.1f} GB")
     start = time.perf_counter()
     try:
         write_language_model(args.out, config, args.layout, dtype, args.seed, endless=not args.ending)
-        write_audio_tokenizer(args.out / "audio_tokenizer", codec, args.seed)
+        write_audio_tokenizer(args.out / "audio_tokenizer", audio_tokenizer, args.seed)
     except HiggsNativeError as error:
         sys.exit(str(error))
     seconds = time.perf_counter() - start

@@ -1,14 +1,14 @@
-"""transformers' implementation of Higgs Audio V2, which tests and benchmarks compare with."""
+"""Imports transformers, whose Higgs Audio V2 tests and benchmarks compare with."""
 
 import sys
 import types
 
 
 def import_transformers() -> types.ModuleType:
-    """Import transformers, quiet, and torchaudio beside any torch.
+    """Import transformers with warnings off, and torchaudio with any torch.
 
-    torchaudio's wheels need the libraries of the CUDA release that they were built with, but what transformers takes
-    from it, the resampler, is written in Python. Standing in for its loader lets it import.
+    torchaudio's wheels need the libraries of the CUDA release that they were built with. transformers only uses its
+    resampler, which is written in Python, so a stub replaces the module that loads the libraries.
 
     Raises:
         ImportError: transformers or torchaudio is missing.

@@ -1,0 +1,77 @@
+"""The prompts of consecutive chunks: the opening, spoken chunks as context, and the text to speak."""
+
+from collections import deque
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+
+from higgs_native.errors import PromptError
+from higgs_native.long_form.chunk_store import SpokenChunk
+from higgs_native.long_form.chunking import TextChunk
+from higgs_native.pipeline import HiggsAudio
+from higgs_native.prompt.chat import Message, build_prompt, spoken_turns
+
+
+class Conversation:
+    """Writes the prompt of each chunk, with spoken chunks as its context.
+
+    The context keeps a voice the same. It holds the last chunks and, if no recording shows the speaker's voice, that
+    speaker's first one.
+
+    Args:
+        engine: speaks the chunks; its cache limits the context.
+        opening: messages that begin every prompt, with the codes of all recordings.
+        recorded_tags: of the speakers whose voice a recording in `opening` shows.
+        context_chunks: maximum number of last chunks in a prompt.
+    """
+
+    def __init__(
+        self, engine: HiggsAudio, opening: Sequence[Message], recorded_tags: AbstractSet[str], context_chunks: int
+    ) -> None:
+        self._engine = engine
+        self._opening = opening
+        self._recorded_tags = recorded_tags
+        self._first: dict[str, SpokenChunk] = {}  # by speaker tag
+        self._last: deque[SpokenChunk] = deque(maxlen=context_chunks)
+
+    def add(self, chunk: SpokenChunk) -> None:
+        """Let the context of later chunks contain `chunk`."""
+        self._first.setdefault(chunk.text.tag, chunk)
+        self._last.append(chunk)
+
+    def messages(self, text: TextChunk, max_new_tokens: int) -> list[Message]:
+        """Return the prompt of a chunk, with as much context as fits the cache.
+
+        The oldest chunk is left out first, and last the chunk that shows the speaker's voice.
+
+        Args:
+            text: to speak.
+            max_new_tokens: the limit of its generation, for which the cache must have room too.
+
+        Raises:
+            PromptError: the prompt does not fit even without context.
+        """
+        context = list(self._last)
+        voice_chunk = None if text.tag in self._recorded_tags else self._first.get(text.tag)
+        if voice_chunk is not None and voice_chunk not in context:
+            context.insert(0, voice_chunk)
+        limit = self._engine.model.max_cache_length
+        while True:
+            turns = [(chunk.text.prompt, chunk.codes) for chunk in context]
+            messages = [*self._opening, *spoken_turns(turns), Message("user", text.prompt)]
+            needed = self._prompt_length(messages) + max_new_tokens
+            if needed <= limit:
+                return messages
+            if not context:
+                raise PromptError(
+                    f"max_cache_length must be at least {needed} for a chunk with its references, got {limit}; give "
+                    "shorter references or smaller chunk_seconds"
+                )
+            context.remove(next((chunk for chunk in context if chunk is not voice_chunk), voice_chunk))
+
+    def _prompt_length(self, messages: Sequence[Message]) -> int:
+        """Return the number of cache positions that a prompt takes."""
+        model = self._engine.model
+        prompt = build_prompt(messages, model.tokenizer, self._engine.convention, force_audio_gen=True)
+        # A placeholder becomes its frames, BOS and EOS, and the delay.
+        frames = sum(item.codes.shape[1] + model.config.num_codebooks for item in prompt.audio)
+        return prompt.input_ids.shape[1] + frames

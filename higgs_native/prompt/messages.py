@@ -1,0 +1,89 @@
+"""The messages of a conversation: texts and recordings."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from higgs_native.errors import PromptError
+from higgs_native.prompt.normalize import check_unicode
+
+
+@dataclass
+class TextContent:
+    """Text in a message."""
+
+    text: str
+    type: str = "text"
+
+
+@dataclass
+class AudioContent:
+    """A recording in a message.
+
+    Attributes:
+        audio_url: an audio file; None, "" or "placeholder" if `raw_audio` holds the recording.
+        raw_audio: an audio file's bytes in base64 (white space is ignored), `(samples, sampling rate in Hz)`, or a
+            `Recording`.
+        offset: begin of the part that is used, in seconds.
+        duration: maximum length of that part, in seconds; None for all.
+        row_id: unused; data sets number their rows with it.
+        codes: the recording's codes [codebooks, frames], integers, if they are known; the recording itself is then not
+            read.
+    """
+
+    audio_url: str | None = None
+    raw_audio: Any = None
+    offset: float | None = None
+    duration: float | None = None
+    row_id: int | None = None
+    type: str = "audio"
+    codes: torch.Tensor | None = field(default=None, repr=False, compare=False)
+
+
+Content = TextContent | AudioContent
+
+
+@dataclass
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: `system`, `user` or `assistant`; in the transformers convention also `scene`.
+        content: a text, a recording, or a list of both.
+        recipient: addressee of an assistant message (boson convention only).
+    """
+
+    role: str
+    content: str | Content | list[str | Content]
+    recipient: str | None = None
+
+    def contents(self) -> list[Content]:
+        """Return the content as a list.
+
+        Raises:
+            PromptError: an item is neither text nor audio, or a text is no str or not valid Unicode.
+        """
+        items = self.content if isinstance(self.content, list | tuple) else [self.content]
+        items = [TextContent(item) if isinstance(item, str) else item for item in items]
+        for item in items:
+            if not isinstance(item, TextContent | AudioContent):
+                raise PromptError(
+                    f"content of a {self.role} message must be str, TextContent or AudioContent, got {item!r:.100}"
+                )
+            if isinstance(item, TextContent):
+                check_unicode(item.text, f"text of a {self.role} message")
+        return items
+
+
+@dataclass
+class ChatMLSample:
+    """A conversation whose reply is generated.
+
+    `start_index`, `misc` and `speaker` are kept, but unused.
+    """
+
+    messages: list[Message]
+    start_index: int | None = None
+    misc: dict | None = None
+    speaker: str | None = None

@@ -1,0 +1,165 @@
+"""The language model's configuration: what is wrong in a config.json is named in one line."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+
+from higgs_native.errors import ConfigError
+from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.testing.configs import DEMO_CONFIG, config_json
+
+
+def written(layout: str, **changes) -> dict:
+    """DEMO_CONFIG as a layout writes it, with changes; those of the transformer are nested in the original one."""
+    raw = config_json(DEMO_CONFIG, layout, torch.bfloat16)
+    nested = raw.get("text_config", {})
+    for name, value in changes.items():
+        (nested if name in nested else raw)[name] = value
+    return raw
+
+
+@pytest.mark.parametrize("layout", ["original", "transformers"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
+        ({"hidden_size": -64}, "hidden_size must be at least 1, got -64"),
+        ({"intermediate_size": 0}, "intermediate_size must be at least 1, got 0"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers must be at least 1, got -1"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be at least 1, got 0"),
+        ({"num_attention_heads": 0, "head_dim": None}, "num_attention_heads must be at least 1, got 0"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads must be at least 1, got 0"),
+        (
+            {"num_attention_heads": 2, "num_key_value_heads": 3},
+            "num_attention_heads must be a multiple of num_key_value_heads 3, got 2",
+        ),
+        ({"head_dim": 0}, "head_dim must be at least 1, got 0"),
+        ({"head_dim": 15}, "head_dim must be even, got 15"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings must be at least 1, got 0"),
+        ({"audio_stream_bos_id": 1026}, "audio_stream_bos_id must be from 0 to 1025, got 1026"),
+        ({"audio_stream_eos_id": -1}, "audio_stream_eos_id must be from 0 to 1025, got -1"),
+        ({"audio_stream_eos_id": 1024}, "audio_stream_eos_id must be another id than audio_stream_bos_id, got 1024"),
+    ],
+)
+def test_a_wrong_value_is_named(layout, changes, message):
+    with pytest.raises(ConfigError) as error:
+        HiggsAudioConfig.from_dict(written(layout, **changes))
+    assert str(error.value) == f"config.json: {message}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"audio_embed_avg": True}, "audio_embed_avg must be false, got true"),
+        ({"use_delay_pattern": False}, "use_delay_pattern must be true, got false"),
+        ({"audio_num_codebooks": 0}, "audio_num_codebooks must be at least 1, got 0"),
+        ({"audio_codebook_size": -2}, "codebook_size must be at least 1, got 0"),
+        (
+            {"audio_adapter_type": "bogus"},
+            "audio_adapter_type must be one of dual_ffn, dual_ffn_fast_forward, stack, got 'bogus'",
+        ),
+        ({"audio_dual_ffn_layers": [0, 99]}, "audio_dual_ffn_layers must be layers from 0 to 1, got (0, 99)"),
+        ({"audio_dual_ffn_layers": [-1]}, "audio_dual_ffn_layers must be layers from 0 to 1, got (-1,)"),
+        ({"audio_in_token_idx": 10**9}, "audio_in_token_idx must be from 0 to 287, got 1000000000"),
+        ({"audio_out_token_idx": -7}, "audio_out_token_idx must be from 0 to 287, got -7"),
+        ({"audio_out_bos_token_id": 288}, "audio_out_bos_token_id must be from 0 to 287, got 288"),
+        ({"audio_eos_token_id": -7}, "audio_eos_token_id must be from 0 to 287, got -7"),
+    ],
+)
+def test_a_wrong_value_of_the_original_layout_is_named(changes, message):
+    with pytest.raises(ConfigError) as error:
+        HiggsAudioConfig.from_dict(written("original", **changes))
+    assert str(error.value) == f"config.json: {message}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_codebooks": -8}, "num_codebooks must be at least 1, got -8"),
+        ({"codebook_size": 0}, "codebook_size must be at least 1, got 0"),
+        ({"audio_token_id": 10**9}, "audio_token_id must be from 0 to 287, got 1000000000"),
+        ({"audio_bos_token_id": -7}, "audio_bos_token_id must be from 0 to 287, got -7"),
+        ({"audio_delay_token_id": 288}, "audio_delay_token_id must be from 0 to 287, got 288"),
+    ],
+)
+def test_a_wrong_value_of_the_transformers_layout_is_named(changes, message):
+    with pytest.raises(ConfigError) as error:
+        HiggsAudioConfig.from_dict(written("transformers", **changes))
+    assert str(error.value) == f"config.json: {message}"
+
+
+ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,
+}
+# The fields of rotary positions as configurations write them.
+ROTARY_FIELDS = {
+    "nested": {"rope_parameters": {**ROPE, "rope_theta": 400000.0}},
+    "nested_without_theta": {"rope_parameters": ROPE},
+    "nested_beside_theta": {"rope_parameters": ROPE, "rope_theta": 300000.0},
+    "nested_without_scaling": {"rope_parameters": {"rope_theta": 200000.0}},
+    "empty": {"rope_parameters": {}},
+    "null": {"rope_parameters": None},
+    "absent": {},
+    "theta_alone": {"rope_theta": 300000.0},
+    "old": {"rope_scaling": ROPE, "rope_theta": 300000.0},
+    "old_without_theta": {"rope_scaling": ROPE},
+    "old_without_length": {
+        "rope_scaling": {name: value for name, value in ROPE.items() if name != "original_max_position_embeddings"}
+    },
+    "old_null": {"rope_scaling": None, "rope_theta": 300000.0},
+    "both": {"rope_scaling": ROPE, "rope_parameters": {"rope_theta": 200000.0}},
+}
+
+
+@pytest.mark.parametrize("layout", ["original", "transformers"])
+@pytest.mark.parametrize("form", ROTARY_FIELDS)
+def test_rotary_fields_are_what_the_class_of_the_layout_takes(layout, form):
+    raw = written(layout)
+    fields = raw.get("text_config", raw)
+    for name in ("rope_parameters", "rope_scaling", "rope_theta"):
+        fields.pop(name, None)
+    fields |= ROTARY_FIELDS[form]
+    config = HiggsAudioConfig.from_dict(copy.deepcopy(raw))
+    expected = reference_config(layout, fields).rope_parameters
+    assert config.rope_theta == expected["rope_theta"]
+    if expected["rope_type"] == "default":
+        assert config.rope_scaling is None
+    else:
+        assert vars(config.rope_scaling) == {name: expected[name] for name in vars(config.rope_scaling)}
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "is_null"),
+    [
+        *itertools.product(
+            ("original", "transformers"),
+            ("rms_norm_eps", "max_position_embeddings", "num_key_value_heads", "head_dim"),
+            (False,),
+        ),
+        ("original", "num_key_value_heads", True),
+        ("original", "head_dim", True),
+        ("transformers", "head_dim", True),
+    ],
+)
+def test_absent_fields_are_what_the_class_of_the_layout_takes(layout, name, is_null):
+    raw = written(layout, num_attention_heads=16)
+    fields = raw.get("text_config", raw)
+    del fields[name]
+    if is_null:
+        fields[name] = None
+    expected = getattr(reference_config(layout, fields), name)
+    assert getattr(HiggsAudioConfig.from_dict(copy.deepcopy(raw)), name) == expected
+
+
+def reference_config(layout: str, fields: dict):
+    """What the class of a layout makes of the transformer's fields."""
+    from tests.helpers.transformers_reference import transformers
+
+    kind = transformers.LlamaConfig if layout == "original" else transformers.HiggsAudioV2Config
+    return kind.from_dict(copy.deepcopy(fields))

@@ -1,0 +1,322 @@
+"""Recordings: where they come from, what they keep, and how often their files are opened."""
+
+import base64
+import ctypes
+import io
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from higgs_native.audio import quality
+from higgs_native.audio.quality import check_recording
+from higgs_native.cli import main
+from higgs_native.errors import AudioError, PromptError
+from higgs_native.long_form.long_speech import LongSpeech
+from higgs_native.pipeline import HiggsAudio
+from higgs_native.prompt.messages import AudioContent, Message
+from higgs_native.prompt.recordings import Recording, read_recording
+from higgs_native.prompt.voices import Voice, check_voice, read_voice
+from higgs_native.testing.random_checkpoint import write_demo_checkpoint
+from tests.audio.test_quality import WORDS, syllables
+
+
+RATE = 24000
+TEXT = "The sun rises in the east."
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(folder):
+    return HiggsAudio.from_pretrained(folder)
+
+
+@pytest.fixture
+def path(tmp_path):
+    soundfile.write(tmp_path / "anna.wav", syllables(5), RATE, subtype="FLOAT")
+    return tmp_path / "anna.wav"
+
+
+@contextmanager
+def counting_opens(path: Path) -> Iterator[Callable[[], int]]:
+    """Count how often any library of any process opens a file, by Linux' inotify.
+
+    Inotify merges equal events in a row, so that accesses and closes are watched, too.
+    """
+    in_access, in_close, in_open = 0x1, 0x18, 0x20
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = libc.inotify_init1(os.O_NONBLOCK)
+    try:
+        if libc.inotify_add_watch(descriptor, os.fsencode(path), in_access | in_close | in_open) < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+        def count() -> int:
+            opens = 0
+            try:
+                while events := os.read(descriptor, 4096):
+                    while events:
+                        mask, length = struct.unpack_from("=4xI4xI", events)
+                        opens += bool(mask & in_open)
+                        events = events[16 + length :]
+            except BlockingIOError:
+                return opens
+
+        yield count
+    finally:
+        os.close(descriptor)
+
+
+def speak(engine, folder, path):
+    engine.speak(TEXT, reference_audio=path, reference_text=WORDS, max_new_tokens=12)
+
+
+def stream(engine, folder, path):
+    list(engine.stream(TEXT, reference_audio=path, reference_text=WORDS, max_new_tokens=12))
+
+
+def generate(engine, folder, path):
+    shown = [Message("user", "Hello."), Message("assistant", AudioContent(str(path)))]
+    engine.generate([Message("system", "Speak."), *shown, Message("user", TEXT)], True, max_new_tokens=12)
+
+
+def long_form(engine, folder, path):
+    speech = LongSpeech(
+        engine, f"{TEXT} {TEXT}", reference_audio=path, reference_text=WORDS, chunk_seconds=2, max_retries=0
+    )
+    assert len(list(speech)) == 2
+
+
+def command(*arguments):
+    def run(engine, folder, path):
+        reference = ("--reference-audio", path, "--reference-text", WORDS, "--model", folder)
+        with pytest.raises(SystemExit) as exit:
+            main([str(argument) for argument in (*arguments, *reference)])
+        assert exit.value.code == 0
+
+    return run
+
+
+def voices_command(engine, folder, path):
+    with pytest.raises(SystemExit) as exit:
+        main(["voices", str(path.parent)])
+    assert exit.value.code == 0
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        speak,
+        stream,
+        generate,
+        long_form,
+        command("speak", TEXT, "--max-new-tokens", 12),
+        command("speak", TEXT, "--max-new-tokens", 12, "--stream", "out.pcm"),
+        command("read", TEXT, "--max-retries", 0),
+        voices_command,
+    ],
+    ids=["speak", "stream", "generate", "long_form", "cli_speak", "cli_stream", "cli_read", "cli_voices"],
+)
+def test_a_recording_is_opened_once(use, engine, folder, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with counting_opens(path) as count:
+        use(engine, folder, path)
+        assert count() == 1
+
+
+def test_opens_are_counted(path):
+    with counting_opens(path) as count:
+        assert count() == 0
+        path.read_bytes()
+        soundfile.read(path)
+        assert count() == 2
+
+
+def test_what_was_checked_is_what_is_spoken_with(engine, path):
+    options = {"seed": 1, "max_new_tokens": 12}
+    expected = engine.speak(TEXT, reference_audio=path, reference_text=WORDS, **options)
+    voice = read_voice(Voice(path, WORDS))
+    samples = syllables(5)
+    recording = Recording(samples, RATE)
+    path.write_bytes(b"another file")
+    samples[:] = 0
+    assert torch.equal(engine.speak(TEXT, voice=voice, **options).codes, expected.codes)
+    spoken = engine.speak(TEXT, reference_audio=recording, reference_text=WORDS, **options)
+    assert torch.equal(spoken.codes, expected.codes)
+    with pytest.raises(ValueError, match="read-only"):
+        recording.samples[0] = 1
+
+
+def test_a_recording_is_measured_once(engine, path, monkeypatch):
+    measured = []
+
+    def measure(samples, sampling_rate):
+        measured.append(len(samples))
+        return quality.measure(samples, sampling_rate)
+
+    monkeypatch.setattr("higgs_native.prompt.recordings.measure", measure)
+    voice = read_voice(Voice(path, "Hi."))
+    assert measured == []
+    for _ in range(2):
+        assert check_voice(voice) == ["its words are too few for 5.0 s of speech"]
+    assert voice.reference_audio.advice() == ["its words are not given; with them a clone is closer"]
+    with pytest.warns(UserWarning, match="its words are too few"):
+        engine.speak(TEXT, voice=voice, max_new_tokens=10)
+    assert measured == [5 * RATE]
+
+
+def test_the_advice_is_that_of_the_samples():
+    for samples in (syllables(5), syllables(2), np.zeros(RATE, dtype=np.float32)):
+        for words in (None, WORDS, "Hi."):
+            assert Recording(samples, RATE).advice(words) == check_recording(samples, RATE, words)
+
+
+def test_channels_are_averaged_and_integers_scaled():
+    recording = Recording(np.array([[16384, -32768] * 6000, [0, 0] * 6000], dtype=np.int16), 24000.0)
+    assert recording.samples.dtype == np.float32
+    assert recording.samples.tolist() == [0.25, -0.5] * 6000
+    assert recording.sampling_rate == 24000
+    assert isinstance(recording.sampling_rate, int)
+
+
+def test_the_name_is_the_path_as_it_was_given(path, monkeypatch):
+    monkeypatch.setenv("HOME", str(path.parent))
+    assert Recording.from_file("~/anna.wav").name == "~/anna.wav"
+    assert Recording.from_file(path).name == str(path)
+    assert Recording(syllables(1), RATE).name == "the reference audio"
+
+
+def test_the_digest_depends_on_the_samples_alone(path):
+    assert Recording.from_file(path).sha256 == Recording(syllables(5), 48000).sha256
+    assert Recording(syllables(4), RATE).sha256 != Recording(syllables(5), RATE).sha256
+
+
+def test_parts():
+    recording = Recording(np.arange(24000, dtype=np.float32), RATE, "ramp")
+    assert recording.part() is recording
+    part = recording.part(0.25, 0.5)
+    assert (part.samples[0], len(part.samples), part.sampling_rate, part.name) == (6000, 12000, RATE, "ramp")
+    assert recording.part(duration=0.5).samples.tolist() == list(range(12000))
+    content = AudioContent(raw_audio=recording)
+    assert read_recording(content) is recording
+    content.offset = 0.5
+    assert read_recording(content).samples.tolist() == list(range(12000, 24000))
+    with pytest.raises(AudioError, match="ramp"):
+        recording.part(1.0)
+
+
+def test_voices_keep_what_they_have(path):
+    profile, read = Voice(profile="old"), read_voice(Voice(path, WORDS))
+    assert read_voice(profile) is profile
+    assert read_voice(read) is read
+    assert read.reference_text == WORDS
+    np.testing.assert_array_equal(read.reference_audio.samples, syllables(5))
+
+
+def test_recordings_come_from_files_base64_and_arrays(path):
+    samples = syllables(5)
+    encoded = io.BytesIO()
+    soundfile.write(encoded, np.stack([samples, samples], axis=1), 16000, format="WAV", subtype="FLOAT")
+    raw = base64.b64encode(encoded.getvalue()).decode()
+    for content, expected, rate in (
+        (AudioContent(str(path)), samples, RATE),
+        (AudioContent(str(path), offset=0.25, duration=0.5), samples[6000:18000], RATE),
+        (AudioContent(raw_audio=(samples, RATE), offset=0.5), samples[12000:], RATE),
+        (AudioContent("placeholder", raw), samples, 16000),
+        (AudioContent("", raw_audio=raw, duration=0.5), samples[:8000], 16000),
+        (AudioContent(raw_audio=base64.encodebytes(encoded.getvalue()).decode()), samples, 16000),  # in lines
+        (AudioContent(raw_audio=base64.encodebytes(encoded.getvalue())), samples, 16000),
+        (AudioContent(raw_audio=(np.stack([samples, samples]), RATE), offset=0.5), samples[12000:], RATE),
+        (AudioContent(raw_audio=(torch.from_numpy(samples), RATE)), samples, RATE),
+    ):
+        read = read_recording(content)
+        assert read.sampling_rate == rate
+        np.testing.assert_array_equal(read.samples, expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (AudioContent("missing.wav"), AudioError, "missing.wav is no file"),
+        (AudioContent(__file__), AudioError, "can't be read as audio"),
+        (AudioContent(raw_audio="not base64!"), AudioError, "not valid base64"),
+        (
+            AudioContent(raw_audio=base64.b64encode(b"noise").decode()),
+            AudioError,
+            "the audio file can't be read as audio: Format not recognised",
+        ),
+        (AudioContent(str(Path(__file__).parent), duration=1), AudioError, "is no file"),
+        (AudioContent(), PromptError, "names no recording"),
+        (AudioContent("placeholder"), PromptError, "names no recording"),
+        (AudioContent("https://example.org/a.wav"), AudioError, "https://example.org/a.wav is no file"),
+        (AudioContent(5), AudioError, "audio_url must be an audio file's path, got a int"),
+        (
+            AudioContent(raw_audio=5),
+            AudioError,
+            r"raw_audio must be .* base64, \(samples, sampling rate\) or a Recording, got a int",
+        ),
+        (AudioContent(raw_audio=(1, 2, 3)), AudioError, "raw_audio must be .*, got a tuple"),
+        (AudioContent(raw_audio=([0.1], RATE)), AudioError, "the samples are a list; expected an array or a tensor"),
+        (AudioContent(raw_audio=([0.1], RATE), offset=0.1), AudioError, "the samples are a list"),
+        (AudioContent(raw_audio=(np.zeros(RATE), "24000"), offset=0.1), AudioError, "sampling_rate is '24000'"),
+    ],
+)
+def test_recordings_that_cannot_be_read(content, error, message):
+    with pytest.raises(error, match=message) as raised:
+        read_recording(content)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_part_of_a_long_file_is_read(tmp_path):
+    """Ten minutes are too long for a reference; a second of them is not."""
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.arange(600 * 8000, dtype=np.int32) % 3000, 8000, subtype="PCM_16")
+    with pytest.raises(AudioError, match="lasts 600 s; expected at most"):
+        read_recording(AudioContent(str(path)))
+    part = read_recording(AudioContent(str(path), offset=300, duration=1))
+    expected = soundfile.read(path, dtype="float32", start=300 * 8000, frames=8000)[0]
+    np.testing.assert_array_equal(part.samples, expected)
+    assert part.sampling_rate == 8000
+    for cut, message in (
+        ({"offset": 601}, r"offset is 601 s, but .*long.wav lasts 600 s; expected less"),
+        ({"duration": 0}, r"duration is 0 s, which leaves nothing of .*long.wav; expected at least 0.1 s"),
+        ({"offset": 599.99}, r"long.wav lasts 0.01 s; expected at least 0.1 s"),
+    ):
+        with pytest.raises(AudioError, match=message):
+            read_recording(AudioContent(str(path), **cut))
+
+
+@pytest.mark.parametrize(
+    ("cut", "shape", "message"),
+    [
+        ({"offset": -0.5}, (24000,), "offset must be a number of seconds, at least 0, got -0.5"),
+        ({"duration": float("nan")}, (24000,), "duration must be a number of seconds, at least 0, got nan"),
+        ({"offset": "1"}, (24000,), "offset must be a number of seconds, at least 0, got '1'"),
+        ({"duration": [1]}, (24000,), r"duration must be a number of seconds, at least 0, got \[1\]"),
+        ({"offset": 1.5}, (24000,), "offset is 1.5 s, but the audio lasts 1 s; expected less"),
+        ({"offset": 1, "duration": 1}, (24000,), "offset is 1 s, but the audio lasts 1 s; expected less"),
+        ({"duration": 0}, (24000,), "duration is 0 s, which leaves nothing of the audio; expected at least 0.1 s"),
+        ({"offset": 0.5}, (0,), "the audio is empty"),
+    ],
+)
+def test_a_cut_that_makes_no_sense_is_refused(cut, shape, message):
+    recording = AudioContent(raw_audio=(np.zeros(shape, dtype=np.float32), 24000), **cut)
+    with pytest.raises(AudioError, match=message):
+        read_recording(recording)
+
+
+def test_a_headerless_file_is_refused(tmp_path):
+    (tmp_path / "voice.raw").write_bytes(bytes(48000))
+    with pytest.raises(AudioError, match="can't be read as audio"):
+        read_recording(AudioContent(audio_url=str(tmp_path / "voice.raw")))

@@ -1,0 +1,64 @@
+"""Where the package finds its compiled module and libraries: beside its sources, or in an installed package."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import higgs_native
+from higgs_native import _C
+
+
+# Imports the package from the folders that it is given, and from no other one.
+PROGRAM = """
+import os, sys
+others = [entry for entry in sys.path if not os.path.exists(os.path.join(entry, "higgs_native"))]
+sys.path = sys.argv[1:] + others
+import higgs_native
+from higgs_native import _C, ops
+print(higgs_native.__file__, _C.__file__)
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """The package's sources, without compiled files."""
+    sources = Path(higgs_native.__file__).resolve().parent
+    without = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(sources, tmp_path / "checkout" / "higgs_native", ignore=without, copy_function=os.symlink)
+    return tmp_path / "checkout"
+
+
+@pytest.fixture
+def installed(checkout, tmp_path) -> Path:
+    """The package with its compiled files."""
+    shutil.copytree(checkout, tmp_path / "installed", symlinks=True)
+    for path in Path(_C.__file__).resolve().parent.glob("*.so"):
+        (tmp_path / "installed" / "higgs_native" / path.name).symlink_to(path)
+    return tmp_path / "installed"
+
+
+def test_a_checkout_takes_the_compiled_files_of_an_installed_package(run_python, checkout, installed):
+    finished = run_python(PROGRAM, str(checkout), str(installed))
+    assert finished.returncode == 0, finished.stderr
+    package, module = map(Path, finished.stdout.split())
+    assert package.is_relative_to(checkout)
+    assert module.is_relative_to(installed)
+
+
+def test_a_package_with_compiled_files_takes_no_module_from_elsewhere(run_python, checkout, installed):
+    (checkout / "higgs_native" / "only_in_checkout.py").touch()
+    program = PROGRAM + "import higgs_native.only_in_checkout"
+    finished = run_python(program, str(installed), str(checkout))
+    assert finished.returncode == 1
+    assert all(Path(path).is_relative_to(installed) for path in finished.stdout.split())
+    assert "No module named 'higgs_native.only_in_checkout'" in finished.stderr
+
+
+def test_missing_compiled_files_are_reported_in_one_line(run_python, checkout):
+    finished = run_python(PROGRAM, str(checkout))
+    assert finished.returncode == 1
+    message = finished.stderr.splitlines()[-1]
+    assert message.startswith("ImportError: higgs_native._C can't be imported")
+    assert "pip install ." in message
