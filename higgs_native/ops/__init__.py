@@ -26,9 +26,9 @@ from higgs_native.ops.linear import (
     pack_gate_up,
     pack_linear,
     pack_quantized,
-    quantize_linear,
     rms_norm_linear,
 )
+from higgs_native.ops.quantization import quantize_linear
 from higgs_native.ops.sampling import process_logits, sample_audio_frame, sample_text
 
 
