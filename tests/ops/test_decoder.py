@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from higgs_native import ops
+from higgs_native import ops, reference
 from tests.helpers.devices import value_case
 from tests.ops.tensors import int32, random
 
@@ -73,6 +73,18 @@ def test_layers_equal_their_operators(skips, num_text, format):
     for name in ("x", "key_caches", "value_caches"):
         for ours, theirs in zip(one_call[name], by_operator[name], strict=True):
             assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("format", [None, "int8"])
+@pytest.mark.parametrize("skips", [[0], [0, 1, 0]])
+def test_decoder_layers_equal_reference(skips, format):
+    ours, expected = arguments(skips, 2, format), arguments(skips, 2, format)
+    ops.decoder_layers(**ours)
+    reference.decoder_layers(**expected)
+    # Activations that are rounded to 8 bits may differ by one step.
+    tolerance = {"rtol": 1e-3, "atol": 1e-4} if format is None else {"rtol": 0.1, "atol": 0.1}
+    for name in ("x", "key_caches", "value_caches"):
+        torch.testing.assert_close(ours[name], expected[name], **tolerance)
 
 
 def test_opcheck():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from higgs_native import ops, reference
+from higgs_native.ops.formats import format_of
 from tests.helpers.devices import CUDA_DEVICE, NEEDS_CUDA_KERNELS
 from tests.ops.tensors import random, tolerance
 
@@ -84,6 +85,21 @@ def test_pack_and_unpack(dtype):
         assert torch.equal(matrix[:n, :7], torch.cat(weights).float())
         assert not matrix[n:].any()
         assert not matrix[:, 7:].any()
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (33, 64), (70, 131), (32, 256)])
+def test_pack_linear_equals_reference(n, k, dtype, device):
+    """Every bit, also of what pads the last panel, unit and group."""
+    if dtype in DTYPES:
+        weight = random((n, k), dtype, 1)
+        ours, expected = ops.pack_linear(weight), reference.pack_linear(weight.cpu())
+    else:
+        values = reference.quantize_linear(random((n, k), seed=1).cpu(), format_of(dtype).name)
+        ours = ops.pack_quantized(*(part.to(device) for part in values))
+        expected = reference.pack_quantized(*values)
+    assert torch.equal(ours.data.cpu().view(torch.uint8), expected.data.view(torch.uint8))
+    assert expected.scales is None or torch.equal(ours.scales.cpu(), expected.scales)
 
 
 @pytest.mark.parametrize("rows", [1, 9, 100])
