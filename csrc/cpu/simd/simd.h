@@ -1,9 +1,9 @@
 // Vectors as wide as the instruction set that a kernel file is compiled for (HIGGS_NATIVE_ISA). The compiler's vector
 // extensions keep one source for all sets; contraction turns `a * b + c` into a fused multiply-add if the set has one.
 //
-// What differs between sets is in one header per set, chosen here. Everything is in a namespace named after the set:
-// the linker must never merge a function compiled for a wide set into a narrow one. For the same reason a kernel file
-// uses no function template of the standard library.
+// The differences between sets are in one header per set, chosen here. Everything is in a namespace named after the
+// set: the linker must never merge a function compiled for a wide set into a narrow one. For the same reason a kernel
+// file uses no function template of the standard library.
 #pragma once
 
 #include <cstdint>
