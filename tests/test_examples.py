@@ -132,8 +132,8 @@ def test_transformers_tells_a_wrong_model_in_one_line(run_python, tmp_path):
     [
         ("long_form.py", ["nobook.txt"], "No such file or directory: 'nobook.txt'"),
         ("long_form.py", [EMBEDDED_VOICE / "model.safetensors"], "can't decode byte"),
-        ("dialogue.py", ["--voice", "nosuch"], "unknown voice 'nosuch'; available: profile:child"),
-        ("scene_and_profiles.py", ["--voices-folder", "nosuch"], "the folder of voices nosuch does not exist"),
+        ("dialogue.py", ["--voice", "nosuch"], "voice must be in the folder of voices (profile:child"),
+        ("scene_and_profiles.py", ["--voices-folder", "nosuch"], "the folder of voices must exist, got nosuch"),
         ("batch.py", ["--manifest", "nosuch.csv"], "No such file or directory: 'nosuch.csv'"),
         ("batch.py", ["--out", Path(__file__)], "File exists"),
         *(
@@ -149,7 +149,7 @@ def test_transformers_tells_a_wrong_model_in_one_line(run_python, tmp_path):
             )
             for out, message in (
                 ("nosuch/x.wav", "nosuch/x.wav can't be written: No such file or directory"),
-                ("x.abc", "x.abc does not end in one of .wav, .flac, .ogg, .mp3"),
+                ("x.abc", "path must end in .wav, .flac, .ogg, .mp3, got x.abc"),
             )
         ),
     ],

@@ -146,7 +146,7 @@ def test_a_poor_reference_is_told(engine, tmp_path):
     "reference", [np.zeros(RATE, dtype=np.float32), (np.zeros(RATE, dtype=np.float32),), 7, b"voice.wav"]
 )
 def test_a_reference_of_another_type_is_refused(engine, reference):
-    with pytest.raises(AudioError, match=r"reference audio must be a file's path, \(samples, sampling rate\) or"):
+    with pytest.raises(AudioError, match=r"reference_audio must be a file's path, \(samples, sampling rate\) or"):
         engine.speak(TEXT, reference_audio=reference)
 
 

@@ -1,4 +1,4 @@
-// What is asked of a device once, for all launches on it, and what the environment and Python say of all launches.
+// Properties of devices, for their launches, and the switch of dependent launches.
 #include "cuda/launch.h"
 
 #include <torch/csrc/stable/library.h>
@@ -9,27 +9,16 @@
 #include <mutex>
 #include <vector>
 
+#include "cuda/multiprocessors.h"
+
 namespace higgs_native::cuda {
-
-int multiprocessors_to_use(int otherwise) {
-  const char* setting = std::getenv("HIGGS_NATIVE_MULTIPROCESSORS");
-  if (!setting || !*setting) return otherwise;
-  char* end = nullptr;
-  const long count = std::strtol(setting, &end, 10);
-  STD_TORCH_CHECK(
-      *end == 0 && count >= 1 && count <= 1024, "HIGGS_NATIVE_MULTIPROCESSORS must lie in 1 .. 1024, got ", setting);
-  return static_cast<int>(count);
-}
-
-#if !defined(HIGGS_NATIVE_EMULATE_CUDA)
-
 namespace {
 
 std::atomic<bool> dependent_launches_on = true;
 
 void allow_dependent_launches(bool allow) { dependent_launches_on = allow; }
 
-// Stands for all kernels, which are built for the same architectures.
+// Represents all kernels, which are built for the same architectures.
 __global__ void any_kernel() {}
 
 }  // namespace
@@ -42,35 +31,32 @@ bool dependent_launches_allowed() {
   return dependent_launches_on && !kept_off;
 }
 
-const DeviceFacts& device_facts(int device) {
+const DeviceProperties& device_properties(int device) {
   static std::mutex mutex;
-  static std::vector<DeviceFacts*> known;
+  static std::vector<DeviceProperties*> known;
   const std::lock_guard<std::mutex> lock(mutex);
   if (static_cast<size_t>(device) >= known.size()) known.resize(device + 1);
   if (!known[device]) {
     const auto check = [device](cudaError_t error) {
-      STD_TORCH_CHECK(error == cudaSuccess, "CUDA device ", device, ": ", cudaGetErrorString(error));
+      HIGGS_CHECK(error == cudaSuccess, "CUDA device ", device, ": ", cudaGetErrorString(error));
     };
     int multiprocessors = 0, major = 0;
     check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     cudaFuncAttributes kernel;
     check(cudaFuncGetAttributes(&kernel, any_kernel));
-    // Kernels compiled for less than sm_90 have no griddepcontrol.wait, also where the driver translates them for a newer GPU.
+    // Kernels compiled for less than sm_90 have no griddepcontrol.wait, even if the driver translates them for a newer
+    // GPU.
     const bool kernels_wait = kernel.ptxVersion >= 90;
-    known[device] = new DeviceFacts{multiprocessors_to_use(multiprocessors), major >= 9 && kernels_wait};
+    known[device] = new DeviceProperties{multiprocessors_to_use(multiprocessors), major >= 9 && kernels_wait};
   }
   return *known[device];
 }
 
-#endif
-
 }  // namespace higgs_native::cuda
 
-#if !defined(HIGGS_NATIVE_EMULATE_CUDA)
 STABLE_TORCH_LIBRARY(higgs_native_cuda, m) { m.def("allow_dependent_launches(bool allow) -> ()"); }
 
 STABLE_TORCH_LIBRARY_IMPL(higgs_native_cuda, CompositeExplicitAutograd, m) {
   m.impl("allow_dependent_launches", TORCH_BOX(&higgs_native::cuda::allow_dependent_launches));
 }
-#endif

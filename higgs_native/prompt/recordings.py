@@ -89,12 +89,12 @@ def read_recording(content: AudioContent) -> Recording:
     offset, duration = content.offset or 0, content.duration
     url = content.audio_url
     if not isinstance(url, str | os.PathLike | None):
-        raise AudioError(f"audio_url must be an audio file's path, got a {type(url).__name__}")
+        raise AudioError(f"audio_url must be an audio file's path, got {type(url).__name__}")
     if url not in (None, "", "placeholder"):
         return Recording.from_file(url, offset, duration)
     match content.raw_audio:
         case None:
-            raise PromptError("an audio content names no recording; expected audio_url or raw_audio")
+            raise PromptError("audio_url or raw_audio must name a recording, got neither")
         case Recording() as recording:
             return recording.part(offset, duration)
         case (samples, sampling_rate):
@@ -104,12 +104,12 @@ def read_recording(content: AudioContent) -> Recording:
         case str() | bytes() as encoded:
             try:
                 encoded = encoded.encode() if isinstance(encoded, str) else encoded
-                data = base64.b64decode(b"".join(encoded.split()), validate=True)  # it may have line breaks
+                data = base64.b64decode(b"".join(encoded.split()), validate=True)  # without line breaks
             except ValueError:
-                raise AudioError("raw_audio is not valid base64") from None
+                raise AudioError("raw_audio must be base64, got other characters or a wrong length") from None
             return Recording(*read_audio(io.BytesIO(data), offset, duration))
         case other:
             raise AudioError(
                 "raw_audio must be an audio file's bytes in base64, (samples, sampling rate) or a Recording, "
-                f"got a {type(other).__name__}"
+                f"got {type(other).__name__}"
             )

@@ -240,7 +240,7 @@ def test_quantized(audio_tokenizer_folder):
 def test_what_can_not_be_asked(engine):
     for conversation, error, message in (
         ([], PromptError, "conversation must hold at least one message, got none"),
-        ([Message("user", AudioContent(audio_url=""))], PromptError, "names no recording"),
+        ([Message("user", AudioContent(audio_url=""))], PromptError, "must name a recording, got neither"),
         (
             [Message("user", AudioContent(audio_url="missing.wav"))],
             AudioError,

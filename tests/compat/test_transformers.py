@@ -341,9 +341,7 @@ def test_the_weights_are_taken_anew_by_each_call():
 
 
 def test_what_can_not_be_accelerated():
-    with pytest.raises(
-        ParameterError, match="model must be a HiggsAudioV2ForConditionalGeneration or .*, got a Linear"
-    ):
+    with pytest.raises(ParameterError, match=r"model must be a HiggsAudioV2For\w+ or .*, got a Linear"):
         accelerate(torch.nn.Linear(1, 1))
     with pytest.raises(ParameterError, match="dtype must be one of"):
         accelerate(reference.tiny_model(0, dtype=torch.float64))
@@ -351,7 +349,7 @@ def test_what_can_not_be_accelerated():
         accelerate(reference.tiny_model(0), max_cache_length=0)
     with pytest.raises(ParameterError, match="max_cache_length must be an integer, got 'a'"):
         accelerate(reference.tiny_model(0), max_cache_length="a")
-    with pytest.raises(ParameterError, match="the model is on meta"):
+    with pytest.raises(ParameterError, match="model must be on cpu or cuda, got meta"):
         accelerate(reference.tiny_model(0).to("meta"))
 
 
@@ -512,9 +510,7 @@ def test_a_model_without_modules_can_only_generate(saved, tmp_path):
         ("push_to_hub", lambda: model.push_to_hub("name")),
         ("copying or pickling", lambda: copy.deepcopy(model)),
     ):
-        with pytest.raises(
-            ParameterError, match=rf"{name} needs the model's own weights, and this model can only generate"
-        ):
+        with pytest.raises(ParameterError, match=rf"{name} needs the model's own weights, and this model"):
             call()
     assert not (tmp_path / "new").exists()
 

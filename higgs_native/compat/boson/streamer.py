@@ -63,9 +63,9 @@ class TextDeltas:
 class AsyncHiggsAudioStreamer:
     """Takes tokens from a generating thread, and gives them as deltas to an `async for`.
 
-    It is created in the consumer's event loop. The thread calls `put`, then `end` or `fail`; `put` waits while 64 deltas
-    are not taken. Leaving the `async for` closes it, and so does the end of its event loop. A consumer that only uses
-    `anext` calls `close`.
+    It is created in the consumer's event loop. The thread calls `put`, then `end` or `fail`; `put` waits while 64
+    deltas are not taken. Leaving the `async for` closes it, and so does the end of its event loop. A consumer that
+    only uses `anext` calls `close`.
 
     Args:
         tokenizer: decodes the text: `decode(ids, skip_special_tokens=...)`.

@@ -1,13 +1,13 @@
 // The networks of the audio tokenizer: Snake, the residual unit (two convolutions and two Snakes), the upsampling
 // transposed convolution, and the residual quantizer. All are [batch, channels, time].
 //
-// A thread takes tiles of consecutive columns (times). It brings the tile and the columns that its taps reach over into
-// a buffer, Snake applied on the way, and convolves from there, so that activations pass through memory once an operator.
-// Buffers and weights of a block stay in the caches; the work is bound by multiply-adds.
+// A thread takes tiles of consecutive columns (times). It copies the tile and the columns that its taps reach into a
+// buffer, applying Snake, and convolves from there, so that activations pass through memory once per operator. Buffers
+// and weights of a block stay in the caches; the work is bound by multiply-adds.
 //
-// A convolution computes the columns of its result from `first` on that `out` has room for: a stream has the columns
-// before them already, and not yet what those behind them need. A column's bits don't depend on where tiles begin.
-#include "common/codec.h"
+// A convolution computes columns `first` to `first` + columns of its result: a stream already has the columns before
+// them, and does not have the input of those after them yet. A column's bits do not depend on where tiles begin.
+#include "args/audio_tokenizer.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -15,36 +15,36 @@
 #include <cstring>
 #include <vector>
 
-#include "cpu/codec_kernels.h"
+#include "cpu/audio_tokenizer_kernels.h"
 #include "cpu/linear.h"
 
 namespace higgs_native::cpu {
 
 namespace {
 
-constexpr int64_t kTileFloats = 32768;  // channels times columns of a tile: a quarter of a common second-level cache
+constexpr int64_t kTileFloats = 32768;  // channels times columns of a tile: a quarter of a common L2
 constexpr int64_t kMinColumns = 48;
-constexpr int64_t kUpsampledChannels = 4;  // output channels that a transposed convolution computes at a time
-constexpr int64_t kConvolvedRows = 16;     // output channels that a convolution computes at a time
-constexpr int64_t kFrames = 32;            // frames that the quantizer encodes at a time
+constexpr int64_t kUpsampledChannels = 4;  // output channels of a transposed convolution per pass
+constexpr int64_t kConvolvedRows = 16;     // output channels of a convolution per pass
+constexpr int64_t kFrames = 32;            // frames that the quantizer encodes per pass
 
 int64_t whole_columns(int64_t columns) { return ceil_div(columns, kColumns) * kColumns; }
 
-// How many columns a tile has, so that it fits the cache and every thread gets as many tiles as any other.
+// Columns of a tile: it fits the cache, and all threads get the same number of tiles.
 int64_t tile_columns(int64_t channels, int64_t columns, int64_t batch) {
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t most = std::max(kTileFloats / channels, kMinColumns);
-  const int64_t tiles = ceil_div(ceil_div(columns, most) * batch, threads) * threads;
+  const int64_t max_columns = std::max(kTileFloats / channels, kMinColumns);
+  const int64_t tiles = ceil_div(ceil_div(columns, max_columns) * batch, threads) * threads;
   return whole_columns(std::max(ceil_div(columns, ceil_div(tiles, batch)), kMinColumns / 3));
 }
 
-// How many threads share a tile by its output channels: more than one where there are few tiles.
+// Threads that share a tile by its output channels: more than one if there are few tiles.
 int64_t parts_of_tile(int64_t tiles, int64_t blocks) {
   const int64_t threads = torch::stable::get_num_threads();
   return std::min(blocks, ceil_div(threads, std::min(tiles, threads)));
 }
 
-// buffer[c][i] = snake(x[c][begin + i]) for 0 <= i < count, zero where that lies outside of x.
+// buffer[c][i] = snake(x[c][begin + i]) for 0 <= i < count, zero outside x.
 void load_snake(
     float* buffer, int64_t stride, const float* x, int64_t channels, int64_t time, const float* alpha, int64_t begin,
     int64_t count) {
@@ -52,7 +52,7 @@ void load_snake(
   for (int64_t c = 0; c < channels; ++c) {
     float* row = buffer + c * stride;
     std::fill(row, row + first, 0.f);
-    codec_kernels().snake(row + first, x + c * time + begin + first, alpha[c], last - first);
+    audio_tokenizer_kernels().snake(row + first, x + c * time + begin + first, alpha[c], last - first);
     std::fill(row + last, row + count, 0.f);
   }
 }
@@ -61,7 +61,7 @@ void snake_cpu(const Tensor& out, const Tensor& x, const Tensor& alpha) {
   const Snake args = check_snake(out, x, alpha);
   for_ranges(args.batch * args.channels, 4 * args.time, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      codec_kernels().snake(
+      audio_tokenizer_kernels().snake(
           args.out + row * args.time, args.x + row * args.time, args.alpha[row % args.channels], args.time);
     }
   });
@@ -90,18 +90,19 @@ void residual_unit_cpu(
       float* target = args.out + task / tiles * channels * out_time;
       load_snake(input, input_stride, source, channels, time, args.alpha1, first + t - reach / 2, columns + reach);
       for (int64_t c = 0; c < channels; ++c) std::fill_n(middle + c * width, columns, args.bias1[c]);
-      codec_kernels().convolve(
+      audio_tokenizer_kernels().convolve(
           {middle, width, input, input_stride, args.weight1, channels, channels, taps, dilation, columns});
-      // The input has served: its place takes the output, the sum with x begun.
+      // The input is no longer needed: its buffer takes the output, which starts at x + bias.
       float* output = input;
       for (int64_t c = 0; c < channels; ++c) {
-        codec_kernels().snake(middle + c * width, middle + c * width, args.alpha2[c], columns);
+        audio_tokenizer_kernels().snake(middle + c * width, middle + c * width, args.alpha2[c], columns);
         float* row = output + c * width;
         const float* added = source + c * time + first + t;
         for (int64_t i = 0; i < count; ++i) row[i] = added[i] + args.bias2[c];
         std::fill(row + count, row + columns, 0.f);
       }
-      codec_kernels().convolve({output, width, middle, width, args.weight2, channels, channels, 1, 1, columns});
+      audio_tokenizer_kernels().convolve(
+          {output, width, middle, width, args.weight2, channels, channels, 1, 1, columns});
       for (int64_t c = 0; c < channels; ++c) {
         std::memcpy(target + c * out_time + t, output + c * width, count * sizeof(float));
       }
@@ -115,11 +116,11 @@ void snake_conv_transpose1d_cpu(
   if (args.is_empty()) return;
   const int64_t batch = args.batch, in_channels = args.in_channels, out_channels = args.out_channels;
   const int64_t time = args.time, stride = args.stride, length = args.columns, padding = args.padding();
-  // What lies outside of `out` is dropped.
+  // Columns outside `out` are dropped.
   const int64_t first_u = args.first_u(), positions = args.last_u() - first_u + 1, end_u = first_u + positions;
   const int64_t width = whole_columns(std::min(std::max(kTileFloats / in_channels, kMinColumns), positions));
   const int64_t tiles = ceil_div(positions, width);
-  // Threads that share a tile prepare the input each for itself.
+  // Threads that share a tile each load its input.
   const int64_t blocks = ceil_div(out_channels, kUpsampledChannels);
   const int64_t parts = parts_of_tile(batch * tiles, blocks);
   for_ranges(batch * tiles * parts, kThreadCost, [&](int64_t begin, int64_t end) {
@@ -139,13 +140,13 @@ void snake_conv_transpose1d_cpu(
         for (int64_t row = 0; row < rows; ++row) {
           std::fill_n(phases + row * width, columns, args.bias[c + row / stride]);
         }
-        codec_kernels().convolve(
+        audio_tokenizer_kernels().convolve(
             {phases, width, input, input_stride, args.weight + c * stride * in_channels * 2, rows, in_channels, 2, 1,
              columns});
         for (int64_t row = 0; row < rows; ++row) {
           const int64_t phase = row % stride;
           float* target = args.out + (item * out_channels + c + row / stride) * length;
-          // This phase's column of the result for u = 0, from the first of `out`: before it, or behind it.
+          // The column of `out` for u = 0 of this phase; negative if it is before `out`.
           const int64_t shift = phase - padding - first;
           const int64_t begin_i = std::max<int64_t>(ceil_div(std::max<int64_t>(-shift, 0), stride) - u, 0);
           const int64_t end_i = std::min(ceil_div(std::max<int64_t>(length - shift, 0), stride) - u, count);
@@ -187,7 +188,7 @@ void conv1d_cpu(const Tensor& out, const Tensor& x, const Tensor& weight, const 
       for (int64_t c = part * blocks / parts * kConvolvedRows; c < last; c += kConvolvedRows) {
         const int64_t rows = std::min(kConvolvedRows, last - c);
         for (int64_t row = 0; row < rows; ++row) std::fill_n(output + row * width, columns, args.bias[c + row]);
-        codec_kernels().convolve(
+        audio_tokenizer_kernels().convolve(
             {output, width, input, input_stride, args.weight + c * in_channels * taps, rows, in_channels, taps, 1,
              columns});
         for (int64_t row = 0; row < rows; ++row) {
@@ -208,7 +209,7 @@ void rvq_encode_cpu(
   for (int64_t i = 0; i < levels * entries; ++i) {
     for (int64_t j = 0; j < dim; ++j) norms[i] += args.codebooks[i * dim + j] * args.codebooks[i * dim + j];
   }
-  // Every level's three matrices, packed. This takes a small part of the time that encoding a sound does.
+  // Every level's three matrices, packed. This takes little of the time of encoding audio.
   const int64_t in_bytes = packed_f32_bytes(dim, width), book_bytes = packed_f32_bytes(entries, dim);
   const int64_t out_bytes = packed_f32_bytes(width, dim), level_bytes = in_bytes + book_bytes + out_bytes;
   std::vector<char> packed(levels * level_bytes);
@@ -220,8 +221,9 @@ void rvq_encode_cpu(
   }
   auto multiply = [](float* result, const float* rows, const char* weight, int64_t count, int64_t n, int64_t k) {
     const PackedWeight matrix = {WeightFormat::f32, weight, nullptr, n, k, k};
-    struct Prepared;
-    product_panels(result, n, matrix, 0, ceil_div(n, kPanel), prepare_here<Prepared>(matrix, rows, count), count);
+    struct Activations;
+    const char* x = pack_activations_here<Activations>(matrix, rows, count);
+    gemm_panels(result, n, matrix, 0, ceil_div(n, kPanel), x, count);
   };
   for_ranges(ceil_div(frames, kFrames), kFrames * levels * entries * dim, [&](int64_t begin, int64_t end) {
     struct Memory;
@@ -242,14 +244,14 @@ void rvq_encode_cpu(
         for (int64_t t = 0; t < count; ++t) {
           float square = 0;
           for (int64_t j = 0; j < dim; ++j) square += projected[t * dim + j] * projected[t * dim + j];
-          // |x - e|^2 in the order of both public implementations; of equal entries the first.
+          // |x - e|^2 in the order of both public implementations; the first of equal entries.
           int64_t best = 0;
-          float least = 0;
+          float best_distance = 0;
           for (int64_t n = 0; n < entries; ++n) {
             const float distance = square - 2 * products[t * entries + n] + norms[level * entries + n];
-            if (n == 0 || distance < least) {
+            if (n == 0 || distance < best_distance) {
               best = n;
-              least = distance;
+              best_distance = distance;
             }
           }
           args.codes[level * frames + t0 + t] = static_cast<int32_t>(best);
@@ -267,7 +269,7 @@ void rvq_decode_cpu(const Tensor& out, const Tensor& codes, const Tensor& table,
   const RvqDecode args = check_rvq_decode(out, codes, table, bias);
   const int64_t levels = args.levels, frames = args.frames, width = args.width;
   for (int64_t i = 0; i < levels * frames; ++i) {
-    STD_TORCH_CHECK(
+    HIGGS_CHECK(
         args.codes[i] >= 0 && args.codes[i] < args.entries, "rvq_decode: codes[", i / frames, ", ", i % frames,
         "] must be between 0 and ", args.entries - 1, ", got ", args.codes[i]);
   }

@@ -1,15 +1,15 @@
 // Snake, x + sin(alpha x)^2 / alpha, and the convolution of a tile of columns.
 //
-// Snake: sin^2 has the period pi, so y = alpha x is reduced to y - n pi with |y - n pi| <= pi / 2 (pi in three parts, so
-// that no digit is lost), and an odd polynomial of degree 9 gives the sine; its sign does not matter.
-// Convolution: 4 rows by up to 3 (6 with AVX-512) vectors of columns stay in registers; each step broadcasts one weight
-// of each row and multiplies it with the columns shifted by its tap. Channels go in blocks: the weights of one stay in
-// the first cache while all columns pass, and each is summed for itself, which keeps the rounding errors small.
-#include "cpu/codec_kernels.h"
+// Snake: sin^2 has the period pi, so y = alpha x is reduced to y - n pi with |y - n pi| <= pi / 2 (pi in three parts,
+// so that no digit is lost), and an odd polynomial of degree 9 gives the sine, whose sign does not matter.
+// Convolution: 4 rows by up to 3 (6 with AVX-512) vectors of columns stay in registers. Each step broadcasts one weight
+// of each row and multiplies it with the columns shifted by its tap. Channels are summed in blocks: a block's weights
+// stay in L1 for all columns, and separate sums keep rounding errors small.
+#include "cpu/audio_tokenizer_kernels.h"
 
 #include <math.h>
 
-#include "cpu/simd.h"
+#include "cpu/simd/simd.h"
 
 namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 
@@ -18,8 +18,8 @@ namespace {
 constexpr int kRows = 4;
 constexpr int kVectors = kWidth == 16 ? 6 : 3;
 constexpr int64_t kChannelBlock = 64;
-constexpr int64_t kSnakeBlock = 64;    // values between two looks at whether any is out of range
-constexpr float kReducible = 20000.f;  // beyond it, the multiples of pi are no longer exact
+constexpr int64_t kSnakeBlock = 64;    // values per check of the range
+constexpr float kReducible = 20000.f;  // above it, multiples of pi are no longer exact
 
 HIGGS_INLINE Vec sin_squared(Vec y) {
   const Vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
@@ -67,7 +67,7 @@ void snake(float* out, const float* x, float alpha, int64_t n) {
   }
 }
 
-// kTaps: the number of taps, or 0 where it is known at run time only.
+// kTaps: the number of taps, or 0 if it is known at run time only.
 template <int R, int N, int kTaps>
 HIGGS_INLINE void convolve_block(const ConvolutionTile& p, int64_t row, int64_t t, int64_t c0, int64_t c1) {
   const int64_t taps = kTaps ? kTaps : p.taps;
@@ -102,23 +102,25 @@ HIGGS_INLINE void convolve_block(const ConvolutionTile& p, int64_t row, int64_t 
   }
 }
 
-// Columns in equal shares of at most kVectors vectors: 4 vectors go as 2 and 2, since one alone would wait for itself.
+// Convolves `vectors` vectors of columns, 1 to kVectors.
+template <int R, int kTaps, int N = 1>
+HIGGS_INLINE void convolve_vectors(
+    const ConvolutionTile& p, int64_t row, int64_t t, int64_t c0, int64_t c1, int64_t vectors) {
+  if constexpr (N < kVectors) {
+    if (vectors != N) return convolve_vectors<R, kTaps, N + 1>(p, row, t, c0, c1, vectors);
+  }
+  convolve_block<R, N, kTaps>(p, row, t, c0, c1);
+}
+
+// Columns in equal shares of at most kVectors vectors: 4 vectors are taken as 2 and 2, not as 3 and 1, since a chain of
+// additions alone would be bound by latency.
 template <int R, int kTaps>
 HIGGS_INLINE void convolve_rows(const ConvolutionTile& p, int64_t row, int64_t c0, int64_t c1) {
   int64_t vectors = p.columns / kWidth;
   for (int64_t t = 0; vectors > 0;) {
     const int64_t blocks = (vectors + kVectors - 1) / kVectors;
     const int64_t n = (vectors + blocks - 1) / blocks;
-    switch (n) {
-      case 1: convolve_block<R, 1, kTaps>(p, row, t, c0, c1); break;
-      case 2: convolve_block<R, 2, kTaps>(p, row, t, c0, c1); break;
-      case 3: convolve_block<R, 3, kTaps>(p, row, t, c0, c1); break;
-#if defined(__AVX512F__)
-      case 4: convolve_block<R, 4, kTaps>(p, row, t, c0, c1); break;
-      case 5: convolve_block<R, 5, kTaps>(p, row, t, c0, c1); break;
-      case 6: convolve_block<R, 6, kTaps>(p, row, t, c0, c1); break;
-#endif
-    }
+    convolve_vectors<R, kTaps>(p, row, t, c0, c1, n);
     t += n * kWidth;
     vectors -= n;
   }
@@ -145,6 +147,6 @@ void convolve(const ConvolutionTile& p) {
 
 }  // namespace
 
-const CodecKernels codec_kernels = {snake, convolve};
+const AudioTokenizerKernels audio_tokenizer_kernels = {snake, convolve};
 
 }  // namespace higgs_native::cpu::HIGGS_NATIVE_ISA

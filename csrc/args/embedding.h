@@ -1,7 +1,7 @@
-// The checked arguments of embed, for every backend.
+// The checked arguments of embed.
 #pragma once
 
-#include "common/checks.h"
+#include "args/checks.h"
 
 namespace higgs_native {
 
@@ -15,11 +15,17 @@ struct Embed {
   int64_t num_text, num_audio, num_codebooks, vocabulary, codebook_size, hidden;
 };
 
-// Where the ids and codes lie is for the backend to check.
+// The backend checks the ids and the codes themselves.
 inline Embed check_embed(
     const Tensor& out, const Tensor& token_ids, const Tensor& codes, const Tensor& text_table,
     const Tensor& audio_table) {
   const char* op = "embed";
+  check_devices(
+      op, {{"out", out},
+           {"token_ids", token_ids},
+           {"codes", codes},
+           {"text_table", text_table},
+           {"audio_table", audio_table}});
   check_weight(op, "text_table", text_table, {kAnySize, kAnySize});
   const int64_t vocabulary = text_table.size(0), hidden = text_table.size(1);
   check_tensor(op, "audio_table", audio_table, text_table.scalar_type(), {kAnySize, hidden});
@@ -27,15 +33,11 @@ inline Embed check_embed(
   check_tensor(op, "codes", codes, ScalarType::Int, {kAnySize, kAnySize});
   const int64_t num_text = token_ids.size(0), num_audio = codes.size(0), num_codebooks = codes.size(1);
   check_tensor(op, "out", out, ScalarType::Float, {num_text + num_audio, hidden});
-  STD_TORCH_CHECK(
-      num_audio == 0 || (num_codebooks > 0 && audio_table.size(0) % num_codebooks == 0), op, ": audio_table has ",
-      audio_table.size(0), " rows, no multiple of the ", num_codebooks, " codebooks of codes");
-  check_same_device(
-      op, {{"out", out},
-           {"token_ids", token_ids},
-           {"codes", codes},
-           {"text_table", text_table},
-           {"audio_table", audio_table}});
+  HIGGS_CHECK(
+      num_audio == 0 || num_codebooks > 0, op, ": codes must have at least one codebook, got ", shape_text(codes));
+  HIGGS_CHECK(
+      num_audio == 0 || audio_table.size(0) % num_codebooks == 0, op, ": audio_table must have a multiple of ",
+      num_codebooks, " rows, the codebooks of codes, got ", audio_table.size(0));
   return {
       out.mutable_data_ptr<float>(),
       token_ids.const_data_ptr<int32_t>(),

@@ -3,14 +3,14 @@
 
 #include <cstdint>
 
-#include "cpu/isa.h"
+#include "cpu/simd/isa.h"
 
 namespace higgs_native::cpu {
 
-// Columns of a tile are a multiple of this: a whole number of vectors of every instruction set.
+// A tile has a multiple of this many columns: whole vectors of every instruction set.
 inline constexpr int64_t kColumns = 16;
 
-// out[row][t] += sum over c, k of weight[row][c][k] * x[c][t + k * dilation], for every t below `columns`.
+// out[row][t] += sum over c, k of weight[row][c][k] * x[c][t + k * dilation], for t < columns.
 struct ConvolutionTile {
   float* out;  // [rows, columns], rows `out_stride` apart
   int64_t out_stride;
@@ -21,12 +21,12 @@ struct ConvolutionTile {
   int64_t columns;  // a multiple of kColumns
 };
 
-struct CodecKernels {
+struct AudioTokenizerKernels {
   // out = x + sin(alpha * x)^2 / (alpha + 1e-9), n values; out may be x
   void (*snake)(float* out, const float* x, float alpha, int64_t n);
   void (*convolve)(const ConvolutionTile&);
 };
 
-HIGGS_NATIVE_KERNEL_TABLE(CodecKernels, codec_kernels)
+HIGGS_NATIVE_KERNEL_TABLE(AudioTokenizerKernels, audio_tokenizer_kernels)
 
 }  // namespace higgs_native::cpu

@@ -249,7 +249,9 @@ def test_frames_of_codes_outside_the_table_are_nan_on_cuda():
 
 @NEEDS_CUDA_KERNELS
 def test_what_exceeds_shared_memory_is_refused_on_cuda():
-    with pytest.raises(RuntimeError, match="residual_unit: 7 taps, 5000 columns apart, are more than"):
+    with pytest.raises(
+        RuntimeError, match=r"residual_unit: taps and dilation must fit 98304 bytes .* on CUDA, got 7 and 5000"
+    ):
         run("residual_unit", CUDA_DEVICE, unit(1, 3, 4, dilation=5000))
     with pytest.raises(RuntimeError, match="rvq_encode: embeddings and entries must together have at most 6144"):
         run("rvq_encode", CUDA_DEVICE, quantizer(1, 1, 1, 100, 6100))
@@ -301,17 +303,17 @@ def test_opcheck(name, device):
         ("conv1d", {"weight": torch.zeros(2, 3, 4)}, "weight must have an odd number of taps, got 4"),
         ("conv1d", {"weight": torch.zeros(2, 4, 5)}, r"weight must have shape \[\*, 3, \*\], got \[2, 4, 5\]"),
         ("conv1d", {"bias": torch.zeros(3)}, r"bias must have shape \[2\], got \[3\]"),
-        ("conv1d", {"first": 1}, "out takes columns 1 to 5, which must lie between 0 and 4"),
-        ("conv1d", {"first": -1}, "out takes columns -1 to 3, which must lie between 0 and 4"),
-        ("residual_unit", {"first": 1}, "out takes columns 1 to 5, which must lie between 0 and 4"),
+        ("conv1d", {"first": 1}, "first must be 0 to 0 for 4 of 4 columns, got 1"),
+        ("conv1d", {"first": -1}, "first must be 0 to 0 for 4 of 4 columns, got -1"),
+        ("residual_unit", {"first": 1}, "first must be 0 to 0 for 4 of 4 columns, got 1"),
         ("residual_unit", {"weight1": torch.zeros(3, 3, 4)}, "weight1 must have an odd number of taps, got 4"),
         ("residual_unit", {"weight1": torch.zeros(3, 2, 7)}, r"weight1 must have shape \[3, 3, \*\], got \[3, 2, 7\]"),
         ("residual_unit", {"weight2": torch.zeros(3, 3, 3)}, r"weight2 must have shape \[3, 3, 1\], got \[3, 3, 3\]"),
         ("residual_unit", {"bias2": torch.zeros(1)}, r"bias2 must have shape \[3\], got \[1\]"),
-        ("residual_unit", {"dilation": 0}, "dilation must be at least 1, got 0"),
-        ("residual_unit", {"out": ARGUMENTS["residual_unit"]["x"]}, "out must not be x"),
+        ("residual_unit", {"dilation": 0}, "dilation must be 1 to 10922 for 7 taps, got 0"),
+        ("residual_unit", {"out": ARGUMENTS["residual_unit"]["x"]}, "out must be a tensor other than x"),
         ("snake_conv_transpose1d", {"weight": torch.zeros(2, 3, 4, 2)}, r"weight must have shape \[\*, \*, 3, 2\]"),
-        ("snake_conv_transpose1d", {"out": torch.zeros(1, 2, 13)}, "out takes columns 0 to 13, which must"),
+        ("snake_conv_transpose1d", {"out": torch.zeros(1, 2, 13)}, "out must have at most 12 columns, got 13"),
         ("snake_conv_transpose1d", {"out": torch.zeros(1, 3, 12)}, r"out must have shape \[1, 2, \*\]"),
         ("snake_conv_transpose1d", {"weight": torch.zeros(2, 1, 3, 2)}, "weight must have at least 2 phases, got 1"),
         ("rvq_encode", {"codes": torch.zeros(2, 4, dtype=torch.int64)}, "codes must be int32, got int64"),
@@ -329,3 +331,26 @@ def test_opcheck(name, device):
 def test_wrong_arguments_are_named(name, change, message):
     with pytest.raises(RuntimeError, match=f"{name}: {message}"):
         getattr(ops, name)(**(ARGUMENTS[name] | change))
+
+
+@pytest.mark.parametrize("first", [2**63 - 1, 2**63 - 4, -(2**63)])
+@pytest.mark.parametrize(("name", "time"), [("conv1d", 4), ("residual_unit", 4), ("snake_conv_transpose1d", 12)])
+def test_first_column_may_not_overflow(name, time, first):
+    with pytest.raises(RuntimeError, match=f"{name}: first must be 0 to 0 for {time} of {time} columns, got {first}"):
+        getattr(ops, name)(**(ARGUMENTS[name] | {"first": first}))
+
+
+@pytest.mark.parametrize("dilation", [2**63 - 1, 2**62, 2**40, 2**31, 32769, -(2**63)])
+def test_reach_may_not_overflow(dilation):
+    """Nor ask for more memory than a thread's tile should have: 65,536 columns across the taps."""
+    with pytest.raises(RuntimeError, match=f"dilation must be 1 to 32768 for 3 taps, got {dilation}"):
+        ops.residual_unit(**unit(1, 3, 4, taps=3) | {"dilation": dilation})
+
+
+def test_sizes_may_not_overflow():
+    """An empty tensor may have any size, whose product with another one would not fit 64 bits."""
+    weight, out = torch.empty(0, 2**40, 3, 2), torch.empty(1, 0, 12)
+    with pytest.raises(RuntimeError, match="weight must have sizes of at most 2147483647"):
+        ops.snake_conv_transpose1d(**(UPSAMPLE | {"weight": weight, "bias": torch.empty(0), "out": out}))
+    with pytest.raises(RuntimeError, match="x must have sizes of at most 2147483647"):
+        ops.snake(torch.empty(0, 3, 2**40), torch.empty(0, 3, 2**40), torch.ones(3))

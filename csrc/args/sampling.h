@@ -1,12 +1,12 @@
-// The checked arguments of the samplers, for every backend. They stand apart from sampling.h, which files that are compiled
-// for several instruction sets include.
+// The checked arguments of the samplers.
 #pragma once
 
 #include <cfloat>
 #include <utility>
 
-#include "common/checks.h"
-#include "common/sampling.h"
+#include "args/checks.h"
+#include "common/delay_state.h"
+#include "common/draw.h"
 
 namespace higgs_native {
 
@@ -19,10 +19,10 @@ struct Sampling {
   HIGGS_HOST_DEVICE bool has_top_p() const { return top_p > 0; }
 };
 
-// What RAS draws a code again with: the softmax of the raw logits.
+// RAS redraws a code from the softmax of the raw logits.
 HIGGS_HOST_DEVICE Sampling repetition_sampling() { return {1, 0, 1}; }
 
-// Sampling parameters by slot, or by row.
+// Sampling parameters per slot, or per row.
 struct SamplingTable {
   const float* temperature;
   const int32_t* top_k;
@@ -31,7 +31,7 @@ struct SamplingTable {
   HIGGS_HOST_DEVICE Sampling operator[](int64_t i) const { return {temperature[i], top_k[i], top_p[i]}; }
 };
 
-// What is known of the arguments without a look at their values, which is for the backend to take.
+// Arguments after shape and dtype checks; value checks are the backend's.
 struct SampleAudioFrame {
   int32_t* codes;       // [num_rows, num_codebooks]
   int32_t* active;      // [num_rows]
@@ -56,7 +56,7 @@ struct SampleAudioFrame {
             eos_id};
   }
 
-  // Completes the frame of a row, whose slot it advances, once all its codes are drawn or forced.
+  // Completes a row's frame, once all its codes are drawn or forced, and advances its slot.
   HIGGS_HOST_DEVICE void finish_row(int64_t row) const {
     const Slot s = slot(slots[row]);
     if (s.state[kActive]) s.finish_frame(codes + row * num_codebooks);
@@ -83,7 +83,7 @@ struct ProcessLogits {
 };
 
 inline void check_vocabulary(const char* op, int64_t vocabulary) {
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(
       vocabulary >= 1 && vocabulary <= kMaxVocabulary, op, ": logits must have 1 to ", kMaxVocabulary, " columns, got ",
       vocabulary);
 }
@@ -102,9 +102,23 @@ inline SampleAudioFrame check_sample_audio_frame(
     const Tensor& ras_win_len, const Tensor& ras_win_max_num_repeat, const Tensor& seed, int64_t bos_id,
     int64_t eos_id) {
   const char* op = "sample_audio_frame";
+  check_devices(
+      op, {{"codes", codes},
+           {"active", active},
+           {"positions", positions},
+           {"state", state},
+           {"history", history},
+           {"logits", logits},
+           {"slots", slots},
+           {"temperature", temperature},
+           {"top_k", top_k},
+           {"top_p", top_p},
+           {"ras_win_len", ras_win_len},
+           {"ras_win_max_num_repeat", ras_win_max_num_repeat},
+           {"seed", seed}});
   check_tensor(op, "logits", logits, ScalarType::Float, {kAnySize, kAnySize, kAnySize});
   const int64_t num_rows = logits.size(0), num_codebooks = logits.size(1), vocabulary = logits.size(2);
-  STD_TORCH_CHECK(num_codebooks >= 1, op, ": logits must have 1 codebook or more, got shape ", shape_text(logits));
+  HIGGS_CHECK(num_codebooks >= 1, op, ": logits must have at least one codebook, got ", shape_text(logits));
   check_vocabulary(op, vocabulary);
   check_tensor(op, "codes", codes, ScalarType::Int, {num_rows, num_codebooks});
   check_tensor(op, "active", active, ScalarType::Int, {num_rows});
@@ -114,29 +128,15 @@ inline SampleAudioFrame check_sample_audio_frame(
   const int64_t num_slots = state.size(0);
   check_tensor(op, "history", history, ScalarType::Int, {num_slots, kAnySize, num_codebooks});
   const int64_t ring_length = history.size(1);
-  STD_TORCH_CHECK(ring_length >= 1, op, ": history must hold 1 frame or more, got shape ", shape_text(history));
+  HIGGS_CHECK(ring_length >= 1, op, ": history must hold at least one frame, got ", shape_text(history));
   const SamplingTable sampling = check_sampling_table(op, temperature, top_k, top_p, num_slots);
   check_tensor(op, "ras_win_len", ras_win_len, ScalarType::Int, {num_slots});
   check_tensor(op, "ras_win_max_num_repeat", ras_win_max_num_repeat, ScalarType::Int, {num_slots});
   check_tensor(op, "seed", seed, ScalarType::Long, {num_slots});
-  check_same_device(
-      op, {{"logits", logits},
-           {"codes", codes},
-           {"active", active},
-           {"positions", positions},
-           {"state", state},
-           {"history", history},
-           {"slots", slots},
-           {"temperature", temperature},
-           {"top_k", top_k},
-           {"top_p", top_p},
-           {"ras_win_len", ras_win_len},
-           {"ras_win_max_num_repeat", ras_win_max_num_repeat},
-           {"seed", seed}});
   for (auto [name, id] : {std::pair{"bos_id", bos_id}, std::pair{"eos_id", eos_id}}) {
-    STD_TORCH_CHECK(id >= 0 && id < vocabulary, op, ": ", name, " must be 0 to ", vocabulary - 1, ", got ", id);
+    HIGGS_CHECK(id >= 0 && id < vocabulary, op, ": ", name, " must be 0 to ", vocabulary - 1, ", got ", id);
   }
-  STD_TORCH_CHECK(bos_id != eos_id, op, ": bos_id and eos_id must differ, both are ", bos_id);
+  HIGGS_CHECK(bos_id != eos_id, op, ": eos_id must differ from bos_id, got ", eos_id, " for both");
   return {
       codes.mutable_data_ptr<int32_t>(),
       active.mutable_data_ptr<int32_t>(),
@@ -162,6 +162,15 @@ inline SampleText check_sample_text(
     const Tensor& tokens, const Tensor& logits, const Tensor& slots, const Tensor& steps, const Tensor& temperature,
     const Tensor& top_k, const Tensor& top_p, const Tensor& seed) {
   const char* op = "sample_text";
+  check_devices(
+      op, {{"tokens", tokens},
+           {"logits", logits},
+           {"slots", slots},
+           {"steps", steps},
+           {"temperature", temperature},
+           {"top_k", top_k},
+           {"top_p", top_p},
+           {"seed", seed}});
   check_tensor(op, "logits", logits, ScalarType::Float, {kAnySize, kAnySize});
   const int64_t num_rows = logits.size(0), vocabulary = logits.size(1);
   check_vocabulary(op, vocabulary);
@@ -172,15 +181,6 @@ inline SampleText check_sample_text(
   const int64_t num_slots = temperature.size(0);
   const SamplingTable sampling = check_sampling_table(op, temperature, top_k, top_p, num_slots);
   check_tensor(op, "seed", seed, ScalarType::Long, {num_slots});
-  check_same_device(
-      op, {{"logits", logits},
-           {"tokens", tokens},
-           {"slots", slots},
-           {"steps", steps},
-           {"temperature", temperature},
-           {"top_k", top_k},
-           {"top_p", top_p},
-           {"seed", seed}});
   return {
       tokens.mutable_data_ptr<int32_t>(),
       logits.const_data_ptr<float>(),
@@ -196,13 +196,13 @@ inline SampleText check_sample_text(
 inline ProcessLogits check_process_logits(
     const Tensor& out, const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p) {
   const char* op = "process_logits";
+  check_devices(
+      op, {{"out", out}, {"logits", logits}, {"temperature", temperature}, {"top_k", top_k}, {"top_p", top_p}});
   check_tensor(op, "logits", logits, ScalarType::Float, {kAnySize, kAnySize});
   const int64_t num_rows = logits.size(0), vocabulary = logits.size(1);
   check_vocabulary(op, vocabulary);
   check_tensor(op, "out", out, ScalarType::Float, {num_rows, vocabulary});
   const SamplingTable sampling = check_sampling_table(op, temperature, top_k, top_p, num_rows);
-  check_same_device(
-      op, {{"logits", logits}, {"out", out}, {"temperature", temperature}, {"top_k", top_k}, {"top_p", top_p}});
   return {out.mutable_data_ptr<float>(), logits.const_data_ptr<float>(), sampling, num_rows, vocabulary};
 }
 

@@ -1,4 +1,4 @@
-#include "cpu/isa.h"
+#include "cpu/simd/isa.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -14,7 +14,7 @@ namespace higgs_native::cpu {
 namespace {
 
 #if defined(__x86_64__)
-// __builtin_cpu_supports also asks the operating system whether it saves the wide registers.
+// __builtin_cpu_supports knows no F16C. It also checks that the operating system saves the wide registers.
 bool has_f16c() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
@@ -48,11 +48,11 @@ Isa choose() {
   for (Isa isa : kIsas) {
     if (std::string(forced) != isa_name(isa)) continue;
     if (!isa_supported(isa)) {
-      throw std::runtime_error("HIGGS_NATIVE_ISA=" + std::string(forced) + ", but this machine lacks it");
+      throw std::runtime_error("HIGGS_NATIVE_ISA must be a set of this machine, got " + std::string(forced));
     }
     return isa;
   }
-  throw std::runtime_error("HIGGS_NATIVE_ISA=" + std::string(forced) + " must be generic, avx2, avx512 or avx512_bf16");
+  throw std::runtime_error("HIGGS_NATIVE_ISA must be generic, avx2, avx512 or avx512_bf16, got " + std::string(forced));
 }
 
 }  // namespace
