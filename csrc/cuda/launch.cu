@@ -1,9 +1,6 @@
-// What is asked of a device once, for all launches on it, and what the environment and Python say of all launches.
+// What is asked of a device once, for all launches on it.
 #include "cuda/launch.h"
 
-#include <torch/csrc/stable/library.h>
-
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -25,22 +22,35 @@ int multiprocessors_to_use(int otherwise) {
 
 namespace {
 
-std::atomic<bool> dependent_launches_on = true;
-
-void allow_dependent_launches(bool allow) { dependent_launches_on = allow; }
-
 // Stands for all kernels, which are built for the same architectures.
-__global__ void any_kernel() {}
+__global__ void empty_kernel() {}
+
+// Whether a launch that depends on the one before can be captured: there were GPUs with programmatic dependent launch where
+// captures of it failed. A trial shows it, since torch does not recover from a capture that fails.
+bool captures_dependent_launches() {
+  cudaStream_t stream = nullptr;
+  if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess) return false;
+  cudaLaunchAttribute attribute = dependent_launch_attribute();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = config.blockDim = dim3(1);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  bool good = cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed) == cudaSuccess;
+  for (int i = 0; i < 2; ++i) good = good && cudaLaunchKernelEx(&config, empty_kernel) == cudaSuccess;
+  cudaGraph_t graph = nullptr;
+  good = cudaStreamEndCapture(stream, &graph) == cudaSuccess && good;
+  cudaGraphExec_t launchable = nullptr;
+  good = good && cudaGraphInstantiate(&launchable, graph, 0) == cudaSuccess;
+  good = good && cudaGraphLaunch(launchable, stream) == cudaSuccess && cudaStreamSynchronize(stream) == cudaSuccess;
+  if (launchable) cudaGraphExecDestroy(launchable);
+  if (graph) cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
+  cudaGetLastError();  // forgets what failed
+  return good;
+}
 
 }  // namespace
-
-bool dependent_launches_allowed() {
-  static const bool kept_off = [] {
-    const char* setting = std::getenv("HIGGS_NATIVE_DEPENDENT_LAUNCHES");
-    return setting && std::strcmp(setting, "0") == 0;
-  }();
-  return dependent_launches_on && !kept_off;
-}
 
 const DeviceFacts& device_facts(int device) {
   static std::mutex mutex;
@@ -55,10 +65,13 @@ const DeviceFacts& device_facts(int device) {
     check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     cudaFuncAttributes kernel;
-    check(cudaFuncGetAttributes(&kernel, any_kernel));
-    // Kernels compiled for less than sm_90 have no griddepcontrol.wait, also where the driver translates them for a newer GPU.
+    check(cudaFuncGetAttributes(&kernel, empty_kernel));
+    const char* setting = std::getenv("HIGGS_NATIVE_DEPENDENT_LAUNCHES");
+    const bool wanted = !setting || std::strcmp(setting, "0") != 0;
+    // Kernels compiled for less than sm_90 don't wait, also where the driver translates them for a newer GPU.
     const bool kernels_wait = kernel.ptxVersion >= 90;
-    known[device] = new DeviceFacts{multiprocessors_to_use(multiprocessors), major >= 9 && kernels_wait};
+    known[device] = new DeviceFacts{
+        multiprocessors_to_use(multiprocessors), wanted && major >= 9 && kernels_wait && captures_dependent_launches()};
   }
   return *known[device];
 }
@@ -66,11 +79,3 @@ const DeviceFacts& device_facts(int device) {
 #endif
 
 }  // namespace higgs_native::cuda
-
-#if !defined(HIGGS_NATIVE_EMULATE_CUDA)
-STABLE_TORCH_LIBRARY(higgs_native_cuda, m) { m.def("allow_dependent_launches(bool allow) -> ()"); }
-
-STABLE_TORCH_LIBRARY_IMPL(higgs_native_cuda, CompositeExplicitAutograd, m) {
-  m.impl("allow_dependent_launches", TORCH_BOX(&higgs_native::cuda::allow_dependent_launches));
-}
-#endif

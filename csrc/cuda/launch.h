@@ -103,15 +103,19 @@ inline int Launch::multiprocessors() const { return multiprocessors_to_use(2); }
 // What is asked of a device once.
 struct DeviceFacts {
   int multiprocessors;
-  bool dependent_launches;  // the device has programmatic dependent launch, and the kernels wait as it asks for
+  bool
+      dependent_launches;  // it has programmatic dependent launch (sm_90), and HIGGS_NATIVE_DEPENDENT_LAUNCHES is not 0
 };
-
-// Whether kernels may begin before those launched earlier are complete, where the device can do it. The operator
-// higgs_native_cuda::allow_dependent_launches(bool) sets it, and HIGGS_NATIVE_DEPENDENT_LAUNCHES=0 keeps it off.
-bool dependent_launches_allowed();
 
 // The device must be current.
 const DeviceFacts& device_facts(int device);
+
+inline cudaLaunchAttribute dependent_launch_attribute() {
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  return attribute;
+}
 
 inline int32_t checked_device(const char* op, const Tensor& t) {
   STD_TORCH_CHECK(t.is_cuda(), op, ": all tensors must be on one CUDA device, got one on the CPU");
@@ -133,16 +137,14 @@ void Launch::operator()(
   if (shared_bytes > kUsualSharedBytes) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
   }
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attribute = dependent_launch_attribute();
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream_;
   config.attrs = &attribute;
-  config.numAttrs = facts_->dependent_launches && dependent_launches_allowed() ? 1 : 0;
+  config.numAttrs = facts_->dependent_launches ? 1 : 0;
   call_.launches();
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
