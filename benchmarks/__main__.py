@@ -25,6 +25,7 @@ from benchmarks.ops import bench_audio_tokenizer, bench_linear
 from higgs_native import HiggsAudio, exit_on_bad_input
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.ops.formats import WEIGHT_FORMATS
 from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, REAL_SIZE_CONFIG
 from higgs_native.testing.random_checkpoint import write_language_model
 
@@ -95,7 +96,7 @@ def run_linear(quick: bool) -> dict[str, Any]:
     bandwidth = ReadBandwidth((8 if quick else 256) << 20)
     runs = [
         bench_linear.bench(rows, format, n, k, repeats, bandwidth, with_compile=not quick)
-        for format in bench_linear.FORMATS
+        for format in WEIGHT_FORMATS
         for rows in ((1, 16) if quick else (1, 4, 16, 64, 256))
     ]
     return {"shape": [n, k], "runs": runs}

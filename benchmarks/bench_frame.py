@@ -26,11 +26,10 @@ from higgs_native.model.batch import Batch
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.ops.formats import QUANTIZED_FORMATS
+from higgs_native.ops.formats import QUANTIZED_FORMATS, WEIGHT_FORMATS
 from higgs_native.utils.files import read_json_object
 
 
-FORMATS = ("bfloat16", "float16", "float32", "fp8", "int8", "int4")
 REFERENCE = "transformers"
 COMPILED = "transformers, compiled"
 
@@ -38,7 +37,7 @@ COMPILED = "transformers, compiled"
 def main() -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="a folder or a Hub name")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["bfloat16", "int8", "int4"])
+    parser.add_argument("--formats", nargs="+", choices=WEIGHT_FORMATS, default=["bfloat16", "int8", "int4"])
     parser.add_argument("--positions", type=int, nargs="+", default=[256, 512, 1024, 4096])
     parser.add_argument("--frames", type=int, default=20, help="frames to time at each position")
     parser.add_argument("--prefill", type=int, nargs=2, default=[100, 200], metavar=("TEXT", "AUDIO"))

@@ -30,7 +30,7 @@ from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.model.weights import CheckpointWeights
 from higgs_native.ops.formats import QUANTIZATION_GROUP, QUANTIZED_FORMATS
-from higgs_native.ops.linear import quantize_linear
+from higgs_native.ops.quantization import quantize_linear
 from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.prompt.chat import speech_messages
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint

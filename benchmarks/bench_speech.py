@@ -25,19 +25,18 @@ from benchmarks.measure import ReadBandwidth, summary, write_json
 from higgs_native import HiggsAudio
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.weights import tensor_shapes
-from higgs_native.ops.formats import QUANTIZED_FORMATS
+from higgs_native.ops.formats import QUANTIZED_FORMATS, WEIGHT_FORMATS
 
 
 SENTENCE = "The sun rises in the east and sets in the west."
 REFERENCE_TEXT = "The sun rises in the east and sets in the west. We are glad that you are here today."
 REFERENCE_SECONDS = 10.0
-FORMATS = ("bfloat16", "float16", "float32", *QUANTIZED_FORMATS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a folder or a Hub name; by default the embedded voice")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["bfloat16"])
+    parser.add_argument("--formats", nargs="+", choices=WEIGHT_FORMATS, default=["bfloat16"])
     parser.add_argument("--frames", type=int, default=100, help="max frames of a speech")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)

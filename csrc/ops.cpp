@@ -1,7 +1,9 @@
-// The schema of every operator, a family a block. Each is implemented under the same name and arguments for the CPU
-// (csrc/cpu/<family>.cpp) and for CUDA (csrc/cuda/<family>.cu). Shapes and meaning: higgs_native/ops/<family>.py.
+// The schema of every operator, one block per family. Each is implemented under the same name and arguments for the CPU
+// (csrc/cpu/<family>.cpp) and for CUDA (csrc/cuda/<family>.cu); csrc/args/<family>.h checks its arguments. Shapes and
+// meaning: higgs_native/ops/<family>.py.
 //
-// Operators write into tensors that the caller owns (marked `!`) and return nothing. Some take scratch memory on CUDA.
+// Operators write into tensors that the caller owns (marked `!`) and return nothing. Some allocate scratch memory on
+// CUDA.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(higgs_native, m) {
@@ -53,7 +55,7 @@ STABLE_TORCH_LIBRARY(higgs_native, m) {
   m.def("delay_pattern_build(Tensor(a!) out, Tensor codes, int bos_id, int eos_id) -> ()");
   m.def("delay_pattern_revert(Tensor(a!) out, Tensor delayed) -> ()");
 
-  // codec
+  // audio_tokenizer
   m.def("snake(Tensor(a!) out, Tensor x, Tensor alpha) -> ()");
   m.def("conv1d(Tensor(a!) out, Tensor x, Tensor weight, Tensor bias, int first=0) -> ()");
   m.def(

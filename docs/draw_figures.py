@@ -1,4 +1,4 @@
-"""Draw the figures of these pages, from the package's own operators and configuration, and from the measured results.
+"""Draw the figures of these pages from the package's operators and configuration, and from measured results.
 
     pip install '.[bench]'
     python docs/draw_figures.py
@@ -26,7 +26,7 @@ from higgs_native.utils.files import replacing
 DOCS = Path(__file__).resolve().parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
 TEXT, AUDIO, SHARED, CACHE, PLAIN = "#9ecae1", "#fdae6b", "#c7c7c7", "#a1d99b", "#f2f2f2"
-POSITIONS = 1024  # in the KV cache, where bytes are counted
+POSITIONS = 1024  # in the KV cache, when bytes are counted
 
 
 def main() -> None:
@@ -52,11 +52,11 @@ def main() -> None:
         print(path)
 
 
-# ---- what the model computes
+# ---- the model
 
 
 def draw_dual_ffn() -> Figure:
-    """One dual layer: what text and audio positions share, and what each has for itself."""
+    """One dual layer: the parts that text and audio positions share, and those that each has."""
     config = REAL_SIZE_CONFIG
     heads = config.num_attention_heads + config.num_key_value_heads
     attention = 2 * heads * config.head_dim * config.hidden_size
@@ -64,7 +64,7 @@ def draw_dual_ffn() -> Figure:
     figure, axes = blank(8.2, 4.6, width=100, height=56)
     left, right, middle, wide = 25, 75, 50, 36
     box(axes, left, 52, wide, 5, "text positions", PLAIN)
-    box(axes, right, 52, wide, 5, "audio positions (a frame each)", PLAIN)
+    box(axes, right, 52, wide, 5, "audio positions (one frame each)", PLAIN)
     box(axes, left, 43, wide, 5, "text norm 1", TEXT)
     box(axes, right, 43, wide, 5, "audio norm 1", AUDIO)
     box(
@@ -96,7 +96,7 @@ def draw_dual_ffn() -> Figure:
 
 
 def draw_delay_pattern() -> Figure:
-    """The frames that the model sees and draws for a short audio, as `ops.delay_pattern_build` lays them out."""
+    """The frames of a short audio, delayed by `ops.delay_pattern_build`."""
     config = REAL_SIZE_CONFIG
     codebooks, frames = config.num_codebooks, 6
     codes = torch.arange(frames, dtype=torch.int32).repeat(codebooks, 1)
@@ -115,17 +115,20 @@ def draw_delay_pattern() -> Figure:
         axes.text(step + 2.87, 0.9, str(step), ha="center", color="#444444")
     axes.text(2.2, 0.9, "step", ha="right", color="#444444")
     axes.text(
-        2.4, codebooks + 1.8, "One step draws a column. Equal colours are one frame of sound: a diagonal.", va="center"
+        2.4,
+        codebooks + 1.8,
+        "One step samples a column. Equal colors are one frame of audio: a diagonal.",
+        va="center",
     )
     axes.text(2.4, 0.15, "B: BOS     E: EOS     0 ... 5: the code of that frame", color="#444444", va="center")
     return figure
 
 
-# ---- what a frame reads
+# ---- bytes per frame
 
 
 def layer_parts(format: str) -> dict[str, int]:
-    """Bytes that a layer reads for a frame, in this order; matrices are packed in `format`, the cache is bfloat16."""
+    """Bytes that a layer reads per frame, in order; matrices are packed in `format`, the cache is bfloat16."""
     config = REAL_SIZE_CONFIG
     query, key_value = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
     hidden, intermediate = config.hidden_size, config.intermediate_size
@@ -144,7 +147,7 @@ def packed_bytes(n: int, k: int, format: str) -> int:
 
 
 def draw_frame_bytes() -> Figure:
-    """What a frame reads in every format, and the same of one layer in the order in which it is read."""
+    """Bytes that a frame reads in each format, and those of one layer in the order of reading."""
     config = REAL_SIZE_CONFIG
     colors = {"attention": SHARED, "KV cache": CACHE, "audio FFN": AUDIO, "audio head": TEXT}
     kinds = {"QKV": "attention", "KV cache": "KV cache", "O": "attention"}
@@ -162,7 +165,7 @@ def draw_frame_bytes() -> Figure:
         frame.text(begin + 0.05, row, f"{begin:.2f} GB", va="center")
     frame.set_yticks(range(3), ("bfloat16", "fp8, int8", "int4"))
     frame.invert_yaxis()
-    frame.set(xlabel=f"GB read for a frame, {POSITIONS:,} positions in the cache")
+    frame.set(xlabel=f"GB read per frame, {POSITIONS:,} positions in the cache")
     frame.margins(x=0.14)
     frame.legend(ncols=4, loc="lower right", frameon=False)
 
@@ -173,7 +176,7 @@ def draw_frame_bytes() -> Figure:
         turned = {"rotation": 90, "fontsize": 7} if size < 15e6 else {}
         layer.text(begin + size / 2e6, 0, name.replace("KV cache", "KV"), ha="center", va="center", **turned)
         begin += size / 1e6
-    layer.set(yticks=[], xlim=(0, 1.14 * begin), xlabel="MB: one layer in the order of reading, bfloat16")
+    layer.set(yticks=[], xlim=(0, 1.14 * begin), xlabel="MB read by one layer, in order, bfloat16")
     layer.spines["left"].set_visible(False)
     for axes in (frame, layer):
         axes.spines["right"].set_visible(False)
@@ -181,22 +184,25 @@ def draw_frame_bytes() -> Figure:
 
 
 def draw_packed_panel() -> Figure:
-    """The first unit of a packed panel in each format, read back from what `ops.pack_linear` wrote."""
-    figure, axes = blank(8.2, 4.8, width=100, height=60)
-    axes.text(1, 57.5, f"A matrix [n, k] stands as panels of {PANEL} rows; a panel is a row of units of 128 bytes:")
+    """The first unit of a packed panel in each format, as `ops.pack_linear` writes it."""
+    figure, axes = blank(8.2, 5.6, width=100, height=60)
+    axes.set_ylim(-11, 60)
+    axes.text(
+        1, 57.5, f"A matrix [n, k] is stored in panels of {PANEL} rows. A panel is a sequence of units of 128 bytes:"
+    )
     for index in range(11):
         cell(
             axes, 14 + 7 * index, 49, 6.8, 5, "..." if index == 9 else f"unit {index}" if index < 9 else "last", SHARED
         )
     axes.text(13, 51.5, "one panel", ha="right", va="center")
     axes.annotate("", (92, 46.8), (14, 46.8), arrowprops={"arrowstyle": "->", "color": "#666666"})
-    axes.text(53, 44.6, "read once, from one end to the other, in the order of k", ha="center", color="#444444")
+    axes.text(53, 44.6, "read once, from end to end, in the order of k", ha="center", color="#444444")
     shown = (0, 1, 2, None, PANEL - 1)
     for row, (format, columns) in enumerate(unit_columns().items()):
         y = 31 - 7.5 * row
         axes.text(13, y + 3, format, ha="right", va="center")
-        for place, lane in enumerate(shown):
-            x = 14 + 16.4 * place
+        for column, lane in enumerate(shown):
+            x = 14 + 16.4 * column
             if lane is None:
                 axes.text(x + 8, y + 3, "...", ha="center", va="center")
                 continue
@@ -204,10 +210,10 @@ def draw_packed_panel() -> Figure:
             for index, names in enumerate(parts):
                 width = 16 / len(parts)
                 cell(axes, x + index * width, y, width - 0.15, 6, names, AUDIO if lane % 2 else TEXT, size=7)
-    for place, lane in enumerate(shown):
+    for column, lane in enumerate(shown):
         if lane is not None:
-            axes.text(14 + 16.4 * place + 8, 38.4, f"row {lane}: 4 bytes", ha="center", va="bottom", color="#444444")
-    axes.text(14, -2.5, "The numbers are columns of the matrix; of int4, in the low and in the high half of a byte.")
+            axes.text(14 + 16.4 * column + 8, 38.4, f"row {lane}: 4 bytes", ha="center", va="bottom", color="#444444")
+    axes.text(14, -10, "The numbers are columns of the matrix. int4 has two per byte: low half | high half.")
     return figure
 
 
@@ -232,7 +238,7 @@ def unit_columns() -> dict[str, list[list[str]]]:
     return found
 
 
-# ---- what rounding costs
+# ---- cost of rounding
 
 
 def draw_quantization_error() -> Figure:
@@ -253,8 +259,8 @@ def draw_quantization_error() -> Figure:
             calibrated = axes.scatter(size, less, color="white", edgecolor="#3182bd", zorder=3)
         axes.scatter(size, divergence, color="#3182bd", zorder=3)
     axes.legend([calibrated], ["calibrated"], fontsize=8, frameon=False)
-    axes.set(yscale="log", xlim=(2.5, 11.5), xlabel="MB of weights", ylabel="divergence, nats a code")
-    axes.set_title("the embedded voice; in brackets: likeliest code kept", fontsize=9)
+    axes.set(yscale="log", xlim=(2.5, 11.5), xlabel="MB of weights", ylabel="KL divergence, nats per code")
+    axes.set_title("the embedded voice; in parentheses: top code kept", fontsize=9)
     axes.spines["right"].set_visible(False)
     return figure
 

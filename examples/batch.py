@@ -1,9 +1,9 @@
-"""Speak a list of texts, each into a file of its own. What is done is skipped, so a run that was stopped goes on.
+"""Speak a list of texts, each into its own file. Finished texts are skipped, so an interrupted run resumes.
 
     python examples/batch.py --manifest examples/manifest.csv --out speeches
 
 The manifest is a CSV file with a header, or JSON lines (.jsonl). A row has an `id`, the name of its file, and a
-`text`, and may have a `voice` of the folder of voices and a `seed` (else 0). To speak a row anew, delete its file.
+`text`. It may have a `voice` of the folder of voices, and a `seed` (default 0). To repeat a row, delete its file.
 """
 
 import argparse
@@ -22,17 +22,17 @@ EXAMPLES = Path(__file__).parent
 
 @dataclass
 class Row:
-    place: str  # for messages
+    location: str  # file and line, for messages
     id: str
     text: str
     voice: Voice | None
     seed: int
 
 
-@exit_on_bad_input(OSError, ValueError)  # a file that can't be read, and a row that can't be spoken
+@exit_on_bad_input(OSError, ValueError)  # an unreadable file, an invalid row
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="a folder or a Hub name; by default the embedded voice")
+    parser.add_argument("--model", help="a folder or a Hub name; default: the embedded voice")
     parser.add_argument("--manifest", type=Path, default=EXAMPLES / "manifest.csv")
     parser.add_argument("--voices-folder", type=Path, default=EXAMPLES / "voices", help="recordings and descriptions")
     parser.add_argument("--out", type=Path, default=Path("speeches"), help="the folder to write")
@@ -46,40 +46,40 @@ def main() -> None:
     for row in rows:
         path = args.out / f"{row.id}.wav"
         if path.exists():
-            print(f"{path}: done already")
+            print(f"{path}: already done")
             continue
         try:
             speech = engine.speak(row.text, voice=row.voice, seed=row.seed)
-            speech.save(path)  # appears whole or not at all
+            speech.save(path)  # written whole or not at all
         except HiggsNativeError as error:
             failed += 1
-            print(f"error: {row.place}: {error}", file=sys.stderr)
+            print(f"error: {row.location}: {error}", file=sys.stderr)
         else:
             print(f"{path}: {speech.duration:.2f} s")
     sys.exit(1 if failed else 0)
 
 
 def read_manifest(path: Path, voices: dict[str, Voice]) -> Iterator[Row]:
-    """Read the rows. Raises ValueError, which names the line, where one can't be spoken."""
+    """Read the rows. Raise ValueError, which names the line, if one is invalid."""
     ids = set()
     for number, values in read_lines(path):
-        place = f"{path}, line {number}"
+        location = f"{path}, line {number}"
         missing = [name for name in ("id", "text") if not str(values.get(name) or "").strip()]
         if missing:
-            raise ValueError(f"{place}: there is no {' and no '.join(missing)}")
+            raise ValueError(f"{location}: id and text must be given, got no {' and no '.join(missing)}")
         row_id, voice, seed = str(values["id"]), values.get("voice") or None, str(values.get("seed") or 0)
         if row_id in ids or Path(row_id).name != row_id:
-            raise ValueError(f"{place}: the id {row_id!r} stands twice, or is no file name")
+            raise ValueError(f"{location}: id must be a file name that no other row has, got {row_id!r}")
         if voice is not None and voice not in voices:
-            raise ValueError(f"{place}: there is no voice {voice!r}; available: {', '.join(voices)}")
+            raise ValueError(f"{location}: voice must be one of {', '.join(voices)}, got {voice!r}")
         if not seed.isdecimal():
-            raise ValueError(f"{place}: the seed is {seed!r}; expected a whole number of at least 0")
+            raise ValueError(f"{location}: seed must be an integer of at least 0, got {seed!r}")
         ids.add(row_id)
-        yield Row(place, row_id, str(values["text"]), voices.get(voice), int(seed))
+        yield Row(location, row_id, str(values["text"]), voices.get(voice), int(seed))
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict]]:
-    """The rows of a CSV or JSON lines file as dictionaries, with the numbers of their lines."""
+    """Yield the rows of a CSV or JSON lines file as dictionaries, with their line numbers."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         if path.suffix != ".jsonl":
             reader = csv.DictReader(file)
@@ -90,9 +90,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict]]:
             try:
                 values = json.loads(line)
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: no JSON: {error}") from None
+                raise ValueError(f"{path}, line {number}: row must be JSON, got: {error}") from None
             if not isinstance(values, dict):
-                raise ValueError(f"{path}, line {number}: a JSON {type(values).__name__}; expected an object")
+                raise ValueError(f"{path}, line {number}: row must be a JSON object, got a {type(values).__name__}")
             yield number, values
 
 

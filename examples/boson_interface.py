@@ -2,7 +2,7 @@
 
     python examples/boson_interface.py --model bosonai/higgs-audio-v2-generation-3B-base
 
-Code written for Boson's package needs other imports, and nothing else: see docs/compat_boson.md.
+Code for Boson's package only needs other imports: see docs/compat_boson.md.
 """
 
 import argparse
@@ -19,13 +19,15 @@ from higgs_native.pipeline import EMBEDDED_VOICE
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", nargs="?", default="The sun rises in the east and sets in the west.")
-    parser.add_argument("--model", help="a folder or a Hub name; by default the embedded voice")
-    parser.add_argument("--audio-tokenizer", default="bosonai/higgs-audio-v2-tokenizer", help="of --model")
+    parser.add_argument("--model", help="a folder or a Hub name; default: the embedded voice")
+    parser.add_argument(
+        "--audio-tokenizer", default="bosonai/higgs-audio-v2-tokenizer", help="the audio tokenizer of --model"
+    )
     parser.add_argument("--out", default="boson_interface.wav")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    check_output_path(args.out)  # before the work, not after it
+    check_output_path(args.out)  # fails before the work, not after it
     model, audio_tokenizer = args.model, args.audio_tokenizer
     if model is None:
         model, audio_tokenizer = str(EMBEDDED_VOICE), str(EMBEDDED_VOICE / "audio_tokenizer")

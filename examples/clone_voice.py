@@ -2,8 +2,8 @@
 
     python examples/clone_voice.py "Hello there." --reference-audio voice.wav --reference-text "Its words."
 
-Without a recording one is made first: a voice that is described in words speaks a sentence (`reference.wav`), and is
-cloned from it. That is also how a voice that the model has made up is kept for later texts.
+Without a recording, one is generated first: a described voice speaks a sentence (`reference.wav`), which is then
+cloned. This is also a way to keep a voice that the model has invented.
 """
 
 import argparse
@@ -19,15 +19,15 @@ REFERENCE_TEXT = "My name is on the list, and my house is on the hill."
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", nargs="?", default="The train to the city leaves at seven in the morning.")
-    parser.add_argument("--model", help="a folder or a Hub name; by default the embedded voice")
-    parser.add_argument("--reference-audio", help="5 to 15 seconds of one speaker; by default one is made")
-    parser.add_argument("--reference-text", help="the words spoken in it; cloning is closer with them")
-    parser.add_argument("--profile", default="masculine", help="the voice of the recording that is made")
+    parser.add_argument("--model", help="a folder or a Hub name; default: the embedded voice")
+    parser.add_argument("--reference-audio", help="5 to 15 seconds of one speaker; default: generated")
+    parser.add_argument("--reference-text", help="the words spoken in it, which make cloning closer")
+    parser.add_argument("--profile", default="masculine", help="the voice of the generated recording")
     parser.add_argument("--out", default="clone_voice.wav")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    check_output_path(args.out)  # before the work, not after it
+    check_output_path(args.out)  # fails before the work, not after it
     engine = HiggsAudio.from_pretrained(args.model)
     reference_audio, reference_text = args.reference_audio, args.reference_text
     if reference_audio is None:

@@ -2,8 +2,8 @@
 
     python examples/dialogue.py "[SPEAKER0] Where is the key? [SPEAKER1] It is on the table."
 
-The published model takes the whole dialogue as one text, so that the speakers answer each other's tone. The embedded
-voice was trained on one speaker a text: with it each turn is spoken by itself, and the turns are joined.
+The published model speaks the whole dialogue at once, so the speakers adapt to each other. The embedded voice was
+trained on one speaker per text, so each of its turns is spoken separately, and the turns are joined.
 """
 
 import argparse
@@ -30,18 +30,19 @@ PAUSE_SECONDS = 0.25
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", nargs="?", default=DIALOGUE)
-    parser.add_argument("--model", help="a folder or a Hub name; by default the embedded voice")
-    parser.add_argument("--voice", default=VOICES, help="of SPEAKER0, SPEAKER1, ..., separated by commas")
+    parser.add_argument("--model", help="a folder or a Hub name; default: the embedded voice")
+    parser.add_argument("--voice", default=VOICES, help="the voices of SPEAKER0, SPEAKER1, ..., separated by commas")
     parser.add_argument("--voices-folder", type=Path, default=VOICES_FOLDER)
     parser.add_argument("--out", default="dialogue.wav")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    check_output_path(args.out)  # before the work, not after it
+    check_output_path(args.out)  # fails before the work, not after it
     voices = [find_voice(name, args.voices_folder) for name in args.voice.split(",")]
     speakers = [int(number) for number in re.findall(r"\[SPEAKER(\d+)\]", args.text)]
+    tags = ", ".join(f"[SPEAKER{number}]" for number in speakers) or "none"
     if not speakers or max(speakers) >= len(voices):
-        parser.error(f"the text must have tags from [SPEAKER0] to [SPEAKER{len(voices) - 1}], one for each --voice")
+        parser.error(f"text must have tags from [SPEAKER0] to [SPEAKER{len(voices) - 1}], one per --voice, got {tags}")
     engine = HiggsAudio.from_pretrained(args.model)
     if engine.is_embedded_voice:
         audio = speak_in_turn(engine, args.text, voices, args.seed)
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def speak_in_turn(engine: HiggsAudio, text: str, voices: list[Voice], seed: int) -> np.ndarray:
-    """Speak each turn by itself, with a pause after it."""
+    """Speak each turn separately, with a pause after it; return the samples, float32."""
     pause = np.zeros(round(PAUSE_SECONDS * engine.audio_tokenizer.sampling_rate), dtype=np.float32)
     pieces = []
     _, *numbers_and_turns = re.split(r"\[SPEAKER(\d+)\]", text)

@@ -1,6 +1,9 @@
-"""Speak a book: `python examples/long_form.py [BOOK.txt]` writes book.wav, and goes on where it was cut off.
+"""Speak a long text, chunk by chunk. An interrupted run resumes.
 
-Without a book a short text is spoken, and without --model by the small voice that comes with the package.
+    python examples/long_form.py book.txt --out book.wav
+    python examples/long_form.py book.txt --model bosonai/higgs-audio-v2-generation-3B-base
+
+Without a book, a short text is spoken.
 """
 
 import argparse
@@ -17,16 +20,16 @@ The sun rises in the east. The water is cold and clear, and the children play in
 "Good morning," she said. My mother and my father live in a small house near the river. They drink tea every day."""
 
 
-@exit_on_bad_input(OSError, UnicodeDecodeError)  # a book that can't be read
+@exit_on_bad_input(OSError, UnicodeDecodeError)  # an unreadable book
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Speak a long text.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("book", nargs="?", type=Path, help="a text file")
     parser.add_argument("--out", default="book.wav")
-    parser.add_argument("--model", help="a checkpoint's folder, or its name on the Hub")
-    parser.add_argument("--scene", help="where it is spoken, or how")
+    parser.add_argument("--model", help="a folder or a Hub name; default: the embedded voice")
+    parser.add_argument("--scene", help="where or how it is spoken")
     args = parser.parse_args()
 
-    check_output_path(args.out)  # before the work, not after it
+    check_output_path(args.out)  # fails before the work, not after it
     text = args.book.read_text(encoding="utf-8") if args.book else TEXT
     engine = HiggsAudio.from_pretrained(args.model)
     speech = LongSpeech(engine, text, folder=f"{args.out}.parts", scene=args.scene)

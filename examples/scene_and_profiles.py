@@ -2,8 +2,8 @@
 
     python examples/scene_and_profiles.py --scene "Audio is recorded from a quiet room." --voice profile:child
 
-A voice comes from a folder of recordings with their words, and of descriptions (`profile.yaml`); `higgs-native voices
-FOLDER` lists them. A description can also be given as it is: `Voice(profile="male; british accent; speaks slowly")`.
+A folder of voices holds recordings with their words, and descriptions (`profile.yaml`); `higgs-native voices FOLDER`
+lists them. A description also works without a folder: `Voice(profile="male; british accent; speaks slowly")`.
 The embedded voice knows the four descriptions in `voices`, and was trained without surroundings.
 """
 
@@ -21,15 +21,15 @@ VOICES_FOLDER = Path(__file__).with_name("voices")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", nargs="?", default="The old house stands between the river and the forest.")
-    parser.add_argument("--model", help="a folder or a Hub name; by default the embedded voice")
-    parser.add_argument("--scene", help="where it is spoken, or how")
-    parser.add_argument("--voice", default="profile:scottish", help="a name that the folder lists")
+    parser.add_argument("--model", help="a folder or a Hub name; default: the embedded voice")
+    parser.add_argument("--scene", help="where or how it is spoken")
+    parser.add_argument("--voice", default="profile:scottish", help="a voice of the folder")
     parser.add_argument("--voices-folder", type=Path, default=VOICES_FOLDER)
     parser.add_argument("--out", default="scene_and_profiles.wav")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    check_output_path(args.out)  # before the work, not after it
+    check_output_path(args.out)  # fails before the work, not after it
     for name, voice in list_voices(args.voices_folder).items():
         print(f"{name}: {voice.profile or voice.reference_text or 'a recording without its words'}")
     voice = find_voice(args.voice, args.voices_folder)

@@ -3,7 +3,7 @@
     python examples/single_voice.py "The sun rises in the east." --out single_voice.wav
     python examples/single_voice.py "Hello there." --model bosonai/higgs-audio-v2-generation-3B-base --seed 1
 
-Without --model the small voice speaks that comes with the package.
+Without --model, the small voice of the package speaks.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from higgs_native.audio.writing import check_output_path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", nargs="?", default="The sun rises in the east and sets in the west.")
-    parser.add_argument("--model", help="a folder or a Hub name; by default the embedded voice")
+    parser.add_argument("--model", help="a folder or a Hub name; default: the embedded voice")
     parser.add_argument("--out", default="single_voice.wav", help=".wav, .flac, .ogg or .mp3")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same speech")
-    parser.add_argument("--temperature", type=float, default=0.3, help="0 takes the most likely codes")
+    parser.add_argument("--temperature", type=float, default=0.3, help="0 takes the top codes")
     args = parser.parse_args()
 
-    check_output_path(args.out)  # before the work, not after it
+    check_output_path(args.out)  # fails before the work, not after it
     engine = HiggsAudio.from_pretrained(args.model)
     speech = engine.speak(args.text, seed=args.seed, temperature=args.temperature)
     speech.save(args.out)

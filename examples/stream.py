@@ -1,10 +1,10 @@
-"""Hear speech, or write it, while it is made.
+"""Play speech, or write it, while it is generated.
 
     python examples/stream.py --out stream.wav
     python examples/stream.py --out - | aplay -f S16_LE -r 24000
     python examples/stream.py --play
 
-A pipe gets raw PCM; a file appears when it is whole; `--play` needs `pip install sounddevice`.
+A pipe gets raw PCM. A file appears when it is complete. --play needs `pip install sounddevice`.
 """
 
 import argparse
@@ -22,18 +22,18 @@ from higgs_native.audio.writing import check_output_path, writing_audio
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", nargs="?", default="The wind and the rain came over the mountain in the night.")
-    parser.add_argument("--model", help="a folder or a Hub name; by default the embedded voice")
-    parser.add_argument("--play", action="store_true", help="play it on the sound device, and write nothing")
+    parser.add_argument("--model", help="a folder or a Hub name; default: the embedded voice")
+    parser.add_argument("--play", action="store_true", help="play on the sound device, and write nothing")
     parser.add_argument("--out", default="stream.wav", help="a file, or - for raw PCM on standard output")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.play:
         try:
             import sounddevice
-        except (ImportError, OSError) as error:  # OSError: its library, PortAudio, is missing
+        except (ImportError, OSError) as error:  # OSError: PortAudio is missing
             parser.error(f"--play needs PortAudio and sounddevice (pip install sounddevice): {error}")
     elif args.out != "-":
-        check_output_path(args.out)  # before the work, not after it
+        check_output_path(args.out)  # fails before the work, not after it
 
     engine = HiggsAudio.from_pretrained(args.model)
     stream = engine.stream(args.text, seed=args.seed)
@@ -42,7 +42,7 @@ def main() -> None:
             options = {"samplerate": stream.sampling_rate, "channels": 1, "dtype": "float32"}
             write = stack.enter_context(sounddevice.OutputStream(**options)).write
         elif args.out == "-":
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that leaves ends this, as it ends `cat`
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly if the reader closes the pipe
             write = write_pcm
         else:
             write = stack.enter_context(writing_audio(args.out, stream.sampling_rate)).write
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def write_pcm(samples: np.ndarray) -> None:
-    """Write samples [samples], float32, to standard output: 16 bit, little-endian."""
+    """Write float32 samples [samples] to standard output as 16-bit little-endian PCM."""
     sys.stdout.buffer.write((samples.clip(-1, 1) * 32767).astype("<i2").tobytes())
     sys.stdout.buffer.flush()
 

@@ -1,9 +1,9 @@
-"""Speak through transformers: its processor and its models, which `accelerate` lets run natively.
+"""Speak through the processor and models of transformers, which `accelerate` makes run natively.
 
     pip install '.[transformers]' torchaudio
     python examples/transformers_interface.py --model bosonai/higgs-audio-v2-generation-3B-base
 
-Code written for transformers needs the calls of `accelerate`, and nothing else: see docs/compat_transformers.md.
+Code for transformers only needs the calls of `accelerate`: see docs/compat_transformers.md.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from higgs_native.compat.transformers import accelerate
 from higgs_native.pipeline import EMBEDDED_VOICE
 
 
-# The published checkpoint brings its own; the embedded voice has no files for a processor.
+# The published checkpoint has a processor with a template; the embedded voice has none.
 CHAT_TEMPLATE = (
     "<|begin_of_text|>{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
     "{{ message['content'][0]['text'] | trim }}<|eot_id|>{% endfor %}"
@@ -33,16 +33,16 @@ CHAT_TEMPLATE = (
 )
 
 
-@exit_on_bad_input(OSError, ValueError)  # which transformers raises where there is no such model
+@exit_on_bad_input(OSError, ValueError)  # transformers raises these for a wrong model
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", nargs="?", default="The sun rises in the east and sets in the west.")
-    parser.add_argument("--model", help="a folder or a Hub name; by default the embedded voice")
+    parser.add_argument("--model", help="a folder or a Hub name; default: the embedded voice")
     parser.add_argument("--out", default="transformers_interface.wav")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    check_output_path(args.out)  # before the work, not after it
+    check_output_path(args.out)  # fails before the work, not after it
     model = accelerate(HiggsAudioV2ForConditionalGeneration.from_pretrained(args.model or EMBEDDED_VOICE))
     processor = AutoProcessor.from_pretrained(args.model) if args.model else embedded_processor(model)
     accelerate(processor.audio_tokenizer)
@@ -60,11 +60,11 @@ def main() -> None:
 
 def embedded_processor(model: HiggsAudioV2ForConditionalGeneration) -> HiggsAudioV2Processor:
     """A processor for the embedded voice."""
-    logging.set_verbosity_error()  # its audio tokenizer comes without the tensors that only training needs
+    logging.set_verbosity_error()  # hides warnings about tensors that only training needs
     return HiggsAudioV2Processor(
         DacFeatureExtractor(sampling_rate=24000, hop_length=960),
         PreTrainedTokenizerFast(tokenizer_file=str(EMBEDDED_VOICE / "tokenizer.json"), pad_token="<|end_of_text|>"),
-        # Stored in float16, to be small.
+        # Stored in float16 for size.
         HiggsAudioV2TokenizerModel.from_pretrained(EMBEDDED_VOICE / "audio_tokenizer", dtype=torch.float32),
         chat_template=CHAT_TEMPLATE,
         audio_stream_bos_id=model.config.audio_stream_bos_id,

@@ -20,14 +20,14 @@ from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.model.batch import Batch
-from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD
+from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, load_tokenizer
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.layers import FeedForward, Layer, read_layer
 from higgs_native.model.packed_checkpoint import PACKED_FILE
 from higgs_native.model.quantization import PARTS, Quantization
 from higgs_native.model.rope import rope_table
-from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH, LanguageModel, load_tokenizer
+from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH, LanguageModel
 from higgs_native.model.weights import CheckpointWeights
 from higgs_native.ops import Moments
 from higgs_native.ops.formats import PANEL, QUANTIZED_FORMATS

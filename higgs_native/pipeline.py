@@ -17,9 +17,8 @@ from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.generation.sequence import GenerationOutput, GenerationRequest, OnFrame, OnToken
-from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.model.packed_checkpoint import AUDIO_TOKENIZER_FOLDER
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import checked_dtype
 from higgs_native.model.weights import open_weights

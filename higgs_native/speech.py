@@ -1,4 +1,4 @@
-"""What was spoken."""
+"""Speech: the audio of a reply, with its codes and text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-// Module higgs_native._C: what this build holds and what this machine can do. The operators are not here: they are
-// registered with torch by the libraries beside this module (see higgs_native/ops/__init__.py).
+// Module higgs_native._C: properties of this build and of this machine. The operators are not here: the libraries beside this
+// module register them with torch (see higgs_native/ops/__init__.py).
 #include <pybind11/pybind11.h>
 
-#include "cpu/isa.h"
+#include "cpu/simd/isa.h"
 
 namespace py = pybind11;
 
@@ -31,7 +31,7 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "What this build of higgs_native holds, and what this machine can do.";
+  m.doc() = "Properties of this build of higgs_native, and of this machine.";
   m.def(
       "build_info", &build_info,
       "Return a dict: torch_built_against, compiler, cpu_instruction_sets (built in), "

@@ -1,4 +1,4 @@
-"""Lets tests import each other's helpers (`from tests import ...`)."""
+"""Fixtures of all tests. The repository goes on the path, for imports of `tests` and `benchmarks`."""
 
 import inspect
 import os
@@ -11,20 +11,20 @@ from typing import Any
 import pytest
 
 
-# Last: an installed higgs_native is tested, not the sources beside the tests, which hold no compiled operators.
+# Last, so that plain `pytest` tests an installed higgs_native, not the sources in the repository.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 
 @pytest.fixture
 def run_python(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs a program (`python -c`) with arguments and environment variables, with the package that is tested."""
+    """Runs a program (`python -c`) with the tested package; keywords are environment variables."""
     import higgs_native
 
     def run(program: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
         package = str(Path(higgs_native.__file__).parent.parent)
         return subprocess.run(
             [sys.executable, "-c", program, *arguments],
-            # Elsewhere: a program finds what lies in its folder before what is installed.
+            # Python imports from the current folder before installed packages.
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": package, **variables},
             capture_output=True,
@@ -37,19 +37,19 @@ def run_python(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
 
 @pytest.fixture
 def on_other_backend(run_python, tmp_path) -> Callable[..., Any]:
-    """Runs `function(*arguments, device=...)` on CUDA kernels: on a GPU, or in another process on their emulation.
+    """Runs `function(*arguments, device=...)` on the other backend: a GPU, or the emulation in another process.
 
-    Where this process itself emulates CUDA, the other one has the CPU's kernels. The function is sent as its source,
-    so it must import what it needs.
+    If this process emulates CUDA, the other one has the CPU kernels. The function is sent as source code, so it must
+    import what it needs.
     """
     import torch
 
-    import higgs_native
+    from higgs_native import _C
     from higgs_native.ops._library import EMULATES_CUDA
 
-    emulation = Path(higgs_native.__file__).parent / "libhiggs_native_cuda_emulation.so"
+    emulation = Path(_C.__file__).parent / "libhiggs_native_cuda_emulation.so"
     if not torch.cuda.is_available() and not emulation.is_file():
-        pytest.skip("needs a CUDA device, or CUDA's emulation to be built")
+        pytest.skip("needs a CUDA device, or a build with the emulation of CUDA")
 
     def run(function: Callable[..., Any], *arguments: Any) -> Any:
         if torch.cuda.is_available():
@@ -73,7 +73,7 @@ def on_other_backend(run_python, tmp_path) -> Callable[..., Any]:
 
 @pytest.fixture(autouse=True)
 def checks_values(request) -> None:
-    """Skips tests of values that the CUDA kernels can't refuse; see tests/helpers/devices.py."""
+    """Skips tests of refused values on CUDA kernels, which can't refuse values; see tests/helpers/devices.py."""
     if request.node.get_closest_marker("checks_values"):
         from higgs_native.ops._library import EMULATES_CUDA
 

@@ -1,3 +1,5 @@
+"""The command line of the benchmarks."""
+
 import os
 import subprocess
 import sys
@@ -6,7 +8,7 @@ from pathlib import Path
 import higgs_native
 
 
-def test_a_wrong_model_is_told_before_anything_is_measured():
+def test_a_wrong_model_fails_before_anything_is_measured():
     finished = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--no-transformers", "--model", "nonexist"],
         cwd=Path(__file__).resolve().parents[1],
@@ -15,5 +17,5 @@ def test_a_wrong_model_is_told_before_anything_is_measured():
         text=True,
         check=False,
     )
-    told = "error: model nonexist does not exist; expected a folder or a Hub name such as owner/name\n"
-    assert (finished.returncode, finished.stdout, finished.stderr) == (2, "", told)
+    message = "error: model must be a folder or a Hub name such as owner/name, got nonexist, which does not exist\n"
+    assert (finished.returncode, finished.stdout, finished.stderr) == (2, "", message)

@@ -15,8 +15,10 @@ import pytest
 import soundfile
 
 import higgs_native
-from higgs_native import cli
-from higgs_native.cli import main
+from higgs_native import HiggsAudio
+from higgs_native.cli import main, show
+from higgs_native.cli.options import MODEL_NAME
+from higgs_native.cli.quantize import size_text
 from higgs_native.errors import ParameterError
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint
 from higgs_native.utils.files import locked
@@ -160,7 +162,7 @@ def test_a_stream_can_go_through_a_named_pipe(run, model):
 def test_an_unknown_instruction_set_is_one_line_too(run_python):
     process = run_python("from higgs_native.cli import main; main(['info'])", HIGGS_NATIVE_ISA="sse9")
     assert process.returncode == 2
-    assert process.stderr == "error: HIGGS_NATIVE_ISA=sse9 must be generic, avx2, avx512 or avx512_bf16\n"
+    assert process.stderr == "error: HIGGS_NATIVE_ISA must be generic, avx2, avx512 or avx512_bf16, got sse9\n"
 
 
 BOOK = 'The sun rises in the east.\n\n"Good morning," she said. They drink tea.\n\nIt is cold.'
@@ -279,14 +281,14 @@ def test_read_reports_failed_chunks(run, model):
     ("arguments", "message"),
     [
         (("",), "text must hold something to say, got"),
-        (("* * *",), "neither letters nor digits"),
-        (("Hi.", "--chunk-seconds", "1"), "chunk_seconds must lie between 2 and 30, got 1"),
+        (("* * *",), "something to say (letters or digits), got"),
+        (("Hi.", "--chunk-seconds", "1"), "chunk_seconds must be between 2 and 30, got 1"),
         (("Hi.", "--context-chunks", "-1"), "context_chunks must be at least 0, got -1"),
-        (("Hi.", "--max-retries", "-1"), "max_retries must lie between 0 and 999, got -1"),
-        (("Hi.", "--paragraph-pause", "-1"), "paragraph_pause must lie between 0 and 60 seconds, got -1"),
+        (("Hi.", "--max-retries", "-1"), "max_retries must be between 0 and 999, got -1"),
+        (("Hi.", "--paragraph-pause", "-1"), "paragraph_pause must be between 0 and 60 seconds, got -1"),
         (("Hi.", "--temperature", "-1"), "temperature"),
-        (("Hi.", "--voice", "zoe"), "no folder of voices is given"),
-        (("Hi.", "--out", "out.aac"), "does not end in one of"),
+        (("Hi.", "--voice", "zoe"), "the folder of voices must be given"),
+        (("Hi.", "--out", "out.aac"), "path must end in"),
         (("Hi.", "--folder", "other"), "got other files and no run.json"),
     ],
 )
@@ -294,7 +296,7 @@ def test_read_tells_what_is_wrong_before_weights_are_loaded(arguments, message, 
     def fail(*arguments, **options):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(cli.HiggsAudio, "from_pretrained", fail)
+    monkeypatch.setattr(HiggsAudio, "from_pretrained", fail)
     (run.work / "other").mkdir()
     (run.work / "other" / "notes.txt").touch()
     code, out, err = run("read", *arguments)
@@ -331,7 +333,7 @@ def test_without_a_model_the_embedded_voice_speaks(run):
     code, _, err = run("speak", "Hello and welcome.", "--seed", 1)
     assert code == 0
     assert "embedded demonstration voice" in err
-    assert cli.MODEL_NAME in err
+    assert MODEL_NAME in err
     audio, rate = soundfile.read(run.work / "out.wav")
     assert rate == RATE
     assert 0.5 < len(audio) / rate < 4
@@ -368,12 +370,12 @@ def test_voices_are_listed_with_what_is_wrong_with_them(run):
     assert code == 2
     assert out.startswith(anna + bert + "carl\t\n    it can't be used: carl.wav can't be read as audio")
     assert out.endswith(
-        "dora\tHi.\n    it can't be used: d.wav is no file; expected an audio file (wav, flac, ogg, mp3)\n" + old
+        "dora\tHi.\n    it can't be used: audio must be an existing file (wav, flac, ogg, mp3), got d.wav\n" + old
     )
     assert err == "error: 2 of 5 voices can't be used: carl, dora\n"
     code, out, err = run("voices")
     assert (code, out) == (2, "")
-    assert err.startswith("error: no folder of voices is given")
+    assert err.startswith("error: the folder of voices must be given")
 
 
 def test_a_folder_without_voices_is_told(run):
@@ -395,7 +397,7 @@ def test_a_poor_reference_is_told_once_and_early(run, model):
 
 def test_sizes_have_fitting_units():
     sizes = (12_340, 999_999, 1_000_000, 4_700_000_000)
-    assert [cli._size(size) for size in sizes] == ["12.34 kB", "1000.00 kB", "1.00 MB", "4.70 GB"]
+    assert [size_text(size) for size in sizes] == ["12.34 kB", "1000.00 kB", "1.00 MB", "4.70 GB"]
 
 
 def change_json(file, **changes):
@@ -426,7 +428,7 @@ def model_that_is_a_file(folder, model):
 
 def config_of_another_model(folder, model):
     change_json(copy_of(model, folder / "model") / "config.json", model_type="llama")
-    return ["Hi.", "--model", folder / "model"], "model_type is 'llama'"
+    return ["Hi.", "--model", folder / "model"], "model_type must be 'higgs_audio' or 'higgs_audio_v2', got 'llama'"
 
 
 def config_that_is_no_json(folder, model):
@@ -455,7 +457,7 @@ def missing_tokenizer(folder, model):
 
 def damaged_tokenizer(folder, model):
     (copy_of(model, folder / "model") / "tokenizer.json").write_text("{}")
-    return ["Hi.", "--model", folder / "model"], "tokenizer.json is no tokenizer"
+    return ["Hi.", "--model", folder / "model"], "tokenizer.json is damaged"
 
 
 def missing_audio_tokenizer(folder, model):
@@ -532,15 +534,15 @@ def reference_of_zero_bytes(folder, model):
 
 
 def empty_reference(folder, model):
-    return reference(folder, model, tone(0)), "empty"
+    return reference(folder, model, tone(0)), "must last at least 0.1 s, got 0 s"
 
 
 def short_reference(folder, model):
-    return reference(folder, model, tone(0.05)), "0.05"
+    return reference(folder, model, tone(0.05)), "must last at least 0.1 s, got 0.05 s"
 
 
 def long_reference(folder, model):
-    return reference(folder, model, tone(600)), "600"
+    return reference(folder, model, tone(600)), "must last at most 120 s, got 600 s"
 
 
 def reference_with_nan(folder, model):
@@ -550,12 +552,12 @@ def reference_with_nan(folder, model):
 
 
 def reference_text_alone(folder, model):
-    return ["Hi.", "--model", model, "--reference-text", "Hello."], "without reference audio"
+    return ["Hi.", "--model", model, "--reference-text", "Hello."], "must be None without reference_audio"
 
 
 def unknown_voice(folder, model):
     (folder / "anna.wav").touch()
-    return ["Hi.", "--model", model, "--voice", "zoe", "--voices", folder], "unknown voice 'zoe'; available: anna"
+    return ["Hi.", "--model", model, "--voice", "zoe", "--voices", folder], "folder of voices (anna), got 'zoe'"
 
 
 def missing_folder_of_voices(folder, model):
@@ -589,7 +591,7 @@ def stream_of_a_long_name(folder, model):
 
 
 def unknown_ending(folder, model):
-    return ["Hi.", "--model", model, "--out", folder / "out.aac"], "does not end in one of"
+    return ["Hi.", "--model", model, "--out", folder / "out.aac"], "path must end in"
 
 
 def unknown_device(folder, model):
@@ -710,7 +712,7 @@ def test_what_is_wrong_is_told_before_weights_are_loaded(case, run, model, tmp_p
     def fail(*arguments, **options):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(cli.HiggsAudio, "from_pretrained", fail)
+    monkeypatch.setattr(HiggsAudio, "from_pretrained", fail)
     arguments, message = case(tmp_path, model)
     code, _, err = run("speak", *arguments)
     assert code == 2
@@ -721,7 +723,7 @@ def test_errors_of_several_lines_become_one(run, monkeypatch):
     def fail(folder):
         raise ParameterError("one\ntwo")
 
-    monkeypatch.setattr(cli, "list_voices", fail)
+    monkeypatch.setattr(show, "list_voices", fail)
     assert run("voices") == (2, "", "error: one two\n")
 
 
@@ -729,7 +731,7 @@ def test_an_unexpected_error_is_one_line_too(run, monkeypatch):
     def fail(folder):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(cli, "list_voices", fail)
+    monkeypatch.setattr(show, "list_voices", fail)
     code, out, err = run("voices")
     assert (code, out) == (1, "")
     assert err == "error: RuntimeError: broken (HIGGS_NATIVE_TRACEBACK=1 shows where)\n"
@@ -740,6 +742,6 @@ def test_a_traceback_on_demand(capsys, monkeypatch):
         raise RuntimeError("broken")
 
     monkeypatch.setenv("HIGGS_NATIVE_TRACEBACK", "1")
-    monkeypatch.setattr(cli, "list_voices", fail)
+    monkeypatch.setattr(show, "list_voices", fail)
     with pytest.raises(RuntimeError, match="broken"):
         main(["voices"])

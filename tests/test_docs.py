@@ -1,4 +1,4 @@
-"""The documentation: its links lead somewhere, its programs parse, and its figures are those that its script draws."""
+"""The documentation: links, programs, names and figures are right."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""Every program in `examples/` runs as it stands, and the sound that it writes is what it should be."""
+"""Every program in `examples/` runs, and the audio that it writes has the right words and voice."""
 
 import importlib.util
 import json
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 RATE = 24000
 SUNRISE = "The sun rises in the east and sets in the west."
-# What an example says in a voice, where that is one text in one voice.
+# Text and pitch of the files that have one text in one voice.
 SAID = {
     "boson_interface.wav": (SUNRISE, 200),
     "clone_voice.wav": ("The train to the city leaves at seven in the morning.", 100),
@@ -36,7 +36,7 @@ SAID = {
     "stream.wav": ("The wind and the rain came over the mountain in the night.", 200),
     "transformers_interface.wav": (SUNRISE, 200),
 }
-# As a script is run; the one of transformers needs transformers to import beside any torch.
+# Runs a script; transformers_interface.py needs transformers to import with any torch.
 RUN = """
 import runpy, sys
 root, *sys.argv = sys.argv[1:]
@@ -58,7 +58,7 @@ def spectrograms():
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Runs an example in this process, in an empty folder; returns what it wrote to standard error, and its exit."""
+    """Runs an example in this process, in an empty folder; returns its standard error and its exit status."""
 
     def run(name, *arguments):
         monkeypatch.chdir(tmp_path)
@@ -110,7 +110,9 @@ def test_an_example_writes_speech(path, run_python, tmp_path, spectrograms):
 def test_every_example_tells_a_wrong_model_in_one_line(run, tmp_path):
     for path in EXAMPLES:
         if path.stem != "transformers_interface":
-            told = "error: model nonexist does not exist; expected a folder or a Hub name such as owner/name\n"
+            told = (
+                "error: model must be a folder or a Hub name such as owner/name, got nonexist, which does not exist\n"
+            )
             assert run(path.name, "--model", "nonexist") == (told, 2)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
@@ -130,8 +132,8 @@ def test_transformers_tells_a_wrong_model_in_one_line(run_python, tmp_path):
     [
         ("long_form.py", ["nobook.txt"], "No such file or directory: 'nobook.txt'"),
         ("long_form.py", [EMBEDDED_VOICE / "model.safetensors"], "can't decode byte"),
-        ("dialogue.py", ["--voice", "nosuch"], "unknown voice 'nosuch'; available: profile:child"),
-        ("scene_and_profiles.py", ["--voices-folder", "nosuch"], "the folder of voices nosuch does not exist"),
+        ("dialogue.py", ["--voice", "nosuch"], "voice must be in the folder of voices (profile:child"),
+        ("scene_and_profiles.py", ["--voices-folder", "nosuch"], "the folder of voices must exist, got nosuch"),
         ("batch.py", ["--manifest", "nosuch.csv"], "No such file or directory: 'nosuch.csv'"),
         ("batch.py", ["--out", Path(__file__)], "File exists"),
         *(
@@ -147,7 +149,7 @@ def test_transformers_tells_a_wrong_model_in_one_line(run_python, tmp_path):
             )
             for out, message in (
                 ("nosuch/x.wav", "nosuch/x.wav can't be written: No such file or directory"),
-                ("x.abc", "x.abc does not end in one of .wav, .flac, .ogg, .mp3"),
+                ("x.abc", "path must end in .wav, .flac, .ogg, .mp3, got x.abc"),
             )
         ),
     ],
@@ -167,7 +169,7 @@ def test_a_mistake_is_told_in_one_line_before_the_work(run, tmp_path, monkeypatc
 
 
 def test_a_recording_that_is_missing_is_told_in_one_line(run, tmp_path):
-    told = "error: no.wav is no file; expected an audio file (wav, flac, ogg, mp3)\n"
+    told = "error: audio must be an existing file (wav, flac, ogg, mp3), got no.wav\n"
     assert run("clone_voice.py", "--reference-audio", "no.wav") == (told, 2)
     assert list(tmp_path.iterdir()) == []
 
@@ -192,7 +194,7 @@ def test_another_model_takes_the_dialogue_in_one_text(run, tmp_path):
         assert run("dialogue.py", "--model", model) == ("", 0)
         audio, _ = soundfile.read(tmp_path / "dialogue.wav")
         turns[model] = audio[-6000:]
-    assert not turns[EMBEDDED_VOICE].any()  # the pause behind a turn
+    assert not turns[EMBEDDED_VOICE].any()  # the pause after a turn
     assert turns[tmp_path / "model"].any()
 
 
@@ -200,7 +202,7 @@ def test_another_model_takes_the_dialogue_in_one_text(run, tmp_path):
 def test_a_dialogue_needs_a_voice_for_each_speaker(run, tmp_path, text):
     error, code = run("dialogue.py", text)
     assert code == 2
-    assert "tags from [SPEAKER0] to [SPEAKER1], one for each --voice" in error
+    assert "tags from [SPEAKER0] to [SPEAKER1], one per --voice, got " in error
     assert not (tmp_path / "dialogue.wav").exists()
 
 
@@ -271,10 +273,10 @@ def test_a_batch_goes_on_where_it_was_stopped(run, tmp_path):
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (tmp_path / "speeches").mkdir()
-    (tmp_path / "speeches" / "b.wav").write_text("stands for what is done")
+    (tmp_path / "speeches" / "b.wav").write_text("a finished speech")
     assert run("batch.py", "--manifest", manifest) == ("", 0)
     assert sorted(path.name for path in (tmp_path / "speeches").iterdir()) == ["a.wav", "b.wav", "c.wav"]
-    assert (tmp_path / "speeches" / "b.wav").read_text() == "stands for what is done"
+    assert (tmp_path / "speeches" / "b.wav").read_text() == "a finished speech"
     (a, _), (c, _) = (soundfile.read(tmp_path / "speeches" / f"{name}.wav") for name in "ac")
     np.testing.assert_array_equal(a, c)
     assert abs(pitch(a) / 250 - 1) < 0.1
@@ -283,13 +285,13 @@ def test_a_batch_goes_on_where_it_was_stopped(run, tmp_path):
 @pytest.mark.parametrize(
     ("name", "line", "message"),
     [
-        ("m.csv", "b,,,", "line 3: there is no text"),
-        ("m.csv", "a,Hello.,,", "line 3: the id 'a' stands twice"),
-        ("m.csv", "../b,Hello.,,", "line 3: the id '../b' stands twice, or is no file name"),
-        ("m.csv", "b,Hello.,nobody,", "line 3: there is no voice 'nobody'; available: profile:child"),
-        ("m.csv", "b,Hello.,,-1", "line 3: the seed is '-1'"),
-        ("m.jsonl", "{", "line 2: no JSON"),
-        ("m.jsonl", "[]", "line 2: a JSON list; expected an object"),
+        ("m.csv", "b,,,", "line 3: id and text must be given, got no text"),
+        ("m.csv", "a,Hello.,,", "line 3: id must be a file name that no other row has, got 'a'"),
+        ("m.csv", "../b,Hello.,,", "line 3: id must be a file name that no other row has, got '../b'"),
+        ("m.csv", "b,Hello.,nobody,", "line 3: voice must be one of profile:child"),
+        ("m.csv", "b,Hello.,,-1", "line 3: seed must be an integer of at least 0, got '-1'"),
+        ("m.jsonl", "{", "line 2: row must be JSON, got: "),
+        ("m.jsonl", "[]", "line 2: row must be a JSON object, got a list"),
     ],
 )
 def test_a_bad_line_of_a_manifest_is_named_before_anything_is_spoken(run, tmp_path, name, line, message):

@@ -37,7 +37,9 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+COMPILED = "higgs_native._C"
 MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+COMPILED = "higgs_native._C"
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -49,7 +51,7 @@ def imported(tree: ast.AST) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             # `from package import name` names a module if there is one of that name, else the package.
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in MODULES else node.module for name in inner}
+            found |= {name if name in MODULES or name == COMPILED else node.module for name in inner}
     return {name for name in found if name.split(".")[0] == "higgs_native"}
 
 

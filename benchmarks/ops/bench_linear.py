@@ -15,13 +15,14 @@ import torch
 
 from benchmarks.measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
 from higgs_native import ops
+from higgs_native.ops.formats import WEIGHT_FORMATS, WeightFormat
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 16, 64, 256])
     parser.add_argument("--shape", type=int, nargs=2, default=[8192, 3072], metavar=("N", "K"))
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--formats", nargs="+", choices=WEIGHT_FORMATS, default=list(WEIGHT_FORMATS))
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -31,25 +32,12 @@ def main() -> None:
         write_json(args.json, {"operator": "linear", "shape": args.shape, "runs": runs})
 
 
-FORMATS = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-    "fp8": torch.float8_e4m3fn,
-    "int8": torch.int8,
-    "int4": torch.uint8,
-}
-
-
-def packed_weight(n: int, k: int, dtype: torch.dtype) -> ops.PackedWeight:
+def packed_weight(n: int, k: int, format: WeightFormat) -> ops.PackedWeight:
     """A random weight in that format; the time does not depend on its values."""
-    if dtype in (torch.float32, torch.bfloat16, torch.float16):
-        return ops.pack_linear(torch.randn(n, k).to(dtype))
-    if dtype == torch.float8_e4m3fn:
-        return ops.pack_linear(torch.randn(n, k), format="fp8")
-    integers = torch.randint(-8, 8, (n, k), dtype=torch.int8)
-    scales = torch.rand(n) if dtype == torch.int8 else torch.rand(n, -(-k // 128)).half()
-    return ops.pack_quantized(integers, scales)
+    if not format.is_integer:
+        return ops.pack_linear(torch.randn(n, k), format=format.name)
+    integers = torch.randint(-8, 8, (n, k), dtype=format.value_dtype)
+    return ops.pack_quantized(integers, torch.rand(format.scales_shape(n, k)).to(format.scale_dtype))
 
 
 @torch.inference_mode()
@@ -60,9 +48,10 @@ def bench(
 
     torch's linear has a bfloat16 weight where ours is quantized, and its activations are in the weight's dtype.
     """
-    dtype = FORMATS[name] if name in ("float32", "float16") else torch.bfloat16
+    format = WEIGHT_FORMATS[name]
+    dtype = torch.bfloat16 if format.is_quantized else format.dtype
     plain = [torch.randn(n, k).to(dtype) for _ in range(3)]
-    packed = [packed_weight(n, k, FORMATS[name]) for _ in range(3)]
+    packed = [packed_weight(n, k, format) for _ in range(3)]
     x, out = torch.randn(rows, k), torch.empty(rows, n)
     typed = x.to(dtype)
     sides: dict[str, Callable[[], object]] = {

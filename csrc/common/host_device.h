@@ -1,6 +1,6 @@
-// HIGGS_HOST_DEVICE marks what both backends run: an inline function for the C++ compiler, and also a device function for
-// nvcc. Always inlined, because files that are compiled for several instruction sets use it too: the linker must find no
-// copy to merge.
+// HIGGS_HOST_DEVICE marks a function of both backends: inline for the C++ compiler, and also a device function for
+// nvcc. It is always inlined, because files compiled for several instruction sets use it: the linker must find no copy
+// to merge.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -1,4 +1,4 @@
-// Numbers of 16 bits, held as their bits.
+// Numbers of 16 bits, as their bits.
 #pragma once
 
 #include <cstdint>

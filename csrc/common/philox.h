@@ -1,5 +1,5 @@
-// Philox4x32-10, the counter-based generator of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3"
-// (SC 2011): four random words are a pure function of a 64-bit key and a 128-bit counter.
+// Philox4x32-10, the counter-based generator of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1,
+// 2, 3" (SC 2011): four random words are a pure function of a 64-bit key and a 128-bit counter.
 #pragma once
 
 #include <cstdint>

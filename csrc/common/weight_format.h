@@ -1,7 +1,7 @@
-// How a weight matrix is packed, on every device.
+// The layout of a packed weight matrix, on every device.
 //
-// A weight matrix [n, k] is packed into panels of kPanel rows. A panel is a sequence of units of 128 bytes, in the order
-// of k, so that a product reads it from one end to the other: a unit holds, for each of its 32 rows in turn, 4 bytes:
+// A weight matrix [n, k] is packed into panels of kPanel rows. A panel is a sequence of units of 128 bytes, in the
+// order of k, so that a product reads it front to back. A unit holds 4 bytes of each of its 32 rows in turn:
 //   f32   one weight;
 //   bf16  two weights;
 //   f16   two weights;
@@ -9,8 +9,8 @@
 //   int8  four weights, signed; a weight row has one float32 scale: weight = scale * integer;
 //   int4  eight weights w + 8, the first four in the low halves of the bytes, the others in the high halves; groups of
 //         kQuantGroup weights of a row share a float16 scale.
-// Rows and columns that fill the last panel, unit or group hold zeros. Weights that are integers meet x rounded to 8 bits in
-// groups of kQuantGroup columns, so their units fill whole groups.
+// Padding rows and columns of the last panel, unit and group are zero. Integer weights are multiplied with activations
+// rounded to 8 bits in groups of kQuantGroup columns, so their units fill whole groups.
 #pragma once
 
 #include <cstdint>
@@ -23,12 +23,12 @@ inline constexpr int64_t kQuantGroup = 128;
 
 enum class WeightFormat { f32, bf16, f16, fp8, int8, int4 };
 inline constexpr int kWeightFormats = 6;
-// How many columns of the matrix a unit holds.
+// Columns of the matrix per unit.
 inline constexpr int64_t kUnitColumns[kWeightFormats] = {1, 2, 2, 4, 4, 8};
 
 inline constexpr int64_t unit_columns(WeightFormat format) { return kUnitColumns[static_cast<int>(format)]; }
 inline constexpr bool has_scales(WeightFormat format) { return format >= WeightFormat::fp8; }
-// One scale for each weight row, applied to its finished sum.
+// One scale per weight row, applied to the finished sum.
 inline constexpr bool has_row_scales(WeightFormat format) {
   return format == WeightFormat::fp8 || format == WeightFormat::int8;
 }

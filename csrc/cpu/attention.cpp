@@ -1,9 +1,9 @@
 // qkv_rope_cache: RMSNorm, the query, key and value products, rotary embedding, and the write into the KV cache.
-// attention: softmax(scale * q K^T) V of every row over its own sequence, up to and with its own place.
+// attention: softmax(scale * q K^T) V of every row over its own sequence, up to and including its own cache position.
 //
-// The cache is [slots, KV heads, length, head_dim]: the positions that one KV head attends to are contiguous. Attention
-// goes piece by piece of kSplit positions; pieces of a long sequence go to several threads where there are few rows, and
-// are joined in their order either way, so that the result depends on neither.
+// The cache is [slots, KV heads, length, head_dim]: the positions of one KV head are contiguous. Attention is computed
+// in splits of kSplit positions. With few rows, the splits of a sequence go to several threads; they are merged in
+// order either way, so the result depends neither on the batch nor on the threads.
 // Bytes moved: the QKV weight once for up to 240 rows; the keys and values of each row's sequence once.
 #include "cpu/attention_kernels.h"
 
@@ -12,7 +12,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/attention.h"
+#include "args/attention.h"
+#include "common/softmax_state.h"
 #include "cpu/decoder.h"
 #include "cpu/linear.h"
 
@@ -25,7 +26,7 @@ const int32_t* check_indices(const char* op, const char* name, const Tensor& t, 
   const int64_t rows = t.size(0);
   const int32_t* values = t.const_data_ptr<int32_t>();
   for (int64_t i = 0; i < rows; ++i) {
-    STD_TORCH_CHECK(
+    HIGGS_CHECK(
         values[i] >= 0 && values[i] < limit, op, ": ", name, "[", i, "] must be between 0 and ", limit - 1, ", got ",
         values[i]);
   }
@@ -46,14 +47,14 @@ void qkv_rope_cache_cpu(
   const int64_t head_dim = cache.head_dim;
   const int32_t* slot = check_indices(op, "slots", slots, cache.slots);
   const int32_t* position = check_indices(op, "positions", positions, rope_table.size(0));
-  const int32_t* place = check_indices(op, "cache_positions", cache_positions, cache.length);
+  const int32_t* cache_position = check_indices(op, "cache_positions", cache_positions, cache.length);
   if (rows == 0) return;
 
-  struct Prepared;
+  struct Activations;
   struct Projected;
   const RowNorm norm = {text_norm, audio_norm, num_text_rows, static_cast<float>(eps)};
   float* projected = scratch<Projected>(rows * weight.n);
-  product(projected, weight, prepare<Prepared>(weight, x.const_data_ptr<float>(), rows, &norm), rows);
+  gemm(projected, weight, pack_activations<Activations>(weight, x.const_data_ptr<float>(), rows, &norm), rows);
   const float* angles = rope_table.const_data_ptr<float>();
   float* queries = query.mutable_data_ptr<float>();
   with_weight_type(key_cache, [&](auto* keys_const) {
@@ -68,12 +69,12 @@ void qkv_rope_cache_cpu(
         for (int64_t head = 0; head < query_heads; ++head, from += head_dim) {
           kernels.f32.rotate(queries + (row * query_heads + head) * head_dim, from, row_angles, head_dim);
         }
-        const int64_t at = (slot[row] * cache.heads * cache.length + place[row]) * head_dim;
+        const int64_t at = (slot[row] * cache.heads * cache.length + cache_position[row]) * head_dim;
         for (int64_t head = 0; head < cache.heads; ++head, from += head_dim) {
           kernels.typed<T>().rotate(keys + at + head * cache.length * head_dim, from, row_angles, head_dim);
         }
         for (int64_t head = 0; head < cache.heads; ++head, from += head_dim) {
-          kernels.typed<T>().place(values + at + head * cache.length * head_dim, from, head_dim);
+          kernels.typed<T>().store(values + at + head * cache.length * head_dim, from, head_dim);
         }
       }
     });
@@ -82,32 +83,96 @@ void qkv_rope_cache_cpu(
 
 namespace {
 
-// A piece's result, in one block: out [group, head_dim], maximum [group], total [group].
-struct Partial {
-  float *out, *maximum, *total;
-  Partial(float* memory, int64_t group, int64_t head_dim)
-      : out(memory), maximum(memory + group * head_dim), total(maximum + group) {}
+// One split's result, or that of several merged ones, in one block of memory: the sums of weighted values
+// [group, head_dim], then the softmax states [group].
+struct SplitResult {
+  float* sums;
+  SoftmaxState* states;
+
+  SplitResult(float* memory, int64_t group, int64_t head_dim)
+      : sums(memory), states(reinterpret_cast<SoftmaxState*>(memory + group * head_dim)) {}
   static int64_t size(int64_t group, int64_t head_dim) { return group * (head_dim + 2); }
 };
 
-// Adds the next piece to what is joined so far.
-void join(const Partial& all, const Partial& next, int64_t group, int64_t head_dim) {
+// Merges the next split into those before it.
+void merge_split(const SplitResult& all, const SplitResult& next, int64_t group, int64_t head_dim) {
   for (int64_t g = 0; g < group; ++g) {
-    const float maximum = std::max(all.maximum[g], next.maximum[g]);
-    const float keep = std::exp(all.maximum[g] - maximum), add = std::exp(next.maximum[g] - maximum);
-    for (int64_t i = 0; i < head_dim; ++i) {
-      all.out[g * head_dim + i] = all.out[g * head_dim + i] * keep + next.out[g * head_dim + i] * add;
-    }
-    all.total[g] = all.total[g] * keep + next.total[g] * add;
-    all.maximum[g] = maximum;
+    const SoftmaxMerge merged = merge(all.states[g], next.states[g]);
+    for (int64_t i = g * head_dim; i < (g + 1) * head_dim; ++i) all.sums[i] = merged.sum(all.sums[i], next.sums[i]);
+    all.states[g] = merged.state;
   }
 }
 
-void finish(float* out, const Partial& all, int64_t group, int64_t head_dim) {
+void finish(float* out, const SplitResult& all, int64_t group, int64_t head_dim) {
   for (int64_t g = 0; g < group; ++g) {
-    for (int64_t i = 0; i < head_dim; ++i) out[g * head_dim + i] = all.out[g * head_dim + i] / all.total[g];
+    for (int64_t i = g * head_dim; i < (g + 1) * head_dim; ++i) out[i] = all.sums[i] / all.states[g].total;
   }
 }
+
+// Attention with keys and values of type T. An item is a row and a KV head.
+template <typename T>
+struct AttentionRun {
+  float* out;          // [rows, heads * group * head_dim]
+  const float* query;  // likewise
+  const T *keys, *values;
+  const int32_t *slot, *cache_position;  // [rows]
+  CacheShape cache;
+  int64_t rows, group;
+  float scale;
+
+  int64_t items() const { return rows * cache.heads; }
+  int64_t last_split(int64_t item) const { return cache_position[item / cache.heads] / kSplit; }
+  float* out_of(int64_t item) const { return out + item * group * cache.head_dim; }
+  int64_t result_size() const { return SplitResult::size(group, cache.head_dim); }
+  SplitResult result(float* memory) const { return SplitResult(memory, group, cache.head_dim); }
+
+  void attend(int64_t item, int64_t split, const SplitResult& to) const {
+    struct Scores;
+    const int64_t row = item / cache.heads, head = item % cache.heads, begin = split * kSplit;
+    const int64_t count = std::min(kSplit, cache_position[row] + 1 - begin);
+    const int64_t at = ((slot[row] * cache.heads + head) * cache.length + begin) * cache.head_dim;
+    attention_kernels().typed<T>().attend(
+        {query + item * group * cache.head_dim, keys + at, values + at, group, cache.head_dim, count, scale,
+         scratch<Scores>(group * kSplit), to.sums, to.states});
+  }
+
+  // A thread takes all splits of an item.
+  void run_serial(int64_t max_length) const {
+    for_ranges(items(), max_length * group * cache.head_dim, [&](int64_t begin, int64_t end) {
+      struct Pair;
+      float* memory = scratch<Pair>(2 * result_size());
+      const SplitResult all = result(memory), next = result(memory + result_size());
+      for (int64_t item = begin; item < end; ++item) {
+        attend(item, 0, all);
+        for (int64_t split = 1; split <= last_split(item); ++split) {
+          attend(item, split, next);
+          merge_split(all, next, group, cache.head_dim);
+        }
+        finish(out_of(item), all, group, cache.head_dim);
+      }
+    });
+  }
+
+  // Threads share the splits of an item; the calling thread merges them.
+  void run_split(int64_t max_splits) const {
+    struct Results;
+    float* results = scratch<Results>(items() * max_splits * result_size());
+    for_ranges(items() * max_splits, 2 * kSplit * group * cache.head_dim, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t item = i / max_splits, split = i % max_splits;
+        if (split <= last_split(item)) attend(item, split, result(results + i * result_size()));
+      }
+    });
+    for (int64_t item = 0; item < items(); ++item) {
+      float* first = results + item * max_splits * result_size();
+      const SplitResult all = result(first);
+      for (int64_t split = 1; split <= last_split(item); ++split) {
+        merge_split(all, result(first + split * result_size()), group, cache.head_dim);
+      }
+      finish(out_of(item), all, group, cache.head_dim);
+    }
+  }
+};
 
 }  // namespace
 
@@ -116,64 +181,27 @@ void attention_cpu(
     const Tensor& cache_positions, double scale) {
   const char* op = "attention";
   const auto [cache, rows, group] = check_attention(out, query, key_cache, value_cache, slots, cache_positions);
-  const int64_t head_dim = cache.head_dim;
   const int32_t* slot = check_indices(op, "slots", slots, cache.slots);
-  const int32_t* place = check_indices(op, "cache_positions", cache_positions, cache.length);
+  const int32_t* cache_position = check_indices(op, "cache_positions", cache_positions, cache.length);
   if (rows == 0) return;
 
-  const float* queries = query.const_data_ptr<float>();
-  float* outs = out.mutable_data_ptr<float>();
-  const int64_t last_place = *std::max_element(place, place + rows);
-  const int64_t pieces = last_place / kSplit + 1;
-  const int64_t partial_size = Partial::size(group, head_dim);
+  const int64_t max_length = *std::max_element(cache_position, cache_position + rows) + int64_t{1};
+  const int64_t max_splits = (max_length - 1) / kSplit + 1;
   with_weight_type(key_cache, [&](auto* keys) {
     using T = std::remove_cv_t<std::remove_pointer_t<decltype(keys)>>;
-    const T* values = static_cast<const T*>(value_cache.const_data_ptr());
-    struct Scores;
-    auto attend = [&](int64_t row, int64_t head, int64_t piece, const Partial& to) {
-      const int64_t begin = piece * kSplit;
-      const int64_t count = std::min(kSplit, place[row] + 1 - begin);
-      const int64_t at = ((slot[row] * cache.heads + head) * cache.length + begin) * head_dim;
-      attention_kernels().typed<T>().attend(
-          {queries + (row * cache.heads + head) * group * head_dim, keys + at, values + at, group, head_dim, count,
-           static_cast<float>(scale), scratch<Scores>(group * kSplit), to.out, to.maximum, to.total});
-    };
-    auto out_of = [&](int64_t row, int64_t head) { return outs + (row * cache.heads + head) * group * head_dim; };
-
-    if (pieces > 1 && rows * cache.heads < 4 * torch::stable::get_num_threads()) {
-      struct Partials;
-      float* partials = scratch<Partials>(rows * cache.heads * pieces * partial_size);
-      for_ranges(rows * cache.heads * pieces, 2 * kSplit * group * head_dim, [&](int64_t begin, int64_t end) {
-        for (int64_t item = begin; item < end; ++item) {
-          const int64_t row = item / pieces / cache.heads, head = item / pieces % cache.heads, piece = item % pieces;
-          if (piece * kSplit > place[row]) continue;
-          attend(row, head, piece, Partial(partials + item * partial_size, group, head_dim));
-        }
-      });
-      for (int64_t item = 0; item < rows * cache.heads; ++item) {
-        const int64_t row = item / cache.heads;
-        const Partial all(partials + item * pieces * partial_size, group, head_dim);
-        for (int64_t piece = 1; piece * kSplit <= place[row]; ++piece) {
-          join(all, Partial(partials + (item * pieces + piece) * partial_size, group, head_dim), group, head_dim);
-        }
-        finish(out_of(row, item % cache.heads), all, group, head_dim);
-      }
-      return;
-    }
-    for_ranges(rows * cache.heads, (last_place + 1) * group * head_dim, [&](int64_t begin, int64_t end) {
-      struct Pair;
-      float* memory = scratch<Pair>(2 * partial_size);
-      const Partial all(memory, group, head_dim), next(memory + partial_size, group, head_dim);
-      for (int64_t item = begin; item < end; ++item) {
-        const int64_t row = item / cache.heads, head = item % cache.heads;
-        attend(row, head, 0, all);
-        for (int64_t piece = 1; piece * kSplit <= place[row]; ++piece) {
-          attend(row, head, piece, next);
-          join(all, next, group, head_dim);
-        }
-        finish(out_of(row, head), all, group, head_dim);
-      }
-    });
+    const AttentionRun<T> run = {
+        out.mutable_data_ptr<float>(),
+        query.const_data_ptr<float>(),
+        keys,
+        static_cast<const T*>(value_cache.const_data_ptr()),
+        slot,
+        cache_position,
+        cache,
+        rows,
+        group,
+        static_cast<float>(scale)};
+    if (max_splits > 1 && run.items() < 4 * torch::stable::get_num_threads()) run.run_split(max_splits);
+    else run.run_serial(max_length);
   });
 }
 

@@ -1,22 +1,22 @@
-// One piece of grouped-query attention: the few query heads that share a KV head, against up to kSplit cache positions.
+// One split of grouped-query attention: the few query heads that share a KV head, over up to kSplit cache positions.
 //
-// Scores first (a dot product over head_dim for each position, several positions at a time so that their chains overlap),
-// then their maximum and exponentials, then the weighted sum of the values, whose accumulators stay in registers for a
+// First the scores: a dot product over head_dim per position, several positions at a time so that their chains overlap.
+// Then their maximum and exponentials. Then the weighted sum of the values, whose accumulators stay in registers for a
 // part of head_dim. Each key and value is read once for all heads of the group.
 #include "cpu/attention_kernels.h"
 
-#include "cpu/simd.h"
+#include "cpu/simd/simd.h"
 
 namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 
 namespace {
 
 constexpr int kPositions = 4;
-constexpr int kParts = kWidth == 16 ? 8 : kWidth == 8 ? 4 : 2;  // vectors of a value that are summed at a time
+constexpr int kParts = kWidth == 16 ? 8 : kWidth == 8 ? 4 : 2;  // vectors of a value per pass over the positions
 
 // scores[h][p] for heads h < G and positions p < P
 template <int G, int P, typename T>
-HIGGS_INLINE void score(const AttentionPiece<T>& a, int64_t head, int64_t position) {
+HIGGS_INLINE void score(const AttentionSplit<T>& a, int64_t head, int64_t position) {
   Vec acc[G][P] = {};
   float tail[G][P] = {};
   int64_t i = 0;
@@ -44,30 +44,30 @@ HIGGS_INLINE void score(const AttentionPiece<T>& a, int64_t head, int64_t positi
 }
 
 template <int G, typename T>
-HIGGS_INLINE void score_all(const AttentionPiece<T>& a, int64_t head) {
+HIGGS_INLINE void score_all(const AttentionSplit<T>& a, int64_t head) {
   int64_t position = 0;
   for (; position + kPositions <= a.count; position += kPositions) score<G, kPositions>(a, head, position);
   for (; position < a.count; ++position) score<G, 1>(a, head, position);
 }
 
-HIGGS_INLINE void exponentials(float* scores, int64_t count, float* maximum, float* total) {
-  // The rest of the last vector is exp(-inf) = 0 and adds nothing.
+// Replaces scores by exp(score - maximum).
+HIGGS_INLINE SoftmaxState softmax(float* scores, int64_t count) {
+  // The rest of the last vector is exp(-inf) = 0.
   for (int64_t p = count; p % kWidth; ++p) scores[p] = -__builtin_inff();
-  Vec most = load(scores);
-  for (int64_t p = kWidth; p < count; p += kWidth) most = larger(load(scores + p), most);
-  const float m = largest(most);
+  Vec max = load(scores);
+  for (int64_t p = kWidth; p < count; p += kWidth) max = larger(load(scores + p), max);
+  const float maximum = largest(max);
   Vec sums = {};
   for (int64_t p = 0; p < count; p += kWidth) {
-    Vec e = exp(load(scores + p) - splat(m));
+    Vec e = exp(load(scores + p) - splat(maximum));
     store(scores + p, e);
     sums += e;
   }
-  *maximum = m;
-  *total = sum(sums);
+  return {maximum, sum(sums)};
 }
 
 template <int G, int D, typename T>
-HIGGS_INLINE void weigh(const AttentionPiece<T>& a, int64_t head, int64_t dim) {
+HIGGS_INLINE void weigh(const AttentionSplit<T>& a, int64_t head, int64_t dim) {
   Vec acc[G][D] = {};
   for (int64_t p = 0; p < a.count; ++p) {
     Vec v[D];
@@ -81,12 +81,12 @@ HIGGS_INLINE void weigh(const AttentionPiece<T>& a, int64_t head, int64_t dim) {
     }
   }
   for (int g = 0; g < G; ++g) {
-    for (int d = 0; d < D; ++d) store(a.out + (head + g) * a.head_dim + dim + d * kWidth, acc[g][d]);
+    for (int d = 0; d < D; ++d) store(a.sums + (head + g) * a.head_dim + dim + d * kWidth, acc[g][d]);
   }
 }
 
 template <int G, typename T>
-HIGGS_INLINE void weigh_all(const AttentionPiece<T>& a, int64_t head) {
+HIGGS_INLINE void weigh_all(const AttentionSplit<T>& a, int64_t head) {
   int64_t dim = 0;
   for (; dim + kParts * kWidth <= a.head_dim; dim += kParts * kWidth) weigh<G, kParts>(a, head, dim);
   for (; dim + kWidth <= a.head_dim; dim += kWidth) weigh<G, 1>(a, head, dim);
@@ -96,22 +96,20 @@ HIGGS_INLINE void weigh_all(const AttentionPiece<T>& a, int64_t head) {
       for (int64_t p = 0; p < a.count; ++p) {
         total += a.scores[(head + g) * kSplit + p] * to_float(a.value[p * a.head_dim + dim]);
       }
-      a.out[(head + g) * a.head_dim + dim] = total;
+      a.sums[(head + g) * a.head_dim + dim] = total;
     }
   }
 }
 
 template <int G, typename T>
-void attend_heads(const AttentionPiece<T>& a, int64_t head) {
+void attend_heads(const AttentionSplit<T>& a, int64_t head) {
   score_all<G>(a, head);
-  for (int g = 0; g < G; ++g) {
-    exponentials(a.scores + (head + g) * kSplit, a.count, a.maximum + head + g, a.total + head + g);
-  }
+  for (int g = 0; g < G; ++g) a.states[head + g] = softmax(a.scores + (head + g) * kSplit, a.count);
   weigh_all<G>(a, head);
 }
 
 template <typename T>
-void attend(const AttentionPiece<T>& a) {
+void attend(const AttentionSplit<T>& a) {
   int64_t head = 0;
   for (; head + 3 <= a.group; head += 3) attend_heads<3>(a, head);
   if (a.group - head == 2) attend_heads<2>(a, head);
@@ -129,16 +127,16 @@ void rotate(T* out, const float* x, const float* angles, int64_t head_dim) {
 }
 
 template <typename T>
-void place(T* out, const float* x, int64_t head_dim) {
+void store_head(T* out, const float* x, int64_t head_dim) {
   for (int64_t i = 0; i < head_dim; ++i) store_value(out + i, x[i]);
 }
 
 }  // namespace
 
 const AttentionKernels attention_kernels = {
-    {attend<float>, rotate<float>, place<float>},
-    {attend<bfloat16>, rotate<bfloat16>, place<bfloat16>},
-    {attend<float16>, rotate<float16>, place<float16>},
+    {attend<float>, rotate<float>, store_head<float>},
+    {attend<bfloat16>, rotate<bfloat16>, store_head<bfloat16>},
+    {attend<float16>, rotate<float16>, store_head<float16>},
 };
 
 }  // namespace higgs_native::cpu::HIGGS_NATIVE_ISA

@@ -6,34 +6,34 @@
 #include <type_traits>
 
 #include "common/numbers.h"
-#include "cpu/isa.h"
+#include "common/softmax_state.h"
+#include "cpu/simd/isa.h"
 
 namespace higgs_native::cpu {
 
-inline constexpr int64_t kSplit = 512;  // cache positions that are attended to as one piece
+inline constexpr int64_t kSplit = 512;  // cache positions of a split
 
-// The query heads of one row that share a KV head, against one piece of that head's cache.
+// The query heads of one row that share a KV head, over one split of that head's cache.
 template <typename T>
-struct AttentionPiece {
+struct AttentionSplit {
   const float* query;  // [group, head_dim]
   const T* key;        // [count, head_dim]
   const T* value;      // [count, head_dim]
   int64_t group, head_dim, count;
   float scale;
-  float* scores;   // [group, kSplit], scratch
-  float* out;      // [group, head_dim]: sum of exp(score - maximum) * value
-  float* maximum;  // [group]
-  float* total;    // [group]: sum of exp(score - maximum)
+  float* scores;         // [group, kSplit], scratch
+  float* sums;           // [group, head_dim]: sum of exp(score - maximum) * value; written
+  SoftmaxState* states;  // [group]; written
 };
 
 template <typename T>
 struct TypedAttentionKernels {
-  void (*attend)(const AttentionPiece<T>&);
-  // Rotates the pairs (i, i + head_dim / 2) of head x [head_dim] into out; angles [head_dim] holds the cosines of all pairs,
-  // then the sines.
+  void (*attend)(const AttentionSplit<T>&);
+  // Rotates the pairs (i, i + head_dim / 2) of head x [head_dim] into out. `angles` [head_dim] holds the cosines of all
+  // pairs, then the sines.
   void (*rotate)(T* out, const float* x, const float* angles, int64_t head_dim);
-  // The same without a rotation.
-  void (*place)(T* out, const float* x, int64_t head_dim);
+  // Copies head x without a rotation.
+  void (*store)(T* out, const float* x, int64_t head_dim);
 };
 
 struct AttentionKernels {

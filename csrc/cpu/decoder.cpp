@@ -1,4 +1,4 @@
-// The decoder layers, from the CPU's operators.
+// All decoder layers, from the CPU's operators.
 #include "common/decoder.h"
 
 #include <torch/csrc/stable/library.h>
@@ -21,8 +21,11 @@ void decoder_layers_cpu(
     std::vector<Tensor> value_caches, std::vector<Tensor> weights, std::vector<int64_t> skips_audio, double eps,
     const Tensor& rope_table, const Tensor& slots, const Tensor& positions, const Tensor& text_positions,
     int64_t num_text_rows) {
+  const DecoderLayers args = check_decoder_layers(
+      x, query, attended, key_caches, value_caches, weights, skips_audio, rope_table, slots, positions, text_positions,
+      num_text_rows);
   run_decoder_layers(
-      Operators(), x, query, attended, key_caches, value_caches, weights, skips_audio, eps, rope_table, slots,
+      Operators(), args, x, query, attended, key_caches, value_caches, weights, skips_audio, eps, rope_table, slots,
       positions, text_positions, num_text_rows);
 }
 

@@ -1,7 +1,7 @@
-// The operators that a decoder layer consists of, as functions. Each is registered under its name without `_cpu`.
+// The operators of a decoder layer, as functions. Each is registered under its name without `_cpu`.
 #pragma once
 
-#include "common/packed_weight.h"
+#include "args/packed_weight.h"
 
 namespace higgs_native::cpu {
 

@@ -1,5 +1,5 @@
-// The delay pattern, built and reverted: a few thousand integers that move once.
-#include "common/delay_pattern.h"
+// Builds and reverts the delay pattern: a few thousand integers, each moved once.
+#include "args/delay_pattern.h"
 
 #include <torch/csrc/stable/library.h>
 

@@ -1,13 +1,13 @@
 // out = x + down(silu(gate(z)) * up(z)), z = rms_norm(x), for text rows and audio rows, each with its own weights.
 //
-// Rows are sorted: text rows, then audio rows. A panel of gate_up holds kHalfPanel rows of the gate and the kHalfPanel rows of the up
-// projection that belong to them, so that a thread multiplies the two while they are in its cache.
-// Bytes moved: the weights of the segments that hold rows, once for up to 240 rows each.
+// Rows are sorted: text rows, then audio rows. A panel of gate_up holds kHalfPanel rows of the gate and the same rows
+// of the up projection, so that a thread multiplies the two while they are in its cache.
+// Bytes moved: the weights of each segment that has rows, once for up to 240 rows.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 
-#include "common/dual_ffn.h"
+#include "args/dual_ffn.h"
 #include "cpu/decoder.h"
 #include "cpu/linear.h"
 
@@ -15,8 +15,8 @@ namespace higgs_native::cpu {
 
 namespace {
 
-// Rows that go through both products at a time: what stands between the products stays small, however long the prompt.
-constexpr int64_t kMostRows = 480;
+// Max rows between the two products: bounds the scratch memory of a long prompt.
+constexpr int64_t kMaxRows = 480;
 
 // Rows [begin, end) of x and out, both [*, hidden].
 void run_segment(float* out, const float* x, int64_t begin, int64_t end, double eps, const FeedForward& weights) {
@@ -25,18 +25,18 @@ void run_segment(float* out, const float* x, int64_t begin, int64_t end, double 
   const int64_t hidden = gate_up.k, intermediate = down.k;
   x += begin * hidden;
   out += begin * hidden;
-  struct PreparedInput;
-  struct PreparedActivated;
+  struct GateUpInput;
+  struct DownInput;
   struct Activated;
   const RowNorm norm = {weights.norm, weights.norm, rows, static_cast<float>(eps)};
-  const char* input = prepare<PreparedInput>(gate_up, x, rows, &norm);
+  const char* input = pack_activations<GateUpInput>(gate_up, x, rows, &norm);
   float* activated = scratch<Activated>(rows * intermediate);
   for_panels(gate_up.n / kPanel, kPanel * hidden * rows, [&](int64_t first, int64_t last) {
     struct GateUp;
     float* both = scratch<GateUp>(rows * kPanelsAtOnce * kPanel);
     for (int64_t begin = first; begin < last; begin += kPanelsAtOnce) {
       const int64_t end = std::min(begin + kPanelsAtOnce, last);
-      product_panels(both, kPanelsAtOnce * kPanel, gate_up, begin, end, input, rows);
+      gemm_panels(both, kPanelsAtOnce * kPanel, gate_up, begin, end, input, rows);
       for (int64_t row = 0; row < rows; ++row) {
         for (int64_t panel = begin; panel < end; ++panel) {
           const float* gate = both + (kPanelsAtOnce * row + panel - begin) * kPanel;
@@ -46,7 +46,7 @@ void run_segment(float* out, const float* x, int64_t begin, int64_t end, double 
       }
     }
   });
-  product(out, down, prepare<PreparedActivated>(down, activated, rows), rows, x);
+  gemm(out, down, pack_activations<DownInput>(down, activated, rows), rows, x);
 }
 
 }  // namespace
@@ -56,21 +56,14 @@ void dual_ffn_cpu(
     const OptionalTensor& text_gate_up_scales, const Tensor& text_down, const OptionalTensor& text_down_scales,
     const Tensor& audio_norm, const Tensor& audio_gate_up, const OptionalTensor& audio_gate_up_scales,
     const Tensor& audio_down, const OptionalTensor& audio_down_scales, double eps, int64_t num_text_rows) {
-  check_tensor("dual_ffn", "x", x, ScalarType::Float, {kAnySize, kAnySize});
-  const int64_t rows = x.size(0), hidden = x.size(1);
-  check_tensor("dual_ffn", "out", out, ScalarType::Float, {rows, hidden});
-  const FeedForward text =
-      check_feed_forward("text", hidden, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales);
-  const FeedForward audio = check_feed_forward(
-      "audio", hidden, audio_norm, audio_gate_up, audio_gate_up_scales, audio_down, audio_down_scales);
-  check_text_rows("dual_ffn", num_text_rows, rows);
-  float* to = out.mutable_data_ptr<float>();
-  const float* from = x.const_data_ptr<float>();
-  for (int64_t row = 0; row < num_text_rows; row += kMostRows) {
-    run_segment(to, from, row, std::min(row + kMostRows, num_text_rows), eps, text);
+  const DualFfn args = check_dual_ffn(
+      out, x, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales, audio_norm, audio_gate_up,
+      audio_gate_up_scales, audio_down, audio_down_scales, num_text_rows);
+  for (int64_t row = 0; row < num_text_rows; row += kMaxRows) {
+    run_segment(args.out, args.x, row, std::min(row + kMaxRows, num_text_rows), eps, args.text);
   }
-  for (int64_t row = num_text_rows; row < rows; row += kMostRows) {
-    run_segment(to, from, row, std::min(row + kMostRows, rows), eps, audio);
+  for (int64_t row = num_text_rows; row < args.rows; row += kMaxRows) {
+    run_segment(args.out, args.x, row, std::min(row + kMaxRows, args.rows), eps, args.audio);
   }
 }
 

@@ -1,8 +1,8 @@
 // out[:T] = text_table[token_ids]; out[T:] = sum over codebooks k of audio_table[k * codebook size + codes[:, k]].
 //
-// Tables are row-major [rows, hidden]. Bytes moved: one row for a text row, one row a codebook for an audio row; a thread
-// takes whole rows.
-#include "common/embedding.h"
+// Tables are row-major [rows, hidden]. A thread takes whole rows.
+// Bytes moved: one table row per text row, one per codebook for an audio row.
+#include "args/embedding.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/BFloat16.h>
@@ -31,12 +31,12 @@ void embed_cpu(
   const Embed args = check_embed(out, token_ids, codes, text_table, audio_table);
   const int64_t num_codebooks = args.num_codebooks, hidden = args.hidden;
   for (int64_t i = 0; i < args.num_text; ++i) {
-    STD_TORCH_CHECK(
+    HIGGS_CHECK(
         args.token_ids[i] >= 0 && args.token_ids[i] < args.vocabulary, "embed: token_ids[", i,
         "] must be between 0 and ", args.vocabulary - 1, ", got ", args.token_ids[i]);
   }
   for (int64_t i = 0; i < args.num_audio * num_codebooks; ++i) {
-    STD_TORCH_CHECK(
+    HIGGS_CHECK(
         args.codes[i] >= 0 && args.codes[i] < args.codebook_size, "embed: codes[", i / num_codebooks, ", ",
         i % num_codebooks, "] must be between 0 and ", args.codebook_size - 1, ", got ", args.codes[i]);
   }

@@ -1,5 +1,6 @@
-// out = x @ weight.T + residual, and out = rms_norm(x) @ weight.T, with packed weights. Threads take pieces of a weight's panels; the
-// inner kernels stand in linear_kernels.cpp. Bytes moved: the weight, once for up to 240 rows.
+// out = x @ weight.T + residual, and out = rms_norm(x) @ weight.T, with packed weights. Threads take chunks of a
+// weight's panels; the inner kernels are in linear_kernels.cpp.
+// Bytes moved: the weight, once for up to 240 rows.
 #include "cpu/linear.h"
 
 #include <torch/csrc/stable/library.h>
@@ -7,7 +8,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "common/checks.h"
+#include "args/linear.h"
 #include "cpu/decoder.h"
 
 namespace higgs_native::cpu {
@@ -17,20 +18,14 @@ namespace {
 void rms_norm_linear_cpu(
     const Tensor& out, const Tensor& x, const Tensor& norm_weight, double eps, const Tensor& weight,
     const OptionalTensor& scales) {
-  const char* op = "rms_norm_linear";
-  check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize});
-  const int64_t rows = x.size(0), k = x.size(1);
-  check_weight(op, "norm_weight", norm_weight, {k});
-  check_tensor(op, "out", out, ScalarType::Float, {rows, kAnySize});
-  const PackedWeight packed = packed_weight(op, "weight", weight, scales, out.size(1), k);
-  if (rows == 0) return;
-  struct Prepared;
-  const RowNorm norm = {norm_weight, norm_weight, rows, static_cast<float>(eps)};
-  const char* prepared = prepare<Prepared>(packed, x.const_data_ptr<float>(), rows, &norm);
-  product(out.mutable_data_ptr<float>(), packed, prepared, rows);
+  const RmsNormLinear args = check_rms_norm_linear(out, x, norm_weight, weight, scales);
+  if (args.rows == 0) return;
+  struct Activations;
+  const RowNorm norm = {norm_weight, norm_weight, args.rows, static_cast<float>(eps)};
+  gemm(args.out, args.weight, pack_activations<Activations>(args.weight, args.x, args.rows, &norm), args.rows);
 }
 
-// Writes row `row` of a matrix, k values of `size` bytes, into its lane of the packed weight; zeros where `from` is null.
+// Writes a row of `bytes` bytes into its lane of a panel of `units` units; zeros if `from` is null.
 void pack_row(char* packed, int64_t lane, const char* from, int64_t bytes, int64_t units) {
   char* to = packed + lane * 4;
   int64_t u = 0;
@@ -45,7 +40,7 @@ void pack_row(char* packed, int64_t lane, const char* from, int64_t bytes, int64
   for (; u < units; ++u) std::memset(to + u * kUnitBytes, 0, 4);
 }
 
-// Integers of 4 bits, eight to a word: the first four in the low halves of its bytes, the others in the high halves.
+// Writes a row of 4-bit integers, eight per word: four in the low halves of its bytes, then four in the high halves.
 void pack_row_int4(char* packed, int64_t lane, const int8_t* from, int64_t k, int64_t units) {
   for (int64_t u = 0; u < units; ++u) {
     unsigned char bytes[4];
@@ -82,16 +77,10 @@ void pack_linear_cpu(const Tensor& packed, const Tensor& weight, int64_t first_l
 void linear_cpu(
     const Tensor& out, const Tensor& x, const Tensor& weight, const OptionalTensor& scales,
     const OptionalTensor& residual) {
-  check_tensor("linear", "x", x, ScalarType::Float, {kAnySize, kAnySize});
-  const int64_t rows = x.size(0);
-  check_tensor("linear", "out", out, ScalarType::Float, {rows, kAnySize});
-  const PackedWeight packed = packed_weight("linear", "weight", weight, scales, out.size(1), x.size(1));
-  if (residual) check_tensor("linear", "residual", *residual, ScalarType::Float, {rows, packed.n});
-  if (rows == 0) return;
-  struct Prepared;
-  const char* prepared = prepare<Prepared>(packed, x.const_data_ptr<float>(), rows);
-  product(
-      out.mutable_data_ptr<float>(), packed, prepared, rows, residual ? residual->const_data_ptr<float>() : nullptr);
+  const Linear args = check_linear(out, x, weight, scales, residual);
+  if (args.rows == 0) return;
+  struct Activations;
+  gemm(args.out, args.weight, pack_activations<Activations>(args.weight, args.x, args.rows), args.rows, args.residual);
 }
 
 int64_t packed_f32_bytes(int64_t n, int64_t k) { return ceil_div(n, kPanel) * k * kUnitBytes; }
@@ -103,20 +92,20 @@ void pack_f32(char* packed, const float* weight, int64_t n, int64_t k) {
   }
 }
 
-void prepare_groups(
+void pack_groups(
     char* to, const PackedWeight& weight, const float* x, int64_t rows, const RowNorm* norm, int64_t groups,
     int64_t first, int64_t last) {
-  const int64_t k = weight.k, row_bytes = prepared_row_bytes(weight.format, kernels_of(weight), weight.units);
+  const int64_t k = weight.k, row_bytes = packed_row_bytes(weight.format, kernels_of(weight), weight.units);
   for (int64_t g = first; g < last; ++g) {
     const int64_t begin = group_begin(g, groups, rows), end = group_begin(g + 1, groups, rows);
     const float* from = x + begin * k;
     if (norm) {
-      struct Normalised;
+      struct Normalized;
       const LinearKernels& kernels = linear_kernels();
-      float* normalised = scratch<Normalised>((end - begin) * k);
+      float* normalized = scratch<Normalized>((end - begin) * k);
       for (int64_t row = begin; row < end; ++row) {
         const Tensor& w = row < norm->num_text_rows ? norm->text_weight : norm->audio_weight;
-        float* target = normalised + (row - begin) * k;
+        float* target = normalized + (row - begin) * k;
         const float* source = x + row * k;
         switch (number_type(w)) {
           case NumberType::float32:
@@ -130,26 +119,26 @@ void prepare_groups(
             break;
         }
       }
-      from = normalised;
+      from = normalized;
     }
-    kernels_of(weight).prepare(to + begin * row_bytes, from, end - begin, k, weight.units);
+    kernels_of(weight).pack_activations(to + begin * row_bytes, from, end - begin, k, weight.units);
   }
 }
 
-void product_panels(
+void gemm_panels(
     float* out, int64_t out_stride, const PackedWeight& weight, int64_t begin, int64_t end, const char* x, int64_t rows,
     const float* residual) {
   const int64_t scale_bytes = panel_scale_bytes(weight.format, weight.units);
-  kernels_of(weight).product(
+  kernels_of(weight).gemm(
       {out, out_stride, residual, x, weight.data + begin * weight.units * kUnitBytes,
        weight.scales ? static_cast<const char*>(weight.scales) + begin * scale_bytes : nullptr, rows,
        std::min(end * kPanel, weight.n) - begin * kPanel, weight.units});
 }
 
-void product(float* out, const PackedWeight& weight, const char* x, int64_t rows, const float* residual) {
+void gemm(float* out, const PackedWeight& weight, const char* x, int64_t rows, const float* residual) {
   for_panels(ceil_div(weight.n, kPanel), kPanel * weight.k * rows, [&](int64_t begin, int64_t end) {
     const int64_t n0 = begin * kPanel;
-    product_panels(out + n0, weight.n, weight, begin, end, x, rows, residual ? residual + n0 : nullptr);
+    gemm_panels(out + n0, weight.n, weight, begin, end, x, rows, residual ? residual + n0 : nullptr);
   });
 }
 

@@ -1,41 +1,41 @@
-// The inner kernels behind every product with a packed weight matrix (common/weight_format.h), for one thread.
+// The inner kernels of products with a packed weight matrix (common/weight_format.h), for one thread.
 #pragma once
 
 #include <cstdint>
 
 #include "common/numbers.h"
 #include "common/weight_format.h"
-#include "cpu/isa.h"
+#include "cpu/simd/isa.h"
 
 namespace higgs_native::cpu {
 
 // out = x @ weight.T + residual for some panels of the weight.
-struct ProductBlock {
+struct GemmBlock {
   float* out;  // [rows, n], rows `out_stride` apart
   int64_t out_stride;
   const float* residual;  // like out, with its stride; or null
-  const char* x;          // prepared, see FormatKernels
+  const char* x;          // packed activations, see FormatKernels
   const char* weight;     // the first panel
-  const void* scales;     // of the first panel: [panels, kPanel] or [panels, groups, kPanel]; null where there are none
+  const void* scales;  // of the first panel: [panels, kPanel] or [panels, groups, kPanel]; null if the format has none
   int64_t rows, n, units;
 };
 
-// Rows of x go through a product in groups; what a weight of the format multiplies with is prepared once, a group at a
-// time: laid out as the kernels read it, and rounded to bfloat16 (weights in bfloat16 and fp8, avx512_bf16 alone) or to
-// 8-bit integers with a scale for each row and group of kQuantGroup columns (int8 and int4).
+// Activations are packed once per product, in groups of rows: in the order in which the kernels read them, and rounded
+// to bfloat16 (bfloat16 and fp8 weights, avx512_bf16 alone) or to 8-bit integers with a scale per row and group of
+// kQuantGroup columns (int8 and int4 weights).
 //
-// An output is one chain of additions in the order of k, whatever the number of rows, columns and threads: a row's bits
-// do not depend on what else stands in the batch. With int8 and int4 integers are summed within a group, exactly, so those
-// products are the same with every instruction set that has fused multiply-adds.
+// An output is one chain of additions in the order of k, whatever the number of rows, columns and threads, so a row's
+// bits do not depend on its batch. int8 and int4 sums within a group are exact integers, so those products are the same
+// in every instruction set that has fused multiply-adds.
 struct FormatKernels {
-  int64_t prepared_unit_bytes;  // of one row
-  // Writes rows x units * prepared_unit_bytes (+ 8 a row and quantization group) bytes from x [rows, k].
-  void (*prepare)(char* to, const float* x, int64_t rows, int64_t k, int64_t units);
-  void (*product)(const ProductBlock&);
+  int64_t packed_unit_bytes;  // of one row's activations
+  // Writes rows x units * packed_unit_bytes (+ 8 per row and quantization group) bytes from x [rows, k].
+  void (*pack_activations)(char* to, const float* x, int64_t rows, int64_t k, int64_t units);
+  void (*gemm)(const GemmBlock&);
 };
 
 struct LinearKernels {
-  int64_t group_rows;  // the most rows in a group
+  int64_t group_rows;  // max rows in a group
   FormatKernels formats[kWeightFormats];
   // out = x / sqrt(mean(x^2) + eps) * weight, all [k]
   void (*rms_norm_f32)(float* out, const float* x, const float* weight, int64_t k, float eps);
@@ -45,15 +45,15 @@ struct LinearKernels {
   void (*silu_mul)(float* out, const float* gate, const float* up, int64_t n);
 };
 
-// Group g of `groups` begins at this row: the groups' sizes differ by one at most.
+// The first row of group g of `groups`; sizes of groups differ by one at most.
 inline constexpr int64_t group_begin(int64_t g, int64_t groups, int64_t rows) { return g * rows / groups; }
 
 inline constexpr int64_t group_count(int64_t rows, int64_t group_rows) { return (rows + group_rows - 1) / group_rows; }
 
-// Bytes of one prepared row.
-inline int64_t prepared_row_bytes(WeightFormat format, const FormatKernels& kernels, int64_t units) {
+// Bytes of one row's packed activations.
+inline int64_t packed_row_bytes(WeightFormat format, const FormatKernels& kernels, int64_t units) {
   const int64_t quantization = is_integer(format) ? units * unit_columns(format) / kQuantGroup * 8 : 0;
-  return units * kernels.prepared_unit_bytes + quantization;
+  return units * kernels.packed_unit_bytes + quantization;
 }
 
 HIGGS_NATIVE_KERNEL_TABLE(LinearKernels, linear_kernels)

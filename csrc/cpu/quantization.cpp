@@ -1,8 +1,8 @@
-// Rounds a weight matrix to integers and scales: 8 bits with a scale for each row, or 4 bits with a scale for each group of
-// kQuantGroup columns of a row. A scale is the one that loses nothing of the largest value, or, of some smaller ones too,
-// the one with the least squared error: clipping few large values leaves finer steps for the others.
+// Rounds a weight matrix to integers and scales: 8 bits with a scale per row, or 4 bits with a scale per group of
+// kQuantGroup columns of a row. Without clipping, a scale fits the largest value. With clipping, it is the one of some
+// smaller scales that has the least squared error: few clipped values buy finer steps for the others.
 // Bytes moved: the matrix and its integers, once.
-#include "common/quantization.h"
+#include "args/quantization.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -21,26 +21,26 @@ void widen(float* out, const float* x, int64_t n) { std::copy_n(x, n, out); }
 void widen(float* out, const bfloat16* x, int64_t n) { quantization_kernels().widen_bf16(out, x, n); }
 void widen(float* out, const float16* x, int64_t n) { quantization_kernels().widen_f16(out, x, n); }
 
-// The scale of n values x, never 0; NaN where one is not finite.
+// The scale of n values x, never 0; NaN if one is not finite.
 float choose_scale(const float* x, int64_t n, const Integers& range, bool clip) {
   const QuantizationKernels& kernels = quantization_kernels();
   const float extreme = kernels.extreme(x, n);
   if (extreme == 0) return 1;
   if (std::isnan(extreme)) return extreme;
-  const float whole = range.whole_scale(extreme);
-  // Where a scale would have to be smaller than the smallest, all values become zero.
-  float best = range.stored(whole);
+  const float unclipped = range.unclipped_scale(extreme);
+  // If the scale would be too small to store, all values become zero.
+  float best = range.stored(unclipped);
   if (best == 0) return 1;
   if (!clip) return best;
-  double least = kernels.error(x, n, best, range.lowest(), range.highest());
+  double least_error = kernels.error(x, n, best, range.lowest(), range.highest());
   for (int i = 1; i < kClips; ++i) {
     for (const float sign : {1.f, -1.f}) {
       if (range.bits == 8 && sign < 0) continue;
-      const float scale = range.clipped_scale(whole, i, sign);
+      const float scale = range.clipped_scale(unclipped, i, sign);
       if (scale == 0) continue;
       const double error = kernels.error(x, n, scale, range.lowest(), range.highest());
-      if (error < least) {
-        least = error;
+      if (error < least_error) {
+        least_error = error;
         best = scale;
       }
     }
@@ -51,7 +51,7 @@ float choose_scale(const float* x, int64_t n, const Integers& range, bool clip) 
 void quantize_linear_cpu(const Tensor& integers, const Tensor& scales, const Tensor& weight, int64_t bits, bool clip) {
   const QuantizeLinear args = check_quantize_linear(integers, scales, weight, bits, clip);
   const int64_t k = args.k;
-  std::atomic<int64_t> faulty = -1;
+  std::atomic<int64_t> bad_row = -1;
   with_weight_type(weight, [&](auto* from) {
     for_ranges(args.n, (clip ? kClips * 8 : 8) * k, [&](int64_t begin, int64_t end) {
       struct Row;
@@ -62,7 +62,7 @@ void quantize_linear_cpu(const Tensor& integers, const Tensor& scales, const Ten
           const int64_t first = g * args.group_size, count = std::min(args.group_size, k - first);
           float scale = choose_scale(values + first, count, args.range, clip);
           if (std::isnan(scale)) {
-            faulty = row;
+            bad_row = row;
             scale = 1;
           }
           quantization_kernels().round(
@@ -73,7 +73,7 @@ void quantize_linear_cpu(const Tensor& integers, const Tensor& scales, const Ten
       }
     });
   });
-  STD_TORCH_CHECK(faulty < 0, "quantize_linear: weight[", faulty.load(), "] holds values that are not finite");
+  HIGGS_CHECK(bad_row < 0, "quantize_linear: weight[", bad_row.load(), "] holds values that are not finite");
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
-// Rounding to the nearest multiple of a scale within limits, and the error that it makes.
+// Rounding to the nearest multiple of a scale within limits, and its error.
 #include "cpu/quantization_kernels.h"
 
-#include "cpu/simd.h"
+#include "cpu/simd/simd.h"
 
 namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 
@@ -15,12 +15,12 @@ void widen(float* out, const T* x, int64_t n) {
 }
 
 float extreme(const float* x, int64_t n) {
-  float best = 0, nothing = 0;
+  float best = 0, not_finite = 0;
   for (int64_t i = 0; i < n; ++i) {
     if (__builtin_fabsf(x[i]) > __builtin_fabsf(best)) best = x[i];
-    nothing += x[i] * 0.f;
+    not_finite += x[i] * 0.f;
   }
-  return best + nothing;
+  return best + not_finite;
 }
 
 HIGGS_INLINE IntVec nearest(Vec x, Vec inverse, IntVec lowest, IntVec highest) {

@@ -1,8 +1,9 @@
-// Drawing codes and text tokens from logits, and advancing the delay-pattern state machine (common/sampling.h).
+// Draws codes and text tokens from logits (common/draw.h) and advances the delay-pattern state machine
+// (common/delay_state.h).
 //
-// A row of logits becomes 32-bit keys that order as the scores do. Top-k and top-p are thresholds on the keys, found by a
-// radix search over weights (1 a token for top-k, the draw's weights for top-p): nothing is sorted. After top-k only the
-// tokens that are left are weighed.
+// A row of logits becomes 32-bit keys in the order of the scores. Top-k and top-p are thresholds on the keys, found by
+// a radix search over weights (1 per token for top-k, the draw's weights for top-p): nothing is sorted. After top-k
+// only the tokens that are left are weighed.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -11,14 +12,14 @@
 #include <limits>
 #include <vector>
 
-#include "common/sampling_arguments.h"
+#include "args/sampling.h"
 #include "cpu/sampling_kernels.h"
 
 namespace higgs_native::cpu {
 
 namespace {
 
-// Logits that a thread takes at a time: sharing out fewer costs more than drawing from them.
+// Min logits per thread: sharing fewer costs more than drawing from them.
 constexpr int64_t kGrain = 16 * 1024;
 
 enum class RowError : int64_t { none, nan, infinite, empty };
@@ -32,7 +33,7 @@ const char* describe(RowError error) {
   }
 }
 
-// The largest key t for which the keys >= t together weigh `limit` or more; all keys must.
+// The largest key t for which keys >= t together weigh at least `limit`, as all keys do.
 template <typename Weight>
 uint32_t find_threshold(const uint32_t* keys, int64_t n, uint64_t limit, Weight weight) {
   constexpr int kBits = 11;
@@ -53,7 +54,7 @@ uint32_t find_threshold(const uint32_t* keys, int64_t n, uint64_t limit, Weight 
   return prefix;
 }
 
-// The tokens of one row that can still be drawn. One object a thread serves all its rows.
+// The tokens of one row that can still be drawn. A thread reuses one object for all its rows.
 class Candidates {
  public:
   // Takes all tokens, with their logits divided by the temperature (0: as they are).
@@ -72,7 +73,7 @@ class Candidates {
   // The first of the highest scores; for all tokens, before any are dropped.
   int32_t best() const { return static_cast<int32_t>(std::find(keys_.begin(), keys_.end(), highest_) - keys_.begin()); }
 
-  // Drops what top-k, then top-p takes away. Returns the lowest key that is kept.
+  // Drops tokens by top-k, then by top-p. Returns the lowest key that is kept.
   uint32_t keep(int32_t top_k, float top_p) {
     uint32_t threshold = 0;
     if (top_k > 0 && top_k < size_) {
@@ -103,7 +104,7 @@ class Candidates {
   void drop_below(uint32_t threshold) {
     index_.resize(size_);
     int64_t kept = 0;
-    for (int64_t i = 0; i < size_; ++i) {  // a branch here would be mispredicted
+    for (int64_t i = 0; i < size_; ++i) {  // a branch would be mispredicted
       uint32_t key = keys_[i];
       index_[kept] = static_cast<int32_t>(i);
       keys_[kept] = key;
@@ -121,7 +122,7 @@ class Candidates {
   uint32_t highest_ = 0;
   uint64_t total_ = 0;
   std::vector<uint32_t> keys_;
-  std::vector<int32_t> index_;  // of each candidate in the row; empty while all are left
+  std::vector<int32_t> index_;  // each candidate's token; empty while all are left
   std::vector<uint64_t> weights_;
 };
 
@@ -143,7 +144,7 @@ RowError draw_token(const float* logits, int64_t n, const Sampling& sampling, ui
   return RowError::none;
 }
 
-// Runs `row(i)` for rows 0 .. n - 1 on torch's threads; afterwards `first_bad()` is the lowest that failed.
+// Runs `row(i)` for rows 0 .. n - 1 on torch's threads. Then `first_bad()` is the lowest row that failed.
 class RowLoop {
  public:
   template <typename Row>
@@ -171,14 +172,14 @@ class RowLoop {
 };
 
 void check_sampling(const char* op, const char* of, int64_t i, const Sampling& sampling) {
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(
       sampling.has_temperature(), op, ": temperature of ", of, " ", i, " must be finite and 0 or more, got ",
       sampling.temperature);
-  STD_TORCH_CHECK(sampling.has_top_p(), op, ": top_p of ", of, " ", i, " must be greater than 0, got ", sampling.top_p);
+  HIGGS_CHECK(sampling.has_top_p(), op, ": top_p of ", of, " ", i, " must be greater than 0, got ", sampling.top_p);
 }
 
 void check_slot_index(const char* op, int64_t row, int32_t slot, int64_t num_slots) {
-  STD_TORCH_CHECK(slot >= 0 && slot < num_slots, op, ": slots[", row, "] must be 0 to ", num_slots - 1, ", got ", slot);
+  HIGGS_CHECK(slot >= 0 && slot < num_slots, op, ": slots[", row, "] must be 0 to ", num_slots - 1, ", got ", slot);
 }
 
 void sample_audio_frame_cpu(
@@ -194,21 +195,22 @@ void sample_audio_frame_cpu(
   for (int64_t row = 0; row < args.num_rows; ++row) {
     int32_t i = args.slots[row];
     check_slot_index(op, row, i, args.num_slots);
-    STD_TORCH_CHECK(!taken[i], op, ": slots must name each slot once, got ", i, " twice");
+    HIGGS_CHECK(!taken[i], op, ": slots must name each slot once, got ", i, " twice");
     taken[i] = true;
     check_sampling(op, "slot", i, args.sampling[i]);
-    STD_TORCH_CHECK(
+    HIGGS_CHECK(
         args.ras_win_len[i] <= args.ring_length, op, ": ras_win_len of slot ", i, " must be at most ", args.ring_length,
         ", the frames that history holds, got ", args.ras_win_len[i]);
     const int32_t* fields = args.slot(i).state;
-    STD_TORCH_CHECK(
-        fields[kRule] == kBosonRule || fields[kRule] == kTransformersRule, op, ": state of slot ", i, " names rule ",
-        fields[kRule], ", which is none");
-    STD_TORCH_CHECK(
-        fields[kHistoryCount] >= 0, op, ": state of slot ", i, " counts ", fields[kHistoryCount], " past frames");
+    HIGGS_CHECK(
+        fields[kConvention] == kBoson || fields[kConvention] == kTransformers, op, ": convention of slot ", i,
+        " in state must be 0 or 1, got ", fields[kConvention]);
+    HIGGS_CHECK(
+        fields[kHistoryCount] >= 0, op, ": history count of slot ", i, " in state must be 0 or more, got ",
+        fields[kHistoryCount]);
   }
 
-  // Draws first, and nothing is written if a row can't be drawn from.
+  // All rows are drawn first: nothing is written if a row can't be drawn from.
   const int32_t num_codebooks = args.num_codebooks;
   std::vector<int32_t> drawn(args.num_rows * num_codebooks);
   RowLoop loop;
@@ -231,7 +233,7 @@ void sample_audio_frame_cpu(
     }
     return draw_token(row_logits, args.vocabulary, repetition_sampling(), random(kRepetitionDraw), &drawn[i]);
   });
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(
       !loop.failed(), op, ": logits of slot ", args.slots[loop.first_bad() / num_codebooks], ", codebook ",
       loop.first_bad() % num_codebooks, " ", describe(loop.error()));
 
@@ -257,7 +259,7 @@ void sample_text_cpu(
     uint64_t random = random_bits(args.seed[i], args.steps[row], kTextStream, kMainDraw);
     return draw_token(args.logits + row * args.vocabulary, args.vocabulary, args.sampling[i], random, &drawn[row]);
   });
-  STD_TORCH_CHECK(
+  HIGGS_CHECK(
       !loop.failed(), op, ": logits of row ", loop.first_bad(), " (slot ", args.slots[loop.first_bad()], ") ",
       describe(loop.error()));
   std::copy(drawn.begin(), drawn.end(), args.tokens);
@@ -269,8 +271,7 @@ void process_logits_cpu(
   const ProcessLogits args = check_process_logits(out, logits, temperature, top_k, top_p);
   for (int64_t row = 0; row < args.num_rows; ++row) {
     check_sampling(op, "row", row, args.sampling[row]);
-    STD_TORCH_CHECK(
-        args.sampling[row].temperature > 0, op, ": temperature of row ", row, " must be greater than 0, got 0");
+    HIGGS_CHECK(args.sampling[row].temperature > 0, op, ": temperature of row ", row, " must be greater than 0, got 0");
   }
 
   RowLoop loop;
@@ -288,7 +289,7 @@ void process_logits_cpu(
     }
     return RowError::none;
   });
-  STD_TORCH_CHECK(!loop.failed(), op, ": logits of row ", loop.first_bad(), " ", describe(loop.error()));
+  HIGGS_CHECK(!loop.failed(), op, ": logits of row ", loop.first_bad(), " ", describe(loop.error()));
 }
 
 }  // namespace

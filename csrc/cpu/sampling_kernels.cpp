@@ -1,8 +1,7 @@
-// Plain loops that the compiler turns into vectors of each instruction set. Compiled without contraction: see
-// common/sampling.h.
+// Plain loops, which the compiler vectorizes for each instruction set. Compiled without contraction: see common/draw.h.
 #include "cpu/sampling_kernels.h"
 
-#include "common/sampling.h"
+#include "common/draw.h"
 
 namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 

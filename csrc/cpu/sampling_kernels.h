@@ -1,9 +1,9 @@
-// The loops of sampling that run over a whole row of logits, for one thread. Every instruction set gives the same integers.
+// The loops of sampling over a row of logits, for one thread. Every instruction set gives the same integers.
 #pragma once
 
 #include <cstdint>
 
-#include "cpu/isa.h"
+#include "cpu/simd/isa.h"
 
 namespace higgs_native::cpu {
 

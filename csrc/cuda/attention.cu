@@ -1,22 +1,23 @@
-// qkv_rope_cache: RMSNorm, the query, key and value products, rotary embedding, and the write into the KV cache: one product
-//                 (linear.cu) that ends so.
-// attention: softmax(scale * q K^T) V of every row over its own sequence, up to and with its own place.
+// qkv_rope_cache: RMSNorm, the query, key and value products, rotary embedding, and the write into the KV cache, as one
+//                 product (linear.cu) with an epilogue.
+// attention: softmax(scale * q K^T) V of every row over its own sequence, up to and including its own cache position.
 //
-// The cache is [slots, KV heads, length, head_dim]: the positions that one KV head attends to are contiguous. A sequence is
-// divided into at most kMostSplits splits of whole tiles of kTile positions, by its length alone. With few rows a block takes
-// one split of a row and KV head, for all query heads that share it, and the last block of them to arrive joins the splits;
-// with many rows one block takes all splits. They are joined one by one in their order either way, so the result does not
+// The cache is [slots, KV heads, length, head_dim]: the positions of one KV head are contiguous. Split-KV: a sequence
+// is divided into at most kMaxSplits splits of whole tiles of kTile positions, by its length alone. With few rows a
+// block takes one split of a row and KV head, for all query heads that share it, and the last block to finish merges
+// the splits. With many rows one block takes all splits. They are merged in order either way, so the result does not
 // depend on the batch.
-// Threads: half a warp takes a position, 16 bytes of it a lane (of 16 bits each): first the keys of a tile, for scores, then the
-// softmax so far, then the values, already loaded by then. Live lengths are read on the device.
+// Threads: half a warp takes a position, 16 bytes (8 dimensions of 16 bits) per lane. A tile's keys give scores, then
+// its softmax is computed, then its values, loaded by then, are weighted. Lengths of sequences are read on the device.
 // Bytes moved: the keys and values of each row's sequence, once.
-#include "common/attention.h"
+#include "args/attention.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 
+#include "cuda/attention/tile.h"
 #include "cuda/decoder.h"
 #include "cuda/linear.h"
 
@@ -24,11 +25,7 @@ namespace higgs_native::cuda {
 
 namespace {
 
-constexpr int kThreads = 128, kHalves = kThreads / 16;   // half warps
-constexpr int kTile = 64, kPositions = kTile / kHalves;  // of a half warp in a tile
-constexpr int kMostSplits = 16;
-constexpr int kLaneDims = 8;  // dimensions of a lane
-constexpr int kMostGroup = 4, kMostHeadDim = 16 * kLaneDims;
+constexpr int kMaxSplits = 16;
 
 struct AttentionArguments {
   float* out;          // [rows, heads * group * head_dim]
@@ -36,10 +33,10 @@ struct AttentionArguments {
   const void *keys, *values;
   const int32_t *slots, *cache_positions;  // [rows]
   float* partials;                         // [rows, heads, parts, splits, kGroup, head_dim + 2]: sums, maximum, total
-  int32_t* arrivals;                       // [rows, heads, parts]
+  int32_t* split_counters;                 // [rows, heads, parts]
   int64_t length;                          // of the cache
   int heads, group, head_dim, splits;
-  int parts;  // of a group that is larger than kGroup
+  int parts;  // blocks that share a group larger than kGroup
   float scale;
 };
 
@@ -47,80 +44,51 @@ struct AttentionArguments {
 struct Splits {
   int count, positions;
   __device__ __forceinline__ explicit Splits(int length) {
-    const int tiles = (length + kTile - 1) / kTile, most = min(tiles, kMostSplits), of_each = (tiles + most - 1) / most;
-    positions = of_each * kTile;
-    count = (tiles + of_each - 1) / of_each;
+    const int tiles = (length + kTile - 1) / kTile, max_splits = min(tiles, kMaxSplits);
+    const int split_tiles = (tiles + max_splits - 1) / max_splits;
+    positions = split_tiles * kTile;
+    count = (tiles + split_tiles - 1) / split_tiles;
   }
 };
 
-// 8 dimensions from `dimension` on, as floats; zeros beyond head_dim.
-template <typename T>
-__device__ __forceinline__ void load_dims(float (&v)[kLaneDims], const T* row, int dimension, int head_dim) {
-#pragma unroll
-  for (int i = 0; i < kLaneDims; ++i) v[i] = dimension + i < head_dim ? to_float(row[dimension + i]) : 0.f;
-}
+// One element of a split's result, or of several merged ones.
+struct Element {
+  float sum = 0;
+  SoftmaxState state = {0, 0};
 
-template <typename T>
-__device__ __forceinline__ void widen(float (&v)[kLaneDims], const uint4& words) {
-  const uint32_t all[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 pair = unpack<T>(all[i]);
-    v[2 * i] = pair.x;
-    v[2 * i + 1] = pair.y;
-  }
-}
-
-// Keys or values of a half warp's positions in a tile, the lane's dimensions. Numbers of 16 bits whose rows are whole,
-// aligned 16 bytes stay as they are until they are used, so that all loads are under way at once.
-template <typename T, bool kWhole>
-struct TileRows {
-  uint4 words[kWhole ? kPositions : 1];
-
-  __device__ __forceinline__ void load(const T* base, int first, int count, int dimension, int head_dim) {
-    if constexpr (kWhole) {
-#pragma unroll
-      for (int j = 0; j < kPositions; ++j) {
-        const int position = first + j * kHalves;
-        words[j] = position < count && dimension < head_dim
-                       ? *reinterpret_cast<const uint4*>(base + static_cast<int64_t>(position) * head_dim + dimension)
-                       : make_uint4(0, 0, 0, 0);
-      }
-    }
-  }
-
-  __device__ __forceinline__ void get(
-      float (&v)[kLaneDims], int j, const T* base, int first, int count, int dimension, int head_dim) const {
-    if constexpr (kWhole) {
-      widen<T>(v, words[j]);
+  __device__ __forceinline__ void merge_next(float next_sum, SoftmaxState next, bool is_first) {
+    if (is_first) {
+      sum = next_sum;
+      state = next;
     } else {
-      const int position = first + j * kHalves;
-      load_dims(v, base + static_cast<int64_t>(position < count ? position : 0) * head_dim, dimension, head_dim);
+      const SoftmaxMerge merged = merge(state, next);
+      sum = merged.sum(sum, next_sum);
+      state = merged.state;
     }
   }
 };
 
-// Adds a split's sum, maximum and total to those of the splits before it; factors for sums are returned.
-struct Join {
-  float maximum, total, keep, add;
-};
-
-__device__ __forceinline__ Join join(float maximum, float total, float next_maximum, float next_total) {
-  Join j;
-  j.maximum = fmaxf(maximum, next_maximum);
-  j.keep = expf(maximum - j.maximum);
-  j.add = expf(next_maximum - j.maximum);
-  j.total = fmaf(total, j.keep, next_total * j.add);
-  return j;
+// Whether this block is the last of `count` to finish a split; partial results of the others can be read then.
+__device__ __forceinline__ bool is_last_block(int32_t* split_counter, int count) {
+  __shared__ bool is_last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    is_last = atomicAdd(split_counter, 1) == count - 1;
+    if (is_last) *split_counter = 0;  // for the next launch
+  }
+  __syncthreads();
+  if (!is_last) return false;
+  __threadfence();
+  return true;
 }
 
-// kWhole: see TileRows; kSerial: one block takes all splits.
-template <typename T, int kGroup, bool kWhole, bool kSerial>
+// kVectorized: see TileRows; kSerial: one block takes all splits.
+template <typename T, int kGroup, bool kVectorized, bool kSerial>
 __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArguments a) {
   __shared__ float scores[kGroup][kTile];
-  __shared__ float rescale[kGroup], part_maximum[kGroup], part_total[kGroup];
-  __shared__ float sums[kHalves][kGroup][kMostHeadDim];
-  __shared__ bool is_last;
+  __shared__ float keep[kGroup], maxima[kGroup], totals[kGroup];
+  __shared__ float half_sums[kHalves][kGroup][kMaxHeadDim];
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   const int half = thread / 16, lane16 = thread % 16;
   const int item = static_cast<int>(blockIdx.x), row = item / (a.heads * a.parts), head = item / a.parts % a.heads;
@@ -145,178 +113,105 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
     for (int i = 0; i < kLaneDims; ++i) query[g][i] *= a.scale;
   }
 
-  // Of the elements of [kGroup, head_dim] that this thread joins.
-  constexpr int kJoined = (kGroup * kMostHeadDim + kThreads - 1) / kThreads;
-  float joined[kJoined] = {}, joined_maximum[kJoined] = {}, joined_total[kJoined] = {};
+  // Elements of [kGroup, head_dim] that this thread merges.
+  constexpr int kElements = (kGroup * kMaxHeadDim + kThreads - 1) / kThreads;
+  Element elements[kElements];
   const int first_split = kSerial ? 0 : static_cast<int>(blockIdx.y),
             last_split = kSerial ? splits.count : first_split + 1;
   for (int split = first_split; split < last_split; ++split) {
     const int begin = split * splits.positions, count = min(splits.positions, length - begin);
-    float acc[kGroup][kLaneDims] = {};
-    float maximum = -3.4028234e38f, total = 0;  // of query head `warp`, in all its lanes
+    float sums[kGroup][kLaneDims] = {};
+    SoftmaxState state = {-3.4028234e38f, 0};  // of query head `warp`, in all its lanes
     for (int tile = 0; tile < count; tile += kTile) {
       const T* tile_keys = keys + static_cast<int64_t>(begin + tile) * a.head_dim;
       const T* tile_values = values + static_cast<int64_t>(begin + tile) * a.head_dim;
-      const int in_tile = min(kTile, count - tile);
-      TileRows<T, kWhole> key_rows, value_rows;
-      const int dimension = lane16 * kLaneDims;
+      const int in_tile = min(kTile, count - tile), dimension = lane16 * kLaneDims;
+      TileRows<T, kVectorized> key_rows, value_rows;
       key_rows.load(tile_keys, half, in_tile, dimension, a.head_dim);
       value_rows.load(tile_values, half, in_tile, dimension, a.head_dim);
-#pragma unroll
-      for (int j = 0; j < kPositions; ++j) {
-        float score[kGroup] = {};
-        float key[kLaneDims];
-        key_rows.get(key, j, tile_keys, half, in_tile, lane16 * kLaneDims, a.head_dim);
-#pragma unroll
-        for (int g = 0; g < kGroup; ++g) {
-#pragma unroll
-          for (int i = 0; i < kLaneDims; ++i) score[g] = fmaf(query[g][i], key[i], score[g]);
-        }
-#pragma unroll
-        for (int g = 0; g < kGroup; ++g) {
-#pragma unroll
-          for (int with = 8; with > 0; with /= 2) score[g] += __shfl_xor_sync(kAllLanes, score[g], with);
-          if (lane16 == 0) scores[g][half + j * kHalves] = score[g];
-        }
-      }
+      score_tile(scores, query, key_rows, tile_keys, in_tile, a.head_dim);
       __syncthreads();
       if (warp < kGroup) {
-        float values_of_lane[kTile / kWarp];
-        float most = maximum;
-#pragma unroll
-        for (int i = 0; i < kTile / kWarp; ++i) {
-          const int position = lane + i * kWarp;
-          values_of_lane[i] = position < in_tile ? scores[warp][position] : -INFINITY;
-          most = fmaxf(most, values_of_lane[i]);
-        }
-        most = warp_max(most);
-        float sum = 0;
-#pragma unroll
-        for (int i = 0; i < kTile / kWarp; ++i) {
-          const float weight = expf(values_of_lane[i] - most);
-          scores[warp][lane + i * kWarp] = weight;
-          sum += weight;
-        }
-        const float keep = expf(maximum - most);
-        total = fmaf(total, keep, warp_sum(sum));
-        maximum = most;
-        if (lane == 0) rescale[warp] = keep;
+        const float factor = softmax_tile(scores[warp], state, in_tile);
+        if (lane == 0) keep[warp] = factor;
       }
       __syncthreads();
-#pragma unroll
-      for (int g = 0; g < kGroup; ++g) {
-#pragma unroll
-        for (int i = 0; i < kLaneDims; ++i) acc[g][i] *= rescale[g];
-      }
-#pragma unroll
-      for (int j = 0; j < kPositions; ++j) {
-        float value[kLaneDims];
-        value_rows.get(value, j, tile_values, half, in_tile, lane16 * kLaneDims, a.head_dim);
-#pragma unroll
-        for (int g = 0; g < kGroup; ++g) {
-          const float weight = scores[g][half + j * kHalves];
-#pragma unroll
-          for (int i = 0; i < kLaneDims; ++i) acc[g][i] = fmaf(weight, value[i], acc[g][i]);
-        }
-      }
+      weigh_tile(sums, scores, keep, value_rows, tile_values, in_tile, a.head_dim);
       __syncthreads();
     }
 #pragma unroll
     for (int g = 0; g < kGroup; ++g) {
 #pragma unroll
-      for (int i = 0; i < kLaneDims; ++i) sums[half][g][lane16 * kLaneDims + i] = acc[g][i];
+      for (int i = 0; i < kLaneDims; ++i) half_sums[half][g][lane16 * kLaneDims + i] = sums[g][i];
     }
     if (warp < kGroup && lane == 0) {
-      part_maximum[warp] = maximum;
-      part_total[warp] = total;
+      maxima[warp] = state.maximum;
+      totals[warp] = state.total;
     }
     __syncthreads();
     float* partial = a.partials + (static_cast<int64_t>(item) * a.splits + split) * kGroup * (a.head_dim + 2);
 #pragma unroll
-    for (int e = 0; e < kJoined; ++e) {
+    for (int e = 0; e < kElements; ++e) {
       const int at = thread + e * kThreads, g = at / a.head_dim, dimension = at % a.head_dim;
       if (g >= group) continue;
       float sum = 0;
 #pragma unroll
-      for (int h = 0; h < kHalves; ++h) sum += sums[h][g][dimension];
+      for (int h = 0; h < kHalves; ++h) sum += half_sums[h][g][dimension];
       if (!kSerial && splits.count > 1) {
         partial[g * (a.head_dim + 2) + dimension] = sum;
         if (dimension == 0) {
-          partial[g * (a.head_dim + 2) + a.head_dim] = part_maximum[g];
-          partial[g * (a.head_dim + 2) + a.head_dim + 1] = part_total[g];
+          partial[g * (a.head_dim + 2) + a.head_dim] = maxima[g];
+          partial[g * (a.head_dim + 2) + a.head_dim + 1] = totals[g];
         }
-      } else if (split == first_split) {
-        joined[e] = sum;
-        joined_maximum[e] = part_maximum[g];
-        joined_total[e] = part_total[g];
       } else {
-        const Join j = join(joined_maximum[e], joined_total[e], part_maximum[g], part_total[g]);
-        joined[e] = fmaf(joined[e], j.keep, sum * j.add);
-        joined_maximum[e] = j.maximum;
-        joined_total[e] = j.total;
+        elements[e].merge_next(sum, {maxima[g], totals[g]}, split == first_split);
       }
     }
     __syncthreads();
   }
 
   if (!kSerial && splits.count > 1) {
-    __threadfence();
-    __syncthreads();
-    if (thread == 0) {
-      is_last = atomicAdd(a.arrivals + item, 1) == splits.count - 1;
-      if (is_last) a.arrivals[item] = 0;  // for the next launch
-    }
-    __syncthreads();
-    if (!is_last) return;
-    __threadfence();
+    if (!is_last_block(a.split_counters + item, splits.count)) return;
     const volatile float* partials = a.partials + static_cast<int64_t>(item) * a.splits * kGroup * (a.head_dim + 2);
 #pragma unroll
-    for (int e = 0; e < kJoined; ++e) {
+    for (int e = 0; e < kElements; ++e) {
       const int at = thread + e * kThreads, g = at / a.head_dim, dimension = at % a.head_dim;
       if (g >= group) continue;
       for (int split = 0; split < splits.count; ++split) {
         const volatile float* partial = partials + (static_cast<int64_t>(split) * kGroup + g) * (a.head_dim + 2);
         const float sum = partial[dimension], maximum = partial[a.head_dim], total = partial[a.head_dim + 1];
-        if (split == 0) {
-          joined[e] = sum;
-          joined_maximum[e] = maximum;
-          joined_total[e] = total;
-        } else {
-          const Join j = join(joined_maximum[e], joined_total[e], maximum, total);
-          joined[e] = fmaf(joined[e], j.keep, sum * j.add);
-          joined_maximum[e] = j.maximum;
-          joined_total[e] = j.total;
-        }
+        elements[e].merge_next(sum, {maximum, total}, split == 0);
       }
     }
   }
 #pragma unroll
-  for (int e = 0; e < kJoined; ++e) {
+  for (int e = 0; e < kElements; ++e) {
     const int at = thread + e * kThreads, g = at / a.head_dim, dimension = at % a.head_dim;
-    if (g < group) a.out[query_at + static_cast<int64_t>(g) * a.head_dim + dimension] = joined[e] / joined_total[e];
+    if (g < group)
+      a.out[query_at + static_cast<int64_t>(g) * a.head_dim + dimension] = elements[e].sum / elements[e].state.total;
   }
 }
 
-template <typename T, int kGroup, bool kWhole>
+template <typename T, int kGroup, bool kVectorized>
 void run_attention(const Launch& launch, const AttentionArguments& a, int64_t rows, bool serial) {
-  // Rows are many: a grid has 2^31 - 1 blocks along x, but 65,535 along y and z.
+  // Rows are along x: a grid may have 2^31 - 1 blocks along x, but 65,535 along y and z.
   const dim3 grid(static_cast<unsigned>(rows * a.heads * a.parts), static_cast<unsigned>(serial ? 1 : a.splits));
-  if (serial) launch(attention_kernel<T, kGroup, kWhole, true>, grid, kThreads, 0, a);
-  else launch(attention_kernel<T, kGroup, kWhole, false>, grid, kThreads, 0, a);
+  if (serial) launch(attention_kernel<T, kGroup, kVectorized, true>, grid, kThreads, 0, a);
+  else launch(attention_kernel<T, kGroup, kVectorized, false>, grid, kThreads, 0, a);
 }
 
 template <typename T, int kGroup>
 void attention_of_group(const Launch& launch, const AttentionArguments& a, int64_t rows, bool serial) {
   if constexpr (sizeof(T) == 2) {
-    const bool whole = a.head_dim % kLaneDims == 0 && is_aligned(a.keys) && is_aligned(a.values);
-    if (whole) return run_attention<T, kGroup, true>(launch, a, rows, serial);
+    const bool vectorized = a.head_dim % kLaneDims == 0 && is_aligned(a.keys) && is_aligned(a.values);
+    if (vectorized) return run_attention<T, kGroup, true>(launch, a, rows, serial);
   }
   run_attention<T, kGroup, false>(launch, a, rows, serial);
 }
 
 template <typename T>
 void attention_of_dtype(const Launch& launch, const AttentionArguments& a, int64_t rows, bool serial) {
-  switch (std::min(a.group, kMostGroup)) {
+  switch (std::min(a.group, kMaxGroup)) {
     case 1: return attention_of_group<T, 1>(launch, a, rows, serial);
     case 2: return attention_of_group<T, 2>(launch, a, rows, serial);
     case 3: return attention_of_group<T, 3>(launch, a, rows, serial);
@@ -341,35 +236,29 @@ void qkv_rope_cache_cuda(
   const QkvRopeCache checked = check_qkv_rope_cache(
       query, key_cache, value_cache, x, text_norm, audio_norm, qkv_weight, qkv_scales, rope_table, slots, positions,
       cache_positions, num_text_rows);
-  for (const Tensor* t : {&key_cache, &x, &text_norm, &qkv_weight, &rope_table, &slots, &positions, &cache_positions}) {
-    check_same_device(op, "an argument", *t, "query", query);
-  }
   if (checked.rows == 0) return;
-  Product p;
+  Gemm p;
   p.weight = checked.weight;
   p.x = x.const_data_ptr<float>();
   p.rows = static_cast<int>(checked.rows);
   p.norm = row_norm(text_norm, audio_norm, num_text_rows, eps);
-  p.following = Following::rope;
+  p.epilogue = Epilogue::kRope;
   p.rope = {query.mutable_data_ptr<float>(),          key_cache.mutable_data_ptr(),
             value_cache.mutable_data_ptr(),           number_type(key_cache),
             rope_table.const_data_ptr<float>(),       slots.const_data_ptr<int32_t>(),
             positions.const_data_ptr<int32_t>(),      cache_positions.const_data_ptr<int32_t>(),
             static_cast<int>(checked.query_heads),    static_cast<int>(checked.cache.heads),
             static_cast<int>(checked.cache.head_dim), checked.cache.length};
-  product(Launch(op, query), p, query);
+  gemm(Launch(op, query), p, query);
 }
 
 void attention_cuda(
     const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& slots,
-    const Tensor& cache_positions, double scale, const Tensor* arrivals) {
+    const Tensor& cache_positions, double scale, const Tensor* split_counters) {
   const char* op = "attention";
   const auto [cache, rows, group] = check_attention(out, query, key_cache, value_cache, slots, cache_positions);
-  for (const Tensor* t : {&query, &key_cache, &slots, &cache_positions}) {
-    check_same_device(op, "an argument", *t, "out", out);
-  }
-  STD_TORCH_CHECK(
-      cache.head_dim <= kMostHeadDim, op, ": head_dim must be at most ", kMostHeadDim, " on CUDA, got ",
+  HIGGS_CHECK(
+      cache.head_dim <= kMaxHeadDim, op, ": key_cache must have a head_dim of at most ", kMaxHeadDim, " on CUDA, got ",
       cache.head_dim);
   if (rows == 0) return;
   Launch launch(op, out);
@@ -384,21 +273,21 @@ void attention_cuda(
   a.heads = static_cast<int>(cache.heads);
   a.group = static_cast<int>(group);
   a.head_dim = static_cast<int>(cache.head_dim);
-  a.splits = static_cast<int>(std::min<int64_t>(kMostSplits, ceil_div(cache.length, kTile)));
-  const int group_of_block = std::min(a.group, kMostGroup);
+  a.splits = static_cast<int>(std::min<int64_t>(kMaxSplits, ceil_div(cache.length, kTile)));
+  const int group_of_block = std::min(a.group, kMaxGroup);
   a.parts = static_cast<int>(ceil_div(a.group, group_of_block));
   a.scale = static_cast<float>(scale);
   const int64_t items = rows * a.heads * a.parts;
   const bool serial = a.splits == 1 || items >= 4 * launch.multiprocessors();
-  Tensor partials, own_arrivals;
+  Tensor partials, own_counters;
   if (!serial) {
     partials = torch::stable::new_empty(out, {items * a.splits * group_of_block * (a.head_dim + 2)}, ScalarType::Float);
     a.partials = partials.mutable_data_ptr<float>();
-    if (!arrivals) {
-      own_arrivals = torch::stable::new_zeros(out, {items}, ScalarType::Int);
-      arrivals = &own_arrivals;
+    if (!split_counters) {
+      own_counters = torch::stable::new_zeros(out, {items}, ScalarType::Int);
+      split_counters = &own_counters;
     }
-    a.arrivals = arrivals->mutable_data_ptr<int32_t>();
+    a.split_counters = split_counters->mutable_data_ptr<int32_t>();
   }
   with_weight_type(key_cache, [&](auto* numbers) {
     attention_of_dtype<std::remove_cv_t<std::remove_pointer_t<decltype(numbers)>>>(launch, a, rows, serial);

@@ -1,4 +1,4 @@
-// The decoder layers, from the CUDA operators.
+// All decoder layers, from the CUDA operators.
 #include "common/decoder.h"
 
 #include <torch/csrc/stable/library.h>
@@ -14,12 +14,12 @@ struct Operators {
   decltype(&qkv_rope_cache_cuda) qkv_rope_cache = qkv_rope_cache_cuda;
   decltype(&linear_cuda) linear = linear_cuda;
   decltype(&dual_ffn_cuda) dual_ffn = dual_ffn_cuda;
-  Tensor arrivals;  // of all layers, which come one after the other
+  Tensor split_counters;  // of all layers, which run one after the other
 
   void attention(
       const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& slots,
       const Tensor& cache_positions, double scale) const {
-    attention_cuda(out, query, key_cache, value_cache, slots, cache_positions, scale, &arrivals);
+    attention_cuda(out, query, key_cache, value_cache, slots, cache_positions, scale, &split_counters);
   }
 };
 
@@ -28,14 +28,16 @@ void decoder_layers_cuda(
     std::vector<Tensor> value_caches, std::vector<Tensor> weights, std::vector<int64_t> skips_audio, double eps,
     const Tensor& rope_table, const Tensor& slots, const Tensor& positions, const Tensor& text_positions,
     int64_t num_text_rows) {
-  check_tensor("decoder_layers", "query", query, ScalarType::Float, {kAnySize, kAnySize});
+  const DecoderLayers args = check_decoder_layers(
+      x, query, attended, key_caches, value_caches, weights, skips_audio, rope_table, slots, positions, text_positions,
+      num_text_rows);
   const Launch launch("decoder_layers", x);
   Operators operators;
-  // A KV head or part of its group has at least one column of `query`.
-  operators.arrivals = torch::stable::new_zeros(x, {query.numel()}, ScalarType::Int);
+  // Large enough: each KV head, or part of its group, has at least one column of `query`.
+  operators.split_counters = torch::stable::new_zeros(x, {query.numel()}, ScalarType::Int);
   run_decoder_layers(
-      operators, x, query, attended, key_caches, value_caches, weights, skips_audio, eps, rope_table, slots, positions,
-      text_positions, num_text_rows);
+      operators, args, x, query, attended, key_caches, value_caches, weights, skips_audio, eps, rope_table, slots,
+      positions, text_positions, num_text_rows);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
-// The operators that a decoder layer consists of, as functions. Each is registered under its name without `_cuda`.
+// The operators of a decoder layer, as functions. Each is registered under its name without `_cuda`.
 #pragma once
 
-#include "common/packed_weight.h"
+#include "args/packed_weight.h"
 
 namespace higgs_native::cuda {
 
@@ -11,10 +11,10 @@ void qkv_rope_cache_cuda(
     const Tensor& rope_table, const Tensor& slots, const Tensor& positions, const Tensor& cache_positions,
     int64_t num_text_rows);
 
-// `arrivals` [rows * KV heads], int32, is zero, and is left so; made here where it is null.
+// `split_counters` [rows * KV heads], int32, is zero before and after; it is made here if null.
 void attention_cuda(
     const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& slots,
-    const Tensor& cache_positions, double scale, const Tensor* arrivals);
+    const Tensor& cache_positions, double scale, const Tensor* split_counters);
 
 void linear_cuda(
     const Tensor& out, const Tensor& x, const Tensor& weight, const OptionalTensor& scales,

@@ -1,11 +1,12 @@
-// The delay pattern, built and reverted.
+// Builds and reverts the delay pattern.
 //
 //   build:  out[k, n] = [BOS, codes[k], EOS][n - k], BOS before the first and EOS after the last
 //   revert: out[k, n] = delayed[k, n + k]
 //
-// Layout: int32, row-major, a row a codebook. Threads: x runs over the columns of a row, so that neighbouring threads read
-// and write neighbouring words; y is the codebook. Bytes: each code is read once and written once, 8 bytes a code.
-#include "common/delay_pattern.h"
+// Layout: int32, row-major, a row per codebook.
+// Threads: x is the column of a row, so that neighboring threads read and write neighboring words; y is the codebook.
+// Bytes: each code is read once and written once, 8 bytes per code.
+#include "args/delay_pattern.h"
 
 #include <torch/csrc/stable/library.h>
 

@@ -1,10 +1,10 @@
 // out = x + down(silu(gate(z)) * up(z)), z = rms_norm(x), for text rows and audio rows, each with its own weights: two
-// products (linear.cu) for each segment that holds rows.
+// products (linear.cu) for each segment that has rows.
 //
-// Rows are sorted: text rows, then audio rows. A panel of gate_up holds kHalfPanel rows of the gate and the kHalfPanel rows
-// of the up projection that belong to them, so that the block that sums them multiplies the two.
-// Bytes moved: the weights of the segments that hold rows, once.
-#include "common/dual_ffn.h"
+// Rows are sorted: text rows, then audio rows. A panel of gate_up holds kHalfPanel rows of the gate and the same rows
+// of the up projection, so that the block that sums them multiplies the two.
+// Bytes moved: the weights of each segment that has rows, once.
+#include "args/dual_ffn.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -22,22 +22,22 @@ void run_segment(
     const FeedForward& weights) {
   const int64_t rows = end - begin, hidden = x.size(1), intermediate = weights.down.k;
   const Tensor activated = torch::stable::new_empty(x, {rows, intermediate}, ScalarType::Float);
-  Product gate_up;
+  Gemm gate_up;
   gate_up.weight = weights.gate_up;
   gate_up.x = x.const_data_ptr<float>() + begin * hidden;
   gate_up.rows = static_cast<int>(rows);
   gate_up.norm = row_norm(weights.norm, weights.norm, rows, eps);
-  gate_up.following = Following::silu;
+  gate_up.epilogue = Epilogue::kSiluMul;
   gate_up.out = activated.mutable_data_ptr<float>();
   gate_up.n_out = static_cast<int>(intermediate);
-  product(launch, gate_up, x);
-  Product down;
+  gemm(launch, gate_up, x);
+  Gemm down;
   down.weight = weights.down;
   down.x = gate_up.out;
   down.rows = gate_up.rows;
   down.out = out.mutable_data_ptr<float>() + begin * hidden;
   down.residual = gate_up.x;
-  product(launch, down, x);
+  gemm(launch, down, x);
 }
 
 }  // namespace
@@ -47,21 +47,12 @@ void dual_ffn_cuda(
     const OptionalTensor& text_gate_up_scales, const Tensor& text_down, const OptionalTensor& text_down_scales,
     const Tensor& audio_norm, const Tensor& audio_gate_up, const OptionalTensor& audio_gate_up_scales,
     const Tensor& audio_down, const OptionalTensor& audio_down_scales, double eps, int64_t num_text_rows) {
-  const char* op = "dual_ffn";
-  check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize});
-  const int64_t rows = x.size(0), hidden = x.size(1);
-  check_tensor(op, "out", out, ScalarType::Float, {rows, hidden});
-  const FeedForward text =
-      check_feed_forward("text", hidden, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales);
-  const FeedForward audio = check_feed_forward(
-      "audio", hidden, audio_norm, audio_gate_up, audio_gate_up_scales, audio_down, audio_down_scales);
-  check_text_rows(op, num_text_rows, rows);
-  for (const Tensor* t : {&x, &text_norm, &text_gate_up, &text_down, &audio_norm, &audio_gate_up, &audio_down}) {
-    check_same_device(op, "an argument", *t, "out", out);
-  }
-  const Launch launch(op, out);
-  if (num_text_rows > 0) run_segment(launch, out, x, 0, num_text_rows, eps, text);
-  if (num_text_rows < rows) run_segment(launch, out, x, num_text_rows, rows, eps, audio);
+  const DualFfn args = check_dual_ffn(
+      out, x, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales, audio_norm, audio_gate_up,
+      audio_gate_up_scales, audio_down, audio_down_scales, num_text_rows);
+  const Launch launch("dual_ffn", out);
+  if (num_text_rows > 0) run_segment(launch, out, x, 0, num_text_rows, eps, args.text);
+  if (num_text_rows < args.rows) run_segment(launch, out, x, num_text_rows, args.rows, eps, args.audio);
 }
 
 }  // namespace higgs_native::cuda

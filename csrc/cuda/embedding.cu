@@ -1,10 +1,11 @@
 // out[:T] = text_table[token_ids]; out[T:] = sum over codebooks k of audio_table[k * codebook size + codes[:, k]].
 //
-// Layout: tables and out are row-major [rows, hidden]; the sums are float32, from the first codebook to the last, as on the
-// CPU. Threads: a block takes kThreads * kVector columns of a row, a thread kVector neighbouring ones.
-// Bytes: a row of the table for a text row, a row a codebook for an audio row, and the row of out.
-// The host can't look at the ids: a row whose id or code lies outside its table is NaN.
-#include "common/embedding.h"
+// Layout: tables and out are row-major [rows, hidden]; sums are float32, from the first codebook to the last, as on the
+// CPU.
+// Threads: a block takes kThreads * kVector columns of a row, a thread kVector neighboring ones.
+// Bytes: a table row per text row, one per codebook for an audio row, and the row of out. The host does not read the
+// ids: a row whose id or code is outside its table is NaN.
+#include "args/embedding.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -47,7 +48,7 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(Embed args) {
     const int32_t* codes = args.codes + (row - args.num_text) * args.num_codebooks;
     const T* table = static_cast<const T*>(args.audio_table) + column;
     for (int64_t k = 0; k < args.num_codebooks; ++k) found &= codes[k] >= 0 && codes[k] < args.codebook_size;
-    // Without a condition inside, so that the rows are on their way at the same time.
+    // No condition inside the loop, so that the loads of all rows are in flight at once.
     const int64_t num_codebooks = found ? args.num_codebooks : 0;
 #pragma unroll 4
     for (int64_t k = 0; k < num_codebooks; ++k)
@@ -74,11 +75,11 @@ void embed_cuda(
   const Embed args = check_embed(out, token_ids, codes, text_table, audio_table);
   if (out.numel() == 0) return;
   const Launch launch("embed", out);
-  const bool vectors =
+  const bool vectorized =
       args.hidden % 4 == 0 && is_aligned(args.out) && is_aligned(args.text_table) && is_aligned(args.audio_table);
   with_weight_type(text_table, [&](auto* table) {
     using T = std::remove_cv_t<std::remove_pointer_t<decltype(table)>>;
-    vectors ? launch_embed<T, 4>(launch, args) : launch_embed<T, 1>(launch, args);
+    vectorized ? launch_embed<T, 4>(launch, args) : launch_embed<T, 1>(launch, args);
   });
 }
 

@@ -1,12 +1,13 @@
-// Rounds a weight matrix to integers and scales; common/quantization.h says which scales are tried, and the one with the least
-// squared error is taken.
+// Rounds a weight matrix to integers and scales: of the scales of common/quantization.h, the one with the least squared
+// error.
 //
-// Threads: a warp takes a group: a row for 8 bits, kQuantGroup columns of a row for 4 bits. Its two halves try two scales at a
-// time, each with the error's 16 sums as the CPU has them in vectors of AVX-512: so both choose the same scale. (With
-// narrower vectors the CPU may choose another where two are equally good.) The integers of a scale are the same everywhere.
-// Bytes: the matrix and its integers, once; the tries find a group in the first cache.
-// A group that holds a value that is not finite gets NaN for its scale; the CPU refuses it.
-#include "common/quantization.h"
+// Threads: a warp takes a group: a row for 8 bits, kQuantGroup columns of a row for 4 bits. Its halves try two scales
+// at a time, each summing the error in 16 sums like the CPU's vectors of AVX-512, so both choose the same scale. (With
+// narrower vectors the CPU may choose another of two equally good scales.) The integers of a scale are the same
+// everywhere.
+// Bytes: the matrix and its integers, once; later tries find a group in L1. A group with a value that is not finite
+// gets a scale of NaN; the CPU refuses it.
+#include "args/quantization.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -19,7 +20,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kHalfWarp = kWarp / 2;
 
-// The multiple of the scale that is nearest to x, within the range.
+// The multiple of the scale nearest to x, within the range.
 __device__ __forceinline__ float nearest(float x, float inverse, const Integers& range) {
   const float q = fminf(fmaxf(x * inverse, static_cast<float>(range.lowest())), static_cast<float>(range.highest()));
   return static_cast<float>(__float2int_rn(q));
@@ -32,10 +33,10 @@ struct Group {
   int count;
   Integers range;
 
-  // The scale; 1 where all values are zero or too small for any, NaN where one is not finite.
+  // The scale; 1 if all values are zero or too small for one, NaN if a value is not finite.
   __device__ float choose_scale(bool clip) const {
     const uint32_t lane = threadIdx.x % kWarp;
-    // Magnitudes order as the bits of a float do, NaN above infinity above all others.
+    // Magnitudes are ordered like the bits of a float; NaN is above infinity.
     uint32_t largest = 0;
     for (int i = lane; i < count; i += kWarp) largest = max(largest, float_as_bits(fabsf(to_float(x[i]))));
     largest = __reduce_max_sync(kAllLanes, largest);
@@ -45,25 +46,25 @@ struct Group {
     for (int i = lane; i < count; i += kWarp) {
       if (float_as_bits(fabsf(to_float(x[i]))) == largest) first = min(first, static_cast<uint32_t>(i));
     }
-    const float whole = range.whole_scale(to_float(x[__reduce_min_sync(kAllLanes, first)]));
-    float best = range.stored(whole);
+    const float unclipped = range.unclipped_scale(to_float(x[__reduce_min_sync(kAllLanes, first)]));
+    float best = range.stored(unclipped);
     if (best == 0) return 1;
     if (!clip) return best;
-    // With 4 bits each step of clipping but the first has two scales, of either sign.
+    // With 4 bits each clipping threshold but the first has two scales, one per sign.
     const int scales = range.bits == 4 ? 2 * kClips - 1 : kClips;
-    float least = INFINITY;
+    float least_error = INFINITY;
     for (int pair = 0; pair < scales; pair += 2) {
       const int i = min(pair + static_cast<int>(lane / kHalfWarp), scales - 1);
       const bool negative = range.bits == 4 && i > 0 && i % 2 == 0;
-      const float scale = range.clipped_scale(whole, range.bits == 4 ? (i + 1) / 2 : i, negative ? -1.f : 1.f);
+      const float scale = range.clipped_scale(unclipped, range.bits == 4 ? (i + 1) / 2 : i, negative ? -1.f : 1.f);
       float squares = error(scale);
       if (scale == 0) squares = INFINITY;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float error_of_half = __shfl_sync(kAllLanes, squares, half * kHalfWarp);
         const float scale_of_half = __shfl_sync(kAllLanes, scale, half * kHalfWarp);
-        if (error_of_half < least) {
-          least = error_of_half;
+        if (error_of_half < least_error) {
+          least_error = error_of_half;
           best = scale_of_half;
         }
       }
@@ -71,7 +72,7 @@ struct Group {
     return best;
   }
 
-  // The sum of (x - scale * q)^2, by the half warp.
+  // The sum of (x - scale * q)^2, over the half warp.
   __device__ float error(float scale) const {
     const float inverse = 1 / scale;
     float sum = 0;

@@ -1,18 +1,20 @@
-// Drawing codes and text tokens from logits, and advancing the delay-pattern state machine (common/sampling.h).
+// Draws codes and text tokens from logits (common/draw.h) and advances the delay-pattern state machine
+// (common/delay_state.h).
 //
-// A row of logits becomes 32-bit keys that order as the scores do. Top-k and top-p are thresholds on the keys, found two bits
-// a pass from the number, or the weight, of the keys that reach a candidate. All sums are of integers, so that threads may add
-// in any order and the draw is the CPU's. Threads: a block draws from a row (for audio: a codebook of a row).
-// Bytes: the logits once; then the keys stay in shared memory. A row of more than kMaxSharedKeys is read at every pass, up to
-// 36 times, from the second cache.
+// A row of logits becomes 32-bit keys in the order of the scores. Top-k and top-p are thresholds on the keys, found two
+// bits per pass from the number, or the weight, of the keys at or above a candidate. All sums are integers, so that
+// threads may add in any order and the draw equals the CPU's.
+// Threads: a block draws from a row (for audio: a codebook of a row).
+// Bytes: the logits once; the keys stay in shared memory. A row of more than kMaxSharedKeys is read in every pass, up
+// to 36 times, from L2.
 //
-// The host can't look at values, so nothing is refused for them. Where the CPU raises, because of logits, parameters or a slot,
-// the code or token is -1 and processed logits are NaN; a slot stays as it is where it, not its logits, is at fault.
+// The host does not read values, so none is refused. Where the CPU raises, because of logits, parameters or a slot, the
+// code or token is -1 and processed logits are NaN. A slot keeps its state if it, not its logits, is wrong.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 
-#include "common/sampling_arguments.h"
+#include "args/sampling.h"
 #include "cuda/launch.h"
 
 namespace higgs_native::cuda {
@@ -22,11 +24,11 @@ namespace {
 constexpr int kMaxThreads = 768;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
 constexpr int64_t kLogitsOfThread = 8;
-constexpr int64_t kMaxSharedKeys = 11 << 10;  // with the sums less than the 48 KB that a block has without being asked
+constexpr int64_t kMaxSharedKeys = 11 << 10;  // with the sums below the 48 KB that a block has by default
 
 constexpr int32_t kNothingDrawn = -1;
 
-// The sum over a warp, of 63 bits, from sums of 27 bits of each.
+// The warp's sum of up to 63 bits, from sums of 27 bits each.
 __device__ __forceinline__ uint64_t warp_sum_exact(uint64_t x) {
   constexpr int kBits = 27;
   constexpr uint64_t kMask = (1u << kBits) - 1;
@@ -87,7 +89,7 @@ class Candidates {
     good_ = lowest >= kMinusInfinityKey && highest_ < kInfinityKey && highest_ > kMinusInfinityKey;
   }
 
-  // Whether there is something to draw from; the CPU refuses the logits if not.
+  // Whether the logits can be drawn from; the CPU refuses them if not.
   __device__ bool good() const { return good_; }
 
   // The first of the highest scores.
@@ -107,14 +109,14 @@ class Candidates {
       uint64_t total[1] = {};
       for (int i = threadIdx.x; i < n_; i += blockDim.x) total[0] += kept_weight(i, lowest);
       block_sum(total);
-      // The keys from `lowest` on weigh enough, so that the new threshold is no lower.
+      // Keys >= `lowest` weigh at least the limit, so the new threshold is not lower.
       lowest = find_threshold(top_p_limit(top_p, total[0]), [this](uint32_t key) { return weight(key); });
     }
     return lowest;
   }
 
-  // Draws from the tokens whose keys reach the threshold. Each warp weighs a piece of the row; the one with the target
-  // goes through its piece once more.
+  // Draws from the tokens with keys >= threshold. Each warp weighs a part of the row; the one with the target reads its
+  // part again.
   __device__ int32_t draw(uint32_t threshold, uint64_t random) const {
     __shared__ uint64_t of_warps[kMaxWarps];
     __shared__ int32_t drawn;
@@ -170,7 +172,7 @@ class Candidates {
     return k >= threshold ? weight(k) : 0;
   }
 
-  // The largest key t for which the keys >= t together weigh `limit` or more; all keys must.
+  // The largest key t for which keys >= t together weigh at least `limit`, as all keys do.
   template <typename Weight>
   __device__ uint32_t find_threshold(uint64_t limit, const Weight& weight) const {
     constexpr int kBits = 2, kCandidates = (1 << kBits) - 1;
@@ -215,11 +217,11 @@ __device__ bool is_good(const Sampling& sampling) { return sampling.has_temperat
 __device__ bool is_good_slot(const SampleAudioFrame& args, int32_t i) {
   if (i < 0 || i >= args.num_slots) return false;
   const int32_t* fields = args.slot(i).state;
-  return (fields[kRule] == kBosonRule || fields[kRule] == kTransformersRule) && fields[kHistoryCount] >= 0 &&
+  return (fields[kConvention] == kBoson || fields[kConvention] == kTransformers) && fields[kHistoryCount] >= 0 &&
          is_good(args.sampling[i]) && args.ras_win_len[i] <= args.ring_length;
 }
 
-// The codes of all codebooks, drawn or forced; the slots stay as they are.
+// The codes of all codebooks, drawn or forced; the slots are not changed.
 template <bool kShared>
 __global__ void __launch_bounds__(kMaxThreads, 1) sample_audio_codes_kernel(SampleAudioFrame args) {
   allow_next_launch();
@@ -246,7 +248,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) sample_audio_codes_kernel(Samp
   if (threadIdx.x == 0) args.codes[blockIdx.x] = code;
 }
 
-// A thread completes a row's frame and advances its slot: some hundred bytes, but only behind all codebooks' draws.
+// A thread completes a row's frame and advances its slot, after the draws of all codebooks: some hundred bytes.
 __global__ void __launch_bounds__(kWarp) finish_audio_frames_kernel(SampleAudioFrame args) {
   allow_next_launch();
   wait_for_earlier_launches();
@@ -287,7 +289,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) process_logits_kernel(ProcessL
   }
 }
 
-// Launches the kernel for rows of that many logits: `shared` if their keys fit there.
+// Launches `shared` if a row's keys fit shared memory, else `streamed`.
 template <typename Arguments>
 void launch_rows(
     const Launch& launch, void (*shared)(Arguments), void (*streamed)(Arguments), int64_t rows, const Arguments& args) {

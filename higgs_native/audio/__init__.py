@@ -1,1 +1,1 @@
-"""Recordings and audio files, without any network."""
+"""Audio files and samples: reading, writing, resampling, loudness and quality."""

@@ -1,7 +1,7 @@
-"""libsndfile, used so that an exception may come at any time, as one does that a signal's handler raises.
+"""libsndfile, safe against exceptions at any time, such as those of signal handlers.
 
-libsndfile also reads and writes Python's file objects, through callbacks. An exception in a callback is printed and
-dropped, and damaged audio passes for whole. With a descriptor, no Python code runs inside the library.
+libsndfile accesses Python's file objects through callbacks. An exception in a callback is printed and dropped, so that
+damaged audio seems complete. With a file descriptor, no Python code runs inside the library.
 """
 
 import os
@@ -13,7 +13,7 @@ import soundfile
 
 @contextmanager
 def memory_file(contents: bytes = b"") -> Iterator[int]:
-    """Give the descriptor of a file in memory that holds `contents`, positioned at its beginning."""
+    """Yield the descriptor of a file in memory that holds `contents`, positioned at its beginning."""
     descriptor = os.memfd_create("audio")
     try:
         rest = memoryview(contents)
@@ -28,8 +28,8 @@ def memory_file(contents: bytes = b"") -> Iterator[int]:
 class SoundFile(soundfile.SoundFile):
     """A SoundFile that closes the library's file at most once.
 
-    An exception may end `__init__` or `close` right after the library's part of it. The base class, deleted, would
-    then close what was never stored, or what is freed already.
+    An exception can end `__init__` or `close` right after the library's call. The destructor of the base class would
+    then close a handle that was never stored, or is freed already.
     """
 
     _is_open = False

@@ -1,31 +1,31 @@
-"""The loudness of a recording, after ITU-R BS.1770-4."""
+"""Loudness of a recording, by ITU-R BS.1770-4."""
 
 import numpy as np
 
 
 _BLOCK_SECONDS, _STEP_SECONDS = 0.4, 0.1
-_ABSOLUTE_GATE, _RELATIVE_GATE = -70.0, -10.0
-# The standard lists its filters for 48 kHz; these are the frequencies (Hz), gain (dB) and qualities they come from.
+_ABSOLUTE_GATE, _RELATIVE_GATE = -70.0, -10.0  # LUFS, LU
+# The standard lists filter coefficients for 48 kHz. They follow from these frequencies (Hz), gain (dB) and qualities.
 _SHELF_FREQUENCY, _SHELF_GAIN, _SHELF_Q = 1681.9744509555319, 3.99984385397, 0.7071752369554193
 _HIGH_PASS_FREQUENCY, _HIGH_PASS_Q = 38.13547087613982, 0.5003270373253953
-# The standard's high-pass filter has this gain, since its numerator is 1, -2, 1; a filter of another rate has it, too.
+# The standard's high-pass filter has the numerator 1, -2, 1, and so this gain, which other rates keep.
 _HIGH_PASS_GAIN = np.polyval([1, 1 / _HIGH_PASS_Q, 1], np.tan(np.pi * _HIGH_PASS_FREQUENCY / 48000))
 
 
 def integrated_loudness(samples: np.ndarray, sampling_rate: int) -> float:
-    """Return the loudness of mono audio in LUFS; minus infinity where no 0.4 s of it are above -70 LUFS.
+    """Return the loudness of mono audio in LUFS; minus infinity if no block of 0.4 s is above -70 LUFS.
 
     Args:
         samples: [samples], at least one, floating, full scale at 1. Less than 0.4 s count as one block.
-        sampling_rate: in Hz, at least 1000. The shelf filter, which raises what lies above 1.7 kHz, has nothing to
-            raise below 3.4 kHz.
+        sampling_rate: in Hz, at least 1000. Below 3.4 kHz the shelf filter is left out, which raises frequencies above
+            1.7 kHz.
     """
-    power = np.square(_k_weighted(samples.astype(np.float64), sampling_rate))
+    power = np.square(k_weighted(samples.astype(np.float64), sampling_rate))
     length, step = round(_BLOCK_SECONDS * sampling_rate), round(_STEP_SECONDS * sampling_rate)
     starts = np.arange(0, max(len(power) - length, 0) + 1, step)
     sums = np.concatenate([[0.0], np.cumsum(power)])
     ends = np.minimum(starts + length, len(power))
-    # A difference of sums may come out a little below zero.
+    # Rounding can make a difference of sums negative.
     blocks = np.maximum(sums[ends] - sums[starts], 0) / (ends - starts)
     blocks = blocks[_lufs(blocks) > _ABSOLUTE_GATE]
     if not len(blocks):
@@ -34,24 +34,18 @@ def integrated_loudness(samples: np.ndarray, sampling_rate: int) -> float:
 
 
 def normalized_to(samples: np.ndarray, sampling_rate: int, loudness: float) -> np.ndarray:
-    """Return mono audio [samples] scaled to `loudness`, in LUFS; silence is left as it is."""
+    """Return mono audio [samples] scaled to `loudness`, in LUFS. Silence is returned as it is."""
     present = integrated_loudness(samples, sampling_rate)
     return samples if present == float("-inf") else samples * np.float32(10 ** ((loudness - present) / 20))
 
 
-def _lufs(power: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return -0.691 + 10 * np.log10(power)
+def k_weighted(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Apply the standard's shelf and high-pass filters to mono audio [samples], float64.
 
-
-def _k_weighted(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """Apply the standard's shelf and high-pass filters.
-
-    They are applied to the spectrum: their response to a sample has died away after the second of silence that is
-    added here.
+    The filters multiply the spectrum. A second of zeros is appended, in which their impulse responses die away.
     """
     count = len(samples) + sampling_rate
-    z = np.exp(-2j * np.pi * np.arange(count // 2 + 1) / count)  # one sample's delay, at each frequency
+    z = np.exp(-2j * np.pi * np.arange(count // 2 + 1) / count)  # delay by one sample, per frequency
 
     shelf = np.ones_like(z)
     if sampling_rate / 2 > _SHELF_FREQUENCY:
@@ -68,6 +62,11 @@ def _k_weighted(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
 
 
 def _denominator(tangent: float, quality: float, z: np.ndarray) -> np.ndarray:
-    """Of a filter of second order by the bilinear transform, not normalised."""
+    """Return the denominator of a second-order filter (bilinear transform, not normalized)."""
     edge = tangent / quality
     return (1 + edge + tangent**2) + 2 * (tangent**2 - 1) * z + (1 - edge + tangent**2) * z**2
+
+
+def _lufs(power: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return -0.691 + 10 * np.log10(power)

@@ -49,7 +49,7 @@ class VoiceWarning(UserWarning):
 
 @dataclass(frozen=True)
 class RecordingQuality:
-    """What `measure` finds in a recording. Times are in seconds.
+    """Measurements of a recording. Times are in seconds.
 
     Attributes:
         duration: length of the recording.

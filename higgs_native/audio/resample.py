@@ -1,16 +1,35 @@
-"""Resampling with the filter that HuBERT was trained behind."""
+"""Resampling: with the filter of the HuBERT training data, and with that of recordings given to the tokenizer."""
 
 import math
 
+import numpy as np
+import soxr
 import torch
 from torch.nn import functional as F
 
 
-def resample(audio: torch.Tensor, from_rate: int, to_rate: int) -> torch.Tensor:
+def resample_soxr(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Resample as `librosa.resample` does by default, the function that the audio tokenizer's users encoded with.
+
+    Args:
+        samples: [samples], float32.
+        from_rate, to_rate: in Hz.
+
+    Returns:
+        [ceil(samples * to_rate / from_rate)], float32; zeros fill up what the filter leaves out at the end.
+    """
+    if from_rate == to_rate:
+        return samples
+    num_samples = -(-len(samples) * to_rate // from_rate)
+    resampled = soxr.resample(samples, from_rate, to_rate, quality="HQ")[:num_samples]
+    return np.pad(resampled, (0, num_samples - len(resampled))).astype(np.float32, copy=False)
+
+
+def resample_sinc(audio: torch.Tensor, from_rate: int, to_rate: int) -> torch.Tensor:
     """Resample by windowed-sinc interpolation, as `torchaudio.functional.resample` does by default.
 
-    A sinc cut off at 0.99 of the lower Nyquist frequency, under a Hann window of 6 zero crossings on each side. HuBERT
-    was fed by this filter, so no other will do.
+    The sinc is cut off at 0.99 of the lower Nyquist frequency and has a Hann window of 6 zero crossings on each side.
+    HuBERT was trained on audio from this filter; another one changes its features.
 
     Args:
         audio: [channels, samples], float32.
@@ -25,7 +44,7 @@ def resample(audio: torch.Tensor, from_rate: int, to_rate: int) -> torch.Tensor:
     from_rate, to_rate = from_rate // divisor, to_rate // divisor
     zero_crossings, cutoff = 6, 0.99 * min(from_rate, to_rate)
     width = math.ceil(zero_crossings * from_rate / cutoff)
-    # Output j of each group of to_rate lies at time j / to_rate; the taps lie at times i / from_rate around it.
+    # Each stride of from_rate inputs gives to_rate outputs. Output j is at time j / to_rate, tap i at i / from_rate.
     taps = torch.arange(-width, width + from_rate, dtype=torch.float32) / from_rate
     phases = torch.arange(0, -to_rate, -1, dtype=torch.float32) / to_rate
     times = ((phases[:, None] + taps) * cutoff).clamp(-zero_crossings, zero_crossings)

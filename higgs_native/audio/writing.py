@@ -1,4 +1,4 @@
-"""Audio files, written whole or not at all."""
+"""Writing audio files, completely or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -14,28 +14,28 @@ from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.files import check_file_can_be_made, replacing
 
 
-# The ending of an audio file, and libsndfile's names of its format and encoding.
+# libsndfile's format and encoding per file suffix.
 _FORMATS = {
     ".wav": ("WAV", "PCM_16"),
     ".flac": ("FLAC", "PCM_16"),
     ".ogg": ("OGG", "VORBIS"),
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
-# Encoders write the head of a file again when they close it: sizes, a checksum. All of them keep to far fewer bytes.
-_HEAD_BYTES = 64 << 10
-_COPIED_BYTES = 1 << 20
+# Encoders rewrite the header (sizes, a checksum) when they close a file. All headers are far shorter than this.
+_MAX_HEADER_BYTES = 64 << 10
+_COPY_BYTES = 1 << 20
 
 
 class AudioWriter:
-    """Encodes samples into a file, a piece at a time.
+    """Encodes samples into a file, block by block.
 
-    The encoder writes into memory, and what it wrote is moved to the file after each piece. So memory holds one piece
-    only, and an exception between two calls of the library, such as a signal raises, ends the writing.
+    The encoder writes into memory, and each encoded block is moved to the file. Memory holds one block, and an
+    exception between two calls of the library, such as that of a signal handler, ends the writing.
 
     Args:
-        path: the file that errors name.
-        target: the descriptor of the file that is written.
-        memory: the descriptor of an empty file in memory.
+        path: the file's name in errors.
+        target: descriptor of the file that is written.
+        memory: descriptor of an empty file in memory.
         sampling_rate: in Hz.
         format_name, encoding: libsndfile's names.
     """
@@ -51,51 +51,51 @@ class AudioWriter:
             self._encoder = SoundFile(memory, "w", sampling_rate, 1, encoding, format=format_name, closefd=False)
 
     def write(self, samples: np.ndarray) -> None:
-        """Encode samples [samples], float32 or int16. What exceeds full scale is clipped.
+        """Encode samples [samples], float32 or int16, clipped to full scale.
 
         Raises:
-            ParameterError: the disk is full, or the file can't be written for another reason.
+            ParameterError: the file can't be written, for example because the disk is full.
         """
         with self._reporting_errors():
             self._encoder.write(samples)
         self._move()
 
     def finish(self) -> None:
-        """Write what the encoder held back, and the final head.
+        """Write the encoder's remaining bytes and the final header.
 
         Raises:
             ParameterError: as for `write`.
         """
         with self._reporting_errors():
             self._encoder.close()
-        self._check_room()  # libsndfile says nothing where the last bytes fail to be written
-        num_rewritten = min(self._num_moved, _HEAD_BYTES)
+        self._check_room()  # libsndfile does not report a failure to write the last bytes
+        num_rewritten = min(self._num_moved, _MAX_HEADER_BYTES)
         self._move()
         self._copy(0, num_rewritten)
 
     def close(self) -> None:
-        """Release the encoder. Without `finish` before it, the file is not whole."""
-        with suppress(soundfile.SoundFileError):  # whatever ended the writing is reported
+        """Release the encoder. Without an earlier `finish`, the file is incomplete."""
+        with suppress(soundfile.SoundFileError):  # the exception that ended the writing is the one to report
             self._encoder.close()
 
     def _move(self) -> None:
         size = os.fstat(self._memory).st_size
         self._copy(self._num_moved, size)
         self._num_moved = size
-        if size > _HEAD_BYTES:
-            os.ftruncate(self._memory, _HEAD_BYTES)
-            os.ftruncate(self._memory, size)  # a hole, which takes no memory
+        if size > _MAX_HEADER_BYTES:
+            os.ftruncate(self._memory, _MAX_HEADER_BYTES)
+            os.ftruncate(self._memory, size)  # leaves a hole, which takes no memory
 
     def _copy(self, begin: int, end: int) -> None:
         try:
             while begin < end:
-                piece = os.pread(self._memory, min(end - begin, _COPIED_BYTES), begin)
+                piece = os.pread(self._memory, min(end - begin, _COPY_BYTES), begin)
                 begin += os.pwrite(self._target, piece, begin)
         except OSError as error:
             raise self._error(error) from None
 
     def _check_room(self) -> None:
-        """Raise ParameterError where a file of this size can't grow, not even in memory (RLIMIT_FSIZE)."""
+        """Raise ParameterError if a file of this size can't grow, even in memory (RLIMIT_FSIZE)."""
         size = os.fstat(self._memory).st_size
         try:
             os.pwrite(self._memory, b"\0", size)
@@ -105,7 +105,7 @@ class AudioWriter:
 
     @contextmanager
     def _reporting_errors(self) -> Iterator[None]:
-        """Name the system's error, which libsndfile calls a "System error" or cuts the audio for."""
+        """Report the system's error. libsndfile calls it a "System error", or silently cuts the audio."""
         try:
             yield
         except (soundfile.SoundFileError, AssertionError):
@@ -118,9 +118,9 @@ class AudioWriter:
 
 @contextmanager
 def writing_audio(path: str | Path, sampling_rate: int) -> Iterator[AudioWriter]:
-    """Open an audio file for writing, mono, in the format that its ending names. It appears at the end, whole.
+    """Open a mono audio file for writing, in the format of its suffix.
 
-    Any exception keeps the file that was there before.
+    The complete file replaces an old one at the end; after an exception the old file is kept.
 
     Raises:
         ParameterError: as for `check_output_path`, or the disk is full.
@@ -137,13 +137,13 @@ def writing_audio(path: str | Path, sampling_rate: int) -> Iterator[AudioWriter]
 
 
 def check_output_path(path: str | Path) -> Path:
-    """Return `path` if an audio file can be written there; a file that stands there is left alone.
+    """Return `path` if an audio file can be written there; an existing file is not changed.
 
     Raises:
-        ParameterError: it is no path, the ending is not .wav, .flac, .ogg or .mp3, or the folder can't be written to.
+        ParameterError: it is no path, the suffix is not .wav, .flac, .ogg or .mp3, or the folder is not writable.
     """
     path = Path(expanded_path("path", path))
     if path.suffix.lower() not in _FORMATS:
-        raise ParameterError(f"{path} does not end in one of {', '.join(_FORMATS)}")
+        raise ParameterError(f"path must end in {', '.join(_FORMATS)}, got {path}")
     check_file_can_be_made(path)
     return path

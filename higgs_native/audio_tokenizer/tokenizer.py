@@ -11,7 +11,8 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from higgs_native.audio.io import check_duration, checked_rate, mono_samples, read_audio, resampled
+from higgs_native.audio.io import check_duration, checked_rate, mono_samples, read_audio
+from higgs_native.audio.resample import resample_soxr
 from higgs_native.audio_tokenizer import encoder
 from higgs_native.audio_tokenizer.checkpoint import load_tensors
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
@@ -145,7 +146,7 @@ class HiggsAudioTokenizer:
         else:
             waveform, rate = read_audio(audio)
         check_duration(len(waveform), rate)
-        waveform = resampled(waveform, rate, self.sampling_rate)
+        waveform = resample_soxr(waveform, rate, self.sampling_rate)
 
         key = hashlib.sha256(waveform.tobytes() + convention.value.encode()).digest()
         with self._cache_lock:

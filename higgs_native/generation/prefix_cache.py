@@ -131,7 +131,7 @@ class PrefixCache:
             self._evict()
 
     def _use(self, blocks: Sequence[PromptBlock]) -> None:
-        """Of blocks that were used together the first is to go last: without it none behind it can be found."""
+        """Mark blocks as used, the first last: it must be evicted after the others, which are found through it."""
         for block in reversed(blocks):
             if block.key in self._blocks:
                 self._blocks.move_to_end(block.key)

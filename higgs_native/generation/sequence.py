@@ -22,7 +22,7 @@ PromptRow = int | torch.Tensor
 
 
 class GenerationMode(enum.Enum):
-    """What the next step of a sequence generates."""
+    """The kind of output that a sequence's next step generates."""
 
     TEXT = "text"
     AUDIO_INIT = "audio_init"
@@ -59,7 +59,7 @@ class GenerationRequest:
 
 @dataclass
 class GenerationOutput:
-    """What was generated after a prompt.
+    """The output of a request.
 
     Attributes:
         audio_segments: [codebooks, N] int64 each, still delayed, from the frame of BOS on.

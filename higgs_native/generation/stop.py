@@ -1,4 +1,4 @@
-"""What ends a reply: stop strings, and the end of its audio."""
+"""The end of a reply: stop strings, and the end of its audio."""
 
 from collections.abc import Sequence
 

@@ -1,1 +1,1 @@
-"""Long texts: chunks, and the speech that they are joined to."""
+"""Long texts: cut into chunks, spoken one by one, and joined."""

@@ -1,8 +1,8 @@
 """Long texts, cut into chunks that a model speaks well.
 
-A text is cut at paragraphs and speaker turns, always. What is still too long is cut between sentences, then after
-clauses, then between words. In text without spaces, those are the words that jieba finds (Chinese, where it is
-installed) or places where a word may begin (Japanese). Only a word that alone is too long is cut between characters.
+A text is always cut at paragraphs and speaker turns. Pieces that are still too long are cut between sentences, then
+after clauses, then between words. In text without spaces, words are those of jieba (Chinese, if it is installed) or
+begin where a Japanese word may begin. A word that is itself too long is cut between characters.
 """
 
 import functools
@@ -24,12 +24,12 @@ from higgs_native.utils.checks import check_number
 
 
 MIN_CHUNK_SECONDS, MAX_CHUNK_SECONDS = 2.0, 30.0
-"""Beyond 30 seconds the model's speech is no longer stable; below 2, chunks would be single words."""
+"""Above 30 seconds the model's speech becomes unstable; below 2 seconds chunks would be single words."""
 
 Boundary = Literal["paragraph", "turn", "sentence", "word"]
 
-# Milliseconds that a character takes to say, at the pace of an audiobook (155 English words a minute, pauses
-# included). Letters that write whole syllables, or no vowels, take longer; digits are words. The first match counts.
+# Milliseconds per spoken character, at the pace of an audiobook (155 English words a minute, with pauses). Letters of
+# scripts that write syllables or no vowels take longer, and digits are spoken as words. The first match counts.
 _MILLISECONDS = (
     (regex.compile(r"[\s\p{Inherited}\p{Cf}]"), 0),
     (regex.compile(r"\p{Nd}"), 300),
@@ -41,29 +41,29 @@ _MILLISECONDS = (
 _OTHER_MILLISECONDS = 80
 
 _EAST_ASIAN = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\u3000-\u303f\uff00-\uffef]"
-# «French» and »German« quotation marks stand on either side; a French one may have a space before it.
+# «French» and »German« use the same marks in both roles; a French closing mark may follow a space.
 _OPENING = r"[\"'“‘„«»‹›(\[{¿¡「『（【《〈]"
 _CLOSING = r"(?:[\"'“”’«»‹›)\]}」』）】》〉]|\s[»›](?=\s|$))"
 _ENDS = ".!?。！？｡．؟۔।॥։።၊။"
 _SENTENCE_END = regex.compile(rf"([{_ENDS}]+){_CLOSING}*")
 _CLAUSE_END = regex.compile(
-    # Runs of a mark are tried from their beginning alone, and whole: their time grows with their length.
-    # A comma and the like, but none within a number or a word.
+    # Runs of a mark match only from their start and as a whole, which keeps the time linear in their length.
+    # A comma or similar mark, but not within a number or a word.
     rf"(?<![,;:،؛，；：、､])[,;:،؛，；：、､]++{_CLOSING}*(?=\s|{_EAST_ASIAN}|{_OPENING})"
-    # What ended no sentence, as in: "Stop!" he said.
+    # Marks that ended no sentence, as in: "Stop!" he said.
     rf"|(?:(?<![!?؟])[!?؟]++|(?<!\.)\.\.++){_CLOSING}*(?=\s|{_EAST_ASIAN})"
     r"|(?<=\s)[-–—]+(?=\s)"
 )
 _ENDS_LINE = regex.compile(rf"[{_ENDS}…]{_CLOSING}*$")
 _STARTS_EAST_ASIAN, _ENDS_EAST_ASIAN = regex.compile(_EAST_ASIAN), regex.compile(_EAST_ASIAN + "$")
-# After a mark, what shows that the sentence goes on: a small letter, or after a quotation in Japanese, a particle.
+# A sentence continues after a mark if a small letter follows, or after a Japanese quotation a particle.
 _GOES_ON = regex.compile(rf"\s+{_OPENING}*\p{{Ll}}|(?<=[\"'」』])(?:と|って)")
 _LAST_WORD = regex.compile(r"[\p{L}\p{M}\p{N}](?:[\p{L}\p{M}\p{N}.]|(?<=\p{L})['-](?=\p{L}))*$")
 # Initials, "z.B." and "U.S.", and numbers such as "3. Oktober".
 _DOTTED = regex.compile(
     r"[\p{Latin}\p{Cyrillic}\p{Greek}\p{Arabic}\p{Hebrew}]|(?:\p{L}{1,3}\.)+\p{L}{1,3}|\p{Nd}{1,2}"
 )
-# After these a sentence may go on. Where it ended after all, two sentences count as one.
+# A sentence may continue after these. If it does not, two sentences count as one.
 _ABBREVIATIONS = (
     # English
     "mr mrs ms messrs dr prof rev hon st jr sr vs etc nos vol vols fig figs pp eds approx dept inc ltd corp gen col "
@@ -78,12 +78,12 @@ _ABBREVIATIONS = frozenset(_ABBREVIATIONS.split())
 _HAN, _KANA = regex.compile(r"\p{Han}"), regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _SPACE = regex.compile(r"\s*")
 _SPEAKABLE = regex.compile(r"[\p{L}\p{N}]")
-# What a reader sees as one character; small kana and length marks belong to the kana before them.
+# Grapheme clusters; small kana and length marks belong to the kana before them.
 _CHARACTER = regex.compile(r"\X[ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮー々]*")
 
 
 def _unspaced_word(han: str) -> regex.Pattern:
-    """Finds words in text without spaces, `han` those that begin with a Han character, each with its punctuation."""
+    """Return a pattern of words in text without spaces, each with its punctuation; `han` matches those of Han."""
     return regex.compile(
         r"(?V1)(?:<SE\w*>\[\w+\]</SE\w*>|\p{Nd}+(?:[.,:]\p{Nd}+)*|"
         + han
@@ -93,20 +93,20 @@ def _unspaced_word(han: str) -> regex.Pattern:
     )
 
 
-# In Japanese, kanji or a katakana word with the hiragana that follow, its ending and particles.
+# A Japanese word: kanji or katakana, with the hiragana of its ending and particles.
 _JAPANESE_WORD = _unspaced_word(r"[\p{Han}々〆ヶ]+\p{Hiragana}*")
 _OTHER_WORD = _unspaced_word(r"\p{Han}")
 
 
 @dataclass(frozen=True)
 class TextChunk:
-    """A piece of a text, to be spoken in one go.
+    """A piece of a text that is spoken by one generation.
 
     Attributes:
-        text: normalised (see `higgs_native.prompt.normalize`), without the speaker's tag.
-        tag: whose turn it is, such as `[SPEAKER0]`; empty where the text names no speaker.
-        boundary: what begins here: a `turn`, where another speaker takes over, or else a `paragraph`, a `sentence`, or
-            only a `word`.
+        text: normalized (see `higgs_native.prompt.normalize`), without the speaker's tag.
+        tag: of the speaker, such as `[SPEAKER0]`; empty if the text names none.
+        boundary: what begins with this chunk: a `turn` of another speaker, or else a `paragraph`, a `sentence` or a
+            `word`.
     """
 
     text: str
@@ -115,49 +115,49 @@ class TextChunk:
 
     @property
     def prompt(self) -> str:
-        """What the model reads: the tag, then the text."""
+        """The tag and the text, as a prompt holds them."""
         return f"{self.tag} {self.text}".lstrip()
 
 
 def spoken_seconds(text: str) -> float:
-    """About how long a text takes to say, in seconds, at the pace of an audiobook.
+    """Return the approximate duration of a text's speech, in seconds, at the pace of an audiobook.
 
-    Each character counts for itself: 0.08 s, but a digit 0.3, a Chinese character 0.22, a Korean syllable 0.185, kana
-    0.14, an Arabic or Hebrew letter 0.1, and white space or a mark on a letter nothing.
+    Each character takes 0.08 s, but a digit 0.3, a Chinese character 0.22, a Korean syllable 0.185, kana 0.14, an
+    Arabic or Hebrew letter 0.1, and white space or a mark on a letter nothing.
     """
     return _milliseconds(text) / 1000
 
 
 def check_chunk_seconds(max_seconds: float) -> None:
-    """Raise ParameterError where the limit of a chunk is outside `MIN_CHUNK_SECONDS` to `MAX_CHUNK_SECONDS`."""
+    """Raise ParameterError if `max_seconds` is not between `MIN_CHUNK_SECONDS` and `MAX_CHUNK_SECONDS`."""
     check_number("chunk_seconds", max_seconds)
     if not MIN_CHUNK_SECONDS <= max_seconds <= MAX_CHUNK_SECONDS:
         raise ParameterError(
-            f"chunk_seconds must lie between {MIN_CHUNK_SECONDS:g} and {MAX_CHUNK_SECONDS:g}, got {max_seconds}"
+            f"chunk_seconds must be between {MIN_CHUNK_SECONDS:g} and {MAX_CHUNK_SECONDS:g}, got {max_seconds}"
         )
 
 
 def chunk_text(text: str, max_seconds: float, join_sentences: bool = True) -> list[TextChunk]:
-    """Cut a text into chunks, none longer than `max_seconds` by `spoken_seconds`.
+    """Cut a text into chunks of at most `max_seconds` each by `spoken_seconds`.
 
-    Blank lines separate paragraphs. Single line breaks do so too, unless at least half of them stand within a
-    sentence: such a text is broken at a width, and they count as spaces. `[SPEAKER0]`, `[SPEAKER1]`, ... begin turns
-    wherever they stand; a turn goes on over paragraphs until the next one.
+    Blank lines separate paragraphs. Single line breaks do so too, unless at least half of them are within sentences:
+    then the text is wrapped, and they count as spaces. `[SPEAKER0]`, `[SPEAKER1]`, ... begin turns anywhere in a line;
+    a turn continues over paragraphs until the next tag.
 
-    Nothing is lost, doubled or moved: end to end, the chunks of a turn in a paragraph are its normalised text but for
-    the white space between them. Only what holds nothing to say, neither letter nor digit (`* * *`), is left out.
+    Nothing is lost, doubled or moved: the chunks of a turn in a paragraph, concatenated, are its normalized text
+    except for the white space between them. Pieces without a letter or digit (`* * *`) are left out.
 
     Args:
-        text: as it is written; it is normalised here, each turn in each paragraph by itself.
+        text: plain text; each turn in each paragraph is normalized separately.
         max_seconds: `MIN_CHUNK_SECONDS` to `MAX_CHUNK_SECONDS`.
-        join_sentences: let a chunk hold as many sentences of a paragraph as fit, not only one.
+        join_sentences: let a chunk hold as many sentences of a paragraph as fit, instead of one.
 
     Raises:
-        PromptError: there is nothing to say, or the text is not valid Unicode.
-        ParameterError: `max_seconds` is outside its range.
+        PromptError: the text holds neither letters nor digits, or is no valid Unicode.
+        ParameterError: `max_seconds` is out of range.
     """
     check_chunk_seconds(max_seconds)
-    normalize_text(text)  # refuses what is no text
+    normalize_text(text)  # refuses other types and invalid Unicode
     limit = int(1000 * max_seconds)
     chunks: list[TextChunk] = []
     tag = last_tag = ""
@@ -178,22 +178,22 @@ def chunk_text(text: str, max_seconds: float, join_sentences: bool = True) -> li
                     boundary = None
             first, last_tag = "sentence", tag
     if not chunks:
-        raise PromptError("the text holds neither letters nor digits; expected something to say")
+        raise PromptError(f"text must hold something to say (letters or digits), got {text!r:.50}")
     return chunks
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """The paragraphs, each in one line. What they are is told in `chunk_text`."""
+    """Yield the paragraphs, each in one line; `chunk_text` defines them."""
     lines = [line.strip() for line in text.splitlines()]
     breaks = [
         _ENDS_LINE.search(line) is None
         for line, following in itertools.pairwise(lines)
         if line and following and not SPEAKER_TAG.match(following) and not SPEAKER_TAG.fullmatch(line)
     ]
-    broken_at_a_width = 2 * sum(breaks) >= max(1, len(breaks))
+    is_wrapped = 2 * sum(breaks) >= max(1, len(breaks))
     paragraph = ""
     for line in lines:
-        if line and broken_at_a_width:
+        if line and is_wrapped:
             east_asian = _ENDS_EAST_ASIAN.search(paragraph[-1:]) and _STARTS_EAST_ASIAN.match(line)
             paragraph += line if east_asian or not paragraph else " " + line
             continue
@@ -203,23 +203,23 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _without_added_stop(text: str) -> str:
-    """`normalize_text`, without the full stop that it adds where it sees no end."""
+    """Return normalized text without the full stop that `normalize_text` adds to text without an end."""
     return normalize_text(f"{text} .")[:-2]
 
 
 def _with_end(text: str) -> str:
-    """Add that full stop to normalised text, unless it ends in a mark of another script: `؟` needs none."""
+    """Add that full stop to normalized text, unless it ends in a mark of another script, such as `؟`."""
     return text if _ENDS_LINE.search(text) else normalize_text(text)
 
 
 def _split(text: str, limit: int, level: int = 0) -> list[tuple[str, Boundary]]:
-    """Cut a text into pieces of at most `limit` milliseconds, each with what begins there."""
+    """Cut a text into pieces of at most `limit` milliseconds, each with its boundary; `level` indexes `_LEVELS`."""
     if _milliseconds(text) <= limit:
         return [(text, "sentence")]
     units: list[tuple[str, Boundary]] = []
     parts = _LEVELS[level](text)
-    # Sentences stay whole. Within one, a bit that would be left alone beside a part that is cut anyway goes with it.
-    for unit in _without_small_neighbours(parts, limit) if level else parts:
+    # Sentences stay whole. Within one, a short part joins a neighbor that is cut anyway.
+    for unit in _without_small_neighbors(parts, limit) if level else parts:
         begins: Boundary = "sentence" if level == 0 else "word"
         for piece, _ in _split(unit, limit, level + 1):
             units.append((piece, begins))
@@ -227,22 +227,22 @@ def _split(text: str, limit: int, level: int = 0) -> list[tuple[str, Boundary]]:
     return list(_packed(units, limit))
 
 
-def _without_small_neighbours(parts: list[str], limit: int) -> list[str]:
-    """Join to each part above the limit what stands beside it, where that is below a quarter of the limit."""
+def _without_small_neighbors(parts: list[str], limit: int) -> list[str]:
+    """Join each part above the limit with neighbors below a quarter of the limit."""
     joined: list[str] = []
-    last_size, last_takes = 0, False
+    previous = 0  # milliseconds of the part before
     for part in parts:
         size = _milliseconds(part)
-        if joined and ((size > limit and last_size < limit // 4) or (last_takes and size < limit // 4)):
+        if joined and ((size > limit and previous < limit // 4) or (previous > limit and size < limit // 4)):
             joined[-1] += part
         else:
             joined.append(part)
-        last_size, last_takes = size, size > limit
+        previous = size
     return joined
 
 
 def _packed(units: list[tuple[str, Boundary]], limit: int) -> Iterator[tuple[str, Boundary]]:
-    """Join units to as few pieces as fit the limit, about equally long: a last short one would be spoken badly."""
+    """Join units to as few pieces as the limit allows, about equally long: a short last one would be spoken badly."""
     sizes = [_milliseconds(text) for text, _ in units]
     remaining = sum(sizes)
     begin = size = 0
@@ -257,7 +257,7 @@ def _packed(units: list[tuple[str, Boundary]], limit: int) -> Iterator[tuple[str
 
 
 def _sentences(text: str) -> list[str]:
-    """Cut normalised text after its sentences, at fewer places rather than at wrong ones."""
+    """Cut normalized text after its sentences; where the end of one is unsure, don't cut."""
     ends, opening = [], _opening_quotes(text)
     for match in _SENTENCE_END.finditer(text):
         marks, before = match[1], text[max(0, match.start() - 24) : match.start()]
@@ -266,7 +266,7 @@ def _sentences(text: str) -> list[str]:
         if match.end() == len(text) or text[match.end()].isspace():
             if marks == "." and _is_abbreviation(before):
                 continue
-        # East Asian sentences follow each other without a space. "..." there is a pause more often than an end.
+        # East Asian sentences follow each other without a space. Their "..." is a pause more often than an end.
         elif marks.isascii() and (
             marks.startswith("..")
             or not (_ENDS_EAST_ASIAN.search(before) or _STARTS_EAST_ASIAN.match(text, match.end()))
@@ -284,9 +284,9 @@ def _is_abbreviation(before: str) -> bool:
 
 
 def _opening_quotes(text: str) -> set[int]:
-    """Where quotation marks stand that open a quotation.
+    """Return the indices of quotation marks that open a quotation.
 
-    Normalised, both kinds look alike. Every other one opens; a space, where there is one, says it better.
+    Normalized opening and closing marks are equal. Every other one opens, except before a space.
     """
     opening, counts = set(), Counter()
     for match in re.finditer("[\"']", text):
@@ -298,22 +298,25 @@ def _opening_quotes(text: str) -> set[int]:
 
 
 def _before(opening: set[int], end: int) -> int:
-    """Step back from `end` over marks in `opening`."""
+    """Return `end`, moved back over the marks in `opening`."""
     while end - 1 in opening:
         end -= 1
     return end
 
 
 def _clauses(text: str) -> list[str]:
+    """Cut normalized text after its clauses."""
     opening = _opening_quotes(text)
     return _cut(text, [_before(opening, match.end()) for match in _CLAUSE_END.finditer(text)])
 
 
 def _words(text: str) -> list[str]:
+    """Cut text after white space."""
     return regex.findall(r"\S+\s*", text)
 
 
 def _unspaced_words(text: str) -> list[str]:
+    """Cut text without white space before words."""
     if _KANA.search(text):
         return _JAPANESE_WORD.findall(text)
     if _HAN.search(text):
@@ -324,10 +327,11 @@ def _unspaced_words(text: str) -> list[str]:
 
 
 def _characters(text: str) -> list[str]:
+    """Cut text between characters as readers see them."""
     return _CHARACTER.findall(text)
 
 
-# The last one is for characters without end: marks can be piled on a letter.
+# The functions that cut, from sentences to code points. The last one is for letters with unlimited marks.
 _LEVELS: tuple[Callable[[str], list[str]], ...] = (
     _sentences,
     _clauses,
@@ -339,13 +343,13 @@ _LEVELS: tuple[Callable[[str], list[str]], ...] = (
 
 
 def _cut(text: str, ends: Iterable[int]) -> list[str]:
-    """Cut at `ends`, each moved on over the white space there."""
+    """Cut at `ends`, each moved over the white space that follows."""
     ends = [_SPACE.match(text, end).end() for end in ends]
     return [text[begin:end] for begin, end in itertools.pairwise([0, *ends, len(text)]) if end > begin]
 
 
 def _with_punctuation(words: Iterable[str]) -> list[str]:
-    """Put punctuation to the word before it."""
+    """Join punctuation to the word before it."""
     joined: list[str] = []
     for word in words:
         if joined and not _SPEAKABLE.search(word):
@@ -357,7 +361,7 @@ def _with_punctuation(words: Iterable[str]) -> list[str]:
 
 @functools.cache
 def _jieba() -> ModuleType | None:
-    """The word segmenter for Chinese, or None where it is not installed."""
+    """Return the word segmenter for Chinese, or None if it is not installed."""
     try:
         import jieba
     except ImportError:
@@ -367,7 +371,7 @@ def _jieba() -> ModuleType | None:
 
 
 def _milliseconds(text: str) -> int:
-    """Whole numbers: the sum over pieces is that of the whole."""
+    """Return `spoken_seconds` in whole milliseconds, so that the sum over pieces is exact."""
     return sum(map(_character_milliseconds, text))
 
 

@@ -8,7 +8,8 @@ from higgs_native.errors import PromptError
 from higgs_native.long_form.chunk_store import SpokenChunk
 from higgs_native.long_form.chunking import TextChunk
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt.chat import Message, build_prompt, spoken_turns
+from higgs_native.prompt.chat import build_prompt, spoken_turns
+from higgs_native.prompt.messages import Message
 
 
 class Conversation:

@@ -1,8 +1,7 @@
-"""Speech that has gone wrong, told from its codes, its sound and its length.
+"""Detection of failed speech by its codes, its samples and its duration.
 
-A text-to-speech model now and then loses its text: it goes on without end, falls silent, says the same over and over,
-or stops long before the text does. None of this takes listening to notice. The bounds are far from what speech is
-like, so that an unusual pace or a long pause is no failure.
+A text-to-speech model sometimes loses its text: it does not stop, falls silent, repeats itself, or stops much too
+early. All bounds are far from real speech, so that an unusual pace or a long pause is no failure.
 """
 
 import math
@@ -20,42 +19,45 @@ Failure = Literal["no end", "too short", "silence", "repetition"]
 
 MAX_PACE = 2.5
 GRACE_SECONDS = 2.0
-"""Speech may last `MAX_PACE` times as long as its text should take, and so much more: a slow speaker takes 1.6 times
-as long, and a short text may stand between pauses. What has not ended by then has no end."""
+"""Speech may last `MAX_PACE` times the `spoken_seconds` of its text, and `GRACE_SECONDS` more. Slow speakers take 1.6
+times as long, and a short text may be spoken between pauses."""
 
 MIN_PACE = 0.5
-"""Speech that takes less than this share of the time that its text should take has left words out. The fastest
-speakers take 0.6."""
+"""Speech shorter than this share of the `spoken_seconds` of its text lacks words. The fastest speakers take 0.6."""
 
 MAX_SILENCE_SECONDS = 2.0
 SILENT_LEVEL = 1e-3
 SILENT_RATIO = 1e-2
 """A frame of 40 ms is silent if its RMS level is below -60 dB of full scale, or 40 dB below the loudest frame. Pauses
-in speech, those between sentences included, stay under 1.5 seconds."""
+in speech, also between sentences, are shorter than 1.5 seconds."""
 
 REPETITION_FRAMES = 50
 MAX_PERIOD = 50
 MIN_AGREEMENT = 0.8
-"""Speech repeats itself if over 2 seconds (50 frames) four in five frames have the first two codes of the frame one
-period before, for a period of up to 2 seconds. The embedded voice, which speaks on one note, reaches 0.22. Not all
-frames must agree: repetition-aware sampling breaks up loops without ending them."""
+"""Speech repeats itself if, for a period of up to 2 seconds, four in five of 50 frames (2 seconds) have the first two
+codes of the frame one period before. The embedded voice, which speaks on one note, reaches 0.22. Not all frames must
+agree, since repetition-aware sampling varies loops without ending them."""
 
 _UNSPOKEN = regex.compile(r"[^\p{L}\p{M}\p{N}]")
 
 
 def max_seconds(text: str) -> float:
-    """How long the speech of a text may last before it counts as one without end."""
+    """Return the maximum duration of a text's speech, in seconds; longer speech has no end."""
     return MAX_PACE * spoken_seconds(text) + GRACE_SECONDS
 
 
 def detect_failures(speech: Speech, text: str) -> list[Failure]:
-    """Return what is wrong with the speech of a text; an empty list where nothing is.
+    """Return the failures of a text's speech; an empty list if it is good.
 
-    - `no end`: it was cut off at `max_new_tokens` (see `max_seconds`), or lasts longer than `max_seconds`.
-    - `too short`: it takes less than `MIN_PACE` of what the text's letters and digits should take, or there is no
-      audio at all. Punctuation and emoji may take no time: a line of dots is passed over.
-    - `silence`: it is silent for more than `MAX_SILENCE_SECONDS` at a stretch.
-    - `repetition`: its codes repeat, see `REPETITION_FRAMES`.
+    - `no end`: it was stopped at `max_new_tokens`, or lasts longer than `max_seconds`.
+    - `too short`: it has no audio, or lasts less than `MIN_PACE` times the `spoken_seconds` of the text's letters and
+      digits. Punctuation and emoji need no time: a row of dots may be skipped.
+    - `silence`: it is silent for more than `MAX_SILENCE_SECONDS` without a break.
+    - `repetition`: its codes repeat; see `REPETITION_FRAMES`.
+
+    Args:
+        speech: as generated, its ends not trimmed.
+        text: the spoken text, without a speaker tag.
     """
     found = {
         "no end": speech.finish_reason == "length" or speech.duration > max_seconds(text),
@@ -67,7 +69,7 @@ def detect_failures(speech: Speech, text: str) -> list[Failure]:
 
 
 def longest_silence(audio: np.ndarray, sampling_rate: int) -> float:
-    """Return how long the longest silent stretch of `audio` [samples] lasts, in seconds."""
+    """Return the duration of the longest silence in `audio` [samples], float32, in seconds."""
     window = math.ceil(0.04 * sampling_rate)
     frames = audio[: len(audio) // window * window].reshape(-1, window)
     levels = np.sqrt(np.square(frames, dtype=np.float64).mean(axis=1))
@@ -77,7 +79,7 @@ def longest_silence(audio: np.ndarray, sampling_rate: int) -> float:
 
 
 def is_repeating(codes: torch.Tensor) -> bool:
-    """Return whether codes [codebooks, frames] repeat with some period for `REPETITION_FRAMES` frames."""
+    """Return whether codes [codebooks, frames] repeat with any period; see `REPETITION_FRAMES`."""
     codes = codes[:2]
     for period in range(1, min(MAX_PERIOD, codes.shape[1] - REPETITION_FRAMES) + 1):
         agree = (codes[:, period:] == codes[:, :-period]).all(dim=0)

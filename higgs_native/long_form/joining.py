@@ -1,4 +1,4 @@
-"""Where pieces of speech meet: silence cut to a measure, edges that don't click, pauses between."""
+"""Joining of spoken chunks: trimmed silence, ends without clicks, and pauses between chunks."""
 
 from dataclasses import dataclass, fields
 
@@ -10,19 +10,19 @@ from higgs_native.utils.checks import check_number
 
 
 EDGE_SECONDS = 0.05
-"""How much of the silence before and after a piece of speech is kept: room for a breath and a fading sound."""
+"""Silence that is kept before and after speech, for a breath and a fading sound."""
 FADE_SECONDS = 0.01
 AUDIBLE_RATIO = 0.01
-"""Below -40 dB of the loudest sample, the beginning and the end of a piece are silence."""
+"""Samples below this share of the loudest one (-40 dB) are silence at the ends of speech."""
 
 _MAX_PAUSE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Pauses:
-    """The silence before a piece of speech, in seconds, by what begins there; within a sentence there is none.
+    """The silence before a chunk, in seconds, by its boundary; before a `word` there is none.
 
-    At most `EDGE_SECONDS` more on each side come with the speech itself.
+    The speech itself has up to `EDGE_SECONDS` of silence at each end.
 
     Raises:
         ParameterError: a pause is negative or longer than a minute.
@@ -38,7 +38,7 @@ class Pauses:
             check_number(f"{field.name}_pause", seconds)
             if not 0 <= seconds <= _MAX_PAUSE_SECONDS:
                 raise ParameterError(
-                    f"{field.name}_pause must lie between 0 and {_MAX_PAUSE_SECONDS:g} seconds, got {seconds}"
+                    f"{field.name}_pause must be between 0 and {_MAX_PAUSE_SECONDS:g} seconds, got {seconds}"
                 )
 
     def before(self, boundary: Boundary) -> float:
@@ -49,15 +49,15 @@ class Pauses:
 def trim_silence(audio: np.ndarray, sampling_rate: int) -> np.ndarray:
     """Cut the silence at both ends to `EDGE_SECONDS`, and fade the ends in and out.
 
-    The fade is half a period of a cosine, `FADE_SECONDS` long: after it both ends are zero, and may stand beside
-    silence or other speech without a click.
+    The fade is half a period of a cosine, `FADE_SECONDS` long. It begins or ends at zero, so that neither silence nor
+    other speech beside it makes a click.
 
     Args:
         audio: [samples], float32.
         sampling_rate: in Hz.
 
     Returns:
-        [samples], float32, a copy; empty where nothing can be heard.
+        [samples], float32, a copy; empty if all of it is silence.
     """
     levels = np.abs(audio)
     audible = np.flatnonzero(levels > AUDIBLE_RATIO * levels.max(initial=0))

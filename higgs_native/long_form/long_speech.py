@@ -1,4 +1,4 @@
-"""Speech of long texts: a book, chunk by chunk, in one voice, that can be cut off and taken up again."""
+"""Speech of long texts, such as books: spoken chunk by chunk in one voice; an interrupted run can be continued."""
 
 import math
 import secrets
@@ -31,57 +31,57 @@ CHUNK_SECONDS = 20.0
 CONTEXT_CHUNKS = 2
 EMBEDDED_VOICE_CHUNK_SECONDS = 4.5
 EMBEDDED_VOICE_CONTEXT_CHUNKS = 0
-"""The embedded voice was trained on single sentences of up to sixteen words, after one recording at most. It gets no
-chunks of several sentences: of such it often speaks the first one only."""
+"""The embedded voice was trained on single sentences of up to 16 words, after one recording at most. Its chunks hold
+one sentence at most: of several it often speaks only the first."""
 MAX_RETRIES = 3
 
 _SEEDS_PER_CHUNK = 1000
-_LARGEST_WAV = 2**32 - 2**16  # bytes: a WAV file counts them in 32 bits
+_MAX_WAV_BYTES = 2**32 - 2**16  # the header's sizes have 32 bits
 
 
 class LongSpeech:
-    """A long text, spoken chunk by chunk. Iterating gives the chunks, each as soon as it is finished.
+    """A long text, spoken chunk by chunk. Iteration yields each chunk as soon as it is finished.
 
         book = LongSpeech(HiggsAudio.from_pretrained(), text, folder="book.parts", seed=1)
         for chunk in book:
             play(chunk.audio)
         book.save("book.wav")
 
-    Every finished chunk is kept in `folder`. A second iteration reads them from there, and so does another process
-    that is given the same folder and the same inputs after this one was killed: it goes on where the work ended, and
-    what it makes is, to the bit, what an undisturbed run makes on the same machine.
+    `folder` holds every finished chunk. A second iteration reads them from there. If this process is killed, another
+    one with the same folder and inputs continues the run; the result has the bits of an uninterrupted run on the same
+    machine.
 
-    The voice stays the same since each chunk is spoken with chunks before it in its prompt, text and codes: the last
-    `context_chunks`, and, where no recording shows the speaker's voice, that speaker's first one. A chunk that
-    failed (see `failure_checks`) is spoken again with the next seed; failed chunks are never context.
+    The voice stays the same because the prompt of a chunk holds earlier chunks, their text and codes: the last
+    `context_chunks`, and, if no recording shows the speaker's voice, that speaker's first one. A failed chunk (see
+    `failure_checks`) is spoken again with the next seed; it never becomes context.
 
     Attributes:
-        chunks: the text, cut (see `higgs_native.long_form.chunking`).
-        seed: the one given, or the one drawn. Chunk i is first spoken with `seed + 1000 * i`.
-        folder: where finished chunks are.
+        chunks: of the text (see `higgs_native.long_form.chunking`).
+        seed: the given or drawn one. Chunk i is first spoken with `seed + 1000 * i`.
+        folder: path of the finished chunks.
 
     Args:
-        engine: speaks.
-        text: what to say; `[SPEAKER0]`, `[SPEAKER1]`, ... stand before the turns of several speakers.
-        folder: where finished chunks are kept; made if missing. None: a temporary one, which goes with this object.
+        engine: speaks the chunks.
+        text: to speak; `[SPEAKER0]`, `[SPEAKER1]`, ... begin the turns of several speakers.
+        folder: path for finished chunks; made if missing. None: a temporary folder, deleted with this object.
         voice, reference_audio, reference_text, scene, voices_folder: as for `HiggsAudio.speak`.
-        sampling, options: as for `HiggsAudio.speak`, without `max_new_tokens`, which each chunk has by its length.
+        sampling, options: as for `HiggsAudio.speak`, without `max_new_tokens`, which follows from each chunk's text.
             The seed None takes that of the run in `folder`, or else a new one.
-        chunk_seconds: how long a chunk may be by `chunking.spoken_seconds`, 2 to 30; None: 20, with the embedded voice
-            4.5. With that voice a chunk holds one sentence at most.
-        context_chunks: how many of the last chunks a chunk has as context, as far as the cache has room for them;
-            None: 2, with the embedded voice 0.
-        max_retries: how often a failed chunk is spoken again. After that the best attempt is kept: the one with
-            the fewest failures, then the one whose length is nearest to what the text should take.
-        strict: raise at a failed chunk. `folder` keeps it: without `strict` the run goes on behind it.
-        pauses: between chunks. These, and `strict`, may change from one run over a folder to the next.
+        chunk_seconds: maximum length of a chunk by `chunking.spoken_seconds`, 2 to 30; None: 20, with the embedded
+            voice 4.5. With that voice a chunk holds one sentence at most.
+        context_chunks: maximum number of last chunks in a prompt, fewer if the cache has no room; None: 2, with the
+            embedded voice 0.
+        max_retries: how often a failed chunk is spoken again. The best attempt is kept: the one with the fewest
+            failures, then the one whose duration is nearest to `chunking.spoken_seconds`.
+        strict: raise an error at a failed chunk. `folder` holds it, so a run without `strict` continues after it.
+        pauses: between chunks. Pauses and `strict` may differ between runs over a folder.
 
     Raises:
-        PromptError: there is nothing to say, a text holds special tokens, the voice is unknown, or references leave no
-            room for a chunk in the cache.
+        PromptError: the text holds nothing to say or special tokens, the voice is unknown, or references leave no room
+            for a chunk in the cache.
         AudioError: the reference audio can't be read or used.
-        ParameterError: a parameter is outside its range, or the folder can't be used, or holds another run.
-        GenerationError: with `strict`, while iterating: a chunk failed with every seed.
+        ParameterError: a parameter is out of range, or the folder can't be used or holds another run.
+        GenerationError: during iteration with `strict`: a chunk failed with every seed.
 
     Warns:
         VoiceWarning: as for `HiggsAudio.speak`.
@@ -119,7 +119,7 @@ class LongSpeech:
         self._pauses = pauses or Pauses()
 
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
-        # What every chunk's prompt begins with. Its speakers are those of the whole text; recordings are encoded once.
+        # The messages that begin every prompt. They describe all speakers of the text; recordings are encoded once.
         self._opening = engine.speech_messages(text, voices, scene)[:-1]
         recordings = []
         for item in (item for message in self._opening for item in message.contents()):
@@ -127,15 +127,14 @@ class LongSpeech:
                 recording = read_recording(item)
                 item.codes = engine.audio_tokenizer.encode(recording.samples, recording.sampling_rate)
                 recordings.append([recording.sha256, recording.sampling_rate])
-        # Whose voice a recording shows; a single one is that of a text without tags, too.
-        shown = [index for index, voice in enumerate(voices) if voice.reference_audio is not None]
-        self._recorded_tags = {f"[SPEAKER{index}]" for index in shown} | (
-            {""} if len(voices) == 1 and shown else set()
-        )
+        recorded = [index for index, voice in enumerate(voices) if voice.reference_audio is not None]
+        self._recorded_tags = {f"[SPEAKER{index}]" for index in recorded}
+        if recorded and len(voices) == 1:
+            self._recorded_tags.add("")  # a single voice also speaks text without tags
         longest = max(self.chunks, key=lambda chunk: spoken_seconds(chunk.text))
         self._conversation().messages(longest, self._max_new_tokens(longest))  # refuses references that leave no room
 
-        # Last: all else is checked, and what it makes is a folder.
+        # Last, so that refused inputs make no folder.
         self._temporary = tempfile.TemporaryDirectory(prefix="higgs-native-") if folder is None else None
         self._store = ChunkStore(folder if self._temporary is None else self._temporary.name)
         seed = self._sampling.seed
@@ -163,7 +162,7 @@ class LongSpeech:
 
     @property
     def num_finished(self) -> int:
-        """How many chunks are in the folder."""
+        """Number of chunks in the folder."""
         return self._store.num_records
 
     def __iter__(self) -> Iterator[SpokenChunk]:
@@ -182,18 +181,20 @@ class LongSpeech:
             yield chunk
 
     def save(self, path: str | Path) -> None:
-        """Finish all chunks, and write the whole speech to a .wav, .flac, .ogg or .mp3 file, a chunk at a time.
+        """Finish all chunks, then write the whole speech to a .wav, .flac, .ogg or .mp3 file.
 
         Raises:
-            ParameterError: the ending is another, the file can't be written, or the speech is too long for .wav (24
-                hours).
-            GenerationError: as while iterating.
+            ParameterError: the suffix is another one, the file can't be written, or the speech is too long for .wav
+                (24 hours at 24 kHz).
+            GenerationError: as during iteration.
         """
         path = check_output_path(path)
-        # All are made before the file is begun: the work of hours leaves nothing half-written where it is cut off.
+        # All chunks are finished before the file is begun, so that an interrupt during the long part leaves no file.
         size = sum(chunk.pcm.nbytes for chunk in self)
-        if path.suffix.lower() == ".wav" and size > _LARGEST_WAV:
-            raise ParameterError(f"{path}: the speech is too long for .wav; expected .flac, .ogg or .mp3")
+        if path.suffix.lower() == ".wav" and size > _MAX_WAV_BYTES:
+            raise ParameterError(
+                f"{path} must be .flac, .ogg or .mp3 for speech of over {_MAX_WAV_BYTES} bytes, got .wav"
+            )
         with writing_audio(path, self._engine.audio_tokenizer.sampling_rate) as file:
             for chunk in self:
                 file.write(chunk.pcm)
@@ -212,7 +213,7 @@ class LongSpeech:
             attempts.append(Attempt(seed, speech.duration, tuple(detect_failures(speech, text.text))))
             speeches.append(speech)
             if not attempts[-1].failures or (number and torch.equal(speech.codes, speeches[-2].codes)):
-                break  # it is good, or greedy: further seeds change nothing
+                break  # good, or greedy: another seed changes nothing
         expected = spoken_seconds(text.text)
         ranks = [(len(attempt.failures), abs(attempt.duration - expected)) for attempt in attempts]
         kept = ranks.index(min(ranks))
@@ -221,13 +222,13 @@ class LongSpeech:
         self._store.store(index, text, audio, speech.sampling_rate, speech.codes, kept, attempts)
 
     def _max_new_tokens(self, text: TextChunk) -> int:
-        """The bound of `detect_failures`; with BOS, EOS and the delay pattern's end, which are frames but no audio."""
+        """Return the bound of `detect_failures` in frames, plus BOS, EOS and the end of the delay pattern."""
         frames = math.ceil(max_seconds(text.text) * self._engine.audio_tokenizer.frame_rate)
         return frames + self._engine.model.config.num_codebooks + 2
 
 
 def check_long_form(sampling: SamplingParams, context_chunks: int | None, max_retries: int) -> None:
-    """Raise ParameterError where a parameter of `LongSpeech` lies outside its range."""
+    """Raise ParameterError if a parameter of `LongSpeech` is out of range."""
     if sampling.max_new_tokens != SamplingParams.max_new_tokens:
         raise ParameterError(
             f"max_new_tokens must be left out, since each chunk has its own limit, got {sampling.max_new_tokens}"
@@ -237,4 +238,4 @@ def check_long_form(sampling: SamplingParams, context_chunks: int | None, max_re
     if context_chunks is not None and context_chunks < 0:
         raise ParameterError(f"context_chunks must be at least 0, got {context_chunks}")
     if not 0 <= max_retries < _SEEDS_PER_CHUNK:
-        raise ParameterError(f"max_retries must lie between 0 and {_SEEDS_PER_CHUNK - 1}, got {max_retries}")
+        raise ParameterError(f"max_retries must be between 0 and {_SEEDS_PER_CHUNK - 1}, got {max_retries}")

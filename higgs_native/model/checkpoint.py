@@ -1,4 +1,4 @@
-"""Checkpoint folders: found on disk or fetched by their Hub name, and their tensors, read lazily from safetensors."""
+"""Checkpoint folders, on disk or fetched from the Hub, and their tensors, read lazily from safetensors."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 
 from higgs_native.errors import CheckpointError, ConfigError
 from higgs_native.model.config import HiggsAudioConfig
@@ -16,20 +17,22 @@ from higgs_native.utils.files import read_json_object
 from higgs_native.utils.memory import release_mapped
 
 
+AUDIO_TOKENIZER_FOLDER = "audio_tokenizer"
+"""The folder of an audio tokenizer within a language model's checkpoint."""
 _FETCHED = ("*.json", "*.safetensors", "*.txt", "*.pth")
 
 
 def resolve_folder(path_or_name: str | Path, kind: str = "model") -> Path:
-    """Return the local folder of a checkpoint: `path_or_name` itself, or the Hub repository of that name, fetched.
+    """Return the local folder of a checkpoint, after fetching it if `path_or_name` is a Hub name.
 
     Args:
-        path_or_name: a folder, or a Hub name such as `bosonai/higgs-audio-v2-generation-3B-base`, optionally followed
-            by `@revision`.
-        kind: what the checkpoint is, for error messages.
+        path_or_name: a folder, or a Hub name such as `bosonai/higgs-audio-v2-generation-3B-base`, optionally with
+            `@revision`.
+        kind: the name of the argument in error messages.
 
     Raises:
-        CheckpointError: there is no such folder, and the Hub has no such repository or can't be reached.
-        ParameterError: it is neither a string nor a path.
+        CheckpointError: the folder does not exist, and the Hub has no such repository or can't be reached.
+        ParameterError: `path_or_name` is neither a string nor a path.
     """
     written = expanded_path(kind, path_or_name)
     path = Path(written)
@@ -37,10 +40,12 @@ def resolve_folder(path_or_name: str | Path, kind: str = "model") -> Path:
         return path
     name, _, revision = str(path_or_name).partition("@")
     if path.exists():
-        raise CheckpointError(f"{kind} {written} is a file; expected the folder that holds config.json")
+        raise CheckpointError(f"{kind} must be the folder that holds config.json, got the file {written}")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise CheckpointError(f"{kind} {written} does not exist; expected a folder or a Hub name such as owner/name")
-    # Imported here: the hub's client is slow to import, and a local folder does not need it.
+        raise CheckpointError(
+            f"{kind} must be a folder or a Hub name such as owner/name, got {written}, which does not exist"
+        )
+    # Imported here: the Hub's client is slow to import, and local folders do not need it.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -48,14 +53,31 @@ def resolve_folder(path_or_name: str | Path, kind: str = "model") -> Path:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_FETCHED)))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{kind} {name} is no local folder and could not be fetched: {reason}") from None
+        raise CheckpointError(
+            f"{kind} must be a folder or a Hub name, got {name}, which could not be fetched: {reason}"
+        ) from None
+
+
+def load_tokenizer(folder: Path) -> Tokenizer | None:
+    """Read `tokenizer.json` in `folder`; return None if there is none.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
 class TensorFiles:
     """The tensors of a folder's safetensors files, memory-mapped and read one at a time.
 
     Args:
-        folder: its files are those of `weight_files`.
+        folder: the folder, whose `weight_files` are read.
 
     Raises:
         CheckpointError: as for `weight_files`, or a file is damaged.
@@ -76,30 +98,30 @@ class TensorFiles:
         return name in self._file_of
 
     def names(self) -> list[str]:
-        """All tensors' names."""
+        """Return the names of all tensors."""
         return list(self._file_of)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, without reading it."""
+        """Return a tensor's shape without reading the tensor."""
         return tuple(self._file_of[name].get_slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
-        """A tensor's dtype as safetensors names it (`F32`, `BF16`, `F16`, ...), without reading it."""
+        """Return the safetensors name of a tensor's dtype (`F32`, `BF16`, ...) without reading the tensor."""
         return self._file_of[name].get_slice(name).get_dtype()
 
     def get(self, name: str) -> torch.Tensor:
-        """Map a tensor into memory."""
+        """Map a tensor into memory, and return it."""
         return self._file_of[name].get_tensor(name)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold a folder's tensors.
+    """Return the safetensors files that hold a folder's tensors.
 
-    `model.safetensors` comes before the shards that `model.safetensors.index.json` names, as in transformers: the
+    `model.safetensors` has priority over the shards of `model.safetensors.index.json`, as in transformers. The
     published folder has both, and its `config.json` describes the single file.
 
     Raises:
-        CheckpointError: there is neither, the index is damaged, or a shard is missing.
+        CheckpointError: the folder has neither, the index is damaged, or a shard is missing.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
@@ -114,7 +136,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[str]:
-    """The names of the files that an index names, all in its own folder."""
+    """Return the names of the files that an index lists; all lie in its folder."""
     try:
         weight_map = read_json_object(index).get("weight_map")
     except ConfigError as error:
@@ -128,13 +150,12 @@ def _shards(index: Path) -> list[str]:
 
 
 class LanguageModelFiles:
-    """A language model's checkpoint of either layout, under the names of the original one.
+    """A language model's tensors from a checkpoint of either layout, by their names in the original layout.
 
-    Tensors that the file holds split are joined. On construction every name and shape is checked against the
-    configuration.
+    Split tensors are joined. Every name, shape and dtype is checked against the configuration.
 
     Raises:
-        CheckpointError: tensors are missing, unknown, or of another shape than the configuration asks for.
+        CheckpointError: tensors are missing, unknown, stored twice, or of a wrong shape or dtype.
     """
 
     def __init__(self, folder: Path, config: HiggsAudioConfig) -> None:
@@ -153,38 +174,37 @@ class LanguageModelFiles:
         missing = [name for name in missing if name != TEXT_LM_HEAD or name in self._sources]
         unknown = [stored for name, sources in self._sources.items() if name not in expected for stored in sources]
         unknown = [name for name in unknown if name is not None and not name.endswith("rotary_emb.inv_freq")]
-        faults = [_listed(kind, names) for kind, names in (("missing", missing), ("unknown", unknown)) if names]
-        if faults:
-            raise CheckpointError(f"the tensors of {folder} don't fit its config.json: {'; '.join(faults)}")
+        problems = [_listed(kind, names) for kind, names in (("missing", missing), ("unknown", unknown)) if names]
+        if problems:
+            raise CheckpointError(f"the tensors of {folder} must fit its config.json, got {', '.join(problems)}")
         for stored in self._files.names():
             if self._files.dtype(stored) not in STORED_DTYPES:
                 raise CheckpointError(
-                    f"{folder}: {stored} is stored as {self._files.dtype(stored)}; expected {', '.join(STORED_DTYPES)}"
+                    f"{folder}: {stored} must be {', '.join(STORED_DTYPES)}, got {self._files.dtype(stored)}"
                 )
         for name, shape in expected.items():
             if name in self and self.shape(name) != shape:
                 raise CheckpointError(
-                    f"{folder}: {self._sources[name][0]} has shape {list(self.shape(name))}, "
-                    f"but config.json asks for {list(shape)}"
+                    f"{folder}: {self._sources[name][0]} must have shape {list(shape)}, got {list(self.shape(name))}"
                 )
 
     def __contains__(self, name: str) -> bool:
         return name in self._sources
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, its parts joined."""
+        """Return the shape of a tensor with its parts joined."""
         shapes = [self._files.shape(stored) for stored in self._sources[name]]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     @property
     def matrix_dtype(self) -> torch.dtype:
-        """The dtype of the layers' matrices, or of most of them. Tables and norms may be stored in another one."""
+        """The most common dtype of the layers' matrices; tables and norms may have another."""
         matrices = (name for name in self._sources if name.startswith("layers.") and len(self.shape(name)) == 2)
         ((dtype, _),) = Counter(self._files.dtype(self._sources[name][0]) for name in matrices).most_common(1)
         return STORED_DTYPES[dtype]
 
     def copy_into(self, target: torch.Tensor, name: str) -> None:
-        """Copy tensor `name` into `target` (same shape, any dtype), a part at a time."""
+        """Copy tensor `name` into `target`, of the same shape and any dtype, one part at a time."""
         row = 0
         for stored in self._sources[name]:
             part = self._files.get(stored)
@@ -194,7 +214,7 @@ class LanguageModelFiles:
 
     @contextmanager
     def opened(self, name: str, dtype: torch.dtype) -> Iterator[torch.Tensor]:
-        """Give tensor `name` in `dtype`, read-only, until the block ends: the mapped file itself where it can be."""
+        """Yield tensor `name` in `dtype`, read-only; it may be the mapped file, which is released after the block."""
         parts = [self._files.get(stored) for stored in self._sources[name]]
         yield (parts[0] if len(parts) == 1 else torch.cat(parts)).to(dtype)
         for part in parts:
@@ -210,17 +230,17 @@ _TRANSFORMERS_NAMES = {
     "model.embed_audio_tokens.embed_audio_tokens.weight": "audio_codebook_embeddings.weight",
 }
 _STORED_NAMES = {original: stored for stored, original in _TRANSFORMERS_NAMES.items()}
-# A table trained in part is stored as its frozen rows and the trainable rows after them.
+# A partly trained table is stored in two parts: its frozen rows, then its trainable rows.
 _SPLIT_PARTS = {"embedding_frozen": 0, "embedding_trainable": 1, "linear_frozen": 0, "linear_trainable": 1}
 
 
 def transformers_name(name: str) -> str:
-    """The name in the transformers layout of tensor `name` of the original layout."""
+    """Return a tensor's name in the transformers layout, given its name in the original layout."""
     return _STORED_NAMES.get(name, f"model.{name}")
 
 
 def _original_name(stored: str) -> tuple[str, int | None]:
-    """A tensor's name in the original layout, and which part of a split tensor it is (None: the whole)."""
+    """Return a tensor's name in the original layout, and its part of a split tensor; None if it is whole."""
     name = _TRANSFORMERS_NAMES.get(stored, stored.removeprefix("model."))
     for suffix, part in _SPLIT_PARTS.items():
         for ending in (f".{suffix}", f".{suffix}.weight"):
@@ -230,7 +250,10 @@ def _original_name(stored: str) -> tuple[str, int | None]:
 
 
 def expected_tensors(config: HiggsAudioConfig) -> dict[str, tuple[int, ...]]:
-    """Name (in the original layout) and shape of every tensor of a language model; the text head may be absent."""
+    """Return the shape of every tensor of a language model by its name in the original layout.
+
+    A checkpoint may lack the text head.
+    """
     hidden, intermediate, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
     query, key_value = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
     audio_rows = config.num_codebooks * config.codebook_size

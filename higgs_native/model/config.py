@@ -15,14 +15,14 @@ from higgs_native.utils.files import read_json_object
 
 AUDIO_ADAPTER_TYPES = ("dual_ffn", "dual_ffn_fast_forward", "stack")
 
-# The names in config.json, by layout, of fields that hold the same value under another name.
+# Names in config.json that differ from the attributes' names, for error messages.
 _STORED_NAMES = {
-    "boson": {
+    Convention.BOSON: {
         "num_codebooks": "audio_num_codebooks",
         "audio_in_token_id": "audio_in_token_idx",
         "audio_out_token_id": "audio_out_token_idx",
     },
-    "transformers": {"audio_out_token_id": "audio_token_id", "audio_out_bos_token_id": "audio_bos_token_id"},
+    Convention.TRANSFORMERS: {"audio_out_token_id": "audio_token_id", "audio_out_bos_token_id": "audio_bos_token_id"},
 }
 
 
@@ -41,10 +41,10 @@ class HiggsAudioConfig:
     """The shapes and special ids of a Higgs Audio V2 language model.
 
     Attributes:
-        codebook_size: rows a codebook has in the embedding and in the head: its codes and BOS and EOS (1026).
+        codebook_size: rows of a codebook in the embedding and in the head: its codes, BOS and EOS (1026).
         audio_adapter_type: `dual_ffn` (layers in `audio_dual_ffn_layers` are dual, the others plain),
-            `dual_ffn_fast_forward` (audio positions skip the others) or `stack` (none is dual).
-        audio_in_token_id: the placeholder of audio in a system or user message, or None where the layout has none.
+            `dual_ffn_fast_forward` (audio rows skip the others) or `stack` (no layer is dual).
+        audio_in_token_id: the placeholder of audio in a system or user message; None if the layout has none.
         audio_out_token_id: the placeholder of audio in an assistant message, and of a generated frame.
         audio_out_bos_token_id: the token after which audio is generated.
         audio_eos_token_id: the text token after an audio segment (original layout only).
@@ -77,7 +77,7 @@ class HiggsAudioConfig:
     eos_token_id: int | None
 
     def is_dual(self, layer: int) -> bool:
-        """Whether audio rows have norms and a feed-forward path of their own in `layer`."""
+        """Whether `layer` has separate norms and a separate feed-forward path for audio rows."""
         return self.audio_adapter_type != "stack" and layer in self.audio_dual_ffn_layers
 
     @property
@@ -86,7 +86,7 @@ class HiggsAudioConfig:
         return Convention.TRANSFORMERS if self.audio_eos_token_id is None else Convention.BOSON
 
     def skips_audio(self, layer: int) -> bool:
-        """Whether audio rows pass `layer` by."""
+        """Whether audio rows skip `layer`."""
         return self.audio_adapter_type == "dual_ffn_fast_forward" and layer not in self.audio_dual_ffn_layers
 
     @classmethod
@@ -94,13 +94,13 @@ class HiggsAudioConfig:
         """Read the contents of a `config.json` of either layout.
 
         Raises:
-            ConfigError: the model is another one, or a value is missing or contradicts another.
+            ConfigError: it describes another model, or a value is missing, wrong, or contradicts another.
         """
         model_type = raw.get("model_type")
         if model_type not in ("higgs_audio", "higgs_audio_v2"):
-            raise ConfigError(f"model_type is {model_type!r}; expected 'higgs_audio' or 'higgs_audio_v2'")
+            raise ConfigError(f"model_type must be 'higgs_audio' or 'higgs_audio_v2', got {model_type!r}")
         try:
-            # A nested text_config is the original layout's; model_type and layout have been seen mixed.
+            # Only the original layout nests a text_config. model_type does not tell: some files mix the two.
             config = _read_original(raw) if "text_config" in raw else _read_transformers(raw)
             config._check()
         except ConfigError:
@@ -172,7 +172,7 @@ class HiggsAudioConfig:
 
 
 def configured_dtype(folder: Path) -> torch.dtype | None:
-    """The dtype that `config.json` names for the weights, or None where it names none that a model can have.
+    """Return the dtype that `config.json` names for the weights, or None if it names none that a model can have.
 
     Raises:
         ConfigError: the file is missing or holds no JSON object.
@@ -182,7 +182,7 @@ def configured_dtype(folder: Path) -> torch.dtype | None:
     return next((dtype for dtype in STORED_DTYPES.values() if str(dtype) == f"torch.{name}"), None)
 
 
-# What HiggsAudioV2Config takes where `rope_parameters` is absent.
+# HiggsAudioV2Config's values if `rope_parameters` is absent.
 _TRANSFORMERS_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -194,13 +194,13 @@ _TRANSFORMERS_ROPE = {
 
 
 def _rope(raw: dict[str, Any], absent: dict[str, Any]) -> dict[str, Any]:
-    """The rotary fields, from `rope_scaling` (before transformers 5), or `rope_parameters`, or else `absent`."""
+    """Return the rotary fields from `rope_scaling` (before transformers 5), else `rope_parameters`, else `absent`."""
     parameters = raw.get("rope_parameters")
     parameters = raw.get("rope_scaling") or (absent if parameters is None else parameters)
-    longest = raw.get("max_position_embeddings", 2048)
+    max_positions = raw.get("max_position_embeddings", 2048)
     return {
         "rope_theta": float(parameters.get("rope_theta", raw.get("rope_theta", 10000.0))),
-        "rope_scaling": _rope_scaling({"original_max_position_embeddings": longest, **parameters}),
+        "rope_scaling": _rope_scaling({"original_max_position_embeddings": max_positions, **parameters}),
     }
 
 
@@ -209,7 +209,7 @@ def _rope_scaling(raw: dict[str, Any]) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind != "llama3":
-        raise ValueError(f"rope_type is {kind!r}; expected 'llama3' or 'default'")
+        raise ValueError(f"rope_type must be 'llama3' or 'default', got {kind!r}")
     return RopeScaling(
         factor=float(raw["factor"]),
         low_freq_factor=float(raw["low_freq_factor"]),
@@ -219,12 +219,12 @@ def _rope_scaling(raw: dict[str, Any]) -> RopeScaling | None:
 
 
 def _shared_fields(raw: dict[str, Any]) -> dict[str, Any]:
-    """Read what both layouts name alike: the transformer's own values."""
+    """Read the transformer's values, which both layouts name alike."""
     for name in ("attention_bias", "mlp_bias"):
         if raw.get(name):
-            raise ValueError(f"{name} is set; this model has no biases")
+            raise ValueError(f"{name} must be false, got {raw[name]!r}")
     if raw.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act is {raw['hidden_act']!r}; expected 'silu'")
+        raise ValueError(f"hidden_act must be 'silu', got {raw['hidden_act']!r}")
     heads, key_value_heads = int(raw["num_attention_heads"]), raw.get("num_key_value_heads")
     hidden, head_dim = int(raw["hidden_size"]), raw.get("head_dim")
     eos = raw.get("eos_token_id")
@@ -242,11 +242,11 @@ def _shared_fields(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_original(raw: dict[str, Any]) -> HiggsAudioConfig:
-    # Both change what the model computes, and no published model sets them so.
+    # Other values change what the model computes, and no published model has them.
     for name, expected in (("audio_embed_avg", False), ("use_delay_pattern", True)):
         if raw.get(name, expected) is not expected:
             raise ConfigError(f"config.json: {name} must be {json.dumps(expected)}, got {json.dumps(raw[name])}")
-    text = raw["text_config"]  # LlamaConfig's
+    text = raw["text_config"]  # a LlamaConfig, with its defaults
     adapter = raw.get("audio_adapter_type", "stack")
     return HiggsAudioConfig(
         **_shared_fields(text),
@@ -268,7 +268,7 @@ def _read_original(raw: dict[str, Any]) -> HiggsAudioConfig:
 
 
 def _read_transformers(raw: dict[str, Any]) -> HiggsAudioConfig:
-    # HiggsAudioV2Config's defaults, where they are not LlamaConfig's.
+    # HiggsAudioV2Config's defaults that differ from LlamaConfig's.
     raw = {"num_key_value_heads": 8, "head_dim": 128, **raw}
     return HiggsAudioConfig(
         **_shared_fields(raw),

@@ -1,14 +1,14 @@
-"""Packed checkpoints: the weights as the kernels take them, in one file.
+"""Packed checkpoints: reading and writing `higgs_native.safetensors`, which holds the weights as kernels read them.
 
-A packed file, `higgs_native.safetensors` in a checkpoint's folder, holds the weights as the kernels take them, so that
-loading is reading. Its metadata:
+Loading a packed file packs and rounds nothing. Its metadata:
 
-- `higgs_native`: the version of the format; `panel`, `group`: the layout of packed matrices;
+- `higgs_native`: the version of the format;
+- `panel`, `group`: `PANEL` and `QUANTIZATION_GROUP`;
 - `quantization`: the attributes of `Quantization`, as JSON;
-- `calibrated`: `true` where weights were rounded for the inputs that they meet (see `higgs_native.calibration`);
-- `checksums`: `checksum` of each tensor by its name, as JSON;
-- `source`: the checkpoint that it was made from: `owner/name@revision` of the Hub, or a folder's name, and then
-  `source_sha256`, the SHA-256 of each weight file that was read, as JSON.
+- `calibrated`: `true` if weights were rounded for their inputs (see `higgs_native.calibration`);
+- `checksums`: the `checksum` of each tensor by its name, as JSON;
+- `source`: the original checkpoint: `owner/name@revision` on the Hub, or a folder's name;
+- `source_sha256`: for a folder, the SHA-256 of each weight file that was read, as JSON.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from higgs_native.errors import CheckpointError
-from higgs_native.model.checkpoint import expected_tensors, weight_files
+from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER, expected_tensors, weight_files
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
 from higgs_native.ops import PackedWeight
@@ -34,26 +34,18 @@ from higgs_native.utils.memory import empty_weight, release_mapped
 
 
 PACKED_FILE = "higgs_native.safetensors"
-
-
-AUDIO_TOKENIZER_FOLDER = "audio_tokenizer"
-"""Within a checkpoint's folder, where its audio tokenizer may stand."""
-
-
 _VERSION = "2"
-
-
 _SCALES = ".scales"
-
-
+"""The suffix of the name of a packed weight's scales."""
 _CHECKSUM_BLOCK = 32 << 10  # bytes
 
 
 class PackedWeights:
-    """Weights of a packed file, copied to `device`.
+    """Weights of a packed file, copied to `device`; implements `Weights`.
 
     Raises:
-        CheckpointError: it is damaged, of another version, or doesn't fit the configuration.
+        CheckpointError: the file is damaged, of another version, or does not fit the configuration.
+        ParameterError: its quantization has an unknown format.
     """
 
     def __init__(self, folder: Path, config: HiggsAudioConfig, device: torch.device) -> None:
@@ -66,47 +58,51 @@ class PackedWeights:
             raise CheckpointError(f"{self._path} is damaged or incomplete: {error}") from None
         if metadata.get("higgs_native") != _VERSION:
             raise CheckpointError(
-                f"{self._path} is of version {metadata.get('higgs_native', 'unknown')}; expected {_VERSION}. "
-                "Make it anew with higgs-native quantize"
+                f"{self._path} must be of version {_VERSION}, got {metadata.get('higgs_native', 'none')}; "
+                "write it again with higgs-native quantize"
             )
         expected_layout = _layout()
         layout = {name: metadata.get(name) for name in expected_layout}
         if layout != expected_layout:
-            raise CheckpointError(f"{self._path} is packed as {layout}; expected {expected_layout}")
+            raise CheckpointError(f"{self._path} must be packed with {expected_layout}, got {layout}")
         try:
             self.quantization = Quantization(**json.loads(metadata["quantization"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self._path}: its quantization is not known: {error}") from None
+            raise CheckpointError(f"{self._path}: its quantization must be known, got {error}") from None
         try:
             self._checksums = dict(json.loads(metadata["checksums"]))
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self._path} is damaged or incomplete: its checksums: {error}") from None
-        self._left = set(self._file.keys())
+        self._unread = set(self._file.keys())
         self._shapes = expected_tensors(config)
         self.dtype = self._stored("embed_tokens.weight", self._shapes["embed_tokens.weight"]).dtype
         if self.dtype not in STORED_DTYPES.values():
-            expected = ", ".join(str(dtype) for dtype in STORED_DTYPES.values())
-            raise CheckpointError(f"{self._path}: embed_tokens.weight is {self.dtype}; expected one of {expected}")
+            raise CheckpointError(
+                f"{self._path}: embed_tokens.weight must be float32, bfloat16 or float16, got {self.dtype}"
+            )
 
     def __contains__(self, name: str) -> bool:
         return name in self._file.keys()  # noqa: SIM118 (safe_open is no mapping)
 
     def tensor(self, name: str) -> torch.Tensor:
+        """See `Weights.tensor`."""
         return self._read(name, self._shapes[name], self.dtype)
 
     def linear(self, part: str, name: str, *names: str) -> PackedWeight:
+        """See `Weights.linear`."""
         shapes = [self._shapes[n] for n in names or (name,)]
         return self._packed(part, name, sum(n for n, _ in shapes), shapes[0][1])
 
     def gate_up(self, part: str, name: str, gate: str, up: str) -> PackedWeight:
+        """See `Weights.gate_up`."""
         n, k = self._shapes[gate]
         half = PANEL // 2
         return self._packed(part, name, -(-n // half) * PANEL, k)
 
     def check_all_read(self) -> None:
-        """Raise CheckpointError where the file holds tensors that nobody asked for."""
-        if self._left:
-            raise CheckpointError(f"{self._path} holds unknown tensors: {', '.join(sorted(self._left)[:3])}")
+        """Raise CheckpointError if the file holds tensors that have not been read."""
+        if self._unread:
+            raise CheckpointError(f"{self._path} holds unknown tensors: {', '.join(sorted(self._unread)[:3])}")
 
     def _packed(self, part: str, name: str, n: int, k: int) -> PackedWeight:
         chosen = getattr(self.quantization, part)
@@ -122,23 +118,22 @@ class PackedWeights:
         except SafetensorError as error:
             raise CheckpointError(f"{self._path} lacks {name}: {error}") from None
         if tensor.shape != shape:
-            raise CheckpointError(
-                f"{self._path}: {name} has shape {list(tensor.shape)}, but config.json asks for {list(shape)}"
-            )
+            raise CheckpointError(f"{self._path}: {name} must have shape {list(shape)}, got {list(tensor.shape)}")
         return tensor
 
     def _read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         stored = self._stored(name, shape)
         if stored.dtype != dtype:
-            raise CheckpointError(f"{self._path}: {name} is {stored.dtype}; expected {dtype}")
-        self._left.discard(name)
-        # Copied: a frame reads all weights, and a mapped file has small pages.
+            raise CheckpointError(f"{self._path}: {name} must be {dtype}, got {stored.dtype}")
+        self._unread.discard(name)
+        # Copied, not mapped: a frame streams all weights, and pages of a mapped file are small.
         tensor = empty_weight(shape, stored.dtype, self._device)
         tensor.copy_(stored)
         release_mapped(stored)
-        if checksum(tensor) != self._checksums.get(name):
+        if (found := checksum(tensor)) != self._checksums.get(name):
             raise CheckpointError(
-                f"{self._path} is damaged or incomplete: {name} is not what was written (its checksum is another)"
+                f"{self._path} is damaged or incomplete: {name} must have the written checksum "
+                f"{self._checksums.get(name)}, got {found}"
             )
         return tensor
 
@@ -146,9 +141,9 @@ class PackedWeights:
 def checksum(tensor: torch.Tensor) -> int:
     """Return a checksum of a tensor's bytes, on any device: the CRC-32 of the sums of blocks of 32 KiB.
 
-    A block's sum is that of its 64-bit words, modulo 2^64; bytes behind the last whole block are taken as they are. It
-    costs one pass at the speed of memory, where a CRC of all bytes would take longer than loading. Any change of one
-    block alters it, but for one chance in 2^32, unless words of a block change places.
+    A block's sum adds its 64-bit words modulo 2^64; the bytes after the last whole block enter the CRC as they are.
+    This takes one pass at the speed of memory; a CRC of all bytes would take longer than loading. A change of one
+    block goes unnoticed with a chance of 2^-32, or if it only swaps words of the block.
     """
     data = tensor.flatten().view(torch.uint8)
     whole = len(data) // _CHECKSUM_BLOCK * _CHECKSUM_BLOCK
@@ -157,7 +152,7 @@ def checksum(tensor: torch.Tensor) -> int:
 
 
 def named_tensors(weights: Mapping[str, torch.Tensor | PackedWeight | None]) -> dict[str, torch.Tensor]:
-    """The tensors of weights by name, scales under a name of their own; None is left out."""
+    """Return the tensors of weights by name, scales under separate names; weights that are None are left out."""
     tensors: dict[str, torch.Tensor] = {}
     for name, weight in weights.items():
         if isinstance(weight, PackedWeight):
@@ -170,14 +165,14 @@ def named_tensors(weights: Mapping[str, torch.Tensor | PackedWeight | None]) -> 
 
 
 def check_target(target: Path) -> None:
-    """Raise an error where a folder `target` can't be made. Nothing is made yet, parents neither.
+    """Raise an error if the folder `target` can't be created. Creates nothing, not even parents.
 
     Raises:
-        CheckpointError: something stands there.
-        ParameterError: the folder in which it, or the first parent that is missing, would be made can't be written to.
+        CheckpointError: `target` exists.
+        ParameterError: its first existing parent is no folder, or can't be written to.
     """
     if os.path.lexists(target):
-        raise CheckpointError(f"{target} already exists; choose another folder")
+        raise CheckpointError(f"target must not exist, got {target}")
     first = target
     while not os.path.lexists(first.parent):
         first = first.parent
@@ -195,10 +190,10 @@ def write_packed(
 
     Args:
         tensors: `LanguageModel.named_weights` of the model in `source`.
-        quantization: the model's.
-        source: the folder that it was loaded from.
-        target: must not exist; appears whole or not at all. Missing parents are made.
-        calibrated: whether weights were rounded for the inputs that they meet.
+        quantization: the model's formats.
+        source: the folder that the model was loaded from.
+        target: the folder to write, which must not exist; it appears whole or not at all, with missing parents.
+        calibrated: whether weights were rounded for their inputs.
 
     Raises:
         CheckpointError: `target` exists, or can't be written.
@@ -219,7 +214,7 @@ def write_packed(
         with replacing(target) as temporary:
             temporary.mkdir()
             save_file(dict(tensors), temporary / PACKED_FILE, metadata=metadata)
-            (temporary / PACKED_FILE).chmod(0o644)  # it begins as its owner's alone
+            (temporary / PACKED_FILE).chmod(0o644)  # save_file lets the owner alone read it
             for path in texts:
                 if not path.name.endswith(".safetensors.index.json"):
                     shutil.copyfile(path, temporary / path.name)
@@ -230,14 +225,14 @@ def write_packed(
 
 
 def _origin(folder: Path) -> dict[str, str]:
-    """The metadata's `source` of the checkpoint in `folder`. Where that is packed itself: what it says of its own."""
+    """Return the metadata about the source of the checkpoint in `folder`; that of a packed one is passed on."""
     if (folder / PACKED_FILE).is_file():
         with safe_open(folder / PACKED_FILE, framework="pt") as packed:
             names = ("source", "source_sha256", "calibrated")
             return {name: text for name, text in packed.metadata().items() if name in names}
     folder = folder.resolve()
     repository = folder.parent.parent.name
-    # As the Hub's cache is laid out: models--owner--name/snapshots/revision.
+    # The Hub's cache has folders models--owner--name/snapshots/revision.
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
         return {"source": f"{repository.removeprefix('models--').replace('--', '/')}@{folder.name}"}
     digests = {path.name: _sha256(path) for path in weight_files(folder)}

@@ -10,7 +10,7 @@ from typing_extensions import Self
 from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.model.batch import Batch, Buffers
-from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, resolve_folder
+from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, load_tokenizer, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.layers import Layer, read_layer
@@ -233,18 +233,3 @@ def checked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     if isinstance(dtype, str) and dtype in names:
         return names[dtype]
     raise ParameterError(f"dtype must be one of {', '.join(names)}, got {dtype}")
-
-
-def load_tokenizer(folder: Path) -> Tokenizer | None:
-    """Read `tokenizer.json` in `folder`; return None if there is none.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise CheckpointError(f"{path} is no tokenizer: {error}") from None

@@ -1,15 +1,4 @@
-"""Where the language model gets its weights from: a checkpoint, packed and quantized on the way, or a packed file.
-
-A packed file, `higgs_native.safetensors` in a checkpoint's folder, holds the weights as the kernels take them, so that
-loading is reading. Its metadata:
-
-- `higgs_native`: the version of the format; `panel`, `group`: the layout of packed matrices;
-- `quantization`: the attributes of `Quantization`, as JSON;
-- `calibrated`: `true` where weights were rounded for the inputs that they meet (see `higgs_native.calibration`);
-- `checksums`: `checksum` of each tensor by its name, as JSON;
-- `source`: the checkpoint that it was made from: `owner/name@revision` of the Hub, or a folder's name, and then
-  `source_sha256`, the SHA-256 of each of its weight files, as JSON.
-"""
+"""The sources of the language model's weights: a checkpoint, packed on loading, or a packed file."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -30,10 +19,10 @@ from higgs_native.utils.memory import empty_weight
 
 
 class Weights(Protocol):
-    """What the language model is built from. Names are those of the original layout.
+    """A source of the language model's weights. Names are those of the original layout.
 
     Attributes:
-        dtype: of the tables, the norms, and the matrices of parts without a format.
+        dtype: the dtype of the tables, the norms, and the matrices of parts without a format.
         quantization: the format of each part.
     """
 
@@ -43,34 +32,35 @@ class Weights(Protocol):
     def __contains__(self, name: str) -> bool: ...
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A table or a norm's weight."""
+        """Return a table or a norm's weight."""
 
     def linear(self, part: str, name: str, *names: str) -> PackedWeight:
-        """The matrices `names` below each other, packed under `name`; by default `name` itself.
+        """Return matrices [n, k], concatenated along n and packed.
 
         Args:
-            part: the part of `Quantization` that it belongs to.
-            name: what the packed weight is called.
-            names: the matrices' names.
+            part: their part of `Quantization`.
+            name: the name of the packed weight.
+            names: the names of the matrices; by default `name` alone.
         """
 
     def gate_up(self, part: str, name: str, gate: str, up: str) -> PackedWeight:
-        """The gate and up projections, packed together under `name`."""
+        """Return the gate and up projections `gate` and `up`, packed together under `name`."""
 
 
 class CheckpointWeights:
-    """Weights of a checkpoint of either layout, packed while they are read, a matrix at a time.
+    """Weights of a checkpoint of either layout, read and packed one matrix at a time; implements `Weights`.
 
     Args:
         folder: the checkpoint.
         config: its configuration.
-        dtype: of what is not quantized; None: the one that config.json names, or else that of the stored matrices.
+        dtype: the dtype of unquantized weights; None takes the one that config.json names, or else that of the stored
+            matrices.
         quantization: the format of each part.
-        device: where they are packed, and stay.
+        device: the device of the packed weights.
 
     Attributes:
-        moments: of the inputs that matrices meet, by the name that they are packed under; what is quantized is then
-            rounded for these (see `ops.error_feedback`). None: to the nearest.
+        moments: the moments of the inputs of each packed weight, by its name. Quantized weights are rounded for these
+            inputs (see `ops.error_feedback`); None rounds to the nearest value.
 
     Raises:
         CheckpointError: files are missing or damaged, or tensors don't fit the configuration.
@@ -94,30 +84,33 @@ class CheckpointWeights:
         return name in self._files
 
     def tensor(self, name: str) -> torch.Tensor:
+        """See `Weights.tensor`."""
         tensor = empty_weight(self._files.shape(name), self.dtype, self._device)
         self._files.copy_into(tensor, name)
         return tensor
 
     def linear(self, part: str, name: str, *names: str) -> PackedWeight:
+        """See `Weights.linear`."""
         with ExitStack() as stack:
             matrices = [
                 stack.enter_context(self._files.opened(n, self.dtype)).to(self._device) for n in names or (name,)
             ]
-            return self._checked(name, ops.pack_linear, *matrices, format=getattr(self.quantization, part))
+            return self._pack(name, ops.pack_linear, *matrices, format=getattr(self.quantization, part))
 
     def gate_up(self, part: str, name: str, gate: str, up: str) -> PackedWeight:
+        """See `Weights.gate_up`."""
         with self._files.opened(gate, self.dtype) as first, self._files.opened(up, self.dtype) as second:
             matrices = first.to(self._device), second.to(self._device)
-            return self._checked(name, ops.pack_gate_up, *matrices, format=getattr(self.quantization, part))
+            return self._pack(name, ops.pack_gate_up, *matrices, format=getattr(self.quantization, part))
 
-    def _checked(
+    def _pack(
         self, name: str, pack: Callable[..., PackedWeight], *matrices: torch.Tensor, format: str | None
     ) -> PackedWeight:
         feedback = None
         if format in QUANTIZED_FORMATS:
-            # Of the extremes, for which no copy of the matrix is made.
+            # Checks the extremes: isfinite of a whole matrix would allocate a mask.
             if not all(extreme.isfinite() for matrix in matrices for extreme in matrix.aminmax()):
-                raise CheckpointError(f"{name} holds values that are not finite and can't be quantized")
+                raise CheckpointError(f"{name} must be finite to be quantized, got NaN or infinity")
             if self.moments is not None:
                 feedback = ops.error_feedback(self.moments[name])
         return pack(*matrices, format=format, clip=self.quantization.clip, feedback=feedback)
@@ -130,20 +123,26 @@ def open_weights(
     quantization: str | Quantization | None,
     device: torch.device,
 ) -> Weights:
-    """Open a checkpoint's packed file, or else its tensors, which are then packed in the formats asked for.
+    """Open the packed file of a checkpoint, or else its tensors, which are packed as they are read.
 
-    What is read from them comes to `device`.
+    Args:
+        folder: the checkpoint.
+        config: its configuration.
+        dtype: see `CheckpointWeights`; a packed file allows its own dtype or None.
+        quantization: the format of each part; a packed file allows its own formats or None.
+        device: the device of the weights.
 
     Raises:
         CheckpointError: files are missing or damaged, or don't fit the configuration.
-        ParameterError: the quantization is unknown, or the checkpoint is packed in another one or another dtype.
+        ParameterError: the quantization is unknown, or the checkpoint is packed with other formats or another dtype.
     """
     chosen = Quantization.parse(quantization)
     if not (folder / PACKED_FILE).is_file():
         return CheckpointWeights(folder, config, dtype, chosen, device)
     packed = PackedWeights(folder, config, device)
     if dtype not in (None, packed.dtype):
-        raise ParameterError(f"{folder} is packed in {packed.dtype}; load it with dtype='auto'")
+        own, asked = (str(name).removeprefix("torch.") for name in (packed.dtype, dtype))
+        raise ParameterError(f"dtype must be auto or {own} for a packed checkpoint, got {asked}")
     if quantization is not None and not chosen.same_formats(packed.quantization):
-        raise ParameterError(f"{folder} is packed with {packed.quantization}; load it without quantization")
+        raise ParameterError(f"quantization must be None for a checkpoint packed with {packed.quantization}")
     return packed

@@ -6,7 +6,7 @@ Every operator writes into tensors that the caller owns, and runs on the device 
 
 from higgs_native.ops._library import check_instruction_set
 from higgs_native.ops.attention import attention, qkv_rope_cache
-from higgs_native.ops.codec import (
+from higgs_native.ops.audio_tokenizer import (
     conv1d,
     pack_conv_transpose1d,
     residual_unit,
@@ -26,9 +26,9 @@ from higgs_native.ops.linear import (
     pack_gate_up,
     pack_linear,
     pack_quantized,
-    quantize_linear,
     rms_norm_linear,
 )
+from higgs_native.ops.quantization import quantize_linear
 from higgs_native.ops.sampling import process_logits, sample_audio_frame, sample_text
 
 

@@ -1,7 +1,9 @@
-"""Loads the compiled operators, and gives each its fake (shape-only) implementation."""
+"""Loads the compiled operators and registers the fake (shape-only) implementation of each."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +19,7 @@ except ImportError as error:
     ) from error
 
 
-# Set to 1 by tests: the CUDA kernels, compiled for the CPU, take the place of the CPU's (csrc/cuda/emulation).
+# Tests set it to 1 to run the CUDA kernels, compiled for the CPU, instead of the CPU's kernels (csrc/cuda/emulation).
 EMULATES_CUDA = os.environ.get("HIGGS_NATIVE_EMULATE_CUDA") == "1"
 
 
@@ -34,21 +36,43 @@ def _load() -> None:
 
 
 def check_instruction_set() -> None:
-    """Raise ParameterError where HIGGS_NATIVE_ISA names no instruction set of this machine."""
+    """Raise ParameterError if HIGGS_NATIVE_ISA names no instruction set of this machine."""
     try:
         _C.build_info()
     except RuntimeError as error:
         raise ParameterError(str(error)) from None
 
 
-def _mutates_only(*args, **kwargs) -> None:
-    """The fake implementation of every operator here: outputs belong to the caller, so no shape has to be made."""
+def _check_devices(name: str, arguments: Iterable[tuple[str, Any]]) -> None:
+    """Raise RuntimeError where a meta tensor meets tensors of a device: the dispatcher then comes here, not there."""
+    tensors = []
+    for argument, value in arguments:
+        if isinstance(value, torch.Tensor):
+            tensors.append((argument, value))
+        elif isinstance(value, list | tuple):
+            tensors += [
+                (f"{argument}[{index}]", part) for index, part in enumerate(value) if isinstance(part, torch.Tensor)
+            ]
+    devices = [tensor.device for _, tensor in tensors if tensor.device.type != "meta"]
+    for argument, tensor in tensors:
+        # An empty tensor stands for scales that a matrix does not have.
+        if devices and tensor.device != devices[0] and tensor.numel() > 0:
+            raise RuntimeError(f"{name}: {argument} must be on {devices[0]}, got {tensor.device}")
 
 
 def register_fakes(*names: str) -> None:
-    """Let `torch.compile` and `torch.export` trace the operators `names`, which write into their first arguments."""
+    """Let `torch.compile` and `torch.export` trace the operators `names`.
+
+    A fake implementation only checks devices: outputs belong to the caller, so no shape has to be made.
+    """
     for name in names:
-        torch.library.register_fake(f"higgs_native::{name}", _mutates_only)
+        arguments = getattr(torch.ops.higgs_native, name).default._schema.arguments
+
+        def fake(*args, name=name, arguments=arguments, **kwargs) -> None:
+            named = [(argument.name, value) for argument, value in zip(arguments, args, strict=False)]
+            _check_devices(name, [*named, *kwargs.items()])
+
+        torch.library.register_fake(f"higgs_native::{name}", fake)
 
 
 _load()

@@ -12,7 +12,7 @@ import torch
 PANEL = 32
 """Rows of a panel."""
 QUANTIZATION_GROUP = 128
-"""Columns that share a scale: of activations rounded to 8 bits, and of int4 weights."""
+"""Columns that share a scale, in activations rounded to 8 bits and in int4 weights."""
 _UNIT_BITS = 32
 """Bits of a row in one unit."""
 
@@ -23,11 +23,11 @@ class WeightFormat:
 
     Attributes:
         name: the name in `Quantization` and on the command line.
-        dtype: of the packed data; no two formats share one. uint8 holds two 4-bit integers.
-        bits: of a value.
-        safetensors_name: the name of `dtype` in safetensors files of unpacked checkpoints; None if they never have it.
+        dtype: the dtype of the packed data, different for each format. An element of uint8 holds two 4-bit integers.
+        bits: the size of a value.
+        safetensors_name: the name of `dtype` in unpacked safetensors files; None for quantized formats.
         limits: the min and the max value of a quantized format.
-        scale_dtype: None for formats without scales.
+        scale_dtype: the dtype of the scales; None for formats without scales.
         scale_group: columns that share a scale; None if a row has one scale.
     """
 

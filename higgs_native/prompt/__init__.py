@@ -1,1 +1,1 @@
-"""From texts, voices and recordings to the prompt that the model reads."""
+"""Prompts: from texts, voices and recordings to the token ids that the model reads."""

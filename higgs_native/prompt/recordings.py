@@ -11,7 +11,7 @@ from numbers import Real
 import numpy as np
 import torch
 
-from higgs_native.audio.io import check_duration, checked_rate, cut, mono_samples, read_audio
+from higgs_native.audio.io import check_duration, checked_rate, mono_samples, part_range, read_audio
 from higgs_native.audio.quality import RecordingQuality, advise, measure
 from higgs_native.errors import AudioError, PromptError
 from higgs_native.prompt.messages import AudioContent
@@ -67,7 +67,7 @@ class Recording:
         """
         if not offset and duration is None:
             return self
-        begin, count = cut(len(self.samples), self.sampling_rate, offset, duration, self.name)
+        begin, count = part_range(len(self.samples), self.sampling_rate, offset, duration, self.name)
         return Recording(self.samples[begin : begin + count], self.sampling_rate, self.name)
 
     def advice(self, reference_text: str | None = None) -> list[str]:
@@ -89,27 +89,27 @@ def read_recording(content: AudioContent) -> Recording:
     offset, duration = content.offset or 0, content.duration
     url = content.audio_url
     if not isinstance(url, str | os.PathLike | None):
-        raise AudioError(f"audio_url must be an audio file's path, got a {type(url).__name__}")
+        raise AudioError(f"audio_url must be an audio file's path, got {type(url).__name__}")
     if url not in (None, "", "placeholder"):
         return Recording.from_file(url, offset, duration)
     match content.raw_audio:
         case None:
-            raise PromptError("an audio content names no recording; expected audio_url or raw_audio")
+            raise PromptError("audio_url or raw_audio must name a recording, got neither")
         case Recording() as recording:
             return recording.part(offset, duration)
         case (samples, sampling_rate):
             samples, sampling_rate = mono_samples(samples), checked_rate(sampling_rate)
-            begin, count = cut(len(samples), sampling_rate, offset, duration)
+            begin, count = part_range(len(samples), sampling_rate, offset, duration)
             return Recording(samples[begin : begin + count], sampling_rate)
         case str() | bytes() as encoded:
             try:
                 encoded = encoded.encode() if isinstance(encoded, str) else encoded
-                data = base64.b64decode(b"".join(encoded.split()), validate=True)  # it may have line breaks
+                data = base64.b64decode(b"".join(encoded.split()), validate=True)  # without line breaks
             except ValueError:
-                raise AudioError("raw_audio is not valid base64") from None
+                raise AudioError("raw_audio must be base64, got other characters or a wrong length") from None
             return Recording(*read_audio(io.BytesIO(data), offset, duration))
         case other:
             raise AudioError(
                 "raw_audio must be an audio file's bytes in base64, (samples, sampling rate) or a Recording, "
-                f"got a {type(other).__name__}"
+                f"got {type(other).__name__}"
             )

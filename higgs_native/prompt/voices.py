@@ -1,10 +1,10 @@
-"""Voices in a folder: recordings to clone, and descriptions in words.
+"""Voices, and folders of them: recordings to clone, and profiles in words.
 
 A folder may hold, side by side:
 
-- `NAME.wav` (or .flac, .ogg, .mp3), a recording, and `NAME.txt`, the words that are spoken in it;
-- `config.json`: `{"NAME": {"audio_file": "FILE", "transcript": "WORDS"}, ...}`, which goes before `NAME.txt`;
-- `profile.yaml`: under the key `profiles`, descriptions by name. They are called `profile:NAME`.
+- `NAME.wav` (or .flac, .ogg, .mp3), a recording, and `NAME.txt`, the words spoken in it;
+- `config.json`: `{"NAME": {"audio_file": "FILE", "transcript": "WORDS"}, ...}`, which overrides `NAME.txt`;
+- `profile.yaml`: descriptions by name under the key `profiles`; these voices are called `profile:NAME`.
 """
 
 import os
@@ -23,21 +23,21 @@ from higgs_native.utils.files import read_json_object
 
 VOICES_VARIABLE = "HIGGS_NATIVE_VOICES"
 
-_RECORDINGS = (".wav", ".flac", ".ogg", ".mp3")
+_AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 _PROFILE_PREFIX = "profile:"
 
 
 @dataclass(frozen=True)
 class Voice:
-    """How one speaker should sound: like a recording, or as described.
+    """A speaker's voice: that of a recording, or one described in words.
 
     Attributes:
         reference_audio: an audio file, `(samples, sampling rate in Hz)`, or a `Recording`; None if `profile` is set.
-        reference_text: the words spoken in it. Without them the recording stands in the scene, not in its own turn.
-        profile: a description such as `male; british accent`, where there is no recording.
+        reference_text: the words spoken in it. Without them the recording is part of the scene, not a turn.
+        profile: a description such as `male; british accent`; None if `reference_audio` is set.
 
     Raises:
-        PromptError: it holds neither a recording nor a description, or both, or words without a recording.
+        PromptError: both or neither of `reference_audio` and `profile` are set, or a profile has a reference text.
     """
 
     reference_audio: str | os.PathLike | tuple[np.ndarray, int] | Recording | None = None
@@ -46,121 +46,12 @@ class Voice:
 
     def __post_init__(self) -> None:
         if (self.reference_audio is None) == (self.profile is None):
-            raise PromptError("a voice needs either reference audio or a profile")
+            got = "neither" if self.profile is None else "both"
+            raise PromptError(f"a voice must have reference_audio or a profile, got {got}")
         if self.profile is not None and self.reference_text is not None:
-            raise PromptError("a voice has a reference text, but no reference audio")
-
-
-def list_voices(folder: str | Path | None = None) -> dict[str, Voice]:
-    """Return the voices in `folder` by name, sorted.
-
-    Args:
-        folder: the folder; by default the one that the environment variable HIGGS_NATIVE_VOICES names.
-
-    Raises:
-        PromptError: no folder is named or it does not exist, or a file in it can't be read.
-    """
-    folder = folder or os.environ.get(VOICES_VARIABLE)
-    if not folder:
-        raise PromptError(f"no folder of voices is given; name one, or set {VOICES_VARIABLE}")
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise PromptError(f"the folder of voices {folder} does not exist")
-    voices = {}
-    for path in folder.iterdir():
-        if path.suffix.lower() in _RECORDINGS:
-            words = path.with_suffix(".txt")
-            voices[path.stem] = Voice(path, (_read(words).strip() or None) if words.is_file() else None)
-    if (folder / "config.json").is_file():
-        voices |= _configured_voices(folder)
-    if (folder / "profile.yaml").is_file():
-        profiles = _profiles(folder / "profile.yaml")
-        voices |= {_PROFILE_PREFIX + name: Voice(profile=profile) for name, profile in profiles.items()}
-    return dict(sorted(voices.items()))
-
-
-def find_voice(name: str, folder: str | Path | None = None) -> Voice:
-    """Return the voice called `name` in `folder` (as in `list_voices`).
-
-    Raises:
-        PromptError: there is no such voice, or no such folder.
-    """
-    voices = list_voices(folder)
-    if name not in voices:
-        available = ", ".join(voices) if voices else "none"
-        raise PromptError(f"unknown voice {name!r}; available: {available}")
-    return voices[name]
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"{path} is not readable as UTF-8 text: {error}") from None
-
-
-def _configured_voices(folder: Path) -> dict[str, Voice]:
-    path = folder / "config.json"
-    try:
-        entries = read_json_object(path)
-    except ConfigError as error:
-        raise PromptError(str(error)) from None
-    voices = {}
-    for name, entry in entries.items():
-        file, words = (entry.get("audio_file"), entry.get("transcript")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(file, str) or not isinstance(words, str | None):
-            raise PromptError(f"{path}: expected an audio_file and a transcript for {name!r}")
-        voices[name] = Voice(folder / file, (words or "").strip() or None)
-    return voices
-
-
-def _profiles(path: Path) -> dict[str, str]:
-    try:
-        # All scalars are texts: YAML would take a voice called `no`, or a description `2024`, for something else.
-        contents = yaml.load(_read(path), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)  # where YAML's grammar is broken
-        place, reason = (path, error) if mark is None else (f"{path}, line {mark.line + 1}", error.problem)
-        reason = " ".join(str(reason).split())
-        raise PromptError(f"{place}: no YAML: {reason}; expected quotes around a text with ': ' or ' #'") from None
-    profiles = contents.get("profiles") if isinstance(contents, dict) else None
-    if not isinstance(profiles, dict):
-        raise PromptError(f"{path}: expected a line `profiles:` and below it, indented, lines NAME: DESCRIPTION")
-    for name, description in profiles.items():
-        if not name or not isinstance(description, str) or not description.strip():
-            raise PromptError(f"{path}: expected a description in words for {name!r}")
-    return {name: description.strip() for name, description in profiles.items()}
-
-
-def choose_voices(
-    voice: str | Voice | Sequence[str | Voice] | None = None,
-    reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
-    reference_text: str | None = None,
-    voices_folder: str | Path | None = None,
-) -> list[Voice]:
-    """Return the voices of SPEAKER0, SPEAKER1, ...; none where neither a voice nor reference audio is given.
-
-    Args: as for `HiggsAudio.speak`.
-
-    Raises:
-        PromptError: a voice is unknown, both a voice and reference audio are given, or a text without reference audio.
-        ParameterError: the voice or the text is of a wrong type.
-    """
-    check_string("reference_text", reference_text, optional=True)
-    reference_text = (reference_text or "").strip() or None
-    if reference_audio is not None:
-        if voice is not None:
-            raise PromptError("both a voice and reference audio are given; expected one of them")
-        return [Voice(reference_audio, reference_text)]
-    if reference_text is not None:
-        raise PromptError("a reference text is given without reference audio")
-    if voice is None:
-        return []
-    voices = voice.split(",") if isinstance(voice, str) else voice if isinstance(voice, Sequence) else [voice]
-    for item in voices:
-        if not isinstance(item, str | Voice):
-            raise ParameterError(f"voice must be a name, a Voice, or a list of these, got a {type(item).__name__}")
-    return [item if isinstance(item, Voice) else find_voice(item.strip(), voices_folder) for item in voices]
+            raise PromptError(
+                f"reference_text of a voice with a profile must be None, got {self.reference_text!r:.50}"
+            )
 
 
 def read_voice(voice: Voice) -> Voice:
@@ -180,8 +71,8 @@ def read_voice(voice: Voice) -> Voice:
             recording = Recording.from_file(path)
         case other:
             raise AudioError(
-                "reference audio must be a file's path, (samples, sampling rate) or a Recording, "
-                f"got a {type(other).__name__}"
+                "reference_audio must be a file's path, (samples, sampling rate) or a Recording, "
+                f"got {type(other).__name__}"
             )
     return replace(voice, reference_audio=recording)
 
@@ -195,3 +86,119 @@ def check_voice(voice: Voice) -> list[str]:
     if voice.profile is not None:
         return []
     return read_voice(voice).reference_audio.advice(voice.reference_text)
+
+
+def choose_voices(
+    voice: str | Voice | Sequence[str | Voice] | None = None,
+    reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
+    reference_text: str | None = None,
+    voices_folder: str | Path | None = None,
+) -> list[Voice]:
+    """Return the voices of SPEAKER0, SPEAKER1, ...; none if neither a voice nor reference audio is given.
+
+    Args: as for `HiggsAudio.speak`.
+
+    Raises:
+        PromptError: a voice is unknown, a voice and reference audio are both given, or a reference text without
+            reference audio.
+        ParameterError: the voice or the reference text is of a wrong type.
+    """
+    check_string("reference_text", reference_text, optional=True)
+    reference_text = (reference_text or "").strip() or None
+    if reference_audio is not None:
+        if voice is not None:
+            raise PromptError(f"voice must be None if reference_audio is given, got {voice!r:.100}")
+        return [Voice(reference_audio, reference_text)]
+    if reference_text is not None:
+        raise PromptError(f"reference_text must be None without reference_audio, got {reference_text!r:.50}")
+    if voice is None:
+        return []
+    voices = voice.split(",") if isinstance(voice, str) else voice if isinstance(voice, Sequence) else [voice]
+    for item in voices:
+        if not isinstance(item, str | Voice):
+            raise ParameterError(f"voice must be a name, a Voice, or a list of these, got {type(item).__name__}")
+    return [item if isinstance(item, Voice) else find_voice(item.strip(), voices_folder) for item in voices]
+
+
+def find_voice(name: str, folder: str | Path | None = None) -> Voice:
+    """Return the voice called `name` in `folder` (see `list_voices`).
+
+    Raises:
+        PromptError: there is no such voice, or no such folder.
+    """
+    voices = list_voices(folder)
+    if name not in voices:
+        raise PromptError(f"voice must be in the folder of voices ({', '.join(voices) or 'empty'}), got {name!r}")
+    return voices[name]
+
+
+def list_voices(folder: str | Path | None = None) -> dict[str, Voice]:
+    """Return the voices in `folder` by name, sorted.
+
+    Args:
+        folder: by default the folder that the environment variable HIGGS_NATIVE_VOICES names.
+
+    Raises:
+        PromptError: no folder is given or it does not exist, or a file in it can't be read.
+    """
+    folder = folder or os.environ.get(VOICES_VARIABLE)
+    if not folder:
+        raise PromptError(f"the folder of voices must be given, or named by {VOICES_VARIABLE}, got neither")
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise PromptError(f"the folder of voices must exist, got {folder}")
+    voices = {}
+    for path in folder.iterdir():
+        if path.suffix.lower() in _AUDIO_SUFFIXES:
+            words = path.with_suffix(".txt")
+            voices[path.stem] = Voice(path, (_read_text(words).strip() or None) if words.is_file() else None)
+    if (folder / "config.json").is_file():
+        voices |= _configured_voices(folder)
+    if (folder / "profile.yaml").is_file():
+        profiles = _read_profiles(folder / "profile.yaml")
+        voices |= {_PROFILE_PREFIX + name: Voice(profile=profile) for name, profile in profiles.items()}
+    return dict(sorted(voices.items()))
+
+
+def _configured_voices(folder: Path) -> dict[str, Voice]:
+    path = folder / "config.json"
+    try:
+        entries = read_json_object(path)
+    except ConfigError as error:
+        raise PromptError(str(error)) from None
+    voices = {}
+    for name, entry in entries.items():
+        file, words = (entry.get("audio_file"), entry.get("transcript")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(file, str) or not isinstance(words, str | None):
+            expected = '{"audio_file": FILE, "transcript": WORDS}'
+            raise PromptError(f"{path}: entry {name!r} must be {expected}, got {entry!r:.100}")
+        voices[name] = Voice(folder / file, (words or "").strip() or None)
+    return voices
+
+
+def _read_profiles(path: Path) -> dict[str, str]:
+    """Return the descriptions in a `profile.yaml`, by name."""
+    try:
+        # BaseLoader keeps all scalars as text. Others turn a voice called `no` or a description `2024` into values.
+        contents = yaml.load(_read_text(path), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)  # set by errors of the grammar
+        location, reason = (path, error) if mark is None else (f"{path}, line {mark.line + 1}", error.problem)
+        reason = " ".join(str(reason).split())
+        raise PromptError(f"{location} can't be read as YAML: {reason}; texts with ': ' or ' #' need quotes") from None
+    profiles = contents.get("profiles") if isinstance(contents, dict) else None
+    if not isinstance(profiles, dict):
+        raise PromptError(
+            f"{path} must hold `profiles:` and below it, indented, lines NAME: DESCRIPTION, got {contents!r:.100}"
+        )
+    for name, description in profiles.items():
+        if not name or not isinstance(description, str) or not description.strip():
+            raise PromptError(f"{path}: profiles must be NAME: DESCRIPTION, got {name!r}: {description!r:.100}")
+    return {name: description.strip() for name, description in profiles.items()}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"{path} can't be read as UTF-8 text: {error}") from None

@@ -2,8 +2,16 @@
 
 import torch
 
-from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, format_of
+from higgs_native.ops.formats import (
+    PANEL,
+    QUANTIZATION_GROUP,
+    QUANTIZED_FORMATS,
+    WEIGHT_FORMATS,
+    WeightFormat,
+    format_of,
+)
 from higgs_native.ops.linear import PackedWeight
+from higgs_native.reference.quantization import quantize_linear
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -23,6 +31,36 @@ def unpack_linear(weight: PackedWeight) -> torch.Tensor:
     elif scales is not None:
         words = words.float() * scales.view(panels, PANEL, 1, 1)
     return words.float().reshape(panels * PANEL, -1)
+
+
+def pack_linear(*weights: torch.Tensor, format: str | None = None, clip: bool = True) -> PackedWeight:
+    """See `higgs_native.ops.pack_linear`."""
+    matrix = torch.cat(weights)
+    if format in QUANTIZED_FORMATS:
+        return pack_quantized(*quantize_linear(matrix, format, clip))
+    target = format_of(matrix.dtype) if format is None else WEIGHT_FORMATS[format]
+    return PackedWeight(_panels(matrix.to(target.dtype), target))
+
+
+def pack_quantized(values: torch.Tensor, scales: torch.Tensor) -> PackedWeight:
+    """See `higgs_native.ops.pack_quantized`."""
+    target = format_of(values.dtype) if scales.dim() == 1 else WEIGHT_FORMATS["int4"]
+    padded = torch.nn.functional.pad(scales.view(len(scales), -1), (0, 0, 0, -len(scales) % PANEL))
+    by_panel = padded.view(-1, PANEL, padded.shape[1]).transpose(1, 2).contiguous()
+    return PackedWeight(_panels(values, target), by_panel.view(target.packed_scales_shape(*values.shape)))
+
+
+def _panels(values: torch.Tensor, target: WeightFormat) -> torch.Tensor:
+    """`PackedWeight.data` of a matrix [n, k] of values."""
+    panels, units, _, elements = target.packed_shape(*values.shape)
+    n, k = panels * PANEL, units * target.unit_columns
+    # Padding keeps the bits of e4m3, for which PyTorch has no arithmetic.
+    padded = torch.zeros(n, k, dtype=values.dtype)
+    padded.view(torch.uint8).view(n, -1)[: len(values), : values.shape[1] * values.itemsize] = values.view(torch.uint8)
+    if target.bits == 4:
+        halves = (padded + 8).view(n, units, 2, 4).to(torch.uint8)
+        padded = halves[:, :, 0] | halves[:, :, 1] << 4
+    return padded.view(panels, PANEL, units, elements).transpose(1, 2).contiguous()
 
 
 def quantize_activations(x: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from higgs_native.audio.loudness import _k_weighted, integrated_loudness, normalized_to
+from higgs_native.audio.loudness import integrated_loudness, k_weighted, normalized_to
 
 
 def sine(seconds: float, rate: int, amplitude: float = 1.0) -> np.ndarray:
@@ -9,16 +9,16 @@ def sine(seconds: float, rate: int, amplitude: float = 1.0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rate", [16000, 24000, 44100, 48000])
-def test_a_sine_at_full_scale_has_the_loudness_that_the_standard_names(rate):
+def test_a_sine_has_the_loudness_of_the_standard(rate):
     assert integrated_loudness(sine(3, rate), rate) == pytest.approx(-3.01, abs=0.05)
     assert integrated_loudness(sine(3, rate, 0.1), rate) == pytest.approx(-23.01, abs=0.05)
 
 
 def test_the_filters_at_48_khz_are_those_of_the_standard():
-    """Its tables of coefficients, as the response to one sample."""
+    """Compare the impulse response with the standard's tables of coefficients."""
     impulse = np.zeros(48000)
     impulse[0] = 1
-    response = np.fft.rfft(_k_weighted(impulse, 48000))
+    response = np.fft.rfft(k_weighted(impulse, 48000))
     z = np.exp(-2j * np.pi * np.arange(24001) / 48000)
     shelf = np.polyval([1.19839281085285, -2.69169618940638, 1.53512485958697], z)
     shelf /= np.polyval([0.73248077421585, -1.69065929318241, 1], z)
@@ -26,7 +26,7 @@ def test_the_filters_at_48_khz_are_those_of_the_standard():
     np.testing.assert_allclose(abs(response[5:]), abs(shelf * high_pass)[5:], rtol=1e-4, atol=1e-6)
 
 
-def test_silence_between_is_gated():
+def test_silence_and_quiet_parts_are_gated():
     loud, silent, quiet = sine(4, 24000), np.zeros(10 * 24000), sine(4, 24000, 0.01)
     whole = integrated_loudness(loud, 24000)
     assert integrated_loudness(np.concatenate([loud, silent]), 24000) == pytest.approx(whole, abs=0.3)
@@ -49,6 +49,6 @@ def test_normalizing():
 
 @pytest.mark.parametrize("rate", [1000, 2000, 3360, 3370, 4000, 8000])
 def test_low_rates(rate):
-    """What a recording of a low rate holds is as loud as in one of a high rate."""
+    """A sine has the same loudness at low and high sampling rates."""
     low, high = (0.1 * np.sin(2 * np.pi * 200 * np.arange(3 * each) / each) for each in (rate, 48000))
     assert integrated_loudness(low, rate) == pytest.approx(integrated_loudness(high, 48000), abs=0.3)

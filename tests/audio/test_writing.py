@@ -1,4 +1,4 @@
-"""Audio files are written whole or not at all, whatever ends the writing."""
+"""Audio files are written completely or not at all, whatever ends the writing."""
 
 import resource
 import signal
@@ -12,10 +12,10 @@ from higgs_native.errors import ParameterError
 
 
 RATE = 24000
-ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
-# Writes 20 s of noise over a file of each ending, each in a process of its own, to which SIGTERM is sent while the
-# library is in a function, or as that returns. Prints how each ended.
+# Writes 20 s of noise over a file of each suffix, each in its own process, which gets SIGTERM while the library is in
+# a function, or as the function returns. Prints the exit codes.
 SAVE_AND_SIGNAL = """
 import os, signal, sys, threading
 import numpy as np, soundfile
@@ -74,10 +74,10 @@ def test_a_signal_in_the_library_ends_the_writing(run_python, tmp_path):
         ("sf_write_sync", "after"),
         ("sf_close", "after"),
     ]
-    paths = [tmp_path / f"{function}_{moment}{ending}" for function, moment in moments for ending in ENDINGS]
+    paths = [tmp_path / f"{function}_{moment}{suffix}" for function, moment in moments for suffix in SUFFIXES]
     arguments = [
         f"{path},{function},{moment}"
-        for path, (function, moment) in zip(paths, (pair for pair in moments for _ in ENDINGS), strict=True)
+        for path, (function, moment) in zip(paths, (pair for pair in moments for _ in SUFFIXES), strict=True)
     ]
     for path in paths:
         path.write_bytes(b"old")
@@ -89,9 +89,9 @@ def test_a_signal_in_the_library_ends_the_writing(run_python, tmp_path):
 
 
 @pytest.mark.parametrize("exception", [KeyboardInterrupt, MemoryError, OSError])
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_an_exception_of_the_caller_ends_the_writing(ending, exception, tmp_path):
-    path = tmp_path / f"out{ending}"
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_exception_of_the_caller_ends_the_writing(suffix, exception, tmp_path):
+    path = tmp_path / f"out{suffix}"
     path.write_bytes(b"old")
 
     def save() -> None:
@@ -105,58 +105,58 @@ def test_an_exception_of_the_caller_ends_the_writing(ending, exception, tmp_path
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("seconds", [0.01, 1, 60])
-def test_the_file_is_what_libsndfile_writes(ending, seconds, tmp_path):
-    """Though it is moved from memory piece by piece; of one minute, the pieces are longer than the head is."""
+def test_the_file_is_what_libsndfile_writes(suffix, seconds, tmp_path):
+    """It is moved from memory block by block. A minute gives blocks that are longer than the header."""
     samples = noise(seconds)
     name, encoding = {
         ".wav": ("WAV", "PCM_16"),
         ".flac": ("FLAC", "PCM_16"),
         ".ogg": ("OGG", "VORBIS"),
         ".mp3": ("MP3", "MPEG_LAYER_III"),
-    }[ending]
+    }[suffix]
     pieces = np.array_split(samples, 7)
     with soundfile.SoundFile(tmp_path / "expected", "w", RATE, 1, encoding, format=name) as file:
         for piece in pieces:
             file.write(piece)
-    with writing_audio(tmp_path / f"out{ending}", RATE) as file:
+    with writing_audio(tmp_path / f"out{suffix}", RATE) as file:
         for piece in pieces:
             file.write(piece)
-    written, expected = (tmp_path / f"out{ending}").read_bytes(), (tmp_path / "expected").read_bytes()
-    if ending != ".ogg":  # whose streams have random serial numbers, and checksums of them
+    written, expected = (tmp_path / f"out{suffix}").read_bytes(), (tmp_path / "expected").read_bytes()
+    if suffix != ".ogg":  # Ogg streams have random serial numbers, and checksums of them
         assert written == expected
     assert len(written) == len(expected)
-    np.testing.assert_array_equal(*(soundfile.read(tmp_path / file)[0] for file in (f"out{ending}", "expected")))
+    np.testing.assert_array_equal(*(soundfile.read(tmp_path / file)[0] for file in (f"out{suffix}", "expected")))
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_no_half_file_where_the_disk_is_full(ending, tmp_path):
-    """Not even where a single byte is missing, of which libsndfile, closing the file, says nothing."""
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_full_disk_leaves_no_incomplete_file(suffix, tmp_path):
+    """Even if a single byte is missing, which libsndfile does not report when it closes the file."""
 
     def save(name: str) -> None:
-        with writing_audio(tmp_path / f"{name}{ending}", RATE) as file:
+        with writing_audio(tmp_path / f"{name}{suffix}", RATE) as file:
             for piece in np.array_split(noise(5), 3):
                 file.write(piece)
 
-    save("whole")
-    size = (tmp_path / f"whole{ending}").stat().st_size
+    save("complete")
+    size = (tmp_path / f"complete{suffix}").stat().st_size
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     for limit in (0, 10, size // 2, size - 1):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         try:
-            with pytest.raises(ParameterError, match=rf"out\{ending} can't be written: File too large"):
+            with pytest.raises(ParameterError, match=rf"out\{suffix} can't be written: File too large"):
                 save("out")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert [file.name for file in tmp_path.iterdir()] == [f"whole{ending}"]
+        assert [file.name for file in tmp_path.iterdir()] == [f"complete{suffix}"]
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("out.m4a", "does not end in one of .wav, .flac, .ogg, .mp3"),
-        ("out", "does not end in one of"),
+        ("out.m4a", r"path must end in \.wav, \.flac, \.ogg, \.mp3, got .*out\.m4a"),
+        ("out", "path must end in"),
         ("missing/out.wav", "can't be written: No such file or directory"),
         ("file/out.wav", "can't be written: Not a directory"),
         ("folder.wav", "is a folder"),

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from higgs_native.audio.resample import resample
+from higgs_native.audio.resample import resample_sinc
 from higgs_native.audio_tokenizer import encoder
 from higgs_native.audio_tokenizer.checkpoint import convert
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig
@@ -95,4 +95,4 @@ def test_resampling_equals_torchaudio(from_rate, to_rate, samples):
     torchaudio = pytest.importorskip("torchaudio")
     audio = torch.randn(2, samples, generator=torch.Generator().manual_seed(0))
     expected = torchaudio.functional.resample(audio, from_rate, to_rate)
-    torch.testing.assert_close(resample(audio, from_rate, to_rate), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(resample_sinc(audio, from_rate, to_rate), expected, rtol=0, atol=2e-6)

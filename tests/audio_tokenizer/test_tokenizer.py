@@ -8,7 +8,8 @@ import pytest
 import soundfile
 import torch
 
-from higgs_native.audio.io import read_audio, resampled
+from higgs_native.audio.io import read_audio
+from higgs_native.audio.resample import resample_soxr
 from higgs_native.audio_tokenizer import encoder
 from higgs_native.audio_tokenizer import tokenizer as tokenizer_module
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
@@ -80,7 +81,7 @@ def test_mp3(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000, 96000])
 def test_other_rates_are_resampled(tokenizer, rate):
-    at_24_khz = resampled(speechlike(0.5, rate), rate, 24000)
+    at_24_khz = resample_soxr(speechlike(0.5, rate), rate, 24000)
     assert len(at_24_khz) == 12000
     middle = slice(1000, 11000)
     np.testing.assert_allclose(at_24_khz[middle], speechlike(0.5)[middle], atol=0.01)
@@ -131,21 +132,21 @@ def test_shortest_audio(tokenizer, seconds):
     ("audio", "rate", "message"),
     [
         (speechlike(), None, "needs its sampling_rate"),
-        (speechlike(), 0, "sampling_rate is 0; expected a whole number of Hz"),
-        (speechlike(), -24000, "sampling_rate is -24000"),
-        (speechlike(), 24000.5, "sampling_rate is 24000.5"),
-        (speechlike(), "24k", "sampling_rate is '24k'"),
-        (speechlike(), 10**9, "sampling_rate is 1000000000"),
-        (np.zeros(0, np.float32), 24000, "the audio is empty"),
-        (np.zeros((2, 0), np.float32), 24000, "the audio is empty"),
-        (speechlike(0.05), 24000, "lasts 0.05 s; expected at least 0.1 s"),
-        (np.zeros(600 * 8000, np.float32), 8000, "lasts 600 s; expected at most 120 s"),
+        (speechlike(), 0, "sampling_rate must be an integer from 1000 to 768000 Hz, got 0"),
+        (speechlike(), -24000, "got -24000"),
+        (speechlike(), 24000.5, "got 24000.5"),
+        (speechlike(), "24k", "got '24k'"),
+        (speechlike(), 10**9, "got 1000000000"),
+        (np.zeros(0, np.float32), 24000, "audio must hold samples, got"),
+        (np.zeros((2, 0), np.float32), 24000, "audio must hold samples, got"),
+        (speechlike(0.05), 24000, "the audio must last at least 0.1 s, got 0.05 s"),
+        (np.zeros(600 * 8000, np.float32), 8000, "the audio must last at most 120 s, got 600 s"),
         (torch.tensor(1.0), 24000, r"audio must be \[samples\].* got \[\]"),
         (np.zeros((1, 2, 3000), np.float32), 24000, r"got \[1, 2, 3000\]"),
         (np.zeros((3000, 3000), np.float32), 24000, r"at most 8 channels, got \[3000, 3000\]"),
-        (np.array([0.0, np.nan] * 3000), 24000, "not finite"),
-        (np.array([0.0, np.inf] * 3000, np.float32), 24000, "not finite"),
-        (torch.full((3000,), -torch.inf), 24000, "not finite"),
+        (np.array([0.0, np.nan] * 3000), 24000, "must be finite, got NaN or infinity"),
+        (np.array([0.0, np.inf] * 3000, np.float32), 24000, "must be finite, got NaN or infinity"),
+        (torch.full((3000,), -torch.inf), 24000, "must be finite, got NaN or infinity"),
         (np.zeros(3000, np.int64), 24000, "must be floating, int16 or int32, got int64"),
         (np.zeros(3000, complex), 24000, "got complex128"),
     ],
@@ -167,18 +168,21 @@ def write(path, data: bytes | None = None, audio: np.ndarray | None = None, rate
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: folder / "missing.wav", "missing.wav is no file; expected an audio file"),
-        (lambda folder: folder, "is no file"),
+        (lambda folder: folder / "missing.wav", "audio must be an existing file .*missing.wav"),
+        (lambda folder: folder, "must be an existing file"),
         (lambda folder: write(folder / "a.wav", b""), "a.wav can't be read as audio"),
         (lambda folder: write(folder / "a.wav", b"RIFF\x00\x00\x00\x00WAVE"), "a.wav can't be read as audio"),
         (lambda folder: write(folder / "a.txt", b"no sound at all"), "a.txt can't be read as audio"),
-        (lambda folder: write(folder / "a.wav", audio=np.zeros(0)), "a.wav is empty"),
-        (lambda folder: write(folder / "a.wav", audio=speechlike(0.05)), "a.wav lasts 0.05 s"),
-        (lambda folder: write(folder / "a.wav", audio=np.zeros(1000 * 600), rate=1000), "a.wav lasts 600 s"),
-        (lambda folder: write(folder / "a.wav", audio=np.full(9000, np.nan)), "not finite"),
+        (lambda folder: write(folder / "a.wav", audio=np.zeros(0)), "a.wav must last at least 0.1 s, got 0 s"),
+        (lambda folder: write(folder / "a.wav", audio=speechlike(0.05)), "a.wav must last at least 0.1 s, got 0.05 s"),
+        (
+            lambda folder: write(folder / "a.wav", audio=np.zeros(1000 * 600), rate=1000),
+            "must last at most 120 s, got 600 s",
+        ),
+        (lambda folder: write(folder / "a.wav", audio=np.full(9000, np.nan)), "must be finite, got NaN or infinity"),
         (lambda folder: io.BytesIO(b"no sound at all"), "the audio file can't be read"),
-        (lambda folder: [0.0] * 9000, "audio is a list; expected a path, an open file, an array or a tensor"),
-        (lambda folder: None, "audio is a NoneType"),
+        (lambda folder: [0.0] * 9000, "audio must be a path, an open file, an array or a tensor, got list"),
+        (lambda folder: None, "an array or a tensor, got NoneType"),
     ],
 )
 def test_files_that_can_not_be_encoded(tokenizer, tmp_path, make, message):

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from higgs_native.audio_tokenizer.checkpoint import load_tensors
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.weights import pack_weights, tensor_shapes
-from higgs_native.testing.random_checkpoint import DEMO_AUDIO_TOKENIZER_CONFIG as CONFIG
+from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG as CONFIG
 from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 
 

@@ -12,7 +12,7 @@ from higgs_native.model.transformer import LanguageModel
 def prompt_rows(
     model: LanguageModel, input_ids: Sequence[int], reference_codes: Sequence[torch.Tensor] = ()
 ) -> list[int | torch.Tensor]:
-    """The positions of a prompt: token ids, and the delayed frames that its placeholders stand for."""
+    """The rows of a prompt: token ids, and the delayed frames of its placeholders."""
     references = iter(reference_codes)
     rows: list[int | torch.Tensor] = []
     for token in input_ids:
@@ -25,20 +25,20 @@ def prompt_rows(
 
 @torch.inference_mode()
 def forward(
-    model: LanguageModel, rows: Sequence[int | torch.Tensor], pieces: Sequence[int] | None = None
+    model: LanguageModel, rows: Sequence[int | torch.Tensor], chunks: Sequence[int] | None = None
 ) -> torch.Tensor:
-    """The states [rows, hidden] of a single sequence, in its own order.
+    """Return the states [rows, hidden] of one sequence, in the order of `rows`.
 
     Args:
-        pieces: how many positions each forward pass takes; by default all in one.
+        chunks: rows per forward pass; None: all in one.
     """
     cache = model.new_cache(1, len(rows))
     states = torch.empty(len(rows), model.config.hidden_size, device=model.device)
     begin = text_before = 0
-    for count in pieces or [len(rows)]:
-        piece = range(begin, begin + count)
-        text = [at for at in piece if isinstance(rows[at], int)]
-        audio = [at for at in piece if not isinstance(rows[at], int)]
+    for count in chunks or [len(rows)]:
+        chunk = range(begin, begin + count)
+        text = [at for at in chunk if isinstance(rows[at], int)]
+        audio = [at for at in chunk if not isinstance(rows[at], int)]
         frames = torch.stack([rows[at] for at in audio]) if audio else torch.empty(0, model.config.num_codebooks)
         int32 = {"dtype": torch.int32, "device": model.device}
         batch = Batch(

@@ -1,4 +1,4 @@
-"""The helpers that other tests compare through: they must describe one and the same sequence to `transformers`."""
+"""Helpers that other tests rely on: they must describe the same sequence to `transformers`."""
 
 import pytest
 import torch

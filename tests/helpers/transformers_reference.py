@@ -1,11 +1,11 @@
-"""The `transformers` implementation of Higgs Audio V2, which tests compare with.
+"""The `transformers` implementation of Higgs Audio V2, to which tests compare.
 
-Importing this module skips the tests of the importing file where `transformers` or `torchaudio` is missing; with the
-environment variable HIGGS_NATIVE_REQUIRE_TRANSFORMERS=1 (set in CI) that is an error instead.
+Importing this module skips the tests of the importing file if `transformers` or `torchaudio` is missing. With
+HIGGS_NATIVE_REQUIRE_TRANSFORMERS=1 (set in CI), it is an error instead.
 
-A test makes a model with `tiny_model`, saves it with `save`, loads the folder with higgs_native, and gives both the
-same `Prompt`s: `prompt.input_ids` and `prompt.reference_codes` to higgs_native, `model_inputs(config, prompts)` to
-transformers (`generate` and `forced_logits` do that).
+A test makes a model with `tiny_model`, saves it with `save`, and loads the folder with higgs_native. Both get the same
+`Prompt`: higgs_native its `input_ids` and `reference_codes`, transformers the result of `model_inputs`, which
+`generate` and `forced_logits` call.
 """
 
 import importlib.util
@@ -62,12 +62,12 @@ def tiny_config(
     rope: dict | None = None,
     max_positions: int = 2048,
 ) -> "transformers.HiggsAudioV2Config":
-    """A configuration of `transformers`, small.
+    """A small configuration of `transformers`.
 
     Args:
-        hidden: a multiple of `heads`; `heads * head_dim` may differ from it.
+        hidden: a multiple of `heads`; it may differ from `heads * head_dim`.
         codebook_size: rows of a codebook; the last two are BOS and EOS.
-        vocab: at least 273: 256 bytes, then the special tokens.
+        vocab: min 273: 256 bytes and the special tokens.
         rope: LLAMA3_ROPE (the default) or PLAIN_ROPE.
     """
     return transformers.HiggsAudioV2Config(
@@ -103,13 +103,13 @@ def tiny_model(
 ) -> "transformers.HiggsAudioV2ForConditionalGeneration":
     """A model of `transformers` with random weights, in evaluation mode.
 
-    Weights are such that logits have a deviation near one and depend on every earlier position.
+    The weights are scaled so that logits have a deviation near one and depend on every earlier position.
 
     Args:
         seed: of the weights.
         config: its shapes; by default `tiny_config(**options)`.
-        endless: make EOS the least likely of the codes, so that greedy output runs to its limit.
-        text_head: give it a text head too (not used by `transformers` to generate).
+        endless: make EOS the least likely code, so that greedy output runs to its limit.
+        text_head: add a text head, which `transformers` does not use in generation.
     """
     config = config or tiny_config(**options)
     model = transformers.HiggsAudioV2ForConditionalGeneration(config, use_text_head=text_head)
@@ -135,14 +135,14 @@ def native_config(config: "transformers.HiggsAudioV2Config") -> HiggsAudioConfig
 
 
 def save(model: "transformers.HiggsAudioV2ForConditionalGeneration", folder: Path) -> Path:
-    """Save `model` as `transformers` does, with a byte-level `tokenizer.json` beside it; return the folder."""
+    """Save `model` as `transformers` does, with a byte-level `tokenizer.json`; return the folder."""
     model.save_pretrained(folder)
     build_tokenizer(native_config(model.config)).save(str(folder / "tokenizer.json"))
     return folder
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> "transformers.HiggsAudioV2ForConditionalGeneration":
-    """Load a folder of the transformers layout; every tensor that the model has must be in it."""
+    """Load a folder in the layout of transformers, which must have every tensor of the model."""
     model, report = transformers.HiggsAudioV2ForConditionalGeneration.from_pretrained(
         folder, dtype=dtype, output_loading_info=True
     )
@@ -167,12 +167,14 @@ class Prompt:
 def random_prompt(
     config: "transformers.HiggsAudioV2Config", seed: int, text: int = 20, reference_frames: Sequence[int] = ()
 ) -> Prompt:
-    """A prompt of `text` random byte tokens, with a reference of each given number of frames spread between them.
+    """A prompt of `text` random byte tokens, with references of the given numbers of frames spread between them.
 
-    At least as many tokens as there are codebooks follow the last reference: nearer to the end, `transformers` takes a
-    reference's delay tokens for those of a generated audio that is coming to its end.
+    At least one token per codebook follows the last reference. Nearer to the end, `transformers` mistakes the delay
+    tokens of a reference for those of generated audio that closes.
     """
-    assert not reference_frames or text > config.num_codebooks, "too short a text for a reference before it"
+    assert not reference_frames or text > config.num_codebooks, (
+        f"text must be longer than {config.num_codebooks}, got {text}"
+    )
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 256, (text,), generator=generator).tolist()
     step = (text - config.num_codebooks) // max(1, len(reference_frames))
@@ -197,7 +199,7 @@ def delayed(config: "transformers.HiggsAudioV2Config", codes: torch.Tensor) -> t
 
 
 def model_inputs(config: "transformers.HiggsAudioV2Config", prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
-    """What `transformers`' processor makes of a batch: left-padded ids, placeholders expanded, right-padded codes."""
+    """The inputs that `transformers`' processor makes of a batch: expanded, left-padded ids; right-padded codes."""
     delays = config.num_codebooks - 1
     rows, frames = [], []
     for prompt in prompts:
@@ -217,13 +219,13 @@ def model_inputs(config: "transformers.HiggsAudioV2Config", prompts: Sequence[Pr
         "input_ids": torch.tensor([[config.pad_token_id] * (longest - len(row)) + row for row in rows]),
         "attention_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
     }
-    most = max(map(len, frames))
-    if most:
-        codes = torch.full((len(rows), most, config.num_codebooks), config.audio_stream_eos_id)
+    max_frames = max(map(len, frames))
+    if max_frames:
+        codes = torch.full((len(rows), max_frames, config.num_codebooks), config.audio_stream_eos_id)
         for index, row_frames in enumerate(frames):
             codes[index, : len(row_frames)] = row_frames
         inputs["audio_input_ids"] = codes
-        inputs["audio_input_ids_mask"] = torch.arange(most)[None] < torch.tensor([[len(row)] for row in frames])
+        inputs["audio_input_ids_mask"] = torch.arange(max_frames)[None] < torch.tensor([[len(row)] for row in frames])
     return inputs
 
 
@@ -231,10 +233,10 @@ def model_inputs(config: "transformers.HiggsAudioV2Config", prompts: Sequence[Pr
 def forced_logits(
     model: "transformers.HiggsAudioV2ForConditionalGeneration", prompt: Prompt, frames: torch.Tensor
 ) -> torch.Tensor:
-    """The logits that follow `prompt` and each of the `frames` forced on the model.
+    """Return the logits after `prompt` and after each of the forced `frames`.
 
     Args:
-        frames: int64 [codebooks, N], delayed: as a generated segment, from its all-BOS frame on.
+        frames: int64 [codebooks, N], delayed, from the all-BOS frame of a segment on.
 
     Returns:
         float32 [N + 1, codebooks, codebook_size]; row 0 follows the prompt.
@@ -252,12 +254,12 @@ def forced_logits(
 
 @dataclass
 class Generated:
-    """What `transformers` generated for a batch.
+    """The output of `transformers` for a batch.
 
     Attributes:
-        codes: int64 [batch, codebooks, steps], delayed, from the all-BOS frame on; filled with EOS after a row's end.
+        codes: int64 [batch, codebooks, steps], delayed, from the all-BOS frame on; EOS after the end of a row.
         logits: float32 [steps, batch, codebooks, codebook_size].
-        scores: the same shape; logits after the delay masks, temperature, top-k and top-p.
+        scores: as `logits`, after the delay masks, temperature, top-k and top-p.
     """
 
     codes: torch.Tensor
@@ -272,7 +274,7 @@ def generate(
     max_new_tokens: int,
     **options,
 ) -> Generated:
-    """Let `transformers` generate: greedily, unless `options` (of its `generate`) say otherwise."""
+    """Generate with `transformers`: greedily, unless `options` of its `generate` say otherwise."""
     config = model.config
     output = model.generate(
         **model_inputs(config, prompts),

@@ -12,7 +12,7 @@ from higgs_native.prompt.normalize import normalize_text
 
 LIMIT = 12
 
-# Words, and phrases with what is hard about full stops, quotes and commas in the language.
+# Words, and phrases with full stops, quotes and commas that are hard to cut at in the language.
 LANGUAGES = {
     "english": (
         "the river house walked slowly mountain don't quick-witted yesterday it Anna light of wonderful",
@@ -57,7 +57,7 @@ COMMAS = {"arabic": "، ", "chinese": "，", "japanese": "、"}
 
 
 def compose(language, number_of_words=3000):
-    """A text of `language`: paragraphs of sentences, of which some are far too long for a chunk."""
+    """Compose a text of `language`: paragraphs of sentences, some far too long for a chunk."""
     generator = random.Random(language)
     words, phrases = LANGUAGES[language]
     words, space = words.split(), "" if language in UNSPACED else " "
@@ -68,9 +68,9 @@ def compose(language, number_of_words=3000):
             length = generator.choice([1, 4, 9, 16, 25] * 4 + [150])
             left -= length
             chosen = [generator.choice(phrases if generator.random() < 0.15 else words) for _ in range(length)]
-            # Not at either end: after "5 p.m." a full stop is no sure end, and a small letter goes on.
+            # No phrases at the ends: after "5 p.m." a full stop is no sure end, and a small letter continues.
             chosen = [generator.choice(words), *chosen, generator.choice(words)]
-            rest = 0.0 if length > 100 and generator.random() < 0.5 else 0.12  # a long one may have no comma at all
+            rest = 0.0 if length > 100 and generator.random() < 0.5 else 0.12  # a long sentence may have no comma
             sentence = chosen[0]
             for word in chosen[1:]:
                 sentence += (COMMAS.get(language, ", ") if generator.random() < rest else space) + word
@@ -81,14 +81,15 @@ def compose(language, number_of_words=3000):
 
 
 def joined(text, chunks):
-    """Whether chunks, but for white space between them, are the normalised text (an Arabic question needs no stop)."""
-    text, place = normalize_text(text).replace("؟.", "؟"), 0
+    """Return whether the chunks are the normalized text, except for white space between them."""
+    # An Arabic question needs no stop.
+    text, position = normalize_text(text).replace("؟.", "؟"), 0
     for chunk in chunks:
-        while text[place].isspace():
-            place += 1
-        assert text.startswith(chunk.text, place), (chunk.text, text[place : place + 100])
-        place += len(chunk.text)
-    return place == len(text)
+        while text[position].isspace():
+            position += 1
+        assert text.startswith(chunk.text, position), (chunk.text, text[position : position + 100])
+        position += len(chunk.text)
+    return position == len(text)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -103,15 +104,15 @@ def test_a_text_of_3000_words(language):
     if space:
         assert [word for chunk in chunks for word in chunk.text.split()] == normalize_text(text).split()
     assert sum(chunk.boundary == "paragraph" for chunk in chunks) == len(paragraphs)
-    # Chunks are few, and none is much shorter than it must be.
+    # Chunks are few, so not needlessly short.
     assert len(chunks) < 2.5 * spoken_seconds(text) / LIMIT + len(paragraphs)
 
-    # A sentence that fits is not cut. Places are counted in characters that are no white space.
+    # A sentence that fits is not cut. Positions count characters other than white space.
     boundaries = set(itertools.accumulate(len("".join(chunk.text.split())) for chunk in chunks))
-    place = fitting = 0
+    position = fitting = 0
     for sentence in itertools.chain.from_iterable(paragraphs):
         sentence = normalize_text(f"{sentence} x.")[:-3]
-        inside = range(place + 1, place := place + len("".join(sentence.split())))
+        inside = range(position + 1, position := position + len("".join(sentence.split())))
         if spoken_seconds(sentence) <= LIMIT:
             fitting += 1
             assert boundaries.isdisjoint(inside), sentence
@@ -128,7 +129,7 @@ def test_a_text_of_3000_words(language):
         "コンピューターを買いました" * 800,
         "สวัสดีครับผมชื่อสมชาย" * 700,
         "👩‍👩‍👧‍👦e\u0301가각" * 1000,
-        "ᄀ" * 5000,  # one character, by the rules of Unicode
+        "ᄀ" * 5000,  # one grapheme cluster
     ],
 )
 def test_text_without_spaces(text):
@@ -257,13 +258,13 @@ def test_the_same_speaker_goes_on_in_a_new_paragraph():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        # Broken at a width: only blank lines count.
+        # A wrapped text: only blank lines separate paragraphs.
         (
             "This line is\nbroken. The next\nis too.\n\nA new one.",
             ["This line is broken. The next is too.", "A new one."],
         ),
         ("他们昨天走过\n河流。\n\n然后", ["他们昨天走过河流.", "然后."]),
-        # A paragraph a line.
+        # A paragraph per line.
         ("One paragraph.\nAnother.\r\nA third.", ["One paragraph.", "Another.", "A third."]),
         ("　　你好。\n　　世界。", ["你好.", "世界."]),
         ("Chapter One\n\n* * *\n\nIt began.", ["Chapter One.", "It began."]),
@@ -275,7 +276,7 @@ def test_paragraphs(text, expected):
     assert all(chunk.boundary == "paragraph" for chunk in chunks)
 
 
-def test_sound_effects_and_degrees_are_normalised():
+def test_sound_effects_and_degrees_are_normalized():
     chunks = chunk_text("20°C [laugh] here.\n\n[humming start] Yes. [humming end]", 10)
     assert [chunk.text for chunk in chunks] == [
         "20 degrees Celsius <SE>[Laughter]</SE> here.",
@@ -292,8 +293,8 @@ def test_nothing_to_say(text):
 
 
 @pytest.mark.parametrize("seconds", [1.9, 31, float("nan"), -1])
-def test_the_limit_has_a_range(seconds):
-    with pytest.raises(ParameterError, match=f"chunk_seconds must lie between 2 and 30, got {seconds}"):
+def test_limit_out_of_range_is_refused(seconds):
+    with pytest.raises(ParameterError, match=f"chunk_seconds must be between 2 and 30, got {seconds}"):
         chunk_text("Hello.", seconds)
 
 
@@ -305,7 +306,7 @@ def test_spoken_seconds():
 
 
 @pytest.mark.parametrize("text", ["a line\n" * 40_000, "." * 40_000 + "a", "!" * 40_000 + "a", "," * 40_000 + "a"])
-def test_the_time_grows_with_the_text_alone(text):
-    """Each of these took minutes when it grew with the square."""
+def test_time_is_linear_in_the_text(text):
+    """With quadratic time each of these takes minutes."""
     chunks = chunk_text(text, 20)
     assert max(spoken_seconds(chunk.text) for chunk in chunks) <= 20

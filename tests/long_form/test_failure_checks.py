@@ -12,7 +12,7 @@ TEXT = "It is a good day for a long walk in the mountains, and nobody is tired."
 
 
 def speech_of(seconds, audio=None, codes=None, finish_reason="stop"):
-    """Noise with random codes: by its measures, healthy speech."""
+    """Noise with random codes, in which no check finds a failure."""
     generator = np.random.default_rng(0)
     frames = round(25 * seconds)
     if audio is None:
@@ -27,14 +27,14 @@ def silent(speech, begin, end):
     return speech
 
 
-def test_healthy_speech():
+def test_good_speech():
     for seconds in (2.5, 4.5, 9):
         assert detect_failures(speech_of(seconds), TEXT) == []
     assert detect_failures(speech_of(0.3), "Yes.") == []
     assert detect_failures(speech_of(2.0), "Yes.") == []
 
 
-def test_the_embedded_voice_is_healthy():
+def test_embedded_voice_is_good():
     engine = HiggsAudio.from_pretrained()
     for seed in range(4):
         text = "The sun rises in the east, and the water is cold and clear."
@@ -65,7 +65,7 @@ def test_pauses_are_no_silence():
     assert detect_failures(speech, TEXT) == []
 
 
-def test_the_longest_silence():
+def test_longest_silence():
     assert longest_silence(np.zeros(RATE, dtype=np.float32), RATE) == 1
     assert longest_silence(np.zeros(0, dtype=np.float32), RATE) == 0
     # Quiet noise without speech is silence, quiet noise below quiet speech is not.
@@ -92,7 +92,7 @@ def test_repetition(period):
     assert detect_failures(speech_of(6, codes=looping(period)), TEXT) == ["repetition"]
 
 
-def test_what_is_no_repetition():
+def test_codes_that_do_not_repeat():
     assert not is_repeating(looping(1, frames=60))  # 1.4 seconds
     assert not is_repeating(looping(60))
     assert not is_repeating(looping(10, broken=0.5))
@@ -100,8 +100,8 @@ def test_what_is_no_repetition():
     assert not is_repeating(torch.zeros(8, 0, dtype=torch.int64))
 
 
-def test_what_is_not_spoken_takes_no_time():
-    """The contents page of a book, and a row of emoji, are soon read."""
+def test_punctuation_and_emoji_may_take_no_time():
+    """As in a table of contents or a row of emoji."""
     for text in (
         "Chapter one ......................................... 2",
         "Hello \N{GRINNING FACE}" + "\N{GRINNING FACE}" * 40,

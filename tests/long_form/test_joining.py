@@ -32,19 +32,19 @@ def test_speech_that_fills_the_audio_is_not_shortened():
 
 
 def test_joined_pieces_do_not_click():
-    # A loud low tone that is cut anywhere jumps; trimmed, it begins and ends no faster than the fade lets it.
+    # A loud low tone jumps at a cut; after trimming, its ends are as steep as the fade at most.
     tone = (0.8 * np.cos(2 * np.pi * 100 * np.arange(RATE) / RATE)).astype(np.float32)
     steps = np.abs(np.diff(np.concatenate([tone[:5000], np.zeros(2400), tone[7000:12000], tone[100:9000]])))
     assert steps.max() > 0.5
     pieces = [trim_silence(piece, RATE) for piece in (tone[:5000], tone[7000:12000], tone[100:9000])]
     joined = np.concatenate([[0], pieces[0], np.zeros(2400), *pieces[1:], [0]])
-    # The fade's steepest step, on top of the tone's own.
+    # The fade's steepest step plus the tone's own.
     bound = 0.8 * (np.pi / 2 / (FADE_SECONDS * RATE) + 2 * np.pi * 100 / RATE)
     assert np.abs(np.diff(joined)).max() < bound
     assert all(piece[0] == piece[-1] == 0 for piece in pieces)
 
 
-def test_nothing_audible_is_nothing():
+def test_silence_gives_no_samples():
     assert len(trim_silence(np.zeros(RATE, dtype=np.float32), RATE)) == 0
     assert len(trim_silence(np.zeros(0, dtype=np.float32), RATE)) == 0
     assert len(trim_silence(np.array([0.5], dtype=np.float32), RATE)) == 1
@@ -57,8 +57,8 @@ def test_pauses():
 
 @pytest.mark.parametrize("name", ["paragraph", "turn", "sentence"])
 @pytest.mark.parametrize("seconds", [-0.1, 61, float("nan")])
-def test_a_pause_has_a_range(name, seconds):
-    with pytest.raises(ParameterError, match=f"{name}_pause must lie between 0 and 60 seconds, got {seconds}"):
+def test_pause_out_of_range_is_refused(name, seconds):
+    with pytest.raises(ParameterError, match=f"{name}_pause must be between 0 and 60 seconds, got {seconds}"):
         Pauses(**{name: seconds})
     with pytest.raises(ParameterError, match=f"{name}_pause must be a number, got '1'"):
         Pauses(**{name: "1"})

@@ -158,7 +158,7 @@ def test_absent_fields_are_what_the_class_of_the_layout_takes(layout, name, is_n
 
 
 def reference_config(layout: str, fields: dict):
-    """What the class of a layout makes of the transformer's fields."""
+    """The transformer's fields as the configuration class of a layout reads them."""
     from tests.helpers.transformers_reference import transformers
 
     kind = transformers.LlamaConfig if layout == "original" else transformers.HiggsAudioV2Config

@@ -51,7 +51,7 @@ def codes(model: HiggsAudioModel) -> torch.Tensor:
 @pytest.mark.parametrize(("format", "error"), [("int8", 0.01), ("int4", 0.12)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rounding(format, error, dtype, device):
-    """Integers times scales come near the matrix, and clipping brings them nearer."""
+    """Integers times scales are near the matrix, and clipping brings them nearer."""
     weight = random((40, 300), dtype) * (1 + random((40, 300), seed=1).abs() ** 3).to(dtype)
 
     def rounded(matrix: torch.Tensor, clip: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,7 +76,7 @@ def test_rounding(format, error, dtype, device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rounding_to_e4m3(dtype, device):
-    """A row's largest magnitude becomes 448, and every value the nearest of e4m3; `clip` changes nothing."""
+    """A row's max magnitude becomes 448, every value becomes its nearest in e4m3, and `clip` changes nothing."""
     weight = random((70, 300), dtype) * (1 + random((70, 300), seed=1).abs() ** 3).to(dtype)
     before = weight.clone()
     values, scales = (tensor.cpu() for tensor in ops.quantize_linear(weight.to(device), "fp8"))
@@ -84,8 +84,8 @@ def test_rounding_to_e4m3(dtype, device):
     assert torch.equal(scales, weight.float().abs().amax(1) / 448)
     every = torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn).float()
     scaled = weight.float() / scales[:, None]
-    least = (scaled[..., None] - every[every.isfinite()]).abs().amin(-1)
-    assert torch.equal((scaled - values.float()).abs(), least)
+    nearest = (scaled[..., None] - every[every.isfinite()]).abs().amin(-1)
+    assert torch.equal((scaled - values.float()).abs(), nearest)
     unclipped = ops.quantize_linear(weight.to(device), "fp8", clip=False)
     assert torch.equal(unclipped[0].cpu().view(torch.uint8), values.view(torch.uint8))
     assert torch.equal(unclipped[1].cpu(), scales)
@@ -220,7 +220,7 @@ def test_a_written_checkpoint_speaks_the_same_codes(source, tmp_path, quantizati
     assert loaded.quantization == Quantization.parse(quantization)
     assert torch.equal(codes(loaded), codes(model))
     assert HiggsAudioModel.from_pretrained(moved, quantization=quantization).nbytes == model.nbytes
-    with pytest.raises(CheckpointError, match="already exists; choose another folder"):
+    with pytest.raises(CheckpointError, match="target must not exist, got"):
         write(model, source, moved)
 
 
@@ -266,32 +266,38 @@ def change_byte(path, position):
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is damaged or incomplete"),
         (lambda path: path.write_bytes(b"something else"), "is damaged or incomplete"),
-        (lambda path: change_byte(path, -1), "is damaged or incomplete: .* is not what was written"),
-        (lambda path: change_byte(path, path.stat().st_size // 2), "is damaged or incomplete: .* is not what was"),
-        (lambda path: change_metadata(path, checksums="{}"), "damaged or incomplete: .* is not what was written"),
+        (lambda path: change_byte(path, -1), "is damaged or incomplete: .* must have the written checksum"),
+        (
+            lambda path: change_byte(path, path.stat().st_size // 2),
+            "is damaged or incomplete: .* must have the written checksum",
+        ),
+        (
+            lambda path: change_metadata(path, checksums="{}"),
+            "damaged or incomplete: .* must have the written checksum",
+        ),
         (lambda path: change_metadata(path, checksums="1"), "is damaged or incomplete: its checksums"),
         (lambda path: change_metadata(path, checksums=None), "is damaged or incomplete: its checksums"),
-        (lambda path: change_metadata(path, higgs_native="1"), "is of version 1; expected 2. Make it anew"),
-        (lambda path: change_metadata(path, higgs_native=None), "is of version unknown; expected 2"),
-        (lambda path: change_metadata(path, panel="64"), "is packed as .*'64'.*; expected .*'32'"),
+        (lambda path: change_metadata(path, higgs_native="1"), "must be of version 2, got 1; write it again"),
+        (lambda path: change_metadata(path, higgs_native=None), "must be of version 2, got none"),
+        (lambda path: change_metadata(path, panel="64"), "must be packed with .*'32'.*, got .*'64'"),
         (lambda path: change_metadata(path, quantization='{"heads": "int3"}'), "heads must be one of"),
-        (lambda path: change_metadata(path, quantization='{"tail": "int8"}'), "its quantization is not known"),
-        (lambda path: change_metadata(path, quantization="none"), "its quantization is not known"),
+        (lambda path: change_metadata(path, quantization='{"tail": "int8"}'), "its quantization must be known"),
+        (lambda path: change_metadata(path, quantization="none"), "its quantization must be known"),
         (lambda path: change_tensors(path, lambda t: t.pop("norm.weight")), "lacks norm.weight"),
         (lambda path: change_tensors(path, lambda t: t.update(extra=torch.zeros(1))), "unknown tensors: extra"),
         (
             lambda path: change_tensors(path, lambda t: t.update({"norm.weight": torch.zeros(3)})),
-            r"norm.weight has shape \[3\], but config.json asks for \[144\]",
+            r"norm.weight must have shape \[144\], got \[3\]",
         ),
         (
             lambda path: change_tensors(path, lambda t: t.update({"norm.weight": torch.zeros(144)})),
-            "norm.weight is torch.float32; expected torch.bfloat16",
+            "norm.weight must be torch.bfloat16, got torch.float32",
         ),
         (
             lambda path: change_tensors(
                 path, lambda t: t.update({"embed_tokens.weight": t["embed_tokens.weight"].double()})
             ),
-            "embed_tokens.weight is torch.float64; expected one of torch.float32, torch.bfloat16, torch.float16",
+            "embed_tokens.weight must be float32, bfloat16 or float16, got torch.float64",
         ),
     ],
 )
@@ -306,8 +312,8 @@ def test_a_damaged_or_foreign_file_is_refused(source, tmp_path, damage, message)
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("count", [0, 1, 32 << 10, (96 << 10) + 5])
-def test_the_checksum_is_of_all_bytes_and_their_places(count, device):
-    """Here, of 32 KiB blocks: their 64-bit words added up, and the bytes behind them."""
+def test_the_checksum_depends_on_all_bytes_and_their_order(count, device):
+    """The sums of 32 KiB blocks, and the bytes after the last block."""
     data = torch.randint(0, 256, (count,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = checksum(data.to(device))
     assert expected == checksum(data.clone())
@@ -319,7 +325,7 @@ def test_the_checksum_is_of_all_bytes_and_their_places(count, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8])
-def test_the_checksum_is_of_the_bytes_whatever_they_mean(dtype):
+def test_the_checksum_does_not_depend_on_the_dtype(dtype):
     data = torch.randint(0, 256, (3, 64, 1024), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert checksum(data.view(dtype)) == checksum(data.flatten())
 
@@ -350,10 +356,11 @@ def test_a_packed_file_says_what_it_was_made_from(tmp_path, layout):
 def test_a_packed_checkpoint_is_not_quantized_again(source, tmp_path):
     write(HiggsAudioModel.from_pretrained(source, quantization="int8"), source, tmp_path / "packed")
     with pytest.raises(
-        ParameterError, match="is packed with attention=int8, text_ffn=int8, audio_ffn=int8, heads=int8; load it"
+        ParameterError,
+        match="quantization must be None for a checkpoint packed with attention=int8, text_ffn=int8, audio_ffn=int8",
     ):
         HiggsAudioModel.from_pretrained(tmp_path / "packed", quantization="int4")
-    with pytest.raises(ParameterError, match=r"is packed in torch\.bfloat16; load it with dtype"):
+    with pytest.raises(ParameterError, match="dtype must be auto or bfloat16 for a packed checkpoint, got float32"):
         HiggsAudioModel.from_pretrained(tmp_path / "packed", dtype="float32")
 
 
@@ -385,7 +392,8 @@ def test_weights_that_are_not_finite_are_named(source, tmp_path):
     tensors["model.layers.1.self_attn.o_proj.weight"][0, 0] = torch.nan
     save_file(tensors, tmp_path / "model" / "model.safetensors")
     with pytest.raises(
-        CheckpointError, match=r"layers\.1\.self_attn\.o_proj\.weight holds values that are not finite"
+        CheckpointError,
+        match=r"layers\.1\.self_attn\.o_proj\.weight must be finite to be quantized, got NaN or infinity",
     ):
         HiggsAudioModel.from_pretrained(tmp_path / "model", quantization="int4")
 
@@ -431,7 +439,7 @@ def test_a_quantized_copy_of_the_embedded_voice_is_one(tmp_path, capsys):
     engine = HiggsAudio.from_pretrained(tmp_path / "q4")
     assert engine.is_embedded_voice
     sentences = "The sun rises in the east. The water is cold and clear."
-    assert len(LongSpeech(engine, sentences)) == 2  # as it was trained: a sentence by itself
+    assert len(LongSpeech(engine, sentences)) == 2  # one sentence per chunk, as in training
 
 
 WRITE_SLOWLY = """
@@ -461,7 +469,7 @@ def test_what_a_killed_command_wrote_is_removed(source, tmp_path, capsys, monkey
     left = [path.name for path in tmp_path.iterdir()]
     if number == signal.SIGTERM:
         assert (code, left) == (128 + number, [])
-    else:  # which no process hears
+    else:  # SIGKILL: no process can clean up
         assert left == [f".packed.{process.pid}.tmp"]
     assert run_command(capsys, *arguments)[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["packed"]
@@ -474,17 +482,17 @@ def test_what_a_killed_command_wrote_is_removed(source, tmp_path, capsys, monkey
             ["{source}", "{new}", "--format", "int3"],
             "attention must be one of float32, bfloat16, float16, fp8, int8, int4, got 'int3'",
         ),
-        (["{source}", "{source}"], "already exists; choose another folder"),
-        (["{new}", "{new}"], "does not exist; expected a folder or a Hub name"),
-        (["{new}", "{new}/inside/packed"], "does not exist; expected a folder or a Hub name"),
+        (["{source}", "{source}"], "target must not exist, got"),
+        (["{new}", "{new}"], "must be a folder or a Hub name"),
+        (["{new}", "{new}/inside/packed"], "must be a folder or a Hub name"),
         (["{source}", "{new}/inside/packed", "--format", "int3"], "attention must be one of"),
         (["{source}", "/proc/new/packed"], "can't be written"),
         (["{source}", "{source}/config.json/inside"], "can't be written"),
     ],
 )
 def test_the_command_refuses_bad_input(source, tmp_path, capsys, arguments, message):
-    places = {"source": source, "new": tmp_path / "new"}
-    code, _, err = run_command(capsys, "quantize", *(argument.format(**places) for argument in arguments))
+    folders = {"source": source, "new": tmp_path / "new"}
+    code, _, err = run_command(capsys, "quantize", *(argument.format(**folders) for argument in arguments))
     assert code == 2
     assert message in err
     assert err.count("\n") == 1

@@ -59,7 +59,7 @@ def mixed_rows(length: int, cfg: HiggsAudioConfig, seed: int = 0) -> list[int | 
 
 
 def plain_forward(folder: Path, cfg: HiggsAudioConfig, rows: list[int | torch.Tensor]) -> torch.Tensor:
-    """The model as its definition reads: one position below the other, masks for everything, float32."""
+    """The states [rows, hidden] by the definition of the model: a whole sequence at once, with masks, in float32."""
     weights = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
     is_audio = torch.tensor([not isinstance(row, int) for row in rows])
     offsets = torch.arange(cfg.num_codebooks) * cfg.codebook_size
@@ -134,14 +134,14 @@ def test_adapter_types_equal_the_definition(tmp_path, adapter, dual_layers):
         rows = mixed_rows(length, cfg, seed)
         expected = plain_forward(tmp_path / "model", cfg, rows)
         torch.testing.assert_close(forward(model, rows), expected, rtol=1e-4, atol=1e-4)
-        # Position by position, as decoding goes, and in uneven pieces.
+        # One position per pass, as in decoding, and uneven pieces.
         assert torch.equal(forward(model, rows, [1] * length), forward(model, rows))
     assert torch.equal(forward(model, rows, [5, 20, 8]), forward(model, rows))
 
 
 @pytest.mark.parametrize("quantization", [None, "fp8", "int8", "int4"])
 def test_the_number_of_threads_changes_nothing(tmp_path, quantization):
-    # Large enough that products, and attention to more positions than one piece takes, are shared out.
+    # Large enough that threads share the linear layers and attention.
     cfg = config(hidden_size=128, intermediate_size=512, head_dim=32)
     write_language_model(tmp_path / "model", cfg, layout="original")
     model = LanguageModel.from_pretrained(tmp_path / "model", quantization=quantization)
@@ -161,7 +161,7 @@ def test_the_number_of_threads_changes_nothing(tmp_path, quantization):
 def test_llama3_scaling_keeps_short_waves_and_stretches_long_ones():
     plain = rope_table(config(rope_scaling=None, head_dim=64), 2)
     scaled = rope_table(config(rope_scaling=RopeScaling(32.0, 0.125, 0.5, 1024), head_dim=64), 2)
-    # The sine of one step is nearly the angle where the wave is long.
+    # For a long wave the sine of one step is nearly its angle.
     assert torch.equal(scaled[1, :16], plain[1, :16])
     torch.testing.assert_close(scaled[1, -1] * 32, plain[1, -1], rtol=1e-4, atol=0)
 
@@ -198,7 +198,7 @@ def test_split_tables_are_joined(folder):
     [
         (lambda t: t.pop("norm.weight"), r"1 missing \(norm.weight\)"),
         (lambda t: t.update(extra=torch.zeros(1)), r"1 unknown \(extra\)"),
-        (lambda t: t.update({"norm.weight": torch.zeros(3)}), r"norm.weight has shape \[3\], .* asks for \[48\]"),
+        (lambda t: t.update({"norm.weight": torch.zeros(3)}), r"norm.weight must have shape \[48\], got \[3\]"),
         (
             lambda t: t.update({"model.norm.weight": t["norm.weight"].clone()}),
             "holds norm.weight twice, as .*norm.weight and as .*norm.weight",
@@ -248,7 +248,7 @@ def test_a_single_file_comes_before_shards(tmp_path, shards):
     [
         ("{", "not readable as JSON"),
         ("[]", "must hold a JSON object, got a list"),
-        ('{"model_type": "llama"}', "model_type is 'llama'; expected 'higgs_audio' or 'higgs_audio_v2'"),
+        ('{"model_type": "llama"}', "model_type must be 'higgs_audio' or 'higgs_audio_v2', got 'llama'"),
         ('{"model_type": "higgs_audio_v2", "vocab_size": 5}', "config.json has no '"),
     ],
 )
@@ -302,7 +302,9 @@ def test_the_configured_dtype_comes_before_the_stored_one(tmp_path):
 
 
 def test_missing_folders_are_named(tmp_path):
-    with pytest.raises(CheckpointError, match="does not exist; expected a folder or a Hub name such as owner/name"):
+    with pytest.raises(
+        CheckpointError, match=r"must be a folder or a Hub name .*, got .*nothing, which does not exist"
+    ):
         LanguageModel.from_pretrained(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"empty has no config.json"):
@@ -330,11 +332,11 @@ def test_a_damaged_index_is_refused(folder, weight_map, message):
 def test_an_unknown_instruction_set_is_named(run_python):
     programs = {
         "ParameterError": "import higgs_native; higgs_native.HiggsAudio.from_pretrained()",
-        # Of work enough for several threads.
+        # Enough work for several threads.
         "RuntimeError": "import torch; from higgs_native import ops; ops.pack_linear(torch.ones(2048, 512))",
     }
     for error, program in programs.items():
         process = run_python(program, HIGGS_NATIVE_ISA="sse9")
         assert process.returncode == 1
         last = process.stderr.splitlines()[-1]
-        assert last.endswith(f"{error}: HIGGS_NATIVE_ISA=sse9 must be generic, avx2, avx512 or avx512_bf16")
+        assert last.endswith(f"{error}: HIGGS_NATIVE_ISA must be generic, avx2, avx512 or avx512_bf16, got sse9")

@@ -57,7 +57,10 @@ def test_opcheck():
         value_case({"token_ids": int32(-1, 0)}, r"token_ids\[0\] must be between 0 and 4, got -1"),
         value_case({"codes": int32(0, 3).view(1, 2)}, r"codes\[0, 1\] must be between 0 and 2, got 3"),
         ({"codes": torch.zeros(1, 2, dtype=torch.int64)}, "codes must be int32, got int64"),
-        ({"audio_table": torch.zeros(7, 4)}, "audio_table has 7 rows, no multiple of the 2 codebooks"),
+        (
+            {"audio_table": torch.zeros(7, 4)},
+            "audio_table must have a multiple of 2 rows, the codebooks of codes, got 7",
+        ),
         ({"audio_table": torch.zeros(6, 5)}, r"audio_table must have shape \[\*, 4\], got \[6, 5\]"),
         ({"audio_table": torch.zeros(6, 4).bfloat16()}, "audio_table must be float32, got bfloat16"),
         ({"out": torch.zeros(2, 4)}, r"out must have shape \[3, 4\], got \[2, 4\]"),

@@ -30,9 +30,9 @@ def test_a_packed_weight_has_the_shapes_of_its_format(format, n, k):
 def test_values_reach_the_limits_and_stay_within(format):
     weight = torch.linspace(-1, 1, 128).repeat(8, 1) * torch.tensor([1.0, -1.0] * 4)[:, None]
     values = ops.quantize_linear(weight, format.name, clip=False)[0].float()
-    least, most = format.limits
-    assert values.max() == most
-    assert least <= values.min() <= -most
+    min_value, max_value = format.limits
+    assert values.max() == max_value
+    assert min_value <= values.min() <= -max_value
 
 
 def test_a_dtype_names_one_format():

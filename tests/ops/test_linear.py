@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from higgs_native import ops, reference
+from higgs_native.ops.formats import format_of
 from tests.helpers.devices import CUDA_DEVICE, NEEDS_CUDA_KERNELS
 from tests.ops.tensors import random, tolerance
 
@@ -86,6 +87,21 @@ def test_pack_and_unpack(dtype):
         assert not matrix[:, 7:].any()
 
 
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (33, 64), (70, 131), (32, 256)])
+def test_pack_linear_equals_reference(n, k, dtype, device):
+    """Every bit, also of what pads the last panel, unit and group."""
+    if dtype in DTYPES:
+        weight = random((n, k), dtype, 1)
+        ours, expected = ops.pack_linear(weight), reference.pack_linear(weight.cpu())
+    else:
+        values = reference.quantize_linear(random((n, k), seed=1).cpu(), format_of(dtype).name)
+        ours = ops.pack_quantized(*(part.to(device) for part in values))
+        expected = reference.pack_quantized(*values)
+    assert torch.equal(ours.data.cpu().view(torch.uint8), expected.data.view(torch.uint8))
+    assert expected.scales is None or torch.equal(ours.scales.cpu(), expected.scales)
+
+
 @pytest.mark.parametrize("rows", [1, 9, 100])
 def test_every_e4m3_comes_through_exactly(rows):
     """Zeros and subnormal numbers too, wherever they stand in a word."""
@@ -134,7 +150,9 @@ def test_a_packed_weight_must_be_aligned():
     weight = packed(32, 256, torch.bfloat16)
     elsewhere = torch.empty(weight.data.numel() + 2, dtype=torch.bfloat16, device=CUDA_DEVICE)[2:].view_as(weight.data)
     x, out = torch.zeros(1, 256, device=CUDA_DEVICE), torch.zeros(1, 32, device=CUDA_DEVICE)
-    with pytest.raises(RuntimeError, match="linear: on CUDA a packed weight and its scales must begin at a multiple"):
+    with pytest.raises(
+        RuntimeError, match="linear: a packed weight and its scales must begin at multiples of 16 bytes on CUDA, got"
+    ):
         ops.linear(out, x, ops.PackedWeight(elsewhere))
 
 
@@ -207,15 +225,15 @@ def test_opcheck():
         ({"weight": ops.PackedWeight(torch.zeros(6, 20))}, r"weight must have shape \[1, 20, 32, 1\], got \[6, 20\]"),
         (
             {"weight": ops.PackedWeight(torch.zeros(1, 20, 32, 1), torch.zeros(1, 32))},
-            "weight of dtype float32 takes no scales",
+            "scales must be None for weight of dtype float32, got a tensor",
         ),
         (
             {"weight": ops.PackedWeight(torch.zeros(1, 32, 32, 4, dtype=torch.int8))},
-            "weight of dtype int8 needs scales",
+            "scales must be a tensor for weight of dtype int8, got None",
         ),
         (
             {"weight": ops.PackedWeight(torch.zeros(1, 5, 32, 4).to(torch.float8_e4m3fn))},
-            "weight of dtype float8_e4m3fn needs scales",
+            "scales must be a tensor for weight of dtype float8_e4m3fn, got None",
         ),
         (
             {"weight": ops.PackedWeight(torch.zeros(1, 5, 32, 4).to(torch.float8_e4m3fn), torch.zeros(1, 1, 32))},
@@ -242,7 +260,16 @@ def test_wrong_arguments_are_named(change, message):
         ((torch.zeros(1, 5, 32, 1), torch.zeros(6, 4), 0, 32), r"packed must have shape \[1, 4, 32, 1\]"),
         ((torch.zeros(1, 4, 32, 1), torch.zeros(6, 4).bfloat16(), 0, 32), "weight must be float32, got bfloat16"),
         ((torch.zeros(1, 4, 32, 1), torch.zeros(4, 6).T, 0, 32), "weight must be contiguous"),
-        ((torch.zeros(1, 4, 32, 1), torch.zeros(6, 4), 16, 32), "must lie within 32 lanes, got 16 and 32"),
+        ((torch.zeros(1, 4, 32, 1), torch.zeros(6, 4), 16, 32), "first_lane must be 0 to 0, got 16"),
+        (
+            (torch.zeros(64, 8, 32, 1), torch.zeros(64, 8), 2**63 - 1, 1),
+            f"first_lane must be 0 to 31, got {2**63 - 1}",
+        ),
+        ((torch.zeros(1, 8, 32, 1), torch.zeros(64, 8), 1, 2**63 - 1), f"lanes must be 1 to 32, got {2**63 - 1}"),
+        ((torch.zeros(0, 8, 32, 1), torch.zeros(0, 8), 1, 2**63 - 1), f"lanes must be 1 to 32, got {2**63 - 1}"),
+        ((torch.zeros(1, 4, 32, 1), torch.zeros(6, 4), -1, 1), "first_lane must be 0 to 31, got -1"),
+        ((torch.zeros(1, 4, 32, 1), torch.zeros(6, 4), 0, 0), "lanes must be 1 to 32, got 0"),
+        ((torch.zeros(1, 4, 32, 1), torch.empty(2**62, 0), 0, 32), "weight must have sizes of at most 2147483647"),
     ],
 )
 def test_wrong_packing_is_named(arguments, message):

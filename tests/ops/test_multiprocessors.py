@@ -73,6 +73,6 @@ def test_convolutions_of_small_and_of_large_tiles(with_multiprocessors):
 @pytest.mark.parametrize("count", ["0", "-2", "1025", "many", "3 "])
 def test_a_wrong_number_is_named(with_multiprocessors, count):
     x, weight = random((1, 8)), ops.pack_linear(random((32, 8)))
-    message = f"HIGGS_NATIVE_MULTIPROCESSORS must lie in 1 .. 1024, got {count}"
+    message = f"HIGGS_NATIVE_MULTIPROCESSORS must be from 1 to 1024, got {count}"
     with pytest.raises(RuntimeError, match=message):
         with_multiprocessors(count, ops.linear, torch.empty(1, 32), x, weight)

@@ -801,7 +801,7 @@ def test_no_rows():
         ({"logits": random((2, 3))}, r"logits must have shape \[\*, \*, \*\], got \[2, 3\]"),
         ({"logits": random((2, 3, 12)).double()}, "logits must be float32, got float64"),
         ({"logits": random((2, 12, 3)).transpose(1, 2)}, "logits must be contiguous"),
-        ({"logits": torch.empty(2, 0, 12)}, "logits must have 1 codebook or more"),
+        ({"logits": torch.empty(2, 0, 12)}, "logits must have at least one codebook"),
         ({"logits": torch.empty(2, 3, 0)}, "logits must have 1 to 4194304 columns, got 0"),
         ({"codes": torch.zeros(2, 4, dtype=torch.int32)}, r"codes must have shape \[2, 3\], got \[2, 4\]"),
         ({"codes": torch.zeros(2, 3, dtype=torch.int64)}, "codes must be int32, got int64"),
@@ -812,9 +812,14 @@ def test_no_rows():
         value_case({"slots": int32(-1, 0)}, r"slots\[0\] must be 0 to 1, got -1"),
         value_case({"slots": int32(1, 1)}, "slots must name each slot once, got 1 twice"),
         ({"state": torch.zeros(2, 7, dtype=torch.int32)}, r"state must have shape \[\*, 8\], got \[2, 7\]"),
-        value_case({"state": torch.full((2, 8), 2, dtype=torch.int32)}, "state of slot 0 names rule 2, which is none"),
-        value_case({"state": int32(1, 0, 0, -1, 0, 0, 0, 0).repeat(2, 1)}, "state of slot 0 counts -1 past frames"),
-        ({"history": torch.zeros(2, 0, 3, dtype=torch.int32)}, "history must hold 1 frame or more"),
+        value_case(
+            {"state": torch.full((2, 8), 2, dtype=torch.int32)}, "convention of slot 0 in state must be 0 or 1, got 2"
+        ),
+        value_case(
+            {"state": int32(1, 0, 0, -1, 0, 0, 0, 0).repeat(2, 1)},
+            "history count of slot 0 in state must be 0 or more, got -1",
+        ),
+        ({"history": torch.zeros(2, 0, 3, dtype=torch.int32)}, "history must hold at least one frame"),
         ({"history": torch.zeros(2, 4, 4, dtype=torch.int32)}, r"history must have shape \[2, \*, 3\]"),
         ({"temperature": torch.ones(3)}, r"temperature must have shape \[2\], got \[3\]"),
         value_case(
@@ -838,7 +843,7 @@ def test_no_rows():
         ({"seed": int32(1, 2)}, "seed must be int64, got int32"),
         ({"bos_id": 12}, "bos_id must be 0 to 11, got 12"),
         ({"eos_id": -1}, "eos_id must be 0 to 11, got -1"),
-        ({"eos_id": B}, "bos_id and eos_id must differ, both are 10"),
+        ({"eos_id": B}, "eos_id must differ from bos_id, got 10 for both"),
     ],
 )
 def test_sample_audio_frame_refuses(change, message):

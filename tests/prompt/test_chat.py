@@ -36,7 +36,7 @@ def tokenizer():
 
 
 def rendered(prompt, tokenizer):
-    """The prompt's text: the tokenizer is byte-level, so nothing is lost."""
+    """Return the prompt's text. The tokenizer is byte-level, so decoding is lossless."""
     return tokenizer.decode(prompt.input_ids[0].tolist(), skip_special_tokens=False)
 
 
@@ -103,7 +103,7 @@ def test_two_assistant_messages_in_a_row_and_a_recipient(tokenizer):
 
 
 def test_only_the_boson_convention_tokenizes_texts_one_by_one():
-    # A tokenizer with the merge "a b" -> "ab" shows where a text was cut.
+    # A tokenizer with the merge "a b" -> "ab" shows where a text was split.
     data = json.loads((GOLDEN / "tokenizer.json").read_text(encoding="utf-8"))
     data["model"]["vocab"]["ab"] = 300
     data["model"]["merges"] = [["a", "b"]]
@@ -295,7 +295,7 @@ def test_samples_are_carried_as_raw_audio():
 
 
 @pytest.mark.parametrize("token", ["<|eot_id|>", "<|AUDIO|>", "<|scene_desc_end|>"])
-def test_special_tokens_are_no_plain_text(token, tokenizer):
+def test_special_tokens_are_not_plain_text(token, tokenizer):
     with pytest.raises(PromptError, match=r"scene must be plain text, got the special token <\|"):
         check_plain_text(f"a{token}b", tokenizer, "scene")
 

@@ -69,7 +69,7 @@ def test_a_full_stop_is_appended_without_an_ending(text):
 
 
 def test_the_order_of_the_rules():
-    # A full-width parenthesis is first made ASCII, then a space; a tag in full-width brackets is found.
+    # A full-width parenthesis becomes ASCII, then a space. A tag in full-width brackets is found.
     assert normalize_text("（ 【laugh】 ）") == "<SE>[Laughter]</SE>"
 
 

@@ -1,10 +1,10 @@
-// CUDA's kernel language on the CPU, so that every kernel is tested without a GPU: what `cuda/device.h` includes in place
-// of the CUDA runtime where HIGGS_NATIVE_EMULATE_CUDA is defined.
+// CUDA's kernel language on the CPU, so that every kernel is tested without a GPU. device.h includes this header in
+// place of the CUDA runtime.
 //
-// A launch runs one block after the other. Each thread of a block is a coroutine that runs until it waits: for its warp in
-// a collective, or for the block in __syncthreads. So the arithmetic, the indices and the barriers are those of the kernel.
-// The order in which warps run changes from launch to launch, and what only another order or several blocks at a time would
-// get wrong is found in the accesses to memory: a race is an error of the operator (races.h). A barrier that some threads
+// A launch runs its blocks one by one. Each thread of a block is a coroutine that runs until it waits: for its warp in
+// a collective, or for the block in __syncthreads. So the arithmetic, the indices and the barriers are those of the
+// kernel. The order of the warps changes from launch to launch. Faults that need another order, or several blocks at a
+// time, are found in the accesses to memory: a race is an error of the operator (races.h). A barrier that some threads
 // never reach ends the program with a message.
 #pragma once
 
@@ -22,9 +22,9 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __restrict__
-// Blocks run one at a time, so they can share what a kernel declares. Kernels have no other variables that are not on a stack.
+// Blocks run one at a time, so they can share the variables of a kernel. Its other variables are all on the stack.
 #define __shared__ static
-// What stands for the hardware: its accesses to memory are none of the kernel.
+// A function in place of hardware: its accesses to memory are not the kernel's.
 #define HIGGS_NATIVE_HARDWARE __attribute__((no_sanitize("thread"), noinline))
 
 struct dim3 {
@@ -55,23 +55,24 @@ namespace higgs_native::emulation {
 
 inline constexpr int kWarp = 32;
 
-// The place of the thread that runs, and the shape of the launch.
+// The indices of the running thread, and the shape of the launch.
 struct Registers {
   dim3 thread, block, block_dim, grid_dim;
   char* shared_memory;
 };
 extern Registers registers;
 
-// Begins a call of an operator; returns its number, for its launches.
+// Starts a call of an operator; returns its number, for its launches.
 uint32_t begin_operator();
-// A launch of operator `op` in call `call`; throws std::runtime_error where its kernel has races.
+// Runs a launch of operator `op` in call `call`; throws std::runtime_error if its kernel has races.
 void run(
     const char* op, uint32_t call, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 void wait_for_block();
-// Copies 4 bytes, zeros from null. They are there behind wait_for_copies, and NaN until then.
+// Copies 4 bytes, zeros from null. They are visible after wait_for_copies, and NaN until then.
 void copy_async(void* to, const void* from);
 void wait_for_copies();
-// Waits until every thread of the warp that has not returned brings its 64 bits; returns all 32, zero where one returned.
+// Waits for every thread of the warp that has not returned; returns the 64 bits that each gave, zero for those that
+// returned.
 const uint64_t* exchange(uint64_t value);
 
 template <typename T>

@@ -21,17 +21,17 @@ class BosonAudioTokenizer:
 
     @property
     def tps(self) -> int:
-        """Frames a second."""
+        """Frames per second."""
         return round(self.native.frame_rate)
 
     @property
     def sampling_rate(self) -> int:
-        """Of decoded audio, in Hz."""
+        """The sampling rate of decoded audio, in Hz."""
         return self.native.sampling_rate
 
     @property
     def num_codebooks(self) -> int:
-        """Codes a frame."""
+        """Codes per frame."""
         return self.native.num_codebooks
 
     @property

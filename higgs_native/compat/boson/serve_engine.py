@@ -14,9 +14,9 @@ from higgs_native.generation.engine import HiggsAudioModel
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.generation.stop import DEFAULT_STOP_STRINGS
-from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.model.checkpoint import load_tokenizer, resolve_folder
 from higgs_native.model.quantization import Quantization
-from higgs_native.model.transformer import check_cache_length, load_tokenizer
+from higgs_native.model.transformer import check_cache_length
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.messages import ChatMLSample
 from higgs_native.utils.background_iterator import BackgroundIterator
@@ -27,16 +27,16 @@ KV_CACHE_LENGTHS = (1024, 4096, 8192)
 
 @dataclass
 class HiggsAudioResponse:
-    """What a call generated.
+    """A generated reply.
 
     Attributes:
-        audio: [samples], float32; all audio segments joined; None where there is none.
+        audio: [samples], float32; all audio segments joined; None without audio.
         generated_audio_tokens: [codebooks, N], int64: the first audio segment, still delayed; None without audio.
         sampling_rate: of `audio`, in Hz.
         generated_text: the reply, special tokens included; `<|AUDIO_OUT|>` stands for an audio segment.
         generated_text_tokens: [tokens], int64.
-        usage: how many tokens the prompt and the reply have, text and frames, and `cached_tokens`: how many of the
-            prompt were known from earlier ones (`higgs_native.generation.prefix_cache`).
+        usage: the number of tokens of the prompt and of the reply, text and frames, and `cached_tokens`: those of the
+            prompt that the prefix cache held.
         finish_reason: `stop`, or `length` where `max_new_tokens` or the cache ended it.
     """
 
@@ -56,11 +56,11 @@ class HiggsAudioServeEngine:
         model_name_or_path: a folder or a Hub name.
         audio_tokenizer_name_or_path: a folder or a Hub name.
         tokenizer_name_or_path: where the text tokenizer is, if not with the model.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...; on a GPU graphs are captured whatever its number.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         torch_dtype: of the weights: `auto` (as stored), float32, bfloat16 or float16.
-        kv_cache_lengths: the longest is how many positions a conversation may have, its reply included. A call's cache
-            is as long as it needs.
-        quantization: `fp8`, `int8`, `int4`, or a format for each part; see `Quantization`. None: as stored.
+        kv_cache_lengths: the longest is the maximum number of positions of a conversation with its reply. A call's
+            cache is only as long as it needs.
+        quantization: `fp8`, `int8`, `int4`, or one format per part; see `Quantization`. None: as stored.
 
     Raises:
         CheckpointError, ConfigError: a checkpoint is missing, damaged, or not one of this model.

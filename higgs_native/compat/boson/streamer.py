@@ -1,4 +1,4 @@
-"""What Boson's engine streams: deltas of text and audio."""
+"""The deltas of text and audio that Boson's engine streams."""
 
 import asyncio
 import threading
@@ -13,20 +13,20 @@ from higgs_native.utils.background_iterator import ConsumerLeft
 
 
 DELTAS_AHEAD = 64
-"""How many deltas may wait for their consumer."""
+"""Deltas that may wait for their consumer."""
 
 _LOOP_CHECK_SECONDS = 0.5
 
 
 @dataclass
 class HiggsAudioStreamerDelta:
-    """A piece of what is generated: text, or one frame of audio; the last one says why generation has ended.
+    """A delta of the output: text, or one frame of audio; the last one says why generation ended.
 
     Attributes:
-        text: of `text_tokens`; empty while a character is incomplete, and then that of all its tokens. What is
-            incomplete at the end comes without tokens of its own.
+        text: of `text_tokens`; empty while a character is incomplete, then the text of all its tokens. An incomplete
+            character at the end comes in a delta without tokens.
         text_tokens: [1], int64.
-        audio_tokens: [codebooks], int64: the next frame, still delayed; an audio segment begins with one of BOS.
+        audio_tokens: [codebooks], int64: the next frame, still delayed; a segment begins with a frame of BOS.
         finish_reason: `stop` or `length`, alone in the last delta.
     """
 
@@ -37,7 +37,7 @@ class HiggsAudioStreamerDelta:
 
 
 class TextDeltas:
-    """Decodes tokens as they come, and keeps those that end inside of a character."""
+    """Decodes tokens as they come, and keeps those that end inside a character."""
 
     def __init__(self, tokenizer: Any, decode_options: dict[str, Any]) -> None:
         self._tokenizer = tokenizer
@@ -63,9 +63,9 @@ class TextDeltas:
 class AsyncHiggsAudioStreamer:
     """Takes tokens from a generating thread, and gives them as deltas to an `async for`.
 
-    It is made in the event loop of the consumer. The thread calls `put`, then `end`, or `fail`; `put` waits while 64
-    deltas are not taken. Leaving the `async for` closes it, and so does the end of its event loop; who takes deltas by
-    `anext` alone calls `close`.
+    It is created in the consumer's event loop. The thread calls `put`, then `end` or `fail`; `put` waits while 64
+    deltas are not taken. Leaving the `async for` closes it, and so does the end of its event loop. A consumer that
+    only uses `anext` calls `close`.
 
     Args:
         tokenizer: decodes the text: `decode(ids, skip_special_tokens=...)`.

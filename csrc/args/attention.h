@@ -1,0 +1,102 @@
+// The checked arguments of qkv_rope_cache and attention.
+#pragma once
+
+#include <algorithm>
+
+#include "args/packed_weight.h"
+
+namespace higgs_native {
+
+// The shape of the key cache and of the value cache.
+struct CacheShape {
+  int64_t slots, heads, length, head_dim;
+};
+
+inline CacheShape check_caches(const char* op, const Tensor& key_cache, const Tensor& value_cache) {
+  check_weight(op, "key_cache", key_cache, {kAnySize, kAnySize, kAnySize, kAnySize});
+  const CacheShape c = {key_cache.size(0), key_cache.size(1), key_cache.size(2), key_cache.size(3)};
+  HIGGS_CHECK(c.heads > 0, op, ": key_cache must have at least one KV head, got ", shape_text(key_cache));
+  check_tensor(op, "value_cache", value_cache, key_cache.scalar_type(), {c.slots, c.heads, c.length, c.head_dim});
+  return c;
+}
+
+struct QkvRopeCache {
+  CacheShape cache;
+  PackedWeight weight;
+  int64_t rows, query_heads;
+};
+
+// The backend checks the values of `slots`, `positions` and `cache_positions`.
+inline QkvRopeCache check_qkv_rope_cache(
+    const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& x, const Tensor& text_norm,
+    const Tensor& audio_norm, const Tensor& qkv_weight, const OptionalTensor& qkv_scales, const Tensor& rope_table,
+    const Tensor& slots, const Tensor& positions, const Tensor& cache_positions, int64_t num_text_rows) {
+  const char* op = "qkv_rope_cache";
+  check_devices(
+      op, {{"query", query},
+           {"key_cache", key_cache},
+           {"value_cache", value_cache},
+           {"x", x},
+           {"text_norm", text_norm},
+           {"audio_norm", audio_norm},
+           {"qkv_weight", qkv_weight},
+           {"qkv_scales", qkv_scales},
+           {"rope_table", rope_table},
+           {"slots", slots},
+           {"positions", positions},
+           {"cache_positions", cache_positions}});
+  check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize});
+  const int64_t rows = x.size(0), hidden = x.size(1);
+  const CacheShape cache = check_caches(op, key_cache, value_cache);
+  const int64_t head_dim = cache.head_dim;
+  HIGGS_CHECK(head_dim % 2 == 0, op, ": key_cache must have an even head_dim, got ", head_dim);
+  const int64_t kv_width = cache.heads * head_dim;
+  check_tensor(op, "query", query, ScalarType::Float, {rows, kAnySize});
+  const int64_t query_heads = query.size(1) / std::max<int64_t>(head_dim, 1);
+  HIGGS_CHECK(
+      query_heads > 0 && query.size(1) == query_heads * head_dim && query_heads % cache.heads == 0, op,
+      ": query must have a multiple of ", kv_width, " columns (", cache.heads, " KV heads of dimension ", head_dim,
+      "), got ", query.size(1));
+  const int64_t all_heads = query_heads + 2 * cache.heads;
+  const PackedWeight weight =
+      check_packed_weight(op, "qkv_weight", qkv_weight, "qkv_scales", qkv_scales, all_heads * head_dim, hidden);
+  check_weight(op, "text_norm", text_norm, {hidden});
+  check_tensor(op, "audio_norm", audio_norm, text_norm.scalar_type(), {hidden});
+  check_tensor(op, "rope_table", rope_table, ScalarType::Float, {kAnySize, head_dim});
+  check_tensor(op, "slots", slots, ScalarType::Int, {rows});
+  check_tensor(op, "positions", positions, ScalarType::Int, {rows});
+  check_tensor(op, "cache_positions", cache_positions, ScalarType::Int, {rows});
+  check_text_rows(op, num_text_rows, rows);
+  return {cache, weight, rows, query_heads};
+}
+
+struct Attention {
+  CacheShape cache;
+  int64_t rows, group;  // query heads that share a KV head
+};
+
+inline Attention check_attention(
+    const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& slots,
+    const Tensor& cache_positions) {
+  const char* op = "attention";
+  check_devices(
+      op, {{"out", out},
+           {"query", query},
+           {"key_cache", key_cache},
+           {"value_cache", value_cache},
+           {"slots", slots},
+           {"cache_positions", cache_positions}});
+  const CacheShape cache = check_caches(op, key_cache, value_cache);
+  const int64_t kv_width = cache.heads * cache.head_dim;
+  check_tensor(op, "query", query, ScalarType::Float, {kAnySize, kAnySize});
+  const int64_t rows = query.size(0), group = query.size(1) / std::max<int64_t>(kv_width, 1);
+  HIGGS_CHECK(
+      group > 0 && query.size(1) == group * kv_width, op, ": query must have a multiple of ", kv_width, " columns (",
+      cache.heads, " KV heads of dimension ", cache.head_dim, "), got ", query.size(1));
+  check_tensor(op, "out", out, ScalarType::Float, {rows, query.size(1)});
+  check_tensor(op, "slots", slots, ScalarType::Int, {rows});
+  check_tensor(op, "cache_positions", cache_positions, ScalarType::Int, {rows});
+  return {cache, rows, group};
+}
+
+}  // namespace higgs_native

@@ -1,0 +1,95 @@
+#include "cpu/simd/isa.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <iterator>
+#include <stdexcept>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace higgs_native::cpu {
+
+namespace {
+
+#if defined(__x86_64__)
+// __builtin_cpu_supports knows no F16C. It also checks that the operating system saves the wide registers.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+bool has_amx_bf16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+}
+#else
+bool has_avx2() { return false; }
+bool has_avx512() { return false; }
+bool has_avx512_bf16() { return false; }
+#endif
+
+Isa choose() {
+  const char* forced = std::getenv("HIGGS_NATIVE_ISA");
+  if (forced == nullptr || *forced == '\0') {
+    return *std::find_if(std::rbegin(kIsas), std::rend(kIsas), isa_supported);
+  }
+  for (Isa isa : kIsas) {
+    if (std::string(forced) != isa_name(isa)) continue;
+    if (!isa_supported(isa)) {
+      throw std::runtime_error("HIGGS_NATIVE_ISA must be a set of this machine, got " + std::string(forced));
+    }
+    return isa;
+  }
+  throw std::runtime_error("HIGGS_NATIVE_ISA must be generic, avx2, avx512 or avx512_bf16, got " + std::string(forced));
+}
+
+}  // namespace
+
+bool isa_supported(Isa isa) {
+  switch (isa) {
+    case Isa::generic: return true;
+    case Isa::avx2: return has_avx2();
+    case Isa::avx512: return has_avx512();
+    case Isa::avx512_bf16: return has_avx512_bf16();
+  }
+  return false;
+}
+
+const char* isa_name(Isa isa) {
+  constexpr const char* kNames[] = {"generic", "avx2", "avx512", "avx512_bf16"};
+  return kNames[static_cast<int>(isa)];
+}
+
+Isa active_isa() {
+  static const Isa isa = choose();
+  return isa;
+}
+
+std::string cpu_features() {
+  std::string features;
+  [[maybe_unused]] auto add = [&](const char* name, bool present) {
+    if (present) features.append(features.empty() ? "" : " ").append(name);
+  };
+#if defined(__x86_64__)
+  add("avx2", has_avx2());
+  add("avx512", has_avx512());
+  add("avx512_vnni", __builtin_cpu_supports("avx512vnni"));
+  add("avx512_bf16", has_avx512_bf16());
+  add("amx_bf16", has_amx_bf16());
+#endif
+  return features;
+}
+
+}  // namespace higgs_native::cpu

@@ -1,0 +1,142 @@
+// Attention over one tile of cache positions: scores, their softmax, and the weighted sum of the values.
+//
+// A tile has kTile positions. Half a warp takes one position at a time, a lane kLaneDims of its dimensions.
+#pragma once
+
+#include "common/softmax_state.h"
+#include "cuda/device.h"
+
+namespace higgs_native::cuda {
+
+namespace {
+
+constexpr int kThreads = 128, kHalves = kThreads / 16;   // half warps
+constexpr int kTile = 64, kPositions = kTile / kHalves;  // positions per half warp and tile
+constexpr int kLaneDims = 8;                             // dimensions per lane
+constexpr int kMaxGroup = 4, kMaxHeadDim = 16 * kLaneDims;
+
+// 8 dimensions from `dimension` on, as floats; zeros from head_dim on.
+template <typename T>
+__device__ __forceinline__ void load_dims(float (&v)[kLaneDims], const T* row, int dimension, int head_dim) {
+#pragma unroll
+  for (int i = 0; i < kLaneDims; ++i) v[i] = dimension + i < head_dim ? to_float(row[dimension + i]) : 0.f;
+}
+
+template <typename T>
+__device__ __forceinline__ void widen(float (&v)[kLaneDims], const uint4& words) {
+  const uint32_t all[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = unpack<T>(all[i]);
+    v[2 * i] = pair.x;
+    v[2 * i + 1] = pair.y;
+  }
+}
+
+// The lane's dimensions of the keys or values of a half warp's positions in a tile. kVectorized: rows of 16-bit numbers
+// that consist of aligned 16 bytes; they are not widened until they are used, so that all loads are in flight at once.
+template <typename T, bool kVectorized>
+struct TileRows {
+  uint4 words[kVectorized ? kPositions : 1];
+
+  __device__ __forceinline__ void load(const T* base, int first, int count, int dimension, int head_dim) {
+    if constexpr (kVectorized) {
+#pragma unroll
+      for (int j = 0; j < kPositions; ++j) {
+        const int position = first + j * kHalves;
+        words[j] = position < count && dimension < head_dim
+                       ? *reinterpret_cast<const uint4*>(base + static_cast<int64_t>(position) * head_dim + dimension)
+                       : make_uint4(0, 0, 0, 0);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void get(
+      float (&v)[kLaneDims], int j, const T* base, int first, int count, int dimension, int head_dim) const {
+    if constexpr (kVectorized) {
+      widen<T>(v, words[j]);
+    } else {
+      const int position = first + j * kHalves;
+      load_dims(v, base + static_cast<int64_t>(position < count ? position : 0) * head_dim, dimension, head_dim);
+    }
+  }
+};
+
+// The half warp's scores of a tile, to shared memory.
+template <int kGroup, typename T, bool kVectorized>
+__device__ __forceinline__ void score_tile(
+    float (&scores)[kGroup][kTile], const float (&query)[kGroup][kLaneDims], const TileRows<T, kVectorized>& key_rows,
+    const T* keys, int count, int head_dim) {
+  const int thread = static_cast<int>(threadIdx.x), half = thread / 16, lane16 = thread % 16;
+#pragma unroll
+  for (int j = 0; j < kPositions; ++j) {
+    float score[kGroup] = {};
+    float key[kLaneDims];
+    key_rows.get(key, j, keys, half, count, lane16 * kLaneDims, head_dim);
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) {
+#pragma unroll
+      for (int i = 0; i < kLaneDims; ++i) score[g] = fmaf(query[g][i], key[i], score[g]);
+    }
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) {
+#pragma unroll
+      for (int with = 8; with > 0; with /= 2) score[g] += __shfl_xor_sync(kAllLanes, score[g], with);
+      if (lane16 == 0) scores[g][half + j * kHalves] = score[g];
+    }
+  }
+}
+
+// Replaces the warp's row of scores by exp(score - maximum) and adds the tile to `state`. Returns the factor of what
+// was summed before.
+__device__ __forceinline__ float softmax_tile(float (&scores)[kTile], SoftmaxState& state, int count) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  float lane_scores[kTile / kWarp];
+  float maximum = state.maximum;
+#pragma unroll
+  for (int i = 0; i < kTile / kWarp; ++i) {
+    const int position = lane + i * kWarp;
+    lane_scores[i] = position < count ? scores[position] : -INFINITY;
+    maximum = fmaxf(maximum, lane_scores[i]);
+  }
+  maximum = warp_max(maximum);
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kTile / kWarp; ++i) {
+    const float weight = expf(lane_scores[i] - maximum);
+    scores[lane + i * kWarp] = weight;
+    sum += weight;
+  }
+  const float keep = expf(state.maximum - maximum);
+  state.total = fmaf(state.total, keep, warp_sum(sum));
+  state.maximum = maximum;
+  return keep;
+}
+
+// Adds the tile's weighted values to the half warp's sums.
+template <int kGroup, typename T, bool kVectorized>
+__device__ __forceinline__ void weigh_tile(
+    float (&sums)[kGroup][kLaneDims], const float (&scores)[kGroup][kTile], const float (&keep)[kGroup],
+    const TileRows<T, kVectorized>& value_rows, const T* values, int count, int head_dim) {
+  const int thread = static_cast<int>(threadIdx.x), half = thread / 16, lane16 = thread % 16;
+#pragma unroll
+  for (int g = 0; g < kGroup; ++g) {
+#pragma unroll
+    for (int i = 0; i < kLaneDims; ++i) sums[g][i] *= keep[g];
+  }
+#pragma unroll
+  for (int j = 0; j < kPositions; ++j) {
+    float value[kLaneDims];
+    value_rows.get(value, j, values, half, count, lane16 * kLaneDims, head_dim);
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) {
+      const float weight = scores[g][half + j * kHalves];
+#pragma unroll
+      for (int i = 0; i < kLaneDims; ++i) sums[g][i] = fmaf(weight, value[i], sums[g][i]);
+    }
+  }
+}
+
+}  // namespace
+
+}  // namespace higgs_native::cuda

@@ -1,0 +1,93 @@
+// The functions of cuda/device.h on the CPU; see there for what they do.
+#pragma once
+
+#include <torch/headeronly/util/Half.h>
+
+#include "cuda/emulation/emulation.h"
+#include "cuda/numbers.h"
+
+namespace higgs_native::cuda {
+
+inline float to_float(float16 x) {
+  return static_cast<float>(torch::headeronly::Half(x.bits, torch::headeronly::Half::from_bits()));
+}
+
+inline float16 to_float16(float x) { return {torch::headeronly::Half(x).x}; }
+
+template <typename T>
+inline uint32_t pack(float first, float second) {
+  return from_float<T>(first).bits | static_cast<uint32_t>(from_float<T>(second).bits) << 16;
+}
+
+inline uint32_t widen_e4m3(uint32_t word) {
+  const uint32_t bits = (word & 0x80008000u) | (word >> 4 & 0x07f007f0u);
+  return pack<bfloat16>(bits_as_float(bits << 16) * 0x1p120f, bits_as_float(bits & 0xffff0000u) * 0x1p120f);
+}
+
+inline uint4 load_streaming(const void* p) { return *static_cast<const uint4*>(p); }
+
+inline char* dynamic_shared() { return emulation::registers.shared_memory; }
+
+inline void copy_async(float* to, const float* from, bool wanted) {
+  emulation::copy_async(to, wanted ? from : nullptr);
+}
+
+inline void wait_for_copies() { emulation::wait_for_copies(); }
+
+inline void wait_for_earlier_launches() { emulation::races::wait_for_earlier_launches(); }
+
+inline void allow_next_launch() { emulation::races::allow_next_launch(); }
+
+// The words of a and b that all lanes bring: those of a's rows 0 .. 7 and 8 .. 15 are the halves of 64 bits, in two
+// parts.
+struct Fragments {
+  uint64_t words[3][kWarp];
+
+  Fragments(const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    const uint64_t own[3] = {
+        a[0] | static_cast<uint64_t>(a[1]) << 32, a[2] | static_cast<uint64_t>(a[3]) << 32,
+        b[0] | static_cast<uint64_t>(b[1]) << 32};
+    for (int i = 0; i < 3; ++i) std::memcpy(words[i], emulation::exchange(own[i]), sizeof words[i]);
+  }
+
+  // Word `at` of part `half` of a row of a, and of a column of b.
+  uint32_t of_a(int row, int half, int at) const {
+    return static_cast<uint32_t>(words[half][4 * (row % 8) + at] >> (row < 8 ? 0 : 32));
+  }
+  uint32_t of_b(int column, int half, int at) const {
+    return static_cast<uint32_t>(words[2][4 * column + at] >> (32 * half));
+  }
+};
+
+template <typename T>
+inline void multiply_pairs(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const Fragments fragments(a, b);
+  const int g = static_cast<int>(emulation::lane()) / 4, t = static_cast<int>(emulation::lane()) % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
+    for (int k = 0; k < 16; k += 2) {
+      const float2 from_a = unpack<T>(fragments.of_a(row, k / 8, k % 8 / 2));
+      const float2 from_b = unpack<T>(fragments.of_b(column, k / 8, k % 8 / 2));
+      sums[i] += from_a.x * from_b.x;
+      sums[i] += from_a.y * from_b.y;
+    }
+  }
+}
+
+template <bool kSigned>
+inline void multiply_bytes(int32_t (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const Fragments fragments(a, b);
+  const int g = static_cast<int>(emulation::lane()) / 4, t = static_cast<int>(emulation::lane()) % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
+    for (int k = 0; k < 32; ++k) {
+      const int half = k / 16, at = k % 16 / 4, shift = 8 * (k % 4);
+      const uint32_t from_a = fragments.of_a(row, half, at) >> shift & 0xff;
+      const uint32_t from_b = fragments.of_b(column, half, at) >> shift & 0xff;
+      const int weight = kSigned ? static_cast<int8_t>(from_a) : static_cast<int>(from_a);
+      sums[i] += weight * static_cast<int8_t>(from_b);
+    }
+  }
+}
+
+}  // namespace higgs_native::cuda

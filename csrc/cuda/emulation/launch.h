@@ -1,0 +1,37 @@
+// cuda/launch.h on the CPU: an operator's launches run at once, on the calling thread.
+#pragma once
+
+#include <functional>
+
+#include "args/checks.h"
+#include "cuda/device.h"
+#include "cuda/multiprocessors.h"
+#include "cuda/operator_call.h"
+
+#define HIGGS_NATIVE_CUDA_KEY CPU
+
+namespace higgs_native::cuda {
+
+class Launch {
+ public:
+  Launch(const char* op, const Tensor&) : op_(op) {}
+
+  template <typename... Parameters, typename... Arguments>
+  void operator()(
+      void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, const Arguments&... arguments) const {
+    // By reference, so that the arguments stay on the host's stack, which no kernel has written to.
+    const auto call = [&] { kernel(arguments...); };
+    call_.launches();
+    emulation::run(op_, call_.number(), grid, dim3(threads), shared_bytes, std::ref(call));
+  }
+
+  const char* op() const { return op_; }
+  int multiprocessors() const { return multiprocessors_to_use(2); }
+  bool is_first() const { return !call_.has_launched(); }
+
+ private:
+  const char* op_;
+  OperatorCall call_{emulation::begin_operator};
+};
+
+}  // namespace higgs_native::cuda

@@ -1,0 +1,225 @@
+// Activations of a product: read, normalized and rounded to the format of the weights, in the order of the tensor
+// cores' fragments. Up to kRowTile rows are read by every block; more rows are packed once, by a kernel of their own.
+#pragma once
+
+#include "cuda/linear.h"
+#include "cuda/linear/weight_formats.h"
+
+namespace higgs_native::cuda {
+
+namespace {
+
+// A lane's share of x in a step.
+template <WeightFormat F>
+struct Activations {
+  uint32_t words[Step<F>::kWords];
+  float scale;    // of row g, if x is rounded to integers; the same in all lanes of a row
+  int32_t zeros;  // correction for 4-bit weights, stored as w + 8: 8 times the sum of the row's integers
+};
+
+// x in the order of the fragments, for more rows than one tile.
+struct PackedActivations {
+  uint32_t* words;    // [tiles, steps, kWords / 4, 32 lanes, 4]
+  float* scales;      // [tiles, steps, kRowTile]
+  int32_t* zeros;     // [tiles, steps, kRowTile]
+  float* row_scales;  // [tiles, kRowTile]: factors of RMSNorm
+
+  // The lane's share of a tile in a step.
+  template <WeightFormat F>
+  __device__ __forceinline__ Activations<F> read(int tile, int step, int steps) const {
+    using S = Step<F>;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const int64_t at = static_cast<int64_t>(tile) * steps + step;
+    const auto* from = reinterpret_cast<const uint4*>(words) + at * (S::kWords / 4) * kWarp + lane;
+    Activations<F> x;
+#pragma unroll
+    for (int i = 0; i < S::kWords / 4; ++i) {
+      const uint4 four = from[i * kWarp];
+      x.words[4 * i] = four.x;
+      x.words[4 * i + 1] = four.y;
+      x.words[4 * i + 2] = four.z;
+      x.words[4 * i + 3] = four.w;
+    }
+    if constexpr (S::kInteger) {
+      x.scale = scales[at * kRowTile + lane / 4];
+      x.zeros = zeros[at * kRowTile + lane / 4];
+    }
+    return x;
+  }
+};
+
+// The sum over the four lanes that share a row.
+__device__ __forceinline__ float group_sum(float x) {
+  x += __shfl_xor_sync(kAllLanes, x, 1);
+  return x + __shfl_xor_sync(kAllLanes, x, 2);
+}
+
+// Values [column, column + kCount) of a row of k; zeros from k on.
+template <int kCount>
+__device__ __forceinline__ void load_row(float (&v)[kCount], const float* row, int column, int k, bool vectorized) {
+  if (column + kCount <= k && vectorized) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(row + column + i);
+      v[i] = four.x;
+      v[i + 1] = four.y;
+      v[i + 2] = four.z;
+      v[i + 3] = four.w;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) v[i] = column + i < k ? row[column + i] : 0.f;
+  }
+}
+
+// Multiplies with values [column, column + kCount) of a norm's weight.
+template <int kCount>
+__device__ __forceinline__ void multiply_norm(
+    float (&v)[kCount], const RowNorm& norm, const void* weight, int column, int k, bool vectorized) {
+  if (norm.type == NumberType::float32) {
+    float w[kCount];
+    load_row(w, static_cast<const float*>(weight), column, k, vectorized);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) v[i] *= w[i];
+    return;
+  }
+  auto widen = [&](uint32_t word) {
+    return norm.type == NumberType::bfloat16 ? unpack<bfloat16>(word) : unpack<float16>(word);
+  };
+  const uint16_t* row = static_cast<const uint16_t*>(weight) + column;
+  if (column + kCount <= k && vectorized) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 4) {
+      const uint2 four = *reinterpret_cast<const uint2*>(row + i);
+      const float2 first = widen(four.x), second = widen(four.y);
+      v[i] *= first.x;
+      v[i + 1] *= first.y;
+      v[i + 2] *= second.x;
+      v[i + 3] *= second.y;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (column + i < k) v[i] *= widen(row[i]).x;
+    }
+  }
+}
+
+// Rounds a lane's values to 8 bits with the scale of the group of 128 columns. A value that is not finite makes the
+// scale NaN.
+template <WeightFormat F>
+__device__ __forceinline__ void quantize(Activations<F>& to, const float (&v)[Step<F>::kLaneColumns]) {
+  float maximum = 0;
+  bool finite = true;
+#pragma unroll
+  for (int i = 0; i < Step<F>::kLaneColumns; ++i) {
+    maximum = fmaxf(maximum, fabsf(v[i]));
+    finite &= fabsf(v[i]) <= 3.4028234e38f;
+  }
+  if (!finite) maximum = bits_as_float(0x7f800000u);
+  maximum = fmaxf(maximum, __shfl_xor_sync(kAllLanes, maximum, 1));
+  maximum = fmaxf(maximum, __shfl_xor_sync(kAllLanes, maximum, 2));
+  finite = maximum <= 3.4028234e38f;
+  const float inverse = maximum > 1e-30f && finite ? 127.f / maximum : 0.f;
+  int32_t sum = 0;
+#pragma unroll
+  for (int word = 0; word < Step<F>::kWords; ++word) {
+    uint32_t bytes = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int32_t q = finite ? __float2int_rn(v[4 * word + i] * inverse) : 0;
+      sum += q;
+      bytes |= (static_cast<uint32_t>(q) & 0xffu) << (8 * i);
+    }
+    to.words[word] = bytes;
+  }
+  to.scale = finite ? maximum / 127.f : bits_as_float(0x7fc00000u);
+  if constexpr (F == WeightFormat::int4) {
+    sum += __shfl_xor_sync(kAllLanes, sum, 1);
+    sum += __shfl_xor_sync(kAllLanes, sum, 2);
+    to.zeros = 8 * sum;
+  } else {
+    to.zeros = 0;
+  }
+}
+
+// Reads the lane's share of row `row` of x in a step, and adds its squares to `squares`.
+template <WeightFormat F>
+__device__ __forceinline__ Activations<F> read_activations(float& squares, const Gemm& p, int row, int step) {
+  using S = Step<F>;
+  const int k = static_cast<int>(p.weight.k), column = step * S::kColumns + lane_in_group() * S::kLaneColumns;
+  float v[S::kLaneColumns];
+  if (row < p.rows) {
+    load_row(v, p.x + static_cast<int64_t>(row) * k, column, k, p.vectorized);
+    if (p.norm.text_weight) {
+#pragma unroll
+      for (int i = 0; i < S::kLaneColumns; ++i) squares = fmaf(v[i], v[i], squares);
+      const void* weight = row < p.norm.num_text_rows ? p.norm.text_weight : p.norm.audio_weight;
+      multiply_norm(v, p.norm, weight, column, k, p.vectorized);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < S::kLaneColumns; ++i) v[i] = 0;
+  }
+  Activations<F> a;
+  if constexpr (S::kInteger) {
+    quantize<F>(a, v);
+  } else if constexpr (F == WeightFormat::fp8) {
+    // Columns 0 and 2 of each four, then 1 and 3: the order in which widening gives the weights.
+#pragma unroll
+    for (int i = 0; i < S::kWords; ++i) {
+      const int first = i / 2 * 4 + i % 2;
+      a.words[i] = pack<bfloat16>(v[first], v[first + 2]);
+    }
+  } else if constexpr (F == WeightFormat::f32) {
+#pragma unroll
+    for (int i = 0; i < S::kWords; ++i) a.words[i] = float_as_bits(v[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < S::kWords; ++i) a.words[i] = pack<PairOf<F>>(v[2 * i], v[2 * i + 1]);
+  }
+  return a;
+}
+
+// RMSNorm's factor of row g from each warp's sum of squares, in all lanes of the row of the first warp.
+__device__ __forceinline__ float row_scale(float squares, float (*shared)[kRowTile], const Gemm& p) {
+  squares = group_sum(squares);
+  if (lane_in_group() == 0) shared[warp_index()][group_lane()] = squares;
+  __syncthreads();
+  float sum = 0;
+  for (int warp = 0; warp < kWarps; ++warp) sum += shared[warp][group_lane()];
+  return p.norm.text_weight ? 1 / sqrtf(sum / static_cast<float>(p.weight.k) + p.norm.eps) : 1.f;
+}
+
+// A block packs a tile of 8 rows. Its warps take the same steps as those of the product, so that squares are summed in
+// the same order.
+template <WeightFormat F>
+__global__ void __launch_bounds__(kThreads)
+    pack_activations_kernel(Gemm p, PackedActivations to, int steps, bool is_first) {
+  using S = Step<F>;
+  __shared__ float shared[kWarps][kRowTile];
+  if (is_first) wait_for_earlier_launches();  // the product reads weights at once
+  allow_next_launch();
+  wait_for_earlier_launches();
+  const int64_t tile = blockIdx.x;
+  const int row = static_cast<int>(tile) * kRowTile + group_lane(), lane = static_cast<int>(threadIdx.x) % kWarp;
+  float squares = 0;
+  for (int step = warp_index(); step < steps; step += kWarps) {
+    const Activations<F> a = read_activations<F>(squares, p, row, step);
+    auto* words = reinterpret_cast<uint4*>(to.words) + (tile * steps + step) * (S::kWords / 4) * kWarp + lane;
+#pragma unroll
+    for (int i = 0; i < S::kWords / 4; ++i) {
+      words[i * kWarp] = make_uint4(a.words[4 * i], a.words[4 * i + 1], a.words[4 * i + 2], a.words[4 * i + 3]);
+    }
+    if (S::kInteger && lane_in_group() == 0) {
+      to.scales[(tile * steps + step) * kRowTile + group_lane()] = a.scale;
+      to.zeros[(tile * steps + step) * kRowTile + group_lane()] = a.zeros;
+    }
+  }
+  const float scale = row_scale(squares, shared, p);
+  if (warp_index() == 0 && lane_in_group() == 0) to.row_scales[tile * kRowTile + group_lane()] = scale;
+}
+
+}  // namespace
+
+}  // namespace higgs_native::cuda

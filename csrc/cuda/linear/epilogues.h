@@ -1,0 +1,113 @@
+// The end of a product: finished sums are added to a residual, combined by SiLU, or rotated and written into the KV
+// cache.
+#pragma once
+
+#include "cuda/linear.h"
+#include "cuda/linear/weight_formats.h"
+
+namespace higgs_native::cuda {
+
+__device__ __forceinline__ void RopeCache::write(int row, int head, int i, float a, float b) const {
+  const int half = head_dim / 2;
+  if (head < query_heads + kv_heads) {
+    const float* angles = table + static_cast<int64_t>(positions[row]) * head_dim;
+    const float cosine = angles[i], sine = angles[half + i];
+    const float first = a * cosine - b * sine;
+    b = b * cosine + a * sine;
+    a = first;
+  }
+  if (head < query_heads) {
+    float* to = query + (static_cast<int64_t>(row) * query_heads + head) * head_dim;
+    to[i] = a;
+    to[half + i] = b;
+    return;
+  }
+  head -= query_heads;
+  void* cache = head < kv_heads ? keys : values;
+  const int64_t at =
+      ((static_cast<int64_t>(slots[row]) * kv_heads + head % kv_heads) * length + cache_positions[row]) * head_dim + i;
+  if (type == NumberType::bfloat16) {
+    static_cast<bfloat16*>(cache)[at] = to_bfloat16(a);
+    static_cast<bfloat16*>(cache)[at + half] = to_bfloat16(b);
+  } else if (type == NumberType::float16) {
+    static_cast<float16*>(cache)[at] = to_float16(a);
+    static_cast<float16*>(cache)[at + half] = to_float16(b);
+  } else {
+    static_cast<float*>(cache)[at] = a;
+    static_cast<float*>(cache)[at + half] = b;
+  }
+}
+
+namespace {
+
+// The sums of a block in shared memory: [panel * 32 + weight row][row of x].
+template <int kTiles>
+struct BlockSums {
+  static constexpr int kStride = kTiles * kRowTile + 1;
+  float* values;
+  const float* row_scales;     // [kTiles * kRowTile]
+  const float* weight_scales;  // of weight rows: [panels of the weight, kPanel]; or null
+  const int* panels;           // the block's panels, by their index in the weight
+
+  __device__ __forceinline__ float operator()(int panel, int weight_row, int row) const {
+    const float sum = values[(panel * static_cast<int>(kPanel) + weight_row) * kStride + row] * row_scales[row];
+    return weight_scales ? sum * weight_scales[panels[panel] * kPanel + weight_row] : sum;
+  }
+};
+
+template <int kPanels, int kTiles>
+__device__ __forceinline__ void finish(const Gemm& p, const BlockSums<kTiles>& sums, int first_row, bool paired) {
+  constexpr int kRows = kTiles * kRowTile, kLanes = static_cast<int>(kPanel), kUnits = kLanes / 2;
+  const int n = static_cast<int>(p.weight.n);
+  const int thread = static_cast<int>(threadIdx.x), rows = min(kRows, p.rows - first_row);
+  if (p.epilogue == Epilogue::kResidual) {
+    for (int i = thread; i < kPanels * kLanes * rows; i += kThreads) {
+      const int r = i % kLanes, panel = i / kLanes % kPanels, row = i / kLanes / kPanels;
+      const int column = sums.panels[panel] * kLanes + r;
+      if (column >= n) continue;
+      const int64_t at = static_cast<int64_t>(first_row + row) * n + column;
+      p.out[at] = sums(panel, r, row) + (p.residual ? p.residual[at] : 0.f);
+    }
+  } else if (p.epilogue == Epilogue::kSiluMul) {
+    for (int i = thread; i < kPanels * kUnits * rows; i += kThreads) {
+      const int r = i % kUnits, panel = i / kUnits % kPanels, row = i / kUnits / kPanels;
+      const int column = sums.panels[panel] * kUnits + r;
+      if (column >= p.n_out) continue;
+      const float gate = sums(panel, r, row), up = sums(panel, kUnits + r, row);
+      p.out[static_cast<int64_t>(first_row + row) * p.n_out + column] = gate / (1 + expf(-gate)) * up;
+    }
+  } else if (paired) {
+    // The two panels hold dimensions half a head apart.
+    const int weight_row = sums.panels[0] * kLanes, head = weight_row / p.rope.head_dim;
+    for (int i = thread; i < kLanes * rows; i += kThreads) {
+      const int r = i % kLanes, row = i / kLanes;
+      p.rope.write(first_row + row, head, weight_row % p.rope.head_dim + r, sums(0, r, row), sums(1, r, row));
+    }
+  } else {
+    const int half = p.rope.head_dim / 2;
+    for (int i = thread; i < kPanels * kLanes * rows; i += kThreads) {
+      const int r = i % kLanes, panel = i / kLanes % kPanels, row = i / kLanes / kPanels;
+      const int weight_row = sums.panels[panel] * kLanes + r, dimension = weight_row % p.rope.head_dim;
+      if (weight_row >= n || dimension >= half) continue;
+      p.rope.write(
+          first_row + row, weight_row / p.rope.head_dim, dimension, sums(panel, r, row), sums(panel, r + half, row));
+    }
+  }
+}
+
+// Rotates heads whose halves are neither in one panel nor whole panels, after the product.
+__global__ void __launch_bounds__(kThreads) rope_kernel(RopeCache rope, const float* projected, int n, int rows) {
+  allow_next_launch();
+  wait_for_earlier_launches();
+  const int half = rope.head_dim / 2;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int row = static_cast<int>(i / (n / 2)), pair = static_cast<int>(i % (n / 2));
+  if (row >= rows) return;
+  const int head = pair / half, dimension = pair % half;
+  const float* from = projected + static_cast<int64_t>(row) * n + head * rope.head_dim + dimension;
+  rope.write(row, head, dimension, from[0], from[half]);
+}
+
+}  // namespace
+
+}  // namespace higgs_native::cuda

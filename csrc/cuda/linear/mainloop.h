@@ -1,0 +1,259 @@
+// The product itself: warps share the depth k, their sums are added in a fixed order, and an epilogue ends it.
+#pragma once
+
+#include "cuda/linear/activations.h"
+#include "cuda/linear/epilogues.h"
+#include "cuda/linear/weight_formats.h"
+
+namespace higgs_native::cuda {
+
+namespace {
+
+// Sums of a lane: [panel][tile of 16 weight rows][tile of 8 rows of x][fragment]. For float32 weights [panel][weight
+// row 4 g + i][row of x], over the lane's columns alone.
+template <WeightFormat F, int kPanels, int kTiles>
+struct Sums {
+  static constexpr int kOfPanel = F == WeightFormat::f32 ? 4 * kRowTile : 8 * kTiles;
+  static constexpr int kCount = kPanels * kOfPanel;
+  float v[kCount];
+};
+
+// Adds one step's products of panel `panel` and tile `tile` of x.
+template <WeightFormat F, int kPanels, int kTiles>
+__device__ __forceinline__ void multiply(
+    Sums<F, kPanels, kTiles>& sums, int panel, int tile, const Weights<F, kPanels>& weights, const Activations<F>& x) {
+  using S = Step<F>;
+  const uint4(&w)[S::kChunks] = weights.words[panel];
+  if constexpr (F == WeightFormat::f32) {
+    float* to = sums.v + panel * 4 * kRowTile;
+#pragma unroll
+    for (int c = 0; c < S::kChunks; ++c) {
+      const float four[4] = {
+          bits_as_float(w[c].x), bits_as_float(w[c].y), bits_as_float(w[c].z), bits_as_float(w[c].w)};
+#pragma unroll
+      for (int row = 0; row < kRowTile; ++row) {
+        const float value = bits_as_float(__shfl_sync(kAllLanes, x.words[c], row * 4 + lane_in_group()));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) to[i * kRowTile + row] += four[i] * value;
+      }
+    }
+  } else if constexpr (F == WeightFormat::bf16 || F == WeightFormat::f16) {
+    using Pair = PairOf<F>;
+    float (*to)[4] = reinterpret_cast<float (*)[4]>(sums.v + panel * 8 * kTiles);
+#pragma unroll
+    for (int c = 0; c < S::kChunks; c += 2) {
+      const uint32_t b[2] = {x.words[c], x.words[c + 1]};
+      multiply_pairs<Pair>(to[tile], {w[c].x, w[c].y, w[c + 1].x, w[c + 1].y}, b);
+      multiply_pairs<Pair>(to[kTiles + tile], {w[c].z, w[c].w, w[c + 1].z, w[c + 1].w}, b);
+    }
+  } else if constexpr (F == WeightFormat::fp8) {
+    // Widening here takes the fewest registers; the compiler does it once for all tiles.
+    float (*to)[4] = reinterpret_cast<float (*)[4]>(sums.v + panel * 8 * kTiles);
+#pragma unroll
+    for (int c = 0; c < S::kChunks; ++c) {
+      const uint32_t b[2] = {x.words[2 * c], x.words[2 * c + 1]};
+      multiply_pairs<bfloat16>(
+          to[tile], {widen_e4m3(w[c].x << 8), widen_e4m3(w[c].y << 8), widen_e4m3(w[c].x), widen_e4m3(w[c].y)}, b);
+      multiply_pairs<bfloat16>(
+          to[kTiles + tile], {widen_e4m3(w[c].z << 8), widen_e4m3(w[c].w << 8), widen_e4m3(w[c].z), widen_e4m3(w[c].w)},
+          b);
+    }
+  } else {
+    int32_t integers[2][4] = {};
+    if constexpr (F == WeightFormat::int8) {
+#pragma unroll
+      for (int c = 0; c < S::kChunks; c += 2) {
+        const uint32_t b[2] = {x.words[c], x.words[c + 1]};
+        multiply_bytes<true>(integers[0], {w[c].x, w[c].y, w[c + 1].x, w[c + 1].y}, b);
+        multiply_bytes<true>(integers[1], {w[c].z, w[c].w, w[c + 1].z, w[c + 1].w}, b);
+      }
+    } else {
+      constexpr uint32_t kLow = 0x0f0f0f0fu;
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c) {
+        const uint32_t b[2] = {x.words[2 * c], x.words[2 * c + 1]};
+        multiply_bytes<false>(integers[0], {w[c].x & kLow, w[c].y & kLow, w[c].x >> 4 & kLow, w[c].y >> 4 & kLow}, b);
+        multiply_bytes<false>(integers[1], {w[c].z & kLow, w[c].w & kLow, w[c].z >> 4 & kLow, w[c].w >> 4 & kLow}, b);
+      }
+    }
+    // Scales of the fragments' columns, which are rows 2 t and 2 t + 1 of x.
+    const int from = 8 * lane_in_group();
+    const float scales[2] = {__shfl_sync(kAllLanes, x.scale, from), __shfl_sync(kAllLanes, x.scale, from + 4)};
+    int32_t zeros[2] = {0, 0};
+    float weight_scales[4] = {1, 1, 1, 1};
+    if constexpr (F == WeightFormat::int4) {
+      zeros[0] = __shfl_sync(kAllLanes, x.zeros, from);
+      zeros[1] = __shfl_sync(kAllLanes, x.zeros, from + 4);
+      const uint2 halves = weights.scales[panel];
+      const float2 first = unpack<float16>(halves.x), second = unpack<float16>(halves.y);
+      weight_scales[0] = first.x;
+      weight_scales[1] = first.y;
+      weight_scales[2] = second.x;
+      weight_scales[3] = second.y;
+    }
+    float* to = sums.v + panel * 8 * kTiles;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        to[(half * kTiles + tile) * 4 + i] +=
+            static_cast<float>(integers[half][i] - zeros[i % 2]) * scales[i % 2] * weight_scales[2 * half + i / 2];
+      }
+    }
+  }
+}
+
+// Adds the sums of all warps in a fixed order; those of warp 0 are then complete. `exchanged` holds the sums of half
+// the warps.
+template <WeightFormat F, int kPanels, int kTiles>
+__device__ __forceinline__ void reduce_warps(Sums<F, kPanels, kTiles>& sums, float* exchanged) {
+  using LaneSums = Sums<F, kPanels, kTiles>;
+  const int warp = warp_index(), lane = static_cast<int>(threadIdx.x) % kWarp;
+#pragma unroll
+  for (int half = kWarps / 2; half > 0; half /= 2) {
+    float* mine = exchanged + warp % half * LaneSums::kCount * kWarp + lane;
+    if (warp >= half && warp < 2 * half) {
+#pragma unroll
+      for (int i = 0; i < LaneSums::kCount; ++i) mine[i * kWarp] = sums.v[i];
+    }
+    __syncthreads();
+    if (warp < half) {
+#pragma unroll
+      for (int i = 0; i < LaneSums::kCount; ++i) sums.v[i] += mine[i * kWarp];
+    }
+    __syncthreads();
+  }
+}
+
+// Writes warp 0's sums to shared memory as BlockSums reads them.
+template <WeightFormat F, int kPanels, int kTiles>
+__device__ __forceinline__ void store_sums(float* values, const Sums<F, kPanels, kTiles>& sums) {
+  constexpr int kStride = BlockSums<kTiles>::kStride;
+  const int g = group_lane(), t = lane_in_group();
+#pragma unroll
+  for (int panel = 0; panel < kPanels; ++panel) {
+    float* to = values + (panel * kPanel + 4 * g) * kStride;
+    const float* from = sums.v + panel * Sums<F, kPanels, kTiles>::kOfPanel;
+    if constexpr (F == WeightFormat::f32) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int row = 0; row < kRowTile; ++row) {
+          if (row % 4 == t) to[i * kStride + row] = from[i * kRowTile + row];
+        }
+      }
+    } else {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            to[(2 * half + i / 2) * kStride + tile * kRowTile + 2 * t + i % 2] = from[(half * kTiles + tile) * 4 + i];
+          }
+        }
+      }
+    }
+  }
+}
+
+// Bytes of shared memory: the sums that warps exchange, then what finish() reads.
+template <WeightFormat F, int kPanels, int kTiles>
+constexpr size_t shared_bytes() {
+  return (kWarps / 2 * Sums<F, kPanels, kTiles>::kCount * kWarp + kPanels * kPanel * BlockSums<kTiles>::kStride +
+          kTiles * kRowTile) *
+         sizeof(float);
+}
+
+// A block takes kPanels panels and kTiles tiles of rows. `pair_distance`: if above 0, the distance of a block's two
+// panels (half a head, for Epilogue::kRope).
+template <WeightFormat F, int kPanels, int kTiles, bool kPacked>
+__global__ void __launch_bounds__(kThreads)
+    gemm_kernel(Gemm p, PackedActivations packed, int steps, int pair_distance, bool is_first) {
+  using LaneSums = Sums<F, kPanels, kTiles>;
+  __shared__ float squares_of_warps[kWarps][kRowTile];
+  __shared__ int panels[kPanels];
+  const int warp = warp_index(), lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int num_panels = static_cast<int>((p.weight.n + kPanel - 1) / kPanel);
+  const int units = static_cast<int>(p.weight.units);
+
+  int panel_of[kPanels];
+  const char* weight[kPanels];
+  const uint16_t* scales[kPanels];  // of 4-bit weights
+#pragma unroll
+  for (int i = 0; i < kPanels; ++i) {
+    const int block = static_cast<int>(blockIdx.y);
+    panel_of[i] = pair_distance > 0
+                      ? block / pair_distance * 2 * pair_distance + block % pair_distance + i * pair_distance
+                      : block * kPanels + i;
+    weight[i] = panel_of[i] < num_panels
+                    ? p.weight.data + static_cast<int64_t>(panel_of[i]) * units * kUnitBytes + group_lane() * 16
+                    : nullptr;
+    scales[i] = weight[i] ? static_cast<const uint16_t*>(p.weight.scales) +
+                                static_cast<int64_t>(panel_of[i]) * steps * kPanel + 4 * group_lane()
+                          : nullptr;
+    if (threadIdx.x == 0) panels[i] = panel_of[i];
+  }
+
+  // Prefetch depth: K-steps in flight per warp. With few blocks, a warp needs 8 KB outstanding to saturate bandwidth.
+  constexpr int kPrefetchDepth = kPanels * Step<F>::kChunks == 4 && !kPacked ? 4 : 2;
+  Weights<F, kPanels> prefetched[kPrefetchDepth];
+  if (is_first) wait_for_earlier_launches();
+#pragma unroll
+  for (int i = 0; i < kPrefetchDepth; ++i) {
+    const int step = warp + i * kWarps;
+    if (step < steps) load_weights<F, kPanels>(prefetched[i], weight, scales, step, units);
+  }
+  allow_next_launch();
+  wait_for_earlier_launches();
+
+  LaneSums sums;
+#pragma unroll
+  for (int i = 0; i < LaneSums::kCount; ++i) sums.v[i] = 0;
+  float squares = 0;
+  const int first_tile = static_cast<int>(blockIdx.x) * kTiles;
+  // Unrolled, so that prefetched weights stay in the registers that they are loaded into.
+  for (int first = warp; first < steps; first += kPrefetchDepth * kWarps) {
+#pragma unroll
+    for (int i = 0; i < kPrefetchDepth; ++i) {
+      const int step = first + i * kWarps;
+      if (step >= steps) break;
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        Activations<F> x;
+        if constexpr (kPacked) x = packed.template read<F>(first_tile + tile, step, steps);
+        else x = read_activations<F>(squares, p, first_tile * kRowTile + group_lane(), step);
+#pragma unroll
+        for (int panel = 0; panel < kPanels; ++panel) multiply(sums, panel, tile, prefetched[i], x);
+      }
+      const int next = step + kPrefetchDepth * kWarps;
+      if (next < steps) load_weights<F, kPanels>(prefetched[i], weight, scales, next, units);
+    }
+  }
+
+  if constexpr (F == WeightFormat::f32) {
+#pragma unroll
+    for (int i = 0; i < LaneSums::kCount; ++i) sums.v[i] = group_sum(sums.v[i]);
+  }
+  auto* exchanged = reinterpret_cast<float*>(dynamic_shared());
+  auto* values = exchanged + kWarps / 2 * LaneSums::kCount * kWarp;
+  float* row_scales = values + kPanels * kPanel * BlockSums<kTiles>::kStride;
+  reduce_warps(sums, exchanged);
+  if constexpr (kPacked) {
+    if (threadIdx.x < kTiles * kRowTile) {
+      row_scales[threadIdx.x] = packed.row_scales[first_tile * kRowTile + threadIdx.x];
+    }
+  } else {
+    const float scale = row_scale(squares, squares_of_warps, p);
+    if (warp == 0 && lane_in_group() == 0) row_scales[group_lane()] = scale;
+  }
+  if (warp == 0) store_sums(values, sums);
+  __syncthreads();
+  const BlockSums<kTiles> finished = {
+      values, row_scales, Step<F>::kRowScales ? static_cast<const float*>(p.weight.scales) : nullptr, panels};
+  finish<kPanels, kTiles>(p, finished, first_tile * kRowTile, pair_distance > 0);
+}
+
+}  // namespace
+
+}  // namespace higgs_native::cuda

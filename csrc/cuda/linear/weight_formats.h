@@ -1,0 +1,72 @@
+// Weights of a product: the part of a panel that a warp takes per K-step, and how a lane loads it.
+//
+// A lane loads 16 bytes at a time: the words of four weight rows of one unit. This is the layout of the tensor cores'
+// fragments: lane 4 * g + t holds rows 4 g .. 4 g + 3 of units t * kChunks + c of a step, and row g of x in the columns
+// of those units. So weights go from memory to the tensor cores as they are (4-bit integers after a shift and a mask).
+#pragma once
+
+#include <type_traits>
+
+#include "common/weight_format.h"
+#include "cuda/device.h"
+
+namespace higgs_native::cuda {
+
+namespace {
+
+constexpr int kWarps = 8, kThreads = kWarps * kWarp;
+constexpr int kRowTile = 8;  // rows of x of one tensor-core product
+
+// A K-step: the units of a panel that a warp takes at a time.
+template <WeightFormat F>
+struct Step {
+  static constexpr bool kInteger = is_integer(F), kRowScales = has_row_scales(F);
+  static constexpr int kChunks = F == WeightFormat::int8 ? 8 : 4;  // loads of 16 bytes per lane
+  static constexpr int kUnits = 4 * kChunks;
+  static constexpr int kColumns = kUnits * static_cast<int>(unit_columns(F));
+  static constexpr int kLaneColumns = kColumns / 4;
+  // Words of x per lane: a float, two numbers of 16 bits or four bytes each.
+  static constexpr int kWords = kInteger || F == WeightFormat::fp8 ? 8 : 4;
+};
+static_assert(Step<WeightFormat::int8>::kColumns == kQuantGroup && Step<WeightFormat::int4>::kColumns == kQuantGroup);
+
+// The number format of tensor-core products in pairs.
+template <WeightFormat F>
+using PairOf = std::conditional_t<F == WeightFormat::f16, float16, bfloat16>;
+
+__device__ __forceinline__ int group_lane() { return static_cast<int>(threadIdx.x) % kWarp / 4; }
+__device__ __forceinline__ int lane_in_group() { return static_cast<int>(threadIdx.x) % 4; }
+__device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
+
+// A lane's weights of a step, and the scales of its weight rows 4 g .. 4 g + 3.
+template <WeightFormat F, int kPanels>
+struct Weights {
+  uint4 words[kPanels][Step<F>::kChunks];
+  uint2 scales[F == WeightFormat::int4 ? kPanels : 1];
+};
+
+// `panels` and `scales` point to the lane's first bytes in each panel; null if there is no panel.
+template <WeightFormat F, int kPanels>
+__device__ __forceinline__ void load_weights(
+    Weights<F, kPanels>& to, const char* const (&panels)[kPanels], const uint16_t* const (&scales)[kPanels], int step,
+    int units) {
+  using S = Step<F>;
+  const int first = step * S::kUnits + lane_in_group() * S::kChunks;
+#pragma unroll
+  for (int panel = 0; panel < kPanels; ++panel) {
+#pragma unroll
+    for (int c = 0; c < S::kChunks; ++c) {
+      to.words[panel][c] = panels[panel] && first + c < units
+                               ? load_streaming(panels[panel] + static_cast<int64_t>(first + c) * kUnitBytes)
+                               : make_uint4(0, 0, 0, 0);
+    }
+    if constexpr (F == WeightFormat::int4) {
+      to.scales[panel] =
+          scales[panel] ? *reinterpret_cast<const uint2*>(scales[panel] + step * kPanel) : make_uint2(0, 0);
+    }
+  }
+}
+
+}  // namespace
+
+}  // namespace higgs_native::cuda

@@ -1,0 +1,21 @@
+// The number of multiprocessors that launches are shaped for.
+#pragma once
+
+#include <cstdlib>
+
+#include "args/checks.h"
+
+namespace higgs_native::cuda {
+
+// HIGGS_NATIVE_MULTIPROCESSORS, or `device_count` if it is not set: tests choose the kernels of a larger or smaller GPU.
+inline int multiprocessors_to_use(int device_count) {
+  const char* setting = std::getenv("HIGGS_NATIVE_MULTIPROCESSORS");
+  if (!setting || !*setting) return device_count;
+  char* end = nullptr;
+  const long count = std::strtol(setting, &end, 10);
+  HIGGS_CHECK(
+      *end == 0 && count >= 1 && count <= 1024, "HIGGS_NATIVE_MULTIPROCESSORS must be from 1 to 1024, got ", setting);
+  return static_cast<int>(count);
+}
+
+}  // namespace higgs_native::cuda

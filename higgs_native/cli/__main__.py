@@ -1,0 +1,4 @@
+from higgs_native.cli import main
+
+
+main()

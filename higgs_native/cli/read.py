@@ -1,0 +1,124 @@
+"""`higgs-native read`: a long text into an audio file, in chunks."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from higgs_native.audio.writing import check_output_path
+from higgs_native.cli.inputs import checked_voices, load_engine, read_text
+from higgs_native.cli.options import (
+    AudioTokenizerOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    QuantizationOption,
+    RasWinLenOption,
+    RasWinMaxNumRepeatOption,
+    ReferenceAudioOption,
+    ReferenceTextOption,
+    SceneOption,
+    SeedOption,
+    TemperatureOption,
+    TextArgument,
+    TopKOption,
+    TopPOption,
+    VoiceOption,
+    VoicesOption,
+)
+from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.long_form.chunk_store import ChunkStore
+from higgs_native.long_form.chunking import chunk_text
+from higgs_native.long_form.joining import Pauses
+from higgs_native.long_form.long_speech import CHUNK_SECONDS, MAX_RETRIES, LongSpeech, check_long_form
+from higgs_native.utils.files import locked
+
+
+def read(
+    text: TextArgument,
+    out: Annotated[Path, typer.Option(help="The audio file to write: .wav, .flac, .ogg or .mp3.")] = Path("out.wav"),
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where finished chunks are kept, with every attempt. After an interruption, the same command resumes "
+            "from this folder.",
+            show_default="the name of --out and .parts, removed at the end",
+        ),
+    ] = None,
+    chunk_seconds: Annotated[
+        float | None,
+        typer.Option(help="Maximum length of a chunk in seconds, 2 to 30.", show_default="20; embedded voice: 4.5"),
+    ] = None,
+    context_chunks: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of earlier chunks in the prompt of the next one.", show_default="2; embedded voice: 0"
+        ),
+    ] = None,
+    max_retries: Annotated[
+        int, typer.Option(help="How often a chunk with a failure is spoken again, each time with the next seed.")
+    ] = MAX_RETRIES,
+    strict: Annotated[bool, typer.Option(help="Stop at a chunk that fails with every seed.")] = False,
+    paragraph_pause: Annotated[float, typer.Option(help="Seconds of silence before a paragraph.")] = Pauses.paragraph,
+    turn_pause: Annotated[float, typer.Option(help="Seconds of silence before another speaker's turn.")] = Pauses.turn,
+    sentence_pause: Annotated[
+        float, typer.Option(help="Seconds of silence before a sentence that begins a chunk.")
+    ] = Pauses.sentence,
+    model: ModelOption = None,
+    audio_tokenizer: AudioTokenizerOption = None,
+    voice: VoiceOption = None,
+    voices: VoicesOption = None,
+    reference_audio: ReferenceAudioOption = None,
+    reference_text: ReferenceTextOption = None,
+    scene: SceneOption = None,
+    seed: SeedOption = None,
+    temperature: TemperatureOption = SamplingParams.temperature,
+    top_k: TopKOption = SamplingParams.top_k,
+    top_p: TopPOption = SamplingParams.top_p,
+    ras_win_len: RasWinLenOption = SamplingParams.ras_win_len,
+    ras_win_max_num_repeat: RasWinMaxNumRepeatOption = SamplingParams.ras_win_max_num_repeat,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    quantization: QuantizationOption = None,
+) -> None:
+    """Speak a long text, such as a book, into an audio file, in chunks."""
+    out = check_output_path(out)
+    pauses = Pauses(paragraph_pause, turn_pause, sentence_pause)
+    sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
+    check_long_form(sampling, context_chunks, max_retries)
+    text = read_text(text)
+    chunk_text(text, CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
+    chosen = checked_voices(voice, reference_audio, reference_text, voices)
+    chunk_store = ChunkStore(out.with_name(f"{out.name}.parts") if folder is None else folder)
+    engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
+    speech = LongSpeech(
+        engine,
+        text,
+        chunk_store.folder,
+        voice=chosen,
+        scene=scene,
+        sampling=sampling,
+        chunk_seconds=chunk_seconds,
+        context_chunks=context_chunks,
+        max_retries=max_retries,
+        strict=strict,
+        pauses=pauses,
+    )
+    if speech.num_finished:
+        print(f"{speech.folder}: {speech.num_finished} of {len(speech)} chunks are finished.", file=sys.stderr)
+    seconds, retried, failed = 0.0, 0, []
+    with locked(speech.folder):
+        for chunk in tqdm(speech, desc="reading", unit="chunk", leave=False, disable=None):
+            seconds += chunk.duration
+            retried += len(chunk.attempts) > 1
+            if chunk.failures:
+                failures = ", ".join(chunk.failures)
+                failed.append(f"chunk {chunk.index} failed with every seed ({failures}): {chunk.text.text!r}")
+        speech.save(out)
+        if folder is None:
+            chunk_store.remove()
+    print(f"{out}: {seconds:.2f} s of audio in {len(speech)} chunks, {retried} of them spoken again", file=sys.stderr)
+    for line in failed:
+        print(line, file=sys.stderr)

@@ -1,0 +1,124 @@
+"""`higgs-native speak`: a text into an audio file or a stream."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from higgs_native.audio.writing import check_output_path
+from higgs_native.cli.inputs import checked_voices, load_engine, read_text
+from higgs_native.cli.options import (
+    AudioTokenizerOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    QuantizationOption,
+    RasWinLenOption,
+    RasWinMaxNumRepeatOption,
+    ReferenceAudioOption,
+    ReferenceTextOption,
+    SceneOption,
+    SeedOption,
+    TemperatureOption,
+    TextArgument,
+    TopKOption,
+    TopPOption,
+    VoiceOption,
+    VoicesOption,
+)
+from higgs_native.cli.stream import check_stream_path, write_stream
+from higgs_native.errors import ParameterError
+from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.prompt.normalize import normalize_text
+
+
+def speak(
+    text: TextArgument,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The audio file to write: .wav, .flac, .ogg or .mp3.", show_default="out.wav"),
+    ] = None,
+    stream: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of --out: where to write raw PCM (16 bit, little-endian, mono, 24 kHz) as it is generated: "
+            "a file, a named pipe, or - for standard output, such as --stream - | aplay -f S16_LE -r 24000"
+        ),
+    ] = None,
+    model: ModelOption = None,
+    audio_tokenizer: AudioTokenizerOption = None,
+    voice: VoiceOption = None,
+    voices: VoicesOption = None,
+    reference_audio: ReferenceAudioOption = None,
+    reference_text: ReferenceTextOption = None,
+    scene: SceneOption = None,
+    seed: SeedOption = None,
+    temperature: TemperatureOption = SamplingParams.temperature,
+    top_k: TopKOption = SamplingParams.top_k,
+    top_p: TopPOption = SamplingParams.top_p,
+    ras_win_len: RasWinLenOption = SamplingParams.ras_win_len,
+    ras_win_max_num_repeat: RasWinMaxNumRepeatOption = SamplingParams.ras_win_max_num_repeat,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="The maximum number of steps; 25 make a second of audio.")
+    ] = SamplingParams.max_new_tokens,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    quantization: QuantizationOption = None,
+) -> None:
+    """Speak a text into an audio file."""
+    # All input is checked before the weights are loaded, which takes seconds.
+    if stream is None:
+        out = check_output_path(out or Path("out.wav"))
+    elif out is not None:
+        raise ParameterError("--out and --stream must not both be given")
+    else:
+        check_stream_path(stream)
+    text = read_text(text)
+    normalize_text(text)
+    chosen = checked_voices(voice, reference_audio, reference_text, voices)
+    sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens)
+    engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
+    if stream is not None:
+        speech_stream = engine.stream(
+            text,
+            voice=chosen,
+            scene=scene,
+            sampling=sampling,
+        )
+        write_stream(speech_stream, stream)
+        _report_cut_off(speech_stream.finish_reason, max_new_tokens)
+        return
+    start = time.perf_counter()
+    # disable=None: on a terminal only.
+    with tqdm(desc="speaking", bar_format="{desc}: {n:.2f} s of audio [{elapsed}]", leave=False, disable=None) as bar:
+
+        def show(seconds: float) -> None:
+            bar.update(seconds - bar.n)
+
+        speech = engine.speak(
+            text,
+            voice=chosen,
+            scene=scene,
+            sampling=sampling,
+            on_progress=show,
+        )
+    elapsed = time.perf_counter() - start
+    speech.save(out)
+    print(
+        f"{out}: {speech.duration:.2f} s of audio in {elapsed:.2f} s, "
+        f"real-time factor {elapsed / speech.duration:.2f} (seconds of work per second of audio)",
+        file=sys.stderr,
+    )
+    _report_cut_off(speech.finish_reason, max_new_tokens)
+
+
+def _report_cut_off(finish_reason: str | None, max_new_tokens: int) -> None:
+    if finish_reason == "length":
+        print(
+            f"The speech was cut off at --max-new-tokens {max_new_tokens}, or at the end of the cache; "
+            "for longer texts there is higgs-native read.",
+            file=sys.stderr,
+        )

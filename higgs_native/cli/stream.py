@@ -1,0 +1,66 @@
+"""Raw audio written while it is generated."""
+
+import errno
+import io
+import os
+import sys
+from pathlib import Path
+
+from higgs_native.errors import AudioError, ParameterError
+from higgs_native.streaming import SpeechStream
+from higgs_native.utils.files import check_file_can_be_made
+
+
+def check_stream_path(path: Path) -> None:
+    """Raise ParameterError if raw audio can't be written to `path`: a file, a named pipe, or `-`."""
+    if str(path) == "-":
+        if sys.stdout is None:
+            raise ParameterError("--stream - needs standard output, which is closed")
+        return
+    try:
+        if path.is_dir() or not path.parent.is_dir():
+            raise ParameterError(f"--stream must be a file, a named pipe, or -, got {path}")
+        if not path.exists():
+            check_file_can_be_made(path)
+        elif path.is_file():
+            path.open("ab").close()  # its contents are kept until there is audio
+        elif not os.access(path, os.W_OK):  # opening a pipe would wait for its reader
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ParameterError(f"{path} can't be written: {error.strerror}") from None
+
+
+def _opened_stream(path: Path) -> io.RawIOBase:
+    if str(path) == "-":
+        return open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)
+    try:
+        return path.open("wb", buffering=0)
+    except OSError as error:
+        raise ParameterError(f"{path} can't be written: {error.strerror}") from None
+
+
+def write_stream(speech: SpeechStream, path: Path) -> None:
+    """Write the chunks of `speech` as they come, as 16-bit PCM, to a file, or to standard output if `path` is `-`."""
+    written, closed = 0, False
+    with _opened_stream(path) as file:
+        os.set_blocking(file.fileno(), True)
+        for chunk in speech:
+            rest = memoryview((chunk.samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except BrokenPipeError:
+                print("The reader has closed the pipe.", file=sys.stderr)
+                closed = True
+                break
+            except OSError as error:
+                raise ParameterError(f"{path} can't be written: {error.strerror}") from None
+            written += len(chunk.samples)
+    if written == 0 and not closed:
+        raise AudioError("the model made no audio to write")
+    report = f"{path}: {written / speech.sampling_rate:.2f} s of audio"
+    if speech.first_audio_seconds is not None:
+        report += f", the first after {speech.first_audio_seconds:.2f} s"
+    if speech.underrun_margin_seconds is not None:
+        report += f", under-run margin {speech.underrun_margin_seconds:.2f} s (below zero, playback would pause)"
+    print(report, file=sys.stderr)

@@ -1,0 +1,155 @@
+"""The classes of native models: subclasses of transformers' own, with the methods that run natively."""
+
+import inspect
+from collections.abc import Callable
+from functools import cache, partial, wraps
+from typing import Any, TypeVar
+
+import torch
+from transformers import (
+    HiggsAudioV2ForConditionalGeneration,
+    HiggsAudioV2TokenizerModel,
+)
+from transformers.models.higgs_audio_v2.generation_higgs_audio_v2 import (
+    HiggsAudioV2GenerationOutput,
+)
+from transformers.models.higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokenizer import (
+    HiggsAudioV2TokenizerDecoderOutput,
+    HiggsAudioV2TokenizerEncoderOutput,
+)
+from typing_extensions import Never
+
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.compat.transformers.decoding import decode_frames, unsupported
+from higgs_native.errors import AudioError, ParameterError
+from higgs_native.generation.engine import HiggsAudioModel
+
+
+Model = TypeVar("Model", HiggsAudioV2ForConditionalGeneration, HiggsAudioV2TokenizerModel)
+
+
+class Accelerated:
+    """Base of the classes that precede a model's own class while the model is accelerated.
+
+    The methods belong to the class: a bound method in an attribute would keep the model alive in a circle.
+
+    Attributes:
+        higgs_native: what its methods run.
+    """
+
+    higgs_native: HiggsAudioModel | HiggsAudioTokenizer
+
+    def _native(self) -> HiggsAudioModel | HiggsAudioTokenizer:
+        if self.device != self.higgs_native.device:
+            raise ParameterError(
+                f"the model is on {self.device}, but was accelerated on {self.higgs_native.device}; "
+                "accelerate(model) again"
+            )
+        return self.higgs_native
+
+    def __reduce_ex__(self, protocol: int) -> Never:
+        raise ParameterError("an accelerated model can't be copied or pickled; restore(model) first")
+
+
+class Generating(Accelerated):
+    """A language model whose loop over frames is native."""
+
+    @wraps(HiggsAudioV2ForConditionalGeneration.generate)
+    def generate(self, *arguments: Any, **options: Any) -> HiggsAudioV2GenerationOutput | torch.Tensor:
+        plain = super().generate
+        given = inspect.signature(plain).bind(*arguments, **options).arguments
+        if given.get("custom_generate") is not None:
+            raise unsupported("custom_generate")
+        # transformers gives a custom loop no streamer.
+        loop = partial(decode_frames, self._native(), given.get("streamer"))
+        return plain(*arguments, **options, custom_generate=loop)
+
+
+class Tokenizing(Accelerated):
+    """An audio tokenizer that encodes and decodes natively."""
+
+    @wraps(HiggsAudioV2TokenizerModel.encode)
+    def encode(
+        self, input_values: torch.Tensor, bandwidth: float | None = None, return_dict: bool | None = None
+    ) -> torch.Tensor | HiggsAudioV2TokenizerEncoderOutput:
+        native = self._native()
+        if input_values.dim() != 3 or input_values.shape[1] != 1:
+            raise AudioError(f"input_values must have shape [batch, 1, samples], got {list(input_values.shape)}")
+        bandwidths = self.config.target_bandwidths
+        if bandwidth is not None and bandwidth not in bandwidths:
+            raise ParameterError(f"bandwidth must be one of {bandwidths}, got {bandwidth}")
+        levels = self.quantizer.get_num_quantizers_for_bandwidth(bandwidths[-1] if bandwidth is None else bandwidth)
+        rows = [native.encode(row[0], native.sampling_rate, "transformers")[:levels] for row in input_values]
+        codes = torch.stack(rows).to(input_values.device)
+        wants_dict = self.config.return_dict if return_dict is None else return_dict
+        return HiggsAudioV2TokenizerEncoderOutput(codes) if wants_dict else codes
+
+    @wraps(HiggsAudioV2TokenizerModel.decode)
+    def decode(
+        self, audio_codes: torch.Tensor, return_dict: bool | None = None
+    ) -> torch.Tensor | HiggsAudioV2TokenizerDecoderOutput:
+        native = self._native()
+        if audio_codes.dim() != 3 or audio_codes.shape[1] != native.num_codebooks:
+            raise unsupported(
+                f"audio_codes of shape {list(audio_codes.shape)}, not [batch, {native.num_codebooks}, *]"
+            )
+        audio = torch.stack([native.decode(codes) for codes in audio_codes])[:, None].to(audio_codes.device)
+        wants_dict = self.config.return_dict if return_dict is None else return_dict
+        return HiggsAudioV2TokenizerDecoderOutput(audio) if wants_dict else audio
+
+
+@cache
+def accelerated_class(plain: type[Model]) -> type[Model]:
+    """The class of accelerated models of the class `plain`."""
+    methods = Generating if issubclass(plain, HiggsAudioV2ForConditionalGeneration) else Tokenizing
+    # The name stays: transformers writes it into the files that it saves.
+    return type(plain.__name__, (methods, plain), {"__module__": plain.__module__, "__qualname__": plain.__qualname__})
+
+
+def _needs_weights(name: str, what: str | None = None) -> Callable[..., Never]:
+    """Return the method `name` of a model without weights, which raises; the message calls it `what`."""
+
+    @wraps(getattr(HiggsAudioV2ForConditionalGeneration, name))
+    def method(self: "WithoutWeights", *arguments: Any, **options: Any) -> Never:
+        raise ParameterError(
+            f"{what or name} needs the model's own weights, and this model can only generate; "
+            "HiggsAudioV2ForConditionalGeneration.from_pretrained loads the plain model"
+        )
+
+    return method
+
+
+class WithoutWeights(Generating, HiggsAudioV2ForConditionalGeneration):
+    """A model whose tensors have no memory."""
+
+    forward = _needs_weights("forward")
+    state_dict = _needs_weights("state_dict")
+    load_state_dict = _needs_weights("load_state_dict")
+    save_pretrained = _needs_weights("save_pretrained")
+    push_to_hub = _needs_weights("push_to_hub")
+    __reduce_ex__ = _needs_weights("__reduce_ex__", "copying or pickling")
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the engine runs on, and that inputs must be on."""
+        return self.higgs_native.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights that are not quantized."""
+        return self.higgs_native.dtype
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "WithoutWeights":
+        """Called by `to`, `cuda`, `cpu`, `half` and the like for each tensor: here nothing may change."""
+        try:
+            asked = fn(torch.empty(0, dtype=self.dtype, device=self.device))
+            is_present = (asked.dtype, asked.device) == (self.dtype, self.device)
+            wish = f"can't be changed to {asked.dtype} on {asked.device}"
+        except (AssertionError, RuntimeError) as error:  # torch has no such device
+            is_present, wish = False, f"can't be moved ({str(error).splitlines()[0]})"
+        if is_present:
+            return self
+        raise ParameterError(
+            f"the model is in {self.dtype} on {self.device} and {wish}; "
+            "load it as it shall be: from_pretrained(name, dtype=..., device=...)"
+        )

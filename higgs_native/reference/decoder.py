@@ -1,0 +1,50 @@
+"""`higgs_native.ops.decoder_layers` in plain PyTorch."""
+
+from collections.abc import Sequence
+
+import torch
+
+from higgs_native.ops.linear import PackedWeight
+from higgs_native.reference.attention import attention, qkv_rope_cache
+from higgs_native.reference.dual_ffn import dual_ffn
+from higgs_native.reference.linear import linear
+
+
+_TENSORS_OF_LAYER = 16
+
+
+def decoder_layers(
+    x: torch.Tensor,
+    query: torch.Tensor,
+    attended: torch.Tensor,
+    key_caches: Sequence[torch.Tensor],
+    value_caches: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    skips_audio: Sequence[int],
+    eps: float,
+    rope_table: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    text_positions: torch.Tensor,
+    num_text_rows: int,
+) -> None:
+    """See `higgs_native.ops.decoder_layers`."""
+    for index, skips in enumerate(skips_audio):
+        rows = slice(num_text_rows if skips else len(x))
+        cache_positions = text_positions if skips else positions
+        caches = key_caches[index], value_caches[index]
+        tensors = iter(weights[index * _TENSORS_OF_LAYER : (index + 1) * _TENSORS_OF_LAYER])
+
+        def packed(tensors=tensors) -> PackedWeight:
+            data, scales = next(tensors), next(tensors)
+            return PackedWeight(data, scales if scales.numel() else None)
+
+        input_norms = next(tensors), next(tensors)
+        qkv, o = packed(), packed()
+        text, audio = ((next(tensors), packed(), packed()) for _ in range(2))
+        layer_rows = rope_table, slots[rows], positions[rows], cache_positions
+        qkv_rope_cache(query[rows], *caches, x[rows], *input_norms, eps, qkv, *layer_rows, num_text_rows)
+        scale = caches[0].shape[-1] ** -0.5
+        attention(attended[rows], query[rows], *caches, slots[rows], cache_positions, scale)
+        linear(x[rows], attended[rows], o, x[rows])
+        dual_ffn(x[rows], x[rows], *text, *audio, eps, num_text_rows)

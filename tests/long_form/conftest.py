@@ -1,0 +1,70 @@
+"""Fixtures of long form's tests: the embedded voice, an uninterrupted run, and a fake model."""
+
+import pytest
+import torch
+
+from higgs_native.long_form.chunking import spoken_seconds
+from higgs_native.long_form.long_speech import LongSpeech
+from higgs_native.pipeline import HiggsAudio
+from higgs_native.prompt.messages import TextContent
+from higgs_native.speech import Speech
+
+
+RATE = 24000
+TEXT = """The sun rises in the east. The water is cold and clear.
+
+"Good morning," she said. My mother and my father live in a small house near the river, and they drink tea.
+
+Twenty people walk along the road. It is a good day for a long walk in the mountains, and nobody is tired."""
+
+
+@pytest.fixture(scope="package")
+def engine():
+    return HiggsAudio.from_pretrained()
+
+
+@pytest.fixture(scope="package")
+def whole(engine, tmp_path_factory):
+    """An uninterrupted run: its folder and its chunks."""
+    folder = tmp_path_factory.mktemp("whole") / "parts"
+    return folder, list(LongSpeech(engine, TEXT, folder, seed=1))
+
+
+class FakeModel:
+    """Replaces `HiggsAudio.generate`: records the calls, and answers by a script."""
+
+    def __init__(self, engine, script=lambda seed: "good"):
+        self.engine = engine
+        self.script = script
+        self.calls = []
+
+    def __call__(self, messages, force_audio_gen, sampling):
+        assert force_audio_gen
+        seed = sampling.seed
+        self.calls.append((messages, seed, sampling))
+        text = messages[-1].content.rpartition("] ")[2]
+        seconds = spoken_seconds(text)
+        kind = self.script(seed)
+        frames = {"good": 25 * seconds, "endless": 25 * seconds, "short": 5 * seconds, "nothing": 0}[kind]
+        generator = torch.Generator().manual_seed(seed)
+        codes = torch.randint(0, 256, (8, round(frames)), generator=generator)
+        audio = torch.randn(960 * codes.shape[1], generator=generator).numpy() * 0.1
+        return Speech(audio, RATE, codes, "", "length" if kind == "endless" else "stop", {})
+
+    @property
+    def conversations(self):
+        """The prompts: a string per text, `<sound>` for audio."""
+        return [
+            [item.text if isinstance(item, TextContent) else "<sound>" for m in messages for item in m.contents()]
+            for messages, *_ in self.calls
+        ]
+
+
+@pytest.fixture
+def fake(engine, monkeypatch):
+    def install(script=lambda seed: "good"):
+        model = FakeModel(engine, script)
+        monkeypatch.setattr(engine, "generate", model)
+        return model
+
+    return install
