@@ -217,7 +217,7 @@ class _Drawing:
         self._model, self._batch, self._position, self._count = model, batch, position, count
         self._context = model.runner_pool.runner(model, batch, position + count * rounds, 16)
 
-    def __enter__(self) -> Callable[[], None]:
+    def __enter__(self) -> Callable[[], list[torch.Tensor]]:
         runner = self._context.__enter__()
         generator = torch.Generator().manual_seed(0)
         # Keys and values of a prompt: noise does as well.
@@ -229,20 +229,21 @@ class _Drawing:
         codes = torch.randint(config.audio_stream_bos_id, (config.num_codebooks,), generator=generator)
         self._rows = [DecodeRow(slot, self._position, codes) for slot in range(self._batch)]
 
-        def draw() -> None:
-            last: list[torch.Tensor] = []
+        def draw() -> list[torch.Tensor]:
+            frames: list[torch.Tensor] = []
 
             def on_frame(codes: torch.Tensor, active: list[int]) -> bool:
                 if not all(active):
                     raise RuntimeError("a sequence ended: time a checkpoint whose audio does not end")
-                last[:] = codes
+                frames.append(codes)
                 return True
 
             runner.draw(self._rows, self._count, on_frame)
             self._rows = [
                 DecodeRow(row.slot, row.position + self._count, codes)
-                for row, codes in zip(self._rows, last, strict=True)
+                for row, codes in zip(self._rows, frames[-1], strict=True)
             ]
+            return frames
 
         return draw
 

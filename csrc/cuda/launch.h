@@ -21,15 +21,20 @@ namespace higgs_native::cuda {
 // Properties of a device, queried once.
 struct DeviceProperties {
   int multiprocessors;
-  bool dependent_launches;  // the device has programmatic dependent launch, and the kernels were compiled to wait
+  // Whether kernels may start before earlier launches are complete (sm_90 and above): the device can do it, also in a
+  // capture, the kernels were compiled to wait, and HIGGS_NATIVE_DEPENDENT_LAUNCHES is not 0.
+  bool dependent_launches;
 };
 
 // The device must be current.
 const DeviceProperties& device_properties(int device);
 
-// Whether kernels may start before earlier launches are complete, on devices that can do it (sm_90 and above). The operator
-// higgs_native_cuda::allow_dependent_launches(bool) sets it, and HIGGS_NATIVE_DEPENDENT_LAUNCHES=0 turns it off.
-bool dependent_launches_allowed();
+inline cudaLaunchAttribute dependent_launch_attribute() {
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  return attribute;
+}
 
 // The launches of an operator. The device of `t` is current as long as this object lives.
 class Launch {
@@ -51,16 +56,14 @@ class Launch {
     if (shared_bytes > kDefaultSharedBytes) {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
     }
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attribute = dependent_launch_attribute();
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = dim3(static_cast<unsigned>(threads));
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream_;
     config.attrs = &attribute;
-    config.numAttrs = properties_->dependent_launches && dependent_launches_allowed() ? 1 : 0;
+    config.numAttrs = properties_->dependent_launches ? 1 : 0;
     call_.launches();
     check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
   }

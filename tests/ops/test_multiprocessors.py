@@ -5,6 +5,7 @@ import torch
 
 from higgs_native import ops, reference
 from higgs_native.ops._library import EMULATES_CUDA
+from higgs_native.ops.formats import PANEL
 from tests.ops.tensors import int32, random
 
 
@@ -25,11 +26,11 @@ def with_multiprocessors(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("format", ["float32", "bfloat16", "fp8", "int8", "int4"])
-@pytest.mark.parametrize("rows", [1, 9, 40])
+@pytest.mark.parametrize("format", ["bfloat16", "int4"])
+@pytest.mark.parametrize("rows", [1, 40])
 def test_products_of_one_and_of_two_panels_a_block(with_multiprocessors, rows, format):
     """The products of the published model's gate and up projections, 512 panels, take two a block on an H100."""
-    n, k = 2 * H100 * ops.PANEL, 72
+    n, k = 2 * H100 * PANEL, 72
     x, weight = random((rows, k)).bfloat16().float(), ops.pack_linear(random((n, k), seed=1), format=format)
 
     def product():
@@ -72,6 +73,6 @@ def test_convolutions_of_small_and_of_large_tiles(with_multiprocessors):
 @pytest.mark.parametrize("count", ["0", "-2", "1025", "many", "3 "])
 def test_a_wrong_number_is_named(with_multiprocessors, count):
     x, weight = random((1, 8)), ops.pack_linear(random((32, 8)))
-    message = f"HIGGS_NATIVE_MULTIPROCESSORS must lie in 1 .. 1024, got {count}"
+    message = f"HIGGS_NATIVE_MULTIPROCESSORS must be from 1 to 1024, got {count}"
     with pytest.raises(RuntimeError, match=message):
         with_multiprocessors(count, ops.linear, torch.empty(1, 32), x, weight)
