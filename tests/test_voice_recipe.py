@@ -1,20 +1,42 @@
 """The recipe of the voice that reads any text: what is said, and shards that survive a kill. Needs no download."""
 
+import contextlib
+import io
 import json
 import random
+import re
 import signal
 import string
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples" / "train_voice"))
-from recipe import dictionary, folder, sentences, shards, teacher, texts
+import quantizer
+from recipe import (
+    codes,
+    dictionary,
+    folder,
+    frames,
+    pool,
+    screen,
+    sentences,
+    shards,
+    speech_quantizer,
+    steps,
+    teacher,
+    texts,
+    tokenizer_networks,
+    train_decoder,
+    train_encoder,
+)
 from recipe.composed import Composer
 
 
@@ -85,7 +107,7 @@ def test_a_held_out_text_is_held_out_in_any_voice_and_punctuation(writer):
     verdicts = {}
     for index in range(2000):
         utterance = writer.utterance(index)
-        words = " ".join(word.strip(string.punctuation + "—") for word in utterance["normalized"].lower().split())
+        words = " ".join(re.sub(r"[^\w']", "", word) for word in utterance["normalized"].lower().split())
         assert verdicts.setdefault(" ".join(words.split()), utterance["held_out"]) == utterance["held_out"]
 
 
@@ -202,3 +224,179 @@ def test_a_step_runs_once_in_a_folder(tmp_path):
             pass
     with folder.only_one(tmp_path, "render"):
         pass
+
+
+def test_errors_are_laid_to_the_utterance_where_they_are():
+    pytest.importorskip("rapidfuzz")
+    assert screen.errors_by_part(["abc", "def", "ghi"], "abcxefghi") == [0, 1, 0]
+    assert screen.errors_by_part(["abc", "def"], "abcdefgg") == [0, 2]
+    assert screen.errors_by_part(["abc", "def"], "") == [3, 3]
+
+
+def test_windows_hold_what_fits():
+    lengths = [10.0, 10.0, 10.0, 27.0, 1.0, 40.0]
+    groups = screen.windows(lengths)
+    assert groups == [[0, 1], [2], [3], [4], [5]]
+    assert screen.bare("ðə kˈæt, wˌɒz hˈɪə: ɑː!") == "ðəkætwɒzhɪəɑ"
+
+
+def _voiced(seconds: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A tone of three harmonics whose pitch glides, between silences: audio int16, F0 and phase as the teacher's."""
+    rng = np.random.default_rng(seed)
+    frames = int(seconds * 80)
+    f0 = np.linspace(*rng.uniform(90, 260, 2), frames).astype(np.float32)
+    f0[: frames // 5] = f0[-frames // 5 :] = 6
+    phase = np.cumsum(f0 / 80)
+    fine = np.interp((np.arange(300 * frames) + 0.5) / 300 - 0.5, np.arange(frames), phase)
+    loud = np.repeat(f0 > 45, 300)
+    # A cosine, so that its own phase is the source's.
+    audio = loud * sum(0.2 / k * np.cos(2 * np.pi * k * fine) for k in (1, 2, 3))
+    return (audio * 32767).astype(np.int16), f0, phase
+
+
+def test_frames_tell_pitch_and_phase():
+    audio, f0, phase = _voiced(2.0, seed=0)
+    cut = frames.cut(audio, f0, phase, gain=0.5)
+    count = len(cut.f0)
+    assert len(cut.audio) == 960 * count
+    assert len(cut.fine_phase) == 160 * count
+    begin = np.flatnonzero(np.abs(audio) > 300)[0] - frames.LEAD
+    middles = begin + 960 * (np.arange(count) + 0.5)
+    inner = np.arange(2, count - 4)
+    expected = np.interp(middles / 300 - 0.5, np.arange(len(f0)), phase)
+    np.testing.assert_allclose(cut.f0[inner], np.interp(middles / 300 - 0.5, np.arange(len(f0)), f0)[inner], rtol=0.02)
+    turned = (cut.phase - expected)[inner]
+    assert np.abs(turned - turned.round()).max() < 0.03
+    assert np.abs(cut.audio[:900]).max() < 1e-3
+    assert cut.f0[0] == cut.f0[-1] == 0
+    assert np.isnan(cut.fine_phase[:100]).all()
+    np.testing.assert_allclose(cut.audio[10 * 960 : 11 * 960], audio[begin + 9600 :][:960] / 32767 / 2, atol=1e-4)
+    with pytest.raises(ValueError, match="audio must not be silent"):
+        frames.cut(np.zeros(3000, np.int16), f0[:10], phase[:10], 1.0)
+
+
+@pytest.fixture(scope="module")
+def spectral_noise():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3000, 96, generator=generator) @ torch.randn(96, 96, generator=generator)
+
+
+def test_codes_hold_pitch_and_phase(spectral_noise, tmp_path):
+    fitted = speech_quantizer.fit(spectral_noise, pitch=True)
+    fitted.save(tmp_path / "quantizer.safetensors")
+    fitted = speech_quantizer.Quantizer.load(tmp_path / "quantizer.safetensors")
+    f0 = torch.tensor([0.0, 60.0, 123.0, 200.0, 410.0, 590.0])
+    phase = torch.tensor([0.0, 0.1, 0.33, 0.5, 0.77, 0.99])
+    latents = fitted.latents(spectral_noise[:6], f0, phase)
+    codes = fitted.encode(latents)
+    assert (
+        codes[speech_quantizer.PITCH_LEVEL, 0] == codes[speech_quantizer.PHASE_LEVEL, 0] == speech_quantizer.UNVOICED
+    )
+    found = fitted.decode(codes)
+    height = found[1:, speech_quantizer.SPECTRAL]
+    lowest, highest = speech_quantizer.LOWEST_F0, speech_quantizer.HIGHEST_F0
+    pitch = lowest * (highest / lowest) ** ((height + 3) / 6)
+    torch.testing.assert_close(pitch, f0[1:], rtol=0.006, atol=0)
+    start = speech_quantizer.SPECTRAL + quantizer.DIMENSION
+    turn = torch.atan2(found[1:, start + 1], found[1:, start]) / (2 * torch.pi)
+    off = turn - phase[1:]
+    assert (off - off.round()).abs().max() <= 0.5 / speech_quantizer.PHASES + 1e-4
+    # The spectrum is quantized as it would be by itself, by the levels that are left.
+    other = fitted.encode(fitted.latents(spectral_noise[:6], f0.flip(0), phase.flip(0)))
+    spectral = [0, 2, 3, 4, 5, 6]
+    assert torch.equal(other[spectral], codes[spectral])
+    plain = speech_quantizer.fit(spectral_noise, pitch=False)
+    assert plain.latent == speech_quantizer.SPECTRAL
+    assert plain.decode(plain.encode(plain.latents(spectral_noise, *torch.zeros(2, 3000)))).shape == (3000, 64)
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    """A folder with two small shards of tones, and their codes."""
+    path = tmp_path_factory.mktemp("rendered")
+    for number in range(2):
+        speech, lines = [], []
+        for index in range(8):
+            audio, f0, phase = _voiced(1.5, seed=8 * number + index)
+            speech.append(teacher.Rendered(audio / 32767, f0, phase, np.arange(12)))
+            text = "the cat sees a dog" if index % 2 else "the dog sees the cat"
+            lines.append(
+                {
+                    "id": 8 * number + index,
+                    "text": text,
+                    "normalized": text,
+                    "phonemes": "ðə kˈæt sˈiz ɐ dˈɔɡ.",
+                    "voice": list(texts.VOICES)[index % 6],
+                    "held_out": index % 4 == 3,
+                }
+            )
+        shards.write_shard(shards.shard_path(path, number), lines, speech)
+    folder.write_json(path / "gains.json", dict.fromkeys(texts.VOICES, 0.9))
+    for pitch in (True, False):
+        _run_step(codes, path, *([] if pitch else ["--plain"]))
+    return path
+
+
+def _run_step(step: ModuleType, path: Path, *options: str) -> str:
+    """What a step prints, run in this process: torch takes seconds to import."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(sys, "argv", [step.__name__, "--folder", str(path), *options])
+        step.main()
+    return printed.getvalue()
+
+
+def test_codes_of_shards(rendered):
+    for name in ("codes", "plain_codes"):
+        found, starts = codes.read_codes(rendered / name / "00001.npz")
+        assert found.shape == (8, starts[-1])
+        assert len(starts) == 9
+    assert "shard" not in _run_step(codes, rendered)  # they are there
+
+
+def test_the_pool_keeps_held_out_speech_apart(rendered):
+    train = pool.Pool(rendered, pitch=True, held_out=False, size=4, seed=0)
+    judged = pool.Pool(rendered, pitch=True, held_out=True, size=4, seed=0)
+    counts = [sum(len(shard["f0"]) for shard in one._shards) for one in (train, judged)]
+    total = sum(codes.read_codes(rendered / "codes" / f"0000{number}.npz")[1][-1] for number in range(2))
+    assert sum(counts) == total
+    assert 0.15 < counts[1] / total < 0.35
+    clips = train.draw(5, 12)
+    assert clips.audio.shape == (5, 12 * 960)
+    assert clips.codes.shape == (5, 8, 12)
+    assert clips.fine_phase.shape == (5, 12 * 160)
+    voiced = clips.codes[:, speech_quantizer.PITCH_LEVEL] > 0
+    assert torch.equal(voiced, clips.f0 > 0)
+
+
+@pytest.mark.parametrize("options", [[], ["--plain"], ["--adversarial"]], ids=["pitch", "plain", "adversarial"])
+def test_the_decoder_s_training_goes_on_where_it_was(rendered, options):
+    small = ["--batch", "2", "--frames", "8", "--channels", "32", "--device", "cpu", "--log-every", "4"]
+    name = train_decoder.training_name("--plain" not in options, "--adversarial" in options)
+    first = _run_step(train_decoder, rendered, *small, *options, "--steps", "4")
+    assert "step 4 of 4" in first
+    again = _run_step(train_decoder, rendered, *small, *options, "--steps", "8")
+    assert "goes on at step 4 of 8" in again
+    curves = [json.loads(line) for line in (rendered / f"{name}.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in curves] == [4, 8]
+    network = tokenizer_networks.TaughtDecoder(
+        tokenizer_networks.tokenizer_config(96 if "--plain" not in options else 64, 32)
+    )
+    network.load_state_dict(steps.weights_of(rendered / f"{name}.pt"))
+
+
+def test_the_encoder_learns_latents_of_shifted_clips(rendered):
+    clips = pool.Pool(rendered, pitch=True, held_out=False, size=2, seed=0).draw(3, 10)
+    fitted = speech_quantizer.Quantizer.load(rendered / "codes" / "quantizer.safetensors")
+    audio, latents = train_encoder.shifted(clips, fitted, 480, torch.full((3,), 0.5))
+    torch.testing.assert_close(audio, clips.audio[:, 480:-480] * 0.5)
+    assert latents.shape == (3, 9, fitted.latent)
+    found = fitted.encode(latents.flatten(0, 1)).unflatten(1, (3, 9))
+    pitches, phases = found[speech_quantizer.PITCH_LEVEL], found[speech_quantizer.PHASE_LEVEL]
+    assert torch.equal(pitches > 0, phases > 0)
+    # Half a frame later the phase has gone on by half of the frame's turn.
+    whole = fitted.encode(train_encoder.shifted(clips, fitted, 0, torch.ones(3))[1].flatten(0, 1)).unflatten(1, (3, 9))
+    both = (phases > 0) & (whole[speech_quantizer.PHASE_LEVEL] > 0) & (clips.f0[:, :9] > 0) & (clips.f0[:, 1:] > 0)
+    turn = (phases - whole[speech_quantizer.PHASE_LEVEL]) / speech_quantizer.PHASES - 0.02 * clips.f0[:, :9]
+    assert (turn - turn.round())[both].abs().max() < 0.1
+    small = ["--steps", "4", "--batch", "2", "--frames", "6", "--log-every", "4", "--device", "cpu"]
+    assert "step 4 of 4" in _run_step(train_encoder, rendered, *small)
