@@ -17,17 +17,23 @@ import numpy as np
 import pytest
 import torch
 
+from higgs_native.prompt.chat import build_prompt, speech_messages
+from higgs_native.prompt.voices import Voice
+
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples" / "train_voice"))
 import quantizer
+from language_model import LanguageModel
 from recipe import (
     codes,
     dictionary,
     folder,
     frames,
+    phoneme_tokenizer,
     pool,
     screen,
     sentences,
+    sequences,
     shards,
     speech_quantizer,
     steps,
@@ -36,6 +42,7 @@ from recipe import (
     tokenizer_networks,
     train_decoder,
     train_encoder,
+    train_language_model,
 )
 from recipe.composed import Composer
 
@@ -400,3 +407,65 @@ def test_the_encoder_learns_latents_of_shifted_clips(rendered):
     assert (turn - turn.round())[both].abs().max() < 0.1
     small = ["--steps", "4", "--batch", "2", "--frames", "6", "--log-every", "4", "--device", "cpu"]
     assert "step 4 of 4" in _run_step(train_encoder, rendered, *small)
+
+
+def test_phonemes_are_tokens():
+    tokenizer = phoneme_tokenizer.build_tokenizer()
+    encoded = tokenizer.encode("ðə kˈæt, wˌɒz… ɑː T—!")
+    assert [tokenizer.decode([token]) for token in encoded.ids[:6]] == ["ð", "ə", " ", "k", "ˈæ", "t"]
+    assert len(encoded.ids) == len("ðə kˈæt, wˌɒz… ɑː T—!") - 2
+    assert tokenizer.decode(encoded.ids) == "ðə kˈæt, wˌɒz… ɑː T—!"
+    for name in (*phoneme_tokenizer.VOICES, "SPEAKER0:", "[SPEAKER1]", "assistant"):
+        assert len(tokenizer.encode(name).ids) == 1
+    assert tokenizer.decode(tokenizer.encode("A quiet room, ünknown.").ids) == "A quiet room, ünknown."
+    assert list(phoneme_tokenizer.VOICES.values()) == list(texts.VOICES)
+
+
+def test_sequences_are_the_prompts_that_the_engine_builds(rendered):
+    corpus = sequences.Corpus(rendered, held_out=False)
+    assert len(corpus.phonemes) == 12
+    assert corpus.codes.shape == (8, corpus.starts[-1])
+    maker = sequences.SequenceMaker(corpus, seed=0)
+    tokenizer = maker.tokenizer
+    names = list(phoneme_tokenizer.VOICES)
+
+    def row_of(segment, row):
+        return segment.ids[row][segment.valid[row]].tolist()
+
+    for kind in ("single", "dialogue"):
+        batch = maker.make(list(range(12)), augmented=False, kind=kind)
+        for row in range(12):
+            prefix = batch.prefixes.segment
+            ids = row_of(prefix, batch.prefixes.chosen[row]) + row_of(batch.segments[0], row)
+            voice, text = names[corpus.voices[row]], corpus.phonemes[row]
+            candidates = [[Voice(profile=voice)], []]
+            if kind == "dialogue":
+                text = f"[SPEAKER0] {text}\n[SPEAKER1] {text}"
+                candidates = [[], *([Voice(profile=voice), Voice(profile=other)] for other in names)]
+            built = [
+                build_prompt(speech_messages(text, voices, None, "transformers"), tokenizer, "transformers", True)
+                for voices in candidates
+            ]
+            assert ids in [prompt.input_ids[0].tolist() for prompt in built]
+            said = row_of(batch.segments[-1], row)
+            frames_of_it = len(said) - 8
+            assert (frames_of_it > corpus.frames[row]) == (kind == "dialogue")
+    batch = maker.make([1, 2], augmented=False, kind="reference")
+    ids = row_of(batch.prefixes.segment, batch.prefixes.chosen[0]) + row_of(batch.segments[0], 0)
+    ids += [tokenizer.token_to_id("<|AUDIO_OUT|>"), *row_of(batch.segments[2], 0)]
+    shown = Voice(reference_audio=(np.zeros(1), 1), reference_text=corpus.phonemes[0])
+    messages = speech_messages(corpus.phonemes[1], [shown], None, "transformers")
+    assert ids == build_prompt(messages, tokenizer, "transformers", True).input_ids[0].tolist()
+
+
+def test_the_language_model_s_training_goes_on_where_it_was(rendered):
+    small = ["--hidden", "128", "--layers", "1", "--rows", "300", "--log-every", "2", "--device", "cpu"]
+    assert "step 2 of 2" in _run_step(train_language_model, rendered, *small, "--steps", "2")
+    again = _run_step(train_language_model, rendered, *small, "--steps", "12")
+    assert "goes on at step 2 of 12" in again
+    assert "swapped_first" in again
+    tokenizer = phoneme_tokenizer.build_tokenizer()
+    network = LanguageModel(train_language_model.model_config(tokenizer, 128, layers=1))
+    network.load_state_dict(steps.weights_of(rendered / "language_model.pt"))
+    whole = LanguageModel(train_language_model.model_config(tokenizer))
+    assert 9e6 < sum(parameter.numel() for parameter in whole.parameters()) < 12e6

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -64,18 +65,23 @@ class Steps:
         """The share of the steps that is done."""
         return min(self.step / self.steps, 1.0)
 
-    def update(self, losses: dict[str, torch.Tensor], clip: float = 1.0) -> None:
-        """Take one step: each optimizer down the gradient of the loss of its name."""
+    def update(self, loss: torch.Tensor, *names: str, clip: float = 1.0) -> None:
+        """Go down the gradient of `loss` with the optimizers of these names."""
         warm_up = min(1.0, (self.step + 1) / max(1.0, 0.02 * self.steps))
         factor = warm_up * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.progress)))
-        for key, loss in losses.items():
-            optimizer = self.optimizers[key]
-            for group, peak in zip(optimizer.param_groups, self._peaks[key], strict=True):
-                group["lr"] = peak * factor
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
-            optimizer.step()
+        for name in names:
+            self.optimizers[name].zero_grad(set_to_none=True)
+        loss.backward()
+        groups = [(group, peak) for name in names for group, peak in self._groups(name)]
+        nn.utils.clip_grad_norm_([parameter for group, _ in groups for parameter in group["params"]], clip)
+        for group, peak in groups:
+            group["lr"] = peak * factor
+        for name in names:
+            self.optimizers[name].step()
+
+    def _groups(self, name: str) -> Iterator[tuple[dict, float]]:
+        """The parameter groups of an optimizer, with the peaks of their learning rates."""
+        return zip(self.optimizers[name].param_groups, self._peaks[name], strict=True)
 
     def advance(self) -> None:
         """Count a step, and let the average follow."""

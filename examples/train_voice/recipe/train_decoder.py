@@ -98,15 +98,14 @@ def main() -> None:
                 losses["phase"] = network.phase_loss(read, clips.fine_phase)
                 # The phase must be found early; later it is the sound that counts.
                 total = total + 0.5 * losses["waveform"] + (1.0 - 0.9 * training.progress) * losses["phase"]
-            steps = {"decoder": total}
             if options.adversarial:
                 discriminator = models["discriminator"]
                 against = discriminator_loss(discriminator(clips.audio), discriminator(made.detach()))
-                training.update({"discriminator": against})
+                training.update(against, "discriminator")
                 verdict, features = generator_losses(discriminator(clips.audio), discriminator(made))
-                steps["decoder"] = total + 0.2 * verdict + 0.5 * features
+                total = total + 0.2 * verdict + 0.5 * features
                 losses |= {"discriminator": against, "verdict": verdict, "features": features}
-            training.update(steps)
+            training.update(total, "decoder")
             training.advance()
             training.note(**losses)
             if training.step % 500 == 0:

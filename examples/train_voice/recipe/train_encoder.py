@@ -76,7 +76,7 @@ def main() -> None:
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 found = run(audio[:, None].to(device)).mT
             loss = F.mse_loss(found.float(), target.to(device))
-            training.update({"encoder": loss})
+            training.update(loss, "encoder")
             training.advance()
             training.note(loss=loss.detach())
             if training.step % 500 == 0:
