@@ -561,7 +561,7 @@ def unknown_voice(folder, model):
 
 
 def missing_folder_of_voices(folder, model):
-    return ["Hi.", "--model", model, "--voice", "zoe"], "no folder of voices is given"
+    return ["Hi.", "--model", model, "--voice", "zoe"], "the folder of voices must be given"
 
 
 def unwritable_output(folder, model):
@@ -579,7 +579,7 @@ def output_and_stream(folder, model):
 
 
 def stream_to_nothing(folder, model):
-    return ["Hi.", "--model", model, "--stream", ""], "expected a file, a named pipe, or -"
+    return ["Hi.", "--model", model, "--stream", ""], "--stream must be a file, a named pipe, or -, got"
 
 
 def unwritable_stream(folder, model):

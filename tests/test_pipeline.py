@@ -354,7 +354,7 @@ def test_what_is_no_conversation(engines, conversation, message):
 
 def test_what_can_only_speak_must_be_told_to(engines):
     conversation = [Message("system", "Speak."), Message("user", TEXT)]
-    with pytest.raises(PromptError, match="the reply is audio alone; expected force_audio_gen=True"):
+    with pytest.raises(PromptError, match="force_audio_gen must be True in the convention 'transformers', got False"):
         engines["transformers"].generate(conversation)
     voice = HiggsAudio.from_pretrained()
     voice = HiggsAudio(voice.model, voice.audio_tokenizer, "boson")
