@@ -20,6 +20,11 @@ class Convention(str, enum.Enum):
     BOSON = "boson"
     TRANSFORMERS = "transformers"
 
+    @property
+    def state_value(self) -> int:
+        """The value of `StateField.CONVENTION`, by which the kernels know it (csrc/common/delay_state.h)."""
+        return list(Convention).index(self)
+
     @classmethod
     def parse(cls, value: "str | Convention", name: str = "convention") -> "Convention":
         """Return the convention of that name.

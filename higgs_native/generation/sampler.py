@@ -13,7 +13,7 @@ from higgs_native.convention import Convention
 from higgs_native.errors import PromptError
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.ops.sampling import NUM_STATE_FIELDS, Rule, StateField
+from higgs_native.ops.sampling import NUM_STATE_FIELDS, StateField
 
 
 class SamplerState:
@@ -78,14 +78,13 @@ class SamplerState:
         fields = [0] * NUM_STATE_FIELDS
         fields[StateField.FRAME] = len(begun)
         fields[StateField.HISTORY_COUNT] = count
+        fields[StateField.CONVENTION] = convention.state_value
         if convention == Convention.BOSON:
-            fields[StateField.RULE] = Rule.BOSON
             fields[StateField.ACTIVE] = int(resume)
             opened, remaining = self._boson_resumed(begun) if resume else (0, -1)
             fields[StateField.BOSON_OPENED] = opened
             fields[StateField.BOSON_REMAINING] = remaining
         else:
-            fields[StateField.RULE] = Rule.TRANSFORMERS
             fields[StateField.ACTIVE] = 1
             bos_base, bos_step, eos_base, ending = (
                 self._transformers_resumed(begun) if resume else self._transformers_start(prompt_ids)

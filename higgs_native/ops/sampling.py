@@ -1,10 +1,10 @@
-"""Drawing audio codes and text tokens, and the delay-pattern state machine that decides which codes are drawn.
+"""Sampling of audio codes and text tokens, and the state machine of the delay pattern that decides what is drawn.
 
-A draw is a pure function of the logits, the parameters, the slot's seed, the step and the codebook: the same seed
-gives the same codes whatever the batch and the slot, and the same codes on every device for the same logits.
+A draw depends only on the logits, the parameters, the slot's seed, the step and the codebook: the same seed gives the
+same codes in any batch and slot, and on every device for the same logits.
 
-`state`, [slots, NUM_STATE_FIELDS] int32, holds a row of `StateField` a slot; `history`, [slots, length, codebooks]
-int32, is a ring of the slot's last frames, frame n at place n % length. `SamplerState` owns both.
+`state`, [slots, NUM_STATE_FIELDS] int32, holds a row of `StateField` per slot; `history`, [slots, length, codebooks]
+int32, is a ring of the slot's last frames, frame n at index n % length. `SamplerState` owns both.
 """
 
 from enum import IntEnum
@@ -19,28 +19,21 @@ register_fakes("sample_audio_frame", "sample_text", "process_logits")
 NUM_STATE_FIELDS = 8
 
 
-class Rule(IntEnum):
-    """How frames open and close the delay pattern, and what repetition-aware sampling counts."""
-
-    BOSON = 0
-    TRANSFORMERS = 1
-
-
 class StateField(IntEnum):
-    """The fields of a slot's row of `state`; those from the fifth on belong to a rule."""
+    """The fields of a slot's row of `state`; those from the fifth on belong to a convention."""
 
     ACTIVE = 0  # 0: the slot emits frames of EOS and does not change
-    RULE = 1
+    CONVENTION = 1  # `Convention.state_value`
     FRAME = 2  # frames emitted in this request; counts the random numbers
     HISTORY_COUNT = 3  # frames of audio so far, prompt included
 
     BOSON_OPENED = 4  # delays opened so far: the codebooks above it are BOS
     BOSON_REMAINING = 5  # codebooks that EOS has not reached yet; -1 before the first EOS
 
-    TRANSFORMERS_BOS_BASE = 4  # codebook k is BOS while base + step * k >= 0; base falls by 1 a frame
+    TRANSFORMERS_BOS_BASE = 4  # codebook k is BOS while base + step * k >= 0; base falls by 1 per frame
     TRANSFORMERS_BOS_STEP = 5
     TRANSFORMERS_EOS_BASE = 6  # codebook k is EOS where base + k <= 0
-    TRANSFORMERS_ENDING = 7  # 1: a code was EOS, and the EOS base falls by 1 a frame
+    TRANSFORMERS_ENDING = 7  # 1: a code was EOS, and the EOS base falls by 1 per frame
 
 
 def sample_audio_frame(
@@ -65,19 +58,19 @@ def sample_audio_frame(
     Codes that the delay pattern leaves open are drawn from the logits after temperature, top-k and top-p (see
     `process_logits`). Repetition-aware sampling (RAS) then counts the code among those of its codebook in the last
     `ras_win_len` frames; from `ras_win_max_num_repeat` on it is drawn again, from the softmax of the raw logits.
-    Boson's rule counts BOS and EOS as any other code; transformers' does not. Boson's rule begins after a frame of BOS
-    that nothing is drawn for; transformers' forces that frame here. A slot whose segment is over becomes inactive; an
-    inactive slot's codes are all EOS and its logits are not read.
+    Boson's convention counts BOS and EOS as any other code, that of transformers does not. Boson's convention begins
+    after a frame of BOS that is not drawn; that of transformers forces that frame here. A slot becomes inactive at the
+    end of its segment; the codes of an inactive slot are all EOS, and its logits are not read.
 
     Args:
         codes: [R, C], int32; written: the frame, delayed.
-        active: [R], int32; written: 1 where the slot goes on, else 0.
-        positions: [R], int32; a row whose slot goes on is advanced by 1.
+        active: [R], int32; written: 1 if the slot continues, else 0.
+        positions: [R], int32; a row whose slot continues is advanced by 1.
         state: [B, NUM_STATE_FIELDS], int32; the rows in `slots` are advanced.
         history: [B, W, C], int32; the frame is appended to the rows in `slots`.
-        logits: [R, C, V], float32; a row of a code that is not drawn is not read.
+        logits: [R, C, V], float32; rows of codes that are not drawn are not read.
         slots: [R], int32: the slot of each row, each at most once.
-        temperature: [B], float32; 0 takes the highest logit (the first of equals), and tells top-k and top-p nothing.
+        temperature: [B], float32; 0 takes the highest logit (the first of equals), and ignores top-k and top-p.
         top_k: [B], int32; 0 or less is off.
         top_p: [B], float32, above 0; 1 or more is off.
         ras_win_len: [B], int32, at most W; 0 or less turns RAS off.
@@ -87,8 +80,8 @@ def sample_audio_frame(
 
     Raises:
         RuntimeError: a shape or dtype does not fit, or, on the CPU, the value of a parameter does not, or logits hold
-            a NaN or +inf or are all -inf. Nothing is written then. On CUDA such values make the code -1: a slot goes
-            on in spite of its logits, but not where it or its parameters are wrong.
+            a NaN or +inf or are all -inf. Nothing is written then. On CUDA such values make the code -1; the slot
+            continues after bad logits, but not after a bad parameter or slot.
     """
     torch.ops.higgs_native.sample_audio_frame(
         codes,
@@ -124,8 +117,8 @@ def sample_text(
     Args:
         tokens: [R], int32; written.
         logits: [R, V], float32.
-        slots: [R], int32: whose parameters and seed a row has.
-        steps: [R], int32: counts the random numbers of a slot; the same step gives the same token again.
+        slots: [R], int32: the slot whose parameters and seed a row takes.
+        steps: [R], int32: the counter of a slot's random numbers; the same step gives the same token again.
         temperature, top_k, top_p, seed: [B], as for `sample_audio_frame`.
 
     Raises:

@@ -8,7 +8,8 @@ import math
 import numpy as np
 import torch
 
-from higgs_native.ops.sampling import Rule, StateField
+from higgs_native.convention import Convention
+from higgs_native.ops.sampling import StateField
 
 
 TEXT_STREAM = 0xFFFFFFFF
@@ -139,7 +140,8 @@ def sample_audio_frame(
             seed=seed[slot].item(),
             step=fields[StateField.FRAME].item(),
         )
-        advance = _advance_boson if fields[StateField.RULE] == Rule.BOSON else _advance_transformers
+        is_boson = fields[StateField.CONVENTION] == Convention.BOSON.state_value
+        advance = _advance_boson if is_boson else _advance_transformers
         emitted = torch.tensor(advance(fields, frame, bos_id, eos_id), dtype=torch.int32)
         codes[row] = emitted
         history[slot, count % length] = emitted

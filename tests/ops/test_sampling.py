@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from higgs_native import ops, reference
+from higgs_native.convention import Convention
 from higgs_native.ops._library import EMULATES_CUDA
-from higgs_native.ops.sampling import NUM_STATE_FIELDS, Rule, StateField
+from higgs_native.ops.sampling import NUM_STATE_FIELDS, StateField
 from higgs_native.reference.sampling import TEXT_STREAM, draw_weights, philox, random_bits
 from tests.helpers.devices import CHECKS_VALUES, CUDA_DEVICE, DEVICES, NEEDS_CUDA_KERNELS, value_case
 from tests.ops.tensors import int32, random
@@ -19,7 +20,7 @@ class Slots:
         num_slots: int = 1,
         num_codebooks: int = 8,
         vocabulary: int = 34,
-        rule: Rule = Rule.BOSON,
+        convention: Convention = Convention.BOSON,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -42,8 +43,8 @@ class Slots:
         self.ras_win_max_num_repeat = torch.full((num_slots,), ras_win_max_num_repeat, dtype=torch.int32)
         self.seed = torch.arange(num_slots)
         self.state[:, StateField.ACTIVE] = 1
-        self.state[:, StateField.RULE] = rule
-        if rule == Rule.BOSON:
+        self.state[:, StateField.CONVENTION] = convention.state_value
+        if convention == Convention.BOSON:
             self.state[:, StateField.BOSON_REMAINING] = -1
         else:
             self.state[:, StateField.TRANSFORMERS_BOS_STEP] = 1
@@ -76,7 +77,7 @@ class Slots:
 
     def all_open(self) -> "Slots":
         """Past the first frames: every codebook is drawn."""
-        if self.state[0, StateField.RULE] == Rule.BOSON:
+        if self.state[0, StateField.CONVENTION] == Convention.BOSON.state_value:
             self.state[:, StateField.BOSON_OPENED] = self.codes.shape[1] - 1
         else:
             self.state[:, StateField.TRANSFORMERS_BOS_BASE] = -self.codes.shape[1]
@@ -186,16 +187,16 @@ def test_frequencies_of_text(temperature, top_k, top_p):
     assert_frequencies(tokens, distribution(logits, temperature, top_k, top_p))
 
 
-@pytest.mark.parametrize("rule", list(Rule))
+@pytest.mark.parametrize("convention", list(Convention))
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), PARAMETERS)
-def test_frequencies_of_audio_with_repetitions(rule, temperature, top_k, top_p):
+def test_frequencies_of_audio_with_repetitions(convention, temperature, top_k, top_p):
     """What repeats is drawn again from the raw logits: P(c) = p(c) [c does not repeat] + P(repetition) q(c)."""
     num_codebooks, vocabulary = 8, 24
     logits = random((vocabulary,), seed=3) * 2
     logits[-2:] = -torch.inf  # no BOS, no EOS
     best = logits.argsort(descending=True)
     slots = Slots(
-        NUM_DRAWS // num_codebooks, num_codebooks, vocabulary, rule, temperature, top_k, top_p, ras_win_len=4
+        NUM_DRAWS // num_codebooks, num_codebooks, vocabulary, convention, temperature, top_k, top_p, ras_win_len=4
     ).all_open()
     for code in (best[3], best[0], best[0], best[2], best[1], best[2]):  # the last four count: 2 of best[2]
         slots.append(torch.full((num_codebooks,), int(code), dtype=torch.int32))
@@ -248,15 +249,15 @@ def test_text_of_a_real_vocabulary_equals_reference(device):
         assert torch.equal(tokens.cpu(), expected)
 
 
-@pytest.mark.parametrize("rule", list(Rule))
-def test_the_same_seed_gives_the_same_codes_in_any_batch_and_slot(rule):
+@pytest.mark.parametrize("convention", list(Convention))
+def test_the_same_seed_gives_the_same_codes_in_any_batch_and_slot(convention):
     num_slots, num_codebooks, vocabulary, frames = 40, 8, 50, 14
     logits = random((frames, num_codebooks, vocabulary), seed=5)
-    alone = Slots(1, num_codebooks, vocabulary, rule, 0.9, 20, 0.9, ras_win_len=7)
+    alone = Slots(1, num_codebooks, vocabulary, convention, 0.9, 20, 0.9, ras_win_len=7)
     alone.seed[0] = 1234
     expected = torch.cat([alone.sample(frame[None]) for frame in logits])
 
-    batch = Slots(num_slots, num_codebooks, vocabulary, rule, 0.9, 20, 0.9, ras_win_len=7)
+    batch = Slots(num_slots, num_codebooks, vocabulary, convention, 0.9, 20, 0.9, ras_win_len=7)
     mine = 17
     batch.seed[mine] = 1234
     generator = torch.Generator().manual_seed(0)
@@ -283,9 +284,11 @@ def test_different_seeds_steps_and_codebooks_give_different_codes():
 # ---- the delay pattern ----
 
 
-def greedy_segment(rule: Rule, frames: list[list[int]], vocabulary: int = 12, **state: int) -> list[list[int]]:
+def greedy_segment(
+    convention: Convention, frames: list[list[int]], vocabulary: int = 12, **state: int
+) -> list[list[int]]:
     """The frames emitted until the slot is inactive, where the logits favour `frames`."""
-    slots = Slots(1, len(frames[0]), vocabulary, rule, temperature=0)
+    slots = Slots(1, len(frames[0]), vocabulary, convention, temperature=0)
     for name, value in state.items():
         slots.state[0, StateField[name]] = value
     emitted = []
@@ -301,7 +304,7 @@ B, E = 10, 11
 
 def test_boson_opens_and_closes_a_codebook_a_frame():
     frames = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [1, 2, 3], [E, 4, 5], [6, 7, 8], [9, 1, 2], [3, 3, 3]]
-    assert greedy_segment(Rule.BOSON, frames) == [
+    assert greedy_segment(Convention.BOSON, frames) == [
         [1, B, B],
         [4, 5, B],
         [7, 8, 9],
@@ -314,7 +317,7 @@ def test_boson_opens_and_closes_a_codebook_a_frame():
 
 def test_boson_closes_what_lies_below_the_lowest_eos():
     frames = [[1, 2, 3, 4]] * 3 + [[5, 6, E, E], [7, 8, 9, 1], [2, 3, 4, 5]]
-    assert greedy_segment(Rule.BOSON, frames) == [
+    assert greedy_segment(Convention.BOSON, frames) == [
         [1, B, B, B],
         [1, 2, B, B],
         [1, 2, 3, B],
@@ -325,22 +328,22 @@ def test_boson_closes_what_lies_below_the_lowest_eos():
 
 def test_boson_ends_at_once_where_the_last_codebook_is_the_lowest_at_eos():
     frames = [[1, 2, 3]] * 3 + [[4, 5, E], [6, 7, 8]]
-    assert greedy_segment(Rule.BOSON, frames)[-1] == [E, E, E]
-    assert len(greedy_segment(Rule.BOSON, frames)) == 4
+    assert greedy_segment(Convention.BOSON, frames)[-1] == [E, E, E]
+    assert len(greedy_segment(Convention.BOSON, frames)) == 4
 
 
 def test_boson_ignores_eos_of_a_codebook_that_is_not_open():
-    assert greedy_segment(Rule.BOSON, [[1, E, E], [2, 3, E], [4, 5, 6]]) == [[1, B, B], [2, 3, B], [4, 5, 6]]
+    assert greedy_segment(Convention.BOSON, [[1, E, E], [2, 3, E], [4, 5, 6]]) == [[1, B, B], [2, 3, B], [4, 5, 6]]
 
 
 def test_boson_closes_while_it_opens():
     frames = [[E, 2, 3, 4], [5, 6, 7, 8], [1, 2, 3, 4], [5, 6, 7, 8]]
-    assert greedy_segment(Rule.BOSON, frames) == [[E, B, B, B], [E, 6, B, B], [E, E, 3, B], [E, E, E, 8]]
+    assert greedy_segment(Convention.BOSON, frames) == [[E, B, B, B], [E, 6, B, B], [E, E, 3, B], [E, E, E, 8]]
 
 
 def test_transformers_opens_and_closes_a_codebook_a_frame():
     frames = [[1, 2, 3]] * 4 + [[E, 4, 5], [6, 7, 8], [9, 1, 2], [3, 3, 3], [4, 4, 4]]
-    assert greedy_segment(Rule.TRANSFORMERS, frames) == [
+    assert greedy_segment(Convention.TRANSFORMERS, frames) == [
         [B, B, B],
         [1, B, B],
         [1, 2, B],
@@ -354,18 +357,18 @@ def test_transformers_opens_and_closes_a_codebook_a_frame():
 
 def test_transformers_starts_the_countdown_at_any_eos_and_leaves_the_others_free():
     frames = [[1, 2, 3]] * 4 + [[4, 5, E], [6, 7, 8], [9, 1, 2], [3, 3, 3]]
-    assert greedy_segment(Rule.TRANSFORMERS, frames)[4:] == [[4, 5, E], [E, 7, 8], [E, E, 2], [E, E, E]]
+    assert greedy_segment(Convention.TRANSFORMERS, frames)[4:] == [[4, 5, E], [E, 7, 8], [E, E, 2], [E, E, E]]
 
 
 def test_transformers_ends_where_all_codes_are_eos_by_themselves():
     frames = [[1, 2, 3]] * 4 + [[E, E, E], [6, 7, 8]]
-    assert greedy_segment(Rule.TRANSFORMERS, frames)[4:] == [[E, E, E]]
+    assert greedy_segment(Convention.TRANSFORMERS, frames)[4:] == [[E, E, E]]
 
 
 def test_where_both_masks_meet_greedy_takes_index_0_and_a_draw_eos():
     state = {"TRANSFORMERS_BOS_STEP": 0, "TRANSFORMERS_EOS_BASE": 0}
-    assert greedy_segment(Rule.TRANSFORMERS, [[5, 5, 5]], **state) == [[0, B, B]]
-    slots = Slots(1, 3, 12, Rule.TRANSFORMERS)
+    assert greedy_segment(Convention.TRANSFORMERS, [[5, 5, 5]], **state) == [[0, B, B]]
+    slots = Slots(1, 3, 12, Convention.TRANSFORMERS)
     slots.state[0, StateField.TRANSFORMERS_BOS_STEP] = 0
     slots.state[0, StateField.TRANSFORMERS_EOS_BASE] = 0
     assert slots.sample(random((1, 3, 12)))[0].tolist() == [E, B, B]
@@ -408,7 +411,7 @@ def segment_logits(frames: int, num_slots: int, num_codebooks: int, vocabulary: 
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("rule", list(Rule))
+@pytest.mark.parametrize("convention", list(Convention))
 @pytest.mark.parametrize(
     ("num_codebooks", "vocabulary", "history_length", "frames"), [(1, 5, 1, 6), (3, 12, 4, 16), (8, 34, 9, 30)]
 )
@@ -424,7 +427,7 @@ def segment_logits(frames: int, num_slots: int, num_codebooks: int, vocabulary: 
     ],
 )
 def test_segments_equal_reference(
-    rule, num_codebooks, vocabulary, history_length, frames, temperature, top_k, top_p, window, repeats, device
+    convention, num_codebooks, vocabulary, history_length, frames, temperature, top_k, top_p, window, repeats, device
 ):
     num_slots = 10
     window = min(window, history_length)
@@ -435,7 +438,7 @@ def test_segments_equal_reference(
             num_slots,
             num_codebooks,
             vocabulary,
-            rule,
+            convention,
             temperature,
             top_k,
             top_p,
@@ -456,7 +459,7 @@ def test_segments_equal_reference(
         state[StateField.HISTORY_COUNT] = slot
         if slot % 3 == 2:
             start = int(torch.randint(num_codebooks + 1, (), generator=generator))
-            if rule == Rule.BOSON:
+            if convention == Convention.BOSON:
                 state[StateField.BOSON_OPENED] = start
                 state[StateField.BOSON_REMAINING] = start - 1
             else:
@@ -508,7 +511,7 @@ def test_both_backends_emit_the_same_frames(num_slots, vocabulary, frames, on_ot
         return torch.tensor(values)[torch.randint(len(values), (num_slots,), generator=generator)]
 
     slots = Slots(num_slots, 8, vocabulary)
-    slots.state[num_slots // 2 :] = Slots(1, rule=Rule.TRANSFORMERS).state
+    slots.state[num_slots // 2 :] = Slots(1, convention=Convention.TRANSFORMERS).state
     slots.temperature = choice(0.0, 0.3, 0.7, 1.0, 1.0, 1.3)
     slots.top_k, slots.top_p = choice(0, 1, 5, 50).int(), choice(0.1, 0.8, 0.95, 1.0)
     slots.ras_win_len, slots.ras_win_max_num_repeat = choice(0, 7, 8).int(), choice(1, 2).int()
@@ -526,7 +529,7 @@ def test_both_backends_emit_the_same_frames(num_slots, vocabulary, frames, on_ot
 
 def test_boson_counts_bos_and_eos_and_codes_before_they_are_forced():
     """Two BOS in the window: a drawn BOS is redrawn from the raw logits, here surely a 3."""
-    slots = Slots(1, 2, 12, Rule.BOSON, top_k=1, temperature=0.5, ras_win_len=4).all_open()
+    slots = Slots(1, 2, 12, Convention.BOSON, top_k=1, temperature=0.5, ras_win_len=4).all_open()
     slots.append(int32(B, B))
     slots.append(int32(B, B))
     logits = torch.full((1, 2, 12), -torch.inf)
@@ -535,7 +538,7 @@ def test_boson_counts_bos_and_eos_and_codes_before_they_are_forced():
     logits[:, :, 3] = 0.9
     drawn = set()
     for seed in range(40):
-        trial = Slots(1, 2, 12, Rule.BOSON, top_k=1, temperature=0.5, ras_win_len=4).all_open()
+        trial = Slots(1, 2, 12, Convention.BOSON, top_k=1, temperature=0.5, ras_win_len=4).all_open()
         trial.state.copy_(slots.state)
         trial.history.copy_(slots.history)
         trial.seed[0] = seed
@@ -544,18 +547,18 @@ def test_boson_counts_bos_and_eos_and_codes_before_they_are_forced():
 
 
 def test_transformers_does_not_count_bos_and_eos():
-    slots = Slots(1, 2, 12, Rule.TRANSFORMERS, temperature=0, ras_win_len=4).all_open()
+    slots = Slots(1, 2, 12, Convention.TRANSFORMERS, temperature=0, ras_win_len=4).all_open()
     for _ in range(4):
         slots.append(int32(B, E))
     logits = peaked(torch.tensor([[B, E]]), 12) / 20  # the raw softmax would give another code most of the time
     assert slots.sample(logits)[0].tolist() == [B, E]
 
 
-@pytest.mark.parametrize("rule", list(Rule))
+@pytest.mark.parametrize("convention", list(Convention))
 @pytest.mark.parametrize(("past", "is_redrawn"), [([5, 5], True), ([5, 1], False), ([5, 5, 1, 1, 1, 1], False)])
-def test_greedy_codes_are_redrawn_where_they_repeat_in_the_window(rule, past, is_redrawn):
+def test_greedy_codes_are_redrawn_where_they_repeat_in_the_window(convention, past, is_redrawn):
     num_slots = 50
-    slots = Slots(num_slots, 1, 12, rule, temperature=0, ras_win_len=4).all_open()
+    slots = Slots(num_slots, 1, 12, convention, temperature=0, ras_win_len=4).all_open()
     for code in past:
         slots.append(int32(code))
     logits = torch.zeros(num_slots, 1, 12)
@@ -564,9 +567,9 @@ def test_greedy_codes_are_redrawn_where_they_repeat_in_the_window(rule, past, is
     assert (codes != 5).any() == is_redrawn
 
 
-@pytest.mark.parametrize("rule", list(Rule))
-def test_without_past_frames_nothing_repeats(rule):
-    slots = Slots(50, 1, 12, rule, temperature=0, ras_win_len=4, ras_win_max_num_repeat=0).all_open()
+@pytest.mark.parametrize("convention", list(Convention))
+def test_without_past_frames_nothing_repeats(convention):
+    slots = Slots(50, 1, 12, convention, temperature=0, ras_win_len=4, ras_win_max_num_repeat=0).all_open()
     logits = torch.zeros(50, 1, 12)
     logits[..., 5] = 0.1
     assert (slots.sample(logits) == 5).all()
@@ -771,8 +774,8 @@ def test_process_logits_equals_reference_and_transformers(vocabulary, temperatur
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_opcheck(device):
-    for rule in Rule:
-        slots = Slots(2, 3, 12, rule, 0.8, 5, 0.9, ras_win_len=3).to(device)
+    for convention in Convention:
+        slots = Slots(2, 3, 12, convention, 0.8, 5, 0.9, ras_win_len=3).to(device)
         torch.library.opcheck(torch.ops.higgs_native.sample_audio_frame.default, slots.arguments())
     one = (torch.tensor([0.8]), int32(5), torch.tensor([0.9]))
     text = (int32(0), random((1, 9)), int32(0), int32(0), *one, torch.tensor([0]))
