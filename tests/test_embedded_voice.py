@@ -92,7 +92,7 @@ def test_transformers_reads_it_and_agrees():
     from tests.helpers import transformers_reference as reference
 
     engine = HiggsAudio.from_pretrained(dtype="float32")
-    messages = speech_messages(TEXTS[0], layout="transformers")
+    messages = speech_messages(TEXTS[0], convention="transformers")
     prompt = build_prompt(messages, engine.model.tokenizer, "transformers", force_audio_gen=True)
     model = reference.load(EMBEDDED_VOICE)
     theirs = reference.generate(model, [reference.Prompt(prompt.input_ids)], 12)
