@@ -268,7 +268,7 @@ def test_errors_in_the_thread_reach_the_consumer(engine, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"text": ""}, PromptError, "empty"),
+        ({"text": ""}, PromptError, "something to say"),
         ({"temperature": -1}, ParameterError, "temperature"),
         ({"first_chunk_frames": 0}, ParameterError, "first_chunk_frames must be between 1 and max_chunk_frames"),
         ({"max_chunk_frames": 4}, ParameterError, "got 5 and 4"),
