@@ -15,6 +15,7 @@ if not any(Path(__file__).parent.glob("_C.*")):
 
 from higgs_native.audio.quality import VoiceWarning, check_recording
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.convention import Convention
 from higgs_native.errors import (
     AudioError,
     CheckpointError,
@@ -36,6 +37,7 @@ from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import Prompt, build_prompt
 from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
 from higgs_native.prompt.normalize import normalize_text
+from higgs_native.prompt.recordings import Recording
 from higgs_native.prompt.voices import Voice, find_voice, list_voices
 from higgs_native.speech import Speech
 from higgs_native.streaming import AudioChunk, SpeechStream
@@ -48,6 +50,7 @@ __all__ = [
     "ChatMLSample",
     "CheckpointError",
     "ConfigError",
+    "Convention",
     "GenerationError",
     "GenerationMode",
     "GenerationOutput",
@@ -61,6 +64,7 @@ __all__ = [
     "Pauses",
     "Prompt",
     "PromptError",
+    "Recording",
     "SamplingParams",
     "Speech",
     "SpeechStream",
