@@ -20,6 +20,8 @@ from higgs_native.cli import main, show
 from higgs_native.cli.options import MODEL_NAME
 from higgs_native.cli.quantize import size_text
 from higgs_native.errors import ParameterError
+from higgs_native.generation.sampler import SamplerState
+from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint
 from higgs_native.utils.files import locked
 from tests.audio.test_quality import syllables
@@ -745,3 +747,26 @@ def test_a_traceback_on_demand(capsys, monkeypatch):
     monkeypatch.setattr(show, "list_voices", fail)
     with pytest.raises(RuntimeError, match="broken"):
         main(["voices"])
+
+
+@pytest.mark.parametrize("options", [("--out", "out.wav"), ("--stream", "out.pcm")])
+def test_sampling_params_are_built_once_and_unpacked_once(run, model, options, monkeypatch):
+    """From the command line to the device tensors: one object, handed on whole."""
+    built, unpacked = [], []
+    check, reset_slot = SamplingParams.__post_init__, SamplerState.reset_slot
+
+    def recorded_check(params):
+        built.append(params)
+        check(params)
+
+    def recorded_reset(sampler, slot, convention, sampling, *arguments, **keywords):
+        unpacked.append(sampling)
+        reset_slot(sampler, slot, convention, sampling, *arguments, **keywords)
+
+    monkeypatch.setattr(SamplingParams, "__post_init__", recorded_check)
+    monkeypatch.setattr(SamplerState, "reset_slot", recorded_reset)
+    arguments = ("--model", model, "--seed", 3, "--temperature", 0.7, "--top-k", 9, "--max-new-tokens", 20)
+    code, _, err = run("speak", "Hello there.", *arguments, *options)
+    assert code == 0, err
+    assert built == unpacked == [SamplingParams(0.7, 9, seed=3, max_new_tokens=20)]
+    assert built[0] is unpacked[0]
