@@ -103,7 +103,9 @@ class SamplerState:
         self.top_p[slot] = 1.0 if sampling.top_p is None else float(sampling.top_p)
         self.ras_win_len[slot] = max(sampling.ras_win_len or 0, 0)
         self.ras_win_max_num_repeat[slot] = sampling.ras_win_max_num_repeat
-        self.seed[slot] = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        seed = secrets.randbits(63) if sampling.seed is None else int(sampling.seed)
+        # int64 holds the 64 bits of an unsigned seed as a negative number.
+        self.seed[slot] = seed if seed < 2**63 else seed - 2**64
 
     def begin_segment(self, slot: int) -> torch.Tensor:
         """Open an audio segment in Boson's convention: return its first frame [codebooks], int32, all BOS."""

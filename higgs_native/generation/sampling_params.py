@@ -27,8 +27,8 @@ class SamplingParams:
         ras_win_len: the window, in frames, of repetition-aware sampling; None or 0 turns it off.
         ras_win_max_num_repeat: occurrences in the window from which a code is drawn again, from the unprocessed
             distribution.
-        seed: the same seed gives the same output for the same logits, whatever else is in the batch; None: a new one
-            for each request.
+        seed: 64 bits, as an integer from -2**63 to 2**64 - 1, as torch takes them. The same seed gives the same output
+            for the same logits, whatever else is in the batch; None: a new one for each request.
         max_new_tokens: the maximum number of steps, text tokens and frames together; 25 frames are a second.
         stop_strings: text that ends the reply (Boson's convention only); None or () for none.
 
@@ -63,8 +63,8 @@ class SamplingParams:
             raise ParameterError(f"ras_win_len must be at most {_MAX_RAS_WINDOW}, got {self.ras_win_len}")
         if not 1 <= self.ras_win_max_num_repeat < 2**31:
             raise ParameterError(f"ras_win_max_num_repeat must be at least 1, got {self.ras_win_max_num_repeat}")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise ParameterError(f"seed must be between 0 and 2**63 - 1, got {self.seed}")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise ParameterError(f"seed must be between -2**63 and 2**64 - 1, got {self.seed!s:.40}")
         if self.max_new_tokens < 1:
             raise ParameterError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         check_stop_strings(self.stop_strings)

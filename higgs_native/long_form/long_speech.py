@@ -207,7 +207,7 @@ class LongSpeech:
         attempts: list[Attempt] = []
         speeches: list[Speech] = []
         for number in range(self._max_retries + 1):
-            seed = (self.seed + _SEEDS_PER_CHUNK * index + number) % 2**63
+            seed = (self.seed + _SEEDS_PER_CHUNK * index + number) % 2**64
             sampling = replace(self._sampling, seed=seed, max_new_tokens=self._max_new_tokens(text))
             speech = self._engine.generate(messages, True, sampling=sampling)
             attempts.append(Attempt(seed, speech.duration, tuple(detect_failures(speech, text.text))))

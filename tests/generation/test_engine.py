@@ -121,6 +121,10 @@ def test_the_same_seed_gives_the_same_codes(model, audio_prompt):
 
     assert torch.equal(codes(1), codes(1))
     assert not torch.equal(codes(1), codes(2))
+    # All 64 bits count, as in torch: programs send unsigned seeds, and -1.
+    assert torch.equal(codes(2**64 - 1), codes(-1))
+    assert torch.equal(codes(2**63), codes(-(2**63)))
+    assert not torch.equal(codes(2**63), codes(0))
     assert not torch.equal(codes(None), codes(None))
 
 
@@ -229,7 +233,8 @@ def test_no_requests_give_no_outputs(model):
         ({"top_p": 2}, "top_p must be above 0 and at most 1, got 2"),
         ({"top_k": -1}, "top_k must be at least 1, or 0 or None for no limit, got -1"),
         ({"ras_win_max_num_repeat": 0}, "ras_win_max_num_repeat must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be between 0 and 2\\*\\*63 - 1, got -1"),
+        ({"seed": -(2**63) - 1}, r"seed must be between -2\*\*63 and 2\*\*64 - 1, got -9223372036854775809"),
+        ({"seed": 2**64}, r"seed must be between -2\*\*63 and 2\*\*64 - 1, got 18446744073709551616"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"max_new_tokens": 2.5}, "max_new_tokens must be an integer, got 2.5"),
         ({"max_new_tokens": None}, "max_new_tokens must be an integer, got None"),

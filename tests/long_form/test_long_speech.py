@@ -168,8 +168,8 @@ def test_speech_without_audio_is_an_empty_chunk(engine, fake, tmp_path):
 
 def test_seeds_wrap_after_the_largest(engine, fake):
     model = fake()
-    list(LongSpeech(engine, "One.\n\nTwo.", seed=2**63 - 1))
-    assert [seed for _, seed, *_ in model.calls] == [2**63 - 1, 999]
+    list(LongSpeech(engine, "One.\n\nTwo.", seed=2**64 - 1))
+    assert [seed for _, seed, *_ in model.calls] == [2**64 - 1, 999]
 
 
 def test_arguments_of_generation(engine, fake):
