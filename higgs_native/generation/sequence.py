@@ -36,7 +36,7 @@ class GenerationRequest:
     Attributes:
         input_ids: [1, S] or [S], integers; one audio placeholder per item of `reference_codes`.
         reference_codes: [codebooks, T] integers each, without BOS, EOS and delay.
-        convention: whose delay pattern, end and stop strings.
+        convention: whose delay pattern, end and stop strings; its name is accepted too.
         sampling: how to draw, and when to stop.
         partial_audio: [codebooks, N] integers, or None: delayed frames, from the frame of BOS on, of an audio segment
             that generation resumes. The prompt then ends in `<|audio_out_bos|>`.
@@ -55,6 +55,9 @@ class GenerationRequest:
     delayed_frames: torch.Tensor | None = None
     on_frame: OnFrame | None = None
     on_token: OnToken | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "convention", Convention.parse(self.convention))
 
 
 @dataclass
