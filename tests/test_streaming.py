@@ -19,6 +19,7 @@ from higgs_native.pipeline import HiggsAudio
 from higgs_native.streaming import ChunkSizes
 from higgs_native.testing.configs import DEMO_CONFIG
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint, write_language_model
+from higgs_native.utils import background_iterator
 
 
 TEXT = "The sun rises in the east."
@@ -206,7 +207,8 @@ def test_a_reply_without_audio_is_one_empty_chunk(engine, monkeypatch):
 def scripted_time(monkeypatch, engine, frames: int, seconds_per_frame: float) -> SimpleNamespace:
     """Let generation take `seconds_per_frame` of a clock that only the test advances; return the clock."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(streaming, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    for module in (streaming, background_iterator):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
 
     def script(on_frame, on_token):
         for frame in segment(frames):

@@ -72,7 +72,7 @@ class HiggsAudioModel(LanguageModel):
         request = GenerationRequest(
             input_ids,
             reference_codes,
-            Convention.parse(convention),
+            convention,
             SamplingParams.of(sampling, options),
             partial_audio,
             on_frame=on_frame,

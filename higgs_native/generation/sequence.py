@@ -40,7 +40,7 @@ class GenerationRequest:
     Attributes:
         input_ids: [1, S] or [S], integers; one audio placeholder per item of `reference_codes`.
         reference_codes: [codebooks, T] integers each, without BOS, EOS and delay.
-        convention: sets the delay pattern, the end and the stop strings.
+        convention: sets the delay pattern, the end and the stop strings; its name is accepted too.
         sampling: how to draw, and when to stop.
         partial_audio: [codebooks, N] integers, or None: delayed frames of an unfinished audio segment, BOS frame
             first, which generation continues. The prompt then ends in `<|audio_out_bos|>`.
@@ -59,6 +59,9 @@ class GenerationRequest:
     delayed_frames: torch.Tensor | None = None
     on_frame: OnFrame | None = None
     on_token: OnToken | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "convention", Convention.parse(self.convention))
 
 
 @dataclass
