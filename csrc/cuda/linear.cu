@@ -124,8 +124,8 @@ void rms_norm_linear_cuda(
 void gemm(const Launch& launch, const Gemm& given, const Tensor& like) {
   HIGGS_CHECK(
       is_aligned(given.weight.data) && is_aligned(given.weight.scales), launch.op(),
-      ": a packed weight and its scales must begin at multiples of 16 bytes on CUDA, got ", given.weight.data, " and ",
-      given.weight.scales);
+      ": a packed weight and its scales must begin at multiples of 16 bytes on CUDA, got ",
+      static_cast<const void*>(given.weight.data), " and ", given.weight.scales);
   Gemm p = given;
   p.vectorized =
       p.weight.k % 4 == 0 && is_aligned(p.x) && is_aligned(p.norm.text_weight) && is_aligned(p.norm.audio_weight);
