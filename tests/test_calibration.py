@@ -266,7 +266,7 @@ def test_speaking_ends_where_memory_would(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{voice}", "{new}", "--texts", "{texts}"], "--texts must come with --calibrate"),
+        (["{voice}", "{new}", "--texts", "{texts}"], "--texts must be given with --calibrate, got "),
         (["{voice}", "{new}", "--calibrate", "--texts", "{none}"], "can't be read: No such file"),
         (
             ["{voice}", "{new}", "--calibrate", "--texts", "{empty}"],

@@ -20,7 +20,7 @@ FLOORS = (
     ("prompt",),
     ("testing",),
     ("audio_tokenizer",),
-    ("audio",),
+    ("audio", "english"),
     ("model",),
     ("reference",),
     ("ops",),

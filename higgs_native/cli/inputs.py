@@ -54,16 +54,15 @@ def read_text(text: str) -> str:
 
 def read_file(name: str) -> str:
     """The contents of a text file, or of standard input for `-`."""
-    expected = "expected plain text in UTF-8"
     try:
         # A pipe can be read, too.
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         name = "standard input" if name == "-" else name
         decoded = data.decode("utf-8-sig")
     except OSError as error:
-        raise PromptError(f"{name} can't be read: {error.strerror}; {expected}") from None
+        raise PromptError(f"text must be plain UTF-8, got {name}, which can't be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise PromptError(f"{name} is not UTF-8 text at byte {error.start}; {expected}") from None
+        raise PromptError(f"text must be plain UTF-8, got {name}, which is not UTF-8 at byte {error.start}") from None
     if "\0" in decoded:  # UTF-16 of plain letters is valid UTF-8
-        raise PromptError(f"{name} holds zero bytes, so it is UTF-16 or no text; {expected}")
+        raise PromptError(f"text must be plain UTF-8, got {name}, which holds zero bytes, so it is UTF-16 or no text")
     return decoded

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import typer
 
+from higgs_native.cli.info import info
 from higgs_native.cli.quantize import quantize
 from higgs_native.cli.read import read
-from higgs_native.cli.show import info, voices
 from higgs_native.cli.speak import speak
+from higgs_native.cli.voices import voices
 from higgs_native.errors import exit_on_bad_input, exit_with_error
 from higgs_native.ops import check_instruction_set
 

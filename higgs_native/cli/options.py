@@ -27,30 +27,43 @@ AudioTokenizerOption = Annotated[
 ]
 VoiceOption = Annotated[
     str | None,
-    typer.Option(help="A voice in the folder of voices; several, separated by commas, for SPEAKER0, SPEAKER1, ..."),
+    typer.Option(
+        help="A voice in the folder of voices: anna, or profile:NAME for a description. Several, separated by commas, "
+        "speak as SPEAKER0, SPEAKER1, ..."
+    ),
 ]
 VoicesOption = Annotated[Path | None, typer.Option(help="The folder of voices.", show_default=f"${VOICES_VARIABLE}")]
 ReferenceAudioOption = Annotated[Path | None, typer.Option(help="A recording of the voice to clone.")]
 ReferenceTextOption = Annotated[str | None, typer.Option(help="The words spoken in the recording.")]
 SceneOption = Annotated[
     str | None,
-    typer.Option(help="The scene: where or how it is spoken, such as 'Audio is recorded from a quiet room.'"),
+    typer.Option(
+        help="The surroundings, such as 'Audio is recorded from a quiet room.', or a voice: "
+        "'SPEAKER0: male; british accent'."
+    ),
 ]
-SeedOption = Annotated[int | None, typer.Option(help="The same seed gives the same speech.")]
-TemperatureOption = Annotated[float, typer.Option(help="How freely codes are drawn; 0 takes the most likely ones.")]
+SeedOption = Annotated[
+    int | None, typer.Option(help="The same seed gives the same speech. Default: a new one each time.")
+]
+TemperatureOption = Annotated[
+    float, typer.Option(help="Sampling temperature; 0 takes the most likely code, except where RAS redraws.")
+]
 TopKOption = Annotated[int, typer.Option(help="Draw among the k most likely codes; 0 turns it off.")]
 TopPOption = Annotated[
     float, typer.Option(help="Draw among the most likely codes that together have this probability.")
 ]
-RasWinLenOption = Annotated[int, typer.Option(help="Repetition window in frames; 0 turns it off.")]
-RasWinMaxNumRepeatOption = Annotated[
-    int, typer.Option(help="Occurrences in the window after which a code is redrawn.")
+RasWinLenOption = Annotated[
+    int, typer.Option(help="Window of repetition-aware sampling (RAS), in frames; 0 turns it off.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU where there is one.")]
+RasWinMaxNumRepeatOption = Annotated[int, typer.Option(help="A code that occurs this often in the window is redrawn.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")]
 DtypeOption = Annotated[
     str, typer.Option(help="Dtype of the weights: float32, bfloat16, float16, or auto: that of the checkpoint.")
 ]
 QuantizationOption = Annotated[
     str | None,
-    typer.Option(help="Format of the weights: fp8, int8, int4, or one per part, such as int4,heads=int8."),
+    typer.Option(
+        help="Quantize the weights at load: fp8, int8, int4, or one format per part (attention, text_ffn, audio_ffn, "
+        "heads), such as int4,heads=int8. Default: as stored."
+    ),
 ]

@@ -49,21 +49,21 @@ def quantize(
     ] = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Write a quantized checkpoint, which loads at the speed of the disk."""
+    """Write a quantized checkpoint. It loads as fast as the disk reads."""
     quantization = replace(Quantization.parse(format), clip=clip)
     if texts is not None and not calibrate:
-        raise ParameterError("--texts must come with --calibrate")
+        raise ParameterError(f"--texts must be given with --calibrate, got {texts} alone")
     check_target(target)
-    place = checked_device(device)
+    torch_device = checked_device(device)
     lines: list[str] = []
     if calibrate:
         lines = [line for line in read_file(str(texts or DEFAULT_TEXTS)).splitlines() if line.strip()]
         check_calibration(quantization, lines)
     folder = resolve_folder(source)
     if calibrate:
-        model = calibrated_model(folder, quantization, lines, place, progress=True)
+        model = calibrated_model(folder, quantization, lines, torch_device, progress=True)
     else:
-        model = LanguageModel.from_pretrained(folder, place, quantization=quantization)
+        model = LanguageModel.from_pretrained(folder, torch_device, quantization=quantization)
     write_packed(model.named_weights(), model.quantization, folder, target, calibrate)
     print(f"{target}: {size_text(model.nbytes)} of weights")
 

@@ -58,7 +58,7 @@ def read(
         ),
     ] = None,
     max_retries: Annotated[
-        int, typer.Option(help="How often a chunk with a failure is spoken again, each time with the next seed.")
+        int, typer.Option(help="Maximum retries of a chunk that fails, each with the next seed.")
     ] = MAX_RETRIES,
     strict: Annotated[bool, typer.Option(help="Stop at a chunk that fails with every seed.")] = False,
     paragraph_pause: Annotated[float, typer.Option(help="Seconds of silence before a paragraph.")] = Pauses.paragraph,

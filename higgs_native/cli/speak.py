@@ -62,7 +62,7 @@ def speak(
     ras_win_len: RasWinLenOption = SamplingParams.ras_win_len,
     ras_win_max_num_repeat: RasWinMaxNumRepeatOption = SamplingParams.ras_win_max_num_repeat,
     max_new_tokens: Annotated[
-        int, typer.Option(help="The maximum number of steps; 25 make a second of audio.")
+        int, typer.Option(help="The maximum number of steps; 25 steps are one second of audio.")
     ] = SamplingParams.max_new_tokens,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -73,7 +73,7 @@ def speak(
     if stream is None:
         out = check_output_path(out or Path("out.wav"))
     elif out is not None:
-        raise ParameterError("--out and --stream must not both be given")
+        raise ParameterError(f"--out must not be given with --stream, got {out}")
     else:
         check_stream_path(stream)
     text = read_text(text)

@@ -15,7 +15,7 @@ def check_stream_path(path: Path) -> None:
     """Raise ParameterError if raw audio can't be written to `path`: a file, a named pipe, or `-`."""
     if str(path) == "-":
         if sys.stdout is None:
-            raise ParameterError("--stream - needs standard output, which is closed")
+            raise ParameterError("--stream must be a file or a named pipe, got -, and standard output is closed")
         return
     try:
         if path.is_dir() or not path.parent.is_dir():

@@ -116,7 +116,7 @@ def generate_batch(
                 states = model.forward(rows, runner.cache)
                 for slot, blocks in prompts:
                     model.prefix_cache.keep(blocks, runner.cache, slot)
-                prompts = []  # the first pass computes them whole
+                prompts = []  # their keys and values are complete after the first pass
                 _advance(model, live, states[last], runner.sampler, output_logits)
             for sequence in live:
                 if sequence.finish_reason is None and _steps_left(model, sequence) == 0:
@@ -144,7 +144,7 @@ def _reset_slot(sampler: SamplerState, sequence: SequenceState) -> None:
         sequence.request.sampling,
         prompt_frames=torch.stack(sequence.prompt_frames) if sequence.prompt_frames else None,
         prompt_ids=sequence.prompt_ids,
-        resume=sequence.request.partial_audio is not None,
+        num_resumed=len(sequence.segments[-1]) if sequence.segments else 0,
     )
 
 
@@ -199,7 +199,7 @@ def _draw_frames(model: LanguageModel, live: Sequence[SequenceState], runner: Mo
     """Draw frames of all sequences until one of them ends or reaches a limit."""
     ended: set[int] = set()
 
-    def on_frame(codes: torch.Tensor, active: list[int]) -> bool:
+    def on_step(codes: torch.Tensor, active: list[int]) -> bool:
         _check_drawn("a code", min(map(min, codes.tolist())))
         for sequence, frame, is_active in zip(live, codes.unbind(), active, strict=True):
             if sequence.slot in ended:
@@ -213,7 +213,7 @@ def _draw_frames(model: LanguageModel, live: Sequence[SequenceState], runner: Mo
         return not ended
 
     rows = [DecodeRow(sequence.slot, sequence.position, sequence.pending[0]) for sequence in live]
-    runner.draw(rows, min(_steps_left(model, sequence) for sequence in live), on_frame)
+    runner.draw(rows, min(_steps_left(model, sequence) for sequence in live), on_step)
 
 
 def _check_drawn(name: str, lowest: int) -> None:

@@ -1,9 +1,9 @@
-"""Runs frames of several sequences, one after the other: embed, layers, audio head, sample, advance.
+"""Runs steps of several sequences: embed, layers, audio head, sample, advance.
 
-All that a frame depends on stays on the device: the codes that it begins with, positions, the state of the delay
-pattern, and the counters of the random numbers. On a GPU a frame is one captured CUDA graph per number of rows (1, 2,
-4, 8, ...), launched up to `_FRAMES_AHEAD` frames ahead of the host, which reads finished frames from pinned memory. A
-frame of a sequence that has ended changes nothing.
+All that a step depends on stays on the device: the last codes, positions, the state of the delay pattern, and the
+counters of the random numbers. On a GPU, a step is one captured CUDA graph per number of rows (1, 2, 4, 8, ...). It is
+launched up to `_STEPS_AHEAD` steps ahead of the host, which reads finished frames from pinned memory. A step leaves
+sequences that have ended unchanged.
 """
 
 import threading
@@ -21,15 +21,18 @@ from higgs_native.ops.sampling import StateField
 from higgs_native.utils.cuda_graph import CAPTURE_LOCK, GraphedWork, capture_graphs
 
 
-_FRAMES_AHEAD = 4
-"""Frames that a GPU may be ahead of the host."""
+_STEPS_AHEAD = 4
+"""Steps that a GPU may be ahead of the host."""
 _MIN_LENGTH, _MIN_HISTORY = 1024, 64
 """Minimum sizes on a GPU; larger ones round up to powers of two so that graphs are reused."""
 _MAX_IDLE = 2
 """Runners on a GPU that are kept for later requests."""
 
-OnFrames = Callable[[torch.Tensor, list[int]], bool]
-"""Takes the codes [rows, codebooks] of a frame, int32, on the CPU, and 1 per row whose sequence continues, else 0."""
+OnStep = Callable[[torch.Tensor, list[int]], bool]
+"""Takes the codes [rows, codebooks] of a step, int32, on the CPU, and 1 per row whose sequence continues, else 0.
+
+Returns whether to go on.
+"""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class CapturedStep(GraphedWork):
         self._shape = num_rows, config.num_codebooks
         self.drawn = torch.zeros(num_rows * (config.num_codebooks + 1), **int32)
         codes, self._active = self.split(self.drawn)
-        self._rows = Batch(
+        self._batch = Batch(
             token_ids=nothing,
             codes=codes,
             slots=torch.arange(num_rows, **int32),
@@ -72,37 +75,37 @@ class CapturedStep(GraphedWork):
         self._logits = torch.empty(num_rows, config.num_codebooks, config.codebook_size, device=model.device)
 
     def begin(self, rows: Sequence[DecodeRow]) -> None:
-        """Take the rows to continue; padding rows go to slots of finished sequences."""
+        """Set the rows to continue."""
         taken = {row.slot for row in rows}
         spare = [slot for slot in range(self._cache.slots) if slot not in taken]
         # Padding rows use finished slots, whose cache is rewritten before it is read. Position 0 makes them attend to
         # one key.
         padded = [(row.slot, row.position) for row in rows] + [(slot, 0) for slot in spare]
-        padded = torch.tensor(padded[: len(self._rows.slots)], dtype=torch.int32)
-        self._rows.slots.copy_(padded[:, 0])
-        self._rows.positions.copy_(padded[:, 1])
-        self._rows.codes[: len(rows)].copy_(torch.stack([row.codes for row in rows]))
+        padded = torch.tensor(padded[: len(self._batch.slots)], dtype=torch.int32)
+        self._batch.slots.copy_(padded[:, 0])
+        self._batch.positions.copy_(padded[:, 1])
+        self._batch.codes[: len(rows)].copy_(torch.stack([row.codes for row in rows]))
         self._sampler.state[spare, StateField.ACTIVE] = 0
 
     def split(self, drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The codes [rows, codebooks] in `drawn` or a copy of it, and per row whether its sequence continues."""
+        """Split `drawn`, or a copy of it, into codes [rows, codebooks] and a flag per row: the sequence continues."""
         num_codes = self._shape[0] * self._shape[1]
         return drawn[:num_codes].view(self._shape), drawn[num_codes:]
 
     def compute(self) -> None:
-        """Draw a frame: `drawn`."""
-        rows = self._rows
-        states = self._model.forward(rows, self._cache, self._buffers)
+        """Sample a frame for each row into `drawn`."""
+        batch = self._batch
+        states = self._model.forward(batch, self._cache, self._buffers)
         logits = self._model.audio_logits(states, self._logits)
-        self._sampler.sample_audio_frame(logits, rows.slots, out=(rows.codes, self._active, rows.positions))
+        self._sampler.sample_audio_frame(logits, batch.slots, out=(batch.codes, self._active, batch.positions))
 
 
 class ModelRunner:
     """A KV cache and a sampler of several sequences, and the loop that draws their frames.
 
     Attributes:
-        cache: of `slots` sequences.
-        sampler: of `slots` sequences.
+        cache: the KV cache of `slots` sequences.
+        sampler: the sampler of `slots` sequences.
 
     Args:
         model: the language model.
@@ -115,66 +118,66 @@ class ModelRunner:
         self._model = model
         self.cache = model.new_cache(slots, length)
         self.sampler = SamplerState(slots, model.config, history_length, model.device)
-        self._frames: dict[int, CapturedStep] = {}
+        self._steps: dict[int, CapturedStep] = {}
         self._is_cuda = model.device.type == "cuda"
         if self._is_cuda:
             for power in reversed(range(slots.bit_length())):
-                self._frames[1 << power] = CapturedStep(model, self.cache, self.sampler, 1 << power)
-            capture_graphs(self._frames.values(), torch.cuda.Stream(model.device))
+                self._steps[1 << power] = CapturedStep(model, self.cache, self.sampler, 1 << power)
+            capture_graphs(self._steps.values(), torch.cuda.Stream(model.device))
 
-    def draw(self, rows: Sequence[DecodeRow], limit: int, on_frame: OnFrames) -> None:
+    def draw(self, rows: Sequence[DecodeRow], limit: int, on_step: OnStep) -> None:
         """Draw up to `limit` frames of each row.
 
         Args:
             rows: sequences in different slots, active in the sampler. The sequences of all other slots have ended.
             limit: the maximum number of frames; no row may pass the end of the cache.
-            on_frame: called with each frame (see `OnFrames`). Once it returns False no more frames are launched, but
-                those in flight still come. Codes of a row that ended in an earlier frame mean nothing.
+            on_step: called after each step (see `OnStep`). Once it returns False no more steps are launched, but those
+                in flight still come. Codes of a row that ended in an earlier step mean nothing.
         """
-        frame = self._frame(len(rows))
-        frame.begin(rows)
+        step = self._step(len(rows))
+        step.begin(rows)
         if self._is_cuda:
-            self._draw_ahead(frame, len(rows), limit, on_frame)
+            self._draw_ahead(step, len(rows), limit, on_step)
             return
-        codes, active = (of_rows[: len(rows)] for of_rows in frame.split(frame.drawn))
+        codes, active = (part[: len(rows)] for part in step.split(step.drawn))
         for _ in range(limit):
-            frame.run()
-            if not on_frame(codes.clone(), active.tolist()):
+            step.run()
+            if not on_step(codes.clone(), active.tolist()):
                 return
 
-    def _draw_ahead(self, frame: CapturedStep, num_rows: int, limit: int, on_frame: OnFrames) -> None:
-        """Launch frames ahead of the one that the host reads."""
-        ring = torch.empty(_FRAMES_AHEAD, len(frame.drawn), dtype=torch.int32, pin_memory=True)
-        events = [torch.cuda.Event() for _ in range(_FRAMES_AHEAD)]
+    def _draw_ahead(self, step: CapturedStep, num_rows: int, limit: int, on_step: OnStep) -> None:
+        """Launch steps ahead of the one whose frames the host reads."""
+        ring = torch.empty(_STEPS_AHEAD, len(step.drawn), dtype=torch.int32, pin_memory=True)
+        events = [torch.cuda.Event() for _ in range(_STEPS_AHEAD)]
         launched = read = 0
         continues = True
         while True:
-            while continues and launched < limit and launched - read < _FRAMES_AHEAD:
-                frame.run()
-                ring[launched % _FRAMES_AHEAD].copy_(frame.drawn, non_blocking=True)
-                events[launched % _FRAMES_AHEAD].record()
+            while continues and launched < limit and launched - read < _STEPS_AHEAD:
+                step.run()
+                ring[launched % _STEPS_AHEAD].copy_(step.drawn, non_blocking=True)
+                events[launched % _STEPS_AHEAD].record()
                 launched += 1
             if read == launched:
                 return
-            events[read % _FRAMES_AHEAD].synchronize()
-            codes, active = frame.split(ring[read % _FRAMES_AHEAD].clone())
+            events[read % _STEPS_AHEAD].synchronize()
+            codes, active = step.split(ring[read % _STEPS_AHEAD].clone())
             read += 1
-            continues = on_frame(codes[:num_rows], active.tolist()[:num_rows]) and continues
+            continues = on_step(codes[:num_rows], active.tolist()[:num_rows]) and continues
 
-    def _frame(self, num_rows: int) -> CapturedStep:
+    def _step(self, num_rows: int) -> CapturedStep:
         if self._is_cuda:
-            return self._frames[1 << (num_rows - 1).bit_length()]
-        if num_rows not in self._frames:
-            self._frames[num_rows] = CapturedStep(self._model, self.cache, self.sampler, num_rows)
-        return self._frames[num_rows]
+            return self._steps[1 << (num_rows - 1).bit_length()]
+        if num_rows not in self._steps:
+            self._steps[num_rows] = CapturedStep(self._model, self.cache, self.sampler, num_rows)
+        return self._steps[num_rows]
 
 
 class RunnerPool:
     """The model runners of a model. On a GPU idle ones are kept, with their graphs, for later requests.
 
-    Safe to use from several threads: each request has a runner to itself. A runner belongs to the stream that it was
-    made on, where all work of its earlier requests is done. On the CPU none is kept, so that the model is freed with
-    its last reference.
+    Safe to use from several threads: each request has a runner to itself. A runner is reused only on the stream it
+    was made on, so its earlier work is ordered before later work. On the CPU none is kept, so that the model is freed
+    with its last reference.
     """
 
     def __init__(self) -> None:
@@ -183,7 +186,7 @@ class RunnerPool:
 
     @contextmanager
     def runner(self, model: LanguageModel, slots: int, length: int, history_length: int) -> Iterator[ModelRunner]:
-        """Give a runner for `slots` sequences of up to `length` positions, none of them active."""
+        """Give a runner for `slots` sequences of up to `length` positions, all slots inactive."""
         if model.device.type != "cuda":
             yield ModelRunner(model, slots, length, history_length)
             return
@@ -223,7 +226,7 @@ class RunnerPool:
                 if other == key:
                     del self._idle[index]
                     return runner
-            # The runner that is made next may need the memory.
+            # Make room for the new runner.
             del self._idle[: len(self._idle) - _MAX_IDLE + 1]
         return None
 

@@ -1,9 +1,8 @@
-"""Keys and values of prompts' beginnings, kept for the next prompt that begins alike.
+"""Prefix cache: keys and values of prompt prefixes, reused by later prompts.
 
-A voice is such a beginning: the system text, the reference's words, and its audio. Prompts are cut into blocks of 16
-positions. A block goes by a hash of all that its prompt has up to the block's end, token ids and delayed codes: where
-it is found again, the beginning is the same. What is computed after it is then the same, too: the CPU's kernels give a
-row the same bits, whatever rows are computed beside it.
+A voice is such a prefix: system text, reference text and reference audio. Prompts are cut into blocks of 16 positions.
+The key of a block hashes all token ids and delayed codes up to its end, so an equal key means an equal prefix.
+Restored rows give the same bits as computed ones, since a row does not depend on its batch.
 """
 
 import hashlib
@@ -20,19 +19,19 @@ from higgs_native.model.kv_cache import KVCache
 
 
 BLOCK = 16
-"""Positions of a block. A beginning that is shorter is not worth its keeping."""
+"""Positions per block. Shorter prefixes are not cached."""
 DEFAULT_MAX_BYTES = 256 << 20
-"""At real size in bfloat16, 2,340 positions: some seven voices with ten seconds of reference audio each."""
+"""2,340 positions of the published size in bfloat16: about seven voices with ten seconds of reference audio each."""
 
 
 @dataclass(frozen=True)
 class PromptBlock:
-    """Some positions of a prompt.
+    """A block of `BLOCK` consecutive positions of a prompt.
 
     Attributes:
-        key: of all rows from the prompt's beginning to the block's end.
-        positions: where it stands in the sequence.
-        text_positions: where its text rows stand among the sequence's text rows.
+        key: hash of all rows up to the end of the block.
+        positions: its positions in the sequence.
+        text_positions: positions of its text rows, counting text rows alone.
     """
 
     key: bytes
@@ -57,10 +56,10 @@ def prompt_blocks(rows: Sequence[int | torch.Tensor]) -> list[PromptBlock]:
 
 
 class PrefixCache:
-    """Blocks of keys and values, the least recently used of which go first. Safe to use from several threads.
+    """An LRU cache of blocks of keys and values. Thread-safe.
 
     Args:
-        max_bytes: how much memory they may take, together; 0 keeps nothing.
+        max_bytes: the maximum memory of all blocks; 0 turns the cache off.
     """
 
     def __init__(self, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
@@ -71,7 +70,7 @@ class PrefixCache:
 
     @property
     def max_bytes(self) -> int:
-        """How much memory the blocks may take; what is too much for a new limit goes at once.
+        """The maximum memory of all blocks; setting a lower one evicts blocks at once.
 
         Raises:
             ParameterError: the limit is negative.
@@ -81,7 +80,7 @@ class PrefixCache:
     @max_bytes.setter
     def max_bytes(self, max_bytes: int) -> None:
         if max_bytes < 0:
-            raise ParameterError(f"max_bytes of the prefix cache must be at least 0, got {max_bytes}")
+            raise ParameterError(f"max_bytes must be at least 0, got {max_bytes}")
         with self._lock:
             self._max_bytes = max_bytes
             self._evict()
@@ -98,30 +97,30 @@ class PrefixCache:
             self._nbytes = 0
 
     def restore(self, blocks: Sequence[PromptBlock], cache: KVCache, slot: int) -> int:
-        """Copy the longest known beginning of `blocks` into a sequence of `cache`; return how many blocks it has."""
+        """Copy the longest cached prefix of `blocks` into a slot of `cache`; return its number of blocks."""
         with self._lock:
             found = list(takewhile(lambda tensors: tensors is not None, (self._blocks.get(b.key) for b in blocks)))
             self._use(blocks[: len(found)])
         if found:
             # Outside of the lock: the tensors are never written again.
             last = blocks[len(found) - 1]
-            places = cache.views(slot, slice(0, last.positions.stop), slice(0, last.text_positions.stop))
-            for place, *parts in zip(places, *found, strict=True):
-                torch.cat(parts, dim=1, out=place)
+            views = cache.views(slot, slice(0, last.positions.stop), slice(0, last.text_positions.stop))
+            for view, *parts in zip(views, *found, strict=True):
+                torch.cat(parts, dim=1, out=view)
         return len(found)
 
     def keep(self, blocks: Sequence[PromptBlock], cache: KVCache, slot: int) -> None:
-        """Take in what is unknown of `blocks`, which a sequence of `cache` holds, as far as there is room."""
+        """Copy the blocks that are not cached yet from a slot of `cache`, up to `max_bytes`."""
         with self._lock:
             known = {block.key: _nbytes(self._blocks[block.key]) for block in blocks if block.key in self._blocks}
         total, copies = 0, {}
         for block in blocks:
-            places = [] if block.key in known else cache.views(slot, block.positions, block.text_positions)
-            total += known.get(block.key, 0) + _nbytes(places)
+            views = [] if block.key in known else cache.views(slot, block.positions, block.text_positions)
+            total += known.get(block.key, 0) + _nbytes(views)
             if total > self._max_bytes:
                 break
-            if places:
-                copies[block.key] = [place.clone() for place in places]
+            if views:
+                copies[block.key] = [view.clone() for view in views]
         with self._lock:
             for key, tensors in copies.items():
                 if key not in self._blocks:  # another thread may have been here

@@ -1,4 +1,4 @@
-"""The sampling parameters of a request, built once at the face and handed on whole."""
+"""The sampling parameters of a request, built and checked once, where a call enters the package."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ class SamplingParams:
     to 0.7, none and 0.95.
 
     Attributes:
-        temperature: 0 takes the code of the highest logit; otherwise 0.001 to 1000.
+        temperature: 0 takes the highest logit (repetition-aware sampling may still redraw); otherwise 0.001 to 1000.
         top_k: draws among the codes of the k highest logits; None or 0: among all.
         top_p: draws among the most likely codes that together have this probability; None or 1: among all.
-        ras_win_len: the window, in frames, of repetition-aware sampling; None or 0 turns it off.
+        ras_win_len: the window, in frames, of repetition-aware sampling; None, 0 or below turns it off.
         ras_win_max_num_repeat: occurrences in the window from which a code is drawn again, from the unprocessed
             distribution.
         seed: 64 bits, as an integer from -2**63 to 2**64 - 1, as torch takes them. The same seed gives the same output
@@ -56,13 +56,15 @@ class SamplingParams:
         if self.temperature != 0 and not 1e-3 <= self.temperature <= 1e3:
             raise ParameterError(f"temperature must be 0 (greedy) or between 0.001 and 1000, got {self.temperature}")
         if self.top_k is not None and not 0 <= self.top_k < 2**31:
-            raise ParameterError(f"top_k must be at least 1, or 0 or None for no limit, got {self.top_k}")
+            raise ParameterError(f"top_k must be between 0 and 2**31 - 1, or None, got {self.top_k}")
         if self.top_p is not None and not 1e-6 <= self.top_p <= 1:
-            raise ParameterError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+            raise ParameterError(f"top_p must be between 1e-6 and 1, or None, got {self.top_p}")
         if self.ras_win_len is not None and self.ras_win_len > _MAX_RAS_WINDOW:
             raise ParameterError(f"ras_win_len must be at most {_MAX_RAS_WINDOW}, got {self.ras_win_len}")
         if not 1 <= self.ras_win_max_num_repeat < 2**31:
-            raise ParameterError(f"ras_win_max_num_repeat must be at least 1, got {self.ras_win_max_num_repeat}")
+            raise ParameterError(
+                f"ras_win_max_num_repeat must be between 1 and 2**31 - 1, got {self.ras_win_max_num_repeat}"
+            )
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise ParameterError(f"seed must be between -2**63 and 2**64 - 1, got {self.seed!s:.40}")
         if self.max_new_tokens < 1:
@@ -71,7 +73,7 @@ class SamplingParams:
 
     @classmethod
     def of(cls, sampling: "SamplingParams | None", options: "SamplingOptions") -> "SamplingParams":
-        """Return `sampling`, or if it is None, what `options` build: a face takes either.
+        """Return `sampling`, or if it is None, parameters made of `options`.
 
         Raises:
             ParameterError: both are given, `sampling` is something else, or a value is outside its range.

@@ -22,7 +22,11 @@ PromptRow = int | torch.Tensor
 
 
 class GenerationMode(enum.Enum):
-    """The kind of output that a sequence's next step generates."""
+    """The kind of output that a sequence's next step generates.
+
+    TEXT: a text token. AUDIO_INIT: the BOS frame of a segment (Boson's convention only). AUDIO_IN_PROGRESS: a frame
+    after it; in transformers' convention the BOS frame too.
+    """
 
     TEXT = "text"
     AUDIO_INIT = "audio_init"
@@ -36,15 +40,15 @@ class GenerationRequest:
     Attributes:
         input_ids: [1, S] or [S], integers; one audio placeholder per item of `reference_codes`.
         reference_codes: [codebooks, T] integers each, without BOS, EOS and delay.
-        convention: whose delay pattern, end and stop strings; its name is accepted too.
+        convention: sets the delay pattern, the end and the stop strings; its name is accepted too.
         sampling: how to draw, and when to stop.
-        partial_audio: [codebooks, N] integers, or None: delayed frames, from the frame of BOS on, of an audio segment
-            that generation resumes. The prompt then ends in `<|audio_out_bos|>`.
-        delayed_frames: [N, codebooks] integers, or None: the frames of `input_ids` if these are expanded already, as
-            transformers' processor does it: one per audio placeholder and delay token. They replace
-            `reference_codes`; generation continues wherever they end (transformers' convention only).
+        partial_audio: [codebooks, N] integers, or None: delayed frames of an unfinished audio segment, BOS frame
+            first, which generation continues. The prompt then ends in `<|audio_out_bos|>`.
+        delayed_frames: [N, codebooks] integers, or None: the frames of `input_ids` that transformers' processor has
+            expanded, one per audio placeholder and delay token. They replace `reference_codes`; generation continues
+            wherever they end (transformers' convention only).
         on_frame: called with each frame [codebooks], int64, as it is drawn, still delayed.
-        on_token: called with each text token as it is drawn; an audio segment before it has ended.
+        on_token: called with each text token as it is drawn, after the end of any audio segment before it.
     """
 
     input_ids: torch.Tensor
@@ -72,8 +76,8 @@ class GenerationOutput:
         prompt_tokens: positions of the prompt, the references' frames included.
         completion_tokens: steps made, text tokens and frames.
         cached_tokens: positions of the prompt that an earlier prompt had computed.
-        audio_logits: [frames drawn, codebooks, codebook_size] float32, with `output_logits`.
-        text_logits: [text steps, vocabulary] float32, with `output_logits`.
+        audio_logits: [frames drawn, codebooks, codebook_size] float32; None without `output_logits`.
+        text_logits: [text steps, vocabulary] float32; None without `output_logits`.
     """
 
     audio_segments: list[torch.Tensor]
@@ -100,16 +104,19 @@ class SequenceState:
     """A request in progress: the rows of its next forward pass, and what was generated so far.
 
     Attributes:
-        request: where it came from.
+        request: the request.
         mode: what the next step generates.
         pending: the rows of the next forward pass, in order.
         prompt_tokens: positions of the whole prompt.
         prompt_frames: the prompt's frames that repetition-aware sampling counts.
         prompt_ids: the prompt's ids, one per position.
-        slot: the row of the cache and of the sampler that the engine gave it; -1 before.
+        slot: its slot in the cache and the sampler; -1 until the engine sets it.
+        cached_tokens: positions of the prompt that the prefix cache provided.
         position: the cache position of the first pending row.
-        text_position: text rows before it.
+        text_position: number of text rows before the first pending row.
+        steps: steps made so far.
         segments: the frames of each audio segment.
+        finish_reason: as in `GenerationOutput`; None while the sequence is generated.
     """
 
     request: GenerationRequest
@@ -131,14 +138,14 @@ class SequenceState:
 
     @property
     def draws_next(self) -> bool:
-        """Whether the next step draws a frame after a frame, which the model runner does without this object."""
+        """Whether the model runner can do the next step: one pending frame, inside audio."""
         return (
             self.mode is GenerationMode.AUDIO_IN_PROGRESS
             and len(self.pending) == 1
             and not isinstance(self.pending[0], int)
         )
 
-    # Callbacks run outside of inference mode: their receivers could not change tensors that were made in it.
+    # Callbacks get ordinary tensors: one made in inference mode can't be changed outside it.
 
     def add_frame(self, frame: torch.Tensor) -> None:
         """Take the next frame [codebooks], int32, on the CPU."""
@@ -199,8 +206,8 @@ def begin_sequence(model: LanguageModel, request: GenerationRequest) -> Sequence
     sequence = begin(model, request, ids)
     if sequence.prompt_tokens >= model.max_cache_length:
         raise PromptError(
-            f"the prompt takes {sequence.prompt_tokens} positions with its references; "
-            f"the cache holds {model.max_cache_length} (max_cache_length), the output's included"
+            f"input_ids must take fewer than {model.max_cache_length} positions (max_cache_length), references "
+            f"included, got {sequence.prompt_tokens}"
         )
     return sequence
 
@@ -220,50 +227,64 @@ def _checked_ids(model: LanguageModel, input_ids: torch.Tensor) -> list[int]:
 
 def _begin_prompt(model: LanguageModel, request: GenerationRequest, ids: list[int]) -> SequenceState:
     """Begin after a prompt with one placeholder per recording."""
+    is_boson = request.convention == Convention.BOSON
+    pending, prompt_ids, prompt_frames = _expand_placeholders(model, request, ids)
+    sequence = SequenceState(request, GenerationMode.TEXT, pending, len(pending), prompt_frames, prompt_ids)
+    if ids[-1] != model.config.audio_out_bos_token_id:
+        if not is_boson:
+            raise PromptError(
+                f"input_ids must end in <|audio_out_bos|> in the convention 'transformers', got {ids[-1]}"
+            )
+        if request.partial_audio is not None:
+            raise PromptError(f"input_ids must end in <|audio_out_bos|> with partial_audio, got {ids[-1]}")
+        model.require_text_head()
+        return sequence
+    sequence.mode = GenerationMode.AUDIO_INIT if is_boson else GenerationMode.AUDIO_IN_PROGRESS
+    sequence.segments = [[]]
+    if request.partial_audio is not None:
+        _resume_audio(sequence, _checked_partial_audio(model, request.partial_audio))
+    return sequence
+
+
+def _expand_placeholders(
+    model: LanguageModel, request: GenerationRequest, ids: list[int]
+) -> tuple[list[PromptRow], list[int], list[torch.Tensor]]:
+    """Return the prompt's rows, its ids (one per row), and the frames that repetition-aware sampling counts."""
     config, is_boson = model.config, request.convention == Convention.BOSON
     placeholders = (_audio_in_token_id(model) if is_boson else config.audio_in_token_id, config.audio_out_token_id)
     count = sum(token in placeholders for token in ids)
     if count != len(request.reference_codes):
         raise PromptError(
-            f"input_ids has {count} audio placeholders for {len(request.reference_codes)} reference_codes"
+            f"reference_codes must have {count} items, one per audio placeholder of input_ids, "
+            f"got {len(request.reference_codes)}"
         )
     references = iter(request.reference_codes)
-    pending: list[PromptRow] = []
+    rows: list[PromptRow] = []
     prompt_ids: list[int] = []
     prompt_frames: list[torch.Tensor] = []
     # transformers' processor marks the frames that close a delay pattern.
     closing = 0 if is_boson or config.audio_delay_token_id is None else config.num_codebooks - 1
     for token in ids:
         if token not in placeholders:
-            pending.append(token)
+            rows.append(token)
             prompt_ids.append(token)
             continue
         frames = build_delay_pattern(next(references), config).unbind(0)
-        pending += frames
+        rows += frames
         prompt_ids += [token] * (len(frames) - closing) + [config.audio_delay_token_id] * closing
         # Boson's repetition-aware sampling counts the assistant's audio alone.
         if not is_boson or token == config.audio_out_token_id:
             prompt_frames += frames
+    return rows, prompt_ids, prompt_frames
 
-    in_audio = isinstance(pending[-1], int) and pending[-1] == config.audio_out_bos_token_id
-    if not is_boson and not in_audio:
-        raise PromptError("input_ids must end in <|audio_out_bos|> in the convention 'transformers'")
-    if not in_audio:
-        model.require_text_head()
-    mode = GenerationMode.TEXT
-    segments: list[list[torch.Tensor]] = []
-    if in_audio:
-        mode = GenerationMode.AUDIO_INIT if is_boson else GenerationMode.AUDIO_IN_PROGRESS
-        segments = [[]]
-    if request.partial_audio is not None:
-        if not in_audio:
-            raise PromptError("partial_audio needs input_ids that end in <|audio_out_bos|>")
-        frames = _checked_partial_audio(model, request.partial_audio)
-        pending += frames
-        prompt_frames += frames
-        segments = [list(frames)]
-        mode = GenerationMode.AUDIO_IN_PROGRESS
-    return SequenceState(request, mode, pending, len(pending), prompt_frames, prompt_ids, segments=segments)
+
+def _resume_audio(sequence: SequenceState, frames: Sequence[torch.Tensor]) -> None:
+    """Append the frames of an unfinished segment to the prompt."""
+    sequence.pending += frames
+    sequence.prompt_tokens += len(frames)
+    sequence.prompt_frames += frames
+    sequence.segments = [list(frames)]
+    sequence.mode = GenerationMode.AUDIO_IN_PROGRESS
 
 
 def _begin_expanded(model: LanguageModel, request: GenerationRequest, ids: list[int]) -> SequenceState:
@@ -271,7 +292,8 @@ def _begin_expanded(model: LanguageModel, request: GenerationRequest, ids: list[
     config, frames = model.config, integer_tensor("delayed_frames", request.delayed_frames, PromptError)
     if request.convention != Convention.TRANSFORMERS or request.reference_codes or request.partial_audio is not None:
         raise PromptError(
-            "delayed_frames are for the convention 'transformers', without reference_codes and partial_audio"
+            f"delayed_frames must be None in the convention {Convention.BOSON.value!r}, and with reference_codes or "
+            "partial_audio, got a tensor"
         )
     is_audio = [token in (config.audio_out_token_id, config.audio_delay_token_id) for token in ids]
     if frames.dim() != 2 or frames.shape[1] != config.num_codebooks or len(frames) != sum(is_audio):
@@ -296,7 +318,12 @@ def _checked_partial_audio(model: LanguageModel, partial: torch.Tensor) -> tuple
             f"got {list(partial.shape)}"
         )
     _check_codes("partial_audio", partial, config.codebook_size)
-    return partial.T.to(device="cpu", dtype=torch.int32).contiguous().unbind(0)
+    frames = partial.T.to(device="cpu", dtype=torch.int32).contiguous()
+    if bool((frames[0] != config.audio_stream_bos_id).any()):
+        raise PromptError(f"partial_audio must begin with a frame of BOS in all codebooks, got {frames[0].tolist()}")
+    if bool((frames[-1] == config.audio_stream_eos_id).all()):
+        raise PromptError("partial_audio must not have ended, got EOS in all codebooks of its last frame")
+    return frames.unbind(0)
 
 
 def _check_codes(name: str, codes: torch.Tensor, codebook_size: int) -> None:

@@ -1,4 +1,4 @@
-"""The end of a reply: stop strings, and the end of its audio."""
+"""When a reply ends: stop strings, and what follows an audio segment."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ DEFAULT_STOP_STRINGS = ("<|end_of_text|>", "<|eot_id|>")
 
 
 def check_stop_strings(stop_strings: Sequence[str] | None) -> None:
-    """Raise ParameterError if `stop_strings` is neither None nor a sequence of strings; one string is not one."""
+    """Raise ParameterError if `stop_strings` is neither None nor a sequence of strings; a single string is refused."""
     if isinstance(stop_strings, str):
         raise ParameterError(f"stop_strings must be a list of strings, got the string {stop_strings!r}")
     if stop_strings is None:

@@ -111,7 +111,7 @@ def test_a_full_cache_ends_in_a_result(audio_prompt):
     # The cache takes the prompt and six frames; the last of them still gives a step.
     assert output.completion_tokens == 7
     assert output.finish_reason == "length"
-    with pytest.raises(PromptError, match=f"the prompt takes {length} positions .* the cache holds {length}"):
+    with pytest.raises(PromptError, match=rf"must take fewer than {length} positions .* got {length}"):
         small.generate(torch.cat([audio_prompt[:, :1].expand(1, 6), audio_prompt], dim=1))
 
 
@@ -227,12 +227,13 @@ def test_no_requests_give_no_outputs(model):
         ({"temperature": -0.1}, "temperature must be 0 .greedy. or between 0.001 and 1000, got -0.1"),
         ({"temperature": float("nan")}, "temperature must be 0 .greedy. or between 0.001 and 1000, got nan"),
         ({"temperature": 1e39}, "temperature must be 0 .greedy. or between 0.001 and 1000, got 1e"),
-        ({"top_k": 2**31}, "top_k must be at least 1, or 0 or None for no limit, got 2147483648"),
+        ({"top_k": 2**31}, r"top_k must be between 0 and 2\*\*31 - 1, or None, got 2147483648"),
         ({"ras_win_len": 2**31 - 1}, "ras_win_len must be at most 10000, got 2147483647"),
-        ({"top_p": 0}, "top_p must be above 0 and at most 1, got 0"),
-        ({"top_p": 2}, "top_p must be above 0 and at most 1, got 2"),
-        ({"top_k": -1}, "top_k must be at least 1, or 0 or None for no limit, got -1"),
-        ({"ras_win_max_num_repeat": 0}, "ras_win_max_num_repeat must be at least 1, got 0"),
+        ({"top_p": 0}, "top_p must be between 1e-6 and 1, or None, got 0"),
+        ({"top_p": 1e-7}, "top_p must be between 1e-6 and 1, or None, got 1e-07"),
+        ({"top_p": 2}, "top_p must be between 1e-6 and 1, or None, got 2"),
+        ({"top_k": -1}, r"top_k must be between 0 and 2\*\*31 - 1, or None, got -1"),
+        ({"ras_win_max_num_repeat": 0}, r"ras_win_max_num_repeat must be between 1 and 2\*\*31 - 1, got 0"),
         ({"seed": -(2**63) - 1}, r"seed must be between -2\*\*63 and 2\*\*64 - 1, got -9223372036854775809"),
         ({"seed": 2**64}, r"seed must be between -2\*\*63 and 2\*\*64 - 1, got 18446744073709551616"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
@@ -266,8 +267,14 @@ def test_parameters_out_of_range_are_refused(model, audio_prompt, options, messa
         ({"input_ids": torch.zeros(1, 3)}, "input_ids must be integers in a tensor or an array, got torch.float32"),
         ({"input_ids": [[5]]}, "input_ids must be integers in a tensor or an array, got list"),
         ({"input_ids": torch.tensor([[5, 271]])}, "input_ids must be between 0 and 270, got 271"),
-        ({"input_ids": torch.tensor([[266, 264]])}, "input_ids has 1 audio placeholders for 0 reference_codes"),
-        ({"reference_codes": [torch.zeros(8, 3)]}, "input_ids has 0 audio placeholders for 1 reference_codes"),
+        (
+            {"input_ids": torch.tensor([[266, 264]])},
+            "reference_codes must have 1 items, one per audio placeholder of input_ids, got 0",
+        ),
+        (
+            {"reference_codes": [torch.zeros(8, 3)]},
+            "reference_codes must have 0 items, one per audio placeholder of input_ids, got 1",
+        ),
         (
             {"input_ids": torch.tensor([[266, 264]]), "reference_codes": [torch.zeros(8, 3)]},
             "reference codes must be integers in a tensor or an array, got torch.float32",
@@ -282,11 +289,11 @@ def test_parameters_out_of_range_are_refused(model, audio_prompt, options, messa
         ),
         (
             {"input_ids": torch.tensor([[5]]), "convention": "transformers"},
-            r"input_ids must end in <\|audio_out_bos\|>",
+            r"input_ids must end in <\|audio_out_bos\|> in the convention 'transformers', got 5",
         ),
         (
             {"input_ids": torch.tensor([[5]]), "partial_audio": torch.zeros(8, 1)},
-            "partial_audio needs input_ids that end",
+            r"input_ids must end in <\|audio_out_bos\|> with partial_audio, got 5",
         ),
         ({"partial_audio": torch.zeros(7, 1).int()}, r"partial_audio must have shape \[8, N\]"),
         ({"partial_audio": torch.full((8, 1), 0.5)}, "partial_audio must be integers"),
@@ -296,6 +303,27 @@ def test_parameters_out_of_range_are_refused(model, audio_prompt, options, messa
 def test_prompts_that_do_not_fit_are_refused(model, audio_prompt, change, message):
     with pytest.raises(PromptError, match=message):
         model.generate(**({"input_ids": audio_prompt} | change))
+
+
+@pytest.mark.parametrize("convention", ["boson", "transformers"])
+@pytest.mark.parametrize("with_reference", [False, True])
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([[5] * 8], r"must begin with a frame of BOS in all codebooks, got \[5, 5, 5, 5, 5, 5, 5, 5\]"),
+        ([[5] * 8, [30] * 8], "must begin with a frame of BOS in all codebooks"),
+        ([[30] * 7 + [5], [30] * 8], "must begin with a frame of BOS in all codebooks"),
+        ([[30] * 8, [31] * 8], "must not have ended, got EOS in all codebooks of its last frame"),
+    ],
+)
+def test_partial_audio_that_cannot_be_resumed_is_refused(model, convention, with_reference, frames, message):
+    """A reference before it also has frames of BOS."""
+    text = "<|AUDIO_OUT|>Say this.<|audio_out_bos|>" if with_reference else "Say this.<|audio_out_bos|>"
+    references = [torch.arange(12).repeat(8, 1)] if with_reference else []
+    with pytest.raises(PromptError, match=f"partial_audio {message}"):
+        model.generate(
+            ids(model, text), references, convention, partial_audio=torch.tensor(frames).T, max_new_tokens=2
+        )
 
 
 def test_without_a_text_head_audio_ends_the_output(tmp_path):

@@ -126,13 +126,13 @@ def test_a_full_cache_ends_the_loop(model):
 
 @pytest.mark.skipif(not EMULATES_CUDA, reason="done on a GPU by the tests of three sequences")
 def test_rows_left_over_change_nothing(model, monkeypatch):
-    """A frame of four rows draws for three sequences."""
+    """A step of four rows draws for three sequences."""
     made = requests(model, 3)
     expected = outputs(model, made, "transformers", 6)
     monkeypatch.setattr(
         model_runner.ModelRunner,
-        "_frame",
-        lambda loop, num_rows: loop._frames.setdefault(
+        "_step",
+        lambda loop, num_rows: loop._steps.setdefault(
             4, model_runner.CapturedStep(model, loop.cache, loop.sampler, 4)
         ),
     )

@@ -1,0 +1,28 @@
+"""`higgs-native info`: what is built in, and what this machine supports."""
+
+import torch
+
+import higgs_native
+from higgs_native._C import build_info
+from higgs_native.ops.device import checked_device
+
+
+def info() -> None:
+    """Show what is built in, what this machine supports, and what will be used."""
+    build, device = build_info(), checked_device("auto")
+    cpu = f"cpu, {build['cpu_instruction_set']} kernels, {torch.get_num_threads()} threads"
+    cuda = "none" if not build["cuda"] else f"{build['cuda_version']} for {build['cuda_architectures']}"
+    rows = {
+        "higgs_native": higgs_native.__version__,
+        "built against torch": build["torch_built_against"],
+        "built by": build["compiler"],
+        "CPU kernels built in": ", ".join(build["cpu_instruction_sets"]),
+        "CUDA kernels built in": cuda,
+        "torch": torch.__version__,
+        "this CPU runs": ", ".join(build["cpu_instruction_sets_supported"]),
+        "this CPU has": build["cpu_features"],
+        "GPUs": torch.cuda.device_count() or "none",
+        "will be used": cpu if device.type == "cpu" else f"{device}, {torch.cuda.get_device_name(device)}",
+    }
+    for name, value in rows.items():
+        print(f"{name + ':':<23}{value}")

@@ -1,0 +1,38 @@
+"""`higgs-native voices`: the voices in a folder."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from higgs_native.errors import AudioError
+from higgs_native.prompt.voices import VOICES_VARIABLE, check_voice, list_voices
+
+
+def voices(
+    folder: Annotated[
+        Path | None, typer.Argument(help="The folder of voices.", show_default=f"${VOICES_VARIABLE}")
+    ] = None,
+) -> None:
+    """List the voices in a folder: the name, and the recording's words or the description.
+
+    Indented lines report problems of the recording.
+    """
+    listed = list_voices(folder)
+    if not listed:
+        source = folder or os.environ[VOICES_VARIABLE]
+        print(f"{source} holds no voices: neither recordings nor config.json nor profile.yaml", file=sys.stderr)
+    unusable = []
+    for name, voice in listed.items():
+        print(f"{name}\t{voice.profile or voice.reference_text or ''}")
+        try:
+            advice = check_voice(voice)
+        except AudioError as error:
+            advice = [f"it can't be used: {error}"]
+            unusable.append(name)
+        for line in advice:
+            print(f"    {line}")
+    if unusable:
+        raise AudioError(f"{len(unusable)} of {len(listed)} voices can't be used: {', '.join(unusable)}")
