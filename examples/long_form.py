@@ -34,13 +34,13 @@ def main() -> None:
     engine = HiggsAudio.from_pretrained(args.model)
     speech = LongSpeech(engine, text, folder=f"{args.out}.parts", scene=args.scene)
     for chunk in speech:
-        # A player could start here: `chunk.audio` is a piece of the whole, the pause before it included.
-        place = f"{chunk.index + 1} of {len(speech)}"
-        print(f"{place}: {chunk.duration:.2f} s, {len(chunk.attempts)} tried: {chunk.text.text}")
+        # A player could start here: `chunk.audio` is a part of the speech, with the pause before it.
+        number = f"{chunk.index + 1} of {len(speech)}"
+        print(f"{number}: {chunk.duration:.2f} s, attempts: {len(chunk.attempts)}: {chunk.text.text}")
         for failure in chunk.failures:
-            print(f"  the best one failed: {failure}")
+            print(f"  failure of the best attempt: {failure}")
     speech.save(args.out)
-    print(f"{args.out} is written; the chunks are in {speech.folder}")
+    print(f"{args.out}: {len(speech)} chunks, kept in {speech.folder}")
 
 
 if __name__ == "__main__":

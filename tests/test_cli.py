@@ -423,7 +423,7 @@ def folder_of_something_else(folder, model):
 
 
 def model_that_is_a_file(folder, model):
-    return ["Hi.", "--model", model / "config.json"], "is a file"
+    return ["Hi.", "--model", model / "config.json"], "model must be the folder that holds config.json, got the file"
 
 
 def config_of_another_model(folder, model):
@@ -447,7 +447,7 @@ def shapes_that_do_not_fit(folder, model):
     raw = json.loads(config.read_text())
     raw.get("text_config", raw)["intermediate_size"] += 8
     config.write_text(json.dumps(raw))
-    return ["Hi.", "--model", folder / "model"], "asks for"
+    return ["Hi.", "--model", folder / "model"], "must have shape"
 
 
 def missing_tokenizer(folder, model):

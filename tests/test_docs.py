@@ -68,6 +68,30 @@ def test_names_that_the_changelog_gives_exist():
         pkgutil.resolve_name(name)
 
 
+def messages(source: str) -> list[str]:
+    """The strings of a module, with NUL in place of what f-strings fill in."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            found.append("".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    return found
+
+
+def test_the_messages_that_the_docs_explain_exist():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (.+?) \| ", page.partition("| message | meaning |\n|---|---|\n")[2], re.MULTILINE)
+    assert cells
+    raised = [text for path in (ROOT / "higgs_native").rglob("*.py") for text in messages(path.read_text("utf-8"))]
+    missing = []
+    for explained in (message for cell in cells for message in re.findall(r"`(.+?)`", cell)):
+        pattern = ".*".join(re.escape(part) for part in explained.split("..."))
+        if not any(re.search(pattern, text, re.DOTALL) for text in raised):
+            missing.append(explained)
+    assert missing == []
+
+
 def test_the_table_of_speed_is_that_of_the_reports():
     formats = ("bfloat16", "int8", "int4")
     results = ROOT / "benchmarks" / "results"

@@ -39,7 +39,6 @@ def module_name(path: Path) -> str:
 
 COMPILED = "higgs_native._C"
 MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
-COMPILED = "higgs_native._C"
 
 
 def imported(tree: ast.AST) -> set[str]:

@@ -69,7 +69,7 @@ def nearest(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
     return (points @ centres.T - centres.square().sum(1) / 2).argmax(1)
 
 
-def fit(spectra: torch.Tensor, rounds: int = 25, seed: int = 0) -> Quantizer:
+def fit(spectra: torch.Tensor, rounds: int = 25, seed: int = 0, levels: int = CODEBOOKS) -> Quantizer:
     """Fit a quantizer to `spectra` [frames, bands]; prints the share of the variance that is left after each level."""
     generator = torch.Generator().manual_seed(seed)
     mean = spectra.mean(0)
@@ -79,7 +79,7 @@ def fit(spectra: torch.Tensor, rounds: int = 25, seed: int = 0) -> Quantizer:
     basis, latents = basis * scale, latents * scale
     total, residual = latents.square().mean(), latents
     parts = []
-    for level in range(CODEBOOKS):
+    for level in range(levels):
         directions = _strongest(residual, DIMENSION)
         points = residual @ directions.T
         centres = _k_means(points, rounds, generator)

@@ -77,17 +77,17 @@ class SpokenChunk:
 
     @property
     def duration(self) -> float:
-        """In seconds, with the pause before the speech."""
+        """Duration in seconds, with the pause before the speech."""
         return len(self.pcm) / self.sampling_rate
 
     @property
     def seed(self) -> int:
-        """Of the attempt that is kept."""
+        """Seed of the kept attempt."""
         return self.attempts[self.kept].seed
 
     @property
     def failures(self) -> tuple[Failure, ...]:
-        """Of the attempt that is kept; empty if the speech is good."""
+        """Failures of the kept attempt; empty if the speech is good."""
         return self.attempts[self.kept].failures
 
 

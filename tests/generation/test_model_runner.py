@@ -153,7 +153,7 @@ def test_loops_that_wait_give_way_to_one_that_has_no_room(model, monkeypatch):
             raise torch.OutOfMemoryError
         return made
 
-    monkeypatch.setattr(model_runner, "FrameLoop", make)
+    monkeypatch.setattr(model_runner, "ModelRunner", make)
     assert loops._make(model, (1, 2048, 64)) is made
 
 

@@ -1,0 +1,1 @@
+"""The recipe of a voice that reads any English text. Each module is one step: `python -m recipe.STEP`."""

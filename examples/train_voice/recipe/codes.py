@@ -1,0 +1,119 @@
+"""Cut the rendered speech into frames, fit the quantizer, and write the codes of every shard.
+
+    python -m recipe.codes
+
+The first run fits the quantizer to the first shards, and brings all voices to one level. Shards that are rendered
+later are encoded by the same command.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from spectra import frame_spectra
+
+from recipe.folder import add_folder_option, only_one, use_packages, write_json
+from recipe.frames import Frames, cut
+from recipe.shards import finished_shards, read_audio, read_features, read_utterances, shard_path
+from recipe.speech_quantizer import Quantizer, fit
+
+
+FITTED_SHARDS = 12
+LEVEL = 0.08
+"""Root mean square that each voice is brought to, where it speaks."""
+
+
+def codes_folder(folder: Path, pitch: bool) -> Path:
+    return folder / ("codes" if pitch else "plain_codes")
+
+
+def measure_gains(folder: Path, numbers: list[int]) -> dict[str, float]:
+    """The gain of each voice, over all that it says in these shards."""
+    power: dict[str, list[float]] = {}
+    for number in numbers:
+        path = shard_path(folder, number)
+        audio = read_audio(path).astype(np.float32) / 32767
+        for utterance in read_utterances(path):
+            samples = audio[utterance["start"] : utterance["start"] + utterance["samples"]]
+            loud = samples[np.abs(samples) > 0.01]
+            totals = power.setdefault(str(utterance["voice"]), [0.0, 0.0])
+            totals[0] += float(np.square(loud).sum())
+            totals[1] += len(loud)
+    return {voice: LEVEL / (total / count) ** 0.5 for voice, (total, count) in sorted(power.items())}
+
+
+def read_frames(folder: Path, number: int, gains: dict[str, float]) -> list[Frames]:
+    """The utterances of a shard, cut into frames."""
+    path = shard_path(folder, number)
+    audio = read_audio(path)
+    return [
+        cut(
+            audio[utterance["start"] : utterance["start"] + utterance["samples"]],
+            features["f0"],
+            features["phase"],
+            gains[str(utterance["voice"])],
+        )
+        for utterance, features in zip(read_utterances(path), read_features(path), strict=True)
+    ]
+
+
+def spectra_of(frames: Frames) -> torch.Tensor:
+    return frame_spectra(torch.from_numpy(frames.audio))
+
+
+def encode(quantizer: Quantizer, frames: Frames) -> torch.Tensor:
+    """uint8 [codebooks, frames]."""
+    latents = quantizer.latents(spectra_of(frames), torch.from_numpy(frames.f0), torch.from_numpy(frames.phase))
+    return quantizer.encode(latents).byte()
+
+
+def write_codes(path: Path, codes: list[torch.Tensor]) -> None:
+    """Codes of a shard's utterances, one behind another, and where each begins."""
+    starts = np.cumsum([0] + [part.shape[1] for part in codes])
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, codes=torch.cat(codes, 1).numpy(), starts=starts)
+    partial.rename(path)
+
+
+def read_codes(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Codes uint8 [codebooks, frames] and starts int64 [utterances + 1] of a shard."""
+    with np.load(path) as stored:
+        return stored["codes"], stored["starts"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_folder_option(parser)
+    parser.add_argument("--plain", action="store_true", help="no pitch in the codes: for the comparison")
+    options = parser.parse_args()
+    folder, out = options.folder, codes_folder(options.folder, not options.plain)
+    torch.set_num_threads(1)
+    with only_one(folder, out.name):
+        use_packages(folder)
+        out.mkdir(exist_ok=True)
+        numbers = finished_shards(folder)
+        gains_path, quantizer_path = folder / "gains.json", out / "quantizer.safetensors"
+        if not gains_path.exists():
+            if len(numbers) < FITTED_SHARDS:
+                raise SystemExit(f"shards must be {FITTED_SHARDS} or more to fit to, got {len(numbers)}")
+            write_json(gains_path, measure_gains(folder, numbers[:FITTED_SHARDS]))
+        gains = json.loads(gains_path.read_text(encoding="utf-8"))
+        if not quantizer_path.exists():
+            parts = [spectra_of(f) for n in numbers[:FITTED_SHARDS] for f in read_frames(folder, n, gains)]
+            fit(torch.cat(parts), pitch=not options.plain).save(quantizer_path)
+        quantizer = Quantizer.load(quantizer_path)
+        for number in numbers:
+            path = out / f"{number:05}.npz"
+            if not path.exists():
+                codes = [encode(quantizer, frames) for frames in read_frames(folder, number, gains)]
+                write_codes(path, codes)
+                print(
+                    f"{time.strftime('%H:%M:%S')} shard {number}: {sum(c.shape[1] for c in codes)} frames", flush=True
+                )
+
+
+if __name__ == "__main__":
+    main()

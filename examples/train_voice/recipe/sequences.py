@@ -1,0 +1,195 @@
+"""Training sequences of the new voice: prompts as the engine builds them, of phonemes, and the codes that follow."""
+
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from language_model import Prefixes
+from prompts import IGNORED, Batch, BatchMaker, audio_segment, delayed, delayed_targets, prompt_ids, text_segment
+from quantizer import CODEBOOKS
+from torch import tensor
+
+from higgs_native.prompt.voices import Voice
+from recipe.codes import codes_folder, read_codes
+from recipe.phoneme_tokenizer import VOICES, build_tokenizer
+from recipe.screen import rejected
+from recipe.shards import read_utterances, shard_path
+
+
+_NAMES = list(VOICES)
+_UNNAMED = {0: "feminine", _NAMES.index("fenrir"): "masculine"}
+"""Voices of texts whose several speakers nobody describes."""
+
+_DEFAULT_VOICE_SHARE = 0.5
+_REFERENCE_SHARE, _DIALOGUE_SHARE = 0.15, 0.08
+_TURN_GAP = 4
+"""Frames of silence that are put between two speakers, beside what their utterances end and begin with."""
+_PLACEHOLDER = "ˈA"
+
+
+class Corpus:
+    """Codes and phonemes of all utterances that are rendered, encoded and not rejected.
+
+    Attributes:
+        phonemes: of each utterance.
+        voices: uint8 [n], the index in `phoneme_tokenizer.VOICES`.
+        starts: int64 [n + 1], where each begins in `codes` uint8 [codebooks, frames].
+
+    Args:
+        folder: of the recipe.
+        held_out: take the held-out utterances, and only them; else the others.
+    """
+
+    def __init__(self, folder: Path, held_out: bool) -> None:
+        teacher_names = list(VOICES.values())
+        bad = rejected(folder)
+        self.phonemes: list[str] = []
+        voices, lengths, parts = [], [0], []
+        self.shards = sorted(codes_folder(folder, pitch=True).glob("[0-9]" * 5 + ".npz"))
+        for path in self.shards:
+            codes, starts = read_codes(path)
+            for index, utterance in enumerate(read_utterances(shard_path(folder, int(path.stem)))):
+                if bool(utterance["held_out"]) != held_out or utterance["id"] in bad:
+                    continue
+                self.phonemes.append(str(utterance["phonemes"]))
+                voices.append(teacher_names.index(str(utterance["voice"])))
+                parts.append(codes[:, starts[index] : starts[index + 1]])
+                lengths.append(parts[-1].shape[1])
+        self.voices = np.array(voices, np.uint8)
+        self.starts = np.cumsum(lengths)
+        self.codes = np.concatenate(parts, 1)
+
+    @property
+    def frames(self) -> np.ndarray:
+        """The length of each, in frames: [n]."""
+        return np.diff(self.starts)
+
+    def codes_of(self, index: int) -> np.ndarray:
+        """[codebooks, frames]."""
+        return self.codes[:, self.starts[index] : self.starts[index + 1]]
+
+
+class SequenceMaker(BatchMaker):
+    """Makes batches of a corpus: of single utterances, of references and what follows, and of two speakers."""
+
+    def __init__(self, corpus: Corpus, seed: int) -> None:
+        self.utterances = corpus
+        self.corrupted_share = 0.5
+        self.random, self.numpy = random.Random(seed), np.random.default_rng(seed)
+        self.tokenizer = build_tokenizer()
+        self.text_ids = [encoding.ids for encoding in self.tokenizer.encode_batch(corpus.phonemes)]
+        self._cached: dict[tuple[str | None, ...], tuple[list[int], list[int]]] = {}
+        self._by_voice = [np.flatnonzero(corpus.voices == voice) for voice in range(len(VOICES))]
+        self._short = [which[(corpus.frames[which] >= 30) & (corpus.frames[which] <= 120)] for which in self._by_voice]
+        self._turn = self._turn_ids()
+        # Silence, as utterances begin with it.
+        self._gap = np.repeat(corpus.codes[:, corpus.starts[:1]], _TURN_GAP, 1)
+
+    def make(self, indices: list[int], augmented: bool, kind: str = "single", texts: list[int] | None = None) -> Batch:
+        """Make a batch.
+
+        Args:
+            indices: of the utterances.
+            augmented: corrupt the audio that goes in (not what should come out).
+            kind: `single`; `reference`, after a recording of the voice; `dialogue`, an utterance of another follows.
+            texts: take the texts of these utterances instead.
+        """
+        corpus = self.utterances
+        audio = [corpus.codes_of(index).astype(np.int64) for index in indices]
+        ids = [self.text_ids[index] for index in texts or indices]
+        before: list[Iterable[int]] = []
+        if kind == "reference":
+            shown = [self._other(int(corpus.voices[index])) for index in indices]
+            frame = self._frame_of()
+            before = [frame[0]] * len(indices)
+            segments = [
+                text_segment([[*self.text_ids[index], *self._turn[0]] for index in shown]),
+                audio_segment([delayed(self._reference(index)) for index in shown]),
+                text_segment([[*self._turn[1], *text, *frame[1]] for text in ids]),
+            ]
+        else:
+            rows = []
+            for row, index in enumerate(indices):
+                voice = int(corpus.voices[index])
+                if kind == "single":
+                    named = () if voice == 0 and self.random.random() < _DEFAULT_VOICE_SHARE else (_NAMES[voice],)
+                    frame, text = self._frame_of(*named), ids[row]
+                else:
+                    frame, text, audio[row] = self._dialogue(voice, ids[row], audio[row])
+                before.append(frame[0])
+                rows.append([*text, *frame[1]])
+            segments = [text_segment(rows)]
+        heard = self._corrupt(audio) if augmented else audio
+        targets = [delayed_targets(codes) for codes in audio]
+        last = audio_segment([delayed(codes)[:, :-1] for codes in heard])
+        padded = np.full((len(indices), last.ids.shape[1], CODEBOOKS), IGNORED)
+        for row, target in enumerate(targets):
+            padded[row, : target.shape[1]] = target.T
+        return Batch(_distinct(before), [*segments, last], tensor(padded))
+
+    def _dialogue(
+        self, voice: int, text: list[int], audio: np.ndarray
+    ) -> tuple[tuple[list[int], list[int]], list[int], np.ndarray]:
+        """An utterance with that of another speaker behind it: the prompt's frame, its text, and the codes."""
+        other = self.random.choice([v for v in range(len(VOICES)) if v != voice and len(self._by_voice[v])])
+        index = self._other(other)
+        unnamed = (_UNNAMED.get(voice), _UNNAMED.get(other)) == ("feminine", "masculine")
+        names = () if unnamed and self.random.random() < 0.5 else (_NAMES[voice], _NAMES[other])
+        first, second = (self.tokenizer.encode(piece).ids for piece in ("[SPEAKER0] ", "\n[SPEAKER1] "))
+        joined = np.concatenate([audio, self._gap, self.utterances.codes_of(index)], 1)
+        return self._frame_of(*names, dialogue=True), [*first, *text, *second, *self.text_ids[index]], joined
+
+    def _other(self, voice: int) -> int:
+        return int(self.random.choice(self._short[voice] if len(self._short[voice]) else self._by_voice[voice]))
+
+    def _frame_of(self, *names: str, dialogue: bool = False) -> tuple[list[int], list[int]]:
+        """The tokens before and after the text of a prompt with voices of these names."""
+        key = (*names, "dialogue" if dialogue else None)
+        if key not in self._cached:
+            text = f"[SPEAKER0] {_PLACEHOLDER}\n[SPEAKER1] {_PLACEHOLDER}" if dialogue else _PLACEHOLDER
+            ids = prompt_ids(text, [Voice(profile=name) for name in names], None, self.tokenizer)
+            inner = self.tokenizer.encode(text).ids
+            place = next(i for i in range(len(ids)) if ids[i : i + len(inner)] == inner)
+            self._cached[key] = ids[:place], ids[place + len(inner) :]
+        return self._cached[key]
+
+    def _turn_ids(self) -> tuple[list[int], list[int]]:
+        """The tokens between a recording's words and the recording, and between that and the text."""
+        (shown,) = self.tokenizer.encode(_PLACEHOLDER).ids
+        voice = Voice(reference_audio=(np.zeros(1), 1), reference_text=_PLACEHOLDER)
+        ids = prompt_ids(_PLACEHOLDER, [voice], None, self.tokenizer)
+        first = ids.index(shown)
+        audio = ids.index(self.tokenizer.token_to_id("<|AUDIO_OUT|>"))
+        return ids[first + 1 : audio], ids[audio + 1 : ids.index(shown, first + 1)]
+
+    def batches(self, rows: int, longest: int) -> list[tuple[list[int], str]]:
+        """Draw some batches of utterances that are alike in length: indices, and their kind.
+
+        Args:
+            rows: of audio that a batch has at most.
+            longest: in frames, what an utterance has at most.
+        """
+        frames = self.utterances.frames
+        allowed = np.flatnonzero(frames <= longest)
+        pool = self.numpy.choice(allowed, min(len(allowed), 4096), replace=False)
+        pool = pool[np.argsort(frames[pool] + self.numpy.uniform(0, 8, len(pool)))]
+        found, first = [], 0
+        while first < len(pool):
+            kind = self.random.choices(
+                ("reference", "dialogue", "single"),
+                (_REFERENCE_SHARE, _DIALOGUE_SHARE, 1 - _REFERENCE_SHARE - _DIALOGUE_SHARE),
+            )[0]
+            last = first + 1
+            extra = 9 if kind == "single" else 130
+            while last < len(pool) and (last + 1 - first) * (frames[pool[last]] + extra) <= rows:
+                last += 1
+            found.append((pool[first:last].tolist(), kind))
+            first = last
+        self.random.shuffle(found)
+        return found
+
+
+def _distinct(prefixes: list[Iterable[int]]) -> Prefixes:
+    rows = list(dict.fromkeys(tuple(prefix) for prefix in prefixes))
+    return Prefixes(text_segment([list(row) for row in rows]), tensor([rows.index(tuple(p)) for p in prefixes]))

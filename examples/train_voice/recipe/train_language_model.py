@@ -1,0 +1,158 @@
+"""Train the language model: phonemes to codes.
+
+    python -m recipe.train_language_model
+
+Beside the loss on held-out utterances stands the same with the texts swapped: the gap between them is what the model
+takes from the text, and not from the sound before.
+"""
+
+import argparse
+
+import torch
+from language_model import LanguageModel
+from quantizer import CODEBOOKS, CODES
+from tokenizers import Tokenizer
+from train_language_model import losses
+
+from higgs_native.model.config import HiggsAudioConfig
+from recipe.codes import codes_folder
+from recipe.folder import add_folder_option, only_one, use_packages
+from recipe.phoneme_tokenizer import build_tokenizer
+from recipe.sequences import Corpus, SequenceMaker
+from recipe.speech_quantizer import Quantizer
+from recipe.steps import Steps, choose_device
+
+
+EVALUATED = 96
+LAYERS = 6
+# Of each codebook: the first says which sound it is, the second the pitch; the last one, the phase, follows from it.
+_WEIGHTS = (3.0, 2.0, 1.3, 1.1, 0.9, 0.8, 0.7, 0.8)
+# Short utterances first: from (progress) on, up to so many frames.
+_CURRICULUM = ((0.0, 70), (0.05, 140), (0.15, 260), (0.35, 640))
+_CORRUPTED_SHARE = 0.5
+
+
+def model_config(tokenizer: Tokenizer, hidden: int = 320, inner: int = 512, layers: int = LAYERS) -> HiggsAudioConfig:
+    """The shapes of the language model: 9.8 M parameters."""
+    token = tokenizer.token_to_id
+    return HiggsAudioConfig(
+        vocab_size=-(-tokenizer.get_vocab_size() // 16) * 16,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 64,
+        head_dim=64,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        rope_scaling=None,
+        max_position_embeddings=4096,
+        num_codebooks=CODEBOOKS,
+        codebook_size=CODES + 2,
+        audio_stream_bos_id=CODES,
+        audio_stream_eos_id=CODES + 1,
+        audio_adapter_type="dual_ffn",
+        audio_dual_ffn_layers=tuple(range(layers)),
+        audio_in_token_id=None,
+        audio_out_token_id=token("<|AUDIO_OUT|>"),
+        audio_out_bos_token_id=token("<|audio_out_bos|>"),
+        audio_eos_token_id=None,
+        audio_delay_token_id=token("<|reserved_special_token_6|>"),
+        pad_token_id=token("<|end_of_text|>"),
+        eos_token_id=token("<|eot_id|>"),
+    )
+
+
+def initialise(model: LanguageModel, quantizer: Quantizer) -> None:
+    """Begin with embeddings that say how codes sound: a linear map of what each adds to the latent.
+
+    So pitch and phase come as the cosines and sines that the next phase is a product of.
+    """
+    table = quantizer.table()
+    table = table.where(table.abs() < 20, 0)  # codes that are never taken
+    width = model.config.hidden_size
+    generator = torch.Generator().manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q[: quantizer.latent]
+    audio = model.model.embed_audio_tokens.embed_audio_tokens.weight.data.view(CODEBOOKS, CODES + 2, width)
+    audio[:, :CODES] = 0.15 * table @ rotation + 0.2 * audio[:, :CODES]
+    head = model.audio_lm_head.weight.data.view(CODEBOOKS, CODES + 2, width)
+    scale = table.std((1, 2), keepdim=True).clamp(min=1e-3)
+    head[:, :CODES] = 0.05 * table / scale @ rotation + 0.5 * head[:, :CODES]
+
+
+@torch.no_grad()
+def evaluate(model: LanguageModel, maker: SequenceMaker, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codebooks' losses on held-out utterances, with their own texts, and with those of others as long."""
+    order = maker.utterances.frames.argsort()[: EVALUATED * 2 : 2].tolist()
+    true, swapped = [], []
+    for first in range(0, len(order), 16):
+        indices = order[first : first + 16]
+        true.append(losses(model, maker.make(indices, augmented=False), device))
+        swapped.append(losses(model, maker.make(indices, False, texts=[*indices[1:], indices[0]]), device))
+    return torch.stack(true).mean(0), torch.stack(swapped).mean(0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_folder_option(parser)
+    parser.add_argument("--steps", type=int, default=40000)
+    parser.add_argument("--rows", type=int, default=2400, help="of audio in a batch; on a GPU 40000 is a good number")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--hidden", type=int, default=320)
+    parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument("--log-every", type=int, default=100, help="steps")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", help="default: a GPU where there is one")
+    options = parser.parse_args()
+    folder = options.folder
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    use_packages(folder)
+    device = choose_device(options.device)
+    with only_one(folder, "language_model"):
+        quantizer = Quantizer.load(codes_folder(folder, pitch=True) / "quantizer.safetensors")
+        model = LanguageModel(model_config(build_tokenizer(), options.hidden, layers=options.layers))
+        initialise(model, quantizer)
+        model.to(device)
+        matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "layers" in name]
+        others = [p for name, p in model.named_parameters() if p.dim() != 2 or "layers" not in name]
+        optimizers = {
+            "matrices": torch.optim.Muon(
+                matrices, options.learning_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"
+            ),
+            "others": torch.optim.AdamW(others, options.learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
+        }
+        training = Steps({"model": model}, optimizers, folder, "language_model", options.steps, averaged="model")
+        print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
+        corpus = Corpus(folder, held_out=False)
+        maker, evaluator = SequenceMaker(corpus, training.step), SequenceMaker(Corpus(folder, held_out=True), 0)
+        weights = torch.tensor(_WEIGHTS, device=device) / sum(_WEIGHTS)
+        queue: list[tuple[list[int], str]] = []
+        stage = 0
+        while not training.done:
+            longest = [frames for start, frames in _CURRICULUM if training.progress >= start][-1]
+            if not queue or stage != longest:
+                stage = longest
+                if len(list(codes_folder(folder, pitch=True).glob("*.npz"))) > len(corpus.shards):
+                    corpus = Corpus(folder, held_out=False)  # more was rendered meanwhile
+                    maker = SequenceMaker(corpus, training.step)
+                queue = maker.batches(options.rows, longest)
+            # Once it reads the text, it should learn to rely on the sound before too.
+            maker.corrupted_share = _CORRUPTED_SHARE * min(1.0, 1.8 - 1.6 * training.progress)
+            indices, kind = queue.pop()
+            by_codebook = losses(model, maker.make(indices, True, kind), device)
+            training.update((weights * by_codebook).sum(), "matrices", "others")
+            training.advance()
+            first, pitch, phase = by_codebook.detach()[[0, 1, -1]]
+            training.note(loss=(weights * by_codebook.detach()).sum(), first=first, pitch=pitch, phase=phase)
+            if training.step % (5 * options.log_every) == 0:
+                true, swapped = evaluate(training.averaged, evaluator, device)
+                training.note(held_out=true.mean(), held_out_first=true[0], swapped_first=swapped[0])
+                training.note(held_out_pitch=true[1], held_out_phase=true[-1])
+            training.log(options.log_every)
+            training.save(every=180)
+        training.save()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""English text for speech: normalization to words, and words to phonemes."""

@@ -1,0 +1,518 @@
+"""Normalization of English text: everything that is not a word becomes words.
+
+Numbers, dates, times, money, units, abbreviations, e-mail addresses and URLs are written out; punctuation that shapes
+speech stays.
+
+    >>> normalize("On 3/5/2021 at 5:30 p.m., it cost $3.50.")
+    'On March fifth, twenty twenty-one at five thirty P M, it cost three dollars and fifty cents.'
+"""
+
+import re
+import unicodedata
+
+from higgs_native.english.numbers import cardinal, decimal, digits, ordinal, plural, roman, year
+
+
+_MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
+_MONTH_NAMES = {name[:3]: name for name in _MONTHS} | {name: name for name in _MONTHS} | {"Sept": "September"}
+_MONTH = "(?:" + "|".join(sorted(_MONTH_NAMES, key=len, reverse=True)) + r")\b\.?"
+_DAYS = {
+    "Mon": "Monday",
+    "Tue": "Tuesday",
+    "Tues": "Tuesday",
+    "Wed": "Wednesday",
+    "Thu": "Thursday",
+    "Thur": "Thursday",
+    "Thurs": "Thursday",
+    "Fri": "Friday",
+}
+
+# These end no sentence: the full stop goes with the abbreviation.
+_TITLES = {
+    "Mr": "Mister",
+    "Mrs": "Missus",
+    "Ms": "Miz",
+    "Dr": "Doctor",
+    "Prof": "Professor",
+    "Rev": "Reverend",
+    "Hon": "Honorable",
+    "Gen": "General",
+    "Col": "Colonel",
+    "Capt": "Captain",
+    "Lt": "Lieutenant",
+    "Sgt": "Sergeant",
+    "Sen": "Senator",
+    "Rep": "Representative",
+    "Gov": "Governor",
+    "Pres": "President",
+    "Mt": "Mount",
+    "Ft": "Fort",
+}
+_ABBREVIATIONS = {
+    "vs": "versus",
+    "etc": "et cetera",
+    "e.g": "for example",
+    "i.e": "that is",
+    "approx": "approximately",
+    "est": "estimated",
+    "dept": "department",
+    "Dept": "Department",
+    "govt": "government",
+    "Govt": "Government",
+    "Jr": "Junior",
+    "Sr": "Senior",
+    "Inc": "Incorporated",
+    "Corp": "Corporation",
+    "Ltd": "Limited",
+    "Co": "Company",
+    "Ave": "Avenue",
+    "Blvd": "Boulevard",
+    "Rd": "Road",
+    "Bros": "Brothers",
+    "cf": "compare",
+    "viz": "namely",
+    "ca": "circa",
+    "Vol": "Volume",
+    "vol": "volume",
+    "Ch": "Chapter",
+    "Fig": "Figure",
+    "fig": "figure",
+    "Sec": "Section",
+    "pp": "pages",
+    "misc": "miscellaneous",
+    "ext": "extension",
+    "tel": "telephone",
+    "max": "maximum",
+    "min": "minimum",
+    "avg": "average",
+}
+# These may end a sentence.
+_FINAL = {"etc", "Jr", "Sr", "Inc", "Corp", "Ltd", "Co", "Ave", "Blvd", "Rd", "Bros", "ext", "max", "min"}
+# A word when the full stop is missing too: these are no words of their own.
+_WITHOUT_STOP = {"vs", "etc", "govt", "Govt", "Blvd", "Jr", "Sr", "approx", "Mr", "Mrs", "Ms", "Dr"}
+
+# Singular; the plural is regular, unless it is given.
+_UNITS = {
+    "km": "kilometer",
+    "m": "meter",
+    "cm": "centimeter",
+    "mm": "millimeter",
+    "nm": "nanometer",
+    "mi": "mile",
+    "ft": ("foot", "feet"),
+    "in.": ("inch", "inches"),
+    "yd": "yard",
+    "kg": "kilogram",
+    "g": "gram",
+    "mg": "milligram",
+    "lb": "pound",
+    "lbs": "pound",
+    "oz": "ounce",
+    "l": "liter",
+    "L": "liter",
+    "ml": "milliliter",
+    "mL": "milliliter",
+    "gal": "gallon",
+    "s": "second",
+    "sec": "second",
+    "ms": "millisecond",
+    "min": "minute",
+    "h": "hour",
+    "hr": "hour",
+    "hrs": "hour",
+    "Hz": ("hertz", "hertz"),
+    "kHz": ("kilohertz", "kilohertz"),
+    "MHz": ("megahertz", "megahertz"),
+    "GHz": ("gigahertz", "gigahertz"),
+    "W": "watt",
+    "kW": "kilowatt",
+    "MW": "megawatt",
+    "GW": "gigawatt",
+    "kWh": "kilowatt hour",
+    "V": "volt",
+    "mA": "milliamp",
+    "KB": "kilobyte",
+    "MB": "megabyte",
+    "GB": "gigabyte",
+    "TB": "terabyte",
+    "kB": "kilobyte",
+    "mph": ("mile per hour", "miles per hour"),
+    "km/h": ("kilometer per hour", "kilometers per hour"),
+    "kph": ("kilometer per hour", "kilometers per hour"),
+    "m/s": ("meter per second", "meters per second"),
+    "km2": ("square kilometer", "square kilometers"),
+    "km²": ("square kilometer", "square kilometers"),
+    "m2": ("square meter", "square meters"),
+    "m²": ("square meter", "square meters"),
+    "m³": ("cubic meter", "cubic meters"),
+    "sq km": ("square kilometer", "square kilometers"),
+    "sq mi": ("square mile", "square miles"),
+    "sq ft": ("square foot", "square feet"),
+    "cu m": ("cubic meter", "cubic meters"),
+    "°C": ("degree Celsius", "degrees Celsius"),
+    "°F": ("degree Fahrenheit", "degrees Fahrenheit"),
+    "°": ("degree", "degrees"),
+    "%": ("percent", "percent"),
+    "dB": "decibel",
+    "px": "pixel",
+    "bbl": "barrel",
+    "ha": "hectare",
+}
+_SCALES = {
+    "k": "thousand",
+    "K": "thousand",
+    "m": "million",
+    "M": "million",
+    "mn": "million",
+    "bn": "billion",
+    "b": "billion",
+    "B": "billion",
+    "tn": "trillion",
+    "T": "trillion",
+    "thousand": "thousand",
+    "million": "million",
+    "billion": "billion",
+    "trillion": "trillion",
+}
+_CURRENCIES = {
+    "$": ("dollar", "dollars", "cent", "cents"),
+    "£": ("pound", "pounds", "penny", "pence"),
+    "€": ("euro", "euros", "cent", "cents"),
+    "¥": ("yen", "yen", None, None),
+}
+_VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"}
+_SYMBOLS = {
+    "&": " and ",
+    "@": " at ",
+    "#": " number ",
+    "+": " plus ",
+    "=": " equals ",
+    "%": " percent ",
+    "×": " times ",
+    "÷": " divided by ",
+    "±": " plus or minus ",
+    "<": " less than ",
+    ">": " greater than ",
+    "°": " degrees ",
+    "~": " about ",
+    "≈": " about ",
+    "©": " copyright ",
+    "®": " ",
+    "™": " ",
+    "§": " section ",
+    "*": " ",
+    "_": " ",
+    "|": ", ",
+    "\\": " backslash ",
+    "^": " ",
+    "•": ", ",
+    "$": " dollars ",
+    "£": " pounds ",
+    "€": " euros ",
+}
+_NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+"
+_DOMAINS = "com|org|net|edu|gov|io|co|uk|de|fr|info|dev|ai|app|us|ca|eu|me|tv"
+_UNIT = "|".join(re.escape(unit) for unit in sorted(_UNITS, key=len, reverse=True))
+_SPELLED_ADDRESS = {".": "dot", "/": "slash", "-": "dash", "_": "underscore", "@": "at", ":": "colon"}
+
+
+def _spell(letters: str) -> str:
+    return " ".join(letters.upper())
+
+
+def _value(text: str) -> str:
+    text = text.replace(",", "")
+    return decimal(text) if "." in text else cardinal(int(text))
+
+
+def _code(text: str) -> str:
+    """Digits of an address, a version or a name: as people say them, in pairs where there are few."""
+    if len(text) <= 2 and not text.startswith("0"):
+        return cardinal(int(text))
+    return digits(text)
+
+
+def _address(match: re.Match) -> str:
+    """An e-mail address or a URL: words as words, what nobody could say spelled."""
+    text = re.sub(r"^[a-z]+://", "", match[0])
+    text, stop = (text[:-1], text[-1]) if text[-1] in ".,;:!?" else (text, "")
+    text = re.sub(r"^www\.", "W W W.", text).rstrip("/")
+    parts = []
+    for part in re.findall(r"[A-Za-z ]+|\d+|.", text):
+        if part[0].isdigit():
+            parts.append(_code(part))
+        elif part in _SPELLED_ADDRESS:
+            parts.append(_SPELLED_ADDRESS[part])
+        elif part.isascii() and part.isalpha():
+            spoken = len(part) > 3 or part in ("com", "org", "net", "gov", "the", "my", "go", "get", "app", "dev")
+            parts.append(part if spoken or (len(part) > 2 and re.search("[aeiouy]", part)) else _spell(part))
+        elif part.strip():
+            parts.append(part)
+    return f" {' '.join(parts)}{stop} "
+
+
+def _clock(match: re.Match) -> str:
+    hour, minute, second, half = int(match[1]), match[2], match[3], match[4]
+    if hour > 24 or int(minute or "0") > 59:
+        return match[0]
+    words = [cardinal(hour)]
+    if minute and int(minute):
+        words.append(f"oh {cardinal(int(minute))}" if int(minute) < 10 else cardinal(int(minute)))
+    elif not half and minute:
+        words.append("o'clock" if 0 < hour <= 12 else "hundred")
+    if second:
+        words.append(f"and {cardinal(int(second))} seconds")
+    if half:
+        words.append(_spell(re.sub(r"[^a-zA-Z]", "", half)))
+    stop = "." if half and half.endswith(".") and _ends_sentence(match) else ""
+    return " ".join(words) + stop
+
+
+def _ends_sentence(match: re.Match) -> bool:
+    """Whether the text ends after the match, or goes on with a capital letter."""
+    after = match.string[match.end() :]
+    return not after.strip() or bool(re.match(r"[\"')\]”’]*\s+[\"'(“‘]*[A-Z]", after))
+
+
+def _money(match: re.Match) -> str:
+    one, many, cent, cents = _CURRENCIES[match["symbol"]]
+    amount, scale = match["amount"].replace(",", ""), match["scale"]
+    if scale:
+        return f"{_value(amount)} {_SCALES[scale]} {many}"
+    whole, _, fraction = amount.partition(".")
+    if not fraction or not cent or len(fraction) != 2:
+        return f"{_value(amount)} {one if amount == '1' else many}"
+    parts = []
+    if int(whole or "0") or not int(fraction):
+        parts.append(f"{cardinal(int(whole or '0'))} {one if int(whole or '0') == 1 else many}")
+    if int(fraction):
+        parts.append(f"{cardinal(int(fraction))} {cent if int(fraction) == 1 else cents}")
+    return " and ".join(parts)
+
+
+def _quantity(match: re.Match) -> str:
+    """A number with a unit behind it."""
+    unit = _UNITS[match["unit"]]
+    one, many = unit if isinstance(unit, tuple) else (unit, plural(unit))
+    sign = "minus " if match["sign"] else ""
+    singular = match["number"] == "1"
+    stop = "." if match["stop"] and _ends_sentence(match) else ""
+    return f"{sign}{_value(match['number'])} {one if singular else many}{stop}"
+
+
+def _fraction(match: re.Match) -> str:
+    whole, top, bottom = match["whole"], int(match["top"]), int(match["bottom"])
+    joint = " " if match[0].endswith("-") else ""
+    if not 0 < top < bottom or bottom > 100:
+        return f"{match['whole'] or ''} {cardinal(top)} over {cardinal(bottom)}".strip() + joint
+    name = {2: "half", 4: "quarter"}.get(bottom, ordinal(bottom))
+    if top > 1:
+        name = "halves" if bottom == 2 else plural(name)
+    if whole:
+        return f"{cardinal(int(whole))} and {'a' if top == 1 else cardinal(top)} {name}{joint}"
+    return f"{cardinal(top)} {name}{joint}"
+
+
+def _month_first(match: re.Match) -> str:
+    """May 3rd, 2021."""
+    words = f"{_MONTH_NAMES[match['month'].rstrip('.')]} {ordinal(int(match['day']))}"
+    return f"{words}, {year(int(match['year']))}" if match["year"] else words
+
+
+def _day_first(match: re.Match) -> str:
+    """3 May 2021."""
+    words = f"the {ordinal(int(match['day']))} of {_MONTH_NAMES[match['month'].rstrip('.')]}"
+    return f"{words}, {year(int(match['year']))}" if match["year"] else words
+
+
+def _slashed_date(match: re.Match) -> str:
+    month, day, number = int(match[1]), int(match[2]), match[3]
+    if month > 12:
+        month, day = day, month
+    if not (1 <= month <= 12 and 1 <= day <= 31):
+        return match[0]
+    spoken = year(int(number)) if len(number) == 4 else cardinal(int(number))
+    return f"{_MONTHS[month - 1]} {ordinal(day)}, {spoken}"
+
+
+def _iso_date(match: re.Match) -> str:
+    month, day = int(match[2]), int(match[3])
+    if not (1 <= month <= 12 and 1 <= day <= 31):
+        return match[0]
+    return f"{_MONTHS[month - 1]} {ordinal(day)}, {year(int(match[1]))}"
+
+
+def _years(match: re.Match) -> str:
+    """1980s, '90s."""
+    number = int(match[1])
+    return plural(year(number)) if number >= 1000 else plural(cardinal(number))
+
+
+def _phone(match: re.Match) -> str:
+    return ", ".join(digits(part) for part in re.findall(r"\d+", match[0]))
+
+
+def _initials(match: re.Match) -> str:
+    """U.S.A. -> U S A"""
+    letters = match[0].replace(".", "")
+    return " ".join(letters) + ("." if not match.string[match.end() :].strip() else "")
+
+
+def _abbreviation(match: re.Match) -> str:
+    word, stop = match[1], match[2]
+    if word in _TITLES and (stop or word in _WITHOUT_STOP):
+        return _TITLES[word]
+    if word in _ABBREVIATIONS and (stop or word in _WITHOUT_STOP):
+        return _ABBREVIATIONS[word] + ("." if stop and word in _FINAL and _ends_sentence(match) else "")
+    if word in _DAYS and stop:
+        return _DAYS[word]
+    return match[0]
+
+
+def _roman_ordinal(match: re.Match) -> str:
+    """Henry VIII, and Chapter IV."""
+    number = roman(match[2])
+    if number is None or (match[2] == "I" and match[1] not in _COUNTED):
+        return match[0]
+    spoken = cardinal(number) if match[1] in _COUNTED else f"the {ordinal(number)}"
+    return f"{match[1]} {spoken}"
+
+
+_COUNTED = (
+    "Chapter",
+    "Volume",
+    "Part",
+    "Book",
+    "Act",
+    "Scene",
+    "Section",
+    "Type",
+    "War",
+    "Article",
+    "Appendix",
+    "Phase",
+)
+_RULERS = (
+    "Henry|Louis|George|Edward|Elizabeth|Charles|William|James|Richard|Philip|Napoleon|Pius|Paul|John|Alexander|"
+    "Catherine|Frederick|Ramses|Benedict|Gregory|Leo|Ivan|Peter|Nicholas|Victoria|Mary"
+)
+
+_RULES: tuple[tuple[re.Pattern, object], ...] = tuple(
+    (re.compile(pattern), put)
+    for pattern, put in (
+        (r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+", _address),
+        (r"\bhttps?://\S+|\bwww\.\S+", _address),
+        (rf"\b[a-z0-9-]+(?:\.[a-z0-9-]+)*\.(?:{_DOMAINS})\b(?:/\S*)?", _address),
+        (r"\b(\d{1,2}):(\d\d)(?::(\d\d))?(?:\s*([AaPp]\.?\s?[Mm]\b\.?))?", _clock),
+        (r"\b(\d{1,2})()()\s*([AaPp]\.[Mm]\.|[AaPp][Mm]\b)", _clock),
+        (
+            rf"\b(?P<month>{_MONTH})\s+(?P<day>\d{{1,2}})(?:st|nd|rd|th)?\b(?:,?\s+(?P<year>[12]\d{{3}})\b)?",
+            _month_first,
+        ),
+        (
+            rf"\b(?:the )?(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?: of)? "
+            rf"(?P<month>{_MONTH})(?:,? (?P<year>[12]\d{{3}})\b)?",
+            _day_first,
+        ),
+        (
+            rf"\b(?P<month>{_MONTH}),? (?P<year>[12]\d{{3}})\b",
+            lambda m: f"{_MONTH_NAMES[m['month'].rstrip('.')]} {year(int(m['year']))}",
+        ),
+        (r"\b([12]\d{3})-(\d\d)-(\d\d)\b", _iso_date),
+        (r"\b(\d{1,2})/(\d{1,2})/(\d{4}|\d\d)\b", _slashed_date),
+        (
+            rf"(?P<symbol>[$£€¥])\s?(?P<amount>{_NUMBER})(?:\s?(?P<scale>thousand|million|billion|trillion|mn|bn|tn|[kKmMbBT])\b)?",
+            _money,
+        ),
+        (r"(?:\+\d{1,2}[ -])?\(?\b\d{3}\)?[ -]\d{3}[ -]\d{4}\b|\b\d{3}-\d{4}\b", _phone),
+        (r"\b(\d{4}|\d{2})'?s\b", _years),
+        (r"\b(\d{1,3}(?:,\d{3})*)(?:st|nd|rd|th)\b", lambda m: ordinal(int(m[1].replace(",", "")))),
+        (r"(?<![\d-])\b([12]\d{3}) ?- ?([12]\d{3})\b(?!-)", lambda m: f"{year(int(m[1]))} to {year(int(m[2]))}"),
+        (r"(?<![\d.-])\b(\d{1,3}) ?- ?(\d{1,3})\b(?!-\d)", r"\1 to \2"),
+        (r"\b(?:(?P<whole>\d+) )?(?P<top>\d{1,2})/(?P<bottom>\d{1,3})\b(?:-(?=[a-z]))?", _fraction),
+        (
+            rf"(?P<sign>(?<![\w)])[-−])?(?<![\w.])(?P<number>{_NUMBER})[ -]?"
+            rf"(?P<unit>{_UNIT})(?![\w/])(?P<stop>\.(?!\w))?",
+            _quantity,
+        ),
+        (
+            rf"\b({_NUMBER})\s?(k|K|M|bn|mn)\b",
+            lambda m: f"{_value(m[1])} {_SCALES[m[2]]}",
+        ),
+        (r"\b(\d+)\s?[x×]\s?(\d+)\b", lambda m: f"{cardinal(int(m[1]))} by {cardinal(int(m[2]))}"),
+        (r"\b[Nn]o\. ?(?=\d)|#(?=\d)", "number "),
+        (r"(?<=[A-Za-z])-?(?=\d)|(?<=\d)-(?=[A-Za-z])", " "),
+        (r"(?<![\d.])(\d+(?:\.\d+){2,})\b", lambda m: " point ".join(_code(part) for part in m[1].split("."))),
+        (rf"\b({'|'.join(_COUNTED)}|{_RULERS}) ([IVXLC]+)\b(?!')", _roman_ordinal),
+        (r"\bSt\. (?=[A-Z])", "Saint "),
+        (r"\b(?:e\.g|i\.e)\.,?", lambda m: _ABBREVIATIONS[m[0].rstrip(".,")] + ","),
+        (r"\b(?:[A-Za-z]\.){2,}", _initials),
+        (r"(?<![A-Z] )\b([A-Z])\. (?=[A-Z][a-z.])", r"\1 "),
+        (rf"\b({'|'.join(sorted({*_TITLES, *_ABBREVIATIONS, *_DAYS}, key=len, reverse=True))})\b(\.)?", _abbreviation),
+        # A number behind a place where a word might be is a year only if nothing groups or divides it.
+        (r"(?<![\d.,])\b(1[1-9]\d\d|20[0-9]\d)\b(?![\d,]*\d|\.\d| [a-z]+s\b)", lambda m: year(int(m[1]))),
+        (r"(?<![\w)])[-−](?=\.?\d)", "minus "),
+        (r"(?<![\d.,])(?:0\d+|\d{10,})\b(?![.,]\d)", lambda m: digits(m[0])),
+        (rf"{_NUMBER}", lambda m: f" {_value(m[0])} "),
+    )
+)
+_CHARACTERS = str.maketrans(
+    {
+        "‘": "'",
+        "’": "'",
+        "ʼ": "'",
+        "`": "'",
+        "“": '"',
+        "”": '"',
+        "„": '"',
+        "«": '"',
+        "»": '"',
+        "–": "-",
+        "‐": "-",
+        "‑": "-",
+        "\u00a0": " ",
+        "\u202f": " ",
+        "−": "-",
+        "―": "—",
+    }
+)
+
+
+def normalize(text: str) -> str:
+    """Write out what is no word.
+
+    Args:
+        text: English; scripts other than Latin are left as they are.
+
+    Returns:
+        Words and punctuation on one line.
+    """
+    for fraction, written in _VULGAR.items():
+        text = re.sub(rf"(\d)\s?{fraction}", rf"\1 {written}", text).replace(fraction, written)
+    text = re.sub(r"(?<=\d)–(?=\d)", "-", text)
+    text = re.sub(r"\s[–-]\s|–|--+", " — ", text)
+    text = unicodedata.normalize("NFC", text.translate(_CHARACTERS))
+    text = re.sub(r"\s+", " ", text).strip()
+    text = re.sub(r"\.{3,}|\. \. \.", "…", text)
+    for pattern, put in _RULES:
+        text = pattern.sub(put, text)
+    text = re.sub(r"\b(and)/(or)\b", r"\1 \2", text)
+    text = re.sub(r"(?<=\w)/(?=\w)", " slash ", text)
+    for symbol, words in _SYMBOLS.items():
+        text = text.replace(symbol, words)
+    text = re.sub(r"[/{}\[\]]", " ", text)
+    text = re.sub(r"\s+", " ", text).strip()
+    return re.sub(r" ([,.;:!?…])", r"\1", text)
