@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from higgs_native.english.guess import Guesser, encode_letters
 from higgs_native.prompt.chat import build_prompt, speech_messages
 from higgs_native.prompt.voices import Voice
 
@@ -42,6 +43,7 @@ from recipe import (
     tokenizer_networks,
     train_decoder,
     train_encoder,
+    train_guesser,
     train_language_model,
 )
 from recipe.composed import Composer
@@ -469,3 +471,20 @@ def test_the_language_model_s_training_goes_on_where_it_was(rendered):
     network.load_state_dict(steps.weights_of(rendered / "language_model.pt"))
     whole = LanguageModel(train_language_model.model_config(tokenizer))
     assert 9e6 < sum(parameter.numel() for parameter in whole.parameters()) < 12e6
+
+
+def test_the_guesser_learns_the_dictionary_s_words(materials, tmp_path):
+    (tmp_path / "materials").symlink_to(materials)
+    pairs = [train_guesser.read_pairs(materials, held_out) for held_out in (False, True)]
+    assert {accent for _, _, accent in pairs[0]} == {0, 1}
+    # "cat" has a phoneme here that is none.
+    assert encode_letters("and") in [letters for letters, _, _ in pairs[0]]
+    assert encode_letters("cat") not in [letters for letters, _, _ in pairs[0]]
+    small = ["--width", "64", "--batch", "16", "--log-every", "60", "--learning-rate", "0.003", "--device", "cpu"]
+    printed = _run_step(train_guesser, tmp_path, *small, "--steps", "60")
+    again = _run_step(train_guesser, tmp_path, *small, "--steps", "120")
+    assert "step 60 of 60" in printed
+    assert "goes on at step 60 of 120" in again
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "guesser.jsonl").read_text().splitlines()]
+    assert losses[1] < 0.5 * losses[0]
+    assert Guesser.load(tmp_path / "guesser.safetensors").guess("and")
