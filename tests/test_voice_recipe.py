@@ -16,18 +16,24 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.english.guess import Guesser, encode_letters
+from higgs_native.english.reader import Reader
+from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import build_prompt, speech_messages
 from higgs_native.prompt.voices import Voice
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples" / "train_voice"))
 import quantizer
+from codec_networks import AcousticDecoder, AcousticEncoder
 from language_model import LanguageModel
 from recipe import (
     codes,
     dictionary,
+    export,
     folder,
     frames,
     phoneme_tokenizer,
@@ -342,7 +348,7 @@ def rendered(tmp_path_factory):
         shards.write_shard(shards.shard_path(path, number), lines, speech)
     folder.write_json(path / "gains.json", dict.fromkeys(texts.VOICES, 0.9))
     for pitch in (True, False):
-        _run_step(codes, path, *([] if pitch else ["--plain"]))
+        _run_step(codes, path, "--fit-shards", "2", *([] if pitch else ["--plain"]))
     return path
 
 
@@ -359,7 +365,9 @@ def test_codes_of_shards(rendered):
         found, starts = codes.read_codes(rendered / name / "00001.npz")
         assert found.shape == (8, starts[-1])
         assert len(starts) == 9
-    assert "shard" not in _run_step(codes, rendered)  # they are there
+    assert "shard" not in _run_step(codes, rendered, "--fit-shards", "2")  # they are there
+    with pytest.raises(SystemExit, match="shards must be 12 or more to fit to, got 2"):
+        _run_step(codes, rendered)
 
 
 def test_the_pool_keeps_held_out_speech_apart(rendered):
@@ -488,3 +496,40 @@ def test_the_guesser_learns_the_dictionary_s_words(materials, tmp_path):
     losses = [json.loads(line)["loss"] for line in (tmp_path / "guesser.jsonl").read_text().splitlines()]
     assert losses[1] < 0.5 * losses[0]
     assert Guesser.load(tmp_path / "guesser.safetensors").guess("and")
+
+
+@torch.no_grad()
+def test_the_written_audio_tokenizer_is_what_was_trained(spectral_noise, tmp_path):
+    torch.manual_seed(0)
+    fitted = speech_quantizer.fit(spectral_noise, pitch=True)
+    config = tokenizer_networks.tokenizer_config(fitted.latent, 64)
+    encoder, decoder = AcousticEncoder(config), AcousticDecoder(config)
+    export.write_audio_tokenizer(encoder.state_dict(), decoder.state_dict(), fitted, tmp_path)
+    written = HiggsAudioTokenizer.from_pretrained(tmp_path)
+    audio = 0.1 * torch.randn(9600)
+    latents = encoder(audio[None, None])[0].T
+    assert (written.encode(audio, 24000) == fitted.encode(latents)).float().mean() > 0.95  # weights are rounded
+    frames_of_codes = torch.randint(0, speech_quantizer.PHASES, (8, 8))
+    sound = decoder(fitted.decode(frames_of_codes).T[None])[0, 0]
+    found = written.decode(frames_of_codes)
+    torch.testing.assert_close(found, sound, rtol=0.02, atol=0.02 * float(sound.abs().max()))
+
+
+def test_what_was_trained_becomes_a_checkpoint_that_speaks(rendered, materials, tmp_path):
+    tokenizer = phoneme_tokenizer.build_tokenizer()
+    torch.manual_seed(0)
+    language_model = LanguageModel(train_language_model.model_config(tokenizer, 128, layers=1))
+    export.write_language_model(language_model.state_dict(), tmp_path)
+    fitted = speech_quantizer.Quantizer.load(rendered / "codes" / "quantizer.safetensors")
+    config = tokenizer_networks.tokenizer_config(fitted.latent, 32)
+    parts = AcousticEncoder(config).state_dict(), AcousticDecoder(config).state_dict()
+    export.write_audio_tokenizer(*parts, fitted, tmp_path / "audio_tokenizer")
+    model = Guesser(width=32, inner=64, layers=1)
+    save_file(model.state_dict(), tmp_path / "g", {name: str(value) for name, value in model.shape.items()})
+    export.write_reader(materials, tmp_path / "g", tmp_path)
+    voices = json.loads((tmp_path / export.VOICES_FILE).read_text())
+    assert voices["emma"] == {"accent": "gb"}
+    text, missing = Reader(tmp_path).phonemes("The cat sees two dogs.")
+    assert (text[:2], missing) == ("ðə", [])
+    speech = HiggsAudio.from_pretrained(tmp_path).speak(text, max_new_tokens=12, seed=1)
+    assert speech.audio.shape[-1] > 0
