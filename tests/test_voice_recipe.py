@@ -36,8 +36,10 @@ from recipe import (
     export,
     folder,
     frames,
+    judge,
     phoneme_tokenizer,
     pool,
+    report,
     screen,
     sentences,
     sequences,
@@ -338,6 +340,7 @@ def rendered(tmp_path_factory):
             lines.append(
                 {
                     "id": 8 * number + index,
+                    "kind": "composed" if index else "words",
                     "text": text,
                     "normalized": text,
                     "phonemes": "ðə kˈæt sˈiz ɐ dˈɔɡ.",
@@ -533,3 +536,47 @@ def test_what_was_trained_becomes_a_checkpoint_that_speaks(rendered, materials, 
     assert (text[:2], missing) == ("ðə", [])
     speech = HiggsAudio.from_pretrained(tmp_path).speak(text, max_new_tokens=12, seed=1)
     assert speech.audio.shape[-1] > 0
+
+
+def test_the_judges_measures():
+    filters = judge.mel_filters()
+    assert filters.shape == (120, 161)
+    assert (filters >= 0).all()
+    time_axis = np.arange(48000) / 24000
+    tone = 0.3 * sum(np.sin(2 * np.pi * 200 * k * time_axis) / k for k in (1, 2, 3))
+    np.testing.assert_allclose(judge.pitches(tone), 200, rtol=0.01)
+    assert judge.pitch_spread(tone) < 0.1
+    glide = np.sin(2 * np.pi * np.cumsum(np.geomspace(150, 300, 48000)) / 24000)
+    assert 2.5 < judge.pitch_spread(glide) < 4.0  # an octave, evenly: 12 / sqrt(12)
+    assert judge.pitch_spread(np.zeros(48000)) == 0.0
+    mels = judge.log_mels(np.sin(2 * np.pi * 440 * np.arange(16000) / 16000))
+    assert mels.shape == (100, 120)
+    assert mels.max() == 1.0
+    assert mels.min() >= -1.0
+    assert mels[50].argmax() == filters[:, round(440 * 321 / 16000)].argmax()
+
+
+def test_the_report_judges_held_out_speech(rendered, monkeypatch):
+    class Deaf:
+        def __init__(self, materials):
+            pass
+
+        def hear(self, audio):
+            return "the cat sees"
+
+        def scores(self, audio):
+            return 3.0, float(len(audio) > 0)
+
+        def word_error_rate(self, said, heard):
+            return sum(a != b for a, b in zip(said, heard, strict=True)) / len(said)
+
+    monkeypatch.setattr(report, "Recognizer", Deaf)
+    monkeypatch.setattr(report, "Quality", Deaf)
+    small = ["--batch", "1", "--frames", "4", "--channels", "32", "--device", "cpu", "--log-every", "1"]
+    _run_step(train_decoder, rendered, *small, "--steps", "1")
+    printed = _run_step(report, rendered, "--count", "3")
+    results = json.loads((rendered / "report.json").read_text())
+    assert set(results) == {"teacher", "resynthesis"}
+    assert results["teacher"]["utterances"] == 3
+    assert results["teacher"]["word_error_rate"] == 1.0
+    assert "resynthesis" in printed
