@@ -1,4 +1,4 @@
-// The product itself: warps share the depth k, their sums are added in a fixed order, and an epilogue ends it.
+// GEMM mainloop: warps share the depth k, and their sums are added in a fixed order before the epilogue.
 #pragma once
 
 #include "cuda/linear/activations.h"
