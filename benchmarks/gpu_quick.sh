@@ -5,18 +5,20 @@
 #
 #   gpu_quick.sh              facts, operators, frames, batches, tests: 570 s at most
 #   gpu_quick.sh --sanitize   wrong accesses and races, and a profile of the kernels: 240 s at most
-#   gpu_quick.sh --rehearse   every step of both on a CPU at toy size; fails unless all facts are there
+#   gpu_quick.sh --rehearse   every step of both on a CPU at toy size; fails unless all facts are there. SLOWDOWN multiplies
+#                             the time limits, for a machine that is busy.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=${OUT:-benchmarks/results/gpu}
 mkdir -p "$out"
 facts=$out/facts.jsonl
+slowdown=${SLOWDOWN:-1}
 status=0
 
 say() { echo "== $SECONDS s: $*" | tee -a "$out/log.txt"; }
 step() { # LIMIT NAME COMMAND...
-  local limit=$1 name=$2 code left=$((budget - SECONDS))
+  local limit=$(($1 * slowdown)) name=$2 code left=$((budget * slowdown - SECONDS))
   shift 2
   if [ "$left" -lt 5 ]; then say "$name: no time left" && status=1 && return 1; fi
   [ "$limit" -lt "$left" ] || limit=$left

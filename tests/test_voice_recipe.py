@@ -16,21 +16,30 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.english.guess import Guesser, encode_letters
+from higgs_native.english.reader import Reader
+from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import build_prompt, speech_messages
 from higgs_native.prompt.voices import Voice
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples" / "train_voice"))
 import quantizer
+from codec_networks import AcousticDecoder, AcousticEncoder
 from language_model import LanguageModel
 from recipe import (
     codes,
     dictionary,
+    export,
     folder,
     frames,
+    judge,
     phoneme_tokenizer,
     pool,
+    report,
     screen,
     sentences,
     sequences,
@@ -42,6 +51,7 @@ from recipe import (
     tokenizer_networks,
     train_decoder,
     train_encoder,
+    train_guesser,
     train_language_model,
 )
 from recipe.composed import Composer
@@ -271,7 +281,10 @@ def test_frames_tell_pitch_and_phase():
     middles = begin + 960 * (np.arange(count) + 0.5)
     inner = np.arange(2, count - 4)
     expected = np.interp(middles / 300 - 0.5, np.arange(len(f0)), phase)
-    np.testing.assert_allclose(cut.f0[inner], np.interp(middles / 300 - 0.5, np.arange(len(f0)), f0)[inner], rtol=0.02)
+    turned = np.diff(expected, prepend=0) * 25
+    np.testing.assert_allclose(cut.f0[inner], turned[inner], rtol=0.02)
+    steps_of_phase = np.diff(cut.phase[inner]) - 0.04 * cut.f0[inner][1:]
+    np.testing.assert_allclose(steps_of_phase, steps_of_phase.round(), atol=1e-3)
     turned = (cut.phase - expected)[inner]
     assert np.abs(turned - turned.round()).max() < 0.03
     assert np.abs(cut.audio[:900]).max() < 1e-3
@@ -330,6 +343,7 @@ def rendered(tmp_path_factory):
             lines.append(
                 {
                     "id": 8 * number + index,
+                    "kind": "composed" if index else "words",
                     "text": text,
                     "normalized": text,
                     "phonemes": "ðə kˈæt sˈiz ɐ dˈɔɡ.",
@@ -340,7 +354,7 @@ def rendered(tmp_path_factory):
         shards.write_shard(shards.shard_path(path, number), lines, speech)
     folder.write_json(path / "gains.json", dict.fromkeys(texts.VOICES, 0.9))
     for pitch in (True, False):
-        _run_step(codes, path, *([] if pitch else ["--plain"]))
+        _run_step(codes, path, "--fit-shards", "2", *([] if pitch else ["--plain"]))
     return path
 
 
@@ -357,7 +371,9 @@ def test_codes_of_shards(rendered):
         found, starts = codes.read_codes(rendered / name / "00001.npz")
         assert found.shape == (8, starts[-1])
         assert len(starts) == 9
-    assert "shard" not in _run_step(codes, rendered)  # they are there
+    assert "shard" not in _run_step(codes, rendered, "--fit-shards", "2")  # they are there
+    with pytest.raises(SystemExit, match="shards must be 12 or more to fit to, got 2"):
+        _run_step(codes, rendered)
 
 
 def test_the_pool_keeps_held_out_speech_apart(rendered):
@@ -469,3 +485,101 @@ def test_the_language_model_s_training_goes_on_where_it_was(rendered):
     network.load_state_dict(steps.weights_of(rendered / "language_model.pt"))
     whole = LanguageModel(train_language_model.model_config(tokenizer))
     assert 9e6 < sum(parameter.numel() for parameter in whole.parameters()) < 12e6
+
+
+def test_the_guesser_learns_the_dictionary_s_words(materials, tmp_path):
+    (tmp_path / "materials").symlink_to(materials)
+    pairs = [train_guesser.read_pairs(materials, held_out) for held_out in (False, True)]
+    assert {accent for _, _, accent in pairs[0]} == {0, 1}
+    # "cat" has a phoneme here that is none.
+    assert encode_letters("and") in [letters for letters, _, _ in pairs[0]]
+    assert encode_letters("cat") not in [letters for letters, _, _ in pairs[0]]
+    small = ["--width", "64", "--batch", "16", "--log-every", "60", "--learning-rate", "0.003", "--device", "cpu"]
+    printed = _run_step(train_guesser, tmp_path, *small, "--steps", "60")
+    again = _run_step(train_guesser, tmp_path, *small, "--steps", "120")
+    assert "step 60 of 60" in printed
+    assert "goes on at step 60 of 120" in again
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "guesser.jsonl").read_text().splitlines()]
+    assert losses[1] < 0.5 * losses[0]
+    assert Guesser.load(tmp_path / "guesser.safetensors").guess("and")
+
+
+@torch.no_grad()
+def test_the_written_audio_tokenizer_is_what_was_trained(spectral_noise, tmp_path):
+    torch.manual_seed(0)
+    fitted = speech_quantizer.fit(spectral_noise, pitch=True)
+    config = tokenizer_networks.tokenizer_config(fitted.latent, 64)
+    encoder, decoder = AcousticEncoder(config), AcousticDecoder(config)
+    export.write_audio_tokenizer(encoder.state_dict(), decoder.state_dict(), fitted, tmp_path)
+    written = HiggsAudioTokenizer.from_pretrained(tmp_path)
+    audio = 0.1 * torch.randn(9600)
+    latents = encoder(audio[None, None])[0].T
+    assert (written.encode(audio, 24000) == fitted.encode(latents)).float().mean() > 0.95  # weights are rounded
+    frames_of_codes = torch.randint(0, speech_quantizer.PHASES, (8, 8))
+    sound = decoder(fitted.decode(frames_of_codes).T[None])[0, 0]
+    found = written.decode(frames_of_codes)
+    torch.testing.assert_close(found, sound, rtol=0.02, atol=0.02 * float(sound.abs().max()))
+
+
+def test_what_was_trained_becomes_a_checkpoint_that_speaks(rendered, materials, tmp_path):
+    tokenizer = phoneme_tokenizer.build_tokenizer()
+    torch.manual_seed(0)
+    language_model = LanguageModel(train_language_model.model_config(tokenizer, 128, layers=1))
+    export.write_language_model(language_model.state_dict(), tmp_path)
+    fitted = speech_quantizer.Quantizer.load(rendered / "codes" / "quantizer.safetensors")
+    config = tokenizer_networks.tokenizer_config(fitted.latent, 32)
+    parts = AcousticEncoder(config).state_dict(), AcousticDecoder(config).state_dict()
+    export.write_audio_tokenizer(*parts, fitted, tmp_path / "audio_tokenizer")
+    model = Guesser(width=32, inner=64, layers=1)
+    save_file(model.state_dict(), tmp_path / "g", {name: str(value) for name, value in model.shape.items()})
+    export.write_reader(materials, tmp_path / "g", tmp_path)
+    voices = json.loads((tmp_path / export.VOICES_FILE).read_text())
+    assert voices["emma"] == {"accent": "gb"}
+    text, missing = Reader(tmp_path).phonemes("The cat sees two dogs.")
+    assert (text[:2], missing) == ("ðə", [])
+    speech = HiggsAudio.from_pretrained(tmp_path).speak(text, max_new_tokens=12, seed=1)
+    assert speech.audio.shape[-1] > 0
+
+
+def test_the_judges_measures():
+    filters = judge.mel_filters()
+    assert filters.shape == (120, 161)
+    assert (filters >= 0).all()
+    time_axis = np.arange(48000) / 24000
+    tone = 0.3 * sum(np.sin(2 * np.pi * 200 * k * time_axis) / k for k in (1, 2, 3))
+    np.testing.assert_allclose(judge.pitches(tone), 200, rtol=0.01)
+    assert judge.pitch_spread(tone) < 0.1
+    glide = np.sin(2 * np.pi * np.cumsum(np.geomspace(150, 300, 48000)) / 24000)
+    assert 2.5 < judge.pitch_spread(glide) < 4.0  # an octave, evenly: 12 / sqrt(12)
+    assert judge.pitch_spread(np.zeros(48000)) == 0.0
+    mels = judge.log_mels(np.sin(2 * np.pi * 440 * np.arange(16000) / 16000))
+    assert mels.shape == (100, 120)
+    assert mels.max() == 1.0
+    assert mels.min() >= -1.0
+    assert mels[50].argmax() == filters[:, round(440 * 321 / 16000)].argmax()
+
+
+def test_the_report_judges_held_out_speech(rendered, monkeypatch):
+    class Deaf:
+        def __init__(self, materials):
+            pass
+
+        def hear(self, audio):
+            return "the cat sees"
+
+        def scores(self, audio):
+            return 3.0, float(len(audio) > 0)
+
+        def word_error_rate(self, said, heard):
+            return sum(a != b for a, b in zip(said, heard, strict=True)) / len(said)
+
+    monkeypatch.setattr(report, "Recognizer", Deaf)
+    monkeypatch.setattr(report, "Quality", Deaf)
+    small = ["--batch", "1", "--frames", "4", "--channels", "32", "--device", "cpu", "--log-every", "1"]
+    _run_step(train_decoder, rendered, *small, "--steps", "1")
+    printed = _run_step(report, rendered, "--count", "3")
+    results = json.loads((rendered / "report.json").read_text())
+    assert set(results) == {"teacher", "resynthesis"}
+    assert results["teacher"]["utterances"] == 3
+    assert results["teacher"]["word_error_rate"] == 1.0
+    assert "resynthesis" in printed

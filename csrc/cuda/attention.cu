@@ -51,36 +51,13 @@ struct Splits {
   }
 };
 
-// One element of a split's result, or of several merged ones.
-struct Element {
-  float sum = 0;
-  SoftmaxState state = {0, 0};
-
-  __device__ __forceinline__ void merge_next(float next_sum, SoftmaxState next, bool is_first) {
-    if (is_first) {
-      sum = next_sum;
-      state = next;
-    } else {
-      const SoftmaxMerge merged = merge(state, next);
-      sum = merged.sum(sum, next_sum);
-      state = merged.state;
-    }
-  }
-};
-
-// Whether this block is the last of `count` to finish a split; partial results of the others can be read then.
-__device__ __forceinline__ bool is_last_block(int32_t* split_counter, int count) {
-  __shared__ bool is_last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    is_last = atomicAdd(split_counter, 1) == count - 1;
-    if (is_last) *split_counter = 0;  // for the next launch
-  }
-  __syncthreads();
-  if (!is_last) return false;
-  __threadfence();
-  return true;
+// Merges the next split's element and softmax state into those of the splits before it.
+__device__ __forceinline__ void merge_next(
+    float& sum, float& maximum, float& total, float next_sum, float next_maximum, float next_total) {
+  const SoftmaxMerge merged = merge({maximum, total}, {next_maximum, next_total});
+  sum = merged.sum(sum, next_sum);
+  maximum = merged.state.maximum;
+  total = merged.state.total;
 }
 
 // kVectorized: see TileRows; kSerial: one block takes all splits.
@@ -89,6 +66,7 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
   __shared__ float scores[kGroup][kTile];
   __shared__ float keep[kGroup], maxima[kGroup], totals[kGroup];
   __shared__ float half_sums[kHalves][kGroup][kMaxHeadDim];
+  __shared__ bool is_last;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   const int half = thread / 16, lane16 = thread % 16;
   const int item = static_cast<int>(blockIdx.x), row = item / (a.heads * a.parts), head = item / a.parts % a.heads;
@@ -115,13 +93,13 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
 
   // Elements of [kGroup, head_dim] that this thread merges.
   constexpr int kElements = (kGroup * kMaxHeadDim + kThreads - 1) / kThreads;
-  Element elements[kElements];
+  float merged[kElements] = {}, merged_maximum[kElements] = {}, merged_total[kElements] = {};
   const int first_split = kSerial ? 0 : static_cast<int>(blockIdx.y),
             last_split = kSerial ? splits.count : first_split + 1;
   for (int split = first_split; split < last_split; ++split) {
     const int begin = split * splits.positions, count = min(splits.positions, length - begin);
     float sums[kGroup][kLaneDims] = {};
-    SoftmaxState state = {-3.4028234e38f, 0};  // of query head `warp`, in all its lanes
+    float maximum = -3.4028234e38f, total = 0;  // of query head `warp`, in all its lanes
     for (int tile = 0; tile < count; tile += kTile) {
       const T* tile_keys = keys + static_cast<int64_t>(begin + tile) * a.head_dim;
       const T* tile_values = values + static_cast<int64_t>(begin + tile) * a.head_dim;
@@ -129,14 +107,14 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
       TileRows<T, kVectorized> key_rows, value_rows;
       key_rows.load(tile_keys, half, in_tile, dimension, a.head_dim);
       value_rows.load(tile_values, half, in_tile, dimension, a.head_dim);
-      score_tile(scores, query, key_rows, tile_keys, in_tile, a.head_dim);
+      score_tile(scores, query, key_rows, tile_keys, half, lane16, in_tile, a.head_dim);
       __syncthreads();
       if (warp < kGroup) {
-        const float factor = softmax_tile(scores[warp], state, in_tile);
+        const float factor = softmax_tile(scores[warp], maximum, total, lane, in_tile);
         if (lane == 0) keep[warp] = factor;
       }
       __syncthreads();
-      weigh_tile(sums, scores, keep, value_rows, tile_values, in_tile, a.head_dim);
+      weigh_tile(sums, scores, keep, value_rows, tile_values, half, lane16, in_tile, a.head_dim);
       __syncthreads();
     }
 #pragma unroll
@@ -145,8 +123,8 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
       for (int i = 0; i < kLaneDims; ++i) half_sums[half][g][lane16 * kLaneDims + i] = sums[g][i];
     }
     if (warp < kGroup && lane == 0) {
-      maxima[warp] = state.maximum;
-      totals[warp] = state.total;
+      maxima[warp] = maximum;
+      totals[warp] = total;
     }
     __syncthreads();
     float* partial = a.partials + (static_cast<int64_t>(item) * a.splits + split) * kGroup * (a.head_dim + 2);
@@ -163,15 +141,27 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
           partial[g * (a.head_dim + 2) + a.head_dim] = maxima[g];
           partial[g * (a.head_dim + 2) + a.head_dim + 1] = totals[g];
         }
+      } else if (split == first_split) {
+        merged[e] = sum;
+        merged_maximum[e] = maxima[g];
+        merged_total[e] = totals[g];
       } else {
-        elements[e].merge_next(sum, {maxima[g], totals[g]}, split == first_split);
+        merge_next(merged[e], merged_maximum[e], merged_total[e], sum, maxima[g], totals[g]);
       }
     }
     __syncthreads();
   }
 
   if (!kSerial && splits.count > 1) {
-    if (!is_last_block(a.split_counters + item, splits.count)) return;
+    __threadfence();
+    __syncthreads();
+    if (thread == 0) {
+      is_last = atomicAdd(a.split_counters + item, 1) == splits.count - 1;
+      if (is_last) a.split_counters[item] = 0;  // for the next launch
+    }
+    __syncthreads();
+    if (!is_last) return;
+    __threadfence();
     const volatile float* partials = a.partials + static_cast<int64_t>(item) * a.splits * kGroup * (a.head_dim + 2);
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
@@ -180,15 +170,20 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
       for (int split = 0; split < splits.count; ++split) {
         const volatile float* partial = partials + (static_cast<int64_t>(split) * kGroup + g) * (a.head_dim + 2);
         const float sum = partial[dimension], maximum = partial[a.head_dim], total = partial[a.head_dim + 1];
-        elements[e].merge_next(sum, {maximum, total}, split == 0);
+        if (split == 0) {
+          merged[e] = sum;
+          merged_maximum[e] = maximum;
+          merged_total[e] = total;
+        } else {
+          merge_next(merged[e], merged_maximum[e], merged_total[e], sum, maximum, total);
+        }
       }
     }
   }
 #pragma unroll
   for (int e = 0; e < kElements; ++e) {
     const int at = thread + e * kThreads, g = at / a.head_dim, dimension = at % a.head_dim;
-    if (g < group)
-      a.out[query_at + static_cast<int64_t>(g) * a.head_dim + dimension] = elements[e].sum / elements[e].state.total;
+    if (g < group) a.out[query_at + static_cast<int64_t>(g) * a.head_dim + dimension] = merged[e] / merged_total[e];
   }
 }
 

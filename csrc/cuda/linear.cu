@@ -1,9 +1,9 @@
 // Products with packed weights: out[r][n] = sum_k x[r][k] * weight[n][k], with RMSNorm of x before and an epilogue
 // after.
 //
-// A block takes one or two panels of the weight (common/weight_format.h) and 8, 32 or 64 rows of x. Its warps share the
-// depth k, taking K-steps in turn, and their sums are added in a fixed order: an output depends on its row and the
-// weight's shape alone, not on the batch or on timing. Weights are read once for all rows of the block, and the loads
+// A block takes one or two panels of the weight (common/weight_format.h) and 8, 16, 32 or 64 rows of x. Its warps share the
+// depth k, taking K-steps in turn, and their sums are added in a fixed order: the bits of an output depend on its row of
+// x and the weight alone, not on the batch or on timing. Weights are read once for all rows of the block, and the loads
 // of the next steps are in flight while one is multiplied.
 //   bfloat16   x is rounded to bfloat16, sums are float32;
 //   float16    the same in float16: x must stay below 65520 after multiplication with the norm's weight;
@@ -11,8 +11,8 @@
 //   int8/int4  x is rounded to 8 bits with a scale per row and group of 128 columns; sums within a group are exact;
 //   float32    plain multiply-adds: for comparisons, not for speed.
 // RMSNorm scales a row as a whole, so it is applied to the finished sums; its sum of squares is taken while x is
-// loaded. Up to 8 rows are read unpacked by every block; more rows are packed once, by a kernel before.
-// Bytes moved: the weight, once (rows above 64 find it in L2), and x for each block from L2.
+// loaded.
+// Bytes moved: the weight, once from memory; other blocks of rows find it in L2. Each block reads x from L2.
 //
 // linear/: weight_formats.h, activations.h, mainloop.h and epilogues.h are the parts of the kernel, in this order.
 #include "cuda/linear.h"
@@ -124,7 +124,7 @@ void rms_norm_linear_cuda(
 void gemm(const Launch& launch, const Gemm& given, const Tensor& like) {
   HIGGS_CHECK(
       is_aligned(given.weight.data) && is_aligned(given.weight.scales), launch.op(),
-      ": a packed weight and its scales must begin at multiples of 16 bytes on CUDA, got ", given.weight.data, " and ",
+      ": weight and its scales must be aligned to 16 bytes, got ", static_cast<const void*>(given.weight.data), " and ",
       given.weight.scales);
   Gemm p = given;
   p.vectorized =

@@ -1,4 +1,4 @@
-// Products with packed weights, for all families that have them: RMSNorm before, an epilogue after.
+// GEMM with packed weights, for all families: RMSNorm before it, an epilogue after it.
 #pragma once
 
 #include "args/packed_weight.h"
@@ -37,7 +37,7 @@ struct RopeCache {
 };
 
 enum class Epilogue {
-  kResidual,  // out [rows, n] = product + residual, if there is one
+  kResidual,  // out [rows, n] = sum + residual, if there is one
   kSiluMul,   // out [rows, n_out] = silu(gate) * up, from panels of kHalfPanel rows of each
   kRope,      // see RopeCache
 };
@@ -56,7 +56,7 @@ struct Gemm {
   bool vectorized = false;  // x and the norms' weights can be read 4 values at a time; set by gemm()
 };
 
-// Runs the product; `like` is a tensor on the device, for working memory.
+// Runs the GEMM. `like`: a tensor on the device that working memory is allocated on.
 void gemm(const Launch& launch, const Gemm& p, const Tensor& like);
 
 }  // namespace higgs_native::cuda

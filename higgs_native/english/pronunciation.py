@@ -123,7 +123,7 @@ class Pronouncer:
     """
 
     def __init__(
-        self, entries: Mapping[str, Entry], unknown: Callable[[str], str] | None = None, british: bool = False
+        self, entries: Mapping[str, Entry], unknown: Callable[[str], str | None] | None = None, british: bool = False
     ) -> None:
         self.entries, self.unknown, self.british = entries, unknown, british
 

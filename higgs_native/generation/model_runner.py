@@ -25,6 +25,8 @@ _STEPS_AHEAD = 4
 """Steps that a GPU may be ahead of the host."""
 _MIN_LENGTH, _MIN_HISTORY = 1024, 64
 """Minimum sizes on a GPU; larger ones round up to powers of two so that graphs are reused."""
+_WARM_UP_ROWS = 96
+"""Text rows, and audio rows, of the prompt that loads kernels: more than any kernel computes at once."""
 _MAX_IDLE = 2
 """Runners on a GPU that are kept for later requests."""
 
@@ -207,9 +209,17 @@ class RunnerPool:
 
     @torch.inference_mode()
     def prepare(self, model: LanguageModel, slots: int, length: int) -> None:
-        """Capture the graphs that requests of this size need, before the first of them."""
-        with self.runner(model, slots, length, 1):
-            pass
+        """Capture the graphs that requests of this size need, and run a prompt, before the first of them.
+
+        CUDA loads a kernel when it first runs, and prompts of many rows have kernels that no frame uses.
+        """
+        with self.runner(model, slots, length, 1) as runner:
+            count = min(_WARM_UP_ROWS, length // 2)
+            frames = torch.zeros(model.config.num_codebooks, count, dtype=torch.int32)
+            states = model.forward(Batch.text_then_audio([([0] * count, frames)], model.device), runner.cache)
+            model.audio_logits(states[-1:])
+            if model.text_head is not None:
+                model.text_logits(states[-1:])
 
     def _make(self, model: LanguageModel, shape: tuple[int, int, int]) -> ModelRunner:
         with CAPTURE_LOCK:

@@ -168,3 +168,19 @@ def test_a_model_on_the_cpu_is_freed_with_its_last_reference(tmp_path):
         assert reference() is None
     finally:
         gc.enable()
+
+
+def test_a_prompt_runs_before_the_first_request(model, monkeypatch):
+    """With text rows and audio rows, which have kernels of their own on a GPU; requests draw the same afterwards."""
+    made = requests(model, 1)
+    expected = outputs(model, made, "transformers", 6)
+    shapes, forward = [], model.forward
+
+    def recorded(batch, *arguments):
+        shapes.append((len(batch.token_ids), len(batch.codes)))
+        return forward(batch, *arguments)
+
+    monkeypatch.setattr(model, "forward", recorded)
+    model.runner_pool.prepare(model, 1, 256)
+    assert max(shapes) == (96, 96)
+    assert_same(outputs(model, made, "transformers", 6), expected)

@@ -150,9 +150,7 @@ def test_a_packed_weight_must_be_aligned():
     weight = packed(32, 256, torch.bfloat16)
     elsewhere = torch.empty(weight.data.numel() + 2, dtype=torch.bfloat16, device=CUDA_DEVICE)[2:].view_as(weight.data)
     x, out = torch.zeros(1, 256, device=CUDA_DEVICE), torch.zeros(1, 32, device=CUDA_DEVICE)
-    with pytest.raises(
-        RuntimeError, match="linear: a packed weight and its scales must begin at multiples of 16 bytes on CUDA, got"
-    ):
+    with pytest.raises(RuntimeError, match="linear: weight and its scales must be aligned to 16 bytes, got"):
         ops.linear(out, x, ops.PackedWeight(elsewhere))
 
 

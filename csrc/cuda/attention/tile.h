@@ -66,8 +66,7 @@ struct TileRows {
 template <int kGroup, typename T, bool kVectorized>
 __device__ __forceinline__ void score_tile(
     float (&scores)[kGroup][kTile], const float (&query)[kGroup][kLaneDims], const TileRows<T, kVectorized>& key_rows,
-    const T* keys, int count, int head_dim) {
-  const int thread = static_cast<int>(threadIdx.x), half = thread / 16, lane16 = thread % 16;
+    const T* keys, int half, int lane16, int count, int head_dim) {
 #pragma unroll
   for (int j = 0; j < kPositions; ++j) {
     float score[kGroup] = {};
@@ -87,29 +86,30 @@ __device__ __forceinline__ void score_tile(
   }
 }
 
-// Replaces the warp's row of scores by exp(score - maximum) and adds the tile to `state`. Returns the factor of what
-// was summed before.
-__device__ __forceinline__ float softmax_tile(float (&scores)[kTile], SoftmaxState& state, int count) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+// Replaces the warp's row of scores by exp(score - maximum), and adds the tile to the softmax state in `maximum` and
+// `total`. Returns the factor of earlier sums. (References to scalars and indices from the caller keep the registers of
+// one large function.)
+__device__ __forceinline__ float softmax_tile(
+    float (&scores)[kTile], float& maximum, float& total, int lane, int count) {
   float lane_scores[kTile / kWarp];
-  float maximum = state.maximum;
+  float next_maximum = maximum;
 #pragma unroll
   for (int i = 0; i < kTile / kWarp; ++i) {
     const int position = lane + i * kWarp;
     lane_scores[i] = position < count ? scores[position] : -INFINITY;
-    maximum = fmaxf(maximum, lane_scores[i]);
+    next_maximum = fmaxf(next_maximum, lane_scores[i]);
   }
-  maximum = warp_max(maximum);
+  next_maximum = warp_max(next_maximum);
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kTile / kWarp; ++i) {
-    const float weight = expf(lane_scores[i] - maximum);
+    const float weight = expf(lane_scores[i] - next_maximum);
     scores[lane + i * kWarp] = weight;
     sum += weight;
   }
-  const float keep = expf(state.maximum - maximum);
-  state.total = fmaf(state.total, keep, warp_sum(sum));
-  state.maximum = maximum;
+  const float keep = expf(maximum - next_maximum);
+  total = fmaf(total, keep, warp_sum(sum));
+  maximum = next_maximum;
   return keep;
 }
 
@@ -117,8 +117,7 @@ __device__ __forceinline__ float softmax_tile(float (&scores)[kTile], SoftmaxSta
 template <int kGroup, typename T, bool kVectorized>
 __device__ __forceinline__ void weigh_tile(
     float (&sums)[kGroup][kLaneDims], const float (&scores)[kGroup][kTile], const float (&keep)[kGroup],
-    const TileRows<T, kVectorized>& value_rows, const T* values, int count, int head_dim) {
-  const int thread = static_cast<int>(threadIdx.x), half = thread / 16, lane16 = thread % 16;
+    const TileRows<T, kVectorized>& value_rows, const T* values, int half, int lane16, int count, int head_dim) {
 #pragma unroll
   for (int g = 0; g < kGroup; ++g) {
 #pragma unroll

@@ -1,5 +1,5 @@
-// Activations of a product: read, normalized and rounded to the format of the weights, in the order of the tensor
-// cores' fragments. Up to kRowTile rows are read by every block; more rows are packed once, by a kernel of their own.
+// GEMM activations: read, normalized and rounded to the format of the weights, in the order of the tensor
+// cores' fragments. Up to kRowTile rows are read by every block; more rows are packed once, by pack_activations_kernel.
 #pragma once
 
 #include "cuda/linear.h"

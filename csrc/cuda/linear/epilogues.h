@@ -1,4 +1,4 @@
-// The end of a product: finished sums are added to a residual, combined by SiLU, or rotated and written into the KV
+// GEMM epilogues: finished sums are added to a residual, combined by SiLU, or rotated and written into the KV
 // cache.
 #pragma once
 

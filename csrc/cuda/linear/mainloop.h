@@ -1,4 +1,4 @@
-// The product itself: warps share the depth k, their sums are added in a fixed order, and an epilogue ends it.
+// GEMM mainloop: warps share the depth k, and their sums are added in a fixed order before the epilogue.
 #pragma once
 
 #include "cuda/linear/activations.h"
@@ -106,9 +106,8 @@ __device__ __forceinline__ void multiply(
 // Adds the sums of all warps in a fixed order; those of warp 0 are then complete. `exchanged` holds the sums of half
 // the warps.
 template <WeightFormat F, int kPanels, int kTiles>
-__device__ __forceinline__ void reduce_warps(Sums<F, kPanels, kTiles>& sums, float* exchanged) {
+__device__ __forceinline__ void reduce_warps(Sums<F, kPanels, kTiles>& sums, float* exchanged, int warp, int lane) {
   using LaneSums = Sums<F, kPanels, kTiles>;
-  const int warp = warp_index(), lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
   for (int half = kWarps / 2; half > 0; half /= 2) {
     float* mine = exchanged + warp % half * LaneSums::kCount * kWarp + lane;
@@ -238,7 +237,7 @@ __global__ void __launch_bounds__(kThreads)
   auto* exchanged = reinterpret_cast<float*>(dynamic_shared());
   auto* values = exchanged + kWarps / 2 * LaneSums::kCount * kWarp;
   float* row_scales = values + kPanels * kPanel * BlockSums<kTiles>::kStride;
-  reduce_warps(sums, exchanged);
+  reduce_warps(sums, exchanged, warp, lane);
   if constexpr (kPacked) {
     if (threadIdx.x < kTiles * kRowTile) {
       row_scales[threadIdx.x] = packed.row_scales[first_tile * kRowTile + threadIdx.x];

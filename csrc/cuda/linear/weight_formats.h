@@ -1,8 +1,8 @@
-// Weights of a product: the part of a panel that a warp takes per K-step, and how a lane loads it.
+// GEMM weights: the units of a panel that a warp takes per K-step, and how a lane loads them.
 //
 // A lane loads 16 bytes at a time: the words of four weight rows of one unit. This is the layout of the tensor cores'
 // fragments: lane 4 * g + t holds rows 4 g .. 4 g + 3 of units t * kChunks + c of a step, and row g of x in the columns
-// of those units. So weights go from memory to the tensor cores as they are (4-bit integers after a shift and a mask).
+// of those units. So weights need no shuffle before the tensor cores: only int4 is shifted and masked, and fp8 widened.
 #pragma once
 
 #include <type_traits>
@@ -30,7 +30,7 @@ struct Step {
 };
 static_assert(Step<WeightFormat::int8>::kColumns == kQuantGroup && Step<WeightFormat::int4>::kColumns == kQuantGroup);
 
-// The number format of tensor-core products in pairs.
+// The 16-bit type that tensor cores multiply.
 template <WeightFormat F>
 using PairOf = std::conditional_t<F == WeightFormat::f16, float16, bfloat16>;
 

@@ -88,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_folder_option(parser)
     parser.add_argument("--plain", action="store_true", help="no pitch in the codes: for the comparison")
+    parser.add_argument("--fit-shards", type=int, default=FITTED_SHARDS, help="default: %(default)s, 1.2 hours")
     options = parser.parse_args()
     folder, out = options.folder, codes_folder(options.folder, not options.plain)
     torch.set_num_threads(1)
@@ -95,14 +96,14 @@ def main() -> None:
         use_packages(folder)
         out.mkdir(exist_ok=True)
         numbers = finished_shards(folder)
+        if len(numbers) < options.fit_shards:
+            raise SystemExit(f"shards must be {options.fit_shards} or more to fit to, got {len(numbers)}")
         gains_path, quantizer_path = folder / "gains.json", out / "quantizer.safetensors"
         if not gains_path.exists():
-            if len(numbers) < FITTED_SHARDS:
-                raise SystemExit(f"shards must be {FITTED_SHARDS} or more to fit to, got {len(numbers)}")
-            write_json(gains_path, measure_gains(folder, numbers[:FITTED_SHARDS]))
+            write_json(gains_path, measure_gains(folder, numbers[: options.fit_shards]))
         gains = json.loads(gains_path.read_text(encoding="utf-8"))
         if not quantizer_path.exists():
-            parts = [spectra_of(f) for n in numbers[:FITTED_SHARDS] for f in read_frames(folder, n, gains)]
+            parts = [spectra_of(f) for n in numbers[: options.fit_shards] for f in read_frames(folder, n, gains)]
             fit(torch.cat(parts), pitch=not options.plain).save(quantizer_path)
         quantizer = Quantizer.load(quantizer_path)
         for number in numbers:

@@ -1,0 +1,125 @@
+"""Judge the teacher, the audio tokenizer and the voice on held-out utterances.
+
+    python -m recipe.report                      # the teacher, and its speech through the decoder that was trained
+    python -m recipe.report --voice FOLDER       # what recipe.export wrote speaks the same texts
+
+One utterance a window. Prints, and writes to report.json, the word error rate, DNSMOS, the spread of F0, and for a
+voice the share that stops by itself and the share whose duration is within 15 % of the teacher's.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from quantizer import CODEBOOKS
+
+from higgs_native.english.reader import Reader
+from higgs_native.pipeline import HiggsAudio
+from recipe.codes import codes_folder, read_codes, read_frames
+from recipe.dictionary import accent_of
+from recipe.folder import add_folder_option, use_packages, write_json
+from recipe.judge import Quality, Recognizer, pitch_spread
+from recipe.phoneme_tokenizer import VOICES
+from recipe.shards import read_utterances, shard_path
+from recipe.speech_quantizer import Quantizer
+from recipe.steps import weights_of
+from recipe.tokenizer_networks import TaughtDecoder, tokenizer_config
+from recipe.train_decoder import training_name
+
+
+TOLERANCE = 0.15
+"""Of the duration."""
+
+
+def held_out(folder: Path, count: int, pitch: bool) -> list[tuple[dict[str, object], np.ndarray, np.ndarray]]:
+    """Held-out utterances with their audio and codes; words in random order are left out, which no one recognizes."""
+    gains = json.loads((folder / "gains.json").read_text(encoding="utf-8"))
+    found = []
+    for path in sorted(codes_folder(folder, pitch).glob("[0-9]" * 5 + ".npz")):
+        codes, starts = read_codes(path)
+        utterances = read_utterances(shard_path(folder, int(path.stem)))
+        for index, frames in enumerate(read_frames(folder, int(path.stem), gains)):
+            if utterances[index]["held_out"] and utterances[index]["kind"] != "words":
+                found.append((utterances[index], frames.audio, codes[:, starts[index] : starts[index + 1]]))
+                if len(found) == count:
+                    return found
+    return found
+
+
+@torch.no_grad()
+def resynthesize(folder: Path, codes: list[np.ndarray], pitch: bool) -> list[np.ndarray]:
+    """Audio of codes by the decoder as far as it was trained."""
+    paths = [folder / f"{training_name(pitch, adversarial)}.pt" for adversarial in (True, False)]
+    weights = weights_of(next(path for path in paths if path.exists()))
+    quantizer = Quantizer.load(codes_folder(folder, pitch) / "quantizer.safetensors")
+    channels = weights["decoder.conv1.weight"].shape[0]
+    network = TaughtDecoder(tokenizer_config(quantizer.latent, channels))
+    network.load_state_dict(weights)
+    table = quantizer.table()
+    made = []
+    for part in codes:
+        latents = sum(table[level][torch.from_numpy(part[level].astype(np.int64))] for level in range(CODEBOOKS))
+        made.append(network(latents.T[None])[0][0].numpy())
+    return made
+
+
+def judge(audio: list[np.ndarray], texts: list[str], recognizer: Recognizer, quality: Quality) -> dict[str, float]:
+    """The measures of all utterances together."""
+    scores = np.array([quality.scores(part) for part in audio])
+    heard = [recognizer.hear(part) for part in audio]
+    return {
+        "utterances": len(audio),
+        "word_error_rate": recognizer.word_error_rate(texts, heard),
+        "overall": float(scores[:, 0].mean()),
+        "p808": float(scores[:, 1].mean()),
+        "pitch_spread": float(np.mean([pitch_spread(part) for part in audio])),
+    }
+
+
+def speak(voice: Path, utterances: list[dict[str, object]]) -> tuple[list[np.ndarray], list[bool]]:
+    """What a checkpoint speaks, and whether it stopped by itself."""
+    engine, reader = HiggsAudio.from_pretrained(voice), Reader(voice)
+    names = {teacher: name for name, teacher in VOICES.items()}
+    audio, stopped = [], []
+    for utterance in utterances:
+        teacher = str(utterance["voice"])
+        phonemes, _ = reader.phonemes(str(utterance["text"]), accent_of(teacher))
+        speech = engine.speak(phonemes, voice=f"profile:{names[teacher]}", seed=int(utterance["id"]))
+        audio.append(speech.audio)
+        stopped.append(speech.finish_reason == "stop")
+    return audio, stopped
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_folder_option(parser)
+    parser.add_argument("--voice", type=Path, help="a checkpoint that recipe.export wrote")
+    parser.add_argument("--plain", action="store_true", help="the decoder of codes without pitch")
+    parser.add_argument("--count", type=int, default=100)
+    options = parser.parse_args()
+    folder = options.folder
+    use_packages(folder)
+    recognizer, quality = Recognizer(folder / "materials"), Quality(folder / "materials")
+    utterances, audio, codes = zip(*held_out(folder, options.count, not options.plain), strict=True)
+    texts = [str(utterance["normalized"]) for utterance in utterances]
+    made = {"teacher": list(audio)}
+    results = {}
+    if options.voice:
+        made["voice"], stopped = speak(options.voice, list(utterances))
+        lengths = [len(a) / len(b) for a, b in zip(made["voice"], audio, strict=True)]
+        results["voice"] = {
+            "stopped": float(np.mean(stopped)),
+            "duration": float(np.mean([abs(length - 1) <= TOLERANCE for length in lengths])),
+        }
+    else:
+        made["resynthesis"] = resynthesize(folder, list(codes), not options.plain)
+    for name, parts in made.items():
+        results[name] = judge(parts, texts, recognizer, quality) | results.get(name, {})
+        print(name, "  ".join(f"{key} {value:.4g}" for key, value in results[name].items()), flush=True)
+    write_json(folder / "report.json", results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The pronunciation of words that no dictionary has: a small network from letters to phonemes."""
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz'"
+PHONEMES = "AIOQWYaiuæɑɒɔəɛɜɪʊʌᵻɐbdfhjklmnpstvwzðŋɡɹɾʃʒʔʤʧθᵊˈˌː"
+
+_WIDEST = 3
+"""Phonemes and stress marks that a letter may stand for: x stands for ks."""
+_LONGEST = 40
+_ACCENTS = 2
+
+
+class Guesser(nn.Module):
+    """Letters to phonemes by connectionist temporal classification: every letter has three places for phonemes.
+
+    Args:
+        width, inner, layers: of the transformer over the places.
+    """
+
+    def __init__(self, width: int = 128, inner: int = 384, layers: int = 4) -> None:
+        super().__init__()
+        self.shape = {"width": width, "inner": inner, "layers": layers}
+        self.letters = nn.Embedding(len(LETTERS) + 1, width)
+        self.places = nn.Embedding(_WIDEST * _LONGEST, width)
+        self.accents = nn.Embedding(_ACCENTS, width)
+        layer = nn.TransformerEncoderLayer(width, width // 32, inner, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.head = nn.Linear(width, len(PHONEMES) + 1)
+
+    def forward(self, letters: torch.Tensor, accents: torch.Tensor) -> torch.Tensor:
+        """Logits of the blank and the phonemes at each place.
+
+        Args:
+            letters: int64 [batch, length], 0 behind a word's end; else 1 + the index in `LETTERS`.
+            accents: int64 [batch], 0 American, 1 British.
+
+        Returns:
+            [batch, 3 * length, phonemes + 1]
+        """
+        ids = letters.repeat_interleave(_WIDEST, 1)
+        x = self.letters(ids) + self.places.weight[: ids.shape[1]] + self.accents(accents)[:, None]
+        return self.head(self.encoder(x, src_key_padding_mask=ids == 0))
+
+    @torch.inference_mode()
+    def guess(self, word: str, british: bool = False) -> str:
+        """The phonemes of a word in lower case; letters that are not English are left out."""
+        ids = encode_letters(word)
+        if not ids:
+            return ""
+        logits = self(torch.tensor([ids]), torch.tensor([int(british)]))
+        return decode_places(logits[0].argmax(-1).tolist())
+
+    @classmethod
+    def load(cls, path: Path) -> "Guesser":
+        """Read what `recipe.train_guesser` wrote."""
+        with safe_open(path, "pt") as file:
+            model = cls(**{name: int(value) for name, value in file.metadata().items()})
+            model.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
+        return model.eval()
+
+
+def encode_letters(word: str) -> list[int]:
+    """Indices of letters; those of a word that is too long are cut off."""
+    return [LETTERS.index(letter) + 1 for letter in word.lower() if letter in LETTERS][:_LONGEST]
+
+
+def decode_places(places: list[int]) -> str:
+    """Phonemes of the best class of each place: of equals in a row one counts, and blanks part them."""
+    kept = [place for place, before in zip(places, [0, *places], strict=False) if place and place != before]
+    return "".join(PHONEMES[place - 1] for place in kept)

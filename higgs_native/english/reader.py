@@ -1,0 +1,85 @@
+"""English text to phonemes, for a voice that reads them: dictionary, rules and guesses from one folder."""
+
+import lzma
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from higgs_native.english.guess import Guesser
+from higgs_native.english.normalize import normalize
+from higgs_native.english.pronunciation import Entry, Pronouncer
+
+
+DICTIONARY_FILE, GUESSER_FILE = "pronunciations.tsv.xz", "guesser.safetensors"
+ACCENTS = ("us", "gb")
+
+_SPEAKER = re.compile(r"(\s*\[SPEAKER\d+\]\s*)")
+
+
+def write_dictionary(path: Path, accents: Mapping[str, Mapping[str, Entry]]) -> None:
+    """Write the entries of all accents: a line a word, tabs between, and `TAG=phonemes|...` where tags decide."""
+    words = sorted(set().union(*(accents[accent] for accent in ACCENTS)))
+    lines = ["\t".join([word, *(_written(accents[accent].get(word)) for accent in ACCENTS)]) for word in words]
+    path.write_bytes(lzma.compress("\n".join(lines).encode(), preset=9 | lzma.PRESET_EXTREME))
+
+
+def read_dictionary(path: Path) -> dict[str, dict[str, Entry]]:
+    """Entries by accent and word."""
+    entries: dict[str, dict[str, Entry]] = {accent: {} for accent in ACCENTS}
+    for line in lzma.decompress(path.read_bytes()).decode().split("\n"):
+        word, *columns = line.split("\t")
+        for accent, column in zip(ACCENTS, columns, strict=True):
+            if column:
+                entries[accent][word] = (
+                    dict(pair.split("=") for pair in column.split("|")) if "=" in column else column
+                )
+    return entries
+
+
+def _written(entry: Entry | None) -> str:
+    if isinstance(entry, dict):
+        return "|".join(f"{tag}={phonemes}" for tag, phonemes in entry.items() if phonemes)
+    return entry or ""
+
+
+class Reader:
+    """Reads text in either accent.
+
+    Args:
+        folder: what `write_dictionary` wrote, and a guesser.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._guesser = Guesser.load(folder / GUESSER_FILE)
+        entries = read_dictionary(folder / DICTIONARY_FILE)
+        self._pronouncers = {
+            accent: Pronouncer(entries[accent], self._unknown(accent == "gb"), accent == "gb") for accent in ACCENTS
+        }
+
+    def phonemes(self, text: str, accent: str = "us") -> tuple[str, list[str]]:
+        """Phonemes of a text; `[SPEAKER0]` and the like stay where they are.
+
+        Returns:
+            The phonemes, and the words that can't be read: of other scripts.
+        """
+        pronouncer, parts, missing = self._pronouncers[accent], [], []
+        for part in _SPEAKER.split(text):
+            if _SPEAKER.fullmatch(part):
+                parts.append(part)
+            elif part.strip():
+                spoken, unread = pronouncer.phonemes(normalize(part))
+                parts.append(spoken)
+                missing += unread
+        return "".join(parts).strip(), missing
+
+    def _unknown(self, british: bool) -> Callable[[str], str | None]:
+        def guess(word: str) -> str | None:
+            guessed: list[str] = []
+            for part in re.split(r"[^\w]", word):
+                phonemes = self._guesser.guess(part, british)
+                if part and not phonemes:
+                    return None
+                guessed.append(phonemes)
+            return "".join(guessed)
+
+        return guess

@@ -1,0 +1,48 @@
+"""Text to phonemes, from the files that a voice comes with."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from higgs_native.english.guess import Guesser
+from higgs_native.english.reader import DICTIONARY_FILE, GUESSER_FILE, Reader, read_dictionary, write_dictionary
+
+
+ENTRIES = {
+    "us": {"cat": "kˈæt", "five": "fˈIv", "record": {"DEFAULT": "ɹəkˈɔɹd", "NOUN": "ɹˈɛkəɹd"}, "only": "ˈOnli"},
+    "gb": {"cat": "kˈat", "five": "fˈIv", "record": {"DEFAULT": "ɹɪkˈɔːd", "NOUN": "ɹˈɛkɔːd", "VERB": None}},
+}
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    path = tmp_path_factory.mktemp("reader")
+    write_dictionary(path / DICTIONARY_FILE, ENTRIES)
+    torch.manual_seed(0)
+    model = Guesser(width=32, inner=64, layers=1)
+    save_file(model.state_dict(), path / GUESSER_FILE, {name: str(value) for name, value in model.shape.items()})
+    return Reader(path)
+
+
+def test_a_dictionary_is_read_as_it_was_written(tmp_path):
+    write_dictionary(tmp_path / "words", ENTRIES)
+    expected = {**ENTRIES, "gb": {**ENTRIES["gb"], "record": {"DEFAULT": "ɹɪkˈɔːd", "NOUN": "ɹˈɛkɔːd"}}}
+    assert read_dictionary(tmp_path / "words") == expected
+
+
+def test_both_accents(reader):
+    assert reader.phonemes("5 cats; the record.") == ("fˈIv kˈæts; ðə ɹˈɛkəɹd.", [])
+    assert reader.phonemes("5 cats; the record.", "gb") == ("fˈIv kˈats; ðə ɹˈɛkɔːd.", [])
+
+
+def test_speakers_stay(reader):
+    assert reader.phonemes("[SPEAKER0] The cat.\n[SPEAKER1] 5!")[0] == "[SPEAKER0] ðə kˈæt.\n[SPEAKER1] fˈIv!"
+
+
+def test_words_that_are_guessed_and_words_that_cannot_be_read(reader):
+    guessed = reader._guesser.guess("zorb")
+    assert reader.phonemes("zorb the cat") == (
+        " ".join(filter(None, [guessed, "ðə kˈæt"])),
+        [] if guessed else ["zorb"],
+    )
+    assert reader.phonemes("The 猫 cat.") == ("ðə kˈæt.", ["猫"])
