@@ -670,7 +670,7 @@ BAD_INPUTS = (
     parameter("--temperature", -1),
     parameter("--temperature", "nan"),
     parameter("--max-new-tokens", 0),
-    parameter("--seed", -1),
+    parameter("--seed", 2**64),
     parameter("--ras-win-max-num-repeat", 0),
 )
 
