@@ -17,8 +17,8 @@ _TEACHER_HOP = 300
 _VOICED = 45.0
 """Hz; the teacher's F0 falls below 10 where nothing is voiced, and passes through all values on its way."""
 _SILENCE = 0.003
-_SMOOTHED = 120
-"""Values of the phase, 30 ms: long enough to part the fundamental from its neighbours."""
+_SMOOTHED = 400
+"""Values of the phase, 100 ms: the turn from the teacher's phase is followed no faster than that."""
 _SHORTEST = 40
 """Values of the phase, 10 ms, that make a frame voiced."""
 
@@ -29,7 +29,9 @@ class Frames:
 
     Attributes:
         audio: float32 [960 * frames].
-        f0: float32 [frames], the teacher's over what is voiced of the frame, in Hz; 0 where nothing is.
+        f0: float32 [frames], in Hz; 0 where nothing is voiced. It is what the phase turns from the middle of the frame
+            before to this one's, so that the next phase follows from the last and the pitch; at the beginning of a
+            voiced stretch it is the teacher's.
         phase: float32 [frames], of the fundamental at the middle of the frame, in cycles from 0 to 1.
         fine_phase: float32 [160 * frames], the phase at every sixth sample, in cycles; NaN where nothing is voiced.
     """
@@ -79,13 +81,14 @@ def own_phase(audio: np.ndarray, f0: np.ndarray, phase: np.ndarray) -> np.ndarra
     """
     positions = np.clip((np.arange(len(audio)) + 0.5) / _TEACHER_HOP - 0.5, 0, len(f0) - 1)
     source = np.interp(positions, np.arange(len(f0)), phase)
-    turned = audio * np.exp(-2j * np.pi * source)
     count = len(audio) // PHASE_HOP
-    coarse = turned[: count * PHASE_HOP].reshape(count, PHASE_HOP).mean(1)
+    voiced = pitch_of(count, f0) > 0
+    turned = audio * np.exp(-2j * np.pi * source)
+    coarse = turned[: count * PHASE_HOP].reshape(count, PHASE_HOP).mean(1) * voiced
     window = np.hanning(_SMOOTHED)
     left = np.angle(np.convolve(coarse, window / window.sum(), "same"))
     middle = PHASE_HOP // 2
-    return np.where(pitch_of(count, f0) > 0, source[middle::PHASE_HOP][:count] + np.unwrap(left) / (2 * np.pi), np.nan)
+    return np.where(voiced, source[middle::PHASE_HOP][:count] + np.unwrap(left) / (2 * np.pi), np.nan)
 
 
 def pitch_of(count: int, f0: np.ndarray) -> np.ndarray:
@@ -99,13 +102,17 @@ def pitch_of(count: int, f0: np.ndarray) -> np.ndarray:
 def _at_frames(fine: np.ndarray, fine_f0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """F0 and the phase at the middle of frames, from the phase and F0 at every sixth sample [frames, 160]."""
     steps = fine.shape[1]
+    middle = steps // 2
     f0, phases = np.zeros(len(fine), np.float32), np.zeros(len(fine), np.float32)
     for index, frame in enumerate(fine):
         voiced = np.flatnonzero(~np.isnan(frame))
         if len(voiced) < _SHORTEST:
             continue
         f0[index] = fine_f0[index, voiced].mean()
-        nearest = voiced[np.abs(voiced - steps // 2).argmin()]
-        cycles = f0[index] * (steps // 2 - nearest) * PHASE_HOP / SAMPLING_RATE
+        nearest = voiced[np.abs(voiced - middle).argmin()]
+        cycles = f0[index] * (middle - nearest) * PHASE_HOP / SAMPLING_RATE
         phases[index] = (frame[nearest] + cycles) % 1.0
+        between = np.concatenate([fine[index - 1, middle:], frame[: middle + 1]]) if index else frame[:1] * np.nan
+        if not np.isnan(between).any():
+            f0[index] = (between[-1] - between[0]) * SAMPLING_RATE / HOP_LENGTH
     return f0, phases

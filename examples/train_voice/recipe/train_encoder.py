@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from recipe.codes import codes_folder
 from recipe.folder import add_folder_option, only_one, use_packages
-from recipe.frames import HOP_LENGTH, PHASE_HOP
+from recipe.frames import HOP_LENGTH, PHASE_HOP, SAMPLING_RATE
 from recipe.pool import Clips, Pool
 from recipe.speech_quantizer import Quantizer
 from recipe.steps import Steps, choose_device
@@ -36,7 +36,12 @@ def shifted(clips: Clips, quantizer: Quantizer, offset: int, gains: torch.Tensor
     share = offset / HOP_LENGTH
     between = torch.where((before > 0) & (after > 0), before.lerp(after, share), torch.maximum(before, after))
     voiced = ~phase.isnan() & (between > 0)
-    f0, phase = between * voiced, phase.nan_to_num() * voiced
+    # The turn since the frame before, whole cycles by the pitch that is nearly known.
+    turns = phase[:, 1:] - phase[:, :-1]
+    seconds = HOP_LENGTH / SAMPLING_RATE
+    exact = (turns + (between[:, 1:] * seconds - turns).round()) / seconds
+    f0 = torch.cat([between[:, :1], torch.where(exact.isnan(), between[:, 1:], exact)], 1) * voiced
+    phase = phase.nan_to_num() * voiced
     return audio, quantizer.latents(frame_spectra(audio), f0, phase)
 
 
