@@ -28,8 +28,9 @@ PHASES = 64
 UNVOICED = 0
 """The code of a frame without voice, in both levels."""
 
-_TURNS = (0.001, 0.002, 0.003, 0.005, 0.008, 0.013, 0.02)
-"""Seconds; the pitch level holds the turn that the fundamental makes in each."""
+_TURNS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.02, 0.04)
+"""Seconds; the pitch level holds the turn that the fundamental makes in each. The last one is a frame: the next
+phase follows from the last by that turn."""
 _FAR = 100.0
 """Where centres lie that are never taken."""
 
