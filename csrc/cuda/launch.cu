@@ -14,8 +14,8 @@ namespace {
 // Represents all kernels, which are built for the same architectures.
 __global__ void empty_kernel() {}
 
-// Whether dependent launches can be captured. On some GPUs that have them (sm_120) such captures were reported to fail, and
-// torch's allocator does not recover from a failed capture, so a trial without torch decides beforehand.
+// Whether dependent launches can be captured. On some GPUs that have them (sm_120) such captures were reported to fail,
+// and torch's allocator does not recover from a failed capture, so a trial without torch decides beforehand.
 bool captures_dependent_launches() {
   cudaStream_t stream = nullptr;
   if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess) return false;

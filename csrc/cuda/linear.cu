@@ -1,10 +1,10 @@
 // Products with packed weights: out[r][n] = sum_k x[r][k] * weight[n][k], with RMSNorm of x before and an epilogue
 // after.
 //
-// A block takes one or two panels of the weight (common/weight_format.h) and 8, 16, 32 or 64 rows of x. Its warps share the
-// depth k, taking K-steps in turn, and their sums are added in a fixed order: the bits of an output depend on its row of
-// x and the weight alone, not on the batch or on timing. Weights are read once for all rows of the block, and the loads
-// of the next steps are in flight while one is multiplied.
+// A block takes one or two panels of the weight (common/weight_format.h) and 8, 16, 32 or 64 rows of x. Its warps share
+// the depth k, taking K-steps in turn, and their sums are added in a fixed order: the bits of an output depend on its
+// row of x and the weight alone, not on the batch or on timing. Weights are read once for all rows of the block, and
+// the loads of the next steps are in flight while one is multiplied.
 //   bfloat16   x is rounded to bfloat16, sums are float32;
 //   float16    the same in float16: x must stay below 65520 after multiplication with the norm's weight;
 //   fp8        as bfloat16: e4m3 is widened to it in registers;

@@ -7,7 +7,8 @@
 
 namespace higgs_native::cuda {
 
-// HIGGS_NATIVE_MULTIPROCESSORS, or `device_count` if it is not set: tests choose the kernels of a larger or smaller GPU.
+// HIGGS_NATIVE_MULTIPROCESSORS, or `device_count` if it is not set: tests choose the kernels of a larger or smaller
+// GPU.
 inline int multiprocessors_to_use(int device_count) {
   const char* setting = std::getenv("HIGGS_NATIVE_MULTIPROCESSORS");
   if (!setting || !*setting) return device_count;
