@@ -30,18 +30,20 @@ export HIGGS_NATIVE_REQUIRE_TRANSFORMERS
 # Waiting threads sleep instead of spinning: with the small models of the tests they wait most of the time.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
+# A process per core; the tests of a file share their fixtures in one.
+pytest=("$bin/pytest" -q -n auto --dist loadfile)
 for set in $sets; do
   if [ "$set" != "$used" ]; then
     echo "Operators with the $set kernels:"
-    HIGGS_NATIVE_ISA=$set "$bin/pytest" -q tests/ops
+    HIGGS_NATIVE_ISA=$set "${pytest[@]}" tests/ops
   fi
 done
 echo "Everything with the $used kernels:"
-"$bin/pytest" -q "$@"
+"${pytest[@]}" "$@"
 if [ "$emulates" != 0 ]; then
   echo "Emulated CUDA kernels, with every memory access checked for races:"
   quantization=tests/model/test_quantization.py
-  HIGGS_NATIVE_EMULATE_CUDA=1 "$bin/pytest" -q tests/ops tests/generation/test_model_runner.py tests/generation/test_parity_transformers.py \
+  HIGGS_NATIVE_EMULATE_CUDA=1 "${pytest[@]}" tests/ops tests/generation/test_model_runner.py tests/generation/test_parity_transformers.py \
     tests/audio_tokenizer/test_graph_decoder.py::test_audio_that_ends_within_a_window_and_at_its_end $quantization::test_rounding \
     $quantization::test_extreme_matrices $quantization::test_a_quantized_model_is_near_the_whole_one
 fi
