@@ -76,6 +76,13 @@ def test_kernel_and_lines_are_named():
     assert len(set(re.findall(r"missing_barrier_kernel\(.*\) at (faults\.cu:\d+)", str(error.value)))) == 2
 
 
+def test_a_message_does_not_depend_on_earlier_operators():
+    """The product before may still run, too, when the fault's launches begin; the fault is its own launch."""
+    output_of_a_product()
+    with pytest.raises(RuntimeError, match=FAULTS["write before wait"]):
+        run("write before wait", mended=False)
+
+
 def output_of_a_product() -> torch.Tensor:
     """1,024 numbers that a product wrote: memory that is used again, whose last writer was a kernel."""
     out = torch.empty(32, 32)

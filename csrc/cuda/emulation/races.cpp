@@ -299,9 +299,10 @@ void report(Fault fault, Access kind, const Page& page, uintptr_t at, uint32_t c
     case kReadOfTorch: text << " does not wait for " << kTorch; break;
     case kWriteInFlight: {
       const Complete& complete = running->waited ? launch.behind_wait : launch.at_start;
-      uint32_t first = complete.before;
-      while (first < launch.number && (complete.has(first) || !launches[first].op)) ++first;
-      text << " does not wait for " << (first < launch.number ? earlier_launch(first) : kTorch);
+      // The last one: which earlier ones may still run depends on what ran before the operator.
+      uint32_t after = launch.number;
+      while (after > complete.before && (complete.has(after - 1) || !launches[after - 1].op)) --after;
+      text << " does not wait for " << (after > complete.before ? earlier_launch(after - 1) : kTorch);
       break;
     }
   }
