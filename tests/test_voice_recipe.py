@@ -597,3 +597,15 @@ def test_materials_are_checked(tmp_path, monkeypatch):
         materials_step.check(tmp_path)
     (tmp_path / "a" / "b").write_bytes(b"right")
     assert materials_step.check(tmp_path)["a/b"]["bytes"] == 5
+
+
+def test_the_first_of_two_that_fill_a_folder_wins(tmp_path):
+    path = tmp_path / "shard"
+    (tmp_path / "shard.1.partial").mkdir()
+    with folder.whole_folder(path) as partial:
+        (partial / "file").write_text("second")
+        assert [left.name for left in tmp_path.iterdir()] == [partial.name]
+        path.mkdir()
+        (path / "file").write_text("first")
+    assert (path / "file").read_text() == "first"
+    assert [left.name for left in tmp_path.iterdir()] == ["shard"]

@@ -236,7 +236,7 @@ class Pronouncer:
             return entry
         if tag in ("VBN", "VBD") and tag not in entry:
             tag = "VERB"
-        return entry.get(tag, entry["DEFAULT"]) or entry["DEFAULT"]
+        return entry.get(tag) or entry.get("DEFAULT")
 
     def _capitals(self, word: str) -> str | None:
         """An acronym as a word if the dictionary has it so, else letter by letter; emphasis as the word."""

@@ -27,7 +27,12 @@ def reader(tmp_path_factory):
 def test_a_dictionary_is_read_as_it_was_written(tmp_path):
     write_dictionary(tmp_path / "words", ENTRIES)
     expected = {**ENTRIES, "gb": {**ENTRIES["gb"], "record": {"DEFAULT": "ɹɪkˈɔːd", "NOUN": "ɹˈɛkɔːd"}}}
-    assert read_dictionary(tmp_path / "words") == expected
+    found = read_dictionary(tmp_path / "words")
+    assert {accent: dict(entries) for accent, entries in found.items()} == expected
+    for accent, entries in found.items():
+        assert len(entries) == len(expected[accent])
+        for word in ("", "aa", "cats", "zz", "é", *ENTRIES["us"]):
+            assert entries.get(word) == expected[accent].get(word)
 
 
 def test_both_accents(reader):

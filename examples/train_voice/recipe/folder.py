@@ -47,15 +47,19 @@ def write_json(path: Path, contents: object) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which gets its name `path` once it is complete and on disk.
 
-    What an earlier attempt left behind is thrown away.
+    What earlier attempts left behind is thrown away. If another process was faster, its folder stays.
     """
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for left in path.parent.glob(f"{path.name}.*partial"):
+        shutil.rmtree(left, ignore_errors=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     yield partial
     for file in partial.iterdir():
         _sync(file)
     _sync(partial)
+    if path.exists():
+        shutil.rmtree(partial)
+        return
     partial.rename(path)
     _sync(path.parent)
 
