@@ -10,10 +10,20 @@ import higgs_native
 from higgs_native import _C
 
 
-# Imports the package from the folders that it is given, and from no other one.
+# Imports the package from the folders that it is given, and from no other one. A folder that holds the package and
+# others is replaced by one with links to the others.
 PROGRAM = """
 import os, sys
-others = [entry for entry in sys.path if not os.path.exists(os.path.join(entry, "higgs_native"))]
+others = []
+for number, entry in enumerate(sys.path):
+    if os.path.exists(os.path.join(entry, "higgs_native")):
+        names = [name for name in os.listdir(entry) if not name.startswith("higgs_native")]
+        others.append(os.path.abspath(f"without_{number}"))
+        os.mkdir(others[-1])
+        for name in names:
+            os.symlink(os.path.join(os.path.abspath(entry), name), os.path.join(others[-1], name))
+    else:
+        others.append(entry)
 sys.path = sys.argv[1:] + others
 import higgs_native
 from higgs_native import _C, ops

@@ -286,7 +286,7 @@ def test_special_tokens_of_end_users_are_refused(arguments, name, engine):
         {"top_p": 2},
         {"top_k": -1},
         {"max_new_tokens": 0},
-        {"seed": -1},
+        {"seed": 2**64},
         {"ras_win_max_num_repeat": 0},
         {"max_new_tokens": 2.5},
         {"temperature": "0.3"},

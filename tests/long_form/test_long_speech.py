@@ -94,7 +94,7 @@ def test_bad_input_makes_no_folder(engine, tmp_path):
         (ParameterError, {"context_chunks": 1.5}, "context_chunks must be an integer or None, got 1.5"),
         (ParameterError, {"max_retries": None}, "max_retries must be an integer, got None"),
         (ParameterError, {"temperature": -1}, "temperature"),
-        (ParameterError, {"seed": -1}, "seed"),
+        (ParameterError, {"seed": 2**64}, "seed"),
         (ParameterError, {"folder": 3}, "folder must be a string or a path, got 3"),
         (ParameterError, {"folder": "a\0b"}, r"folder must be a path without zero bytes, got"),
     ):

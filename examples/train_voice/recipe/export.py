@@ -15,10 +15,10 @@ from language_model import LanguageModel
 from quantizer import CODEBOOKS
 from safetensors.torch import save_file
 
-from higgs_native.audio_tokenizer.config import tensor_shapes
+from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.english.reader import DICTIONARY_FILE, GUESSER_FILE, write_dictionary
 from higgs_native.pipeline import EMBEDDED_VOICE_KEY
-from higgs_native.testing.random_checkpoint import config_json
+from higgs_native.testing.configs import config_json
 from recipe.codes import codes_folder
 from recipe.dictionary import ACCENTS, accent_of, read_entries
 from recipe.folder import add_folder_option, write_json
