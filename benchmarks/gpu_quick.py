@@ -60,7 +60,7 @@ MODEL_FORMATS = ("bfloat16", "int8", "int4", "fp8")
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What is measured, and how often."""
+    """The cases to measure, and the repetitions of each."""
 
     config: HiggsAudioConfig = REAL_SIZE_CONFIG
     rows: Sequence[int] = (1, 5, 8, 9, 33, 64, 250)
@@ -143,7 +143,7 @@ class Run:
         self._dependent = os.environ.get("HIGGS_NATIVE_DEPENDENT_LAUNCHES", "1") != "0"
 
     def machine(self) -> None:
-        """What the figures depend on."""
+        """Record the device, driver, torch and commit that the figures depend on."""
         on_gpu = self._device.type == "cuda"
         properties = torch.cuda.get_device_properties(self._device) if on_gpu else None
         driver, _, clocks = _nvidia_smi("driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu").partition(
@@ -421,7 +421,7 @@ def check(path: Path) -> int:
 
 
 def _nvidia_smi(query: str) -> str:
-    """What the driver says of the first GPU; empty without one."""
+    """The driver's report on the first GPU; empty without a GPU."""
     command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "--id=0"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
