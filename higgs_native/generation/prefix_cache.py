@@ -62,7 +62,7 @@ class PrefixCache:
         max_bytes: the maximum memory of all blocks; 0 turns the cache off.
     """
 
-    def __init__(self, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+    def __init__(self, max_bytes: int = 0) -> None:
         self._blocks: OrderedDict[bytes, list[torch.Tensor]] = OrderedDict()
         self._lock = threading.Lock()
         self._nbytes = 0
