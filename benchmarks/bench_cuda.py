@@ -222,7 +222,7 @@ class _Drawing:
         generator = torch.Generator().manual_seed(0)
         # Keys and values of a prompt: noise does as well.
         for tensor in (*runner.cache.keys, *runner.cache.values):
-            tensor[: self._batch, :, : self._position].normal_()
+            tensor.normal_()
         for slot in range(self._batch):
             runner.sampler.reset_slot(slot, Convention.TRANSFORMERS, SamplingParams(temperature=1.0, seed=slot))
         config = self._model.config

@@ -32,6 +32,7 @@ from higgs_native import HiggsAudioModel, ops
 from higgs_native.model.batch import Batch
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, expected_tensors
 from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
 from higgs_native.model.quantization import Quantization
 from higgs_native.testing.configs import DEMO_CONFIG, REAL_SIZE_CONFIG
 
@@ -212,13 +213,19 @@ class Run:
 
     def _attention(self, rows: int, position: int) -> None:
         config, count = self._sizes.config, position + 1
-        shape = rows, config.num_key_value_heads, self._sizes.cache, config.head_dim
+        pages = pages_for(self._sizes.cache)
+        shape = rows * pages, config.num_key_value_heads, PAGE_SIZE, config.head_dim
         keys, values = (torch.randn(shape, device=self._device, dtype=torch.bfloat16) for _ in range(2))
+        page_table = torch.randperm(rows * pages, device=self._device).int().view(rows, pages)
         query = torch.randn(rows, config.num_attention_heads * config.head_dim, device=self._device)
         slots = torch.arange(rows, dtype=torch.int32, device=self._device)
         positions = torch.full_like(slots, position)
         group = config.num_attention_heads // config.num_key_value_heads
-        k, v = (cache[:, :, :count].double().repeat_interleave(group, 1) for cache in (keys, values))
+        # From [rows, pages, KV heads, page size, head_dim].
+        k, v = (
+            cache[page_table.long()].transpose(1, 2).flatten(2, 3)[:, :, :count].double() for cache in (keys, values)
+        )
+        k, v = (cache.repeat_interleave(group, 1) for cache in (k, v))
         heads = query.double().view(rows, config.num_attention_heads, 1, config.head_dim)
         expected = torch.nn.functional.scaled_dot_product_attention(heads, k, v).reshape(rows, -1)
         self._compare(
@@ -226,7 +233,7 @@ class Run:
             [*shape, position],
             "bfloat16",
             expected,
-            lambda out: ops.attention(out, query, keys, values, slots, positions, config.head_dim**-0.5),
+            lambda out: ops.attention(out, query, keys, values, page_table, slots, positions, config.head_dim**-0.5),
         )
 
     def _compare(

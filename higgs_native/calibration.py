@@ -190,7 +190,8 @@ class States:
         self._rows = rows = Batch.text_then_audio(spoken, device)
         length = int(rows.positions.max()) + 1
         self._rope_table = rope_table(config, length).to(device)
-        self._cache = KVCache(replace(config, num_hidden_layers=1), len(spoken), length, weights.dtype, device)
+        one_layer = replace(config, num_hidden_layers=1)
+        self._cache = KVCache.with_own_pages(one_layer, len(spoken), length, weights.dtype, device)
         self.states = torch.empty(len(rows.slots), config.hidden_size, device=device)
         text_table = weights.tensor("embed_tokens.weight")
         audio_table = weights.tensor("audio_codebook_embeddings.weight")
@@ -210,6 +211,7 @@ class States:
             [int(layer.skips_audio)],
             self._config.rms_norm_eps,
             self._rope_table,
+            self._cache.page_table,
             self._rows.slots,
             self._rows.positions,
             self._rows.text_positions,
@@ -250,23 +252,24 @@ class States:
         if layer.skips_audio:
             count, cache_positions = self._num_text, rows.text_positions
         query, attended = self._head_buffers(count)
-        keys, values, slots = self._cache.keys[0], self._cache.values[0], rows.slots[:count]
+        caches, page_table = (self._cache.keys[0], self._cache.values[0]), self._cache.page_table
+        slots = rows.slots[:count]
         ops.qkv_rope_cache(
             query,
-            keys,
-            values,
+            *caches,
             self.states[:count],
             layer.text.input_norm,
             layer.audio.input_norm,
             config.rms_norm_eps,
             layer.qkv,
             self._rope_table,
+            page_table,
             slots,
             rows.positions[:count],
             cache_positions,
             self._num_text,
         )
-        ops.attention(attended, query, keys, values, slots, cache_positions, config.head_dim**-0.5)
+        ops.attention(attended, query, *caches, page_table, slots, cache_positions, config.head_dim**-0.5)
         return attended
 
     def _head_buffers(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -80,8 +80,7 @@ class HiggsAudio:
         self.model = model
         self.audio_tokenizer = audio_tokenizer
         if model.device.type == "cuda":
-            # Most calls of `speak` fit: a prompt of up to 1024 positions and as many frames.
-            model.runner_pool.prepare(model, 1, 2048)
+            model.engine.prepare()
         self.convention = Convention.parse(model.config.convention if convention is None else convention)
         self.is_embedded_voice = False
 

@@ -22,7 +22,7 @@ from higgs_native.convention import Convention
 from higgs_native.errors import GenerationError, ParameterError
 from higgs_native.generation.handle import RequestHandle
 from higgs_native.generation.model_runner import DecodeRow, ModelRunner
-from higgs_native.generation.pages import PagePool, pages_of
+from higgs_native.generation.pages import PagePool
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.generation.scheduler import Scheduler, Step
 from higgs_native.generation.sequence import (
@@ -36,7 +36,7 @@ from higgs_native.generation.sequence import (
 )
 from higgs_native.generation.stop import completes_stop_string, text_after_audio
 from higgs_native.model.batch import Batch
-from higgs_native.model.kv_cache import PAGE_SIZE
+from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.utils.checks import check_integer
 
@@ -124,7 +124,7 @@ class Engine:
         config = model.config
         position = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
         self._page_bytes = position * PAGE_SIZE
-        least = pages_of(model.max_cache_length)
+        least = pages_for(model.max_cache_length)
         if cache_bytes is not None and cache_bytes < least * self._page_bytes:
             raise ParameterError(
                 f"cache_bytes must be at least {least * self._page_bytes} for {model.max_cache_length} positions "
@@ -365,7 +365,7 @@ class Engine:
         if self._scheduler is not None:
             return
         model = self._model
-        limit = pages_of(model.max_cache_length)
+        limit = pages_for(model.max_cache_length)
         num_bytes = _default_cache_bytes(model.device) if self._cache_bytes is None else self._cache_bytes
         num_pages = min(max(num_bytes // self._page_bytes, limit), self._num_slots * limit)
         with torch.cuda.device(model.device if model.device.type == "cuda" else None):

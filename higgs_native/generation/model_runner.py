@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from higgs_native.generation.pages import pages_of
 from higgs_native.generation.sampler import SamplerState
 from higgs_native.generation.sampling_params import MAX_RAS_WINDOW
 from higgs_native.model.batch import Batch, Buffers
-from higgs_native.model.kv_cache import PAGE_SIZE, KVCache
+from higgs_native.model.kv_cache import PAGE_SIZE, KVCache, pages_for
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.utils.cuda_graph import CAPTURE_LOCK, GraphedWork, capture_graphs
 
@@ -111,13 +110,12 @@ class ModelRunner:
         self._padding = [(num_slots + index, index % PAGE_SIZE) for index in range(num_padding)]
         self.cache = KVCache(
             model.config,
-            num_pages + pages_of(num_padding),
+            num_pages + pages_for(num_padding),
             num_slots + num_padding,
             model.max_cache_length,
             model.dtype,
             model.device,
         )
-        self.cache.page_table.zero_()
         for index, (slot, _) in enumerate(self._padding):
             self.cache.page_table[slot, 0] = num_pages + index // PAGE_SIZE
         self.sampler = SamplerState(num_slots + num_padding, model.config, MAX_RAS_WINDOW, model.device)
@@ -195,7 +193,7 @@ class ModelRunner:
         """Run a prompt: CUDA loads a kernel when it first runs, and prompts of many rows have kernels of their own."""
         model = self._model
         count = min(_WARM_UP_ROWS, model.max_cache_length // 2)
-        self.write_pages([(0, index, index) for index in range(pages_of(2 * count))])
+        self.write_pages([(0, index, index) for index in range(pages_for(2 * count))])
         frames = torch.zeros(model.config.num_codebooks, count, dtype=torch.int32)
         states = model.forward(Batch.text_then_audio([([0] * count, frames)], model.device), self.cache)
         model.audio_logits(states[-1:])

@@ -27,11 +27,6 @@ def page_keys(rows: Sequence[int | torch.Tensor]) -> list[bytes]:
     return keys
 
 
-def pages_of(num_positions: int) -> int:
-    """Return the number of pages that hold `num_positions` positions."""
-    return -(-num_positions // PAGE_SIZE)
-
-
 class PagePool:
     """The pages of a cache. A page is free, held by one or more sequences, or unused: held by none, but known by a key.
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from higgs_native.generation.handle import RequestHandle
-from higgs_native.generation.pages import PagePool, pages_of
+from higgs_native.generation.pages import PagePool
 from higgs_native.generation.sequence import SequenceState
-from higgs_native.model.kv_cache import PAGE_SIZE
+from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
 
 
 FRAME_SECONDS = 0.04
@@ -209,7 +209,7 @@ class Scheduler:
         num_known = self.pages.num_known(keys)
         if num_known < len(keys) and keys[num_known] in self._computing:
             return False  # another sequence computes the next page of the same prefix
-        needed = pages_of(len(sequence.rows)) - num_known
+        needed = pages_for(len(sequence.rows)) - num_known
         # A page for each running sequence is left, so that the next frames preempt nobody.
         if needed + len(self.running) > self.pages.available - self.pages.num_unused(keys[:num_known]):
             return False
@@ -232,9 +232,9 @@ class Scheduler:
         sequence = handle.sequence
         while sequence.slot >= 0:
             # One page at least; further ones only while there are enough.
-            missing = pages_of(len(sequence.rows)) - len(sequence.pages)
+            missing = pages_for(len(sequence.rows)) - len(sequence.pages)
             if missing <= self.pages.available:
-                ahead = min(pages_of(len(sequence.rows) - 1 + num_ahead), self._max_pages) - len(sequence.pages)
+                ahead = min(pages_for(len(sequence.rows) - 1 + num_ahead), self._max_pages) - len(sequence.pages)
                 pages = self.pages.take(max(missing, min(ahead, self.pages.available), 0))
                 first = len(sequence.pages)
                 step.new_pages += [(sequence.slot, first + index, page) for index, page in enumerate(pages)]
