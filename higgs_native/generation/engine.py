@@ -12,6 +12,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -359,7 +360,7 @@ class Engine:
                 if not isinstance(error, Exception):
                     raise
             self._step_seconds += self._clock() - begin
-            return bool(self._handles or self._scheduler.waiting)
+            return bool(self._handles or (self._scheduler is not None and self._scheduler.waiting))
 
     def _prepare(self) -> None:
         if self._scheduler is not None:
@@ -368,9 +369,9 @@ class Engine:
         limit = pages_for(model.max_cache_length)
         num_bytes = _default_cache_bytes(model.device) if self._cache_bytes is None else self._cache_bytes
         num_pages = min(max(num_bytes // self._page_bytes, limit), self._num_slots * limit)
-        with torch.cuda.device(model.device if model.device.type == "cuda" else None):
-            self._runner = ModelRunner(model, self._num_slots, num_pages)
         is_cuda = model.device.type == "cuda"
+        with torch.cuda.device(model.device) if is_cuda else nullcontext():
+            self._runner = ModelRunner(model, self._num_slots, num_pages)
         self._scheduler = Scheduler(
             self._num_slots,
             PagePool(num_pages, self._prefix_bytes // self._page_bytes),
@@ -552,9 +553,7 @@ class Engine:
         sample: Callable[[slice, torch.Tensor], torch.Tensor],
     ) -> list[torch.Tensor | None]:
         """Sample for each sequence, on the CPU; None for those whose logits can't be drawn from: their requests fail."""
-        slots = torch.tensor(
-            [sequence.slot for sequence in sequences], dtype=torch.int32, device=self._model.device
-        )
+        slots = torch.tensor([sequence.slot for sequence in sequences], dtype=torch.int32, device=self._model.device)
         try:
             drawn = list(sample(slice(None), slots).cpu().unbind())
         except RuntimeError as error:
@@ -667,9 +666,7 @@ def _default_cache_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8
 
 
-def _pending_rows(
-    model: LanguageModel, pieces: Sequence[tuple[SequenceState, int]]
-) -> tuple[Batch, list[int]]:
+def _pending_rows(model: LanguageModel, pieces: Sequence[tuple[SequenceState, int]]) -> tuple[Batch, list[int]]:
     """Gather pending rows, text first; return them with the index of each sequence's last row, or -1 if rows are left."""
     ids: list[int] = []
     frames: list[torch.Tensor] = []

@@ -138,9 +138,7 @@ class Scheduler:
             step.pieces.append((sequence, min(sequence.num_pending, budget)))
             budget -= sequence.num_pending
         if step.pieces:
-            step.num_frames = min(
-                len(sequence.pages) * PAGE_SIZE - sequence.computed for sequence, _ in step.pieces
-            )
+            step.num_frames = min(len(sequence.pages) * PAGE_SIZE - sequence.computed for sequence, _ in step.pieces)
         return step
 
     def computed(self, pieces: Sequence[tuple[SequenceState, int]]) -> None:

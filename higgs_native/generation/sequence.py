@@ -134,7 +134,7 @@ class SequenceState:
     history: list[torch.Tensor]
     prompt_ids: list[int]
     page_keys: list[bytes] = field(default_factory=list)
-    emit: Callable[[torch.Tensor | int], None] = lambda item: None  # noqa: E731 (a default of a field)
+    emit: Callable[[torch.Tensor | int], None] = lambda item: None
     output_logits: bool = False
     slot: int = -1
     pages: list[int] = field(default_factory=list)
@@ -168,7 +168,7 @@ class SequenceState:
         return min(self.prompt_tokens + self.request.sampling.max_new_tokens, model.max_cache_length)
 
     def steps_left(self, model: LanguageModel) -> int:
-        """Return the number of steps until `max_new_tokens` or the end of the cache, if all rows but one are computed."""
+        """Return the number of steps until `max_new_tokens` or the end of the cache, counted from the last row."""
         steps = self.request.sampling.max_new_tokens - self.steps
         return min(steps, self.max_length(model) - len(self.rows) + 1)
 
@@ -192,6 +192,7 @@ class SequenceState:
         else:
             self.text_ids.append(model.config.audio_out_token_id)
             self.mode = GenerationMode.TEXT
+            self.rows.pop()  # the token stands in place of the last frame
             self.add_token(next_token)
 
     def end_at_limit(self, model: LanguageModel) -> None:
