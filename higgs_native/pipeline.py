@@ -210,7 +210,7 @@ class HiggsAudio:
         if not 0 <= low_latency <= context:
             raise ParameterError(f"low_latency must be between 0 and {context} frames, got {low_latency}")
         params = SamplingParams.of(sampling, options)
-        generate = self.prepare(self.speech_messages(text, voices, scene), True, params)
+        generate = self.prepare(self.speech_messages(text, voices, scene), True, params, real_time=True)
         return SpeechStream(
             generate, self.model.config, self.audio_tokenizer, self.convention, sizes, context - low_latency
         )
@@ -266,12 +266,14 @@ class HiggsAudio:
         conversation: ChatMLSample | Sequence[Message],
         force_audio_gen: bool,
         sampling: SamplingParams,
+        real_time: bool = False,
     ) -> Callable[..., GenerationOutput]:
         """Check all that can be checked, and read the recordings, before anything is generated.
 
         Args:
             conversation, force_audio_gen: as for `generate`.
             sampling: how to draw, and when to stop.
+            real_time: see `GenerationRequest`.
 
         Returns:
             A function that generates the reply, given `on_frame` and `on_token` (see `GenerationRequest`) or neither.
@@ -306,6 +308,7 @@ class HiggsAudio:
                 sampling,
                 on_frame=on_frame,
                 on_token=on_token,
+                real_time=real_time,
             )
             return generate_batch(self.model, [request])[0]
 

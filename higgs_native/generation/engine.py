@@ -211,15 +211,11 @@ class Engine:
 
     # Requests
 
-    def add(
-        self, request: GenerationRequest, priority: int = 0, real_time: bool = False, output_logits: bool = False
-    ) -> RequestHandle:
+    def add(self, request: GenerationRequest, output_logits: bool = False) -> RequestHandle:
         """Check a request, and let it wait for a slot.
 
         Args:
             request: the prompt, and how to generate after it. Its callbacks are not called.
-            priority: requests of higher priority get a slot first.
-            real_time: each frame is played as it comes; the engine plans for a playback without pauses.
             output_logits: keep the logits that each step drew from.
 
         Raises:
@@ -228,7 +224,7 @@ class Engine:
         """
         sequence = begin_sequence(self._model, request)
         sequence.output_logits = output_logits
-        handle = RequestHandle(self, sequence, priority, real_time)
+        handle = RequestHandle(self, sequence, self._clock())
         sequence.emit = handle.put
         self._incoming.append(handle)
         self._work.set()
@@ -425,7 +421,7 @@ class Engine:
         """Let the model runner draw the next frames of the step's sequences."""
         self._members = [sequence for sequence, _ in step.pieces]
         frames = min(step.num_frames, *(sequence.steps_left(self._model) for sequence in self._members))
-        if any(self._handles[sequence.slot].real_time for sequence in self._members):
+        if any(self._handles[sequence.slot].sequence.request.real_time for sequence in self._members):
             frames = min(frames, _REAL_TIME_FRAMES)
         self._launches_left = frames
         self._runner.begin([DecodeRow(s.slot, s.computed, s.rows[-1]) for s in self._members])
@@ -581,7 +577,9 @@ class Engine:
     def _note_item(self, sequence: SequenceState, now: float) -> None:
         """Wake the reader of a sequence's items."""
         handle = self._handles[sequence.slot]
-        if handle.real_time:
+        if handle.first_item_seconds is None:
+            handle.first_item_seconds = now - handle.added
+        if sequence.request.real_time:
             self._scheduler.drawn(handle, now)
         if handle.wake is not None:
             handle.wake()
@@ -753,7 +751,6 @@ def generate_batch(
     model: HiggsAudioModel,
     requests: Sequence[GenerationRequest],
     output_logits: bool = False,
-    real_time: bool = False,
 ) -> list[GenerationOutput]:
     """Generate after several prompts side by side; each result is what its request gives alone.
 
@@ -763,7 +760,6 @@ def generate_batch(
         model: the language model.
         requests: the prompts, of any lengths, conventions and sampling parameters.
         output_logits: keep the logits that each step drew from.
-        real_time: see `Engine.add`.
 
     Raises:
         PromptError: a prompt does not fit the model, its references, or the cache.
@@ -774,7 +770,7 @@ def generate_batch(
     handles: list[RequestHandle] = []
     try:
         for request in requests:
-            handles.append(engine.add(request, real_time=real_time, output_logits=output_logits))
+            handles.append(engine.add(request, output_logits))
         heard = [
             (handle, request)
             for handle, request in zip(handles, requests, strict=True)

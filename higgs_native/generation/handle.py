@@ -24,14 +24,14 @@ class RequestHandle:
 
     Attributes:
         future: holds the `GenerationOutput` at the end, or the error that ended the request.
-        first_frame_seconds: from `Engine.add` to the first frame or token; None before it.
+        added: when it was added, by the engine's clock.
+        first_item_seconds: from then to the first frame or token; None before it.
     """
 
-    def __init__(self, engine: "Engine", sequence: SequenceState, priority: int, real_time: bool) -> None:
+    def __init__(self, engine: "Engine", sequence: SequenceState, added: float) -> None:
         self.future: Future[GenerationOutput] = Future()
-        self.first_frame_seconds: float | None = None
-        self.priority = priority
-        self.real_time = real_time
+        self.added = added
+        self.first_item_seconds: float | None = None
         self.sequence = sequence
         self.wake: Callable[[], object] | None = None
         """Called by the engine after a step that has drawn items of this request, and at its end."""

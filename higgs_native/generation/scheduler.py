@@ -102,7 +102,7 @@ class Scheduler:
         """Let a request wait."""
         self._order[handle] = self._arrivals
         self._arrivals += 1
-        heapq.heappush(self._waiting, (-handle.priority, self._order[handle], handle))
+        heapq.heappush(self._waiting, (-handle.sequence.request.priority, self._order[handle], handle))
 
     def remove(self, handle: RequestHandle) -> None:
         """Take a request out: it has ended."""
@@ -168,14 +168,14 @@ class Scheduler:
 
     def _slack(self, handle: RequestHandle, now: float) -> float:
         """The seconds that a stream can wait; requests that nobody listens to can wait for long."""
-        if not handle.real_time:
+        if not handle.sequence.request.real_time:
             return float("inf")
         playback = self._playbacks.get(handle)
         return 0.0 if playback is None else playback.slack(now)
 
     def _urgent(self, ready: list[RequestHandle], now: float) -> list[RequestHandle]:
         """Return the requests whose next frame is drawn now: all, unless a stream is about to run dry."""
-        if not any(handle.real_time for handle in ready):
+        if not any(handle.sequence.request.real_time for handle in ready):
             return ready
         slacks = [self._slack(handle, now) for handle in ready]
         if min(slacks) >= _URGENT_SECONDS or max(slacks) <= _AHEAD_SECONDS or self._paused_steps == _MAX_PAUSED_STEPS:
@@ -189,7 +189,7 @@ class Scheduler:
         slacks = [
             self._slack(handle, now)
             for handle in self.running
-            if handle.real_time and handle.sequence.num_pending == 1
+            if handle.sequence.request.real_time and handle.sequence.num_pending == 1
         ]
         if not slacks:
             return MAX_PROMPT_ROWS
@@ -243,11 +243,11 @@ class Scheduler:
 
     def _preempt(self) -> None:
         """Take the slot of the running request that has the lowest priority, and came last."""
-        handle = max(self.running, key=lambda handle: (-handle.priority, self._order[handle]))
+        handle = max(self.running, key=lambda handle: (-handle.sequence.request.priority, self._order[handle]))
         self._release(handle)
         handle.sequence.computed = handle.sequence.text_computed = 0
         self.preempted += 1
-        heapq.heappush(self._waiting, (-handle.priority, self._order[handle], handle))
+        heapq.heappush(self._waiting, (-handle.sequence.request.priority, self._order[handle], handle))
 
     def _release(self, handle: RequestHandle) -> None:
         sequence = handle.sequence

@@ -51,6 +51,8 @@ class GenerationRequest:
             wherever they end (transformers' convention only).
         on_frame: called with each frame [codebooks], int64, as it is drawn, still delayed.
         on_token: called with each text token as it is drawn, after the end of any audio segment before it.
+        priority: requests of higher priority get a slot first.
+        real_time: each frame is played as it comes; the engine plans for a playback without pauses.
     """
 
     input_ids: torch.Tensor
@@ -61,6 +63,8 @@ class GenerationRequest:
     delayed_frames: torch.Tensor | None = None
     on_frame: OnFrame | None = None
     on_token: OnToken | None = None
+    priority: int = 0
+    real_time: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "convention", Convention.parse(self.convention))
