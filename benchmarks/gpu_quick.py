@@ -272,8 +272,8 @@ class Run:
         drawn = []
         for _ in range(4):
             torch.manual_seed(1)  # of the keys and values before
-            with frames_of_native(model, 1, self._sizes.positions[0], self._sizes.frames, 1) as draw:
-                drawn.append(torch.stack(draw()))
+            draw = frames_of_native(model, 1, self._sizes.positions[0], self._sizes.frames, 1)
+            drawn.append(torch.stack(draw()))
         self._facts.add(
             "same_codes",
             format=format,
@@ -306,8 +306,8 @@ class Run:
     def _frame_times(self, model: HiggsAudioModel, batch: int, position: int) -> list[float]:
         """ms per frame in each round; the first round warms up and is left out."""
         frames, rounds = self._sizes.frames, self._sizes.rounds
-        with frames_of_native(model, batch, position, frames, rounds) as draw:
-            return [round(1e3 * seconds(draw) / frames, 4) for _ in range(rounds)][1:]
+        draw = frames_of_native(model, batch, position, frames, rounds)
+        return [round(1e3 * seconds(draw) / frames, 4) for _ in range(rounds)][1:]
 
     @torch.inference_mode()
     def prompts(self, model: HiggsAudioModel, format: str) -> None:
@@ -330,10 +330,10 @@ class Run:
         """The time of each kernel of a frame, and the gaps between them, in replays of its graph."""
         on_gpu = self._device.type == "cuda"
         activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
-        with frames_of_native(model, 1, self._sizes.profiled_position, self._sizes.frames, 2) as draw:
+        draw = frames_of_native(model, 1, self._sizes.profiled_position, self._sizes.frames, 2)
+        draw()
+        with profile(activities=[activity]) as profiled:
             draw()
-            with profile(activities=[activity]) as profiled:
-                draw()
         device_type = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
         spans = sorted(
             (event.time_range.start, event.time_range.end, event.name.split("(")[0][-60:])

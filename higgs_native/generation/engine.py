@@ -1,11 +1,10 @@
 """The engine: requests join and leave at each step, and share its passes over the weights.
 
-A step computes rows of any number of sequences in one forward pass, and draws a frame or a token for each sequence that
-has no row left. While all of them are inside audio and no prompt is computed, the model runner draws frames alone.
+A step computes rows of any number of sequences in one forward pass, and draws a frame or a token for each sequence
+that has no row left. While all of them are inside audio and no prompt is computed, the model runner draws frames alone.
 `generate_batch`, `speak`, streams, long texts and servers are clients of the same engine.
 """
 
-import atexit
 import os
 import threading
 import time
@@ -21,6 +20,7 @@ from typing_extensions import Unpack
 
 from higgs_native.convention import Convention
 from higgs_native.errors import GenerationError, ParameterError
+from higgs_native.generation.driver import Driver
 from higgs_native.generation.handle import RequestHandle
 from higgs_native.generation.model_runner import DecodeRow, ModelRunner
 from higgs_native.generation.pages import PagePool
@@ -88,11 +88,8 @@ class EngineMetrics:
     pages: int
 
 
-class Engine:
+class Engine(Driver):
     """Generates requests side by side. Thread-safe.
-
-    Callers drive it: whoever waits for a request computes steps for all requests meanwhile, or waits for the caller who
-    does. `start` gives it a thread instead.
 
         handle = model.engine.add(request)
         for item in handle:  # frames and tokens as they are drawn
@@ -118,6 +115,7 @@ class Engine:
         prefix_bytes: int = DEFAULT_PREFIX_BYTES,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        super().__init__()
         check_integer("num_slots", num_slots)
         check_integer("cache_bytes", cache_bytes, optional=True)
         if not 1 <= num_slots <= _MAX_SLOTS or num_slots & (num_slots - 1):
@@ -140,7 +138,7 @@ class Engine:
         self._scheduler: Scheduler | None = None
         self.prefix_bytes = prefix_bytes
 
-        self._handles: dict[int, RequestHandle] = {}  # by slot
+        self._handles: dict[SequenceState, RequestHandle] = {}
         self._members: list[SequenceState] = []  # of the model runner's steps
         self._launches_left = 0
         self._finished = self._aborted = self._failed = 0
@@ -150,12 +148,6 @@ class Engine:
         self._incoming: deque[RequestHandle] = deque()
         self._aborting: deque[RequestHandle] = deque()
         self._step_lock = threading.Lock()
-        self._drive_lock = threading.Lock()
-        self._is_driven = False
-        self._waiters: list[tuple[Callable[[], bool], threading.Event]] = []
-        self._work = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._stops = False
 
     def __reduce__(self) -> Any:
         raise TypeError("an engine can't be copied or pickled: load the model again where it is needed")
@@ -224,10 +216,10 @@ class Engine:
         """
         sequence = begin_sequence(self._model, request)
         sequence.output_logits = output_logits
-        handle = RequestHandle(self, sequence, self._clock())
+        handle = RequestHandle(self, self.abort, sequence, self._clock())
         sequence.emit = handle.put
         self._incoming.append(handle)
-        self._work.set()
+        self.notify()
         return handle
 
     def abort(self, handle: RequestHandle) -> None:
@@ -235,103 +227,18 @@ class Engine:
         if handle.future.done():
             return
         self._aborting.append(handle)
-        self._work.set()
-        self._accept_if_idle()
+        self.notify()
+        self.end_turn()
 
-    def drive(self, ready: Callable[[], bool]) -> None:
-        """Compute steps until `ready()` is true, or wait for the caller or the thread that does.
-
-        Raises:
-            GenerationError: no request is left that could make it true.
-        """
-        while not ready():
-            turn = self._claim_turn(ready)
-            if turn is not None:
-                turn.wait()
-                continue
+    def end_turn(self) -> None:
+        """End aborted requests now, unless a step is being computed: the one who computes it looks again after it."""
+        while self._aborting and self._step_lock.acquire(blocking=False):
             try:
-                while not ready():
-                    if not self.step() and not ready():
-                        raise GenerationError("the engine has no request left to wait for")
-                    self._wake_waiters()
+                with torch.inference_mode():
+                    self._prepare()
+                    self._accept()
             finally:
-                self._pass_turn()
-
-    def _claim_turn(self, ready: Callable[[], bool]) -> threading.Event | None:
-        """Become the one who computes steps, or return an event that is set when `ready()` is true or it is time to."""
-        with self._drive_lock:
-            if not self._is_driven:
-                self._is_driven = True
-                return None
-            event = threading.Event()
-            if ready():
-                event.set()
-            else:
-                self._waiters.append((ready, event))
-            return event
-
-    def _pass_turn(self) -> None:
-        with self._drive_lock:
-            self._is_driven = False
-        self._wake_waiters(one=True)
-        self._accept_if_idle()
-
-    def _wake_waiters(self, one: bool = False) -> None:
-        """Wake the callers whose wait is over; and `one` other, which then drives."""
-        if not self._waiters:
-            return
-        with self._drive_lock:
-            waiters, self._waiters = self._waiters, []
-            for ready, event in waiters:
-                if ready() or one:
-                    one = one and ready()
-                    event.set()
-                else:
-                    self._waiters.append((ready, event))
-
-    # A thread of the engine
-
-    @property
-    def is_running(self) -> bool:
-        """Whether the engine has a thread."""
-        return self._thread is not None
-
-    def start(self) -> None:
-        """Give the engine a thread, until `stop`. Callers then wait for it, and drive no more.
-
-        Raises:
-            ParameterError: it has one.
-        """
-        if self._thread is not None:
-            raise ParameterError("the engine must be stopped before it is started again")
-        self._stops = False
-        self._thread = threading.Thread(target=self._run, name="higgs-native-engine", daemon=True)
-        _started.add(self)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread after its step. Requests that have not ended can be driven by their callers."""
-        thread = self._thread
-        if thread is not None:
-            self._stops = True
-            self._work.set()
-            thread.join()
-            self._thread = None
-
-    def _run(self) -> None:
-        while (turn := self._claim_turn(lambda: self._stops)) is not None:
-            turn.wait()
-            if self._stops:
-                return
-        try:
-            while not self._stops:
-                self._work.clear()
-                if self.step():
-                    self._work.set()
-                self._wake_waiters()
-                self._work.wait()
-        finally:
-            self._pass_turn()
+                self._step_lock.release()
 
     # Steps
 
@@ -356,7 +263,7 @@ class Engine:
                 if not isinstance(error, Exception):
                     raise
             self._step_seconds += self._clock() - begin
-            return bool(self._handles or (self._scheduler is not None and self._scheduler.waiting))
+            return bool(self._handles)
 
     def _prepare(self) -> None:
         if self._scheduler is not None:
@@ -383,7 +290,9 @@ class Engine:
             return
         self._drain()
         while self._incoming:
-            self._scheduler.add(self._incoming.popleft())
+            handle = self._incoming.popleft()
+            self._scheduler.add(handle.sequence)
+            self._handles[handle.sequence] = handle
         while self._aborting:
             handle = self._aborting.popleft()
             if not handle.future.done():
@@ -391,24 +300,13 @@ class Engine:
                 self._aborted += 1
                 self._end(handle)
 
-    def _accept_if_idle(self) -> None:
-        """End aborted requests now, unless a step is being computed: the one who computes it looks again after it."""
-        while self._aborting and self._step_lock.acquire(blocking=False):
-            try:
-                with torch.inference_mode():
-                    self._prepare()
-                    self._accept()
-            finally:
-                self._step_lock.release()
-
     def _advance(self) -> None:
         if not self._launches_left:
             self._drain()
             step = self._scheduler.plan(self._frames_ahead)
             self._runner.write_pages(step.new_pages)
-            for handle in self._scheduler.running[len(self._scheduler.running) - len(step.admitted) :]:
-                self._handles[handle.sequence.slot] = handle
-                self._reset_slot(handle.sequence)
+            for sequence in step.admitted:
+                self._reset_slot(sequence)
             if not step.pieces:
                 return
             if not all(sequence.decodes for sequence, _ in step.pieces):
@@ -421,7 +319,7 @@ class Engine:
         """Let the model runner draw the next frames of the step's sequences."""
         self._members = [sequence for sequence, _ in step.pieces]
         frames = min(step.num_frames, *(sequence.steps_left(self._model) for sequence in self._members))
-        if any(self._handles[sequence.slot].sequence.request.real_time for sequence in self._members):
+        if any(sequence.request.real_time for sequence in self._members):
             frames = min(frames, _REAL_TIME_FRAMES)
         self._launches_left = frames
         self._runner.begin([DecodeRow(s.slot, s.computed, s.rows[-1]) for s in self._members])
@@ -548,7 +446,7 @@ class Engine:
         name: str,
         sample: Callable[[slice, torch.Tensor], torch.Tensor],
     ) -> list[torch.Tensor | None]:
-        """Sample for each sequence, on the CPU; None for those whose logits can't be drawn from: their requests fail."""
+        """Sample for each sequence; None for those whose logits can't be drawn from: their requests fail."""
         slots = torch.tensor([sequence.slot for sequence in sequences], dtype=torch.int32, device=self._model.device)
         try:
             drawn = list(sample(slice(None), slots).cpu().unbind())
@@ -576,11 +474,11 @@ class Engine:
 
     def _note_item(self, sequence: SequenceState, now: float) -> None:
         """Wake the reader of a sequence's items."""
-        handle = self._handles[sequence.slot]
+        handle = self._handles[sequence]
         if handle.first_item_seconds is None:
             handle.first_item_seconds = now - handle.added
         if sequence.request.real_time:
-            self._scheduler.drawn(handle, now)
+            self._scheduler.drawn(sequence, now)
         if handle.wake is not None:
             handle.wake()
 
@@ -592,7 +490,7 @@ class Engine:
         sequence.end_at_limit(self._model)
         if sequence.finish_reason is not None:
             self._finished += 1
-            self._end(self._handles[sequence.slot])
+            self._end(self._handles[sequence])
 
     def _fail(self, sequence: SequenceState, name: str, error: Exception | None = None) -> None:
         """End a request whose logits can't be drawn from; on a GPU, the sampler reports them by values below 0."""
@@ -603,7 +501,7 @@ class Engine:
         failure.__cause__ = error
         sequence.finish_reason = "aborted"
         self._failed += 1
-        self._end(self._handles[sequence.slot], failure)
+        self._end(self._handles[sequence], failure)
 
     def _fail_all(self, error: BaseException) -> None:
         """End all running requests: nobody knows how far the step has come."""
@@ -613,7 +511,8 @@ class Engine:
         if self._runner is not None:
             while self._runner.in_flight:
                 self._runner.read()
-        for handle in list(self._handles.values()) or list(self._incoming):
+        running = [self._handles[sequence] for sequence in self._scheduler.running] if self._scheduler else []
+        for handle in running or [*self._handles.values(), *self._incoming]:
             handle.sequence.finish_reason = "aborted"
             self._failed += 1
             self._end(handle, error)
@@ -623,9 +522,9 @@ class Engine:
         """Free what a request holds, and give its output or its error to whoever waits."""
         self._launches_left = 0
         sequence = handle.sequence
-        self._handles.pop(sequence.slot, None)
+        self._handles.pop(sequence, None)
         if self._scheduler is not None:
-            self._scheduler.remove(handle)
+            self._scheduler.remove(sequence)
         if error is not None:
             handle.future.set_exception(error)
         else:
@@ -647,17 +546,6 @@ class Engine:
         )
 
 
-# Engines whose thread may still run.
-_started: "weakref.WeakSet[Engine]" = weakref.WeakSet()
-
-
-@atexit.register
-def _stop_all() -> None:
-    """End all threads before the interpreter exits: a thread inside torch would abort the process."""
-    for engine in list(_started):
-        engine.stop()
-
-
 def _default_cache_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
@@ -665,7 +553,7 @@ def _default_cache_bytes(device: torch.device) -> int:
 
 
 def _pending_rows(model: LanguageModel, pieces: Sequence[tuple[SequenceState, int]]) -> tuple[Batch, list[int]]:
-    """Gather pending rows, text first; return them with the index of each sequence's last row, or -1 if rows are left."""
+    """Gather pending rows, text first; return them and the index of each sequence's last row, -1 if rows are left."""
     ids: list[int] = []
     frames: list[torch.Tensor] = []
     text_rows: list[tuple[int, int, int]] = []

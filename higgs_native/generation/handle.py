@@ -4,15 +4,11 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
 
 import torch
 
+from higgs_native.generation.driver import Driver
 from higgs_native.generation.sequence import GenerationOutput, SequenceState
-
-
-if TYPE_CHECKING:
-    from higgs_native.generation.engine import Engine
 
 
 class RequestHandle:
@@ -28,14 +24,17 @@ class RequestHandle:
         first_item_seconds: from then to the first frame or token; None before it.
     """
 
-    def __init__(self, engine: "Engine", sequence: SequenceState, added: float) -> None:
+    def __init__(
+        self, driver: Driver, abort: Callable[["RequestHandle"], None], sequence: SequenceState, added: float
+    ) -> None:
         self.future: Future[GenerationOutput] = Future()
         self.added = added
         self.first_item_seconds: float | None = None
         self.sequence = sequence
         self.wake: Callable[[], object] | None = None
         """Called by the engine after a step that has drawn items of this request, and at its end."""
-        self._engine = engine
+        self._driver = driver
+        self._abort = abort
         self._items: deque[torch.Tensor | int] = deque()
 
     def __repr__(self) -> str:
@@ -75,18 +74,18 @@ class RequestHandle:
             TimeoutError: the request has not ended in time.
             Exception: the error that ended the request.
         """
-        if not self._engine.is_running:
-            self._engine.drive(self.future.done)
+        if not self._driver.has_thread:
+            self._driver.drive(self.future.done)
         return self.future.result(timeout)
 
     def abort(self) -> None:
         """End the request at the next step; what it has drawn becomes its output, with the finish reason `aborted`."""
-        self._engine.abort(self)
+        self._abort(self)
 
     def __iter__(self) -> Iterator[torch.Tensor | int]:
         try:
             while True:
-                self._engine.drive(lambda: self.is_ready)
+                self._driver.drive(lambda: self.is_ready)
                 items = self.take()
                 yield from items
                 if not items:
@@ -102,10 +101,10 @@ class RequestHandle:
             while True:
                 ready.clear()
                 if not self.is_ready:
-                    if self._engine.is_running:
+                    if self._driver.has_thread:
                         await ready.wait()
                     else:
-                        await asyncio.to_thread(self._engine.drive, lambda: self.is_ready)
+                        await asyncio.to_thread(self._driver.drive, lambda: self.is_ready)
                 items = self.take()
                 for item in items:
                     yield item

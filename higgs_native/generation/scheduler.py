@@ -11,7 +11,6 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from higgs_native.generation.handle import RequestHandle
 from higgs_native.generation.pages import PagePool
 from higgs_native.generation.sequence import SequenceState
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
@@ -80,16 +79,16 @@ class Scheduler:
         self, num_slots: int, pages: PagePool, max_pages: int, min_piece: int, clock: Callable[[], float]
     ) -> None:
         self.pages = pages
-        self.running: list[RequestHandle] = []
+        self.running: list[SequenceState] = []
         self.preempted = self.underruns = 0
-        self._waiting: list[tuple[int, int, RequestHandle]] = []
+        self._waiting: list[tuple[int, int, SequenceState]] = []
         self._arrivals = 0
-        self._order: dict[RequestHandle, int] = {}
+        self._order: dict[SequenceState, int] = {}
         self._free_slots = list(range(num_slots))[::-1]
         self._max_pages = max_pages
         self._min_piece = min_piece
         self._clock = clock
-        self._playbacks: dict[RequestHandle, _Playback] = {}
+        self._playbacks: dict[SequenceState, _Playback] = {}
         self._computing: set[bytes] = set()
         self._paused_steps = 0
         self._row_seconds = 0.0  # the measured time of a row of a prompt
@@ -98,21 +97,21 @@ class Scheduler:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def add(self, handle: RequestHandle) -> None:
+    def add(self, sequence: SequenceState) -> None:
         """Let a request wait."""
-        self._order[handle] = self._arrivals
+        self._order[sequence] = self._arrivals
         self._arrivals += 1
-        heapq.heappush(self._waiting, (-handle.sequence.request.priority, self._order[handle], handle))
+        heapq.heappush(self._waiting, (-sequence.request.priority, self._order[sequence], sequence))
 
-    def remove(self, handle: RequestHandle) -> None:
+    def remove(self, sequence: SequenceState) -> None:
         """Take a request out: it has ended."""
-        if handle in self.running:
-            self._release(handle)
+        if sequence in self.running:
+            self._release(sequence)
         else:
-            self._waiting = [entry for entry in self._waiting if entry[2] is not handle]
+            self._waiting = [entry for entry in self._waiting if entry[2] is not sequence]
             heapq.heapify(self._waiting)
-        self._order.pop(handle, None)
-        self._playbacks.pop(handle, None)
+        self._order.pop(sequence, None)
+        self._playbacks.pop(sequence, None)
 
     def plan(self, num_ahead: int = 1) -> Step:
         """Return the next step; its rows count as computed only after `computed`.
@@ -122,16 +121,16 @@ class Scheduler:
         """
         step = Step()
         now = self._clock()
-        ready = [handle for handle in self.running if handle.sequence.num_pending == 1]
-        for handle in self._urgent(ready, now):
-            if handle in self.running and self._grow(step, handle, num_ahead):
-                step.pieces.append((handle.sequence, 1))
+        ready = [sequence for sequence in self.running if sequence.num_pending == 1]
+        for sequence in self._urgent(ready, now):
+            if sequence in self.running and self._grow(step, sequence, num_ahead):
+                step.pieces.append((sequence, 1))
         step.pieces = [(sequence, count) for sequence, count in step.pieces if sequence.slot >= 0]
         budget = self._prompt_rows(now)
-        for handle in self.running:
-            pending = handle.sequence.num_pending
+        for sequence in self.running:
+            pending = sequence.num_pending
             if budget > 0 and pending > 1:
-                step.pieces.append((handle.sequence, min(pending, budget)))
+                step.pieces.append((sequence, min(pending, budget)))
                 budget -= pending
         while budget > 0 and self._waiting and self._free_slots and self._admit(step):
             sequence = step.admitted[-1]
@@ -152,9 +151,9 @@ class Scheduler:
                     self.pages.know(keys[index], sequence.pages[index])
                     self._computing.discard(keys[index])
 
-    def drawn(self, handle: RequestHandle, now: float) -> None:
+    def drawn(self, sequence: SequenceState, now: float) -> None:
         """Count a frame of a real-time stream."""
-        playback = self._playbacks.setdefault(handle, _Playback(now))
+        playback = self._playbacks.setdefault(sequence, _Playback(now))
         late = -playback.slack(now)
         if playback.num_frames and late > 0:
             self.underruns += 1
@@ -166,30 +165,30 @@ class Scheduler:
         row = seconds / num_rows
         self._row_seconds = row if not self._row_seconds else 0.7 * self._row_seconds + 0.3 * row
 
-    def _slack(self, handle: RequestHandle, now: float) -> float:
+    def _slack(self, sequence: SequenceState, now: float) -> float:
         """The seconds that a stream can wait; requests that nobody listens to can wait for long."""
-        if not handle.sequence.request.real_time:
+        if not sequence.request.real_time:
             return float("inf")
-        playback = self._playbacks.get(handle)
+        playback = self._playbacks.get(sequence)
         return 0.0 if playback is None else playback.slack(now)
 
-    def _urgent(self, ready: list[RequestHandle], now: float) -> list[RequestHandle]:
+    def _urgent(self, ready: list[SequenceState], now: float) -> list[SequenceState]:
         """Return the requests whose next frame is drawn now: all, unless a stream is about to run dry."""
-        if not any(handle.sequence.request.real_time for handle in ready):
+        if not any(sequence.request.real_time for sequence in ready):
             return ready
-        slacks = [self._slack(handle, now) for handle in ready]
+        slacks = [self._slack(sequence, now) for sequence in ready]
         if min(slacks) >= _URGENT_SECONDS or max(slacks) <= _AHEAD_SECONDS or self._paused_steps == _MAX_PAUSED_STEPS:
             self._paused_steps = 0
             return ready
         self._paused_steps += 1
-        return [handle for handle, slack in zip(ready, slacks, strict=True) if slack <= _AHEAD_SECONDS]
+        return [sequence for sequence, slack in zip(ready, slacks, strict=True) if slack <= _AHEAD_SECONDS]
 
     def _prompt_rows(self, now: float) -> int:
         """Return how many rows of prompts the streams can wait for."""
         slacks = [
-            self._slack(handle, now)
-            for handle in self.running
-            if handle.sequence.request.real_time and handle.sequence.num_pending == 1
+            self._slack(sequence, now)
+            for sequence in self.running
+            if sequence.request.real_time and sequence.num_pending == 1
         ]
         if not slacks:
             return MAX_PROMPT_ROWS
@@ -201,8 +200,7 @@ class Scheduler:
 
     def _admit(self, step: Step) -> bool:
         """Give the first waiting request a slot; return whether it could be."""
-        handle = self._waiting[0][2]
-        sequence = handle.sequence
+        sequence = self._waiting[0][2]
         keys = sequence.page_keys
         num_known = self.pages.num_known(keys)
         if num_known < len(keys) and keys[num_known] in self._computing:
@@ -222,12 +220,11 @@ class Scheduler:
         self._computing.update(keys[num_known:])
         step.new_pages += [(sequence.slot, index, page) for index, page in enumerate(sequence.pages)]
         step.admitted.append(sequence)
-        self.running.append(handle)
+        self.running.append(sequence)
         return True
 
-    def _grow(self, step: Step, handle: RequestHandle, num_ahead: int) -> bool:
+    def _grow(self, step: Step, sequence: SequenceState, num_ahead: int) -> bool:
         """Give a sequence the pages of its next frames; return False if it has lost its slot for them."""
-        sequence = handle.sequence
         while sequence.slot >= 0:
             # One page at least; further ones only while there are enough.
             missing = pages_for(len(sequence.rows)) - len(sequence.pages)
@@ -243,15 +240,14 @@ class Scheduler:
 
     def _preempt(self) -> None:
         """Take the slot of the running request that has the lowest priority, and came last."""
-        handle = max(self.running, key=lambda handle: (-handle.sequence.request.priority, self._order[handle]))
-        self._release(handle)
-        handle.sequence.computed = handle.sequence.text_computed = 0
+        sequence = max(self.running, key=lambda sequence: (-sequence.request.priority, self._order[sequence]))
+        self._release(sequence)
+        sequence.computed = sequence.text_computed = 0
         self.preempted += 1
-        heapq.heappush(self._waiting, (-handle.sequence.request.priority, self._order[handle], handle))
+        heapq.heappush(self._waiting, (-sequence.request.priority, self._order[sequence], sequence))
 
-    def _release(self, handle: RequestHandle) -> None:
-        sequence = handle.sequence
-        self.running.remove(handle)
+    def _release(self, sequence: SequenceState) -> None:
+        self.running.remove(sequence)
         self._computing.difference_update(sequence.page_keys[sequence.computed // PAGE_SIZE :])
         self._free_slots.append(sequence.slot)
         self.pages.release(sequence.pages)

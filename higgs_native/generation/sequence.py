@@ -81,7 +81,6 @@ class GenerationOutput:
             (`max_new_tokens`, or the cache is full) or "aborted" (its caller ended it).
         prompt_tokens: positions of the prompt, the references' frames included.
         completion_tokens: steps made, text tokens and frames.
-        seed: the given or drawn one.
         cached_tokens: positions of the prompt that an earlier prompt had computed.
         audio_logits: [frames drawn, codebooks, codebook_size] float32; None without `output_logits`.
         text_logits: [text steps, vocabulary] float32; None without `output_logits`.
@@ -92,7 +91,6 @@ class GenerationOutput:
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
-    seed: int
     cached_tokens: int = 0
     audio_logits: torch.Tensor | None = None
     text_logits: torch.Tensor | None = None
@@ -107,7 +105,7 @@ class GenerationOutput:
         }
 
 
-@dataclass
+@dataclass(eq=False)
 class SequenceState:
     """A request in progress: all of its rows, and what was generated so far.
 
@@ -216,7 +214,6 @@ class SequenceState:
             finish_reason=self.finish_reason or "length",
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.steps,
-            seed=self.request.sampling.seed,
             cached_tokens=self.cached_tokens,
         )
         if self.output_logits:

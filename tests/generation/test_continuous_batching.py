@@ -214,7 +214,7 @@ def test_a_thread_of_the_engine(model):
         handles = [engine.add(random_request(model, index)) for index in range(20)]
         handles[3].abort()
         items = [list(handle) for handle in handles]
-        assert [handle.result().seed for handle in handles] == list(range(20))
+        assert [handle.sequence.request.sampling.seed for handle in handles] == list(range(20))
     finally:
         engine.stop()
     for index, handle in enumerate(handles):
