@@ -1,7 +1,7 @@
 """The engine: requests join and leave at each step, and share its passes over the weights.
 
 A step computes rows of any number of sequences in one forward pass, and draws a frame or a token for each sequence
-that has no row left. While all of them are inside audio and no prompt is computed, the model runner draws frames alone.
+that has no row left. While all are inside audio and no prompt is computed, the model runner draws frames alone.
 `generate_batch`, `speak`, streams, long texts and servers are clients of the same engine.
 """
 

@@ -14,9 +14,9 @@ from higgs_native.generation.sequence import GenerationOutput, SequenceState
 class RequestHandle:
     """A request that an engine generates; what `Engine.add` returns.
 
-    It is iterated once, by `for` or by `async for`: over frames [codebooks], int64, still delayed, and text tokens, int,
-    in the order in which they are drawn. Unless the engine has a thread, the iteration drives it. A loop that is left
-    early aborts the request.
+    It is iterated once, by `for` or by `async for`: over frames [codebooks], int64, still delayed, and text tokens,
+    int, in the order in which they are drawn. Unless the engine has a thread, the iteration drives it. A loop that is
+    left early aborts the request.
 
     Attributes:
         future: holds the `GenerationOutput` at the end, or the error that ended the request.

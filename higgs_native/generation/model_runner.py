@@ -1,9 +1,9 @@
 """Runs steps that draw one frame of several sequences: embed, layers, audio head, sample, advance.
 
-All that a step depends on stays on the device: the last codes, positions, page table, the state of the delay pattern, and
-the counters of the random numbers. On a GPU, a step is one captured CUDA graph per number of rows (1, 2, 4, 8, ...),
-launched ahead of the host, which reads finished frames from pinned memory. A step leaves sequences that have ended
-unchanged.
+All that a step depends on stays on the device: the last codes, positions, page table, the state of the delay pattern,
+and the counters of the random numbers. On a GPU, a step is one captured CUDA graph per number of rows (1, 2, 4, 8,
+...), launched ahead of the host, which reads finished frames from pinned memory. A step leaves sequences that have
+ended unchanged.
 """
 
 from collections import deque

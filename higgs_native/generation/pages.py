@@ -1,8 +1,8 @@
 """Pages of the KV cache: which sequence holds them, and which hold a prefix that later prompts can share.
 
-A page has `PAGE_SIZE` positions. A whole page of a prompt is known by a key, the hash of all token ids and delayed codes
-up to its end, so an equal key means an equal prefix. A sequence whose prompt begins alike holds the same page: keys and
-values of a position depend on the rows before it alone, not on the batch that computed them.
+A page has `PAGE_SIZE` positions. A whole page of a prompt is known by a key, the hash of all token ids and delayed
+codes up to its end, so an equal key means an equal prefix. A sequence whose prompt begins alike holds the same page:
+keys and values of a position depend on the rows before it alone, not on the batch that computed them.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ def page_keys(rows: Sequence[int | torch.Tensor]) -> list[bytes]:
 
 
 class PagePool:
-    """The pages of a cache. A page is free, held by one or more sequences, or unused: held by none, but known by a key.
+    """The pages of a cache. A page is free, held by sequences, or unused: held by none, but known by a key.
 
     Args:
         num_pages: pages 0 to `num_pages` - 1.

@@ -1,7 +1,7 @@
 """The scheduler: which requests have a slot, which pages they hold, and which rows the next step computes.
 
-Requests wait by priority, then in the order in which they came. One gets a slot as soon as its prompt is the next to be
-computed and its pages are available. Prompts are computed in pieces between frames. A piece has as many rows as the
+Requests wait by priority, then in the order in which they came. One gets a slot as soon as its prompt is the next to
+be computed and its pages are available. Prompts are computed in pieces between frames. A piece has as many rows as the
 real-time streams can wait for: each is played while it is generated, so the audio that it is ahead of its listener is
 the time that it can spare. Streams that have almost none go first. If pages run out, the sequence that came last loses
 its slot and is computed again later.

@@ -167,6 +167,7 @@ def test_a_prompt_runs_before_the_first_request(model, monkeypatch):
 
     monkeypatch.setattr(model, "forward", recorded)
     model.engine.prepare()
-    model.engine._runner.warm_up()
+    with torch.inference_mode():
+        model.engine._runner.warm_up()
     assert max(shapes) == (96, 96)
     assert_same(outputs(model, made, "transformers", 6), expected)
