@@ -346,8 +346,8 @@ class Engine(Driver):
         lowest = codes.amin(dim=1).tolist()
         self._steps += 1
         for sequence, frame, is_active, low in zip(self._members, codes.unbind(), active, lowest, strict=True):
-            if sequence.finish_reason is not None:
-                continue
+            if sequence.finish_reason is not None or sequence.mode is GenerationMode.TEXT:
+                continue  # it ended in an earlier step, when this one was in flight
             self._rows += 1
             sequence.computed += 1
             sequence.steps += 1
@@ -665,7 +665,7 @@ def generate_batch(
             if request.on_frame is not None or request.on_token is not None
         ]
         while heard:
-            engine.drive(lambda: any(handle.is_ready for handle, _ in heard))
+            engine.drive(lambda heard=heard: any(handle.is_ready for handle, _ in heard))
             for handle, request in heard:
                 for item in handle.take():
                     callback = request.on_token if isinstance(item, int) else request.on_frame

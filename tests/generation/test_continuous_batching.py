@@ -1,5 +1,6 @@
 """Requests that join and leave at each step: each gets what it gets alone, to the bit."""
 
+import asyncio
 import random
 import threading
 from dataclasses import replace
@@ -9,7 +10,10 @@ import torch
 
 from higgs_native.convention import Convention
 from higgs_native.errors import GenerationError, ParameterError
+from higgs_native.generation import engine as engine_module
 from higgs_native.generation.engine import Engine, HiggsAudioModel, generate_batch
+from higgs_native.generation.handle import RequestHandle
+from higgs_native.generation.model_runner import ModelRunner
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
@@ -112,12 +116,28 @@ def run_randomly(model: HiggsAudioModel, engine: Engine, count: int, seed: int):
     return handles, received, aborted
 
 
+class AheadRunner(ModelRunner):
+    """Launches steps ahead of the host, as on a GPU: a sequence that has ended is drawn on until the host knows."""
+
+    max_ahead = 4
+
+    def launch(self) -> None:
+        super().launch()
+        drawn, event = self._in_flight.pop()
+        self._in_flight.append((drawn.clone(), event))
+
+
+@pytest.mark.parametrize("runner", [ModelRunner, AheadRunner])
 @pytest.mark.parametrize("format", ["float32", "bfloat16", "int8", "int4"])
-def test_each_request_gets_what_it_gets_alone(folder, format):
+def test_each_request_gets_what_it_gets_alone(folder, format, runner, monkeypatch):
     """With random arrivals, lengths, sampling, conventions, priorities, aborts, preemptions and shared prefixes."""
     model = load(folder, format)
-    count = 30 if EMULATES_CUDA else 120
+    count = 30 if EMULATES_CUDA else 100
+    monkeypatch.setattr(engine_module, "ModelRunner", runner)
     engine = small_engine(model)
+    if runner is AheadRunner:
+        engine.prepare()
+        engine._frames_ahead = 64
     handles, received, aborted = run_randomly(model, engine, count, seed=0)
     metrics = engine.metrics
     assert metrics.preempted > 0
@@ -224,6 +244,63 @@ def test_a_thread_of_the_engine(model):
             assert sum(not isinstance(item, int) for item in items[index]) == sum(
                 segment.shape[1] for segment in alone.audio_segments
             )
+
+
+def test_a_handle_in_an_event_loop(model):
+    """Without a thread of the engine, and with one; leaving the loop aborts the request."""
+
+    async def read(engine: Engine, index: int) -> list:
+        return [item async for item in engine.add(random_request(model, index))]
+
+    async def leave(engine: Engine) -> RequestHandle:
+        handle = engine.add(replace(random_request(model, 0), sampling=SamplingParams(seed=0, max_new_tokens=80)))
+        items = aiter(handle)
+        await anext(items)
+        await items.aclose()
+        return handle
+
+    async def all_of_them(engine: Engine) -> tuple:
+        return await asyncio.gather(leave(engine), *(read(engine, index) for index in range(1, 8)))
+
+    for starts in (False, True):
+        engine = Engine(model, NUM_SLOTS)
+        if starts:
+            engine.start()
+        try:
+            left, *items = asyncio.run(all_of_them(engine))
+            left.result()
+        finally:
+            engine.stop()
+        assert left.future.result().finish_reason == "aborted"
+        for index, got in enumerate(items, 1):
+            alone = generate_batch(model, [random_request(model, index)])[0]
+            frames = [item for item in got if not isinstance(item, int)]
+            drawn = [frame for segment in alone.audio_segments for frame in segment.T]
+            assert len(frames) == len(drawn)
+            assert all(torch.equal(ours, theirs) for ours, theirs in zip(frames, drawn, strict=True))
+
+
+def test_a_failed_step_ends_its_requests_and_frees_their_pages(model, monkeypatch):
+    """An interrupt is raised where it came; other callers get an error of their own."""
+    engine = Engine(model, NUM_SLOTS)
+    handles = [engine.add(random_request(model, index)) for index in range(3)]
+    engine.step()
+    monkeypatch.setattr(engine, "_advance", raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    monkeypatch.undo()
+    for handle in handles:
+        with pytest.raises(GenerationError, match="ended by KeyboardInterrupt"):
+            handle.result()
+    assert engine.metrics.pages_held == engine.metrics.running == 0
+    assert_equal(engine.add(random_request(model, 1)).result(), generate_batch(model, [random_request(model, 1)])[0])
+
+
+def raising(error: BaseException):
+    def function():
+        raise error
+
+    return function
 
 
 def test_bad_logits_end_their_request_alone(folder):
