@@ -7,7 +7,7 @@
 
 namespace higgs_native::cuda {
 
-__device__ __forceinline__ void RopeCache::write(int row, int head, int i, float a, float b) const {
+__device__ __forceinline__ void QkvTargets::rotate_and_write(int row, int head, int i, float a, float b) const {
   const int half = head_dim / 2;
   if (head < query_heads + kv_heads) {
     const float* angles = table + static_cast<int64_t>(positions[row]) * head_dim;
@@ -81,7 +81,8 @@ __device__ __forceinline__ void finish(const Gemm& p, const BlockSums<kTiles>& s
     const int weight_row = sums.panels[0] * kLanes, head = weight_row / p.rope.head_dim;
     for (int i = thread; i < kLanes * rows; i += kThreads) {
       const int r = i % kLanes, row = i / kLanes;
-      p.rope.write(first_row + row, head, weight_row % p.rope.head_dim + r, sums(0, r, row), sums(1, r, row));
+      p.rope.rotate_and_write(
+          first_row + row, head, weight_row % p.rope.head_dim + r, sums(0, r, row), sums(1, r, row));
     }
   } else {
     const int half = p.rope.head_dim / 2;
@@ -89,14 +90,14 @@ __device__ __forceinline__ void finish(const Gemm& p, const BlockSums<kTiles>& s
       const int r = i % kLanes, panel = i / kLanes % kPanels, row = i / kLanes / kPanels;
       const int weight_row = sums.panels[panel] * kLanes + r, dimension = weight_row % p.rope.head_dim;
       if (weight_row >= n || dimension >= half) continue;
-      p.rope.write(
+      p.rope.rotate_and_write(
           first_row + row, weight_row / p.rope.head_dim, dimension, sums(panel, r, row), sums(panel, r + half, row));
     }
   }
 }
 
 // Rotates heads whose halves are neither in one panel nor whole panels, after the product.
-__global__ void __launch_bounds__(kThreads) rope_kernel(RopeCache rope, const float* projected, int n, int rows) {
+__global__ void __launch_bounds__(kThreads) rope_kernel(QkvTargets rope, const float* projected, int n, int rows) {
   allow_next_launch();
   wait_for_earlier_launches();
   const int half = rope.head_dim / 2;
@@ -105,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(RopeCache rope, const fl
   if (row >= rows) return;
   const int head = pair / half, dimension = pair % half;
   const float* from = projected + static_cast<int64_t>(row) * n + head * rope.head_dim + dimension;
-  rope.write(row, head, dimension, from[0], from[half]);
+  rope.rotate_and_write(row, head, dimension, from[0], from[half]);
 }
 
 }  // namespace
