@@ -60,12 +60,13 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
     const int64_t tiles = ceil_div(p.rows, tiles_of_block * kRowTile) * tiles_of_block;
     const int64_t words = tiles * steps * S::kWords * kWarp, rows = tiles * kRowTile;
     const int64_t scales = S::kInteger ? rows * steps : 0;
-    const Tensor memory = torch::stable::new_empty(like, {words + 2 * scales + rows}, ScalarType::Int);
+    const int64_t zero_corrections = F == WeightFormat::int4 ? rows * steps : 0;
+    const Tensor memory = torch::stable::new_empty(like, {words + scales + zero_corrections + rows}, ScalarType::Int);
     PackedActivations packed;
     packed.words = static_cast<uint32_t*>(memory.mutable_data_ptr());
     packed.scales = reinterpret_cast<float*>(packed.words + words);
-    packed.zeros = reinterpret_cast<int32_t*>(packed.scales + scales);
-    packed.row_scales = reinterpret_cast<float*>(packed.zeros + scales);
+    packed.zero_corrections = reinterpret_cast<int32_t*>(packed.scales + scales);
+    packed.norm_factors = reinterpret_cast<float*>(packed.zero_corrections + zero_corrections);
     launch(
         pack_activations_kernel<F>, dim3(static_cast<unsigned>(tiles)), kThreads, 0, p, packed, steps,
         launch.is_first());

@@ -46,12 +46,12 @@ template <int kTiles>
 struct BlockSums {
   static constexpr int kStride = kTiles * kRowTile + 1;
   float* values;
-  const float* row_scales;     // [kTiles * kRowTile]
+  const float* norm_factors;   // [kTiles * kRowTile], of RMSNorm
   const float* weight_scales;  // of weight rows: [panels of the weight, kPanel]; or null
   const int* panels;           // the block's panels, by their index in the weight
 
   __device__ __forceinline__ float operator()(int panel, int weight_row, int row) const {
-    const float sum = values[(panel * static_cast<int>(kPanel) + weight_row) * kStride + row] * row_scales[row];
+    const float sum = values[(panel * static_cast<int>(kPanel) + weight_row) * kStride + row] * norm_factors[row];
     return weight_scales ? sum * weight_scales[panels[panel] * kPanel + weight_row] : sum;
   }
 };

@@ -79,11 +79,11 @@ __device__ __forceinline__ void multiply(
     // Scales of the fragments' columns, which are rows 2 t and 2 t + 1 of x.
     const int from = 8 * lane_in_group();
     const float scales[2] = {__shfl_sync(kAllLanes, x.scale, from), __shfl_sync(kAllLanes, x.scale, from + 4)};
-    int32_t zeros[2] = {0, 0};
+    int32_t zero_corrections[2] = {0, 0};
     float weight_scales[4] = {1, 1, 1, 1};
     if constexpr (F == WeightFormat::int4) {
-      zeros[0] = __shfl_sync(kAllLanes, x.zeros, from);
-      zeros[1] = __shfl_sync(kAllLanes, x.zeros, from + 4);
+      zero_corrections[0] = __shfl_sync(kAllLanes, x.zero_correction, from);
+      zero_corrections[1] = __shfl_sync(kAllLanes, x.zero_correction, from + 4);
       const uint2 halves = weights.scales[panel];
       const float2 first = unpack<float16>(halves.x), second = unpack<float16>(halves.y);
       weight_scales[0] = first.x;
@@ -96,8 +96,8 @@ __device__ __forceinline__ void multiply(
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        to[(half * kTiles + tile) * 4 + i] +=
-            static_cast<float>(integers[half][i] - zeros[i % 2]) * scales[i % 2] * weight_scales[2 * half + i / 2];
+        to[(half * kTiles + tile) * 4 + i] += static_cast<float>(integers[half][i] - zero_corrections[i % 2]) *
+                                              scales[i % 2] * weight_scales[2 * half + i / 2];
       }
     }
   }
@@ -236,20 +236,20 @@ __global__ void __launch_bounds__(kThreads)
   }
   auto* exchanged = reinterpret_cast<float*>(dynamic_shared());
   auto* values = exchanged + kWarps / 2 * LaneSums::kCount * kWarp;
-  float* row_scales = values + kPanels * kPanel * BlockSums<kTiles>::kStride;
+  float* norm_factors = values + kPanels * kPanel * BlockSums<kTiles>::kStride;
   reduce_warps(sums, exchanged, warp, lane);
   if constexpr (kPacked) {
     if (threadIdx.x < kTiles * kRowTile) {
-      row_scales[threadIdx.x] = packed.row_scales[first_tile * kRowTile + threadIdx.x];
+      norm_factors[threadIdx.x] = packed.norm_factors[first_tile * kRowTile + threadIdx.x];
     }
   } else {
-    const float scale = row_scale(squares, squares_of_warps, p);
-    if (warp == 0 && lane_in_group() == 0) row_scales[group_lane()] = scale;
+    const float factor = norm_factor(squares, squares_of_warps, p);
+    if (warp == 0 && lane_in_group() == 0) norm_factors[group_lane()] = factor;
   }
   if (warp == 0) store_sums(values, sums);
   __syncthreads();
   const BlockSums<kTiles> finished = {
-      values, row_scales, Step<F>::kRowScales ? static_cast<const float*>(p.weight.scales) : nullptr, panels};
+      values, norm_factors, Step<F>::kRowScales ? static_cast<const float*>(p.weight.scales) : nullptr, panels};
   finish<kPanels, kTiles>(p, finished, first_tile * kRowTile, pair_distance > 0);
 }
 
