@@ -6,7 +6,7 @@
 
 namespace higgs_native::cuda {
 
-// RMSNorm before a product: rows below `num_text_rows` have `text_weight`, the others `audio_weight`. Without weights
+// RMSNorm before a GEMM: rows below `num_text_rows` have `text_weight`, the others `audio_weight`. Without weights
 // there is none.
 struct RowNorm {
   const void* text_weight = nullptr;  // [k]

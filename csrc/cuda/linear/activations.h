@@ -115,13 +115,13 @@ __device__ __forceinline__ void quantize(Activations<F>& to, const float (&v)[St
 #pragma unroll
   for (int i = 0; i < Step<F>::kLaneColumns; ++i) {
     maximum = fmaxf(maximum, fabsf(v[i]));
-    finite &= fabsf(v[i]) <= 3.4028234e38f;
+    finite &= fabsf(v[i]) <= kMaxFloat;
   }
   if (!finite) maximum = bits_as_float(0x7f800000u);
   maximum = fmaxf(maximum, __shfl_xor_sync(kAllLanes, maximum, 1));
   maximum = fmaxf(maximum, __shfl_xor_sync(kAllLanes, maximum, 2));
-  finite = maximum <= 3.4028234e38f;
-  const float inverse = maximum > 1e-30f && finite ? 127.f / maximum : 0.f;
+  finite = maximum <= kMaxFloat;
+  const float inverse = maximum > kMinRounded && finite ? 127.f / maximum : 0.f;
   int32_t sum = 0;
 #pragma unroll
   for (int word = 0; word < Step<F>::kWords; ++word) {
@@ -177,7 +177,7 @@ __device__ __forceinline__ Activations<F> read_activations(
     for (int i = 0; i < S::kWords; ++i) a.words[i] = float_as_bits(v[i]);
   } else {
 #pragma unroll
-    for (int i = 0; i < S::kWords; ++i) a.words[i] = pack<PairOf<F>>(v[2 * i], v[2 * i + 1]);
+    for (int i = 0; i < S::kWords; ++i) a.words[i] = pack<TensorCoreType<F>>(v[2 * i], v[2 * i + 1]);
   }
   return a;
 }
@@ -192,14 +192,15 @@ __device__ __forceinline__ float norm_factor(float squares, float (*shared)[kRow
   return p.norm.text_weight ? 1 / sqrtf(sum / static_cast<float>(p.weight.k) + p.norm.eps) : 1.f;
 }
 
-// A block packs a tile of 8 rows. Its warps take the same steps as those of the product, so that squares are summed in
+// A block packs a tile of 8 rows. Its warps take the same steps as those of gemm_kernel, so that squares are summed in
 // the same order.
 template <WeightFormat F>
 __global__ void __launch_bounds__(kThreads)
     pack_activations_kernel(Gemm p, PackedActivations to, int steps, bool vectorized, bool is_first) {
   using S = Step<F>;
   __shared__ float shared[kWarps][kRowTile];
-  if (is_first) wait_for_earlier_launches();  // the product reads weights at once
+  // gemm_kernel may read weights before it waits, so whatever wrote them must be complete before it is launched.
+  if (is_first) wait_for_earlier_launches();
   allow_next_launch();
   wait_for_earlier_launches();
   const int64_t tile = blockIdx.x;
