@@ -108,9 +108,9 @@ void gemm_then_rope(const Launch& launch, const Gemm& p, const Tensor& like) {
 __global__ void __launch_bounds__(kThreads) pack_linear_kernel(PackLinear p) {
   wait_for_earlier_launches();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t lane = i % p.lanes, unit = i / p.lanes % p.units, panel = i / p.lanes / p.units;
+  const int64_t r = i % p.panel_rows, unit = i / p.panel_rows % p.units, panel = i / p.panel_rows / p.units;
   if (panel >= p.panels) return;
-  const int64_t row = panel * p.lanes + lane;
+  const int64_t row = panel * p.panel_rows + r;
   uint8_t bytes[4];
   for (int j = 0; j < 4; ++j) {
     if (p.format == WeightFormat::int4) {
@@ -124,12 +124,12 @@ __global__ void __launch_bounds__(kThreads) pack_linear_kernel(PackLinear p) {
       bytes[j] = row < p.n && at < row_bytes ? static_cast<uint8_t>(p.weight[row * row_bytes + at]) : 0;
     }
   }
-  memcpy(p.packed + (panel * p.units + unit) * kUnitBytes + (p.first_lane + lane) * 4, bytes, 4);
+  memcpy(p.packed + (panel * p.units + unit) * kUnitBytes + (p.first_row + r) * 4, bytes, 4);
 }
 
-void pack_linear_cuda(const Tensor& packed, const Tensor& weight, int64_t first_lane, int64_t lanes) {
-  const PackLinear p = check_pack_linear(packed, weight, first_lane, lanes);
-  const int64_t words = p.panels * p.lanes * p.units;
+void pack_linear_cuda(const Tensor& packed, const Tensor& weight, int64_t first_row, int64_t panel_rows) {
+  const PackLinear p = check_pack_linear(packed, weight, first_row, panel_rows);
+  const int64_t words = p.panels * p.panel_rows * p.units;
   if (words == 0) return;
   Launch launch("pack_linear", packed);
   launch(pack_linear_kernel, dim3(static_cast<unsigned>(ceil_div(words, kThreads))), kThreads, 0, p);
