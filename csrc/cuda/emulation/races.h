@@ -1,5 +1,5 @@
 // Finds the races of emulated kernels. The kernels are compiled as for ThreadSanitizer, which puts a call before every access
-// to memory; races.cpp defines what is called. Of every byte it knows the last write and the last reads: by which launch,
+// to memory; compiler_hooks.cpp defines what is called. Of every byte it knows the last write and the last reads: by which launch,
 // block and thread, and behind how many barriers. Two accesses, one of them a write, must be ordered, by these rules:
 //
 // - Threads of a block: by __syncthreads; those of a warp also by __syncwarp. Nothing else orders memory: no shuffle, vote,
