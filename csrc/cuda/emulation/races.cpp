@@ -57,7 +57,7 @@ struct Launched {
   uint32_t first_block;
   const char* op;
 };
-// By number. A call of an operator begins with one of its own, without a name and without blocks: what torch may have launched.
+// By number. A call of an operator begins with a launch without a name and without blocks: what torch may have launched.
 std::vector<Launched> launches;
 std::vector<uint32_t> calls_since_launch;  // the numbers of those behind the last launch
 
@@ -75,8 +75,8 @@ struct Thread {
   uint32_t fences = 0, fence_epoch = kNever;             // of the last one
 };
 
-// What an atomic gives to those that read it: the accesses of a block before an epoch; and those of its own thread, if that
-// had fenced them.
+// What an atomic gives to those that read it: the accesses of a block before an epoch; and those of its own thread, if
+// that had fenced them.
 struct Release {
   uint32_t block, before_epoch, thread, atomics;
   bool own;
