@@ -11,7 +11,7 @@ STABLE_TORCH_LIBRARY(higgs_native, m) {
   m.def("embed(Tensor(a!) out, Tensor token_ids, Tensor codes, Tensor text_table, Tensor audio_table) -> ()");
 
   // linear
-  m.def("pack_linear(Tensor(a!) packed, Tensor weight, int first_lane, int lanes) -> ()");
+  m.def("pack_linear(Tensor(a!) packed, Tensor weight, int first_row, int panel_rows) -> ()");
   m.def("linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? scales, Tensor? residual) -> ()");
   m.def(
       "rms_norm_linear(Tensor(a!) out, Tensor x, Tensor norm_weight, float eps, Tensor weight, Tensor? scales) -> ()");

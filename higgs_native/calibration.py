@@ -282,11 +282,11 @@ class States:
 
     def _activated(self, states: torch.Tensor, ffn: FeedForward) -> Iterator[torch.Tensor]:
         """The input of the down projection, `_ROWS_AT_ONCE` rows at a time."""
-        width, lanes = self._config.intermediate_size, PANEL // 2
+        width, half_panel = self._config.intermediate_size, PANEL // 2
         for part in states.split(_ROWS_AT_ONCE):
             both = torch.empty(len(part), len(ffn.gate_up.data) * PANEL, device=part.device)
             ops.rms_norm_linear(both, part, ffn.post_attention_norm, self._config.rms_norm_eps, ffn.gate_up)
-            gate, up = both.unflatten(1, (-1, 2, lanes)).unbind(2)
+            gate, up = both.unflatten(1, (-1, 2, half_panel)).unbind(2)
             yield (F.silu(gate) * up).flatten(1)[:, :width]
 
 

@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
   for (int split = first_split; split < last_split; ++split) {
     const int begin = split * splits.positions, count = min(splits.positions, length - begin);
     float sums[kGroup][kLaneDims] = {};
-    float maximum = -3.4028234e38f, total = 0;  // of query head `warp`, in all its lanes
+    float maximum = -kMaxFloat, total = 0;  // of query head `warp`, in all its lanes
     for (int tile = 0; tile < count; tile += kTile) {
       const T* tile_keys = keys + static_cast<int64_t>(begin + tile) * a.head_dim;
       const T* tile_values = values + static_cast<int64_t>(begin + tile) * a.head_dim;

@@ -6,7 +6,7 @@
 
 namespace higgs_native::cuda {
 
-// RMSNorm before a product: rows below `num_text_rows` have `text_weight`, the others `audio_weight`. Without weights
+// RMSNorm before a GEMM: rows below `num_text_rows` have `text_weight`, the others `audio_weight`. Without weights
 // there is none.
 struct RowNorm {
   const void* text_weight = nullptr;  // [k]
@@ -23,7 +23,7 @@ inline RowNorm row_norm(const Tensor& text_weight, const Tensor& audio_weight, i
 }
 
 // Destinations of query, key and value rows: query and key are rotated, key and value are written into the cache.
-struct RopeCache {
+struct QkvTargets {
   float* query;         // [rows, query_heads * head_dim]
   void *keys, *values;  // [slots, kv_heads, length, head_dim]
   NumberType type;
@@ -32,14 +32,15 @@ struct RopeCache {
   int query_heads, kv_heads, head_dim;
   int64_t length;
 
-  // Writes values i and i + head_dim / 2 of a head; heads are counted through query, key and value.
-  __device__ __forceinline__ void write(int row, int head, int i, float a, float b) const;
+  // Rotates values i and i + head_dim / 2 of a query or key head, and writes them. Heads are counted through query, key
+  // and value.
+  __device__ __forceinline__ void rotate_and_write(int row, int head, int i, float a, float b) const;
 };
 
 enum class Epilogue {
   kResidual,  // out [rows, n] = sum + residual, if there is one
   kSiluMul,   // out [rows, n_out] = silu(gate) * up, from panels of kHalfPanel rows of each
-  kRope,      // see RopeCache
+  kRope,      // rotates query and key, writes key and value into the cache: QkvTargets
 };
 
 // out = epilogue(rms_norm(x) @ weight.T)
@@ -52,8 +53,7 @@ struct Gemm {
   float* out = nullptr;
   const float* residual = nullptr;
   int n_out = 0;  // columns of `out`
-  RopeCache rope = {};
-  bool vectorized = false;  // x and the norms' weights can be read 4 values at a time; set by gemm()
+  QkvTargets rope = {};
 };
 
 // Runs the GEMM. `like`: a tensor on the device that working memory is allocated on.

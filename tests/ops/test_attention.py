@@ -306,6 +306,13 @@ def test_opcheck():
         ),
         ({"query": torch.empty(3, 12)}, "query must have a multiple of 8 columns"),
         ({"query": torch.empty(3, 0)}, "query must have a multiple of 8 columns"),
+        (
+            {
+                **{"query": torch.empty(0, 2**31 - 2), "x": torch.empty(0, 10), "slots": int32()},
+                **{name: torch.empty(0, 1, 0, 2**31 - 2) for name in ("key_cache", "value_cache")},
+            },
+            f"qkv_weight must have at most 2147483647 rows and columns, got {3 * (2**31 - 2)} and 10",
+        ),
         ({"rope_table": torch.zeros(9, 5)}, r"rope_table must have shape \[\*, 4\], got \[9, 5\]"),
         ({"num_text_rows": 4}, "num_text_rows must be between 0 and 3, got 4"),
     ],
