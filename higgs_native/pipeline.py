@@ -26,7 +26,7 @@ from higgs_native.ops.device import checked_device
 from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
 from higgs_native.prompt.messages import ChatMLSample, Message
 from higgs_native.prompt.normalize import normalize_text
-from higgs_native.prompt.recordings import Recording, read_recording
+from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
@@ -129,7 +129,7 @@ class HiggsAudio:
         self,
         text: str,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
+        reference_audio: RecordingLike | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
         voices_folder: str | Path | None = None,
@@ -144,7 +144,8 @@ class HiggsAudio:
                 normalized by `higgs_native.normalize_text`.
             voice: the name of a voice in `voices_folder`, or a `Voice`; several, in a list or separated by commas, are
                 those of SPEAKER0, SPEAKER1, ...
-            reference_audio: a recording to clone instead: a file, `(samples, sampling rate in Hz)`, or a `Recording`.
+            reference_audio: a recording to clone instead: an audio file, its contents, `(samples, sampling rate)`, or
+                another form that `Recording.read` takes.
             reference_text: the words spoken in the recording; with them the clone is closer.
             scene: where or how it is spoken, in words.
             voices_folder: see `higgs_native.prompt.voices`; by default the one that HIGGS_NATIVE_VOICES names.
@@ -169,7 +170,7 @@ class HiggsAudio:
         self,
         text: str,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
+        reference_audio: RecordingLike | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
         voices_folder: str | Path | None = None,

@@ -1,6 +1,6 @@
 """Text as in the model's training data: uniform punctuation, sound effect tags and white space."""
 
-from higgs_native.errors import PromptError
+from higgs_native.errors import PromptError, short_repr
 
 
 # Full-width and typographic punctuation.
@@ -82,7 +82,7 @@ def normalize_text(text: str) -> str:
 def check_unicode(text: str, name: str) -> None:
     """Raise PromptError if a text, called `name`, is no str or not valid Unicode."""
     if not isinstance(text, str):
-        raise PromptError(f"{name} must be a string, got {text!r:.50}")
+        raise PromptError(f"{name} must be a string, got {short_repr(text)}")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import yaml
 
-from higgs_native.errors import AudioError, ConfigError, ParameterError, PromptError
-from higgs_native.prompt.recordings import Recording
+from higgs_native.errors import ConfigError, ParameterError, PromptError, short_repr
+from higgs_native.prompt.recordings import Recording, RecordingLike
 from higgs_native.utils.checks import check_string
 from higgs_native.utils.files import read_json_object
 
@@ -32,7 +31,7 @@ class Voice:
     """A speaker's voice: that of a recording, or one described in words.
 
     Attributes:
-        reference_audio: an audio file, `(samples, sampling rate in Hz)`, or a `Recording`; None if `profile` is set.
+        reference_audio: a recording in any form that `Recording.read` takes; None if `profile` is set.
         reference_text: the words spoken in it. Without them the recording is part of the scene, not a turn.
         profile: a description such as `male; british accent`; None if `reference_audio` is set.
 
@@ -40,7 +39,7 @@ class Voice:
         PromptError: both or neither of `reference_audio` and `profile` are set, or a profile has a reference text.
     """
 
-    reference_audio: str | os.PathLike | tuple[np.ndarray, int] | Recording | None = None
+    reference_audio: RecordingLike | None = None
     reference_text: str | None = None
     profile: str | None = None
 
@@ -60,21 +59,9 @@ def read_voice(voice: Voice) -> Voice:
     Raises:
         AudioError: the reference audio can't be read or used.
     """
-    if voice.profile is not None:
+    if voice.profile is not None or isinstance(voice.reference_audio, Recording):
         return voice
-    match voice.reference_audio:
-        case Recording():
-            return voice
-        case (samples, sampling_rate):
-            recording = Recording(samples, sampling_rate)
-        case str() | os.PathLike() as path:
-            recording = Recording.from_file(path)
-        case other:
-            raise AudioError(
-                "reference_audio must be a file's path, (samples, sampling rate) or a Recording, "
-                f"got {type(other).__name__}"
-            )
-    return replace(voice, reference_audio=recording)
+    return replace(voice, reference_audio=Recording.read(voice.reference_audio))
 
 
 def check_voice(voice: Voice) -> list[str]:
@@ -90,7 +77,7 @@ def check_voice(voice: Voice) -> list[str]:
 
 def choose_voices(
     voice: str | Voice | Sequence[str | Voice] | None = None,
-    reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
+    reference_audio: RecordingLike | None = None,
     reference_text: str | None = None,
     voices_folder: str | Path | None = None,
 ) -> list[Voice]:
@@ -107,7 +94,8 @@ def choose_voices(
     reference_text = (reference_text or "").strip() or None
     if reference_audio is not None:
         if voice is not None:
-            raise PromptError(f"voice must be None if reference_audio is given, got {voice!r:.100}")
+            got = short_repr(voice) if isinstance(voice, str) else type(voice).__name__  # not its recording
+            raise PromptError(f"voice must be None if reference_audio is given, got {got}")
         return [Voice(reference_audio, reference_text)]
     if reference_text is not None:
         raise PromptError(f"reference_text must be None without reference_audio, got {reference_text!r:.50}")

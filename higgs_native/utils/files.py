@@ -6,12 +6,17 @@ import glob
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from higgs_native.errors import ConfigError, ParameterError
+
+
+MAX_SMALL_FILE = 16 << 20
+"""Maximum size of a configuration, a list of voices or a transcript, in bytes."""
 
 
 @contextmanager
@@ -85,17 +90,40 @@ def _is_running(process: int) -> bool:
     return True
 
 
+def read_small_file(path: str | os.PathLike) -> bytes:
+    """Read a regular file of at most `MAX_SMALL_FILE` bytes. A pipe or a device, which may never end, is not read.
+
+    Raises:
+        OSError: there is no such file, it can't be read, is not regular, or is larger.
+    """
+    # O_NONBLOCK: opening a named pipe would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        with open(descriptor, "rb", closefd=False) as file:
+            contents = file.read(MAX_SMALL_FILE + 1)
+    finally:
+        os.close(descriptor)
+    if len(contents) > MAX_SMALL_FILE:
+        raise OSError(errno.EFBIG, f"it is larger than {MAX_SMALL_FILE >> 20} MiB")
+    return contents
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read the JSON object in `path`.
+    """Read the JSON object in `path`, a regular file of at most `MAX_SMALL_FILE` bytes.
 
     Raises:
         ConfigError: the file is missing or holds no JSON object.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_small_file(path).decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path.parent} has no {path.name}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from None
+    # RecursionError: deep nesting. ValueError: no UTF-8, no JSON, or an integer of over 4,300 digits.
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not readable as JSON: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a JSON object, got a {type(raw).__name__}")

@@ -192,13 +192,13 @@ def test_channels_are_averaged_and_integers_scaled():
 
 def test_the_name_is_the_path_as_it_was_given(path, monkeypatch):
     monkeypatch.setenv("HOME", str(path.parent))
-    assert Recording.from_file("~/anna.wav").name == "~/anna.wav"
-    assert Recording.from_file(path).name == str(path)
+    assert Recording.read("~/anna.wav").name == "~/anna.wav"
+    assert Recording.read(path).name == str(path)
     assert Recording(syllables(1), RATE).name == "the reference audio"
 
 
 def test_the_digest_depends_on_the_samples_alone(path):
-    assert Recording.from_file(path).sha256 == Recording(syllables(5), 48000).sha256
+    assert Recording.read(path).sha256 == Recording(syllables(5), 48000).sha256
     assert Recording(syllables(4), RATE).sha256 != Recording(syllables(5), RATE).sha256
 
 
@@ -260,13 +260,13 @@ def test_recordings_come_from_files_base64_and_arrays(path):
         (AudioContent(), PromptError, "audio_url or raw_audio must name a recording, got neither"),
         (AudioContent("placeholder"), PromptError, "audio_url or raw_audio must name a recording, got neither"),
         (AudioContent("https://example.org/a.wav"), AudioError, "existing file .*, got https://example.org/a.wav"),
-        (AudioContent(5), AudioError, "audio_url must be an audio file's path, got int"),
+        (AudioContent(5), AudioError, "audio must be a file's path, its contents, .*, got int"),
         (
             AudioContent(raw_audio=5),
             AudioError,
-            r"raw_audio must be .* base64, \(samples, sampling rate\) or a Recording, got int",
+            r"audio must be .* base64, \(samples, sampling rate\) or .*, got int",
         ),
-        (AudioContent(raw_audio=(1, 2, 3)), AudioError, "raw_audio must be .*, got tuple"),
+        (AudioContent(raw_audio=(1, 2, 3)), AudioError, "audio must be .*, got tuple"),
         (AudioContent(raw_audio=([0.1], RATE)), AudioError, "samples must be an array or a tensor, got list"),
         (
             AudioContent(raw_audio=([0.1], RATE), offset=0.1),

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from higgs_native.errors import ParameterError
-from higgs_native.utils.files import locked, replacing
+from higgs_native.errors import ConfigError, ParameterError
+from higgs_native.utils.files import MAX_SMALL_FILE, locked, read_json_object, read_small_file, replacing
 
 
 def write(path, text="new"):
@@ -88,3 +88,51 @@ def test_a_folder_is_locked_for_one_process(tmp_path, run_python):
             pass
     assert run_python(ask, tmp_path).returncode == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_small_file_is_read_whole(tmp_path):
+    path = tmp_path / "file"
+    for contents in (b"", b"\0text", bytes(MAX_SMALL_FILE)):
+        path.write_bytes(contents)
+        assert read_small_file(path) == contents
+
+
+def make_sparse(path):
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda path: None, "No such file"),
+        (os.mkfifo, "not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+        (lambda path: path.mkdir(), "not a regular file"),
+        (lambda path: path.write_bytes(bytes(MAX_SMALL_FILE + 1)), "larger than 16 MiB"),
+        (make_sparse, "larger than 16 MiB"),
+    ],
+    ids=["missing", "pipe", "device", "folder", "large", "sparse"],
+)
+def test_what_may_never_end_is_not_read(make, error, tmp_path):
+    make(tmp_path / "file.json")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match=error):
+        read_small_file(tmp_path / "file.json")
+    with pytest.raises(
+        ConfigError, match=r"has no file\.json" if error == "No such file" else f"can't be read: .*{error}"
+    ):
+        read_json_object(tmp_path / "file.json")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_json_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "file").write_text('{"name": "Änne"}', encoding="utf-8-sig")
+    assert read_json_object(tmp_path / "file") == {"name": "Änne"}
+
+
+@pytest.mark.parametrize("contents", [b"[" * 100_000, b'{"a": ' + b"1" * 5000 + b"}", b"\xff", b"", b"{"])
+def test_what_is_no_json_is_refused(contents, tmp_path):
+    (tmp_path / "file").write_bytes(contents)
+    with pytest.raises(ConfigError, match="file is not readable as JSON: "):
+        read_json_object(tmp_path / "file")
