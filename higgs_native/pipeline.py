@@ -348,10 +348,11 @@ class HiggsAudio:
         """Decode a generated output."""
         segments = [self._codes(segment) for segment in output.audio_segments]
         sounds = [self.audio_tokenizer.decode(codes).cpu().numpy() for codes in segments if codes.shape[1]]
+        no_codes = torch.empty(self.model.config.num_codebooks, 0, dtype=torch.int64, device="cpu")
         return Speech(
             audio=np.concatenate([np.zeros(0, dtype=np.float32), *sounds]),
             sampling_rate=self.audio_tokenizer.sampling_rate,
-            codes=torch.cat([torch.zeros(self.model.config.num_codebooks, 0, dtype=torch.int64), *segments], dim=1),
+            codes=torch.cat([no_codes, *segments], dim=1),
             text=self._text(output),
             finish_reason=output.finish_reason,
             usage=output.usage,

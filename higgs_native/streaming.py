@@ -152,7 +152,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         self._is_text = True
 
     def _decode(self, is_last: bool = False) -> np.ndarray:
-        none = torch.empty(self._config.num_codebooks, 0, dtype=torch.int64)
+        none = torch.empty(self._config.num_codebooks, 0, dtype=torch.int64, device="cpu")
         codes = torch.stack(self._columns, dim=1) if self._columns else none
         self._columns = []
         return self._decoder.decode(codes.clamp(0, self._audio_tokenizer.codebook_size - 1), is_last).numpy()

@@ -203,7 +203,7 @@ class ChunkStore:
             if [record["index"], record["tag"], record["text"]] != [index, text.tag, text.text]:
                 return None  # the files of another chunk
             attempts = tuple(Attempt(a["seed"], a["duration"], tuple(a["failures"])) for a in record["attempts"])
-            codes = torch.tensor(record["codes"], dtype=torch.int64)
+            codes = torch.tensor(record["codes"], dtype=torch.int64, device="cpu")
             speech, sampling_rate = _decode_wav(wav)
         except (FileNotFoundError, ValueError, TypeError, KeyError, wave.Error, EOFError, RuntimeError):
             return None  # RuntimeError: of torch for large integers, of json for deep nesting

@@ -22,6 +22,7 @@ from higgs_native.ops import PackedWeight
 from higgs_native.ops.device import checked_device
 from higgs_native.ops.formats import WEIGHT_FORMATS
 from higgs_native.utils.checks import check_integer
+from higgs_native.utils.exact_arithmetic import no_autocast
 from higgs_native.utils.memory import release_freed
 
 
@@ -46,6 +47,7 @@ class LanguageModel:
             `weights`.
     """
 
+    @no_autocast()  # which refuses to concatenate float16 on a CPU
     def __init__(
         self,
         config: HiggsAudioConfig,
@@ -189,7 +191,8 @@ class LanguageModel:
         `out`, if given, is written and returned.
         """
         if out is None:
-            out = torch.empty(len(states), self.config.num_codebooks, self.config.codebook_size, device=self.device)
+            shape = len(states), self.config.num_codebooks, self.config.codebook_size
+            out = torch.empty(shape, dtype=torch.float32, device=self.device)
         self._head(out.flatten(1), states, self.audio_head)
         return out
 
@@ -200,7 +203,7 @@ class LanguageModel:
             CheckpointError: the checkpoint has no text head.
         """
         self.require_text_head()
-        logits = torch.empty(len(states), self.config.vocab_size, device=self.device)
+        logits = torch.empty(len(states), self.config.vocab_size, dtype=torch.float32, device=self.device)
         self._head(logits, states, self.text_head)
         return logits
 

@@ -92,7 +92,7 @@ def build_prompt(
             f"texts must hold no {' or '.join(AUDIO_PLACEHOLDERS)}, "
             f"got {placeholders} audio placeholders for {len(audio)} recordings"
         )
-    return Prompt(torch.tensor([ids], dtype=torch.int64), audio)
+    return Prompt(torch.tensor([ids], dtype=torch.int64, device="cpu"), audio)
 
 
 def speech_messages(
