@@ -63,12 +63,15 @@ class CapturedStep(GraphedWork):
             text_positions=nothing,
         )
         self._buffers = Buffers.allocate(config, num_rows, model.device)
-        self._logits = torch.empty(num_rows, config.num_codebooks, config.codebook_size, device=model.device)
+        shape = num_rows, config.num_codebooks, config.codebook_size
+        self._logits = torch.empty(shape, dtype=torch.float32, device=model.device)
 
     def begin(self, rows: Sequence[DecodeRow], padding: Sequence[tuple[int, int]]) -> None:
         """Set the rows to continue, and the slots and positions that fill the step up."""
         places = torch.tensor(
-            [*((row.slot, row.position) for row in rows), *padding[: self._shape[0] - len(rows)]], dtype=torch.int32
+            [*((row.slot, row.position) for row in rows), *padding[: self._shape[0] - len(rows)]],
+            dtype=torch.int32,
+            device="cpu",
         )
         self._batch.slots.copy_(places[:, 0])
         self._batch.positions.copy_(places[:, 1])
@@ -131,7 +134,7 @@ class ModelRunner:
                 capture_graphs(self._steps.values(), torch.cuda.Stream(model.device))
                 width = len(self._steps[num_slots].drawn)
                 self._ring = [
-                    (torch.empty(width, dtype=torch.int32, pin_memory=True), torch.cuda.Event())
+                    (torch.empty(width, dtype=torch.int32, device="cpu", pin_memory=True), torch.cuda.Event())
                     for _ in range(STEPS_AHEAD)
                 ]
 
@@ -148,9 +151,9 @@ class ModelRunner:
         """Write entries (slot, index, page) of the page table; of several for the same place the last one counts."""
         if entries:
             last = {(slot, index): page for slot, index, page in entries}
-            slots, indices = torch.tensor(list(last)).T.to(self._model.device)
-            pages = torch.tensor(list(last.values()), dtype=torch.int32)
-            self.cache.page_table[slots, indices] = pages.to(self._model.device)
+            slots, indices = torch.tensor(list(last), dtype=torch.int64, device=self._model.device).T
+            pages = torch.tensor(list(last.values()), dtype=torch.int32, device=self._model.device)
+            self.cache.page_table[slots, indices] = pages
 
     def begin(self, rows: Sequence[DecodeRow]) -> None:
         """Set the sequences whose frames the next steps draw; no step is in flight.
@@ -194,7 +197,7 @@ class ModelRunner:
         model = self._model
         count = min(_WARM_UP_ROWS, model.max_cache_length // 2)
         self.write_pages([(0, index, index) for index in range(pages_for(2 * count))])
-        frames = torch.zeros(model.config.num_codebooks, count, dtype=torch.int32)
+        frames = torch.zeros(model.config.num_codebooks, count, dtype=torch.int32, device="cpu")
         states = model.forward(Batch.text_then_audio([([0] * count, frames)], model.device), self.cache)
         model.audio_logits(states[-1:])
         if model.text_head is not None:

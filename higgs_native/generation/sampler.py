@@ -68,7 +68,7 @@ class SamplerState:
         Args:
             slot: 0 to `num_slots` - 1.
             convention: sets the delay pattern and the frames that repetition-aware sampling counts.
-            sampling: how to draw, with a seed. Its `ras_win_len` must be at most `history_length`.
+            sampling: how to draw. Its `ras_win_len` must be at most `history_length`.
             frames: [N, codebooks], integers: the delayed frames so far that repetitions are counted in.
             prompt_ids: the prompt's ids, one per position; transformers' delay pattern starts from the last of them.
             num_resumed: the number of frames at the end of `frames` that are an unfinished audio segment, BOS frame
@@ -83,17 +83,18 @@ class SamplerState:
         begun = frames[count - num_resumed :].tolist() if num_resumed else []
         fields = self._state_fields(convention, count, begun, prompt_ids)
         fields[StateField.FRAME] = num_resumed if num_drawn is None else num_drawn
-        self.state[slot] = torch.tensor(fields, dtype=torch.int32)
+        self.state[slot] = torch.tensor(fields, dtype=torch.int32, device="cpu")
         kept = () if frames is None else frames[-self.history.shape[1] :]
         if len(kept):
-            ring = torch.arange(count - len(kept), count) % self.history.shape[1]
-            self.history[slot, ring.to(self.history.device)] = kept.to(self.history)
+            ring = range(count - len(kept), count)
+            ring = torch.tensor(ring, dtype=torch.int64, device=self.history.device) % self.history.shape[1]
+            self.history[slot, ring] = kept.to(self.history)
         self.temperature[slot] = float(sampling.temperature)
         self.top_k[slot] = sampling.top_k or 0
         self.top_p[slot] = 1.0 if sampling.top_p is None else float(sampling.top_p)
         self.ras_win_len[slot] = max(sampling.ras_win_len or 0, 0)
         self.ras_win_max_num_repeat[slot] = sampling.ras_win_max_num_repeat
-        seed = int(sampling.seed)
+        seed = int(sampling.with_seed().seed)
         # int64 holds the 64 bits of an unsigned seed as a negative number.
         self.seed[slot] = seed if seed < 2**63 else seed - 2**64
 

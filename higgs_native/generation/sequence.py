@@ -217,9 +217,10 @@ class SequenceState:
             cached_tokens=self.cached_tokens,
         )
         if self.output_logits:
-            no_frames = torch.empty(0, config.num_codebooks, config.codebook_size)
+            shape = 0, config.num_codebooks, config.codebook_size
+            no_frames = torch.empty(shape, dtype=torch.float32, device=model.device)
             output.audio_logits = torch.stack(self.audio_logits) if self.audio_logits else no_frames
-            no_tokens = torch.empty(0, config.vocab_size)
+            no_tokens = torch.empty(0, config.vocab_size, dtype=torch.float32, device=model.device)
             output.text_logits = torch.stack(self.text_logits) if self.text_logits else no_tokens
         return output
 
