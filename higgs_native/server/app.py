@@ -3,11 +3,12 @@
 import hmac
 import re
 import time
+import urllib.parse
 import uuid
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
-from fastapi import FastAPI, File, Form, Request, UploadFile
+from fastapi import FastAPI, File, Form, Request, UploadFile, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
@@ -21,11 +22,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import higgs_native
 from higgs_native.errors import HiggsNativeError
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.server.delivery import SpeechResponse, SpeechService
+from higgs_native.server.admission import Refused
+from higgs_native.server.delivery import BatchResponse, SpeechResponse, SpeechService
 from higgs_native.server.encoder import MEDIA_TYPES
 from higgs_native.server.observing import LOGGER, log
-from higgs_native.server.schema import ApiError, SpeechRequest
+from higgs_native.server.schema import ApiError, BatchRequest, SpeechRequest
 from higgs_native.server.settings import ServerSettings
+from higgs_native.server.websocket import SpeechSession
 
 
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
@@ -90,6 +93,24 @@ def _add_speech(app: FastAPI, service: SpeechService) -> None:
         utterance = await run_sync(service.speaker.utterance, speech_request, upload)
         state = request.state
         return SpeechResponse(service, utterance, speech_request, state.key, state.arrived, state.log_fields)
+
+    @app.post("/v1/audio/speech/batch", response_class=JSONResponse)
+    async def create_batch(batch: BatchRequest, request: Request) -> Response:
+        """Speak several texts. Each item has a result: its audio in base64, or its error."""
+        limit = service.settings.max_batch
+        if len(batch.items) > limit:
+            message = f"items must be at most {limit}, got {len(batch.items)}"
+            raise ApiError(400, message, "array_above_max_length", "items")
+        return BatchResponse(service, batch.items, request.state.key, request.state.arrived)
+
+    @app.websocket("/v1/audio/speech/stream")
+    async def stream_speech(websocket: WebSocket) -> None:
+        try:
+            key = _checked_origin_and_key(service.settings, websocket.headers)
+            with service.session():
+                await SpeechSession(service, websocket, key).run()
+        except (ApiError, Refused) as error:
+            await websocket.send_denial_response(ApiError.of(error).response())
 
     describe = app.openapi
 
@@ -276,6 +297,22 @@ class _Gate:
             return message
 
         return limited
+
+
+def _checked_origin_and_key(settings: ServerSettings, headers: Headers) -> str:
+    """Return the name of the client's key.
+
+    Browsers let any page open a WebSocket, so its origin is checked here.
+
+    Raises:
+        ApiError: the key or the origin is another one.
+    """
+    origin = headers.get("origin")
+    own = origin is None or urllib.parse.urlsplit(origin).netloc == headers.get("host")
+    if not own and not {origin, "*"} & set(settings.cors_origins):
+        message = f"the origin of the page must be allowed by the server, got {origin!r:.100}"
+        raise ApiError(403, message, "origin_not_allowed")
+    return checked_key(settings, headers.get("authorization", "")) if settings.api_keys else _ANONYMOUS
 
 
 def checked_key(settings: ServerSettings, authorization: str) -> str:

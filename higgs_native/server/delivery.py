@@ -4,17 +4,17 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from anyio.to_thread import run_sync
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.server.admission import Admission
+from higgs_native.server.admission import Admission, Refused
 from higgs_native.server.encoder import MEDIA_TYPES, AudioEncoder, wav_header
 from higgs_native.server.observing import LOGGER, Metrics
 from higgs_native.server.schema import ApiError, SpeechRequest
@@ -37,6 +37,7 @@ class SpeechService:
 
     Attributes:
         settings, voices, admission, metrics, speaker: see their classes.
+        sessions: the number of open WebSockets.
     """
 
     def __init__(self, engine: HiggsAudio, settings: ServerSettings) -> None:
@@ -45,7 +46,26 @@ class SpeechService:
         self.voices = VoiceStore(settings, engine.trained_voices)
         self.admission = Admission(settings.max_running, settings.max_queued, settings.max_per_key)
         self.metrics = Metrics(lambda: self.admission.running, lambda: self.admission.queued)
+        self.sessions = 0
         self.speaker = Speaker(engine, self.voices, settings, model_id)
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Count a WebSocket, which may hold no slot for long.
+
+        Raises:
+            Refused: the server drains, or there are as many as requests may run and wait.
+        """
+        limit = self.settings.max_running + self.settings.max_queued
+        if self.admission.is_draining:
+            raise Refused("the server is shutting down and takes no new requests", True, 1)
+        if self.sessions >= limit:
+            raise Refused(f"sessions must be at most {limit}, got one more", False, 1)
+        self.sessions += 1
+        try:
+            yield
+        finally:
+            self.sessions -= 1
 
     async def encoded(
         self, utterance: Utterance, encoder: AudioEncoder, key: str, timing: "Timing"
@@ -192,8 +212,7 @@ class SpeechResponse(Response):
                 self._pieces.put_nowait(data)
 
     async def _watch(self, receive: Receive, make: asyncio.Task) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await disconnected(receive)
         if not self._is_complete:  # the end of a response is reported as a disconnection, too
             self._has_left = True
             make.cancel()
@@ -301,6 +320,77 @@ class SpeechResponse(Response):
             self._log_fields["code"] = error.code
             if error.status == 500:
                 LOGGER.error("generation failed", exc_info=self._error, extra={"fields": {"code": error.code}})
+
+
+class BatchResponse(Response):
+    """The response to a batch: one result per item, in their order, when all are complete.
+
+    Args:
+        service: speaks.
+        items: requests for speech, each checked by itself.
+        key: of the client.
+        arrived: when the request came, by the monotonic clock.
+    """
+
+    def __init__(self, service: SpeechService, items: list[dict[str, Any]], key: str, arrived: float) -> None:
+        settings = service.settings
+        # More at once would only wait in the queue, where others could be waiting.
+        self._turns = asyncio.Semaphore(min(settings.max_running, settings.max_per_key or settings.max_running))
+        self._service = service
+        self._items = items
+        self._key = key
+        self._arrived = arrived
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        make = asyncio.ensure_future(asyncio.gather(*(self._result(item) for item in self._items)))
+        watch = asyncio.create_task(disconnected(receive))
+        try:
+            await asyncio.wait((make, watch), return_when=asyncio.FIRST_COMPLETED)
+            if not make.done():
+                self._service.metrics.left.inc()
+                return
+            results = [{"index": index, **result} for index, result in enumerate(make.result())]
+            await JSONResponse({"object": "list", "data": results})(scope, receive, send)
+        finally:
+            for task in (watch, make):
+                task.cancel()
+            await asyncio.gather(watch, make, return_exceptions=True)
+
+    async def _result(self, item: dict[str, Any]) -> dict[str, Any]:
+        async with self._turns:
+            deadline = self._service.settings.deadline_seconds - (time.monotonic() - self._arrived)
+            try:
+                return await asyncio.wait_for(self._spoken(item), max(0.0, deadline))
+            except Exception as error:
+                answer = ApiError.of(TimeoutError() if isinstance(error, asyncio.TimeoutError) else error)
+                self._service.metrics.errors.labels(answer.code).inc()
+                if answer.status == 500:
+                    LOGGER.error("generation failed", exc_info=error)
+                return {"status": answer.status, **answer.body}
+
+    async def _spoken(self, item: dict[str, Any]) -> dict[str, Any]:
+        request = SpeechRequest.model_validate(item)
+        utterance = await run_sync(self._service.speaker.utterance, request)
+        encoder = AudioEncoder(request.response_format, self._service.speaker.sampling_rate, request.speed)
+        pieces = self._service.encoded(utterance, encoder, self._key, Timing(self._arrived))
+        async with aclosing(pieces):
+            audio = b"".join([data async for data in pieces])
+        return {
+            "status": 200,
+            "audio": base64.b64encode(audio).decode(),
+            "media_type": MEDIA_TYPES[request.response_format],
+            "usage": utterance.usage,
+            "seed": utterance.sampling.seed,
+            "seconds": round(utterance.seconds, 3),
+            "failures": utterance.failures,
+        }
+
+
+async def disconnected(receive: Receive) -> None:
+    """Return when the client has left, or has its response."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _event(contents: dict[str, Any]) -> bytes:

@@ -33,6 +33,7 @@ class VoiceId(BaseModel):
 
 VoiceName = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Voices = Annotated[list[VoiceName | VoiceId], Field(min_length=1, max_length=16)]
+ResponseFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 
 
 class SpeechRequest(BaseModel):
@@ -55,7 +56,7 @@ class SpeechRequest(BaseModel):
     instructions: Annotated[str, StringConstraints(max_length=MAX_INSTRUCTIONS)] | None = Field(
         None, description="The scene: where or how it is spoken."
     )
-    response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = Field(
+    response_format: ResponseFormat = Field(
         "mp3", description="pcm is 16 bit, little-endian, mono, at the sampling rate of the model, 24 kHz."
     )
     speed: float = Field(1.0, ge=MIN_SPEED, le=MAX_SPEED, description="The pitch stays.")
@@ -108,6 +109,19 @@ class SpeechRequest(BaseModel):
             seed,
             self.max_new_tokens,
         )
+
+
+class BatchRequest(BaseModel):
+    """The body of `POST /v1/audio/speech/batch`. Each item is checked by itself."""
+
+    items: Annotated[list[dict[str, Any]], Field(min_length=1)] = Field(description="Requests for speech.")
+
+
+class SessionRequest(SpeechRequest):
+    """The first message of `/v1/audio/speech/stream`: how the texts that follow are spoken."""
+
+    input: str = "."
+    response_format: ResponseFormat = "pcm"
 
 
 class ApiError(Exception):

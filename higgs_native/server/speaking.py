@@ -41,6 +41,7 @@ class Utterance:
         failures: found in the speech (see `long_form.failure_checks`); those of a long text, of all chunks.
         prompt_tokens: of the prompt; of a long text, those of the text. 0 before the end.
         completion_tokens: of the reply. 0 before the end.
+        audio: all samples, int16, where a list is set; None: they are not kept.
     """
 
     text: str
@@ -51,6 +52,7 @@ class Utterance:
     failures: list[str] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    audio: list[np.ndarray] | None = None
 
     @property
     def usage(self) -> dict[str, int]:
@@ -119,7 +121,14 @@ class Speaker:
         async with aclosing(chunks):
             async for samples in chunks:
                 utterance.seconds += len(samples) / self.sampling_rate
+                if utterance.audio is not None:
+                    utterance.audio.append(samples)
                 yield samples
+
+    def invents_voice(self, utterance: Utterance) -> bool:
+        """Return whether another seed would give an utterance another voice."""
+        recorded = any(voice.reference_audio is not None for voice in utterance.voices)
+        return not recorded and len(utterance.voices) <= 1 and not self._engine.trained_voices
 
     def _is_long(self, text: str) -> bool:
         if self._engine.is_embedded_voice:  # of several sentences, it often speaks only the first
