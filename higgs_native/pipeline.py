@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.convention import Convention
-from higgs_native.errors import CheckpointError, ParameterError, PromptError
+from higgs_native.errors import CheckpointError, ConfigError, ParameterError, PromptError
 from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
@@ -39,6 +39,8 @@ EMBEDDED_VOICE = Path(__file__).with_name("embedded_voice")
 """The folder of the small checkpoint in the package: a demonstration voice."""
 EMBEDDED_VOICE_KEY = "higgs_native_embedded_voice"
 """The key that is true in the `config.json` of that checkpoint and of its quantized copies."""
+VOICES_KEY = "higgs_native_voices"
+"""The key in `config.json` that lists the voices that a checkpoint was trained on, by the words that describe them."""
 
 
 class HiggsAudio:
@@ -58,6 +60,7 @@ class HiggsAudio:
 
     Attributes:
         is_embedded_voice: whether it was loaded from `EMBEDDED_VOICE` or a quantized copy of it.
+        trained_voices: names of the voices that the checkpoint was trained on; the published one has none.
 
     Raises:
         CheckpointError: the codebooks of the two differ, or the model has no text tokenizer.
@@ -83,6 +86,7 @@ class HiggsAudio:
             model.engine.prepare()
         self.convention = Convention.parse(model.config.convention if convention is None else convention)
         self.is_embedded_voice = False
+        self.trained_voices: tuple[str, ...] = ()
 
     @classmethod
     def from_pretrained(
@@ -123,6 +127,7 @@ class HiggsAudio:
         model = HiggsAudioModel.from_pretrained(folder, device, dtype, quantization=quantization)
         engine = cls(model, audio_tokenizer)
         engine.is_embedded_voice = read_json_object(folder / "config.json").get(EMBEDDED_VOICE_KEY) is True
+        engine.trained_voices = read_trained_voices(folder)
         return engine
 
     def speak(
@@ -142,8 +147,8 @@ class HiggsAudio:
         Args:
             text: what to say, with `[SPEAKER0]`, `[SPEAKER1]`, ... before the turns of several speakers. It is
                 normalized by `higgs_native.normalize_text`.
-            voice: the name of a voice in `voices_folder`, or a `Voice`; several, in a list or separated by commas, are
-                those of SPEAKER0, SPEAKER1, ...
+            voice: the name of a voice in `voices_folder` or in `trained_voices`, or a `Voice`; several, in a list or
+                separated by commas, are those of SPEAKER0, SPEAKER1, ...
             reference_audio: a recording to clone instead: an audio file, its contents, `(samples, sampling rate)`, or
                 another form that `Recording.read` takes.
             reference_text: the words spoken in the recording; with them the clone is closer.
@@ -162,7 +167,7 @@ class HiggsAudio:
         Warns:
             VoiceWarning: the reference audio is poor, or its words are not given (see `higgs_native.audio.quality`).
         """
-        voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
+        voices = choose_voices(voice, reference_audio, reference_text, voices_folder, self.trained_voices)
         params = SamplingParams.of(sampling, options)
         return self.generate(self.speech_messages(text, voices, scene), True, on_progress, params)
 
@@ -204,7 +209,7 @@ class HiggsAudio:
         Warns:
             VoiceWarning: as for `speak`.
         """
-        voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
+        voices = choose_voices(voice, reference_audio, reference_text, voices_folder, self.trained_voices)
         sizes = ChunkSizes(first_chunk_frames, chunk_growth, max_chunk_frames)
         context = self.audio_tokenizer.context_frames
         check_integer("low_latency", low_latency)
@@ -365,3 +370,15 @@ class HiggsAudio:
         """The codes of a delayed segment, without BOS and EOS: [codebooks, N] -> [codebooks, T]."""
         codes = segment_codes(segment, self.model.config, self.convention)
         return codes.clamp(0, self.audio_tokenizer.codebook_size - 1)
+
+
+def read_trained_voices(folder: Path) -> tuple[str, ...]:
+    """Return the names of the voices that the checkpoint in a folder was trained on.
+
+    Raises:
+        ConfigError: the folder has no readable `config.json`, or its list of voices is none.
+    """
+    voices = read_json_object(folder / "config.json").get(VOICES_KEY, [])
+    if not isinstance(voices, list) or not all(isinstance(name, str) and name.strip() for name in voices):
+        raise ConfigError(f"{VOICES_KEY} in {folder / 'config.json'} must be a list of names, got {voices!r:.100}")
+    return tuple(voices)

@@ -11,6 +11,7 @@ import typer
 from higgs_native.cli.info import info
 from higgs_native.cli.quantize import quantize
 from higgs_native.cli.read import read
+from higgs_native.cli.serve import serve
 from higgs_native.cli.speak import speak
 from higgs_native.cli.voices import voices
 from higgs_native.errors import exit_on_bad_input, exit_with_error
@@ -26,7 +27,7 @@ app = typer.Typer(
 )
 
 
-for command in (speak, read, quantize, voices, info):
+for command in (speak, read, serve, quantize, voices, info):
     app.command()(command)
 
 

@@ -90,7 +90,7 @@ def read(
     check_long_form(sampling, context_chunks, max_retries)
     text = read_text(text)
     chunk_text(text, CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
-    chosen = checked_voices(voice, reference_audio, reference_text, voices)
+    chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
     chunk_store = ChunkStore(out.with_name(f"{out.name}.parts") if folder is None else folder)
     engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
     speech = LongSpeech(

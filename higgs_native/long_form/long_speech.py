@@ -3,7 +3,7 @@
 import math
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -74,6 +74,8 @@ class LongSpeech:
             failures, then the one whose duration is nearest to `chunking.spoken_seconds`.
         strict: raise an error at a failed chunk. `folder` holds it, so a run without `strict` continues after it.
         pauses: between chunks. Pauses and `strict` may differ between runs over a folder.
+        on_progress: called after every frame with the seconds of audio of the current attempt. What it raises ends the
+            iteration.
 
     Raises:
         PromptError: the text holds nothing to say or special tokens, the voice is unknown, or references leave no room
@@ -101,6 +103,7 @@ class LongSpeech:
         strict: bool = False,
         pauses: Pauses | None = None,
         voices_folder: str | Path | None = None,
+        on_progress: Callable[[float], None] | None = None,
         sampling: SamplingParams | None = None,
         **options: Unpack[SamplingOptions],
     ) -> None:
@@ -116,8 +119,9 @@ class LongSpeech:
         self._max_retries = max_retries
         self._strict = strict
         self._pauses = pauses or Pauses()
+        self._on_progress = on_progress
 
-        voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
+        voices = choose_voices(voice, reference_audio, reference_text, voices_folder, engine.trained_voices)
         # The messages that begin every prompt. They describe all speakers of the text; recordings are encoded once.
         self._opening = engine.speech_messages(text, voices, scene)[:-1]
         recordings = []
@@ -208,7 +212,7 @@ class LongSpeech:
         for number in range(self._max_retries + 1):
             seed = (self.seed + _SEEDS_PER_CHUNK * index + number) % 2**64
             sampling = replace(self._sampling, seed=seed, max_new_tokens=self._max_new_tokens(text))
-            speech = self._engine.generate(messages, True, sampling=sampling)
+            speech = self._engine.generate(messages, True, self._on_progress, sampling)
             attempts.append(Attempt(seed, speech.duration, tuple(detect_failures(speech, text.text))))
             speeches.append(speech)
             if not attempts[-1].failures or (number and torch.equal(speech.codes, speeches[-2].codes)):

@@ -50,6 +50,22 @@ def test_chunks_are_the_speech(engine, whole, tmp_path):
         assert chunk.codes.dtype == torch.int64
 
 
+def test_progress_counts_each_chunk_and_may_end_the_run(engine):
+    reported = []
+    first = next(iter(LongSpeech(engine, TEXT, seed=1, on_progress=reported.append)))
+    assert reported == sorted(reported)
+    assert reported[-1] == pytest.approx(first.attempts[0].duration, abs=0.05)  # EOS counts
+
+    def leave(seconds):
+        if seconds > 0.2:
+            raise KeyError(seconds)
+
+    speech = LongSpeech(engine, TEXT, seed=1, on_progress=leave)
+    with pytest.raises(KeyError):
+        next(iter(speech))
+    assert speech.num_finished == 0
+
+
 def test_embedded_voice_speaks_all_of_it(whole):
     _, chunks = whole
     for chunk in chunks:

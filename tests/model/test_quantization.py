@@ -468,6 +468,7 @@ def test_a_quantized_copy_of_the_embedded_voice_is_one(tmp_path, capsys):
     assert run_command(capsys, "quantize", EMBEDDED_VOICE, tmp_path / "q4", "--format", "int4")[0] == 0
     engine = HiggsAudio.from_pretrained(tmp_path / "q4")
     assert engine.is_embedded_voice
+    assert engine.trained_voices == HiggsAudio.from_pretrained().trained_voices
     sentences = "The sun rises in the east. The water is cold and clear."
     assert len(LongSpeech(engine, sentences)) == 2  # one sentence per chunk, as in training
 

@@ -52,6 +52,16 @@ def test_the_environment_names_the_folder(folder, monkeypatch):
     assert find_voice("anna").reference_text == "Hello there."
 
 
+def test_voices_of_the_checkpoint_need_no_folder(folder, monkeypatch):
+    monkeypatch.delenv(VOICES_VARIABLE, raising=False)
+    child, feminine = Voice(profile="child"), Voice(profile="feminine")
+    assert choose_voices("child,feminine", trained=("feminine", "child")) == [child, feminine]
+    with pytest.raises(PromptError, match="the folder of voices must be given"):
+        find_voice("anna", trained=("child",))
+    assert find_voice("child", folder, ("child",)) == child
+    assert find_voice("anna", folder, ("anna",)).reference_text == "Hello there."  # the folder comes first
+
+
 def test_the_error_of_an_unknown_voice_lists_the_voices(folder):
     with pytest.raises(PromptError) as error:
         find_voice("zoe", folder)
