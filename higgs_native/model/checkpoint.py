@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,13 +23,14 @@ AUDIO_TOKENIZER_FOLDER = "audio_tokenizer"
 _FETCHED = ("*.json", "*.safetensors", "*.txt", "*.pth")
 
 
-def resolve_folder(path_or_name: str | Path, kind: str = "model") -> Path:
+def resolve_folder(path_or_name: str | Path, kind: str = "model", **hub_options: Any) -> Path:
     """Return the local folder of a checkpoint, after fetching it if `path_or_name` is a Hub name.
 
     Args:
         path_or_name: a folder, or a Hub name such as `bosonai/higgs-audio-v2-generation-3B-base`, optionally with
             `@revision`.
         kind: the name of the argument in error messages.
+        hub_options: of `huggingface_hub.snapshot_download`, such as `cache_dir` and `token`.
 
     Raises:
         CheckpointError: the folder does not exist, and the Hub has no such repository or can't be reached.
@@ -50,7 +52,7 @@ def resolve_folder(path_or_name: str | Path, kind: str = "model") -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_FETCHED)))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_FETCHED), **hub_options))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
