@@ -13,13 +13,14 @@ HUB_TIMEOUT = 10.0
 _FETCHED = ("*.json", "*.safetensors", "*.txt", "*.pth")
 
 
-def fetch_snapshot(name: str, revision: str | None, kind: str) -> Path:
+def fetch_snapshot(name: str, revision: str | None, kind: str, **hub_options: Any) -> Path:
     """Return the folder of a repository in the Hub's cache, after fetching what it lacks.
 
     Args:
         name: `owner/name`.
         revision: a branch, a tag or a commit; None: the main branch.
         kind: the name of the argument in error messages.
+        hub_options: of `huggingface_hub.snapshot_download`, such as `cache_dir` and `token`.
 
     Raises:
         CheckpointError: the Hub has no such repository or revision, refuses access, or can't be reached, and the cache
@@ -30,7 +31,7 @@ def fetch_snapshot(name: str, revision: str | None, kind: str) -> Path:
 
     try:
         with _no_endless_requests():
-            return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FETCHED)))
+            return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FETCHED), **hub_options))
     except Exception as error:  # of any type: the client passes on those of HTTP, and of answers that aren't the Hub's
         raise CheckpointError(
             f"{kind} must be a folder or a Hub name, got {name}, which could not be fetched: "

@@ -37,7 +37,7 @@ from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, DEMO_CONFI
 from higgs_native.testing.random_checkpoint import write_audio_tokenizer, write_language_model
 
 
-FOLDER = Path(__file__).parents[1] / "golden" / "boson_lm"
+FOLDER = Path(__file__).parents[2] / "golden" / "boson_lm"
 CASES = json.loads((FOLDER / "cases.json").read_text())["cases"]
 RATE = 24000
 GREEDY = {"temperature": 0.0, "ras_win_len": None}
@@ -510,7 +510,7 @@ def test_the_client_tells_of_a_chunk_without_audio(client, monkeypatch):
 
 
 def test_the_example_of_the_docs_runs(audio_tokenizer_folder, tmp_path, monkeypatch):
-    text = (Path(__file__).parents[2] / "docs" / "compat_boson.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "compat_boson.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
     code = code.replace("bosonai/higgs-audio-v2-generation-3B-base", str(FOLDER))
     code = code.replace("bosonai/higgs-audio-v2-tokenizer", str(audio_tokenizer_folder))
