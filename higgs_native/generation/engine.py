@@ -35,7 +35,7 @@ from higgs_native.generation.sequence import (
     SequenceState,
     begin_sequence,
 )
-from higgs_native.generation.stop import completes_stop_string, text_after_audio
+from higgs_native.generation.stop import ends_reply, text_after_audio
 from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
 from higgs_native.model.transformer import LanguageModel
@@ -434,9 +434,7 @@ class Engine(Driver):
             if token == model.config.audio_out_bos_token_id:
                 sequence.mode = GenerationMode.AUDIO_INIT
                 sequence.segments.append([])
-            elif completes_stop_string(
-                model.tokenizer, sequence.text_ids, sequence.request.sampling.stop_strings or ()
-            ):
+            elif self._ends_reply(sequence):
                 sequence.finish_reason = "stop"
             self._end_step(sequence, True)
 
@@ -485,12 +483,19 @@ class Engine(Driver):
     def _end_step(self, sequence: SequenceState, is_active: bool) -> None:
         """Take the end of an audio segment, of a reply, and of what may be generated."""
         if not is_active:
-            sequence.end_audio(self._model, text_after_audio(self._model, sequence.request.convention))
+            next_token = text_after_audio(self._model, sequence.request.convention)
+            sequence.end_audio(self._model, next_token)
+            if next_token is not None and self._ends_reply(sequence):
+                sequence.finish_reason = "stop"
             self._launches_left = 0
         sequence.end_at_limit(self._model)
         if sequence.finish_reason is not None:
             self._finished += 1
             self._end(self._handles[sequence])
+
+    def _ends_reply(self, sequence: SequenceState) -> bool:
+        request = sequence.request
+        return ends_reply(self._model, request.convention, sequence.text_ids, request.sampling.stop_strings)
 
     def _fail(self, sequence: SequenceState, name: str, error: Exception | None = None) -> None:
         """End a request whose logits can't be drawn from; on a GPU, the sampler reports them by values below 0."""
