@@ -298,6 +298,6 @@ def test_the_end_tokens_of_the_original_layout(text, top, generation, expected):
 def test_what_generation_config_changes_is_refused_by_name():
     raw = written("original")
     with pytest.raises(
-        ConfigError, match="generation_config.json: repetition_penalty must be 1.0 or left out, got 1.2"
+        ConfigError, match=r"generation_config\.json: repetition_penalty must be 1\.0 or left out, got 1.2"
     ):
         HiggsAudioConfig.from_dict(raw, {"repetition_penalty": 1.2})
