@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 
 #include "args/packed_weight.h"
 
@@ -12,6 +13,7 @@ struct CacheShape {
   int64_t pages, heads, page_size, head_dim, slots, max_pages;
 
   int64_t max_length() const { return max_pages * page_size; }  // of a sequence
+  int page_shift() const { return std::countr_zero(static_cast<uint64_t>(page_size)); }
 };
 
 inline CacheShape check_caches(

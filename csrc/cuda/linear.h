@@ -25,12 +25,13 @@ inline RowNorm row_norm(const Tensor& text_weight, const Tensor& audio_weight, i
 // Destinations of query, key and value rows: query and key are rotated, key and value are written into the cache.
 struct QkvTargets {
   float* query;         // [rows, query_heads * head_dim]
-  void *keys, *values;  // [slots, kv_heads, length, head_dim]
+  void *keys, *values;  // [pages, kv_heads, 1 << page_shift, head_dim]
   NumberType type;
   const float* table;                                  // [positions, head_dim]
   const int32_t *slots, *positions, *cache_positions;  // [rows]
   int query_heads, kv_heads, head_dim;
-  int64_t length;
+  const int32_t* page_table;  // [slots, max_pages]
+  int max_pages, page_shift;
 
   // Rotates values i and i + head_dim / 2 of a query or key head, and writes them. Heads are counted through query, key
   // and value.

@@ -25,8 +25,9 @@ __device__ __forceinline__ void QkvTargets::rotate_and_write(int row, int head, 
   }
   head -= query_heads;
   void* cache = head < kv_heads ? keys : values;
-  const int64_t at =
-      ((static_cast<int64_t>(slots[row]) * kv_heads + head % kv_heads) * length + cache_positions[row]) * head_dim + i;
+  const int position = cache_positions[row], entry = position & ((1 << page_shift) - 1);
+  const int64_t page = page_table[static_cast<int64_t>(slots[row]) * max_pages + (position >> page_shift)];
+  const int64_t at = (((page * kv_heads + head % kv_heads) << page_shift) + entry) * head_dim + i;
   if (type == NumberType::bfloat16) {
     static_cast<bfloat16*>(cache)[at] = to_bfloat16(a);
     static_cast<bfloat16*>(cache)[at + half] = to_bfloat16(b);
