@@ -5,13 +5,15 @@ import re
 import time
 import urllib.parse
 import uuid
+from pathlib import Path
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import FastAPI, File, Form, Request, UploadFile, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
 from pydantic import ValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.datastructures import UploadFile as FormFile
@@ -34,6 +36,9 @@ from higgs_native.server.websocket import SpeechSession
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _MAX_FIELDS = 64  # of a form
 _ANONYMOUS = "anonymous"
+_PAGE = Path(__file__).with_name("page")
+# Nothing from another host, and nothing inline.
+_POLICY = "default-src 'self'; media-src blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 
 
 def create_app(engine: HiggsAudio, settings: ServerSettings | None = None) -> FastAPI:
@@ -56,6 +61,7 @@ def create_app(engine: HiggsAudio, settings: ServerSettings | None = None) -> Fa
     _add_speech(app, service)
     _add_models_and_voices(app, service)
     _add_health(app, service)
+    _add_page(app)
     for kind in (ApiError, HiggsNativeError, ValidationError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
     app.add_middleware(_Gate, service=service)
@@ -181,6 +187,15 @@ def _add_models_and_voices(app: FastAPI, service: SpeechService) -> None:
         voice, advice = await run_sync(service.voices.add, name, await audio_sample.read(), ref_text)
         return {**voice.as_json(), "created_at": int(time.time()), "advice": advice}
 
+    @app.post("/v1/audio/voices/check")
+    async def check_voice(
+        audio_sample: Annotated[UploadFile, File(description="A recording: wav, flac, ogg or mp3.")],
+        ref_text: Annotated[str, Form(max_length=10_000, description="The words spoken in it.")] = "",
+    ) -> dict[str, Any]:
+        """Give the advice on a recording that keeping it as a voice would give."""
+        recording, advice = await run_sync(service.voices.check, await audio_sample.read(), ref_text)
+        return {"seconds": round(len(recording.samples) / recording.sampling_rate, 3), "advice": advice}
+
     @app.delete("/v1/audio/voices/{voice}")
     async def delete_voice(voice: str) -> dict[str, Any]:
         """Delete an uploaded voice."""
@@ -205,6 +220,14 @@ def _add_health(app: FastAPI, service: SpeechService) -> None:
     async def metrics() -> Response:
         """Metrics for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_page(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(_PAGE / "index.html", headers={"content-security-policy": _POLICY})
+
+    app.mount("/page", StaticFiles(directory=_PAGE))
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

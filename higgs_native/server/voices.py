@@ -125,6 +125,17 @@ class VoiceStore:
             raise AudioError(f"voice must have a recording that can be read, got {name!r}: {error.strerror}") from None
         return Voice(self._read(path, (status.st_mtime_ns, status.st_size)), voice.reference_text)
 
+    def check(self, data: bytes, words: str) -> tuple[Recording, list[str]]:
+        """Read the recording in a file, and return it with advice on it as the reference of a voice.
+
+        Raises:
+            AudioError: the recording can't be used.
+            PromptError: the words are not valid Unicode.
+        """
+        check_unicode(words, "ref_text")
+        recording = _read_bytes(data, "audio_sample")
+        return recording, check_voice(Voice(recording, words.strip() or None))
+
     def add(self, name: str, data: bytes, words: str) -> tuple[ListedVoice, list[str]]:
         """Keep an uploaded recording as a voice. Return it with advice on the recording.
 
@@ -144,9 +155,7 @@ class VoiceStore:
             expected = "1 to 64 letters, digits, spaces, '_', '.' and '-', without a dot or space at an end"
             raise ApiError(400, f"name must be {expected}, got {name!r:.80}", "invalid_value", "name")
         words = " ".join(words.split())
-        check_unicode(words, "ref_text")
-        recording = _read_bytes(data, "audio_sample")
-        advice = check_voice(Voice(recording, words or None))
+        recording, advice = self.check(data, words)
         with self._changing:
             in_folder = self._in_folder()
             if name in in_folder or (name in self._described and name not in OPENAI_VOICES):
