@@ -31,16 +31,14 @@ namespace higgs_native::cuda {
 namespace {
 
 template <WeightFormat F, int kPanels, int kTiles, bool kPacked>
-void launch_gemm(
-    const Launch& launch, const Gemm& p, const PackedActivations& packed, int steps, int pair_distance,
-    bool vectorized) {
+void launch_gemm(const Launch& launch, const Gemm& p, const PackedActivations& packed, int steps, int pair_distance) {
   const int64_t row_blocks = ceil_div(p.rows, kTiles * kRowTile);
   const int64_t panel_blocks = ceil_div(ceil_div(p.weight.n, kPanel), kPanels);
   // Blocks that share a panel are neighbors, so that all but the first find it in L2.
   const dim3 grid(static_cast<unsigned>(row_blocks), static_cast<unsigned>(panel_blocks));
   launch(
       gemm_kernel<F, kPanels, kTiles, kPacked>, grid, kThreads, shared_bytes<F, kPanels, kTiles>(), p, packed, steps,
-      pair_distance, vectorized, launch.is_first());
+      pair_distance, launch.is_first());
 }
 
 template <WeightFormat F>
@@ -48,12 +46,10 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
   using S = Step<F>;
   const int steps = static_cast<int>(ceil_div(p.weight.units, S::kUnits));
   const int64_t panels = ceil_div(p.weight.n, kPanel);
-  const bool vectorized =
-      p.weight.k % 4 == 0 && is_aligned(p.x) && is_aligned(p.norm.text_weight) && is_aligned(p.norm.audio_weight);
   const bool two_panels = pair_distance > 0 || panels >= 2 * launch.multiprocessors();
   if (F == WeightFormat::f32 || p.rows <= kRowTile) {
     auto* run = two_panels ? launch_gemm<F, 2, 1, false> : launch_gemm<F, 1, 1, false>;
-    run(launch, p, PackedActivations(), steps, pair_distance, vectorized);
+    run(launch, p, PackedActivations(), steps, pair_distance);
     return;
   }
   if constexpr (F != WeightFormat::f32) {
@@ -72,10 +68,10 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
     packed.zero_corrections = reinterpret_cast<int32_t*>(packed.scales + scales);
     packed.norm_factors = reinterpret_cast<float*>(packed.zero_corrections + zero_corrections);
     launch(
-        pack_activations_kernel<F>, dim3(static_cast<unsigned>(tiles)), kThreads, 0, p, packed, steps, vectorized,
+        pack_activations_kernel<F>, dim3(static_cast<unsigned>(tiles)), kThreads, 0, p, packed, steps,
         launch.is_first());
     auto* run = pair ? launch_gemm<F, 2, kTilesOfPair, true> : launch_gemm<F, 1, 4, true>;
-    run(launch, p, packed, steps, pair_distance, vectorized);
+    run(launch, p, packed, steps, pair_distance);
   }
 }
 
@@ -151,11 +147,14 @@ void rms_norm_linear_cuda(
 
 }  // namespace
 
-void gemm(const Launch& launch, const Gemm& p, const Tensor& like) {
+void gemm(const Launch& launch, const Gemm& given, const Tensor& like) {
   HIGGS_CHECK(
-      is_aligned(p.weight.data) && is_aligned(p.weight.scales), launch.op(),
-      ": weight and its scales must be aligned to 16 bytes, got ", static_cast<const void*>(p.weight.data), " and ",
-      p.weight.scales);
+      is_aligned(given.weight.data) && is_aligned(given.weight.scales), launch.op(),
+      ": weight and its scales must be aligned to 16 bytes, got ", static_cast<const void*>(given.weight.data), " and ",
+      given.weight.scales);
+  Gemm p = given;
+  p.vectorized =
+      p.weight.k % 4 == 0 && is_aligned(p.x) && is_aligned(p.norm.text_weight) && is_aligned(p.norm.audio_weight);
   if (p.epilogue == Epilogue::kRope) {
     const int head_dim = p.rope.head_dim, panel = static_cast<int>(kPanel);
     if (head_dim % (2 * panel) == 0) return dispatch_gemm(launch, p, like, head_dim / 2 / panel);

@@ -55,6 +55,7 @@ struct Gemm {
   const float* residual = nullptr;
   int n_out = 0;  // columns of `out`
   QkvTargets rope = {};
+  bool vectorized = false;  // x and the norms' weights can be read 4 values at a time; gemm() sets it
 };
 
 // Runs the GEMM. `like`: a tensor on the device that working memory is allocated on.

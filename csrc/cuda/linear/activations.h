@@ -142,21 +142,19 @@ __device__ __forceinline__ void quantize(Activations<F>& to, const float (&v)[St
   }
 }
 
-// Reads the lane's share of row `row` of x in a step, and adds its squares to `squares`. `vectorized`: x and the norms'
-// weights can be read 4 values at a time.
+// Reads the lane's share of row `row` of x in a step, and adds its squares to `squares`.
 template <WeightFormat F>
-__device__ __forceinline__ Activations<F> read_activations(
-    float& squares, const Gemm& p, int row, int step, bool vectorized) {
+__device__ __forceinline__ Activations<F> read_activations(float& squares, const Gemm& p, int row, int step) {
   using S = Step<F>;
   const int k = static_cast<int>(p.weight.k), column = step * S::kColumns + lane_in_group() * S::kLaneColumns;
   float v[S::kLaneColumns];
   if (row < p.rows) {
-    load_row(v, p.x + static_cast<int64_t>(row) * k, column, k, vectorized);
+    load_row(v, p.x + static_cast<int64_t>(row) * k, column, k, p.vectorized);
     if (p.norm.text_weight) {
 #pragma unroll
       for (int i = 0; i < S::kLaneColumns; ++i) squares = fmaf(v[i], v[i], squares);
       const void* weight = row < p.norm.num_text_rows ? p.norm.text_weight : p.norm.audio_weight;
-      multiply_norm(v, p.norm, weight, column, k, vectorized);
+      multiply_norm(v, p.norm, weight, column, k, p.vectorized);
     }
   } else {
 #pragma unroll
@@ -196,7 +194,7 @@ __device__ __forceinline__ float norm_factor(float squares, float (*shared)[kRow
 // the same order.
 template <WeightFormat F>
 __global__ void __launch_bounds__(kThreads)
-    pack_activations_kernel(Gemm p, PackedActivations to, int steps, bool vectorized, bool is_first) {
+    pack_activations_kernel(Gemm p, PackedActivations to, int steps, bool is_first) {
   using S = Step<F>;
   __shared__ float shared[kWarps][kRowTile];
   // gemm_kernel may read weights before it waits, so whatever wrote them must be complete before it is launched.
@@ -207,7 +205,7 @@ __global__ void __launch_bounds__(kThreads)
   const int row = static_cast<int>(tile) * kRowTile + group_lane(), lane = static_cast<int>(threadIdx.x) % kWarp;
   float squares = 0;
   for (int step = warp_index(); step < steps; step += kWarps) {
-    const Activations<F> a = read_activations<F>(squares, p, row, step, vectorized);
+    const Activations<F> a = read_activations<F>(squares, p, row, step);
     auto* words = reinterpret_cast<uint4*>(to.words) + (tile * steps + step) * (S::kWords / 4) * kWarp + lane;
 #pragma unroll
     for (int i = 0; i < S::kWords / 4; ++i) {

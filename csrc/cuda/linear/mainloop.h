@@ -168,7 +168,7 @@ constexpr size_t shared_bytes() {
 // panels (half a head, for Epilogue::kRope).
 template <WeightFormat F, int kPanels, int kTiles, bool kPacked>
 __global__ void __launch_bounds__(kThreads)
-    gemm_kernel(Gemm p, PackedActivations packed, int steps, int pair_distance, bool vectorized, bool is_first) {
+    gemm_kernel(Gemm p, PackedActivations packed, int steps, int pair_distance, bool is_first) {
   using LaneSums = Sums<F, kPanels, kTiles>;
   __shared__ float squares_of_warps[kWarps][kRowTile];
   __shared__ int shared_panels[kPanels];
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int tile = 0; tile < kTiles; ++tile) {
         Activations<F> x;
         if constexpr (kPacked) x = packed.template read<F>(first_tile + tile, step, steps);
-        else x = read_activations<F>(squares, p, first_tile * kRowTile + group_lane(), step, vectorized);
+        else x = read_activations<F>(squares, p, first_tile * kRowTile + group_lane(), step);
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) multiply(sums, panel, tile, prefetched[i], x);
       }
