@@ -1,7 +1,8 @@
 """The sampling parameters of a request, built and checked once, where a call enters the package."""
 
+import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from typing_extensions import TypedDict
 
@@ -70,6 +71,10 @@ class SamplingParams:
         if self.max_new_tokens < 1:
             raise ParameterError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         check_stop_strings(self.stop_strings)
+
+    def with_seed(self) -> "SamplingParams":
+        """Return these parameters with a seed: the given one, or a drawn one."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbits(63))
 
     @classmethod
     def of(cls, sampling: "SamplingParams | None", options: "SamplingOptions") -> "SamplingParams":
