@@ -10,7 +10,7 @@ import numpy as np
 import regex
 import torch
 
-from higgs_native.prompt.chat import SPEAKER_TAG
+from higgs_native.prompt.markup import SPEAKER_TAG
 from higgs_native.prompt.pace import spoken_seconds
 
 

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.convention import Convention
-from higgs_native.errors import CheckpointError, ParameterError, PromptError
+from higgs_native.errors import CheckpointError, ParameterError, PromptError, one_line
 from higgs_native.failure_checks import Failure, detect_failures, frame_levels
 from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
@@ -27,8 +27,8 @@ from higgs_native.model.weights import open_weights
 from higgs_native.ops.device import checked_device
 from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
 from higgs_native.prompt.messages import ChatMLSample, Message
-from higgs_native.prompt.normalize import normalize_text
-from higgs_native.prompt.recordings import Recording, read_recording
+from higgs_native.prompt.normalize import drop_invisible, normalize_text
+from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
@@ -132,7 +132,7 @@ class HiggsAudio:
         self,
         text: str,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
+        reference_audio: RecordingLike | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
         voices_folder: str | Path | None = None,
@@ -149,7 +149,8 @@ class HiggsAudio:
                 normalized by `higgs_native.normalize_text`.
             voice: the name of a voice in `voices_folder`, or a `Voice`; several, in a list or separated by commas, are
                 those of SPEAKER0, SPEAKER1, ...
-            reference_audio: a recording to clone instead: a file, `(samples, sampling rate in Hz)`, or a `Recording`.
+            reference_audio: a recording to clone instead: an audio file, its contents, `(samples, sampling rate)`, or
+                another form that `Recording.read` takes.
             reference_text: the words spoken in the recording; with them the clone is closer.
             scene: where or how it is spoken, in words.
             voices_folder: see `higgs_native.prompt.voices`; by default the one that HIGGS_NATIVE_VOICES names.
@@ -176,7 +177,7 @@ class HiggsAudio:
         self,
         text: str,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
+        reference_audio: RecordingLike | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
         voices_folder: str | Path | None = None,
@@ -265,16 +266,18 @@ class HiggsAudio:
             PromptError: the text is empty, or a text holds special tokens.
         """
         text = normalize_text(text)
+        scene = drop_invisible(scene or "", "scene")
         tokenizer = self.model.tokenizer
         check_plain_text(text, tokenizer)
-        check_plain_text(scene or "", tokenizer, "scene")
+        check_plain_text(scene, tokenizer, "scene")
         for voice in voices:
             check_plain_text(voice.reference_text or "", tokenizer, "reference text")
             check_plain_text(voice.profile or "", tokenizer, "profile")
         voices = [read_voice(voice) for voice in voices]
         for voice in voices:
             if advice := check_voice(voice):
-                warnings.warn(f"{voice.reference_audio.name}: {'; '.join(advice)}", VoiceWarning, stacklevel=3)
+                message = one_line(f"{voice.reference_audio.name}: {'; '.join(advice)}")
+                warnings.warn(message, VoiceWarning, stacklevel=3)
         return speech_messages(text, voices, scene, self.convention)
 
     def prepare(

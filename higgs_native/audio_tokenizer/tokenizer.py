@@ -1,16 +1,15 @@
 """The audio tokenizer: waveforms to codes and back."""
 
 import hashlib
-import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 
-from higgs_native.audio.io import check_duration, checked_rate, mono_samples, read_audio
+from higgs_native.audio.io import read_audio
 from higgs_native.audio.resample import resample_soxr
 from higgs_native.audio_tokenizer import encoder
 from higgs_native.audio_tokenizer.checkpoint import load_tensors
@@ -115,17 +114,16 @@ class HiggsAudioTokenizer:
 
     def encode(
         self,
-        audio: str | os.PathLike | BinaryIO | np.ndarray | torch.Tensor,
-        sampling_rate: int | None = None,
+        audio: Any,
+        sampling_rate: float | None = None,
         convention: str | Convention = Convention.BOSON,
     ) -> torch.Tensor:
         """Encode audio of any sampling rate; up to 8 channels are averaged.
 
         Args:
-            audio: a file in a format of libsndfile (wav, flac, ogg, mp3, ...), or samples: [samples],
-                [channels, samples] or [samples, channels] (the shorter axis is the channels), floating (full scale 1),
-                int16 or int32. 0.1 to 120 seconds.
-            sampling_rate: of samples, in Hz; not for a file, which has its own.
+            audio: a file's path, its contents, samples in an array or a tensor, or any other form that
+                `higgs_native.audio.io.read_audio` takes; 0.1 to 120 seconds.
+            sampling_rate: of samples, in Hz; other audio has its own.
             convention: how a length that is no multiple of 960 samples becomes frames: `boson` as in
                 `boson_multimodal`, `transformers` as in `HiggsAudioV2TokenizerModel.encode` (whose processor first
                 pads the audio with zeros to a multiple of 960, where both conventions agree).
@@ -139,13 +137,7 @@ class HiggsAudioTokenizer:
             ParameterError: there is no such convention.
         """
         convention = Convention.parse(convention)
-        if isinstance(audio, (np.ndarray, torch.Tensor)):
-            if sampling_rate is None:
-                raise AudioError("audio given as samples needs its sampling_rate, in Hz")
-            waveform, rate = mono_samples(audio), checked_rate(sampling_rate)
-        else:
-            waveform, rate = read_audio(audio)
-        check_duration(len(waveform), rate)
+        waveform, rate = read_audio(audio, sampling_rate)
         waveform = resample_soxr(waveform, rate, self.sampling_rate)
 
         key = hashlib.sha256(waveform.tobytes() + convention.value.encode()).digest()

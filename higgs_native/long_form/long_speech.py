@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from typing_extensions import Unpack
 
@@ -21,7 +20,7 @@ from higgs_native.long_form.joining import Pauses, trim_silence
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.messages import AudioContent, Message
 from higgs_native.prompt.pace import spoken_seconds
-from higgs_native.prompt.recordings import Recording, read_recording
+from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
 from higgs_native.speech import Speech
 from higgs_native.utils.checks import check_integer
@@ -93,7 +92,7 @@ class LongSpeech:
         text: str,
         folder: str | Path | None = None,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
+        reference_audio: RecordingLike | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
         chunk_seconds: float | None = None,
