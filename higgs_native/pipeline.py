@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from higgs_native.audio.quality import VoiceWarning
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ConfigError, ParameterError, PromptError, one_line
+from higgs_native.failure_checks import Failure, detect_failures, frame_levels
 from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
@@ -144,6 +146,8 @@ class HiggsAudio:
     ) -> Speech:
         """Speak `text`. For texts longer than half a minute there is `LongSpeech`.
 
+        `failures` of the result tells whether the model lost the text; `LongSpeech` speaks such a chunk again.
+
         Args:
             text: what to say, with `[SPEAKER0]`, `[SPEAKER1]`, ... before the turns of several speakers. It is
                 normalized by `higgs_native.normalize_text`.
@@ -169,7 +173,9 @@ class HiggsAudio:
         """
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder, self.trained_voices)
         params = SamplingParams.of(sampling, options)
-        return self.generate(self.speech_messages(text, voices, scene), True, on_progress, params)
+        messages = self.speech_messages(text, voices, scene)
+        speech = self.generate(messages, True, on_progress, params)
+        return replace(speech, failures=self.failures(speech, messages[-1].content))
 
     def stream(
         self,
@@ -215,10 +221,17 @@ class HiggsAudio:
         check_integer("low_latency", low_latency)
         if not 0 <= low_latency <= context:
             raise ParameterError(f"low_latency must be between 0 and {context} frames, got {low_latency}")
-        params = SamplingParams.of(sampling, options)
-        generate = self.prepare(self.speech_messages(text, voices, scene), True, params, real_time=True)
+        params = SamplingParams.of(sampling, options).with_seed()
+        messages = self.speech_messages(text, voices, scene)
         return SpeechStream(
-            generate, self.model.config, self.audio_tokenizer, self.convention, sizes, context - low_latency
+            self.prepare(messages, True, params, real_time=True),
+            self.model.config,
+            self.audio_tokenizer,
+            self.convention,
+            sizes,
+            context - low_latency,
+            messages[-1].content,
+            params.seed,
         )
 
     def generate(
@@ -240,8 +253,10 @@ class HiggsAudio:
             PromptError, AudioError, ParameterError: as for `speak`.
             CheckpointError: the checkpoint has no text head, and `force_audio_gen` is not set.
         """
-        generate = self.prepare(conversation, force_audio_gen, SamplingParams.of(sampling, options))
-        return self.speech(generate(None if on_progress is None else self._frame_counter(on_progress)))
+        params = SamplingParams.of(sampling, options).with_seed()
+        generate = self.prepare(conversation, force_audio_gen, params)
+        output = generate(None if on_progress is None else self._frame_counter(on_progress))
+        return replace(self.speech(output), seed=params.seed)
 
     def speech_messages(self, text: str, voices: Sequence[Voice], scene: str | None) -> list[Message]:
         """Return the conversation in which `text` is spoken (see `higgs_native.prompt.chat.speech_messages`).
@@ -364,6 +379,11 @@ class HiggsAudio:
             finish_reason=output.finish_reason,
             usage=output.usage,
         )
+
+    def failures(self, speech: Speech, text: str) -> tuple[Failure, ...]:
+        """Return the failures of a speech of `text`, as generated (see `higgs_native.failure_checks`)."""
+        levels = frame_levels(speech.audio, self.audio_tokenizer.hop_length)
+        return detect_failures(text, levels, speech.codes, self.audio_tokenizer.frame_rate, speech.finish_reason)
 
     def _text(self, output: GenerationOutput) -> str:
         return self.model.tokenizer.decode(output.text_ids, skip_special_tokens=True).strip()

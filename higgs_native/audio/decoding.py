@@ -81,6 +81,8 @@ def _opened(path: str | os.PathLike, name: str) -> Iterator[int]:
         if status.st_size > MAX_FILE_BYTES:
             raise AudioError(f"{name} must hold at most {MAX_FILE_BYTES >> 30} GiB, got {status.st_size} bytes")
         yield descriptor
+    except OSError as error:
+        raise AudioError(f"{name} can't be read as audio: {error.strerror}") from None
     finally:
         os.close(descriptor)
 
@@ -120,7 +122,7 @@ def _reader(descriptor: int, path: str | None) -> SequentialReader:
         # A cut MP3 stream begins within a frame. Only by its name libsndfile then knows to look for the next one.
         if path is None or not path.lower().endswith(".mp3"):
             raise
-        return SequentialReader(path)
+        return SequentialReader(os.fsencode(path))
 
 
 def _read_part(file: SequentialReader, offset: float, duration: float | None, name: str) -> tuple[np.ndarray, int]:

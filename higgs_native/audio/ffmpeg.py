@@ -88,7 +88,8 @@ def _decode_with_pyav(av: ModuleType, path: str, offset: float, seconds: float) 
                     rate = piece.sample_rate
                     begin = round(min(offset, _MAX_OFFSET) * rate)
                     end = begin + round(seconds * rate)
-                    samples = piece.to_ndarray().reshape(piece.samples, -1).mean(axis=1)
+                    with np.errstate(all="ignore"):  # infinite samples are for the caller to refuse
+                        samples = piece.to_ndarray().reshape(piece.samples, -1).mean(axis=1)
                     blocks.append(samples[max(begin - position, 0) : max(end - position, 0)])
                     position += piece.samples
                 if position >= end:

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from higgs_native.errors import ParameterError
+from higgs_native.failure_checks import Failure
 from higgs_native.long_form.chunking import TextChunk
-from higgs_native.long_form.failure_checks import Failure
 from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.files import replacing
 
@@ -39,7 +39,7 @@ class Attempt:
     Attributes:
         seed: of its generation.
         duration: of the speech in seconds, before its ends were trimmed.
-        failures: found in it; see `higgs_native.long_form.failure_checks`.
+        failures: found in it; see `higgs_native.failure_checks`.
     """
 
     seed: int
