@@ -12,6 +12,9 @@ from higgs_native.utils.files import read_json_object
 DILATIONS = (1, 3, 9)
 """Dilations of an acoustic block's three residual units."""
 
+SEMANTIC_PADDING = 160
+"""Samples of silence before HuBERT's input, and after it."""
+
 _SOURCE = "the audio tokenizer's config.json"
 
 
@@ -111,8 +114,25 @@ class HiggsAudioTokenizerConfig:
 
     @property
     def semantic_downsample_factor(self) -> int:
-        """HuBERT frames per frame."""
-        return int(self.hop_length * self.semantic_sampling_rate / self.sampling_rate / self.downsample_factor)
+        """HuBERT frames per frame; at least 1, though a frame may be shorter than HuBERT's."""
+        return max(1, int(self.hop_length * self.semantic_sampling_rate / self.sampling_rate / self.downsample_factor))
+
+    @property
+    def min_samples(self) -> int:
+        """The fewest samples that can be encoded: HuBERT's convolutions need a window, the padding included."""
+        window = 1
+        for kernel, stride in zip(reversed(self.hubert.conv_kernel), reversed(self.hubert.conv_stride), strict=True):
+            window = (window - 1) * stride + kernel
+        resampled = window - 2 * SEMANTIC_PADDING
+        return max(1, (resampled - 1) * self.sampling_rate // self.semantic_sampling_rate + 1)
+
+    @property
+    def min_acoustic_samples(self) -> int:
+        """The fewest samples that the acoustic encoder makes a frame of."""
+        samples = 1
+        for stride in reversed(self.downsampling_ratios):
+            samples = (samples - 1) * stride + 2 * stride - 2 * math.ceil(stride / 2)
+        return max(1, samples)
 
     @property
     def decoder_context(self) -> int:
@@ -215,12 +235,6 @@ class HiggsAudioTokenizerConfig:
             raise ConfigError(
                 f"{_SOURCE}: decoder_hidden_size must be a multiple of {2**halvings} (each of the {halvings} "
                 f"upsampling_ratios halves it), got {self.decoder_hidden_size}"
-            )
-        if self.semantic_downsample_factor < 1:
-            shortest = self.downsample_factor * self.sampling_rate / self.semantic_sampling_rate
-            raise ConfigError(
-                f"{_SOURCE}: the product of downsampling_ratios must be at least {shortest:g} (a HuBERT frame), "
-                f"got {self.hop_length}"
             )
         if len(self.strides) != len(self.channel_ratios):
             raise ConfigError(
