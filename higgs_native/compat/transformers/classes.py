@@ -19,8 +19,10 @@ from transformers.models.higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokeni
 from typing_extensions import Never
 
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.compat.placement import check_stays
 from higgs_native.compat.transformers.decoding import decode_frames, unsupported
 from higgs_native.compat.transformers.weights import weights_state
+from higgs_native.convention import Convention
 from higgs_native.errors import AudioError, ParameterError
 from higgs_native.generation.engine import HiggsAudioModel
 
@@ -85,13 +87,19 @@ class Tokenizing(Accelerated):
         native = self._native()
         if input_values.dim() != 3 or input_values.shape[1] != 1:
             raise AudioError(f"input_values must have shape [batch, 1, samples], got {list(input_values.shape)}")
-        if len(input_values) == 0:
-            raise AudioError(f"input_values must have at least one row, got shape {list(input_values.shape)}")
+        shortest = native.config.min_samples
+        if len(input_values) == 0 or input_values.shape[2] < shortest:
+            raise AudioError(
+                f"input_values must have a row and {shortest} samples or more, got shape {list(input_values.shape)}"
+            )
+        if not input_values.isfinite().all():
+            raise AudioError("input_values must be finite, got NaN or infinity")
         bandwidths = self.config.target_bandwidths
         if bandwidth is not None and bandwidth not in bandwidths:
             raise ParameterError(f"bandwidth must be one of {bandwidths}, got {bandwidth}")
         levels = self.quantizer.get_num_quantizers_for_bandwidth(bandwidths[-1] if bandwidth is None else bandwidth)
-        rows = [native.encode(row[0], native.sampling_rate, "transformers")[:levels] for row in input_values]
+        waveforms = input_values[:, 0].detach().to("cpu", torch.float32).numpy()
+        rows = [native.encode_waveform(waveform, Convention.TRANSFORMERS)[:levels] for waveform in waveforms]
         codes = torch.stack(rows).to(input_values.device)
         wants_dict = self.config.return_dict if return_dict is None else return_dict
         return HiggsAudioV2TokenizerEncoderOutput(codes) if wants_dict else codes
@@ -161,15 +169,5 @@ class WithoutWeights(Generating, HiggsAudioV2ForConditionalGeneration):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "WithoutWeights":
         """Called by `to`, `cuda`, `cpu`, `half` and the like for each tensor: here nothing may change."""
-        try:
-            asked = fn(torch.empty(0, dtype=self.dtype, device=self.device))
-            is_present = (asked.dtype, asked.device) == (self.dtype, self.device)
-            wish = f"can't be changed to {asked.dtype} on {asked.device}"
-        except (AssertionError, RuntimeError) as error:  # torch has no such device
-            is_present, wish = False, f"can't be moved ({str(error).splitlines()[0]})"
-        if is_present:
-            return self
-        raise ParameterError(
-            f"the model is in {self.dtype} on {self.device} and {wish}; "
-            "load it as it shall be: from_pretrained(name, dtype=..., device=...)"
-        )
+        check_stays(self.dtype, self.device, fn)
+        return self

@@ -48,6 +48,50 @@ def test_the_audio_tokenizer_gives_the_same(audio_tokenizer):
     assert accelerated.shape == restore(model).encode(noise, bandwidth=lowest).audio_codes.shape
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("samples", [1, 118, 119, 631, 632, 960, 1000, 2399])
+def test_audio_shorter_than_a_recording_is(audio_tokenizer, samples):
+    """Recordings have at least a tenth of a second; transformers encodes what there is."""
+    noise = 0.1 * torch.randn(2, 1, samples, generator=torch.Generator().manual_seed(0))
+    try:
+        expected = restore(audio_tokenizer).encode(noise).audio_codes
+    except RuntimeError:  # too short for its convolutions, or its branches differ in length
+        message = (
+            "must have as many acoustic as semantic frames" if samples >= 119 else "must have a row and 119 samples"
+        )
+        with pytest.raises(AudioError, match=message):
+            accelerate(audio_tokenizer).encode(noise)
+        return
+    codes = accelerate(audio_tokenizer).encode(noise).audio_codes
+    assert codes.shape == expected.shape
+    assert (codes == expected).float().mean() > 0.9
+
+
+@torch.no_grad()
+def test_frames_shorter_than_those_of_hubert():
+    """As in transformers' own tests of the audio tokenizer: 256 samples where HuBERT's have 320."""
+    config = transformers.HiggsAudioV2TokenizerConfig(
+        sample_rate=16000,
+        target_bandwidths=[1.5],
+        acoustic_model_config=transformers.DacConfig(
+            encoder_hidden_size=8, decoder_hidden_size=8, downsampling_ratios=[16, 16], upsampling_ratios=[16, 16]
+        ),
+        semantic_model_config=transformers.HubertConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12, conv_dim=(4,) * 7
+        ),
+    )
+    torch.manual_seed(0)
+    model = transformers.HiggsAudioV2TokenizerModel(config).eval()
+    noise = torch.randn(4, 1, 256, generator=torch.Generator().manual_seed(0))
+    codes = torch.randint(1024, (2, config.num_quantizers, 9), generator=torch.Generator().manual_seed(1))
+    expected = model.encode(noise).audio_codes, model.decode(codes).audio_values, model(noise).audio_values
+    accelerate(model)
+    output = model.encode(noise).audio_codes, model.decode(codes).audio_values, model(noise).audio_values
+    assert torch.equal(output[0], expected[0])
+    for ours, theirs in zip(output[1:], expected[1:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
+
+
 @pytest.fixture(scope="module")
 def audio_tokenizer_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo_audio_tokenizer")
@@ -113,9 +157,11 @@ def test_what_the_audio_tokenizer_refuses(audio_tokenizer):
     model = accelerate(audio_tokenizer)
     with pytest.raises(ValueError, match=r"input_values must have shape \[batch, 1, samples\], got \[1, 2, 9600\]"):
         model.encode(torch.zeros(1, 2, 9600))
-    for empty in (torch.zeros(0, 1, 9600), torch.zeros(0, 1, 0)):
-        with pytest.raises(AudioError, match=r"input_values must have at least one row, got shape \[0, 1, "):
+    for empty in (torch.zeros(0, 1, 9600), torch.zeros(2, 1, 0)):
+        with pytest.raises(AudioError, match=r"input_values must have a row and 119 samples or more, got shape \["):
             model.encode(empty)
+    with pytest.raises(AudioError, match="input_values must be finite, got NaN or infinity"):
+        model.encode(torch.full((1, 1, 9600), float("nan")))
     with pytest.raises(AudioError, match=r"audio_codes must have at least one row, got shape \[0, 3, 5\]"):
         model.decode(torch.zeros(0, SMALL.num_codebooks, 5, dtype=torch.int64))
     with pytest.raises(ParameterError, match="bandwidth must be one of"):
