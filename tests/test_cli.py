@@ -194,6 +194,16 @@ def test_read_speaks_a_book(run):
     assert not (run.work / "same.wav.parts").exists()
 
 
+def test_read_speaks_the_same_side_by_side(run):
+    for name, count in (("one", 1), ("four", 4)):
+        assert run("read", BOOK, "--seed", 1, "--parallel", count, "--out", f"{name}.wav", "--folder", name)[0] == 0
+    assert (run.work / "one.wav").read_bytes() == (run.work / "four.wav").read_bytes()
+    # A run may go on with another number of chunks at a time.
+    (run.work / "one" / "00002.json").unlink()
+    assert run("read", BOOK, "--parallel", 8, "--out", "again.wav", "--folder", "one")[0] == 0
+    assert (run.work / "again.wav").read_bytes() == (run.work / "one.wav").read_bytes()
+
+
 def test_read_goes_on_where_it_was_killed(run, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(higgs_native.__file__).parent.parent))
     arguments = ["read", BOOK, "--seed", "1", "--out", "cut.wav"]
@@ -286,6 +296,11 @@ def test_read_reports_failed_chunks(run, model):
         (("* * *",), "something to say (letters or digits), got"),
         (("Hi.", "--chunk-seconds", "1"), "chunk_seconds must be between 2 and 30, got 1"),
         (("Hi.", "--context-chunks", "-1"), "context_chunks must be at least 0, got -1"),
+        (("Hi.", "--parallel", "0"), "parallel must be at least 1, got 0"),
+        (
+            ("Hi.", "--parallel", "8", "--context-chunks", "2"),
+            "context_chunks must be 0 if parallel is 8, got 2",
+        ),
         (("Hi.", "--max-retries", "-1"), "max_retries must be between 0 and 999, got -1"),
         (("Hi.", "--paragraph-pause", "-1"), "paragraph_pause must be between 0 and 60 seconds, got -1"),
         (("Hi.", "--temperature", "-1"), "temperature"),

@@ -10,7 +10,7 @@ import torch
 
 from higgs_native.errors import GenerationError, ParameterError, PromptError
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.long_form import long_speech
+from higgs_native.long_form import chunk_speaker, long_speech
 from higgs_native.long_form.chunking import spoken_seconds
 from higgs_native.long_form.joining import EDGE_SECONDS, Pauses
 from higgs_native.long_form.long_speech import LongSpeech
@@ -108,6 +108,13 @@ def test_bad_input_makes_no_folder(engine, tmp_path):
         (ParameterError, {"max_retries": 1000}, "max_retries must be between 0 and 999, got 1000"),
         (ParameterError, {"chunk_seconds": "9"}, "chunk_seconds must be a number, got '9'"),
         (ParameterError, {"context_chunks": 1.5}, "context_chunks must be an integer or None, got 1.5"),
+        (ParameterError, {"parallel": 0}, "parallel must be at least 1, got 0"),
+        (ParameterError, {"parallel": "8"}, "parallel must be an integer or None, got '8'"),
+        (
+            ParameterError,
+            {"parallel": 4, "context_chunks": 1},
+            "context_chunks must be 0 if parallel is 4, got 1",
+        ),
         (ParameterError, {"max_retries": None}, "max_retries must be an integer, got None"),
         (ParameterError, {"temperature": -1}, "temperature"),
         (ParameterError, {"seed": 2**64}, "seed"),
@@ -141,7 +148,7 @@ def test_failed_chunk_is_spoken_again(engine, fake):
 
 def test_attempt_with_the_fewest_failures_is_kept(engine, fake, monkeypatch):
     failures = iter([["silence", "no end"], ["silence"], ["no end", "too short"]])
-    monkeypatch.setattr(long_speech, "detect_failures", lambda speech, text: next(failures))
+    monkeypatch.setattr(chunk_speaker, "detect_failures", lambda speech, text: next(failures))
     fake()
     (chunk,) = LongSpeech(engine, "One.", seed=0, max_retries=2)
     assert (chunk.kept, chunk.failures) == (1, ("silence",))
@@ -165,9 +172,8 @@ def test_strict(engine, fake, tmp_path):
 
 def test_greedy_attempts_are_not_repeated(engine, fake, monkeypatch):
     model = fake(lambda seed: "short")
-    monkeypatch.setattr(
-        engine, "generate", lambda *arguments, sampling: model(*arguments, sampling=replace(sampling, seed=0))
-    )
+    speech = model.speech
+    monkeypatch.setattr(model, "speech", lambda messages, seed: speech(messages, 0))
     (chunk,) = LongSpeech(engine, "The first one.", seed=0, temperature=0)
     assert len(chunk.attempts) == 2
 
