@@ -256,6 +256,37 @@ def test_a_signal_leaves_nothing_half_written(run, command, left, number, monkey
     assert os.listdir(run.work) == left
 
 
+READ_MANY = """
+import signal, sys
+from higgs_native.cli import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background doesn't have
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_chunks_that_are_spoken_side_by_side(run, number, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(higgs_native.__file__).parent.parent))
+    arguments = ["read", "\n\n".join([BOOK] * 10), "--seed", "1", "--parallel", "4", "--folder", "parts"]
+    program = [sys.executable, "-c", READ_MANY, *arguments]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
+        while not (run.work / "parts" / "00003.json").exists():
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in errors
+    left = os.listdir(run.work / "parts")
+    assert os.listdir(run.work) == ["parts"]
+    assert not [name for name in left if name.startswith(".")]
+    assert 1 < len([name for name in left if name.endswith(".json")]) < 41
+    assert run(*arguments)[0] == 0
+    assert run(*arguments[:-4], "--out", "whole.wav")[0] == 0
+    assert (run.work / "whole.wav").read_bytes() == (run.work / "out.wav").read_bytes()
+
+
 def test_two_runs_do_not_share_a_folder(run):
     code, _, _ = run("read", BOOK, "--seed", 1, "--folder", "parts")
     assert code == 0
