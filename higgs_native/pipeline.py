@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from typing_extensions import Unpack
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.convention import Convention
-from higgs_native.errors import CheckpointError, ConfigError, ParameterError, PromptError
+from higgs_native.errors import CheckpointError, ConfigError, ParameterError, PromptError, one_line
+from higgs_native.failure_checks import Failure, detect_failures, frame_levels
 from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
@@ -25,8 +27,8 @@ from higgs_native.model.weights import open_weights
 from higgs_native.ops.device import checked_device
 from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
 from higgs_native.prompt.messages import ChatMLSample, Message
-from higgs_native.prompt.normalize import normalize_text
-from higgs_native.prompt.recordings import Recording, read_recording
+from higgs_native.prompt.normalize import drop_invisible, normalize_text
+from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
@@ -83,8 +85,7 @@ class HiggsAudio:
         self.model = model
         self.audio_tokenizer = audio_tokenizer
         if model.device.type == "cuda":
-            # Most calls of `speak` fit: a prompt of up to 1024 positions and as many frames.
-            model.runner_pool.prepare(model, 1, 2048)
+            model.engine.prepare()
         self.convention = Convention.parse(model.config.convention if convention is None else convention)
         self.is_embedded_voice = False
         self.trained_voices: tuple[str, ...] = ()
@@ -135,7 +136,7 @@ class HiggsAudio:
         self,
         text: str,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
+        reference_audio: RecordingLike | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
         voices_folder: str | Path | None = None,
@@ -145,12 +146,15 @@ class HiggsAudio:
     ) -> Speech:
         """Speak `text`. For texts longer than half a minute there is `LongSpeech`.
 
+        `failures` of the result tells whether the model lost the text; `LongSpeech` speaks such a chunk again.
+
         Args:
             text: what to say, with `[SPEAKER0]`, `[SPEAKER1]`, ... before the turns of several speakers. It is
                 normalized by `higgs_native.normalize_text`.
             voice: the name of a voice in `voices_folder` or in `trained_voices`, or a `Voice`; several, in a list or
                 separated by commas, are those of SPEAKER0, SPEAKER1, ...
-            reference_audio: a recording to clone instead: a file, `(samples, sampling rate in Hz)`, or a `Recording`.
+            reference_audio: a recording to clone instead: an audio file, its contents, `(samples, sampling rate)`, or
+                another form that `Recording.read` takes.
             reference_text: the words spoken in the recording; with them the clone is closer.
             scene: where or how it is spoken, in words.
             voices_folder: see `higgs_native.prompt.voices`; by default the one that HIGGS_NATIVE_VOICES names.
@@ -169,13 +173,15 @@ class HiggsAudio:
         """
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder, self.trained_voices)
         params = SamplingParams.of(sampling, options)
-        return self.generate(self.speech_messages(text, voices, scene), True, on_progress, params)
+        messages = self.speech_messages(text, voices, scene)
+        speech = self.generate(messages, True, on_progress, params)
+        return replace(speech, failures=self.failures(speech, messages[-1].content))
 
     def stream(
         self,
         text: str,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
+        reference_audio: RecordingLike | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
         voices_folder: str | Path | None = None,
@@ -215,10 +221,17 @@ class HiggsAudio:
         check_integer("low_latency", low_latency)
         if not 0 <= low_latency <= context:
             raise ParameterError(f"low_latency must be between 0 and {context} frames, got {low_latency}")
-        params = SamplingParams.of(sampling, options)
-        generate = self.prepare(self.speech_messages(text, voices, scene), True, params)
+        params = SamplingParams.of(sampling, options).with_seed()
+        messages = self.speech_messages(text, voices, scene)
         return SpeechStream(
-            generate, self.model.config, self.audio_tokenizer, self.convention, sizes, context - low_latency
+            self.prepare(messages, True, params, real_time=True),
+            self.model.config,
+            self.audio_tokenizer,
+            self.convention,
+            sizes,
+            context - low_latency,
+            messages[-1].content,
+            params.seed,
         )
 
     def generate(
@@ -240,8 +253,10 @@ class HiggsAudio:
             PromptError, AudioError, ParameterError: as for `speak`.
             CheckpointError: the checkpoint has no text head, and `force_audio_gen` is not set.
         """
-        generate = self.prepare(conversation, force_audio_gen, SamplingParams.of(sampling, options))
-        return self.speech(generate(None if on_progress is None else self._frame_counter(on_progress)))
+        params = SamplingParams.of(sampling, options).with_seed()
+        generate = self.prepare(conversation, force_audio_gen, params)
+        output = generate(None if on_progress is None else self._frame_counter(on_progress))
+        return replace(self.speech(output), seed=params.seed)
 
     def speech_messages(self, text: str, voices: Sequence[Voice], scene: str | None) -> list[Message]:
         """Return the conversation in which `text` is spoken (see `higgs_native.prompt.chat.speech_messages`).
@@ -255,16 +270,18 @@ class HiggsAudio:
             PromptError: the text is empty, or a text holds special tokens.
         """
         text = normalize_text(text)
+        scene = drop_invisible(scene or "", "scene")
         tokenizer = self.model.tokenizer
         check_plain_text(text, tokenizer)
-        check_plain_text(scene or "", tokenizer, "scene")
+        check_plain_text(scene, tokenizer, "scene")
         for voice in voices:
             check_plain_text(voice.reference_text or "", tokenizer, "reference text")
             check_plain_text(voice.profile or "", tokenizer, "profile")
         voices = [read_voice(voice) for voice in voices]
         for voice in voices:
             if advice := check_voice(voice):
-                warnings.warn(f"{voice.reference_audio.name}: {'; '.join(advice)}", VoiceWarning, stacklevel=3)
+                message = one_line(f"{voice.reference_audio.name}: {'; '.join(advice)}")
+                warnings.warn(message, VoiceWarning, stacklevel=3)
         return speech_messages(text, voices, scene, self.convention)
 
     def prepare(
@@ -272,12 +289,14 @@ class HiggsAudio:
         conversation: ChatMLSample | Sequence[Message],
         force_audio_gen: bool,
         sampling: SamplingParams,
+        real_time: bool = False,
     ) -> Callable[..., GenerationOutput]:
         """Check all that can be checked, and read the recordings, before anything is generated.
 
         Args:
             conversation, force_audio_gen: as for `generate`.
             sampling: how to draw, and when to stop.
+            real_time: see `GenerationRequest`.
 
         Returns:
             A function that generates the reply, given `on_frame` and `on_token` (see `GenerationRequest`) or neither.
@@ -312,6 +331,7 @@ class HiggsAudio:
                 sampling,
                 on_frame=on_frame,
                 on_token=on_token,
+                real_time=real_time,
             )
             return generate_batch(self.model, [request])[0]
 
@@ -350,14 +370,20 @@ class HiggsAudio:
         """Decode a generated output."""
         segments = [self._codes(segment) for segment in output.audio_segments]
         sounds = [self.audio_tokenizer.decode(codes).cpu().numpy() for codes in segments if codes.shape[1]]
+        no_codes = torch.empty(self.model.config.num_codebooks, 0, dtype=torch.int64, device="cpu")
         return Speech(
             audio=np.concatenate([np.zeros(0, dtype=np.float32), *sounds]),
             sampling_rate=self.audio_tokenizer.sampling_rate,
-            codes=torch.cat([torch.zeros(self.model.config.num_codebooks, 0, dtype=torch.int64), *segments], dim=1),
+            codes=torch.cat([no_codes, *segments], dim=1),
             text=self._text(output),
             finish_reason=output.finish_reason,
             usage=output.usage,
         )
+
+    def failures(self, speech: Speech, text: str) -> tuple[Failure, ...]:
+        """Return the failures of a speech of `text`, as generated (see `higgs_native.failure_checks`)."""
+        levels = frame_levels(speech.audio, self.audio_tokenizer.hop_length)
+        return detect_failures(text, levels, speech.codes, self.audio_tokenizer.frame_rate, speech.finish_reason)
 
     def _text(self, output: GenerationOutput) -> str:
         return self.model.tokenizer.decode(output.text_ids, skip_special_tokens=True).strip()

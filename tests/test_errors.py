@@ -1,6 +1,6 @@
 import pytest
 
-from higgs_native.errors import ParameterError, exit_on_bad_input
+from higgs_native.errors import MAX_MESSAGE, ParameterError, exit_on_bad_input, one_line, short_repr
 
 
 def fail_with(error, *others):
@@ -26,3 +26,39 @@ def test_a_program_tells_bad_input_in_one_line(error, others, capsys):
 def test_other_errors_are_the_program_s_own():
     with pytest.raises(OSError, match="broken"):
         fail_with(OSError("broken"), KeyError)()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("plain: Änne, 你好, 🎉", "plain: Änne, 你好, 🎉"),
+        ("one\r\ntwo\n", "one two"),
+        ("\x1b[31mred\x1b[0m\0\t\x7f", r"\x1b[31mred\x1b[0m\x00\t\x7f"),
+        ("a\u202eb\ufeff\udcff", r"a\u202eb\ufeff\udcff"),
+        ("b" * 300 + "e" * 300, "b" * 248 + "..." + "e" * 248),
+        ("b" * 250 + "\0" * 250, "b" * 248 + "..." + r"\x00" * 62),
+    ],
+)
+def test_messages_are_one_printable_line(text, line):
+    assert one_line(text) == line
+    assert str(ParameterError(text)) == line
+    assert len(line) <= MAX_MESSAGE
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("anna", "'anna'"),
+        (-5, "-5"),
+        (10**5000, hex(10**5000)[:12] + "..."),
+        ([10**5000], f"[{hex(10**5000)[:12]}...]"),
+        (b"RIFF", "b'RIFF'"),
+        (b"RIFF" * 100, "400 bytes"),
+        (["a"] * 10**6, "['a', 'a', 'a', 'a', 'a', 'a', ...]"),
+        ([[[["deep"]]]], "[[[...]]]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_value_in_a_message_is_short(value, expected):
+    assert short_repr(value) == expected
+    assert len(short_repr("x" * 10**6)) < 60

@@ -17,6 +17,7 @@ FLOORS = (
     ("long_form",),
     ("pipeline",),
     ("streaming", "speech", "calibration"),
+    ("failure_checks",),
     ("generation",),
     ("prompt",),
     ("testing",),

@@ -1,7 +1,8 @@
 """The sampling parameters of a request, built and checked once, where a call enters the package."""
 
+import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from typing_extensions import TypedDict
 
@@ -10,7 +11,7 @@ from higgs_native.generation.stop import DEFAULT_STOP_STRINGS, check_stop_string
 from higgs_native.utils.checks import check_integer, check_number
 
 
-_MAX_RAS_WINDOW = 10_000
+MAX_RAS_WINDOW = 10_000
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class SamplingParams:
             raise ParameterError(f"top_k must be between 0 and 2**31 - 1, or None, got {self.top_k}")
         if self.top_p is not None and not 1e-6 <= self.top_p <= 1:
             raise ParameterError(f"top_p must be between 1e-6 and 1, or None, got {self.top_p}")
-        if self.ras_win_len is not None and self.ras_win_len > _MAX_RAS_WINDOW:
-            raise ParameterError(f"ras_win_len must be at most {_MAX_RAS_WINDOW}, got {self.ras_win_len}")
+        if self.ras_win_len is not None and self.ras_win_len > MAX_RAS_WINDOW:
+            raise ParameterError(f"ras_win_len must be at most {MAX_RAS_WINDOW}, got {self.ras_win_len}")
         if not 1 <= self.ras_win_max_num_repeat < 2**31:
             raise ParameterError(
                 f"ras_win_max_num_repeat must be between 1 and 2**31 - 1, got {self.ras_win_max_num_repeat}"
@@ -70,6 +71,10 @@ class SamplingParams:
         if self.max_new_tokens < 1:
             raise ParameterError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         check_stop_strings(self.stop_strings)
+
+    def with_seed(self) -> "SamplingParams":
+        """Return these parameters with a seed: the given one, or a drawn one."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbits(63))
 
     @classmethod
     def of(cls, sampling: "SamplingParams | None", options: "SamplingOptions") -> "SamplingParams":

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from higgs_native.errors import ParameterError
+from higgs_native.failure_checks import Failure
 from higgs_native.long_form.chunking import TextChunk
-from higgs_native.long_form.failure_checks import Failure
 from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.files import replacing
 
@@ -39,7 +39,7 @@ class Attempt:
     Attributes:
         seed: of its generation.
         duration: of the speech in seconds, before its ends were trimmed.
-        failures: found in it; see `higgs_native.long_form.failure_checks`.
+        failures: found in it; see `higgs_native.failure_checks`.
     """
 
     seed: int
@@ -203,7 +203,7 @@ class ChunkStore:
             if [record["index"], record["tag"], record["text"]] != [index, text.tag, text.text]:
                 return None  # the files of another chunk
             attempts = tuple(Attempt(a["seed"], a["duration"], tuple(a["failures"])) for a in record["attempts"])
-            codes = torch.tensor(record["codes"], dtype=torch.int64)
+            codes = torch.tensor(record["codes"], dtype=torch.int64, device="cpu")
             speech, sampling_rate = _decode_wav(wav)
         except (FileNotFoundError, ValueError, TypeError, KeyError, wave.Error, EOFError, RuntimeError):
             return None  # RuntimeError: of torch for large integers, of json for deep nesting

@@ -1,9 +1,11 @@
 """Checkpoint folders, on disk or fetched from the Hub, and their tensors, read lazily from safetensors."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,6 +13,7 @@ from tokenizers import Tokenizer
 
 from higgs_native.errors import CheckpointError, ConfigError
 from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.hub import fetch_snapshot
 from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.files import read_json_object
@@ -19,43 +22,32 @@ from higgs_native.utils.memory import release_mapped
 
 AUDIO_TOKENIZER_FOLDER = "audio_tokenizer"
 """The folder of an audio tokenizer within a language model's checkpoint."""
-_FETCHED = ("*.json", "*.safetensors", "*.txt", "*.pth")
 
 
-def resolve_folder(path_or_name: str | Path, kind: str = "model") -> Path:
+def resolve_folder(path_or_name: str | Path, kind: str = "model", **hub_options: Any) -> Path:
     """Return the local folder of a checkpoint, after fetching it if `path_or_name` is a Hub name.
 
     Args:
         path_or_name: a folder, or a Hub name such as `bosonai/higgs-audio-v2-generation-3B-base`, optionally with
             `@revision`.
         kind: the name of the argument in error messages.
+        hub_options: of `huggingface_hub.snapshot_download`, such as `cache_dir` and `token`.
 
     Raises:
         CheckpointError: the folder does not exist, and the Hub has no such repository or can't be reached.
         ParameterError: `path_or_name` is neither a string nor a path.
     """
     written = expanded_path(kind, path_or_name)
-    path = Path(written)
-    if path.is_dir():
-        return path
+    if os.path.isdir(written):  # unlike Path.is_dir, it takes names of any length
+        return Path(written)
     name, _, revision = str(path_or_name).partition("@")
-    if path.exists():
+    if os.path.exists(written):
         raise CheckpointError(f"{kind} must be the folder that holds config.json, got the file {written}")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise CheckpointError(
             f"{kind} must be a folder or a Hub name such as owner/name, got {written}, which does not exist"
         )
-    # Imported here: the Hub's client is slow to import, and local folders do not need it.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_FETCHED)))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{kind} must be a folder or a Hub name, got {name}, which could not be fetched: {reason}"
-        ) from None
+    return fetch_snapshot(name, revision or None, kind, **hub_options)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:

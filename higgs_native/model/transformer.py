@@ -22,6 +22,7 @@ from higgs_native.ops import PackedWeight
 from higgs_native.ops.device import checked_device
 from higgs_native.ops.formats import WEIGHT_FORMATS
 from higgs_native.utils.checks import check_integer
+from higgs_native.utils.exact_arithmetic import no_autocast
 from higgs_native.utils.memory import release_freed
 
 
@@ -46,6 +47,7 @@ class LanguageModel:
             `weights`.
     """
 
+    @no_autocast()  # which refuses to concatenate float16 on a CPU
     def __init__(
         self,
         config: HiggsAudioConfig,
@@ -145,8 +147,8 @@ class LanguageModel:
         return model
 
     def new_cache(self, slots: int, length: int) -> KVCache:
-        """Allocate a cache for `slots` sequences of up to `length` positions."""
-        return KVCache(self.config, slots, length, self.dtype, self.device)
+        """Allocate a cache for `slots` sequences of up to `length` positions, each with pages of its own."""
+        return KVCache.with_own_pages(self.config, slots, length, self.dtype, self.device)
 
     def forward(self, batch: Batch, cache: KVCache, buffers: Buffers | None = None) -> torch.Tensor:
         """Compute the rows of a batch, and write their keys and values into the cache.
@@ -175,6 +177,7 @@ class LanguageModel:
             self._skips_audio,
             self.config.rms_norm_eps,
             self.rope_table,
+            cache.page_table,
             batch.slots,
             batch.positions,
             batch.text_positions,
@@ -188,7 +191,8 @@ class LanguageModel:
         `out`, if given, is written and returned.
         """
         if out is None:
-            out = torch.empty(len(states), self.config.num_codebooks, self.config.codebook_size, device=self.device)
+            shape = len(states), self.config.num_codebooks, self.config.codebook_size
+            out = torch.empty(shape, dtype=torch.float32, device=self.device)
         self._head(out.flatten(1), states, self.audio_head)
         return out
 
@@ -199,7 +203,7 @@ class LanguageModel:
             CheckpointError: the checkpoint has no text head.
         """
         self.require_text_head()
-        logits = torch.empty(len(states), self.config.vocab_size, device=self.device)
+        logits = torch.empty(len(states), self.config.vocab_size, dtype=torch.float32, device=self.device)
         self._head(logits, states, self.text_head)
         return logits
 

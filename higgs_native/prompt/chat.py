@@ -8,7 +8,6 @@ Texts of end users go through `check_plain_text` first.
 """
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +15,9 @@ import torch
 from tokenizers import Tokenizer
 
 from higgs_native.convention import Convention
-from higgs_native.errors import PromptError
+from higgs_native.errors import PromptError, short_repr
 from higgs_native.prompt import boson, transformers
-from higgs_native.prompt.markup import AUDIO_OUT_BOS, AUDIO_PLACEHOLDERS, REQUIRED_TOKENS, header
+from higgs_native.prompt.markup import AUDIO_OUT_BOS, AUDIO_PLACEHOLDERS, REQUIRED_TOKENS, SPEAKER_TAG, header
 from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, check_unicode
 from higgs_native.prompt.voices import Voice
 
@@ -30,9 +29,6 @@ MULTIPLE_SPEAKERS_SYSTEM_TEXT = (
     "text, using the specified voice.\n"
     "If no speaker tag is present, select a suitable voice on your own."
 )
-
-SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")
-"""Marks the turns of a speaker."""
 
 # All that depends on the convention: `render` and `system_messages` of each module.
 _CONVENTIONS = {Convention.BOSON: boson, Convention.TRANSFORMERS: transformers}
@@ -74,12 +70,12 @@ def build_prompt(
     rendering = _CONVENTIONS[Convention.parse(convention)]
     messages = conversation.messages if isinstance(conversation, ChatMLSample) else conversation
     if not isinstance(messages, Sequence):
-        raise PromptError(f"conversation must be a list of Message(role, content), got {messages!r:.100}")
+        raise PromptError(f"conversation must be a list of Message(role, content), got {short_repr(messages)}")
     if not messages:
         raise PromptError("conversation must hold at least one message, got none")
     for message in messages:
         if not isinstance(message, Message):
-            raise PromptError(f"conversation must hold Message(role, content) only, got {message!r:.100}")
+            raise PromptError(f"conversation must hold Message(role, content) only, got {short_repr(message)}")
     for token in REQUIRED_TOKENS:
         if tokenizer.token_to_id(token) is None:
             raise PromptError(f"tokenizer must be that of Higgs Audio V2, got one without the token {token}")
@@ -92,7 +88,7 @@ def build_prompt(
             f"texts must hold no {' or '.join(AUDIO_PLACEHOLDERS)}, "
             f"got {placeholders} audio placeholders for {len(audio)} recordings"
         )
-    return Prompt(torch.tensor([ids], dtype=torch.int64), audio)
+    return Prompt(torch.tensor([ids], dtype=torch.int64, device="cpu"), audio)
 
 
 def speech_messages(
