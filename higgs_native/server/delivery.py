@@ -5,7 +5,7 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,7 @@ class SpeechService:
 
         Args:
             utterance: to speak.
-            encoder: a new one.
+            encoder: a new one, which is closed at the end.
             key: of the client.
             timing: of the request, which is written down here.
 
@@ -83,22 +83,23 @@ class SpeechService:
             HiggsNativeError: the text or the references are wrong.
             ApiError: there is no audio.
         """
-        async with self.admission.slot(key):
-            timing.started = time.monotonic()
-            self.metrics.queue_time.observe(timing.started - timing.arrived)
-            async with aclosing(self.speaker.speak(utterance)) as pieces:
-                async for samples in pieces:
-                    data = await run_sync(encoder.encode, samples)
-                    if self._is_late(timing, len(samples) / self.speaker.sampling_rate):
-                        self.metrics.under_runs.inc()
-                    if data:
-                        yield data
-            if not utterance.seconds:
-                raise ApiError(500, "the model must make audio, got none for this text and seed", "no_audio")
-            self._count(utterance, timing)
-        rest = await run_sync(encoder.finish)
-        if rest:
-            yield rest
+        with closing(encoder):
+            async with self.admission.slot(key):
+                timing.started = time.monotonic()
+                self.metrics.queue_time.observe(timing.started - timing.arrived)
+                async with aclosing(self.speaker.speak(utterance)) as pieces:
+                    async for samples in pieces:
+                        data = await run_sync(encoder.encode, samples)
+                        if self._is_late(timing, len(samples) / self.speaker.sampling_rate):
+                            self.metrics.under_runs.inc()
+                        if data:
+                            yield data
+                if not utterance.seconds:
+                    raise ApiError(500, "the model must make audio, got none for this text and seed", "no_audio")
+                self._count(utterance, timing)
+            rest = await run_sync(encoder.finish)
+            if rest:
+                yield rest
 
     def _is_late(self, timing: "Timing", seconds: float) -> bool:
         """Return whether a piece comes after all before it has been played, if the first was played on arrival."""

@@ -1,5 +1,6 @@
 """Samples into an audio format, piece by piece while they are made."""
 
+import threading
 from fractions import Fraction
 
 import av
@@ -46,10 +47,10 @@ def wav_header(sampling_rate: int, num_bytes: int | None = None) -> bytes:
 class AudioEncoder:
     """Encodes one speech. Each piece holds whole frames of the format.
 
-        encoder = AudioEncoder("mp3", 24000)
-        for chunk in stream:
-            send(encoder.encode(pcm_samples(chunk.samples)))
-        send(encoder.finish())
+        with closing(AudioEncoder("mp3", 24000)) as encoder:
+            for chunk in stream:
+                send(encoder.encode(pcm_samples(chunk.samples)))
+            send(encoder.finish())
 
     Args:
         format: one of `MEDIA_TYPES`.
@@ -67,59 +68,78 @@ class AudioEncoder:
             raise ParameterError(f"speed must be between {MIN_SPEED:g} and {MAX_SPEED:g}, got {speed}")
         self._sampling_rate = sampling_rate
         self._tempo = None if speed == 1 else _Tempo(sampling_rate, speed)
-        self._encoded = bytearray()
+        self._encoded = _Sink()
+        # A client may leave while a thread encodes: the codec must outlast that call.
+        self._busy = threading.Lock()
+        self._is_closed = False
         self._position = 0
         self._container = None
         if format in _CODECS:
             name, codec, options, bit_rate = _CODECS[format]
-            # `write` is all that the container finds in this object, so it does not seek.
-            self._container = av.open(self, "w", format=name, options={**options, "flush_packets": "1"})
+            self._container = av.open(self._encoded, "w", format=name, options={**options, "flush_packets": "1"})
             self._stream = self._container.add_stream(codec, rate=sampling_rate)
             self._stream.codec_context.layout = "mono"
             if bit_rate is not None:
                 self._stream.bit_rate = bit_rate
         elif format == "wav":
-            self._encoded += wav_header(sampling_rate)
+            self._encoded.write(wav_header(sampling_rate))
 
     @property
     def num_samples(self) -> int:
         """The number of samples that were encoded, after the change of speed."""
         return self._position
 
-    def write(self, data: bytes) -> int:
-        """Take encoded bytes (called by the container)."""
-        self._encoded += data
-        return len(data)
-
     def encode(self, samples: np.ndarray) -> bytes:
-        """Encode samples [samples], int16, and return the bytes that are complete."""
-        if self._tempo is not None:
-            samples = self._tempo.change(samples)
-        self._encode(samples)
-        return self._take()
+        """Encode samples [samples], int16, and return the bytes that are complete; nothing after `close`."""
+        with self._busy:
+            if self._is_closed:
+                return b""
+            if self._tempo is not None:
+                samples = self._tempo.change(samples)
+            self._encode(samples)
+            return self._encoded.take()
 
     def finish(self) -> bytes:
         """Return the rest."""
-        if self._tempo is not None:
-            self._encode(self._tempo.finish())
-        if self._container is not None:
-            self._container.mux(self._stream.encode(None))
-            self._container.close()
-        return self._take()
+        with self._busy:
+            if self._tempo is not None:
+                self._encode(self._tempo.finish())
+            if self._container is not None:
+                self._container.mux(self._stream.encode(None))
+                self._container.close()
+            return self._encoded.take()
+
+    def close(self) -> None:
+        """Free the codec. An abandoned one would keep its two threads until garbage collection."""
+        with self._busy:
+            self._is_closed = True
+            if self._container is not None:
+                self._container.close()
 
     def _encode(self, samples: np.ndarray) -> None:
         if not len(samples):
             return
         if self._container is None:
-            self._encoded += samples.astype("<i2", copy=False).tobytes()
+            self._encoded.write(samples.astype("<i2", copy=False).tobytes())
         else:
             self._container.mux(self._stream.encode(_frame(samples, self._sampling_rate, self._position)))
         self._position += len(samples)
 
-    def _take(self) -> bytes:
-        encoded = bytes(self._encoded)
-        self._encoded.clear()
-        return encoded
+
+class _Sink:
+    """Bytes that a container writes. It finds no `seek`, so it writes a stream."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self._bytes += data
+        return len(data)
+
+    def take(self) -> bytes:
+        taken = bytes(self._bytes)
+        self._bytes.clear()
+        return taken
 
 
 class _Tempo:

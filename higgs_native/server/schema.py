@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from starlette.exceptions import HTTPException
 
-from higgs_native.errors import HiggsNativeError
+from higgs_native.errors import HiggsNativeError, one_line, short_repr
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.server.admission import Refused
 from higgs_native.server.encoder import MAX_SPEED, MIN_SPEED
@@ -20,7 +20,6 @@ MODEL_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 """Models of OpenAI, which many clients ask for unasked."""
 MAX_INSTRUCTIONS = 4096
 
-_MAX_MESSAGE = 500
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -145,7 +144,7 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = _one_line(message)
+        self.message = one_line(message)
         self.code = code
         self.param = param
         self.headers = dict(headers or {})
@@ -188,7 +187,7 @@ class ApiError(Exception):
         if first["type"] == "json_invalid":
             return cls(400, f"the body must be a JSON object, got {first['msg'].lower()}", "invalid_json")
         expected = re.sub(r"^(Input|String|List|Value) should ", "must ", first["msg"])
-        return cls(400, f"{name} {expected}, got {_shown(first['input'])}", "invalid_value", param)
+        return cls(400, f"{name} {expected}, got {short_repr(first['input'])}", "invalid_value", param)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -200,25 +199,9 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
-def _shown(value: object) -> str:
-    """Return a value for a message, shortened."""
-    try:
-        return f"{value!r:.100}"
-    except ValueError:  # Python writes no integers of over 4,300 digits
-        return f"a {type(value).__name__} of many digits"
-
-
 def _field(message: str) -> str | None:
     """The field of a request that an error message begins with, as `name must be ...` does."""
     names = {"text": "input", "scene": "instructions", "reference": "ref_audio", "reference_audio": "ref_audio"}
     first = message.partition(" ")[0]
     name = names.get(first, first)
     return name if name in SpeechRequest.model_fields else None
-
-
-def _one_line(message: str) -> str:
-    """Return a message without line breaks and control characters, and not too long."""
-    line = "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in " ".join(message.split())
-    )
-    return line if len(line) <= _MAX_MESSAGE else line[: _MAX_MESSAGE - 3] + "..."

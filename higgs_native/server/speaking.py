@@ -6,21 +6,18 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from anyio.to_thread import run_sync
 
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.long_form.chunking import chunk_text, spoken_seconds
-from higgs_native.long_form.failure_checks import detect_failures
+from higgs_native.long_form.chunking import chunk_text
 from higgs_native.long_form.long_speech import CHUNK_SECONDS, EMBEDDED_VOICE_CHUNK_SECONDS, LongSpeech
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt.chat import SPEAKER_TAG
+from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.voices import Voice
 from higgs_native.server.encoder import pcm_samples
 from higgs_native.server.schema import MODEL_ALIASES, ApiError, SpeechRequest
 from higgs_native.server.settings import ServerSettings
 from higgs_native.server.voices import VoiceStore
-from higgs_native.speech import Speech
 from higgs_native.streaming import SpeechStream
 from higgs_native.utils.background_iterator import BackgroundIterator
 
@@ -38,7 +35,7 @@ class Utterance:
         scene: where or how it is spoken.
         sampling: the seed is set.
         seconds: of audio that were made so far.
-        failures: found in the speech (see `long_form.failure_checks`); those of a long text, of all chunks.
+        failures: found in the speech (see `higgs_native.failure_checks`); those of a long text, of all chunks.
         prompt_tokens: of the prompt; of a long text, those of the text. 0 before the end.
         completion_tokens: of the reply. 0 before the end.
         audio: all samples, int16, where a list is set; None: they are not kept.
@@ -141,17 +138,13 @@ class Speaker:
                 utterance.text, voice=utterance.voices, scene=utterance.scene, sampling=utterance.sampling
             )
         )
-        pieces = [np.zeros(0, dtype=np.float32)]
         async with aclosing(aiter(stream)) as chunks:
             async for chunk in chunks:
                 if len(chunk.samples):
-                    pieces.append(chunk.samples)
                     yield pcm_samples(chunk.samples)
         utterance.prompt_tokens = stream.usage["prompt_tokens"]
         utterance.completion_tokens = stream.usage["completion_tokens"]
-        codes = torch.zeros(self._engine.model.config.num_codebooks, 0, dtype=torch.int64)
-        speech = Speech(np.concatenate(pieces), stream.sampling_rate, codes, "", stream.finish_reason, stream.usage)
-        utterance.failures += await run_sync(detect_failures, speech, SPEAKER_TAG.sub("", utterance.text))
+        utterance.failures += stream.failures
 
     async def _spoken_long(self, utterance: Utterance) -> AsyncIterator[np.ndarray]:
         def produce(chunks: BackgroundIterator) -> None:

@@ -1,7 +1,6 @@
 """The voices that clients name, upload, and send along with a request."""
 
 import base64
-import io
 import re
 import threading
 import urllib.error
@@ -13,10 +12,7 @@ from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
 
-import soundfile
-
-from higgs_native.audio.io import read_audio
-from higgs_native.audio.libsndfile import SoundFile, memory_file
+from higgs_native.audio.decoding import decode_bytes
 from higgs_native.audio.writing import writing_audio
 from higgs_native.errors import AudioError, HiggsNativeError
 from higgs_native.prompt.normalize import check_unicode
@@ -49,8 +45,6 @@ _PROFILE_PREFIX = "profile:"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}")
 _FETCH_SECONDS = 20.0
 _CACHED_RECORDINGS = 64
-# Two minutes in stereo at 192 kHz, 184 MB in float32. A few kilobytes of FLAC can hold much more silence.
-_MAX_DECODED_SAMPLES = 2 * 120 * 192_000
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ class VoiceStore:
         self._described = {name: name for name in trained} | _aliases(trained)
         self._changing = threading.Lock()
         # Reading and analyzing a recording takes longer than its speech's first chunk. Keyed by the file's version.
-        self._read = lru_cache(_CACHED_RECORDINGS)(lambda path, version: Recording.from_file(path))
+        self._read = lru_cache(_CACHED_RECORDINGS)(lambda path, version: Recording.read(path))
         self._in_folder()
 
     def listed(self) -> list[ListedVoice]:
@@ -289,16 +283,5 @@ def _not_allowed(reference: str) -> ApiError:
 
 
 def _read_bytes(data: bytes, name: str) -> Recording:
-    """Read a recording from a file's contents; libsndfile knows no format that refers to other files."""
-    try:
-        with memory_file(data) as descriptor, SoundFile(descriptor, closefd=False) as opened:
-            num_samples = opened.frames * opened.channels
-    except (soundfile.SoundFileError, TypeError):
-        num_samples = 0  # `read_audio` says why
-    if num_samples > _MAX_DECODED_SAMPLES:
-        raise AudioError(f"{name} must hold at most {_MAX_DECODED_SAMPLES} samples, got {num_samples}")
-    try:
-        samples, sampling_rate = read_audio(io.BytesIO(data))
-    except AudioError as error:
-        raise AudioError(str(error).replace("the audio file", name, 1)) from None
-    return Recording(samples, sampling_rate, name)
+    """Read a recording from a file's contents. No format that may name other files or addresses is among them."""
+    return Recording(*decode_bytes(data, 0, None, name), name)

@@ -1,6 +1,10 @@
 """Formats, whole frames, and speed."""
 
+import gc
 import io
+import os
+import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -119,3 +123,31 @@ def test_samples_are_rounded_and_clipped():
 def test_wrong_settings_are_refused(format, speed, message):
     with pytest.raises(ParameterError, match=message):
         AudioEncoder(format, RATE, speed)
+
+
+@pytest.mark.parametrize("format", MEDIA_TYPES)
+def test_an_encoder_that_is_closed_leaves_no_thread(format, samples):
+    """A client that leaves abandons its encoder, whose threads must not wait for garbage collection."""
+    gc.disable()
+    try:
+        before = len(os.listdir("/proc/self/task"))
+        for _ in range(10):
+            with closing(AudioEncoder(format, RATE)) as encoder:
+                encoder.encode(samples[:4800])
+            del encoder
+        assert len(os.listdir("/proc/self/task")) <= before
+    finally:
+        gc.enable()
+
+
+def test_an_encoder_may_be_closed_while_it_encodes(samples):
+    """Freeing the codec under a thread that encodes would end the process."""
+    many = np.tile(samples, 20)
+    for format in ("mp3", "flac", "opus", "aac"):
+        for _ in range(3):
+            encoder = AudioEncoder(format, RATE)
+            thread = threading.Thread(target=encoder.encode, args=(many,))
+            thread.start()
+            encoder.close()
+            thread.join()
+            assert encoder.encode(samples) == b""

@@ -138,9 +138,6 @@ def test_uploads_have_limits(start, folder, server, sample):
     assert missing.json()["error"]["param"] == "audio_sample"
 
 
-BOMB = audio(np.zeros((120 * 96_000, 8), dtype=np.int16), 96_000, "FLAC")
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -148,10 +145,9 @@ BOMB = audio(np.zeros((120 * 96_000, 8), dtype=np.int16), 96_000, "FLAC")
         b"RIFF",
         b"\x80\x04\x95pickle",
         audio(np.zeros(100, dtype=np.int16)),
-        audio(np.zeros(121 * 8000), 8000),
-        BOMB,
+        audio(np.zeros(10_000 * 1000), 1000, "FLAC"),
     ],
-    ids=["nothing", "beginning", "pickle", "short", "long", "bomb"],
+    ids=["nothing", "beginning", "pickle", "short", "long"],
 )
 def test_a_file_that_is_no_voice_is_refused(server, folder, data):
     response = upload(server, sample=data)
