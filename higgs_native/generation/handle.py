@@ -96,7 +96,15 @@ class RequestHandle:
 
     async def __aiter__(self) -> AsyncIterator[torch.Tensor | int]:
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
-        self.wake = lambda: loop.call_soon_threadsafe(ready.set)
+
+        def wake() -> None:
+            try:
+                loop.call_soon_threadsafe(ready.set)
+            except RuntimeError:  # the event loop was closed inside the `async for`
+                self.wake = None
+                self.abort()
+
+        self.wake = wake
         try:
             while True:
                 ready.clear()
