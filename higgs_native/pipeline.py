@@ -255,7 +255,7 @@ class HiggsAudio:
         """
         params = SamplingParams.of(sampling, options).with_seed()
         generate = self.prepare(conversation, force_audio_gen, params)
-        output = generate(None if on_progress is None else self._frame_counter(on_progress))
+        output = generate(None if on_progress is None else self.frame_counter(on_progress))
         return replace(self.speech(output), seed=params.seed)
 
     def speech_messages(self, text: str, voices: Sequence[Voice], scene: str | None) -> list[Message]:
@@ -304,6 +304,24 @@ class HiggsAudio:
         Raises:
             PromptError, AudioError, ParameterError, CheckpointError: as for `generate`.
         """
+        make_request = self.prepare_request(conversation, force_audio_gen, sampling, real_time)
+
+        def generate(on_frame: OnFrame | None = None, on_token: OnToken | None = None) -> GenerationOutput:
+            return generate_batch(self.model, [make_request(on_frame, on_token)])[0]
+
+        return generate
+
+    def prepare_request(
+        self,
+        conversation: ChatMLSample | Sequence[Message],
+        force_audio_gen: bool,
+        sampling: SamplingParams,
+        real_time: bool = False,
+    ) -> Callable[..., GenerationRequest]:
+        """Check and read what `prepare` does; return a function that encodes the recordings and makes the request.
+
+        `model.engine.add` takes the request, and `speech` decodes its output.
+        """
         if not force_audio_gen and self.convention == Convention.TRANSFORMERS:
             raise PromptError("force_audio_gen must be True in the convention 'transformers', got False")
         if not force_audio_gen and self.model.text_head is None:
@@ -317,8 +335,8 @@ class HiggsAudio:
             for item in prompt.audio
         ]
 
-        def generate(on_frame: OnFrame | None = None, on_token: OnToken | None = None) -> GenerationOutput:
-            request = GenerationRequest(
+        def make_request(on_frame: OnFrame | None = None, on_token: OnToken | None = None) -> GenerationRequest:
+            return GenerationRequest(
                 prompt.input_ids,
                 # Boson's length rule in both conventions: it takes every length, and where both do they agree.
                 [
@@ -333,9 +351,8 @@ class HiggsAudio:
                 on_token=on_token,
                 real_time=real_time,
             )
-            return generate_batch(self.model, [request])[0]
 
-        return generate
+        return make_request
 
     def fingerprint(self) -> str:
         """A SHA-256 that tells this engine's checkpoints from others, whichever folder they lie in.
@@ -354,8 +371,11 @@ class HiggsAudio:
                 )
         return digest.hexdigest()
 
-    def _frame_counter(self, on_progress: Callable[[float], None]) -> Callable[[torch.Tensor], None]:
-        """A callback for frames that reports seconds of audio; a frame is complete when its last codebook is drawn."""
+    def frame_counter(self, on_progress: Callable[[float], None]) -> Callable[[torch.Tensor], None]:
+        """Return a callback for the frames of one request that reports seconds of audio.
+
+        A frame is complete when its last codebook is drawn.
+        """
         complete = 0
 
         def on_frame(codes: torch.Tensor) -> None:

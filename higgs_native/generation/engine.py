@@ -11,7 +11,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,8 +97,8 @@ class Engine(Driver):
     Args:
         model: the language model; it owns the engine, which refers to it weakly.
         num_slots: the maximum number of requests that run at once, a power of two up to 1024.
-        cache_bytes: the memory of the KV cache; None: an eighth of the machine's memory or half of the GPU's free
-            memory, at most what all slots can use. On the CPU, memory that no request has used is not taken.
+        cache_bytes: the memory of the KV cache; None: an eighth of the machine's memory or a quarter of the GPU's
+            free memory, at most what all slots can use. On the CPU, memory that no request has used is not taken.
         prefix_bytes: the maximum part of it that keeps prefixes of prompts which no running request holds.
         clock: the time in seconds.
 
@@ -148,6 +147,8 @@ class Engine(Driver):
         self._incoming: deque[RequestHandle] = deque()
         self._aborting: deque[RequestHandle] = deque()
         self._step_lock = threading.Lock()
+        # Steps are computed by any thread, whatever its current stream is.
+        self._stream = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
 
     def __reduce__(self) -> Any:
         raise TypeError("an engine can't be copied or pickled: load the model again where it is needed")
@@ -234,7 +235,7 @@ class Engine(Driver):
         """End aborted requests now, unless a step is being computed: the one who computes it looks again after it."""
         while self._aborting and self._step_lock.acquire(blocking=False):
             try:
-                with torch.inference_mode():
+                with torch.inference_mode(), torch.cuda.stream(self._stream):
                     self._prepare()
                     self._accept()
             finally:
@@ -244,9 +245,10 @@ class Engine(Driver):
 
     def prepare(self) -> None:
         """Allocate the cache, and on a GPU capture all graphs and load all kernels, before the first request."""
-        with self._step_lock, torch.inference_mode():
+        with self._step_lock, torch.inference_mode(), torch.cuda.stream(self._stream):
+            is_new = self._runner is None
             self._prepare()
-            if self._model.device.type == "cuda":
+            if is_new and self._stream is not None:
                 self._runner.warm_up()
 
     def step(self) -> bool:
@@ -254,7 +256,7 @@ class Engine(Driver):
         with self._step_lock:
             begin = self._clock()
             try:
-                with torch.inference_mode():
+                with torch.inference_mode(), torch.cuda.stream(self._stream):
                     self._prepare()
                     self._accept()
                     self._advance()
@@ -272,9 +274,8 @@ class Engine(Driver):
         limit = pages_for(model.max_cache_length)
         num_bytes = _default_cache_bytes(model.device) if self._cache_bytes is None else self._cache_bytes
         num_pages = min(max(num_bytes // self._page_bytes, limit), self._num_slots * limit)
+        self._runner = ModelRunner(model, self._num_slots, num_pages)
         is_cuda = model.device.type == "cuda"
-        with torch.cuda.device(model.device) if is_cuda else nullcontext():
-            self._runner = ModelRunner(model, self._num_slots, num_pages)
         self._scheduler = Scheduler(
             self._num_slots,
             PagePool(num_pages, self._prefix_bytes // self._page_bytes),
@@ -533,6 +534,8 @@ class Engine(Driver):
         if error is not None:
             handle.future.set_exception(error)
         else:
+            if sequence.output_logits and self._stream is not None:
+                self._stream.synchronize()  # the caller reads the logits on a stream of its own
             with torch.inference_mode(False):  # so that results are ordinary tensors
                 handle.future.set_result(sequence.output(self._model))
         if handle.wake is not None:
@@ -553,7 +556,7 @@ class Engine(Driver):
 
 def _default_cache_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
+        return torch.cuda.mem_get_info(device)[0] // 4
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8
 
 

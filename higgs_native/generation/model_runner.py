@@ -193,7 +193,10 @@ class ModelRunner:
         return codes[: self._num_rows], active.tolist()[: self._num_rows]
 
     def warm_up(self) -> None:
-        """Run a prompt: CUDA loads a kernel when it first runs, and prompts of many rows have kernels of their own."""
+        """Run a prompt in the first pages, which no sequence may hold yet.
+
+        CUDA loads a kernel when it first runs, and prompts of many rows have kernels that no frame uses.
+        """
         model = self._model
         count = min(_WARM_UP_ROWS, model.max_cache_length // 2)
         self.write_pages([(0, index, index) for index in range(pages_for(2 * count))])

@@ -177,11 +177,15 @@ class LanguageModelFiles:
         for name, shape in expected.items():
             if name in self and self.shape(name) != shape:
                 raise CheckpointError(
-                    f"{folder}: {self._sources[name][0]} must have shape {list(shape)}, got {list(self.shape(name))}"
+                    f"{self.description(name)} must have shape {list(shape)}, got {list(self.shape(name))}"
                 )
 
     def __contains__(self, name: str) -> bool:
         return name in self._sources
+
+    def description(self, name: str) -> str:
+        """Return the folder and the stored name of a tensor, or the names of its parts, for error messages."""
+        return f"{self._files.folder}: {' and '.join(self._sources[name])}"
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor with its parts joined."""

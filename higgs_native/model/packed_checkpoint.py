@@ -29,6 +29,7 @@ from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
 from higgs_native.ops import PackedWeight
 from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, STORED_DTYPES, WEIGHT_FORMATS, format_of
+from higgs_native.utils.checks import is_finite
 from higgs_native.utils.files import check_file_can_be_made, replacing
 from higgs_native.utils.memory import empty_weight, release_mapped
 
@@ -135,6 +136,8 @@ class PackedWeights:
                 f"{self._path} is damaged or incomplete: {name} must have the written checksum "
                 f"{self._checksums.get(name)}, got {found}"
             )
+        if not is_finite(tensor):
+            raise CheckpointError(f"{self._path}: {name} must be finite, got NaN or infinity")
         return tensor
 
 

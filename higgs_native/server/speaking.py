@@ -154,6 +154,7 @@ class Speaker:
                 voice=utterance.voices,
                 scene=utterance.scene,
                 sampling=utterance.sampling,
+                parallel=1,  # the client hears one chunk after the other
                 on_progress=lambda seconds: chunks.check(),
             )
             for chunk in speech:

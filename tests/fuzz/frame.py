@@ -44,7 +44,7 @@ def run_cases(
     try:
         for number in numbers:
             begin = time.monotonic()
-            end = _end_of(case, random.Random(f"{name} {number}"), folder / "case")
+            end = _end_of(case, random.Random(f"{name} {number}"), folder / str(number))
             slowest = max(slowest, time.monotonic() - begin)
             ends[end.split(":")[0]] += 1
             if end not in ("accepted", "refused"):

@@ -166,6 +166,7 @@ def test_a_prompt_runs_before_the_first_request(model, monkeypatch):
         return forward(batch, *arguments)
 
     monkeypatch.setattr(model, "forward", recorded)
+    monkeypatch.setattr(model, "engine", Engine(model))
     model.engine.prepare()
     with torch.inference_mode():
         model.engine._runner.warm_up()

@@ -109,6 +109,13 @@ def test_bad_input_makes_no_folder(engine, tmp_path):
         (ParameterError, {"max_retries": 1000}, "max_retries must be between 0 and 999, got 1000"),
         (ParameterError, {"chunk_seconds": "9"}, "chunk_seconds must be a number, got '9'"),
         (ParameterError, {"context_chunks": 1.5}, "context_chunks must be an integer or None, got 1.5"),
+        (ParameterError, {"parallel": 0}, "parallel must be at least 1, got 0"),
+        (ParameterError, {"parallel": "8"}, "parallel must be an integer or None, got '8'"),
+        (
+            ParameterError,
+            {"parallel": 4, "context_chunks": 1},
+            "context_chunks must be 0 if parallel is 4, got 1",
+        ),
         (ParameterError, {"max_retries": None}, "max_retries must be an integer, got None"),
         (ParameterError, {"temperature": -1}, "temperature"),
         (ParameterError, {"seed": 2**64}, "seed"),
@@ -166,9 +173,8 @@ def test_strict(engine, fake, tmp_path):
 
 def test_greedy_attempts_are_not_repeated(engine, fake, monkeypatch):
     model = fake(lambda seed: "short")
-    monkeypatch.setattr(
-        engine, "generate", lambda *arguments, sampling: model(*arguments, sampling=replace(sampling, seed=0))
-    )
+    speech = model.speech
+    monkeypatch.setattr(model, "speech", lambda messages, seed: speech(messages, 0))
     (chunk,) = LongSpeech(engine, "The first one.", seed=0, temperature=0)
     assert len(chunk.attempts) == 2
 

@@ -192,9 +192,8 @@ def test_a_manager_of_loaded_models(engine):
     ):
         options = {"max_new_tokens": 30, "temperature": 0.8, "top_k": 80, "force_audio_gen": True, **settings}
         with torch.no_grad():
-            assert (
-                engine.generate(chat_ml_sample=ChatMLSample([Message("user", "Hello.")]), **options).audio is not None
-            )
+            output = engine.generate(chat_ml_sample=ChatMLSample([Message("user", "Hello.")]), **options)
+        assert output.audio is not None
 
 
 def test_a_program_that_writes_what_it_finds_to_a_log(engine):
@@ -207,16 +206,17 @@ def test_a_program_that_writes_what_it_finds_to_a_log(engine):
         Message(role="system", content=TextContent(text="Generate speech.")),
         Message("user", [TextContent("Hi.")]),
     ]
-    output = engine.generate(ChatMLSample(messages=messages), max_new_tokens=75000, temperature=0.7, top_p=0.95)
+    sample = ChatMLSample(messages=messages)
+    output = engine.generate(sample, max_new_tokens=75000, temperature=0.7, top_p=0.95, force_audio_gen=True, seed=0)
     tokens = output.generated_audio_tokens
-    found = None if tokens is None else (tokens.shape[1], int(tokens.min()), len(set(tokens.flatten().tolist())))
+    found = tokens.shape[1], int(tokens.min()), int(tokens.max()), len(set(tokens.flatten().tolist()))
     parameters = sum(parameter.numel() for parameter in engine.model.parameters())
     config = engine.model.config
     described = (config.audio_num_codebooks, engine.hamming_window_len, str(next(engine.model.parameters()).device))
     assert described == (8, 2 * 8 * 960, "cpu")
     assert parameters > 0
-    assert output.usage["completion_tokens"] >= found[0] > 100
-    assert 0 <= found[1] <= found[2] <= config.audio_stream_eos_id
+    assert output.usage["completion_tokens"] > found[0] > 9
+    assert 0 <= found[1] < found[2] <= config.audio_stream_eos_id
 
 
 def test_an_adapter_that_replaces_the_audio_tokenizer(engine, audio_tokenizer, tmp_path):
