@@ -45,7 +45,9 @@ class SpeechService:
         self.settings = settings
         self.voices = VoiceStore(settings, engine.trained_voices)
         self.admission = Admission(settings.max_running, settings.max_queued, settings.max_per_key)
-        self.metrics = Metrics(lambda: self.admission.running, lambda: self.admission.queued)
+        self.metrics = Metrics(
+            lambda: self.admission.running, lambda: self.admission.queued, lambda: engine.model.engine.metrics
+        )
         self.sessions = 0
         self.speaker = Speaker(engine, self.voices, settings, model_id)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from higgs_native.generation.engine import EngineMetrics
+
 
 LOGGER = logging.getLogger("higgs_native.server")
 
@@ -21,9 +23,12 @@ class Metrics:
 
     Args:
         running, queued: tell how many requests run, and wait.
+        engine: tells the state of the engine.
     """
 
-    def __init__(self, running: Callable[[], int], queued: Callable[[], int]) -> None:
+    def __init__(
+        self, running: Callable[[], int], queued: Callable[[], int], engine: Callable[[], EngineMetrics]
+    ) -> None:
         self._registry = registry = CollectorRegistry()
 
         def histogram(name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
@@ -32,10 +37,15 @@ class Metrics:
         def counter(name: str, documentation: str, *labels: str) -> Counter:
             return Counter(f"higgs_native_{name}", documentation, labels, registry=registry)
 
-        Gauge("higgs_native_requests_running", "Requests that are spoken now.", registry=registry).set_function(
-            running
-        )
-        Gauge("higgs_native_requests_queued", "Requests that wait for a slot.", registry=registry).set_function(queued)
+        def gauge(name: str, documentation: str, value: Callable[[], int]) -> None:
+            Gauge(f"higgs_native_{name}", documentation, registry=registry).set_function(value)
+
+        gauge("requests_running", "Requests that are spoken now.", running)
+        gauge("requests_queued", "Requests that wait for a slot.", queued)
+        gauge("sequences_running", "Sequences that share the steps of the engine.", lambda: engine().running)
+        gauge("cache_pages_held", "Pages of the KV cache in use.", lambda: engine().pages_held)
+        gauge("cache_pages", "Pages of the KV cache.", lambda: engine().pages)
+        gauge("preempted", "Sequences that lost their slot for want of pages, so far.", lambda: engine().preempted)
         self.first_audio = histogram(
             "time_to_first_audio_seconds", "From a request's arrival to its first encoded audio.", _LATENCIES
         )

@@ -148,6 +148,9 @@ def test_metrics_count(start):
         assert server.metric(f"higgs_native_{name}_count") == 1
     assert 0 < server.metric("higgs_native_time_to_first_audio_seconds_sum") < 20
     assert server.metric('higgs_native_tokens_total{kind="output"}') > 30
+    assert 0 <= server.metric("higgs_native_cache_pages_held") <= server.metric("higgs_native_cache_pages")
+    assert server.metric("higgs_native_cache_pages") > 0
+    assert server.metric("higgs_native_sequences_running") == server.metric("higgs_native_preempted") == 0
     assert server.metric("higgs_native_requests_running") == server.metric("higgs_native_requests_queued") == 0
 
 
