@@ -9,6 +9,7 @@ import torch
 
 from higgs_native.convention import Convention
 from higgs_native.errors import ConfigError, short_repr
+from higgs_native.model.other_kinds import read_config
 from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.fields import MAX_INTEGER, Fields
 from higgs_native.utils.files import read_json_object
@@ -120,8 +121,9 @@ class HiggsAudioConfig:
 
         Raises:
             ConfigError: the file is missing, is no JSON object, or does not describe this model.
+            CheckpointError: the folder holds a checkpoint of another kind; see `other_kinds`.
         """
-        return cls.from_dict(read_json_object(Path(folder) / "config.json"))
+        return cls.from_dict(read_config(Path(folder)))
 
     def _check(self) -> None:
         sizes = (
