@@ -10,6 +10,7 @@ from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.errors import CheckpointError
 from higgs_native.model.checkpoint import TensorFiles
+from higgs_native.model.other_kinds import kind_of_folder, kind_of_tensors
 from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.checks import is_finite
 
@@ -168,7 +169,8 @@ def _read(folder: Path) -> dict[str, torch.Tensor]:
         files = TensorFiles(folder)
         return {name: files.get(name) for name in files.names() if not _UNUSED.match(name)}
     if not pickled.is_file():
-        raise CheckpointError(f"audio tokenizer {folder} has neither model.safetensors nor model.pth")
+        got = kind_of_folder(folder) or "neither"
+        raise CheckpointError(f"audio tokenizer {folder} must hold model.safetensors or model.pth, got {got}")
     try:
         _check_uncompressed(pickled)
         state = torch.load(pickled, map_location="cpu", weights_only=True)
@@ -224,4 +226,5 @@ def _check(
         if names
     ]
     if texts:
-        raise CheckpointError(f"{source} does not fit its config.json: {'; '.join(texts)}")
+        got = kind_of_tensors(found) or "; ".join(texts)
+        raise CheckpointError(f"{source} must fit its config.json, got {got}")

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from higgs_native.errors import ConfigError, short_repr
+from higgs_native.model.other_kinds import read_config
 from higgs_native.utils.fields import MAX_INTEGER, Fields
-from higgs_native.utils.files import read_json_object
 
 
 DILATIONS = (1, 3, 9)
@@ -170,8 +170,9 @@ class HiggsAudioTokenizerConfig:
 
         Raises:
             ConfigError: the file is missing, holds no JSON object, or can't be used; see `from_dict`.
+            CheckpointError: the folder holds a checkpoint of another kind; see `higgs_native.model.other_kinds`.
         """
-        return cls.from_dict(read_json_object(Path(folder) / "config.json"))
+        return cls.from_dict(read_config(Path(folder)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contents of a `config.json` in the layout of transformers."""

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from higgs_native.errors import CheckpointError, ConfigError
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.hub import fetch_snapshot
+from higgs_native.model.other_kinds import kind_of_files, kind_of_folder, kind_of_tensors
 from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.files import read_json_object
@@ -42,7 +43,10 @@ def resolve_folder(path_or_name: str | Path, kind: str = "model", **hub_options:
         return Path(written)
     name, _, revision = str(path_or_name).partition("@")
     if os.path.exists(written):
-        raise CheckpointError(f"{kind} must be the folder that holds config.json, got the file {written}")
+        raise CheckpointError(
+            f"{kind} must be the folder that holds config.json, got "
+            f"{kind_of_files([os.path.basename(written)]) or 'the file'} ({written})"
+        )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise CheckpointError(
             f"{kind} must be a folder or a Hub name such as owner/name, got {written}, which does not exist"
@@ -119,7 +123,9 @@ def weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if not index.is_file():
-        raise CheckpointError(f"{folder} has neither {single.name} nor {index.name}")
+        raise CheckpointError(
+            f"{folder} must hold {single.name} or {index.name}, got {kind_of_folder(folder) or 'neither'}"
+        )
     shards = _shards(index)
     for name in shards:
         if not (folder / name).is_file():
@@ -168,7 +174,8 @@ class LanguageModelFiles:
         unknown = [name for name in unknown if name is not None and not name.endswith("rotary_emb.inv_freq")]
         problems = [_listed(kind, names) for kind, names in (("missing", missing), ("unknown", unknown)) if names]
         if problems:
-            raise CheckpointError(f"the tensors of {folder} must fit its config.json, got {', '.join(problems)}")
+            got = kind_of_tensors(unknown) or ", ".join(problems)
+            raise CheckpointError(f"the tensors of {folder} must fit its config.json, got {got}")
         for stored in self._files.names():
             if self._files.dtype(stored) not in STORED_DTYPES:
                 raise CheckpointError(

@@ -9,6 +9,7 @@ import torch
 
 from higgs_native.convention import Convention
 from higgs_native.errors import ConfigError, short_repr
+from higgs_native.model.other_kinds import read_config
 from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.fields import MAX_INTEGER, Fields
 from higgs_native.utils.files import read_json_object
@@ -124,11 +125,10 @@ class HiggsAudioConfig:
 
         Raises:
             ConfigError: a file is no JSON object, the first is missing, or they do not describe this model.
+            CheckpointError: the folder holds a checkpoint of another kind; see `other_kinds`.
         """
         generation = Path(folder) / _GENERATION_SOURCE
-        return cls.from_dict(
-            read_json_object(Path(folder) / _SOURCE), read_json_object(generation) if generation.is_file() else None
-        )
+        return cls.from_dict(read_config(Path(folder)), read_json_object(generation) if generation.is_file() else None)
 
     def _check(self) -> None:
         sizes = (

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from higgs_native.errors import CheckpointError
+from higgs_native.model.other_kinds import kind_of_files
 
 
 HUB_TIMEOUT = 10.0
@@ -31,12 +32,27 @@ def fetch_snapshot(name: str, revision: str | None, kind: str, **hub_options: An
 
     try:
         with _no_endless_requests():
-            return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FETCHED), **hub_options))
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_FETCHED), **hub_options))
     except Exception as error:  # of any type: the client passes on those of HTTP, and of answers that aren't the Hub's
         raise CheckpointError(
             f"{kind} must be a folder or a Hub name, got {name}, which could not be fetched: "
             f"{_reason(error, revision)}"
         ) from None
+    has_weights = any(path.suffix in (".safetensors", ".pth") for path in folder.glob("*"))
+    if not has_weights and (other := _kind_of_repository(name, revision)):
+        raise CheckpointError(f"{kind} must be a folder or a Hub name, got {name}, which holds {other}")
+    return folder
+
+
+def _kind_of_repository(name: str, revision: str | None) -> str | None:
+    """Tell the kind of a repository without weights that can be read, by its other files."""
+    from huggingface_hub import HfApi
+
+    try:
+        repository = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT)
+        return kind_of_files(file.rfilename for file in repository.siblings or ())
+    except Exception:  # as above; what the fetched folder lacks shows when it is read
+        return None
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def test_all_differences_are_named_at_once(folder):
     with pytest.raises(CheckpointError) as error:
         load_tensors(folder, CONFIG)
     assert str(error.value) == (
-        f"audio tokenizer {folder} does not fit its config.json: 1 missing (fc.weight); 1 unknown (surplus); "
+        f"audio tokenizer {folder} must fit its config.json, got 1 missing (fc.weight); 1 unknown (surplus); "
         "1 of another shape (fc2.bias [3] for [32])"
     )
 
@@ -212,7 +212,7 @@ def test_a_compressed_pickle_is_refused(folder):
 
 
 def test_folder_without_tensors(tmp_path):
-    with pytest.raises(CheckpointError, match=r"neither model.safetensors nor model.pth"):
+    with pytest.raises(CheckpointError, match=r"must hold model\.safetensors or model\.pth, got neither"):
         load_tensors(tmp_path, CONFIG)
 
 

@@ -23,6 +23,7 @@ CONFIG = b'{"model_type": "higgs_audio_v2"}'
 class Hub(BaseHTTPRequestHandler):
     """A Hub with one repository, owner/name; `failure` replaces its answers to requests for a path that holds `at`."""
 
+    files = ("config.json", "model.safetensors")
     failure: tuple[int, dict[str, str]] | str | None = None
     at = ""
 
@@ -30,12 +31,13 @@ class Hub(BaseHTTPRequestHandler):
         if self.failure is not None and self.at in self.path:
             self.fail()
         elif "/tree/" in self.path:
-            listed = [{"type": "file", "path": "config.json", "size": len(CONFIG), "oid": "1" * 40}]
+            listed = [{"type": "file", "path": name, "size": len(CONFIG), "oid": "1" * 40} for name in self.files]
             self.answer(200, json.dumps(listed).encode())
         elif "/resolve/" in self.path:
             self.answer(200, CONFIG, **{"X-Repo-Commit": COMMIT, "ETag": '"1"'})
         else:
-            self.answer(200, json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": []}).encode())
+            files = [{"rfilename": name} for name in self.files]
+            self.answer(200, json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": files}).encode())
 
     do_HEAD = do_GET
 
@@ -173,6 +175,28 @@ def test_names_that_are_none_are_refused(endpoint, name):
     message = refusal(name)
     assert message.startswith("model must be a folder or a Hub name")
     assert message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        (("README.md", "model-Q4_K_M.gguf"), "a GGUF file, which llama.cpp reads"),
+        (("config.json", "tokenizer.json", "model.gguf"), "a GGUF file"),
+        (("config.json", "pytorch_model-00001-of-00002.bin"), "a pickle (.bin)"),
+        (("adapter_config.json", "adapter_model.bin"), "an adapter (LoRA)"),
+    ],
+)
+def test_a_repository_of_another_kind_is_named(endpoint, files, kind):
+    endpoint.files = files
+    assert refusal().startswith(f"model must be a folder or a Hub name, got owner/name, which holds {kind}")
+
+
+def test_a_tokenizer_alone_is_fetched(endpoint):
+    endpoint.files = ("tokenizer.json",)
+    folder = resolve_folder("owner/name")
+    assert [path.name for path in folder.iterdir()] == ["tokenizer.json"]
+    endpoint.failure = (500, {})
+    assert resolve_folder("owner/name") == folder
 
 
 def test_the_client_s_other_requests_are_as_before(endpoint):
