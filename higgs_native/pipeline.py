@@ -32,7 +32,7 @@ from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
-from higgs_native.utils.checks import check_integer, integer_tensor
+from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer, integer_tensor
 from higgs_native.utils.files import read_json_object
 
 
@@ -66,6 +66,7 @@ class HiggsAudio:
 
     Raises:
         CheckpointError: the codebooks of the two differ, or the model has no text tokenizer.
+        ParameterError: one of them is something else, or there is no such convention.
     """
 
     def __init__(
@@ -74,6 +75,8 @@ class HiggsAudio:
         audio_tokenizer: HiggsAudioTokenizer,
         convention: str | Convention | None = None,
     ) -> None:
+        check_instance("model", model, HiggsAudioModel)
+        check_instance("audio_tokenizer", audio_tokenizer, HiggsAudioTokenizer)
         if model.tokenizer is None:
             raise CheckpointError("the model's folder has no tokenizer.json")
         codebooks = model.config.num_codebooks, model.config.codebook_size - 2
@@ -124,8 +127,9 @@ class HiggsAudio:
         open_weights(folder, HiggsAudioConfig.from_pretrained(folder), weights_dtype, quantization, device)
         if not isinstance(audio_tokenizer, HiggsAudioTokenizer):
             beside = folder / AUDIO_TOKENIZER_FOLDER
-            chosen = audio_tokenizer or (beside if beside.is_dir() else AUDIO_TOKENIZER_NAME)
-            audio_tokenizer = HiggsAudioTokenizer.from_pretrained(chosen, device)
+            if audio_tokenizer is None:
+                audio_tokenizer = beside if beside.is_dir() else AUDIO_TOKENIZER_NAME
+            audio_tokenizer = HiggsAudioTokenizer.from_pretrained(audio_tokenizer, device)
         model = HiggsAudioModel.from_pretrained(folder, device, dtype, quantization=quantization)
         engine = cls(model, audio_tokenizer)
         engine.is_embedded_voice = read_json_object(folder / "config.json").get(EMBEDDED_VOICE_KEY) is True
@@ -253,6 +257,7 @@ class HiggsAudio:
             PromptError, AudioError, ParameterError: as for `speak`.
             CheckpointError: the checkpoint has no text head, and `force_audio_gen` is not set.
         """
+        check_callable("on_progress", on_progress, optional=True)
         params = SamplingParams.of(sampling, options).with_seed()
         generate = self.prepare(conversation, force_audio_gen, params)
         output = generate(None if on_progress is None else self.frame_counter(on_progress))
@@ -270,7 +275,7 @@ class HiggsAudio:
             PromptError: the text is empty, or a text holds special tokens.
         """
         text = normalize_text(text)
-        scene = drop_invisible(scene or "", "scene")
+        scene = drop_invisible("" if scene is None else scene, "scene")
         tokenizer = self.model.tokenizer
         check_plain_text(text, tokenizer)
         check_plain_text(scene, tokenizer, "scene")
@@ -322,6 +327,7 @@ class HiggsAudio:
 
         `model.engine.add` takes the request, and `speech` decodes its output.
         """
+        check_flag("force_audio_gen", force_audio_gen)
         if not force_audio_gen and self.convention == Convention.TRANSFORMERS:
             raise PromptError("force_audio_gen must be True in the convention 'transformers', got False")
         if not force_audio_gen and self.model.text_head is None:

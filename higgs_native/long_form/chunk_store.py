@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from higgs_native.errors import ParameterError
+from higgs_native.errors import ParameterError, short_repr
 from higgs_native.failure_checks import Failure
 from higgs_native.long_form.chunking import TextChunk
 from higgs_native.utils.checks import expanded_path
@@ -131,8 +131,8 @@ class ChunkStore:
         number = run.get("format") if isinstance(run, dict) else None
         if number != _FORMAT:
             raise ParameterError(
-                f"{file}: format must be {_FORMAT}, got {number!r:.50}; finish the run with the version that began "
-                "it, or delete the folder to begin anew"
+                f"{file}: format must be {_FORMAT}, got {short_repr(number)}; finish the run with the version that "
+                "began it, or delete the folder to begin anew"
             )
         if run.get("checksum") != _checksum(run):
             raise ParameterError(

@@ -23,7 +23,7 @@ from higgs_native.prompt.messages import AudioContent
 from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
-from higgs_native.utils.checks import check_integer
+from higgs_native.utils.checks import check_flag, check_instance, check_integer
 
 
 CHUNK_SECONDS = 20.0
@@ -115,6 +115,10 @@ class LongSpeech:
         sampling: SamplingParams | None = None,
         **options: Unpack[SamplingOptions],
     ) -> None:
+        check_instance("engine", engine, HiggsAudio)
+        check_flag("strict", strict)
+        if pauses is not None:
+            check_instance("pauses", pauses, Pauses)
         self._sampling = SamplingParams.of(sampling, options)
         check_long_form(self._sampling, context_chunks, max_retries, parallel)
         if chunk_seconds is None:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from tokenizers import Tokenizer
 from typing_extensions import Self
 
 from higgs_native import ops
-from higgs_native.errors import CheckpointError, ParameterError
+from higgs_native.errors import CheckpointError, ParameterError, short_repr
 from higgs_native.model.batch import Batch, Buffers
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, load_tokenizer, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
@@ -27,6 +28,8 @@ from higgs_native.utils.memory import release_freed
 
 
 DEFAULT_CACHE_LENGTH = 8192
+MAX_CACHE_LENGTH = 1 << 20
+"""Its table of rotary angles takes half a gigabyte. The model was trained on 131,072 positions at most."""
 
 
 class LanguageModel:
@@ -78,6 +81,12 @@ class LanguageModel:
         if device.type == "cuda":
             # Kernels prefetch weights, so packing and copies must be complete.
             torch.cuda.synchronize(device)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise ParameterError(
+            f"a {type(self).__name__} can't be copied or pickled: threads can share it, and other processes can load "
+            "their own with from_pretrained"
+        )
 
     def named_weights(self) -> dict[str, torch.Tensor]:
         """Return all tensors by their names in a packed file."""
@@ -217,10 +226,10 @@ class LanguageModel:
 
 
 def check_cache_length(length: int, name: str = "max_cache_length") -> None:
-    """Raise ParameterError unless a cache's length is an integer of at least 1."""
+    """Raise ParameterError unless a cache's length is an integer from 1 to `MAX_CACHE_LENGTH`."""
     check_integer(name, length)
-    if length < 1:
-        raise ParameterError(f"{name} must be at least 1, got {length}")
+    if not 1 <= length <= MAX_CACHE_LENGTH:
+        raise ParameterError(f"{name} must be between 1 and {MAX_CACHE_LENGTH}, got {length}")
 
 
 def checked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
@@ -236,4 +245,4 @@ def checked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
         return dtype
     if isinstance(dtype, str) and dtype in names:
         return names[dtype]
-    raise ParameterError(f"dtype must be one of {', '.join(names)}, got {dtype}")
+    raise ParameterError(f"dtype must be one of {', '.join(names)}, got {short_repr(dtype)}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import higgs_native
-from tests.helpers.interruptions import COMMANDS, EARLIEST, SIGNALS, Interruption
+from tests.helpers.interruptions import COMMANDS, SIGNALS, Interruption
 
 
 @pytest.fixture
@@ -139,6 +139,6 @@ def test_the_handlers_of_the_caller_are_restored(run):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_signal_at_a_random_moment(command, tmp_path):
     draw = random.Random(COMMANDS.index(command))
-    interruption = Interruption(command, tmp_path)
-    number, moment = draw.choice(SIGNALS), draw.uniform(EARLIEST, interruption.seconds)
-    assert interruption.problems(number, moment) == []
+    with Interruption(command, tmp_path) as interruption:
+        for number in SIGNALS:
+            assert interruption.problems(number, draw.uniform(0, interruption.seconds)) == []

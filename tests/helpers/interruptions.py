@@ -1,11 +1,13 @@
-"""Commands that a signal ends at random moments, imports and exit included.
+"""Commands that a signal ends at random moments, the exit of Python included.
 
 By hand, from the root of the repository: python -m tests.helpers.interruptions --moments 60
 """
 
 import argparse
+import json
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -24,12 +26,30 @@ COMMANDS = ("speak", "read", "stream", "quantize")
 TEXT = "The sun rises in the east. The water is cold.\n\nGood morning, she said."
 PATIENCE = 300
 """Seconds after which a command counts as hung."""
-EARLIEST = 0.1
-"""Seconds. Before, Python itself starts, and shows a traceback for SIGINT."""
+
+# Imports the command, which takes seconds, then runs it in a forked process for each line: its folder and arguments.
+# Answers with the process's id, then with its exit code.
+SERVER = """
+import json, os, signal, sys
+from higgs_native.cli import main
+
+for line in sys.stdin:
+    folder, arguments = json.loads(line)
+    process = os.fork()
+    if process == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.chdir(folder)
+        printed = os.open("../printed", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(printed, 1)
+        os.dup2(printed, 2)
+        main(arguments)
+    print(process, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+"""
 
 
 class Interruption:
-    """A command and its complete output.
+    """A command, its complete output, and the time that it takes. A context manager.
 
     Args:
         command: one of `COMMANDS`.
@@ -38,51 +58,62 @@ class Interruption:
 
     def __init__(self, command: str, folder: Path) -> None:
         self.command = command
-        self._folder = folder
+        self._work = folder / "work"
+        self._printed = folder / "printed"
         model = folder / "model"
         write_demo_checkpoint(model)
-        options = ["--model", str(model), "--seed", "1", "--max-new-tokens", "40"]
+        options = ["--model", str(model), "--seed", "1", "--max-new-tokens", "100"]
         self._arguments, output = {
             "speak": (["speak", TEXT, *options, "--out", "out.wav"], "out.wav"),
             "read": (["read", TEXT, "--seed", "1", "--out", "out.wav"], "out.wav"),
             "stream": (["speak", TEXT, *options, "--stream", "out.pcm"], "out.pcm"),
             "quantize": (["quantize", str(model), "out"], "out"),
         }[command]
-        self._work = folder / "work"
-        self._work.mkdir()
         self._output = self._work / output
-        start = time.monotonic()
-        code, errors = self._finish(self._start())
+        self._work.mkdir()
+        package = str(Path(higgs_native.__file__).parent.parent)
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            env={**os.environ, "PYTHONPATH": package, "XDG_CACHE_HOME": str(folder / "cache")},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        )
+        code, errors = self._run()
         assert code == 0, errors
+        self._expected, self._names = self._contents(), os.listdir(self._work)
+        shutil.rmtree(self._work)
+        self._work.mkdir()
+        start = time.monotonic()
+        self._run()
         self.seconds = time.monotonic() - start
-        self._expected = self._contents()
-        self._names = os.listdir(self._work)
+
+    def __enter__(self) -> "Interruption":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stdin.close()
+        self._server.stdout.close()
+        self._server.wait(PATIENCE)
 
     def problems(self, number: signal.Signals, moment: float) -> list[str]:
         """Interrupt the command `moment` seconds after its start, then run it again; return what is wrong."""
         problems = []
-        # Old output, which the command replaces; quantize demands that there is none.
         shutil.rmtree(self._work)
         self._work.mkdir()
-        if self.command != "quantize":
+        if self.command != "quantize":  # which demands that there is no output
             self._output.write_bytes(b"old")
-        process = self._start()
-        try:
-            process.wait(moment)
-        except subprocess.TimeoutExpired:
-            process.send_signal(number)
-        code, errors = self._finish(process)
+        code, errors = self._run(number, moment)
         if code not in (-number, 128 + number, 0):
             problems.append(f"exit code {code}: {errors}")
         if "Traceback" in errors or "Exception" in errors:
             problems.append(f"a traceback: {errors}")
         contents = self._contents()
-        whole = contents in (self._expected, {Path(): b"old"}, {})
-        if not whole and self.command != "stream":
+        if contents not in (self._expected, {Path(): b"old"}, {}) and self.command != "stream":
             problems.append("half-written output")
         if self.command == "quantize" and contents:
             shutil.rmtree(self._output)
-        code, errors = self._finish(self._start())
+        code, errors = self._run()
         if code != 0:
             problems.append(f"the next run fails with exit code {code}: {errors}")
         if self._contents() != self._expected:
@@ -91,22 +122,17 @@ class Interruption:
             problems.append(f"the next run leaves {os.listdir(self._work)}")
         return problems
 
-    def _start(self) -> subprocess.Popen:
-        program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        program += "from higgs_native_command import main; main()"
-        package = str(Path(higgs_native.__file__).parent.parent)
-        return subprocess.Popen(
-            [sys.executable, "-c", program, *self._arguments],
-            cwd=self._work,
-            env={**os.environ, "PYTHONPATH": package, "XDG_CACHE_HOME": str(self._folder / "cache")},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def _run(self, number: int = 0, moment: float = PATIENCE) -> tuple[int, str]:
+        """Run the command; after `moment` seconds send a signal. Return the exit code and what it printed."""
+        self._server.stdin.write(json.dumps([str(self._work), self._arguments]).encode() + b"\n")
+        process = int(self._server.stdout.readline())
+        if not self._answers(moment):
+            os.kill(process, number)
+            assert self._answers(PATIENCE), f"{self.command} hangs after signal {number}"
+        return int(self._server.stdout.readline()), self._printed.read_text()
 
-    def _finish(self, process: subprocess.Popen) -> tuple[int, str]:
-        _, errors = process.communicate(timeout=PATIENCE)
-        return process.returncode, errors
+    def _answers(self, seconds: float) -> bool:
+        return bool(select.select([self._server.stdout], [], [], seconds)[0])
 
     def _contents(self) -> dict[Path, bytes]:
         """The output's files, by their paths in it."""
@@ -123,11 +149,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     draw, failed = random.Random(options.seed), 0
     for command in COMMANDS:
-        with tempfile.TemporaryDirectory() as folder:
-            interruption = Interruption(command, Path(folder))
+        with tempfile.TemporaryDirectory() as folder, Interruption(command, Path(folder)) as interruption:
             for number in SIGNALS:
                 for _ in range(options.moments):
-                    moment = draw.uniform(EARLIEST, interruption.seconds)
+                    moment = draw.uniform(0, interruption.seconds)
                     problems = interruption.problems(number, moment)
                     failed += bool(problems)
                     for problem in problems:
