@@ -34,7 +34,7 @@ def write_language_model(state: dict[str, torch.Tensor], folder: Path) -> None:
     tensors = {name: tensor.bfloat16().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    names = [voice.name for voice in VOICES]
+    names = [voice.profile for voice in VOICES]
     described = config_json(config, "transformers", torch.bfloat16) | {EMBEDDED_VOICE_KEY: True, VOICES_KEY: names}
     _write_json(folder / "config.json", described)
 

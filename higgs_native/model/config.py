@@ -57,7 +57,8 @@ class HiggsAudioConfig:
         audio_eos_token_id: the text token after an audio segment (original layout only).
         audio_delay_token_id: the text token of a frame that closes the delay pattern (transformers layout only).
         eos_token_id: the text token that ends a reply (transformers layout only).
-        end_token_ids: the text tokens that end a reply beside the stop strings (original layout only).
+        end_token_ids: the text tokens that end a reply beside the stop strings in Boson's convention; None: the one
+            of `eos_token_id`.
     """
 
     vocab_size: int
@@ -84,7 +85,12 @@ class HiggsAudioConfig:
     audio_delay_token_id: int | None
     pad_token_id: int | None
     eos_token_id: int | None
-    end_token_ids: tuple[int, ...] = ()
+    end_token_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.end_token_ids is None:
+            ids = () if self.eos_token_id is None else (self.eos_token_id,)
+            object.__setattr__(self, "end_token_ids", ids)
 
     def is_dual(self, layer: int) -> bool:
         """Whether `layer` has separate norms and a separate feed-forward path for audio rows."""
@@ -342,6 +348,5 @@ def _read_transformers(fields: Fields) -> HiggsAudioConfig:
         audio_out_bos_token_id=fields.integer("audio_bos_token_id"),
         audio_eos_token_id=None,
         audio_delay_token_id=fields.integer("audio_delay_token_id"),
-        end_token_ids=(),
         pad_token_id=fields.integer("pad_token_id", None),
     )

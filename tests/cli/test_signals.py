@@ -19,8 +19,12 @@ def start(run, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(higgs_native.__file__).parent.parent))
 
     def start(program, *arguments):
-        # A program that pytest starts in the background would ignore SIGINT.
-        program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + program
+        # A program that pytest starts in the background would ignore SIGINT, and one under nohup SIGHUP.
+        restored = (
+            "signal.signal(signal.SIGINT, signal.default_int_handler)",
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL)",
+        )
+        program = "\n".join(["import signal", *restored, program])
         arguments = [sys.executable, "-c", program, *map(str, arguments)]
         return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

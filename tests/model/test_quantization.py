@@ -386,7 +386,7 @@ def test_a_target_inside_the_source_holds_no_copy_of_itself(source, tmp_path):
     model = HiggsAudioModel.from_pretrained(tmp_path / "model", quantization="int8")
     write(model, tmp_path / "model", tmp_path / "model" / "int8")
     written = sorted(path.name for path in (tmp_path / "model" / "int8").iterdir())
-    assert written == ["audio_tokenizer", "config.json", PACKED_FILE, "tokenizer.json"]
+    assert written == ["audio_tokenizer", "config.json", PACKED_FILE, "tokenizer.json", "tokenizer_config.json"]
 
 
 @pytest.mark.parametrize(
@@ -511,7 +511,12 @@ def test_the_command(source, tmp_path, capsys):
 def test_the_command_makes_missing_parents(source, tmp_path, capsys):
     target = tmp_path / "new" / "folder" / "packed"
     assert run_command(capsys, "quantize", source, target)[0] == 0
-    assert sorted(path.name for path in target.iterdir()) == ["config.json", PACKED_FILE, "tokenizer.json"]
+    assert sorted(path.name for path in target.iterdir()) == [
+        "config.json",
+        PACKED_FILE,
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     assert list(target.parent.iterdir()) == [target]
 
 

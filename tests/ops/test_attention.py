@@ -309,7 +309,7 @@ def test_opcheck():
         (
             {
                 **{"query": torch.empty(0, 2**31 - 2), "x": torch.empty(0, 10), "slots": int32()},
-                **{name: torch.empty(0, 1, 0, 2**31 - 2) for name in ("key_cache", "value_cache")},
+                **{name: torch.empty(0, 1, 16, 2**31 - 2) for name in ("key_cache", "value_cache")},
             },
             f"qkv_weight must have at most 2147483647 rows and columns, got {3 * (2**31 - 2)} and 10",
         ),
