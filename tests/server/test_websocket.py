@@ -36,6 +36,8 @@ def received(socket, until_type="done", timeout=60):
     while True:
         message = socket.recv(timeout)
         if isinstance(message, bytes):
+            if not audio:
+                audio.append(b"")  # of a sentence whose start was received before
             audio[-1] += message
             continue
         messages.append(json.loads(message))
