@@ -92,6 +92,9 @@ class _ShortRepr(reprlib.Repr):
         self.maxlevel = 2
         self.maxstring = self.maxlong = self.maxother = 50
 
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        return repr(value) if len(value) <= 20 else f"{len(value)} bytes"  # those are a file's contents
+
     def repr_int(self, value: int, level: int) -> str:
         # Python refuses to write out integers of over 4,300 digits.
         return super().repr_int(value, level) if value.bit_length() < 1000 else f"{hex(value)[:12]}..."

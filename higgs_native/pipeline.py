@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.convention import Convention
-from higgs_native.errors import CheckpointError, ParameterError, PromptError
+from higgs_native.errors import CheckpointError, ParameterError, PromptError, one_line
 from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
@@ -25,7 +25,7 @@ from higgs_native.model.weights import open_weights
 from higgs_native.ops.device import checked_device
 from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
 from higgs_native.prompt.messages import ChatMLSample, Message
-from higgs_native.prompt.normalize import normalize_text
+from higgs_native.prompt.normalize import drop_invisible, normalize_text
 from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 from higgs_native.speech import Speech
@@ -251,16 +251,18 @@ class HiggsAudio:
             PromptError: the text is empty, or a text holds special tokens.
         """
         text = normalize_text(text)
+        scene = drop_invisible(scene or "", "scene")
         tokenizer = self.model.tokenizer
         check_plain_text(text, tokenizer)
-        check_plain_text(scene or "", tokenizer, "scene")
+        check_plain_text(scene, tokenizer, "scene")
         for voice in voices:
             check_plain_text(voice.reference_text or "", tokenizer, "reference text")
             check_plain_text(voice.profile or "", tokenizer, "profile")
         voices = [read_voice(voice) for voice in voices]
         for voice in voices:
             if advice := check_voice(voice):
-                warnings.warn(f"{voice.reference_audio.name}: {'; '.join(advice)}", VoiceWarning, stacklevel=3)
+                message = one_line(f"{voice.reference_audio.name}: {'; '.join(advice)}")
+                warnings.warn(message, VoiceWarning, stacklevel=3)
         return speech_messages(text, voices, scene, self.convention)
 
     def prepare(

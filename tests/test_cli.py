@@ -283,7 +283,7 @@ def test_read_reports_failed_chunks(run, model):
     ("arguments", "message"),
     [
         (("",), "text must hold something to say, got"),
-        (("* * *",), "something to say (letters or digits), got"),
+        (("* * *",), "text must hold something to say, got"),
         (("Hi.", "--chunk-seconds", "1"), "chunk_seconds must be between 2 and 30, got 1"),
         (("Hi.", "--context-chunks", "-1"), "context_chunks must be at least 0, got -1"),
         (("Hi.", "--max-retries", "-1"), "max_retries must be between 0 and 999, got -1"),

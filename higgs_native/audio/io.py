@@ -59,7 +59,7 @@ def read_audio(
             return mono_samples(samples, rate, offset, duration)
         case np.ndarray() | torch.Tensor():
             if sampling_rate is None:
-                raise AudioError("audio given as samples needs its sampling_rate, in Hz")
+                raise AudioError("audio given as samples needs its sampling_rate, in Hz: (samples, sampling_rate)")
             return mono_samples(audio, sampling_rate, offset, duration)
         case str() | os.PathLike():
             path = os.fsdecode(audio)

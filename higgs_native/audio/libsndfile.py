@@ -61,4 +61,6 @@ class SequentialReader(SoundFile):
         size = _BLOCK_VALUES // self.channels
         while count > 0 and len(frames := self.read(min(count, size), dtype="float32", always_2d=True)):
             count -= len(frames)
-            yield frames.mean(axis=1)
+            with np.errstate(all="ignore"):  # infinite samples are for the caller to refuse
+                mono = frames.mean(axis=1)
+            yield mono

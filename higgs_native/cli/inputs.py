@@ -8,7 +8,7 @@ from pathlib import Path
 
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.cli.options import MODEL_NAME
-from higgs_native.errors import PromptError
+from higgs_native.errors import PromptError, one_line
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 
@@ -24,7 +24,7 @@ def checked_voices(
     chosen = [read_voice(item) for item in choose_voices(voice, reference_audio, reference_text, voices_folder)]
     for item in chosen:
         for advice in check_voice(item):
-            print(f"warning: {item.reference_audio.name}: {advice}", file=sys.stderr)
+            print(one_line(f"warning: {item.reference_audio.name}: {advice}"), file=sys.stderr)
     warnings.filterwarnings("ignore", category=VoiceWarning)  # said above
     return chosen
 

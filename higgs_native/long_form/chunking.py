@@ -17,9 +17,9 @@ from typing import Literal
 
 import regex
 
-from higgs_native.errors import ParameterError, PromptError
-from higgs_native.prompt.chat import SPEAKER_TAG
-from higgs_native.prompt.normalize import normalize_text
+from higgs_native.errors import ParameterError
+from higgs_native.prompt.markup import SPEAKER_TAG
+from higgs_native.prompt.normalize import SPEAKABLE, clean_text, drop_invisible, normalize_text, nothing_to_say
 from higgs_native.utils.checks import check_number
 
 
@@ -77,9 +77,13 @@ _ABBREVIATIONS = frozenset(_ABBREVIATIONS.split())
 
 _HAN, _KANA = regex.compile(r"\p{Han}"), regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _SPACE = regex.compile(r"\s*")
-_SPEAKABLE = regex.compile(r"[\p{L}\p{N}]")
-# Grapheme clusters; small kana and length marks belong to the kana before them.
-_CHARACTER = regex.compile(r"\X[ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮー々]*")
+_JIEBA_BLOCK = 1000  # characters; the time grows with the square of their number if they make no words
+# Grapheme clusters; small kana and length marks belong to the kana before them. Flags are pairs of letters. Within a
+# run of flags they are found without \X, which counts the letters before each one.
+_FLAG_LETTER = "[\U0001f1e6-\U0001f1ff]"
+_CHARACTER = regex.compile(
+    rf"(?:{_FLAG_LETTER}{{2}}(?={_FLAG_LETTER})|\X)[ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮー々]*"
+)
 
 
 def _unspaced_word(han: str) -> regex.Pattern:
@@ -157,28 +161,28 @@ def chunk_text(text: str, max_seconds: float, join_sentences: bool = True) -> li
         ParameterError: `max_seconds` is out of range.
     """
     check_chunk_seconds(max_seconds)
-    normalize_text(text)  # refuses other types and invalid Unicode
+    text = drop_invisible(text, "text")
     limit = int(1000 * max_seconds)
     chunks: list[TextChunk] = []
     tag = last_tag = ""
-    for paragraph in filter(_SPEAKABLE.search, _paragraphs(text)):
+    for paragraph in filter(SPEAKABLE.search, _paragraphs(text)):
         first: Boundary = "paragraph"
-        for part in re.split(f"({SPEAKER_TAG.pattern})", _without_added_stop(paragraph)):
+        for part in re.split(f"({SPEAKER_TAG.pattern})", clean_text(paragraph)):
             if SPEAKER_TAG.fullmatch(part):
                 tag = part
                 continue
-            if not _SPEAKABLE.search(part):
+            if not SPEAKABLE.search(part):
                 continue
             boundary = first if tag == last_tag else "turn"
             words = _with_end(part.strip())
             sentences = [words] if join_sentences else _sentences(words)
             for piece, inner in itertools.chain.from_iterable(_split(sentence, limit) for sentence in sentences):
-                if _SPEAKABLE.search(piece):
+                if SPEAKABLE.search(piece):
                     chunks.append(TextChunk(piece.strip(), tag, boundary or inner))
                     boundary = None
             first, last_tag = "sentence", tag
     if not chunks:
-        raise PromptError(f"text must hold something to say (letters or digits), got {text!r:.50}")
+        raise nothing_to_say(text)
     return chunks
 
 
@@ -202,13 +206,8 @@ def _paragraphs(text: str) -> Iterator[str]:
     yield paragraph
 
 
-def _without_added_stop(text: str) -> str:
-    """Return normalized text without the full stop that `normalize_text` adds to text without an end."""
-    return normalize_text(f"{text} .")[:-2]
-
-
 def _with_end(text: str) -> str:
-    """Add that full stop to normalized text, unless it ends in a mark of another script, such as `؟`."""
+    """Add the full stop of `normalize_text` to clean text, unless it ends in a mark of another script, such as `؟`."""
     return text if _ENDS_LINE.search(text) else normalize_text(text)
 
 
@@ -322,7 +321,8 @@ def _unspaced_words(text: str) -> list[str]:
     if _HAN.search(text):
         jieba = _jieba()
         if jieba is not None:
-            return _with_punctuation(jieba.cut(text))
+            blocks = (text[begin : begin + _JIEBA_BLOCK] for begin in range(0, len(text), _JIEBA_BLOCK))
+            return _with_punctuation(itertools.chain.from_iterable(map(jieba.cut, blocks)))
     return _OTHER_WORD.findall(text)
 
 
@@ -352,7 +352,7 @@ def _with_punctuation(words: Iterable[str]) -> list[str]:
     """Join punctuation to the word before it."""
     joined: list[str] = []
     for word in words:
-        if joined and not _SPEAKABLE.search(word):
+        if joined and not SPEAKABLE.search(word):
             joined[-1] += word
         else:
             joined.append(word)

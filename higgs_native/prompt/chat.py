@@ -8,7 +8,6 @@ Texts of end users go through `check_plain_text` first.
 """
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from tokenizers import Tokenizer
 from higgs_native.convention import Convention
 from higgs_native.errors import PromptError, short_repr
 from higgs_native.prompt import boson, transformers
-from higgs_native.prompt.markup import AUDIO_OUT_BOS, AUDIO_PLACEHOLDERS, REQUIRED_TOKENS, header
+from higgs_native.prompt.markup import AUDIO_OUT_BOS, AUDIO_PLACEHOLDERS, REQUIRED_TOKENS, SPEAKER_TAG, header
 from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, check_unicode
 from higgs_native.prompt.voices import Voice
 
@@ -30,9 +29,6 @@ MULTIPLE_SPEAKERS_SYSTEM_TEXT = (
     "text, using the specified voice.\n"
     "If no speaker tag is present, select a suitable voice on your own."
 )
-
-SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")
-"""Marks the turns of a speaker."""
 
 # All that depends on the convention: `render` and `system_messages` of each module.
 _CONVENTIONS = {Convention.BOSON: boson, Convention.TRANSFORMERS: transformers}

@@ -16,7 +16,7 @@ from higgs_native.errors import ConfigError, ParameterError
 
 
 MAX_SMALL_FILE = 16 << 20
-"""Maximum size of a configuration, a list of voices or a transcript, in bytes."""
+"""Maximum size of a configuration or an index, in bytes."""
 
 
 @contextmanager
@@ -90,8 +90,8 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def read_small_file(path: str | os.PathLike) -> bytes:
-    """Read a regular file of at most `MAX_SMALL_FILE` bytes. A pipe or a device, which may never end, is not read.
+def read_small_file(path: str | os.PathLike, max_bytes: int = MAX_SMALL_FILE) -> bytes:
+    """Read a regular file of at most `max_bytes`. A pipe or a device, which may never end, is not read.
 
     Raises:
         OSError: there is no such file, it can't be read, is not regular, or is larger.
@@ -102,11 +102,11 @@ def read_small_file(path: str | os.PathLike) -> bytes:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
         with open(descriptor, "rb", closefd=False) as file:
-            contents = file.read(MAX_SMALL_FILE + 1)
+            contents = file.read(max_bytes + 1)
     finally:
         os.close(descriptor)
-    if len(contents) > MAX_SMALL_FILE:
-        raise OSError(errno.EFBIG, f"it is larger than {MAX_SMALL_FILE >> 20} MiB")
+    if len(contents) > max_bytes:
+        raise OSError(errno.EFBIG, f"it is larger than {max_bytes} bytes")
     return contents
 
 

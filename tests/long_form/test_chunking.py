@@ -1,10 +1,12 @@
 import itertools
 import random
 import sys
+import time
 
 import pytest
+import regex
 
-from higgs_native.errors import ParameterError, PromptError
+from higgs_native.errors import ParameterError
 from higgs_native.long_form import chunking
 from higgs_native.long_form.chunking import TextChunk, chunk_text, spoken_seconds
 from higgs_native.prompt.normalize import normalize_text
@@ -213,6 +215,34 @@ def test_chinese_is_cut_between_words_where_jieba_is_installed():
     assert all(chunk.text.startswith(words) for chunk in chunks)
 
 
+def test_long_chinese_is_cut_as_a_whole_by_jieba():
+    jieba = pytest.importorskip("jieba")
+    text = "".join("今天天气很好我们一起去公园散步吧然后回家吃晚饭" for _ in range(40))
+    assert len(text) < chunking._JIEBA_BLOCK
+    assert chunking._unspaced_words(text) == list(jieba.cut(text))
+
+
+@pytest.mark.parametrize(
+    "letter", ["的", "🇩", "क्", "م", "あ", "a", "1", "\u1100", "👩\u200d", "的a", "[SPEAKER", '."', "…"]
+)
+def test_the_time_grows_with_the_length(letter):
+    seconds = []
+    for length in (2_000, 20_000):
+        text = "a" + letter * (length // len(letter))
+        begin = time.process_time()
+        chunks = chunk_text(text, 20)
+        seconds.append(time.process_time() - begin)
+        assert normalize_text(text).startswith("".join(chunk.text for chunk in chunks).removesuffix("."))
+    assert seconds[1] < 30 * max(seconds[0], 0.02)  # with the square of the length it would be 100
+
+
+def test_characters_are_grapheme_clusters():
+    generator = random.Random(0)
+    for _ in range(2000):
+        text = "".join(generator.choices("🇩🇪🇫🇷\u200d\ufe0f\u0301👩🏽aक्ष각ᄀ\r\n", k=generator.randrange(12)))
+        assert chunking._characters(text) == regex.findall(r"\X", text)
+
+
 def test_chinese_without_jieba(monkeypatch):
     monkeypatch.setitem(sys.modules, "jieba", None)
     monkeypatch.setattr(chunking, "_jieba", chunking._jieba.__wrapped__)
@@ -284,12 +314,6 @@ def test_sound_effects_and_degrees_are_normalized():
     ]
     tags = chunk_text("[humming start]" * 50, 2)
     assert {chunk.text.removesuffix(".") for chunk in tags} == {"<SE_s>[Humming]</SE_s>"}
-
-
-@pytest.mark.parametrize("text", ["", " \n\n", "* * *", "()", "[SPEAKER0] ...", "[SPEAKER0]"])
-def test_nothing_to_say(text):
-    with pytest.raises(PromptError, match="something to say"):
-        chunk_text(text, 10)
 
 
 @pytest.mark.parametrize("seconds", [1.9, 31, float("nan"), -1])

@@ -95,6 +95,8 @@ def test_a_small_file_is_read_whole(tmp_path):
     for contents in (b"", b"\0text", bytes(MAX_SMALL_FILE)):
         path.write_bytes(contents)
         assert read_small_file(path) == contents
+    with pytest.raises(OSError, match="it is larger than 9 bytes"):
+        read_small_file(path, 9)
 
 
 def make_sparse(path):
@@ -109,8 +111,8 @@ def make_sparse(path):
         (os.mkfifo, "not a regular file"),
         (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
         (lambda path: path.mkdir(), "not a regular file"),
-        (lambda path: path.write_bytes(bytes(MAX_SMALL_FILE + 1)), "larger than 16 MiB"),
-        (make_sparse, "larger than 16 MiB"),
+        (lambda path: path.write_bytes(bytes(MAX_SMALL_FILE + 1)), "larger than 16777216 bytes"),
+        (make_sparse, "larger than 16777216 bytes"),
     ],
     ids=["missing", "pipe", "device", "folder", "large", "sparse"],
 )
