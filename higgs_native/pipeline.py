@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from higgs_native.audio.quality import VoiceWarning
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ParameterError, PromptError, one_line
+from higgs_native.failure_checks import Failure, detect_failures, frame_levels
 from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
@@ -30,7 +32,7 @@ from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
-from higgs_native.utils.checks import check_integer, integer_tensor
+from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer, integer_tensor
 from higgs_native.utils.files import read_json_object
 
 
@@ -61,6 +63,7 @@ class HiggsAudio:
 
     Raises:
         CheckpointError: the codebooks of the two differ, or the model has no text tokenizer.
+        ParameterError: one of them is something else, or there is no such convention.
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class HiggsAudio:
         audio_tokenizer: HiggsAudioTokenizer,
         convention: str | Convention | None = None,
     ) -> None:
+        check_instance("model", model, HiggsAudioModel)
+        check_instance("audio_tokenizer", audio_tokenizer, HiggsAudioTokenizer)
         if model.tokenizer is None:
             raise CheckpointError("the model's folder has no tokenizer.json")
         codebooks = model.config.num_codebooks, model.config.codebook_size - 2
@@ -119,8 +124,9 @@ class HiggsAudio:
         open_weights(folder, HiggsAudioConfig.from_pretrained(folder), weights_dtype, quantization, device)
         if not isinstance(audio_tokenizer, HiggsAudioTokenizer):
             beside = folder / AUDIO_TOKENIZER_FOLDER
-            chosen = audio_tokenizer or (beside if beside.is_dir() else AUDIO_TOKENIZER_NAME)
-            audio_tokenizer = HiggsAudioTokenizer.from_pretrained(chosen, device)
+            if audio_tokenizer is None:
+                audio_tokenizer = beside if beside.is_dir() else AUDIO_TOKENIZER_NAME
+            audio_tokenizer = HiggsAudioTokenizer.from_pretrained(audio_tokenizer, device)
         model = HiggsAudioModel.from_pretrained(folder, device, dtype, quantization=quantization)
         engine = cls(model, audio_tokenizer)
         engine.is_embedded_voice = read_json_object(folder / "config.json").get(EMBEDDED_VOICE_KEY) is True
@@ -139,6 +145,8 @@ class HiggsAudio:
         **options: Unpack[SamplingOptions],
     ) -> Speech:
         """Speak `text`. For texts longer than half a minute there is `LongSpeech`.
+
+        `failures` of the result tells whether the model lost the text; `LongSpeech` speaks such a chunk again.
 
         Args:
             text: what to say, with `[SPEAKER0]`, `[SPEAKER1]`, ... before the turns of several speakers. It is
@@ -165,7 +173,9 @@ class HiggsAudio:
         """
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
         params = SamplingParams.of(sampling, options)
-        return self.generate(self.speech_messages(text, voices, scene), True, on_progress, params)
+        messages = self.speech_messages(text, voices, scene)
+        speech = self.generate(messages, True, on_progress, params)
+        return replace(speech, failures=self.failures(speech, messages[-1].content))
 
     def stream(
         self,
@@ -211,10 +221,17 @@ class HiggsAudio:
         check_integer("low_latency", low_latency)
         if not 0 <= low_latency <= context:
             raise ParameterError(f"low_latency must be between 0 and {context} frames, got {low_latency}")
-        params = SamplingParams.of(sampling, options)
-        generate = self.prepare(self.speech_messages(text, voices, scene), True, params)
+        params = SamplingParams.of(sampling, options).with_seed()
+        messages = self.speech_messages(text, voices, scene)
         return SpeechStream(
-            generate, self.model.config, self.audio_tokenizer, self.convention, sizes, context - low_latency
+            self.prepare(messages, True, params),
+            self.model.config,
+            self.audio_tokenizer,
+            self.convention,
+            sizes,
+            context - low_latency,
+            messages[-1].content,
+            params.seed,
         )
 
     def generate(
@@ -236,8 +253,11 @@ class HiggsAudio:
             PromptError, AudioError, ParameterError: as for `speak`.
             CheckpointError: the checkpoint has no text head, and `force_audio_gen` is not set.
         """
-        generate = self.prepare(conversation, force_audio_gen, SamplingParams.of(sampling, options))
-        return self.speech(generate(None if on_progress is None else self._frame_counter(on_progress)))
+        check_callable("on_progress", on_progress, optional=True)
+        params = SamplingParams.of(sampling, options).with_seed()
+        generate = self.prepare(conversation, force_audio_gen, params)
+        output = generate(None if on_progress is None else self._frame_counter(on_progress))
+        return replace(self.speech(output), seed=params.seed)
 
     def speech_messages(self, text: str, voices: Sequence[Voice], scene: str | None) -> list[Message]:
         """Return the conversation in which `text` is spoken (see `higgs_native.prompt.chat.speech_messages`).
@@ -251,7 +271,7 @@ class HiggsAudio:
             PromptError: the text is empty, or a text holds special tokens.
         """
         text = normalize_text(text)
-        scene = drop_invisible(scene or "", "scene")
+        scene = drop_invisible("" if scene is None else scene, "scene")
         tokenizer = self.model.tokenizer
         check_plain_text(text, tokenizer)
         check_plain_text(scene, tokenizer, "scene")
@@ -283,6 +303,7 @@ class HiggsAudio:
         Raises:
             PromptError, AudioError, ParameterError, CheckpointError: as for `generate`.
         """
+        check_flag("force_audio_gen", force_audio_gen)
         if not force_audio_gen and self.convention == Convention.TRANSFORMERS:
             raise PromptError("force_audio_gen must be True in the convention 'transformers', got False")
         if not force_audio_gen and self.model.text_head is None:
@@ -348,14 +369,20 @@ class HiggsAudio:
         """Decode a generated output."""
         segments = [self._codes(segment) for segment in output.audio_segments]
         sounds = [self.audio_tokenizer.decode(codes).cpu().numpy() for codes in segments if codes.shape[1]]
+        no_codes = torch.empty(self.model.config.num_codebooks, 0, dtype=torch.int64, device="cpu")
         return Speech(
             audio=np.concatenate([np.zeros(0, dtype=np.float32), *sounds]),
             sampling_rate=self.audio_tokenizer.sampling_rate,
-            codes=torch.cat([torch.zeros(self.model.config.num_codebooks, 0, dtype=torch.int64), *segments], dim=1),
+            codes=torch.cat([no_codes, *segments], dim=1),
             text=self._text(output),
             finish_reason=output.finish_reason,
             usage=output.usage,
         )
+
+    def failures(self, speech: Speech, text: str) -> tuple[Failure, ...]:
+        """Return the failures of a speech of `text`, as generated (see `higgs_native.failure_checks`)."""
+        levels = frame_levels(speech.audio, self.audio_tokenizer.hop_length)
+        return detect_failures(text, levels, speech.codes, self.audio_tokenizer.frame_rate, speech.finish_reason)
 
     def _text(self, output: GenerationOutput) -> str:
         return self.model.tokenizer.decode(output.text_ids, skip_special_tokens=True).strip()

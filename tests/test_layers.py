@@ -16,6 +16,7 @@ FLOORS = (
     ("long_form",),
     ("pipeline",),
     ("streaming", "speech", "calibration"),
+    ("failure_checks",),
     ("generation",),
     ("prompt",),
     ("testing",),

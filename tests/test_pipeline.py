@@ -89,6 +89,27 @@ def test_the_seed_decides(engine):
     assert not torch.equal(one.codes, other.codes)
 
 
+def test_the_result_names_its_seed(engine):
+    options = {"temperature": 1.0, "max_new_tokens": 20}
+    assert engine.speak(TEXT, seed=5, **options).seed == 5
+    drawn = [engine.speak(TEXT, **options) for _ in range(2)]
+    assert drawn[0].seed != drawn[1].seed
+    for speech in drawn:
+        again = engine.speak(TEXT, seed=speech.seed, **options)
+        assert torch.equal(again.codes, speech.codes)
+        assert again.seed == speech.seed
+
+
+def test_the_result_names_its_failures(engine):
+    """The demonstration model has no end; `generate` does not know which text is to be spoken."""
+    long = "It is a good day for a long walk in the mountains. " * 4
+    assert engine.speak("Hi.", seed=1, max_new_tokens=60).failures == ("no end",)
+    assert engine.speak(long, seed=1, max_new_tokens=60).failures == ("no end", "too short")
+    assert engine.speak(long, seed=1, max_new_tokens=3).failures == ("no end", "too short")
+    messages = engine.speech_messages(long, [], None)
+    assert engine.generate(messages, True, seed=1, max_new_tokens=60).failures is None
+
+
 def test_temperature_zero_is_greedy(engine):
     one, other = (engine.speak(TEXT, seed=seed, temperature=0, ras_win_len=None, max_new_tokens=20) for seed in (1, 2))
     assert torch.equal(one.codes, other.codes)

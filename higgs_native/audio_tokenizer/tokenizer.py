@@ -3,9 +3,8 @@
 import hashlib
 import threading
 from collections import OrderedDict
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -19,9 +18,10 @@ from higgs_native.audio_tokenizer.decoder import StreamingDecoder, checked_codes
 from higgs_native.audio_tokenizer.graph_decoder import DecoderWindows, WindowedDecoder
 from higgs_native.audio_tokenizer.weights import pack_weights
 from higgs_native.convention import Convention
-from higgs_native.errors import AudioError
+from higgs_native.errors import AudioError, ParameterError
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.ops.device import checked_device
+from higgs_native.utils.exact_arithmetic import exact_arithmetic
 
 
 DECODE_WINDOW = 250
@@ -54,7 +54,7 @@ class HiggsAudioTokenizer:
     ) -> None:
         self.config = config
         self.device = device
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_arithmetic():
             weights = pack_weights(tensors, config)
             self._weights = {name: weight.to(device) for name, weight in weights.items()}
         self._windows = DecoderWindows(self._weights, config) if device.type == "cuda" else None
@@ -77,6 +77,12 @@ class HiggsAudioTokenizer:
         folder = resolve_folder(path_or_name, kind="audio tokenizer")
         config = HiggsAudioTokenizerConfig.from_pretrained(folder)
         return cls(config, load_tensors(folder, config), device)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise ParameterError(
+            f"a {type(self).__name__} can't be copied or pickled: threads can share it, and other processes can load "
+            "their own with from_pretrained"
+        )
 
     @property
     def sampling_rate(self) -> int:
@@ -145,9 +151,9 @@ class HiggsAudioTokenizer:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key].clone()
-        with torch.inference_mode(), _exact_convolutions():
+        with torch.inference_mode(), exact_arithmetic():
             try:
-                samples = torch.tensor(waveform, device=self.device)[None]
+                samples = torch.tensor(waveform, dtype=torch.float32, device=self.device)[None]
                 codes = encoder.encode(self._weights, self.config, samples, convention)
             except ValueError as error:
                 raise AudioError(str(error)) from None
@@ -190,8 +196,3 @@ class HiggsAudioTokenizer:
         if self._windows is not None:
             return WindowedDecoder(self._windows, lookahead)
         return StreamingDecoder(self._weights, self.config, lookahead)
-
-
-def _exact_convolutions() -> AbstractContextManager[None]:
-    """On a GPU: no TF32, deterministic cuDNN."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

@@ -1,6 +1,5 @@
 """`higgs-native read`: a long text into an audio file, in chunks."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 from tqdm import tqdm
 
 from higgs_native.audio.writing import check_output_path
+from higgs_native.cli.console import notice
 from higgs_native.cli.inputs import checked_voices, load_engine, read_text
 from higgs_native.cli.options import (
     AudioTokenizerOption,
@@ -107,7 +107,7 @@ def read(
         pauses=pauses,
     )
     if speech.num_finished:
-        print(f"{speech.folder}: {speech.num_finished} of {len(speech)} chunks are finished.", file=sys.stderr)
+        notice(f"{speech.folder}: {speech.num_finished} of {len(speech)} chunks are finished.")
     seconds, retried, failed = 0.0, 0, []
     with locked(speech.folder):
         for chunk in tqdm(speech, desc="reading", unit="chunk", leave=False, disable=None):
@@ -119,6 +119,7 @@ def read(
         speech.save(out)
         if folder is None:
             chunk_store.remove()
-    print(f"{out}: {seconds:.2f} s of audio in {len(speech)} chunks, {retried} of them spoken again", file=sys.stderr)
+    report = f"{seconds:.2f} s of audio in {len(speech)} chunks, {retried} of them spoken again, seed {speech.seed}"
+    notice(f"{out}: {report}")
     for line in failed:
-        print(line, file=sys.stderr)
+        notice(line)

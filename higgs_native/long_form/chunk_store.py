@@ -20,9 +20,9 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from higgs_native.errors import ParameterError
+from higgs_native.errors import ParameterError, short_repr
+from higgs_native.failure_checks import Failure
 from higgs_native.long_form.chunking import TextChunk
-from higgs_native.long_form.failure_checks import Failure
 from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.files import read_small_file, replacing
 
@@ -44,7 +44,7 @@ class Attempt:
     Attributes:
         seed: of its generation.
         duration: of the speech in seconds, before its ends were trimmed.
-        failures: found in it; see `higgs_native.long_form.failure_checks`.
+        failures: found in it; see `higgs_native.failure_checks`.
     """
 
     seed: int
@@ -139,8 +139,8 @@ class ChunkStore:
         number = run.get("format") if isinstance(run, dict) else None
         if number != _FORMAT:
             raise ParameterError(
-                f"{file}: format must be {_FORMAT}, got {number!r:.50}; finish the run with the version that began "
-                "it, or delete the folder to begin anew"
+                f"{file}: format must be {_FORMAT}, got {short_repr(number)}; finish the run with the version that "
+                "began it, or delete the folder to begin anew"
             )
         if run.get("checksum") != checksum or not isinstance(run.get("inputs"), dict):
             raise ParameterError(

@@ -20,6 +20,7 @@ import regex
 from higgs_native.errors import ParameterError
 from higgs_native.prompt.markup import SPEAKER_TAG
 from higgs_native.prompt.normalize import SPEAKABLE, clean_text, drop_invisible, normalize_text, nothing_to_say
+from higgs_native.prompt.pace import spoken_milliseconds
 from higgs_native.utils.checks import check_number
 
 
@@ -27,18 +28,6 @@ MIN_CHUNK_SECONDS, MAX_CHUNK_SECONDS = 2.0, 30.0
 """Above 30 seconds the model's speech becomes unstable; below 2 seconds chunks would be single words."""
 
 Boundary = Literal["paragraph", "turn", "sentence", "word"]
-
-# Milliseconds per spoken character, at the pace of an audiobook (155 English words a minute, with pauses). Letters of
-# scripts that write syllables or no vowels take longer, and digits are spoken as words. The first match counts.
-_MILLISECONDS = (
-    (regex.compile(r"[\s\p{Inherited}\p{Cf}]"), 0),
-    (regex.compile(r"\p{Nd}"), 300),
-    (regex.compile(r"\p{Han}"), 220),
-    (regex.compile(r"\p{Hangul}"), 185),
-    (regex.compile(r"[\p{Hiragana}\p{Katakana}]"), 140),
-    (regex.compile(r"[\p{Arabic}\p{Hebrew}\p{Syriac}]"), 100),
-)
-_OTHER_MILLISECONDS = 80
 
 _EAST_ASIAN = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\u3000-\u303f\uff00-\uffef]"
 # «French» and »German« use the same marks in both roles; a French closing mark may follow a space.
@@ -123,15 +112,6 @@ class TextChunk:
         return f"{self.tag} {self.text}".lstrip()
 
 
-def spoken_seconds(text: str) -> float:
-    """Return the approximate duration of a text's speech, in seconds, at the pace of an audiobook.
-
-    Each character takes 0.08 s, but a digit 0.3, a Chinese character 0.22, a Korean syllable 0.185, kana 0.14, an
-    Arabic or Hebrew letter 0.1, and white space or a mark on a letter nothing.
-    """
-    return _milliseconds(text) / 1000
-
-
 def check_chunk_seconds(max_seconds: float) -> None:
     """Raise ParameterError if `max_seconds` is not between `MIN_CHUNK_SECONDS` and `MAX_CHUNK_SECONDS`."""
     check_number("chunk_seconds", max_seconds)
@@ -213,7 +193,7 @@ def _with_end(text: str) -> str:
 
 def _split(text: str, limit: int, level: int = 0) -> list[tuple[str, Boundary]]:
     """Cut a text into pieces of at most `limit` milliseconds, each with its boundary; `level` indexes `_LEVELS`."""
-    if _milliseconds(text) <= limit:
+    if spoken_milliseconds(text) <= limit:
         return [(text, "sentence")]
     units: list[tuple[str, Boundary]] = []
     parts = _LEVELS[level](text)
@@ -231,7 +211,7 @@ def _without_small_neighbors(parts: list[str], limit: int) -> list[str]:
     joined: list[str] = []
     previous = 0  # milliseconds of the part before
     for part in parts:
-        size = _milliseconds(part)
+        size = spoken_milliseconds(part)
         if joined and ((size > limit and previous < limit // 4) or (previous > limit and size < limit // 4)):
             joined[-1] += part
         else:
@@ -242,7 +222,7 @@ def _without_small_neighbors(parts: list[str], limit: int) -> list[str]:
 
 def _packed(units: list[tuple[str, Boundary]], limit: int) -> Iterator[tuple[str, Boundary]]:
     """Join units to as few pieces as the limit allows, about equally long: a short last one would be spoken badly."""
-    sizes = [_milliseconds(text) for text, _ in units]
+    sizes = [spoken_milliseconds(text) for text, _ in units]
     remaining = sum(sizes)
     begin = size = 0
     for index, added in enumerate(sizes):
@@ -368,13 +348,3 @@ def _jieba() -> ModuleType | None:
         return None
     jieba.setLogLevel("WARNING")
     return jieba
-
-
-def _milliseconds(text: str) -> int:
-    """Return `spoken_seconds` in whole milliseconds, so that the sum over pieces is exact."""
-    return sum(map(_character_milliseconds, text))
-
-
-@functools.cache
-def _character_milliseconds(character: str) -> int:
-    return next((cost for kind, cost in _MILLISECONDS if kind.match(character)), _OTHER_MILLISECONDS)

@@ -1,7 +1,6 @@
 """Speech of long texts, such as books: spoken chunk by chunk in one voice; an interrupted run can be continued."""
 
 import math
-import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -12,18 +11,19 @@ from typing_extensions import Unpack
 
 from higgs_native.audio.writing import check_output_path, writing_audio
 from higgs_native.errors import GenerationError, ParameterError
+from higgs_native.failure_checks import max_seconds
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.long_form.chunk_store import Attempt, ChunkStore, SpokenChunk
-from higgs_native.long_form.chunking import TextChunk, chunk_text, spoken_seconds
+from higgs_native.long_form.chunking import TextChunk, chunk_text
 from higgs_native.long_form.conversation import Conversation
-from higgs_native.long_form.failure_checks import detect_failures, max_seconds
 from higgs_native.long_form.joining import Pauses, trim_silence
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.messages import AudioContent, Message
+from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
 from higgs_native.speech import Speech
-from higgs_native.utils.checks import check_integer
+from higgs_native.utils.checks import check_flag, check_instance, check_integer
 
 
 CHUNK_SECONDS = 20.0
@@ -52,7 +52,7 @@ class LongSpeech:
 
     The voice stays the same because the prompt of a chunk holds earlier chunks, their text and codes: the last
     `context_chunks`, and, if no recording shows the speaker's voice, that speaker's first one. A failed chunk (see
-    `failure_checks`) is spoken again with the next seed; it never becomes context.
+    `higgs_native.failure_checks`) is spoken again with the next seed; it never becomes context.
 
     Attributes:
         chunks: of the text (see `higgs_native.long_form.chunking`).
@@ -66,12 +66,12 @@ class LongSpeech:
         voice, reference_audio, reference_text, scene, voices_folder: as for `HiggsAudio.speak`.
         sampling, options: as for `HiggsAudio.speak`, without `max_new_tokens`, which follows from each chunk's text.
             The seed None takes that of the run in `folder`, or else a new one.
-        chunk_seconds: maximum length of a chunk by `chunking.spoken_seconds`, 2 to 30; None: 20, with the embedded
+        chunk_seconds: maximum length of a chunk by `prompt.pace.spoken_seconds`, 2 to 30; None: 20, with the embedded
             voice 4.5. With that voice a chunk holds one sentence at most.
         context_chunks: maximum number of last chunks in a prompt, fewer if the cache has no room; None: 2, with the
             embedded voice 0.
         max_retries: how often a failed chunk is spoken again. The best attempt is kept: the one with the fewest
-            failures, then the one whose duration is nearest to `chunking.spoken_seconds`.
+            failures, then the one whose duration is nearest to `prompt.pace.spoken_seconds`.
         strict: raise an error at a failed chunk. `folder` holds it, so a run without `strict` continues after it.
         pauses: between chunks. Pauses and `strict` may differ between runs over a folder.
 
@@ -104,6 +104,10 @@ class LongSpeech:
         sampling: SamplingParams | None = None,
         **options: Unpack[SamplingOptions],
     ) -> None:
+        check_instance("engine", engine, HiggsAudio)
+        check_flag("strict", strict)
+        if pauses is not None:
+            check_instance("pauses", pauses, Pauses)
         self._sampling = SamplingParams.of(sampling, options)
         check_long_form(self._sampling, context_chunks, max_retries)
         if chunk_seconds is None:
@@ -136,10 +140,10 @@ class LongSpeech:
         # Last, so that refused inputs make no folder.
         self._temporary = tempfile.TemporaryDirectory(prefix="higgs-native-") if folder is None else None
         self._store = ChunkStore(folder if self._temporary is None else self._temporary.name)
-        seed = self._sampling.seed
-        if seed is None:
-            seed = self._store.run["inputs"].get("seed") if self._store.run else secrets.randbelow(2**32)
-        self.seed = int(seed)
+        if self._sampling.seed is None and self._store.run:
+            self._sampling = replace(self._sampling, seed=self._store.run["inputs"].get("seed"))
+        self._sampling = self._sampling.with_seed()
+        self.seed = int(self._sampling.seed)
         self.folder = self._store.folder
         self._store.claim(
             {
@@ -210,7 +214,7 @@ class LongSpeech:
             seed = (self.seed + _SEEDS_PER_CHUNK * index + number) % 2**64
             sampling = replace(self._sampling, seed=seed, max_new_tokens=self._max_new_tokens(text))
             speech = self._engine.generate(messages, True, sampling=sampling)
-            attempts.append(Attempt(seed, speech.duration, tuple(detect_failures(speech, text.text))))
+            attempts.append(Attempt(seed, speech.duration, self._engine.failures(speech, text.text)))
             speeches.append(speech)
             if not attempts[-1].failures or (number and torch.equal(speech.codes, speeches[-2].codes)):
                 break  # good, or greedy: another seed changes nothing

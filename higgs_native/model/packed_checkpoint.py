@@ -217,14 +217,31 @@ def write_packed(
         with replacing(target) as temporary:
             temporary.mkdir()
             save_file(dict(tensors), temporary / PACKED_FILE, metadata=metadata)
-            (temporary / PACKED_FILE).chmod(0o644)  # save_file lets the owner alone read it
+            _sort_metadata(temporary / PACKED_FILE)
+            # save_file lets the owner alone read it; the folder has the bits that the umask allows.
+            (temporary / PACKED_FILE).chmod(temporary.stat().st_mode & 0o666)
             for path in texts:
                 if not path.name.endswith(".safetensors.index.json"):
                     shutil.copyfile(path, temporary / path.name)
             if (source / AUDIO_TOKENIZER_FOLDER).is_dir():
-                shutil.copytree(source / AUDIO_TOKENIZER_FOLDER, temporary / AUDIO_TOKENIZER_FOLDER)
+                shutil.copytree(
+                    source / AUDIO_TOKENIZER_FOLDER,
+                    temporary / AUDIO_TOKENIZER_FOLDER,
+                    copy_function=shutil.copyfile,  # without the bits of the source
+                )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{target} can't be written: {' '.join(str(error).split())}") from None
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, so that the same checkpoint has the same bytes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        sorted_header = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        file.seek(8)
+        file.write(sorted_header.ljust(size))
 
 
 def _origin(folder: Path) -> dict[str, str]:

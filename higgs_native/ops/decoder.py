@@ -38,7 +38,8 @@ def layer_weights(
         audio_down,
     ):
         if isinstance(weight, PackedWeight):
-            flat += [weight.data, torch.empty(0) if weight.scales is None else weight.scales]
+            no_scales = weight.data.new_empty(0, dtype=torch.float32)
+            flat += [weight.data, no_scales if weight.scales is None else weight.scales]
         else:
             flat.append(weight)
     return flat

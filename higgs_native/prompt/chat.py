@@ -20,6 +20,7 @@ from higgs_native.prompt import boson, transformers
 from higgs_native.prompt.markup import AUDIO_OUT_BOS, AUDIO_PLACEHOLDERS, REQUIRED_TOKENS, SPEAKER_TAG, header
 from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, check_unicode
 from higgs_native.prompt.voices import Voice
+from higgs_native.utils.checks import check_flag, check_instance, check_string
 
 
 SYSTEM_TEXT = "Generate audio following instruction."
@@ -63,11 +64,13 @@ def build_prompt(
             implementation always does.
 
     Raises:
-        ParameterError: the convention is unknown.
+        ParameterError: the convention is unknown, or an argument or a role is of a wrong type.
         PromptError: the conversation is no list of messages, the convention can't express it, or the tokenizer lacks a
             special token.
     """
     rendering = _CONVENTIONS[Convention.parse(convention)]
+    check_instance("tokenizer", tokenizer, Tokenizer)
+    check_flag("force_audio_gen", force_audio_gen)
     messages = conversation.messages if isinstance(conversation, ChatMLSample) else conversation
     if not isinstance(messages, Sequence):
         raise PromptError(f"conversation must be a list of Message(role, content), got {short_repr(messages)}")
@@ -76,6 +79,7 @@ def build_prompt(
     for message in messages:
         if not isinstance(message, Message):
             raise PromptError(f"conversation must hold Message(role, content) only, got {short_repr(message)}")
+        check_string("role", message.role)
     for token in REQUIRED_TOKENS:
         if tokenizer.token_to_id(token) is None:
             raise PromptError(f"tokenizer must be that of Higgs Audio V2, got one without the token {token}")
@@ -88,7 +92,7 @@ def build_prompt(
             f"texts must hold no {' or '.join(AUDIO_PLACEHOLDERS)}, "
             f"got {placeholders} audio placeholders for {len(audio)} recordings"
         )
-    return Prompt(torch.tensor([ids], dtype=torch.int64), audio)
+    return Prompt(torch.tensor([ids], dtype=torch.int64, device="cpu"), audio)
 
 
 def speech_messages(
@@ -162,6 +166,7 @@ def check_plain_text(text: str, tokenizer: Tokenizer, name: str = "text") -> Non
         PromptError: the text holds a special token, is no str, or is not valid Unicode.
     """
     check_unicode(text, name)
+    check_instance("tokenizer", tokenizer, Tokenizer)
     for token in tokenizer.get_added_tokens_decoder().values():
         if token.special and token.content in text:
             raise PromptError(f"{name} must be plain text, got the special token {token.content}")

@@ -20,7 +20,7 @@ import yaml
 from higgs_native.errors import ConfigError, ParameterError, PromptError, short_repr
 from higgs_native.prompt.normalize import check_unicode, drop_invisible
 from higgs_native.prompt.recordings import Recording, RecordingLike
-from higgs_native.utils.checks import check_string
+from higgs_native.utils.checks import check_string, expanded_path
 from higgs_native.utils.files import read_json_object, read_small_file
 
 
@@ -126,7 +126,9 @@ def find_voice(name: str, folder: str | Path | None = None) -> Voice:
     """
     voices = list_voices(folder)
     if name not in voices:
-        raise PromptError(f"voice must be in the folder of voices ({', '.join(voices) or 'empty'}), got {name!r}")
+        raise PromptError(
+            f"voice must be in the folder of voices ({', '.join(voices) or 'empty'}), got {short_repr(name)}"
+        )
     return voices[name]
 
 
@@ -142,8 +144,8 @@ def list_voices(folder: str | Path | None = None) -> dict[str, Voice]:
     folder = folder or os.environ.get(VOICES_VARIABLE)
     if not folder:
         raise PromptError(f"the folder of voices must be given, or named by {VOICES_VARIABLE}, got neither")
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
+    folder = Path(expanded_path("the folder of voices", folder))
+    if not os.path.isdir(folder):  # unlike Path.is_dir, it takes names of any length
         raise PromptError(f"the folder of voices must exist, got {folder}")
     voices = {}
     for path in _audio_files(folder):

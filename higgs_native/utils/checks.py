@@ -1,12 +1,13 @@
 """Checks of parameters, which may be integers and floats of numpy, and of the values of tensors."""
 
 import os
+from collections.abc import Callable
 from numbers import Integral, Real
 
 import numpy as np
 import torch
 
-from higgs_native.errors import HiggsNativeError, ParameterError
+from higgs_native.errors import HiggsNativeError, ParameterError, short_repr
 
 
 _INTEGERS = (
@@ -24,13 +25,35 @@ _PIECE = 1 << 18
 
 
 def check_integer(name: str, value: object, optional: bool = False) -> None:
-    """Raise ParameterError unless `value` is an integer, or None if `optional`."""
+    """Raise ParameterError unless `value` is an integer of 64 bits, or None if `optional`."""
     _check(name, value, Integral, "an integer", optional)
+    if value is not None and not -(2**63) <= value < 2**64:
+        raise ParameterError(f"{name} must be between -2**63 and 2**64 - 1, got {short_repr(value)}")
 
 
 def check_number(name: str, value: object, optional: bool = False) -> None:
-    """Raise ParameterError unless `value` is a real number, or None if `optional`."""
+    """Raise ParameterError unless `value` is a real number that a float can hold, or None if `optional`."""
     _check(name, value, Real, "a number", optional)
+    try:
+        float(value or 0)
+    except OverflowError:
+        raise ParameterError(f"{name} must be at most 1.8e308, got {short_repr(value)}") from None
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise ParameterError unless `value` is True or False."""
+    _check(name, value, (bool, np.bool_), "True or False", False)
+
+
+def check_callable(name: str, value: object, optional: bool = False) -> None:
+    """Raise ParameterError unless `value` can be called, or is None if `optional`."""
+    _check(name, value, Callable, "a function", optional)
+
+
+def check_instance(name: str, value: object, kind: type) -> None:
+    """Raise ParameterError unless `value` is of the class `kind`."""
+    if not isinstance(value, kind):
+        raise ParameterError(f"{name} must be of the class {kind.__name__}, got {type(value).__name__}")
 
 
 def check_string(name: str, value: object, optional: bool = False) -> None:
@@ -46,7 +69,7 @@ def expanded_path(name: str, value: str | os.PathLike) -> str:
     """
     _check(name, value, (str, os.PathLike), "a string or a path", False)
     if "\0" in os.fspath(value):
-        raise ParameterError(f"{name} must be a path without zero bytes, got {value!r}")
+        raise ParameterError(f"{name} must be a path without zero bytes, got {short_repr(value)}")
     return os.path.expanduser(value)
 
 
@@ -80,4 +103,4 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 def _check(name: str, value: object, kind: type | tuple[type, ...], expected: str, optional: bool) -> None:
     if not isinstance(value, kind) and not (optional and value is None):
-        raise ParameterError(f"{name} must be {expected}{' or None' if optional else ''}, got {value!r}")
+        raise ParameterError(f"{name} must be {expected}{' or None' if optional else ''}, got {short_repr(value)}")

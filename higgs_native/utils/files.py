@@ -19,22 +19,37 @@ MAX_SMALL_FILE = 16 << 20
 """Maximum size of a configuration or an index, in bytes."""
 
 
+# Temporary paths that this process writes.
+_being_written: set[Path] = set()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` for a file or a folder: renamed to `path` at the end, removed on an error.
 
-    Removes the temporary files of processes that were killed while they wrote to `path`.
+    If `path` is a link, the file that it names is replaced. A file gets the permissions of the one that it replaces,
+    and nobody else can read it before. Removes the temporary files of processes that were killed while they wrote.
     """
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        process = leftover.name.split(".")[-2]
-        # In containers a killed process often had this process's id.
-        if process.isdecimal() and (int(process) == os.getpid() or not _is_running(int(process))):
-            _remove(leftover)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path = _behind_links(path)
+    _remove_leftovers(path)
+    temporary = _temporary(path)
+    _being_written.add(temporary)
     try:
+        mode = stat.S_IMODE(path.stat().st_mode) & 0o777 if path.is_file() else None
+        if mode is not None:
+            _create(temporary)
         yield temporary
+        if mode is not None:
+            temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
+        _remove(temporary)
+        _being_written.discard(temporary)
+
+
+def remove_temporary_files() -> None:
+    """Remove what `replacing` has yielded and not renamed yet, for a process that ends without exceptions."""
+    for temporary in list(_being_written):
         _remove(temporary)
 
 
@@ -59,16 +74,52 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_file_can_be_made(path: Path) -> None:
-    """Raise ParameterError if `path` is a folder, or if its folder can't be written to. An existing file is kept."""
-    # Creating a probe is the only reliable check: permissions don't bind every user, and disks may be read-only.
+    """Raise ParameterError unless `path` is a file that can be replaced, or can become one. Changes nothing."""
     try:
-        if path.is_dir():
-            raise ParameterError(f"path must be a file, got {path}, which is a folder")
-        probe = path.with_name(f".{path.name}.probe")
-        probe.touch()
+        target = _behind_links(path)
+        if target.exists() and not target.is_file():
+            kind = "a folder" if target.is_dir() else "a pipe or a device"
+            raise ParameterError(f"path must be a file, got {path}, which is {kind}")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        # Creating a file is the only reliable check: permissions don't bind every user, and disks may be read-only.
+        _remove_leftovers(target)
+        probe = _temporary(target)
+        _create(probe)
         probe.unlink()
     except OSError as error:
         raise ParameterError(f"{path} can't be written: {error.strerror}") from None
+
+
+def _behind_links(path: Path) -> Path:
+    """Return the path of the file that a link names, which need not exist; any other path as it is."""
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():  # links in a circle
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return target
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _create(path: Path) -> None:
+    """Create a file that only its owner can read. Raises FileExistsError rather than follow a link."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary files that killed processes left beside `path`."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        process = leftover.name.split(".")[-2]
+        if not process.isdecimal():
+            continue
+        # In containers a killed process often had this process's id.
+        is_own = int(process) == os.getpid() and leftover not in _being_written
+        if is_own or not _is_running(int(process)):
+            _remove(leftover)
 
 
 def _remove(path: Path) -> None:

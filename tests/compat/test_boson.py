@@ -284,7 +284,7 @@ def test_what_can_not_be_loaded(audio_tokenizer_folder, tmp_path):
     for lengths, message in (
         ([], r"kv_cache_lengths must be a list of numbers of positions, got \[\]"),
         (1024, "kv_cache_lengths must be a list of numbers of positions, got 1024"),
-        ([0], "each of kv_cache_lengths must be at least 1, got 0"),
+        ([0], "each of kv_cache_lengths must be between 1 and 1048576, got 0"),
         ([1024.5], "each of kv_cache_lengths must be an integer, got 1024.5"),
     ):
         with pytest.raises(ParameterError, match=message):

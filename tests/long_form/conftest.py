@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from higgs_native.long_form.chunking import spoken_seconds
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.messages import TextContent
+from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.speech import Speech
 
 

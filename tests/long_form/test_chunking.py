@@ -8,8 +8,9 @@ import regex
 
 from higgs_native.errors import ParameterError
 from higgs_native.long_form import chunking
-from higgs_native.long_form.chunking import TextChunk, chunk_text, spoken_seconds
+from higgs_native.long_form.chunking import TextChunk, chunk_text
 from higgs_native.prompt.normalize import normalize_text
+from higgs_native.prompt.pace import spoken_seconds
 
 
 LIMIT = 12
@@ -320,13 +321,6 @@ def test_sound_effects_and_degrees_are_normalized():
 def test_limit_out_of_range_is_refused(seconds):
     with pytest.raises(ParameterError, match=f"chunk_seconds must be between 2 and 30, got {seconds}"):
         chunk_text("Hello.", seconds)
-
-
-def test_spoken_seconds():
-    assert 55 < spoken_seconds("It is a good day for a long walk. " * 31) < 80  # 279 words
-    assert spoken_seconds("") == 0
-    assert spoken_seconds("كَتَبَ") == spoken_seconds("كتب")
-    assert spoken_seconds("1984") > spoken_seconds("four")
 
 
 @pytest.mark.parametrize("text", ["a line\n" * 40_000, "." * 40_000 + "a", "!" * 40_000 + "a", "," * 40_000 + "a"])

@@ -8,13 +8,14 @@ import pytest
 import soundfile
 import torch
 
+from higgs_native import pipeline
 from higgs_native.errors import GenerationError, ParameterError, PromptError
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form import long_speech
-from higgs_native.long_form.chunking import spoken_seconds
 from higgs_native.long_form.joining import EDGE_SECONDS, Pauses
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.prompt.messages import AudioContent
+from higgs_native.prompt.pace import spoken_seconds
 from tests.long_form.conftest import RATE, TEXT
 
 
@@ -125,7 +126,7 @@ def test_failed_chunk_is_spoken_again(engine, fake):
 
 def test_attempt_with_the_fewest_failures_is_kept(engine, fake, monkeypatch):
     failures = iter([["silence", "no end"], ["silence"], ["no end", "too short"]])
-    monkeypatch.setattr(long_speech, "detect_failures", lambda speech, text: next(failures))
+    monkeypatch.setattr(pipeline, "detect_failures", lambda *arguments: tuple(next(failures)))
     fake()
     (chunk,) = LongSpeech(engine, "One.", seed=0, max_retries=2)
     assert (chunk.kept, chunk.failures) == (1, ("silence",))

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +22,10 @@ from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.model import packed_checkpoint
 from higgs_native.model.packed_checkpoint import PACKED_FILE, checksum, write_packed
 from higgs_native.model.quantization import Quantization
+from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.formats import WEIGHT_FORMATS
 from higgs_native.pipeline import EMBEDDED_VOICE
-from higgs_native.testing.random_checkpoint import write_language_model
+from higgs_native.testing.random_checkpoint import write_demo_checkpoint, write_language_model
 from tests.helpers.devices import CHECKS_VALUES, CUDA_DEVICE, DEVICES, NEEDS_CUDA, NEEDS_CUDA_KERNELS
 from tests.model.test_transformer import config
 from tests.ops.tensors import random
@@ -459,6 +462,33 @@ def test_wrong_parameters_show_before_anything_is_fetched(monkeypatch, quantizat
     for loader in (HiggsAudioModel, HiggsAudio):
         with pytest.raises(ParameterError):
             loader.from_pretrained("owner/name", quantization=quantization, dtype=dtype)
+
+
+def test_the_same_checkpoint_has_the_same_bytes(source, tmp_path):
+    model = LanguageModel.from_pretrained(source, quantization="int8")
+    for name in ("one", "other", "third", "fourth"):
+        write_packed(model.named_weights(), model.quantization, source, tmp_path / name)
+    files = {(tmp_path / name / PACKED_FILE).read_bytes() for name in ("one", "other", "third", "fourth")}
+    assert len(files) == 1
+    with safe_open(tmp_path / "one" / PACKED_FILE, framework="pt") as packed:
+        assert json.loads(packed.metadata()["quantization"]) == model.quantization.to_dict()
+
+
+@pytest.mark.parametrize(("mask", "bits"), [(0o022, 0o644), (0o077, 0o600)])
+def test_the_umask_decides_who_may_read(mask, bits, tmp_path):
+    source = tmp_path / "source"
+    write_demo_checkpoint(source)
+    for path in source.rglob("*.*"):
+        path.chmod(0o664)
+    model = LanguageModel.from_pretrained(source, quantization="int8")
+    before = os.umask(mask)
+    try:
+        write_packed(model.named_weights(), model.quantization, source, tmp_path / "packed")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "packed").rglob("*") if path.is_file()]
+    assert {PACKED_FILE, "config.json", "model.safetensors"} <= {path.name for path in files}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {bits}
 
 
 def run_command(capsys, *arguments) -> tuple[int, str, str]:

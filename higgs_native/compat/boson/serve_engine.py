@@ -164,7 +164,7 @@ class HiggsAudioServeEngine:
             temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens, stop_strings
         )
         generate = self._speaker.prepare(chat_ml_sample, force_audio_gen, sampling)
-        placeholder = torch.tensor([self.model.config.audio_out_token_id])
+        placeholder = torch.tensor([self.model.config.audio_out_token_id], dtype=torch.int64, device="cpu")
         texts = TextDeltas(self.tokenizer, {})
 
         def make(deltas: BackgroundIterator[HiggsAudioStreamerDelta]) -> None:
@@ -180,7 +180,7 @@ class HiggsAudioServeEngine:
             def on_token(token: int) -> None:
                 nonlocal in_audio
                 in_audio = False
-                deltas.put(texts.delta(torch.tensor([token])))
+                deltas.put(texts.delta(torch.tensor([token], dtype=torch.int64, device="cpu")))
 
             output: GenerationOutput = generate(on_frame, on_token)
             for rest in texts.rest():

@@ -86,7 +86,7 @@ def decode_frames(
     segments = [output.audio_segments[0].T for output in outputs]
     steps = max(map(len, segments))
     shape = len(segments), steps, config.num_codebooks
-    frames = torch.full(shape, config.audio_stream_eos_id, device=input_ids.device)
+    frames = torch.full(shape, config.audio_stream_eos_id, dtype=torch.int64, device=input_ids.device)
     for row, segment in enumerate(segments):
         frames[row, : len(segment)] = segment
     before = inputs.get("audio_input_ids")
@@ -98,7 +98,7 @@ def decode_frames(
     for step in range(steps):
         if wants_logits:
             size = config.num_codebooks * config.codebook_size
-            logits = torch.zeros(len(outputs), size, device=input_ids.device)
+            logits = torch.zeros(len(outputs), size, dtype=torch.float32, device=input_ids.device)
             for row, output in enumerate(outputs):
                 if step < len(output.audio_logits):
                     logits[row] = output.audio_logits[step].flatten()
@@ -140,14 +140,14 @@ def _requests(
             f"got {audio.dtype} {list(audio.shape)}"
         )
     if audio_mask is None:
-        audio_mask = torch.ones(audio.shape[:2], device=audio.device)
+        audio_mask = torch.ones(audio.shape[:2], dtype=torch.bool, device=audio.device)
     if audio_mask.shape != audio.shape[:2]:
         raise PromptError(
             f"audio_input_ids_mask must have the shape {list(audio.shape[:2])} of audio_input_ids, "
             f"got {list(audio_mask.shape)}"
         )
     # Drawn from torch's own generator, so that torch.manual_seed decides.
-    seeds = torch.randint(2**63 - 1, (len(input_ids),)).tolist()
+    seeds = torch.randint(2**63 - 1, (len(input_ids),), dtype=torch.int64, device="cpu").tolist()
     return [
         GenerationRequest(
             input_ids[row, mask[row]],
