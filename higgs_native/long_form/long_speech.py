@@ -226,7 +226,8 @@ class LongSpeech:
 
     def _load(self, index: int) -> SpokenChunk | None:
         text = self.chunks[index]
-        return self._store.load(index, text, self._pauses.before(text.boundary) if index else 0.0)
+        pause = self._pauses.before(text.boundary) if index else 0.0
+        return self._store.load(index, text, pause, self._engine.audio_tokenizer.sampling_rate)
 
     def _begin_chunks(self, first: int, conversation: Conversation, speaker: ChunkSpeaker, stored: set[int]) -> None:
         """Begin chunks from `first` on whose prompts are known, until `parallel` are being spoken.
