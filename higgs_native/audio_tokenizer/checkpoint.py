@@ -9,7 +9,7 @@ import torch
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.errors import CheckpointError
-from higgs_native.model.checkpoint import TensorFiles
+from higgs_native.model.checkpoint import TensorFiles, listed
 from higgs_native.model.other_kinds import kind_of_folder, kind_of_tensors
 from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.checks import is_finite
@@ -220,11 +220,7 @@ def _check(
             ],
         ),
     ]
-    texts = [
-        f"{len(names)} {kind} ({', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''})"
-        for kind, names in problems
-        if names
-    ]
+    texts = [listed(kind, names) for kind, names in problems if names]
     if texts:
         got = kind_of_tensors(found) or "; ".join(texts)
         raise CheckpointError(f"{source} must fit its config.json, got {got}")

@@ -217,8 +217,8 @@ class ChunkStore:
             speech, stored_rate = _decode_wav(wav)
             if type(kept) is not int or not 0 <= kept < len(attempts) or stored_rate != sampling_rate:
                 return None
-        except (FileNotFoundError, ValueError, TypeError, KeyError, wave.Error, EOFError, RecursionError):
-            return None
+        except (FileNotFoundError, ValueError, TypeError, KeyError, wave.Error, EOFError, RuntimeError):
+            return None  # RuntimeError: of wave for wrong sizes, of json for deep nesting
         except OSError as error:
             raise ParameterError(f"the folder {self.folder} can't be read: {error.strerror}") from None
         return SpokenChunk(

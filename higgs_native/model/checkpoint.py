@@ -11,18 +11,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from higgs_native.errors import CheckpointError, ConfigError
+from higgs_native.errors import CheckpointError, ConfigError, one_line, short_repr
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.hub import fetch_snapshot
 from higgs_native.model.other_kinds import kind_of_files, kind_of_folder, kind_of_tensors
 from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.checks import expanded_path
-from higgs_native.utils.files import read_json_object
+from higgs_native.utils.files import read_json_object, read_small_file
 from higgs_native.utils.memory import release_mapped
 
 
 AUDIO_TOKENIZER_FOLDER = "audio_tokenizer"
 """The folder of an audio tokenizer within a language model's checkpoint."""
+_MAX_TOKENIZER_FILE = 128 << 20
+"""Maximum size of `tokenizer.json` in bytes; the published one has 17 MB."""
 
 
 def resolve_folder(path_or_name: str | Path, kind: str = "model", **hub_options: Any) -> Path:
@@ -58,13 +60,15 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
     """Read `tokenizer.json` in `folder`; return None if there is none.
 
     Raises:
-        CheckpointError: the file is damaged.
+        CheckpointError: the file is damaged, is no regular file, or is larger than `_MAX_TOKENIZER_FILE`.
     """
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_buffer(read_small_file(path, _MAX_TOKENIZER_FILE))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from None
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointError(f"{path} is damaged: {error}") from None
 
@@ -143,7 +147,9 @@ def _shards(index: Path) -> list[str]:
         raise CheckpointError(f"{index} is damaged: weight_map must name a file for each tensor")
     for name, file in weight_map.items():
         if not isinstance(file, str) or Path(file).name != file:
-            raise CheckpointError(f"{index} is damaged: {name} must lie in a file of this folder, got {file!r}")
+            raise CheckpointError(
+                f"{index} is damaged: {one_line(name, 80)} must lie in a file of this folder, got {short_repr(file)}"
+            )
     return sorted(set(weight_map.values()))
 
 
@@ -172,7 +178,7 @@ class LanguageModelFiles:
         missing = [name for name in missing if name != TEXT_LM_HEAD or name in self._sources]
         unknown = [stored for name, sources in self._sources.items() if name not in expected for stored in sources]
         unknown = [name for name in unknown if name is not None and not name.endswith("rotary_emb.inv_freq")]
-        problems = [_listed(kind, names) for kind, names in (("missing", missing), ("unknown", unknown)) if names]
+        problems = [listed(kind, names) for kind, names in (("missing", missing), ("unknown", unknown)) if names]
         if problems:
             got = kind_of_tensors(unknown) or ", ".join(problems)
             raise CheckpointError(f"the tensors of {folder} must fit its config.json, got {got}")
@@ -287,6 +293,7 @@ def expected_tensors(config: HiggsAudioConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _listed(kind: str, names: list[str]) -> str:
-    shown = ", ".join(sorted(names)[:5])
+def listed(kind: str, names: list[str]) -> str:
+    """Return the number of tensors of a kind, such as `unknown`, and the first of their names."""
+    shown = ", ".join(one_line(name, 80) for name in sorted(names)[:5])
     return f"{len(names)} {kind} ({shown}{', ...' if len(names) > 5 else ''})"

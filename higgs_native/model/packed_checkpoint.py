@@ -211,7 +211,8 @@ def write_packed(
         "checksums": json.dumps({name: checksum(tensor) for name, tensor in tensors.items()}),
         **_origin(source),
     }
-    texts = [path for path in source.iterdir() if path.suffix in (".json", ".txt") and path.is_file()]
+    texts = [path for path in _regular_files(source) if path.suffix in (".json", ".txt")]
+    audio_tokenizer = source / AUDIO_TOKENIZER_FOLDER
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as temporary:
@@ -223,14 +224,17 @@ def write_packed(
             for path in texts:
                 if not path.name.endswith(".safetensors.index.json"):
                     shutil.copyfile(path, temporary / path.name)
-            if (source / AUDIO_TOKENIZER_FOLDER).is_dir():
-                shutil.copytree(
-                    source / AUDIO_TOKENIZER_FOLDER,
-                    temporary / AUDIO_TOKENIZER_FOLDER,
-                    copy_function=shutil.copyfile,  # without the bits of the source
-                )
+            if audio_tokenizer.is_dir():
+                (temporary / AUDIO_TOKENIZER_FOLDER).mkdir()
+                for path in _regular_files(audio_tokenizer):
+                    shutil.copyfile(path, temporary / AUDIO_TOKENIZER_FOLDER / path.name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{target} can't be written: {' '.join(str(error).split())}") from None
+
+
+def _regular_files(folder: Path) -> list[Path]:
+    """Return the files in a folder, without pipes and devices, which may never end, and without other folders."""
+    return [path for path in folder.iterdir() if path.is_file()]
 
 
 def _sort_metadata(path: Path) -> None:
