@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,13 +27,14 @@ _MAX_TOKENIZER_FILE = 128 << 20
 """Maximum size of `tokenizer.json` in bytes; the published one has 17 MB."""
 
 
-def resolve_folder(path_or_name: str | Path, kind: str = "model") -> Path:
+def resolve_folder(path_or_name: str | Path, kind: str = "model", **hub_options: Any) -> Path:
     """Return the local folder of a checkpoint, after fetching it if `path_or_name` is a Hub name.
 
     Args:
         path_or_name: a folder, or a Hub name such as `bosonai/higgs-audio-v2-generation-3B-base`, optionally with
             `@revision`.
         kind: the name of the argument in error messages.
+        hub_options: of `huggingface_hub.snapshot_download`, such as `cache_dir` and `token`.
 
     Raises:
         CheckpointError: the folder does not exist, and the Hub has no such repository or can't be reached.
@@ -51,7 +53,7 @@ def resolve_folder(path_or_name: str | Path, kind: str = "model") -> Path:
         raise CheckpointError(
             f"{kind} must be a folder or a Hub name such as owner/name, got {written}, which does not exist"
         )
-    return fetch_snapshot(name, revision or None, kind)
+    return fetch_snapshot(name, revision or None, kind, **hub_options)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
