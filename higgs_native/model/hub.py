@@ -14,14 +14,14 @@ HUB_TIMEOUT = 10.0
 _FETCHED = ("*.json", "*.safetensors", "*.txt", "*.pth")
 
 
-def fetch_snapshot(name: str, revision: str | None, kind: str, **hub_options: Any) -> Path:
+def fetch_snapshot(name: str, revision: str | None, kind: str, **options: Any) -> Path:
     """Return the folder of a repository in the Hub's cache, after fetching what it lacks.
 
     Args:
         name: `owner/name`.
         revision: a branch, a tag or a commit; None: the main branch.
         kind: the name of the argument in error messages.
-        hub_options: of `huggingface_hub.snapshot_download`, such as `cache_dir` and `token`.
+        options: of `huggingface_hub.snapshot_download`, such as `cache_dir` and `token`.
 
     Raises:
         CheckpointError: the Hub has no such repository or revision, refuses access, or can't be reached, and the cache
@@ -32,24 +32,28 @@ def fetch_snapshot(name: str, revision: str | None, kind: str, **hub_options: An
 
     try:
         with _no_endless_requests():
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_FETCHED), **hub_options))
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_FETCHED), **options))
     except Exception as error:  # of any type: the client passes on those of HTTP, and of answers that aren't the Hub's
         raise CheckpointError(
             f"{kind} must be a folder or a Hub name, got {name}, which could not be fetched: "
             f"{_reason(error, revision)}"
         ) from None
     has_weights = any(path.suffix in (".safetensors", ".pth") for path in folder.glob("*"))
-    if not has_weights and (other := _kind_of_repository(name, revision)):
+    if not has_weights and (other := _kind_of_repository(name, revision, **options)):
         raise CheckpointError(f"{kind} must be a folder or a Hub name, got {name}, which holds {other}")
     return folder
 
 
-def _kind_of_repository(name: str, revision: str | None) -> str | None:
+def _kind_of_repository(
+    name: str, revision: str | None, token: str | bool | None = None, local_files_only: bool = False, **_: Any
+) -> str | None:
     """Tell the kind of a repository without weights that can be read, by its other files."""
+    if local_files_only:
+        return None
     from huggingface_hub import HfApi
 
     try:
-        repository = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT)
+        repository = HfApi(token=token).model_info(name, revision=revision, timeout=HUB_TIMEOUT)
         return kind_of_files(file.rfilename for file in repository.siblings or ())
     except Exception:  # as above; what the fetched folder lacks shows when it is read
         return None

@@ -199,6 +199,16 @@ def test_a_tokenizer_alone_is_fetched(endpoint):
     assert resolve_folder("owner/name") == folder
 
 
+def test_options_of_the_client_are_handed_on(endpoint, tmp_path):
+    endpoint.files = ("tokenizer.json",)
+    with pytest.raises(CheckpointError, match="could not be fetched: Cannot find an appropriate cached snapshot"):
+        resolve_folder("owner/name", cache_dir=tmp_path / "mine", local_files_only=True)
+    folder = resolve_folder("owner/name", cache_dir=tmp_path / "mine", token="secret")
+    assert folder.is_relative_to(tmp_path / "mine")
+    endpoint.failure = "silence"  # not asked
+    assert resolve_folder("owner/name", cache_dir=tmp_path / "mine", local_files_only=True) == folder
+
+
 def test_the_client_s_other_requests_are_as_before(endpoint):
     from huggingface_hub.utils import get_session
 
