@@ -223,8 +223,10 @@ def test_texts_and_lists_are_small_regular_files(name, make, error, tmp_path):
         ("profile.yaml", "a0: &a0 [b, b]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 99))),
         ("profile.yaml", "a: &a [*a]\n"),
         ("profile.yaml", 'profiles: {a: "\\ud800"}'),
+        ("profile.yaml", 'profiles: {a: "\\Uffffffff"}'),
+        ("profile.yaml", f"%YAML {'9' * 5000}.1\n---\na: b"),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_refusals_are_one_short_line(name, contents, tmp_path):
     (tmp_path / name).write_text(contents, encoding="utf-8")
