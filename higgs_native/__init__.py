@@ -26,7 +26,7 @@ from higgs_native.errors import (
     PromptError,
     exit_on_bad_input,
 )
-from higgs_native.generation.engine import HiggsAudioModel
+from higgs_native.generation.model import HiggsAudioModel
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationMode, GenerationOutput
 from higgs_native.long_form.chunk_store import SpokenChunk

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
-from higgs_native.generation.engine import HiggsAudioModel, generate_batch
+from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.model.batch import Batch

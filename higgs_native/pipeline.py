@@ -16,7 +16,7 @@ from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ConfigError, ParameterError, PromptError, one_line
 from higgs_native.failure_checks import Failure, detect_failures, frame_levels
 from higgs_native.generation.delay_pattern import segment_codes
-from higgs_native.generation.engine import HiggsAudioModel, generate_batch
+from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.generation.sequence import GenerationOutput, GenerationRequest, OnFrame, OnToken
 from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER, resolve_folder

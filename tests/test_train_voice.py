@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.generation.delay_pattern import build_delay_pattern, revert_delay_pattern
-from higgs_native.generation.engine import HiggsAudioModel
+from higgs_native.generation.model import HiggsAudioModel
 from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.prompt.chat import build_prompt, speech_messages
 from higgs_native.prompt.voices import Voice

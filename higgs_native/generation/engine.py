@@ -2,7 +2,7 @@
 
 A step computes rows of any number of sequences in one forward pass, and draws a frame or a token for each sequence
 that has no row left. While all are inside audio and no prompt is computed, the model runner draws frames alone.
-`generate_batch`, `speak`, streams, long texts and servers are clients of the same engine.
+All ways to generate are clients of the same engine (`generation.model`).
 """
 
 import os
@@ -15,25 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from typing_extensions import Unpack
 
-from higgs_native.convention import Convention
 from higgs_native.errors import GenerationError, ParameterError
 from higgs_native.generation.driver import Driver
 from higgs_native.generation.handle import RequestHandle
 from higgs_native.generation.model_runner import DecodeRow, ModelRunner
 from higgs_native.generation.pages import PagePool
-from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.generation.scheduler import Scheduler, Step
-from higgs_native.generation.sequence import (
-    GenerationMode,
-    GenerationOutput,
-    GenerationRequest,
-    OnFrame,
-    OnToken,
-    SequenceState,
-    begin_sequence,
-)
+from higgs_native.generation.sequence import GenerationMode, GenerationRequest, SequenceState, begin_sequence
 from higgs_native.generation.stop import ends_reply, text_after_audio
 from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
@@ -135,6 +124,7 @@ class Engine(Driver):
         self._clock = clock
         self._runner: ModelRunner | None = None
         self._scheduler: Scheduler | None = None
+        self._frames_ahead = _PAGES_AHEAD * PAGE_SIZE if model.device.type == "cuda" else 1
         self.prefix_bytes = prefix_bytes
 
         self._handles: dict[SequenceState, RequestHandle] = {}
@@ -275,15 +265,13 @@ class Engine(Driver):
         num_bytes = _default_cache_bytes(model.device) if self._cache_bytes is None else self._cache_bytes
         num_pages = min(max(num_bytes // self._page_bytes, limit), self._num_slots * limit)
         self._runner = ModelRunner(model, self._num_slots, num_pages)
-        is_cuda = model.device.type == "cuda"
         self._scheduler = Scheduler(
             self._num_slots,
             PagePool(num_pages, self._prefix_bytes // self._page_bytes),
             limit,
-            _CUDA_MIN_PIECE if is_cuda else _CPU_MIN_PIECE,
+            _CPU_MIN_PIECE if self._stream is None else _CUDA_MIN_PIECE,
             self._clock,
         )
-        self._frames_ahead = _PAGES_AHEAD * PAGE_SIZE if is_cuda else 1
 
     def _accept(self) -> None:
         """Take in new requests, and end aborted ones."""
@@ -334,6 +322,8 @@ class Engine(Driver):
                 runner.launch()
                 self._launches_left -= 1
         except RuntimeError:
+            if self._stream is not None:
+                raise
             # On the CPU, the sampler refuses the logits of all for those of one. A pass of its own tells which.
             self._launches_left = 0
             self._compute(Step(pieces=[(sequence, 1) for sequence in self._members]))
@@ -593,95 +583,3 @@ def _pending_rows(model: LanguageModel, pieces: Sequence[tuple[SequenceState, in
         text_positions=int32([text_position for _, _, text_position in text_rows]),
     )
     return batch, [index if is_text or index < 0 else len(ids) + index for is_text, index in last]
-
-
-class HiggsAudioModel(LanguageModel):
-    """A Higgs Audio V2 language model that generates.
-
-    >>> model = HiggsAudioModel.from_pretrained("bosonai/higgs-audio-v2-generation-3B-base")
-    >>> output = model.generate(input_ids, reference_codes=[codes], seed=1)
-    >>> codes = segment_codes(output.audio_segments[0], model.config, Convention.BOSON)
-
-    Attributes:
-        engine: generates all requests; another `Engine` of this model may be set before the first one.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.engine = Engine(self)
-
-    def generate(
-        self,
-        input_ids: torch.Tensor,
-        reference_codes: Sequence[torch.Tensor] = (),
-        convention: str | Convention = Convention.BOSON,
-        on_frame: OnFrame | None = None,
-        partial_audio: torch.Tensor | None = None,
-        output_logits: bool = False,
-        on_token: OnToken | None = None,
-        sampling: SamplingParams | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> GenerationOutput:
-        """Generate after one prompt; see `GenerationRequest` and `generate_batch`.
-
-        Args:
-            input_ids: [1, S], integers, one placeholder per item of `reference_codes`.
-            reference_codes: [codebooks, T] integers each, without BOS, EOS and delay.
-            convention, on_frame, partial_audio, on_token: see `GenerationRequest`.
-            output_logits: keep the logits that each step drew from.
-            sampling: how to draw and when to stop, or in its place `options`: the attributes of `SamplingParams`.
-        """
-        request = GenerationRequest(
-            input_ids,
-            reference_codes,
-            convention,
-            SamplingParams.of(sampling, options),
-            partial_audio,
-            on_frame=on_frame,
-            on_token=on_token,
-        )
-        return generate_batch(self, [request], output_logits)[0]
-
-
-def generate_batch(
-    model: HiggsAudioModel,
-    requests: Sequence[GenerationRequest],
-    output_logits: bool = False,
-) -> list[GenerationOutput]:
-    """Generate after several prompts side by side; each result is what its request gives alone.
-
-    Requests of other callers share the steps. Callbacks are called in this thread.
-
-    Args:
-        model: the language model.
-        requests: the prompts, of any lengths, conventions and sampling parameters.
-        output_logits: keep the logits that each step drew from.
-
-    Raises:
-        PromptError: a prompt does not fit the model, its references, or the cache.
-        CheckpointError: a request asks for text, and the checkpoint has no text head.
-        GenerationError: logits hold a NaN or +inf, exceed float32 when divided by the temperature, or are all -inf.
-    """
-    engine = model.engine
-    handles: list[RequestHandle] = []
-    try:
-        for request in requests:
-            handles.append(engine.add(request, output_logits))
-        heard = [
-            (handle, request)
-            for handle, request in zip(handles, requests, strict=True)
-            if request.on_frame is not None or request.on_token is not None
-        ]
-        while heard:
-            engine.drive(lambda heard=heard: any(handle.is_ready for handle, _ in heard))
-            for handle, request in heard:
-                for item in handle.take():
-                    callback = request.on_token if isinstance(item, int) else request.on_frame
-                    if callback is not None:
-                        callback(item)
-            heard = [entry for entry in heard if not entry[0].is_exhausted]
-        engine.drive(lambda: all(handle.future.done() for handle in handles))
-        return [handle.future.result() for handle in handles]
-    finally:
-        for handle in handles:
-            handle.abort()

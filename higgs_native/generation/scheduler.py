@@ -43,7 +43,7 @@ class _Playback:
 
 @dataclass
 class Step:
-    """What the next step computes.
+    """The work of the next step.
 
     Attributes:
         pieces: sequences, and how many of their pending rows are computed.

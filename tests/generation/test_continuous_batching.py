@@ -11,8 +11,9 @@ import torch
 from higgs_native.convention import Convention
 from higgs_native.errors import GenerationError, ParameterError
 from higgs_native.generation import engine as engine_module
-from higgs_native.generation.engine import Engine, HiggsAudioModel, generate_batch
+from higgs_native.generation.engine import Engine
 from higgs_native.generation.handle import RequestHandle
+from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.model_runner import ModelRunner
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest

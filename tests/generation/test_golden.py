@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from higgs_native.convention import Convention
-from higgs_native.generation.engine import HiggsAudioModel, generate_batch
+from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.generation.stop import DEFAULT_STOP_STRINGS

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from higgs_native.generation import model_runner
-from higgs_native.generation.engine import Engine, HiggsAudioModel, generate_batch
+from higgs_native.generation.engine import Engine
+from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.testing.configs import DEMO_CONFIG

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from higgs_native.generation.engine import DEFAULT_PREFIX_BYTES, Engine, HiggsAudioModel, generate_batch
+from higgs_native.generation.engine import DEFAULT_PREFIX_BYTES, Engine
+from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.pages import PagePool, page_keys
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationOutput, GenerationRequest

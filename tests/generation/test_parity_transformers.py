@@ -7,7 +7,7 @@ import torch
 
 from higgs_native import ops
 from higgs_native.convention import Convention
-from higgs_native.generation.engine import HiggsAudioModel, generate_batch
+from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.ops._library import EMULATES_CUDA

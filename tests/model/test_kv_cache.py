@@ -5,7 +5,7 @@ import resource
 import pytest
 import torch
 
-from higgs_native.generation.engine import HiggsAudioModel
+from higgs_native.generation.model import HiggsAudioModel
 from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import PAGE_SIZE, KVCache, pages_for
 from higgs_native.testing.configs import REAL_SIZE_CONFIG

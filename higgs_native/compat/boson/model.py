@@ -15,8 +15,8 @@ from higgs_native.compat.boson.sampling import sampling_params
 from higgs_native.compat.placement import check_stays
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError, PromptError
-from higgs_native.generation.engine import HiggsAudioModel as NativeModel
-from higgs_native.generation.engine import generate_batch
+from higgs_native.generation.model import HiggsAudioModel as NativeModel
+from higgs_native.generation.model import generate_batch
 from higgs_native.generation.sequence import GenerationRequest, OnFrame, OnToken
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.quantization import Quantization
@@ -42,7 +42,7 @@ class HiggsAudioGenerationOutput(NamedTuple):
 
 @dataclass
 class KVCacheBucket:
-    """What is left of Boson's key-value caches: the engine makes its own for each call.
+    """A stand-in for Boson's key-value caches: the engine has its own.
 
     Attributes:
         max_cache_len: the positions that it stands for.

@@ -20,7 +20,7 @@ from higgs_native.compat.transformers.classes import (
 )
 from higgs_native.compat.transformers.weights import ModelWeights, check_plain, weights_state
 from higgs_native.errors import ParameterError
-from higgs_native.generation.engine import HiggsAudioModel
+from higgs_native.generation.model import HiggsAudioModel
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH, check_cache_length

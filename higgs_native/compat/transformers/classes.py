@@ -24,7 +24,7 @@ from higgs_native.compat.transformers.decoding import decode_frames, unsupported
 from higgs_native.compat.transformers.weights import weights_state
 from higgs_native.convention import Convention
 from higgs_native.errors import AudioError, ParameterError
-from higgs_native.generation.engine import HiggsAudioModel
+from higgs_native.generation.model import HiggsAudioModel
 
 
 Model = TypeVar("Model", HiggsAudioV2ForConditionalGeneration, HiggsAudioV2TokenizerModel)
@@ -56,7 +56,7 @@ class Accelerated:
         return object.__new__, (self.plain_class,), plain_state(self)
 
     def _native(self) -> Native:
-        """What the methods run, packed anew if the model's weights have changed."""
+        """The native model, packed anew if the model's weights have changed."""
         state = weights_state(self)
         if state != self.higgs_native_state:
             self.higgs_native = None  # frees its memory before the next one takes as much

@@ -28,7 +28,7 @@ from transformers.models.higgs_audio_v2.generation_higgs_audio_v2 import (
 from higgs_native.compat.transformers.rows import AllRowsStopped, Rows, next_ids
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError, PromptError
-from higgs_native.generation.engine import HiggsAudioModel, generate_batch
+from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationOutput, GenerationRequest
 

@@ -15,7 +15,7 @@ from transformers.generation import (
 
 from higgs_native.compat.transformers.classes import WithoutWeights
 from higgs_native.errors import ConfigError, ParameterError
-from higgs_native.generation.engine import HiggsAudioModel
+from higgs_native.generation.model import HiggsAudioModel
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization

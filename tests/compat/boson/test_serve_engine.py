@@ -31,7 +31,7 @@ from higgs_native.compat.boson import (
 )
 from higgs_native.compat.boson.text_tokenizer import TextTokenizer
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
-from higgs_native.generation.engine import generate_batch
+from higgs_native.generation.model import generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.pipeline import EMBEDDED_VOICE

@@ -1,0 +1,106 @@
+"""A language model that generates, after one prompt or after several side by side."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from typing_extensions import Unpack
+
+from higgs_native.convention import Convention
+from higgs_native.generation.engine import Engine
+from higgs_native.generation.handle import RequestHandle
+from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
+from higgs_native.generation.sequence import GenerationOutput, GenerationRequest, OnFrame, OnToken
+from higgs_native.model.transformer import LanguageModel
+
+
+class HiggsAudioModel(LanguageModel):
+    """A Higgs Audio V2 language model that generates.
+
+    >>> model = HiggsAudioModel.from_pretrained("bosonai/higgs-audio-v2-generation-3B-base")
+    >>> output = model.generate(input_ids, reference_codes=[codes], seed=1)
+    >>> codes = segment_codes(output.audio_segments[0], model.config, Convention.BOSON)
+
+    Attributes:
+        engine: generates all requests; another `Engine` of this model may be set before the first one.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.engine = Engine(self)
+
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        reference_codes: Sequence[torch.Tensor] = (),
+        convention: str | Convention = Convention.BOSON,
+        on_frame: OnFrame | None = None,
+        partial_audio: torch.Tensor | None = None,
+        output_logits: bool = False,
+        on_token: OnToken | None = None,
+        sampling: SamplingParams | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> GenerationOutput:
+        """Generate after one prompt; see `GenerationRequest` and `generate_batch`.
+
+        Args:
+            input_ids: [1, S], integers, one placeholder per item of `reference_codes`.
+            reference_codes: [codebooks, T] integers each, without BOS, EOS and delay.
+            convention, on_frame, partial_audio, on_token: see `GenerationRequest`.
+            output_logits: keep the logits that each step drew from.
+            sampling: how to draw and when to stop, or in its place `options`: the attributes of `SamplingParams`.
+        """
+        request = GenerationRequest(
+            input_ids,
+            reference_codes,
+            convention,
+            SamplingParams.of(sampling, options),
+            partial_audio,
+            on_frame=on_frame,
+            on_token=on_token,
+        )
+        return generate_batch(self, [request], output_logits)[0]
+
+
+def generate_batch(
+    model: HiggsAudioModel,
+    requests: Sequence[GenerationRequest],
+    output_logits: bool = False,
+) -> list[GenerationOutput]:
+    """Generate after several prompts side by side; each result is what its request gives alone.
+
+    Requests of other callers share the steps. Callbacks are called in this thread.
+
+    Args:
+        model: the language model.
+        requests: the prompts, of any lengths, conventions and sampling parameters.
+        output_logits: keep the logits that each step drew from.
+
+    Raises:
+        PromptError: a prompt does not fit the model, its references, or the cache.
+        CheckpointError: a request asks for text, and the checkpoint has no text head.
+        GenerationError: logits hold a NaN or +inf, exceed float32 when divided by the temperature, or are all -inf.
+    """
+    engine = model.engine
+    handles: list[RequestHandle] = []
+    try:
+        for request in requests:
+            handles.append(engine.add(request, output_logits))
+        heard = [
+            (handle, request)
+            for handle, request in zip(handles, requests, strict=True)
+            if request.on_frame is not None or request.on_token is not None
+        ]
+        while heard:
+            engine.drive(lambda heard=heard: any(handle.is_ready for handle, _ in heard))
+            for handle, request in heard:
+                for item in handle.take():
+                    callback = request.on_token if isinstance(item, int) else request.on_frame
+                    if callback is not None:
+                        callback(item)
+            heard = [entry for entry in heard if not entry[0].is_exhausted]
+        engine.drive(lambda: all(handle.future.done() for handle in handles))
+        return [handle.future.result() for handle in handles]
+    finally:
+        for handle in handles:
+            handle.abort()
