@@ -7,6 +7,8 @@ import soxr
 import torch
 from torch.nn import functional as F
 
+from higgs_native.utils.exact_arithmetic import settle_trigonometry
+
 
 def resample_soxr(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     """Resample as `librosa.resample` does by default, the function that the audio tokenizer's users encoded with.
@@ -48,6 +50,7 @@ def resample_sinc(audio: torch.Tensor, from_rate: int, to_rate: int) -> torch.Te
     taps = torch.arange(-width, width + from_rate, dtype=torch.float32, device="cpu") / from_rate
     phases = torch.arange(0, -to_rate, -1, dtype=torch.float32, device="cpu") / to_rate
     times = ((phases[:, None] + taps) * cutoff).clamp(-zero_crossings, zero_crossings)
+    settle_trigonometry()
     window = torch.cos(times * math.pi / zero_crossings / 2).square()
     kernels = torch.sinc(times) * window * (cutoff / from_rate)
     padded = F.pad(audio, (width, width + from_rate))

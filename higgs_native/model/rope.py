@@ -5,6 +5,7 @@ import math
 import torch
 
 from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.utils.exact_arithmetic import settle_trigonometry
 
 
 def rope_table(config: HiggsAudioConfig, length: int) -> torch.Tensor:
@@ -28,4 +29,5 @@ def rope_table(config: HiggsAudioConfig, length: int) -> torch.Tensor:
             wavelengths > low, frequencies / scaling.factor, torch.where(wavelengths < high, frequencies, between)
         )
     angles = torch.arange(length, dtype=torch.float32, device="cpu")[:, None] * frequencies
+    settle_trigonometry()
     return torch.cat([angles.cos(), angles.sin()], dim=1)

@@ -140,8 +140,7 @@ def test_the_handlers_of_the_caller_are_restored(run):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
-# All of `COMMANDS` by hand: see `tests.helpers.interruptions`.
-@pytest.mark.parametrize("command", ["read", "quantize"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_signal_at_a_random_moment(command, tmp_path):
     draw = random.Random(COMMANDS.index(command))
     with Interruption(command, tmp_path) as interruption:
