@@ -28,7 +28,7 @@ import numpy as np
 
 SAMPLING_RATE = 24_000
 AUDIBLE = 0.01
-"""Of full scale, -40 dB."""
+"""The level above which a sample counts as sound: 1 % of full scale, or -40 dB."""
 TEXTS = (
     "Good morning.",
     "The sun rises in the east.",
@@ -42,7 +42,7 @@ MALFORMED: tuple[dict[str, Any], ...] = ({}, {"input": ""}, {"input": "Hello.", 
 
 @dataclass
 class Load:
-    """What is sent.
+    """The requests of a run, and their clients.
 
     Attributes:
         url: of the server.
@@ -67,7 +67,7 @@ class Load:
 
 @dataclass
 class Outcome:
-    """What became of a request. Times are in seconds since its scheduled arrival.
+    """The result of a request. Times are in seconds since its scheduled arrival.
 
     Attributes:
         kind: `complete`, `aborted`, `refused` (429 or 503), `malformed` (refused as it should be), or `failed`.

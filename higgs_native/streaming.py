@@ -122,7 +122,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         self._lookahead = lookahead
         self._text = text
         self._start_frame = 0
-        # Of all frames so far, for the detection of failures.
+        # The codes and levels of all frames so far, for the detection of failures.
         self._codes: list[torch.Tensor] = []
         self._levels: list[np.ndarray] = []
         self._begin_segment()

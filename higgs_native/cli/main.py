@@ -31,7 +31,7 @@ for command in (speak, read):
 for command in (serve, quantize, voices, info):
     app.command()(command)
 
-# Of the errors of the command line; not every release of typer has a public name for it.
+# The base of typer's errors; not every release has a public name for it.
 _UsageError = typer.BadParameter.__base__
 
 

@@ -81,7 +81,7 @@ class Recording:
 
 
 RecordingLike: TypeAlias = str | os.PathLike | bytes | BinaryIO | Sequence | Mapping[str, Any] | Recording
-"""What a recording is read from: all that `read_audio` takes without a separate sampling rate, or a `Recording`."""
+"""The forms of a recording: all that `read_audio` takes without a separate sampling rate, or a `Recording`."""
 
 
 def read_recording(content: AudioContent) -> Recording:

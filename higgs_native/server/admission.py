@@ -1,4 +1,4 @@
-"""Which requests are spoken now, which wait, and which are refused."""
+"""Admission: the requests that are spoken now, those that wait, and those that are refused."""
 
 import asyncio
 from collections import Counter, deque

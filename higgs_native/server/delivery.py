@@ -29,7 +29,7 @@ _MAX_PIECES = 64
 
 
 class SpeechService:
-    """What the routes of one server share.
+    """The state that the routes of one server share.
 
     Args:
         engine: speaks.

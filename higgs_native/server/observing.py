@@ -1,4 +1,4 @@
-"""What operators see: metrics for Prometheus, and a log line in JSON per request."""
+"""For operators: metrics for Prometheus, and a log line in JSON per request."""
 
 import json
 import logging

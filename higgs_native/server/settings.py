@@ -1,4 +1,4 @@
-"""What an operator sets: the limits, the keys, and what clients may refer to."""
+"""The settings of an operator: the limits, the keys, and what clients may refer to."""
 
 from dataclasses import dataclass
 from pathlib import Path

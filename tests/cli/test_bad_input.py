@@ -337,7 +337,7 @@ def test_bad_input_gives_one_line_and_writes_nothing(case, run, model, tmp_path,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-# What is known without the weights must not wait for them.
+# Facts that need no weights must not wait for them.
 KNOWN_EARLY = (
     empty_text,
     unreadable_reference,

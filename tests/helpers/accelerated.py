@@ -5,7 +5,7 @@ import importlib
 from tests.helpers import transformers_reference as reference
 
 
-# Where transformers is missing, the import above has skipped the importing file.
+# Without transformers, the import above has skipped the importing file.
 compat = importlib.import_module("higgs_native.compat.transformers")
 
 REFERENCES = [(), (7,), (5, 11)]
@@ -13,7 +13,7 @@ EVERYTHING = {"return_dict_in_generate": True, "output_scores": True, "output_lo
 
 
 def both(model, inputs, **options):
-    """What transformers gives, and what the engine gives."""
+    """Return the outputs of transformers and of the engine."""
     compat.restore(model)
     expected = model.generate(**inputs, **options)
     compat.accelerate(model)

@@ -1,4 +1,4 @@
-"""What holds for all routes: keys, limits, ids, logs, metrics, and the OpenAPI document."""
+"""Rules of all routes: keys, limits, ids, logs, metrics, and the OpenAPI document."""
 
 import json
 import logging

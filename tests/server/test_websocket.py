@@ -228,7 +228,7 @@ def test_keys_origins_and_numbers_are_checked(start, server):
 
 @pytest.mark.filterwarnings("ignore::higgs_native.VoiceWarning")
 def test_an_invented_voice_is_kept(start, engine, monkeypatch, streamed):
-    """Where only the seed chooses the voice, later sentences clone the first one."""
+    """If only the seed chooses the voice, later sentences clone the first one."""
     monkeypatch.setattr(engine, "trained_voices", ())
     with connected(start(), seed=5) as socket:
         send(socket, type="text", text=" ".join(SENTENCES[:2]))

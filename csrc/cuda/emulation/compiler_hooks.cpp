@@ -1,4 +1,4 @@
-// What the compiler calls before each access of a kernel to memory, compiled as for ThreadSanitizer.
+// The functions of ThreadSanitizer, which the compiler calls before each memory access of a kernel.
 #include <cstdint>
 
 #include "cuda/emulation/races.h"
@@ -24,7 +24,7 @@ HIGGS_NATIVE_HOOKS(16)
 void __tsan_read_range(void* at, unsigned long size) { access(at, size, Access::read, __builtin_return_address(0)); }
 void __tsan_write_range(void* at, unsigned long size) { access(at, size, Access::write, __builtin_return_address(0)); }
 
-// What the host's code in the kernels' files does; which of these it needs depends on the standard library.
+// Called by the host code in the kernels' files; which of them are needed depends on the standard library.
 void __tsan_init() {}
 void __tsan_vptr_update(void**, void*) {}
 

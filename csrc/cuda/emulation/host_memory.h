@@ -16,7 +16,7 @@ namespace higgs_native::emulation::races {
 
 namespace {
 
-// Where this library's code and variables are.
+// The addresses of this library's code and variables.
 struct Library {
   std::string path;
   uintptr_t begin = 0, end = 0, variables = 0, variable_bytes = 0;

@@ -75,8 +75,8 @@ struct Thread {
   uint32_t fences = 0, fence_epoch = kNever;             // of the last one
 };
 
-// What an atomic gives to those that read it: the accesses of a block before an epoch; and those of its own thread, if
-// that had fenced them.
+// An atomic orders accesses before those of its readers: a block's accesses before an epoch, and its own thread's if
+// that thread had fenced them.
 struct Release {
   uint32_t block, before_epoch, thread, atomics;
   bool own;

@@ -24,11 +24,11 @@
 // - Shared memory holds nothing when a block begins: reading what no thread of the block has written is reported as
 //   well.
 //
-// So it does not matter that the record of a byte may be stale, because torch has written it since, or its memory was
-// freed and belongs to another tensor now: a record from before the call says nothing that the last rule does not say
-// of all memory.
+// It therefore does not matter that the record of a byte may be stale, because torch has written it since, or its
+// memory was freed and belongs to another tensor now: a record from before the call says nothing that the last rule
+// does not say of all memory.
 //
-// What is not seen: what the tests do not run; what torch launches within a call of an operator, such as a fill with
+// Not seen: code that the tests do not run; what torch launches within a call of an operator, such as a fill with
 // zeros; a second stream; memory that is given back too early; and what hardware may do that keeps to these rules:
 // every access takes effect at once, and only an asynchronous copy comes later, in wait_for_copies. Accesses that the
 // compiler leaves to a function of the C library, such as a large memcpy, are not seen either.

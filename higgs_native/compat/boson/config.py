@@ -13,7 +13,7 @@ from higgs_native.prompt.markup import AUDIO_PLACEHOLDERS
 from higgs_native.utils.files import read_json_object
 
 
-# What a configuration that leaves it out means for a model that reads recordings as codes.
+# The meaning of an absent value for a model that reads recordings as codes.
 _DEFAULTS = {
     "encode_whisper_embed": False,
     "encode_audio_in_tokens": True,

@@ -62,7 +62,7 @@ class ChatMLDatasetSample:
 
 @dataclass
 class HiggsAudioBatchInput:
-    """What the model's `generate` takes: ids [rows, S], and the delayed codes [codebooks, N] of all recordings."""
+    """The inputs of the model's `generate`: ids [rows, S], and the delayed codes [codebooks, N] of all recordings."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor

@@ -44,7 +44,7 @@ _AUDIO_TOKENIZER = {
 _MODEL = {"HiggsAudioConfig": HiggsAudioConfig, "HiggsAudioModel": HiggsAudioModel}
 _COLLATOR = {"HiggsAudioBatchInput": HiggsAudioBatchInput, "HiggsAudioSampleCollator": HiggsAudioSampleCollator}
 
-# What each of Boson's modules has that programs import; packages come before their modules.
+# The names that programs import from Boson's modules; packages come before their modules.
 MODULES: dict[str, dict[str, object]] = {
     "": {},
     ".constants": dict(zip(("AUDIO_IN_TOKEN", "AUDIO_OUT_TOKEN"), AUDIO_PLACEHOLDERS, strict=True)),

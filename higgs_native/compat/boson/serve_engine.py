@@ -130,7 +130,7 @@ class HiggsAudioServeEngine:
         raise AttributeError(f"the engine has no {name}; docs/compat_boson.md lists what it has of Boson's")
 
     def _parts(self) -> HiggsAudio:
-        """What speaks with the current model and tokenizers, which programs replace."""
+        """The speaker with the current model and tokenizers, which programs replace."""
         native, audio_tokenizer = self.model.native, self.audio_tokenizer.native
         native.tokenizer = self.tokenizer.backend_tokenizer
         speaker = self._speaker

@@ -106,7 +106,7 @@ def test_the_class_of_an_accelerated_model(tmp_path):
     assert (accelerated.__name__, accelerated.__module__) == (plain.__name__, plain.__module__)
     assert inspect.signature(model.generate) == inspect.signature(restore(model).generate)
     assert type(model) is plain
-    # What transformers saves names the plain class, and no tensor of the engine's.
+    # The saved files name the plain class, and hold no tensor of the engine.
     accelerate(model).save_pretrained(tmp_path)
     assert type(plain.from_pretrained(tmp_path)) is plain
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [plain.__name__]

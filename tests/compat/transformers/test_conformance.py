@@ -1,4 +1,4 @@
-"""What transformers' tests ask of every model that generates, of a model that is accelerated when it is made.
+"""The demands of transformers' tests on a model that generates, for one that is accelerated when it is made.
 
 The model is as small as there: 2 codebooks, 16 codes, and no id of EOS that ends a row early.
 """

@@ -56,7 +56,7 @@ def test_a_criterion_ends_each_row(lengths, wanted):
 
 
 def test_a_criterion_is_asked_after_each_frame():
-    """So that a stop button has an effect within a frame; no frame is drawn that no row needs."""
+    """A stop button has an effect within a frame, and no frame is drawn that no row needs."""
     model = accelerate(reference.tiny_model(2, endless=True))
     drawn = []
 
@@ -125,7 +125,7 @@ def test_a_fixed_length(eos):
 
 
 def test_a_fixed_length_is_that_of_transformers():
-    """Where the delay pattern has closed by itself: transformers then draws nothing but EOS either."""
+    """After the delay pattern has closed by itself, transformers draws nothing but EOS either."""
     equal = 0
     for seed in range(6):
         model = reference.tiny_model(seed)
