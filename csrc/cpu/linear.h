@@ -64,7 +64,7 @@ void for_panels(int64_t count, int64_t cost, const F& f) {
     return;
   }
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+  parallel_for(threads, 1, [&](int64_t, int64_t) {
     int64_t begin = next.load();
     while (begin < count) {
       int64_t chunk = std::max(min_chunk, (count - begin) / (2 * threads));

@@ -5,7 +5,6 @@
 // a radix search over weights (1 per token for top-k, the draw's weights for top-p): nothing is sorted. After top-k
 // only the tokens that are left are weighed.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <atomic>
@@ -13,6 +12,7 @@
 #include <vector>
 
 #include "args/sampling.h"
+#include "cpu/parallel.h"
 #include "cpu/sampling_kernels.h"
 
 namespace higgs_native::cpu {
@@ -150,7 +150,7 @@ class RowLoop {
   template <typename Row>
   void run(int64_t n, int64_t vocabulary, const Row& row) {
     int64_t grain = std::max<int64_t>(1, kGrain / vocabulary);
-    torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(n, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         RowError error = row(i);
         if (error == RowError::none) continue;
