@@ -203,7 +203,8 @@ def _read_profiles(path: Path) -> dict[str, str]:
     try:
         # BaseLoader keeps all scalars as text. Others turn a voice called `no` or a description `2024` into values.
         contents = yaml.load(_read_text(path), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # the last two: no character
+    # ValueError, OverflowError: PyYAML takes any hexadecimal number for the code of a character.
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         mark = getattr(error, "problem_mark", None)  # set by errors of the grammar
         location, reason = (path, error) if mark is None else (f"{path}, line {mark.line + 1}", error.problem)
         reason = " ".join(str(reason).split())

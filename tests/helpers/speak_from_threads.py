@@ -9,7 +9,7 @@ from threading import Barrier
 
 import torch
 
-from higgs_native import HiggsAudio, _C
+from higgs_native import _C, HiggsAudio
 
 
 THREADS = 8
