@@ -64,7 +64,7 @@ def case(generator: random.Random, folder: Path) -> None:
     if generator.random() < 0.1:
         text = mutations.mutated(text, generator)
     write(folder, contents | {"config.json": text})
-    begin = time.monotonic()
+    begin = time.process_time()
     if kind.endswith("audio tokenizer"):
         described = HiggsAudioTokenizerConfig.from_pretrained(folder)
         tensors = folded_shapes(described)
@@ -75,7 +75,7 @@ def case(generator: random.Random, folder: Path) -> None:
         tensors = expected_tensors(described)
         assert rope_table(described, 64).isfinite().all()
     assert len(tensors) < 50_000
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2
     if not kind.endswith("audio tokenizer"):
         LanguageModel.from_pretrained(folder)
         return

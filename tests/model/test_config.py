@@ -144,10 +144,10 @@ def test_repeated_dual_layers_count_once():
 
 
 def test_the_largest_number_of_layers_is_described_quickly():
-    start = time.perf_counter()
+    start = time.process_time()
     config = HiggsAudioConfig.from_dict(written("transformers", num_hidden_layers=MAX_LAYERS))
     assert len(expected_tensors(config)) == 14 * MAX_LAYERS + 5
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 ROPE = {
