@@ -1,8 +1,11 @@
-"""The weights of a loaded model, as the engine reads them."""
+"""The weights of a loaded model, as the engine reads them, and what shows that they have changed."""
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from transformers import (
     HiggsAudioV2ForConditionalGeneration,
+    HiggsAudioV2TokenizerModel,
 )
 
 from higgs_native import ops
@@ -12,6 +15,11 @@ from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import checked_dtype
 from higgs_native.ops import PackedWeight
+from higgs_native.ops.formats import STORED_DTYPES
+
+
+_COMPARED = 16
+"""Elements per tensor that `weights_state` holds."""
 
 
 class ModelWeights:
@@ -25,17 +33,16 @@ class ModelWeights:
         state = model.state_dict()
         self._tensors = {}
         for name, shape in expected_tensors(config).items():
-            tensor = state.get(transformers_name(name))
+            stored = transformers_name(name)
+            tensor = state.get(stored)
             if tensor is None and name == TEXT_LM_HEAD:
                 continue
             if tensor is None:
-                raise CheckpointError(
-                    f"the model has no {transformers_name(name)}; merge adapters and parametrizations"
-                )
+                raise CheckpointError(f"the model has no {stored}; merge adapters and parametrizations")
+            check_plain({stored: tensor}, model.device)
             if tuple(tensor.shape) != shape:
                 raise CheckpointError(
-                    f"{transformers_name(name)} has shape {list(tensor.shape)}, but the configuration asks for "
-                    f"{list(shape)}"
+                    f"{stored} has shape {list(tensor.shape)}, but the configuration asks for {list(shape)}"
                 )
             self._tensors[name] = tensor.to(self.dtype).contiguous()
 
@@ -53,3 +60,43 @@ class ModelWeights:
 
     def _packing(self, part: str) -> dict[str, object]:
         return {"format": getattr(self.quantization, part), "clip": self.quantization.clip}
+
+
+def check_plain(tensors: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Raise CheckpointError if a tensor does not hold the weight itself: quantized, offloaded, or a subclass.
+
+    Quantized tensors keep their scales elsewhere, so a cast to a floating dtype would be noise.
+    """
+    for name, tensor in tensors.items():
+        kind, dtype = type(tensor), tensor.dtype
+        if kind in (torch.Tensor, torch.nn.Parameter) and dtype in STORED_DTYPES.values() and tensor.device == device:
+            continue
+        raise CheckpointError(
+            f"{name} must be a plain tensor of float32, bfloat16 or float16 on {device}, "
+            f"got a {kind.__name__} of {str(dtype).removeprefix('torch.')} on {tensor.device}; load the model whole "
+            "and not quantized: accelerate(model, quantization=...) quantizes it"
+        )
+
+
+def weights_state(model: HiggsAudioV2ForConditionalGeneration | HiggsAudioV2TokenizerModel) -> tuple:
+    """Return what differs once a weight has been replaced, moved or written to.
+
+    A tensor's version counts its writes, except those through `.data`, which adapters are merged by. So some elements
+    of each tensor are part of it too.
+    """
+    state = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if not tensor.is_meta}
+    tensors = list(state.values())
+    versions = [
+        (name, type(tensor), tensor.dtype, tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
+        for name, tensor in state.items()
+    ]
+    flat = [tensor.detach().flatten() for tensor in tensors]
+    elements = [part[:: max(1, len(part) // _COMPARED)].double() for part in flat]
+    # Bytes, since a NaN differs from itself.
+    return versions, b"".join(part.numpy().tobytes() for part in _on_the_cpu(elements))
+
+
+def _on_the_cpu(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Copy 1-D tensors to the CPU, those of one device at once."""
+    devices = {part.device for part in parts}
+    return [torch.cat([part for part in parts if part.device == device]).cpu() for device in sorted(devices, key=str)]
