@@ -49,10 +49,11 @@ def changed(raw: dict, generator: random.Random) -> dict:
             holder.pop(name, None)
         elif isinstance(holder.get(name), list) and holder[name] and generator.random() < 0.5:
             values = [*holder[name]]
-            values[generator.randrange(len(values))] = generator.choice(_VALUES)
+            values[generator.randrange(len(values))] = copy.deepcopy(generator.choice(_VALUES))
             holder[name] = values
         else:
-            holder[name] = generator.choice(_VALUES) if generator.random() < 0.8 else mutations.value(generator)
+            known = generator.random() < 0.8
+            holder[name] = copy.deepcopy(generator.choice(_VALUES)) if known else mutations.value(generator)
     return raw
 
 
