@@ -97,8 +97,8 @@ def test_every_error_of_any_text_is_one_short_printable_line():
 
 
 def test_a_long_message_takes_no_longer():
-    start = time.perf_counter()
+    start = time.process_time()
     line = str(ParameterError("got " + "\x1b" * 50_000_000 + "; way out"))
     assert line.startswith("got \\x1b")
     assert line.endswith("; way out")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

@@ -80,7 +80,7 @@ class TensorFiles:
         folder: the folder, whose `weight_files` are read.
 
     Raises:
-        CheckpointError: as for `weight_files`, or a file is damaged.
+        CheckpointError: as for `weight_files`, or a file is damaged, or two hold a tensor of the same name.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -92,6 +92,8 @@ class TensorFiles:
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{path} is damaged or incomplete: {error}") from None
             for name in opened.keys():  # noqa: SIM118 (safe_open is no mapping)
+                if name in self._file_of:
+                    raise CheckpointError(f"{folder} must hold {one_line(name, 80)} once, got it in two files")
                 self._file_of[name] = opened
 
     def __contains__(self, name: str) -> bool:
@@ -164,15 +166,19 @@ class LanguageModelFiles:
 
     def __init__(self, folder: Path, config: HiggsAudioConfig) -> None:
         self._files = TensorFiles(folder)
-        self._sources = {}
+        parts_of: dict[str, dict[int | None, str]] = {}
         for stored in self._files.names():
             name, part = _original_name(stored)
-            if name in self._sources and part is None:
-                raise CheckpointError(f"{folder} holds {name} twice, as {self._sources[name][0]} and as {stored}")
-            if part is None:
-                self._sources[name] = [stored]
-            else:
-                self._sources.setdefault(name, [None, None])[part] = stored
+            parts = parts_of.setdefault(name, {})
+            if part in parts or (parts and None in (part, *parts)):
+                other = one_line(next(iter(parts.values())), 80)
+                raise CheckpointError(
+                    f"{folder} must hold {one_line(name, 80)} once, got it as {other} and as {one_line(stored, 80)}"
+                )
+            parts[part] = stored
+        self._sources = {
+            name: [parts[None]] if None in parts else [parts.get(0), parts.get(1)] for name, parts in parts_of.items()
+        }
         expected = expected_tensors(config)
         missing = [name for name in expected if name not in self._sources or None in self._sources[name]]
         missing = [name for name in missing if name != TEXT_LM_HEAD or name in self._sources]
@@ -188,10 +194,16 @@ class LanguageModelFiles:
                     f"{folder}: {stored} must be {', '.join(STORED_DTYPES)}, got {self._files.dtype(stored)}"
                 )
         for name, shape in expected.items():
-            if name in self and self.shape(name) != shape:
-                raise CheckpointError(
-                    f"{self.description(name)} must have shape {list(shape)}, got {list(self.shape(name))}"
-                )
+            if name in self and not self._fits(name, shape):
+                got = " and ".join(str(list(self._files.shape(stored))) for stored in self._sources[name])
+                raise CheckpointError(f"{self.description(name)} must have shape {list(shape)}, got {got}")
+
+    def _fits(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Return whether the parts of a tensor, joined along the first dimension, have a shape."""
+        parts = [self._files.shape(stored) for stored in self._sources[name]]
+        if any(len(part) != len(shape) or part[1:] != shape[1:] for part in parts):
+            return False
+        return sum(part[0] for part in parts) == shape[0]
 
     def __contains__(self, name: str) -> bool:
         return name in self._sources
@@ -202,8 +214,8 @@ class LanguageModelFiles:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor with its parts joined."""
-        shapes = [self._files.shape(stored) for stored in self._sources[name]]
-        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        first, *others = (self._files.shape(stored) for stored in self._sources[name])
+        return (first[0] + others[0][0], *first[1:]) if others else first
 
     @property
     def matrix_dtype(self) -> torch.dtype:

@@ -68,11 +68,11 @@ class PackedWeights:
             raise CheckpointError(f"{self._path} must be packed with {expected_layout}, got {layout}")
         try:
             self.quantization = Quantization(**json.loads(metadata["quantization"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self._path}: its quantization must be known, got {error}") from None
         try:
             self._checksums = dict(json.loads(metadata["checksums"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self._path} is damaged or incomplete: its checksums: {error}") from None
         self._unread = set(self._file.keys())
         self._shapes = expected_tensors(config)

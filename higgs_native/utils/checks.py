@@ -68,9 +68,11 @@ def expanded_path(name: str, value: str | os.PathLike) -> str:
         ParameterError: `value` is no path.
     """
     _check(name, value, (str, os.PathLike), "a string or a path", False)
-    if "\0" in os.fspath(value):
+    path = os.fspath(value)
+    _check(name, path, str, "a string or a path", False)  # a path object may be one of bytes
+    if "\0" in path:
         raise ParameterError(f"{name} must be a path without zero bytes, got {short_repr(value)}")
-    return os.path.expanduser(value)
+    return os.path.expanduser(path)
 
 
 def integer_tensor(

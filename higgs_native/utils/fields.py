@@ -7,7 +7,7 @@ from higgs_native.errors import ConfigError, short_repr
 
 
 MAX_INTEGER = 2**31 - 1
-"""The largest integer of a configuration. Products of a few stay printable and within 64 bits."""
+"""The largest integer of a configuration, of either sign. Products and quotients of a few fit 64 bits and a float."""
 _REQUIRED = object()
 
 
@@ -93,6 +93,7 @@ class Fields:
         is_integer = is_integer or (isinstance(value, float) and value.is_integer())
         self.require(name, is_integer, "an integer", value)
         self.require(name, value <= maximum, f"at most {maximum}", value)
+        self.require(name, value >= -MAX_INTEGER, f"at least {-MAX_INTEGER}", value)
         return int(value)
 
     def _number(self, name: str, value: object) -> float:

@@ -49,10 +49,11 @@ def changed(raw: dict, generator: random.Random) -> dict:
             holder.pop(name, None)
         elif isinstance(holder.get(name), list) and holder[name] and generator.random() < 0.5:
             values = [*holder[name]]
-            values[generator.randrange(len(values))] = generator.choice(_VALUES)
+            values[generator.randrange(len(values))] = copy.deepcopy(generator.choice(_VALUES))
             holder[name] = values
         else:
-            holder[name] = generator.choice(_VALUES) if generator.random() < 0.8 else mutations.value(generator)
+            known = generator.random() < 0.8
+            holder[name] = copy.deepcopy(generator.choice(_VALUES)) if known else mutations.value(generator)
     return raw
 
 
@@ -64,7 +65,7 @@ def case(generator: random.Random, folder: Path) -> None:
     if generator.random() < 0.1:
         text = mutations.mutated(text, generator)
     write(folder, contents | {"config.json": text})
-    begin = time.monotonic()
+    begin = time.process_time()
     if kind.endswith("audio tokenizer"):
         described = HiggsAudioTokenizerConfig.from_pretrained(folder)
         tensors = folded_shapes(described)
@@ -75,7 +76,7 @@ def case(generator: random.Random, folder: Path) -> None:
         tensors = expected_tensors(described)
         assert rope_table(described, 64).isfinite().all()
     assert len(tensors) < 50_000
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2
     if not kind.endswith("audio tokenizer"):
         LanguageModel.from_pretrained(folder)
         return

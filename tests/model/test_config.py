@@ -105,6 +105,7 @@ def test_a_wrong_value_of_the_transformers_layout_is_named(changes, message):
         ({"hidden_size": math.inf}, "hidden_size must be an integer, got inf"),
         ({"vocab_size": 2**31}, "vocab_size must be at most 2147483647, got 2147483648"),
         ({"vocab_size": 10**5000}, f"vocab_size must be at most 2147483647, got {hex(10**5000)[:12]}..."),
+        ({"vocab_size": -(10**4000)}, f"vocab_size must be at least -2147483647, got {hex(-(10**4000))[:12]}..."),
         ({"num_hidden_layers": 65536}, "num_hidden_layers must be at most 1024, got 65536"),
         ({"num_attention_heads": 2048}, "num_attention_heads must be at most 1024, got 2048"),
         ({"head_dim": 2048}, "head_dim must be at most 1024, got 2048"),
@@ -114,7 +115,7 @@ def test_a_wrong_value_of_the_transformers_layout_is_named(changes, message):
         ({"eos_token_id": "</s>"}, "eos_token_id must be an integer, got '</s>'"),
         ({"eos_token_id": [None]}, "eos_token_id must be an integer, got None"),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_a_value_of_another_kind_is_named(layout, changes, message):
     source = "config.json: text_config" if layout == "original" else "config.json"
@@ -144,10 +145,10 @@ def test_repeated_dual_layers_count_once():
 
 
 def test_the_largest_number_of_layers_is_described_quickly():
-    start = time.perf_counter()
+    start = time.process_time()
     config = HiggsAudioConfig.from_dict(written("transformers", num_hidden_layers=MAX_LAYERS))
     assert len(expected_tensors(config)) == 14 * MAX_LAYERS + 5
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 ROPE = {

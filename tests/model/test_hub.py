@@ -151,7 +151,7 @@ def test_a_hub_that_never_answers_ends_the_wait(endpoint, monkeypatch, at):
     start = time.perf_counter()
     message = refusal()
     assert message.endswith("got owner/name, which could not be fetched: the Hub did not answer within 0.2 seconds")
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 60
 
 
 def test_a_hub_that_is_not_there_is_named(endpoint, monkeypatch):

@@ -279,6 +279,8 @@ def change_byte(path, position):
             "damaged or incomplete: .* must have the written checksum",
         ),
         (lambda path: change_metadata(path, checksums="1"), "is damaged or incomplete: its checksums"),
+        (lambda path: change_metadata(path, checksums="[" * 100_000), "is damaged or incomplete: its checksums"),
+        (lambda path: change_metadata(path, quantization="[" * 100_000), "its quantization must be known"),
         (lambda path: change_metadata(path, checksums=None), "is damaged or incomplete: its checksums"),
         (lambda path: change_metadata(path, higgs_native="1"), "must be of version 2, got 1; write it again"),
         (lambda path: change_metadata(path, higgs_native=None), "must be of version 2, got none"),

@@ -201,7 +201,7 @@ def test_split_tables_are_joined(folder):
         (lambda t: t.update({"norm.weight": torch.zeros(3)}), r"norm.weight must have shape \[48\], got \[3\]"),
         (
             lambda t: t.update({"model.norm.weight": t["norm.weight"].clone()}),
-            "holds norm.weight twice, as .*norm.weight and as .*norm.weight",
+            "must hold norm.weight once, got it as model.norm.weight and as norm.weight",
         ),
     ],
 )
@@ -209,6 +209,48 @@ def test_tensors_that_do_not_fit_are_named(folder, change, message):
     change_tensors(folder, change)
     with pytest.raises(CheckpointError, match=message):
         LanguageModel.from_pretrained(folder)
+
+
+def split(tensors: dict[str, torch.Tensor], rows: int, width: int) -> None:
+    """Split the embedding into parts of shapes that may not fit."""
+    table = tensors.pop("embed_tokens.weight")
+    tensors["embed_tokens.embedding_frozen.weight"] = table[:rows].clone()
+    tensors["embed_tokens.embedding_trainable.weight"] = table[rows:, :width].clone()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: split(t, 200, 47),
+            r"frozen.weight and embed_tokens.embedding_trainable.weight must have shape \[300, 48\], "
+            r"got \[200, 48\] and \[100, 47\]",
+        ),
+        (
+            lambda t: (split(t, 200, 48), t.pop("embed_tokens.embedding_trainable.weight")),
+            r"1 missing \(embed_tokens.weight\)",
+        ),
+        (
+            lambda t: t.update({"embed_tokens.embedding_frozen.weight": t["embed_tokens.weight"].clone()}),
+            "must hold embed_tokens.weight once, got it as embed_tokens.embedding_frozen.weight and as ",
+        ),
+        (lambda t: t.update({"norm.weight": torch.tensor(1.0)}), r"norm.weight must have shape \[48\], got \[\]"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(folder, change, message):
+    change_tensors(folder, change)
+    with pytest.raises(CheckpointError, match=message):
+        LanguageModel.from_pretrained(folder)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    write_language_model(tmp_path, config(), layout="original", shard_bytes=50_000)
+    first, second = sorted(tmp_path.glob("model-*.safetensors"))[:2]
+    tensors = load_file(first)
+    name = next(iter(tensors))
+    save_file({**load_file(second), name: tensors[name] + 1}, second)
+    with pytest.raises(CheckpointError, match=f"must hold {name} once, got it in two files"):
+        LanguageModel.from_pretrained(tmp_path)
 
 
 def test_a_truncated_file_is_refused(folder):

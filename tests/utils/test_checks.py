@@ -1,11 +1,12 @@
-"""Checks of tensors' values: found in every dtype of weights, at any place, and without false alarms."""
+"""Checks of paths and of tensors' values: found in every dtype, at any place, and without false alarms."""
 
 import math
 
 import pytest
 import torch
 
-from higgs_native.utils.checks import is_finite
+from higgs_native.errors import ParameterError
+from higgs_native.utils.checks import expanded_path, is_finite
 
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -46,3 +47,14 @@ def test_integers_and_nothing_are_finite(dtype):
     assert is_finite(torch.zeros((), dtype=dtype))
     if not dtype.is_floating_point:
         assert is_finite(torch.full((9,), torch.iinfo(dtype).max, dtype=dtype))
+
+
+class BytesPath:
+    def __fspath__(self):
+        return b"folder"
+
+
+@pytest.mark.parametrize("value", [3, None, b"folder", BytesPath()])
+def test_a_path_of_bytes_is_none(value):
+    with pytest.raises(ParameterError, match=r"^model must be a string or a path, got "):
+        expanded_path("model", value)

@@ -17,7 +17,7 @@ def fields(value: object) -> Fields:
     [
         ("integer", 8, 8),
         ("integer", 8.0, 8),
-        ("integer", -(10**5000), -(10**5000)),
+        ("integer", -(2**31) + 1, -(2**31) + 1),
         ("number", 8, 8.0),
         ("number", 0.5, 0.5),
         ("text", "", ""),
@@ -38,7 +38,8 @@ def test_a_value_is_read(kind, value, expected):
     ("kind", "values", "expected"),
     [
         ("integer", (True, "8", 8.5, math.nan, math.inf, [8], {}), "an integer"),
-        ("integer", (2**31, 1e300), "at most 2147483647"),
+        ("integer", (2**31, 1e300, 10**5000), "at most 2147483647"),
+        ("integer", (-(2**31), -1e300, -(10**5000)), "at least -2147483647"),
         ("number", (True, "8", math.nan, -math.inf, 10**400, [8]), "a finite number"),
         ("text", (8, ["a"]), "a string"),
         ("integers", (8, "8", {"8": 8}), "a list"),

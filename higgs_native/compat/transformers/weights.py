@@ -16,6 +16,7 @@ from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import checked_dtype
 from higgs_native.ops import PackedWeight
 from higgs_native.ops.formats import STORED_DTYPES
+from higgs_native.utils.checks import is_finite
 
 
 _COMPARED = 16
@@ -45,6 +46,8 @@ class ModelWeights:
                     f"{stored} has shape {list(tensor.shape)}, but the configuration asks for {list(shape)}"
                 )
             self._tensors[name] = tensor.to(self.dtype).contiguous()
+            if not is_finite(self._tensors[name]):
+                raise CheckpointError(f"{stored} must be finite, got NaN or infinity")
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors

@@ -328,6 +328,24 @@ def test_tensors_that_are_not_the_weight_itself_are_refused(change, got):
         accelerated.generate(**inputs, max_new_tokens=3, do_sample=False)
 
 
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_weights_that_are_not_finite_are_named(quantization):
+    model = reference.tiny_model(0)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match=r"model\.layers\.0\.mlp\.up_proj\.weight must be finite, got NaN"):
+        accelerate(model, quantization=quantization)
+    assert type(model) is transformers.HiggsAudioV2ForConditionalGeneration
+
+
+def test_an_audio_tokenizer_that_is_not_finite_is_refused(audio_tokenizer):
+    model = copy.deepcopy(audio_tokenizer)
+    with torch.no_grad():
+        model.fc2.weight[0, 0] = torch.inf
+    with pytest.raises(CheckpointError, match=r"fc2\.weight must be finite in float32, got NaN or infinity"):
+        accelerate(model)
+
+
 def test_a_quantized_audio_tokenizer_is_refused(audio_tokenizer):
     model = copy.deepcopy(audio_tokenizer)
     model.fc2.weight = torch.nn.Parameter(model.fc2.weight.detach().round().to(torch.int8), requires_grad=False)
