@@ -33,6 +33,7 @@ from higgs_native.ops import Moments
 from higgs_native.ops.formats import PANEL, QUANTIZED_FORMATS
 from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
 from higgs_native.prompt.normalize import normalize_text
+from higgs_native.utils.exact_arithmetic import exact_arithmetic
 
 
 DEFAULT_TEXTS = Path(__file__).with_name("calibration_texts.txt")
@@ -96,11 +97,16 @@ def calibrated_model(
     del model
     gc.collect()  # on a GPU the model and its runners refer to each other
     weights = CheckpointWeights(folder, config, None, quantization, device)
-    layers = calibrated_layers(folder, config, weights, spoken, device)
-    bar = tqdm(
-        layers, "quantizing", config.num_hidden_layers, unit="layer", leave=False, disable=None if progress else True
-    )
-    return LanguageModel(config, weights, tokenizer, device, DEFAULT_CACHE_LENGTH, bar)
+    with exact_arithmetic():
+        layers = tqdm(
+            calibrated_layers(folder, config, weights, spoken, device),
+            "quantizing",
+            config.num_hidden_layers,
+            unit="layer",
+            leave=False,
+            disable=None if progress else True,
+        )
+        return LanguageModel(config, weights, tokenizer, device, DEFAULT_CACHE_LENGTH, layers)
 
 
 def text_prompt(text: str, tokenizer: Tokenizer, config: HiggsAudioConfig) -> torch.Tensor:
@@ -190,8 +196,9 @@ class States:
         self._rows = rows = Batch.text_then_audio(spoken, device)
         length = int(rows.positions.max()) + 1
         self._rope_table = rope_table(config, length).to(device)
-        self._cache = KVCache(replace(config, num_hidden_layers=1), len(spoken), length, weights.dtype, device)
-        self.states = torch.empty(len(rows.slots), config.hidden_size, device=device)
+        one_layer = replace(config, num_hidden_layers=1)
+        self._cache = KVCache.with_own_pages(one_layer, len(spoken), length, weights.dtype, device)
+        self.states = torch.empty(len(rows.slots), config.hidden_size, dtype=torch.float32, device=device)
         text_table = weights.tensor("embed_tokens.weight")
         audio_table = weights.tensor("audio_codebook_embeddings.weight")
         ops.embed(self.states, rows.token_ids, rows.codes, text_table, audio_table)
@@ -210,6 +217,7 @@ class States:
             [int(layer.skips_audio)],
             self._config.rms_norm_eps,
             self._rope_table,
+            self._cache.page_table,
             self._rows.slots,
             self._rows.positions,
             self._rows.text_positions,
@@ -226,7 +234,7 @@ class States:
         moments = {"self_attn.qkv": _moments(normalized)}
         attended = self._attended(layer)
         moments["self_attn.o_proj.weight"] = _moments([attended])
-        after = torch.empty(len(attended), self._config.hidden_size, device=attended.device)
+        after = torch.empty_like(self.states[: len(attended)])
         ops.linear(after, attended, layer.o, self.states[: len(attended)])
         if layer.audio is layer.text:
             parts = [("", layer.text, slice(None))]
@@ -250,40 +258,41 @@ class States:
         if layer.skips_audio:
             count, cache_positions = self._num_text, rows.text_positions
         query, attended = self._head_buffers(count)
-        keys, values, slots = self._cache.keys[0], self._cache.values[0], rows.slots[:count]
+        caches, page_table = (self._cache.keys[0], self._cache.values[0]), self._cache.page_table
+        slots = rows.slots[:count]
         ops.qkv_rope_cache(
             query,
-            keys,
-            values,
+            *caches,
             self.states[:count],
             layer.text.input_norm,
             layer.audio.input_norm,
             config.rms_norm_eps,
             layer.qkv,
             self._rope_table,
+            page_table,
             slots,
             rows.positions[:count],
             cache_positions,
             self._num_text,
         )
-        ops.attention(attended, query, keys, values, slots, cache_positions, config.head_dim**-0.5)
+        ops.attention(attended, query, *caches, page_table, slots, cache_positions, config.head_dim**-0.5)
         return attended
 
     def _head_buffers(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Buffers for the query heads of `count` rows and for the output of their attention."""
-        shape = count, self._config.num_attention_heads * self._config.head_dim
-        return torch.empty(shape, device=self.states.device), torch.empty(shape, device=self.states.device)
+        width = self._config.num_attention_heads * self._config.head_dim
+        return self.states.new_empty(count, width), self.states.new_empty(count, width)
 
     def _normalized(self, states: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(states, norm.shape, norm.float(), self._config.rms_norm_eps)
 
     def _activated(self, states: torch.Tensor, ffn: FeedForward) -> Iterator[torch.Tensor]:
         """The input of the down projection, `_ROWS_AT_ONCE` rows at a time."""
-        width, lanes = self._config.intermediate_size, PANEL // 2
+        width, half_panel = self._config.intermediate_size, PANEL // 2
         for part in states.split(_ROWS_AT_ONCE):
-            both = torch.empty(len(part), len(ffn.gate_up.data) * PANEL, device=part.device)
+            both = part.new_empty(len(part), len(ffn.gate_up.data) * PANEL)
             ops.rms_norm_linear(both, part, ffn.post_attention_norm, self._config.rms_norm_eps, ffn.gate_up)
-            gate, up = both.unflatten(1, (-1, 2, lanes)).unbind(2)
+            gate, up = both.unflatten(1, (-1, 2, half_panel)).unbind(2)
             yield (F.silu(gate) * up).flatten(1)[:, :width]
 
 

@@ -2,7 +2,7 @@
 
 import enum
 
-from higgs_native.errors import ParameterError
+from higgs_native.errors import ParameterError, short_repr
 
 
 class Convention(str, enum.Enum):
@@ -36,4 +36,4 @@ class Convention(str, enum.Enum):
             return cls(value)
         except ValueError:
             names = " or ".join(repr(member.value) for member in cls)
-            raise ParameterError(f"{name} must be {names}, got {value!r:.100}") from None
+            raise ParameterError(f"{name} must be {names}, got {short_repr(value)}") from None

@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from typing_extensions import Unpack
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.convention import Convention
-from higgs_native.errors import CheckpointError, ParameterError, PromptError
+from higgs_native.errors import CheckpointError, ConfigError, ParameterError, PromptError, one_line
+from higgs_native.failure_checks import Failure, detect_failures, frame_levels
 from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
@@ -25,12 +27,12 @@ from higgs_native.model.weights import open_weights
 from higgs_native.ops.device import checked_device
 from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
 from higgs_native.prompt.messages import ChatMLSample, Message
-from higgs_native.prompt.normalize import normalize_text
-from higgs_native.prompt.recordings import Recording, read_recording
+from higgs_native.prompt.normalize import drop_invisible, normalize_text
+from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
-from higgs_native.utils.checks import check_integer, integer_tensor
+from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer, integer_tensor
 from higgs_native.utils.files import read_json_object
 
 
@@ -39,6 +41,8 @@ EMBEDDED_VOICE = Path(__file__).with_name("embedded_voice")
 """The folder of the small checkpoint in the package: a demonstration voice."""
 EMBEDDED_VOICE_KEY = "higgs_native_embedded_voice"
 """The key that is true in the `config.json` of that checkpoint and of its quantized copies."""
+VOICES_KEY = "higgs_native_voices"
+"""The key in `config.json` that lists the voices that a checkpoint was trained on, by the words that describe them."""
 
 
 class HiggsAudio:
@@ -58,9 +62,11 @@ class HiggsAudio:
 
     Attributes:
         is_embedded_voice: whether it was loaded from `EMBEDDED_VOICE` or a quantized copy of it.
+        trained_voices: names of the voices that the checkpoint was trained on; the published one has none.
 
     Raises:
         CheckpointError: the codebooks of the two differ, or the model has no text tokenizer.
+        ParameterError: one of them is something else, or there is no such convention.
     """
 
     def __init__(
@@ -69,6 +75,8 @@ class HiggsAudio:
         audio_tokenizer: HiggsAudioTokenizer,
         convention: str | Convention | None = None,
     ) -> None:
+        check_instance("model", model, HiggsAudioModel)
+        check_instance("audio_tokenizer", audio_tokenizer, HiggsAudioTokenizer)
         if model.tokenizer is None:
             raise CheckpointError("the model's folder has no tokenizer.json")
         codebooks = model.config.num_codebooks, model.config.codebook_size - 2
@@ -80,10 +88,10 @@ class HiggsAudio:
         self.model = model
         self.audio_tokenizer = audio_tokenizer
         if model.device.type == "cuda":
-            # Most calls of `speak` fit: a prompt of up to 1024 positions and as many frames.
-            model.runner_pool.prepare(model, 1, 2048)
+            model.engine.prepare()
         self.convention = Convention.parse(model.config.convention if convention is None else convention)
         self.is_embedded_voice = False
+        self.trained_voices: tuple[str, ...] = ()
 
     @classmethod
     def from_pretrained(
@@ -119,18 +127,20 @@ class HiggsAudio:
         open_weights(folder, HiggsAudioConfig.from_pretrained(folder), weights_dtype, quantization, device)
         if not isinstance(audio_tokenizer, HiggsAudioTokenizer):
             beside = folder / AUDIO_TOKENIZER_FOLDER
-            chosen = audio_tokenizer or (beside if beside.is_dir() else AUDIO_TOKENIZER_NAME)
-            audio_tokenizer = HiggsAudioTokenizer.from_pretrained(chosen, device)
+            if audio_tokenizer is None:
+                audio_tokenizer = beside if beside.is_dir() else AUDIO_TOKENIZER_NAME
+            audio_tokenizer = HiggsAudioTokenizer.from_pretrained(audio_tokenizer, device)
         model = HiggsAudioModel.from_pretrained(folder, device, dtype, quantization=quantization)
         engine = cls(model, audio_tokenizer)
         engine.is_embedded_voice = read_json_object(folder / "config.json").get(EMBEDDED_VOICE_KEY) is True
+        engine.trained_voices = read_trained_voices(folder)
         return engine
 
     def speak(
         self,
         text: str,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
+        reference_audio: RecordingLike | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
         voices_folder: str | Path | None = None,
@@ -140,12 +150,15 @@ class HiggsAudio:
     ) -> Speech:
         """Speak `text`. For texts longer than half a minute there is `LongSpeech`.
 
+        `failures` of the result tells whether the model lost the text; `LongSpeech` speaks such a chunk again.
+
         Args:
             text: what to say, with `[SPEAKER0]`, `[SPEAKER1]`, ... before the turns of several speakers. It is
                 normalized by `higgs_native.normalize_text`.
-            voice: the name of a voice in `voices_folder`, or a `Voice`; several, in a list or separated by commas, are
-                those of SPEAKER0, SPEAKER1, ...
-            reference_audio: a recording to clone instead: a file, `(samples, sampling rate in Hz)`, or a `Recording`.
+            voice: the name of a voice in `voices_folder` or in `trained_voices`, or a `Voice`; several, in a list or
+                separated by commas, are those of SPEAKER0, SPEAKER1, ...
+            reference_audio: a recording to clone instead: an audio file, its contents, `(samples, sampling rate)`, or
+                another form that `Recording.read` takes.
             reference_text: the words spoken in the recording; with them the clone is closer.
             scene: where or how it is spoken, in words.
             voices_folder: see `higgs_native.prompt.voices`; by default the one that HIGGS_NATIVE_VOICES names.
@@ -162,15 +175,17 @@ class HiggsAudio:
         Warns:
             VoiceWarning: the reference audio is poor, or its words are not given (see `higgs_native.audio.quality`).
         """
-        voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
+        voices = choose_voices(voice, reference_audio, reference_text, voices_folder, self.trained_voices)
         params = SamplingParams.of(sampling, options)
-        return self.generate(self.speech_messages(text, voices, scene), True, on_progress, params)
+        messages = self.speech_messages(text, voices, scene)
+        speech = self.generate(messages, True, on_progress, params)
+        return replace(speech, failures=self.failures(speech, messages[-1].content))
 
     def stream(
         self,
         text: str,
         voice: str | Voice | Sequence[str | Voice] | None = None,
-        reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
+        reference_audio: RecordingLike | None = None,
         reference_text: str | None = None,
         scene: str | None = None,
         voices_folder: str | Path | None = None,
@@ -204,16 +219,23 @@ class HiggsAudio:
         Warns:
             VoiceWarning: as for `speak`.
         """
-        voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
+        voices = choose_voices(voice, reference_audio, reference_text, voices_folder, self.trained_voices)
         sizes = ChunkSizes(first_chunk_frames, chunk_growth, max_chunk_frames)
         context = self.audio_tokenizer.context_frames
         check_integer("low_latency", low_latency)
         if not 0 <= low_latency <= context:
             raise ParameterError(f"low_latency must be between 0 and {context} frames, got {low_latency}")
-        params = SamplingParams.of(sampling, options)
-        generate = self.prepare(self.speech_messages(text, voices, scene), True, params)
+        params = SamplingParams.of(sampling, options).with_seed()
+        messages = self.speech_messages(text, voices, scene)
         return SpeechStream(
-            generate, self.model.config, self.audio_tokenizer, self.convention, sizes, context - low_latency
+            self.prepare(messages, True, params, real_time=True),
+            self.model.config,
+            self.audio_tokenizer,
+            self.convention,
+            sizes,
+            context - low_latency,
+            messages[-1].content,
+            params.seed,
         )
 
     def generate(
@@ -235,8 +257,11 @@ class HiggsAudio:
             PromptError, AudioError, ParameterError: as for `speak`.
             CheckpointError: the checkpoint has no text head, and `force_audio_gen` is not set.
         """
-        generate = self.prepare(conversation, force_audio_gen, SamplingParams.of(sampling, options))
-        return self.speech(generate(None if on_progress is None else self._frame_counter(on_progress)))
+        check_callable("on_progress", on_progress, optional=True)
+        params = SamplingParams.of(sampling, options).with_seed()
+        generate = self.prepare(conversation, force_audio_gen, params)
+        output = generate(None if on_progress is None else self.frame_counter(on_progress))
+        return replace(self.speech(output), seed=params.seed)
 
     def speech_messages(self, text: str, voices: Sequence[Voice], scene: str | None) -> list[Message]:
         """Return the conversation in which `text` is spoken (see `higgs_native.prompt.chat.speech_messages`).
@@ -250,16 +275,18 @@ class HiggsAudio:
             PromptError: the text is empty, or a text holds special tokens.
         """
         text = normalize_text(text)
+        scene = drop_invisible("" if scene is None else scene, "scene")
         tokenizer = self.model.tokenizer
         check_plain_text(text, tokenizer)
-        check_plain_text(scene or "", tokenizer, "scene")
+        check_plain_text(scene, tokenizer, "scene")
         for voice in voices:
             check_plain_text(voice.reference_text or "", tokenizer, "reference text")
             check_plain_text(voice.profile or "", tokenizer, "profile")
         voices = [read_voice(voice) for voice in voices]
         for voice in voices:
             if advice := check_voice(voice):
-                warnings.warn(f"{voice.reference_audio.name}: {'; '.join(advice)}", VoiceWarning, stacklevel=3)
+                message = one_line(f"{voice.reference_audio.name}: {'; '.join(advice)}")
+                warnings.warn(message, VoiceWarning, stacklevel=3)
         return speech_messages(text, voices, scene, self.convention)
 
     def prepare(
@@ -267,12 +294,14 @@ class HiggsAudio:
         conversation: ChatMLSample | Sequence[Message],
         force_audio_gen: bool,
         sampling: SamplingParams,
+        real_time: bool = False,
     ) -> Callable[..., GenerationOutput]:
         """Check all that can be checked, and read the recordings, before anything is generated.
 
         Args:
             conversation, force_audio_gen: as for `generate`.
             sampling: how to draw, and when to stop.
+            real_time: see `GenerationRequest`.
 
         Returns:
             A function that generates the reply, given `on_frame` and `on_token` (see `GenerationRequest`) or neither.
@@ -280,6 +309,25 @@ class HiggsAudio:
         Raises:
             PromptError, AudioError, ParameterError, CheckpointError: as for `generate`.
         """
+        make_request = self.prepare_request(conversation, force_audio_gen, sampling, real_time)
+
+        def generate(on_frame: OnFrame | None = None, on_token: OnToken | None = None) -> GenerationOutput:
+            return generate_batch(self.model, [make_request(on_frame, on_token)])[0]
+
+        return generate
+
+    def prepare_request(
+        self,
+        conversation: ChatMLSample | Sequence[Message],
+        force_audio_gen: bool,
+        sampling: SamplingParams,
+        real_time: bool = False,
+    ) -> Callable[..., GenerationRequest]:
+        """Check and read what `prepare` does; return a function that encodes the recordings and makes the request.
+
+        `model.engine.add` takes the request, and `speech` decodes its output.
+        """
+        check_flag("force_audio_gen", force_audio_gen)
         if not force_audio_gen and self.convention == Convention.TRANSFORMERS:
             raise PromptError("force_audio_gen must be True in the convention 'transformers', got False")
         if not force_audio_gen and self.model.text_head is None:
@@ -293,8 +341,8 @@ class HiggsAudio:
             for item in prompt.audio
         ]
 
-        def generate(on_frame: OnFrame | None = None, on_token: OnToken | None = None) -> GenerationOutput:
-            request = GenerationRequest(
+        def make_request(on_frame: OnFrame | None = None, on_token: OnToken | None = None) -> GenerationRequest:
+            return GenerationRequest(
                 prompt.input_ids,
                 # Boson's length rule in both conventions: it takes every length, and where both do they agree.
                 [
@@ -307,10 +355,10 @@ class HiggsAudio:
                 sampling,
                 on_frame=on_frame,
                 on_token=on_token,
+                real_time=real_time,
             )
-            return generate_batch(self.model, [request])[0]
 
-        return generate
+        return make_request
 
     def fingerprint(self) -> str:
         """A SHA-256 that tells this engine's checkpoints from others, whichever folder they lie in.
@@ -329,8 +377,11 @@ class HiggsAudio:
                 )
         return digest.hexdigest()
 
-    def _frame_counter(self, on_progress: Callable[[float], None]) -> Callable[[torch.Tensor], None]:
-        """A callback for frames that reports seconds of audio; a frame is complete when its last codebook is drawn."""
+    def frame_counter(self, on_progress: Callable[[float], None]) -> Callable[[torch.Tensor], None]:
+        """Return a callback for the frames of one request that reports seconds of audio.
+
+        A frame is complete when its last codebook is drawn.
+        """
         complete = 0
 
         def on_frame(codes: torch.Tensor) -> None:
@@ -345,14 +396,20 @@ class HiggsAudio:
         """Decode a generated output."""
         segments = [self._codes(segment) for segment in output.audio_segments]
         sounds = [self.audio_tokenizer.decode(codes).cpu().numpy() for codes in segments if codes.shape[1]]
+        no_codes = torch.empty(self.model.config.num_codebooks, 0, dtype=torch.int64, device="cpu")
         return Speech(
             audio=np.concatenate([np.zeros(0, dtype=np.float32), *sounds]),
             sampling_rate=self.audio_tokenizer.sampling_rate,
-            codes=torch.cat([torch.zeros(self.model.config.num_codebooks, 0, dtype=torch.int64), *segments], dim=1),
+            codes=torch.cat([no_codes, *segments], dim=1),
             text=self._text(output),
             finish_reason=output.finish_reason,
             usage=output.usage,
         )
+
+    def failures(self, speech: Speech, text: str) -> tuple[Failure, ...]:
+        """Return the failures of a speech of `text`, as generated (see `higgs_native.failure_checks`)."""
+        levels = frame_levels(speech.audio, self.audio_tokenizer.hop_length)
+        return detect_failures(text, levels, speech.codes, self.audio_tokenizer.frame_rate, speech.finish_reason)
 
     def _text(self, output: GenerationOutput) -> str:
         return self.model.tokenizer.decode(output.text_ids, skip_special_tokens=True).strip()
@@ -361,3 +418,15 @@ class HiggsAudio:
         """The codes of a delayed segment, without BOS and EOS: [codebooks, N] -> [codebooks, T]."""
         codes = segment_codes(segment, self.model.config, self.convention)
         return codes.clamp(0, self.audio_tokenizer.codebook_size - 1)
+
+
+def read_trained_voices(folder: Path) -> tuple[str, ...]:
+    """Return the names of the voices that the checkpoint in a folder was trained on.
+
+    Raises:
+        ConfigError: the folder has no readable `config.json`, or its list of voices is none.
+    """
+    voices = read_json_object(folder / "config.json").get(VOICES_KEY, [])
+    if not isinstance(voices, list) or not all(isinstance(name, str) and name.strip() for name in voices):
+        raise ConfigError(f"{VOICES_KEY} in {folder / 'config.json'} must be a list of names, got {voices!r:.100}")
+    return tuple(voices)

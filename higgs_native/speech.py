@@ -9,6 +9,7 @@ import torch
 
 from higgs_native.audio.writing import writing_audio
 from higgs_native.errors import AudioError
+from higgs_native.failure_checks import Failure
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class Speech:
         text: the text that the model wrote, without special tokens.
         finish_reason: `stop`, or `length` if `max_new_tokens` or the cache ended it.
         usage: the number of tokens of the prompt (`prompt_tokens`) and of the reply (`completion_tokens`).
+        seed: the given or drawn one, which gives the same speech again.
+        failures: found in it (see `higgs_native.failure_checks`), none if it is good; None if the text that was to be
+            spoken is unknown, as in `HiggsAudio.generate`.
     """
 
     audio: np.ndarray
@@ -30,6 +34,8 @@ class Speech:
     text: str
     finish_reason: str
     usage: Mapping[str, int]
+    seed: int | None = None
+    failures: tuple[Failure, ...] | None = None
 
     @property
     def duration(self) -> float:

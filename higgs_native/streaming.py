@@ -10,6 +10,7 @@ import torch
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError
+from higgs_native.failure_checks import Failure, detect_failures, frame_levels
 from higgs_native.generation.delay_pattern import SegmentReader
 from higgs_native.generation.sequence import GenerationOutput, OnFrame, OnToken
 from higgs_native.model.config import HiggsAudioConfig
@@ -79,7 +80,8 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         underrun_margin_seconds: the minimum time between a chunk's arrival and its playback, if the first one is
             played on arrival. Below zero, playback pauses for that long. Time in which the consumer kept the thread
             waiting does not count. None before the second chunk.
-        finish_reason, usage: as in `Speech`; None before the end.
+        seed: the given or drawn one, as in `Speech`.
+        finish_reason, usage, failures: as in `Speech`; None before the end.
 
     Args:
         generate: generates, and calls back with each frame and each text token.
@@ -88,6 +90,8 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         convention: the one that `generate` follows.
         sizes: the chunks' lengths.
         lookahead: the decoder's, in frames; see `StreamingDecoder`.
+        text: what is spoken.
+        seed: the seed of `generate`.
     """
 
     def __init__(
@@ -98,6 +102,8 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         convention: Convention,
         sizes: ChunkSizes,
         lookahead: int,
+        text: str,
+        seed: int,
     ) -> None:
         super().__init__(SpeechStream._speak, _CHUNKS_AHEAD)
         self.sampling_rate = audio_tokenizer.sampling_rate
@@ -105,6 +111,8 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         self.underrun_margin_seconds: float | None = None
         self.finish_reason: str | None = None
         self.usage: Mapping[str, int] | None = None
+        self.failures: tuple[Failure, ...] | None = None
+        self.seed = seed
         self._generate = generate
         self._config = config
         self._audio_tokenizer = audio_tokenizer
@@ -112,14 +120,26 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         self._sizes = sizes
         self._size: float = sizes.first
         self._lookahead = lookahead
+        self._text = text
         self._start_frame = 0
+        # Of all frames so far, for the detection of failures.
+        self._codes: list[torch.Tensor] = []
+        self._levels: list[np.ndarray] = []
         self._begin_segment()
 
     def _speak(self) -> None:
         self._began = time.perf_counter()
         output = self._generate(self._on_frame, self._on_token)
+        rest = self._decode(is_last=True)
         self.finish_reason, self.usage = output.finish_reason, output.usage
-        self._put(self._decode(is_last=True), is_last=True)
+        self.failures = detect_failures(
+            self._text,
+            np.concatenate(self._levels),
+            torch.cat(self._codes, dim=1),
+            self._audio_tokenizer.frame_rate,
+            output.finish_reason,
+        )
+        self._put(rest, is_last=True)
 
     def _begin_segment(self) -> None:
         self._reader = SegmentReader(self._config, self._convention)
@@ -152,10 +172,14 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         self._is_text = True
 
     def _decode(self, is_last: bool = False) -> np.ndarray:
-        none = torch.empty(self._config.num_codebooks, 0, dtype=torch.int64)
+        none = torch.empty(self._config.num_codebooks, 0, dtype=torch.int64, device="cpu")
         codes = torch.stack(self._columns, dim=1) if self._columns else none
+        codes = codes.clamp(0, self._audio_tokenizer.codebook_size - 1)
         self._columns = []
-        return self._decoder.decode(codes.clamp(0, self._audio_tokenizer.codebook_size - 1), is_last).numpy()
+        self._codes.append(codes)
+        samples = self._decoder.decode(codes, is_last).numpy()
+        self._levels.append(frame_levels(samples, self._audio_tokenizer.hop_length))
+        return samples
 
     def _put(self, samples: np.ndarray, is_last: bool = False) -> None:
         if len(samples):

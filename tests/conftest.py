@@ -80,3 +80,11 @@ def checks_values(request) -> None:
         parameters = getattr(request.node, "callspec", None)
         if EMULATES_CUDA or (parameters and parameters.params.get("device") == "cuda"):
             pytest.skip("the CUDA kernels can't refuse values")
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Prints the summary of each file of generated cases; see tests/fuzz."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, line in report.user_properties if report.when == "call" else ():
+            if name == "fuzz":
+                terminalreporter.write_line(line)

@@ -8,13 +8,13 @@ import torch
 import higgs_native
 from higgs_native import pipeline
 from higgs_native.audio.quality import VoiceWarning
-from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
+from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError, PromptError
 from higgs_native.generation.delay_pattern import build_delay_pattern
 from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import spoken_turns
 from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
-from higgs_native.prompt.voices import Voice
+from higgs_native.prompt.voices import VOICES_VARIABLE, Voice
 from higgs_native.testing.configs import DEMO_CONFIG
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint, write_language_model
 from tests.audio.test_quality import syllables
@@ -89,6 +89,27 @@ def test_the_seed_decides(engine):
     assert not torch.equal(one.codes, other.codes)
 
 
+def test_the_result_names_its_seed(engine):
+    options = {"temperature": 1.0, "max_new_tokens": 20}
+    assert engine.speak(TEXT, seed=5, **options).seed == 5
+    drawn = [engine.speak(TEXT, **options) for _ in range(2)]
+    assert drawn[0].seed != drawn[1].seed
+    for speech in drawn:
+        again = engine.speak(TEXT, seed=speech.seed, **options)
+        assert torch.equal(again.codes, speech.codes)
+        assert again.seed == speech.seed
+
+
+def test_the_result_names_its_failures(engine):
+    """The demonstration model has no end; `generate` does not know which text is to be spoken."""
+    long = "It is a good day for a long walk in the mountains. " * 4
+    assert engine.speak("Hi.", seed=1, max_new_tokens=60).failures == ("no end",)
+    assert engine.speak(long, seed=1, max_new_tokens=60).failures == ("no end", "too short")
+    assert engine.speak(long, seed=1, max_new_tokens=3).failures == ("no end", "too short")
+    messages = engine.speech_messages(long, [], None)
+    assert engine.generate(messages, True, seed=1, max_new_tokens=60).failures is None
+
+
 def test_temperature_zero_is_greedy(engine):
     one, other = (engine.speak(TEXT, seed=seed, temperature=0, ras_win_len=None, max_new_tokens=20) for seed in (1, 2))
     assert torch.equal(one.codes, other.codes)
@@ -143,10 +164,19 @@ def test_a_poor_reference_is_told(engine, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "reference", [np.zeros(RATE, dtype=np.float32), (np.zeros(RATE, dtype=np.float32),), 7, b"voice.wav"]
+    ("reference", "error"),
+    [
+        (np.zeros(RATE, dtype=np.float32), r"needs its sampling_rate, in Hz: \(samples, sampling_rate\)"),
+        (
+            (np.zeros(RATE, dtype=np.float32),),
+            r"audio must be a file's path, .*\(samples, sampling rate\).*, got tuple",
+        ),
+        (7, "audio must be a file's path, .*, got int"),
+        (b"voice.wav", "the audio file can't be read as audio"),
+    ],
 )
-def test_a_reference_of_another_type_is_refused(engine, reference):
-    with pytest.raises(AudioError, match=r"reference_audio must be a file's path, \(samples, sampling rate\) or"):
+def test_a_reference_of_another_type_is_refused(engine, reference, error):
+    with pytest.raises(AudioError, match=error):
         engine.speak(TEXT, reference_audio=reference)
 
 
@@ -218,6 +248,25 @@ def test_the_embedded_voice_is_known(engine):
     assert not engine.is_embedded_voice
     assert HiggsAudio.from_pretrained().is_embedded_voice
     assert HiggsAudio.from_pretrained(pipeline.EMBEDDED_VOICE).is_embedded_voice
+
+
+def test_voices_of_the_checkpoint_have_names(engine, monkeypatch):
+    monkeypatch.delenv(VOICES_VARIABLE, raising=False)
+    embedded = HiggsAudio.from_pretrained()
+    assert embedded.trained_voices == ("feminine", "masculine", "scottish", "child")
+    named = embedded.speak("Hello.", voice="masculine", seed=1)
+    described = embedded.speak("Hello.", voice=Voice(profile="masculine"), seed=1)
+    assert torch.equal(named.codes, described.codes)
+    assert engine.trained_voices == ()
+    with pytest.raises(PromptError, match="the folder of voices must be given"):
+        engine.speak(TEXT, voice="masculine")
+
+
+@pytest.mark.parametrize("voices", ['"anna"', "[1]", '[" "]', "{}"])
+def test_a_wrong_list_of_voices_is_refused(tmp_path, voices):
+    (tmp_path / "config.json").write_text(f'{{"{pipeline.VOICES_KEY}": {voices}}}')
+    with pytest.raises(ConfigError, match="must be a list of names"):
+        pipeline.read_trained_voices(tmp_path)
 
 
 def test_a_reply_in_text_has_no_audio(engines):

@@ -3,7 +3,6 @@ import os
 import random
 import resource
 import threading
-import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,6 +78,32 @@ def test_the_joined_stream_is_the_speech(engines, layout, max_new_tokens):
         assert np.array_equal(joined(stream), speech.audio)
         assert stream.finish_reason == speech.finish_reason
         assert stream.usage == speech.usage
+        assert stream.failures == speech.failures
+        assert stream.seed == speech.seed
+
+
+def test_a_drawn_seed_is_known_from_the_start(engine):
+    stream = engine.stream(TEXT, temperature=1.0, max_new_tokens=30)
+    speech = engine.speak(TEXT, seed=stream.seed, temperature=1.0, max_new_tokens=30)
+    assert np.array_equal(joined(stream), speech.audio)
+
+
+@pytest.mark.parametrize("frames", [5, 400])
+def test_failures_are_found_in_what_was_generated(engine, monkeypatch, frames):
+    """A consumer may change the samples that it gets; 16 seconds of the same codes are two failures."""
+    torch.manual_seed(0)
+    frame = torch.randint(1024, (8,))
+
+    def script(on_frame, on_token):
+        for _ in range(frames + 9):
+            on_frame(frame)
+
+    scripted(monkeypatch, engine, script)
+    stream = engine.stream(TEXT)
+    assert stream.failures is None
+    for chunk in stream:
+        chunk.samples[:] = 0
+    assert stream.failures == (("too short",) if frames == 5 else ("no end", "repetition"))
 
 
 @pytest.mark.filterwarnings("ignore::higgs_native.VoiceWarning")
@@ -325,26 +350,17 @@ def test_leaving_at_random_moments_leaves_nothing_behind(engine):
 
 
 def test_leaving_frees_the_cache(engine, monkeypatch):
-    caches = []
-    new_cache = engine.model.new_cache
-
-    def kept(*arguments):
-        cache = new_cache(*arguments)
-        caches.append(weakref.ref(cache))
-        return cache
-
-    monkeypatch.setattr(engine.model, "new_cache", kept)
     stream = engine.stream(TEXT, seed=1)
     for _ in stream:
-        assert caches[0]() is not None
+        assert engine.model.engine.metrics.pages_held > 0
         break
-    assert caches[0]() is None
+    assert engine.model.engine.metrics.pages_held == 0
 
     failing = engine.stream(TEXT, seed=1)
     monkeypatch.setattr(failing, "put", lambda chunk: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(failing)
-    assert caches[1]() is None
+    assert engine.model.engine.metrics.pages_held == 0
 
 
 def test_memory_stays_flat_for_ten_minutes(engine, monkeypatch):

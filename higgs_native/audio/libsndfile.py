@@ -5,10 +5,15 @@ damaged audio seems complete. With a file descriptor, no Python code runs inside
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import soundfile
+
+
+_BLOCK_VALUES = 1 << 20  # read at a time, which bounds the memory
 
 
 @contextmanager
@@ -42,3 +47,20 @@ class SoundFile(soundfile.SoundFile):
         if self._is_open:
             self._is_open = False
             super().close()
+
+
+class SequentialReader(SoundFile):
+    """A file that is read from its beginning, or from where `seek` led, to its end."""
+
+    def seekable(self) -> bool:
+        """False, so that the base class does not seek after each read, which fails if the length is unknown."""
+        return False
+
+    def mono_blocks(self, count: int = sys.maxsize) -> Iterator[np.ndarray]:
+        """Read at most `count` frames, in blocks [samples], float32, with the channels averaged."""
+        size = _BLOCK_VALUES // self.channels
+        while count > 0 and len(frames := self.read(min(count, size), dtype="float32", always_2d=True)):
+            count -= len(frames)
+            with np.errstate(all="ignore"):  # infinite samples are for the caller to refuse
+                mono = frames.mean(axis=1)
+            yield mono

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from higgs_native.audio.samples import checked_rate
+from higgs_native.errors import AudioError
+from higgs_native.utils.checks import check_string
+
 
 MIN_SPEECH_SECONDS = 3.0
 """About ten syllables. With fewer, the model has not heard most sounds of the voice."""
@@ -80,8 +84,18 @@ def check_recording(samples: np.ndarray, sampling_rate: int, reference_text: str
         samples: [samples], float32, at least one, full scale at 1.
         sampling_rate: in Hz.
         reference_text: the words spoken in it; None if they are unknown.
+
+    Raises:
+        AudioError: the samples or the sampling rate are something else.
+        ParameterError: the reference text is no string.
     """
-    return advise(measure(samples, sampling_rate), reference_text)
+    check_string("reference_text", reference_text, optional=True)
+    if not isinstance(samples, np.ndarray) or samples.ndim != 1 or samples.dtype.kind != "f" or not len(samples):
+        got = f"{samples.dtype} {list(samples.shape)}" if isinstance(samples, np.ndarray) else type(samples).__name__
+        raise AudioError(f"samples must be an array [samples], float32, of at least one, got {got}")
+    if not np.isfinite(samples).all():
+        raise AudioError("samples must be finite, got NaN or infinity")
+    return advise(measure(samples, checked_rate(sampling_rate)), reference_text)
 
 
 def advise(quality: RecordingQuality | None, reference_text: str | None) -> list[str]:

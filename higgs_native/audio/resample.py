@@ -45,8 +45,8 @@ def resample_sinc(audio: torch.Tensor, from_rate: int, to_rate: int) -> torch.Te
     zero_crossings, cutoff = 6, 0.99 * min(from_rate, to_rate)
     width = math.ceil(zero_crossings * from_rate / cutoff)
     # Each stride of from_rate inputs gives to_rate outputs. Output j is at time j / to_rate, tap i at i / from_rate.
-    taps = torch.arange(-width, width + from_rate, dtype=torch.float32) / from_rate
-    phases = torch.arange(0, -to_rate, -1, dtype=torch.float32) / to_rate
+    taps = torch.arange(-width, width + from_rate, dtype=torch.float32, device="cpu") / from_rate
+    phases = torch.arange(0, -to_rate, -1, dtype=torch.float32, device="cpu") / to_rate
     times = ((phases[:, None] + taps) * cutoff).clamp(-zero_crossings, zero_crossings)
     window = torch.cos(times * math.pi / zero_crossings / 2).square()
     kernels = torch.sinc(times) * window * (cutoff / from_rate)

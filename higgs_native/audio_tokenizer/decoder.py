@@ -68,7 +68,7 @@ class StreamingDecoder:
         self._ended = False
         # The computed samples that are not dropped yet, from sample `_first_sample` on. With less lookahead, samples
         # are returned before their final values are computed; these are dropped later.
-        self._computed = torch.empty(0)
+        self._computed = torch.empty(0, dtype=torch.float32, device="cpu")
         self._first_sample = 0
         self._num_returned = 0  # samples
 

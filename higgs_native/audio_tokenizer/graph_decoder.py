@@ -120,7 +120,7 @@ class WindowedDecoder:
         self._windows = windows
         self._context = windows.config.decoder_context
         # `_before` frames of context, then the frames whose audio is not returned yet.
-        self._codes = torch.empty(windows.config.num_codebooks, 0, dtype=torch.int32)
+        self._codes = torch.empty(windows.config.num_codebooks, 0, dtype=torch.int32, device="cpu")
         self._before = 0
         self._ended = False
 
@@ -131,7 +131,7 @@ class WindowedDecoder:
         self._codes = torch.cat([self._codes, checked_codes(codes, self._windows.config)], dim=1)
         self._ended = is_last
         lookahead = 0 if is_last else self.lookahead
-        pieces = [torch.empty(0)]
+        pieces = [torch.empty(0, dtype=torch.float32, device="cpu")]
         while self._codes.shape[1] - lookahead > self._before:
             window = self._codes[:, : self._windows.largest]
             # The last frames of a window depend on the frames that follow, unless it holds the last codes.

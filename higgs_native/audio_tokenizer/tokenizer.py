@@ -1,17 +1,15 @@
 """The audio tokenizer: waveforms to codes and back."""
 
 import hashlib
-import os
 import threading
 from collections import OrderedDict
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
-from higgs_native.audio.io import check_duration, checked_rate, mono_samples, read_audio
+from higgs_native.audio.io import read_audio
 from higgs_native.audio.resample import resample_soxr
 from higgs_native.audio_tokenizer import encoder
 from higgs_native.audio_tokenizer.checkpoint import load_tensors
@@ -20,9 +18,10 @@ from higgs_native.audio_tokenizer.decoder import StreamingDecoder, checked_codes
 from higgs_native.audio_tokenizer.graph_decoder import DecoderWindows, WindowedDecoder
 from higgs_native.audio_tokenizer.weights import pack_weights
 from higgs_native.convention import Convention
-from higgs_native.errors import AudioError
+from higgs_native.errors import AudioError, ParameterError
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.ops.device import checked_device
+from higgs_native.utils.exact_arithmetic import exact_arithmetic
 
 
 DECODE_WINDOW = 250
@@ -55,7 +54,7 @@ class HiggsAudioTokenizer:
     ) -> None:
         self.config = config
         self.device = device
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_arithmetic():
             weights = pack_weights(tensors, config)
             self._weights = {name: weight.to(device) for name, weight in weights.items()}
         self._windows = DecoderWindows(self._weights, config) if device.type == "cuda" else None
@@ -78,6 +77,12 @@ class HiggsAudioTokenizer:
         folder = resolve_folder(path_or_name, kind="audio tokenizer")
         config = HiggsAudioTokenizerConfig.from_pretrained(folder)
         return cls(config, load_tensors(folder, config), device)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise ParameterError(
+            f"a {type(self).__name__} can't be copied or pickled: threads can share it, and other processes can load "
+            "their own with from_pretrained"
+        )
 
     @property
     def sampling_rate(self) -> int:
@@ -115,17 +120,16 @@ class HiggsAudioTokenizer:
 
     def encode(
         self,
-        audio: str | os.PathLike | BinaryIO | np.ndarray | torch.Tensor,
-        sampling_rate: int | None = None,
+        audio: Any,
+        sampling_rate: float | None = None,
         convention: str | Convention = Convention.BOSON,
     ) -> torch.Tensor:
         """Encode audio of any sampling rate; up to 8 channels are averaged.
 
         Args:
-            audio: a file in a format of libsndfile (wav, flac, ogg, mp3, ...), or samples: [samples],
-                [channels, samples] or [samples, channels] (the shorter axis is the channels), floating (full scale 1),
-                int16 or int32. 0.1 to 120 seconds.
-            sampling_rate: of samples, in Hz; not for a file, which has its own.
+            audio: a file's path, its contents, samples in an array or a tensor, or any other form that
+                `higgs_native.audio.io.read_audio` takes; 0.1 to 120 seconds.
+            sampling_rate: of samples, in Hz; other audio has its own.
             convention: how a length that is no multiple of 960 samples becomes frames: `boson` as in
                 `boson_multimodal`, `transformers` as in `HiggsAudioV2TokenizerModel.encode` (whose processor first
                 pads the audio with zeros to a multiple of 960, where both conventions agree).
@@ -139,13 +143,7 @@ class HiggsAudioTokenizer:
             ParameterError: there is no such convention.
         """
         convention = Convention.parse(convention)
-        if isinstance(audio, (np.ndarray, torch.Tensor)):
-            if sampling_rate is None:
-                raise AudioError("audio given as samples needs its sampling_rate, in Hz")
-            waveform, rate = mono_samples(audio), checked_rate(sampling_rate)
-        else:
-            waveform, rate = read_audio(audio)
-        check_duration(len(waveform), rate)
+        waveform, rate = read_audio(audio, sampling_rate)
         return self.encode_waveform(resample_soxr(waveform, rate, self.sampling_rate), convention)
 
     def encode_waveform(self, waveform: np.ndarray, convention: Convention) -> torch.Tensor:
@@ -166,9 +164,9 @@ class HiggsAudioTokenizer:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key].clone()
-        with torch.inference_mode(), _exact_convolutions():
+        with torch.inference_mode(), exact_arithmetic():
             try:
-                samples = torch.tensor(waveform, device=self.device)[None]
+                samples = torch.tensor(waveform, dtype=torch.float32, device=self.device)[None]
                 codes = encoder.encode(self._weights, self.config, samples, convention)
             except ValueError as error:
                 raise AudioError(str(error)) from None
@@ -211,8 +209,3 @@ class HiggsAudioTokenizer:
         if self._windows is not None:
             return WindowedDecoder(self._windows, lookahead)
         return StreamingDecoder(self._weights, self.config, lookahead)
-
-
-def _exact_convolutions() -> AbstractContextManager[None]:
-    """On a GPU: no TF32, deterministic cuDNN."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

@@ -1,4 +1,4 @@
-from higgs_native.cli import main
+from higgs_native_command import main
 
 
 main()

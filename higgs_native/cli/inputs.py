@@ -4,27 +4,38 @@ import os
 import re
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 from higgs_native.audio.quality import VoiceWarning
+from higgs_native.cli.console import notice
 from higgs_native.cli.options import MODEL_NAME
 from higgs_native.errors import PromptError
-from higgs_native.pipeline import HiggsAudio
+from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio, read_trained_voices
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 
 
+_MAX_TEXT_BYTES = 64 << 20
 # A text that looks like this is taken for the name of a missing file: nobody writes it to have it spoken.
 _FILE_NAME = re.compile(r"\S+\.(?:txt|text|md|rst|html?|xml|json|srt|epub|pdf|docx?|odt|rtf)|(?:~|\.{0,2})/\S+")
 
 
 def checked_voices(
-    voice: str | None, reference_audio: Path | None, reference_text: str | None, voices_folder: Path | None
+    voice: str | None,
+    reference_audio: Path | None,
+    reference_text: str | None,
+    voices_folder: Path | None,
+    model: str | None,
 ) -> list[Voice]:
     """Read the chosen voices, and print advice on poor recordings before weights are loaded."""
-    chosen = [read_voice(item) for item in choose_voices(voice, reference_audio, reference_text, voices_folder)]
+    folder = EMBEDDED_VOICE if model is None else Path(model).expanduser()
+    # A checkpoint that is on the Hub has none: it was not written by a recipe of this package.
+    trained = read_trained_voices(folder) if (folder / "config.json").is_file() else ()
+    names = choose_voices(voice, reference_audio, reference_text, voices_folder, trained)
+    chosen = [read_voice(item) for item in names]
     for item in chosen:
         for advice in check_voice(item):
-            print(f"warning: {item.reference_audio.name}: {advice}", file=sys.stderr)
+            notice(f"warning: {item.reference_audio.name}: {advice}")
     warnings.filterwarnings("ignore", category=VoiceWarning)  # said above
     return chosen
 
@@ -33,31 +44,39 @@ def load_engine(
     model: str | None, audio_tokenizer: str | None, device: str, dtype: str, quantization: str | None
 ) -> HiggsAudio:
     if model is None:
-        print(
-            "No --model is given: the embedded demonstration voice speaks, which knows about 1,500 English words.\n"
-            f"For the published model: --model {MODEL_NAME}",
-            file=sys.stderr,
-        )
+        notice("No --model is given: the embedded demonstration voice speaks, which knows about 1,500 English words.")
+        notice(f"For the published model: --model {MODEL_NAME}")
     return HiggsAudio.from_pretrained(
         model, device=device, dtype=dtype, audio_tokenizer=audio_tokenizer, quantization=quantization
     )
 
 
 def read_text(text: str) -> str:
-    """The text to speak: `text` itself, or the contents of the file that it names, or of standard input."""
-    if text == "-" or os.path.exists(text):
+    """The text to speak: `text` itself, or the contents of the file that it names, or of standard input.
+
+    A word that happens to be the name of a folder is spoken.
+    """
+    is_folder = os.path.isdir(text)
+    if text == "-" or (os.path.exists(text) and not is_folder):
         return read_file(text)
-    if _FILE_NAME.fullmatch(text):
-        raise PromptError(f"text must be a text, an existing text file, or -, got the name of a missing file: {text}")
-    return text
+    if not _FILE_NAME.fullmatch(text):
+        return text
+    if is_folder:
+        raise PromptError(f"text must be a text, an existing text file, or -, got the folder {text}")
+    raise PromptError(f"text must be a text, an existing text file, or -, got the name of a missing file: {text}")
 
 
 def read_file(name: str) -> str:
     """The contents of a text file, or of standard input for `-`."""
+    if name == "-" and sys.stdin is None:
+        raise PromptError("text must be given, got -, and standard input is closed")
     try:
-        # A pipe can be read, too.
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        name = "standard input" if name == "-" else name
+        # A pipe can be read, too. Some, and some devices, never end.
+        with nullcontext(sys.stdin.buffer) if name == "-" else open(name, "rb") as file:
+            name = "standard input" if name == "-" else name
+            data = file.read(_MAX_TEXT_BYTES + 1)
+        if len(data) > _MAX_TEXT_BYTES:
+            raise PromptError(f"text must be at most {_MAX_TEXT_BYTES >> 20} MiB, got more from {name}")
         decoded = data.decode("utf-8-sig")
     except OSError as error:
         raise PromptError(f"text must be plain UTF-8, got {name}, which can't be read: {error.strerror}") from None

@@ -1,16 +1,16 @@
-"""The program: its commands, signals, errors and exit codes."""
+"""The program: its commands, errors and exit codes."""
 
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 
 import typer
 
+from higgs_native.cli.console import ending_by_signals, flush_output, prepare_streams
 from higgs_native.cli.info import info
 from higgs_native.cli.quantize import quantize
 from higgs_native.cli.read import read
+from higgs_native.cli.serve import serve
 from higgs_native.cli.speak import speak
 from higgs_native.cli.voices import voices
 from higgs_native.errors import exit_on_bad_input, exit_with_error
@@ -19,33 +19,42 @@ from higgs_native.ops import check_instruction_set
 
 app = typer.Typer(
     help="Higgs Audio V2 text-to-speech.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
-for command in (speak, read, quantize, voices, info):
+for command in (speak, read):
+    # A text such as "-5 degrees" is no option; `TextArgument` refuses what looks like one.
+    app.command(context_settings={"ignore_unknown_options": True})(command)
+for command in (serve, quantize, voices, info):
     app.command()(command)
+
+# Of the errors of the command line; not every release of typer has a public name for it.
+_UsageError = typer.BadParameter.__base__
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit: with 0, 1 on an unexpected error, 2 on bad input, 143 on SIGTERM.
+    """Run the command and exit: with 0, 1 on an unexpected error, 2 on bad input, 128 + n on signal n.
 
     An error is one line on standard error.
 
     Args:
         arguments: by default those of the process.
     """
-    if threading.current_thread() is threading.main_thread():  # no other may set a handler
-        # SIGTERM becomes an exception, as Ctrl-C is one, so that half-written files are removed.
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        with exit_on_bad_input():
-            check_instruction_set()
-            app(arguments)
-    except Exception as error:
-        if os.environ.get("HIGGS_NATIVE_TRACEBACK"):
-            raise
-        exit_with_error(f"{type(error).__name__}: {error} (HIGGS_NATIVE_TRACEBACK=1 shows where)", 1)
+    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    prepare_streams()
+    with ending_by_signals():
+        try:
+            with exit_on_bad_input():
+                check_instruction_set()
+                status = app(arguments, standalone_mode=False)
+                flush_output()
+        except _UsageError as error:
+            exit_with_error(f"{error.format_message()} (--help shows what there is)", 2)
+        except Exception as error:
+            if os.environ.get("HIGGS_NATIVE_TRACEBACK"):
+                raise
+            exit_with_error(f"{type(error).__name__}: {error} (HIGGS_NATIVE_TRACEBACK=1 shows where)", 1)
+        sys.exit(status or 0)

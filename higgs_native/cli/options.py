@@ -1,16 +1,32 @@
 """Options that several commands take."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from higgs_native.errors import ParameterError
 from higgs_native.prompt.voices import VOICES_VARIABLE
 
 
 MODEL_NAME = "bosonai/higgs-audio-v2-generation-3B-base"
 
-TextArgument = Annotated[str, typer.Argument(help="What to say: a text, a text file, or - for standard input.")]
+
+def _refuse_option(text: str) -> str:
+    """Return the text, unless it is a mistyped option: options that are unknown come here too."""
+    if _OPTION.fullmatch(text):
+        raise ParameterError(
+            f"text must not look like an option, got {text}; --help shows the options; a text can begin with a space"
+        )
+    return text
+
+
+_OPTION = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)
+TextArgument = Annotated[
+    str,
+    typer.Argument(help="What to say: a text, a text file, or - for standard input.", callback=_refuse_option),
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -28,8 +44,8 @@ AudioTokenizerOption = Annotated[
 VoiceOption = Annotated[
     str | None,
     typer.Option(
-        help="A voice in the folder of voices: anna, or profile:NAME for a description. Several, separated by commas, "
-        "speak as SPEAKER0, SPEAKER1, ..."
+        help="A voice in the folder of voices: anna, or profile:NAME for a description; or one of the model: the "
+        "embedded one has feminine, masculine, scottish, child. Several, separated by commas, speak as SPEAKER0, ..."
     ),
 ]
 VoicesOption = Annotated[Path | None, typer.Option(help="The folder of voices.", show_default=f"${VOICES_VARIABLE}")]

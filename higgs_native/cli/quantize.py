@@ -9,7 +9,7 @@ import typer
 from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model, check_calibration
 from higgs_native.cli.inputs import read_file
 from higgs_native.cli.options import DeviceOption
-from higgs_native.errors import ParameterError
+from higgs_native.errors import ParameterError, one_line
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.packed_checkpoint import check_target, write_packed
 from higgs_native.model.quantization import Quantization
@@ -65,7 +65,7 @@ def quantize(
     else:
         model = LanguageModel.from_pretrained(folder, torch_device, quantization=quantization)
     write_packed(model.named_weights(), model.quantization, folder, target, calibrate)
-    print(f"{target}: {size_text(model.nbytes)} of weights")
+    print(f"{one_line(str(target))}: {size_text(model.nbytes)} of weights")
 
 
 def size_text(nbytes: int) -> str:

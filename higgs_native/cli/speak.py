@@ -1,7 +1,7 @@
 """`higgs-native speak`: a text into an audio file or a stream."""
 
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +9,7 @@ import typer
 from tqdm import tqdm
 
 from higgs_native.audio.writing import check_output_path
+from higgs_native.cli.console import notice
 from higgs_native.cli.inputs import checked_voices, load_engine, read_text
 from higgs_native.cli.options import (
     AudioTokenizerOption,
@@ -31,6 +32,7 @@ from higgs_native.cli.options import (
 )
 from higgs_native.cli.stream import check_stream_path, write_stream
 from higgs_native.errors import ParameterError
+from higgs_native.failure_checks import Failure
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.prompt.normalize import normalize_text
 
@@ -78,7 +80,7 @@ def speak(
         check_stream_path(stream)
     text = read_text(text)
     normalize_text(text)
-    chosen = checked_voices(voice, reference_audio, reference_text, voices)
+    chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
     sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens)
     engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
     if stream is not None:
@@ -89,7 +91,7 @@ def speak(
             sampling=sampling,
         )
         write_stream(speech_stream, stream)
-        _report_cut_off(speech_stream.finish_reason, max_new_tokens)
+        _warn_of_failures(stream, speech_stream.failures, speech_stream.finish_reason, max_new_tokens)
         return
     start = time.perf_counter()
     # disable=None: on a terminal only.
@@ -107,18 +109,20 @@ def speak(
         )
     elapsed = time.perf_counter() - start
     speech.save(out)
-    print(
+    notice(
         f"{out}: {speech.duration:.2f} s of audio in {elapsed:.2f} s, "
-        f"real-time factor {elapsed / speech.duration:.2f} (seconds of work per second of audio)",
-        file=sys.stderr,
+        f"real-time factor {elapsed / speech.duration:.2f} (seconds of work per second of audio), seed {speech.seed}"
     )
-    _report_cut_off(speech.finish_reason, max_new_tokens)
+    _warn_of_failures(out, speech.failures, speech.finish_reason, max_new_tokens)
 
 
-def _report_cut_off(finish_reason: str | None, max_new_tokens: int) -> None:
-    if finish_reason == "length":
-        print(
-            f"The speech was cut off at --max-new-tokens {max_new_tokens}, or at the end of the cache; "
-            "for longer texts there is higgs-native read.",
-            file=sys.stderr,
-        )
+def _warn_of_failures(
+    path: Path, failures: Sequence[Failure] | None, finish_reason: str | None, max_new_tokens: int
+) -> None:
+    """Name the failures in one line; there are none yet if the reader of a stream has left it."""
+    if failures:
+        found = ", ".join(failures)
+        if finish_reason == "length":
+            limit = f"cut off at --max-new-tokens {max_new_tokens}, or at the end of the cache"
+            found = found.replace("no end", f"no end ({limit})")
+        notice(f"warning: {path}: {found}; higgs-native read speaks a text in chunks, and again those that fail")

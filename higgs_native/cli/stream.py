@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from higgs_native.cli.console import notice
 from higgs_native.errors import AudioError, ParameterError
 from higgs_native.streaming import SpeechStream
 from higgs_native.utils.files import check_file_can_be_made
@@ -50,7 +51,7 @@ def write_stream(speech: SpeechStream, path: Path) -> None:
                 while rest:
                     rest = rest[file.write(rest) :]
             except BrokenPipeError:
-                print("The reader has closed the pipe.", file=sys.stderr)
+                notice("The reader has closed the pipe.")
                 closed = True
                 break
             except OSError as error:
@@ -63,4 +64,4 @@ def write_stream(speech: SpeechStream, path: Path) -> None:
         report += f", the first after {speech.first_audio_seconds:.2f} s"
     if speech.underrun_margin_seconds is not None:
         report += f", under-run margin {speech.underrun_margin_seconds:.2f} s (below zero, playback would pause)"
-    print(report, file=sys.stderr)
+    notice(f"{report}, seed {speech.seed}")

@@ -1,13 +1,13 @@
 """`higgs-native voices`: the voices in a folder."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from higgs_native.errors import AudioError
+from higgs_native.cli.console import notice
+from higgs_native.errors import AudioError, one_line
 from higgs_native.prompt.voices import VOICES_VARIABLE, check_voice, list_voices
 
 
@@ -23,10 +23,10 @@ def voices(
     listed = list_voices(folder)
     if not listed:
         source = folder or os.environ[VOICES_VARIABLE]
-        print(f"{source} holds no voices: neither recordings nor config.json nor profile.yaml", file=sys.stderr)
+        notice(f"{source} holds no voices: neither recordings nor config.json nor profile.yaml")
     unusable = []
     for name, voice in listed.items():
-        print(f"{name}\t{voice.profile or voice.reference_text or ''}")
+        print(f"{one_line(name)}\t{one_line(voice.profile or voice.reference_text or '')}")
         try:
             advice = check_voice(voice)
         except AudioError as error:

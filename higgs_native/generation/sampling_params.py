@@ -1,16 +1,17 @@
 """The sampling parameters of a request, built and checked once, where a call enters the package."""
 
+import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from typing_extensions import TypedDict
 
-from higgs_native.errors import ParameterError
+from higgs_native.errors import ParameterError, short_repr
 from higgs_native.generation.stop import DEFAULT_STOP_STRINGS, check_stop_strings
 from higgs_native.utils.checks import check_integer, check_number
 
 
-_MAX_RAS_WINDOW = 10_000
+MAX_RAS_WINDOW = 10_000
 
 
 @dataclass(frozen=True)
@@ -59,26 +60,34 @@ class SamplingParams:
             raise ParameterError(f"top_k must be between 0 and 2**31 - 1, or None, got {self.top_k}")
         if self.top_p is not None and not 1e-6 <= self.top_p <= 1:
             raise ParameterError(f"top_p must be between 1e-6 and 1, or None, got {self.top_p}")
-        if self.ras_win_len is not None and self.ras_win_len > _MAX_RAS_WINDOW:
-            raise ParameterError(f"ras_win_len must be at most {_MAX_RAS_WINDOW}, got {self.ras_win_len}")
+        if self.ras_win_len is not None and self.ras_win_len > MAX_RAS_WINDOW:
+            raise ParameterError(f"ras_win_len must be at most {MAX_RAS_WINDOW}, got {self.ras_win_len}")
         if not 1 <= self.ras_win_max_num_repeat < 2**31:
             raise ParameterError(
                 f"ras_win_max_num_repeat must be between 1 and 2**31 - 1, got {self.ras_win_max_num_repeat}"
             )
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
-            raise ParameterError(f"seed must be between -2**63 and 2**64 - 1, got {self.seed!s:.40}")
+            raise ParameterError(f"seed must be between -2**63 and 2**64 - 1, got {self.seed}")
         if self.max_new_tokens < 1:
             raise ParameterError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         check_stop_strings(self.stop_strings)
+
+    def with_seed(self) -> "SamplingParams":
+        """Return these parameters with a seed: the given one, or a drawn one."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbits(63))
 
     @classmethod
     def of(cls, sampling: "SamplingParams | None", options: "SamplingOptions") -> "SamplingParams":
         """Return `sampling`, or if it is None, parameters made of `options`.
 
         Raises:
-            ParameterError: both are given, `sampling` is something else, or a value is outside its range.
+            ParameterError: both are given, `sampling` is something else, or an option is unknown or outside its range.
         """
         if sampling is None:
+            if unknown := options.keys() - SamplingOptions.__annotations__:
+                raise ParameterError(
+                    f"options must be of {', '.join(SamplingOptions.__annotations__)}, got {short_repr(min(unknown))}"
+                )
             return cls(**options)
         if not isinstance(sampling, cls):
             raise ParameterError(f"sampling must be SamplingParams or None, got {type(sampling).__name__}")

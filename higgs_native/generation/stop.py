@@ -1,11 +1,11 @@
-"""When a reply ends: stop strings, and what follows an audio segment."""
+"""When a reply ends: stop strings, end tokens, and what follows an audio segment."""
 
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
 from higgs_native.convention import Convention
-from higgs_native.errors import ParameterError
+from higgs_native.errors import ParameterError, short_repr
 from higgs_native.model.transformer import LanguageModel
 
 
@@ -15,14 +15,23 @@ DEFAULT_STOP_STRINGS = ("<|end_of_text|>", "<|eot_id|>")
 def check_stop_strings(stop_strings: Sequence[str] | None) -> None:
     """Raise ParameterError if `stop_strings` is neither None nor a sequence of strings; a single string is refused."""
     if isinstance(stop_strings, str):
-        raise ParameterError(f"stop_strings must be a list of strings, got the string {stop_strings!r}")
+        raise ParameterError(f"stop_strings must be a list of strings, got the string {short_repr(stop_strings)}")
     if stop_strings is None:
         return
     if not isinstance(stop_strings, Sequence) or not all(isinstance(stop, str) for stop in stop_strings):
-        raise ParameterError(f"stop_strings must be a list of strings, got {stop_strings!r}")
+        raise ParameterError(f"stop_strings must be a list of strings, got {short_repr(stop_strings)}")
 
 
-def completes_stop_string(tokenizer: Tokenizer | None, ids: Sequence[int], stop_strings: Sequence[str]) -> bool:
+def ends_reply(
+    model: LanguageModel, convention: Convention, ids: Sequence[int], stop_strings: Sequence[str] | None
+) -> bool:
+    """Return whether the last of the text tokens `ids` ends the reply: an end token, or the end of a stop string."""
+    if convention == Convention.BOSON and ids[-1] in model.config.end_token_ids:
+        return True
+    return _completes_stop_string(model.tokenizer, ids, stop_strings or ())
+
+
+def _completes_stop_string(tokenizer: Tokenizer | None, ids: Sequence[int], stop_strings: Sequence[str]) -> bool:
     """Return whether the last of the text tokens `ids` completes a stop string."""
     if tokenizer is None:
         return False

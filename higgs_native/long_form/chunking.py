@@ -17,9 +17,10 @@ from typing import Literal
 
 import regex
 
-from higgs_native.errors import ParameterError, PromptError
-from higgs_native.prompt.chat import SPEAKER_TAG
-from higgs_native.prompt.normalize import normalize_text
+from higgs_native.errors import ParameterError
+from higgs_native.prompt.markup import SPEAKER_TAG
+from higgs_native.prompt.normalize import SPEAKABLE, clean_text, drop_invisible, normalize_text, nothing_to_say
+from higgs_native.prompt.pace import spoken_milliseconds
 from higgs_native.utils.checks import check_number
 
 
@@ -27,18 +28,6 @@ MIN_CHUNK_SECONDS, MAX_CHUNK_SECONDS = 2.0, 30.0
 """Above 30 seconds the model's speech becomes unstable; below 2 seconds chunks would be single words."""
 
 Boundary = Literal["paragraph", "turn", "sentence", "word"]
-
-# Milliseconds per spoken character, at the pace of an audiobook (155 English words a minute, with pauses). Letters of
-# scripts that write syllables or no vowels take longer, and digits are spoken as words. The first match counts.
-_MILLISECONDS = (
-    (regex.compile(r"[\s\p{Inherited}\p{Cf}]"), 0),
-    (regex.compile(r"\p{Nd}"), 300),
-    (regex.compile(r"\p{Han}"), 220),
-    (regex.compile(r"\p{Hangul}"), 185),
-    (regex.compile(r"[\p{Hiragana}\p{Katakana}]"), 140),
-    (regex.compile(r"[\p{Arabic}\p{Hebrew}\p{Syriac}]"), 100),
-)
-_OTHER_MILLISECONDS = 80
 
 _EAST_ASIAN = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\u3000-\u303f\uff00-\uffef]"
 # «French» and »German« use the same marks in both roles; a French closing mark may follow a space.
@@ -77,9 +66,13 @@ _ABBREVIATIONS = frozenset(_ABBREVIATIONS.split())
 
 _HAN, _KANA = regex.compile(r"\p{Han}"), regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _SPACE = regex.compile(r"\s*")
-_SPEAKABLE = regex.compile(r"[\p{L}\p{N}]")
-# Grapheme clusters; small kana and length marks belong to the kana before them.
-_CHARACTER = regex.compile(r"\X[ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮー々]*")
+_JIEBA_BLOCK = 1000  # characters; the time grows with the square of their number if they make no words
+# Grapheme clusters; small kana and length marks belong to the kana before them. Flags are pairs of letters. Within a
+# run of flags they are found without \X, which counts the letters before each one.
+_FLAG_LETTER = "[\U0001f1e6-\U0001f1ff]"
+_CHARACTER = regex.compile(
+    rf"(?:{_FLAG_LETTER}{{2}}(?={_FLAG_LETTER})|\X)[ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮー々]*"
+)
 
 
 def _unspaced_word(han: str) -> regex.Pattern:
@@ -119,15 +112,6 @@ class TextChunk:
         return f"{self.tag} {self.text}".lstrip()
 
 
-def spoken_seconds(text: str) -> float:
-    """Return the approximate duration of a text's speech, in seconds, at the pace of an audiobook.
-
-    Each character takes 0.08 s, but a digit 0.3, a Chinese character 0.22, a Korean syllable 0.185, kana 0.14, an
-    Arabic or Hebrew letter 0.1, and white space or a mark on a letter nothing.
-    """
-    return _milliseconds(text) / 1000
-
-
 def check_chunk_seconds(max_seconds: float) -> None:
     """Raise ParameterError if `max_seconds` is not between `MIN_CHUNK_SECONDS` and `MAX_CHUNK_SECONDS`."""
     check_number("chunk_seconds", max_seconds)
@@ -157,28 +141,28 @@ def chunk_text(text: str, max_seconds: float, join_sentences: bool = True) -> li
         ParameterError: `max_seconds` is out of range.
     """
     check_chunk_seconds(max_seconds)
-    normalize_text(text)  # refuses other types and invalid Unicode
+    text = drop_invisible(text, "text")
     limit = int(1000 * max_seconds)
     chunks: list[TextChunk] = []
     tag = last_tag = ""
-    for paragraph in filter(_SPEAKABLE.search, _paragraphs(text)):
+    for paragraph in filter(SPEAKABLE.search, _paragraphs(text)):
         first: Boundary = "paragraph"
-        for part in re.split(f"({SPEAKER_TAG.pattern})", _without_added_stop(paragraph)):
+        for part in re.split(f"({SPEAKER_TAG.pattern})", clean_text(paragraph)):
             if SPEAKER_TAG.fullmatch(part):
                 tag = part
                 continue
-            if not _SPEAKABLE.search(part):
+            if not SPEAKABLE.search(part):
                 continue
             boundary = first if tag == last_tag else "turn"
             words = _with_end(part.strip())
-            sentences = [words] if join_sentences else _sentences(words)
+            sentences = [words] if join_sentences else split_sentences(words)
             for piece, inner in itertools.chain.from_iterable(_split(sentence, limit) for sentence in sentences):
-                if _SPEAKABLE.search(piece):
+                if SPEAKABLE.search(piece):
                     chunks.append(TextChunk(piece.strip(), tag, boundary or inner))
                     boundary = None
             first, last_tag = "sentence", tag
     if not chunks:
-        raise PromptError(f"text must hold something to say (letters or digits), got {text!r:.50}")
+        raise nothing_to_say(text)
     return chunks
 
 
@@ -202,19 +186,14 @@ def _paragraphs(text: str) -> Iterator[str]:
     yield paragraph
 
 
-def _without_added_stop(text: str) -> str:
-    """Return normalized text without the full stop that `normalize_text` adds to text without an end."""
-    return normalize_text(f"{text} .")[:-2]
-
-
 def _with_end(text: str) -> str:
-    """Add that full stop to normalized text, unless it ends in a mark of another script, such as `؟`."""
+    """Add the full stop of `normalize_text` to clean text, unless it ends in a mark of another script, such as `؟`."""
     return text if _ENDS_LINE.search(text) else normalize_text(text)
 
 
 def _split(text: str, limit: int, level: int = 0) -> list[tuple[str, Boundary]]:
     """Cut a text into pieces of at most `limit` milliseconds, each with its boundary; `level` indexes `_LEVELS`."""
-    if _milliseconds(text) <= limit:
+    if spoken_milliseconds(text) <= limit:
         return [(text, "sentence")]
     units: list[tuple[str, Boundary]] = []
     parts = _LEVELS[level](text)
@@ -232,7 +211,7 @@ def _without_small_neighbors(parts: list[str], limit: int) -> list[str]:
     joined: list[str] = []
     previous = 0  # milliseconds of the part before
     for part in parts:
-        size = _milliseconds(part)
+        size = spoken_milliseconds(part)
         if joined and ((size > limit and previous < limit // 4) or (previous > limit and size < limit // 4)):
             joined[-1] += part
         else:
@@ -243,7 +222,7 @@ def _without_small_neighbors(parts: list[str], limit: int) -> list[str]:
 
 def _packed(units: list[tuple[str, Boundary]], limit: int) -> Iterator[tuple[str, Boundary]]:
     """Join units to as few pieces as the limit allows, about equally long: a short last one would be spoken badly."""
-    sizes = [_milliseconds(text) for text, _ in units]
+    sizes = [spoken_milliseconds(text) for text, _ in units]
     remaining = sum(sizes)
     begin = size = 0
     for index, added in enumerate(sizes):
@@ -256,7 +235,7 @@ def _packed(units: list[tuple[str, Boundary]], limit: int) -> Iterator[tuple[str
     yield "".join(text for text, _ in units[begin:]), units[begin][1]
 
 
-def _sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     """Cut normalized text after its sentences; where the end of one is unsure, don't cut."""
     ends, opening = [], _opening_quotes(text)
     for match in _SENTENCE_END.finditer(text):
@@ -322,7 +301,8 @@ def _unspaced_words(text: str) -> list[str]:
     if _HAN.search(text):
         jieba = _jieba()
         if jieba is not None:
-            return _with_punctuation(jieba.cut(text))
+            blocks = (text[begin : begin + _JIEBA_BLOCK] for begin in range(0, len(text), _JIEBA_BLOCK))
+            return _with_punctuation(itertools.chain.from_iterable(map(jieba.cut, blocks)))
     return _OTHER_WORD.findall(text)
 
 
@@ -333,7 +313,7 @@ def _characters(text: str) -> list[str]:
 
 # The functions that cut, from sentences to code points. The last one is for letters with unlimited marks.
 _LEVELS: tuple[Callable[[str], list[str]], ...] = (
-    _sentences,
+    split_sentences,
     _clauses,
     _words,
     _unspaced_words,
@@ -352,7 +332,7 @@ def _with_punctuation(words: Iterable[str]) -> list[str]:
     """Join punctuation to the word before it."""
     joined: list[str] = []
     for word in words:
-        if joined and not _SPEAKABLE.search(word):
+        if joined and not SPEAKABLE.search(word):
             joined[-1] += word
         else:
             joined.append(word)
@@ -368,13 +348,3 @@ def _jieba() -> ModuleType | None:
         return None
     jieba.setLogLevel("WARNING")
     return jieba
-
-
-def _milliseconds(text: str) -> int:
-    """Return `spoken_seconds` in whole milliseconds, so that the sum over pieces is exact."""
-    return sum(map(_character_milliseconds, text))
-
-
-@functools.cache
-def _character_milliseconds(character: str) -> int:
-    return next((cost for kind, cost in _MILLISECONDS if kind.match(character)), _OTHER_MILLISECONDS)

@@ -76,4 +76,4 @@ class Buffers:
         """Allocate the tensors of a pass over `num_rows` rows."""
         width = config.num_attention_heads * config.head_dim
         widths = config.hidden_size, width, width
-        return cls(*(torch.empty(num_rows, width, device=device) for width in widths))
+        return cls(*(torch.empty(num_rows, width, dtype=torch.float32, device=device) for width in widths))

@@ -29,6 +29,7 @@ from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
 from higgs_native.ops import PackedWeight
 from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, STORED_DTYPES, WEIGHT_FORMATS, format_of
+from higgs_native.utils.checks import is_finite
 from higgs_native.utils.files import check_file_can_be_made, replacing
 from higgs_native.utils.memory import empty_weight, release_mapped
 
@@ -135,6 +136,8 @@ class PackedWeights:
                 f"{self._path} is damaged or incomplete: {name} must have the written checksum "
                 f"{self._checksums.get(name)}, got {found}"
             )
+        if not is_finite(tensor):
+            raise CheckpointError(f"{self._path}: {name} must be finite, got NaN or infinity")
         return tensor
 
 
@@ -208,20 +211,41 @@ def write_packed(
         "checksums": json.dumps({name: checksum(tensor) for name, tensor in tensors.items()}),
         **_origin(source),
     }
-    texts = [path for path in source.iterdir() if path.suffix in (".json", ".txt") and path.is_file()]
+    texts = [path for path in _regular_files(source) if path.suffix in (".json", ".txt")]
+    audio_tokenizer = source / AUDIO_TOKENIZER_FOLDER
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as temporary:
             temporary.mkdir()
             save_file(dict(tensors), temporary / PACKED_FILE, metadata=metadata)
-            (temporary / PACKED_FILE).chmod(0o644)  # save_file lets the owner alone read it
+            _sort_metadata(temporary / PACKED_FILE)
+            # save_file lets the owner alone read it; the folder has the bits that the umask allows.
+            (temporary / PACKED_FILE).chmod(temporary.stat().st_mode & 0o666)
             for path in texts:
                 if not path.name.endswith(".safetensors.index.json"):
                     shutil.copyfile(path, temporary / path.name)
-            if (source / AUDIO_TOKENIZER_FOLDER).is_dir():
-                shutil.copytree(source / AUDIO_TOKENIZER_FOLDER, temporary / AUDIO_TOKENIZER_FOLDER)
+            if audio_tokenizer.is_dir():
+                (temporary / AUDIO_TOKENIZER_FOLDER).mkdir()
+                for path in _regular_files(audio_tokenizer):
+                    shutil.copyfile(path, temporary / AUDIO_TOKENIZER_FOLDER / path.name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{target} can't be written: {' '.join(str(error).split())}") from None
+
+
+def _regular_files(folder: Path) -> list[Path]:
+    """Return the files in a folder, without pipes and devices, which may never end, and without other folders."""
+    return [path for path in folder.iterdir() if path.is_file()]
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, so that the same checkpoint has the same bytes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        sorted_header = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        file.seek(8)
+        file.write(sorted_header.ljust(size))
 
 
 def _origin(folder: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from higgs_native.errors import ParameterError
+from higgs_native.errors import ParameterError, short_repr
 from higgs_native.ops.formats import WEIGHT_FORMATS
 
 
@@ -37,7 +37,7 @@ class Quantization:
             format = getattr(self, part)
             if format is not None and format not in WEIGHT_FORMATS:
                 raise ParameterError(
-                    f"quantization: {part} must be one of {', '.join(WEIGHT_FORMATS)}, got {format!r}"
+                    f"quantization: {part} must be one of {', '.join(WEIGHT_FORMATS)}, got {short_repr(format)}"
                 )
 
     def __str__(self) -> str:
@@ -55,17 +55,17 @@ class Quantization:
         if text is None:
             return cls()
         if not isinstance(text, str):
-            raise ParameterError(f"quantization must be a string such as 'int8', got {text!r}")
+            raise ParameterError(f"quantization must be a string such as 'int8', got {short_repr(text)}")
         chosen: dict[str, str] = {}
         for item in text.split(","):
             part, equals, format = (word.strip() for word in item.partition("="))
             if not equals:
                 part, format = _ALL, part
             if part not in (*PARTS, _ALL):
-                raise ParameterError(f"quantization: a part must be one of {', '.join(PARTS)}, got {part!r}")
+                raise ParameterError(f"quantization: a part must be one of {', '.join(PARTS)}, got {short_repr(part)}")
             if part in chosen:
                 name = "the format of all parts" if part == _ALL else part
-                raise ParameterError(f"quantization: {name} must be given once, got {text!r}")
+                raise ParameterError(f"quantization: {name} must be given once, got {short_repr(text)}")
             chosen[part] = format
         for_all = chosen.pop(_ALL, None)
         return cls(**(dict.fromkeys(PARTS, for_all) | chosen))

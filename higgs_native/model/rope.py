@@ -8,13 +8,13 @@ from higgs_native.model.config import HiggsAudioConfig
 
 
 def rope_table(config: HiggsAudioConfig, length: int) -> torch.Tensor:
-    """Return the cosines, then the sines, of the rotary angles: [length, head_dim], float32.
+    """Return the cosines, then the sines, of the rotary angles: [length, head_dim], float32, on the CPU.
 
     llama3 scaling divides frequencies by `factor` if their wavelength exceeds the original context / low_freq_factor,
     and keeps those with a wavelength below the original context / high_freq_factor. Those between are interpolated.
     The float32 arithmetic is that of transformers' `rope_type: llama3`.
     """
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponents)
     scaling = config.rope_scaling
     if scaling is not None:
@@ -27,5 +27,5 @@ def rope_table(config: HiggsAudioConfig, length: int) -> torch.Tensor:
         frequencies = torch.where(
             wavelengths > low, frequencies / scaling.factor, torch.where(wavelengths < high, frequencies, between)
         )
-    angles = torch.arange(length).float()[:, None] * frequencies
+    angles = torch.arange(length, dtype=torch.float32, device="cpu")[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)

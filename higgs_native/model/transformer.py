@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from tokenizers import Tokenizer
 from typing_extensions import Self
 
 from higgs_native import ops
-from higgs_native.errors import CheckpointError, ParameterError
+from higgs_native.errors import CheckpointError, ParameterError, short_repr
 from higgs_native.model.batch import Batch, Buffers
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, load_tokenizer, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
@@ -22,10 +23,13 @@ from higgs_native.ops import PackedWeight
 from higgs_native.ops.device import checked_device
 from higgs_native.ops.formats import WEIGHT_FORMATS
 from higgs_native.utils.checks import check_integer
+from higgs_native.utils.exact_arithmetic import no_autocast
 from higgs_native.utils.memory import release_freed
 
 
 DEFAULT_CACHE_LENGTH = 8192
+MAX_CACHE_LENGTH = 1 << 20
+"""Its table of rotary angles takes half a gigabyte. The model was trained on 131,072 positions at most."""
 
 
 class LanguageModel:
@@ -46,6 +50,7 @@ class LanguageModel:
             `weights`.
     """
 
+    @no_autocast()  # which refuses to concatenate float16 on a CPU
     def __init__(
         self,
         config: HiggsAudioConfig,
@@ -76,6 +81,12 @@ class LanguageModel:
         if device.type == "cuda":
             # Kernels prefetch weights, so packing and copies must be complete.
             torch.cuda.synchronize(device)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise ParameterError(
+            f"a {type(self).__name__} can't be copied or pickled: threads can share it, and other processes can load "
+            "their own with from_pretrained"
+        )
 
     def named_weights(self) -> dict[str, torch.Tensor]:
         """Return all tensors by their names in a packed file."""
@@ -145,8 +156,8 @@ class LanguageModel:
         return model
 
     def new_cache(self, slots: int, length: int) -> KVCache:
-        """Allocate a cache for `slots` sequences of up to `length` positions."""
-        return KVCache(self.config, slots, length, self.dtype, self.device)
+        """Allocate a cache for `slots` sequences of up to `length` positions, each with pages of its own."""
+        return KVCache.with_own_pages(self.config, slots, length, self.dtype, self.device)
 
     def forward(self, batch: Batch, cache: KVCache, buffers: Buffers | None = None) -> torch.Tensor:
         """Compute the rows of a batch, and write their keys and values into the cache.
@@ -175,6 +186,7 @@ class LanguageModel:
             self._skips_audio,
             self.config.rms_norm_eps,
             self.rope_table,
+            cache.page_table,
             batch.slots,
             batch.positions,
             batch.text_positions,
@@ -188,7 +200,8 @@ class LanguageModel:
         `out`, if given, is written and returned.
         """
         if out is None:
-            out = torch.empty(len(states), self.config.num_codebooks, self.config.codebook_size, device=self.device)
+            shape = len(states), self.config.num_codebooks, self.config.codebook_size
+            out = torch.empty(shape, dtype=torch.float32, device=self.device)
         self._head(out.flatten(1), states, self.audio_head)
         return out
 
@@ -199,7 +212,7 @@ class LanguageModel:
             CheckpointError: the checkpoint has no text head.
         """
         self.require_text_head()
-        logits = torch.empty(len(states), self.config.vocab_size, device=self.device)
+        logits = torch.empty(len(states), self.config.vocab_size, dtype=torch.float32, device=self.device)
         self._head(logits, states, self.text_head)
         return logits
 
@@ -213,10 +226,10 @@ class LanguageModel:
 
 
 def check_cache_length(length: int, name: str = "max_cache_length") -> None:
-    """Raise ParameterError unless a cache's length is an integer of at least 1."""
+    """Raise ParameterError unless a cache's length is an integer from 1 to `MAX_CACHE_LENGTH`."""
     check_integer(name, length)
-    if length < 1:
-        raise ParameterError(f"{name} must be at least 1, got {length}")
+    if not 1 <= length <= MAX_CACHE_LENGTH:
+        raise ParameterError(f"{name} must be between 1 and {MAX_CACHE_LENGTH}, got {length}")
 
 
 def checked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
@@ -232,4 +245,4 @@ def checked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
         return dtype
     if isinstance(dtype, str) and dtype in names:
         return names[dtype]
-    raise ParameterError(f"dtype must be one of {', '.join(names)}, got {dtype}")
+    raise ParameterError(f"dtype must be one of {', '.join(names)}, got {short_repr(dtype)}")

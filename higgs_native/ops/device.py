@@ -5,7 +5,7 @@ import re
 import torch
 
 from higgs_native._C import build_info
-from higgs_native.errors import ParameterError
+from higgs_native.errors import ParameterError, short_repr
 from higgs_native.ops import check_instruction_set
 
 
@@ -22,8 +22,8 @@ def checked_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda", torch.cuda.current_device()) if usable else torch.device("cpu")
     try:
         chosen = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ParameterError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from None
+    except (RuntimeError, TypeError, ValueError):
+        raise ParameterError(f"device must be auto, cpu, cuda or cuda:N, got {short_repr(device)}") from None
     if chosen.type == "cpu":
         return torch.device("cpu")
     if chosen.type != "cuda":

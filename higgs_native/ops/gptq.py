@@ -63,7 +63,7 @@ def error_feedback(moments: Moments) -> ErrorFeedback:
     damped.diagonal().add_(mean * (_DAMPING + _DAMPING_OF_FEW * len(damped) / max(moments.count, 1)))
     # The inverse of H is U^T U with an upper triangular U: flipped, the inverse of the flipped H's Cholesky factor.
     lower = torch.linalg.cholesky(damped.flip(0, 1))
-    identity = torch.eye(len(lower), device=lower.device)
+    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
     factors = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
     return ErrorFeedback(order, factors / factors.diagonal()[:, None])
 

@@ -6,7 +6,7 @@ Each part is tokenized by itself. Audio is `<|audio_bos|><|AUDIO|><|audio_eos|>`
 
 from collections.abc import Iterator, Sequence
 
-from higgs_native.errors import PromptError
+from higgs_native.errors import PromptError, short_repr
 from higgs_native.prompt.markup import (
     AUDIO_IN,
     AUDIO_OUT,
@@ -36,7 +36,9 @@ def _parts(messages: Sequence[Message]) -> Iterator[str]:
         yield header(message.role) if index else BEGIN_OF_TEXT + header(message.role)
         if message.recipient:
             if message.role != "assistant":
-                raise PromptError(f"recipient of a {message.role} message must be None, got {message.recipient!r}")
+                raise PromptError(
+                    f"recipient of a {message.role} message must be None, got {short_repr(message.recipient)}"
+                )
             yield message.recipient + RECIPIENT
         for item in message.contents():
             if isinstance(item, TextContent):
@@ -47,7 +49,7 @@ def _parts(messages: Sequence[Message]) -> Iterator[str]:
                 yield AUDIO_OUT
             else:
                 raise PromptError(
-                    f"role of a message with audio must be system, user or assistant, got {message.role!r}"
+                    f"role of a message with audio must be system, user or assistant, got {short_repr(message.role)}"
                 )
         yield END_OF_MESSAGE if message.role == next_role == "assistant" else END_OF_TURN
 

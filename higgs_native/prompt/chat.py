@@ -8,7 +8,6 @@ Texts of end users go through `check_plain_text` first.
 """
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,11 +15,12 @@ import torch
 from tokenizers import Tokenizer
 
 from higgs_native.convention import Convention
-from higgs_native.errors import PromptError
+from higgs_native.errors import PromptError, short_repr
 from higgs_native.prompt import boson, transformers
-from higgs_native.prompt.markup import AUDIO_OUT_BOS, AUDIO_PLACEHOLDERS, REQUIRED_TOKENS, header
+from higgs_native.prompt.markup import AUDIO_OUT_BOS, AUDIO_PLACEHOLDERS, REQUIRED_TOKENS, SPEAKER_TAG, header
 from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, check_unicode
 from higgs_native.prompt.voices import Voice
+from higgs_native.utils.checks import check_flag, check_instance, check_string
 
 
 SYSTEM_TEXT = "Generate audio following instruction."
@@ -30,9 +30,6 @@ MULTIPLE_SPEAKERS_SYSTEM_TEXT = (
     "text, using the specified voice.\n"
     "If no speaker tag is present, select a suitable voice on your own."
 )
-
-SPEAKER_TAG = re.compile(r"\[SPEAKER\d+\]")
-"""Marks the turns of a speaker."""
 
 # All that depends on the convention: `render` and `system_messages` of each module.
 _CONVENTIONS = {Convention.BOSON: boson, Convention.TRANSFORMERS: transformers}
@@ -67,19 +64,22 @@ def build_prompt(
             implementation always does.
 
     Raises:
-        ParameterError: the convention is unknown.
+        ParameterError: the convention is unknown, or an argument or a role is of a wrong type.
         PromptError: the conversation is no list of messages, the convention can't express it, or the tokenizer lacks a
             special token.
     """
     rendering = _CONVENTIONS[Convention.parse(convention)]
+    check_instance("tokenizer", tokenizer, Tokenizer)
+    check_flag("force_audio_gen", force_audio_gen)
     messages = conversation.messages if isinstance(conversation, ChatMLSample) else conversation
     if not isinstance(messages, Sequence):
-        raise PromptError(f"conversation must be a list of Message(role, content), got {messages!r:.100}")
+        raise PromptError(f"conversation must be a list of Message(role, content), got {short_repr(messages)}")
     if not messages:
         raise PromptError("conversation must hold at least one message, got none")
     for message in messages:
         if not isinstance(message, Message):
-            raise PromptError(f"conversation must hold Message(role, content) only, got {message!r:.100}")
+            raise PromptError(f"conversation must hold Message(role, content) only, got {short_repr(message)}")
+        check_string("role", message.role)
     for token in REQUIRED_TOKENS:
         if tokenizer.token_to_id(token) is None:
             raise PromptError(f"tokenizer must be that of Higgs Audio V2, got one without the token {token}")
@@ -92,7 +92,7 @@ def build_prompt(
             f"texts must hold no {' or '.join(AUDIO_PLACEHOLDERS)}, "
             f"got {placeholders} audio placeholders for {len(audio)} recordings"
         )
-    return Prompt(torch.tensor([ids], dtype=torch.int64), audio)
+    return Prompt(torch.tensor([ids], dtype=torch.int64, device="cpu"), audio)
 
 
 def speech_messages(
@@ -166,6 +166,7 @@ def check_plain_text(text: str, tokenizer: Tokenizer, name: str = "text") -> Non
         PromptError: the text holds a special token, is no str, or is not valid Unicode.
     """
     check_unicode(text, name)
+    check_instance("tokenizer", tokenizer, Tokenizer)
     for token in tokenizer.get_added_tokens_decoder().values():
         if token.special and token.content in text:
             raise PromptError(f"{name} must be plain text, got the special token {token.content}")

@@ -1,4 +1,10 @@
-"""The special tokens that structure a prompt, in both conventions."""
+"""The tokens and tags that structure a prompt, in both conventions."""
+
+import re
+
+
+SPEAKER_TAG = re.compile(r"\[SPEAKER\d{1,9}\]")
+"""Marks the turns of a speaker."""
 
 AUDIO_IN = "<|audio_bos|><|AUDIO|><|audio_eos|>"
 AUDIO_OUT = "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>"

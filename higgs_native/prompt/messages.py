@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from higgs_native.errors import PromptError
+from higgs_native.errors import PromptError, short_repr
 from higgs_native.prompt.normalize import check_unicode
 
 
@@ -22,9 +22,8 @@ class AudioContent:
     """A recording in a message.
 
     Attributes:
-        audio_url: an audio file; None, "" or "placeholder" if `raw_audio` holds the recording.
-        raw_audio: an audio file's bytes in base64 (white space is ignored), `(samples, sampling rate in Hz)`, or a
-            `Recording`.
+        audio_url: an audio file, or a `data:` URL; None, "" or "placeholder" if `raw_audio` holds the recording.
+        raw_audio: a recording in any form that `Recording.read` takes. A str holds base64, and is never a path.
         offset: begin of the part that is used, in seconds.
         duration: maximum length of that part, in seconds; None for all.
         row_id: unused; data sets number their rows with it.
@@ -33,7 +32,7 @@ class AudioContent:
     """
 
     audio_url: str | None = None
-    raw_audio: Any = None
+    raw_audio: Any = field(default=None, repr=False)
     offset: float | None = None
     duration: float | None = None
     row_id: int | None = None
@@ -68,9 +67,8 @@ class Message:
         items = [TextContent(item) if isinstance(item, str) else item for item in items]
         for item in items:
             if not isinstance(item, TextContent | AudioContent):
-                raise PromptError(
-                    f"content of a {self.role} message must be str, TextContent or AudioContent, got {item!r:.100}"
-                )
+                expected = "str, TextContent or AudioContent"
+                raise PromptError(f"content of a {self.role} message must be {expected}, got {short_repr(item)}")
             if isinstance(item, TextContent):
                 check_unicode(item.text, f"text of a {self.role} message")
         return items

@@ -1,19 +1,20 @@
 """Reference audio in memory: each recording is read, mixed down and analyzed once, then handed on."""
 
-import base64
 import hashlib
-import io
+import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Real
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
 
-from higgs_native.audio.io import check_duration, checked_rate, mono_samples, part_range, read_audio
+from higgs_native.audio.io import decode_base64, is_data_url, read_audio
 from higgs_native.audio.quality import RecordingQuality, advise, measure
-from higgs_native.errors import AudioError, PromptError
+from higgs_native.audio.samples import mono_samples, part_range, part_seconds
+from higgs_native.errors import PromptError
 from higgs_native.prompt.messages import AudioContent
 
 
@@ -22,7 +23,7 @@ class Recording:
     """Reference audio in memory, which neither its file nor its caller can change any more.
 
     Args:
-        samples: as for `HiggsAudioTokenizer.encode`; copied.
+        samples: as for `mono_samples`; copied.
         sampling_rate: in Hz.
         name: its name in warnings and errors, such as its path.
 
@@ -38,16 +39,20 @@ class Recording:
     name: str = "the reference audio"
 
     def __post_init__(self) -> None:
-        samples, sampling_rate = np.array(mono_samples(self.samples)), checked_rate(self.sampling_rate)
-        check_duration(len(samples), sampling_rate, self.name)
+        samples, sampling_rate = mono_samples(self.samples, self.sampling_rate, name=self.name)
+        samples = np.array(samples)
         samples.flags.writeable = False
         object.__setattr__(self, "samples", samples)
         object.__setattr__(self, "sampling_rate", sampling_rate)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike, offset: float = 0.0, duration: float | None = None) -> "Recording":
-        """Read an audio file, or a part of it; arguments in seconds and errors as for `read_audio`."""
-        return cls(*read_audio(os.path.expanduser(path), offset, duration), os.fspath(path))
+    def read(cls, audio: "RecordingLike", offset: float = 0, duration: float | None = None) -> "Recording":
+        """Return a recording in any form, or a part of it; arguments in seconds and errors as for `read_audio`."""
+        if isinstance(audio, Recording):
+            return audio.part(offset, duration)
+        samples, sampling_rate = read_audio(audio, None, offset, duration)
+        is_file = isinstance(audio, str | os.PathLike) and os.path.exists(os.path.expanduser(audio))
+        return cls(samples, sampling_rate, os.fsdecode(audio) if is_file else cls.name)
 
     @cached_property
     def quality(self) -> RecordingQuality | None:
@@ -65,7 +70,7 @@ class Recording:
         Raises:
             AudioError: the part is empty or too short.
         """
-        if not offset and duration is None:
+        if part_seconds(offset, duration) == (0, math.inf):
             return self
         begin, count = part_range(len(self.samples), self.sampling_rate, offset, duration, self.name)
         return Recording(self.samples[begin : begin + count], self.sampling_rate, self.name)
@@ -75,41 +80,23 @@ class Recording:
         return advise(self.quality, reference_text)
 
 
+RecordingLike: TypeAlias = str | os.PathLike | bytes | BinaryIO | Sequence | Mapping[str, Any] | Recording
+"""What a recording is read from: all that `read_audio` takes without a separate sampling rate, or a `Recording`."""
+
+
 def read_recording(content: AudioContent) -> Recording:
     """Read the audio of a message.
 
     Raises:
-        AudioError: the file does not exist, the audio can't be read or used, `raw_audio` is not base64, or offset and
-            duration leave nothing.
+        AudioError: the file does not exist, the audio can't be read or used, `raw_audio` is a text but no base64, or
+            offset and duration leave nothing.
         PromptError: the content names no audio.
     """
-    for name, seconds in (("offset", content.offset), ("duration", content.duration)):
-        if seconds is not None and not (isinstance(seconds, Real) and 0 <= seconds < float("inf")):
-            raise AudioError(f"{name} must be a number of seconds, at least 0, got {seconds!r}")
-    offset, duration = content.offset or 0, content.duration
-    url = content.audio_url
-    if not isinstance(url, str | os.PathLike | None):
-        raise AudioError(f"audio_url must be an audio file's path, got {type(url).__name__}")
-    if url not in (None, "", "placeholder"):
-        return Recording.from_file(url, offset, duration)
-    match content.raw_audio:
-        case None:
+    audio = content.audio_url
+    if audio is None or (isinstance(audio, str) and audio in ("", "placeholder")):
+        audio = content.raw_audio
+        if audio is None:
             raise PromptError("audio_url or raw_audio must name a recording, got neither")
-        case Recording() as recording:
-            return recording.part(offset, duration)
-        case (samples, sampling_rate):
-            samples, sampling_rate = mono_samples(samples), checked_rate(sampling_rate)
-            begin, count = part_range(len(samples), sampling_rate, offset, duration)
-            return Recording(samples[begin : begin + count], sampling_rate)
-        case str() | bytes() as encoded:
-            try:
-                encoded = encoded.encode() if isinstance(encoded, str) else encoded
-                data = base64.b64decode(b"".join(encoded.split()), validate=True)  # without line breaks
-            except ValueError:
-                raise AudioError("raw_audio must be base64, got other characters or a wrong length") from None
-            return Recording(*read_audio(io.BytesIO(data), offset, duration))
-        case other:
-            raise AudioError(
-                "raw_audio must be an audio file's bytes in base64, (samples, sampling rate) or a Recording, "
-                f"got {type(other).__name__}"
-            )
+        if isinstance(audio, str) and not is_data_url(audio):
+            audio = decode_base64(audio, "raw_audio")  # never a path
+    return Recording.read(audio, 0 if content.offset is None else content.offset, content.duration)

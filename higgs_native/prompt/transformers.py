@@ -8,7 +8,7 @@ Here these are errors.
 
 from collections.abc import Iterator, Sequence
 
-from higgs_native.errors import PromptError
+from higgs_native.errors import PromptError, short_repr
 from higgs_native.prompt.markup import AUDIO_OUT, BEGIN_OF_TEXT, END_OF_TURN, SCENE_END, SCENE_START, header
 from higgs_native.prompt.messages import AudioContent, Content, Message, TextContent
 
@@ -24,10 +24,12 @@ def render(messages: Sequence[Message]) -> list[str]:
 
 def _parts(messages: Sequence[Message]) -> Iterator[str]:
     if messages[0].role != "system":
-        raise PromptError(f"role of the first message must be 'system', got {messages[0].role!r}")
+        raise PromptError(f"role of the first message must be 'system', got {short_repr(messages[0].role)}")
     for index, message in enumerate(messages):
         if message.recipient:
-            raise PromptError(f"recipient must be None in the transformers convention, got {message.recipient!r}")
+            raise PromptError(
+                f"recipient must be None in the transformers convention, got {short_repr(message.recipient)}"
+            )
         items = message.contents()
         if message.role == "scene":
             if index != 1:

@@ -2,9 +2,12 @@
 
 A folder may hold, side by side:
 
-- `NAME.wav` (or .flac, .ogg, .mp3), a recording, and `NAME.txt`, the words spoken in it;
+- `NAME.wav`, a recording, and `NAME.txt`, the words spoken in it. It may also be a .flac, .aiff, .ogg, .opus, .mp3,
+  .m4a, .aac, .webm or .wma file; of several of one name, the first in this order is the voice;
 - `config.json`: `{"NAME": {"audio_file": "FILE", "transcript": "WORDS"}, ...}`, which overrides `NAME.txt`;
 - `profile.yaml`: descriptions by name under the key `profiles`; these voices are called `profile:NAME`.
+
+Hidden files, whose names begin with a dot, are no voices. `NAME.txt` and `profile.yaml` hold at most 256 KiB.
 """
 
 import os
@@ -12,18 +15,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import yaml
 
-from higgs_native.errors import AudioError, ConfigError, ParameterError, PromptError
-from higgs_native.prompt.recordings import Recording
-from higgs_native.utils.checks import check_string
-from higgs_native.utils.files import read_json_object
+from higgs_native.errors import ConfigError, ParameterError, PromptError, short_repr
+from higgs_native.prompt.normalize import check_unicode, drop_invisible
+from higgs_native.prompt.recordings import Recording, RecordingLike
+from higgs_native.utils.checks import check_string, expanded_path
+from higgs_native.utils.files import read_json_object, read_small_file
 
 
 VOICES_VARIABLE = "HIGGS_NATIVE_VOICES"
 
-_AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+_MAX_TEXT_BYTES = 256 << 10  # YAML of this size takes up to 10 s
+_AUDIO_SUFFIXES = (".wav", ".flac", ".aiff", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".webm", ".wma")
 _PROFILE_PREFIX = "profile:"
 
 
@@ -32,15 +36,17 @@ class Voice:
     """A speaker's voice: that of a recording, or one described in words.
 
     Attributes:
-        reference_audio: an audio file, `(samples, sampling rate in Hz)`, or a `Recording`; None if `profile` is set.
-        reference_text: the words spoken in it. Without them the recording is part of the scene, not a turn.
+        reference_audio: a recording in any form that `Recording.read` takes; None if `profile` is set.
+        reference_text: the words spoken in it. Without them the recording is part of the scene, not a turn. Space
+            around them and invisible characters (see `drop_invisible`) are dropped.
         profile: a description such as `male; british accent`; None if `reference_audio` is set.
 
     Raises:
-        PromptError: both or neither of `reference_audio` and `profile` are set, or a profile has a reference text.
+        PromptError: both or neither of `reference_audio` and `profile` are set, a profile has a reference text, or a
+            text is no str or not valid Unicode.
     """
 
-    reference_audio: str | os.PathLike | tuple[np.ndarray, int] | Recording | None = None
+    reference_audio: RecordingLike | None = None
     reference_text: str | None = None
     profile: str | None = None
 
@@ -49,9 +55,13 @@ class Voice:
             got = "neither" if self.profile is None else "both"
             raise PromptError(f"a voice must have reference_audio or a profile, got {got}")
         if self.profile is not None and self.reference_text is not None:
-            raise PromptError(
-                f"reference_text of a voice with a profile must be None, got {self.reference_text!r:.50}"
-            )
+            got = short_repr(self.reference_text)
+            raise PromptError(f"reference_text of a voice with a profile must be None, got {got}")
+        if self.profile is not None:
+            object.__setattr__(self, "profile", drop_invisible(self.profile, "profile"))
+        elif self.reference_text is not None:
+            words = drop_invisible(self.reference_text, "reference_text").strip()
+            object.__setattr__(self, "reference_text", words or None)
 
 
 def read_voice(voice: Voice) -> Voice:
@@ -60,21 +70,9 @@ def read_voice(voice: Voice) -> Voice:
     Raises:
         AudioError: the reference audio can't be read or used.
     """
-    if voice.profile is not None:
+    if voice.profile is not None or isinstance(voice.reference_audio, Recording):
         return voice
-    match voice.reference_audio:
-        case Recording():
-            return voice
-        case (samples, sampling_rate):
-            recording = Recording(samples, sampling_rate)
-        case str() | os.PathLike() as path:
-            recording = Recording.from_file(path)
-        case other:
-            raise AudioError(
-                "reference_audio must be a file's path, (samples, sampling rate) or a Recording, "
-                f"got {type(other).__name__}"
-            )
-    return replace(voice, reference_audio=recording)
+    return replace(voice, reference_audio=Recording.read(voice.reference_audio))
 
 
 def check_voice(voice: Voice) -> list[str]:
@@ -90,13 +88,16 @@ def check_voice(voice: Voice) -> list[str]:
 
 def choose_voices(
     voice: str | Voice | Sequence[str | Voice] | None = None,
-    reference_audio: str | Path | tuple[np.ndarray, int] | Recording | None = None,
+    reference_audio: RecordingLike | None = None,
     reference_text: str | None = None,
     voices_folder: str | Path | None = None,
+    trained: Sequence[str] = (),
 ) -> list[Voice]:
     """Return the voices of SPEAKER0, SPEAKER1, ...; none if neither a voice nor reference audio is given.
 
-    Args: as for `HiggsAudio.speak`.
+    Args:
+        voice, reference_audio, reference_text, voices_folder: as for `HiggsAudio.speak`.
+        trained: see `find_voice`.
 
     Raises:
         PromptError: a voice is unknown, a voice and reference audio are both given, or a reference text without
@@ -104,31 +105,40 @@ def choose_voices(
         ParameterError: the voice or the reference text is of a wrong type.
     """
     check_string("reference_text", reference_text, optional=True)
-    reference_text = (reference_text or "").strip() or None
     if reference_audio is not None:
         if voice is not None:
-            raise PromptError(f"voice must be None if reference_audio is given, got {voice!r:.100}")
+            got = short_repr(voice) if isinstance(voice, str) else type(voice).__name__  # not its recording
+            raise PromptError(f"voice must be None if reference_audio is given, got {got}")
         return [Voice(reference_audio, reference_text)]
-    if reference_text is not None:
-        raise PromptError(f"reference_text must be None without reference_audio, got {reference_text!r:.50}")
+    if reference_text is not None and reference_text.strip():
+        raise PromptError(f"reference_text must be None without reference_audio, got {short_repr(reference_text)}")
     if voice is None:
         return []
     voices = voice.split(",") if isinstance(voice, str) else voice if isinstance(voice, Sequence) else [voice]
     for item in voices:
         if not isinstance(item, str | Voice):
             raise ParameterError(f"voice must be a name, a Voice, or a list of these, got {type(item).__name__}")
-    return [item if isinstance(item, Voice) else find_voice(item.strip(), voices_folder) for item in voices]
+    return [item if isinstance(item, Voice) else find_voice(item.strip(), voices_folder, trained) for item in voices]
 
 
-def find_voice(name: str, folder: str | Path | None = None) -> Voice:
-    """Return the voice called `name` in `folder` (see `list_voices`).
+def find_voice(name: str, folder: str | Path | None = None, trained: Sequence[str] = ()) -> Voice:
+    """Return the voice called `name` in `folder` (see `list_voices`), or else that of the checkpoint.
+
+    Args:
+        name: of the voice.
+        folder: see `list_voices`; its voices come first.
+        trained: names of the voices that the checkpoint was trained on; each is its own description.
 
     Raises:
         PromptError: there is no such voice, or no such folder.
     """
-    voices = list_voices(folder)
+    if name in trained and not (folder or os.environ.get(VOICES_VARIABLE)):
+        return Voice(profile=name)
+    voices = {description: Voice(profile=description) for description in trained} | list_voices(folder)
     if name not in voices:
-        raise PromptError(f"voice must be in the folder of voices ({', '.join(voices) or 'empty'}), got {name!r}")
+        raise PromptError(
+            f"voice must be in the folder of voices ({', '.join(voices) or 'empty'}), got {short_repr(name)}"
+        )
     return voices[name]
 
 
@@ -144,20 +154,31 @@ def list_voices(folder: str | Path | None = None) -> dict[str, Voice]:
     folder = folder or os.environ.get(VOICES_VARIABLE)
     if not folder:
         raise PromptError(f"the folder of voices must be given, or named by {VOICES_VARIABLE}, got neither")
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
+    folder = Path(expanded_path("the folder of voices", folder))
+    if not os.path.isdir(folder):  # unlike Path.is_dir, it takes names of any length
         raise PromptError(f"the folder of voices must exist, got {folder}")
     voices = {}
-    for path in folder.iterdir():
-        if path.suffix.lower() in _AUDIO_SUFFIXES:
-            words = path.with_suffix(".txt")
-            voices[path.stem] = Voice(path, (_read_text(words).strip() or None) if words.is_file() else None)
-    if (folder / "config.json").is_file():
+    for path in _audio_files(folder):
+        words = path.with_suffix(".txt")
+        # A name that is not UTF-8 can't be printed or typed: its bytes are written as \\xff.
+        name = os.fsencode(path.stem).decode(errors="backslashreplace")
+        voices[name] = Voice(path, _read_text(words) if words.exists() else None)
+    if (folder / "config.json").exists():
         voices |= _configured_voices(folder)
-    if (folder / "profile.yaml").is_file():
+    if (folder / "profile.yaml").exists():
         profiles = _read_profiles(folder / "profile.yaml")
         voices |= {_PROFILE_PREFIX + name: Voice(profile=profile) for name, profile in profiles.items()}
     return dict(sorted(voices.items()))
+
+
+def _audio_files(folder: Path) -> list[Path]:
+    """Return the visible audio files, sorted, the preferred one of a name last."""
+    try:
+        files = [path for path in folder.iterdir() if path.suffix.lower() in _AUDIO_SUFFIXES]
+    except OSError as error:
+        raise PromptError(f"the folder of voices can't be read, got {folder}: {error.strerror}") from None
+    visible = (path for path in files if not path.name.startswith("."))
+    return sorted(visible, key=lambda path: (-_AUDIO_SUFFIXES.index(path.suffix.lower()), path.name))
 
 
 def _configured_voices(folder: Path) -> dict[str, Voice]:
@@ -171,8 +192,9 @@ def _configured_voices(folder: Path) -> dict[str, Voice]:
         file, words = (entry.get("audio_file"), entry.get("transcript")) if isinstance(entry, dict) else (None, None)
         if not isinstance(file, str) or not isinstance(words, str | None):
             expected = '{"audio_file": FILE, "transcript": WORDS}'
-            raise PromptError(f"{path}: entry {name!r} must be {expected}, got {entry!r:.100}")
-        voices[name] = Voice(folder / file, (words or "").strip() or None)
+            raise PromptError(f"{path}: entry {short_repr(name)} must be {expected}, got {short_repr(entry)}")
+        check_unicode(words or "", f"{path}: transcript of {short_repr(name)}")
+        voices[name] = Voice(folder / file, words)
     return voices
 
 
@@ -181,7 +203,7 @@ def _read_profiles(path: Path) -> dict[str, str]:
     try:
         # BaseLoader keeps all scalars as text. Others turn a voice called `no` or a description `2024` into values.
         contents = yaml.load(_read_text(path), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: the code of no character
         mark = getattr(error, "problem_mark", None)  # set by errors of the grammar
         location, reason = (path, error) if mark is None else (f"{path}, line {mark.line + 1}", error.problem)
         reason = " ".join(str(reason).split())
@@ -189,16 +211,20 @@ def _read_profiles(path: Path) -> dict[str, str]:
     profiles = contents.get("profiles") if isinstance(contents, dict) else None
     if not isinstance(profiles, dict):
         raise PromptError(
-            f"{path} must hold `profiles:` and below it, indented, lines NAME: DESCRIPTION, got {contents!r:.100}"
+            f"{path} must hold `profiles:` and below it, indented, lines NAME: DESCRIPTION, got {short_repr(contents)}"
         )
     for name, description in profiles.items():
         if not name or not isinstance(description, str) or not description.strip():
-            raise PromptError(f"{path}: profiles must be NAME: DESCRIPTION, got {name!r}: {description!r:.100}")
+            got = f"{short_repr(name)}: {short_repr(description)}"
+            raise PromptError(f"{path}: profiles must be NAME: DESCRIPTION, got {got}")
+        check_unicode(description, f"{path}: profile {short_repr(name)}")
     return {name: description.strip() for name, description in profiles.items()}
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_small_file(path, _MAX_TEXT_BYTES).decode("utf-8-sig")
+    except OSError as error:
+        raise PromptError(f"{path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise PromptError(f"{path} can't be read as UTF-8 text: {error}") from None

@@ -7,7 +7,9 @@ import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
+
+from higgs_native.errors import ParameterError
 
 
 T = TypeVar("T")
@@ -20,7 +22,8 @@ class ConsumerLeft(Exception):
 class BackgroundIterator(Generic[T]):
     """Items that a function produces in its own thread, iterated once, by `for` or by `async for`.
 
-    The thread begins with the iteration, and its errors are raised in the loop. Leaving the loop, or `close`, ends the
+    The thread begins with the iteration, and its errors are raised in the loop. A second iteration, or one after
+    `close`, raises ParameterError. Leaving the loop, or `close`, ends the
     thread: its next call of `put` or `check` raises ConsumerLeft. The loop is left after the thread has ended.
 
     Args:
@@ -40,6 +43,9 @@ class BackgroundIterator(Generic[T]):
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._wake: Callable[[], object] = lambda: None
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise ParameterError(f"a {type(self).__name__} can't be copied or pickled; its items may be")
 
     def put(self, item: T) -> None:
         """Hand over an item (called in the thread).
@@ -114,7 +120,7 @@ class BackgroundIterator(Generic[T]):
         """Start the thread, which calls `wake` after every item and at the end."""
         with self._changed:
             if self._thread is not None or self._left:
-                raise RuntimeError("a BackgroundIterator can be iterated once, and not after close")
+                raise ParameterError(f"a {type(self).__name__} must be iterated once, and not after close")
             self._wake = wake
             # A daemon: an interpreter that exits inside the loop must reach _close_all, which ends the thread.
             self._thread = threading.Thread(target=self._run, name="higgs-native", daemon=True)

@@ -142,12 +142,12 @@ def test_shortest_audio(tokenizer, seconds):
         (speechlike(0.05), 24000, "the audio must last at least 0.1 s, got 0.05 s"),
         (np.zeros(600 * 8000, np.float32), 8000, "the audio must last at most 120 s, got 600 s"),
         (torch.tensor(1.0), 24000, r"audio must be \[samples\].* got \[\]"),
-        (np.zeros((1, 2, 3000), np.float32), 24000, r"got \[1, 2, 3000\]"),
+        (np.zeros((2, 2, 3000), np.float32), 24000, r"got \[2, 2, 3000\]"),
         (np.zeros((3000, 3000), np.float32), 24000, r"at most 8 channels, got \[3000, 3000\]"),
         (np.array([0.0, np.nan] * 3000), 24000, "must be finite, got NaN or infinity"),
         (np.array([0.0, np.inf] * 3000, np.float32), 24000, "must be finite, got NaN or infinity"),
         (torch.full((3000,), -torch.inf), 24000, "must be finite, got NaN or infinity"),
-        (np.zeros(3000, np.int64), 24000, "must be floating, int16 or int32, got int64"),
+        (np.zeros(3000, np.int64), 24000, "must be floating, or integers of 8, 16 or 32 bits, got int64"),
         (np.zeros(3000, complex), 24000, "got complex128"),
     ],
 )
@@ -181,8 +181,8 @@ def write(path, data: bytes | None = None, audio: np.ndarray | None = None, rate
         ),
         (lambda folder: write(folder / "a.wav", audio=np.full(9000, np.nan)), "must be finite, got NaN or infinity"),
         (lambda folder: io.BytesIO(b"no sound at all"), "the audio file can't be read"),
-        (lambda folder: [0.0] * 9000, "audio must be a path, an open file, an array or a tensor, got list"),
-        (lambda folder: None, "an array or a tensor, got NoneType"),
+        (lambda folder: [0.0] * 9000, r"audio must be a file's path, .*\(samples, sampling rate\) .*, got list"),
+        (lambda folder: None, "audio must be a file's path, .*, got NoneType"),
     ],
 )
 def test_files_that_can_not_be_encoded(tokenizer, tmp_path, make, message):
@@ -262,5 +262,5 @@ def test_loading_refuses_other_folders(folder, tmp_path):
     with pytest.raises(ConfigError, match=r"config\.json"):
         HiggsAudioTokenizer.from_pretrained(tmp_path)
     shutil.copy(folder / "config.json", tmp_path)
-    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor model\.pth"):
+    with pytest.raises(CheckpointError, match=r"must hold model\.safetensors or model\.pth, got neither"):
         HiggsAudioTokenizer.from_pretrained(tmp_path)

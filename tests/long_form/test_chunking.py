@@ -1,13 +1,16 @@
 import itertools
 import random
 import sys
+import time
 
 import pytest
+import regex
 
-from higgs_native.errors import ParameterError, PromptError
+from higgs_native.errors import ParameterError
 from higgs_native.long_form import chunking
-from higgs_native.long_form.chunking import TextChunk, chunk_text, spoken_seconds
+from higgs_native.long_form.chunking import TextChunk, chunk_text
 from higgs_native.prompt.normalize import normalize_text
+from higgs_native.prompt.pace import spoken_seconds
 
 
 LIMIT = 12
@@ -170,7 +173,7 @@ def test_characters_stay_whole():
     ],
 )
 def test_sentences(text, expected):
-    assert [sentence.strip() for sentence in chunking._sentences(normalize_text(text))] == expected
+    assert [sentence.strip() for sentence in chunking.split_sentences(normalize_text(text))] == expected
 
 
 def test_a_long_sentence_is_cut_after_its_clauses_then_between_words():
@@ -211,6 +214,34 @@ def test_chinese_is_cut_between_words_where_jieba_is_installed():
     words = ("我们", "昨天", "去", "了", "北京大学", "看到", "很多", "学生")
     assert len(chunks) > 5
     assert all(chunk.text.startswith(words) for chunk in chunks)
+
+
+def test_long_chinese_is_cut_as_a_whole_by_jieba():
+    jieba = pytest.importorskip("jieba")
+    text = "".join("今天天气很好我们一起去公园散步吧然后回家吃晚饭" for _ in range(40))
+    assert len(text) < chunking._JIEBA_BLOCK
+    assert chunking._unspaced_words(text) == list(jieba.cut(text))
+
+
+@pytest.mark.parametrize(
+    "letter", ["的", "🇩", "क्", "م", "あ", "a", "1", "\u1100", "👩\u200d", "的a", "[SPEAKER", '."', "…"]
+)
+def test_the_time_grows_with_the_length(letter):
+    seconds = []
+    for length in (2_000, 20_000):
+        text = "a" + letter * (length // len(letter))
+        begin = time.process_time()
+        chunks = chunk_text(text, 20)
+        seconds.append(time.process_time() - begin)
+        assert normalize_text(text).startswith("".join(chunk.text for chunk in chunks).removesuffix("."))
+    assert seconds[1] < 30 * max(seconds[0], 0.02)  # with the square of the length it would be 100
+
+
+def test_characters_are_grapheme_clusters():
+    generator = random.Random(0)
+    for _ in range(2000):
+        text = "".join(generator.choices("🇩🇪🇫🇷\u200d\ufe0f\u0301👩🏽aक्ष각ᄀ\r\n", k=generator.randrange(12)))
+        assert chunking._characters(text) == regex.findall(r"\X", text)
 
 
 def test_chinese_without_jieba(monkeypatch):
@@ -286,23 +317,10 @@ def test_sound_effects_and_degrees_are_normalized():
     assert {chunk.text.removesuffix(".") for chunk in tags} == {"<SE_s>[Humming]</SE_s>"}
 
 
-@pytest.mark.parametrize("text", ["", " \n\n", "* * *", "()", "[SPEAKER0] ...", "[SPEAKER0]"])
-def test_nothing_to_say(text):
-    with pytest.raises(PromptError, match="something to say"):
-        chunk_text(text, 10)
-
-
 @pytest.mark.parametrize("seconds", [1.9, 31, float("nan"), -1])
 def test_limit_out_of_range_is_refused(seconds):
     with pytest.raises(ParameterError, match=f"chunk_seconds must be between 2 and 30, got {seconds}"):
         chunk_text("Hello.", seconds)
-
-
-def test_spoken_seconds():
-    assert 55 < spoken_seconds("It is a good day for a long walk. " * 31) < 80  # 279 words
-    assert spoken_seconds("") == 0
-    assert spoken_seconds("كَتَبَ") == spoken_seconds("كتب")
-    assert spoken_seconds("1984") > spoken_seconds("four")
 
 
 @pytest.mark.parametrize("text", ["a line\n" * 40_000, "." * 40_000 + "a", "!" * 40_000 + "a", "," * 40_000 + "a"])

@@ -8,13 +8,14 @@ import pytest
 import soundfile
 import torch
 
+from higgs_native import pipeline
 from higgs_native.errors import GenerationError, ParameterError, PromptError
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form import long_speech
-from higgs_native.long_form.chunking import spoken_seconds
 from higgs_native.long_form.joining import EDGE_SECONDS, Pauses
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.prompt.messages import AudioContent
+from higgs_native.prompt.pace import spoken_seconds
 from tests.long_form.conftest import RATE, TEXT
 
 
@@ -48,6 +49,22 @@ def test_chunks_are_the_speech(engine, whole, tmp_path):
         assert chunk.duration == len(chunk.pcm) / RATE
         assert torch.equal(chunk.codes, same.codes)
         assert chunk.codes.dtype == torch.int64
+
+
+def test_progress_counts_each_chunk_and_may_end_the_run(engine):
+    reported = []
+    first = next(iter(LongSpeech(engine, TEXT, seed=1, on_progress=reported.append)))
+    assert reported == sorted(reported)
+    assert reported[-1] == pytest.approx(first.attempts[0].duration, abs=0.05)  # EOS counts
+
+    def leave(seconds):
+        if seconds > 0.2:
+            raise KeyError(seconds)
+
+    speech = LongSpeech(engine, TEXT, seed=1, on_progress=leave)
+    with pytest.raises(KeyError):
+        next(iter(speech))
+    assert speech.num_finished == 0
 
 
 def test_embedded_voice_speaks_all_of_it(whole):
@@ -92,6 +109,13 @@ def test_bad_input_makes_no_folder(engine, tmp_path):
         (ParameterError, {"max_retries": 1000}, "max_retries must be between 0 and 999, got 1000"),
         (ParameterError, {"chunk_seconds": "9"}, "chunk_seconds must be a number, got '9'"),
         (ParameterError, {"context_chunks": 1.5}, "context_chunks must be an integer or None, got 1.5"),
+        (ParameterError, {"parallel": 0}, "parallel must be at least 1, got 0"),
+        (ParameterError, {"parallel": "8"}, "parallel must be an integer or None, got '8'"),
+        (
+            ParameterError,
+            {"parallel": 4, "context_chunks": 1},
+            "context_chunks must be 0 if parallel is 4, got 1",
+        ),
         (ParameterError, {"max_retries": None}, "max_retries must be an integer, got None"),
         (ParameterError, {"temperature": -1}, "temperature"),
         (ParameterError, {"seed": 2**64}, "seed"),
@@ -125,7 +149,7 @@ def test_failed_chunk_is_spoken_again(engine, fake):
 
 def test_attempt_with_the_fewest_failures_is_kept(engine, fake, monkeypatch):
     failures = iter([["silence", "no end"], ["silence"], ["no end", "too short"]])
-    monkeypatch.setattr(long_speech, "detect_failures", lambda speech, text: next(failures))
+    monkeypatch.setattr(pipeline, "detect_failures", lambda *arguments: tuple(next(failures)))
     fake()
     (chunk,) = LongSpeech(engine, "One.", seed=0, max_retries=2)
     assert (chunk.kept, chunk.failures) == (1, ("silence",))
@@ -149,9 +173,8 @@ def test_strict(engine, fake, tmp_path):
 
 def test_greedy_attempts_are_not_repeated(engine, fake, monkeypatch):
     model = fake(lambda seed: "short")
-    monkeypatch.setattr(
-        engine, "generate", lambda *arguments, sampling: model(*arguments, sampling=replace(sampling, seed=0))
-    )
+    speech = model.speech
+    monkeypatch.setattr(model, "speech", lambda messages, seed: speech(messages, 0))
     (chunk,) = LongSpeech(engine, "The first one.", seed=0, temperature=0)
     assert len(chunk.attempts) == 2
 

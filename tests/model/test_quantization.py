@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +22,10 @@ from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.model import packed_checkpoint
 from higgs_native.model.packed_checkpoint import PACKED_FILE, checksum, write_packed
 from higgs_native.model.quantization import Quantization
+from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.formats import WEIGHT_FORMATS
 from higgs_native.pipeline import EMBEDDED_VOICE
-from higgs_native.testing.random_checkpoint import write_language_model
+from higgs_native.testing.random_checkpoint import write_demo_checkpoint, write_language_model
 from tests.helpers.devices import CHECKS_VALUES, CUDA_DEVICE, DEVICES, NEEDS_CUDA, NEEDS_CUDA_KERNELS
 from tests.model.test_transformer import config
 from tests.ops.tensors import random
@@ -383,19 +386,70 @@ def test_a_target_inside_the_source_holds_no_copy_of_itself(source, tmp_path):
     model = HiggsAudioModel.from_pretrained(tmp_path / "model", quantization="int8")
     write(model, tmp_path / "model", tmp_path / "model" / "int8")
     written = sorted(path.name for path in (tmp_path / "model" / "int8").iterdir())
-    assert written == ["audio_tokenizer", "config.json", PACKED_FILE, "tokenizer.json"]
+    assert written == ["audio_tokenizer", "config.json", PACKED_FILE, "tokenizer.json", "tokenizer_config.json"]
 
 
-def test_weights_that_are_not_finite_are_named(source, tmp_path):
-    shutil.copytree(source, tmp_path / "model")
-    tensors = load_file(tmp_path / "model" / "model.safetensors")
-    tensors["model.layers.1.self_attn.o_proj.weight"][0, 0] = torch.nan
-    save_file(tensors, tmp_path / "model" / "model.safetensors")
-    with pytest.raises(
-        CheckpointError,
-        match=r"layers\.1\.self_attn\.o_proj\.weight must be finite to be quantized, got NaN or infinity",
+@pytest.mark.parametrize(
+    ("quantization", "value"), [(None, torch.nan), ("fp8", torch.inf), ("int8", -torch.inf), ("int4", torch.nan)]
+)
+def test_weights_that_are_not_finite_are_named(source, tmp_path, quantization, value):
+    """Tables, norms, matrices, those that are packed together, and both heads."""
+    tensors = load_file(source / "model.safetensors")
+    shutil.copy(source / "config.json", tmp_path)
+    for name in (
+        "model.embed_tokens.weight",
+        "model.embed_audio_tokens.embed_audio_tokens.weight",
+        "model.norm.weight",
+        "model.layers.1.audio_input_layernorm.weight",
+        "model.layers.1.self_attn.o_proj.weight",
+        "model.layers.3.self_attn.k_proj.weight",
+        "model.layers.2.audio_mlp.up_proj.weight",
+        "audio_lm_head.weight",
+        "text_lm_head.weight",
     ):
-        HiggsAudioModel.from_pretrained(tmp_path / "model", quantization="int4")
+        changed = tensors[name].clone()
+        changed.view(-1)[-1] = value
+        save_file({**tensors, name: changed}, tmp_path / "model.safetensors")
+        with pytest.raises(CheckpointError) as error:
+            HiggsAudioModel.from_pretrained(tmp_path, quantization=quantization)
+        assert str(error.value) == f"{tmp_path}: {name} must be finite in bfloat16, got NaN or infinity"
+
+
+def test_values_too_large_for_the_asked_dtype_are_named(source, tmp_path):
+    shutil.copytree(source, tmp_path / "model")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.norm.weight"][0] = 1e30
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    assert HiggsAudioModel.from_pretrained(tmp_path / "model").norm[0] > 9e29
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight must be finite in float16, got NaN or infinity"):
+        HiggsAudioModel.from_pretrained(tmp_path / "model", dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "name"),
+    [
+        (None, "layers.1.self_attn.o_proj.weight"),
+        (None, "embed_tokens.weight"),
+        ("fp8", "layers.0.mlp.gate_up"),
+        ("fp8", "layers.0.mlp.gate_up.scales"),
+        ("int8", "layers.3.audio_mlp.down_proj.weight.scales"),
+        ("int4", "audio_decoder_proj.audio_lm_head.weight.scales"),
+        ("int4", "norm.weight"),
+    ],
+)
+def test_packed_weights_that_are_not_finite_are_named(source, tmp_path, quantization, name):
+    """Though their checksums fit."""
+    write(HiggsAudioModel.from_pretrained(source, quantization=quantization), source, tmp_path / "packed")
+    path = tmp_path / "packed" / PACKED_FILE
+    tensors, metadata = load_file(path), metadata_of(path.parent)
+    changed = tensors[name].float()
+    changed.view(-1)[-1] = torch.nan
+    tensors[name] = changed.to(tensors[name].dtype)
+    checksums = {name: checksum(tensor) for name, tensor in tensors.items()}
+    save_file(tensors, path, metadata | {"checksums": json.dumps(checksums)})
+    with pytest.raises(CheckpointError) as error:
+        HiggsAudioModel.from_pretrained(tmp_path / "packed")
+    assert str(error.value) == f"{path}: {name} must be finite, got NaN or infinity"
 
 
 @pytest.mark.parametrize(("quantization", "dtype"), [("int3", "auto"), ("int8", "float8")])
@@ -408,6 +462,33 @@ def test_wrong_parameters_show_before_anything_is_fetched(monkeypatch, quantizat
     for loader in (HiggsAudioModel, HiggsAudio):
         with pytest.raises(ParameterError):
             loader.from_pretrained("owner/name", quantization=quantization, dtype=dtype)
+
+
+def test_the_same_checkpoint_has_the_same_bytes(source, tmp_path):
+    model = LanguageModel.from_pretrained(source, quantization="int8")
+    for name in ("one", "other", "third", "fourth"):
+        write_packed(model.named_weights(), model.quantization, source, tmp_path / name)
+    files = {(tmp_path / name / PACKED_FILE).read_bytes() for name in ("one", "other", "third", "fourth")}
+    assert len(files) == 1
+    with safe_open(tmp_path / "one" / PACKED_FILE, framework="pt") as packed:
+        assert json.loads(packed.metadata()["quantization"]) == model.quantization.to_dict()
+
+
+@pytest.mark.parametrize(("mask", "bits"), [(0o022, 0o644), (0o077, 0o600)])
+def test_the_umask_decides_who_may_read(mask, bits, tmp_path):
+    source = tmp_path / "source"
+    write_demo_checkpoint(source)
+    for path in source.rglob("*.*"):
+        path.chmod(0o664)
+    model = LanguageModel.from_pretrained(source, quantization="int8")
+    before = os.umask(mask)
+    try:
+        write_packed(model.named_weights(), model.quantization, source, tmp_path / "packed")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "packed").rglob("*") if path.is_file()]
+    assert {PACKED_FILE, "config.json", "model.safetensors"} <= {path.name for path in files}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {bits}
 
 
 def run_command(capsys, *arguments) -> tuple[int, str, str]:
@@ -430,7 +511,12 @@ def test_the_command(source, tmp_path, capsys):
 def test_the_command_makes_missing_parents(source, tmp_path, capsys):
     target = tmp_path / "new" / "folder" / "packed"
     assert run_command(capsys, "quantize", source, target)[0] == 0
-    assert sorted(path.name for path in target.iterdir()) == ["config.json", PACKED_FILE, "tokenizer.json"]
+    assert sorted(path.name for path in target.iterdir()) == [
+        "config.json",
+        PACKED_FILE,
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     assert list(target.parent.iterdir()) == [target]
 
 
@@ -438,6 +524,7 @@ def test_a_quantized_copy_of_the_embedded_voice_is_one(tmp_path, capsys):
     assert run_command(capsys, "quantize", EMBEDDED_VOICE, tmp_path / "q4", "--format", "int4")[0] == 0
     engine = HiggsAudio.from_pretrained(tmp_path / "q4")
     assert engine.is_embedded_voice
+    assert engine.trained_voices == HiggsAudio.from_pretrained().trained_voices
     sentences = "The sun rises in the east. The water is cold and clear."
     assert len(LongSpeech(engine, sentences)) == 2  # one sentence per chunk, as in training
 

@@ -262,9 +262,9 @@ def test_a_foreign_config_is_refused(folder, contents, message):
     ("options", "message"),
     [
         ({"device": "cuda:99"}, "device must be .*, got cuda:99"),
-        ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16, got int8"),
+        ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16, got 'int8'"),
         ({"dtype": torch.float64}, "dtype must be one of auto, float32, bfloat16, float16, got torch.float64"),
-        ({"max_cache_length": 0}, "max_cache_length must be at least 1, got 0"),
+        ({"max_cache_length": 0}, "max_cache_length must be between 1 and 1048576, got 0"),
         ({"max_cache_length": "a"}, "max_cache_length must be an integer, got 'a'"),
         ({"device": 1.5}, "device must be auto, cpu, cuda or cuda:N, got 1.5"),
     ],

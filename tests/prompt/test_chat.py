@@ -226,6 +226,16 @@ ROOM = "Audio is recorded from a quiet room."
 INSTRUCTION = "Generate audio following instruction."
 
 
+def test_a_speaker_s_number_has_at_most_nine_digits():
+    tags = [f"[SPEAKER{digits}]" for digits in ("0", "007", "123456789", "1234567890", "1" * 4301)]
+    messages = speech_messages(" a ".join(tags))
+    assert (
+        messages[0]
+        .content[0]
+        .endswith("SPEAKER0: feminine\nSPEAKER007: masculine\nSPEAKER123456789: feminine\n<|scene_desc_end|>")
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "voices", "scene", "boson", "transformers"),
     [

@@ -17,6 +17,7 @@ import torch
 from higgs_native.audio import quality
 from higgs_native.audio.quality import check_recording
 from higgs_native.cli import main
+from higgs_native.compat.boson.audio_tokenizer import BosonAudioTokenizer
 from higgs_native.errors import AudioError, PromptError
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.pipeline import HiggsAudio
@@ -192,13 +193,13 @@ def test_channels_are_averaged_and_integers_scaled():
 
 def test_the_name_is_the_path_as_it_was_given(path, monkeypatch):
     monkeypatch.setenv("HOME", str(path.parent))
-    assert Recording.from_file("~/anna.wav").name == "~/anna.wav"
-    assert Recording.from_file(path).name == str(path)
+    assert Recording.read("~/anna.wav").name == "~/anna.wav"
+    assert Recording.read(path).name == str(path)
     assert Recording(syllables(1), RATE).name == "the reference audio"
 
 
 def test_the_digest_depends_on_the_samples_alone(path):
-    assert Recording.from_file(path).sha256 == Recording(syllables(5), 48000).sha256
+    assert Recording.read(path).sha256 == Recording(syllables(5), 48000).sha256
     assert Recording(syllables(4), RATE).sha256 != Recording(syllables(5), RATE).sha256
 
 
@@ -214,6 +215,8 @@ def test_parts():
     assert read_recording(content).samples.tolist() == list(range(12000, 24000))
     with pytest.raises(AudioError, match="ramp"):
         recording.part(1.0)
+    with pytest.raises(AudioError, match="offset must be a number of seconds, at least 0, got "):
+        recording.part(np.zeros(2))
 
 
 def test_voices_keep_what_they_have(path):
@@ -260,13 +263,13 @@ def test_recordings_come_from_files_base64_and_arrays(path):
         (AudioContent(), PromptError, "audio_url or raw_audio must name a recording, got neither"),
         (AudioContent("placeholder"), PromptError, "audio_url or raw_audio must name a recording, got neither"),
         (AudioContent("https://example.org/a.wav"), AudioError, "existing file .*, got https://example.org/a.wav"),
-        (AudioContent(5), AudioError, "audio_url must be an audio file's path, got int"),
+        (AudioContent(5), AudioError, "audio must be a file's path, its contents, .*, got int"),
         (
             AudioContent(raw_audio=5),
             AudioError,
-            r"raw_audio must be .* base64, \(samples, sampling rate\) or a Recording, got int",
+            r"audio must be .* base64, \(samples, sampling rate\) or .*, got int",
         ),
-        (AudioContent(raw_audio=(1, 2, 3)), AudioError, "raw_audio must be .*, got tuple"),
+        (AudioContent(raw_audio=(1, 2, 3)), AudioError, "audio must be .*, got tuple"),
         (AudioContent(raw_audio=([0.1], RATE)), AudioError, "samples must be an array or a tensor, got list"),
         (
             AudioContent(raw_audio=([0.1], RATE), offset=0.1),
@@ -328,3 +331,88 @@ def test_a_headerless_file_is_refused(tmp_path):
     (tmp_path / "voice.raw").write_bytes(bytes(48000))
     with pytest.raises(AudioError, match="can't be read as audio"):
         read_recording(AudioContent(audio_url=str(tmp_path / "voice.raw")))
+
+
+def in_many_forms(path: Path) -> dict[str, object]:
+    contents, samples = path.read_bytes(), soundfile.read(path, dtype="float32")[0]
+    return {
+        "contents": contents,
+        "open_file": io.BytesIO(contents),
+        "base64": base64.b64encode(contents).decode(),
+        "data_url": f"data:audio/wav;base64,{base64.b64encode(contents).decode()}",
+        "list": [samples, np.float32(RATE)],
+        "comfyui": {"waveform": torch.from_numpy(samples)[None, None], "sample_rate": RATE},
+        "recording": Recording(samples, RATE),
+    }
+
+
+@pytest.mark.parametrize("form", ["contents", "open_file", "base64", "data_url", "list", "comfyui", "recording"])
+def test_every_interface_reads_every_form(engine, path, form):
+    options = {"seed": 1, "max_new_tokens": 12}
+    spoken = engine.speak(TEXT, reference_audio=path, reference_text=WORDS, **options).codes
+
+    def given() -> object:
+        return in_many_forms(path)[form]
+
+    assert torch.equal(engine.speak(TEXT, reference_audio=given(), reference_text=WORDS, **options).codes, spoken)
+    assert torch.equal(engine.speak(TEXT, voice=Voice(given(), WORDS), **options).codes, spoken)
+    streamed = engine.stream(TEXT, reference_audio=given(), reference_text=WORDS, **options)
+    assert sum(len(chunk.samples) for chunk in streamed) == spoken.shape[1] * 960
+    messages = engine.speech_messages(TEXT, [Voice(path, WORDS)], None)
+    for content in (AudioContent(raw_audio=given()), AudioContent(audio_url=given())):
+        messages[2] = Message("assistant", content)
+        assert torch.equal(engine.generate(messages, True, **options).codes, spoken)
+    book = LongSpeech(engine, TEXT, reference_audio=given(), reference_text=WORDS, seed=1, max_retries=0)
+    expected = LongSpeech(engine, TEXT, reference_audio=path, reference_text=WORDS, seed=1, max_retries=0)
+    assert book._store.run == expected._store.run
+    if form != "recording":
+        codes = engine.audio_tokenizer.encode(path)
+        assert torch.equal(engine.audio_tokenizer.encode(given()), codes)
+        boson = BosonAudioTokenizer(engine.audio_tokenizer)
+        assert torch.equal(boson.encode(given()), codes)
+        loud = boson.encode(path, loudness_normalize=True)
+        assert torch.equal(boson.encode(given(), loudness_normalize=True), loud)
+
+
+def test_raw_audio_is_never_a_path(path):
+    for raw in (str(path), "/etc/hostname"):
+        with pytest.raises(AudioError, match="raw_audio must be base64"):
+            read_recording(AudioContent(raw_audio=raw))
+
+
+def test_messages_never_print_a_recording():
+    contents = bytes(100) + b"SECRET" * 1000
+    encoded = base64.b64encode(contents).decode()
+    for content in (
+        AudioContent(f"data:audio/wav;base64,{encoded}"),
+        AudioContent(encoded + "!"),
+        AudioContent(raw_audio=encoded + "!"),
+        AudioContent(raw_audio=contents),
+        AudioContent(raw_audio=[contents, RATE]),
+        AudioContent(raw_audio={"waveform": contents, "sample_rate": RATE}),
+        AudioContent(raw_audio=(np.zeros(RATE), np.full(5, 123.456))),
+        AudioContent(raw_audio=(np.zeros(RATE), RATE), offset=contents),
+    ):
+        with pytest.raises(AudioError) as error:
+            read_recording(content)
+        message = str(error.value)
+        assert len(message) < 300
+        assert not any(secret in message for secret in ("SECRETSECRET", "U0VDUkVUU0VDUkVU", "123.456"))
+    assert "SECRET" not in repr(AudioContent(raw_audio=contents))
+    with pytest.raises(PromptError, match="content of a user message must be str, TextContent or AudioContent, got "):
+        Message("user", [contents]).contents()
+
+
+def test_a_warning_is_one_line(engine, tmp_path):
+    path = tmp_path / "a\x1b[31m\nb.wav"
+    soundfile.write(path, syllables(2), RATE)
+    with pytest.warns(UserWarning, match=r"a\\x1b\[31m b\.wav: it is short") as warned:
+        engine.speak(TEXT, reference_audio=path, max_new_tokens=10)
+    assert str(warned[0].message).isprintable()
+
+
+def test_scenes_and_words_lose_invisible_characters(engine):
+    plain = engine.speech_messages(TEXT, [Voice(profile="old")], "Quiet room.")
+    assert engine.speech_messages(f"\ufeff{TEXT}", [Voice(profile="ol\u200bd")], "Quiet\u200b room.") == plain
+    with pytest.raises(PromptError, match="scene must be plain text, got the special token"):
+        engine.speech_messages(TEXT, [], "a <|eot\u200b_id|>")

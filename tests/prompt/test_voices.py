@@ -1,10 +1,20 @@
 import json
+import os
 
 import pytest
 import soundfile
 
-from higgs_native.errors import AudioError, ParameterError, PromptError
-from higgs_native.prompt.voices import VOICES_VARIABLE, Voice, check_voice, choose_voices, find_voice, list_voices
+from higgs_native.cli import main
+from higgs_native.errors import MAX_MESSAGE, AudioError, ParameterError, PromptError
+from higgs_native.prompt.voices import (
+    VOICES_VARIABLE,
+    Voice,
+    check_voice,
+    choose_voices,
+    find_voice,
+    list_voices,
+    read_voice,
+)
 from tests.audio.test_quality import RATE, syllables
 
 
@@ -50,6 +60,16 @@ def test_a_folder_holds_recordings_configured_voices_and_profiles(folder):
 def test_the_environment_names_the_folder(folder, monkeypatch):
     monkeypatch.setenv(VOICES_VARIABLE, str(folder))
     assert find_voice("anna").reference_text == "Hello there."
+
+
+def test_voices_of_the_checkpoint_need_no_folder(folder, monkeypatch):
+    monkeypatch.delenv(VOICES_VARIABLE, raising=False)
+    child, feminine = Voice(profile="child"), Voice(profile="feminine")
+    assert choose_voices("child,feminine", trained=("feminine", "child")) == [child, feminine]
+    with pytest.raises(PromptError, match="the folder of voices must be given"):
+        find_voice("anna", trained=("child",))
+    assert find_voice("child", folder, ("child",)) == child
+    assert find_voice("anna", folder, ("anna",)).reference_text == "Hello there."  # the folder comes first
 
 
 def test_the_error_of_an_unknown_voice_lists_the_voices(folder):
@@ -128,6 +148,122 @@ def test_files_that_cannot_be_read(name, content, error, tmp_path):
     with pytest.raises(PromptError, match=error) as raised:
         list_voices(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_hidden_files_are_no_voices(tmp_path):
+    for name in ("anna.wav", "._anna.wav", ".wav", ".hidden.mp3", "carl.M4A", "dora.webm", "no.voice"):
+        (tmp_path / name).touch()
+    assert list(list_voices(tmp_path)) == ["anna", "carl", "dora"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_several_files_of_one_name_the_first_suffix_is_the_voice(order, tmp_path):
+    names = ["anna.wav", "anna.mp3", "anna.FLAC", "bob.ogg", "bob.mp3", "bob.wma"]
+    for name in names[::order]:
+        (tmp_path / name).touch()
+    assert list_voices(tmp_path) == {"anna": Voice(tmp_path / "anna.wav"), "bob": Voice(tmp_path / "bob.ogg")}
+
+
+def test_config_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "config.json").write_text('{"änne": {"audio_file": "a.wav"}}', encoding="utf-8-sig")
+    assert list_voices(tmp_path) == {"änne": Voice(tmp_path / "a.wav")}
+
+
+def test_a_file_name_that_is_no_utf_8(tmp_path, capsys):
+    path = os.fsencode(tmp_path) + b"/an\xe9.wav"
+    with open(path, "wb") as file:
+        soundfile.write(file, syllables(5), RATE, format="WAV")
+    with open(path[:-4] + b".txt", "w") as file:
+        file.write("Words as many as fit into it.")
+    assert list(list_voices(tmp_path)) == [r"an\xe9"]
+    voice = find_voice(r"an\xe9", tmp_path)
+    assert check_voice(voice) == []
+    assert read_voice(voice).reference_audio.name == os.fsdecode(path)
+    with pytest.raises(SystemExit) as exit:
+        main(["voices", str(tmp_path)])
+    assert exit.value.code == 0
+    assert capsys.readouterr().out == "an\\xe9\tWords as many as fit into it.\n"
+
+
+def make_sparse(path):
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+@pytest.mark.parametrize("name", ["config.json", "profile.yaml", "anna.txt"])
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (os.mkfifo, "can't be read: it is not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "can't be read: it is not a regular file"),
+        (lambda path: path.mkdir(), "can't be read: it is not a regular file"),
+        (make_sparse, "can't be read: it is larger than [0-9]+ bytes"),
+    ],
+    ids=["pipe", "device", "folder", "sparse"],
+)
+def test_texts_and_lists_are_small_regular_files(name, make, error, tmp_path):
+    (tmp_path / "anna.wav").touch()
+    make(tmp_path / name)
+    with pytest.raises(PromptError, match=f"{name} {error}"):
+        list_voices(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "contents"),
+    [
+        ("config.json", json.dumps({"a\x1b[2J\n" * 1000: "b"})),
+        ("config.json", json.dumps({"a": ["\x1b\u202e"] * 100_000})),
+        ("config.json", '{"a": ' + "[" * 900 + "]" * 900 + "}"),
+        ("config.json", '{"a": {"audio_file": "a.wav", "transcript": "\\ud800"}}'),
+        ("config.json", "[" * 100_000),
+        ("config.json", '{"a": ' + "9" * 5000 + "}"),
+        ("profile.yaml", "profiles: {" + "a" * 100_000 + ": [b]}"),
+        ("profile.yaml", 'profiles: {"a\\e[2J\\n": [b]}'),
+        # Each line doubles the size of what is written out.
+        ("profile.yaml", "a0: &a0 [b, b]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 99))),
+        ("profile.yaml", "a: &a [*a]\n"),
+        ("profile.yaml", 'profiles: {a: "\\ud800"}'),
+        ("profile.yaml", 'profiles: {a: "\\Uffffffff"}'),
+        ("profile.yaml", f"%YAML {'9' * 5000}.1\n---\na: b"),
+    ],
+    ids=range(13),
+)
+def test_refusals_are_one_short_line(name, contents, tmp_path):
+    (tmp_path / name).write_text(contents, encoding="utf-8")
+    with pytest.raises(PromptError, match=name) as raised:
+        list_voices(tmp_path)
+    message = str(raised.value)
+    assert message.isprintable()
+    assert len(message) <= MAX_MESSAGE
+
+
+def test_listed_voices_are_lines(tmp_path, capsys):
+    soundfile.write(tmp_path / "a\x1b[31m\nb.wav", syllables(5), RATE)
+    (tmp_path / "a\x1b[31m\nb.txt").write_text("one\n\x1b[2Jtwo " + "three " * 10_000, encoding="utf-8")
+    (tmp_path / "profile.yaml").write_text("profiles:\n  c: |\n    slow\n    and low\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as exit:
+        main(["voices", str(tmp_path)])
+    assert exit.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("a\\x1b[31m b\tone [2Jtwo three three")
+    assert lines[1:] == ["    its words are too many for 5.0 s of speech", "profile:c\tslow and low"]
+    assert all(line.replace("\t", "").isprintable() and len(line) < 2 * MAX_MESSAGE for line in lines)
+
+
+def test_the_words_of_a_voice_are_visible():
+    words = Voice("a.wav", "\ufeff Hel\u200blo\u00ad there.\u200e\n")
+    assert words == Voice("a.wav", "Hello there.")
+    assert Voice("a.wav", " \u200b") == Voice("a.wav")
+    assert Voice(profile="\ufeffold") == Voice(profile="old")
+    for fields in ({"reference_audio": "a.wav", "reference_text": 5}, {"profile": 5}):
+        with pytest.raises(PromptError, match="must be a string, got 5"):
+            Voice(**fields)
+
+
+def test_a_message_never_prints_a_recording():
+    voice = Voice("data:audio/wav;base64," + "A" * 100_000)
+    with pytest.raises(PromptError, match=r"voice must be None if reference_audio is given, got Voice$"):
+        choose_voices(voice, "a.wav")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from higgs_native.errors import ParameterError
 from higgs_native.utils.background_iterator import BackgroundIterator
 
 
@@ -87,7 +88,7 @@ def test_leaving_the_loop_ends_the_thread():
             break
     assert not running()
     assert len(made) <= 8
-    with pytest.raises(RuntimeError, match="can be iterated once, and not after close"):
+    with pytest.raises(ParameterError, match="must be iterated once, and not after close"):
         next(iter(background))
 
 
@@ -119,7 +120,7 @@ def test_nothing_runs_before_the_iteration():
     iter(background)
     assert made == []
     background.close()
-    with pytest.raises(RuntimeError, match="can be iterated once, and not after close"):
+    with pytest.raises(ParameterError, match="must be iterated once, and not after close"):
         list(background)
 
 

@@ -1,17 +1,16 @@
 """Boson's audio tokenizer, and the delay pattern of its codes."""
 
-import os
 from typing import Any
 
 import numpy as np
 import torch
 from typing_extensions import Never
 
-from higgs_native.audio.io import checked_rate, mono_samples, read_audio
+from higgs_native.audio.io import read_audio
 from higgs_native.audio.loudness import normalized_to
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.compat.placement import check_stays
-from higgs_native.errors import AudioError, ParameterError
+from higgs_native.errors import ParameterError
 from higgs_native.generation import delay_pattern
 from higgs_native.utils.checks import integer_tensor
 
@@ -75,16 +74,16 @@ class BosonAudioTokenizer:
 
     def encode(
         self,
-        audio_path_or_wv: str | os.PathLike | np.ndarray,
-        sr: int | None = None,
+        audio_path_or_wv: Any,
+        sr: float | None = None,
         loudness_normalize: bool = False,
         loudness_threshold: float = -23.0,
     ) -> torch.Tensor:
         """Encode a file or samples.
 
         Args:
-            audio_path_or_wv: a file, or samples as `HiggsAudioTokenizer.encode` takes them.
-            sr: the samples' rate in Hz.
+            audio_path_or_wv: as for `HiggsAudioTokenizer.encode`.
+            sr: the rate of samples in Hz; other audio has its own.
             loudness_normalize: bring the audio to a loudness first (ITU-R BS.1770-4).
             loudness_threshold: that loudness, in LUFS.
 
@@ -96,12 +95,7 @@ class BosonAudioTokenizer:
         """
         if not loudness_normalize:
             return self.native.encode(audio_path_or_wv, sr)
-        if isinstance(audio_path_or_wv, (str, os.PathLike)):
-            samples, sr = read_audio(audio_path_or_wv)
-        else:
-            if sr is None:
-                raise AudioError("audio given as samples needs its sampling rate sr, in Hz")
-            samples, sr = mono_samples(np.asarray(audio_path_or_wv)), checked_rate(sr)
+        samples, sr = read_audio(audio_path_or_wv, sr)
         return self.native.encode(normalized_to(samples, sr, loudness_threshold), sr)
 
     def decode(self, vq_code: torch.Tensor | np.ndarray) -> np.ndarray:

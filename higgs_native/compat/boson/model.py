@@ -262,14 +262,14 @@ def reply_callbacks(put: Callable[[torch.Tensor], None], placeholder: int) -> tu
     def on_frame(frame: torch.Tensor) -> None:
         nonlocal in_audio
         if not in_audio:
-            put(torch.tensor([placeholder]))
+            put(torch.tensor([placeholder], dtype=torch.int64, device="cpu"))
         in_audio = True
         put(frame)
 
     def on_token(token: int) -> None:
         nonlocal in_audio
         in_audio = False
-        put(torch.tensor([token]))
+        put(torch.tensor([token], dtype=torch.int64, device="cpu"))
 
     return on_frame, on_token
 

@@ -121,9 +121,8 @@ class HiggsAudioModelClient:
             segments = [
                 segment_codes(segment, self._model.config, Convention.BOSON) for segment in output.audio_segments
             ]
-            codes = torch.cat(
-                [torch.empty(self._audio_tokenizer.num_codebooks, 0, dtype=torch.int64), *segments], dim=1
-            )
+            no_codes = torch.empty(self._audio_tokenizer.num_codebooks, 0, dtype=torch.int64, device="cpu")
+            codes = torch.cat([no_codes, *segments], dim=1)
             codes = codes.clamp(0, self._audio_tokenizer.codebook_size - 1)
             if codes.shape[1]:
                 spoken.append(codes)

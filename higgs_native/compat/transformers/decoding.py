@@ -87,7 +87,7 @@ def decode_frames(
 
     steps = max(map(len, segments))
     shape = len(segments), steps, config.num_codebooks
-    frames = torch.full(shape, config.audio_stream_eos_id, device=input_ids.device)
+    frames = torch.full(shape, config.audio_stream_eos_id, dtype=torch.int64, device=input_ids.device)
     for row, segment in enumerate(segments):
         frames[row, : len(segment)] = segment
     before = inputs.get("audio_input_ids")
@@ -100,7 +100,7 @@ def decode_frames(
     for step in range(steps):
         if wants_logits:
             size = config.num_codebooks * config.codebook_size
-            logits = torch.zeros(len(segments), size, device=input_ids.device)
+            logits = torch.zeros(len(segments), size, dtype=torch.float32, device=input_ids.device)
             for row, (output, segment) in enumerate(zip(outputs, segments, strict=True)):
                 if step < min(len(output.audio_logits), len(segment)):
                     logits[row] = output.audio_logits[step].flatten()
@@ -166,7 +166,7 @@ def _requests(
             f"got {audio.dtype} {list(audio.shape)}"
         )
     if audio_mask is None:
-        audio_mask = torch.ones(audio.shape[:2], device=audio.device)
+        audio_mask = torch.ones(audio.shape[:2], dtype=torch.bool, device=audio.device)
     if audio_mask.shape != audio.shape[:2]:
         raise PromptError(
             f"audio_input_ids_mask must have the shape {list(audio.shape[:2])} of audio_input_ids, "
@@ -178,7 +178,7 @@ def _requests(
         if len(frames[row]) == is_audio[row].sum():
             frames[row] = frames[row][mask[row, is_audio[row]]]
     # Drawn from torch's own generator, so that torch.manual_seed decides.
-    seeds = torch.randint(2**63 - 1, (rows,)).tolist()
+    seeds = torch.randint(2**63 - 1, (rows,), dtype=torch.int64, device="cpu").tolist()
     return [
         GenerationRequest(
             input_ids[row, mask[row]],

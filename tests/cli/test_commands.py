@@ -1,8 +1,6 @@
 import io
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,49 +14,13 @@ import soundfile
 
 import higgs_native
 from higgs_native import HiggsAudio
-from higgs_native.cli import main, voices
 from higgs_native.cli.options import MODEL_NAME
 from higgs_native.cli.quantize import size_text
-from higgs_native.errors import ParameterError
 from higgs_native.generation.sampler import SamplerState
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.testing.random_checkpoint import write_demo_checkpoint
 from higgs_native.utils.files import locked
 from tests.audio.test_quality import syllables
-
-
-RATE = 24000
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo_checkpoint(folder)
-    return folder
-
-
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Runs the command in an empty folder; returns its exit code, standard output and standard error."""
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("HIGGS_NATIVE_VOICES", raising=False)
-    monkeypatch.delenv("HIGGS_NATIVE_TRACEBACK", raising=False)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return exit.value.code, captured.out, captured.err
-
-    run.work = work
-    return run
-
-
-def tone(seconds):
-    return (0.5 * np.sin(2 * np.pi * 220 / RATE * np.arange(round(RATE * seconds)))).astype(np.float32)
+from tests.cli.conftest import RATE, tone
 
 
 def test_speak_writes_a_file(run, model):
@@ -99,6 +61,55 @@ def test_the_text_comes_from_an_argument_a_file_or_standard_input(run, model, mo
         assert run("speak", text, *options, "--out", f"{index}.wav")[0] == 0
     writer.join(5)
     assert len({(run.work / f"{index}.wav").read_bytes() for index in range(4)}) == 1
+
+
+@pytest.mark.parametrize("text", ["-5 degrees.", "- Good morning.", "--5", "-5", "--- and so on", "-h ello = 3"])
+def test_a_text_can_begin_with_a_dash(run, model, text, monkeypatch):
+    options = ("--model", model, "--max-new-tokens", 16, "--seed", 1)
+    assert run("speak", text, *options, "--out", "argument.wav")[0] == 0
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert run("speak", *options, "-", "--out", "input.wav")[0] == 0
+    assert (run.work / "argument.wav").read_bytes() == (run.work / "input.wav").read_bytes()
+    assert run("read", text, "--model", model, "--max-retries", 0, "--chunk-seconds", 2)[0] == 0
+
+
+def test_a_word_that_is_the_name_of_a_folder_is_spoken(run, model):
+    options = ("--model", model, "--max-new-tokens", 16, "--seed", 1)
+    assert run("speak", "music", *options, "--out", "before.wav")[0] == 0
+    (run.work / "music").mkdir()
+    assert run("speak", "music", *options, "--out", "after.wav")[0] == 0
+    assert (run.work / "before.wav").read_bytes() == (run.work / "after.wav").read_bytes()
+    code, _, err = run("speak", "./music", *options)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "got the folder ./music" in err
+
+
+@pytest.mark.parametrize("options", [("--out", "out.wav"), ("--stream", "out.pcm")])
+def test_failures_of_the_speech_are_told_in_one_line(run, model, options):
+    text = "It is a good day for a long walk in the mountains. " * 4
+    code, _, err = run("speak", text, "--model", model, "--max-new-tokens", 60, *options)
+    assert code == 0
+    (warning,) = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert warning == (
+        f"warning: {options[1]}: no end (cut off at --max-new-tokens 60, or at the end of the cache), too short; "
+        "higgs-native read speaks a text in chunks, and again those that fail"
+    )
+
+
+@pytest.mark.parametrize("options", [("--out", "out.wav"), ("--stream", "out.wav")])
+def test_the_seed_that_was_drawn_is_told(run, model, options):
+    arguments = ("speak", "Hello.", "--model", model, "--max-new-tokens", 20, "--temperature", 1, *options)
+    code, _, err = run(*arguments)
+    assert code == 0
+    drawn = (run.work / "out.wav").read_bytes()
+    seed = re.search(r", seed (\d+)$", err, re.MULTILINE)[1]
+    assert run(*arguments, "--seed", seed)[0] == 0
+    assert (run.work / "out.wav").read_bytes() == drawn
+
+
+def test_good_speech_is_not_warned_of(run):
+    _, _, err = run("speak", "Hello and welcome.", "--seed", 1)
+    assert "warning" not in err
 
 
 def test_a_stream_is_the_speech_as_raw_samples(run, model, monkeypatch):
@@ -175,7 +186,7 @@ def test_read_speaks_a_book(run):
     code, out, err = run("read", "book.txt", "--seed", 1, "--out", "book.wav", "--folder", "parts")
     assert (code, out) == (0, "")
     assert "embedded demonstration voice" in err
-    assert re.search(r"book\.wav: \d+\.\d\d s of audio in 4 chunks, \d of them spoken again\n", err)
+    assert re.search(r"book\.wav: \d+\.\d\d s of audio in 4 chunks, \d of them spoken again, seed 1\n", err)
     assert "failed with every seed" not in err
     assert {file.name for file in run.work.iterdir()} == {"book.txt", "book.wav", "parts"}
     audio, rate = soundfile.read(run.work / "book.wav")
@@ -192,6 +203,16 @@ def test_read_speaks_a_book(run):
     assert run("read", BOOK, "--seed", 1, "--out", "same.wav")[0] == 0
     assert (run.work / "same.wav").read_bytes() == (run.work / "book.wav").read_bytes()
     assert not (run.work / "same.wav.parts").exists()
+
+
+def test_read_speaks_the_same_side_by_side(run):
+    for name, count in (("one", 1), ("four", 4)):
+        assert run("read", BOOK, "--seed", 1, "--parallel", count, "--out", f"{name}.wav", "--folder", name)[0] == 0
+    assert (run.work / "one.wav").read_bytes() == (run.work / "four.wav").read_bytes()
+    # A run may go on with another number of chunks at a time.
+    (run.work / "one" / "00002.json").unlink()
+    assert run("read", BOOK, "--parallel", 8, "--out", "again.wav", "--folder", "one")[0] == 0
+    assert (run.work / "again.wav").read_bytes() == (run.work / "one.wav").read_bytes()
 
 
 def test_read_goes_on_where_it_was_killed(run, monkeypatch):
@@ -213,37 +234,35 @@ def test_read_goes_on_where_it_was_killed(run, monkeypatch):
     assert (run.work / "whole.wav").read_bytes() == (run.work / "cut.wav").read_bytes()
 
 
-SAVE_SLOWLY = """
-import signal, sys, time
-import soundfile
+READ_MANY = """
+import signal, sys
 from higgs_native.cli import main
 
-def write_slowly(file, samples):
-    print("writing", flush=True)
-    time.sleep(60)
-
-soundfile.SoundFile.write = write_slowly
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background doesn't have
 main(sys.argv[1:])
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(("command", "left"), [("speak", []), ("read", ["out.wav.parts"])])
-def test_a_signal_leaves_nothing_half_written(run, command, left, number, monkeypatch):
+def test_a_signal_ends_chunks_that_are_spoken_side_by_side(run, number, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(higgs_native.__file__).parent.parent))
-    program = [sys.executable, "-c", SAVE_SLOWLY, command, "Good morning.", "--seed", "1"]
-    if command == "read":  # its chunks are written; the file is not
-        assert run("read", "Good morning.", "--seed", 1, "--folder", "out.wav.parts")[0] == 0
-        (run.work / "out.wav").unlink()
-    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "writing\n"
-        assert f".out.wav.{process.pid}.tmp" in os.listdir(run.work)
+    arguments = ["read", "\n\n".join([BOOK] * 10), "--seed", "1", "--parallel", "4", "--folder", "parts"]
+    program = [sys.executable, "-c", READ_MANY, *arguments]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
+        while not (run.work / "parts" / "00003.json").exists():
+            assert process.poll() is None
+            time.sleep(0.005)
         process.send_signal(number)
-        _, errors = process.communicate()
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "Traceback" not in errors
-    assert os.listdir(run.work) == left
+    left = os.listdir(run.work / "parts")
+    assert os.listdir(run.work) == ["parts"]
+    assert not [name for name in left if name.startswith(".")]
+    assert 1 < len([name for name in left if name.endswith(".json")]) < 41
+    assert run(*arguments)[0] == 0
+    assert run(*arguments[:-4], "--out", "whole.wav")[0] == 0
+    assert (run.work / "whole.wav").read_bytes() == (run.work / "out.wav").read_bytes()
 
 
 def test_two_runs_do_not_share_a_folder(run):
@@ -283,9 +302,14 @@ def test_read_reports_failed_chunks(run, model):
     ("arguments", "message"),
     [
         (("",), "text must hold something to say, got"),
-        (("* * *",), "something to say (letters or digits), got"),
+        (("* * *",), "text must hold something to say, got"),
         (("Hi.", "--chunk-seconds", "1"), "chunk_seconds must be between 2 and 30, got 1"),
         (("Hi.", "--context-chunks", "-1"), "context_chunks must be at least 0, got -1"),
+        (("Hi.", "--parallel", "0"), "parallel must be at least 1, got 0"),
+        (
+            ("Hi.", "--parallel", "8", "--context-chunks", "2"),
+            "context_chunks must be 0 if parallel is 8, got 2",
+        ),
         (("Hi.", "--max-retries", "-1"), "max_retries must be between 0 and 999, got -1"),
         (("Hi.", "--paragraph-pause", "-1"), "paragraph_pause must be between 0 and 60 seconds, got -1"),
         (("Hi.", "--temperature", "-1"), "temperature"),
@@ -400,353 +424,6 @@ def test_a_poor_reference_is_told_once_and_early(run, model):
 def test_sizes_have_fitting_units():
     sizes = (12_340, 999_999, 1_000_000, 4_700_000_000)
     assert [size_text(size) for size in sizes] == ["12.34 kB", "1000.00 kB", "1.00 MB", "4.70 GB"]
-
-
-def change_json(file, **changes):
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def copy_of(model, folder):
-    shutil.copytree(model, folder)
-    return folder
-
-
-def missing_model(folder, model):
-    return ["Hi.", "--model", folder / "missing"], "does not exist"
-
-
-def unknown_hub_name_offline(folder, model):
-    return ["Hi.", "--model", "nobody/nothing"], "nobody/nothing"
-
-
-def folder_of_something_else(folder, model):
-    (folder / "other").mkdir()
-    return ["Hi.", "--model", folder / "other"], "has no config.json"
-
-
-def model_that_is_a_file(folder, model):
-    return ["Hi.", "--model", model / "config.json"], "model must be the folder that holds config.json, got the file"
-
-
-def config_of_another_model(folder, model):
-    change_json(copy_of(model, folder / "model") / "config.json", model_type="llama")
-    return ["Hi.", "--model", folder / "model"], "model_type must be 'higgs_audio' or 'higgs_audio_v2', got 'llama'"
-
-
-def config_that_is_no_json(folder, model):
-    (copy_of(model, folder / "model") / "config.json").write_text("{")
-    return ["Hi.", "--model", folder / "model"], "not readable as JSON"
-
-
-def truncated_weights(folder, model):
-    path = copy_of(model, folder / "model") / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
-    return ["Hi.", "--model", folder / "model"], "model.safetensors is damaged"
-
-
-def shapes_that_do_not_fit(folder, model):
-    config = copy_of(model, folder / "model") / "config.json"
-    raw = json.loads(config.read_text())
-    raw.get("text_config", raw)["intermediate_size"] += 8
-    config.write_text(json.dumps(raw))
-    return ["Hi.", "--model", folder / "model"], "must have shape"
-
-
-def missing_tokenizer(folder, model):
-    (copy_of(model, folder / "model") / "tokenizer.json").unlink()
-    return ["Hi.", "--model", folder / "model"], "no tokenizer.json"
-
-
-def damaged_tokenizer(folder, model):
-    (copy_of(model, folder / "model") / "tokenizer.json").write_text("{}")
-    return ["Hi.", "--model", folder / "model"], "tokenizer.json is damaged"
-
-
-def missing_audio_tokenizer(folder, model):
-    return ["Hi.", "--model", model, "--audio-tokenizer", folder / "missing"], "does not exist"
-
-
-def truncated_audio_tokenizer(folder, model):
-    copied = copy_of(model, folder / "model") / "audio_tokenizer"
-    for path in (*copied.glob("*.safetensors"), *copied.glob("*.pth")):
-        path.write_bytes(path.read_bytes()[:-1000])
-    return ["Hi.", "--model", folder / "model"], "audio_tokenizer"
-
-
-def empty_text(folder, model):
-    return ["", "--model", model], "text must hold something to say, got"
-
-
-def white_space(folder, model):
-    return [" \n\t", "--model", model], "text must hold something to say, got"
-
-
-def empty_file(folder, model):
-    (folder / "empty.txt").touch()
-    return [folder / "empty.txt", "--model", model], "text must hold something to say, got"
-
-
-def file_that_is_no_text(folder, model):
-    (folder / "noise.txt").write_bytes(b"ab\xff")
-    return [folder / "noise.txt", "--model", model], "which is not UTF-8 at byte 2"
-
-
-def utf_16_file(folder, model):
-    (folder / "wide.txt").write_text("Hello.", encoding="utf-16-le")
-    return [folder / "wide.txt", "--model", model], "holds zero bytes, so it is UTF-16 or no text"
-
-
-def mistyped_file(folder, model):
-    return [
-        "boook.txt",
-        "--model",
-        model,
-    ], "text must be a text, an existing text file, or -, got the name of a missing file: boook.txt"
-
-
-def mistyped_folder(folder, model):
-    return ["./texts/book", "--model", model], "got the name of a missing file: ./texts/book"
-
-
-def text_that_is_a_folder(folder, model):
-    return [folder, "--model", model], "can't be read: Is a directory"
-
-
-def special_token(folder, model):
-    return ["Hi. <|eot_id|>", "--model", model], "text must be plain text, got the special token <|eot_id|>"
-
-
-def missing_reference(folder, model):
-    return ["Hi.", "--model", model, "--reference-audio", folder / "missing.wav"], "missing.wav"
-
-
-def reference(folder, model, samples, **options):
-    soundfile.write(folder / "voice.wav", samples, RATE, **options)
-    return ["Hi.", "--model", model, "--reference-audio", folder / "voice.wav"]
-
-
-def unreadable_reference(folder, model):
-    (folder / "voice.wav").write_bytes(b"RIFF but not audio")
-    return ["Hi.", "--model", model, "--reference-audio", folder / "voice.wav"], "voice.wav"
-
-
-def reference_of_zero_bytes(folder, model):
-    (folder / "voice.wav").touch()
-    return ["Hi.", "--model", model, "--reference-audio", folder / "voice.wav"], "voice.wav"
-
-
-def empty_reference(folder, model):
-    return reference(folder, model, tone(0)), "must last at least 0.1 s, got 0 s"
-
-
-def short_reference(folder, model):
-    return reference(folder, model, tone(0.05)), "must last at least 0.1 s, got 0.05 s"
-
-
-def long_reference(folder, model):
-    return reference(folder, model, tone(600)), "must last at most 120 s, got 600 s"
-
-
-def reference_with_nan(folder, model):
-    samples = tone(1)
-    samples[100] = np.nan
-    return reference(folder, model, samples, subtype="FLOAT"), "NaN"
-
-
-def reference_text_alone(folder, model):
-    return ["Hi.", "--model", model, "--reference-text", "Hello."], "must be None without reference_audio"
-
-
-def unknown_voice(folder, model):
-    (folder / "anna.wav").touch()
-    return ["Hi.", "--model", model, "--voice", "zoe", "--voices", folder], "folder of voices (anna), got 'zoe'"
-
-
-def missing_folder_of_voices(folder, model):
-    return ["Hi.", "--model", model, "--voice", "zoe"], "the folder of voices must be given"
-
-
-def unwritable_output(folder, model):
-    return ["Hi.", "--model", model, "--out", folder / "missing" / "out.wav"], "can't be written"
-
-
-def output_that_is_a_folder(folder, model):
-    (folder / "out.wav").mkdir()
-    return ["Hi.", "--model", model, "--out", folder / "out.wav"], "is a folder"
-
-
-def output_and_stream(folder, model):
-    paths = ["--out", folder / "out.wav", "--stream", folder / "out.pcm"]
-    return ["Hi.", "--model", model, *paths], "--out must not be given with --stream, got"
-
-
-def stream_to_nothing(folder, model):
-    return ["Hi.", "--model", model, "--stream", ""], "--stream must be a file, a named pipe, or -, got"
-
-
-def unwritable_stream(folder, model):
-    return ["Hi.", "--model", model, "--stream", "/proc/out.pcm"], "/proc/out.pcm can't be written"
-
-
-def stream_of_a_long_name(folder, model):
-    return ["Hi.", "--model", model, "--stream", "a" * 300], "can't be written: File name too long"
-
-
-def unknown_ending(folder, model):
-    return ["Hi.", "--model", model, "--out", folder / "out.aac"], "path must end in"
-
-
-def unknown_device(folder, model):
-    return ["Hi.", "--model", model, "--device", "cuda:99"], "got cuda:99: "
-
-
-def unknown_dtype(folder, model):
-    return ["Hi.", "--model", model, "--dtype", "int8"], "dtype"
-
-
-def more_than_the_cache_holds(folder, model):
-    (folder / "long.txt").write_text("long " * 2000)
-    return [folder / "long.txt", "--model", model], "input_ids must take fewer than"
-
-
-def no_audio(folder, model):
-    return ["Hi.", "--model", model, "--max-new-tokens", "3"], "no audio"
-
-
-def parameter(name, value):
-    def case(folder, model):
-        return ["Hi.", "--model", model, name, value], name.removeprefix("--").replace("-", "_")
-
-    case.__name__ = f"{name} {value}"
-    return case
-
-
-BAD_INPUTS = (
-    missing_model,
-    unknown_hub_name_offline,
-    folder_of_something_else,
-    model_that_is_a_file,
-    config_of_another_model,
-    config_that_is_no_json,
-    truncated_weights,
-    shapes_that_do_not_fit,
-    missing_tokenizer,
-    damaged_tokenizer,
-    missing_audio_tokenizer,
-    truncated_audio_tokenizer,
-    empty_text,
-    white_space,
-    empty_file,
-    file_that_is_no_text,
-    utf_16_file,
-    mistyped_file,
-    mistyped_folder,
-    text_that_is_a_folder,
-    special_token,
-    missing_reference,
-    unreadable_reference,
-    reference_of_zero_bytes,
-    empty_reference,
-    short_reference,
-    long_reference,
-    reference_with_nan,
-    reference_text_alone,
-    unknown_voice,
-    missing_folder_of_voices,
-    unwritable_output,
-    output_that_is_a_folder,
-    output_and_stream,
-    stream_to_nothing,
-    unwritable_stream,
-    stream_of_a_long_name,
-    unknown_ending,
-    unknown_device,
-    unknown_dtype,
-    more_than_the_cache_holds,
-    no_audio,
-    parameter("--top-p", 0),
-    parameter("--top-p", 2),
-    parameter("--top-k", -1),
-    parameter("--temperature", -1),
-    parameter("--temperature", "nan"),
-    parameter("--max-new-tokens", 0),
-    parameter("--seed", 2**64),
-    parameter("--ras-win-max-num-repeat", 0),
-)
-
-
-@pytest.mark.parametrize("case", BAD_INPUTS, ids=lambda case: case.__name__)
-def test_bad_input_gives_one_line_and_writes_nothing(case, run, model, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    folder = tmp_path / "input"
-    folder.mkdir()
-    arguments, message = case(folder, model)
-    before = sorted(tmp_path.rglob("*"))
-    code, out, err = run("speak", *arguments)
-    assert (code, out) == (2, "")
-    assert err.count("\n") == 1
-    assert err.startswith("error: ")
-    assert message in err
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-# What is known without the weights must not wait for them.
-KNOWN_EARLY = (
-    empty_text,
-    unreadable_reference,
-    empty_reference,
-    short_reference,
-    long_reference,
-    reference_with_nan,
-    unknown_voice,
-    unwritable_output,
-    output_and_stream,
-    stream_to_nothing,
-    unwritable_stream,
-    unknown_ending,
-    parameter("--top-p", 2),
-    parameter("--max-new-tokens", 0),
-)
-
-
-@pytest.mark.parametrize("case", KNOWN_EARLY, ids=lambda case: case.__name__)
-def test_what_is_wrong_is_told_before_weights_are_loaded(case, run, model, tmp_path, monkeypatch):
-    def fail(*arguments, **options):
-        raise AssertionError("the model was loaded")
-
-    monkeypatch.setattr(HiggsAudio, "from_pretrained", fail)
-    arguments, message = case(tmp_path, model)
-    code, _, err = run("speak", *arguments)
-    assert code == 2
-    assert message in err
-
-
-def test_errors_of_several_lines_become_one(run, monkeypatch):
-    def fail(folder):
-        raise ParameterError("one\ntwo")
-
-    monkeypatch.setattr(voices, "list_voices", fail)
-    assert run("voices") == (2, "", "error: one two\n")
-
-
-def test_an_unexpected_error_is_one_line_too(run, monkeypatch):
-    def fail(folder):
-        raise RuntimeError("broken")
-
-    monkeypatch.setattr(voices, "list_voices", fail)
-    code, out, err = run("voices")
-    assert (code, out) == (1, "")
-    assert err == "error: RuntimeError: broken (HIGGS_NATIVE_TRACEBACK=1 shows where)\n"
-
-
-def test_a_traceback_on_demand(capsys, monkeypatch):
-    def fail(folder):
-        raise RuntimeError("broken")
-
-    monkeypatch.setenv("HIGGS_NATIVE_TRACEBACK", "1")
-    monkeypatch.setattr(voices, "list_voices", fail)
-    with pytest.raises(RuntimeError, match="broken"):
-        main(["voices"])
 
 
 @pytest.mark.parametrize("options", [("--out", "out.wav"), ("--stream", "out.pcm")])

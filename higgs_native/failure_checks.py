@@ -4,15 +4,14 @@ A text-to-speech model sometimes loses its text: it does not stop, falls silent,
 early. All bounds are far from real speech, so that an unusual pace or a long pause is no failure.
 """
 
-import math
 from typing import Literal
 
 import numpy as np
 import regex
 import torch
 
-from higgs_native.long_form.chunking import spoken_seconds
-from higgs_native.speech import Speech
+from higgs_native.prompt.markup import SPEAKER_TAG
+from higgs_native.prompt.pace import spoken_seconds
 
 
 Failure = Literal["no end", "too short", "silence", "repetition"]
@@ -46,8 +45,10 @@ def max_seconds(text: str) -> float:
     return MAX_PACE * spoken_seconds(text) + GRACE_SECONDS
 
 
-def detect_failures(speech: Speech, text: str) -> list[Failure]:
-    """Return the failures of a text's speech; an empty list if it is good.
+def detect_failures(
+    text: str, levels: np.ndarray, codes: torch.Tensor, frame_rate: float, finish_reason: str
+) -> tuple[Failure, ...]:
+    """Return the failures of a text's speech; none if it is good.
 
     - `no end`: it was stopped at `max_new_tokens`, or lasts longer than `max_seconds`.
     - `too short`: it has no audio, or lasts less than `MIN_PACE` times the `spoken_seconds` of the text's letters and
@@ -56,26 +57,33 @@ def detect_failures(speech: Speech, text: str) -> list[Failure]:
     - `repetition`: its codes repeat; see `REPETITION_FRAMES`.
 
     Args:
-        speech: as generated, its ends not trimmed.
-        text: the spoken text, without a speaker tag.
+        text: the spoken text; speaker tags take no time.
+        levels: [frames], of the speech as generated, its ends not trimmed; see `frame_levels`.
+        codes: [codebooks, frames].
+        frame_rate: frames per second.
+        finish_reason: as in `Speech`.
     """
-    found = {
-        "no end": speech.finish_reason == "length" or speech.duration > max_seconds(text),
-        "too short": not len(speech.audio) or speech.duration < MIN_PACE * spoken_seconds(_UNSPOKEN.sub("", text)),
-        "silence": longest_silence(speech.audio, speech.sampling_rate) > MAX_SILENCE_SECONDS,
-        "repetition": is_repeating(speech.codes),
+    text = SPEAKER_TAG.sub("", text)
+    duration = len(levels) / frame_rate
+    found: dict[Failure, bool] = {
+        "no end": finish_reason == "length" or duration > max_seconds(text),
+        "too short": not len(levels) or duration < MIN_PACE * spoken_seconds(_UNSPOKEN.sub("", text)),
+        "silence": longest_silence(levels) / frame_rate > MAX_SILENCE_SECONDS,
+        "repetition": is_repeating(codes),
     }
-    return [failure for failure, is_found in found.items() if is_found]
+    return tuple(failure for failure, is_found in found.items() if is_found)
 
 
-def longest_silence(audio: np.ndarray, sampling_rate: int) -> float:
-    """Return the duration of the longest silence in `audio` [samples], float32, in seconds."""
-    window = math.ceil(0.04 * sampling_rate)
-    frames = audio[: len(audio) // window * window].reshape(-1, window)
-    levels = np.sqrt(np.square(frames, dtype=np.float64).mean(axis=1))
+def frame_levels(audio: np.ndarray, hop_length: int) -> np.ndarray:
+    """Return the RMS levels [frames] of audio [frames * hop_length], float32."""
+    return np.sqrt(np.square(audio.reshape(-1, hop_length), dtype=np.float64).mean(axis=1))
+
+
+def longest_silence(levels: np.ndarray) -> int:
+    """Return the number of frames of the longest silence, given the levels [frames] of all frames."""
     loud = levels >= max(SILENT_LEVEL, SILENT_RATIO * levels.max(initial=0))
     edges = np.concatenate([[-1], np.flatnonzero(loud), [len(levels)]])
-    return (int(np.diff(edges).max()) - 1) * window / sampling_rate
+    return int(np.diff(edges).max()) - 1
 
 
 def is_repeating(codes: torch.Tensor) -> bool:

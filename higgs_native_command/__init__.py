@@ -1,0 +1,12 @@
+"""The program `higgs-native`, before its imports. They take seconds, so this lies outside of the package."""
+
+import signal
+
+
+def main() -> None:
+    """Run the command. Ctrl-C ends it without a traceback, also while it imports and while it exits."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from higgs_native.cli import main
+
+    main()
