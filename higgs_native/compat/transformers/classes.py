@@ -47,7 +47,7 @@ class Accelerated:
     plain_class: ClassVar[type]
     higgs_native: Native | None
     higgs_native_pack: Callable[..., Native]
-    higgs_native_state: tuple
+    higgs_native_state: tuple | None
 
     def __new__(cls, *arguments: Any, **options: Any) -> HiggsAudioV2ForConditionalGeneration:
         return cls.plain_class(*arguments, **options)
@@ -59,7 +59,7 @@ class Accelerated:
         """The native model, packed anew if the model's weights have changed."""
         state = weights_state(self)
         if state != self.higgs_native_state:
-            self.higgs_native = None  # frees its memory before the next one takes as much
+            self.higgs_native = self.higgs_native_state = None  # frees its memory before the next one takes as much
             self.higgs_native = self.higgs_native_pack(self)
             self.higgs_native_state = state
         return self.higgs_native

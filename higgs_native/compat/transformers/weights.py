@@ -1,6 +1,6 @@
 """The weights of a loaded model, as the engine reads them, and what shows that they have changed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from transformers import (
@@ -20,7 +20,8 @@ from higgs_native.utils.checks import is_finite
 
 
 _COMPARED = 16
-"""Elements per tensor that `weights_state` holds."""
+"""Bytes per tensor that `weights_state` holds."""
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class ModelWeights:
@@ -72,7 +73,7 @@ def check_plain(tensors: Mapping[str, torch.Tensor], device: torch.device) -> No
     """
     for name, tensor in tensors.items():
         kind, dtype = type(tensor), tensor.dtype
-        if kind in (torch.Tensor, torch.nn.Parameter) and dtype in STORED_DTYPES.values() and tensor.device == device:
+        if kind in _PLAIN and dtype in STORED_DTYPES.values() and tensor.device == device:
             continue
         raise CheckpointError(
             f"{name} must be a plain tensor of float32, bfloat16 or float16 on {device}, "
@@ -84,22 +85,18 @@ def check_plain(tensors: Mapping[str, torch.Tensor], device: torch.device) -> No
 def weights_state(model: HiggsAudioV2ForConditionalGeneration | HiggsAudioV2TokenizerModel) -> tuple:
     """Return what differs once a weight has been replaced, moved or written to.
 
-    A tensor's version counts its writes, except those through `.data`, which adapters are merged by. So some elements
-    of each tensor are part of it too.
+    A tensor's version counts its writes, except those through `.data`, which adapters are merged by. So some bytes of
+    each tensor are part of it too.
     """
-    state = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if not tensor.is_meta}
-    tensors = list(state.values())
-    versions = [
-        (name, type(tensor), tensor.dtype, tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
-        for name, tensor in state.items()
-    ]
-    flat = [tensor.detach().flatten() for tensor in tensors]
-    elements = [part[:: max(1, len(part) // _COMPARED)].double() for part in flat]
-    # Bytes, since a NaN differs from itself.
-    return versions, b"".join(part.numpy().tobytes() for part in _on_the_cpu(elements))
-
-
-def _on_the_cpu(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Copy 1-D tensors to the CPU, those of one device at once."""
-    devices = {part.device for part in parts}
-    return [torch.cat([part for part in parts if part.device == device]).cpu() for device in sorted(devices, key=str)]
+    versions: list[tuple] = []
+    bytes_of: dict[torch.device, list[torch.Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if type(tensor) not in _PLAIN or tensor.is_meta:
+            versions.append((name, type(tensor)))  # not to be packed
+            continue
+        version = None if tensor.is_inference() else tensor._version
+        versions.append((name, tensor.dtype, tensor.data_ptr(), version))
+        flat = tensor.detach().reshape(-1).view(torch.uint8)
+        # An odd stride: bytes of the exponent and of the mantissa.
+        bytes_of.setdefault(tensor.device, []).append(flat[:: len(flat) // _COMPARED | 1])
+    return versions, [torch.cat(parts).cpu().numpy().tobytes() for parts in bytes_of.values()]

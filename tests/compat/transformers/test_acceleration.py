@@ -159,6 +159,11 @@ def flip_data(model):
     model.audio_lm_head.weight.data += model.audio_lm_head.weight.data.flip(1)
 
 
+def double_data(model):
+    """Of each number, this changes the exponent alone."""
+    model.model.layers[0].self_attn.o_proj.weight.data *= 2
+
+
 def load_others(model):
     model.load_state_dict(reference.tiny_model(5, endless=True).state_dict())
 
@@ -178,7 +183,15 @@ def step(optimizer):
 
 @pytest.mark.parametrize(
     "change",
-    [flip_in_place, flip_data, load_others, replace_others, step(torch.optim.SGD), step(torch.optim.AdamW)],
+    [
+        flip_in_place,
+        flip_data,
+        double_data,
+        load_others,
+        replace_others,
+        step(torch.optim.SGD),
+        step(torch.optim.AdamW),
+    ],
 )
 def test_changed_weights_are_packed_anew(change):
     model = accelerate(reference.tiny_model(0, endless=True))
@@ -245,6 +258,7 @@ def test_an_adapter_is_refused_until_it_is_merged():
         ):
             model.generate(**inputs, max_new_tokens=20, do_sample=False)
     attention.o_proj = attention.o_proj.base_layer
+    assert torch.equal(model.generate(**inputs, max_new_tokens=20, do_sample=False), before)
     attention.o_proj.weight.data *= 2
     merged, plain = model.generate(**inputs, max_new_tokens=20, do_sample=False), restore(model)
     assert torch.equal(merged, plain.generate(**inputs, max_new_tokens=20, do_sample=False))
