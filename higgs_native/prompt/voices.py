@@ -124,6 +124,7 @@ def find_voice(name: str, folder: str | Path | None = None) -> Voice:
     Raises:
         PromptError: there is no such voice, or no such folder.
     """
+    check_string("voice", name)
     voices = list_voices(folder)
     if name not in voices:
         raise PromptError(
@@ -141,10 +142,10 @@ def list_voices(folder: str | Path | None = None) -> dict[str, Voice]:
     Raises:
         PromptError: no folder is given or it does not exist, or a file in it can't be read.
     """
-    folder = folder or os.environ.get(VOICES_VARIABLE)
-    if not folder:
+    written = expanded_path("the folder of voices", os.environ.get(VOICES_VARIABLE, "") if folder is None else folder)
+    if not written:
         raise PromptError(f"the folder of voices must be given, or named by {VOICES_VARIABLE}, got neither")
-    folder = Path(expanded_path("the folder of voices", folder))
+    folder = Path(written)
     if not os.path.isdir(folder):  # unlike Path.is_dir, it takes names of any length
         raise PromptError(f"the folder of voices must exist, got {folder}")
     voices = {}

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from higgs_native.compat.boson.audio_tokenizer import load_higgs_audio_tokenizer
 from higgs_native.compat.boson.streamer import DELTAS_AHEAD, HiggsAudioStreamerDelta, TextDeltas
-from higgs_native.errors import CheckpointError, ParameterError
+from higgs_native.errors import CheckpointError, ParameterError, short_repr
 from higgs_native.generation.engine import HiggsAudioModel
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationOutput
@@ -205,7 +205,7 @@ def load_model(
 ) -> HiggsAudioModel:
     """Load the language model, and its text tokenizer; arguments and errors are those of `HiggsAudioServeEngine`."""
     if not isinstance(lengths, Sequence) or not lengths:
-        raise ParameterError(f"kv_cache_lengths must be a list of numbers of positions, got {lengths!r}")
+        raise ParameterError(f"kv_cache_lengths must be a list of numbers of positions, got {short_repr(lengths)}")
     for length in lengths:
         check_cache_length(length, "each of kv_cache_lengths")
     model = HiggsAudioModel.from_pretrained(path, device, dtype, max(lengths), quantization)
