@@ -1,5 +1,10 @@
+import pickle
+import random
+import time
+
 import pytest
 
+from higgs_native import errors
 from higgs_native.errors import MAX_MESSAGE, ParameterError, exit_on_bad_input, one_line, short_repr
 
 
@@ -62,3 +67,38 @@ def test_messages_are_one_printable_line(text, line):
 def test_a_value_in_a_message_is_short(value, expected):
     assert short_repr(value) == expected
     assert len(short_repr("x" * 10**6)) < 60
+
+
+ALPHABETS = (
+    range(0x20),  # control characters
+    range(0x7F, 0xA0),  # and those of C1
+    (0x200B, 0x200E, 0x2028, 0x2029, 0x202E, 0x2066, 0x2069, 0xFEFF, 0xAD, 0x85),  # marks that show nothing
+    range(0xD800, 0xE000),  # surrogates
+    range(0x110000),
+    range(0x20, 0x7F),
+)
+
+
+def test_every_error_of_any_text_is_one_short_printable_line():
+    """The same again after pickling, which crosses processes, and as the message of another error."""
+    generator = random.Random(0)
+    kinds = [errors.HiggsNativeError, *errors.HiggsNativeError.__subclasses__()]
+    assert len(kinds) > 6
+    for number in range(3000):
+        alphabet = generator.choice(ALPHABETS)
+        length = generator.choice((0, 1, 10, 499, 500, 501, 2000))
+        text = "".join(map(chr, generator.choices(alphabet, k=length)))
+        error = kinds[number % len(kinds)](text)
+        line = str(error)
+        assert line.isprintable()
+        assert len(line) <= MAX_MESSAGE
+        assert (line == text) == (text.isprintable() and length <= MAX_MESSAGE)
+        assert str(pickle.loads(pickle.dumps(error))) == str(ParameterError(error)) == line
+
+
+def test_a_long_message_takes_no_longer():
+    start = time.perf_counter()
+    line = str(ParameterError("got " + "\x1b" * 50_000_000 + "; way out"))
+    assert line.startswith("got \\x1b")
+    assert line.endswith("; way out")
+    assert time.perf_counter() - start < 2

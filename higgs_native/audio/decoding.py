@@ -21,10 +21,12 @@ from higgs_native.audio.samples import (
 from higgs_native.errors import AudioError
 
 
-MAX_FILE_BYTES = 4 << 30
-"""Maximum size of an audio file: hours of audio, of which a part can be read."""
+MAX_FILE_BYTES = 128 << 20
+"""Maximum size of an audio file. libsndfile looks through a damaged one, at about 30 MB per second."""
+MAX_PCM_FILE_BYTES = 4 << 30
+"""Maximum size of a WAV or AIFF file, hours of audio, of which a part can be read: their chunks state their sizes."""
 MAX_MEMORY_BYTES = 1 << 30
-"""Maximum size of an audio file in memory."""
+"""Maximum size of an audio file in memory, of any format."""
 
 _COPY_BYTES = 1 << 20
 _UNKNOWN_LENGTH = 2**62  # libsndfile reports 2**63 - 1 frames if the header of a FLAC file leaves the length open
@@ -36,7 +38,7 @@ def decode_file(path: str | os.PathLike, offset: float, duration: float | None, 
     """Decode an audio file, or a part of it, and average its channels.
 
     Args:
-        path: a regular file of at most `MAX_FILE_BYTES`.
+        path: a regular file of at most `MAX_FILE_BYTES`, or a WAV or AIFF file of at most `MAX_PCM_FILE_BYTES`.
         offset: begin of the part in seconds, at least 0.
         duration: maximum length of the part in seconds, at least 0; None for the rest.
         name: what errors call the file.
@@ -58,7 +60,7 @@ def decode_file(path: str | os.PathLike, offset: float, duration: float | None, 
 def decode_bytes(contents: bytes, offset: float, duration: float | None, name: str) -> tuple[np.ndarray, int]:
     """Decode the contents of an audio file, at most `MAX_MEMORY_BYTES`; otherwise as for `decode_file`."""
     if len(contents) > MAX_MEMORY_BYTES:
-        raise AudioError(f"{name} must hold at most {MAX_MEMORY_BYTES >> 30} GiB, got more")
+        raise AudioError(f"{name} must hold at most {MAX_MEMORY_BYTES} bytes, got more")
     # libsndfile would call back into Python for the bytes of a file object.
     with memory_file(contents) as descriptor:
         return _decode_memory(descriptor, offset, duration, name)
@@ -75,11 +77,8 @@ def _opened(path: str | os.PathLike, name: str) -> Iterator[int]:
     except (OSError, ValueError):  # ValueError: a zero byte, or a letter that is in no file name
         raise AudioError(f"audio must be an existing file (wav, flac, ogg, mp3), got {name}") from None
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise AudioError(f"audio must be an existing file (wav, flac, ogg, mp3), got {name}")
-        if status.st_size > MAX_FILE_BYTES:
-            raise AudioError(f"{name} must hold at most {MAX_FILE_BYTES >> 30} GiB, got {status.st_size} bytes")
         yield descriptor
     except OSError as error:
         raise AudioError(f"{name} can't be read as audio: {error.strerror}") from None
@@ -99,6 +98,10 @@ def _decode(
     descriptor: int, offset: float, duration: float | None, name: str, path: str | None = None
 ) -> tuple[np.ndarray, int]:
     """Decode an open file; `path` names it, if it has a name."""
+    is_pcm = os.pread(descriptor, 4, 0) in (b"RIFF", b"RF64", b"FORM")
+    max_bytes, num_bytes = MAX_PCM_FILE_BYTES if is_pcm else MAX_FILE_BYTES, os.fstat(descriptor).st_size
+    if num_bytes > max_bytes:
+        raise AudioError(f"{name} must hold at most {max_bytes} bytes, got {num_bytes}")
     try:
         file = _reader(descriptor, path)
     except soundfile.SoundFileError as error:

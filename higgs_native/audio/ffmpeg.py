@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from higgs_native.audio.libsndfile import SequentialReader, memory_file
-from higgs_native.audio.samples import MAX_SECONDS, check_part
+from higgs_native.audio.samples import MAX_SECONDS, part_seconds
 from higgs_native.errors import AudioError
 
 
@@ -47,8 +47,8 @@ def decode_with_ffmpeg(
     Raises:
         AudioError: no decoder is installed, or it finds no audio.
     """
-    check_part(offset, duration)
-    seconds = MAX_SECONDS + 1 if duration is None else min(duration, MAX_SECONDS + 1)
+    offset, seconds = part_seconds(offset, duration)
+    seconds = min(seconds, MAX_SECONDS + 1)
     path = f"file:/dev/fd/{descriptor}"  # neither a name with a meaning to FFmpeg nor a file that was replaced
     av, program = _pyav(), shutil.which("ffmpeg")
     if av is not None:
@@ -120,6 +120,8 @@ def _decode_with_program(
                 timeout=TIMEOUT,
                 check=True,
             )
+            if os.fstat(target).st_size >= _MAX_OUTPUT_BYTES:  # cut
+                return None
             os.lseek(target, 0, os.SEEK_SET)
             with SequentialReader(target, closefd=False) as file:
                 return np.concatenate([np.zeros(0, dtype=np.float32), *file.mono_blocks()]), file.samplerate

@@ -113,11 +113,10 @@ def part_range(
     Raises:
         AudioError: the part holds none of the samples, or `offset` or `duration` is no number of seconds.
     """
-    check_part(offset, duration)
-    offset = float(offset)
+    offset, duration = part_seconds(offset, duration)
     begin = round(min(offset * sampling_rate, num_samples))
     rest = num_samples - begin
-    count = rest if duration is None else round(min(float(duration) * sampling_rate, rest))
+    count = round(min(duration * sampling_rate, rest))
     if num_samples and not rest:
         seconds = num_samples / sampling_rate
         raise AudioError(f"offset must be less than {seconds:.4g} s, the length of {name}, got {offset:g} s")
@@ -126,15 +125,23 @@ def part_range(
     return begin, count
 
 
-def check_part(offset: float, duration: float | None) -> None:
-    """Raise AudioError if `offset` is no number of seconds, or `duration` neither one nor None."""
-    for name, value in (("offset", offset), ("duration", 0 if duration is None else duration)):
-        try:
-            seconds = float(value) if isinstance(value, Real) else math.nan
-        except OverflowError:  # an integer above all floats
-            seconds = math.inf
-        if not 0 <= seconds < math.inf:
-            raise AudioError(f"{name} must be a number of seconds, at least 0, got {short_repr(value)}")
+def part_seconds(offset: float, duration: float | None) -> tuple[float, float]:
+    """Return the begin and the maximum length of a part in seconds, infinite for the duration None.
+
+    Raises:
+        AudioError: `offset` is no number of seconds, or `duration` neither one nor None.
+    """
+    return _seconds("offset", offset), math.inf if duration is None else _seconds("duration", duration)
+
+
+def _seconds(name: str, value: float) -> float:
+    try:
+        seconds = float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:  # an integer above all floats
+        seconds = math.inf
+    if not 0 <= seconds < math.inf:
+        raise AudioError(f"{name} must be a number of seconds, at least 0, got {short_repr(value)}")
+    return seconds
 
 
 def checked_rate(sampling_rate: float) -> int:

@@ -1,6 +1,7 @@
 """The audio tokenizer's tensors, read from either layout of its checkpoint."""
 
 import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -8,7 +9,10 @@ import torch
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.errors import CheckpointError
-from higgs_native.model.checkpoint import TensorFiles
+from higgs_native.model.checkpoint import TensorFiles, listed
+from higgs_native.model.other_kinds import kind_of_folder, kind_of_tensors
+from higgs_native.ops.formats import STORED_DTYPES
+from higgs_native.utils.checks import is_finite
 
 
 # Tensors of training: the semantic decoder, a linear layer, HuBERT's mask and the quantizer's statistics.
@@ -16,6 +20,7 @@ _UNUSED = re.compile(
     r"decoder_semantic\.|fc1\.|fc_post1\.|semantic_model\.masked_spec_embed$"
     r"|quantizer\..*\.(codebook|_codebook)\.(inited|cluster_size|embed_avg)$"
 )
+_STORED_DTYPES = (*STORED_DTYPES.values(), torch.float64)
 _WEIGHT_NORM = {
     ".weight_g": "gain",
     ".weight_v": "direction",
@@ -35,7 +40,8 @@ def load_tensors(folder: Path, config: HiggsAudioTokenizerConfig) -> dict[str, t
         The tensors of `folded_shapes`, float32, on the CPU.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or tensors are missing, unknown or of another shape.
+        CheckpointError: a file is missing or damaged, or tensors are missing, unknown, of another shape or kind, or
+            not finite.
     """
     return convert(_read(folder), config, f"audio tokenizer {folder}")
 
@@ -54,7 +60,7 @@ def convert(
         The tensors of `folded_shapes`, float32.
 
     Raises:
-        CheckpointError: tensors are missing, unknown or of another shape.
+        CheckpointError: tensors are missing, unknown, of another shape or kind, or not finite.
     """
     original = any(name.startswith("decoder_2.") for name in stored)
     tensors: dict[str, torch.Tensor] = {}
@@ -62,12 +68,13 @@ def convert(
     for name, tensor in stored.items():
         if _UNUSED.match(name):
             continue
+        _check_plain(source, name, tensor)
         ending = next((ending for ending in _WEIGHT_NORM if name.endswith(ending)), None)
         if ending is None:
-            tensors[name] = tensor.float()
+            tensors[name] = tensor
         else:
             weight = name.removesuffix(ending) + ".weight"
-            norms.setdefault(weight, {})[_WEIGHT_NORM[ending]] = tensor.float()
+            norms.setdefault(weight, {})[_WEIGHT_NORM[ending]] = tensor
     for name, parts in norms.items():
         if len(parts) < 2:
             raise CheckpointError(f"{source} must hold gain and direction of {name}, got only {next(iter(parts))}")
@@ -79,12 +86,35 @@ def convert(
                 f"{source}: the gain of {name} must be 1 or the direction's size in each dimension, "
                 f"got {list(gain.shape)} for {list(direction.shape)}"
             )
-        tensors[name] = fold_weight_norm(gain, direction)
+        tensors[name] = direction
 
+    # All names and shapes are checked before any tensor is widened.
     expected = folded_shapes(config)
     name_of = {original_name(name, config) if original else name: name for name in expected}
     _check(source, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected, name_of)
-    return {name_of[name]: tensor for name, tensor in tensors.items()}
+    converted = {}
+    for name, tensor in tensors.items():
+        norm = norms.get(name)
+        weight = tensor.float() if norm is None else fold_weight_norm(norm["gain"].float(), norm["direction"].float())
+        if not is_finite(weight):
+            raise CheckpointError(f"{source}: {name} must be finite in float32, got NaN or infinity")
+        converted[name_of[name]] = weight
+    return converted
+
+
+def _check_plain(source: str, name: str, tensor: torch.Tensor) -> None:
+    """Raise CheckpointError unless a tensor holds values that can be widened to float32."""
+    is_plain = tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type != "meta"
+    if not is_plain or tensor.dtype not in _STORED_DTYPES:
+        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in _STORED_DTYPES)
+        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        raise CheckpointError(
+            f"{source}: {name} must be a plain tensor of {dtypes}, "
+            f"got a {kind} one of {str(tensor.dtype).removeprefix('torch.')} on {tensor.device.type}"
+        )
+    # Values that share memory, as those of an expanded tensor do, take far more once they are widened.
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:
+        raise CheckpointError(f"{source}: {name} must hold all its values, got a view that repeats some")
 
 
 def fold_weight_norm(gain: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
@@ -135,19 +165,40 @@ def _read(folder: Path) -> dict[str, torch.Tensor]:
     """Return all tensors in `folder`, by their stored names."""
     pickled = folder / "model.pth"
     has_safetensors = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
-    if has_safetensors or not pickled.is_file():
-        if not has_safetensors:
-            raise CheckpointError(f"audio tokenizer {folder} has neither model.safetensors nor model.pth")
+    if has_safetensors:
         files = TensorFiles(folder)
-        return {name: files.get(name) for name in files.names()}
+        return {name: files.get(name) for name in files.names() if not _UNUSED.match(name)}
+    if not pickled.is_file():
+        got = kind_of_folder(folder) or "neither"
+        raise CheckpointError(f"audio tokenizer {folder} must hold model.safetensors or model.pth, got {got}")
     try:
+        _check_uncompressed(pickled)
         state = torch.load(pickled, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # of any type: torch.load passes on those of the zip reader and of the unpickler
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _first_line(error)
         raise CheckpointError(f"{pickled} is damaged or incomplete: {reason}") from None
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise CheckpointError(f"{pickled} must hold a dict of tensors, got another object")
+    is_state = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+    )
+    if not is_state:
+        raise CheckpointError(f"{pickled} must hold a dict of tensors by name, got another object")
     return state
+
+
+def _check_uncompressed(path: Path) -> None:
+    """Raise CheckpointError for a compressed archive, which may unpack to any size; torch.save compresses nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise CheckpointError(f"{path} must be as torch.save writes it, got a compressed archive")
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of torch's message, without the colors in which it warns of pickles."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _check(
@@ -169,10 +220,7 @@ def _check(
             ],
         ),
     ]
-    texts = [
-        f"{len(names)} {kind} ({', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''})"
-        for kind, names in problems
-        if names
-    ]
+    texts = [listed(kind, names) for kind, names in problems if names]
     if texts:
-        raise CheckpointError(f"{source} does not fit its config.json: {'; '.join(texts)}")
+        got = kind_of_tensors(found) or "; ".join(texts)
+        raise CheckpointError(f"{source} must fit its config.json, got {got}")

@@ -1,21 +1,29 @@
 """The audio tokenizer's configuration, read from either layout of `config.json`."""
 
+import dataclasses
 import math
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from higgs_native.errors import ConfigError
-from higgs_native.utils.files import read_json_object
+from higgs_native.errors import ConfigError, short_repr
+from higgs_native.model.other_kinds import read_config
+from higgs_native.utils.fields import MAX_INTEGER, Fields
 
 
 DILATIONS = (1, 3, 9)
 """Dilations of an acoustic block's three residual units."""
 
 _SOURCE = "the audio tokenizer's config.json"
+# Far above those of any audio tokenizer: what is built before the tensors are compared with the configuration, and
+# what a frame takes, stays small.
+_MAX_LAYERS = 1024
+_MAX_CODEBOOKS = 64
+_MAX_LIST = 16
+_MAX_RATE = 768_000
+_MAX_RATE_RATIO = 1000
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class HubertConfig:
     """Shapes of the HuBERT model; the defaults are HuBERT base's, as in the published checkpoint.
 
@@ -53,7 +61,7 @@ _BOSON_ENCODER_HIDDEN_SIZE = 64
 _BOSON_DECODER_HIDDEN_SIZE = 1024
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class HiggsAudioTokenizerConfig:
     """Shapes of the audio tokenizer; the defaults are the published checkpoint's.
 
@@ -133,14 +141,8 @@ class HiggsAudioTokenizerConfig:
         Raises:
             ConfigError: it describes another model, or a value is missing, out of range, or contradicts another one.
         """
-        try:
-            return _read_boson(raw) if "n_q" in raw or "ratios" in raw else _read_transformers(raw)
-        except ConfigError:
-            raise
-        except KeyError as error:
-            raise ConfigError(f"{_SOURCE} has no {error}") from None
-        except (TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError) as error:
-            raise ConfigError(f"{_SOURCE}: {error}") from None
+        fields = Fields(raw, _SOURCE)
+        return _read_boson(fields) if "n_q" in fields or "ratios" in fields else _read_transformers(fields)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "HiggsAudioTokenizerConfig":
@@ -148,8 +150,9 @@ class HiggsAudioTokenizerConfig:
 
         Raises:
             ConfigError: the file is missing, holds no JSON object, or can't be used; see `from_dict`.
+            CheckpointError: the folder holds a checkpoint of another kind; see `higgs_native.model.other_kinds`.
         """
-        return cls.from_dict(read_json_object(Path(folder) / "config.json"))
+        return cls.from_dict(read_config(Path(folder)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contents of a `config.json` in the layout of transformers."""
@@ -188,120 +191,147 @@ class HiggsAudioTokenizerConfig:
                 **_HUBERT_FIXED,
                 **{
                     field.name: list(value) if isinstance(value := getattr(self.hubert, field.name), tuple) else value
-                    for field in fields(HubertConfig)
+                    for field in dataclasses.fields(HubertConfig)
                 },
             },
         }
 
     def _check(self) -> None:
-        hubert = self.hubert
-        for holder in (self, hubert):
-            for field in fields(holder):
+        for holder in (self, self.hubert):
+            for field in dataclasses.fields(holder):
                 value = getattr(holder, field.name)
-                values = value if isinstance(value, tuple) else (value,)
-                if field.name not in ("hubert", "conv_bias", "feat_proj_layer_norm") and (
-                    not values or min(values) <= 0
-                ):
-                    raise ConfigError(f"{_SOURCE}: {field.name} must be positive, got {value}")
-        if math.prod(self.upsampling_ratios) != self.hop_length:
-            raise ConfigError(
-                f"{_SOURCE}: upsampling_ratios must have the product of downsampling_ratios, {self.hop_length}, "
-                f"got {self.upsampling_ratios}"
-            )
-        if min(self.upsampling_ratios) < 2:
-            raise ConfigError(f"{_SOURCE}: upsampling_ratios must be at least 2 each, got {self.upsampling_ratios}")
-        halvings = len(self.upsampling_ratios)
-        if self.decoder_hidden_size % 2**halvings:
-            raise ConfigError(
-                f"{_SOURCE}: decoder_hidden_size must be a multiple of {2**halvings} (each of the {halvings} "
-                f"upsampling_ratios halves it), got {self.decoder_hidden_size}"
-            )
-        if self.semantic_downsample_factor < 1:
-            shortest = self.downsample_factor * self.sampling_rate / self.semantic_sampling_rate
-            raise ConfigError(
-                f"{_SOURCE}: the product of downsampling_ratios must be at least {shortest:g} (a HuBERT frame), "
-                f"got {self.hop_length}"
-            )
-        if len(self.strides) != len(self.channel_ratios):
-            raise ConfigError(
-                f"{_SOURCE}: strides must have the length of channel_ratios, {len(self.channel_ratios)}, "
-                f"got {len(self.strides)}"
-            )
-        if hubert.hidden_size != int(hubert.hidden_size * self.channel_ratios[-1]):
-            raise ConfigError(f"{_SOURCE}: channel_ratios must end with 1, got {self.channel_ratios}")
-        if not len(hubert.conv_dim) == len(hubert.conv_kernel) == len(hubert.conv_stride):
-            raise ConfigError(
-                f"{_SOURCE}: conv_dim, conv_kernel and conv_stride must have the same length, got "
-                f"{len(hubert.conv_dim)}, {len(hubert.conv_kernel)} and {len(hubert.conv_stride)}"
-            )
+                if not isinstance(value, HubertConfig | bool):
+                    values = value if isinstance(value, tuple) else (value,)
+                    _require(values and min(values) > 0, field.name, "positive", value)
+                    _require(max(values) <= MAX_INTEGER, field.name, f"at most {MAX_INTEGER}", value)
+                    _require(len(values) <= _MAX_LIST, field.name, f"a list of at most {_MAX_LIST}", value)
+        codebooks = self.num_codebooks
+        _require(codebooks <= _MAX_CODEBOOKS, "num_codebooks", f"at most {_MAX_CODEBOOKS}", codebooks)
+        self._check_rates()
+        self._check_acoustic()
+        self._check_semantic()
+
+    def _check_rates(self) -> None:
+        rates = self.sampling_rate, self.semantic_sampling_rate
+        for name, rate in zip(("sampling_rate", "semantic_sampling_rate"), rates, strict=True):
+            _require(rate <= _MAX_RATE, name, f"at most {_MAX_RATE}", rate)
+        # The filter between the two rates has as many phases and taps as the reduced ratio has steps.
+        steps = max(rates) // math.gcd(*rates)
+        _require(
+            steps <= _MAX_RATE_RATIO,
+            "semantic_sampling_rate",
+            f"in a ratio of numbers up to {_MAX_RATE_RATIO} to sampling_rate {self.sampling_rate}",
+            self.semantic_sampling_rate,
+        )
+        ratios = "the product of downsampling_ratios"
+        _require(self.hop_length <= self.sampling_rate, ratios, f"at most {self.sampling_rate} (1 s)", self.hop_length)
+        shortest = self.downsample_factor * self.sampling_rate / self.semantic_sampling_rate
+        _require(
+            self.semantic_downsample_factor >= 1,
+            ratios,
+            f"at least {shortest:g} (a HuBERT frame)",
+            self.hop_length,
+        )
+
+    def _check_acoustic(self) -> None:
+        ratios, halvings = self.upsampling_ratios, len(self.upsampling_ratios)
+        _require(
+            math.prod(ratios) == self.hop_length,
+            "upsampling_ratios",
+            f"ratios with the product of downsampling_ratios, {self.hop_length}",
+            ratios,
+        )
+        _require(min(ratios) >= 2, "upsampling_ratios", "at least 2 each", ratios)
+        _require(
+            self.decoder_hidden_size % 2**halvings == 0,
+            "decoder_hidden_size",
+            f"a multiple of {2**halvings} (each of the {halvings} upsampling_ratios halves it)",
+            self.decoder_hidden_size,
+        )
+
+    def _check_semantic(self) -> None:
+        hubert, ratios, layers = self.hubert, self.channel_ratios, self.hubert.num_hidden_layers
+        _require(layers <= _MAX_LAYERS, "HuBERT's num_hidden_layers", f"at most {_MAX_LAYERS}", layers)
+        as_many = f"as many as channel_ratios, {len(ratios)}"
+        _require(len(self.strides) == len(ratios), "strides", as_many, self.strides)
+        _require(hubert.hidden_size == int(hubert.hidden_size * ratios[-1]), "channel_ratios", "1 at the end", ratios)
+        _require(self.unit_kernel_size % 2 == 1, "unit_kernel_size", "odd", self.unit_kernel_size)
+        lengths = len(hubert.conv_dim), len(hubert.conv_kernel), len(hubert.conv_stride)
+        _require(len(set(lengths)) == 1, "conv_dim, conv_kernel and conv_stride", "of the same length", lengths)
         for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
-            if hubert.hidden_size % getattr(hubert, name):
-                raise ConfigError(
-                    f"{_SOURCE}: HuBERT's hidden_size must be a multiple of its {name}, {getattr(hubert, name)}, "
-                    f"got {hubert.hidden_size}"
-                )
+            divisor = getattr(hubert, name)
+            _require(
+                hubert.hidden_size % divisor == 0,
+                "HuBERT's hidden_size",
+                f"a multiple of its {name}, {divisor}",
+                hubert.hidden_size,
+            )
 
 
-def _read_transformers(raw: dict[str, Any]) -> HiggsAudioTokenizerConfig:
-    model_type = raw.get("model_type")
-    if model_type != "higgs_audio_v2_tokenizer":
-        raise ConfigError(f"{_SOURCE}: model_type must be 'higgs_audio_v2_tokenizer', got {model_type!r}")
+def _require(holds: bool, name: str, expected: str, value: object) -> None:
+    if not holds:
+        raise ConfigError(f"{_SOURCE}: {name} must be {expected}, got {short_repr(value)}")
+
+
+def _read_transformers(fields: Fields) -> HiggsAudioTokenizerConfig:
+    model_type = fields.value("model_type", None)
+    _require(model_type == "higgs_audio_v2_tokenizer", "model_type", "'higgs_audio_v2_tokenizer'", model_type)
     default = HiggsAudioTokenizerConfig()
-    acoustic = raw.get("acoustic_model_config") or {}
-    downsampling = tuple(acoustic.get("downsampling_ratios", default.downsampling_ratios))
-    sampling_rate = int(raw.get("sample_rate", default.sampling_rate))
-    codebook_size = int(raw.get("codebook_size", default.codebook_size))
+    acoustic = fields.nested("acoustic_model_config")
+    downsampling = acoustic.integers("downsampling_ratios", default.downsampling_ratios)
+    sampling_rate = fields.integer("sample_rate", default.sampling_rate)
+    codebook_size = fields.integer("codebook_size", default.codebook_size)
     # Without bandwidths, 8 codebooks: the class default of transformers 5.23, 16, is no published checkpoint's.
-    bandwidths = raw.get("target_bandwidths") or (0.5, 1, 1.5, 2)
-    frame_rate = math.ceil(sampling_rate / math.prod(downsampling))
+    bandwidth = max(fields.numbers("target_bandwidths", ())[-1:], default=2.0)
+    _require(math.prod(downsampling) > 0, "the product of downsampling_ratios", "positive", downsampling)
+    _require(codebook_size >= 2, "codebook_size", "at least 2", codebook_size)
+    frame_rate = max(math.ceil(sampling_rate / math.prod(downsampling)), 1)
     return HiggsAudioTokenizerConfig(
         sampling_rate=sampling_rate,
-        semantic_sampling_rate=int(raw.get("semantic_sample_rate", default.semantic_sampling_rate)),
-        num_codebooks=int(1000 * bandwidths[-1] // (frame_rate * math.ceil(math.log2(codebook_size)))),
+        semantic_sampling_rate=fields.integer("semantic_sample_rate", default.semantic_sampling_rate),
+        num_codebooks=int(1000 * bandwidth // (frame_rate * math.ceil(math.log2(codebook_size)))),
         codebook_size=codebook_size,
-        codebook_dim=int(raw.get("codebook_dim", default.codebook_dim)),
-        encoder_hidden_size=int(acoustic.get("encoder_hidden_size", default.encoder_hidden_size)),
-        decoder_hidden_size=int(acoustic.get("decoder_hidden_size", default.decoder_hidden_size)),
-        acoustic_hidden_size=int(acoustic.get("hidden_size", default.acoustic_hidden_size)),
+        codebook_dim=fields.integer("codebook_dim", default.codebook_dim),
+        encoder_hidden_size=acoustic.integer("encoder_hidden_size", default.encoder_hidden_size),
+        decoder_hidden_size=acoustic.integer("decoder_hidden_size", default.decoder_hidden_size),
+        acoustic_hidden_size=acoustic.integer("hidden_size", default.acoustic_hidden_size),
         downsampling_ratios=downsampling,
-        upsampling_ratios=tuple(acoustic.get("upsampling_ratios", downsampling)),
-        kernel_size=int(raw.get("kernel_size", default.kernel_size)),
-        unit_kernel_size=int(raw.get("unit_kernel_size", default.unit_kernel_size)),
-        channel_ratios=tuple(raw.get("channel_ratios", default.channel_ratios)),
-        strides=tuple(raw.get("strides", default.strides)),
-        block_dilations=tuple(raw.get("block_dilations", default.block_dilations)),
-        downsample_factor=int(raw.get("downsample_factor", default.downsample_factor)),
-        hubert=_read_hubert(raw.get("semantic_model_config") or {}),
+        upsampling_ratios=acoustic.integers("upsampling_ratios", downsampling),
+        kernel_size=fields.integer("kernel_size", default.kernel_size),
+        unit_kernel_size=fields.integer("unit_kernel_size", default.unit_kernel_size),
+        channel_ratios=fields.numbers("channel_ratios", default.channel_ratios),
+        strides=fields.integers("strides", default.strides),
+        block_dilations=fields.integers("block_dilations", default.block_dilations),
+        downsample_factor=fields.integer("downsample_factor", default.downsample_factor),
+        hubert=_read_hubert(fields.nested("semantic_model_config")),
     )
 
 
-def _read_hubert(raw: dict[str, Any]) -> HubertConfig:
+def _read_hubert(fields: Fields) -> HubertConfig:
     for name, expected in _HUBERT_FIXED.items():
-        if raw.get(name, expected) != expected:
-            raise ConfigError(f"{_SOURCE}: HuBERT's {name} must be {expected!r}, got {raw[name]!r}")
-    values = {field.name: raw[field.name] for field in fields(HubertConfig) if field.name in raw}
-    return HubertConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        value = fields.value(name, expected)
+        fields.require(name, value == expected, repr(expected), value)
+    readers = {bool: fields.flag, int: fields.integer, float: fields.number, tuple: fields.integers}
+    hubert = dataclasses.fields(HubertConfig)
+    return HubertConfig(**{field.name: readers[type(field.default)](field.name, field.default) for field in hubert})
 
 
-def _read_boson(raw: dict[str, Any]) -> HiggsAudioTokenizerConfig:
-    teacher = raw.get("semantic_techer", "hubert_base_general")
-    if teacher not in ("hubert_base", "hubert_base_general"):
-        raise ConfigError(
-            f"{_SOURCE}: semantic_techer must be 'hubert_base' or 'hubert_base_general', got {teacher!r}"
-        )
-    mode = raw.get("downsample_mode", "step_down")
-    if mode != "step_down":
-        raise ConfigError(f"{_SOURCE}: downsample_mode must be 'step_down', got {mode!r}")
-    ratios = tuple(raw["ratios"])
+def _read_boson(fields: Fields) -> HiggsAudioTokenizerConfig:
+    teacher = fields.value("semantic_techer", "hubert_base_general")
+    known = teacher in ("hubert_base", "hubert_base_general")
+    _require(known, "semantic_techer", "'hubert_base' or 'hubert_base_general'", teacher)
+    mode = fields.value("downsample_mode", "step_down")
+    _require(mode == "step_down", "downsample_mode", "'step_down'", mode)
+    ratios = fields.integers("ratios")
     return HiggsAudioTokenizerConfig(
-        sampling_rate=int(raw["sample_rate"]),
-        semantic_sampling_rate=int(raw.get("semantic_sample_rate", 16000)),
-        num_codebooks=int(raw["n_q"]),
-        codebook_size=int(raw["bins"]),
-        codebook_dim=int(raw["codebook_dim"]),
+        sampling_rate=fields.integer("sample_rate"),
+        semantic_sampling_rate=fields.integer("semantic_sample_rate", 16000),
+        num_codebooks=fields.integer("n_q"),
+        codebook_size=fields.integer("bins"),
+        codebook_dim=fields.integer("codebook_dim"),
         encoder_hidden_size=_BOSON_ENCODER_HIDDEN_SIZE,
         decoder_hidden_size=_BOSON_DECODER_HIDDEN_SIZE,
-        acoustic_hidden_size=int(raw["D"]),
+        acoustic_hidden_size=fields.integer("D"),
         downsampling_ratios=ratios,
         upsampling_ratios=ratios,
     )

@@ -7,6 +7,8 @@ import torch
 from higgs_native import ops
 from higgs_native.audio_tokenizer.config import DILATIONS, HiggsAudioTokenizerConfig, HubertConfig
 from higgs_native.audio_tokenizer.layers import Weights
+from higgs_native.errors import CheckpointError
+from higgs_native.utils.checks import is_finite
 
 
 def tensor_shapes(config: HiggsAudioTokenizerConfig) -> dict[str, tuple[int, ...]]:
@@ -87,6 +89,9 @@ def pack_weights(tensors: Weights, config: HiggsAudioTokenizerConfig) -> Weights
         convolutions are packed (see `ops.pack_conv_transpose1d`); `quantizer.*` are the levels' tensors, stacked.
         `decode.table`, [levels, codebook size, acoustic hidden size], holds each codebook entry after its output
         projection and `fc2`, `decode.bias` the bias of `fc2`: their sum is the decoder's input.
+
+    Raises:
+        CheckpointError: that table is not finite.
     """
     weights = {}
     for name, tensor in tensors.items():
@@ -111,6 +116,10 @@ def pack_weights(tensors: Weights, config: HiggsAudioTokenizerConfig) -> Weights
     constant = weights["quantizer.project_out.bias"] @ fc2.T  # [levels, acoustic]
     weights["decode.table"] = weights["quantizer.codebook.embed"] @ projection.mT + constant[:, None]
     weights["decode.bias"] = tensors["fc2.bias"]
+    if not is_finite(weights["decode.table"]):
+        raise CheckpointError(
+            "the audio tokenizer's codebook.embed, project_out and fc2 must have a finite product, got NaN or infinity"
+        )
     return weights
 
 

@@ -9,12 +9,13 @@ moment the work is interrupted, and a chunk whose files were changed is missing.
 import hashlib
 import io
 import json
+import math
 import re
 import wave
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -23,10 +24,14 @@ from higgs_native.errors import ParameterError, short_repr
 from higgs_native.failure_checks import Failure
 from higgs_native.long_form.chunking import TextChunk
 from higgs_native.utils.checks import expanded_path
-from higgs_native.utils.files import replacing
+from higgs_native.utils.files import read_small_file, replacing
 
 
 _FORMAT = 2
+_MAX_FILE = 64 << 20
+"""Maximum size of a file, in bytes: a text of 60 million letters, or speech of 20 minutes in one chunk."""
+_MAX_CODES = 1 << 15
+"""Codes are below it in any audio tokenizer; the published ones are below 1,024."""
 _RUN_FILE = "run.json"
 # Files of chunks, and temporary files that killed processes left.
 _CHUNK_FILE = re.compile(r"\d{5,}\.(json|wav)|\.(\d{5,}\.(json|wav)|run\.json)\.\d+\.tmp")
@@ -119,14 +124,17 @@ class ChunkStore:
 
     def _read_run(self) -> dict[str, Any]:
         file = self.folder / _RUN_FILE
-        if not file.is_file():
+        if not file.exists():
             raise ParameterError(
                 f"the folder {self.folder} must be empty or hold the chunks of an earlier run, got other files and no "
                 f"{_RUN_FILE}"
             )
         try:
-            run = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            run = json.loads(read_small_file(file, _MAX_FILE))
+            checksum = _checksum(run) if isinstance(run, dict) else None
+        except OSError as error:
+            raise ParameterError(f"{file} can't be read: {error.strerror}") from None
+        except (ValueError, RecursionError) as error:
             raise ParameterError(f"{file} must be a readable JSON file, got: {error}") from None
         number = run.get("format") if isinstance(run, dict) else None
         if number != _FORMAT:
@@ -134,7 +142,7 @@ class ChunkStore:
                 f"{file}: format must be {_FORMAT}, got {short_repr(number)}; finish the run with the version that "
                 "began it, or delete the folder to begin anew"
             )
-        if run.get("checksum") != _checksum(run):
+        if run.get("checksum") != checksum or not isinstance(run.get("inputs"), dict):
             raise ParameterError(
                 f"{file}: checksum must be that of the contents, got changed contents; delete the folder to begin anew"
             )
@@ -182,36 +190,37 @@ class ChunkStore:
         """Number of chunks in the folder. `load` finds out whether they are intact."""
         return sum(file.stem.isdecimal() for file in self.folder.glob("*.json"))
 
-    def load(self, index: int, text: TextChunk, pause: float) -> SpokenChunk | None:
+    def load(self, index: int, text: TextChunk, pause: float, sampling_rate: int) -> SpokenChunk | None:
         """Return a chunk, or None if it is missing or was changed.
 
         Args:
             index: of the chunk.
             text: of the chunk.
             pause: the silence before the speech, in seconds.
+            sampling_rate: of the speech, in Hz.
 
         Raises:
             ParameterError: the folder can't be read.
         """
         record_file, audio_file = self._files(index)
         try:
-            record = json.loads(record_file.read_text(encoding="utf-8"))
-            wav = audio_file.read_bytes()
+            record = json.loads(read_small_file(record_file, _MAX_FILE))
+            wav = read_small_file(audio_file, _MAX_FILE)
             hash_of_wav = hashlib.sha256(wav).hexdigest()
             if record["checksum"] != _checksum(record) or record["sha256"] != hash_of_wav:
                 return None
             if [record["index"], record["tag"], record["text"]] != [index, text.tag, text.text]:
                 return None  # the files of another chunk
-            attempts = tuple(Attempt(a["seed"], a["duration"], tuple(a["failures"])) for a in record["attempts"])
-            codes = torch.tensor(record["codes"], dtype=torch.int64, device="cpu")
-            speech, sampling_rate = _decode_wav(wav)
+            attempts = tuple(_read_attempt(**attempt) for attempt in record["attempts"])
+            codes = _read_codes(record["codes"])
+            kept = record["kept"]
+            speech, stored_rate = _decode_wav(wav)
+            if type(kept) is not int or not 0 <= kept < len(attempts) or stored_rate != sampling_rate:
+                return None
         except (FileNotFoundError, ValueError, TypeError, KeyError, wave.Error, EOFError, RuntimeError):
-            return None  # RuntimeError: of torch for large integers, of json for deep nesting
+            return None  # RuntimeError: of wave for wrong sizes, of json for deep nesting
         except OSError as error:
-            raise ParameterError(f"the folder {self.folder} can't be read: {error}") from None
-        kept = record.get("kept")
-        if codes.ndim != 2 or kept not in range(len(attempts)):
-            return None
+            raise ParameterError(f"the folder {self.folder} can't be read: {error.strerror}") from None
         return SpokenChunk(
             index=index,
             text=text,
@@ -272,6 +281,26 @@ class ChunkStore:
 
     def _unwritable(self, error: OSError) -> ParameterError:
         return ParameterError(f"the folder {self.folder} can't be written to: {error.strerror}")
+
+
+def _read_attempt(seed: object, duration: object, failures: object) -> Attempt:
+    """Return an attempt as a record holds it. Raises ValueError for values that no run writes."""
+    if type(seed) is not int or not 0 <= seed < 2**64:
+        raise ValueError
+    if not isinstance(duration, int | float) or not 0 <= duration < math.inf:
+        raise ValueError
+    if not isinstance(failures, list) or not all(failure in get_args(Failure) for failure in failures):
+        raise ValueError
+    return Attempt(seed, duration, tuple(failures))
+
+
+def _read_codes(rows: object) -> torch.Tensor:
+    """Return the codes of a record, [codebooks, frames]. Raises ValueError for values that no run writes."""
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, list) for row in rows):
+        raise ValueError
+    if not all(type(code) is int and 0 <= code < _MAX_CODES for row in rows for code in row):
+        raise ValueError
+    return torch.tensor(rows, dtype=torch.int64, device="cpu")
 
 
 def _checksum(contents: Mapping[str, Any]) -> str:

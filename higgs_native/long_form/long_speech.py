@@ -170,12 +170,13 @@ class LongSpeech:
 
     def __iter__(self) -> Iterator[SpokenChunk]:
         conversation = self._conversation()
+        sampling_rate = self._engine.audio_tokenizer.sampling_rate
         for index, text in enumerate(self.chunks):
             pause = self._pauses.before(text.boundary) if index else 0.0
-            chunk = self._store.load(index, text, pause)
+            chunk = self._store.load(index, text, pause, sampling_rate)
             if chunk is None:
                 self._speak(index, text, conversation.messages(text, self._max_new_tokens(text)))
-                chunk = self._store.load(index, text, pause)
+                chunk = self._store.load(index, text, pause, sampling_rate)
             if self._strict and chunk.failures:
                 tried = "; ".join(f"{', '.join(attempt.failures)} (seed {attempt.seed})" for attempt in chunk.attempts)
                 raise GenerationError(f"chunk {index} failed with every seed: {tried}; its text is {text.text!r}")

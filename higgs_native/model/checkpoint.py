@@ -1,74 +1,74 @@
 """Checkpoint folders, on disk or fetched from the Hub, and their tensors, read lazily from safetensors."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from higgs_native.errors import CheckpointError, ConfigError
+from higgs_native.errors import CheckpointError, ConfigError, one_line, short_repr
 from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.hub import fetch_snapshot
+from higgs_native.model.other_kinds import kind_of_files, kind_of_folder, kind_of_tensors
 from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.checks import expanded_path
-from higgs_native.utils.files import read_json_object
+from higgs_native.utils.files import read_json_object, read_small_file
 from higgs_native.utils.memory import release_mapped
 
 
 AUDIO_TOKENIZER_FOLDER = "audio_tokenizer"
 """The folder of an audio tokenizer within a language model's checkpoint."""
-_FETCHED = ("*.json", "*.safetensors", "*.txt", "*.pth")
+_MAX_TOKENIZER_FILE = 128 << 20
+"""Maximum size of `tokenizer.json` in bytes; the published one has 17 MB."""
 
 
-def resolve_folder(path_or_name: str | Path, kind: str = "model") -> Path:
+def resolve_folder(path_or_name: str | Path, kind: str = "model", **hub_options: Any) -> Path:
     """Return the local folder of a checkpoint, after fetching it if `path_or_name` is a Hub name.
 
     Args:
         path_or_name: a folder, or a Hub name such as `bosonai/higgs-audio-v2-generation-3B-base`, optionally with
             `@revision`.
         kind: the name of the argument in error messages.
+        hub_options: of `huggingface_hub.snapshot_download`, such as `cache_dir` and `token`.
 
     Raises:
         CheckpointError: the folder does not exist, and the Hub has no such repository or can't be reached.
         ParameterError: `path_or_name` is neither a string nor a path.
     """
     written = expanded_path(kind, path_or_name)
-    path = Path(written)
-    if path.is_dir():
-        return path
+    if os.path.isdir(written):  # unlike Path.is_dir, it takes names of any length
+        return Path(written)
     name, _, revision = str(path_or_name).partition("@")
-    if path.exists():
-        raise CheckpointError(f"{kind} must be the folder that holds config.json, got the file {written}")
+    if os.path.exists(written):
+        raise CheckpointError(
+            f"{kind} must be the folder that holds config.json, got "
+            f"{kind_of_files([os.path.basename(written)]) or 'the file'} ({written})"
+        )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise CheckpointError(
             f"{kind} must be a folder or a Hub name such as owner/name, got {written}, which does not exist"
         )
-    # Imported here: the Hub's client is slow to import, and local folders do not need it.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_FETCHED)))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{kind} must be a folder or a Hub name, got {name}, which could not be fetched: {reason}"
-        ) from None
+    return fetch_snapshot(name, revision or None, kind, **hub_options)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
     """Read `tokenizer.json` in `folder`; return None if there is none.
 
     Raises:
-        CheckpointError: the file is damaged.
+        CheckpointError: the file is damaged, is no regular file, or is larger than `_MAX_TOKENIZER_FILE`.
     """
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_buffer(read_small_file(path, _MAX_TOKENIZER_FILE))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from None
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointError(f"{path} is damaged: {error}") from None
 
@@ -127,7 +127,9 @@ def weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if not index.is_file():
-        raise CheckpointError(f"{folder} has neither {single.name} nor {index.name}")
+        raise CheckpointError(
+            f"{folder} must hold {single.name} or {index.name}, got {kind_of_folder(folder) or 'neither'}"
+        )
     shards = _shards(index)
     for name in shards:
         if not (folder / name).is_file():
@@ -145,7 +147,9 @@ def _shards(index: Path) -> list[str]:
         raise CheckpointError(f"{index} is damaged: weight_map must name a file for each tensor")
     for name, file in weight_map.items():
         if not isinstance(file, str) or Path(file).name != file:
-            raise CheckpointError(f"{index} is damaged: {name} must lie in a file of this folder, got {file!r}")
+            raise CheckpointError(
+                f"{index} is damaged: {one_line(name, 80)} must lie in a file of this folder, got {short_repr(file)}"
+            )
     return sorted(set(weight_map.values()))
 
 
@@ -174,9 +178,10 @@ class LanguageModelFiles:
         missing = [name for name in missing if name != TEXT_LM_HEAD or name in self._sources]
         unknown = [stored for name, sources in self._sources.items() if name not in expected for stored in sources]
         unknown = [name for name in unknown if name is not None and not name.endswith("rotary_emb.inv_freq")]
-        problems = [_listed(kind, names) for kind, names in (("missing", missing), ("unknown", unknown)) if names]
+        problems = [listed(kind, names) for kind, names in (("missing", missing), ("unknown", unknown)) if names]
         if problems:
-            raise CheckpointError(f"the tensors of {folder} must fit its config.json, got {', '.join(problems)}")
+            got = kind_of_tensors(unknown) or ", ".join(problems)
+            raise CheckpointError(f"the tensors of {folder} must fit its config.json, got {got}")
         for stored in self._files.names():
             if self._files.dtype(stored) not in STORED_DTYPES:
                 raise CheckpointError(
@@ -185,11 +190,15 @@ class LanguageModelFiles:
         for name, shape in expected.items():
             if name in self and self.shape(name) != shape:
                 raise CheckpointError(
-                    f"{folder}: {self._sources[name][0]} must have shape {list(shape)}, got {list(self.shape(name))}"
+                    f"{self.description(name)} must have shape {list(shape)}, got {list(self.shape(name))}"
                 )
 
     def __contains__(self, name: str) -> bool:
         return name in self._sources
+
+    def description(self, name: str) -> str:
+        """Return the folder and the stored name of a tensor, or the names of its parts, for error messages."""
+        return f"{self._files.folder}: {' and '.join(self._sources[name])}"
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor with its parts joined."""
@@ -284,6 +293,7 @@ def expected_tensors(config: HiggsAudioConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _listed(kind: str, names: list[str]) -> str:
-    shown = ", ".join(sorted(names)[:5])
+def listed(kind: str, names: list[str]) -> str:
+    """Return the number of tensors of a kind, such as `unknown`, and the first of their names."""
+    shown = ", ".join(one_line(name, 80) for name in sorted(names)[:5])
     return f"{len(names)} {kind} ({shown}{', ...' if len(names) > 5 else ''})"

@@ -8,12 +8,18 @@ from typing import Any
 import torch
 
 from higgs_native.convention import Convention
-from higgs_native.errors import ConfigError
+from higgs_native.errors import ConfigError, short_repr
+from higgs_native.model.other_kinds import read_config
 from higgs_native.ops.formats import STORED_DTYPES
+from higgs_native.utils.fields import MAX_INTEGER, Fields
 from higgs_native.utils.files import read_json_object
 
 
 AUDIO_ADAPTER_TYPES = ("dual_ffn", "dual_ffn_fast_forward", "stack")
+# Far above those of any model: what is built before the tensors are compared with the configuration stays small.
+MAX_LAYERS = MAX_HEADS = MAX_HEAD_DIM = 1024
+MAX_CODEBOOKS = 64
+_SOURCE = "config.json"
 
 # Names in config.json that differ from the attributes' names, for error messages.
 _STORED_NAMES = {
@@ -96,19 +102,17 @@ class HiggsAudioConfig:
         Raises:
             ConfigError: it describes another model, or a value is missing, wrong, or contradicts another.
         """
-        model_type = raw.get("model_type")
+        fields = Fields(raw, _SOURCE)
+        model_type = fields.value("model_type", None)
         if model_type not in ("higgs_audio", "higgs_audio_v2"):
-            raise ConfigError(f"model_type must be 'higgs_audio' or 'higgs_audio_v2', got {model_type!r}")
-        try:
-            # Only the original layout nests a text_config. model_type does not tell: some files mix the two.
-            config = _read_original(raw) if "text_config" in raw else _read_transformers(raw)
-            config._check()
-        except ConfigError:
-            raise
-        except KeyError as error:
-            raise ConfigError(f"config.json has no {error}") from None
-        except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
-            raise ConfigError(f"config.json: {error}") from None
+            raise ConfigError(f"model_type must be 'higgs_audio' or 'higgs_audio_v2', got {short_repr(model_type)}")
+        # Only the original layout nests a text_config. model_type does not tell: some files mix the two.
+        if "text_config" in fields:
+            config = _read_original(fields)
+        else:
+            # HiggsAudioV2Config's defaults that differ from LlamaConfig's.
+            config = _read_transformers(Fields({"num_key_value_heads": 8, "head_dim": 128, **raw}, _SOURCE))
+        config._check()
         return config
 
     @classmethod
@@ -117,8 +121,9 @@ class HiggsAudioConfig:
 
         Raises:
             ConfigError: the file is missing, is no JSON object, or does not describe this model.
+            CheckpointError: the folder holds a checkpoint of another kind; see `other_kinds`.
         """
-        return cls.from_dict(read_json_object(Path(folder) / "config.json"))
+        return cls.from_dict(read_config(Path(folder)))
 
     def _check(self) -> None:
         sizes = (
@@ -165,10 +170,32 @@ class HiggsAudioConfig:
             "another id than audio_stream_bos_id",
         )
 
+        self._require("rms_norm_eps", 0 < self.rms_norm_eps <= 1, "above 0 and at most 1")
+        # Other values make rotary frequencies that are infinite or NaN in float32.
+        self._require("rope_theta", 1 <= self.rope_theta <= 1e12, "from 1 to 1e12")
+        if self.rope_scaling is not None:
+            self._check_rope_scaling(self.rope_scaling)
+
+    def _check_rope_scaling(self, scaling: RopeScaling) -> None:
+        for name, least, most in (
+            ("factor", 1, 1e6),
+            ("low_freq_factor", 1e-6, 1e6),
+            ("high_freq_factor", 1e-6, 1e6),
+            ("original_max_position_embeddings", 1, MAX_INTEGER),
+        ):
+            value = getattr(scaling, name)
+            if not least <= value <= most:
+                raise ConfigError(f"{_SOURCE}: {name} must be from {least:g} to {most:g}, got {value:g}")
+        if scaling.high_freq_factor <= scaling.low_freq_factor:
+            raise ConfigError(
+                f"{_SOURCE}: high_freq_factor must be above low_freq_factor {scaling.low_freq_factor:g}, "
+                f"got {scaling.high_freq_factor:g}"
+            )
+
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
             stored = _STORED_NAMES[self.convention].get(name, name)
-            raise ConfigError(f"config.json: {stored} must be {expected}, got {getattr(self, name)!r}")
+            raise ConfigError(f"{_SOURCE}: {stored} must be {expected}, got {short_repr(getattr(self, name))}")
 
 
 def configured_dtype(folder: Path) -> torch.dtype | None:
@@ -193,97 +220,101 @@ _TRANSFORMERS_ROPE = {
 }
 
 
-def _rope(raw: dict[str, Any], absent: dict[str, Any]) -> dict[str, Any]:
+def _rope(fields: Fields, absent: dict[str, Any]) -> dict[str, Any]:
     """Return the rotary fields from `rope_scaling` (before transformers 5), else `rope_parameters`, else `absent`."""
-    parameters = raw.get("rope_parameters")
-    parameters = raw.get("rope_scaling") or (absent if parameters is None else parameters)
-    max_positions = raw.get("max_position_embeddings", 2048)
+    scaling, parameters = fields.value("rope_scaling", None), fields.value("rope_parameters", None)
+    if scaling:
+        rope = Fields(scaling, f"{_SOURCE}: rope_scaling")
+    else:
+        rope = Fields(absent if parameters is None else parameters, f"{_SOURCE}: rope_parameters")
+    theta = rope.number("rope_theta", None)
     return {
-        "rope_theta": float(parameters.get("rope_theta", raw.get("rope_theta", 10000.0))),
-        "rope_scaling": _rope_scaling({"original_max_position_embeddings": max_positions, **parameters}),
+        "rope_theta": fields.number("rope_theta", 10000.0) if theta is None else theta,
+        "rope_scaling": _rope_scaling(rope, fields.integer("max_position_embeddings", 2048)),
     }
 
 
-def _rope_scaling(raw: dict[str, Any]) -> RopeScaling | None:
-    kind = raw.get("rope_type", raw.get("type", "default"))
+def _rope_scaling(rope: Fields, max_positions: int) -> RopeScaling | None:
+    kind = rope.value("rope_type", rope.value("type", "default"))
+    rope.require("rope_type", kind in ("llama3", "default"), "'llama3' or 'default'", kind)
     if kind == "default":
         return None
-    if kind != "llama3":
-        raise ValueError(f"rope_type must be 'llama3' or 'default', got {kind!r}")
     return RopeScaling(
-        factor=float(raw["factor"]),
-        low_freq_factor=float(raw["low_freq_factor"]),
-        high_freq_factor=float(raw["high_freq_factor"]),
-        original_max_position_embeddings=int(raw["original_max_position_embeddings"]),
+        factor=rope.number("factor"),
+        low_freq_factor=rope.number("low_freq_factor"),
+        high_freq_factor=rope.number("high_freq_factor"),
+        original_max_position_embeddings=rope.integer("original_max_position_embeddings", max_positions),
     )
 
 
-def _shared_fields(raw: dict[str, Any]) -> dict[str, Any]:
+def _shared_fields(fields: Fields) -> dict[str, Any]:
     """Read the transformer's values, which both layouts name alike."""
     for name in ("attention_bias", "mlp_bias"):
-        if raw.get(name):
-            raise ValueError(f"{name} must be false, got {raw[name]!r}")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act must be 'silu', got {raw['hidden_act']!r}")
-    heads, key_value_heads = int(raw["num_attention_heads"]), raw.get("num_key_value_heads")
-    hidden, head_dim = int(raw["hidden_size"]), raw.get("head_dim")
-    eos = raw.get("eos_token_id")
+        bias = fields.value(name, False)
+        fields.require(name, not bias, "false", bias)
+    activation = fields.value("hidden_act", "silu")
+    fields.require("hidden_act", activation == "silu", "'silu'", activation)
+    hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads", maximum=MAX_HEADS)
+    key_value_heads = fields.integer("num_key_value_heads", None, MAX_HEADS)
+    head_dim = fields.integer("head_dim", None, MAX_HEAD_DIM)
+    eos = fields.integers("eos_token_id")[:1] if isinstance(fields.value("eos_token_id", None), list) else ()
     return {
-        "vocab_size": int(raw["vocab_size"]),
+        "vocab_size": fields.integer("vocab_size"),
         "hidden_size": hidden,
-        "intermediate_size": int(raw["intermediate_size"]),
-        "num_hidden_layers": int(raw["num_hidden_layers"]),
+        "intermediate_size": fields.integer("intermediate_size"),
+        "num_hidden_layers": fields.integer("num_hidden_layers", maximum=MAX_LAYERS),
         "num_attention_heads": heads,
-        "num_key_value_heads": heads if key_value_heads is None else int(key_value_heads),
-        "head_dim": hidden // max(heads, 1) if head_dim is None else int(head_dim),
-        "max_position_embeddings": int(raw.get("max_position_embeddings", 2048)),
-        "eos_token_id": eos[0] if isinstance(eos, list) else eos,
+        "num_key_value_heads": heads if key_value_heads is None else key_value_heads,
+        "head_dim": hidden // max(heads, 1) if head_dim is None else head_dim,
+        "max_position_embeddings": fields.integer("max_position_embeddings", 2048),
+        "eos_token_id": eos[0] if eos else fields.integer("eos_token_id", None),
     }
 
 
-def _read_original(raw: dict[str, Any]) -> HiggsAudioConfig:
+def _read_original(fields: Fields) -> HiggsAudioConfig:
     # Other values change what the model computes, and no published model has them.
     for name, expected in (("audio_embed_avg", False), ("use_delay_pattern", True)):
-        if raw.get(name, expected) is not expected:
-            raise ConfigError(f"config.json: {name} must be {json.dumps(expected)}, got {json.dumps(raw[name])}")
-    text = raw["text_config"]  # a LlamaConfig, with its defaults
-    adapter = raw.get("audio_adapter_type", "stack")
+        if (value := fields.flag(name, expected)) is not expected:
+            raise ConfigError(f"{_SOURCE}: {name} must be {json.dumps(expected)}, got {json.dumps(value)}")
+    text = fields.nested("text_config")  # a LlamaConfig, with its defaults
+    adapter = fields.text("audio_adapter_type", "stack")
+    codes = fields.integer("audio_codebook_size")
+    layers = fields.integers("audio_dual_ffn_layers", ()) if adapter != "stack" else ()
     return HiggsAudioConfig(
         **_shared_fields(text),
         **_rope(text, absent={}),
-        rms_norm_eps=float(text.get("rms_norm_eps", 1e-6)),
-        num_codebooks=int(raw["audio_num_codebooks"]),
-        codebook_size=int(raw["audio_codebook_size"]) + 2,
-        audio_stream_bos_id=int(raw.get("audio_stream_bos_id", raw["audio_codebook_size"])),
-        audio_stream_eos_id=int(raw.get("audio_stream_eos_id", raw["audio_codebook_size"] + 1)),
+        rms_norm_eps=text.number("rms_norm_eps", 1e-6),
+        num_codebooks=fields.integer("audio_num_codebooks", maximum=MAX_CODEBOOKS),
+        codebook_size=codes + 2,
+        audio_stream_bos_id=fields.integer("audio_stream_bos_id", codes),
+        audio_stream_eos_id=fields.integer("audio_stream_eos_id", codes + 1),
         audio_adapter_type=adapter,
-        audio_dual_ffn_layers=tuple(raw.get("audio_dual_ffn_layers") or ()) if adapter != "stack" else (),
-        audio_in_token_id=int(raw["audio_in_token_idx"]),
-        audio_out_token_id=int(raw["audio_out_token_idx"]),
-        audio_out_bos_token_id=int(raw["audio_out_bos_token_id"]),
-        audio_eos_token_id=int(raw["audio_eos_token_id"]),
+        audio_dual_ffn_layers=tuple(sorted(set(layers))),
+        audio_in_token_id=fields.integer("audio_in_token_idx"),
+        audio_out_token_id=fields.integer("audio_out_token_idx"),
+        audio_out_bos_token_id=fields.integer("audio_out_bos_token_id"),
+        audio_eos_token_id=fields.integer("audio_eos_token_id"),
         audio_delay_token_id=None,
-        pad_token_id=raw.get("pad_token_id"),
+        pad_token_id=fields.integer("pad_token_id", None),
     )
 
 
-def _read_transformers(raw: dict[str, Any]) -> HiggsAudioConfig:
-    # HiggsAudioV2Config's defaults that differ from LlamaConfig's.
-    raw = {"num_key_value_heads": 8, "head_dim": 128, **raw}
+def _read_transformers(fields: Fields) -> HiggsAudioConfig:
+    shared = _shared_fields(fields)
     return HiggsAudioConfig(
-        **_shared_fields(raw),
-        **_rope(raw, absent=_TRANSFORMERS_ROPE),
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-5)),
-        num_codebooks=int(raw["num_codebooks"]),
-        codebook_size=int(raw["codebook_size"]),
-        audio_stream_bos_id=int(raw["audio_stream_bos_id"]),
-        audio_stream_eos_id=int(raw["audio_stream_eos_id"]),
+        **shared,
+        **_rope(fields, absent=_TRANSFORMERS_ROPE),
+        rms_norm_eps=fields.number("rms_norm_eps", 1e-5),
+        num_codebooks=fields.integer("num_codebooks", maximum=MAX_CODEBOOKS),
+        codebook_size=fields.integer("codebook_size"),
+        audio_stream_bos_id=fields.integer("audio_stream_bos_id"),
+        audio_stream_eos_id=fields.integer("audio_stream_eos_id"),
         audio_adapter_type="dual_ffn",
-        audio_dual_ffn_layers=tuple(range(int(raw["num_hidden_layers"]))),
+        audio_dual_ffn_layers=tuple(range(shared["num_hidden_layers"])),
         audio_in_token_id=None,
-        audio_out_token_id=int(raw["audio_token_id"]),
-        audio_out_bos_token_id=int(raw["audio_bos_token_id"]),
+        audio_out_token_id=fields.integer("audio_token_id"),
+        audio_out_bos_token_id=fields.integer("audio_bos_token_id"),
         audio_eos_token_id=None,
-        audio_delay_token_id=int(raw["audio_delay_token_id"]),
-        pad_token_id=raw.get("pad_token_id"),
+        audio_delay_token_id=fields.integer("audio_delay_token_id"),
+        pad_token_id=fields.integer("pad_token_id", None),
     )

@@ -29,6 +29,7 @@ from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
 from higgs_native.ops import PackedWeight
 from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, STORED_DTYPES, WEIGHT_FORMATS, format_of
+from higgs_native.utils.checks import is_finite
 from higgs_native.utils.files import check_file_can_be_made, replacing
 from higgs_native.utils.memory import empty_weight, release_mapped
 
@@ -67,11 +68,11 @@ class PackedWeights:
             raise CheckpointError(f"{self._path} must be packed with {expected_layout}, got {layout}")
         try:
             self.quantization = Quantization(**json.loads(metadata["quantization"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self._path}: its quantization must be known, got {error}") from None
         try:
             self._checksums = dict(json.loads(metadata["checksums"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self._path} is damaged or incomplete: its checksums: {error}") from None
         self._unread = set(self._file.keys())
         self._shapes = expected_tensors(config)
@@ -135,6 +136,8 @@ class PackedWeights:
                 f"{self._path} is damaged or incomplete: {name} must have the written checksum "
                 f"{self._checksums.get(name)}, got {found}"
             )
+        if not is_finite(tensor):
+            raise CheckpointError(f"{self._path}: {name} must be finite, got NaN or infinity")
         return tensor
 
 
@@ -208,7 +211,8 @@ def write_packed(
         "checksums": json.dumps({name: checksum(tensor) for name, tensor in tensors.items()}),
         **_origin(source),
     }
-    texts = [path for path in source.iterdir() if path.suffix in (".json", ".txt") and path.is_file()]
+    texts = [path for path in _regular_files(source) if path.suffix in (".json", ".txt")]
+    audio_tokenizer = source / AUDIO_TOKENIZER_FOLDER
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as temporary:
@@ -220,14 +224,17 @@ def write_packed(
             for path in texts:
                 if not path.name.endswith(".safetensors.index.json"):
                     shutil.copyfile(path, temporary / path.name)
-            if (source / AUDIO_TOKENIZER_FOLDER).is_dir():
-                shutil.copytree(
-                    source / AUDIO_TOKENIZER_FOLDER,
-                    temporary / AUDIO_TOKENIZER_FOLDER,
-                    copy_function=shutil.copyfile,  # without the bits of the source
-                )
+            if audio_tokenizer.is_dir():
+                (temporary / AUDIO_TOKENIZER_FOLDER).mkdir()
+                for path in _regular_files(audio_tokenizer):
+                    shutil.copyfile(path, temporary / AUDIO_TOKENIZER_FOLDER / path.name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{target} can't be written: {' '.join(str(error).split())}") from None
+
+
+def _regular_files(folder: Path) -> list[Path]:
+    """Return the files in a folder, without pipes and devices, which may never end, and without other folders."""
+    return [path for path in folder.iterdir() if path.is_file()]
 
 
 def _sort_metadata(path: Path) -> None:

@@ -1,6 +1,6 @@
 """The sources of the language model's weights: a checkpoint, packed on loading, or a packed file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ from higgs_native.model.packed_checkpoint import PACKED_FILE, PackedWeights
 from higgs_native.model.quantization import Quantization
 from higgs_native.ops import Moments, PackedWeight
 from higgs_native.ops.formats import QUANTIZED_FORMATS
+from higgs_native.utils.checks import is_finite
 from higgs_native.utils.memory import empty_weight
 
 
@@ -63,7 +64,8 @@ class CheckpointWeights:
             inputs (see `ops.error_feedback`); None rounds to the nearest value.
 
     Raises:
-        CheckpointError: files are missing or damaged, or tensors don't fit the configuration.
+        CheckpointError: files are missing or damaged, or tensors don't fit the configuration. The methods raise it for
+            values that are not finite.
     """
 
     def __init__(
@@ -87,33 +89,38 @@ class CheckpointWeights:
         """See `Weights.tensor`."""
         tensor = empty_weight(self._files.shape(name), self.dtype, self._device)
         self._files.copy_into(tensor, name)
+        self._check_finite(name, tensor)
         return tensor
 
     def linear(self, part: str, name: str, *names: str) -> PackedWeight:
         """See `Weights.linear`."""
-        with ExitStack() as stack:
-            matrices = [
-                stack.enter_context(self._files.opened(n, self.dtype)).to(self._device) for n in names or (name,)
-            ]
-            return self._pack(name, ops.pack_linear, *matrices, format=getattr(self.quantization, part))
+        return self._pack(name, ops.pack_linear, names or (name,), getattr(self.quantization, part))
 
     def gate_up(self, part: str, name: str, gate: str, up: str) -> PackedWeight:
         """See `Weights.gate_up`."""
-        with self._files.opened(gate, self.dtype) as first, self._files.opened(up, self.dtype) as second:
-            matrices = first.to(self._device), second.to(self._device)
-            return self._pack(name, ops.pack_gate_up, *matrices, format=getattr(self.quantization, part))
+        return self._pack(name, ops.pack_gate_up, (gate, up), getattr(self.quantization, part))
 
     def _pack(
-        self, name: str, pack: Callable[..., PackedWeight], *matrices: torch.Tensor, format: str | None
+        self, name: str, pack: Callable[..., PackedWeight], names: Sequence[str], format: str | None
     ) -> PackedWeight:
-        feedback = None
-        if format in QUANTIZED_FORMATS:
-            # Checks the extremes: isfinite of a whole matrix would allocate a mask.
-            if not all(extreme.isfinite() for matrix in matrices for extreme in matrix.aminmax()):
-                raise CheckpointError(f"{name} must be finite to be quantized, got NaN or infinity")
-            if self.moments is not None:
+        """Pack the matrices `names` together under `name`."""
+        with ExitStack() as stack:
+            matrices = [stack.enter_context(self._files.opened(n, self.dtype)).to(self._device) for n in names]
+            for n, matrix in zip(names, matrices, strict=True):
+                self._check_finite(n, matrix)
+            feedback = None
+            if format in QUANTIZED_FORMATS and self.moments is not None:
                 feedback = ops.error_feedback(self.moments[name])
-        return pack(*matrices, format=format, clip=self.quantization.clip, feedback=feedback)
+            return pack(*matrices, format=format, clip=self.quantization.clip, feedback=feedback)
+
+    def _check_finite(self, name: str, tensor: torch.Tensor) -> None:
+        """Raise CheckpointError if a tensor holds NaN or infinity, which may be a value too large for its dtype.
+
+        It would spread to all states, and show as noise or as a failure of the sampler.
+        """
+        if not is_finite(tensor):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{self._files.description(name)} must be finite in {dtype}, got NaN or infinity")
 
 
 def open_weights(

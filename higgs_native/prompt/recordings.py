@@ -1,6 +1,7 @@
 """Reference audio in memory: each recording is read, mixed down and analyzed once, then handed on."""
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 
 from higgs_native.audio.io import decode_base64, is_data_url, read_audio
 from higgs_native.audio.quality import RecordingQuality, advise, measure
-from higgs_native.audio.samples import mono_samples, part_range
+from higgs_native.audio.samples import mono_samples, part_range, part_seconds
 from higgs_native.errors import PromptError
 from higgs_native.prompt.messages import AudioContent
 
@@ -69,7 +70,7 @@ class Recording:
         Raises:
             AudioError: the part is empty or too short.
         """
-        if not offset and duration is None:
+        if part_seconds(offset, duration) == (0, math.inf):
             return self
         begin, count = part_range(len(self.samples), self.sampling_rate, offset, duration, self.name)
         return Recording(self.samples[begin : begin + count], self.sampling_rate, self.name)

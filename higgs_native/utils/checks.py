@@ -1,4 +1,4 @@
-"""Type checks of parameters. Integers and floats of numpy are accepted."""
+"""Checks of parameters, which may be integers and floats of numpy, and of the values of tensors."""
 
 import os
 from collections.abc import Callable
@@ -20,6 +20,8 @@ _INTEGERS = (
     torch.uint32,
     torch.uint64,
 )
+_PIECE = 1 << 18
+"""Bytes of float8 that are checked at a time: they and their copy stay in the L2 cache."""
 
 
 def check_integer(name: str, value: object, optional: bool = False) -> None:
@@ -81,6 +83,22 @@ def integer_tensor(
         got = getattr(value, "dtype", type(value).__name__)
         raise error(f"{name} must be integers in a tensor or an array, got {got}")
     return value.to(torch.int64)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor holds neither NaN nor infinity: one pass, without a mask of the tensor's size.
+
+    Args:
+        tensor: of integers, float8_e4m3fn, or a dtype that torch can add up; on any device.
+    """
+    if not tensor.is_floating_point():
+        return True
+    if tensor.dtype == torch.float8_e4m3fn:
+        # Its only value that is not finite is NaN: all bits are set beside the sign.
+        pieces = tensor.view(torch.int8).flatten().split(_PIECE)
+        return all(int(piece.bitwise_or(-128).max()) != -1 for piece in pieces if len(piece))
+    # A sum is finite only if its terms are, and is faster than the extremes. But it may overflow.
+    return bool(tensor.sum().isfinite()) or all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
 
 
 def _check(name: str, value: object, kind: type | tuple[type, ...], expected: str, optional: bool) -> None:

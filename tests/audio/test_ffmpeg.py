@@ -130,7 +130,18 @@ with wave.open(sys.stdout.buffer, "wb") as file:
     assert (given["-ss"], given["-t"], given["-max_alloc"]) == ("0.500000", "1.000000", str(1 << 30))
 
 
-@pytest.mark.parametrize("program", ["import time; time.sleep(60)", "raise SystemExit(1)", "print('no wav')", ""])
+LARGE = """
+import os, wave
+with wave.open(os.fdopen(os.dup(1), "wb"), "wb") as file:
+    file.setparams((1, 2, 8000, 0, "NONE", ""))
+    file.writeframes(bytes(16000))
+os.truncate(1, 1 << 30)
+"""
+
+
+@pytest.mark.parametrize(
+    "program", ["import time; time.sleep(60)", "raise SystemExit(1)", "print('no wav')", "", LARGE]
+)
 def test_a_program_that_gives_no_audio(program, tmp_path, monkeypatch):
     install_program(tmp_path, monkeypatch, program)
     monkeypatch.setattr(ffmpeg, "TIMEOUT", 1)

@@ -128,6 +128,8 @@ def test_numbers_of_seconds_are_of_any_type():
     for quarter in (np.float32(0.25), Fraction(1, 4), 0.25):
         assert part_range(1000, 1000, quarter, quarter) == (250, 250)
     assert part_range(1000, 1000, 0, 10**300) == (0, 1000)
+    with pytest.raises(AudioError, match=r"duration must be at least 0\.1 s of the audio, got 0 s"):
+        part_range(1000, 1000, 0, Fraction(0))
 
 
 def test_an_empty_part_is_refused():

@@ -262,5 +262,5 @@ def test_loading_refuses_other_folders(folder, tmp_path):
     with pytest.raises(ConfigError, match=r"config\.json"):
         HiggsAudioTokenizer.from_pretrained(tmp_path)
     shutil.copy(folder / "config.json", tmp_path)
-    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor model\.pth"):
+    with pytest.raises(CheckpointError, match=r"must hold model\.safetensors or model\.pth, got neither"):
         HiggsAudioTokenizer.from_pretrained(tmp_path)

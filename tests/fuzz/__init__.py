@@ -6,6 +6,8 @@ them, and the shares add up to 1. Many more by hand, with the summary of each fi
     HIGGS_NATIVE_FUZZ_CASES=100000 python -m pytest tests/fuzz -n 0
 
 A case may be accepted, or refused by an error of this package in one printable line of at most 500 characters.
-Everything else fails: another exception, more than 20 seconds, more than 4 GiB of memory, a descriptor that stays
-open, or a result that is wrong. `HIGGS_NATIVE_FUZZ_ONLY=17` runs case 17 of each file alone. See `frame.run_cases`.
+Everything else fails: another exception, more than 20 seconds of processor time, more than 4 GiB of memory, a
+descriptor that stays open, or a result that is wrong. `HIGGS_NATIVE_FUZZ_ONLY=17` runs case 17 of each file alone. A
+case that ends the process leaves its folder in pytest's temporary folder, with its number as the name, and `-s` shows
+where it hung.
 """

@@ -118,7 +118,7 @@ def samples_in_some_form(generator: random.Random, folder: Path) -> object:
         if generator.random() < 0.5:
             dtype = np.dtype(generator.choice(NUMPY_DTYPES))
             scale = 2 ** (8 * dtype.itemsize - 2) if dtype.kind in "iu" else 1
-            samples = (values * scale).astype(dtype) if dtype.kind in "fiucbO" else np.zeros(shape, dtype)
+            samples = np.asarray(values * scale).astype(dtype) if dtype.kind in "fiucbO" else np.zeros(shape, dtype)
             samples = generator.choice(
                 (samples, samples[::-1] if samples.ndim else samples, np.asfortranarray(samples))
             )

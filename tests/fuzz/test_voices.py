@@ -57,9 +57,8 @@ def described(generator: random.Random) -> bytes:
     if generator.random() < 0.1:
         unit = generator.choice(("[", "{", "- ", "a: ", "&a ", "? ", "'", "|\n", "a: &a [*a]\n", "!!python/none "))
         return (unit * generator.randint(1, 3000)).encode()
-    profiles = {
-        "".join(text.split()): "male; old" for text in mutations.TEXTS if text.isprintable() and len(text) < 99
-    }
+    names = [text for text in mutations.TEXTS if text.strip() and text.isprintable() and len(text) < 99]
+    profiles = dict.fromkeys(generator.sample(names, 3), "male; old")
     if generator.random() < 0.3:
         profiles[mutations.text(generator)] = mutations.value(generator)
     contents = yaml.safe_dump({"profiles": profiles}).encode(errors="surrogatepass")

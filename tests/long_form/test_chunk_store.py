@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import math
+import os
 import resource
 from pathlib import Path
 
@@ -64,6 +66,7 @@ def test_invalid_records_are_made_again(engine, fake, tmp_path):
     model = fake()
     list(LongSpeech(engine, "One.", tmp_path))
     record = json.loads((tmp_path / "00000.json").read_text())
+    attempt = record["attempts"][0]
     changes = [
         [],
         None,
@@ -77,6 +80,21 @@ def test_invalid_records_are_made_again(engine, fake, tmp_path):
                 {"codes": "?"},
                 {"codes": [1]},
                 {"codes": [[2**70]]},
+                {"codes": [[-1]]},
+                {"codes": [[0.5]]},
+                {"codes": [[True]]},
+                {"codes": [[1, 2], [3]]},
+                {"codes": []},
+                {"kept": 0.0},
+                {"kept": False},
+                {"attempts": [attempt | {"duration": math.nan}]},
+                {"attempts": [attempt | {"duration": "1"}]},
+                {"attempts": [attempt | {"seed": -1}]},
+                {"attempts": [attempt | {"seed": 1e3}]},
+                {"attempts": [attempt | {"failures": "silence"}]},
+                {"attempts": [attempt | {"failures": ["silence", ["no end"]]}]},
+                {"attempts": [attempt | {"failures": ["\x1b[31m"]}]},
+                {"attempts": [attempt | {"more": 1}]},
                 {"index": 1},
                 {"text": "Two."},
                 {"tag": "[SPEAKER1]"},
@@ -87,10 +105,47 @@ def test_invalid_records_are_made_again(engine, fake, tmp_path):
         (tmp_path / "00000.json").write_text(json.dumps(changed))
         assert len(list(LongSpeech(engine, "One.", tmp_path))) == 1
     assert len(model.calls) == 1 + len(changes)
-    (tmp_path / "00000.json").unlink()
-    (tmp_path / "00000.json").mkdir()
-    with pytest.raises(ParameterError, match=r"can't be read: .*Is a directory"):
+
+
+def make_large(path):
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+@pytest.mark.parametrize("name", ["run.json", "00000.json", "00000.wav"])
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (Path.mkdir, "it is not a regular file"),
+        (os.mkfifo, "it is not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "it is not a regular file"),
+        (make_large, "it is larger than 67108864 bytes"),
+    ],
+    ids=["folder", "pipe", "device", "sparse"],
+)
+def test_what_may_never_end_is_not_read(engine, fake, tmp_path, name, make, reason):
+    fake()
+    list(LongSpeech(engine, "One.", tmp_path))
+    (tmp_path / name).unlink()
+    make(tmp_path / name)
+    with pytest.raises(ParameterError, match=f"can't be read: {reason}$"):
         list(LongSpeech(engine, "One.", tmp_path))
+
+
+@pytest.mark.parametrize(
+    "contents", [b"[" * 100_000, b'{"format": ' + b"2" * 5000 + b"}", b"\xff", b"[]", b'{"format": Infinity}']
+)
+def test_a_run_that_is_no_run_is_refused(tmp_path, contents):
+    (tmp_path / "run.json").write_bytes(contents)
+    with pytest.raises(ParameterError, match=r"run\.json"):
+        ChunkStore(tmp_path)
+
+
+@pytest.mark.parametrize("inputs", [None, [], "text"])
+def test_a_run_without_inputs_is_refused(tmp_path, inputs):
+    (tmp_path / "run.json").write_text(json.dumps(sealed({"format": 2, "inputs": inputs})))
+    with pytest.raises(ParameterError, match="got changed contents; delete the folder to begin anew"):
+        ChunkStore(tmp_path)
 
 
 def test_changed_codes_and_exchanged_chunks_are_made_again(engine, whole, tmp_path):
@@ -119,7 +174,7 @@ def test_checksum_ignores_the_format_of_the_json(engine, fake, tmp_path):
     assert len(model.calls) == 1
 
 
-@pytest.mark.parametrize("kind", ["stereo", "truncated", "text"])
+@pytest.mark.parametrize("kind", ["stereo", "truncated", "text", "rate"])
 def test_wav_that_is_not_mono_or_broken_is_made_again(engine, fake, tmp_path, kind):
     """Even if hash and checksum fit."""
     model = fake()
@@ -127,7 +182,14 @@ def test_wav_that_is_not_mono_or_broken_is_made_again(engine, fake, tmp_path, ki
     files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     wav = io.BytesIO()
     soundfile.write(wav, np.zeros((9600, 2)), RATE, format="WAV", subtype="PCM_16")
-    data = {"stereo": wav.getvalue(), "truncated": files["00000.wav"][:30], "text": b"no sound"}[kind]
+    other_rate = bytearray(files["00000.wav"])
+    other_rate[24:28] = (2**32 - 1).to_bytes(4, "little")
+    data = {
+        "stereo": wav.getvalue(),
+        "truncated": files["00000.wav"][:30],
+        "text": b"no sound",
+        "rate": bytes(other_rate),
+    }[kind]
     (tmp_path / "00000.wav").write_bytes(data)
     record = json.loads(files["00000.json"]) | {"sha256": hashlib.sha256(data).hexdigest()}
     (tmp_path / "00000.json").write_text(json.dumps(sealed(record)))

@@ -2,12 +2,16 @@
 
 import copy
 import itertools
+import math
+import time
 
 import pytest
 import torch
 
 from higgs_native.errors import ConfigError
-from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.checkpoint import expected_tensors
+from higgs_native.model.config import MAX_LAYERS, HiggsAudioConfig
+from higgs_native.model.rope import rope_table
 from higgs_native.testing.configs import DEMO_CONFIG, config_json
 
 
@@ -90,6 +94,62 @@ def test_a_wrong_value_of_the_transformers_layout_is_named(changes, message):
     assert str(error.value) == f"config.json: {message}"
 
 
+@pytest.mark.parametrize("layout", ["original", "transformers"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": [64]}, "hidden_size must be an integer, got [64]"),
+        ({"hidden_size": "64"}, "hidden_size must be an integer, got '64'"),
+        ({"hidden_size": 64.5}, "hidden_size must be an integer, got 64.5"),
+        ({"hidden_size": True}, "hidden_size must be an integer, got True"),
+        ({"hidden_size": math.inf}, "hidden_size must be an integer, got inf"),
+        ({"vocab_size": 2**31}, "vocab_size must be at most 2147483647, got 2147483648"),
+        ({"vocab_size": 10**5000}, f"vocab_size must be at most 2147483647, got {hex(10**5000)[:12]}..."),
+        ({"num_hidden_layers": 65536}, "num_hidden_layers must be at most 1024, got 65536"),
+        ({"num_attention_heads": 2048}, "num_attention_heads must be at most 1024, got 2048"),
+        ({"head_dim": 2048}, "head_dim must be at most 1024, got 2048"),
+        ({"max_position_embeddings": {}}, "max_position_embeddings must be an integer, got {}"),
+        ({"rms_norm_eps": [1e-5]}, "rms_norm_eps must be a finite number, got [1e-05]"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps must be a finite number, got nan"),
+        ({"eos_token_id": "</s>"}, "eos_token_id must be an integer, got '</s>'"),
+        ({"eos_token_id": [None]}, "eos_token_id must be an integer, got None"),
+    ],
+    ids=range(15),
+)
+def test_a_value_of_another_kind_is_named(layout, changes, message):
+    source = "config.json: text_config" if layout == "original" else "config.json"
+    with pytest.raises(ConfigError) as error:
+        HiggsAudioConfig.from_dict(written(layout, **changes))
+    assert str(error.value) == f"{source}: {message}"
+
+
+@pytest.mark.parametrize("layout", ["original", "transformers"])
+@pytest.mark.parametrize("eps", [0, -1, 2])
+def test_an_eps_that_makes_no_norm_is_named(layout, eps):
+    with pytest.raises(ConfigError, match=rf"^config.json: rms_norm_eps must be above 0 and at most 1, got {eps}\.0$"):
+        HiggsAudioConfig.from_dict(written(layout, rms_norm_eps=eps))
+
+
+@pytest.mark.parametrize("raw", [None, [], 3, "config"])
+def test_what_is_no_object_is_refused(raw):
+    with pytest.raises(ConfigError, match=r"^config\.json must be a JSON object, got "):
+        HiggsAudioConfig.from_dict(raw)
+
+
+def test_repeated_dual_layers_count_once():
+    raw = written("original", audio_dual_ffn_layers=[1, 0, 1] + [0] * 100_000)
+    assert HiggsAudioConfig.from_dict(raw).audio_dual_ffn_layers == (0, 1)
+    raw["audio_dual_ffn_layers"] = None
+    assert HiggsAudioConfig.from_dict(raw).audio_dual_ffn_layers == ()
+
+
+def test_the_largest_number_of_layers_is_described_quickly():
+    start = time.perf_counter()
+    config = HiggsAudioConfig.from_dict(written("transformers", num_hidden_layers=MAX_LAYERS))
+    assert len(expected_tensors(config)) == 14 * MAX_LAYERS + 5
+    assert time.perf_counter() - start < 2
+
+
 ROPE = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -115,6 +175,56 @@ ROTARY_FIELDS = {
     "old_null": {"rope_scaling": None, "rope_theta": 300000.0},
     "both": {"rope_scaling": ROPE, "rope_parameters": {"rope_theta": 200000.0}},
 }
+
+
+@pytest.mark.parametrize("layout", ["original", "transformers"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_theta": 0}, "config.json: rope_theta must be from 1 to 1e12, got 0.0"),
+        ({"rope_theta": 1e30}, "config.json: rope_theta must be from 1 to 1e12, got 1e+30"),
+        ({"rope_theta": -math.inf}, "config.json: rope_parameters: rope_theta must be a finite number, got -inf"),
+        ({"factor": 0}, "config.json: factor must be from 1 to 1e+06, got 0"),
+        ({"factor": 1e30}, "config.json: factor must be from 1 to 1e+06, got 1e+30"),
+        ({"factor": [8]}, "config.json: rope_parameters: factor must be a finite number, got [8]"),
+        ({"low_freq_factor": 0}, "config.json: low_freq_factor must be from 1e-06 to 1e+06, got 0"),
+        ({"high_freq_factor": 1e30}, "config.json: high_freq_factor must be from 1e-06 to 1e+06, got 1e+30"),
+        ({"high_freq_factor": 1.0}, "config.json: high_freq_factor must be above low_freq_factor 1, got 1"),
+        (
+            {"original_max_position_embeddings": 0},
+            "config.json: original_max_position_embeddings must be from 1 to 2.14748e+09, got 0",
+        ),
+        (
+            {"rope_type": ["llama3"]},
+            "config.json: rope_parameters: rope_type must be 'llama3' or 'default', got ['llama3']",
+        ),
+    ],
+)
+def test_rotary_fields_out_of_range_are_named(layout, changes, message):
+    raw = written(layout, rope_parameters={**ROPE, "rope_theta": 5e5, **changes})
+    fields = raw.get("text_config", raw)
+    fields.pop("rope_scaling", None)
+    fields["rope_parameters"] = raw.pop("rope_parameters")
+    with pytest.raises(ConfigError) as error:
+        HiggsAudioConfig.from_dict(raw)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("rope", [3, "llama3", [1]])
+def test_rotary_fields_of_another_kind_are_named(rope):
+    with pytest.raises(ConfigError, match=r"^config\.json: rope_parameters must be a JSON object, got "):
+        HiggsAudioConfig.from_dict(written("transformers", rope_parameters=rope))
+
+
+@pytest.mark.parametrize("theta", [1, 1e12])
+@pytest.mark.parametrize("factor", [1, 1e6])
+@pytest.mark.parametrize(("low", "high"), [(1e-6, 1e6), (1.0, math.nextafter(1.0, 2)), (1e-6, 2e-6), (9e5, 1e6)])
+@pytest.mark.parametrize("positions", [1, 2**31 - 1])
+def test_the_extremes_of_rotary_fields_make_a_finite_table(theta, factor, low, high, positions):
+    scaling = {"factor": factor, "low_freq_factor": low, "high_freq_factor": high}
+    rope = {"rope_type": "llama3", "rope_theta": theta, **scaling, "original_max_position_embeddings": positions}
+    config = HiggsAudioConfig.from_dict(written("transformers", rope_parameters=rope))
+    assert rope_table(config, 8192).isfinite().all()
 
 
 @pytest.mark.parametrize("layout", ["original", "transformers"])

@@ -279,6 +279,8 @@ def change_byte(path, position):
             "damaged or incomplete: .* must have the written checksum",
         ),
         (lambda path: change_metadata(path, checksums="1"), "is damaged or incomplete: its checksums"),
+        (lambda path: change_metadata(path, checksums="[" * 100_000), "is damaged or incomplete: its checksums"),
+        (lambda path: change_metadata(path, quantization="[" * 100_000), "its quantization must be known"),
         (lambda path: change_metadata(path, checksums=None), "is damaged or incomplete: its checksums"),
         (lambda path: change_metadata(path, higgs_native="1"), "must be of version 2, got 1; write it again"),
         (lambda path: change_metadata(path, higgs_native=None), "must be of version 2, got none"),
@@ -389,16 +391,67 @@ def test_a_target_inside_the_source_holds_no_copy_of_itself(source, tmp_path):
     assert written == ["audio_tokenizer", "config.json", PACKED_FILE, "tokenizer.json"]
 
 
-def test_weights_that_are_not_finite_are_named(source, tmp_path):
-    shutil.copytree(source, tmp_path / "model")
-    tensors = load_file(tmp_path / "model" / "model.safetensors")
-    tensors["model.layers.1.self_attn.o_proj.weight"][0, 0] = torch.nan
-    save_file(tensors, tmp_path / "model" / "model.safetensors")
-    with pytest.raises(
-        CheckpointError,
-        match=r"layers\.1\.self_attn\.o_proj\.weight must be finite to be quantized, got NaN or infinity",
+@pytest.mark.parametrize(
+    ("quantization", "value"), [(None, torch.nan), ("fp8", torch.inf), ("int8", -torch.inf), ("int4", torch.nan)]
+)
+def test_weights_that_are_not_finite_are_named(source, tmp_path, quantization, value):
+    """Tables, norms, matrices, those that are packed together, and both heads."""
+    tensors = load_file(source / "model.safetensors")
+    shutil.copy(source / "config.json", tmp_path)
+    for name in (
+        "model.embed_tokens.weight",
+        "model.embed_audio_tokens.embed_audio_tokens.weight",
+        "model.norm.weight",
+        "model.layers.1.audio_input_layernorm.weight",
+        "model.layers.1.self_attn.o_proj.weight",
+        "model.layers.3.self_attn.k_proj.weight",
+        "model.layers.2.audio_mlp.up_proj.weight",
+        "audio_lm_head.weight",
+        "text_lm_head.weight",
     ):
-        HiggsAudioModel.from_pretrained(tmp_path / "model", quantization="int4")
+        changed = tensors[name].clone()
+        changed.view(-1)[-1] = value
+        save_file({**tensors, name: changed}, tmp_path / "model.safetensors")
+        with pytest.raises(CheckpointError) as error:
+            HiggsAudioModel.from_pretrained(tmp_path, quantization=quantization)
+        assert str(error.value) == f"{tmp_path}: {name} must be finite in bfloat16, got NaN or infinity"
+
+
+def test_values_too_large_for_the_asked_dtype_are_named(source, tmp_path):
+    shutil.copytree(source, tmp_path / "model")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.norm.weight"][0] = 1e30
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    assert HiggsAudioModel.from_pretrained(tmp_path / "model").norm[0] > 9e29
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight must be finite in float16, got NaN or infinity"):
+        HiggsAudioModel.from_pretrained(tmp_path / "model", dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "name"),
+    [
+        (None, "layers.1.self_attn.o_proj.weight"),
+        (None, "embed_tokens.weight"),
+        ("fp8", "layers.0.mlp.gate_up"),
+        ("fp8", "layers.0.mlp.gate_up.scales"),
+        ("int8", "layers.3.audio_mlp.down_proj.weight.scales"),
+        ("int4", "audio_decoder_proj.audio_lm_head.weight.scales"),
+        ("int4", "norm.weight"),
+    ],
+)
+def test_packed_weights_that_are_not_finite_are_named(source, tmp_path, quantization, name):
+    """Though their checksums fit."""
+    write(HiggsAudioModel.from_pretrained(source, quantization=quantization), source, tmp_path / "packed")
+    path = tmp_path / "packed" / PACKED_FILE
+    tensors, metadata = load_file(path), metadata_of(path.parent)
+    changed = tensors[name].float()
+    changed.view(-1)[-1] = torch.nan
+    tensors[name] = changed.to(tensors[name].dtype)
+    checksums = {name: checksum(tensor) for name, tensor in tensors.items()}
+    save_file(tensors, path, metadata | {"checksums": json.dumps(checksums)})
+    with pytest.raises(CheckpointError) as error:
+        HiggsAudioModel.from_pretrained(tmp_path / "packed")
+    assert str(error.value) == f"{path}: {name} must be finite, got NaN or infinity"
 
 
 @pytest.mark.parametrize(("quantization", "dtype"), [("int3", "auto"), ("int8", "float8")])

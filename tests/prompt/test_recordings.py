@@ -215,6 +215,8 @@ def test_parts():
     assert read_recording(content).samples.tolist() == list(range(12000, 24000))
     with pytest.raises(AudioError, match="ramp"):
         recording.part(1.0)
+    with pytest.raises(AudioError, match="offset must be a number of seconds, at least 0, got "):
+        recording.part(np.zeros(2))
 
 
 def test_voices_keep_what_they_have(path):

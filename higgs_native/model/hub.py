@@ -1,0 +1,104 @@
+"""Checkpoints on the Hub: fetched into its cache, with an error in place of an endless wait."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from higgs_native.errors import CheckpointError
+from higgs_native.model.other_kinds import kind_of_files
+
+
+HUB_TIMEOUT = 10.0
+"""Seconds without an answer after which a request to the Hub fails. The client asks up to 7 times for a file."""
+_FETCHED = ("*.json", "*.safetensors", "*.txt", "*.pth")
+
+
+def fetch_snapshot(name: str, revision: str | None, kind: str, **options: Any) -> Path:
+    """Return the folder of a repository in the Hub's cache, after fetching what it lacks.
+
+    Args:
+        name: `owner/name`.
+        revision: a branch, a tag or a commit; None: the main branch.
+        kind: the name of the argument in error messages.
+        options: of `huggingface_hub.snapshot_download`, such as `cache_dir` and `token`.
+
+    Raises:
+        CheckpointError: the Hub has no such repository or revision, refuses access, or can't be reached, and the cache
+            has no copy.
+    """
+    # Imported here: the Hub's client is slow to import, and local folders do not need it.
+    from huggingface_hub import snapshot_download
+
+    try:
+        with _no_endless_requests():
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_FETCHED), **options))
+    except Exception as error:  # of any type: the client passes on those of HTTP, and of answers that aren't the Hub's
+        raise CheckpointError(
+            f"{kind} must be a folder or a Hub name, got {name}, which could not be fetched: "
+            f"{_reason(error, revision)}"
+        ) from None
+    has_weights = any(path.suffix in (".safetensors", ".pth") for path in folder.glob("*"))
+    if not has_weights and (other := _kind_of_repository(name, revision, **options)):
+        raise CheckpointError(f"{kind} must be a folder or a Hub name, got {name}, which holds {other}")
+    return folder
+
+
+def _kind_of_repository(
+    name: str, revision: str | None, token: str | bool | None = None, local_files_only: bool = False, **_: Any
+) -> str | None:
+    """Tell the kind of a repository without weights that can be read, by its other files."""
+    if local_files_only:
+        return None
+    from huggingface_hub import HfApi
+
+    try:
+        repository = HfApi(token=token).model_info(name, revision=revision, timeout=HUB_TIMEOUT)
+        return kind_of_files(file.rfilename for file in repository.siblings or ())
+    except Exception:  # as above; what the fetched folder lacks shows when it is read
+        return None
+
+
+@contextmanager
+def _no_endless_requests() -> Iterator[None]:
+    """Limit the Hub client's requests to `HUB_TIMEOUT`: the first one waits for ever, those of files for a minute."""
+    from huggingface_hub.utils import get_session
+
+    def limit(request: Any) -> None:
+        limits = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = {
+            part: HUB_TIMEOUT if seconds is None else min(seconds, HUB_TIMEOUT) for part, seconds in limits.items()
+        }
+
+    hooks = get_session().event_hooks["request"]
+    hooks.append(limit)
+    try:
+        yield
+    finally:
+        hooks.remove(limit)
+
+
+def _reason(error: Exception, revision: str | None) -> str:
+    """Return why the Hub's client failed, in one line."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # the request that failed before the cache was searched
+    match error:
+        case GatedRepoError():  # a RepositoryNotFoundError, too
+            words = "its owner must grant access, and the environment variable HF_TOKEN must hold your token"
+        case RepositoryNotFoundError():
+            words = "the Hub has no such repository, or it is private and HF_TOKEN must hold a token with access"
+        case RevisionNotFoundError():
+            words = f"the repository has no revision {revision}"
+        case _ if type(error).__name__.endswith("Timeout"):
+            return f"the Hub did not answer within {HUB_TIMEOUT:g} seconds"
+        case _:
+            return " ".join(str(error).split()) or type(error).__name__
+    said = getattr(error, "server_message", None)
+    return f"{words} (HTTP {error.response.status_code}{f': {said}' if said else ''})"
