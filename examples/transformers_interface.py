@@ -11,11 +11,9 @@ import argparse
 import torch
 from transformers import (
     AutoProcessor,
-    DacFeatureExtractor,
     HiggsAudioV2ForConditionalGeneration,
     HiggsAudioV2Processor,
     HiggsAudioV2TokenizerModel,
-    PreTrainedTokenizerFast,
     logging,
 )
 
@@ -23,14 +21,6 @@ from higgs_native import exit_on_bad_input
 from higgs_native.audio.writing import check_output_path
 from higgs_native.compat.transformers import accelerate
 from higgs_native.pipeline import EMBEDDED_VOICE
-
-
-# The published checkpoint has a processor with a template; the embedded voice has none.
-CHAT_TEMPLATE = (
-    "<|begin_of_text|>{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
-    "{{ message['content'][0]['text'] | trim }}<|eot_id|>{% endfor %}"
-    "<|start_header_id|>assistant<|end_header_id|>\n\n<|audio_out_bos|>"
-)
 
 
 @exit_on_bad_input(OSError, ValueError)  # transformers raises these for a wrong model
@@ -44,7 +34,7 @@ def main() -> None:
 
     check_output_path(args.out)  # fails before the work, not after it
     model = accelerate(HiggsAudioV2ForConditionalGeneration.from_pretrained(args.model or EMBEDDED_VOICE))
-    processor = AutoProcessor.from_pretrained(args.model) if args.model else embedded_processor(model)
+    processor = AutoProcessor.from_pretrained(args.model) if args.model else embedded_processor()
     accelerate(processor.audio_tokenizer)
     conversation = [
         {"role": "system", "content": [{"type": "text", "text": "Generate audio following instruction."}]},
@@ -58,18 +48,12 @@ def main() -> None:
     print(args.out)
 
 
-def embedded_processor(model: HiggsAudioV2ForConditionalGeneration) -> HiggsAudioV2Processor:
-    """A processor for the embedded voice."""
+def embedded_processor() -> HiggsAudioV2Processor:
+    """The processor of the embedded voice, whose audio tokenizer is stored in float16 for size."""
     logging.set_verbosity_error()  # hides warnings about tensors that only training needs
-    return HiggsAudioV2Processor(
-        DacFeatureExtractor(sampling_rate=24000, hop_length=960),
-        PreTrainedTokenizerFast(tokenizer_file=str(EMBEDDED_VOICE / "tokenizer.json"), pad_token="<|end_of_text|>"),
-        # Stored in float16 for size.
-        HiggsAudioV2TokenizerModel.from_pretrained(EMBEDDED_VOICE / "audio_tokenizer", dtype=torch.float32),
-        chat_template=CHAT_TEMPLATE,
-        audio_stream_bos_id=model.config.audio_stream_bos_id,
-        audio_stream_eos_id=model.config.audio_stream_eos_id,
-    )
+    folder = EMBEDDED_VOICE / "audio_tokenizer"
+    audio_tokenizer = HiggsAudioV2TokenizerModel.from_pretrained(folder, dtype=torch.float32)
+    return AutoProcessor.from_pretrained(EMBEDDED_VOICE, audio_tokenizer=audio_tokenizer)
 
 
 if __name__ == "__main__":

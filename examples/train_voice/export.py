@@ -19,6 +19,7 @@ from train_codec import CONFIG
 from train_language_model import model_config
 
 from higgs_native.audio_tokenizer.weights import tensor_shapes
+from higgs_native.compat.processor_files import write_processor_files
 from higgs_native.pipeline import EMBEDDED_VOICE_KEY
 from higgs_native.testing.configs import config_json
 
@@ -90,6 +91,7 @@ def main() -> None:
     )
     write_language_model(model, options.out)
     write_audio_tokenizer(encoder, decoder, load_quantizer(options.corpus), options.out / "audio_tokenizer")
+    write_processor_files(options.out)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ from higgs_native.utils.fields import MAX_INTEGER, Fields
 DILATIONS = (1, 3, 9)
 """Dilations of an acoustic block's three residual units."""
 
+SEMANTIC_PADDING = 160
+"""Samples of silence before HuBERT's input, and after it."""
+
 _SOURCE = "the audio tokenizer's config.json"
 # Far above those of any audio tokenizer: what is built before the tensors are compared with the configuration, and
 # what a frame takes, stays small.
@@ -119,8 +122,25 @@ class HiggsAudioTokenizerConfig:
 
     @property
     def semantic_downsample_factor(self) -> int:
-        """HuBERT frames per frame."""
-        return int(self.hop_length * self.semantic_sampling_rate / self.sampling_rate / self.downsample_factor)
+        """HuBERT frames per frame; at least 1, though a frame may be shorter than HuBERT's."""
+        return max(1, int(self.hop_length * self.semantic_sampling_rate / self.sampling_rate / self.downsample_factor))
+
+    @property
+    def min_samples(self) -> int:
+        """The fewest samples that can be encoded: HuBERT's convolutions need a window, the padding included."""
+        window = 1
+        for kernel, stride in zip(reversed(self.hubert.conv_kernel), reversed(self.hubert.conv_stride), strict=True):
+            window = (window - 1) * stride + kernel
+        resampled = window - 2 * SEMANTIC_PADDING
+        return max(1, (resampled - 1) * self.sampling_rate // self.semantic_sampling_rate + 1)
+
+    @property
+    def min_acoustic_samples(self) -> int:
+        """The fewest samples that the acoustic encoder makes a frame of."""
+        samples = 1
+        for stride in reversed(self.downsampling_ratios):
+            samples = (samples - 1) * stride + 2 * stride - 2 * math.ceil(stride / 2)
+        return max(1, samples)
 
     @property
     def decoder_context(self) -> int:
@@ -225,13 +245,6 @@ class HiggsAudioTokenizerConfig:
         )
         ratios = "the product of downsampling_ratios"
         _require(self.hop_length <= self.sampling_rate, ratios, f"at most {self.sampling_rate} (1 s)", self.hop_length)
-        shortest = self.downsample_factor * self.sampling_rate / self.semantic_sampling_rate
-        _require(
-            self.semantic_downsample_factor >= 1,
-            ratios,
-            f"at least {shortest:g} (a HuBERT frame)",
-            self.hop_length,
-        )
 
     def _check_acoustic(self) -> None:
         ratios, halvings = self.upsampling_ratios, len(self.upsampling_ratios)

@@ -84,8 +84,9 @@ def match_lengths(
     Raises:
         ValueError: under `transformers` they still differ.
     """
-    acoustic = acoustic_encoder(weights, config, audio)
-    if acoustic.shape[2] != semantic.shape[2]:
+    is_short = audio.shape[1] < config.min_acoustic_samples
+    acoustic = None if is_short else acoustic_encoder(weights, config, audio)
+    if acoustic is None or acoustic.shape[2] != semantic.shape[2]:
         boson = convention is Convention.BOSON
         padding = 160 * config.semantic_downsample_factor if boson else config.hop_length // 2
         acoustic = acoustic_encoder(weights, config, F.pad(audio, (padding, padding)))

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from higgs_native.audio.resample import resample_sinc
-from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig
+from higgs_native.audio_tokenizer.config import SEMANTIC_PADDING, HiggsAudioTokenizerConfig, HubertConfig
 from higgs_native.audio_tokenizer.layers import Weights, conv, layer_norm, linear
 
 
@@ -20,7 +20,7 @@ def semantic_features(weights: Weights, config: HiggsAudioTokenizerConfig, audio
         [1, frames, HuBERT's hidden size], float32.
     """
     audio = resample_sinc(audio, config.sampling_rate, config.semantic_sampling_rate)
-    hidden_states = _hubert(weights, config.hubert, F.pad(audio, (160, 160)))
+    hidden_states = _hubert(weights, config.hubert, F.pad(audio, (SEMANTIC_PADDING, SEMANTIC_PADDING)))
     return hidden_states[:, :: config.semantic_downsample_factor]
 
 

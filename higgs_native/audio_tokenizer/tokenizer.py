@@ -144,8 +144,21 @@ class HiggsAudioTokenizer:
         """
         convention = Convention.parse(convention)
         waveform, rate = read_audio(audio, sampling_rate)
-        waveform = resample_soxr(waveform, rate, self.sampling_rate)
+        return self.encode_waveform(resample_soxr(waveform, rate, self.sampling_rate), convention)
 
+    def encode_waveform(self, waveform: np.ndarray, convention: Convention) -> torch.Tensor:
+        """Encode a waveform of any length.
+
+        Args:
+            waveform: [samples], float32, finite, at `sampling_rate`.
+            convention: see `encode`.
+
+        Returns:
+            [8, frames], int64.
+
+        Raises:
+            AudioError: the convention can't encode this length.
+        """
         key = hashlib.sha256(waveform.tobytes() + convention.value.encode()).digest()
         with self._cache_lock:
             if key in self._cache:

@@ -12,6 +12,15 @@ from higgs_native.ops.formats import STORED_DTYPES
 
 LAYOUTS = ("transformers", "original")
 
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": "<|begin_of_text|>",
+    "eos_token": "<|eot_id|>",
+    "pad_token": "<|end_of_text|>",
+    "clean_up_tokenization_spaces": False,
+}
+"""The contents of `tokenizer_config.json`, by which transformers loads `tokenizer.json`."""
+
 REAL_SIZE_CONFIG = HiggsAudioConfig(
     vocab_size=128256,
     hidden_size=3072,

@@ -23,7 +23,7 @@ from higgs_native.model.checkpoint import AUDIO_LM_HEAD, expected_tensors, trans
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.testing.byte_tokenizer import build_tokenizer
-from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, DEMO_CONFIG, config_json
+from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, DEMO_CONFIG, TOKENIZER_CONFIG, config_json
 from higgs_native.utils.files import replacing
 
 
@@ -74,7 +74,7 @@ def write_language_model(
     shard_bytes: int = _SHARD_BYTES,
     endless: bool = False,
 ) -> None:
-    """Write a language model with random weights: `config.json`, `tokenizer.json` and safetensors, maybe sharded.
+    """Write a language model with random weights: configurations, tokenizer and safetensors, maybe sharded.
 
     Args:
         folder: the target; created if missing. It must not hold a model yet.
@@ -104,6 +104,7 @@ def write_language_model(
     _write_safetensors(folder, tensors, dtype, seed, shard_bytes)
     with replacing(folder / "tokenizer.json") as path:
         tokenizer.save(str(path))
+    _write_json(folder / "tokenizer_config.json", TOKENIZER_CONFIG)
     _write_json(folder / "config.json", described)
 
 

@@ -16,6 +16,7 @@ from quantizer import CODEBOOKS
 from safetensors.torch import save_file
 
 from higgs_native.audio_tokenizer.weights import tensor_shapes
+from higgs_native.compat.processor_files import write_processor_files
 from higgs_native.english.reader import DICTIONARY_FILE, GUESSER_FILE, write_dictionary
 from higgs_native.pipeline import EMBEDDED_VOICE_KEY
 from higgs_native.testing.configs import config_json
@@ -108,6 +109,7 @@ def main() -> None:
     write_language_model(weights_of(folder / "language_model.pt"), options.out)
     quantizer = Quantizer.load(codes_folder(folder, pitch=True) / "quantizer.safetensors")
     write_audio_tokenizer(weights_of(folder / "encoder.pt"), decoder, quantizer, options.out / "audio_tokenizer")
+    write_processor_files(options.out)
     write_reader(folder / "materials", folder / "guesser.safetensors", options.out)
 
 

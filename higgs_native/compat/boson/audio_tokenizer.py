@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import Never
 
 from higgs_native.audio.io import read_audio
 from higgs_native.audio.loudness import normalized_to
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
-from higgs_native.errors import AudioError
+from higgs_native.compat.placement import check_stays
+from higgs_native.errors import AudioError, ParameterError
 from higgs_native.generation import delay_pattern
 from higgs_native.utils.checks import check_flag, check_number, integer_tensor
 
@@ -19,10 +21,41 @@ class BosonAudioTokenizer:
     def __init__(self, native: HiggsAudioTokenizer) -> None:
         self.native = native
 
+    def __getattr__(self, name: str) -> Never:
+        raise AttributeError(f"the audio tokenizer has no {name}: its networks are packed for the engine")
+
+    def to(self, *arguments: Any, **options: Any) -> "BosonAudioTokenizer":
+        """Return the audio tokenizer, which stays where it was loaded.
+
+        Raises:
+            ParameterError: another device or dtype is asked for.
+        """
+        check_stays(torch.float32, self.native.device, lambda tensor: tensor.to(*arguments, **options))
+        return self
+
+    def eval(self) -> "BosonAudioTokenizer":
+        """Return the audio tokenizer, which is not for training."""
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """The device that it runs on."""
+        return self.native.device
+
     @property
     def tps(self) -> int:
         """Frames per second."""
         return round(self.native.frame_rate)
+
+    @property
+    def frame_rate(self) -> int:
+        """Frames per second."""
+        return self.tps
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return self.native.hop_length
 
     @property
     def sampling_rate(self) -> int:
@@ -73,12 +106,14 @@ class BosonAudioTokenizer:
         Raises:
             AudioError: the codes have another shape, or lie out of range.
         """
-        vq_code = integer_tensor("vq_code", vq_code, AudioError)
+        vq_code = integer_tensor("codes", vq_code, AudioError)
         has_batch = vq_code.ndim == 3 and len(vq_code) == 1
         return self.native.decode(vq_code[0] if has_batch else vq_code).numpy()[None, None]
 
 
-def load_higgs_audio_tokenizer(tokenizer_name_or_path: str, device: str = "auto") -> BosonAudioTokenizer:
+def load_higgs_audio_tokenizer(
+    tokenizer_name_or_path: str, device: str | torch.device = "auto"
+) -> BosonAudioTokenizer:
     """Load the audio tokenizer from a folder or the Hub; `device` is `auto`, `cpu`, `cuda`, `cuda:1`, ....
 
     Raises:
@@ -97,3 +132,28 @@ def revert_delay_pattern(data: torch.Tensor | np.ndarray, start_idx: int = 0) ->
         ParameterError: the codes are no integers, or of another shape.
     """
     return delay_pattern.revert_delay_pattern(integer_tensor("delayed codes", data))[:, start_idx:]
+
+
+def build_delay_pattern_mask(
+    input_ids: torch.Tensor, bos_token_id: int, pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Delay codes [batch, codebooks, N], codebook k by k columns: [batch, codebooks, N + codebooks - 1], int64.
+
+    Returns:
+        The delayed codes, with `bos_token_id` before and `pad_token_id` after each codebook's; and the same with -1
+        after them.
+
+    Raises:
+        ParameterError: the codes are no integers, or of another shape.
+    """
+    codes = integer_tensor("codes", input_ids)
+    if codes.dim() != 3:
+        raise ParameterError(f"codes must have shape [batch, codebooks, N], got {list(codes.shape)}")
+    batch, codebooks, length = codes.shape
+    delayed = codes.new_full((batch, codebooks, length + codebooks - 1), pad_token_id)
+    unknown = torch.full_like(delayed, -1)
+    for codebook in range(codebooks):
+        for target in (delayed, unknown):
+            target[:, codebook, :codebook] = bos_token_id
+            target[:, codebook, codebook : codebook + length] = codes[:, codebook]
+    return delayed, unknown

@@ -10,10 +10,12 @@ from higgs_native.compat.boson.audio_tokenizer import (
     BosonAudioTokenizer,
     load_higgs_audio_tokenizer,
 )
+from higgs_native.compat.boson.sampling import sampling_params
 from higgs_native.compat.boson.serve_engine import KV_CACHE_LENGTHS, load_model
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError, PromptError
 from higgs_native.generation.delay_pattern import segment_codes
+from higgs_native.generation.stop import DEFAULT_STOP_STRINGS
 from higgs_native.prompt.chat import build_prompt, spoken_turns
 from higgs_native.prompt.messages import Message
 from higgs_native.utils.checks import check_integer
@@ -46,7 +48,7 @@ class HiggsAudioModelClient:
         use_static_kv_cache: bool = False,
     ) -> None:
         device = device or ("auto" if device_id is None else f"cuda:{device_id}")
-        self._model = load_model(model_path, None, device, "auto", kv_cache_lengths, None)
+        self._model = load_model(model_path, None, device, "auto", kv_cache_lengths, None).native
         loaded = isinstance(audio_tokenizer, BosonAudioTokenizer)
         self._audio_tokenizer = audio_tokenizer if loaded else load_higgs_audio_tokenizer(audio_tokenizer, device)
         self._max_new_tokens = max_new_tokens
@@ -92,6 +94,16 @@ class HiggsAudioModelClient:
                 "generation_chunk_buffer_size must be at least 0, or None for all chunks, "
                 f"got {generation_chunk_buffer_size}"
             )
+        sampling = sampling_params(
+            temperature,
+            top_k,
+            top_p,
+            ras_win_len,
+            ras_win_max_num_repeat,
+            seed,
+            self._max_new_tokens,
+            DEFAULT_STOP_STRINGS,
+        )
         tokenizer = self._model.tokenizer
         spoken: list[torch.Tensor] = []
         turns: list[tuple[str, torch.Tensor]] = []  # the context: chunks, and their codes
@@ -103,13 +115,7 @@ class HiggsAudioModelClient:
                 prompt.input_ids,
                 reference_codes=[*audio_ids, *(codes for _, codes in turns)],
                 convention=Convention.BOSON,
-                max_new_tokens=self._max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                ras_win_len=ras_win_len,
-                ras_win_max_num_repeat=ras_win_max_num_repeat,
-                seed=seed,
+                sampling=sampling,
             )
             text = tokenizer.decode(output.text_ids, skip_special_tokens=False)
             segments = [

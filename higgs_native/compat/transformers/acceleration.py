@@ -1,5 +1,7 @@
 """Loaded models of transformers, made native in place."""
 
+from functools import partial
+
 import torch
 from transformers import (
     HiggsAudioV2ForConditionalGeneration,
@@ -9,8 +11,14 @@ from transformers import (
 from higgs_native.audio_tokenizer.checkpoint import convert
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
-from higgs_native.compat.transformers.classes import Accelerated, Model, WithoutWeights, accelerated_class
-from higgs_native.compat.transformers.weights import ModelWeights
+from higgs_native.compat.transformers.classes import (
+    Accelerated,
+    Model,
+    WithoutWeights,
+    accelerated_class,
+    plain_state,
+)
+from higgs_native.compat.transformers.weights import ModelWeights, check_plain, weights_state
 from higgs_native.errors import ParameterError
 from higgs_native.generation.engine import HiggsAudioModel
 from higgs_native.model.config import HiggsAudioConfig
@@ -25,26 +33,25 @@ def accelerate(
     """Let a language model's `generate`, or an audio tokenizer's `encode` and `decode`, run natively.
 
     The engine shares a language model's embeddings and norms, and packs its matrices; it copies an audio tokenizer's
-    tensors. Memory then holds matrices and copies twice, and later changes of the model have no effect before the next
-    call. `restore` undoes it. Until then the model's class is a subclass of its former one, of the same name, and
-    copying or pickling the model raises ParameterError.
+    tensors. Memory then holds matrices and copies twice. A call that finds the weights changed packs them anew.
+    `restore` undoes it. Until then the model's class is a subclass of its former one, of the same name; copies and
+    pickles of the model are plain models.
 
-    `generate` takes `generation_config`, `max_new_tokens`, `do_sample`, `temperature`, `top_k`, `top_p`,
-    `ras_win_len` and `ras_win_max_num_repeat`, `num_return_sequences`, `return_dict_in_generate`, `output_scores`,
-    `output_logits`, `streamer` (one sequence), and batches with left padding. Differences from transformers:
+    `generate` takes what transformers' own takes for this model, with these exceptions, which raise ParameterError:
+    attentions, hidden states, a used `past_key_values`, and a prompt whose last position is masked. Differences from
+    transformers:
 
     - draws depend on torch's seed, but differ from those of transformers;
     - repetition-aware sampling counts a row's own frames, and not the padding after them;
     - each row follows its own prompt, while in transformers a row that ends in `<|audio_out_bos|>` restarts the delay
       pattern of all rows;
-    - the logits after a row's end are zero, and outputs carry no gradients.
-
-    Other arguments, such as attentions, hidden states, other logits processors or stopping criteria, raise
-    ParameterError: `restore(model)` first, to generate with the plain model.
+    - stopping criteria see one row at a time, and no scores;
+    - after a row's frame of EOS in all codebooks nothing is drawn: without an `eos_token_id` such frames follow;
+    - the logits after a row's end are zero, and outputs carry no gradients and no `past_key_values`.
 
     Args:
         model: on the CPU or a GPU, where it then runs; a language model in float32, bfloat16 or float16, an audio
-            tokenizer in float32.
+            tokenizer in float32. Not quantized.
         max_cache_length: positions per sequence of a language model, prompt and output together.
         quantization: of a language model: `fp8`, `int8`, `int4`, or one format per part; see `Quantization`. None: its
             dtype.
@@ -53,9 +60,9 @@ def accelerate(
         The model itself.
 
     Raises:
-        ParameterError: the model is another one, on another device or of another dtype, or there is no such
+        ParameterError: the model is another one, on another device, of another dtype or quantized, or there is no such
             quantization.
-        CheckpointError, ConfigError: its shapes are not those of its configuration, or of this model.
+        CheckpointError, ConfigError: its tensors are not those of its configuration, or of this model.
     """
     if not isinstance(model, HiggsAudioV2ForConditionalGeneration | HiggsAudioV2TokenizerModel):
         raise ParameterError(
@@ -64,20 +71,18 @@ def accelerate(
         )
     if isinstance(model, WithoutWeights):
         raise ParameterError("model must have its own weights, got one from higgs_native's from_pretrained")
-    if model.device.type not in ("cpu", "cuda"):
-        raise ParameterError(f"model must be on cpu or cuda, got {model.device}")
-    device = checked_device(model.device)
     check_cache_length(max_cache_length)
     quantization = Quantization.parse(quantization)
     if isinstance(model, HiggsAudioV2TokenizerModel):
-        native = _native_audio_tokenizer(model, device)
+        pack = _native_audio_tokenizer
     else:
-        config = HiggsAudioConfig.from_dict(model.config.to_dict())
-        weights = ModelWeights(model, config, quantization)
-        native = HiggsAudioModel(config, weights, None, device, max_cache_length)
+        pack = partial(_native_model, max_cache_length=max_cache_length, quantization=quantization)
+    native = pack(model)
     restore(model)
-    model.__class__ = accelerated_class(type(model))
+    model.higgs_native_state = weights_state(model)
+    model.higgs_native_pack = pack
     model.higgs_native = native
+    model.__class__ = accelerated_class(type(model))
     return model
 
 
@@ -90,13 +95,43 @@ def restore(model: Model) -> Model:
     if isinstance(model, WithoutWeights):
         raise ParameterError("model must have its own weights, got one from higgs_native's from_pretrained")
     if isinstance(model, Accelerated):
-        _, model.__class__ = type(model).__bases__
-        del model.higgs_native
+        for name in vars(model).keys() - plain_state(model).keys():
+            delattr(model, name)
+        model.__class__ = type(model).plain_class
     return model
 
 
-def _native_audio_tokenizer(model: HiggsAudioV2TokenizerModel, device: torch.device) -> HiggsAudioTokenizer:
+def _native_model(
+    model: HiggsAudioV2ForConditionalGeneration, max_cache_length: int, quantization: Quantization
+) -> HiggsAudioModel:
+    device = _checked_device(model)
+    config = HiggsAudioConfig.from_dict(model.config.to_dict())
+    return HiggsAudioModel(config, ModelWeights(model, config, quantization), None, device, max_cache_length)
+
+
+def _native_audio_tokenizer(model: HiggsAudioV2TokenizerModel) -> HiggsAudioTokenizer:
+    device = _checked_device(model)
     if model.dtype != torch.float32:
         raise ParameterError(f"the audio tokenizer must be in torch.float32, got {model.dtype}")
+    state = model.state_dict()
+    check_plain(state, model.device)
     config = HiggsAudioTokenizerConfig.from_dict(model.config.to_dict())
-    return HiggsAudioTokenizer(config, convert(model.state_dict(), config), device)
+    return HiggsAudioTokenizer(config, convert(state, config), device)
+
+
+def _checked_device(model: Model) -> torch.device:
+    """The device to run on.
+
+    Raises:
+        ParameterError: the model is quantized, or on a device that the engine has no kernels for.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        method = quantizer.quantization_config.quant_method
+        raise ParameterError(
+            f"model must not be quantized, got one of {getattr(method, 'value', method)}; load it without "
+            "quantization_config: accelerate(model, quantization=...) quantizes it"
+        )
+    if model.device.type not in ("cpu", "cuda"):
+        raise ParameterError(f"model must be on cpu or cuda, got {model.device}")
+    return checked_device(model.device)

@@ -1,9 +1,8 @@
 """The classes of native models: subclasses of transformers' own, with the methods that run natively."""
 
-import inspect
 from collections.abc import Callable
-from functools import cache, partial, wraps
-from typing import Any, TypeVar
+from functools import cache, wraps
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from transformers import (
@@ -20,49 +19,62 @@ from transformers.models.higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokeni
 from typing_extensions import Never
 
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.compat.placement import check_stays
 from higgs_native.compat.transformers.decoding import decode_frames, unsupported
+from higgs_native.compat.transformers.weights import weights_state
+from higgs_native.convention import Convention
 from higgs_native.errors import AudioError, ParameterError
 from higgs_native.generation.engine import HiggsAudioModel
 
 
 Model = TypeVar("Model", HiggsAudioV2ForConditionalGeneration, HiggsAudioV2TokenizerModel)
+Native = HiggsAudioModel | HiggsAudioTokenizer
 
 
 class Accelerated:
     """Base of the classes that precede a model's own class while the model is accelerated.
 
-    The methods belong to the class: a bound method in an attribute would keep the model alive in a circle.
+    The methods belong to the class: a bound method in an attribute would keep the model alive in a circle. Whatever
+    makes a new object of such a class, a call, a copy or a pickle, makes a plain model, which `accelerate` takes.
 
     Attributes:
+        plain_class: the model's own class.
         higgs_native: what its methods run.
+        higgs_native_pack: packs the model's weights, and returns what its methods run.
+        higgs_native_state: the `weights_state` that was packed.
     """
 
-    higgs_native: HiggsAudioModel | HiggsAudioTokenizer
+    plain_class: ClassVar[type]
+    higgs_native: Native | None
+    higgs_native_pack: Callable[..., Native]
+    higgs_native_state: tuple | None
 
-    def _native(self) -> HiggsAudioModel | HiggsAudioTokenizer:
-        if self.device != self.higgs_native.device:
-            raise ParameterError(
-                f"the model is on {self.device}, but was accelerated on {self.higgs_native.device}; "
-                "accelerate(model) again"
-            )
+    def __new__(cls, *arguments: Any, **options: Any) -> HiggsAudioV2ForConditionalGeneration:
+        return cls.plain_class(*arguments, **options)
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        return object.__new__, (self.plain_class,), plain_state(self)
+
+    def _native(self) -> Native:
+        """What the methods run, packed anew if the model's weights have changed."""
+        state = weights_state(self)
+        if state != self.higgs_native_state:
+            self.higgs_native = self.higgs_native_state = None  # frees its memory before the next one takes as much
+            self.higgs_native = self.higgs_native_pack(self)
+            self.higgs_native_state = state
         return self.higgs_native
 
-    def __reduce_ex__(self, protocol: int) -> Never:
-        raise ParameterError("an accelerated model can't be copied or pickled; restore(model) first")
+
+def plain_state(model: Accelerated) -> dict[str, Any]:
+    """The attributes that the model has without acceleration."""
+    return {name: value for name, value in vars(model).items() if not name.startswith("higgs_native")}
 
 
 class Generating(Accelerated):
     """A language model whose loop over frames is native."""
 
-    @wraps(HiggsAudioV2ForConditionalGeneration.generate)
-    def generate(self, *arguments: Any, **options: Any) -> HiggsAudioV2GenerationOutput | torch.Tensor:
-        plain = super().generate
-        given = inspect.signature(plain).bind(*arguments, **options).arguments
-        if given.get("custom_generate") is not None:
-            raise unsupported("custom_generate")
-        # transformers gives a custom loop no streamer.
-        loop = partial(decode_frames, self._native(), given.get("streamer"))
-        return plain(*arguments, **options, custom_generate=loop)
+    def _sample(self, *arguments: Any, **options: Any) -> HiggsAudioV2GenerationOutput | torch.Tensor:
+        return decode_frames(self._native(), self, *arguments, **options)
 
 
 class Tokenizing(Accelerated):
@@ -75,11 +87,19 @@ class Tokenizing(Accelerated):
         native = self._native()
         if input_values.dim() != 3 or input_values.shape[1] != 1:
             raise AudioError(f"input_values must have shape [batch, 1, samples], got {list(input_values.shape)}")
+        shortest = native.config.min_samples
+        if len(input_values) == 0 or input_values.shape[2] < shortest:
+            raise AudioError(
+                f"input_values must have a row and {shortest} samples or more, got shape {list(input_values.shape)}"
+            )
+        if not input_values.isfinite().all():
+            raise AudioError("input_values must be finite, got NaN or infinity")
         bandwidths = self.config.target_bandwidths
         if bandwidth is not None and bandwidth not in bandwidths:
             raise ParameterError(f"bandwidth must be one of {bandwidths}, got {bandwidth}")
         levels = self.quantizer.get_num_quantizers_for_bandwidth(bandwidths[-1] if bandwidth is None else bandwidth)
-        rows = [native.encode(row[0], native.sampling_rate, "transformers")[:levels] for row in input_values]
+        waveforms = input_values[:, 0].detach().to("cpu", torch.float32).numpy()
+        rows = [native.encode_waveform(waveform, Convention.TRANSFORMERS)[:levels] for waveform in waveforms]
         codes = torch.stack(rows).to(input_values.device)
         wants_dict = self.config.return_dict if return_dict is None else return_dict
         return HiggsAudioV2TokenizerEncoderOutput(codes) if wants_dict else codes
@@ -93,6 +113,8 @@ class Tokenizing(Accelerated):
             raise unsupported(
                 f"audio_codes of shape {list(audio_codes.shape)}, not [batch, {native.num_codebooks}, *]"
             )
+        if len(audio_codes) == 0:
+            raise AudioError(f"audio_codes must have at least one row, got shape {list(audio_codes.shape)}")
         audio = torch.stack([native.decode(codes) for codes in audio_codes])[:, None].to(audio_codes.device)
         wants_dict = self.config.return_dict if return_dict is None else return_dict
         return HiggsAudioV2TokenizerDecoderOutput(audio) if wants_dict else audio
@@ -103,7 +125,8 @@ def accelerated_class(plain: type[Model]) -> type[Model]:
     """The class of accelerated models of the class `plain`."""
     methods = Generating if issubclass(plain, HiggsAudioV2ForConditionalGeneration) else Tokenizing
     # The name stays: transformers writes it into the files that it saves.
-    return type(plain.__name__, (methods, plain), {"__module__": plain.__module__, "__qualname__": plain.__qualname__})
+    names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "plain_class": plain}
+    return type(plain.__name__, (methods, plain), names)
 
 
 def _needs_weights(name: str, what: str | None = None) -> Callable[..., Never]:
@@ -122,12 +145,17 @@ def _needs_weights(name: str, what: str | None = None) -> Callable[..., Never]:
 class WithoutWeights(Generating, HiggsAudioV2ForConditionalGeneration):
     """A model whose tensors have no memory."""
 
+    plain_class = HiggsAudioV2ForConditionalGeneration
+
     forward = _needs_weights("forward")
     state_dict = _needs_weights("state_dict")
     load_state_dict = _needs_weights("load_state_dict")
     save_pretrained = _needs_weights("save_pretrained")
     push_to_hub = _needs_weights("push_to_hub")
     __reduce_ex__ = _needs_weights("__reduce_ex__", "copying or pickling")
+
+    def _native(self) -> HiggsAudioModel:
+        return self.higgs_native
 
     @property
     def device(self) -> torch.device:
@@ -141,15 +169,5 @@ class WithoutWeights(Generating, HiggsAudioV2ForConditionalGeneration):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "WithoutWeights":
         """Called by `to`, `cuda`, `cpu`, `half` and the like for each tensor: here nothing may change."""
-        try:
-            asked = fn(torch.empty(0, dtype=self.dtype, device=self.device))
-            is_present = (asked.dtype, asked.device) == (self.dtype, self.device)
-            wish = f"can't be changed to {asked.dtype} on {asked.device}"
-        except (AssertionError, RuntimeError) as error:  # torch has no such device
-            is_present, wish = False, f"can't be moved ({str(error).splitlines()[0]})"
-        if is_present:
-            return self
-        raise ParameterError(
-            f"the model is in {self.dtype} on {self.device} and {wish}; "
-            "load it as it shall be: from_pretrained(name, dtype=..., device=...)"
-        )
+        check_stays(self.dtype, self.device, fn)
+        return self

@@ -1,6 +1,7 @@
 """Checkpoints loaded into models that have no weights besides those of the engine."""
 
 import os
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from higgs_native.compat.transformers.classes import WithoutWeights
 from higgs_native.errors import ConfigError, ParameterError
 from higgs_native.generation.engine import HiggsAudioModel
 from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH
 from higgs_native.ops.device import checked_device
@@ -24,7 +26,8 @@ from higgs_native.utils.files import read_json_object
 
 
 # Options of transformers' `from_pretrained` for how the same weights are loaded or run.
-_LOADED_WITHOUT = ("attn_implementation", "low_cpu_mem_usage", "trust_remote_code", "use_safetensors")
+_LOADED_WITHOUT = ("attn_implementation", "low_cpu_mem_usage", "trust_remote_code", "use_safetensors", "weights_only")
+_OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "token")
 
 
 def from_pretrained(
@@ -37,6 +40,8 @@ def from_pretrained(
     torch_dtype: str | torch.dtype | None = None,
     device_map: str | int | torch.device | dict[str, str | int | torch.device] | None = None,
     revision: str | None = None,
+    config: HiggsAudioV2Config | str | os.PathLike | None = None,
+    generation_config: GenerationConfig | None = None,
     **options: Any,
 ) -> HiggsAudioV2ForConditionalGeneration:
     """Load a checkpoint of transformers' layout into a model of which only `generate` can be called.
@@ -52,32 +57,64 @@ def from_pretrained(
         torch_dtype: the older name of `dtype`.
         device_map: transformers' way to name the device: a device, its number, or a dictionary of one device alone.
         revision: of a Hub name.
-        options: `attn_implementation`, `low_cpu_mem_usage`, `trust_remote_code` and `use_safetensors` have no effect.
+        config: the model's configuration, or where to load it; it must describe the checkpoint's model.
+        generation_config: in place of the checkpoint's.
+        options: `cache_dir`, `force_download`, `local_files_only` and `token` are for the Hub. `attn_implementation`,
+            `low_cpu_mem_usage`, `trust_remote_code`, `use_safetensors` and `weights_only` have no effect. Any other is
+            None or False.
 
     Raises:
         CheckpointError, ConfigError: the files are missing, damaged, or of another layout.
-        ParameterError: the dtype, the length, the quantization, the device or another option can't be used.
+        ParameterError: the dtype, the length, the quantization, the device, the configuration or another option can't
+            be used.
     """
-    unknown = [name for name in options if name not in _LOADED_WITHOUT]
+    options = {name: value for name, value in options.items() if value is not None and value is not False}
+    unknown = [name for name in options if name not in (*_LOADED_WITHOUT, *_OF_THE_HUB)]
     if unknown:
         raise ParameterError(
-            f"from_pretrained does not take {', '.join(unknown)}; "
-            "load the model with transformers' own from_pretrained, and accelerate(model)"
+            f"from_pretrained does not take {', '.join(unknown)}; load the model with transformers' own "
+            "from_pretrained, and accelerate(model); quantization=... packs it quantized"
         )
     name = expanded_path("pretrained_model_name_or_path", pretrained_model_name_or_path)
     chosen_device = _one_device(device, device_map)
     chosen_dtype = next((given for given in (dtype, torch_dtype) if given is not None), "auto")
-    folder = resolve_folder(name if revision is None or os.path.isdir(name) else f"{name}@{revision}")
+    folder = resolve_folder(
+        name if revision is None or os.path.isdir(name) else f"{name}@{revision}",
+        **{option: options[option] for option in _OF_THE_HUB if option in options},
+    )
     raw = read_json_object(folder / "config.json")
     if "text_config" in raw or raw.get("model_type") != "higgs_audio_v2":
         raise ConfigError(f"{folder} is not of transformers' layout; load it with higgs_native.HiggsAudio")
+    own_config = HiggsAudioV2Config.from_dict(raw)
+    chosen_config = own_config if config is None else _checked_config(config, own_config)
     native = HiggsAudioModel.from_pretrained(folder, chosen_device, chosen_dtype, max_cache_length, quantization)
     with torch.device("meta"):
-        model = WithoutWeights(HiggsAudioV2Config.from_dict(raw)).eval()
-    if (folder / "generation_config.json").is_file():
+        model = HiggsAudioV2ForConditionalGeneration(chosen_config).eval()
+    if generation_config is not None:
+        model.generation_config = generation_config
+    elif (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     model.higgs_native = native
+    model.__class__ = WithoutWeights
     return model
+
+
+def _checked_config(config: Any, own: HiggsAudioV2Config) -> HiggsAudioV2Config:
+    """The configuration that `config` is or names.
+
+    Raises:
+        ParameterError: it is none, or describes another model than the checkpoint's own.
+    """
+    if isinstance(config, str | os.PathLike):
+        config = HiggsAudioV2Config.from_pretrained(config)
+    if not isinstance(config, HiggsAudioV2Config):
+        raise ParameterError(f"config must be a HiggsAudioV2Config or its path, got a {type(config).__name__}")
+    given, expected = (asdict(HiggsAudioConfig.from_dict(one.to_dict())) for one in (config, own))
+    for name, value in expected.items():
+        # The engine reads neither of these two ids.
+        if given[name] != value and name not in ("eos_token_id", "pad_token_id"):
+            raise ParameterError(f"config must be the checkpoint's, whose {name} is {value}, got {given[name]}")
+    return config
 
 
 def _one_device(device: str | torch.device | None, device_map: Any) -> torch.device:

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, normalizers
 
 from higgs_native import pipeline
 from higgs_native.compat import boson
@@ -28,6 +29,7 @@ from higgs_native.compat.boson import (
     load_higgs_audio_tokenizer,
     revert_delay_pattern,
 )
+from higgs_native.compat.boson.text_tokenizer import TextTokenizer
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
 from higgs_native.generation.engine import generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
@@ -37,7 +39,7 @@ from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, DEMO_CONFI
 from higgs_native.testing.random_checkpoint import write_audio_tokenizer, write_language_model
 
 
-FOLDER = Path(__file__).parents[1] / "golden" / "boson_lm"
+FOLDER = Path(__file__).parents[2] / "golden" / "boson_lm"
 CASES = json.loads((FOLDER / "cases.json").read_text())["cases"]
 RATE = 24000
 GREEDY = {"temperature": 0.0, "ras_win_len": None}
@@ -106,9 +108,10 @@ def test_the_golden_cases_through_the_engine(engine, tensors, name):
         assert (response.audio, response.generated_audio_tokens) == (None, None)
     assert response.sampling_rate == RATE
     assert response.finish_reason in ("stop", "length")
-    steps = case["num_audio_steps"] + case["num_text_steps"]
-    assert response.usage["completion_tokens"] == steps
-    assert response.usage["total_tokens"] == response.usage["prompt_tokens"] + steps
+    # The original's count: the ids of the reply, a placeholder per segment among them, and the frames.
+    completion = len(expected) + sum(segment.shape[1] for segment in segments)
+    assert response.usage["completion_tokens"] == completion
+    assert response.usage["total_tokens"] == response.usage["prompt_tokens"] + completion
 
 
 async def collect(stream) -> list[HiggsAudioStreamerDelta]:
@@ -230,9 +233,79 @@ def test_audio_of_less_than_a_frame_is_none(engine, steps):
 
 def test_quantized(audio_tokenizer_folder):
     engine = HiggsAudioServeEngine(str(FOLDER), str(audio_tokenizer_folder), quantization="int8")
-    assert engine.model.quantization.attention == "int8"
+    assert engine.model.native.quantization.attention == "int8"
     response = engine.generate(ChatMLSample([Message("user", "Hi.")]), 20, force_audio_gen=True)
     assert response.generated_audio_tokens.shape[0] == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "quantization"),
+    [
+        ({"quantization": False}, None),
+        ({"quantization": True}, "int8"),
+        ({"use_quantization": False, "quantization_bits": 4}, None),
+        ({"use_quantization": True}, "int8"),
+        ({"use_quantization": True, "quantization_bits": 4}, "int4"),
+        ({"use_quantization": True, "quantization": "fp8"}, "fp8"),
+    ],
+)
+def test_ways_to_ask_for_quantization(audio_tokenizer_folder, options, quantization):
+    engine = HiggsAudioServeEngine(str(FOLDER), str(audio_tokenizer_folder), **options)
+    assert engine.model.native.quantization.attention == quantization
+
+
+def test_bits_that_no_format_has(audio_tokenizer_folder):
+    with pytest.raises(ParameterError, match=r"quantization: .*, got 'int3'"):
+        HiggsAudioServeEngine(str(FOLDER), str(audio_tokenizer_folder), use_quantization=True, quantization_bits=3)
+
+
+def test_a_replaced_audio_tokenizer_encodes_and_decodes(audio_tokenizer_folder, tmp_path):
+    write_audio_tokenizer(tmp_path, replace(DEMO_AUDIO_TOKENIZER_CONFIG, codebook_size=30), seed=5)
+    conversation = ChatMLSample(
+        [Message("assistant", AudioContent(raw_audio=(noise(0.5), RATE))), Message("user", "Hi.")]
+    )
+    options = {"max_new_tokens": 20, "force_audio_gen": True, **GREEDY}
+    other = HiggsAudioServeEngine(str(FOLDER), str(tmp_path)).generate(conversation, **options)
+    engine = HiggsAudioServeEngine(str(FOLDER), str(audio_tokenizer_folder))
+    first = engine.generate(conversation, **options)
+    engine.audio_tokenizer = load_higgs_audio_tokenizer(str(tmp_path))
+    replaced = engine.generate(conversation, **options)
+    assert np.array_equal(replaced.audio, other.audio)
+    assert np.array_equal(replaced.generated_audio_tokens, other.generated_audio_tokens)
+    assert not np.array_equal(replaced.audio, first.audio)
+    streamed = asyncio.run(collect(engine.generate_delta_stream(conversation, **options)))
+    frames = torch.stack([delta.audio_tokens for delta in streamed if delta.audio_tokens is not None], dim=1)
+    assert np.array_equal(frames, other.generated_audio_tokens)
+
+
+def test_a_replaced_model_and_a_replaced_tokenizer(audio_tokenizer_folder, tmp_path):
+    engine = HiggsAudioServeEngine(str(FOLDER), str(audio_tokenizer_folder))
+    conversation = ChatMLSample([Message("user", "Hi.")])
+    options = {"max_new_tokens": 20, "force_audio_gen": True, **GREEDY}
+    first = engine.generate(conversation, **options).generated_audio_tokens
+    tokenizer = engine.tokenizer
+    engine.model = boson.HiggsAudioModel.from_pretrained(FOLDER, quantization="int4")
+    replaced = engine.generate(conversation, **options)
+    assert engine.model.native.tokenizer is tokenizer.backend_tokenizer
+    assert not np.array_equal(replaced.generated_audio_tokens, first)
+    longer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    longer.normalizer = normalizers.Prepend("Well, ")
+    engine.tokenizer = TextTokenizer(longer)
+    assert engine.generate(conversation, **options).usage["prompt_tokens"] > replaced.usage["prompt_tokens"]
+
+
+def test_what_the_engine_does_not_have_is_one_line(engine):
+    for thing, message in (
+        (engine, r"the engine has no to; docs/compat_boson\.md lists what it has"),
+        (engine.model, "the model has no state_dict: its weights are packed for the engine, and it only generates"),
+        (engine.audio_tokenizer, "the audio tokenizer has no semantic_model: its networks are packed"),
+        (engine.tokenizer, "the engine's tokenizer has no apply_chat_template; transformers' AutoTokenizer"),
+        (engine.model.config, "the configuration has no audio_tower"),
+    ):
+        name = message.split(" has no ")[1].replace(";", " ").replace(":", " ").split()[0]
+        assert not hasattr(thing, name)
+        with pytest.raises(AttributeError, match=message):
+            getattr(thing, name)
 
 
 def test_what_can_not_be_asked(engine):
@@ -305,8 +378,9 @@ def test_the_longest_cache_length_is_the_limit(audio_tokenizer_folder):
     engine = HiggsAudioServeEngine(
         str(FOLDER), str(audio_tokenizer_folder), str(FOLDER), "cpu", torch.float32, kv_cache_lengths=[64, 128]
     )
-    response = engine.generate(ChatMLSample([Message("user", "Hi.")]), 1000, stop_strings=[])
+    response = engine.generate(ChatMLSample([Message("user", "Hi.")]), 1000, stop_strings=[], **GREEDY)
     assert response.finish_reason == "length"
+    assert "<|AUDIO_OUT|>" not in response.generated_text
     assert response.usage["total_tokens"] == 128 + 1  # what was drawn last needs no place
 
 
@@ -430,7 +504,7 @@ def test_reverting_the_delay_pattern():
 
 
 def test_text_that_ends_inside_of_a_character_comes_at_the_end(engine, tensors, monkeypatch):
-    begun = engine.tokenizer.encode("你", add_special_tokens=False).ids[:1]
+    begun = engine.tokenizer.encode("你", add_special_tokens=False)[:1]
 
     def generate_batch(model, requests):
         requests[0].on_token(begun[0])
@@ -510,8 +584,8 @@ def test_the_client_tells_of_a_chunk_without_audio(client, monkeypatch):
 
 
 def test_the_example_of_the_docs_runs(audio_tokenizer_folder, tmp_path, monkeypatch):
-    text = (Path(__file__).parents[2] / "docs" / "compat_boson.md").read_text()
-    code = text.split("```python\n")[1].split("```")[0]
+    text = (Path(__file__).parents[3] / "docs" / "compat_boson.md").read_text()
+    code = text.split("```python\n")[2].split("```")[0]
     code = code.replace("bosonai/higgs-audio-v2-generation-3B-base", str(FOLDER))
     code = code.replace("bosonai/higgs-audio-v2-tokenizer", str(audio_tokenizer_folder))
     monkeypatch.chdir(tmp_path)
@@ -530,7 +604,8 @@ def test_signatures_and_fields_are_those_of_the_original():
     assert names(HiggsAudioServeEngine.generate) == generate
     assert names(HiggsAudioServeEngine.generate_delta_stream) == generate
     paths = ["model_name_or_path", "audio_tokenizer_name_or_path", "tokenizer_name_or_path"]
-    assert names(HiggsAudioServeEngine) == [*paths, "device", "torch_dtype", "kv_cache_lengths", "quantization"]
+    added = ["quantization", "use_quantization", "quantization_bits"]
+    assert names(HiggsAudioServeEngine) == [*paths, "device", "torch_dtype", "kv_cache_lengths", *added]
     expected = {
         boson.HiggsAudioResponse: "audio generated_audio_tokens sampling_rate generated_text generated_text_tokens",
         HiggsAudioStreamerDelta: "text text_tokens audio_tokens finish_reason",
