@@ -1,4 +1,4 @@
-"""Run all benchmarks: read bandwidth, operators, frames, prompts, speech, and Python's share.
+"""Run all benchmarks: read bandwidth, operators, frames, prompts, requests, speech, and Python's share.
 
     python -m benchmarks --json report.json --plots plots
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import bench_frame, bench_prefix, bench_python, bench_speech, bench_streaming
+from benchmarks import bench_engine, bench_frame, bench_prefix, bench_python, bench_speech, bench_streaming
 from benchmarks.measure import ReadBandwidth, summary, write_json
 from benchmarks.ops import bench_audio_tokenizer, bench_linear
 from higgs_native import HiggsAudio, exit_on_bad_input
@@ -30,13 +30,13 @@ from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, REAL_SIZE_
 from higgs_native.testing.random_checkpoint import write_language_model
 
 
-SECTIONS = ("bandwidth", "linear", "audio_tokenizer", "streaming", "frame", "prefix", "speech", "python")
+SECTIONS = ("bandwidth", "linear", "audio_tokenizer", "streaming", "frame", "prefix", "engine", "speech", "python")
 
 
 @exit_on_bad_input()
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="checkpoint of the sections frame and prefix: a folder or a Hub name")
+    parser.add_argument("--model", help="checkpoint of the sections frame, prefix and engine: a folder or a Hub name")
     parser.add_argument(
         "--layers", type=int, default=8, help="layers of the checkpoint that is written without --model"
     )
@@ -66,6 +66,7 @@ def main() -> None:
         "streaming": lambda: run_streaming(args.quick),
         "frame": lambda: run_frame(checkpoint(), args.quick, compare),
         "prefix": lambda: run_prefix(checkpoint(), args.quick),
+        "engine": lambda: run_engine(checkpoint(), args.quick, compare),
         "speech": lambda: run_speech(args.quick),
         "python": lambda: run_python(args.quick),
     }
@@ -148,6 +149,12 @@ def run_prefix(folder: Path, quick: bool) -> dict[str, Any]:
     if quick:
         return bench_prefix.run(folder, ["int8"], DEMO_AUDIO_TOKENIZER_CONFIG, 3.0, 1)
     return bench_prefix.run(folder, bench_prefix.FORMATS, HiggsAudioTokenizerConfig(), 10.0, 5)
+
+
+def run_engine(folder: Path, quick: bool, compare: bool) -> dict[str, Any]:
+    """Requests side by side and one after the other, beside a batch of transformers."""
+    frames, repeats = (12, 1) if quick else (60, 3)
+    return bench_engine.run(folder, bench_engine.FORMATS, bench_engine.COUNTS, frames, repeats, compare)
 
 
 def run_speech(quick: bool) -> dict[str, Any]:

@@ -32,8 +32,9 @@ from higgs_native import HiggsAudio, HiggsAudioModel, SamplingParams, ops
 from higgs_native.audio_tokenizer.decoder import StreamingDecoder
 from higgs_native.audio_tokenizer.graph_decoder import WindowedDecoder
 from higgs_native.convention import Convention
-from higgs_native.generation.model_runner import DecodeRow
+from higgs_native.generation.model_runner import DecodeRow, ModelRunner
 from higgs_native.model.batch import Batch
+from higgs_native.model.kv_cache import pages_for
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.device import checked_device
 from higgs_native.ops.formats import QUANTIZED_FORMATS
@@ -207,48 +208,37 @@ def graphed(function: Callable[[], object], device: torch.device) -> Callable[[]
     return graph.replay
 
 
-def frames_of_native(model: HiggsAudioModel, batch: int, position: int, count: int, rounds: int) -> Any:
-    """A context with a function that draws `count` more frames of `batch` sequences, from `position` on."""
-    return _Drawing(model, batch, position, count, rounds)
+@torch.inference_mode()
+def frames_of_native(
+    model: HiggsAudioModel, batch: int, position: int, count: int, rounds: int
+) -> Callable[[], list[torch.Tensor]]:
+    """Return a function that draws `count` more frames of `batch` sequences, from `position` on, `rounds` times."""
+    pages = pages_for(position + count * rounds)
+    runner = ModelRunner(model, 1 << (batch - 1).bit_length(), batch * pages)
+    # Keys and values of a prompt: noise does as well.
+    for tensor in (*runner.cache.keys, *runner.cache.values):
+        tensor.normal_()
+    runner.write_pages([(slot, index, slot * pages + index) for slot in range(batch) for index in range(pages)])
+    for slot in range(batch):
+        runner.sampler.reset_slot(slot, Convention.TRANSFORMERS, SamplingParams(temperature=1.0, seed=slot))
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(model.config.audio_stream_bos_id, (model.config.num_codebooks,), generator=generator)
+    runner.begin([DecodeRow(slot, position, codes) for slot in range(batch)])
 
+    def draw() -> list[torch.Tensor]:
+        frames: list[torch.Tensor] = []
+        launched = 0
+        while len(frames) < count:
+            while launched < count and runner.in_flight < runner.max_ahead:
+                runner.launch()
+                launched += 1
+            codes, active = runner.read()
+            if not all(active):
+                raise RuntimeError("a sequence ended: time a checkpoint whose audio does not end")
+            frames.append(codes)
+        return frames
 
-class _Drawing:
-    def __init__(self, model: HiggsAudioModel, batch: int, position: int, count: int, rounds: int) -> None:
-        self._model, self._batch, self._position, self._count = model, batch, position, count
-        self._context = model.runner_pool.runner(model, batch, position + count * rounds, 16)
-
-    def __enter__(self) -> Callable[[], list[torch.Tensor]]:
-        runner = self._context.__enter__()
-        generator = torch.Generator().manual_seed(0)
-        # Keys and values of a prompt: noise does as well.
-        for tensor in (*runner.cache.keys, *runner.cache.values):
-            tensor[: self._batch, :, : self._position].normal_()
-        for slot in range(self._batch):
-            runner.sampler.reset_slot(slot, Convention.TRANSFORMERS, SamplingParams(temperature=1.0, seed=slot))
-        config = self._model.config
-        codes = torch.randint(config.audio_stream_bos_id, (config.num_codebooks,), generator=generator)
-        self._rows = [DecodeRow(slot, self._position, codes) for slot in range(self._batch)]
-
-        def draw() -> list[torch.Tensor]:
-            frames: list[torch.Tensor] = []
-
-            def on_frame(codes: torch.Tensor, active: list[int]) -> bool:
-                if not all(active):
-                    raise RuntimeError("a sequence ended: time a checkpoint whose audio does not end")
-                frames.append(codes)
-                return True
-
-            runner.draw(self._rows, self._count, on_frame)
-            self._rows = [
-                DecodeRow(row.slot, row.position + self._count, codes)
-                for row, codes in zip(self._rows, frames[-1], strict=True)
-            ]
-            return frames
-
-        return draw
-
-    def __exit__(self, *exception: object) -> None:
-        self._context.__exit__(*exception)
+    return draw
 
 
 @torch.inference_mode()
@@ -272,8 +262,7 @@ def bench_frames(
         others[REFERENCE] = transformers_frames(reference, cache, frames, position)
         if first.device.type == "cuda":
             others[COMPILED] = compiled_frames(reference, cache, frames, position, mode="reduce-overhead")
-    drawings = {format: frames_of_native(model, 1, position, sizes.frames, rounds) for format, model in models.items()}
-    draws = {format: drawing.__enter__() for format, drawing in drawings.items()}
+    draws = {format: frames_of_native(model, 1, position, sizes.frames, rounds) for format, model in models.items()}
     for index in range(rounds):
         for format, draw in draws.items():
             times.setdefault(format, []).append(1e3 * seconds(draw) / sizes.frames)
@@ -281,8 +270,6 @@ def bench_frames(
             for at in range(index * count // rounds, (index + 1) * count // rounds):
                 times.setdefault(name, []).append(1e3 * seconds(lambda run_frame=run_frame, at=at: run_frame(at)))
         read.append(bandwidth.measure())
-    for drawing in drawings.values():
-        drawing.__exit__(None, None, None)
     result: dict[str, Any] = {"position": position, "read_gb_per_s": summary(read, digits=1)}
     for name, values in times.items():
         num_bytes = frame_bytes(models.get(name, first), position + sizes.frames * rounds // 2)
@@ -306,11 +293,12 @@ def bench_batch(
     rounds, position = 3, sizes.batch_position
     result: dict[str, Any] = {"batch": batch, "position": position}
     for format, model in models.items():
-        with frames_of_native(model, batch, position, sizes.frames, rounds) as draw:
-            times, read = [], []
-            for _ in range(rounds):
-                times.append(1e3 * seconds(draw) / sizes.frames)
-                read.append(bandwidth.measure())
+        draw = frames_of_native(model, batch, position, sizes.frames, rounds)
+        times, read = [], []
+        for _ in range(rounds):
+            times.append(1e3 * seconds(draw) / sizes.frames)
+            read.append(bandwidth.measure())
+        del draw  # frees its cache
         middle = position + sizes.frames * rounds // 2
         cache = frame_bytes(model, middle) - frame_bytes(model, 0)
         rate = summary(read, digits=1)
@@ -415,7 +403,7 @@ def bench_codec(engine: HiggsAudio, sizes: Sizes) -> dict[str, Any]:
 
 def bench_first_sound(engine: HiggsAudio, sizes: Sizes) -> dict[str, Any]:
     """From the call to the first four frames of sound, exact and with as little lookahead as can be."""
-    engine.model.prefix_cache.max_bytes = 0  # each call computes its prompt
+    engine.model.engine.prefix_bytes = 0  # each call computes its prompt
     report = {}
     for low_latency in (0, engine.audio_tokenizer.context_frames):
         times = []

@@ -131,7 +131,7 @@ def bench_frame(
         cache = native.new_cache(1, position + len(frames))
         filling = torch.Generator().manual_seed(0)
         for tensor in (*cache.keys, *cache.values):
-            tensor[:, :, :position].normal_(generator=filling)
+            tensor.normal_(generator=filling)
         if not runs and reference is not None:
             runs[REFERENCE] = transformers_frames(reference, cache, frames, position)
             if with_compile:
@@ -262,6 +262,11 @@ def transformers_model(native: LanguageModel, folder: Path) -> Any:
     return transformers.HiggsAudioV2ForConditionalGeneration.from_pretrained(folder, dtype=native.dtype).eval()
 
 
+def _positions(pages: torch.Tensor, count: int) -> torch.Tensor:
+    """The first positions [1, KV heads, count, head_dim] of a new cache's only sequence."""
+    return pages.transpose(0, 1).flatten(1, 2)[None, :, :count]
+
+
 def transformers_frames(
     model: Any, cache: KVCache, frames: torch.Tensor, position: int
 ) -> Callable[[int], torch.Tensor]:
@@ -270,7 +275,7 @@ def transformers_frames(
 
     past = transformers.DynamicCache(config=model.config)
     for index, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
-        past.update(keys[:, :, :position].clone(), values[:, :, :position].clone(), index)
+        past.update(_positions(keys, position).clone(), _positions(values, position).clone(), index)
 
     def run(index: int) -> torch.Tensor:
         logits = model(audio_input_ids=frames[None, index : index + 1], past_key_values=past, use_cache=True).logits
@@ -290,8 +295,8 @@ def compiled_frames(
     prompt = torch.zeros(1, position, model.config.num_codebooks, dtype=torch.long, device=model.device)
     model(audio_input_ids=prompt, past_key_values=past, use_cache=True, logits_to_keep=1)
     for layer, keys, values in zip(past.layers, cache.keys, cache.values, strict=True):
-        layer.keys[:, :, :position] = keys[:, :, :position]
-        layer.values[:, :, :position] = values[:, :, :position]
+        layer.keys[:, :, :position] = _positions(keys, position)
+        layer.values[:, :, :position] = _positions(values, position)
     forward = torch.compile(model.forward, dynamic=False, mode=mode)
 
     def run(index: int) -> torch.Tensor:

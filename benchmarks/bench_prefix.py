@@ -86,12 +86,11 @@ def bench(engine: HiggsAudio, reference: tuple[np.ndarray, int], repeats: int) -
 
     report: dict[str, Any] = {}
     bandwidth = ReadBandwidth(64 << 20)
-    prefixes = engine.model.prefix_cache
     for name, function in (("prompt", prompt), ("first_audio", first_audio)):
         times: dict[str, list[float]] = {"new_voice_s": [], "known_voice_s": []}
         read = []
         for _ in range(repeats + 1):  # the first round warms up, and encodes the reference
-            prefixes.clear()
+            engine.model.engine.forget_prefixes()
             for key, text in zip(times, TEXTS, strict=True):
                 times[key].append(seconds(lambda function=function, text=text: function(text)))
             read.append(bandwidth.measure())

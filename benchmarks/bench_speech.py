@@ -103,7 +103,7 @@ def run(
     factors, shares, read = [], [], []
     for seed in range(repeats + 1):
         if new_voice:
-            engine.model.prefix_cache.clear()
+            engine.model.engine.forget_prefixes()
         start = time.perf_counter()
         speech = engine.speak(SENTENCE, seed=seed, max_new_tokens=frames, **(reference or {}))
         took = time.perf_counter() - start

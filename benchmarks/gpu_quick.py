@@ -32,6 +32,7 @@ from higgs_native import HiggsAudioModel, ops
 from higgs_native.model.batch import Batch
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, expected_tensors
 from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
 from higgs_native.model.quantization import Quantization
 from higgs_native.testing.configs import DEMO_CONFIG, REAL_SIZE_CONFIG
 
@@ -212,13 +213,19 @@ class Run:
 
     def _attention(self, rows: int, position: int) -> None:
         config, count = self._sizes.config, position + 1
-        shape = rows, config.num_key_value_heads, self._sizes.cache, config.head_dim
+        pages = pages_for(self._sizes.cache)
+        shape = rows * pages, config.num_key_value_heads, PAGE_SIZE, config.head_dim
         keys, values = (torch.randn(shape, device=self._device, dtype=torch.bfloat16) for _ in range(2))
+        page_table = torch.randperm(rows * pages, device=self._device).int().view(rows, pages)
         query = torch.randn(rows, config.num_attention_heads * config.head_dim, device=self._device)
         slots = torch.arange(rows, dtype=torch.int32, device=self._device)
         positions = torch.full_like(slots, position)
         group = config.num_attention_heads // config.num_key_value_heads
-        k, v = (cache[:, :, :count].double().repeat_interleave(group, 1) for cache in (keys, values))
+        # From [rows, pages, KV heads, page size, head_dim].
+        k, v = (
+            cache[page_table.long()].transpose(1, 2).flatten(2, 3)[:, :, :count].double() for cache in (keys, values)
+        )
+        k, v = (cache.repeat_interleave(group, 1) for cache in (k, v))
         heads = query.double().view(rows, config.num_attention_heads, 1, config.head_dim)
         expected = torch.nn.functional.scaled_dot_product_attention(heads, k, v).reshape(rows, -1)
         self._compare(
@@ -226,7 +233,7 @@ class Run:
             [*shape, position],
             "bfloat16",
             expected,
-            lambda out: ops.attention(out, query, keys, values, slots, positions, config.head_dim**-0.5),
+            lambda out: ops.attention(out, query, keys, values, page_table, slots, positions, config.head_dim**-0.5),
         )
 
     def _compare(
@@ -265,8 +272,8 @@ class Run:
         drawn = []
         for _ in range(4):
             torch.manual_seed(1)  # of the keys and values before
-            with frames_of_native(model, 1, self._sizes.positions[0], self._sizes.frames, 1) as draw:
-                drawn.append(torch.stack(draw()))
+            draw = frames_of_native(model, 1, self._sizes.positions[0], self._sizes.frames, 1)
+            drawn.append(torch.stack(draw()))
         self._facts.add(
             "same_codes",
             format=format,
@@ -299,8 +306,8 @@ class Run:
     def _frame_times(self, model: HiggsAudioModel, batch: int, position: int) -> list[float]:
         """ms per frame in each round; the first round warms up and is left out."""
         frames, rounds = self._sizes.frames, self._sizes.rounds
-        with frames_of_native(model, batch, position, frames, rounds) as draw:
-            return [round(1e3 * seconds(draw) / frames, 4) for _ in range(rounds)][1:]
+        draw = frames_of_native(model, batch, position, frames, rounds)
+        return [round(1e3 * seconds(draw) / frames, 4) for _ in range(rounds)][1:]
 
     @torch.inference_mode()
     def prompts(self, model: HiggsAudioModel, format: str) -> None:
@@ -323,10 +330,10 @@ class Run:
         """The time of each kernel of a frame, and the gaps between them, in replays of its graph."""
         on_gpu = self._device.type == "cuda"
         activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
-        with frames_of_native(model, 1, self._sizes.profiled_position, self._sizes.frames, 2) as draw:
+        draw = frames_of_native(model, 1, self._sizes.profiled_position, self._sizes.frames, 2)
+        draw()
+        with profile(activities=[activity]) as profiled:
             draw()
-            with profile(activities=[activity]) as profiled:
-                draw()
         device_type = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
         spans = sorted(
             (event.time_range.start, event.time_range.end, event.name.split("(")[0][-60:])

@@ -11,7 +11,7 @@ STABLE_TORCH_LIBRARY(higgs_native, m) {
   m.def("embed(Tensor(a!) out, Tensor token_ids, Tensor codes, Tensor text_table, Tensor audio_table) -> ()");
 
   // linear
-  m.def("pack_linear(Tensor(a!) packed, Tensor weight, int first_lane, int lanes) -> ()");
+  m.def("pack_linear(Tensor(a!) packed, Tensor weight, int first_row, int panel_rows) -> ()");
   m.def("linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? scales, Tensor? residual) -> ()");
   m.def(
       "rms_norm_linear(Tensor(a!) out, Tensor x, Tensor norm_weight, float eps, Tensor weight, Tensor? scales) -> ()");
@@ -22,10 +22,10 @@ STABLE_TORCH_LIBRARY(higgs_native, m) {
   // attention
   m.def(
       "qkv_rope_cache(Tensor(a!) query, Tensor(b!) key_cache, Tensor(c!) value_cache, Tensor x, Tensor text_norm, "
-      "Tensor audio_norm, float eps, Tensor qkv_weight, Tensor? qkv_scales, Tensor rope_table, Tensor slots, "
-      "Tensor positions, Tensor cache_positions, int num_text_rows) -> ()");
+      "Tensor audio_norm, float eps, Tensor qkv_weight, Tensor? qkv_scales, Tensor rope_table, Tensor page_table, "
+      "Tensor slots, Tensor positions, Tensor cache_positions, int num_text_rows) -> ()");
   m.def(
-      "attention(Tensor(a!) out, Tensor query, Tensor key_cache, Tensor value_cache, Tensor slots, "
+      "attention(Tensor(a!) out, Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_table, Tensor slots, "
       "Tensor cache_positions, float scale) -> ()");
 
   // dual_ffn
@@ -38,8 +38,8 @@ STABLE_TORCH_LIBRARY(higgs_native, m) {
   // decoder
   m.def(
       "decoder_layers(Tensor(a!) x, Tensor(b!) query, Tensor(c!) attended, Tensor(d!)[] key_caches, "
-      "Tensor(e!)[] value_caches, Tensor[] weights, int[] skips_audio, float eps, Tensor rope_table, Tensor slots, "
-      "Tensor positions, Tensor text_positions, int num_text_rows) -> ()");
+      "Tensor(e!)[] value_caches, Tensor[] weights, int[] skips_audio, float eps, Tensor rope_table, "
+      "Tensor page_table, Tensor slots, Tensor positions, Tensor text_positions, int num_text_rows) -> ()");
 
   // sampling
   m.def(

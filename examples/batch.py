@@ -1,9 +1,10 @@
-"""Speak a list of texts, each into its own file. Finished texts are skipped, so an interrupted run resumes.
+"""Speak a list of texts, several at a time, each into its own file. An interrupted run resumes.
 
-    python examples/batch.py --manifest examples/manifest.csv --out speeches
+    python examples/batch.py --manifest examples/manifest.csv --out speeches --parallel 8
 
 The manifest is a CSV file with a header, or JSON lines (.jsonl). A row has an `id`, the name of its file, and a
-`text`. It may have a `voice` of the folder of voices, and a `seed` (default 0). To repeat a row, delete its file.
+`text`. It may have a `voice` of the folder of voices, and a `seed` (default 0). Rows whose file exists are skipped:
+to repeat one, delete its file. Each file is the same however many texts are spoken at a time.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,27 +38,38 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, default=EXAMPLES / "manifest.csv")
     parser.add_argument("--voices-folder", type=Path, default=EXAMPLES / "voices", help="recordings and descriptions")
     parser.add_argument("--out", type=Path, default=Path("speeches"), help="the folder to write")
+    parser.add_argument("--parallel", type=int, default=8, help="maximum number of texts at a time")
     args = parser.parse_args()
+    if args.parallel < 1:
+        raise ValueError(f"--parallel must be at least 1, got {args.parallel}")
 
     # The whole manifest is checked before the first text is spoken.
     rows = list(read_manifest(args.manifest, list_voices(args.voices_folder)))
     args.out.mkdir(parents=True, exist_ok=True)
     engine = HiggsAudio.from_pretrained(args.model)
     failed = 0
-    for row in rows:
-        path = args.out / f"{row.id}.wav"
-        if path.exists():
-            print(f"{path}: already done")
-            continue
-        try:
-            speech = engine.speak(row.text, voice=row.voice, seed=row.seed)
-            speech.save(path)  # written whole or not at all
-        except HiggsNativeError as error:
-            failed += 1
-            print(f"error: {row.location}: {error}", file=sys.stderr)
-        else:
-            print(f"{path}: {speech.duration:.2f} s")
+    # Calls of several threads share the passes over the weights.
+    pool = ThreadPoolExecutor(args.parallel)
+    try:
+        done = [pool.submit(speak, engine, row, args.out / f"{row.id}.wav") for row in rows]
+        for row, message in zip(rows, done, strict=True):
+            try:
+                print(message.result())
+            except HiggsNativeError as error:
+                failed += 1
+                print(f"error: {row.location}: {error}", file=sys.stderr)
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C finishes the texts that are being spoken
     sys.exit(1 if failed else 0)
+
+
+def speak(engine: HiggsAudio, row: Row, path: Path) -> str:
+    """Speak a row into a file unless it exists; return what to tell."""
+    if path.exists():
+        return f"{path}: already done"
+    speech = engine.speak(row.text, voice=row.voice, seed=row.seed)
+    speech.save(path)  # written whole or not at all
+    return f"{path}: {speech.duration:.2f} s"
 
 
 def read_manifest(path: Path, voices: dict[str, Voice]) -> Iterator[Row]:

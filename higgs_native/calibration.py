@@ -196,7 +196,8 @@ class States:
         self._rows = rows = Batch.text_then_audio(spoken, device)
         length = int(rows.positions.max()) + 1
         self._rope_table = rope_table(config, length).to(device)
-        self._cache = KVCache(replace(config, num_hidden_layers=1), len(spoken), length, weights.dtype, device)
+        one_layer = replace(config, num_hidden_layers=1)
+        self._cache = KVCache.with_own_pages(one_layer, len(spoken), length, weights.dtype, device)
         self.states = torch.empty(len(rows.slots), config.hidden_size, dtype=torch.float32, device=device)
         text_table = weights.tensor("embed_tokens.weight")
         audio_table = weights.tensor("audio_codebook_embeddings.weight")
@@ -216,6 +217,7 @@ class States:
             [int(layer.skips_audio)],
             self._config.rms_norm_eps,
             self._rope_table,
+            self._cache.page_table,
             self._rows.slots,
             self._rows.positions,
             self._rows.text_positions,
@@ -256,23 +258,24 @@ class States:
         if layer.skips_audio:
             count, cache_positions = self._num_text, rows.text_positions
         query, attended = self._head_buffers(count)
-        keys, values, slots = self._cache.keys[0], self._cache.values[0], rows.slots[:count]
+        caches, page_table = (self._cache.keys[0], self._cache.values[0]), self._cache.page_table
+        slots = rows.slots[:count]
         ops.qkv_rope_cache(
             query,
-            keys,
-            values,
+            *caches,
             self.states[:count],
             layer.text.input_norm,
             layer.audio.input_norm,
             config.rms_norm_eps,
             layer.qkv,
             self._rope_table,
+            page_table,
             slots,
             rows.positions[:count],
             cache_positions,
             self._num_text,
         )
-        ops.attention(attended, query, keys, values, slots, cache_positions, config.head_dim**-0.5)
+        ops.attention(attended, query, *caches, page_table, slots, cache_positions, config.head_dim**-0.5)
         return attended
 
     def _head_buffers(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -285,11 +288,11 @@ class States:
 
     def _activated(self, states: torch.Tensor, ffn: FeedForward) -> Iterator[torch.Tensor]:
         """The input of the down projection, `_ROWS_AT_ONCE` rows at a time."""
-        width, lanes = self._config.intermediate_size, PANEL // 2
+        width, half_panel = self._config.intermediate_size, PANEL // 2
         for part in states.split(_ROWS_AT_ONCE):
             both = part.new_empty(len(part), len(ffn.gate_up.data) * PANEL)
             ops.rms_norm_linear(both, part, ffn.post_attention_norm, self._config.rms_norm_eps, ffn.gate_up)
-            gate, up = both.unflatten(1, (-1, 2, lanes)).unbind(2)
+            gate, up = both.unflatten(1, (-1, 2, half_panel)).unbind(2)
             yield (F.silu(gate) * up).flatten(1)[:, :width]
 
 

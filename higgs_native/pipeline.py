@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.convention import Convention
-from higgs_native.errors import CheckpointError, ParameterError, PromptError, one_line
+from higgs_native.errors import CheckpointError, ConfigError, ParameterError, PromptError, one_line
 from higgs_native.failure_checks import Failure, detect_failures, frame_levels
 from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.engine import HiggsAudioModel, generate_batch
@@ -41,6 +41,8 @@ EMBEDDED_VOICE = Path(__file__).with_name("embedded_voice")
 """The folder of the small checkpoint in the package: a demonstration voice."""
 EMBEDDED_VOICE_KEY = "higgs_native_embedded_voice"
 """The key that is true in the `config.json` of that checkpoint and of its quantized copies."""
+VOICES_KEY = "higgs_native_voices"
+"""The key in `config.json` that lists the voices that a checkpoint was trained on, by the words that describe them."""
 
 
 class HiggsAudio:
@@ -60,6 +62,7 @@ class HiggsAudio:
 
     Attributes:
         is_embedded_voice: whether it was loaded from `EMBEDDED_VOICE` or a quantized copy of it.
+        trained_voices: names of the voices that the checkpoint was trained on; the published one has none.
 
     Raises:
         CheckpointError: the codebooks of the two differ, or the model has no text tokenizer.
@@ -85,10 +88,10 @@ class HiggsAudio:
         self.model = model
         self.audio_tokenizer = audio_tokenizer
         if model.device.type == "cuda":
-            # Most calls of `speak` fit: a prompt of up to 1024 positions and as many frames.
-            model.runner_pool.prepare(model, 1, 2048)
+            model.engine.prepare()
         self.convention = Convention.parse(model.config.convention if convention is None else convention)
         self.is_embedded_voice = False
+        self.trained_voices: tuple[str, ...] = ()
 
     @classmethod
     def from_pretrained(
@@ -130,6 +133,7 @@ class HiggsAudio:
         model = HiggsAudioModel.from_pretrained(folder, device, dtype, quantization=quantization)
         engine = cls(model, audio_tokenizer)
         engine.is_embedded_voice = read_json_object(folder / "config.json").get(EMBEDDED_VOICE_KEY) is True
+        engine.trained_voices = read_trained_voices(folder)
         return engine
 
     def speak(
@@ -151,8 +155,8 @@ class HiggsAudio:
         Args:
             text: what to say, with `[SPEAKER0]`, `[SPEAKER1]`, ... before the turns of several speakers. It is
                 normalized by `higgs_native.normalize_text`.
-            voice: the name of a voice in `voices_folder`, or a `Voice`; several, in a list or separated by commas, are
-                those of SPEAKER0, SPEAKER1, ...
+            voice: the name of a voice in `voices_folder` or in `trained_voices`, or a `Voice`; several, in a list or
+                separated by commas, are those of SPEAKER0, SPEAKER1, ...
             reference_audio: a recording to clone instead: an audio file, its contents, `(samples, sampling rate)`, or
                 another form that `Recording.read` takes.
             reference_text: the words spoken in the recording; with them the clone is closer.
@@ -171,7 +175,7 @@ class HiggsAudio:
         Warns:
             VoiceWarning: the reference audio is poor, or its words are not given (see `higgs_native.audio.quality`).
         """
-        voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
+        voices = choose_voices(voice, reference_audio, reference_text, voices_folder, self.trained_voices)
         params = SamplingParams.of(sampling, options)
         messages = self.speech_messages(text, voices, scene)
         speech = self.generate(messages, True, on_progress, params)
@@ -215,7 +219,7 @@ class HiggsAudio:
         Warns:
             VoiceWarning: as for `speak`.
         """
-        voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
+        voices = choose_voices(voice, reference_audio, reference_text, voices_folder, self.trained_voices)
         sizes = ChunkSizes(first_chunk_frames, chunk_growth, max_chunk_frames)
         context = self.audio_tokenizer.context_frames
         check_integer("low_latency", low_latency)
@@ -224,7 +228,7 @@ class HiggsAudio:
         params = SamplingParams.of(sampling, options).with_seed()
         messages = self.speech_messages(text, voices, scene)
         return SpeechStream(
-            self.prepare(messages, True, params),
+            self.prepare(messages, True, params, real_time=True),
             self.model.config,
             self.audio_tokenizer,
             self.convention,
@@ -256,7 +260,7 @@ class HiggsAudio:
         check_callable("on_progress", on_progress, optional=True)
         params = SamplingParams.of(sampling, options).with_seed()
         generate = self.prepare(conversation, force_audio_gen, params)
-        output = generate(None if on_progress is None else self._frame_counter(on_progress))
+        output = generate(None if on_progress is None else self.frame_counter(on_progress))
         return replace(self.speech(output), seed=params.seed)
 
     def speech_messages(self, text: str, voices: Sequence[Voice], scene: str | None) -> list[Message]:
@@ -290,18 +294,38 @@ class HiggsAudio:
         conversation: ChatMLSample | Sequence[Message],
         force_audio_gen: bool,
         sampling: SamplingParams,
+        real_time: bool = False,
     ) -> Callable[..., GenerationOutput]:
         """Check all that can be checked, and read the recordings, before anything is generated.
 
         Args:
             conversation, force_audio_gen: as for `generate`.
             sampling: how to draw, and when to stop.
+            real_time: see `GenerationRequest`.
 
         Returns:
             A function that generates the reply, given `on_frame` and `on_token` (see `GenerationRequest`) or neither.
 
         Raises:
             PromptError, AudioError, ParameterError, CheckpointError: as for `generate`.
+        """
+        make_request = self.prepare_request(conversation, force_audio_gen, sampling, real_time)
+
+        def generate(on_frame: OnFrame | None = None, on_token: OnToken | None = None) -> GenerationOutput:
+            return generate_batch(self.model, [make_request(on_frame, on_token)])[0]
+
+        return generate
+
+    def prepare_request(
+        self,
+        conversation: ChatMLSample | Sequence[Message],
+        force_audio_gen: bool,
+        sampling: SamplingParams,
+        real_time: bool = False,
+    ) -> Callable[..., GenerationRequest]:
+        """Check and read what `prepare` does; return a function that encodes the recordings and makes the request.
+
+        `model.engine.add` takes the request, and `speech` decodes its output.
         """
         check_flag("force_audio_gen", force_audio_gen)
         if not force_audio_gen and self.convention == Convention.TRANSFORMERS:
@@ -317,8 +341,8 @@ class HiggsAudio:
             for item in prompt.audio
         ]
 
-        def generate(on_frame: OnFrame | None = None, on_token: OnToken | None = None) -> GenerationOutput:
-            request = GenerationRequest(
+        def make_request(on_frame: OnFrame | None = None, on_token: OnToken | None = None) -> GenerationRequest:
+            return GenerationRequest(
                 prompt.input_ids,
                 # Boson's length rule in both conventions: it takes every length, and where both do they agree.
                 [
@@ -331,10 +355,10 @@ class HiggsAudio:
                 sampling,
                 on_frame=on_frame,
                 on_token=on_token,
+                real_time=real_time,
             )
-            return generate_batch(self.model, [request])[0]
 
-        return generate
+        return make_request
 
     def fingerprint(self) -> str:
         """A SHA-256 that tells this engine's checkpoints from others, whichever folder they lie in.
@@ -353,8 +377,11 @@ class HiggsAudio:
                 )
         return digest.hexdigest()
 
-    def _frame_counter(self, on_progress: Callable[[float], None]) -> Callable[[torch.Tensor], None]:
-        """A callback for frames that reports seconds of audio; a frame is complete when its last codebook is drawn."""
+    def frame_counter(self, on_progress: Callable[[float], None]) -> Callable[[torch.Tensor], None]:
+        """Return a callback for the frames of one request that reports seconds of audio.
+
+        A frame is complete when its last codebook is drawn.
+        """
         complete = 0
 
         def on_frame(codes: torch.Tensor) -> None:
@@ -391,3 +418,15 @@ class HiggsAudio:
         """The codes of a delayed segment, without BOS and EOS: [codebooks, N] -> [codebooks, T]."""
         codes = segment_codes(segment, self.model.config, self.convention)
         return codes.clamp(0, self.audio_tokenizer.codebook_size - 1)
+
+
+def read_trained_voices(folder: Path) -> tuple[str, ...]:
+    """Return the names of the voices that the checkpoint in a folder was trained on.
+
+    Raises:
+        ConfigError: the folder has no readable `config.json`, or its list of voices is none.
+    """
+    voices = read_json_object(folder / "config.json").get(VOICES_KEY, [])
+    if not isinstance(voices, list) or not all(isinstance(name, str) and name.strip() for name in voices):
+        raise ConfigError(f"{VOICES_KEY} in {folder / 'config.json'} must be a list of names, got {voices!r:.100}")
+    return tuple(voices)

@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import higgs_native
+from benchmarks import bench_engine
+from higgs_native import HiggsAudioModel
+from higgs_native.testing.configs import DEMO_CONFIG
+from higgs_native.testing.random_checkpoint import write_language_model
 
 
 def test_a_wrong_model_fails_before_anything_is_measured():
@@ -19,3 +23,19 @@ def test_a_wrong_model_fails_before_anything_is_measured():
     )
     message = "error: model must be a folder or a Hub name such as owner/name, got nonexist, which does not exist\n"
     assert (finished.returncode, finished.stdout, finished.stderr) == (2, "", message)
+
+
+def test_requests_side_by_side_are_counted(tmp_path):
+    write_language_model(tmp_path / "model", DEMO_CONFIG, endless=True)
+    model = HiggsAudioModel.from_pretrained(tmp_path / "model")
+    requests = bench_engine.make_requests(model, 3, 12)
+    together = bench_engine.run_turn(model, requests)
+    alone = [bench_engine.run_turn(model, [request]) for request in requests]
+    assert together.frames == sum(turn.frames for turn in alone) == 3 * 12
+    # The step that ends a prompt draws its first frame.
+    assert [len(turn.full_steps) for turn in alone] == [11] * 3
+    assert 0 < len(together.full_steps) <= 11
+    assert 0 < together.scheduling_seconds < together.seconds
+    report = bench_engine.bench(model, "toy", [1, 3], 12, 2)
+    assert [report[count]["side_by_side_s"]["count"] for count in ("1", "3")] == [2, 2]
+    assert report["1"]["step_ms"]["count"] == 2 * 11

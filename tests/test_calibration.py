@@ -12,6 +12,7 @@ from higgs_native.cli import main
 from higgs_native.errors import CheckpointError
 from higgs_native.model.batch import Batch
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD
+from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.layers import Layer
 from higgs_native.model.packed_checkpoint import PACKED_FILE
 from higgs_native.model.quantization import Quantization
@@ -157,15 +158,16 @@ def recorded_inputs(monkeypatch, layer: Layer, states: torch.Tensor, rows: Batch
     n = num_text if layer.skips_audio else len(states)
     x, slots, positions = states[:n], rows.slots[:n], rows.positions[:n]
     places = rows.text_positions if layer.skips_audio else positions
-    shape = (int(rows.slots.max()) + 1, cfg.num_key_value_heads, int(rows.positions.max()) + 1, cfg.head_dim)
-    caches = torch.zeros(shape), torch.zeros(shape)
+    sequences, length = int(rows.slots.max()) + 1, int(rows.positions.max()) + 1
+    cache = KVCache.with_own_pages(cfg, sequences, length, torch.float32, states.device)
+    caches = cache.keys[0], cache.values[0]
     query, after = torch.empty(n, cfg.num_attention_heads * cfg.head_dim), torch.empty(x.shape)
     reference.qkv_rope_cache(
         query, *caches, x, layer.text.input_norm, layer.audio.input_norm, cfg.rms_norm_eps, layer.qkv,
-        rope_table(cfg, shape[2]), slots, positions, places, num_text,
+        rope_table(cfg, cache.length), cache.page_table, slots, positions, places, num_text,
     )  # fmt: skip
     attended = torch.empty(query.shape)
-    reference.attention(attended, query, *caches, slots, places, cfg.head_dim**-0.5)
+    reference.attention(attended, query, *caches, cache.page_table, slots, places, cfg.head_dim**-0.5)
     reference.linear(after, attended, layer.o, x)
     paths = [(ffn.post_attention_norm, ffn.gate_up, ffn.down) for ffn in (layer.text, layer.audio)]
     reference.dual_ffn(torch.empty(x.shape), after, *paths[0], *paths[1], cfg.rms_norm_eps, num_text)

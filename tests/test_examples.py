@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 import types
 from pathlib import Path
 
@@ -136,6 +138,7 @@ def test_transformers_tells_a_wrong_model_in_one_line(run_python, tmp_path):
         ("scene_and_profiles.py", ["--voices-folder", "nosuch"], "the folder of voices must exist, got nosuch"),
         ("batch.py", ["--manifest", "nosuch.csv"], "No such file or directory: 'nosuch.csv'"),
         ("batch.py", ["--out", Path(__file__)], "File exists"),
+        ("batch.py", ["--parallel", 0], "--parallel must be at least 1, got 0"),
         *(
             (f"{name}.py", ["--out", out], message)
             for name in (
@@ -280,6 +283,43 @@ def test_a_batch_goes_on_where_it_was_stopped(run, tmp_path):
     (a, _), (c, _) = (soundfile.read(tmp_path / "speeches" / f"{name}.wav") for name in "ac")
     np.testing.assert_array_equal(a, c)
     assert abs(pitch(a) / 250 - 1) < 0.1
+
+
+def test_a_batch_is_the_same_side_by_side(run, tmp_path):
+    texts = ("Hello and welcome.", "It is cold.", "The sun rises.", "They drink tea.", "Good morning.")
+    (tmp_path / "m.csv").write_text("id,text,voice,seed\n" + "".join(
+        f"{number},{text},{'profile:child' if number % 2 else ''},{number}\n" for number, text in enumerate(texts)
+    ), encoding="utf-8")  # fmt: skip
+    for parallel in (1, 4):
+        assert run("batch.py", "--manifest", "m.csv", "--parallel", parallel, "--out", f"by{parallel}") == ("", 0)
+    files = [{path.name: path.read_bytes() for path in (tmp_path / f"by{count}").iterdir()} for count in (1, 4)]
+    assert files[0] == files[1]
+    assert len(files[0]) == len(texts)
+
+
+def test_an_interrupted_batch_begins_no_other_text(run, tmp_path, monkeypatch):
+    rows = [{"id": str(number), "text": "Hello.", "seed": number} for number in range(6)]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    speak = HiggsAudio.speak
+    begun, is_interrupted = [], threading.Event()
+
+    def interrupted(engine, text, voice, seed):
+        begun.append(seed)
+        if seed == 2:
+            is_interrupted.set()
+            raise KeyboardInterrupt
+        assert seed != 3 or is_interrupted.wait(60)
+        time.sleep(0.5 * (seed == 3))  # while the interrupt is on its way
+        return speak(engine, text, voice=voice, seed=seed)
+
+    monkeypatch.setattr(HiggsAudio, "speak", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("batch.py", "--manifest", "m.jsonl", "--parallel", 1)
+    assert begun[:3] == [0, 1, 2]
+    assert len(begun) < 6
+    monkeypatch.setattr(HiggsAudio, "speak", speak)
+    assert run("batch.py", "--manifest", "m.jsonl")[1] == 0
+    assert len(list((tmp_path / "speeches").glob("*.wav"))) == 6
 
 
 @pytest.mark.parametrize(

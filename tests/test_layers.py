@@ -12,6 +12,7 @@ ROOT = Path(higgs_native.__file__).parent
 # From the top floor down. Rooms of one floor do not import each other.
 FLOORS = (
     ("cli",),
+    ("server",),
     ("higgs_native", "compat"),  # higgs_native: the names that the package itself offers
     ("long_form",),
     ("pipeline",),

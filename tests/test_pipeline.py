@@ -8,13 +8,13 @@ import torch
 import higgs_native
 from higgs_native import pipeline
 from higgs_native.audio.quality import VoiceWarning
-from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
+from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError, PromptError
 from higgs_native.generation.delay_pattern import build_delay_pattern
 from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import spoken_turns
 from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
-from higgs_native.prompt.voices import Voice
+from higgs_native.prompt.voices import VOICES_VARIABLE, Voice
 from higgs_native.testing.configs import DEMO_CONFIG
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint, write_language_model
 from tests.audio.test_quality import syllables
@@ -248,6 +248,25 @@ def test_the_embedded_voice_is_known(engine):
     assert not engine.is_embedded_voice
     assert HiggsAudio.from_pretrained().is_embedded_voice
     assert HiggsAudio.from_pretrained(pipeline.EMBEDDED_VOICE).is_embedded_voice
+
+
+def test_voices_of_the_checkpoint_have_names(engine, monkeypatch):
+    monkeypatch.delenv(VOICES_VARIABLE, raising=False)
+    embedded = HiggsAudio.from_pretrained()
+    assert embedded.trained_voices == ("feminine", "masculine", "scottish", "child")
+    named = embedded.speak("Hello.", voice="masculine", seed=1)
+    described = embedded.speak("Hello.", voice=Voice(profile="masculine"), seed=1)
+    assert torch.equal(named.codes, described.codes)
+    assert engine.trained_voices == ()
+    with pytest.raises(PromptError, match="the folder of voices must be given"):
+        engine.speak(TEXT, voice="masculine")
+
+
+@pytest.mark.parametrize("voices", ['"anna"', "[1]", '[" "]', "{}"])
+def test_a_wrong_list_of_voices_is_refused(tmp_path, voices):
+    (tmp_path / "config.json").write_text(f'{{"{pipeline.VOICES_KEY}": {voices}}}')
+    with pytest.raises(ConfigError, match="must be a list of names"):
+        pipeline.read_trained_voices(tmp_path)
 
 
 def test_a_reply_in_text_has_no_audio(engines):

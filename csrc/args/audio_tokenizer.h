@@ -223,7 +223,9 @@ inline RvqEncode check_rvq_encode(
   check_tensor(op, "out_weight", out_weight, ScalarType::Float, {levels, width, dim});
   check_tensor(op, "out_bias", out_bias, ScalarType::Float, {levels, width});
   check_tensor(op, "codes", codes, ScalarType::Int, {levels, frames});
-  HIGGS_CHECK(entries > 0, op, ": codebooks must have at least one entry, got ", shape_text(codebooks));
+  HIGGS_CHECK(
+      entries > 0 && dim > 0, op, ": codebooks must have at least one entry of at least one value, got ",
+      shape_text(codebooks));
   return {
       codes.mutable_data_ptr<int32_t>(),
       embeddings.const_data_ptr<float>(),

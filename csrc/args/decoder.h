@@ -30,14 +30,15 @@ struct DecoderLayers {
 inline DecoderLayers check_decoder_layers(
     const Tensor& x, const Tensor& query, const Tensor& attended, const std::vector<Tensor>& key_caches,
     const std::vector<Tensor>& value_caches, const std::vector<Tensor>& weights,
-    const std::vector<int64_t>& skips_audio, const Tensor& rope_table, const Tensor& slots, const Tensor& positions,
-    const Tensor& text_positions, int64_t num_text_rows) {
+    const std::vector<int64_t>& skips_audio, const Tensor& rope_table, const Tensor& page_table, const Tensor& slots,
+    const Tensor& positions, const Tensor& text_positions, int64_t num_text_rows) {
   const char* op = "decoder_layers";
   check_devices(
       op, {{"x", x},
            {"query", query},
            {"attended", attended},
            {"rope_table", rope_table},
+           {"page_table", page_table},
            {"slots", slots},
            {"positions", positions},
            {"text_positions", text_positions}});

@@ -48,26 +48,26 @@ inline RmsNormLinear check_rms_norm_linear(
       check_packed_weight(op, "weight", weight, "scales", scales, out.size(1), k), rows};
 }
 
-// Row `row` of `weight` goes to lane first_lane + row % lanes of panel row / lanes.
+// A panel takes panel_rows rows of `weight`: row `row` is row first_row + row % panel_rows of panel row / panel_rows.
 struct PackLinear {
   char* packed;
   const char* weight;  // [n, k], elements of `element_bytes`
   WeightFormat format;
-  int64_t n, k, units, panels, first_lane, lanes, element_bytes;
+  int64_t n, k, units, panels, first_row, panel_rows, element_bytes;
 };
 
-inline PackLinear check_pack_linear(const Tensor& packed, const Tensor& weight, int64_t first_lane, int64_t lanes) {
+inline PackLinear check_pack_linear(const Tensor& packed, const Tensor& weight, int64_t first_row, int64_t panel_rows) {
   const char* op = "pack_linear";
   check_devices(op, {{"packed", packed}, {"weight", weight}});
   const WeightFormat format = weight_format(op, "packed", packed);
   const ScalarType dtype = is_integer(format) ? ScalarType::Char : packed.scalar_type();
   check_tensor(op, "weight", weight, dtype, {kAnySize, kAnySize});
   const int64_t n = weight.size(0), k = weight.size(1), units = count_units(format, k);
-  HIGGS_CHECK(lanes >= 1 && lanes <= kPanel, op, ": lanes must be 1 to ", kPanel, ", got ", lanes);
+  HIGGS_CHECK(panel_rows >= 1 && panel_rows <= kPanel, op, ": panel_rows must be 1 to ", kPanel, ", got ", panel_rows);
   HIGGS_CHECK(
-      first_lane >= 0 && first_lane <= kPanel - lanes, op, ": first_lane must be 0 to ", kPanel - lanes, ", got ",
-      first_lane);
-  const int64_t panels = (n + lanes - 1) / lanes;
+      first_row >= 0 && first_row <= kPanel - panel_rows, op, ": first_row must be 0 to ", kPanel - panel_rows,
+      ", got ", first_row);
+  const int64_t panels = (n + panel_rows - 1) / panel_rows;
   check_tensor(op, "packed", packed, packed.scalar_type(), {panels, units, kPanel, word_elements(format)});
   return {
       static_cast<char*>(packed.mutable_data_ptr()),
@@ -77,8 +77,8 @@ inline PackLinear check_pack_linear(const Tensor& packed, const Tensor& weight, 
       k,
       units,
       panels,
-      first_lane,
-      lanes,
+      first_row,
+      panel_rows,
       4 / word_elements(format)};
 }
 

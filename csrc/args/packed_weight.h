@@ -39,6 +39,9 @@ inline PackedWeight check_packed_weight(
     const char* op, const char* name, const Tensor& weight, const char* scales_name, const OptionalTensor& scales,
     int64_t n, int64_t k) {
   const WeightFormat format = weight_format(op, name, weight);
+  HIGGS_CHECK(
+      n <= kMaxSize && k <= kMaxSize, op, ": ", name, " must have at most ", kMaxSize, " rows and columns, got ", n,
+      " and ", k);
   const int64_t units = count_units(format, k), panels = (n + kPanel - 1) / kPanel;
   check_tensor(op, name, weight, weight.scalar_type(), {panels, units, kPanel, word_elements(format)});
   HIGGS_CHECK(

@@ -15,8 +15,8 @@ template <typename Operators>
 void run_decoder_layers(
     const Operators& operators, const DecoderLayers& args, const Tensor& x, const Tensor& query, const Tensor& attended,
     const std::vector<Tensor>& key_caches, const std::vector<Tensor>& value_caches, const std::vector<Tensor>& weights,
-    const std::vector<int64_t>& skips_audio, double eps, const Tensor& rope_table, const Tensor& slots,
-    const Tensor& positions, const Tensor& text_positions, int64_t num_text_rows) {
+    const std::vector<int64_t>& skips_audio, double eps, const Tensor& rope_table, const Tensor& page_table,
+    const Tensor& slots, const Tensor& positions, const Tensor& text_positions, int64_t num_text_rows) {
   // narrow takes its tensor by a reference that is not const.
   auto first = [](Tensor t, int64_t n) { return n == t.size(0) ? t : torch::stable::narrow(t, 0, 0, n); };
   for (size_t layer = 0; layer < args.layers; ++layer) {
@@ -32,9 +32,9 @@ void run_decoder_layers(
     const Tensor &keys = key_caches[layer], &cached_values = value_caches[layer];
     operators.qkv_rope_cache(
         queries, keys, cached_values, states, w[kTextInputNorm], w[kAudioInputNorm], eps, w[kQkv], scales(kQkv),
-        rope_table, row_slots, first(positions, rows), cache_positions, num_text_rows);
+        rope_table, page_table, row_slots, first(positions, rows), cache_positions, num_text_rows);
     operators.attention(
-        values, queries, keys, cached_values, row_slots, cache_positions,
+        values, queries, keys, cached_values, page_table, row_slots, cache_positions,
         1 / std::sqrt(static_cast<double>(keys.size(3))));
     operators.linear(states, values, w[kO], scales(kO), states);
     operators.dual_ffn(

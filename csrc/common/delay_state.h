@@ -32,6 +32,9 @@ enum StateField : int32_t {
 
 inline constexpr int32_t kDrawn = -1;
 
+// The limit of a field's magnitude: the sums of fields, codebooks and frames below fit 32 bits.
+inline constexpr int32_t kMaxField = 1 << 29;
+
 // One slot of the sampler: its row of `state`, its ring of past frames, and the sizes and ids of all slots.
 struct Slot {
   int32_t* state;    // [kStateFields]

@@ -20,6 +20,8 @@ namespace higgs_native {
 inline constexpr int64_t kPanel = 32;
 inline constexpr int64_t kUnitBytes = 128;
 inline constexpr int64_t kQuantGroup = 128;
+// A group of activations of no larger magnitude is rounded to zeros: 127 / magnitude overflows below 3.8e-37.
+inline constexpr float kMinRounded = 1e-30f;
 
 enum class WeightFormat { f32, bf16, f16, fp8, int8, int4 };
 inline constexpr int kWeightFormats = 6;

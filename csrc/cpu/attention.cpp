@@ -1,9 +1,10 @@
 // qkv_rope_cache: RMSNorm, the query, key and value products, rotary embedding, and the write into the KV cache.
 // attention: softmax(scale * q K^T) V of every row over its own sequence, up to and including its own cache position.
 //
-// The cache is [slots, KV heads, length, head_dim]: the positions of one KV head are contiguous. Attention is computed
-// in splits of kSplit positions. With few rows, the splits of a sequence go to several threads; they are merged in
-// order either way, so the result depends neither on the batch nor on the threads.
+// The cache is [pages, KV heads, page size, head_dim]: a page holds consecutive positions of a sequence, and the page
+// table [slots, max pages] says which pages a sequence has. Attention is computed in splits of kSplit positions,
+// whatever the page size. With few rows, the splits of a sequence go to several threads; they are merged in order
+// either way. So the result depends neither on the batch nor on the threads nor on the pages.
 // Bytes moved: the QKV weight once for up to 240 rows; the keys and values of each row's sequence once.
 #include "cpu/attention_kernels.h"
 
@@ -33,21 +34,43 @@ const int32_t* check_indices(const char* op, const char* name, const Tensor& t, 
   return values;
 }
 
+// The pages of each sequence.
+struct PageTable {
+  const int32_t* pages;  // [slots, max_pages]
+  int64_t max_pages;
+
+  PageTable(const Tensor& t) : pages(t.const_data_ptr<int32_t>()), max_pages(t.size(1)) {}
+
+  const int32_t* of(int64_t slot) const { return pages + slot * max_pages; }
+
+  // Checks that page i of the sequence is one of `limit`.
+  void check(const char* op, int64_t slot, int64_t i, int64_t limit) const {
+    const int32_t page = of(slot)[i];
+    HIGGS_CHECK(
+        page >= 0 && page < limit, op, ": page_table[", slot, ", ", i, "] must be between 0 and ", limit - 1, ", got ",
+        page);
+  }
+};
+
 }  // namespace
 
 void qkv_rope_cache_cpu(
     const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& x, const Tensor& text_norm,
     const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const OptionalTensor& qkv_scales,
-    const Tensor& rope_table, const Tensor& slots, const Tensor& positions, const Tensor& cache_positions,
-    int64_t num_text_rows) {
+    const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
+    const Tensor& cache_positions, int64_t num_text_rows) {
   const char* op = "qkv_rope_cache";
   const auto [cache, weight, rows, query_heads] = check_qkv_rope_cache(
-      query, key_cache, value_cache, x, text_norm, audio_norm, qkv_weight, qkv_scales, rope_table, slots, positions,
-      cache_positions, num_text_rows);
+      query, key_cache, value_cache, x, text_norm, audio_norm, qkv_weight, qkv_scales, rope_table, page_table, slots,
+      positions, cache_positions, num_text_rows);
   const int64_t head_dim = cache.head_dim;
   const int32_t* slot = check_indices(op, "slots", slots, cache.slots);
   const int32_t* position = check_indices(op, "positions", positions, rope_table.size(0));
-  const int32_t* cache_position = check_indices(op, "cache_positions", cache_positions, cache.length);
+  const int32_t* cache_position = check_indices(op, "cache_positions", cache_positions, cache.max_length());
+  const PageTable pages(page_table);
+  for (int64_t row = 0; row < rows; ++row) {
+    pages.check(op, slot[row], cache_position[row] / cache.page_size, cache.pages);
+  }
   if (rows == 0) return;
 
   struct Activations;
@@ -69,12 +92,13 @@ void qkv_rope_cache_cpu(
         for (int64_t head = 0; head < query_heads; ++head, from += head_dim) {
           kernels.f32.rotate(queries + (row * query_heads + head) * head_dim, from, row_angles, head_dim);
         }
-        const int64_t at = (slot[row] * cache.heads * cache.length + cache_position[row]) * head_dim;
+        const int64_t page = pages.of(slot[row])[cache_position[row] / cache.page_size];
+        const int64_t at = (page * cache.heads * cache.page_size + cache_position[row] % cache.page_size) * head_dim;
         for (int64_t head = 0; head < cache.heads; ++head, from += head_dim) {
-          kernels.typed<T>().rotate(keys + at + head * cache.length * head_dim, from, row_angles, head_dim);
+          kernels.typed<T>().rotate(keys + at + head * cache.page_size * head_dim, from, row_angles, head_dim);
         }
         for (int64_t head = 0; head < cache.heads; ++head, from += head_dim) {
-          kernels.typed<T>().store(values + at + head * cache.length * head_dim, from, head_dim);
+          kernels.typed<T>().store(values + at + head * cache.page_size * head_dim, from, head_dim);
         }
       }
     });
@@ -115,6 +139,7 @@ struct AttentionRun {
   float* out;          // [rows, heads * group * head_dim]
   const float* query;  // likewise
   const T *keys, *values;
+  PageTable pages;
   const int32_t *slot, *cache_position;  // [rows]
   CacheShape cache;
   int64_t rows, group;
@@ -130,9 +155,10 @@ struct AttentionRun {
     struct Scores;
     const int64_t row = item / cache.heads, head = item % cache.heads, begin = split * kSplit;
     const int64_t count = std::min(kSplit, cache_position[row] + 1 - begin);
-    const int64_t at = ((slot[row] * cache.heads + head) * cache.length + begin) * cache.head_dim;
+    const int64_t at = head * cache.page_size * cache.head_dim;
     attention_kernels().typed<T>().attend(
-        {query + item * group * cache.head_dim, keys + at, values + at, group, cache.head_dim, count, scale,
+        {query + item * group * cache.head_dim, keys + at, values + at, pages.of(slot[row]) + begin / cache.page_size,
+         cache.heads * cache.page_size * cache.head_dim, cache.page_size, group, cache.head_dim, count, scale,
          scratch<Scores>(group * kSplit), to.sums, to.states});
   }
 
@@ -177,12 +203,17 @@ struct AttentionRun {
 }  // namespace
 
 void attention_cpu(
-    const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& slots,
-    const Tensor& cache_positions, double scale) {
+    const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
+    const Tensor& page_table, const Tensor& slots, const Tensor& cache_positions, double scale) {
   const char* op = "attention";
-  const auto [cache, rows, group] = check_attention(out, query, key_cache, value_cache, slots, cache_positions);
+  const auto [cache, rows, group] =
+      check_attention(out, query, key_cache, value_cache, page_table, slots, cache_positions);
   const int32_t* slot = check_indices(op, "slots", slots, cache.slots);
-  const int32_t* cache_position = check_indices(op, "cache_positions", cache_positions, cache.length);
+  const int32_t* cache_position = check_indices(op, "cache_positions", cache_positions, cache.max_length());
+  const PageTable pages(page_table);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i <= cache_position[row] / cache.page_size; ++i) pages.check(op, slot[row], i, cache.pages);
+  }
   if (rows == 0) return;
 
   const int64_t max_length = *std::max_element(cache_position, cache_position + rows) + int64_t{1};
@@ -194,6 +225,7 @@ void attention_cpu(
         query.const_data_ptr<float>(),
         keys,
         static_cast<const T*>(value_cache.const_data_ptr()),
+        pages,
         slot,
         cache_position,
         cache,

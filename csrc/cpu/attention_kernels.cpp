@@ -2,7 +2,8 @@
 //
 // First the scores: a dot product over head_dim per position, several positions at a time so that their chains overlap.
 // Then their maximum and exponentials. Then the weighted sum of the values, whose accumulators stay in registers for a
-// part of head_dim. Each key and value is read once for all heads of the group.
+// part of head_dim. Each key and value is read once for all heads of the group, and prefetched a page ahead: pages lie
+// anywhere, so the hardware's prefetcher does not find the next one.
 #include "cpu/attention_kernels.h"
 
 #include "cpu/simd/simd.h"
@@ -14,9 +15,29 @@ namespace {
 constexpr int kPositions = 4;
 constexpr int kParts = kWidth == 16 ? 8 : kWidth == 8 ? 4 : 2;  // vectors of a value per pass over the positions
 
-// scores[h][p] for heads h < G and positions p < P
+// Calls f(rows, next, position, count) for each page of the split, in order: `rows` are the keys or values of `count`
+// positions, the first of which is `position` of the split. `next` are those of the next page, or `after` at the end.
+template <typename T, typename F>
+HIGGS_INLINE void for_pages(const AttentionSplit<T>& a, const T* base, const T* after, const F& f) {
+  const int32_t* page = a.pages;
+  const T* rows = base + *page * a.page_stride;
+  for (int64_t position = 0; position < a.count; position += a.page_size) {
+    const int64_t rest = a.count - position;
+    const T* next = rest > a.page_size ? base + *++page * a.page_stride : after;
+    f(rows, next, position, rest < a.page_size ? rest : a.page_size);
+    rows = next;
+  }
+}
+
+template <typename T>
+HIGGS_INLINE void prefetch(const T* row, int64_t dims) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < dims; i += kLine) __builtin_prefetch(row + i);
+}
+
+// scores[h][p] for heads h < G and positions p < P, whose keys begin at `key`
 template <int G, int P, typename T>
-HIGGS_INLINE void score(const AttentionSplit<T>& a, int64_t head, int64_t position) {
+HIGGS_INLINE void score(const AttentionSplit<T>& a, int64_t head, const T* key, int64_t position) {
   Vec acc[G][P] = {};
   float tail[G][P] = {};
   int64_t i = 0;
@@ -26,7 +47,7 @@ HIGGS_INLINE void score(const AttentionSplit<T>& a, int64_t head, int64_t positi
     for (int g = 0; g < G; ++g) q[g] = load(a.query + (head + g) * a.head_dim + i);
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
-      Vec k = load(a.key + (position + p) * a.head_dim + i);
+      Vec k = load(key + p * a.head_dim + i);
 #pragma GCC unroll 8
       for (int g = 0; g < G; ++g) acc[g][p] += q[g] * k;
     }
@@ -34,7 +55,7 @@ HIGGS_INLINE void score(const AttentionSplit<T>& a, int64_t head, int64_t positi
   for (; i < a.head_dim; ++i) {
     for (int g = 0; g < G; ++g) {
       for (int p = 0; p < P; ++p) {
-        tail[g][p] += a.query[(head + g) * a.head_dim + i] * to_float(a.key[(position + p) * a.head_dim + i]);
+        tail[g][p] += a.query[(head + g) * a.head_dim + i] * to_float(key[p * a.head_dim + i]);
       }
     }
   }
@@ -45,9 +66,15 @@ HIGGS_INLINE void score(const AttentionSplit<T>& a, int64_t head, int64_t positi
 
 template <int G, typename T>
 HIGGS_INLINE void score_all(const AttentionSplit<T>& a, int64_t head) {
-  int64_t position = 0;
-  for (; position + kPositions <= a.count; position += kPositions) score<G, kPositions>(a, head, position);
-  for (; position < a.count; ++position) score<G, 1>(a, head, position);
+  const T* values = a.values + *a.pages * a.page_stride;
+  for_pages(a, a.keys, values, [&](const T* keys, const T* next, int64_t position, int64_t count) {
+    int64_t p = 0;
+    for (; p + kPositions <= count; p += kPositions) {
+      prefetch(next + p * a.head_dim, kPositions * a.head_dim);
+      score<G, kPositions>(a, head, keys + p * a.head_dim, position + p);
+    }
+    for (; p < count; ++p) score<G, 1>(a, head, keys + p * a.head_dim, position + p);
+  });
 }
 
 // Replaces scores by exp(score - maximum).
@@ -69,17 +96,22 @@ HIGGS_INLINE SoftmaxState softmax(float* scores, int64_t count) {
 template <int G, int D, typename T>
 HIGGS_INLINE void weigh(const AttentionSplit<T>& a, int64_t head, int64_t dim) {
   Vec acc[G][D] = {};
-  for (int64_t p = 0; p < a.count; ++p) {
-    Vec v[D];
+  const T* base = a.values + dim;
+  for_pages(a, base, base, [&](const T* values, const T* next, int64_t position, int64_t count) {
+    const float* weights = a.scores + head * kSplit + position;
+    for (int64_t p = 0; p < count; ++p) {
+      prefetch(next + p * a.head_dim, D * kWidth);
+      Vec v[D];
 #pragma GCC unroll 8
-    for (int d = 0; d < D; ++d) v[d] = load(a.value + p * a.head_dim + dim + d * kWidth);
+      for (int d = 0; d < D; ++d) v[d] = load(values + p * a.head_dim + d * kWidth);
 #pragma GCC unroll 8
-    for (int g = 0; g < G; ++g) {
-      const Vec weight = splat(a.scores[(head + g) * kSplit + p]);
+      for (int g = 0; g < G; ++g) {
+        const Vec weight = splat(weights[g * kSplit + p]);
 #pragma GCC unroll 8
-      for (int d = 0; d < D; ++d) acc[g][d] += weight * v[d];
+        for (int d = 0; d < D; ++d) acc[g][d] += weight * v[d];
+      }
     }
-  }
+  });
   for (int g = 0; g < G; ++g) {
     for (int d = 0; d < D; ++d) store(a.sums + (head + g) * a.head_dim + dim + d * kWidth, acc[g][d]);
   }
@@ -93,9 +125,11 @@ HIGGS_INLINE void weigh_all(const AttentionSplit<T>& a, int64_t head) {
   for (; dim < a.head_dim; ++dim) {
     for (int g = 0; g < G; ++g) {
       float total = 0;
-      for (int64_t p = 0; p < a.count; ++p) {
-        total += a.scores[(head + g) * kSplit + p] * to_float(a.value[p * a.head_dim + dim]);
-      }
+      const T* base = a.values + dim;
+      for_pages(a, base, base, [&](const T* values, const T*, int64_t position, int64_t count) {
+        const float* weights = a.scores + (head + g) * kSplit + position;
+        for (int64_t p = 0; p < count; ++p) total += weights[p] * to_float(values[p * a.head_dim]);
+      });
       a.sums[(head + g) * a.head_dim + dim] = total;
     }
   }

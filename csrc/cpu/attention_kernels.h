@@ -11,15 +11,16 @@
 
 namespace higgs_native::cpu {
 
-inline constexpr int64_t kSplit = 512;  // cache positions of a split
+inline constexpr int64_t kSplit = 512;  // cache positions of a split: whole pages
 
 // The query heads of one row that share a KV head, over one split of that head's cache.
 template <typename T>
 struct AttentionSplit {
-  const float* query;  // [group, head_dim]
-  const T* key;        // [count, head_dim]
-  const T* value;      // [count, head_dim]
-  int64_t group, head_dim, count;
+  const float* query;      // [group, head_dim]
+  const T *keys, *values;  // of the KV head in page 0; a page has [page_size, head_dim] of it
+  const int32_t* pages;    // of the split
+  int64_t page_stride;     // numbers between two pages
+  int64_t page_size, group, head_dim, count;
   float scale;
   float* scores;         // [group, kSplit], scratch
   float* sums;           // [group, head_dim]: sum of exp(score - maximum) * value; written

@@ -203,6 +203,7 @@ void rvq_encode_cpu(
     const Tensor& codes, const Tensor& embeddings, const Tensor& codebooks, const Tensor& in_weight,
     const Tensor& in_bias, const Tensor& out_weight, const Tensor& out_bias) {
   const RvqEncode args = check_rvq_encode(codes, embeddings, codebooks, in_weight, in_bias, out_weight, out_bias);
+  if (codes.numel() == 0) return;
   const int64_t levels = args.levels, frames = args.frames, entries = args.entries, dim = args.dim, width = args.width;
 
   std::vector<float> norms(levels * entries);

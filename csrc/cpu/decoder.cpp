@@ -19,14 +19,14 @@ struct Operators {
 void decoder_layers_cpu(
     const Tensor& x, const Tensor& query, const Tensor& attended, std::vector<Tensor> key_caches,
     std::vector<Tensor> value_caches, std::vector<Tensor> weights, std::vector<int64_t> skips_audio, double eps,
-    const Tensor& rope_table, const Tensor& slots, const Tensor& positions, const Tensor& text_positions,
-    int64_t num_text_rows) {
+    const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
+    const Tensor& text_positions, int64_t num_text_rows) {
   const DecoderLayers args = check_decoder_layers(
-      x, query, attended, key_caches, value_caches, weights, skips_audio, rope_table, slots, positions, text_positions,
-      num_text_rows);
+      x, query, attended, key_caches, value_caches, weights, skips_audio, rope_table, page_table, slots, positions,
+      text_positions, num_text_rows);
   run_decoder_layers(
-      Operators(), args, x, query, attended, key_caches, value_caches, weights, skips_audio, eps, rope_table, slots,
-      positions, text_positions, num_text_rows);
+      Operators(), args, x, query, attended, key_caches, value_caches, weights, skips_audio, eps, rope_table,
+      page_table, slots, positions, text_positions, num_text_rows);
 }
 
 }  // namespace

@@ -59,6 +59,7 @@ void dual_ffn_cpu(
   const DualFfn args = check_dual_ffn(
       out, x, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales, audio_norm, audio_gate_up,
       audio_gate_up_scales, audio_down, audio_down_scales, num_text_rows);
+  if (out.numel() == 0) return;
   for (int64_t row = 0; row < num_text_rows; row += kMaxRows) {
     run_segment(args.out, args.x, row, std::min(row + kMaxRows, num_text_rows), eps, args.text);
   }

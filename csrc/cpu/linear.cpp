@@ -25,9 +25,9 @@ void rms_norm_linear_cpu(
   gemm(args.out, args.weight, pack_activations<Activations>(args.weight, args.x, args.rows, &norm), args.rows);
 }
 
-// Writes a row of `bytes` bytes into its lane of a panel of `units` units; zeros if `from` is null.
-void pack_row(char* packed, int64_t lane, const char* from, int64_t bytes, int64_t units) {
-  char* to = packed + lane * 4;
+// Writes a row of `bytes` bytes as row `r` of a panel of `units` units; zeros if `from` is null.
+void pack_row(char* packed, int64_t r, const char* from, int64_t bytes, int64_t units) {
+  char* to = packed + r * 4;
   int64_t u = 0;
   if (from) {
     for (; u < bytes / 4; ++u) std::memcpy(to + u * kUnitBytes, from + u * 4, 4);
@@ -40,8 +40,9 @@ void pack_row(char* packed, int64_t lane, const char* from, int64_t bytes, int64
   for (; u < units; ++u) std::memset(to + u * kUnitBytes, 0, 4);
 }
 
-// Writes a row of 4-bit integers, eight per word: four in the low halves of its bytes, then four in the high halves.
-void pack_row_int4(char* packed, int64_t lane, const int8_t* from, int64_t k, int64_t units) {
+// Writes a row of 4-bit integers as row `r` of a panel, eight per word: four in the low halves of its bytes, then four
+// in the high halves.
+void pack_row_int4(char* packed, int64_t r, const int8_t* from, int64_t k, int64_t units) {
   for (int64_t u = 0; u < units; ++u) {
     unsigned char bytes[4];
     for (int64_t i = 0; i < 4; ++i) {
@@ -50,22 +51,22 @@ void pack_row_int4(char* packed, int64_t lane, const int8_t* from, int64_t k, in
       const int second = from && high < k ? from[high] + 8 : 8;
       bytes[i] = static_cast<unsigned char>((first & 15) | (second & 15) << 4);
     }
-    std::memcpy(packed + u * kUnitBytes + lane * 4, bytes, 4);
+    std::memcpy(packed + u * kUnitBytes + r * 4, bytes, 4);
   }
 }
 
-void pack_linear_cpu(const Tensor& packed, const Tensor& weight, int64_t first_lane, int64_t lanes) {
-  const PackLinear p = check_pack_linear(packed, weight, first_lane, lanes);
-  for_ranges(p.panels, p.lanes * p.k, [&](int64_t begin, int64_t end) {
+void pack_linear_cpu(const Tensor& packed, const Tensor& weight, int64_t first_row, int64_t panel_rows) {
+  const PackLinear p = check_pack_linear(packed, weight, first_row, panel_rows);
+  for_ranges(p.panels, p.panel_rows * p.k, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
       char* target = p.packed + panel * p.units * kUnitBytes;
-      for (int64_t lane = 0; lane < p.lanes; ++lane) {
-        const int64_t row = panel * p.lanes + lane, row_bytes = p.k * p.element_bytes;
+      for (int64_t r = 0; r < p.panel_rows; ++r) {
+        const int64_t row = panel * p.panel_rows + r, row_bytes = p.k * p.element_bytes;
         const char* source = row < p.n ? p.weight + row * row_bytes : nullptr;
         if (p.format == WeightFormat::int4) {
-          pack_row_int4(target, p.first_lane + lane, reinterpret_cast<const int8_t*>(source), p.k, p.units);
+          pack_row_int4(target, p.first_row + r, reinterpret_cast<const int8_t*>(source), p.k, p.units);
         } else {
-          pack_row(target, p.first_lane + lane, source, row_bytes, p.units);
+          pack_row(target, p.first_row + r, source, row_bytes, p.units);
         }
       }
     }

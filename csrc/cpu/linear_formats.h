@@ -251,7 +251,7 @@ void pack_integers(char* to, int32_t correction, const float* x, int64_t rows, i
       const float max = largest(magnitudes);
       const bool finite = sum(not_finite) == 0;
       if (!finite) memset(values, 0, sizeof values);
-      const Vec inverse = splat(max > 1e-30f && finite ? 127.f / max : 0.f);
+      const Vec inverse = splat(max > kMinRounded && finite ? 127.f / max : 0.f);
       IntVec total = {};
       for (int64_t i = 0; i < kQuantGroup; i += kWidth) {
         const IntVec q = round_to_int(load(values + i) * inverse);

@@ -201,13 +201,24 @@ void sample_audio_frame_cpu(
     HIGGS_CHECK(
         args.ras_win_len[i] <= args.ring_length, op, ": ras_win_len of slot ", i, " must be at most ", args.ring_length,
         ", the frames that history holds, got ", args.ras_win_len[i]);
+    HIGGS_CHECK(
+        args.positions[row] < INT32_MAX, op, ": positions[", row, "] must be below ", INT32_MAX, ", got ",
+        args.positions[row]);
     const int32_t* fields = args.slot(i).state;
+    for (int field = 0; field < kStateFields; ++field) {
+      HIGGS_CHECK(
+          fields[field] >= -kMaxField && fields[field] <= kMaxField, op, ": state[", i, ", ", field, "] must be ",
+          -kMaxField, " to ", kMaxField, ", got ", fields[field]);
+    }
     HIGGS_CHECK(
         fields[kConvention] == kBoson || fields[kConvention] == kTransformers, op, ": convention of slot ", i,
         " in state must be 0 or 1, got ", fields[kConvention]);
     HIGGS_CHECK(
         fields[kHistoryCount] >= 0, op, ": history count of slot ", i, " in state must be 0 or more, got ",
         fields[kHistoryCount]);
+    HIGGS_CHECK(
+        fields[kConvention] == kBoson || fields[kBosStep] == 0 || fields[kBosStep] == 1, op, ": step of BOS of slot ",
+        i, " in state must be 0 or 1, got ", fields[kBosStep]);
   }
 
   // All rows are drawn first: nothing is written if a row can't be drawn from.

@@ -2,13 +2,15 @@
 //                 product (linear.cu) with an epilogue.
 // attention: softmax(scale * q K^T) V of every row over its own sequence, up to and including its own cache position.
 //
-// The cache is [slots, KV heads, length, head_dim]: the positions of one KV head are contiguous. Split-KV: a sequence
-// is divided into at most kMaxSplits splits of whole tiles of kTile positions, by its length alone. With few rows a
-// block takes one split of a row and KV head, for all query heads that share it, and the last block to finish merges
-// the splits. With many rows one block takes all splits. They are merged in order either way, so the result does not
-// depend on the batch.
+// The cache is [pages, KV heads, page size, head_dim]: a page holds consecutive positions of a sequence, and the page
+// table [slots, max pages] says which pages a sequence has. Split-KV: a sequence is divided into at most kMaxSplits
+// splits of whole tiles of kTile positions, by its length alone; a tile is 1, 2 or 4 pages. With few rows a block takes
+// one split of a row and KV head, for all query heads that share it, and the last block to finish merges the splits.
+// With many rows one block takes all splits. They are merged in order either way, so the result depends neither on the
+// batch nor on the pages.
 // Threads: half a warp takes a position, 16 bytes (8 dimensions of 16 bits) per lane. A tile's keys give scores, then
-// its softmax is computed, then its values, loaded by then, are weighted. Lengths of sequences are read on the device.
+// its softmax is computed, then its values, loaded by then, are weighted. Lengths and pages of sequences are read on
+// the device, the pages of a tile during the tile before.
 // Bytes moved: the keys and values of each row's sequence, once.
 #include "args/attention.h"
 
@@ -31,10 +33,12 @@ struct AttentionArguments {
   float* out;          // [rows, heads * group * head_dim]
   const float* query;  // likewise
   const void *keys, *values;
+  const int32_t* page_table;               // [slots, max_pages]
   const int32_t *slots, *cache_positions;  // [rows]
   float* partials;                         // [rows, heads, parts, splits, kGroup, head_dim + 2]: sums, maximum, total
   int32_t* split_counters;                 // [rows, heads, parts]
-  int64_t length;                          // of the cache
+  int64_t max_pages, page_stride;          // page_stride: numbers between two pages
+  int page_shift;                          // a page has 1 << page_shift positions
   int heads, group, head_dim, splits;
   int parts;  // blocks that share a group larger than kGroup
   float scale;
@@ -66,6 +70,7 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
   __shared__ float scores[kGroup][kTile];
   __shared__ float keep[kGroup], maxima[kGroup], totals[kGroup];
   __shared__ float half_sums[kHalves][kGroup][kMaxHeadDim];
+  __shared__ int64_t tile_rows[2][kPositions];
   __shared__ bool is_last;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   const int half = thread / 16, lane16 = thread % 16;
@@ -77,9 +82,8 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
   const int length = a.cache_positions[row] + 1;
   const Splits splits(length);
   if (!kSerial && static_cast<int>(blockIdx.y) >= splits.count) return;
-  const int64_t cache_at = (static_cast<int64_t>(a.slots[row]) * a.heads + head) * a.length * a.head_dim;
-  const T* keys = static_cast<const T*>(a.keys) + cache_at;
-  const T* values = static_cast<const T*>(a.values) + cache_at;
+  const int32_t* pages = a.page_table + a.slots[row] * a.max_pages;
+  const T *keys = static_cast<const T*>(a.keys), *values = static_cast<const T*>(a.values);
   const int64_t query_at = (static_cast<int64_t>(row) * a.heads * a.group + head * a.group + first_head) * a.head_dim;
 
   float query[kGroup][kLaneDims];
@@ -87,6 +91,21 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
   for (int g = 0; g < kGroup; ++g) {
     const int dimension = lane16 * kLaneDims;
     load_dims(query[g], a.query + query_at + (g < group ? g : 0) * a.head_dim, dimension, a.head_dim);
+  }
+  const int first_split = kSerial ? 0 : static_cast<int>(blockIdx.y),
+            last_split = kSerial ? splits.count : first_split + 1;
+  // The last warp, which has no query head if there are fewer than warps, finds the rows of the tile at `position`.
+  auto find_rows = [&](int position) {
+    position += lane * kHalves;
+    if (warp != kThreads / kWarp - 1 || lane >= kPositions || position >= length) return;
+    const int64_t page = pages[position >> a.page_shift];
+    const int64_t in_page = (static_cast<int64_t>(head) << a.page_shift) + (position & ((1 << a.page_shift) - 1));
+    tile_rows[position / kTile % 2][lane] = page * a.page_stride + in_page * a.head_dim;
+  };
+  find_rows(first_split * splits.positions);  // while the query is on its way
+  __syncthreads();
+#pragma unroll
+  for (int g = 0; g < kGroup; ++g) {
 #pragma unroll
     for (int i = 0; i < kLaneDims; ++i) query[g][i] *= a.scale;
   }
@@ -94,27 +113,25 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
   // Elements of [kGroup, head_dim] that this thread merges.
   constexpr int kElements = (kGroup * kMaxHeadDim + kThreads - 1) / kThreads;
   float merged[kElements] = {}, merged_maximum[kElements] = {}, merged_total[kElements] = {};
-  const int first_split = kSerial ? 0 : static_cast<int>(blockIdx.y),
-            last_split = kSerial ? splits.count : first_split + 1;
   for (int split = first_split; split < last_split; ++split) {
     const int begin = split * splits.positions, count = min(splits.positions, length - begin);
     float sums[kGroup][kLaneDims] = {};
-    float maximum = -3.4028234e38f, total = 0;  // of query head `warp`, in all its lanes
-    for (int tile = 0; tile < count; tile += kTile) {
-      const T* tile_keys = keys + static_cast<int64_t>(begin + tile) * a.head_dim;
-      const T* tile_values = values + static_cast<int64_t>(begin + tile) * a.head_dim;
-      const int in_tile = min(kTile, count - tile), dimension = lane16 * kLaneDims;
+    float maximum = -kMaxFloat, total = 0;  // of query head `warp`, in all its lanes
+    for (int first = 0; first < count; first += kTile) {
+      const Tile tile = {
+          tile_rows[(begin + first) / kTile % 2], half, min(kTile, count - first), lane16 * kLaneDims, a.head_dim};
       TileRows<T, kVectorized> key_rows, value_rows;
-      key_rows.load(tile_keys, half, in_tile, dimension, a.head_dim);
-      value_rows.load(tile_values, half, in_tile, dimension, a.head_dim);
-      score_tile(scores, query, key_rows, tile_keys, half, lane16, in_tile, a.head_dim);
+      key_rows.load(keys, tile);
+      value_rows.load(values, tile);
+      score_tile(scores, query, key_rows, keys, tile, lane16);
       __syncthreads();
+      find_rows(begin + first + kTile);  // in the other half of tile_rows: weigh_tile still reads this one
       if (warp < kGroup) {
-        const float factor = softmax_tile(scores[warp], maximum, total, lane, in_tile);
+        const float factor = softmax_tile(scores[warp], maximum, total, lane, tile.count);
         if (lane == 0) keep[warp] = factor;
       }
       __syncthreads();
-      weigh_tile(sums, scores, keep, value_rows, tile_values, half, lane16, in_tile, a.head_dim);
+      weigh_tile(sums, scores, keep, value_rows, values, tile);
       __syncthreads();
     }
 #pragma unroll
@@ -215,9 +232,9 @@ void attention_of_dtype(const Launch& launch, const AttentionArguments& a, int64
 }
 
 void attention_registered(
-    const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& slots,
-    const Tensor& cache_positions, double scale) {
-  attention_cuda(out, query, key_cache, value_cache, slots, cache_positions, scale, nullptr);
+    const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
+    const Tensor& page_table, const Tensor& slots, const Tensor& cache_positions, double scale) {
+  attention_cuda(out, query, key_cache, value_cache, page_table, slots, cache_positions, scale, nullptr);
 }
 
 }  // namespace
@@ -225,12 +242,12 @@ void attention_registered(
 void qkv_rope_cache_cuda(
     const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& x, const Tensor& text_norm,
     const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const OptionalTensor& qkv_scales,
-    const Tensor& rope_table, const Tensor& slots, const Tensor& positions, const Tensor& cache_positions,
-    int64_t num_text_rows) {
+    const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
+    const Tensor& cache_positions, int64_t num_text_rows) {
   const char* op = "qkv_rope_cache";
   const QkvRopeCache checked = check_qkv_rope_cache(
-      query, key_cache, value_cache, x, text_norm, audio_norm, qkv_weight, qkv_scales, rope_table, slots, positions,
-      cache_positions, num_text_rows);
+      query, key_cache, value_cache, x, text_norm, audio_norm, qkv_weight, qkv_scales, rope_table, page_table, slots,
+      positions, cache_positions, num_text_rows);
   if (checked.rows == 0) return;
   Gemm p;
   p.weight = checked.weight;
@@ -238,20 +255,31 @@ void qkv_rope_cache_cuda(
   p.rows = static_cast<int>(checked.rows);
   p.norm = row_norm(text_norm, audio_norm, num_text_rows, eps);
   p.epilogue = Epilogue::kRope;
-  p.rope = {query.mutable_data_ptr<float>(),          key_cache.mutable_data_ptr(),
-            value_cache.mutable_data_ptr(),           number_type(key_cache),
-            rope_table.const_data_ptr<float>(),       slots.const_data_ptr<int32_t>(),
-            positions.const_data_ptr<int32_t>(),      cache_positions.const_data_ptr<int32_t>(),
-            static_cast<int>(checked.query_heads),    static_cast<int>(checked.cache.heads),
-            static_cast<int>(checked.cache.head_dim), checked.cache.length};
+  p.rope = {
+      query.mutable_data_ptr<float>(),
+      key_cache.mutable_data_ptr(),
+      value_cache.mutable_data_ptr(),
+      number_type(key_cache),
+      rope_table.const_data_ptr<float>(),
+      slots.const_data_ptr<int32_t>(),
+      positions.const_data_ptr<int32_t>(),
+      cache_positions.const_data_ptr<int32_t>(),
+      static_cast<int>(checked.query_heads),
+      static_cast<int>(checked.cache.heads),
+      static_cast<int>(checked.cache.head_dim),
+      page_table.const_data_ptr<int32_t>(),
+      static_cast<int>(checked.cache.max_pages),
+      checked.cache.page_shift()};
   gemm(Launch(op, query), p, query);
 }
 
 void attention_cuda(
-    const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& slots,
-    const Tensor& cache_positions, double scale, const Tensor* split_counters) {
+    const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
+    const Tensor& page_table, const Tensor& slots, const Tensor& cache_positions, double scale,
+    const Tensor* split_counters) {
   const char* op = "attention";
-  const auto [cache, rows, group] = check_attention(out, query, key_cache, value_cache, slots, cache_positions);
+  const auto [cache, rows, group] =
+      check_attention(out, query, key_cache, value_cache, page_table, slots, cache_positions);
   HIGGS_CHECK(
       cache.head_dim <= kMaxHeadDim, op, ": key_cache must have a head_dim of at most ", kMaxHeadDim, " on CUDA, got ",
       cache.head_dim);
@@ -262,13 +290,16 @@ void attention_cuda(
   a.query = query.const_data_ptr<float>();
   a.keys = key_cache.const_data_ptr();
   a.values = value_cache.const_data_ptr();
+  a.page_table = page_table.const_data_ptr<int32_t>();
   a.slots = slots.const_data_ptr<int32_t>();
   a.cache_positions = cache_positions.const_data_ptr<int32_t>();
-  a.length = cache.length;
+  a.max_pages = cache.max_pages;
+  a.page_stride = cache.heads * cache.page_size * cache.head_dim;
+  a.page_shift = cache.page_shift();
   a.heads = static_cast<int>(cache.heads);
   a.group = static_cast<int>(group);
   a.head_dim = static_cast<int>(cache.head_dim);
-  a.splits = static_cast<int>(std::min<int64_t>(kMaxSplits, ceil_div(cache.length, kTile)));
+  a.splits = static_cast<int>(std::min<int64_t>(kMaxSplits, ceil_div(cache.max_length(), kTile)));
   const int group_of_block = std::min(a.group, kMaxGroup);
   a.parts = static_cast<int>(ceil_div(a.group, group_of_block));
   a.scale = static_cast<float>(scale);

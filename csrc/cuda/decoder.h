@@ -8,13 +8,14 @@ namespace higgs_native::cuda {
 void qkv_rope_cache_cuda(
     const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& x, const Tensor& text_norm,
     const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const OptionalTensor& qkv_scales,
-    const Tensor& rope_table, const Tensor& slots, const Tensor& positions, const Tensor& cache_positions,
-    int64_t num_text_rows);
+    const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
+    const Tensor& cache_positions, int64_t num_text_rows);
 
 // `split_counters` [rows * KV heads], int32, is zero before and after; it is made here if null.
 void attention_cuda(
-    const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& slots,
-    const Tensor& cache_positions, double scale, const Tensor* split_counters);
+    const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
+    const Tensor& page_table, const Tensor& slots, const Tensor& cache_positions, double scale,
+    const Tensor* split_counters);
 
 void linear_cuda(
     const Tensor& out, const Tensor& x, const Tensor& weight, const OptionalTensor& scales,

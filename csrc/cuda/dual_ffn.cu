@@ -50,6 +50,7 @@ void dual_ffn_cuda(
   const DualFfn args = check_dual_ffn(
       out, x, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales, audio_norm, audio_gate_up,
       audio_gate_up_scales, audio_down, audio_down_scales, num_text_rows);
+  if (out.numel() == 0) return;
   const Launch launch("dual_ffn", out);
   if (num_text_rows > 0) run_segment(launch, out, x, 0, num_text_rows, eps, args.text);
   if (num_text_rows < args.rows) run_segment(launch, out, x, num_text_rows, args.rows, eps, args.audio);

@@ -60,12 +60,13 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
     const int64_t tiles = ceil_div(p.rows, tiles_of_block * kRowTile) * tiles_of_block;
     const int64_t words = tiles * steps * S::kWords * kWarp, rows = tiles * kRowTile;
     const int64_t scales = S::kInteger ? rows * steps : 0;
-    const Tensor memory = torch::stable::new_empty(like, {words + 2 * scales + rows}, ScalarType::Int);
+    const int64_t zero_corrections = F == WeightFormat::int4 ? rows * steps : 0;
+    const Tensor memory = torch::stable::new_empty(like, {words + scales + zero_corrections + rows}, ScalarType::Int);
     PackedActivations packed;
     packed.words = static_cast<uint32_t*>(memory.mutable_data_ptr());
     packed.scales = reinterpret_cast<float*>(packed.words + words);
-    packed.zeros = reinterpret_cast<int32_t*>(packed.scales + scales);
-    packed.row_scales = reinterpret_cast<float*>(packed.zeros + scales);
+    packed.zero_corrections = reinterpret_cast<int32_t*>(packed.scales + scales);
+    packed.norm_factors = reinterpret_cast<float*>(packed.zero_corrections + zero_corrections);
     launch(
         pack_activations_kernel<F>, dim3(static_cast<unsigned>(tiles)), kThreads, 0, p, packed, steps,
         launch.is_first());
@@ -74,13 +75,38 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
   }
 }
 
+// `pair_distance`: panels between the halves of a head that a block takes together; 0 if it takes neighbors.
+void dispatch_gemm(const Launch& launch, const Gemm& p, const Tensor& like, int pair_distance) {
+  switch (p.weight.format) {
+    case WeightFormat::f32: return gemm_of_format<WeightFormat::f32>(launch, p, like, pair_distance);
+    case WeightFormat::bf16: return gemm_of_format<WeightFormat::bf16>(launch, p, like, pair_distance);
+    case WeightFormat::f16: return gemm_of_format<WeightFormat::f16>(launch, p, like, pair_distance);
+    case WeightFormat::fp8: return gemm_of_format<WeightFormat::fp8>(launch, p, like, pair_distance);
+    case WeightFormat::int8: return gemm_of_format<WeightFormat::int8>(launch, p, like, pair_distance);
+    case WeightFormat::int4: return gemm_of_format<WeightFormat::int4>(launch, p, like, pair_distance);
+  }
+}
+
+// For heads whose halves no block has together: the sums go through memory, and a second kernel rotates them.
+void gemm_then_rope(const Launch& launch, const Gemm& p, const Tensor& like) {
+  const Tensor projected = torch::stable::new_empty(like, {p.rows, p.weight.n}, ScalarType::Float);
+  Gemm plain = p;
+  plain.epilogue = Epilogue::kResidual;
+  plain.out = projected.mutable_data_ptr<float>();
+  dispatch_gemm(launch, plain, like, 0);
+  const int n = static_cast<int>(p.weight.n);
+  const int64_t pairs = static_cast<int64_t>(p.rows) * n / 2;
+  launch(
+      rope_kernel, dim3(static_cast<unsigned>(ceil_div(pairs, kThreads))), kThreads, 0, p.rope, plain.out, n, p.rows);
+}
+
 // A thread packs one word.
 __global__ void __launch_bounds__(kThreads) pack_linear_kernel(PackLinear p) {
   wait_for_earlier_launches();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t lane = i % p.lanes, unit = i / p.lanes % p.units, panel = i / p.lanes / p.units;
+  const int64_t r = i % p.panel_rows, unit = i / p.panel_rows % p.units, panel = i / p.panel_rows / p.units;
   if (panel >= p.panels) return;
-  const int64_t row = panel * p.lanes + lane;
+  const int64_t row = panel * p.panel_rows + r;
   uint8_t bytes[4];
   for (int j = 0; j < 4; ++j) {
     if (p.format == WeightFormat::int4) {
@@ -94,12 +120,12 @@ __global__ void __launch_bounds__(kThreads) pack_linear_kernel(PackLinear p) {
       bytes[j] = row < p.n && at < row_bytes ? static_cast<uint8_t>(p.weight[row * row_bytes + at]) : 0;
     }
   }
-  memcpy(p.packed + (panel * p.units + unit) * kUnitBytes + (p.first_lane + lane) * 4, bytes, 4);
+  memcpy(p.packed + (panel * p.units + unit) * kUnitBytes + (p.first_row + r) * 4, bytes, 4);
 }
 
-void pack_linear_cuda(const Tensor& packed, const Tensor& weight, int64_t first_lane, int64_t lanes) {
-  const PackLinear p = check_pack_linear(packed, weight, first_lane, lanes);
-  const int64_t words = p.panels * p.lanes * p.units;
+void pack_linear_cuda(const Tensor& packed, const Tensor& weight, int64_t first_row, int64_t panel_rows) {
+  const PackLinear p = check_pack_linear(packed, weight, first_row, panel_rows);
+  const int64_t words = p.panels * p.panel_rows * p.units;
   if (words == 0) return;
   Launch launch("pack_linear", packed);
   launch(pack_linear_kernel, dim3(static_cast<unsigned>(ceil_div(words, kThreads))), kThreads, 0, p);
@@ -129,33 +155,12 @@ void gemm(const Launch& launch, const Gemm& given, const Tensor& like) {
   Gemm p = given;
   p.vectorized =
       p.weight.k % 4 == 0 && is_aligned(p.x) && is_aligned(p.norm.text_weight) && is_aligned(p.norm.audio_weight);
-  int pair_distance = 0;  // panels between the halves of a head
   if (p.epilogue == Epilogue::kRope) {
     const int head_dim = p.rope.head_dim, panel = static_cast<int>(kPanel);
-    if (head_dim % (2 * panel) == 0) {
-      pair_distance = head_dim / 2 / panel;
-    } else if (panel % head_dim != 0) {
-      const int n = static_cast<int>(p.weight.n);
-      const Tensor projected = torch::stable::new_empty(like, {p.rows, p.weight.n}, ScalarType::Float);
-      Gemm plain = p;
-      plain.epilogue = Epilogue::kResidual;
-      plain.out = projected.mutable_data_ptr<float>();
-      gemm(launch, plain, like);
-      const int64_t pairs = static_cast<int64_t>(p.rows) * n / 2;
-      launch(
-          rope_kernel, dim3(static_cast<unsigned>(ceil_div(pairs, kThreads))), kThreads, 0, p.rope, plain.out, n,
-          p.rows);
-      return;
-    }
+    if (head_dim % (2 * panel) == 0) return dispatch_gemm(launch, p, like, head_dim / 2 / panel);
+    if (panel % head_dim != 0) return gemm_then_rope(launch, p, like);
   }
-  switch (p.weight.format) {
-    case WeightFormat::f32: return gemm_of_format<WeightFormat::f32>(launch, p, like, pair_distance);
-    case WeightFormat::bf16: return gemm_of_format<WeightFormat::bf16>(launch, p, like, pair_distance);
-    case WeightFormat::f16: return gemm_of_format<WeightFormat::f16>(launch, p, like, pair_distance);
-    case WeightFormat::fp8: return gemm_of_format<WeightFormat::fp8>(launch, p, like, pair_distance);
-    case WeightFormat::int8: return gemm_of_format<WeightFormat::int8>(launch, p, like, pair_distance);
-    case WeightFormat::int4: return gemm_of_format<WeightFormat::int4>(launch, p, like, pair_distance);
-  }
+  dispatch_gemm(launch, p, like, 0);
 }
 
 void linear_cuda(

@@ -6,7 +6,7 @@
 
 namespace higgs_native::cuda {
 
-// RMSNorm before a product: rows below `num_text_rows` have `text_weight`, the others `audio_weight`. Without weights
+// RMSNorm before a GEMM: rows below `num_text_rows` have `text_weight`, the others `audio_weight`. Without weights
 // there is none.
 struct RowNorm {
   const void* text_weight = nullptr;  // [k]
@@ -23,23 +23,25 @@ inline RowNorm row_norm(const Tensor& text_weight, const Tensor& audio_weight, i
 }
 
 // Destinations of query, key and value rows: query and key are rotated, key and value are written into the cache.
-struct RopeCache {
+struct QkvTargets {
   float* query;         // [rows, query_heads * head_dim]
-  void *keys, *values;  // [slots, kv_heads, length, head_dim]
+  void *keys, *values;  // [pages, kv_heads, 1 << page_shift, head_dim]
   NumberType type;
   const float* table;                                  // [positions, head_dim]
   const int32_t *slots, *positions, *cache_positions;  // [rows]
   int query_heads, kv_heads, head_dim;
-  int64_t length;
+  const int32_t* page_table;  // [slots, max_pages]
+  int max_pages, page_shift;
 
-  // Writes values i and i + head_dim / 2 of a head; heads are counted through query, key and value.
-  __device__ __forceinline__ void write(int row, int head, int i, float a, float b) const;
+  // Rotates values i and i + head_dim / 2 of a query or key head, and writes them. Heads are counted through query, key
+  // and value.
+  __device__ __forceinline__ void rotate_and_write(int row, int head, int i, float a, float b) const;
 };
 
 enum class Epilogue {
   kResidual,  // out [rows, n] = sum + residual, if there is one
   kSiluMul,   // out [rows, n_out] = silu(gate) * up, from panels of kHalfPanel rows of each
-  kRope,      // see RopeCache
+  kRope,      // rotates query and key, writes key and value into the cache: QkvTargets
 };
 
 // out = epilogue(rms_norm(x) @ weight.T)
@@ -52,8 +54,8 @@ struct Gemm {
   float* out = nullptr;
   const float* residual = nullptr;
   int n_out = 0;  // columns of `out`
-  RopeCache rope = {};
-  bool vectorized = false;  // x and the norms' weights can be read 4 values at a time; set by gemm()
+  QkvTargets rope = {};
+  bool vectorized = false;  // x and the norms' weights can be read 4 values at a time; gemm() sets it
 };
 
 // Runs the GEMM. `like`: a tensor on the device that working memory is allocated on.

@@ -12,6 +12,7 @@ namespace higgs_native::cuda {
 
 inline constexpr int kWarp = 32;
 inline constexpr unsigned kAllLanes = 0xffffffffu;
+inline constexpr float kMaxFloat = 3.4028234e38f;
 
 __host__ __device__ __forceinline__ float bits_as_float(uint32_t bits) {
   float x;

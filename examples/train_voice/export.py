@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import torch
+from espeak import VOICES
 from language_model import LanguageModel
 from make_corpus import load_quantizer
 from quantizer import CODEBOOKS, LATENT, Quantizer
@@ -20,7 +21,7 @@ from train_language_model import model_config
 
 from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.compat.processor_files import write_processor_files
-from higgs_native.pipeline import EMBEDDED_VOICE_KEY
+from higgs_native.pipeline import EMBEDDED_VOICE_KEY, VOICES_KEY
 from higgs_native.testing.configs import config_json
 
 
@@ -33,7 +34,8 @@ def write_language_model(state: dict[str, torch.Tensor], folder: Path) -> None:
     tensors = {name: tensor.bfloat16().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    described = config_json(config, "transformers", torch.bfloat16) | {EMBEDDED_VOICE_KEY: True}
+    names = [voice.profile for voice in VOICES]
+    described = config_json(config, "transformers", torch.bfloat16) | {EMBEDDED_VOICE_KEY: True, VOICES_KEY: names}
     _write_json(folder / "config.json", described)
 
 

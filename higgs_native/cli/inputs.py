@@ -11,7 +11,7 @@ from higgs_native.audio.quality import VoiceWarning
 from higgs_native.cli.console import notice
 from higgs_native.cli.options import MODEL_NAME
 from higgs_native.errors import PromptError
-from higgs_native.pipeline import HiggsAudio
+from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio, read_trained_voices
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 
 
@@ -21,10 +21,18 @@ _FILE_NAME = re.compile(r"\S+\.(?:txt|text|md|rst|html?|xml|json|srt|epub|pdf|do
 
 
 def checked_voices(
-    voice: str | None, reference_audio: Path | None, reference_text: str | None, voices_folder: Path | None
+    voice: str | None,
+    reference_audio: Path | None,
+    reference_text: str | None,
+    voices_folder: Path | None,
+    model: str | None,
 ) -> list[Voice]:
     """Read the chosen voices, and print advice on poor recordings before weights are loaded."""
-    chosen = [read_voice(item) for item in choose_voices(voice, reference_audio, reference_text, voices_folder)]
+    folder = EMBEDDED_VOICE if model is None else Path(model).expanduser()
+    # A checkpoint that is on the Hub has none: it was not written by a recipe of this package.
+    trained = read_trained_voices(folder) if (folder / "config.json").is_file() else ()
+    names = choose_voices(voice, reference_audio, reference_text, voices_folder, trained)
+    chosen = [read_voice(item) for item in names]
     for item in chosen:
         for advice in check_voice(item):
             notice(f"warning: {item.reference_audio.name}: {advice}")

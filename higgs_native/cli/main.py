@@ -10,6 +10,7 @@ from higgs_native.cli.console import ending_by_signals, flush_output, prepare_st
 from higgs_native.cli.info import info
 from higgs_native.cli.quantize import quantize
 from higgs_native.cli.read import read
+from higgs_native.cli.serve import serve
 from higgs_native.cli.speak import speak
 from higgs_native.cli.voices import voices
 from higgs_native.errors import exit_on_bad_input, exit_with_error
@@ -27,7 +28,7 @@ app = typer.Typer(
 for command in (speak, read):
     # A text such as "-5 degrees" is no option; `TextArgument` refuses what looks like one.
     app.command(context_settings={"ignore_unknown_options": True})(command)
-for command in (quantize, voices, info):
+for command in (serve, quantize, voices, info):
     app.command()(command)
 
 # Of the errors of the command line; not every release of typer has a public name for it.

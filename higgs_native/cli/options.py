@@ -44,8 +44,8 @@ AudioTokenizerOption = Annotated[
 VoiceOption = Annotated[
     str | None,
     typer.Option(
-        help="A voice in the folder of voices: anna, or profile:NAME for a description. Several, separated by commas, "
-        "speak as SPEAKER0, SPEAKER1, ..."
+        help="A voice in the folder of voices: anna, or profile:NAME for a description; or one of the model: the "
+        "embedded one has feminine, masculine, scottish, child. Several, separated by commas, speak as SPEAKER0, ..."
     ),
 ]
 VoicesOption = Annotated[Path | None, typer.Option(help="The folder of voices.", show_default=f"${VOICES_VARIABLE}")]

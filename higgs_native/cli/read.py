@@ -57,6 +57,14 @@ def read(
             help="Number of earlier chunks in the prompt of the next one.", show_default="2; embedded voice: 0"
         ),
     ] = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option(
+            help="Maximum number of chunks that are spoken at the same time. Above 1, the prompt of a chunk holds no "
+            "earlier chunks.",
+            show_default="8 without --context-chunks, else 1",
+        ),
+    ] = None,
     max_retries: Annotated[
         int, typer.Option(help="Maximum retries of a chunk that fails, each with the next seed.")
     ] = MAX_RETRIES,
@@ -87,10 +95,10 @@ def read(
     out = check_output_path(out)
     pauses = Pauses(paragraph_pause, turn_pause, sentence_pause)
     sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
-    check_long_form(sampling, context_chunks, max_retries)
+    check_long_form(sampling, context_chunks, max_retries, parallel)
     text = read_text(text)
     chunk_text(text, CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
-    chosen = checked_voices(voice, reference_audio, reference_text, voices)
+    chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
     chunk_store = ChunkStore(out.with_name(f"{out.name}.parts") if folder is None else folder)
     engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
     speech = LongSpeech(
@@ -104,6 +112,7 @@ def read(
         context_chunks=context_chunks,
         max_retries=max_retries,
         strict=strict,
+        parallel=parallel,
         pauses=pauses,
     )
     if speech.num_finished:

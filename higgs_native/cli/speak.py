@@ -80,7 +80,7 @@ def speak(
         check_stream_path(stream)
     text = read_text(text)
     normalize_text(text)
-    chosen = checked_voices(voice, reference_audio, reference_text, voices)
+    chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
     sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens)
     engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
     if stream is not None:

@@ -61,7 +61,8 @@ class Guesser(nn.Module):
         """Read what `recipe.train_guesser` wrote."""
         with safe_open(path, "pt") as file:
             model = cls(**{name: int(value) for name, value in file.metadata().items()})
-            model.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
+            names = file.keys()
+            model.load_state_dict({name: file.get_tensor(name).float() for name in names})
         return model.eval()
 
 

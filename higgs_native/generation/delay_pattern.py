@@ -132,16 +132,6 @@ def resumed_boson_state(begun: Sequence[Sequence[int]], config: HiggsAudioConfig
     return opened, remaining
 
 
-def resumed_transformers_state(begun: Sequence[Sequence[int]], config: HiggsAudioConfig) -> tuple[int, int, int, int]:
-    """Return the state of transformers' delay pattern after the delayed frames `begun` of an unfinished segment.
-
-    Returns:
-        Base and step of the BOS counters, base of the EOS counters, and whether these already count down.
-    """
-    ending = sum(config.audio_stream_eos_id in frame for frame in begun)
-    return -len(begun), 1, 1 - max(0, ending - 1), int(ending > 0)
-
-
 def initial_transformers_state(prompt_ids: Sequence[int], config: HiggsAudioConfig) -> tuple[int, int, int, int]:
     """Return the state of transformers' delay pattern after a prompt.
 
@@ -160,3 +150,15 @@ def initial_transformers_state(prompt_ids: Sequence[int], config: HiggsAudioConf
     if delay in window:
         eos_base = 1 - (num_codebooks - window.index(delay))
     return bos_base, bos_step, eos_base, int(bool(window) and window[-1] == delay)
+
+
+def resumed_transformers_state(
+    state: tuple[int, int, int, int], begun: Sequence[Sequence[int]], config: HiggsAudioConfig
+) -> tuple[int, int, int, int]:
+    """Return the state of transformers' delay pattern after a prompt's `state` and the delayed frames `begun`."""
+    bos_base, bos_step, eos_base, is_ending = state
+    for frame in begun:
+        bos_base -= 1
+        eos_base -= is_ending
+        is_ending = int(is_ending or config.audio_stream_eos_id in frame)
+    return bos_base, bos_step, eos_base, is_ending

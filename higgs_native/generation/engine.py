@@ -1,21 +1,30 @@
-"""The engine: requests in, codes and text out.
+"""The engine: requests join and leave at each step, and share its passes over the weights.
 
-`generate_batch` gives each request a slot and runs them side by side. A step computes the pending rows of all
-sequences in one forward pass and draws a frame or a token for each. While every sequence is inside audio, the model
-runner draws frames without returning here.
+A step computes rows of any number of sequences in one forward pass, and draws a frame or a token for each sequence
+that has no row left. While all are inside audio and no prompt is computed, the model runner draws frames alone.
+`generate_batch`, `speak`, streams, long texts and servers are clients of the same engine.
 """
 
-from collections.abc import Sequence
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from typing_extensions import Unpack
 
 from higgs_native.convention import Convention
-from higgs_native.generation.model_runner import DecodeRow, ModelRunner, RunnerPool
-from higgs_native.generation.prefix_cache import PrefixCache, PromptBlock, prompt_blocks
-from higgs_native.generation.sampler import SamplerState
+from higgs_native.errors import GenerationError, ParameterError
+from higgs_native.generation.driver import Driver
+from higgs_native.generation.handle import RequestHandle
+from higgs_native.generation.model_runner import DecodeRow, ModelRunner
+from higgs_native.generation.pages import PagePool
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
+from higgs_native.generation.scheduler import Scheduler, Step
 from higgs_native.generation.sequence import (
     GenerationMode,
     GenerationOutput,
@@ -25,10 +34,565 @@ from higgs_native.generation.sequence import (
     SequenceState,
     begin_sequence,
 )
-from higgs_native.generation.stop import completes_stop_string, text_after_audio
+from higgs_native.generation.stop import ends_reply, text_after_audio
 from higgs_native.model.batch import Batch
-from higgs_native.model.kv_cache import KVCache
+from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
 from higgs_native.model.transformer import LanguageModel
+from higgs_native.utils.checks import check_integer
+
+
+DEFAULT_SLOTS = 64
+DEFAULT_PREFIX_BYTES = 256 << 20
+"""2,340 positions of the published size in bfloat16: about seven voices with ten seconds of reference audio each."""
+_MAX_SLOTS = 1024
+_CPU_MIN_PIECE, _CUDA_MIN_PIECE = 16, 64
+_PAGES_AHEAD = 4
+"""Pages that a step on a GPU takes in advance: while they last, the host changes nothing that a step reads."""
+_REAL_TIME_FRAMES = 8
+"""Frames after which it is decided again which streams are urgent."""
+
+
+@dataclass(frozen=True)
+class EngineMetrics:
+    """The state of an engine, and totals since it was made.
+
+    Attributes:
+        waiting, running: requests.
+        finished, aborted, failed: requests that have ended.
+        preempted: how often a request has lost its slot for want of pages.
+        underruns: how often the playback of a real-time stream had to pause.
+        steps, rows: steps, and rows that they computed.
+        prompt_rows: the rows among them that belong to prompts.
+        prefill_seconds, decode_seconds: time of the steps with rows of prompts, and of the others.
+        frames: frames drawn; 25 are a second of audio.
+        scheduling_seconds: time in which a step did not compute.
+        pages_held, pages: of the cache.
+    """
+
+    waiting: int
+    running: int
+    finished: int
+    aborted: int
+    failed: int
+    preempted: int
+    underruns: int
+    steps: int
+    rows: int
+    prompt_rows: int
+    prefill_seconds: float
+    decode_seconds: float
+    frames: int
+    scheduling_seconds: float
+    pages_held: int
+    pages: int
+
+
+class Engine(Driver):
+    """Generates requests side by side. Thread-safe.
+
+        handle = model.engine.add(request)
+        for item in handle:  # frames and tokens as they are drawn
+            ...
+
+    Args:
+        model: the language model; it owns the engine, which refers to it weakly.
+        num_slots: the maximum number of requests that run at once, a power of two up to 1024.
+        cache_bytes: the memory of the KV cache; None: an eighth of the machine's memory or a quarter of the GPU's
+            free memory, at most what all slots can use. On the CPU, memory that no request has used is not taken.
+        prefix_bytes: the maximum part of it that keeps prefixes of prompts which no running request holds.
+        clock: the time in seconds.
+
+    Raises:
+        ParameterError: a value is out of range, or the memory holds less than one sequence of `max_cache_length`.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        num_slots: int = DEFAULT_SLOTS,
+        cache_bytes: int | None = None,
+        prefix_bytes: int = DEFAULT_PREFIX_BYTES,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        super().__init__()
+        check_integer("num_slots", num_slots)
+        check_integer("cache_bytes", cache_bytes, optional=True)
+        if not 1 <= num_slots <= _MAX_SLOTS or num_slots & (num_slots - 1):
+            raise ParameterError(f"num_slots must be a power of two up to {_MAX_SLOTS}, got {num_slots}")
+        config = model.config
+        position = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
+        self._page_bytes = position * PAGE_SIZE
+        least = pages_for(model.max_cache_length)
+        if cache_bytes is not None and cache_bytes < least * self._page_bytes:
+            raise ParameterError(
+                f"cache_bytes must be at least {least * self._page_bytes} for {model.max_cache_length} positions "
+                f"(max_cache_length), got {cache_bytes}"
+            )
+        self._model: LanguageModel = weakref.proxy(model)
+        self._num_slots = num_slots
+        self._cache_bytes = cache_bytes
+        self._prefix_bytes = 0
+        self._clock = clock
+        self._runner: ModelRunner | None = None
+        self._scheduler: Scheduler | None = None
+        self.prefix_bytes = prefix_bytes
+
+        self._handles: dict[SequenceState, RequestHandle] = {}
+        self._members: list[SequenceState] = []  # of the model runner's steps
+        self._launches_left = 0
+        self._finished = self._aborted = self._failed = 0
+        self._steps = self._rows = self._prompt_rows = self._frames = 0
+        self._prefill_seconds = self._decode_seconds = self._step_seconds = 0.0
+
+        self._incoming: deque[RequestHandle] = deque()
+        self._aborting: deque[RequestHandle] = deque()
+        self._step_lock = threading.Lock()
+        # Steps are computed by any thread, whatever its current stream is.
+        self._stream = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an engine can't be copied or pickled: load the model again where it is needed")
+
+    @property
+    def prefix_bytes(self) -> int:
+        """The maximum memory of kept prefixes; setting a lower one forgets prefixes at once.
+
+        Raises:
+            ParameterError: the limit is negative.
+        """
+        return self._prefix_bytes
+
+    @prefix_bytes.setter
+    def prefix_bytes(self, prefix_bytes: int) -> None:
+        check_integer("prefix_bytes", prefix_bytes)
+        if prefix_bytes < 0:
+            raise ParameterError(f"prefix_bytes must be at least 0, got {prefix_bytes}")
+        self._prefix_bytes = prefix_bytes
+        if self._scheduler is not None:
+            with self._step_lock:
+                self._scheduler.pages.max_unused = prefix_bytes // self._page_bytes
+
+    def forget_prefixes(self) -> None:
+        """Free the pages of all prefixes that no running request holds."""
+        if self._scheduler is not None:
+            with self._step_lock:
+                self._scheduler.pages.forget()
+
+    @property
+    def metrics(self) -> EngineMetrics:
+        """The state and the totals; may be read while requests run."""
+        scheduler = self._scheduler
+        computing = self._prefill_seconds + self._decode_seconds
+        return EngineMetrics(
+            waiting=len(self._incoming) + (scheduler.waiting if scheduler else 0),
+            running=len(scheduler.running) if scheduler else 0,
+            finished=self._finished,
+            aborted=self._aborted,
+            failed=self._failed,
+            preempted=scheduler.preempted if scheduler else 0,
+            underruns=scheduler.underruns if scheduler else 0,
+            steps=self._steps,
+            rows=self._rows,
+            prompt_rows=self._prompt_rows,
+            prefill_seconds=self._prefill_seconds,
+            decode_seconds=self._decode_seconds,
+            frames=self._frames,
+            scheduling_seconds=max(self._step_seconds - computing, 0.0),
+            pages_held=scheduler.pages.held if scheduler else 0,
+            pages=scheduler.pages.num_pages if scheduler else 0,
+        )
+
+    # Requests
+
+    def add(self, request: GenerationRequest, output_logits: bool = False) -> RequestHandle:
+        """Check a request, and let it wait for a slot.
+
+        Args:
+            request: the prompt, and how to generate after it. Its callbacks are not called.
+            output_logits: keep the logits that each step drew from.
+
+        Raises:
+            PromptError: the prompt does not fit the model, its references, or the cache.
+            CheckpointError: text is asked for, and the checkpoint has no text head.
+        """
+        sequence = begin_sequence(self._model, request)
+        sequence.output_logits = output_logits
+        handle = RequestHandle(self, self.abort, sequence, self._clock())
+        sequence.emit = handle.put
+        self._incoming.append(handle)
+        self.notify()
+        return handle
+
+    def abort(self, handle: RequestHandle) -> None:
+        """End a request at the next step; see `RequestHandle.abort`."""
+        if handle.future.done():
+            return
+        self._aborting.append(handle)
+        self.notify()
+        self.end_turn()
+
+    def end_turn(self) -> None:
+        """End aborted requests now, unless a step is being computed: the one who computes it looks again after it."""
+        while self._aborting and self._step_lock.acquire(blocking=False):
+            try:
+                with torch.inference_mode(), torch.cuda.stream(self._stream):
+                    self._prepare()
+                    self._accept()
+            finally:
+                self._step_lock.release()
+
+    # Steps
+
+    def prepare(self) -> None:
+        """Allocate the cache, and on a GPU capture all graphs and load all kernels, before the first request."""
+        with self._step_lock, torch.inference_mode(), torch.cuda.stream(self._stream):
+            is_new = self._runner is None
+            self._prepare()
+            if is_new and self._stream is not None:
+                self._runner.warm_up()
+
+    def step(self) -> bool:
+        """Compute one step of the requests; return whether any is left."""
+        with self._step_lock:
+            begin = self._clock()
+            try:
+                with torch.inference_mode(), torch.cuda.stream(self._stream):
+                    self._prepare()
+                    self._accept()
+                    self._advance()
+            except BaseException as error:
+                self._fail_all(error)
+                if not isinstance(error, Exception):
+                    raise
+            self._step_seconds += self._clock() - begin
+            return bool(self._handles)
+
+    def _prepare(self) -> None:
+        if self._scheduler is not None:
+            return
+        model = self._model
+        limit = pages_for(model.max_cache_length)
+        num_bytes = _default_cache_bytes(model.device) if self._cache_bytes is None else self._cache_bytes
+        num_pages = min(max(num_bytes // self._page_bytes, limit), self._num_slots * limit)
+        self._runner = ModelRunner(model, self._num_slots, num_pages)
+        is_cuda = model.device.type == "cuda"
+        self._scheduler = Scheduler(
+            self._num_slots,
+            PagePool(num_pages, self._prefix_bytes // self._page_bytes),
+            limit,
+            _CUDA_MIN_PIECE if is_cuda else _CPU_MIN_PIECE,
+            self._clock,
+        )
+        self._frames_ahead = _PAGES_AHEAD * PAGE_SIZE if is_cuda else 1
+
+    def _accept(self) -> None:
+        """Take in new requests, and end aborted ones."""
+        if not self._incoming and not self._aborting:
+            return
+        self._drain()
+        while self._incoming:
+            handle = self._incoming.popleft()
+            self._scheduler.add(handle.sequence)
+            self._handles[handle.sequence] = handle
+        while self._aborting:
+            handle = self._aborting.popleft()
+            if not handle.future.done():
+                handle.sequence.finish_reason = "aborted"
+                self._aborted += 1
+                self._end(handle)
+
+    def _advance(self) -> None:
+        if not self._launches_left:
+            self._drain()
+            step = self._scheduler.plan(self._frames_ahead)
+            self._runner.write_pages(step.new_pages)
+            for sequence in step.admitted:
+                self._reset_slot(sequence)
+            if not step.pieces:
+                return
+            if not all(sequence.decodes for sequence, _ in step.pieces):
+                self._compute(step)
+                return
+            self._begin_frames(step)
+        self._draw_frame()
+
+    def _begin_frames(self, step: Step) -> None:
+        """Let the model runner draw the next frames of the step's sequences."""
+        self._members = [sequence for sequence, _ in step.pieces]
+        frames = min(step.num_frames, *(sequence.steps_left(self._model) for sequence in self._members))
+        if any(sequence.request.real_time for sequence in self._members):
+            frames = min(frames, _REAL_TIME_FRAMES)
+        self._launches_left = frames
+        self._runner.begin([DecodeRow(s.slot, s.computed, s.rows[-1]) for s in self._members])
+
+    def _draw_frame(self) -> None:
+        """Launch the next steps of the model runner, and take the oldest one's frames."""
+        runner = self._runner
+        begin = self._clock()
+        try:
+            while self._launches_left and runner.in_flight < runner.max_ahead:
+                runner.launch()
+                self._launches_left -= 1
+        except RuntimeError:
+            # On the CPU, the sampler refuses the logits of all for those of one. A pass of its own tells which.
+            self._launches_left = 0
+            self._compute(Step(pieces=[(sequence, 1) for sequence in self._members]))
+            return
+        self._read_frame()
+        self._decode_seconds += self._clock() - begin
+
+    def _read_frame(self) -> None:
+        codes, active = self._runner.read()
+        now = self._clock()
+        lowest = codes.amin(dim=1).tolist()
+        self._steps += 1
+        for sequence, frame, is_active, low in zip(self._members, codes.unbind(), active, lowest, strict=True):
+            if sequence.finish_reason is not None or sequence.mode is GenerationMode.TEXT:
+                continue  # it ended in an earlier step, when this one was in flight
+            self._rows += 1
+            sequence.computed += 1
+            sequence.steps += 1
+            if low < 0:
+                self._fail(sequence, "a code")
+                continue
+            self._add_frame(sequence, frame, now)
+            self._end_step(sequence, is_active)
+
+    def _drain(self) -> None:
+        """Take the frames of all steps in flight."""
+        while self._runner.in_flight:
+            self._read_frame()
+        self._launches_left = 0
+
+    def _compute(self, step: Step) -> None:
+        """Compute pending rows in one pass, and draw for the sequences that have none left."""
+        begin = self._clock()
+        rows, last = _pending_rows(self._model, step.pieces)
+        states = self._model.forward(rows, self._runner.cache)
+        self._scheduler.computed(step.pieces)
+        drawing = [(sequence, row) for (sequence, _), row in zip(step.pieces, last, strict=True) if row >= 0]
+        if drawing:
+            self._draw(drawing, states)
+        num_rows = len(rows.slots)
+        prompt_rows = sum(count for _, count in step.pieces if count > 1)
+        seconds = self._clock() - begin
+        self._steps += 1
+        self._rows += num_rows
+        self._prompt_rows += prompt_rows
+        if prompt_rows:
+            self._prefill_seconds += seconds
+            self._scheduler.measured(prompt_rows, seconds)
+        else:
+            self._decode_seconds += seconds
+
+    def _draw(self, drawing: Sequence[tuple[SequenceState, int]], states: torch.Tensor) -> None:
+        """Draw the next frame or token of sequences from the states of their last rows."""
+        model, sampler = self._model, self._runner.sampler
+        by_mode: dict[GenerationMode, list[tuple[SequenceState, int]]] = {mode: [] for mode in GenerationMode}
+        for sequence, row in drawing:
+            sequence.steps += 1
+            by_mode[sequence.mode].append((sequence, row))
+        now = self._clock()
+        for sequence, row in by_mode[GenerationMode.AUDIO_INIT]:
+            if sequence.output_logits and model.text_head is not None:
+                sequence.text_logits.append(model.text_logits(states[row : row + 1])[0])
+            sequence.mode = GenerationMode.AUDIO_IN_PROGRESS
+            self._add_frame(sequence, sampler.begin_segment(sequence.slot).cpu(), now)
+            self._end_step(sequence, True)
+        if audio := by_mode[GenerationMode.AUDIO_IN_PROGRESS]:
+            self._draw_audio([sequence for sequence, _ in audio], states[[row for _, row in audio]])
+        if text := by_mode[GenerationMode.TEXT]:
+            self._draw_text([sequence for sequence, _ in text], states[[row for _, row in text]])
+
+    def _draw_audio(self, sequences: Sequence[SequenceState], states: torch.Tensor) -> None:
+        sampler = self._runner.sampler
+        logits = self._model.audio_logits(states)
+        frames = self._drawn(sequences, "a code", lambda rows, slots: sampler.sample_audio_frame(logits[rows], slots))
+        now = self._clock()
+        for row, (sequence, frame) in enumerate(zip(sequences, frames, strict=True)):
+            if frame is None:
+                continue
+            if sequence.output_logits:
+                sequence.audio_logits.append(logits[row])
+            self._add_frame(sequence, frame, now)
+            self._end_step(sequence, sampler.is_active(sequence.slot))
+
+    def _draw_text(self, sequences: Sequence[SequenceState], states: torch.Tensor) -> None:
+        model, sampler = self._model, self._runner.sampler
+        logits = model.text_logits(states)
+        steps = torch.tensor([sequence.steps for sequence in sequences], dtype=torch.int32, device=model.device)
+        tokens = self._drawn(
+            sequences, "a token", lambda rows, slots: sampler.sample_text(logits[rows], slots, steps[rows])
+        )
+        for row, (sequence, drawn) in enumerate(zip(sequences, tokens, strict=True)):
+            if drawn is None:
+                continue
+            token = int(drawn)
+            if sequence.output_logits:
+                sequence.text_logits.append(logits[row])
+            sequence.add_token(token)
+            self._note_item(sequence, self._clock())
+            if token == model.config.audio_out_bos_token_id:
+                sequence.mode = GenerationMode.AUDIO_INIT
+                sequence.segments.append([])
+            elif self._ends_reply(sequence):
+                sequence.finish_reason = "stop"
+            self._end_step(sequence, True)
+
+    def _drawn(
+        self,
+        sequences: Sequence[SequenceState],
+        name: str,
+        sample: Callable[[slice, torch.Tensor], torch.Tensor],
+    ) -> list[torch.Tensor | None]:
+        """Sample for each sequence; None for those whose logits can't be drawn from: their requests fail."""
+        slots = torch.tensor([sequence.slot for sequence in sequences], dtype=torch.int32, device=self._model.device)
+        try:
+            drawn = list(sample(slice(None), slots).cpu().unbind())
+        except RuntimeError as error:
+            if len(sequences) == 1:
+                self._fail(sequences[0], name, error)
+                return [None]
+            # The sampler has drawn nothing. One by one, the others are drawn.
+            return [
+                self._drawn([sequence], name, lambda _, slots, at=slice(row, row + 1): sample(at, slots))[0]
+                for row, sequence in enumerate(sequences)
+            ]
+        for row, sequence in enumerate(sequences):
+            if int(drawn[row].min()) < 0:
+                self._fail(sequence, name)
+                drawn[row] = None
+        return drawn
+
+    # The end of a step
+
+    def _add_frame(self, sequence: SequenceState, frame: torch.Tensor, now: float) -> None:
+        sequence.add_frame(frame)
+        self._frames += 1
+        self._note_item(sequence, now)
+
+    def _note_item(self, sequence: SequenceState, now: float) -> None:
+        """Wake the reader of a sequence's items."""
+        handle = self._handles[sequence]
+        if handle.first_item_seconds is None:
+            handle.first_item_seconds = now - handle.added
+        if sequence.request.real_time:
+            self._scheduler.drawn(sequence, now)
+        if handle.wake is not None:
+            handle.wake()
+
+    def _end_step(self, sequence: SequenceState, is_active: bool) -> None:
+        """Take the end of an audio segment, of a reply, and of what may be generated."""
+        if not is_active:
+            next_token = text_after_audio(self._model, sequence.request.convention)
+            sequence.end_audio(self._model, next_token)
+            if next_token is not None and self._ends_reply(sequence):
+                sequence.finish_reason = "stop"
+            self._launches_left = 0
+        sequence.end_at_limit(self._model)
+        if sequence.finish_reason is not None:
+            self._finished += 1
+            self._end(self._handles[sequence])
+
+    def _ends_reply(self, sequence: SequenceState) -> bool:
+        request = sequence.request
+        return ends_reply(self._model, request.convention, sequence.text_ids, request.sampling.stop_strings)
+
+    def _fail(self, sequence: SequenceState, name: str, error: Exception | None = None) -> None:
+        """End a request whose logits can't be drawn from; on a GPU, the sampler reports them by values below 0."""
+        failure = GenerationError(
+            f"{name} can't be drawn: its logits hold a NaN or +inf, exceed float32 when divided by the temperature, "
+            "or are all -inf"
+        )
+        failure.__cause__ = error
+        sequence.finish_reason = "aborted"
+        self._failed += 1
+        self._end(self._handles[sequence], failure)
+
+    def _fail_all(self, error: BaseException) -> None:
+        """End all running requests: nobody knows how far the step has come."""
+        if not isinstance(error, Exception):
+            error = GenerationError(f"the step that computed this request was ended by {type(error).__name__}")
+        self._launches_left = 0
+        if self._runner is not None:
+            while self._runner.in_flight:
+                self._runner.read()
+        running = [self._handles[sequence] for sequence in self._scheduler.running] if self._scheduler else []
+        for handle in running or [*self._handles.values(), *self._incoming]:
+            handle.sequence.finish_reason = "aborted"
+            self._failed += 1
+            self._end(handle, error)
+        self._incoming = deque(handle for handle in self._incoming if not handle.future.done())
+
+    def _end(self, handle: RequestHandle, error: BaseException | None = None) -> None:
+        """Free what a request holds, and give its output or its error to whoever waits."""
+        self._launches_left = 0
+        sequence = handle.sequence
+        self._handles.pop(sequence, None)
+        if self._scheduler is not None:
+            self._scheduler.remove(sequence)
+        if error is not None:
+            handle.future.set_exception(error)
+        else:
+            if sequence.output_logits and self._stream is not None:
+                self._stream.synchronize()  # the caller reads the logits on a stream of its own
+            with torch.inference_mode(False):  # so that results are ordinary tensors
+                handle.future.set_result(sequence.output(self._model))
+        if handle.wake is not None:
+            handle.wake()
+
+    def _reset_slot(self, sequence: SequenceState) -> None:
+        is_resumed = sequence.mode is GenerationMode.AUDIO_IN_PROGRESS
+        self._runner.sampler.reset_slot(
+            sequence.slot,
+            sequence.request.convention,
+            sequence.request.sampling,
+            frames=torch.stack(sequence.history) if sequence.history else None,
+            prompt_ids=sequence.prompt_ids,
+            num_resumed=len(sequence.segments[-1]) if is_resumed else 0,
+            num_drawn=sum(map(len, sequence.segments)),
+        )
+
+
+def _default_cache_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 4
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8
+
+
+def _pending_rows(model: LanguageModel, pieces: Sequence[tuple[SequenceState, int]]) -> tuple[Batch, list[int]]:
+    """Gather pending rows, text first; return them and the index of each sequence's last row, -1 if rows are left."""
+    ids: list[int] = []
+    frames: list[torch.Tensor] = []
+    text_rows: list[tuple[int, int, int]] = []
+    audio_rows: list[tuple[int, int]] = []
+    last: list[tuple[bool, int]] = []
+    for sequence, count in pieces:
+        for position in range(sequence.computed, sequence.computed + count):
+            row = sequence.rows[position]
+            if isinstance(row, int):
+                text_rows.append((sequence.slot, position, sequence.text_computed))
+                ids.append(row)
+                sequence.text_computed += 1
+            else:
+                audio_rows.append((sequence.slot, position))
+                frames.append(row)
+        is_text = isinstance(row, int)
+        is_last = sequence.computed + count == len(sequence.rows)
+        last.append((is_text, (len(ids if is_text else frames) - 1) if is_last else -1))
+
+    def int32(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=model.device)
+
+    rows = [row[:2] for row in text_rows] + audio_rows
+    batch = Batch(
+        token_ids=int32(ids),
+        codes=torch.stack(frames).to(model.device) if frames else int32([]).view(0, model.config.num_codebooks),
+        slots=int32([slot for slot, _ in rows]),
+        positions=int32([position for _, position in rows]),
+        text_positions=int32([text_position for _, _, text_position in text_rows]),
+    )
+    return batch, [index if is_text or index < 0 else len(ids) + index for is_text, index in last]
 
 
 class HiggsAudioModel(LanguageModel):
@@ -39,14 +603,12 @@ class HiggsAudioModel(LanguageModel):
     >>> codes = segment_codes(output.audio_segments[0], model.config, Convention.BOSON)
 
     Attributes:
-        prefix_cache: keys and values of prompt prefixes, reused by later prompts; its `max_bytes` may be set.
-        runner_pool: the model runners that requests take turns with.
+        engine: generates all requests; another `Engine` of this model may be set before the first one.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.prefix_cache = PrefixCache()
-        self.runner_pool = RunnerPool()
+        self.engine = Engine(self)
 
     def generate(
         self,
@@ -81,11 +643,14 @@ class HiggsAudioModel(LanguageModel):
         return generate_batch(self, [request], output_logits)[0]
 
 
-@torch.inference_mode()
 def generate_batch(
-    model: HiggsAudioModel, requests: Sequence[GenerationRequest], output_logits: bool = False
+    model: HiggsAudioModel,
+    requests: Sequence[GenerationRequest],
+    output_logits: bool = False,
 ) -> list[GenerationOutput]:
     """Generate after several prompts side by side; each result is what its request gives alone.
+
+    Requests of other callers share the steps. Callbacks are called in this thread.
 
     Args:
         model: the language model.
@@ -95,200 +660,28 @@ def generate_batch(
     Raises:
         PromptError: a prompt does not fit the model, its references, or the cache.
         CheckpointError: a request asks for text, and the checkpoint has no text head.
-        RuntimeError: logits hold a NaN or +inf, exceed float32 when divided by the temperature, or are all -inf.
+        GenerationError: logits hold a NaN or +inf, exceed float32 when divided by the temperature, or are all -inf.
     """
-    sequences = [begin_sequence(model, request) for request in requests]
-    if not sequences:
-        return []
-    length = max(_max_length(model, sequence) for sequence in sequences)
-    window = max(max(request.sampling.ras_win_len or 0, 1) for request in requests)
-    with model.runner_pool.runner(model, len(sequences), length, window) as runner:
-        for slot, sequence in enumerate(sequences):
-            sequence.slot = slot
-            _reset_slot(runner.sampler, sequence)
-        prompts = [(sequence.slot, _restore_prefix(model, sequence, runner.cache)) for sequence in sequences]
-        live = sequences
-        while live:
-            if not output_logits and all(sequence.draws_next for sequence in live):
-                _draw_frames(model, live, runner)
-            else:
-                rows, last = _pending_rows(model, live)
-                states = model.forward(rows, runner.cache)
-                for slot, blocks in prompts:
-                    model.prefix_cache.keep(blocks, runner.cache, slot)
-                prompts = []  # their keys and values are complete after the first pass
-                _advance(model, live, states[last], runner.sampler, output_logits)
-            for sequence in live:
-                if sequence.finish_reason is None and _steps_left(model, sequence) == 0:
-                    sequence.finish_reason = "length"
-            live = [sequence for sequence in live if sequence.finish_reason is None]
-    with torch.inference_mode(False):  # so that results are ordinary tensors
-        return [sequence.output(model, output_logits) for sequence in sequences]
-
-
-def _max_length(model: LanguageModel, sequence: SequenceState) -> int:
-    """The maximum number of positions of a sequence."""
-    return min(sequence.prompt_tokens + sequence.request.sampling.max_new_tokens, model.max_cache_length)
-
-
-def _steps_left(model: LanguageModel, sequence: SequenceState) -> int:
-    """The number of steps until the sequence reaches `max_new_tokens` or the end of the cache."""
-    steps = sequence.request.sampling.max_new_tokens - sequence.steps
-    return min(steps, _max_length(model, sequence) - sequence.position)
-
-
-def _reset_slot(sampler: SamplerState, sequence: SequenceState) -> None:
-    sampler.reset_slot(
-        sequence.slot,
-        sequence.request.convention,
-        sequence.request.sampling,
-        prompt_frames=torch.stack(sequence.prompt_frames) if sequence.prompt_frames else None,
-        prompt_ids=sequence.prompt_ids,
-        num_resumed=len(sequence.segments[-1]) if sequence.segments else 0,
-    )
-
-
-def _restore_prefix(model: HiggsAudioModel, sequence: SequenceState, cache: KVCache) -> list[PromptBlock]:
-    """Copy the cached prefix of a prompt into the sequence's slot; return the prompt's blocks."""
-    # The last row is always computed: the first step draws from its state.
-    blocks = prompt_blocks(sequence.pending[:-1]) if model.prefix_cache.max_bytes else []
-    restored = blocks[: model.prefix_cache.restore(blocks, cache, sequence.slot)]
-    if restored:
-        sequence.position = sequence.cached_tokens = restored[-1].positions.stop
-        sequence.text_position = restored[-1].text_positions.stop
-        sequence.pending = sequence.pending[sequence.position :]
-    return blocks
-
-
-def _pending_rows(model: LanguageModel, live: Sequence[SequenceState]) -> tuple[Batch, list[int]]:
-    """Gather the pending rows of all sequences, text first; return them with the index of each sequence's last row."""
-    ids: list[int] = []
-    frames: list[torch.Tensor] = []
-    text_rows: list[tuple[int, int, int]] = []
-    audio_rows: list[tuple[int, int]] = []
-    last: list[tuple[bool, int]] = []
-    for sequence in live:
-        for row in sequence.pending:
-            if isinstance(row, int):
-                text_rows.append((sequence.slot, sequence.position, sequence.text_position))
-                ids.append(row)
-                sequence.text_position += 1
-            else:
-                audio_rows.append((sequence.slot, sequence.position))
-                frames.append(row)
-            sequence.position += 1
-        is_text = isinstance(sequence.pending[-1], int)
-        last.append((is_text, len(ids if is_text else frames) - 1))
-        sequence.pending = []
-
-    def int32(values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=model.device)
-
-    rows = [row[:2] for row in text_rows] + audio_rows
-    batch = Batch(
-        token_ids=int32(ids),
-        codes=torch.stack(frames).to(model.device) if frames else int32([]).view(0, model.config.num_codebooks),
-        slots=int32([slot for slot, _ in rows]),
-        positions=int32([position for _, position in rows]),
-        text_positions=int32([text_position for _, _, text_position in text_rows]),
-    )
-    return batch, [index if is_text else len(ids) + index for is_text, index in last]
-
-
-def _draw_frames(model: LanguageModel, live: Sequence[SequenceState], runner: ModelRunner) -> None:
-    """Draw frames of all sequences until one of them ends or reaches a limit."""
-    ended: set[int] = set()
-
-    def on_step(codes: torch.Tensor, active: list[int]) -> bool:
-        _check_drawn("a code", min(map(min, codes.tolist())))
-        for sequence, frame, is_active in zip(live, codes.unbind(), active, strict=True):
-            if sequence.slot in ended:
-                continue
-            sequence.steps += 1
-            sequence.position += 1
-            sequence.add_frame(frame)
-            if not is_active:
-                ended.add(sequence.slot)
-                sequence.end_audio(model, text_after_audio(model, sequence.request.convention))
-        return not ended
-
-    rows = [DecodeRow(sequence.slot, sequence.position, sequence.pending[0]) for sequence in live]
-    runner.draw(rows, min(_steps_left(model, sequence) for sequence in live), on_step)
-
-
-def _check_drawn(name: str, lowest: int) -> None:
-    """Raise RuntimeError if a drawn value is below 0, which is how the sampler reports bad logits on a GPU."""
-    if lowest < 0:
-        raise RuntimeError(
-            f"{name} can't be drawn: its logits hold a NaN or +inf, exceed float32 when divided by the temperature, "
-            "or are all -inf"
-        )
-
-
-def _advance(
-    model: LanguageModel,
-    live: Sequence[SequenceState],
-    states: torch.Tensor,
-    sampler: SamplerState,
-    output_logits: bool,
-) -> None:
-    """Draw each sequence's next frame or token from its last row's state [sequences, hidden]."""
-    audio = [index for index, sequence in enumerate(live) if sequence.mode is GenerationMode.AUDIO_IN_PROGRESS]
-    text = [index for index, sequence in enumerate(live) if sequence.mode is GenerationMode.TEXT]
-    for index, sequence in enumerate(live):
-        sequence.steps += 1
-        if sequence.mode is GenerationMode.AUDIO_INIT:
-            if output_logits and model.text_head is not None:
-                sequence.text_logits.append(model.text_logits(states[index : index + 1])[0])
-            sequence.mode = GenerationMode.AUDIO_IN_PROGRESS
-            sequence.add_frame(sampler.begin_segment(sequence.slot).cpu())
-    if audio:
-        _draw_audio(model, [live[i] for i in audio], _selected(states, audio), sampler, output_logits)
-    if text:
-        _draw_text(model, [live[i] for i in text], _selected(states, text), sampler, output_logits)
-
-
-def _selected(states: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    return states if len(rows) == len(states) else states[rows]
-
-
-def _draw_audio(
-    model: LanguageModel,
-    sequences: Sequence[SequenceState],
-    states: torch.Tensor,
-    sampler: SamplerState,
-    output_logits: bool,
-) -> None:
-    logits = model.audio_logits(states)
-    slots = torch.tensor([sequence.slot for sequence in sequences], dtype=torch.int32, device=model.device)
-    frames = sampler.sample_audio_frame(logits, slots).cpu()
-    _check_drawn("a code", int(frames.min()))
-    for row, sequence in enumerate(sequences):
-        if output_logits:
-            sequence.audio_logits.append(logits[row])
-        sequence.add_frame(frames[row])
-        if not sampler.is_active(sequence.slot):
-            sequence.end_audio(model, text_after_audio(model, sequence.request.convention))
-
-
-def _draw_text(
-    model: LanguageModel,
-    sequences: Sequence[SequenceState],
-    states: torch.Tensor,
-    sampler: SamplerState,
-    output_logits: bool,
-) -> None:
-    logits = model.text_logits(states)
-    slots = torch.tensor([sequence.slot for sequence in sequences], dtype=torch.int32, device=model.device)
-    steps = torch.tensor([sequence.steps for sequence in sequences], dtype=torch.int32, device=model.device)
-    tokens = sampler.sample_text(logits, slots, steps).tolist()
-    _check_drawn("a token", min(tokens))
-    for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
-        if output_logits:
-            sequence.text_logits.append(logits[row])
-        sequence.add_token(token)
-        if token == model.config.audio_out_bos_token_id:
-            sequence.mode = GenerationMode.AUDIO_INIT
-            sequence.segments.append([])
-        elif completes_stop_string(model.tokenizer, sequence.text_ids, sequence.request.sampling.stop_strings or ()):
-            sequence.finish_reason = "stop"
+    engine = model.engine
+    handles: list[RequestHandle] = []
+    try:
+        for request in requests:
+            handles.append(engine.add(request, output_logits))
+        heard = [
+            (handle, request)
+            for handle, request in zip(handles, requests, strict=True)
+            if request.on_frame is not None or request.on_token is not None
+        ]
+        while heard:
+            engine.drive(lambda heard=heard: any(handle.is_ready for handle, _ in heard))
+            for handle, request in heard:
+                for item in handle.take():
+                    callback = request.on_token if isinstance(item, int) else request.on_frame
+                    if callback is not None:
+                        callback(item)
+            heard = [entry for entry in heard if not entry[0].is_exhausted]
+        engine.drive(lambda: all(handle.future.done() for handle in handles))
+        return [handle.future.result() for handle in handles]
+    finally:
+        for handle in handles:
+            handle.abort()

@@ -1,40 +1,29 @@
-"""Runs steps of several sequences: embed, layers, audio head, sample, advance.
+"""Runs steps that draw one frame of several sequences: embed, layers, audio head, sample, advance.
 
-All that a step depends on stays on the device: the last codes, positions, the state of the delay pattern, and the
-counters of the random numbers. On a GPU, a step is one captured CUDA graph per number of rows (1, 2, 4, 8, ...). It is
-launched up to `_STEPS_AHEAD` steps ahead of the host, which reads finished frames from pinned memory. A step leaves
-sequences that have ended unchanged.
+All that a step depends on stays on the device: the last codes, positions, page table, the state of the delay pattern,
+and the counters of the random numbers. On a GPU, a step is one captured CUDA graph per number of rows (1, 2, 4, 8,
+...), launched ahead of the host, which reads finished frames from pinned memory. A step leaves sequences that have
+ended unchanged.
 """
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from higgs_native.generation.sampler import SamplerState
+from higgs_native.generation.sampling_params import MAX_RAS_WINDOW
 from higgs_native.model.batch import Batch, Buffers
-from higgs_native.model.kv_cache import KVCache
+from higgs_native.model.kv_cache import PAGE_SIZE, KVCache, pages_for
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.ops.sampling import StateField
 from higgs_native.utils.cuda_graph import CAPTURE_LOCK, GraphedWork, capture_graphs
 
 
-_STEPS_AHEAD = 4
+STEPS_AHEAD = 4
 """Steps that a GPU may be ahead of the host."""
-_MIN_LENGTH, _MIN_HISTORY = 1024, 64
-"""Minimum sizes on a GPU; larger ones round up to powers of two so that graphs are reused."""
 _WARM_UP_ROWS = 96
 """Text rows, and audio rows, of the prompt that loads kernels: more than any kernel computes at once."""
-_MAX_IDLE = 2
-"""Runners on a GPU that are kept for later requests."""
-
-OnStep = Callable[[torch.Tensor, list[int]], bool]
-"""Takes the codes [rows, codebooks] of a step, int32, on the CPU, and 1 per row whose sequence continues, else 0.
-
-Returns whether to go on.
-"""
 
 
 @dataclass(frozen=True)
@@ -69,25 +58,24 @@ class CapturedStep(GraphedWork):
         self._batch = Batch(
             token_ids=nothing,
             codes=codes,
-            slots=torch.arange(num_rows, **int32),
+            slots=torch.zeros(num_rows, **int32),
             positions=torch.zeros(num_rows, **int32),
             text_positions=nothing,
         )
         self._buffers = Buffers.allocate(config, num_rows, model.device)
-        self._logits = torch.empty(num_rows, config.num_codebooks, config.codebook_size, device=model.device)
+        shape = num_rows, config.num_codebooks, config.codebook_size
+        self._logits = torch.empty(shape, dtype=torch.float32, device=model.device)
 
-    def begin(self, rows: Sequence[DecodeRow]) -> None:
-        """Set the rows to continue."""
-        taken = {row.slot for row in rows}
-        spare = [slot for slot in range(self._cache.slots) if slot not in taken]
-        # Padding rows use finished slots, whose cache is rewritten before it is read. Position 0 makes them attend to
-        # one key.
-        padded = [(row.slot, row.position) for row in rows] + [(slot, 0) for slot in spare]
-        padded = torch.tensor(padded[: len(self._batch.slots)], dtype=torch.int32)
-        self._batch.slots.copy_(padded[:, 0])
-        self._batch.positions.copy_(padded[:, 1])
+    def begin(self, rows: Sequence[DecodeRow], padding: Sequence[tuple[int, int]]) -> None:
+        """Set the rows to continue, and the slots and positions that fill the step up."""
+        places = torch.tensor(
+            [*((row.slot, row.position) for row in rows), *padding[: self._shape[0] - len(rows)]],
+            dtype=torch.int32,
+            device="cpu",
+        )
+        self._batch.slots.copy_(places[:, 0])
+        self._batch.positions.copy_(places[:, 1])
         self._batch.codes[: len(rows)].copy_(torch.stack([row.codes for row in rows]))
-        self._sampler.state[spare, StateField.ACTIVE] = 0
 
     def split(self, drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Split `drawn`, or a copy of it, into codes [rows, codebooks] and a flag per row: the sequence continues."""
@@ -103,144 +91,117 @@ class CapturedStep(GraphedWork):
 
 
 class ModelRunner:
-    """A KV cache and a sampler of several sequences, and the loop that draws their frames.
+    """The cache and the sampler of all slots, and the steps that draw frames.
 
     Attributes:
-        cache: the KV cache of `slots` sequences.
-        sampler: the sampler of `slots` sequences.
+        cache: the KV cache.
+        sampler: the sampler.
+        in_flight: the number of steps that are launched and not read.
 
     Args:
         model: the language model.
-        slots: the number of sequences.
-        length: positions per sequence.
-        history_length: past frames per sequence, for repetition-aware sampling.
+        num_slots: the number of sequences, on a GPU a power of two.
+        num_pages: the number of pages of the cache that sequences hold.
     """
 
-    def __init__(self, model: LanguageModel, slots: int, length: int, history_length: int) -> None:
+    def __init__(self, model: LanguageModel, num_slots: int, num_pages: int) -> None:
         self._model = model
-        self.cache = model.new_cache(slots, length)
-        self.sampler = SamplerState(slots, model.config, history_length, model.device)
-        self._steps: dict[int, CapturedStep] = {}
         self._is_cuda = model.device.type == "cuda"
+        # A captured step of 2^n rows has padding rows if fewer sequences are drawn: inactive slots, each with a
+        # position to itself in pages of no sequence.
+        num_padding = num_slots // 2 if self._is_cuda else 0
+        self._padding = [(num_slots + index, index % PAGE_SIZE) for index in range(num_padding)]
+        self.cache = KVCache(
+            model.config,
+            num_pages + pages_for(num_padding),
+            num_slots + num_padding,
+            model.max_cache_length,
+            model.dtype,
+            model.device,
+        )
+        for index, (slot, _) in enumerate(self._padding):
+            self.cache.page_table[slot, 0] = num_pages + index // PAGE_SIZE
+        self.sampler = SamplerState(num_slots + num_padding, model.config, MAX_RAS_WINDOW, model.device)
+        self._steps: dict[int, CapturedStep] = {}
+        self._step: CapturedStep | None = None
+        self._num_rows = 0
+        self._in_flight: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
+        self._ring: list[tuple[torch.Tensor, torch.cuda.Event]] = []
         if self._is_cuda:
-            for power in reversed(range(slots.bit_length())):
-                self._steps[1 << power] = CapturedStep(model, self.cache, self.sampler, 1 << power)
-            capture_graphs(self._steps.values(), torch.cuda.Stream(model.device))
+            with CAPTURE_LOCK:
+                for power in reversed(range(num_slots.bit_length())):
+                    self._steps[1 << power] = CapturedStep(model, self.cache, self.sampler, 1 << power)
+                capture_graphs(self._steps.values(), torch.cuda.Stream(model.device))
+                width = len(self._steps[num_slots].drawn)
+                self._ring = [
+                    (torch.empty(width, dtype=torch.int32, device="cpu", pin_memory=True), torch.cuda.Event())
+                    for _ in range(STEPS_AHEAD)
+                ]
 
-    def draw(self, rows: Sequence[DecodeRow], limit: int, on_step: OnStep) -> None:
-        """Draw up to `limit` frames of each row.
+    @property
+    def in_flight(self) -> int:
+        return len(self._in_flight)
+
+    @property
+    def max_ahead(self) -> int:
+        """The maximum of `in_flight`."""
+        return STEPS_AHEAD if self._is_cuda else 1
+
+    def write_pages(self, entries: Sequence[tuple[int, int, int]]) -> None:
+        """Write entries (slot, index, page) of the page table; of several for the same place the last one counts."""
+        if entries:
+            last = {(slot, index): page for slot, index, page in entries}
+            slots, indices = torch.tensor(list(last), dtype=torch.int64, device=self._model.device).T
+            pages = torch.tensor(list(last.values()), dtype=torch.int32, device=self._model.device)
+            self.cache.page_table[slots, indices] = pages
+
+    def begin(self, rows: Sequence[DecodeRow]) -> None:
+        """Set the sequences whose frames the next steps draw; no step is in flight.
 
         Args:
-            rows: sequences in different slots, active in the sampler. The sequences of all other slots have ended.
-            limit: the maximum number of frames; no row may pass the end of the cache.
-            on_step: called after each step (see `OnStep`). Once it returns False no more steps are launched, but those
-                in flight still come. Codes of a row that ended in an earlier step mean nothing.
+            rows: sequences in different slots, active in the sampler.
         """
-        step = self._step(len(rows))
-        step.begin(rows)
+        self._num_rows = len(rows)
+        size = 1 << (len(rows) - 1).bit_length() if self._is_cuda else len(rows)
+        if size not in self._steps:
+            self._steps[size] = CapturedStep(self._model, self.cache, self.sampler, size)
+        self._step = self._steps[size]
+        self._step.begin(rows, self._padding)
+
+    def launch(self) -> None:
+        """Launch a step; on the CPU, compute it."""
+        self._step.run()
         if self._is_cuda:
-            self._draw_ahead(step, len(rows), limit, on_step)
-            return
-        codes, active = (part[: len(rows)] for part in step.split(step.drawn))
-        for _ in range(limit):
-            step.run()
-            if not on_step(codes.clone(), active.tolist()):
-                return
+            # Steps are read in the order of their launches, so the least recently used entry is free.
+            copy, event = entry = self._ring.pop(0)
+            copy[: len(self._step.drawn)].copy_(self._step.drawn, non_blocking=True)
+            event.record()
+            self._ring.append(entry)
+            self._in_flight.append(entry)
+        else:
+            self._in_flight.append((self._step.drawn, None))
 
-    def _draw_ahead(self, step: CapturedStep, num_rows: int, limit: int, on_step: OnStep) -> None:
-        """Launch steps ahead of the one whose frames the host reads."""
-        ring = torch.empty(_STEPS_AHEAD, len(step.drawn), dtype=torch.int32, pin_memory=True)
-        events = [torch.cuda.Event() for _ in range(_STEPS_AHEAD)]
-        launched = read = 0
-        continues = True
-        while True:
-            while continues and launched < limit and launched - read < _STEPS_AHEAD:
-                step.run()
-                ring[launched % _STEPS_AHEAD].copy_(step.drawn, non_blocking=True)
-                events[launched % _STEPS_AHEAD].record()
-                launched += 1
-            if read == launched:
-                return
-            events[read % _STEPS_AHEAD].synchronize()
-            codes, active = step.split(ring[read % _STEPS_AHEAD].clone())
-            read += 1
-            continues = on_step(codes[:num_rows], active.tolist()[:num_rows]) and continues
+    def read(self) -> tuple[torch.Tensor, list[int]]:
+        """Wait for the oldest step in flight; return its codes [rows, codebooks] and 1 per row that continues, else 0.
 
-    def _step(self, num_rows: int) -> CapturedStep:
-        if self._is_cuda:
-            return self._steps[1 << (num_rows - 1).bit_length()]
-        if num_rows not in self._steps:
-            self._steps[num_rows] = CapturedStep(self._model, self.cache, self.sampler, num_rows)
-        return self._steps[num_rows]
+        Codes of a row that ended in an earlier step mean nothing.
+        """
+        drawn, event = self._in_flight.popleft()
+        if event is not None:
+            event.synchronize()
+        codes, active = self._step.split(drawn[: len(self._step.drawn)].clone())
+        return codes[: self._num_rows], active.tolist()[: self._num_rows]
 
-
-class RunnerPool:
-    """The model runners of a model. On a GPU idle ones are kept, with their graphs, for later requests.
-
-    Safe to use from several threads: each request has a runner to itself. A runner is reused only on the stream it
-    was made on, so its earlier work is ordered before later work. On the CPU none is kept, so that the model is freed
-    with its last reference.
-    """
-
-    def __init__(self) -> None:
-        self._idle: list[tuple[tuple[int, ...], ModelRunner]] = []
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def runner(self, model: LanguageModel, slots: int, length: int, history_length: int) -> Iterator[ModelRunner]:
-        """Give a runner for `slots` sequences of up to `length` positions, all slots inactive."""
-        if model.device.type != "cuda":
-            yield ModelRunner(model, slots, length, history_length)
-            return
-        shape = (
-            _power_of_two(slots),
-            min(max(_power_of_two(length), _MIN_LENGTH), model.max_cache_length),
-            max(_power_of_two(history_length), _MIN_HISTORY),
-        )
-        with torch.cuda.device(model.device):
-            key = (*shape, torch.cuda.current_stream().cuda_stream)
-            runner = self._take(key) or self._make(model, shape)
-            try:
-                yield runner
-            finally:
-                runner.sampler.state.zero_()
-                with self._lock:
-                    self._idle = [*self._idle, (key, runner)][-_MAX_IDLE:]
-
-    @torch.inference_mode()
-    def prepare(self, model: LanguageModel, slots: int, length: int) -> None:
-        """Capture the graphs that requests of this size need, and run a prompt, before the first of them.
+    def warm_up(self) -> None:
+        """Run a prompt in the first pages, which no sequence may hold yet.
 
         CUDA loads a kernel when it first runs, and prompts of many rows have kernels that no frame uses.
         """
-        with self.runner(model, slots, length, 1) as runner:
-            count = min(_WARM_UP_ROWS, length // 2)
-            frames = torch.zeros(model.config.num_codebooks, count, dtype=torch.int32)
-            states = model.forward(Batch.text_then_audio([([0] * count, frames)], model.device), runner.cache)
-            model.audio_logits(states[-1:])
-            if model.text_head is not None:
-                model.text_logits(states[-1:])
-
-    def _make(self, model: LanguageModel, shape: tuple[int, int, int]) -> ModelRunner:
-        with CAPTURE_LOCK:
-            try:
-                return ModelRunner(model, *shape)
-            except torch.OutOfMemoryError:
-                with self._lock:
-                    self._idle.clear()
-            return ModelRunner(model, *shape)
-
-    def _take(self, key: tuple[int, ...]) -> ModelRunner | None:
-        with self._lock:
-            for index, (other, runner) in enumerate(self._idle):
-                if other == key:
-                    del self._idle[index]
-                    return runner
-            # Make room for the new runner.
-            del self._idle[: len(self._idle) - _MAX_IDLE + 1]
-        return None
-
-
-def _power_of_two(count: int) -> int:
-    """The smallest power of two that is at least `count`."""
-    return 1 << (count - 1).bit_length()
+        model = self._model
+        count = min(_WARM_UP_ROWS, model.max_cache_length // 2)
+        self.write_pages([(0, index, index) for index in range(pages_for(2 * count))])
+        frames = torch.zeros(model.config.num_codebooks, count, dtype=torch.int32, device="cpu")
+        states = model.forward(Batch.text_then_audio([([0] * count, frames)], model.device), self.cache)
+        model.audio_logits(states[-1:])
+        if model.text_head is not None:
+            model.text_logits(states[-1:])

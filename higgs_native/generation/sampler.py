@@ -4,7 +4,6 @@ They stay on the device. One operator samples a frame and advances every sequenc
 the model runner's loop (`begin_segment`, `is_active`).
 """
 
-import secrets
 from collections.abc import Sequence
 
 import torch
@@ -59,9 +58,10 @@ class SamplerState:
         slot: int,
         convention: Convention,
         sampling: SamplingParams,
-        prompt_frames: torch.Tensor | None = None,
+        frames: torch.Tensor | None = None,
         prompt_ids: Sequence[int] = (),
         num_resumed: int = 0,
+        num_drawn: int | None = None,
     ) -> None:
         """Give a slot to a new sequence.
 
@@ -69,29 +69,32 @@ class SamplerState:
             slot: 0 to `num_slots` - 1.
             convention: sets the delay pattern and the frames that repetition-aware sampling counts.
             sampling: how to draw. Its `ras_win_len` must be at most `history_length`.
-            prompt_frames: [N, codebooks], integers: the delayed frames of the prompt that repetitions are counted in.
+            frames: [N, codebooks], integers: the delayed frames so far that repetitions are counted in.
             prompt_ids: the prompt's ids, one per position; transformers' delay pattern starts from the last of them.
-            num_resumed: the number of frames at the end of `prompt_frames` that are an unfinished audio segment, BOS
-                frame first. The slot continues it as if it had sampled these frames itself: the same seed gives the
-                same continuation.
+            num_resumed: the number of frames at the end of `frames` that are an unfinished audio segment, BOS frame
+                first. The slot continues it as if it had sampled these frames itself: the same seed gives the same
+                continuation.
+            num_drawn: the number of frames of all segments so far; None: `num_resumed`.
 
         Raises:
             PromptError: the segment to resume has ended.
         """
-        count = 0 if prompt_frames is None else len(prompt_frames)
-        begun = prompt_frames[count - num_resumed :].tolist() if num_resumed else []
+        count = 0 if frames is None else len(frames)
+        begun = frames[count - num_resumed :].tolist() if num_resumed else []
         fields = self._state_fields(convention, count, begun, prompt_ids)
-        self.state[slot] = torch.tensor(fields, dtype=torch.int32)
-        frames = () if prompt_frames is None else prompt_frames[-self.history.shape[1] :]
-        if len(frames):
-            ring = torch.arange(count - len(frames), count) % self.history.shape[1]
-            self.history[slot, ring.to(self.history.device)] = frames.to(self.history)
+        fields[StateField.FRAME] = num_resumed if num_drawn is None else num_drawn
+        self.state[slot] = torch.tensor(fields, dtype=torch.int32, device="cpu")
+        kept = () if frames is None else frames[-self.history.shape[1] :]
+        if len(kept):
+            ring = range(count - len(kept), count)
+            ring = torch.tensor(ring, dtype=torch.int64, device=self.history.device) % self.history.shape[1]
+            self.history[slot, ring] = kept.to(self.history)
         self.temperature[slot] = float(sampling.temperature)
         self.top_k[slot] = sampling.top_k or 0
         self.top_p[slot] = 1.0 if sampling.top_p is None else float(sampling.top_p)
         self.ras_win_len[slot] = max(sampling.ras_win_len or 0, 0)
         self.ras_win_max_num_repeat[slot] = sampling.ras_win_max_num_repeat
-        seed = secrets.randbits(63) if sampling.seed is None else int(sampling.seed)
+        seed = int(sampling.with_seed().seed)
         # int64 holds the 64 bits of an unsigned seed as a negative number.
         self.seed[slot] = seed if seed < 2**63 else seed - 2**64
 
@@ -100,7 +103,6 @@ class SamplerState:
     ) -> list[int]:
         """The `StateField`s of a sequence after its prompt, which ends in the frames `begun` of a segment, if any."""
         fields = [0] * NUM_STATE_FIELDS
-        fields[StateField.FRAME] = len(begun)
         fields[StateField.HISTORY_COUNT] = history_count
         fields[StateField.CONVENTION] = convention.state_value
         if convention == Convention.BOSON:
@@ -110,11 +112,8 @@ class SamplerState:
             fields[StateField.BOSON_REMAINING] = remaining
         else:
             fields[StateField.ACTIVE] = 1
-            bos_base, bos_step, eos_base, ending = (
-                resumed_transformers_state(begun, self.config)
-                if begun
-                else initial_transformers_state(prompt_ids, self.config)
-            )
+            initial = initial_transformers_state(prompt_ids, self.config)
+            bos_base, bos_step, eos_base, ending = resumed_transformers_state(initial, begun, self.config)
             fields[StateField.TRANSFORMERS_BOS_BASE] = bos_base
             fields[StateField.TRANSFORMERS_BOS_STEP] = bos_step
             fields[StateField.TRANSFORMERS_EOS_BASE] = eos_base

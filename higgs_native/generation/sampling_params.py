@@ -11,7 +11,7 @@ from higgs_native.generation.stop import DEFAULT_STOP_STRINGS, check_stop_string
 from higgs_native.utils.checks import check_integer, check_number
 
 
-_MAX_RAS_WINDOW = 10_000
+MAX_RAS_WINDOW = 10_000
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class SamplingParams:
             raise ParameterError(f"top_k must be between 0 and 2**31 - 1, or None, got {self.top_k}")
         if self.top_p is not None and not 1e-6 <= self.top_p <= 1:
             raise ParameterError(f"top_p must be between 1e-6 and 1, or None, got {self.top_p}")
-        if self.ras_win_len is not None and self.ras_win_len > _MAX_RAS_WINDOW:
-            raise ParameterError(f"ras_win_len must be at most {_MAX_RAS_WINDOW}, got {self.ras_win_len}")
+        if self.ras_win_len is not None and self.ras_win_len > MAX_RAS_WINDOW:
+            raise ParameterError(f"ras_win_len must be at most {MAX_RAS_WINDOW}, got {self.ras_win_len}")
         if not 1 <= self.ras_win_max_num_repeat < 2**31:
             raise ParameterError(
                 f"ras_win_max_num_repeat must be between 1 and 2**31 - 1, got {self.ras_win_max_num_repeat}"

@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -10,11 +10,13 @@ import torch
 from higgs_native.convention import Convention
 from higgs_native.errors import PromptError
 from higgs_native.generation.delay_pattern import build_delay_pattern
+from higgs_native.generation.pages import page_keys
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.utils.checks import integer_tensor
 
 
+FinishReason = Literal["stop", "length", "aborted"]
 OnFrame = Callable[[torch.Tensor], None]
 OnToken = Callable[[int], None]
 PromptRow = int | torch.Tensor
@@ -49,6 +51,8 @@ class GenerationRequest:
             wherever they end (transformers' convention only).
         on_frame: called with each frame [codebooks], int64, as it is drawn, still delayed.
         on_token: called with each text token as it is drawn, after the end of any audio segment before it.
+        priority: requests of higher priority get a slot first.
+        real_time: each frame is played as it comes; the engine plans for a playback without pauses.
     """
 
     input_ids: torch.Tensor
@@ -59,6 +63,8 @@ class GenerationRequest:
     delayed_frames: torch.Tensor | None = None
     on_frame: OnFrame | None = None
     on_token: OnToken | None = None
+    priority: int = 0
+    real_time: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "convention", Convention.parse(self.convention))
@@ -71,8 +77,8 @@ class GenerationOutput:
     Attributes:
         audio_segments: [codebooks, N] int64 each, still delayed, from the frame of BOS on.
         text_ids: the text tokens; one audio placeholder stands for a whole segment.
-        finish_reason: "stop" (a stop string, or the end of audio that no text follows) or "length"
-            (`max_new_tokens`, or the cache is full).
+        finish_reason: "stop" (a stop string, or the end of audio that no text follows), "length"
+            (`max_new_tokens`, or the cache is full) or "aborted" (its caller ended it).
         prompt_tokens: positions of the prompt, the references' frames included.
         completion_tokens: steps made, text tokens and frames.
         cached_tokens: positions of the prompt that an earlier prompt had computed.
@@ -82,7 +88,7 @@ class GenerationOutput:
 
     audio_segments: list[torch.Tensor]
     text_ids: list[int]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
@@ -99,21 +105,25 @@ class GenerationOutput:
         }
 
 
-@dataclass
+@dataclass(eq=False)
 class SequenceState:
-    """A request in progress: the rows of its next forward pass, and what was generated so far.
+    """A request in progress: all of its rows, and what was generated so far.
 
     Attributes:
-        request: the request.
+        request: the request; its seed is set.
         mode: what the next step generates.
-        pending: the rows of the next forward pass, in order.
+        rows: the prompt's rows, then those that were generated; row n has position n.
         prompt_tokens: positions of the whole prompt.
-        prompt_frames: the prompt's frames that repetition-aware sampling counts.
+        history: the frames that repetition-aware sampling counts: those of the prompt, then those generated.
         prompt_ids: the prompt's ids, one per position.
-        slot: its slot in the cache and the sampler; -1 until the engine sets it.
-        cached_tokens: positions of the prompt that the prefix cache provided.
-        position: the cache position of the first pending row.
-        text_position: number of text rows before the first pending row.
+        page_keys: the keys of the prompt's whole pages (see `generation.pages`).
+        emit: called with each frame [codebooks], int32, and each text token as it is drawn.
+        output_logits: keep the logits that each step drew from.
+        slot: its slot in the cache and in the sampler; -1 while it waits.
+        pages: the pages of the cache that it holds, in order of their positions.
+        computed: the number of rows whose keys and values are in the cache.
+        text_computed: the number of text rows among them.
+        cached_tokens: positions of the prompt that were found in shared pages when it was first computed.
         steps: steps made so far.
         segments: the frames of each audio segment.
         finish_reason: as in `GenerationOutput`; None while the sequence is generated.
@@ -121,47 +131,61 @@ class SequenceState:
 
     request: GenerationRequest
     mode: GenerationMode
-    pending: list[PromptRow]
+    rows: list[PromptRow]
     prompt_tokens: int
-    prompt_frames: list[torch.Tensor]
+    history: list[torch.Tensor]
     prompt_ids: list[int]
+    page_keys: list[bytes] = field(default_factory=list)
+    emit: Callable[[torch.Tensor | int], None] = lambda item: None
+    output_logits: bool = False
     slot: int = -1
+    pages: list[int] = field(default_factory=list)
+    computed: int = 0
+    text_computed: int = 0
     cached_tokens: int = 0
-    position: int = 0
-    text_position: int = 0
     steps: int = 0
     segments: list[list[torch.Tensor]] = field(default_factory=list)
     text_ids: list[int] = field(default_factory=list)
     audio_logits: list[torch.Tensor] = field(default_factory=list)
     text_logits: list[torch.Tensor] = field(default_factory=list)
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: FinishReason | None = None
 
     @property
-    def draws_next(self) -> bool:
-        """Whether the model runner can do the next step: one pending frame, inside audio."""
+    def num_pending(self) -> int:
+        """The number of rows that are not computed; after the last of them, a frame or a token is drawn."""
+        return len(self.rows) - self.computed
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the model runner can do the next step alone: one pending frame, inside audio."""
         return (
-            self.mode is GenerationMode.AUDIO_IN_PROGRESS
-            and len(self.pending) == 1
-            and not isinstance(self.pending[0], int)
+            len(self.rows) - self.computed == 1
+            and self.mode is GenerationMode.AUDIO_IN_PROGRESS
+            and not isinstance(self.rows[-1], int)
+            and not self.output_logits
         )
 
-    # Callbacks get ordinary tensors: one made in inference mode can't be changed outside it.
+    def max_length(self, model: LanguageModel) -> int:
+        """Return the maximum number of positions."""
+        return min(self.prompt_tokens + self.request.sampling.max_new_tokens, model.max_cache_length)
+
+    def steps_left(self, model: LanguageModel) -> int:
+        """Return the number of steps until `max_new_tokens` or the end of the cache, counted from the last row."""
+        steps = self.request.sampling.max_new_tokens - self.steps
+        return min(steps, self.max_length(model) - len(self.rows) + 1)
 
     def add_frame(self, frame: torch.Tensor) -> None:
         """Take the next frame [codebooks], int32, on the CPU."""
         self.segments[-1].append(frame)
-        self.pending = [frame]
-        if self.request.on_frame is not None:
-            with torch.inference_mode(False):
-                self.request.on_frame(frame.to(torch.int64, copy=True))
+        self.history.append(frame)
+        self.rows.append(frame)
+        self.emit(frame)
 
     def add_token(self, token: int) -> None:
         """Take the next text token."""
         self.text_ids.append(token)
-        self.pending = [token]
-        if self.request.on_token is not None:
-            with torch.inference_mode(False):
-                self.request.on_token(token)
+        self.rows.append(token)
+        self.emit(token)
 
     def end_audio(self, model: LanguageModel, next_token: int | None) -> None:
         """Take the end of an audio segment: `next_token` follows it, or nothing."""
@@ -169,10 +193,16 @@ class SequenceState:
             self.finish_reason = "stop"
         else:
             self.text_ids.append(model.config.audio_out_token_id)
-            self.add_token(next_token)
             self.mode = GenerationMode.TEXT
+            self.rows.pop()  # the token stands in place of the last frame
+            self.add_token(next_token)
 
-    def output(self, model: LanguageModel, output_logits: bool) -> GenerationOutput:
+    def end_at_limit(self, model: LanguageModel) -> None:
+        """End the sequence if `max_new_tokens` or the end of the cache is reached."""
+        if self.finish_reason is None and self.steps_left(model) <= 0:
+            self.finish_reason = "length"
+
+    def output(self, model: LanguageModel) -> GenerationOutput:
         """Return what was generated."""
         config = model.config
         text_ids = list(self.text_ids)
@@ -186,10 +216,11 @@ class SequenceState:
             completion_tokens=self.steps,
             cached_tokens=self.cached_tokens,
         )
-        if output_logits:
-            no_frames = torch.empty(0, config.num_codebooks, config.codebook_size)
+        if self.output_logits:
+            shape = 0, config.num_codebooks, config.codebook_size
+            no_frames = torch.empty(shape, dtype=torch.float32, device=model.device)
             output.audio_logits = torch.stack(self.audio_logits) if self.audio_logits else no_frames
-            no_tokens = torch.empty(0, config.vocab_size)
+            no_tokens = torch.empty(0, config.vocab_size, dtype=torch.float32, device=model.device)
             output.text_logits = torch.stack(self.text_logits) if self.text_logits else no_tokens
         return output
 
@@ -202,6 +233,7 @@ def begin_sequence(model: LanguageModel, request: GenerationRequest) -> Sequence
         CheckpointError: text is asked for, and the checkpoint has no text head.
     """
     ids = _checked_ids(model, request.input_ids)
+    request = replace(request, sampling=request.sampling.with_seed())
     begin = _begin_prompt if request.delayed_frames is None else _begin_expanded
     sequence = begin(model, request, ids)
     if sequence.prompt_tokens >= model.max_cache_length:
@@ -209,6 +241,10 @@ def begin_sequence(model: LanguageModel, request: GenerationRequest) -> Sequence
             f"input_ids must take fewer than {model.max_cache_length} positions (max_cache_length), references "
             f"included, got {sequence.prompt_tokens}"
         )
+    # Layers that audio rows skip number their positions by text rows, so a page of theirs depends on later rows too.
+    if not any(map(model.config.skips_audio, range(model.config.num_hidden_layers))):
+        # The last row is always computed: the first step draws from its state.
+        sequence.page_keys = page_keys(sequence.rows[:-1])
     return sequence
 
 
@@ -280,9 +316,9 @@ def _expand_placeholders(
 
 def _resume_audio(sequence: SequenceState, frames: Sequence[torch.Tensor]) -> None:
     """Append the frames of an unfinished segment to the prompt."""
-    sequence.pending += frames
+    sequence.rows += frames
     sequence.prompt_tokens += len(frames)
-    sequence.prompt_frames += frames
+    sequence.history += frames
     sequence.segments = [list(frames)]
     sequence.mode = GenerationMode.AUDIO_IN_PROGRESS
 

@@ -1,4 +1,4 @@
-"""When a reply ends: stop strings, and what follows an audio segment."""
+"""When a reply ends: stop strings, end tokens, and what follows an audio segment."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,16 @@ def check_stop_strings(stop_strings: Sequence[str] | None) -> None:
         raise ParameterError(f"stop_strings must be a list of strings, got {short_repr(stop_strings)}")
 
 
-def completes_stop_string(tokenizer: Tokenizer | None, ids: Sequence[int], stop_strings: Sequence[str]) -> bool:
+def ends_reply(
+    model: LanguageModel, convention: Convention, ids: Sequence[int], stop_strings: Sequence[str] | None
+) -> bool:
+    """Return whether the last of the text tokens `ids` ends the reply: an end token, or the end of a stop string."""
+    if convention == Convention.BOSON and ids[-1] in model.config.end_token_ids:
+        return True
+    return _completes_stop_string(model.tokenizer, ids, stop_strings or ())
+
+
+def _completes_stop_string(tokenizer: Tokenizer | None, ids: Sequence[int], stop_strings: Sequence[str]) -> bool:
     """Return whether the last of the text tokens `ids` completes a stop string."""
     if tokenizer is None:
         return False

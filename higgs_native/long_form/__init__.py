@@ -1,1 +1,1 @@
-"""Long texts: cut into chunks, spoken one by one, and joined."""
+"""Long texts: cut into chunks, spoken in order or side by side, and joined."""

@@ -156,7 +156,7 @@ def chunk_text(text: str, max_seconds: float, join_sentences: bool = True) -> li
                 continue
             boundary = first if tag == last_tag else "turn"
             words = _with_end(part.strip())
-            sentences = [words] if join_sentences else _sentences(words)
+            sentences = [words] if join_sentences else split_sentences(words)
             for piece, inner in itertools.chain.from_iterable(_split(sentence, limit) for sentence in sentences):
                 if SPEAKABLE.search(piece):
                     chunks.append(TextChunk(piece.strip(), tag, boundary or inner))
@@ -236,7 +236,7 @@ def _packed(units: list[tuple[str, Boundary]], limit: int) -> Iterator[tuple[str
     yield "".join(text for text, _ in units[begin:]), units[begin][1]
 
 
-def _sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     """Cut normalized text after its sentences; where the end of one is unsure, don't cut."""
     ends, opening = [], _opening_quotes(text)
     for match in _SENTENCE_END.finditer(text):
@@ -314,7 +314,7 @@ def _characters(text: str) -> list[str]:
 
 # The functions that cut, from sentences to code points. The last one is for letters with unlimited marks.
 _LEVELS: tuple[Callable[[str], list[str]], ...] = (
-    _sentences,
+    split_sentences,
     _clauses,
     _words,
     _unspaced_words,

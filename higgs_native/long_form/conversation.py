@@ -34,6 +34,10 @@ class Conversation:
         self._first: dict[str, SpokenChunk] = {}  # by speaker tag
         self._last: deque[SpokenChunk] = deque(maxlen=context_chunks)
 
+    def has_voice(self, tag: str) -> bool:
+        """Return whether a recording or a spoken chunk shows a speaker's voice."""
+        return tag in self._recorded_tags or tag in self._first
+
     def add(self, chunk: SpokenChunk) -> None:
         """Let the context of later chunks contain `chunk`."""
         self._first.setdefault(chunk.text.tag, chunk)

@@ -1,45 +1,46 @@
-"""Speech of long texts, such as books: spoken chunk by chunk in one voice; an interrupted run can be continued."""
+"""Speech of long texts, such as books: spoken in chunks, in one voice; an interrupted run can be continued."""
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from typing_extensions import Unpack
 
 from higgs_native.audio.writing import check_output_path, writing_audio
 from higgs_native.errors import GenerationError, ParameterError
 from higgs_native.failure_checks import max_seconds
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
-from higgs_native.long_form.chunk_store import Attempt, ChunkStore, SpokenChunk
+from higgs_native.long_form.chunk_speaker import ChunkSpeaker
+from higgs_native.long_form.chunk_store import ChunkStore, SpokenChunk
 from higgs_native.long_form.chunking import TextChunk, chunk_text
 from higgs_native.long_form.conversation import Conversation
-from higgs_native.long_form.joining import Pauses, trim_silence
+from higgs_native.long_form.joining import Pauses
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt.messages import AudioContent, Message
+from higgs_native.prompt.messages import AudioContent
 from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
-from higgs_native.speech import Speech
 from higgs_native.utils.checks import check_flag, check_instance, check_integer
 
 
 CHUNK_SECONDS = 20.0
 CONTEXT_CHUNKS = 2
 EMBEDDED_VOICE_CHUNK_SECONDS = 4.5
-EMBEDDED_VOICE_CONTEXT_CHUNKS = 0
 """The embedded voice was trained on single sentences of up to 16 words, after one recording at most. Its chunks hold
 one sentence at most: of several it often speaks only the first."""
 MAX_RETRIES = 3
+PARALLEL_CHUNKS = 8
+"""Chunks without context that are spoken side by side. Each adds a row to a step, which reads the weights once."""
 
 _SEEDS_PER_CHUNK = 1000
 _MAX_WAV_BYTES = 2**32 - 2**16  # the header's sizes have 32 bits
 
 
 class LongSpeech:
-    """A long text, spoken chunk by chunk. Iteration yields each chunk as soon as it is finished.
+    """A long text, spoken in chunks. Iteration yields them in order, each as soon as it is finished.
 
         book = LongSpeech(HiggsAudio.from_pretrained(), text, folder="book.parts", seed=1)
         for chunk in book:
@@ -53,6 +54,9 @@ class LongSpeech:
     The voice stays the same because the prompt of a chunk holds earlier chunks, their text and codes: the last
     `context_chunks`, and, if no recording shows the speaker's voice, that speaker's first one. A failed chunk (see
     `higgs_native.failure_checks`) is spoken again with the next seed; it never becomes context.
+
+    Without `context_chunks`, chunks are spoken side by side, `parallel` at a time; those of a speaker without a
+    recording begin after that speaker's first one. Each has the bits that it has with `parallel=1`.
 
     Attributes:
         chunks: of the text (see `higgs_native.long_form.chunking`).
@@ -69,11 +73,16 @@ class LongSpeech:
         chunk_seconds: maximum length of a chunk by `prompt.pace.spoken_seconds`, 2 to 30; None: 20, with the embedded
             voice 4.5. With that voice a chunk holds one sentence at most.
         context_chunks: maximum number of last chunks in a prompt, fewer if the cache has no room; None: 2, with the
-            embedded voice 0.
+            embedded voice or with `parallel` above 1 it is 0.
         max_retries: how often a failed chunk is spoken again. The best attempt is kept: the one with the fewest
             failures, then the one whose duration is nearest to `prompt.pace.spoken_seconds`.
         strict: raise an error at a failed chunk. `folder` holds it, so a run without `strict` continues after it.
-        pauses: between chunks. Pauses and `strict` may differ between runs over a folder.
+        parallel: maximum number of chunks that are spoken at the same time; above 1 `context_chunks` must be 0, since
+            a chunk with context waits for the chunks before it. None: 8 where `context_chunks` is 0, else 1. With 1
+            the first chunk is finished earliest.
+        pauses: between chunks. Pauses, `strict` and `parallel` may differ between runs over a folder.
+        on_progress: called in the iterating thread after every frame, with the seconds of audio of the frame's
+            attempt. What it raises ends the iteration.
 
     Raises:
         PromptError: the text holds nothing to say or special tokens, the voice is unknown, or references leave no room
@@ -99,8 +108,10 @@ class LongSpeech:
         context_chunks: int | None = None,
         max_retries: int = MAX_RETRIES,
         strict: bool = False,
+        parallel: int | None = None,
         pauses: Pauses | None = None,
         voices_folder: str | Path | None = None,
+        on_progress: Callable[[float], None] | None = None,
         sampling: SamplingParams | None = None,
         **options: Unpack[SamplingOptions],
     ) -> None:
@@ -109,19 +120,24 @@ class LongSpeech:
         if pauses is not None:
             check_instance("pauses", pauses, Pauses)
         self._sampling = SamplingParams.of(sampling, options)
-        check_long_form(self._sampling, context_chunks, max_retries)
+        check_long_form(self._sampling, context_chunks, max_retries, parallel)
         if chunk_seconds is None:
             chunk_seconds = EMBEDDED_VOICE_CHUNK_SECONDS if engine.is_embedded_voice else CHUNK_SECONDS
         if context_chunks is None:
-            context_chunks = EMBEDDED_VOICE_CONTEXT_CHUNKS if engine.is_embedded_voice else CONTEXT_CHUNKS
+            has_context = not engine.is_embedded_voice and (parallel is None or parallel == 1)
+            context_chunks = CONTEXT_CHUNKS if has_context else 0
+        if parallel is None:
+            parallel = 1 if context_chunks else PARALLEL_CHUNKS
         self.chunks = chunk_text(text, chunk_seconds, join_sentences=not engine.is_embedded_voice)
         self._engine = engine
         self._context_chunks = int(context_chunks)
         self._max_retries = max_retries
         self._strict = strict
+        self._parallel = int(parallel)
         self._pauses = pauses or Pauses()
+        self._on_progress = on_progress
 
-        voices = choose_voices(voice, reference_audio, reference_text, voices_folder)
+        voices = choose_voices(voice, reference_audio, reference_text, voices_folder, engine.trained_voices)
         # The messages that begin every prompt. They describe all speakers of the text; recordings are encoded once.
         self._opening = engine.speech_messages(text, voices, scene)[:-1]
         recordings = []
@@ -170,19 +186,21 @@ class LongSpeech:
 
     def __iter__(self) -> Iterator[SpokenChunk]:
         conversation = self._conversation()
-        sampling_rate = self._engine.audio_tokenizer.sampling_rate
-        for index, text in enumerate(self.chunks):
-            pause = self._pauses.before(text.boundary) if index else 0.0
-            chunk = self._store.load(index, text, pause, sampling_rate)
-            if chunk is None:
-                self._speak(index, text, conversation.messages(text, self._max_new_tokens(text)))
-                chunk = self._store.load(index, text, pause, sampling_rate)
-            if self._strict and chunk.failures:
-                tried = "; ".join(f"{', '.join(attempt.failures)} (seed {attempt.seed})" for attempt in chunk.attempts)
-                raise GenerationError(f"chunk {index} failed with every seed: {tried}; its text is {text.text!r}")
-            if not chunk.failures:
-                conversation.add(chunk)
-            yield chunk
+        stored: set[int] = set()
+        with closing(ChunkSpeaker(self._engine, self._store, self._max_retries, self._on_progress)) as speaker:
+            for index, text in enumerate(self.chunks):
+                while (chunk := None if index in speaker.indices else self._load(index)) is None:
+                    stored.discard(index)
+                    self._begin_chunks(index, conversation, speaker, stored)
+                    stored |= speaker.wait()
+                if self._strict and chunk.failures:
+                    tried = (f"{', '.join(attempt.failures)} (seed {attempt.seed})" for attempt in chunk.attempts)
+                    raise GenerationError(
+                        f"chunk {index} failed with every seed: {'; '.join(tried)}; its text is {text.text!r}"
+                    )
+                if not chunk.failures:
+                    conversation.add(chunk)
+                yield chunk
 
     def save(self, path: str | Path) -> None:
         """Finish all chunks, then write the whole speech to a .wav, .flac, .ogg or .mp3 file.
@@ -206,24 +224,38 @@ class LongSpeech:
     def _conversation(self) -> Conversation:
         return Conversation(self._engine, self._opening, self._recorded_tags, self._context_chunks)
 
-    def _speak(self, index: int, text: TextChunk, messages: list[Message]) -> None:
-        """Generate a chunk, again if it fails, and store the best attempt."""
-        attempts: list[Attempt] = []
-        speeches: list[Speech] = []
-        for number in range(self._max_retries + 1):
-            seed = (self.seed + _SEEDS_PER_CHUNK * index + number) % 2**64
-            sampling = replace(self._sampling, seed=seed, max_new_tokens=self._max_new_tokens(text))
-            speech = self._engine.generate(messages, True, sampling=sampling)
-            attempts.append(Attempt(seed, speech.duration, self._engine.failures(speech, text.text)))
-            speeches.append(speech)
-            if not attempts[-1].failures or (number and torch.equal(speech.codes, speeches[-2].codes)):
-                break  # good, or greedy: another seed changes nothing
-        expected = spoken_seconds(text.text)
-        ranks = [(len(attempt.failures), abs(attempt.duration - expected)) for attempt in attempts]
-        kept = ranks.index(min(ranks))
-        speech = speeches[kept]
-        audio = trim_silence(speech.audio, speech.sampling_rate)
-        self._store.store(index, text, audio, speech.sampling_rate, speech.codes, kept, attempts)
+    def _load(self, index: int) -> SpokenChunk | None:
+        text = self.chunks[index]
+        pause = self._pauses.before(text.boundary) if index else 0.0
+        return self._store.load(index, text, pause, self._engine.audio_tokenizer.sampling_rate)
+
+    def _begin_chunks(self, first: int, conversation: Conversation, speaker: ChunkSpeaker, stored: set[int]) -> None:
+        """Begin chunks from `first` on whose prompts are known, until `parallel` are being spoken.
+
+        Args:
+            first: the first chunk that is missing.
+            conversation: holds all chunks before it.
+            speaker: speaks the chunks.
+            stored: the later chunks that are known to be in the folder; those that are found are added.
+        """
+        speaking = speaker.indices
+        tags = set()  # of speakers whose first chunk may be among those before the chunk
+        for index in range(first, len(self.chunks)):
+            if len(speaking) == self._parallel:
+                return
+            text = self.chunks[index]
+            is_known = conversation.has_voice(text.tag) or text.tag not in tags
+            tags.add(text.tag)
+            if not is_known or index in speaking or index in stored:
+                continue
+            if index > first and self._load(index) is not None:
+                stored.add(index)
+                continue
+            limit = self._max_new_tokens(text)
+            seed = (self.seed + _SEEDS_PER_CHUNK * index) % 2**64
+            sampling = replace(self._sampling, seed=seed, max_new_tokens=limit)
+            speaker.begin(index, text, conversation.messages(text, limit), sampling)
+            speaking.add(index)
 
     def _max_new_tokens(self, text: TextChunk) -> int:
         """Return the bound of `detect_failures` in frames, plus BOS, EOS and the end of the delay pattern."""
@@ -231,7 +263,9 @@ class LongSpeech:
         return frames + self._engine.model.config.num_codebooks + 2
 
 
-def check_long_form(sampling: SamplingParams, context_chunks: int | None, max_retries: int) -> None:
+def check_long_form(
+    sampling: SamplingParams, context_chunks: int | None, max_retries: int, parallel: int | None
+) -> None:
     """Raise ParameterError if a parameter of `LongSpeech` is out of range."""
     if sampling.max_new_tokens != SamplingParams.max_new_tokens:
         raise ParameterError(
@@ -239,7 +273,12 @@ def check_long_form(sampling: SamplingParams, context_chunks: int | None, max_re
         )
     check_integer("context_chunks", context_chunks, optional=True)
     check_integer("max_retries", max_retries)
+    check_integer("parallel", parallel, optional=True)
     if context_chunks is not None and context_chunks < 0:
         raise ParameterError(f"context_chunks must be at least 0, got {context_chunks}")
     if not 0 <= max_retries < _SEEDS_PER_CHUNK:
         raise ParameterError(f"max_retries must be between 0 and {_SEEDS_PER_CHUNK - 1}, got {max_retries}")
+    if parallel is not None and parallel < 1:
+        raise ParameterError(f"parallel must be at least 1, got {parallel}")
+    if context_chunks and parallel is not None and parallel > 1:
+        raise ParameterError(f"context_chunks must be 0 if parallel is {parallel}, got {context_chunks}")

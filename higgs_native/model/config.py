@@ -20,6 +20,7 @@ AUDIO_ADAPTER_TYPES = ("dual_ffn", "dual_ffn_fast_forward", "stack")
 MAX_LAYERS = MAX_HEADS = MAX_HEAD_DIM = 1024
 MAX_CODEBOOKS = 64
 _SOURCE = "config.json"
+_GENERATION_SOURCE = "generation_config.json"
 
 # Names in config.json that differ from the attributes' names, for error messages.
 _STORED_NAMES = {
@@ -55,6 +56,9 @@ class HiggsAudioConfig:
         audio_out_bos_token_id: the token after which audio is generated.
         audio_eos_token_id: the text token after an audio segment (original layout only).
         audio_delay_token_id: the text token of a frame that closes the delay pattern (transformers layout only).
+        eos_token_id: the text token that ends a reply (transformers layout only).
+        end_token_ids: the text tokens that end a reply beside the stop strings in Boson's convention; None: the one
+            of `eos_token_id`.
     """
 
     vocab_size: int
@@ -81,6 +85,12 @@ class HiggsAudioConfig:
     audio_delay_token_id: int | None
     pad_token_id: int | None
     eos_token_id: int | None
+    end_token_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.end_token_ids is None:
+            ids = () if self.eos_token_id is None else (self.eos_token_id,)
+            object.__setattr__(self, "end_token_ids", ids)
 
     def is_dual(self, layer: int) -> bool:
         """Whether `layer` has separate norms and a separate feed-forward path for audio rows."""
@@ -96,8 +106,8 @@ class HiggsAudioConfig:
         return self.audio_adapter_type == "dual_ffn_fast_forward" and layer not in self.audio_dual_ffn_layers
 
     @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> "HiggsAudioConfig":
-        """Read the contents of a `config.json` of either layout.
+    def from_dict(cls, raw: dict[str, Any], generation: dict[str, Any] | None = None) -> "HiggsAudioConfig":
+        """Read the contents of a `config.json` of either layout, and those of a `generation_config.json` beside it.
 
         Raises:
             ConfigError: it describes another model, or a value is missing, wrong, or contradicts another.
@@ -108,7 +118,7 @@ class HiggsAudioConfig:
             raise ConfigError(f"model_type must be 'higgs_audio' or 'higgs_audio_v2', got {short_repr(model_type)}")
         # Only the original layout nests a text_config. model_type does not tell: some files mix the two.
         if "text_config" in fields:
-            config = _read_original(fields)
+            config = _read_original(fields, None if generation is None else Fields(generation, _GENERATION_SOURCE))
         else:
             # HiggsAudioV2Config's defaults that differ from LlamaConfig's.
             config = _read_transformers(Fields({"num_key_value_heads": 8, "head_dim": 128, **raw}, _SOURCE))
@@ -117,13 +127,14 @@ class HiggsAudioConfig:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "HiggsAudioConfig":
-        """Read `config.json` in `folder`.
+        """Read `config.json` in `folder`, and `generation_config.json` if there is one.
 
         Raises:
-            ConfigError: the file is missing, is no JSON object, or does not describe this model.
+            ConfigError: a file is no JSON object, the first is missing, or they do not describe this model.
             CheckpointError: the folder holds a checkpoint of another kind; see `other_kinds`.
         """
-        return cls.from_dict(read_config(Path(folder)))
+        generation = Path(folder) / _GENERATION_SOURCE
+        return cls.from_dict(read_config(Path(folder)), read_json_object(generation) if generation.is_file() else None)
 
     def _check(self) -> None:
         sizes = (
@@ -271,7 +282,27 @@ def _shared_fields(fields: Fields) -> dict[str, Any]:
     }
 
 
-def _read_original(fields: Fields) -> HiggsAudioConfig:
+def _end_token_ids(fields: Fields, text: Fields, generation: Fields | None) -> tuple[int, ...]:
+    """Read the text tokens that end a reply, as transformers' `generate` finds them for the original model.
+
+    `generation_config.json` decides if there is one, then the top level of config.json, then its `text_config`.
+    """
+    if generation is not None:
+        # These change what the original draws, and no published model has them.
+        for name, off in (("repetition_penalty", 1.0), ("min_new_tokens", None), ("suppress_tokens", None)):
+            value = generation.value(name, off)
+            generation.require(name, value in (off, None), f"{json.dumps(off)} or left out", value)
+        source = generation
+    else:
+        source = fields if fields.value("eos_token_id", None) is not None else text
+    default = 2 if source is text and "eos_token_id" not in text else None  # LlamaConfig's
+    value = source.value("eos_token_id", default)
+    if isinstance(value, list):
+        return source.integers("eos_token_id")
+    return () if value is None else (source.integer("eos_token_id", default),)
+
+
+def _read_original(fields: Fields, generation: Fields | None) -> HiggsAudioConfig:
     # Other values change what the model computes, and no published model has them.
     for name, expected in (("audio_embed_avg", False), ("use_delay_pattern", True)):
         if (value := fields.flag(name, expected)) is not expected:
@@ -295,6 +326,7 @@ def _read_original(fields: Fields) -> HiggsAudioConfig:
         audio_out_bos_token_id=fields.integer("audio_out_bos_token_id"),
         audio_eos_token_id=fields.integer("audio_eos_token_id"),
         audio_delay_token_id=None,
+        end_token_ids=_end_token_ids(fields, text, generation),
         pad_token_id=fields.integer("pad_token_id", None),
     )
 

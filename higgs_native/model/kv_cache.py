@@ -1,41 +1,58 @@
-"""The static cache of keys and values."""
+"""The paged cache of keys and values."""
 
 import torch
+from typing_extensions import Self
 
 from higgs_native.model.config import HiggsAudioConfig
 
 
+PAGE_SIZE = 16
+"""Positions per page."""
+
+
 class KVCache:
-    """Keys and values of every layer for a fixed number of sequences and positions, allocated once.
+    """Keys and values of every layer, in pages of `PAGE_SIZE` positions, allocated once.
+
+    Position p of slot s is entry p % PAGE_SIZE of page `page_table[s, p // PAGE_SIZE]`, in every layer. The owner of
+    the cache writes the table.
 
     Attributes:
-        keys, values: one tensor per layer, [slots, KV heads, length, head_dim].
-        slots: the number of sequences.
+        keys, values: one tensor per layer, [num_pages, KV heads, PAGE_SIZE, head_dim].
+        page_table: [slots, ceil(length / PAGE_SIZE)], int32, at first all 0.
+        num_pages: the number of pages.
+        slots: the max number of sequences.
         length: the max number of positions of a sequence.
     """
 
     def __init__(
-        self, config: HiggsAudioConfig, slots: int, length: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: HiggsAudioConfig,
+        num_pages: int,
+        slots: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        shape = (slots, config.num_key_value_heads, length, config.head_dim)
+        shape = (num_pages, config.num_key_value_heads, PAGE_SIZE, config.head_dim)
         # Uninitialized: positions are written before they are read, and untouched pages take no memory.
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+        self.page_table = torch.zeros(slots, pages_for(length), dtype=torch.int32, device=device)
+        self.num_pages = num_pages
         self.slots = slots
         self.length = length
-        self._skips_audio = [config.skips_audio(layer) for layer in range(config.num_hidden_layers)]
 
-    def views(self, slot: int, positions: slice, text_positions: slice) -> list[torch.Tensor]:
-        """Return views [KV heads, positions, head_dim] of some positions of a sequence: all keys, then all values.
+    @classmethod
+    def with_own_pages(
+        cls, config: HiggsAudioConfig, slots: int, length: int, dtype: torch.dtype, device: torch.device
+    ) -> Self:
+        """Allocate a cache in which each slot has pages for `length` positions, in order, that no other slot uses."""
+        num_pages = slots * pages_for(length)
+        cache = cls(config, num_pages, slots, length, dtype, device)
+        torch.arange(num_pages, dtype=torch.int32, device=device, out=cache.page_table.view(-1))
+        return cache
 
-        Args:
-            slot: the sequence.
-            positions: its cache positions in layers that audio rows pass through.
-            text_positions: its cache positions in layers that audio rows skip.
-        """
-        ranges = [text_positions if skips_audio else positions for skips_audio in self._skips_audio]
-        return [
-            tensor[slot, :, cache_positions]
-            for tensors in (self.keys, self.values)
-            for tensor, cache_positions in zip(tensors, ranges, strict=True)
-        ]
+
+def pages_for(length: int) -> int:
+    """The number of pages that `length` positions take."""
+    return -(-length // PAGE_SIZE)

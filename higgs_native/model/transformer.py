@@ -156,8 +156,8 @@ class LanguageModel:
         return model
 
     def new_cache(self, slots: int, length: int) -> KVCache:
-        """Allocate a cache for `slots` sequences of up to `length` positions."""
-        return KVCache(self.config, slots, length, self.dtype, self.device)
+        """Allocate a cache for `slots` sequences of up to `length` positions, each with pages of its own."""
+        return KVCache.with_own_pages(self.config, slots, length, self.dtype, self.device)
 
     def forward(self, batch: Batch, cache: KVCache, buffers: Buffers | None = None) -> torch.Tensor:
         """Compute the rows of a batch, and write their keys and values into the cache.
@@ -186,6 +186,7 @@ class LanguageModel:
             self._skips_audio,
             self.config.rms_norm_eps,
             self.rope_table,
+            cache.page_table,
             batch.slots,
             batch.positions,
             batch.text_positions,

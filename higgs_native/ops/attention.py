@@ -1,7 +1,12 @@
-"""Query, key and value with rotary positions into the static KV cache, and causal grouped-query attention over it.
+"""Query, key and value with rotary positions into the paged KV cache, and causal grouped-query attention over it.
 
 A row is one position of one sequence. A batch holds rows of several sequences without padding, text rows before audio
 rows. `slots` names the sequence of each row, `cache_positions` its position in that sequence's cache.
+
+Cache position p of sequence s is entry p % page size of page `page_table[s, p // page size]`. The pages of a sequence
+may lie in any order, and sequences may share a page, as long as none of them writes it. Neither changes a result.
+
+CUDA kernels can't refuse values: there it is the caller who keeps slots, positions and page numbers within bounds.
 """
 
 import torch
@@ -23,6 +28,7 @@ def qkv_rope_cache(
     eps: float,
     qkv_weight: PackedWeight,
     rope_table: torch.Tensor,
+    page_table: torch.Tensor,
     slots: torch.Tensor,
     positions: torch.Tensor,
     cache_positions: torch.Tensor,
@@ -35,18 +41,19 @@ def qkv_rope_cache(
 
     Args:
         query: [rows, query heads * head_dim], float32; written.
-        key_cache, value_cache: [slots, KV heads, length, head_dim], float32, bfloat16 or float16; one position
-            per row is written.
+        key_cache, value_cache: [pages, KV heads, page size, head_dim], float32, bfloat16 or float16; the page size is
+            16, 32 or 64. One position per row is written.
         x: [rows, hidden], float32.
         text_norm, audio_norm: [hidden], float32, bfloat16 or float16.
         eps: added to the mean square by RMSNorm.
         qkv_weight: [(query heads + 2 * KV heads) * head_dim, hidden], packed: query, key, value.
         rope_table: [positions, head_dim], float32: the cosines of the head_dim / 2 angles, then the sines.
+        page_table: [slots, max pages], int32: the pages of each sequence. Entries of unused positions are not read.
         slots, positions, cache_positions: [rows], int32: the sequence, the rotary position, the cache position.
         num_text_rows: the first rows of the batch that are text.
 
     Raises:
-        RuntimeError: a shape or dtype does not fit, or a position lies outside the cache or the table.
+        RuntimeError: a shape or dtype does not fit, or a slot, position or page lies outside its tensor.
     """
     torch.ops.higgs_native.qkv_rope_cache(
         query,
@@ -58,6 +65,7 @@ def qkv_rope_cache(
         eps,
         *qkv_weight,
         rope_table,
+        page_table,
         slots,
         positions,
         cache_positions,
@@ -70,6 +78,7 @@ def attention(
     query: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
+    page_table: torch.Tensor,
     slots: torch.Tensor,
     cache_positions: torch.Tensor,
     scale: float,
@@ -81,11 +90,13 @@ def attention(
     Args:
         out: [rows, query heads * head_dim], float32; written.
         query: [rows, query heads * head_dim], float32.
-        key_cache, value_cache: [slots, KV heads, length, head_dim], float32, bfloat16 or float16.
+        key_cache, value_cache: [pages, KV heads, page size, head_dim], float32, bfloat16 or float16; the page size is
+            16, 32 or 64.
+        page_table: [slots, max pages], int32: the pages of each sequence. Entries of unused positions are not read.
         slots, cache_positions: [rows], int32; row r reads positions 0 .. cache_positions[r] of sequence slots[r].
         scale: usually head_dim ** -0.5.
 
     Raises:
-        RuntimeError: a shape or dtype does not fit, or a position lies outside the cache.
+        RuntimeError: a shape or dtype does not fit, or a slot, position or page lies outside its tensor.
     """
-    torch.ops.higgs_native.attention(out, query, key_cache, value_cache, slots, cache_positions, scale)
+    torch.ops.higgs_native.attention(out, query, key_cache, value_cache, page_table, slots, cache_positions, scale)

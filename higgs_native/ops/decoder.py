@@ -55,6 +55,7 @@ def decoder_layers(
     skips_audio: Sequence[int],
     eps: float,
     rope_table: torch.Tensor,
+    page_table: torch.Tensor,
     slots: torch.Tensor,
     positions: torch.Tensor,
     text_positions: torch.Tensor,
@@ -65,17 +66,18 @@ def decoder_layers(
     Args:
         x: [rows, hidden], float32; the states before the first layer, overwritten by those after the last.
         query, attended: [rows, query heads * head_dim], float32; overwritten.
-        key_caches, value_caches: one cache per layer.
+        key_caches, value_caches: [pages, KV heads, page size, head_dim] per layer; see `attention`.
         weights: `layer_weights` of all layers, concatenated.
         skips_audio: per layer, 1 if audio rows skip it; its cache then holds text rows alone.
         eps: added to the mean square by RMSNorm.
         rope_table: [positions, head_dim], float32.
+        page_table: [slots, max pages], int32: the pages of each sequence, the same in all layers.
         slots, positions: [rows], int32: the sequence, and the position in it, which is also the cache position.
         text_positions: [num_text_rows], int32: the cache position in layers that audio rows skip.
         num_text_rows: the first rows of the batch that are text.
 
     Raises:
-        RuntimeError: a shape or dtype does not fit, or a position lies outside a cache or the table.
+        RuntimeError: a shape or dtype does not fit, or a slot, position or page lies outside its tensor.
     """
     torch.ops.higgs_native.decoder_layers(
         x,
@@ -87,6 +89,7 @@ def decoder_layers(
         skips_audio,
         eps,
         rope_table,
+        page_table,
         slots,
         positions,
         text_positions,

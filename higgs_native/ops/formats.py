@@ -82,8 +82,8 @@ class WeightFormat:
 
     def packed_nbytes(self, n: int, k: int) -> int:
         """Bytes of a packed matrix [n, k] and its scales."""
-        panels, units, lanes, elements = self.packed_shape(n, k)
-        nbytes = panels * units * lanes * elements * self.dtype.itemsize
+        panels, units, rows, elements = self.packed_shape(n, k)
+        nbytes = panels * units * rows * elements * self.dtype.itemsize
         if self.is_quantized:
             nbytes += panels * self.num_scales(k) * PANEL * self.scale_dtype.itemsize
         return nbytes

@@ -98,31 +98,31 @@ def pack_quantized(values: torch.Tensor, scales: torch.Tensor) -> PackedWeight:
 
 def _pack(
     weights: list[tuple[torch.Tensor, int]],
-    lanes: int,
+    panel_rows: int,
     format: str | None,
     clip: bool,
     feedback: ErrorFeedback | None,
 ) -> PackedWeight:
-    """Pack matrices, each with its first lane.
+    """Pack matrices, each with its first row in a panel.
 
-    With `lanes` below PANEL, all matrices share each panel; otherwise each matrix fills panels by itself.
+    With `panel_rows` below PANEL, all matrices share each panel; otherwise each matrix fills panels by itself.
     """
     target = format_of(weights[0][0].dtype) if format is None else WEIGHT_FORMATS[format]
     k, device = weights[0][0].shape[1], weights[0][0].device
-    counts = [-(-len(weight) // lanes) for weight, _ in weights]
-    shared = lanes < PANEL
+    counts = [-(-len(weight) // panel_rows) for weight, _ in weights]
+    shared = panel_rows < PANEL
     panels = counts[0] if shared else sum(counts)
     data = _empty_packed(target, panels * PANEL, k, device)
     if target.is_quantized:
         values, scales = zip(
             *(quantize_linear(weight, target.name, clip, feedback) for weight, _ in weights), strict=True
         )
-        packed = PackedWeight(data, torch.cat([_by_panel(s, lanes) for s in scales], dim=-1 if shared else 0))
+        packed = PackedWeight(data, torch.cat([_by_panel(s, panel_rows) for s in scales], dim=-1 if shared else 0))
     else:
         values, packed = [weight.to(target.dtype) for weight, _ in weights], PackedWeight(data)
     panel = 0
-    for value, (_, first_lane), count in zip(values, weights, counts, strict=True):
-        torch.ops.higgs_native.pack_linear(data[panel : panel + count], value, first_lane, lanes)
+    for value, (_, first_row), count in zip(values, weights, counts, strict=True):
+        torch.ops.higgs_native.pack_linear(data[panel : panel + count], value, first_row, panel_rows)
         panel += 0 if shared else count
     return packed
 
@@ -131,10 +131,11 @@ def _empty_packed(format: WeightFormat, n: int, k: int, device: torch.device) ->
     return empty_weight(format.packed_shape(n, k), format.dtype, device)
 
 
-def _by_panel(scales: torch.Tensor, lanes: int) -> torch.Tensor:
-    """Reshape scales [n] or [n, groups] to [panels, lanes] or [panels, groups, lanes], zero in padding lanes."""
+def _by_panel(scales: torch.Tensor, panel_rows: int) -> torch.Tensor:
+    """Reshape scales [n] or [n, groups] to [panels, panel_rows] or [panels, groups, panel_rows]; padding is zero."""
     columns = scales.view(len(scales), -1)
-    columns = torch.nn.functional.pad(columns, (0, 0, 0, -len(scales) % lanes)).view(-1, lanes, columns.shape[1])
+    columns = torch.nn.functional.pad(columns, (0, 0, 0, -len(scales) % panel_rows))
+    columns = columns.view(-1, panel_rows, columns.shape[1])
     by_panel = columns.transpose(1, 2)
     return (by_panel[:, 0] if scales.dim() == 1 else by_panel).contiguous()
 

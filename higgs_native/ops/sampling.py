@@ -65,7 +65,7 @@ def sample_audio_frame(
     Args:
         codes: [R, C], int32; written: the frame, delayed.
         active: [R], int32; written: 1 if the slot continues, else 0.
-        positions: [R], int32; a row whose slot continues is advanced by 1.
+        positions: [R], int32; a row whose slot was active is advanced by 1.
         state: [B, NUM_STATE_FIELDS], int32; the rows in `slots` are advanced.
         history: [B, W, C], int32; the frame is appended to the rows in `slots`.
         logits: [R, C, V], float32; rows of codes that are not drawn are not read.

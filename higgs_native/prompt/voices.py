@@ -91,10 +91,13 @@ def choose_voices(
     reference_audio: RecordingLike | None = None,
     reference_text: str | None = None,
     voices_folder: str | Path | None = None,
+    trained: Sequence[str] = (),
 ) -> list[Voice]:
     """Return the voices of SPEAKER0, SPEAKER1, ...; none if neither a voice nor reference audio is given.
 
-    Args: as for `HiggsAudio.speak`.
+    Args:
+        voice, reference_audio, reference_text, voices_folder: as for `HiggsAudio.speak`.
+        trained: see `find_voice`.
 
     Raises:
         PromptError: a voice is unknown, a voice and reference audio are both given, or a reference text without
@@ -115,17 +118,24 @@ def choose_voices(
     for item in voices:
         if not isinstance(item, str | Voice):
             raise ParameterError(f"voice must be a name, a Voice, or a list of these, got {type(item).__name__}")
-    return [item if isinstance(item, Voice) else find_voice(item.strip(), voices_folder) for item in voices]
+    return [item if isinstance(item, Voice) else find_voice(item.strip(), voices_folder, trained) for item in voices]
 
 
-def find_voice(name: str, folder: str | Path | None = None) -> Voice:
-    """Return the voice called `name` in `folder` (see `list_voices`).
+def find_voice(name: str, folder: str | Path | None = None, trained: Sequence[str] = ()) -> Voice:
+    """Return the voice called `name` in `folder` (see `list_voices`), or else that of the checkpoint.
+
+    Args:
+        name: of the voice.
+        folder: see `list_voices`; its voices come first.
+        trained: names of the voices that the checkpoint was trained on; each is its own description.
 
     Raises:
         PromptError: there is no such voice, or no such folder.
     """
     check_string("voice", name)
-    voices = list_voices(folder)
+    if name in trained and folder is None and not os.environ.get(VOICES_VARIABLE):
+        return Voice(profile=name)
+    voices = {description: Voice(profile=description) for description in trained} | list_voices(folder)
     if name not in voices:
         raise PromptError(
             f"voice must be in the folder of voices ({', '.join(voices) or 'empty'}), got {short_repr(name)}"
@@ -194,7 +204,7 @@ def _read_profiles(path: Path) -> dict[str, str]:
     try:
         # BaseLoader keeps all scalars as text. Others turn a voice called `no` or a description `2024` into values.
         contents = yaml.load(_read_text(path), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # the last two: no character
         mark = getattr(error, "problem_mark", None)  # set by errors of the grammar
         location, reason = (path, error) if mark is None else (f"{path}, line {mark.line + 1}", error.problem)
         reason = " ".join(str(reason).split())

@@ -16,6 +16,7 @@ def qkv_rope_cache(
     eps: float,
     qkv_weight: PackedWeight,
     rope_table: torch.Tensor,
+    page_table: torch.Tensor,
     slots: torch.Tensor,
     positions: torch.Tensor,
     cache_positions: torch.Tensor,
@@ -36,7 +37,8 @@ def qkv_rope_cache(
 
     query_heads = heads.shape[1] - 2 * kv_heads
     query.copy_(rotate(heads[:, :query_heads]).flatten(1))
-    at = (slots.long(), slice(None), cache_positions.long())
+    pages, entries = cache_positions.long() // key_cache.shape[2], cache_positions.long() % key_cache.shape[2]
+    at = (page_table[slots.long(), pages].long(), slice(None), entries)
     key_cache[at] = rotate(heads[:, query_heads : query_heads + kv_heads]).to(key_cache.dtype)
     value_cache[at] = heads[:, query_heads + kv_heads :].to(value_cache.dtype)
 
@@ -46,6 +48,7 @@ def attention(
     query: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
+    page_table: torch.Tensor,
     slots: torch.Tensor,
     cache_positions: torch.Tensor,
     scale: float,
@@ -53,8 +56,13 @@ def attention(
     """See `higgs_native.ops.attention`."""
     kv_heads, head_dim = key_cache.shape[1], key_cache.shape[3]
     for row, (slot, position) in enumerate(zip(slots.tolist(), cache_positions.tolist(), strict=True)):
-        keys = key_cache[slot, :, : position + 1].float()
-        values = value_cache[slot, :, : position + 1].float()
+        keys, values = (_positions(cache, page_table[slot], position + 1) for cache in (key_cache, value_cache))
         heads = query[row].view(kv_heads, -1, head_dim)
         weights = torch.softmax(heads @ keys.transpose(1, 2) * scale, dim=-1)
         out[row] = (weights @ values).flatten()
+
+
+def _positions(cache: torch.Tensor, pages: torch.Tensor, count: int) -> torch.Tensor:
+    """The first `count` positions [KV heads, count, head_dim] of a sequence with these pages, float32."""
+    used = pages[: -(-count // cache.shape[2])].long()
+    return cache[used].transpose(0, 1).flatten(1, 2)[:, :count].float()

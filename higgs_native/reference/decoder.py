@@ -23,6 +23,7 @@ def decoder_layers(
     skips_audio: Sequence[int],
     eps: float,
     rope_table: torch.Tensor,
+    page_table: torch.Tensor,
     slots: torch.Tensor,
     positions: torch.Tensor,
     text_positions: torch.Tensor,
@@ -42,9 +43,9 @@ def decoder_layers(
         input_norms = next(tensors), next(tensors)
         qkv, o = packed(), packed()
         text, audio = ((next(tensors), packed(), packed()) for _ in range(2))
-        layer_rows = rope_table, slots[rows], positions[rows], cache_positions
+        layer_rows = rope_table, page_table, slots[rows], positions[rows], cache_positions
         qkv_rope_cache(query[rows], *caches, x[rows], *input_norms, eps, qkv, *layer_rows, num_text_rows)
         scale = caches[0].shape[-1] ** -0.5
-        attention(attended[rows], query[rows], *caches, slots[rows], cache_positions, scale)
+        attention(attended[rows], query[rows], *caches, page_table, slots[rows], cache_positions, scale)
         linear(x[rows], attended[rows], o, x[rows])
         dual_ffn(x[rows], x[rows], *text, *audio, eps, num_text_rows)

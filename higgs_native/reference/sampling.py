@@ -148,7 +148,7 @@ def sample_audio_frame(
         fields[StateField.HISTORY_COUNT] += 1
         fields[StateField.FRAME] += 1
         active[row] = fields[StateField.ACTIVE]
-        positions[row] += fields[StateField.ACTIVE]
+        positions[row] += 1
 
 
 class _FrameSampler:

@@ -54,7 +54,7 @@ def test_random_pieces_have_the_bits_of_the_whole(tokenizer):
         assert torch.equal(torch.cat(audio), whole)
 
 
-def test_pieces_have_the_bits_of_the_whole_at_the_published_size(weights, config):  # noqa: F811
+def test_pieces_have_the_bits_of_the_whole_at_the_published_size(weights, config):  # noqa: F811 (fixtures)
     codes = random_codes(24)
     whole = StreamingDecoder(weights, config).decode(codes, is_last=True)
     for sizes in ([1] * 24, [11, 13], [3, 20, 1, 0]):

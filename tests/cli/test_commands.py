@@ -1,6 +1,7 @@
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -204,6 +205,16 @@ def test_read_speaks_a_book(run):
     assert not (run.work / "same.wav.parts").exists()
 
 
+def test_read_speaks_the_same_side_by_side(run):
+    for name, count in (("one", 1), ("four", 4)):
+        assert run("read", BOOK, "--seed", 1, "--parallel", count, "--out", f"{name}.wav", "--folder", name)[0] == 0
+    assert (run.work / "one.wav").read_bytes() == (run.work / "four.wav").read_bytes()
+    # A run may go on with another number of chunks at a time.
+    (run.work / "one" / "00002.json").unlink()
+    assert run("read", BOOK, "--parallel", 8, "--out", "again.wav", "--folder", "one")[0] == 0
+    assert (run.work / "again.wav").read_bytes() == (run.work / "one.wav").read_bytes()
+
+
 def test_read_goes_on_where_it_was_killed(run, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(higgs_native.__file__).parent.parent))
     arguments = ["read", BOOK, "--seed", "1", "--out", "cut.wav"]
@@ -221,6 +232,37 @@ def test_read_goes_on_where_it_was_killed(run, monkeypatch):
     assert [file.name for file in run.work.iterdir()] == ["cut.wav"]
     assert run("read", BOOK, "--seed", 1, "--out", "whole.wav")[0] == 0
     assert (run.work / "whole.wav").read_bytes() == (run.work / "cut.wav").read_bytes()
+
+
+READ_MANY = """
+import signal, sys
+from higgs_native.cli import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background doesn't have
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_chunks_that_are_spoken_side_by_side(run, number, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(higgs_native.__file__).parent.parent))
+    arguments = ["read", "\n\n".join([BOOK] * 10), "--seed", "1", "--parallel", "4", "--folder", "parts"]
+    program = [sys.executable, "-c", READ_MANY, *arguments]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
+        while not (run.work / "parts" / "00003.json").exists():
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in errors
+    left = os.listdir(run.work / "parts")
+    assert os.listdir(run.work) == ["parts"]
+    assert not [name for name in left if name.startswith(".")]
+    assert 1 < len([name for name in left if name.endswith(".json")]) < 41
+    assert run(*arguments)[0] == 0
+    assert run(*arguments[:-4], "--out", "whole.wav")[0] == 0
+    assert (run.work / "whole.wav").read_bytes() == (run.work / "out.wav").read_bytes()
 
 
 def test_two_runs_do_not_share_a_folder(run):
@@ -263,6 +305,11 @@ def test_read_reports_failed_chunks(run, model):
         (("* * *",), "text must hold something to say, got"),
         (("Hi.", "--chunk-seconds", "1"), "chunk_seconds must be between 2 and 30, got 1"),
         (("Hi.", "--context-chunks", "-1"), "context_chunks must be at least 0, got -1"),
+        (("Hi.", "--parallel", "0"), "parallel must be at least 1, got 0"),
+        (
+            ("Hi.", "--parallel", "8", "--context-chunks", "2"),
+            "context_chunks must be 0 if parallel is 8, got 2",
+        ),
         (("Hi.", "--max-retries", "-1"), "max_retries must be between 0 and 999, got -1"),
         (("Hi.", "--paragraph-pause", "-1"), "paragraph_pause must be between 0 and 60 seconds, got -1"),
         (("Hi.", "--temperature", "-1"), "temperature"),

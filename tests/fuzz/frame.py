@@ -1,6 +1,7 @@
 """Runs generated cases, and judges how each one ends; see `tests/fuzz/__init__.py`."""
 
 import faulthandler
+import gc
 import os
 import random
 import resource
@@ -17,7 +18,9 @@ from higgs_native.errors import MAX_MESSAGE, HiggsNativeError
 CASES = int(os.environ.get("HIGGS_NATIVE_FUZZ_CASES", "1000"))
 ONLY = os.environ.get("HIGGS_NATIVE_FUZZ_ONLY")
 MAX_SECONDS = 20
-"""Processor time of a case. Waiting may take six times as long, since the machine may be busy."""
+"""Processor time of a case."""
+MAX_WAIT = 120
+"""Seconds after which a case that waits is over, on a machine that may be busy."""
 MAX_BYTES = 4 << 30
 
 _SHOWN_FAILURES = 10
@@ -42,6 +45,7 @@ def run_cases(
     """
     numbers = range(round(CASES * share)) if ONLY is None else [int(ONLY)]
     ends, failures, slowest = Counter(), [], 0.0
+    gc.collect()  # what earlier tests have left open
     open_files = len(os.listdir("/proc/self/fd"))
     limit = resource.getrlimit(resource.RLIMIT_AS)
     handlers = [(alarm, signal.signal(alarm, _on_alarm)) for alarm in (signal.SIGPROF, signal.SIGALRM)]
@@ -61,16 +65,17 @@ def run_cases(
     counts = ", ".join(f"{count} {end}" for end, count in ends.most_common())
     record_property("fuzz", f"{name}: {len(numbers)} cases, {counts}, the slowest {slowest:.1f} s")
     assert not failures, "\n".join(failures[:_SHOWN_FAILURES])
-    assert len(os.listdir("/proc/self/fd")) == open_files
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= open_files, "descriptors stay open"
 
 
 def _end_of(case: Callable[[random.Random, Path], None], generator: random.Random, folder: Path) -> str:
     """Return `accepted`, `refused`, or what is wrong with the case's end."""
     folder.mkdir()
     signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
-    signal.alarm(6 * MAX_SECONDS)
+    signal.alarm(MAX_WAIT)
     # A hang outside of Python ends the process, with the place where it hangs.
-    faulthandler.dump_traceback_later(7 * MAX_SECONDS, exit=True)
+    faulthandler.dump_traceback_later(2 * MAX_WAIT, exit=True)
     try:
         case(generator, folder)
     except HiggsNativeError as error:
@@ -91,7 +96,7 @@ def _end_of(case: Callable[[random.Random, Path], None], generator: random.Rando
 
 
 def _on_alarm(*_: object) -> None:
-    raise Hang(f"not over after {MAX_SECONDS} s")
+    raise Hang("too long")
 
 
 def _address_space() -> int:

@@ -23,19 +23,19 @@ ENDS = {
     "wrong": (lambda: pytest.fail("wrong"), "wrong"),
     "hang": (spin, "case 0 failed: Hang"),
     "memory": (lambda: bytes(2 * frame.MAX_BYTES), "case 0 failed: MemoryError"),
-    "descriptor": (lambda: OPENED.append(os.open("/dev/null", os.O_RDONLY)), "assert"),
+    "descriptor": (lambda: OPENED.append(os.open("/dev/null", os.O_RDONLY)), "descriptors stay open"),
 }
 
 
-def run(end, tmp_path) -> dict[str, str]:
+def run(end, tmp_path, number: int = 1) -> dict[str, str]:
     lines = {}
-    frame.run_cases("test", 3 / frame.CASES, lambda generator, folder: end(), tmp_path, lines.__setitem__)
+    frame.run_cases("test", number / frame.CASES, lambda generator, folder: end(), tmp_path, lines.__setitem__)
     return lines
 
 
 @pytest.mark.parametrize("kind", ENDS)
 def test_bad_ends_fail(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(frame, "MAX_SECONDS", 1)
+    monkeypatch.setattr(frame, "MAX_SECONDS", 0.1)
     end, message = ENDS[kind]
     with pytest.raises((AssertionError, pytest.fail.Exception), match=message):
         run(end, tmp_path)
@@ -48,8 +48,8 @@ def refuse() -> None:
 
 
 def test_good_ends_are_counted(tmp_path):
-    assert run(lambda: None, tmp_path)["fuzz"].startswith("test: 3 cases, 3 accepted, the slowest 0.")
-    assert run(refuse, tmp_path)["fuzz"].startswith("test: 3 cases, 3 refused, the slowest 0.")
+    assert run(lambda: None, tmp_path, 3)["fuzz"].startswith("test: 3 cases, 3 accepted, the slowest 0.")
+    assert run(refuse, tmp_path, 3)["fuzz"].startswith("test: 3 cases, 3 refused, the slowest 0.")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,5 +1,7 @@
 """The generation loop: modes, limits, stop strings, seeds, callbacks, resuming, and bad input."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,36 @@ def test_a_stop_string_ends_generation(model, text_prompt):
     first = free.text_ids.index(token)
     output = model.generate(text_prompt, max_new_tokens=20, temperature=0, stop_strings=[stop])
     assert output.text_ids == free.text_ids[: first + 1]
+    assert output.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("text_config", "token"),
+        ("text_config", ["other", "token"]),
+        ("config", "token"),
+        ("generation_config", ["token"]),
+    ],
+)
+def test_an_end_token_ends_the_reply_beside_the_stop_strings(model, text_prompt, tmp_path, where, value):
+    """transformers' `generate`, which the original model runs through, stops at the EOS ids of its configuration."""
+    free = model.generate(text_prompt, max_new_tokens=20, temperature=0, stop_strings=["zzz"])
+    token = free.text_ids[3]
+    assert token not in free.text_ids[:3]
+    ids = {"token": token, "other": 5}
+    value = ids[value] if isinstance(value, str) else [ids[name] for name in value]
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    config = json.loads((FOLDER / "config.json").read_text())
+    if where == "generation_config":
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+        config["eos_token_id"] = 5  # decided by the other file
+    else:
+        (config if where == "config" else config[where])["eos_token_id"] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    changed = HiggsAudioModel.from_pretrained(tmp_path)
+    output = changed.generate(text_prompt, max_new_tokens=20, temperature=0, stop_strings=["zzz"])
+    assert output.text_ids == free.text_ids[:4]
     assert output.finish_reason == "stop"
 
 

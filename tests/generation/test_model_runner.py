@@ -2,17 +2,15 @@
 
 import gc
 import weakref
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 
 from higgs_native.generation import model_runner
-from higgs_native.generation.engine import HiggsAudioModel, generate_batch
+from higgs_native.generation.engine import Engine, HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
-from higgs_native.ops._library import EMULATES_CUDA
 from higgs_native.testing.configs import DEMO_CONFIG
 from higgs_native.testing.random_checkpoint import write_language_model
 from tests.helpers.devices import DEVICES
@@ -124,37 +122,24 @@ def test_a_full_cache_ends_the_loop(model):
     assert output.audio_segments[0].shape[1] == 7
 
 
-@pytest.mark.skipif(not EMULATES_CUDA, reason="done on a GPU by the tests of three sequences")
-def test_rows_left_over_change_nothing(model, monkeypatch):
-    """A step of four rows draws for three sequences."""
+def test_padding_rows_change_nothing(model, monkeypatch):
+    """A step of four rows draws for three sequences; the fourth is an inactive slot with a page of its own."""
     made = requests(model, 3)
     expected = outputs(model, made, "transformers", 6)
-    monkeypatch.setattr(
-        model_runner.ModelRunner,
-        "_step",
-        lambda loop, num_rows: loop._steps.setdefault(
-            4, model_runner.CapturedStep(model, loop.cache, loop.sampler, 4)
-        ),
-    )
-    with model.runner_pool.runner(model, 4, 128, 7) as runner:
-        # What a larger request has left behind, in a slot that is over.
-        for tensor in (*runner.cache.keys, *runner.cache.values):
-            tensor.fill_(torch.nan)
-    monkeypatch.setattr(model.runner_pool, "runner", lambda *shape: nullcontext(runner))
+    runner = model_runner.ModelRunner(model, 8, 40)
+    for tensor in (*runner.cache.keys, *runner.cache.values):
+        tensor.fill_(torch.nan)  # what was left behind
+    runner.cache.page_table[7, 0] = 39
+    padded = model_runner.CapturedStep(model, runner.cache, runner.sampler, 4)
+    begin = padded.begin
+    padded.begin = lambda rows, padding: begin(rows, [(7, 3)])
+    monkeypatch.setattr(model, "engine", Engine(model, 8))
+    model.engine.prepare()
+    runner._steps = {3: padded, 1: padded, 2: padded}
+    model.engine._runner = runner
+    for tensor in (*runner.cache.keys, *runner.cache.values):
+        tensor[39] = 0
     assert_same(outputs(model, made, "transformers", 6), expected)
-
-
-def test_loops_that_wait_give_way_to_one_that_has_no_room(model, monkeypatch):
-    loops, made = model_runner.RunnerPool(), object()
-    loops._idle = [((1, 1024, 64, 0), object())]
-
-    def make(*arguments):
-        if loops._idle:
-            raise torch.OutOfMemoryError
-        return made
-
-    monkeypatch.setattr(model_runner, "ModelRunner", make)
-    assert loops._make(model, (1, 2048, 64)) is made
 
 
 def test_a_model_on_the_cpu_is_freed_with_its_last_reference(tmp_path):
@@ -181,6 +166,9 @@ def test_a_prompt_runs_before_the_first_request(model, monkeypatch):
         return forward(batch, *arguments)
 
     monkeypatch.setattr(model, "forward", recorded)
-    model.runner_pool.prepare(model, 1, 256)
+    monkeypatch.setattr(model, "engine", Engine(model))
+    model.engine.prepare()
+    with torch.inference_mode():
+        model.engine._runner.warm_up()
     assert max(shapes) == (96, 96)
     assert_same(outputs(model, made, "transformers", 6), expected)

@@ -28,14 +28,14 @@ def reset(
     sampler: SamplerState,
     slot: int,
     convention: str,
-    prompt_frames: torch.Tensor | None = None,
+    frames: torch.Tensor | None = None,
     prompt_ids: list[int] | None = None,
     num_resumed: int = 0,
     **options,
 ) -> None:
     """Reset a slot to greedy sampling, but for `options`."""
     sampling = replace(GREEDY, **options)
-    sampler.reset_slot(slot, Convention(convention), sampling, prompt_frames, prompt_ids or [], num_resumed)
+    sampler.reset_slot(slot, Convention(convention), sampling, frames, prompt_ids or [], num_resumed)
 
 
 def boson_sampler(history_length: int = 7, **options) -> SamplerState:
@@ -112,7 +112,7 @@ def test_resumed_audio_goes_on_as_if_uninterrupted(convention, at, codebook):
     for begun in range(1, len(frames)):
         sampler = SamplerState(2, TRANSFORMERS, 7)
         past = torch.cat([reference_audio, frames[:begun]]) if begun > 7 else frames[:begun]
-        reset(sampler, 1, convention, **options, prompt_frames=past, num_resumed=begun)
+        reset(sampler, 1, convention, **options, frames=past, prompt_ids=[TEXT] * C + [AUDIO_BOS], num_resumed=begun)
         assert torch.equal(segment(sampler, logits[begun:]), frames[begun:]), begun
 
 
@@ -124,7 +124,7 @@ def test_boson_resumes_although_other_codebooks_drew_eos_by_chance():
     begun[-3, [0, 1, 2, 4]] = E
     begun[-2, [0, 1, 2, 3]] = E
     begun[-1, [0, 1, 2, 3]] = E
-    sampler = boson_sampler(prompt_frames=begun, num_resumed=len(begun))
+    sampler = boson_sampler(frames=begun, num_resumed=len(begun))
     logits = random((20, C, V))
     logits[..., [B, E]] = -20.0
     frames = segment(sampler, logits)
@@ -135,7 +135,7 @@ def test_boson_resumes_although_other_codebooks_drew_eos_by_chance():
 def test_resumed_audio_begins_at_its_first_frame_of_bos(convention):
     """Codebook 0 may draw BOS while the others are still delayed: a second frame of BOS begins no segment."""
     sampler = SamplerState(2, TRANSFORMERS, 7)
-    reset(sampler, 1, convention, prompt_frames=torch.full((2, C), B), num_resumed=2)
+    reset(sampler, 1, convention, frames=torch.full((2, C), B), prompt_ids=[TEXT] * C + [AUDIO_BOS], num_resumed=2)
     frames = segment(sampler, logits_with_eos(C, at=C - 1))
     assert (frames == B).sum(1).tolist() == [max(0, C - 2 - step) for step in range(C)]
 
@@ -147,7 +147,7 @@ def test_a_boson_segment_whose_last_codebook_stayed_open_has_ended():
         begun[C + closed, :closed] = E
     begun[C, 0] = E
     with pytest.raises(PromptError, match="partial_audio must not have ended, got EOS in its last codebook"):
-        boson_sampler(prompt_frames=begun, num_resumed=len(begun))
+        boson_sampler(frames=begun, num_resumed=len(begun))
 
 
 @pytest.mark.parametrize("convention", ["boson", "transformers"])
@@ -156,7 +156,7 @@ def test_the_ring_holds_the_last_frames_of_the_prompt(convention, count):
     length = 4
     past = torch.randint(V, (count, C), generator=torch.Generator().manual_seed(0))
     sampler = SamplerState(3, TRANSFORMERS, length)
-    reset(sampler, 2, convention, prompt_frames=past if count else None, prompt_ids=[AUDIO_BOS])
+    reset(sampler, 2, convention, frames=past if count else None, prompt_ids=[AUDIO_BOS])
     assert sampler.state[2, StateField.HISTORY_COUNT] == count
     for place in range(max(0, count - length), count):
         assert torch.equal(sampler.history[2, place % length].long(), past[place])

@@ -1,5 +1,7 @@
 """Fixtures of long form's tests: the embedded voice, an uninterrupted run, and a fake model."""
 
+from concurrent.futures import Future
+
 import pytest
 import torch
 
@@ -30,18 +32,33 @@ def whole(engine, tmp_path_factory):
     return folder, list(LongSpeech(engine, TEXT, folder, seed=1))
 
 
+class FakeHandle:
+    """A request that has ended as soon as it was added."""
+
+    is_ready = True
+
+    def __init__(self, speech):
+        self.future = Future()
+        self.future.set_result(speech)
+
+    def abort(self):
+        pass
+
+
 class FakeModel:
-    """Replaces `HiggsAudio.generate`: records the calls, and answers by a script."""
+    """Replaces the model of an engine: records the requests, and answers by a script."""
 
     def __init__(self, engine, script=lambda seed: "good"):
         self.engine = engine
         self.script = script
         self.calls = []
 
-    def __call__(self, messages, force_audio_gen, sampling):
+    def prepare_request(self, messages, force_audio_gen, sampling):
         assert force_audio_gen
-        seed = sampling.seed
-        self.calls.append((messages, seed, sampling))
+        self.calls.append((messages, sampling.seed, sampling))
+        return lambda: self.speech(messages, sampling.seed)
+
+    def speech(self, messages, seed):
         text = messages[-1].content.rpartition("] ")[2]
         seconds = spoken_seconds(text)
         kind = self.script(seed)
@@ -64,7 +81,9 @@ class FakeModel:
 def fake(engine, monkeypatch):
     def install(script=lambda seed: "good"):
         model = FakeModel(engine, script)
-        monkeypatch.setattr(engine, "generate", model)
+        monkeypatch.setattr(engine, "prepare_request", model.prepare_request)
+        monkeypatch.setattr(engine.model.engine, "add", FakeHandle)
+        monkeypatch.setattr(engine, "speech", lambda speech: speech)
         return model
 
     return install

@@ -44,13 +44,13 @@ def test_missing_and_truncated_files_are_made_again(engine, whole, tmp_path, mon
     (parts / "00004.wav").unlink()
     (parts / ".00004.wav.tmp").touch()
     seeds = []
-    generate = engine.generate
+    add = engine.model.engine.add
 
-    def recorded(*arguments, sampling):
-        seeds.append(sampling.seed)
-        return generate(*arguments, sampling=sampling)
+    def recorded(request):
+        seeds.append(request.sampling.seed)
+        return add(request)
 
-    monkeypatch.setattr(engine, "generate", recorded)
+    monkeypatch.setattr(engine.model.engine, "add", recorded)
     speech = LongSpeech(engine, TEXT, parts)  # the seed is the run's
     assert speech.seed == 1
     assert speech.num_finished == 6

@@ -173,7 +173,7 @@ def test_characters_stay_whole():
     ],
 )
 def test_sentences(text, expected):
-    assert [sentence.strip() for sentence in chunking._sentences(normalize_text(text))] == expected
+    assert [sentence.strip() for sentence in chunking.split_sentences(normalize_text(text))] == expected
 
 
 def test_a_long_sentence_is_cut_after_its_clauses_then_between_words():

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from higgs_native import pipeline
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.errors import PromptError
-from higgs_native.generation.engine import generate_batch
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.prompt.voices import Voice
 from tests.long_form.conftest import RATE, TEXT
@@ -125,17 +123,25 @@ def test_prompt_length_is_that_of_the_model(engine, monkeypatch):
     text = "The sun rises.\n\nIt is cold."
     outputs = []
 
-    def recorded(model, requests):
-        (output,) = generate_batch(model, requests)
-        outputs.append((output, requests[0].sampling.max_new_tokens))
-        return [output]
+    add, speech = engine.model.engine.add, engine.speech
+    limits = []
 
-    monkeypatch.setattr(pipeline, "generate_batch", recorded)
+    def recorded(request):
+        limits.append(request.sampling.max_new_tokens)
+        return add(request)
+
+    def decoded(output):
+        outputs.append((output, limits[len(outputs)]))
+        return speech(output)
+
+    monkeypatch.setattr(engine.model.engine, "add", recorded)
+    monkeypatch.setattr(engine, "speech", decoded)
     list(LongSpeech(engine, text, seed=1))
     positions = max(output.prompt_tokens + limit for output, limit in outputs)
     for limit, turns in ((positions, 2), (positions - 1, 1)):
         monkeypatch.setattr(engine.model, "max_cache_length", limit)
         outputs.clear()
+        limits.clear()
         list(LongSpeech(engine, text, seed=1))
         prompts = [output.prompt_tokens for output, _ in outputs]
         assert (prompts[1] > prompts[0] + 20) == (turns == 2)

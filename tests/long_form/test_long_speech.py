@@ -51,6 +51,22 @@ def test_chunks_are_the_speech(engine, whole, tmp_path):
         assert chunk.codes.dtype == torch.int64
 
 
+def test_progress_counts_each_chunk_and_may_end_the_run(engine):
+    reported = []
+    first = next(iter(LongSpeech(engine, TEXT, seed=1, on_progress=reported.append)))
+    assert reported == sorted(reported)
+    assert reported[-1] == pytest.approx(first.attempts[0].duration, abs=0.05)  # EOS counts
+
+    def leave(seconds):
+        if seconds > 0.2:
+            raise KeyError(seconds)
+
+    speech = LongSpeech(engine, TEXT, seed=1, on_progress=leave)
+    with pytest.raises(KeyError):
+        next(iter(speech))
+    assert speech.num_finished == 0
+
+
 def test_embedded_voice_speaks_all_of_it(whole):
     _, chunks = whole
     for chunk in chunks:
@@ -93,6 +109,13 @@ def test_bad_input_makes_no_folder(engine, tmp_path):
         (ParameterError, {"max_retries": 1000}, "max_retries must be between 0 and 999, got 1000"),
         (ParameterError, {"chunk_seconds": "9"}, "chunk_seconds must be a number, got '9'"),
         (ParameterError, {"context_chunks": 1.5}, "context_chunks must be an integer or None, got 1.5"),
+        (ParameterError, {"parallel": 0}, "parallel must be at least 1, got 0"),
+        (ParameterError, {"parallel": "8"}, "parallel must be an integer or None, got '8'"),
+        (
+            ParameterError,
+            {"parallel": 4, "context_chunks": 1},
+            "context_chunks must be 0 if parallel is 4, got 1",
+        ),
         (ParameterError, {"max_retries": None}, "max_retries must be an integer, got None"),
         (ParameterError, {"temperature": -1}, "temperature"),
         (ParameterError, {"seed": 2**64}, "seed"),
@@ -150,9 +173,8 @@ def test_strict(engine, fake, tmp_path):
 
 def test_greedy_attempts_are_not_repeated(engine, fake, monkeypatch):
     model = fake(lambda seed: "short")
-    monkeypatch.setattr(
-        engine, "generate", lambda *arguments, sampling: model(*arguments, sampling=replace(sampling, seed=0))
-    )
+    speech = model.speech
+    monkeypatch.setattr(model, "speech", lambda messages, seed: speech(messages, 0))
     (chunk,) = LongSpeech(engine, "The first one.", seed=0, temperature=0)
     assert len(chunk.attempts) == 2
 

@@ -105,7 +105,7 @@ def test_what_may_never_end_is_not_copied(tmp_path):
     write_packed(model.named_weights(), model.quantization, tmp_path / "model", tmp_path / "packed")
     written = sorted(str(path.relative_to(tmp_path / "packed")) for path in (tmp_path / "packed").rglob("*"))
     files = ["audio_tokenizer", "audio_tokenizer/config.json", "audio_tokenizer/model.safetensors"]
-    assert written == [*files, "config.json", PACKED_FILE, "tokenizer.json"]
+    assert written == [*files, "config.json", PACKED_FILE, "tokenizer.json", "tokenizer_config.json"]
 
 
 NAMES = ["a\x1b[2Jb", "a\nb", "\u202etxt", "\x9b31m", "a\u2028b", "n" * 5000]

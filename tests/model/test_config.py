@@ -273,3 +273,31 @@ def reference_config(layout: str, fields: dict):
 
     kind = transformers.LlamaConfig if layout == "original" else transformers.HiggsAudioV2Config
     return kind.from_dict(copy.deepcopy(fields))
+
+
+@pytest.mark.parametrize(
+    ("text", "top", "generation", "expected"),
+    [
+        ({}, {}, None, (2,)),  # LlamaConfig's default
+        ({"eos_token_id": None}, {}, None, ()),
+        ({"eos_token_id": [7, 8]}, {}, None, (7, 8)),
+        ({"eos_token_id": 7}, {"eos_token_id": 9}, None, (9,)),
+        ({"eos_token_id": 7}, {"eos_token_id": 9}, {"eos_token_id": [3]}, (3,)),
+        ({"eos_token_id": 7}, {"eos_token_id": 9}, {}, ()),
+    ],
+)
+def test_the_end_tokens_of_the_original_layout(text, top, generation, expected):
+    raw = written("original")
+    for fields in (raw, raw["text_config"]):
+        fields.pop("eos_token_id", None)
+    raw["text_config"].update(text)
+    config = HiggsAudioConfig.from_dict(raw | top, generation)
+    assert config.end_token_ids == expected
+
+
+def test_what_generation_config_changes_is_refused_by_name():
+    raw = written("original")
+    with pytest.raises(
+        ConfigError, match=r"generation_config\.json: repetition_penalty must be 1\.0 or left out, got 1.2"
+    ):
+        HiggsAudioConfig.from_dict(raw, {"repetition_penalty": 1.2})

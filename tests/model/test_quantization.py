@@ -388,7 +388,7 @@ def test_a_target_inside_the_source_holds_no_copy_of_itself(source, tmp_path):
     model = HiggsAudioModel.from_pretrained(tmp_path / "model", quantization="int8")
     write(model, tmp_path / "model", tmp_path / "model" / "int8")
     written = sorted(path.name for path in (tmp_path / "model" / "int8").iterdir())
-    assert written == ["audio_tokenizer", "config.json", PACKED_FILE, "tokenizer.json"]
+    assert written == ["audio_tokenizer", "config.json", PACKED_FILE, "tokenizer.json", "tokenizer_config.json"]
 
 
 @pytest.mark.parametrize(
@@ -513,7 +513,12 @@ def test_the_command(source, tmp_path, capsys):
 def test_the_command_makes_missing_parents(source, tmp_path, capsys):
     target = tmp_path / "new" / "folder" / "packed"
     assert run_command(capsys, "quantize", source, target)[0] == 0
-    assert sorted(path.name for path in target.iterdir()) == ["config.json", PACKED_FILE, "tokenizer.json"]
+    assert sorted(path.name for path in target.iterdir()) == [
+        "config.json",
+        PACKED_FILE,
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     assert list(target.parent.iterdir()) == [target]
 
 
@@ -521,6 +526,7 @@ def test_a_quantized_copy_of_the_embedded_voice_is_one(tmp_path, capsys):
     assert run_command(capsys, "quantize", EMBEDDED_VOICE, tmp_path / "q4", "--format", "int4")[0] == 0
     engine = HiggsAudio.from_pretrained(tmp_path / "q4")
     assert engine.is_embedded_voice
+    assert engine.trained_voices == HiggsAudio.from_pretrained().trained_voices
     sentences = "The sun rises in the east. The water is cold and clear."
     assert len(LongSpeech(engine, sentences)) == 2  # one sentence per chunk, as in training
 

@@ -6,12 +6,14 @@ import torch
 from higgs_native import ops, reference
 from higgs_native.ops._library import EMULATES_CUDA
 from tests.helpers.devices import value_case
+from tests.ops.pages import in_pages, random_page_table
 from tests.ops.tensors import int32, random, tolerance
 
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Query heads, KV heads, head dimension: groups of 1, 2, 3 and 5, dimensions that fill no vector, the real ones.
 HEADS = [(1, 1, 2), (4, 4, 16), (4, 2, 20), (5, 1, 64), (24, 8, 128)]
+PAGE_SIZES = [16, 32, 64]
 
 
 def rope_table(length: int, head_dim: int) -> torch.Tensor:
@@ -19,15 +21,24 @@ def rope_table(length: int, head_dim: int) -> torch.Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def caches(slots: int, kv_heads: int, length: int, head_dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+def sequences(slots: int, kv_heads: int, length: int, head_dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Keys and values [slots, KV heads, length, head_dim]."""
     return random((slots, kv_heads, length, head_dim), dtype, 5), random((slots, kv_heads, length, head_dim), dtype, 6)
+
+
+def paged(keys: torch.Tensor, values: torch.Tensor, page_size: int = 16, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """The same in pages in random order: key cache, value cache, page table."""
+    table, num_pages = random_page_table(keys.shape[0], keys.shape[2], page_size, seed)
+    return *(in_pages(tensor, table, num_pages, page_size) for tensor in (keys, values)), table
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("query_heads", "kv_heads", "head_dim"), HEADS)
-@pytest.mark.parametrize("rows", [1, 5, 20])
-def test_qkv_rope_cache_equals_reference(rows, query_heads, kv_heads, head_dim, dtype):
-    hidden, slots, length = 24, 3, 40
+@pytest.mark.parametrize(("rows", "page_size"), [(1, 16), (5, 32), (20, 64), (70, 16)])
+def test_qkv_rope_cache_equals_reference(rows, page_size, query_heads, kv_heads, head_dim, dtype):
+    hidden, slots, length = 24, 3, 70
+    table, num_pages = random_page_table(slots, length, page_size)
+    shape = num_pages, kv_heads, page_size, head_dim
     weight = ops.pack_linear(random(((query_heads + 2 * kv_heads) * head_dim, hidden), dtype, 1))
     generator = torch.Generator().manual_seed(2)
     places = torch.randperm(slots * length, generator=generator)[:rows].int()
@@ -36,7 +47,7 @@ def test_qkv_rope_cache_equals_reference(rows, query_heads, kv_heads, head_dim, 
     results = []
     for implementation in (ops, reference):
         query = torch.full((rows, query_heads * head_dim), torch.nan)
-        keys, values = caches(slots, kv_heads, length, head_dim, dtype)
+        keys, values = random(shape, dtype, 5), random(shape, dtype, 6)
         implementation.qkv_rope_cache(
             query,
             keys,
@@ -46,6 +57,7 @@ def test_qkv_rope_cache_equals_reference(rows, query_heads, kv_heads, head_dim, 
             1e-5,
             weight,
             rope_table(50, head_dim),
+            table,
             places // length,
             positions,
             places % length,
@@ -61,16 +73,87 @@ def test_qkv_rope_cache_equals_reference(rows, query_heads, kv_heads, head_dim, 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("query_heads", "kv_heads", "head_dim"), HEADS)
-@pytest.mark.parametrize("places", [(0,), (3, 0, 7), (511,), (512, 30), (1300, 1029, 2), tuple(range(90))])
-def test_attention_equals_reference(places, query_heads, kv_heads, head_dim, dtype):
+@pytest.mark.parametrize(
+    ("places", "page_size"),
+    [
+        ((0,), 16),
+        ((3, 0, 7), 32),
+        ((15, 16, 17), 16),
+        ((511,), 64),
+        ((512, 30), 16),
+        ((1300, 1029, 2), 32),
+        (tuple(range(90)), 64),
+    ],
+)
+def test_attention_equals_reference(places, page_size, query_heads, kv_heads, head_dim, dtype):
     rows = len(places)
-    keys, values = caches(2, kv_heads, max(places) + 3, head_dim, dtype)
+    keys, values, table = paged(*sequences(2, kv_heads, max(places) + 3, head_dim, dtype), page_size)
     query = random((rows, query_heads * head_dim)) * 2
     slots = torch.arange(rows, dtype=torch.int32) % 2
     out, expected = torch.full_like(query, torch.nan), torch.empty_like(query)
-    ops.attention(out, query, keys, values, slots, int32(*places), head_dim**-0.5)
-    reference.attention(expected, query, keys, values, slots, int32(*places), head_dim**-0.5)
+    ops.attention(out, query, keys, values, table, slots, int32(*places), head_dim**-0.5)
+    reference.attention(expected, query, keys, values, table, slots, int32(*places), head_dim**-0.5)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_reference_reads_the_positions_of_a_sequence():
+    """The definition itself, against torch's attention over the sequences before they went into pages."""
+    keys, values = sequences(3, 2, 50, 8, torch.float32)
+    query, out = random((3, 4 * 8)), torch.empty(3, 4 * 8)
+    reference.attention(out, query, *paged(keys, values), int32(2, 0, 1), int32(49, 16, 0), 8**-0.5)
+    for row, (slot, position) in enumerate([(2, 49), (0, 16), (1, 0)]):
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            query[row].view(4, 1, 8), *(t[slot, :, : position + 1].repeat_interleave(2, 0) for t in (keys, values))
+        )
+        torch.testing.assert_close(out[row], expected.flatten())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [20, 128])
+@pytest.mark.parametrize("places", [(700, 5, 64), tuple(range(530, 570))])
+def test_the_place_and_the_size_of_pages_change_no_bit(places, head_dim, dtype):
+    keys, values = sequences(len(places), 2, max(places) + 1, head_dim, dtype)
+    query, slots = random((len(places), 6 * head_dim)), torch.arange(len(places), dtype=torch.int32)
+    results = []
+    for page_size in PAGE_SIZES:
+        for seed in (0, 1):
+            results.append(torch.full_like(query, torch.nan))
+            cache = paged(keys, values, page_size, seed)
+            ops.attention(results[-1], query, *cache, slots, int32(*places), head_dim**-0.5)
+    for result in results[1:]:
+        assert torch.equal(result, results[0])
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+def test_sequences_share_pages(page_size):
+    """Three sequences begin alike, in the same pages; each ends in a page of its own."""
+    shared = 2 * page_size
+    keys, values = (t.clone() for t in sequences(3, 2, shared + 9, 16, torch.bfloat16))
+    for tensor in (keys, values):
+        tensor[1:, :, :shared] = tensor[0, :, :shared]
+    query, slots, places = random((3, 64)), int32(0, 1, 2), int32(shared + 8, shared, shared - 1)
+    out, expected = torch.empty_like(query), torch.empty_like(query)
+    own_keys, own_values, table = paged(keys, values, page_size)
+    ops.attention(expected, query, own_keys, own_values, table, slots, places, 0.25)
+    for pages in table[1:, :2]:
+        own_keys[pages.long()] = own_values[pages.long()] = torch.nan
+    table[1:, :2] = table[0, :2]
+    ops.attention(out, query, own_keys, own_values, table, slots, places, 0.25)
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+def test_entries_of_unused_positions_are_not_read(page_size):
+    """A table has room for longer sequences: its rest may hold anything."""
+    length = 70
+    keys, values, table = paged(*sequences(2, 1, length, 16, torch.bfloat16), page_size)
+    query, slots, places = random((2, 16)), int32(1, 0), int32(length - 1, page_size - 1)
+    out, expected = torch.empty_like(query), torch.empty_like(query)
+    ops.attention(expected, query, keys, values, table, slots, places, 0.25)
+    table[0, 1:] = -1
+    wide = torch.nn.functional.pad(table, (0, 70), value=2**31 - 1)
+    ops.attention(out, query, keys, values, wide, slots, places, 0.25)
+    assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -88,7 +171,7 @@ def test_the_cache_holds_numbers_rounded_to_nearest(dtype):
     # The key and the query are zero; the value is a weight times 1.
     weight = torch.zeros(3 * head_dim, 1)
     weight[2 * head_dim :, 0] = values
-    keys, cached = torch.zeros(1, 1, 1, head_dim, dtype=dtype), torch.zeros(1, 1, 1, head_dim, dtype=dtype)
+    keys, cached = torch.zeros(1, 1, 16, head_dim, dtype=dtype), torch.zeros(1, 1, 16, head_dim, dtype=dtype)
     ops.qkv_rope_cache(
         torch.empty(1, head_dim),
         keys,
@@ -99,51 +182,58 @@ def test_the_cache_holds_numbers_rounded_to_nearest(dtype):
         0.0,
         ops.pack_linear(weight),
         torch.ones(1, head_dim),
+        int32(0).view(1, 1),
         int32(0),
         int32(0),
         int32(0),
         0,
     )
-    torch.testing.assert_close(cached.flatten(), values.to(dtype), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(cached[0, 0, 0], values.to(dtype), rtol=0, atol=0, equal_nan=True)
+    assert not cached[0, 0, 1:].any()
 
 
 def test_attention_of_extreme_scores():
     """A towering score takes all the weight, in whichever piece it stands, and nothing overflows."""
-    keys, values = caches(1, 1, 1200, 16, torch.float32)
+    keys, values = sequences(1, 1, 1200, 16, torch.float32)
     query = torch.ones(1, 16)
     for place in (0, 600, 1199):
         spiked = keys.clone()
         spiked[0, 0, place] = 1e4
         out = torch.empty(1, 16)
-        ops.attention(out, query, spiked, values, int32(0), int32(1199), 1.0)
+        ops.attention(out, query, *paged(spiked, values), int32(0), int32(1199), 1.0)
         torch.testing.assert_close(out[0], values[0, 0, place])
 
 
 def test_a_row_does_not_depend_on_its_batch():
     """Few rows split a long sequence over the threads, many rows don't: the bits are the same."""
-    keys, values = caches(1, 2, 1400, 16, torch.bfloat16)
+    cache = paged(*sequences(1, 2, 1400, 16, torch.bfloat16))
     query, place = random((64, 64)), int32(*([1399] * 64))
     many, one = torch.empty(64, 64), torch.empty(1, 64)
-    ops.attention(many, query, keys, values, int32(*([0] * 64)), place, 0.25)
+    ops.attention(many, query, *cache, int32(*([0] * 64)), place, 0.25)
     for row in (0, 63):
-        ops.attention(one, query[row : row + 1].contiguous(), keys, values, int32(0), int32(1399), 0.25)
+        ops.attention(one, query[row : row + 1].contiguous(), *cache, int32(0), int32(1399), 0.25)
         assert torch.equal(one[0], many[row])
 
 
 @pytest.mark.skipif(EMULATES_CUDA, reason="takes a minute")
 def test_rows_of_many_prompts():
     """More than a grid of CUDA's is high."""
-    keys, values = caches(1, 1, 3, 8, torch.bfloat16)
+    cache = paged(*sequences(1, 1, 3, 8, torch.bfloat16))
     rows = 70_000
     query, places, slots = random((rows, 8)), torch.arange(rows, dtype=torch.int32) % 3, int32(*[0] * rows)
     out, expected = torch.empty_like(query), torch.empty(9, 8)
-    ops.attention(out, query, keys, values, slots, places, 0.5)
-    reference.attention(expected, query[-9:], keys, values, slots[-9:], places[-9:], 0.5)
+    ops.attention(out, query, *cache, slots, places, 0.5)
+    reference.attention(expected, query[-9:], *cache, slots[-9:], places[-9:], 0.5)
     torch.testing.assert_close(out[-9:], expected)
 
 
+def small_cache() -> tuple[torch.Tensor, ...]:
+    """Two sequences of up to 32 positions: keys, values, page table."""
+    return random((5, 2, 16, 4), seed=5), random((5, 2, 16, 4), seed=6), int32(4, 1, 0, 3).view(2, 2)
+
+
 def qkv_arguments() -> dict:
-    keys, values = caches(2, 2, 6, 4, torch.float32)
+    keys, values, table = small_cache()
     return {
         "query": torch.empty(3, 16),
         "key_cache": keys,
@@ -154,35 +244,46 @@ def qkv_arguments() -> dict:
         "eps": 1e-5,
         "qkv_weight": ops.pack_linear(random((32, 10))),
         "rope_table": rope_table(9, 4),
+        "page_table": table,
         "slots": int32(0, 1, 1),
         "positions": int32(0, 8, 2),
-        "cache_positions": int32(0, 5, 2),
+        "cache_positions": int32(0, 16, 2),
         "num_text_rows": 1,
     }
 
 
 def attention_arguments() -> dict:
-    keys, values = caches(2, 2, 6, 4, torch.float32)
+    keys, values, table = small_cache()
     return {
         "out": torch.empty(3, 16),
         "query": random((3, 16)),
         "key_cache": keys,
         "value_cache": values,
+        "page_table": table,
         "slots": int32(0, 1, 1),
-        "cache_positions": int32(0, 5, 2),
+        "cache_positions": int32(0, 16, 2),
         "scale": 0.5,
     }
 
 
 def test_no_rows():
-    keys, values = caches(1, 1, 4, 4, torch.float32)
+    cache = paged(*sequences(1, 1, 4, 4, torch.float32))
     nothing = torch.empty(0, 4)
-    ops.attention(nothing, nothing, keys, values, int32(), int32(), 1.0)
+    ops.attention(nothing, nothing, *cache, int32(), int32(), 1.0)
     norm, weight = random((10,)), ops.pack_linear(random((12, 10)))
     x = torch.empty(0, 10)
     ops.qkv_rope_cache(
-        nothing, keys, values, x, norm, norm, 1e-5, weight, rope_table(4, 4), int32(), int32(), int32(), 0
+        nothing, *cache[:2], x, norm, norm, 1e-5, weight, rope_table(4, 4), cache[2], int32(), int32(), int32(), 0
     )
+
+
+WRONG_CACHES = [
+    ({"value_cache": torch.zeros(4, 2, 16, 4)}, r"value_cache must have shape \[5, 2, 16, 4\], got \[4, 2, 16, 4\]"),
+    ({"key_cache": torch.zeros(5, 2, 8, 4)}, "key_cache must have 16, 32 or 64 positions per page, got 8"),
+    ({"key_cache": torch.zeros(5, 2, 128, 4)}, "key_cache must have 16, 32 or 64 positions per page, got 128"),
+    ({"page_table": torch.zeros(2, 2)}, "page_table must be int32, got float32"),
+    ({"page_table": int32(0, 1)}, r"page_table must have shape \[\*, \*\], got \[2\]"),
+]
 
 
 def test_opcheck():
@@ -196,15 +297,23 @@ def test_opcheck():
     [
         value_case({"slots": int32(0, 1, 2)}, r"slots\[2\] must be between 0 and 1, got 2"),
         value_case({"positions": int32(0, 9, 0)}, r"positions\[1\] must be between 0 and 8, got 9"),
-        value_case({"cache_positions": int32(0, 0, 6)}, r"cache_positions\[2\] must be between 0 and 5, got 6"),
+        value_case({"cache_positions": int32(0, 0, 32)}, r"cache_positions\[2\] must be between 0 and 31, got 32"),
+        value_case({"page_table": int32(4, 1, 0, 5).view(2, 2)}, r"page_table\[1, 1\] must be between 0 and 4, got 5"),
+        *WRONG_CACHES,
         (
             {"qkv_weight": ops.PackedWeight(torch.zeros(2, 10, 32, 1))},
             r"qkv_weight must have shape \[1, 10, 32, 1\], got \[2, 10, 32, 1\]",
         ),
         ({"query": torch.empty(3, 12)}, "query must have a multiple of 8 columns"),
         ({"query": torch.empty(3, 0)}, "query must have a multiple of 8 columns"),
+        (
+            {
+                **{"query": torch.empty(0, 2**31 - 2), "x": torch.empty(0, 10), "slots": int32()},
+                **{name: torch.empty(0, 1, 16, 2**31 - 2) for name in ("key_cache", "value_cache")},
+            },
+            f"qkv_weight must have at most 2147483647 rows and columns, got {3 * (2**31 - 2)} and 10",
+        ),
         ({"rope_table": torch.zeros(9, 5)}, r"rope_table must have shape \[\*, 4\], got \[9, 5\]"),
-        ({"value_cache": torch.zeros(2, 2, 5, 4)}, r"value_cache must have shape \[2, 2, 6, 4\], got \[2, 2, 5, 4\]"),
         ({"num_text_rows": 4}, "num_text_rows must be between 0 and 3, got 4"),
     ],
 )
@@ -217,10 +326,14 @@ def test_wrong_arguments_of_qkv_rope_cache_are_named(change, message):
     ("change", "message"),
     [
         value_case({"slots": int32(-1, 0, 0)}, r"slots\[0\] must be between 0 and 1, got -1"),
-        value_case({"cache_positions": int32(0, 6, 0)}, r"cache_positions\[1\] must be between 0 and 5, got 6"),
+        value_case({"cache_positions": int32(0, 32, 0)}, r"cache_positions\[1\] must be between 0 and 31, got 32"),
+        value_case(
+            {"page_table": int32(4, 1, -1, 3).view(2, 2)}, r"page_table\[1, 0\] must be between 0 and 4, got -1"
+        ),
+        *WRONG_CACHES,
         ({"query": torch.zeros(3, 12)}, "query must have a multiple of 8 columns"),
         ({"out": torch.zeros(3, 8)}, r"out must have shape \[3, 16\], got \[3, 8\]"),
-        ({"value_cache": torch.zeros(2, 2, 6, 4).bfloat16()}, "value_cache must be float32, got bfloat16"),
+        ({"value_cache": torch.zeros(5, 2, 16, 4).bfloat16()}, "value_cache must be float32, got bfloat16"),
     ],
 )
 def test_wrong_arguments_of_attention_are_named(change, message):

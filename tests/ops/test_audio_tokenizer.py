@@ -318,6 +318,14 @@ def test_opcheck(name, device):
         ("snake_conv_transpose1d", {"weight": torch.zeros(2, 1, 3, 2)}, "weight must have at least 2 phases, got 1"),
         ("rvq_encode", {"codes": torch.zeros(2, 4, dtype=torch.int64)}, "codes must be int32, got int64"),
         ("rvq_encode", {"codebooks": torch.zeros(2, 0, 3)}, "codebooks must have at least one entry"),
+        (
+            "rvq_encode",
+            {
+                **{"codebooks": torch.zeros(2, 5, 0), "in_weight": torch.zeros(2, 0, 6), "in_bias": torch.zeros(2, 0)},
+                "out_weight": torch.zeros(2, 6, 0),
+            },
+            r"codebooks must have at least one entry of at least one value, got \[2, 5, 0\]",
+        ),
         ("rvq_encode", {"in_bias": torch.zeros(2, 4)}, r"in_bias must have shape \[2, 3\], got \[2, 4\]"),
         value_case(
             "rvq_decode", {"codes": torch.full((2, 4), 5, dtype=torch.int32)}, r"codes\[0, 0\] must be between 0 and 4"
@@ -354,3 +362,17 @@ def test_sizes_may_not_overflow():
         ops.snake_conv_transpose1d(**(UPSAMPLE | {"weight": weight, "bias": torch.empty(0), "out": out}))
     with pytest.raises(RuntimeError, match="x must have sizes of at most 2147483647"):
         ops.snake(torch.empty(0, 3, 2**40), torch.empty(0, 3, 2**40), torch.ones(3))
+
+
+def test_no_level_needs_no_memory():
+    """Codebooks of no level may have any size, whose packed bytes would not fit 64 bits."""
+    size = 2**31 - 1
+    ops.rvq_encode(
+        codes=torch.empty(0, 3, dtype=torch.int32),
+        embeddings=torch.empty(3, 6),
+        codebooks=torch.empty(0, size, size),
+        in_weight=torch.empty(0, size, 6),
+        in_bias=torch.empty(0, size),
+        out_weight=torch.empty(0, 6, size),
+        out_bias=torch.empty(0, 6),
+    )

@@ -5,6 +5,7 @@ import torch
 
 from higgs_native import ops, reference
 from tests.helpers.devices import value_case
+from tests.ops.pages import random_page_table
 from tests.ops.tensors import int32, random
 
 
@@ -30,7 +31,8 @@ def layer(seed: int, format: str | None) -> tuple:
 
 
 def arguments(skips: list[int], num_text: int, format: str | None = None) -> dict:
-    shape = (2, KV_HEADS, 7, HEAD_DIM)
+    page_table, num_pages = random_page_table(2, 40, 16)
+    shape = (num_pages, KV_HEADS, 16, HEAD_DIM)
     return {
         "x": random((ROWS, HIDDEN)),
         "query": torch.empty(ROWS, HEADS * HEAD_DIM),
@@ -40,10 +42,11 @@ def arguments(skips: list[int], num_text: int, format: str | None = None) -> dic
         "weights": [weight for i in range(len(skips)) for weight in ops.layer_weights(*layer(1000 * i, format))],
         "skips_audio": skips,
         "eps": 1e-5,
-        "rope_table": random((7, HEAD_DIM), seed=3),
+        "rope_table": random((40, HEAD_DIM), seed=3),
+        "page_table": page_table,
         "slots": int32(0, 1, 0, 1, 1),
-        "positions": int32(3, 0, 6, 4, 5),
-        "text_positions": int32(3, 0, 6, 4, 5)[:num_text],
+        "positions": int32(17, 0, 39, 15, 16),
+        "text_positions": int32(16, 0, 30, 14, 15)[:num_text],
         "num_text_rows": num_text,
     }
 
@@ -64,10 +67,10 @@ def test_layers_equal_their_operators(skips, num_text, format):
         places = a["text_positions"] if skip else a["positions"]
         x, query, attended, slots = (a[name][:n] for name in ("x", "query", "attended", "slots"))
         ops.qkv_rope_cache(
-            query, *caches, x, text_norm, audio_norm, 1e-5, qkv, a["rope_table"], slots, a["positions"][:n], places,
-            num_text,
+            query, *caches, x, text_norm, audio_norm, 1e-5, qkv, a["rope_table"], a["page_table"], slots,
+            a["positions"][:n], places, num_text,
         )  # fmt: skip
-        ops.attention(attended, query, *caches, slots, places, HEAD_DIM**-0.5)
+        ops.attention(attended, query, *caches, a["page_table"], slots, places, HEAD_DIM**-0.5)
         ops.linear(x, attended, o, x)
         ops.dual_ffn(x, x, *ffn, 1e-5, num_text)
     for name in ("x", "key_caches", "value_caches"):
@@ -103,7 +106,11 @@ def test_opcheck():
         ({"slots": int32(0, 1)}, r"slots must have shape \[5\], got \[2\]"),
         ({"attended": torch.empty(5, 3)}, r"attended must have shape \[5, 32\], got \[5, 3\]"),
         ({"key_caches": [torch.zeros(3), torch.zeros(3)]}, r"key_caches\[0\] must have 4 dimensions, got \[3\]"),
-        value_case({"positions": int32(3, 0, 7, 4, 5)}, "positions"),
+        ({"page_table": int32(0)}, r"page_table must have shape \[\*, \*\], got \[1\]"),
+        value_case({"positions": int32(3, 0, 40, 4, 5)}, r"positions\[2\] must be between 0 and 39, got 40"),
+        value_case(
+            {"page_table": int32(*range(8, 14)).view(2, 3)}, r"page_table\[0, 1\] must be between 0 and 8, got 9"
+        ),
     ],
 )
 def test_wrong_arguments_are_named(change, message):

@@ -85,6 +85,22 @@ def test_weights_of_an_empty_segment_are_not_read():
     assert torch.equal(out, expected)
 
 
+def test_a_width_of_zero_needs_no_memory():
+    """The weights of no column take no memory, but the activations between them would take terabytes."""
+    norm, gate_up = torch.empty(0), ops.PackedWeight(torch.empty(2**26 - 1, 0, 32, 1))
+    down = ops.PackedWeight(torch.empty(0, 2**30 - 16, 32, 1))
+    out = torch.empty(480, 0)
+    ops.dual_ffn(out, torch.empty(480, 0), norm, gate_up, down, norm, gate_up, down, 1e-5, 240)
+
+
+def test_the_columns_between_the_weights_may_not_overflow():
+    """A weight of no column has no memory, and may have any number of panels."""
+    norm, x = torch.empty(0), torch.empty(1, 0)
+    gate_up, down = ops.PackedWeight(torch.empty(2**27, 0, 32, 1)), ops.PackedWeight(torch.empty(0, 2**31 - 1, 32, 1))
+    with pytest.raises(RuntimeError, match=f"text_gate_up must have at most 2147483647 rows and columns, got {2**32}"):
+        ops.dual_ffn(torch.empty(1, 0), x, norm, gate_up, down, norm, gate_up, down, 1e-5, 0)
+
+
 def test_opcheck():
     x, parts = random((3, 32)), weights(32, 48, torch.float32)
     flat = [item for part in parts for item in (part if isinstance(part, tuple) else (part,))]

@@ -6,6 +6,7 @@ import torch
 from higgs_native import ops, reference
 from higgs_native.ops._library import EMULATES_CUDA
 from higgs_native.ops.formats import PANEL
+from tests.ops.pages import in_pages, random_page_table
 from tests.ops.tensors import int32, random
 
 
@@ -47,13 +48,14 @@ def test_products_of_one_and_of_two_panels_a_block(with_multiprocessors, rows, f
 
 @pytest.mark.parametrize("places", [(600,), (3, 700, 0)])
 def test_attention_in_splits_and_in_one_block(with_multiprocessors, places):
-    keys, values = (random((3, 2, 704, 32), torch.bfloat16, seed) for seed in (5, 6))
+    table, num_pages = random_page_table(3, 704, 16)
+    keys, values = (in_pages(random((3, 2, 704, 32), torch.bfloat16, seed), table, num_pages, 16) for seed in (5, 6))
     query = random((len(places), 6 * 32))
 
     def attention():
         out = torch.full_like(query, torch.nan)
         slots = torch.arange(len(places), dtype=torch.int32)
-        ops.attention(out, query, keys, values, slots, int32(*places), 32**-0.5)
+        ops.attention(out, query, keys, values, table, slots, int32(*places), 32**-0.5)
         return out
 
     assert torch.equal(with_multiprocessors(H100, attention), with_multiprocessors(1, attention))

@@ -822,6 +822,19 @@ def test_no_rows():
             {"state": int32(1, 0, 0, -1, 0, 0, 0, 0).repeat(2, 1)},
             "history count of slot 0 in state must be 0 or more, got -1",
         ),
+        *(
+            value_case(
+                {"state": int32(*(value if i == field else 0 for i in range(8))).repeat(2, 1)},
+                rf"state\[0, {field}\] must be -536870912 to 536870912, got {value}",
+            )
+            for field in range(8)
+            for value in (2**31 - 1, -(2**31), 2**29 + 1)
+        ),
+        value_case(
+            {"state": int32(1, 1, 0, 0, 0, 2, 0, 0).repeat(2, 1)},
+            "step of BOS of slot 0 in state must be 0 or 1, got 2",
+        ),
+        value_case({"positions": int32(0, 2**31 - 1)}, r"positions\[1\] must be below 2147483647, got 2147483647"),
         ({"history": torch.zeros(2, 0, 3, dtype=torch.int32)}, "history must hold at least one frame"),
         ({"history": torch.zeros(2, 4, 4, dtype=torch.int32)}, r"history must have shape \[2, \*, 3\]"),
         ({"temperature": torch.ones(3)}, r"temperature must have shape \[2\], got \[3\]"),

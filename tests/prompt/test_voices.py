@@ -62,6 +62,16 @@ def test_the_environment_names_the_folder(folder, monkeypatch):
     assert find_voice("anna").reference_text == "Hello there."
 
 
+def test_voices_of_the_checkpoint_need_no_folder(folder, monkeypatch):
+    monkeypatch.delenv(VOICES_VARIABLE, raising=False)
+    child, feminine = Voice(profile="child"), Voice(profile="feminine")
+    assert choose_voices("child,feminine", trained=("feminine", "child")) == [child, feminine]
+    with pytest.raises(PromptError, match="the folder of voices must be given"):
+        find_voice("anna", trained=("child",))
+    assert find_voice("child", folder, ("child",)) == child
+    assert find_voice("anna", folder, ("anna",)).reference_text == "Hello there."  # the folder comes first
+
+
 def test_the_error_of_an_unknown_voice_lists_the_voices(folder):
     with pytest.raises(PromptError) as error:
         find_voice("zoe", folder)
@@ -213,8 +223,10 @@ def test_texts_and_lists_are_small_regular_files(name, make, error, tmp_path):
         ("profile.yaml", "a0: &a0 [b, b]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 99))),
         ("profile.yaml", "a: &a [*a]\n"),
         ("profile.yaml", 'profiles: {a: "\\ud800"}'),
+        ("profile.yaml", 'profiles: {a: "\\Uffffffff"}'),
+        ("profile.yaml", f"%YAML {'9' * 5000}.1\n---\na: b"),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_refusals_are_one_short_line(name, contents, tmp_path):
     (tmp_path / name).write_text(contents, encoding="utf-8")

@@ -1,6 +1,7 @@
 // Attention over one tile of cache positions: scores, their softmax, and the weighted sum of the values.
 //
-// A tile has kTile positions. Half a warp takes one position at a time, a lane kLaneDims of its dimensions.
+// A tile has kTile positions: 1, 2 or 4 pages of the cache, the last tile fewer. Half a warp takes one position at a
+// time, a lane kLaneDims of its dimensions.
 #pragma once
 
 #include "common/softmax_state.h"
@@ -33,31 +34,38 @@ __device__ __forceinline__ void widen(float (&v)[kLaneDims], const uint4& words)
   }
 }
 
+// Where a lane's keys or values of a tile lie in the cache: of the positions half + j * kHalves for j < kPositions.
+struct Tile {
+  const int64_t* rows;  // [kPositions], shared: where position j * kHalves lies; the next kHalves - 1 follow it
+  int half, count;      // positions from `count` on are not in the tile
+  int dimension, head_dim;
+
+  __device__ __forceinline__ bool has(int j) const { return half + j * kHalves < count; }
+  __device__ __forceinline__ int64_t at(int j) const { return rows[j] + half * head_dim; }
+};
+
 // The lane's dimensions of the keys or values of a half warp's positions in a tile. kVectorized: rows of 16-bit numbers
 // that consist of aligned 16 bytes; they are not widened until they are used, so that all loads are in flight at once.
 template <typename T, bool kVectorized>
 struct TileRows {
   uint4 words[kVectorized ? kPositions : 1];
 
-  __device__ __forceinline__ void load(const T* base, int first, int count, int dimension, int head_dim) {
+  __device__ __forceinline__ void load(const T* cache, const Tile& tile) {
     if constexpr (kVectorized) {
 #pragma unroll
       for (int j = 0; j < kPositions; ++j) {
-        const int position = first + j * kHalves;
-        words[j] = position < count && dimension < head_dim
-                       ? *reinterpret_cast<const uint4*>(base + static_cast<int64_t>(position) * head_dim + dimension)
+        words[j] = tile.has(j) && tile.dimension < tile.head_dim
+                       ? *reinterpret_cast<const uint4*>(cache + tile.at(j) + tile.dimension)
                        : make_uint4(0, 0, 0, 0);
       }
     }
   }
 
-  __device__ __forceinline__ void get(
-      float (&v)[kLaneDims], int j, const T* base, int first, int count, int dimension, int head_dim) const {
+  __device__ __forceinline__ void get(float (&v)[kLaneDims], int j, const T* cache, const Tile& tile) const {
     if constexpr (kVectorized) {
       widen<T>(v, words[j]);
     } else {
-      const int position = first + j * kHalves;
-      load_dims(v, base + static_cast<int64_t>(position < count ? position : 0) * head_dim, dimension, head_dim);
+      load_dims(v, cache + (tile.has(j) ? tile.at(j) : 0), tile.dimension, tile.has(j) ? tile.head_dim : 0);
     }
   }
 };
@@ -66,12 +74,12 @@ struct TileRows {
 template <int kGroup, typename T, bool kVectorized>
 __device__ __forceinline__ void score_tile(
     float (&scores)[kGroup][kTile], const float (&query)[kGroup][kLaneDims], const TileRows<T, kVectorized>& key_rows,
-    const T* keys, int half, int lane16, int count, int head_dim) {
+    const T* keys, const Tile& tile, int lane16) {
 #pragma unroll
   for (int j = 0; j < kPositions; ++j) {
     float score[kGroup] = {};
     float key[kLaneDims];
-    key_rows.get(key, j, keys, half, count, lane16 * kLaneDims, head_dim);
+    key_rows.get(key, j, keys, tile);
 #pragma unroll
     for (int g = 0; g < kGroup; ++g) {
 #pragma unroll
@@ -81,7 +89,7 @@ __device__ __forceinline__ void score_tile(
     for (int g = 0; g < kGroup; ++g) {
 #pragma unroll
       for (int with = 8; with > 0; with /= 2) score[g] += __shfl_xor_sync(kAllLanes, score[g], with);
-      if (lane16 == 0) scores[g][half + j * kHalves] = score[g];
+      if (lane16 == 0) scores[g][tile.half + j * kHalves] = score[g];
     }
   }
 }
@@ -117,7 +125,7 @@ __device__ __forceinline__ float softmax_tile(
 template <int kGroup, typename T, bool kVectorized>
 __device__ __forceinline__ void weigh_tile(
     float (&sums)[kGroup][kLaneDims], const float (&scores)[kGroup][kTile], const float (&keep)[kGroup],
-    const TileRows<T, kVectorized>& value_rows, const T* values, int half, int lane16, int count, int head_dim) {
+    const TileRows<T, kVectorized>& value_rows, const T* values, const Tile& tile) {
 #pragma unroll
   for (int g = 0; g < kGroup; ++g) {
 #pragma unroll
@@ -126,10 +134,10 @@ __device__ __forceinline__ void weigh_tile(
 #pragma unroll
   for (int j = 0; j < kPositions; ++j) {
     float value[kLaneDims];
-    value_rows.get(value, j, values, half, count, lane16 * kLaneDims, head_dim);
+    value_rows.get(value, j, values, tile);
 #pragma unroll
     for (int g = 0; g < kGroup; ++g) {
-      const float weight = scores[g][half + j * kHalves];
+      const float weight = scores[g][tile.half + j * kHalves];
 #pragma unroll
       for (int i = 0; i < kLaneDims; ++i) sums[g][i] = fmaf(weight, value[i], sums[g][i]);
     }

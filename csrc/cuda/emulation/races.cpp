@@ -1,15 +1,9 @@
 // The rules of races.h, on a shadow of the memory.
 #include "cuda/emulation/races.h"
 
-#include <dlfcn.h>
-#include <link.h>
-#include <pthread.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <memory>
 #include <set>
 #include <sstream>
 #include <stdexcept>
@@ -19,59 +13,12 @@
 #include <vector>
 
 #include "cuda/emulation/emulation.h"
+#include "cuda/emulation/host_memory.h"
+#include "cuda/emulation/shadow.h"
 
 namespace higgs_native::emulation::races {
 
 namespace {
-
-// ---- What is known of memory
-
-// An access. Blocks are numbered from 1 on through all launches; 0 is none. Epochs count the barriers that a thread has passed.
-struct Record {
-  uint32_t block = 0;
-  uint32_t thread : 10 = 0;
-  uint32_t atomic : 1 = 0;
-  uint32_t many_lanes : 1 = 0;   // reads: by others of the warp too, in this epoch of the warp,
-  uint32_t many_warps : 1 = 0;   // by other warps too, in this epoch of the block,
-  uint32_t many_blocks : 1 = 0;  // by other blocks too, in this launch
-  uint32_t epoch : 18 = 0;
-  uint32_t warp_epoch : 24 = 0;
-  uint32_t atomics : 8 = 0;  // of the thread so far
-  uint32_t code = 0;         // where in this library
-};
-
-struct Cell {
-  Record write, read;
-};
-
-// A page of memory has a cell for each 16, 4 or single bytes, whatever the smallest access to it needs.
-constexpr unsigned kPageBits = 12;
-constexpr size_t kPageBytes = size_t{1} << kPageBits;
-
-size_t num_cells = 0;                           // of all pages
-constexpr size_t kMostCells = size_t{1} << 24;  // half a gigabyte
-
-struct Page {
-  unsigned shift = 4;
-  bool shared = false;
-  std::vector<Cell> cells = std::vector<Cell>(kPageBytes >> 4);
-
-  Page() { num_cells += cells.size(); }
-
-  void refine(unsigned to) {
-    std::vector<Cell> finer(kPageBytes >> to);
-    num_cells += finer.size() - cells.size();
-    for (size_t i = 0; i < finer.size(); ++i) finer[i] = cells[i >> (shift - to)];
-    cells = std::move(finer);
-    shift = to;
-  }
-};
-
-std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
-struct Recent {
-  uintptr_t number = 0;
-  Page* page = nullptr;
-} recent[1024];
 
 // ---- What is known of launches
 
@@ -97,7 +44,6 @@ struct {
   const char* op = "";
   uint32_t number = 0, first_block = 1;
   uint32_t call = 0, first_block_of_call = 1;
-  uintptr_t shared = 0, shared_bytes = 0;
   Complete at_start, behind_wait;
   bool any_waited = false;          // some thread did
   bool any_allowed = false;         // some block let the next launch begin early
@@ -111,7 +57,7 @@ struct Launched {
   uint32_t first_block;
   const char* op;
 };
-// By number. A call of an operator begins with one of its own, without a name and without blocks: what torch may have launched.
+// By number. A call of an operator begins with a launch without a name and without blocks: what torch may have launched.
 std::vector<Launched> launches;
 std::vector<uint32_t> calls_since_launch;  // the numbers of those behind the last launch
 
@@ -129,8 +75,8 @@ struct Thread {
   uint32_t fences = 0, fence_epoch = kNever;             // of the last one
 };
 
-// What an atomic gives to those that read it: the accesses of a block before an epoch; and those of its own thread, if that
-// had fenced them.
+// What an atomic gives to those that read it: the accesses of a block before an epoch; and those of its own thread, if
+// that had fenced them.
 struct Release {
   uint32_t block, before_epoch, thread, atomics;
   bool own;
@@ -155,96 +101,6 @@ std::vector<Thread> threads;
 __attribute__((tls_model("initial-exec"))) thread_local Thread* running = nullptr;
 uint32_t running_index = 0;
 uintptr_t running_stack = 0, running_stack_bytes = 0;
-
-// ---- Where this library's code and variables are
-
-struct Library {
-  std::string path;
-  uintptr_t begin = 0, end = 0, variables = 0, variable_bytes = 0;
-
-  Library() {
-    Dl_info info = {};
-    dladdr(&registers, &info);
-    path = info.dli_fname ? info.dli_fname : "";
-    begin = reinterpret_cast<uintptr_t>(info.dli_fbase);
-    dl_iterate_phdr(
-        [](dl_phdr_info* object, size_t, void* data) {
-          auto* self = static_cast<Library*>(data);
-          if (object->dlpi_addr != self->begin) return 0;
-          for (int i = 0; i < object->dlpi_phnum; ++i) {
-            const auto& segment = object->dlpi_phdr[i];
-            if (segment.p_type != PT_LOAD) continue;
-            self->end = std::max<uintptr_t>(self->end, object->dlpi_addr + segment.p_vaddr + segment.p_memsz);
-            if (!(segment.p_flags & PF_W)) continue;
-            self->variables = object->dlpi_addr + segment.p_vaddr;
-            self->variable_bytes = segment.p_memsz;
-          }
-          return 1;
-        },
-        this);
-  }
-
-  // The function and line of a return address, with those it is inlined into, if the library has not been stripped of them.
-  std::string describe(uint32_t code) const {
-    char command[64];
-    std::snprintf(command, sizeof command, "' 0x%x 2>/dev/null", code - 1);
-    std::string text;
-    if (FILE* lines = popen(("addr2line -Cfips -e '" + path + command).c_str(), "r")) {
-      char part[512];
-      while (std::fgets(part, sizeof part, lines)) text += part;
-      pclose(lines);
-    }
-    for (const std::string common : {"higgs_native::cuda::", "higgs_native::", "(anonymous namespace)::"}) {
-      for (size_t at; (at = text.find(common)) != std::string::npos;) text.erase(at, common.size());
-    }
-    while (!text.empty() && text.back() == '\n') text.pop_back();
-    if (!text.empty() && text.find("?? ??") == std::string::npos) return text;
-    std::snprintf(command, sizeof command, "code at 0x%x of ", code);
-    return command + path;
-  }
-};
-
-const Library library;
-
-// The stack of the thread that calls this.
-struct Stack {
-  uintptr_t begin = 0;
-  size_t bytes = 0;
-
-  Stack() {
-    pthread_attr_t attributes;
-    if (pthread_getattr_np(pthread_self(), &attributes) != 0) return;
-    void* lowest = nullptr;
-    pthread_attr_getstack(&attributes, &lowest, &bytes);
-    begin = reinterpret_cast<uintptr_t>(lowest);
-    pthread_attr_destroy(&attributes);
-  }
-};
-thread_local const Stack stack_of_thread;
-Stack host_stack;  // of the thread that launches
-
-// No memory of a GPU: a kernel's arguments, and constants.
-bool is_of_host(uintptr_t at) {
-  return at - host_stack.begin < host_stack.bytes || at - library.begin < library.end - library.begin;
-}
-
-bool is_shared(uintptr_t page) {
-  const uintptr_t at = page << kPageBits, end = at + kPageBytes;
-  return (at < launch.shared + launch.shared_bytes && end > launch.shared) ||
-         (at < library.variables + library.variable_bytes && end > library.variables);
-}
-
-Page& page_of(uintptr_t number) {
-  auto& slot = recent[number % std::size(recent)];
-  if (slot.page && slot.number == number) return *slot.page;
-  auto& page = pages[number];
-  if (!page) {
-    page = std::make_unique<Page>();
-    page->shared = is_shared(number);
-  }
-  slot = {number, page.get()};
-  return *page;
-}
 
 // ---- What is found
 
@@ -447,19 +303,14 @@ void set_complete(Thread& t) {
 }  // namespace
 
 uint32_t begin_operator() {
-  // What earlier operators did is forgotten where it takes too much memory.
-  if (num_cells > kMostCells) {
-    std::fill(std::begin(recent), std::end(recent), Recent{});
-    pages.clear();
-    num_cells = 0;
-  }
+  forget_if_too_many();
   const auto number = static_cast<uint32_t>(launches.size());
   launches.push_back({block.number + 1, nullptr});
   calls_since_launch.push_back(number);
   return number;
 }
 
-void begin_launch(const char* op, uint32_t call, unsigned num_threads, const void* shared, size_t shared_bytes) {
+void begin_launch(const char* op, uint32_t call, unsigned num_threads, const void* shared, size_t size) {
   const Complete was_at_start = launch.at_start, was_behind_wait = launch.behind_wait;
   launch.at_start.add(launch.next_begins_behind ? was_behind_wait : was_at_start);
   launch.behind_wait = launch.at_start;
@@ -476,8 +327,8 @@ void begin_launch(const char* op, uint32_t call, unsigned num_threads, const voi
   launch.first_block_of_call = launches[call].first_block;
   launch.number = static_cast<uint32_t>(launches.size());
   launch.first_block = block.number + 1;
-  launch.shared = reinterpret_cast<uintptr_t>(shared);
-  launch.shared_bytes = shared_bytes;
+  shared_begin = reinterpret_cast<uintptr_t>(shared);
+  shared_bytes = size;
   launch.any_waited = launch.any_allowed = launch.next_begins_behind = false;
   launch.all_fenced = true;
   launches.push_back({launch.first_block, op});
@@ -594,56 +445,3 @@ void wait_for_earlier_launches() {
 }
 
 }  // namespace higgs_native::emulation::races
-
-// What the compiler calls before an access.
-
-using higgs_native::emulation::races::Access;
-using higgs_native::emulation::races::check_range;
-
-extern "C" {
-
-#define HIGGS_NATIVE_HOOK(name, size, kind)                                                        \
-  void __tsan_##name##size(void* at) {                                                             \
-    check_range(reinterpret_cast<uintptr_t>(at), size, Access::kind, __builtin_return_address(0)); \
-  }
-#define HIGGS_NATIVE_HOOKS(size)                \
-  HIGGS_NATIVE_HOOK(read, size, read)           \
-  HIGGS_NATIVE_HOOK(write, size, write)         \
-  HIGGS_NATIVE_HOOK(unaligned_read, size, read) \
-  HIGGS_NATIVE_HOOK(unaligned_write, size, write)
-HIGGS_NATIVE_HOOKS(1)
-HIGGS_NATIVE_HOOKS(2)
-HIGGS_NATIVE_HOOKS(4)
-HIGGS_NATIVE_HOOKS(8)
-HIGGS_NATIVE_HOOKS(16)
-
-void __tsan_read_range(void* at, unsigned long size) {
-  check_range(reinterpret_cast<uintptr_t>(at), size, Access::read, __builtin_return_address(0));
-}
-void __tsan_write_range(void* at, unsigned long size) {
-  check_range(reinterpret_cast<uintptr_t>(at), size, Access::write, __builtin_return_address(0));
-}
-
-// What the host's code in the kernels' files does; which of these it needs depends on the standard library.
-void __tsan_init() {}
-void __tsan_vptr_update(void**, void*) {}
-
-#define HIGGS_NATIVE_ATOMICS(bits, T)                                                                               \
-  T __tsan_atomic##bits##_load(const volatile T* at, int) { return __atomic_load_n(at, __ATOMIC_SEQ_CST); }         \
-  void __tsan_atomic##bits##_store(volatile T* at, T value, int) { __atomic_store_n(at, value, __ATOMIC_SEQ_CST); } \
-  T __tsan_atomic##bits##_exchange(volatile T* at, T value, int) {                                                  \
-    return __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST);                                                        \
-  }                                                                                                                 \
-  T __tsan_atomic##bits##_fetch_add(volatile T* at, T value, int) {                                                 \
-    return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);                                                         \
-  }                                                                                                                 \
-  T __tsan_atomic##bits##_fetch_sub(volatile T* at, T value, int) {                                                 \
-    return __atomic_fetch_sub(at, value, __ATOMIC_SEQ_CST);                                                         \
-  }                                                                                                                 \
-  bool __tsan_atomic##bits##_compare_exchange_strong(volatile T* at, T* expected, T value, int, int) {              \
-    return __atomic_compare_exchange_n(at, expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);             \
-  }
-HIGGS_NATIVE_ATOMICS(8, int8_t)
-HIGGS_NATIVE_ATOMICS(32, int32_t)
-HIGGS_NATIVE_ATOMICS(64, int64_t)
-}

@@ -13,16 +13,17 @@ namespace {
 template <WeightFormat F>
 struct Activations {
   uint32_t words[Step<F>::kWords];
-  float scale;    // of row g, if x is rounded to integers; the same in all lanes of a row
-  int32_t zeros;  // correction for 4-bit weights, stored as w + 8: 8 times the sum of the row's integers
+  // Of the lane's row of x, group_lane(); the same in the four lanes of a row.
+  float scale;              // if x is rounded to integers
+  int32_t zero_correction;  // for 4-bit weights, stored as w + 8: 8 times the sum of the row's integers
 };
 
 // x in the order of the fragments, for more rows than one tile.
 struct PackedActivations {
-  uint32_t* words;    // [tiles, steps, kWords / 4, 32 lanes, 4]
-  float* scales;      // [tiles, steps, kRowTile]
-  int32_t* zeros;     // [tiles, steps, kRowTile]
-  float* row_scales;  // [tiles, kRowTile]: factors of RMSNorm
+  uint32_t* words;            // [tiles, steps, kWords / 4, 32 lanes, 4]
+  float* scales;              // [tiles, steps, kRowTile]
+  int32_t* zero_corrections;  // [tiles, steps, kRowTile], of 4-bit weights
+  float* norm_factors;        // [tiles, kRowTile], of RMSNorm
 
   // The lane's share of a tile in a step.
   template <WeightFormat F>
@@ -42,8 +43,8 @@ struct PackedActivations {
     }
     if constexpr (S::kInteger) {
       x.scale = scales[at * kRowTile + lane / 4];
-      x.zeros = zeros[at * kRowTile + lane / 4];
     }
+    if constexpr (F == WeightFormat::int4) x.zero_correction = zero_corrections[at * kRowTile + lane / 4];
     return x;
   }
 };
@@ -114,13 +115,13 @@ __device__ __forceinline__ void quantize(Activations<F>& to, const float (&v)[St
 #pragma unroll
   for (int i = 0; i < Step<F>::kLaneColumns; ++i) {
     maximum = fmaxf(maximum, fabsf(v[i]));
-    finite &= fabsf(v[i]) <= 3.4028234e38f;
+    finite &= fabsf(v[i]) <= kMaxFloat;
   }
   if (!finite) maximum = bits_as_float(0x7f800000u);
   maximum = fmaxf(maximum, __shfl_xor_sync(kAllLanes, maximum, 1));
   maximum = fmaxf(maximum, __shfl_xor_sync(kAllLanes, maximum, 2));
-  finite = maximum <= 3.4028234e38f;
-  const float inverse = maximum > 1e-30f && finite ? 127.f / maximum : 0.f;
+  finite = maximum <= kMaxFloat;
+  const float inverse = maximum > kMinRounded && finite ? 127.f / maximum : 0.f;
   int32_t sum = 0;
 #pragma unroll
   for (int word = 0; word < Step<F>::kWords; ++word) {
@@ -137,9 +138,7 @@ __device__ __forceinline__ void quantize(Activations<F>& to, const float (&v)[St
   if constexpr (F == WeightFormat::int4) {
     sum += __shfl_xor_sync(kAllLanes, sum, 1);
     sum += __shfl_xor_sync(kAllLanes, sum, 2);
-    to.zeros = 8 * sum;
-  } else {
-    to.zeros = 0;
+    to.zero_correction = 8 * sum;
   }
 }
 
@@ -176,13 +175,13 @@ __device__ __forceinline__ Activations<F> read_activations(float& squares, const
     for (int i = 0; i < S::kWords; ++i) a.words[i] = float_as_bits(v[i]);
   } else {
 #pragma unroll
-    for (int i = 0; i < S::kWords; ++i) a.words[i] = pack<PairOf<F>>(v[2 * i], v[2 * i + 1]);
+    for (int i = 0; i < S::kWords; ++i) a.words[i] = pack<TensorCoreType<F>>(v[2 * i], v[2 * i + 1]);
   }
   return a;
 }
 
-// RMSNorm's factor of row g from each warp's sum of squares, in all lanes of the row of the first warp.
-__device__ __forceinline__ float row_scale(float squares, float (*shared)[kRowTile], const Gemm& p) {
+// RMSNorm's factor of the lane's row of x, group_lane(), from each warp's sum of squares.
+__device__ __forceinline__ float norm_factor(float squares, float (*shared)[kRowTile], const Gemm& p) {
   squares = group_sum(squares);
   if (lane_in_group() == 0) shared[warp_index()][group_lane()] = squares;
   __syncthreads();
@@ -191,14 +190,15 @@ __device__ __forceinline__ float row_scale(float squares, float (*shared)[kRowTi
   return p.norm.text_weight ? 1 / sqrtf(sum / static_cast<float>(p.weight.k) + p.norm.eps) : 1.f;
 }
 
-// A block packs a tile of 8 rows. Its warps take the same steps as those of the product, so that squares are summed in
+// A block packs a tile of 8 rows. Its warps take the same steps as those of gemm_kernel, so that squares are summed in
 // the same order.
 template <WeightFormat F>
 __global__ void __launch_bounds__(kThreads)
     pack_activations_kernel(Gemm p, PackedActivations to, int steps, bool is_first) {
   using S = Step<F>;
   __shared__ float shared[kWarps][kRowTile];
-  if (is_first) wait_for_earlier_launches();  // the product reads weights at once
+  // gemm_kernel may read weights before it waits, so whatever wrote them must be complete before it is launched.
+  if (is_first) wait_for_earlier_launches();
   allow_next_launch();
   wait_for_earlier_launches();
   const int64_t tile = blockIdx.x;
@@ -212,12 +212,13 @@ __global__ void __launch_bounds__(kThreads)
       words[i * kWarp] = make_uint4(a.words[4 * i], a.words[4 * i + 1], a.words[4 * i + 2], a.words[4 * i + 3]);
     }
     if (S::kInteger && lane_in_group() == 0) {
-      to.scales[(tile * steps + step) * kRowTile + group_lane()] = a.scale;
-      to.zeros[(tile * steps + step) * kRowTile + group_lane()] = a.zeros;
+      const int64_t at = (tile * steps + step) * kRowTile + group_lane();
+      to.scales[at] = a.scale;
+      if constexpr (F == WeightFormat::int4) to.zero_corrections[at] = a.zero_correction;
     }
   }
-  const float scale = row_scale(squares, shared, p);
-  if (warp_index() == 0 && lane_in_group() == 0) to.row_scales[tile * kRowTile + group_lane()] = scale;
+  const float factor = norm_factor(squares, shared, p);
+  if (warp_index() == 0 && lane_in_group() == 0) to.norm_factors[tile * kRowTile + group_lane()] = factor;
 }
 
 }  // namespace

@@ -2,12 +2,13 @@
 // cache.
 #pragma once
 
+#include "args/dual_ffn.h"
 #include "cuda/linear.h"
 #include "cuda/linear/weight_formats.h"
 
 namespace higgs_native::cuda {
 
-__device__ __forceinline__ void RopeCache::write(int row, int head, int i, float a, float b) const {
+__device__ __forceinline__ void QkvTargets::rotate_and_write(int row, int head, int i, float a, float b) const {
   const int half = head_dim / 2;
   if (head < query_heads + kv_heads) {
     const float* angles = table + static_cast<int64_t>(positions[row]) * head_dim;
@@ -24,8 +25,9 @@ __device__ __forceinline__ void RopeCache::write(int row, int head, int i, float
   }
   head -= query_heads;
   void* cache = head < kv_heads ? keys : values;
-  const int64_t at =
-      ((static_cast<int64_t>(slots[row]) * kv_heads + head % kv_heads) * length + cache_positions[row]) * head_dim + i;
+  const int position = cache_positions[row], entry = position & ((1 << page_shift) - 1);
+  const int64_t page = page_table[static_cast<int64_t>(slots[row]) * max_pages + (position >> page_shift)];
+  const int64_t at = (((page * kv_heads + head % kv_heads) << page_shift) + entry) * head_dim + i;
   if (type == NumberType::bfloat16) {
     static_cast<bfloat16*>(cache)[at] = to_bfloat16(a);
     static_cast<bfloat16*>(cache)[at + half] = to_bfloat16(b);
@@ -45,58 +47,60 @@ template <int kTiles>
 struct BlockSums {
   static constexpr int kStride = kTiles * kRowTile + 1;
   float* values;
-  const float* row_scales;     // [kTiles * kRowTile]
+  const float* norm_factors;   // [kTiles * kRowTile], of RMSNorm
   const float* weight_scales;  // of weight rows: [panels of the weight, kPanel]; or null
   const int* panels;           // the block's panels, by their index in the weight
 
   __device__ __forceinline__ float operator()(int panel, int weight_row, int row) const {
-    const float sum = values[(panel * static_cast<int>(kPanel) + weight_row) * kStride + row] * row_scales[row];
+    const float sum = values[(panel * static_cast<int>(kPanel) + weight_row) * kStride + row] * norm_factors[row];
     return weight_scales ? sum * weight_scales[panels[panel] * kPanel + weight_row] : sum;
   }
 };
 
 template <int kPanels, int kTiles>
 __device__ __forceinline__ void finish(const Gemm& p, const BlockSums<kTiles>& sums, int first_row, bool paired) {
-  constexpr int kRows = kTiles * kRowTile, kLanes = static_cast<int>(kPanel), kUnits = kLanes / 2;
+  constexpr int kRows = kTiles * kRowTile, kPanelRows = static_cast<int>(kPanel);
+  constexpr int kHalf = static_cast<int>(kHalfPanel);
   const int n = static_cast<int>(p.weight.n);
   const int thread = static_cast<int>(threadIdx.x), rows = min(kRows, p.rows - first_row);
   if (p.epilogue == Epilogue::kResidual) {
-    for (int i = thread; i < kPanels * kLanes * rows; i += kThreads) {
-      const int r = i % kLanes, panel = i / kLanes % kPanels, row = i / kLanes / kPanels;
-      const int column = sums.panels[panel] * kLanes + r;
+    for (int i = thread; i < kPanels * kPanelRows * rows; i += kThreads) {
+      const int r = i % kPanelRows, panel = i / kPanelRows % kPanels, row = i / kPanelRows / kPanels;
+      const int column = sums.panels[panel] * kPanelRows + r;
       if (column >= n) continue;
       const int64_t at = static_cast<int64_t>(first_row + row) * n + column;
       p.out[at] = sums(panel, r, row) + (p.residual ? p.residual[at] : 0.f);
     }
   } else if (p.epilogue == Epilogue::kSiluMul) {
-    for (int i = thread; i < kPanels * kUnits * rows; i += kThreads) {
-      const int r = i % kUnits, panel = i / kUnits % kPanels, row = i / kUnits / kPanels;
-      const int column = sums.panels[panel] * kUnits + r;
+    for (int i = thread; i < kPanels * kHalf * rows; i += kThreads) {
+      const int r = i % kHalf, panel = i / kHalf % kPanels, row = i / kHalf / kPanels;
+      const int column = sums.panels[panel] * kHalf + r;
       if (column >= p.n_out) continue;
-      const float gate = sums(panel, r, row), up = sums(panel, kUnits + r, row);
+      const float gate = sums(panel, r, row), up = sums(panel, kHalf + r, row);
       p.out[static_cast<int64_t>(first_row + row) * p.n_out + column] = gate / (1 + expf(-gate)) * up;
     }
   } else if (paired) {
     // The two panels hold dimensions half a head apart.
-    const int weight_row = sums.panels[0] * kLanes, head = weight_row / p.rope.head_dim;
-    for (int i = thread; i < kLanes * rows; i += kThreads) {
-      const int r = i % kLanes, row = i / kLanes;
-      p.rope.write(first_row + row, head, weight_row % p.rope.head_dim + r, sums(0, r, row), sums(1, r, row));
+    const int weight_row = sums.panels[0] * kPanelRows, head = weight_row / p.rope.head_dim;
+    for (int i = thread; i < kPanelRows * rows; i += kThreads) {
+      const int r = i % kPanelRows, row = i / kPanelRows;
+      p.rope.rotate_and_write(
+          first_row + row, head, weight_row % p.rope.head_dim + r, sums(0, r, row), sums(1, r, row));
     }
   } else {
     const int half = p.rope.head_dim / 2;
-    for (int i = thread; i < kPanels * kLanes * rows; i += kThreads) {
-      const int r = i % kLanes, panel = i / kLanes % kPanels, row = i / kLanes / kPanels;
-      const int weight_row = sums.panels[panel] * kLanes + r, dimension = weight_row % p.rope.head_dim;
+    for (int i = thread; i < kPanels * kPanelRows * rows; i += kThreads) {
+      const int r = i % kPanelRows, panel = i / kPanelRows % kPanels, row = i / kPanelRows / kPanels;
+      const int weight_row = sums.panels[panel] * kPanelRows + r, dimension = weight_row % p.rope.head_dim;
       if (weight_row >= n || dimension >= half) continue;
-      p.rope.write(
+      p.rope.rotate_and_write(
           first_row + row, weight_row / p.rope.head_dim, dimension, sums(panel, r, row), sums(panel, r + half, row));
     }
   }
 }
 
-// Rotates heads whose halves are neither in one panel nor whole panels, after the product.
-__global__ void __launch_bounds__(kThreads) rope_kernel(RopeCache rope, const float* projected, int n, int rows) {
+// Rotates heads whose halves are neither in one panel nor whole panels, after the GEMM.
+__global__ void __launch_bounds__(kThreads) rope_kernel(QkvTargets rope, const float* projected, int n, int rows) {
   allow_next_launch();
   wait_for_earlier_launches();
   const int half = rope.head_dim / 2;
@@ -105,7 +109,7 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(RopeCache rope, const fl
   if (row >= rows) return;
   const int head = pair / half, dimension = pair % half;
   const float* from = projected + static_cast<int64_t>(row) * n + head * rope.head_dim + dimension;
-  rope.write(row, head, dimension, from[0], from[half]);
+  rope.rotate_and_write(row, head, dimension, from[0], from[half]);
 }
 
 }  // namespace

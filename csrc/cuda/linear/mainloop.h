@@ -18,7 +18,7 @@ struct Sums {
   float v[kCount];
 };
 
-// Adds one step's products of panel `panel` and tile `tile` of x.
+// Multiplies panel `panel` and tile `tile` of x in one step, and adds the results to the sums.
 template <WeightFormat F, int kPanels, int kTiles>
 __device__ __forceinline__ void multiply(
     Sums<F, kPanels, kTiles>& sums, int panel, int tile, const Weights<F, kPanels>& weights, const Activations<F>& x) {
@@ -38,16 +38,16 @@ __device__ __forceinline__ void multiply(
       }
     }
   } else if constexpr (F == WeightFormat::bf16 || F == WeightFormat::f16) {
-    using Pair = PairOf<F>;
+    using Number = TensorCoreType<F>;
     float (*to)[4] = reinterpret_cast<float (*)[4]>(sums.v + panel * 8 * kTiles);
 #pragma unroll
     for (int c = 0; c < S::kChunks; c += 2) {
       const uint32_t b[2] = {x.words[c], x.words[c + 1]};
-      multiply_pairs<Pair>(to[tile], {w[c].x, w[c].y, w[c + 1].x, w[c + 1].y}, b);
-      multiply_pairs<Pair>(to[kTiles + tile], {w[c].z, w[c].w, w[c + 1].z, w[c + 1].w}, b);
+      multiply_pairs<Number>(to[tile], {w[c].x, w[c].y, w[c + 1].x, w[c + 1].y}, b);
+      multiply_pairs<Number>(to[kTiles + tile], {w[c].z, w[c].w, w[c + 1].z, w[c + 1].w}, b);
     }
   } else if constexpr (F == WeightFormat::fp8) {
-    // Widening here takes the fewest registers; the compiler does it once for all tiles.
+    // Widened at each use: the compiler hoists it out of the loop over tiles, and fewer registers are live.
     float (*to)[4] = reinterpret_cast<float (*)[4]>(sums.v + panel * 8 * kTiles);
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c) {
@@ -79,11 +79,11 @@ __device__ __forceinline__ void multiply(
     // Scales of the fragments' columns, which are rows 2 t and 2 t + 1 of x.
     const int from = 8 * lane_in_group();
     const float scales[2] = {__shfl_sync(kAllLanes, x.scale, from), __shfl_sync(kAllLanes, x.scale, from + 4)};
-    int32_t zeros[2] = {0, 0};
+    int32_t zero_corrections[2] = {0, 0};
     float weight_scales[4] = {1, 1, 1, 1};
     if constexpr (F == WeightFormat::int4) {
-      zeros[0] = __shfl_sync(kAllLanes, x.zeros, from);
-      zeros[1] = __shfl_sync(kAllLanes, x.zeros, from + 4);
+      zero_corrections[0] = __shfl_sync(kAllLanes, x.zero_correction, from);
+      zero_corrections[1] = __shfl_sync(kAllLanes, x.zero_correction, from + 4);
       const uint2 halves = weights.scales[panel];
       const float2 first = unpack<float16>(halves.x), second = unpack<float16>(halves.y);
       weight_scales[0] = first.x;
@@ -96,8 +96,8 @@ __device__ __forceinline__ void multiply(
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        to[(half * kTiles + tile) * 4 + i] +=
-            static_cast<float>(integers[half][i] - zeros[i % 2]) * scales[i % 2] * weight_scales[2 * half + i / 2];
+        to[(half * kTiles + tile) * 4 + i] += static_cast<float>(integers[half][i] - zero_corrections[i % 2]) *
+                                              scales[i % 2] * weight_scales[2 * half + i / 2];
       }
     }
   }
@@ -110,15 +110,15 @@ __device__ __forceinline__ void reduce_warps(Sums<F, kPanels, kTiles>& sums, flo
   using LaneSums = Sums<F, kPanels, kTiles>;
 #pragma unroll
   for (int half = kWarps / 2; half > 0; half /= 2) {
-    float* mine = exchanged + warp % half * LaneSums::kCount * kWarp + lane;
+    float* slot = exchanged + warp % half * LaneSums::kCount * kWarp + lane;
     if (warp >= half && warp < 2 * half) {
 #pragma unroll
-      for (int i = 0; i < LaneSums::kCount; ++i) mine[i * kWarp] = sums.v[i];
+      for (int i = 0; i < LaneSums::kCount; ++i) slot[i * kWarp] = sums.v[i];
     }
     __syncthreads();
     if (warp < half) {
 #pragma unroll
-      for (int i = 0; i < LaneSums::kCount; ++i) sums.v[i] += mine[i * kWarp];
+      for (int i = 0; i < LaneSums::kCount; ++i) sums.v[i] += slot[i * kWarp];
     }
     __syncthreads();
   }
@@ -171,33 +171,34 @@ __global__ void __launch_bounds__(kThreads)
     gemm_kernel(Gemm p, PackedActivations packed, int steps, int pair_distance, bool is_first) {
   using LaneSums = Sums<F, kPanels, kTiles>;
   __shared__ float squares_of_warps[kWarps][kRowTile];
-  __shared__ int panels[kPanels];
+  __shared__ int shared_panels[kPanels];
   const int warp = warp_index(), lane = static_cast<int>(threadIdx.x) % kWarp;
   const int num_panels = static_cast<int>((p.weight.n + kPanel - 1) / kPanel);
   const int units = static_cast<int>(p.weight.units);
 
-  int panel_of[kPanels];
+  int panels[kPanels];
   const char* weight[kPanels];
   const uint16_t* scales[kPanels];  // of 4-bit weights
 #pragma unroll
   for (int i = 0; i < kPanels; ++i) {
     const int block = static_cast<int>(blockIdx.y);
-    panel_of[i] = pair_distance > 0
-                      ? block / pair_distance * 2 * pair_distance + block % pair_distance + i * pair_distance
-                      : block * kPanels + i;
-    weight[i] = panel_of[i] < num_panels
-                    ? p.weight.data + static_cast<int64_t>(panel_of[i]) * units * kUnitBytes + group_lane() * 16
+    panels[i] = pair_distance > 0
+                    ? block / pair_distance * 2 * pair_distance + block % pair_distance + i * pair_distance
+                    : block * kPanels + i;
+    weight[i] = panels[i] < num_panels
+                    ? p.weight.data + static_cast<int64_t>(panels[i]) * units * kUnitBytes + group_lane() * 16
                     : nullptr;
     scales[i] = weight[i] ? static_cast<const uint16_t*>(p.weight.scales) +
-                                static_cast<int64_t>(panel_of[i]) * steps * kPanel + 4 * group_lane()
+                                static_cast<int64_t>(panels[i]) * steps * kPanel + 4 * group_lane()
                           : nullptr;
-    if (threadIdx.x == 0) panels[i] = panel_of[i];
+    if (threadIdx.x == 0) shared_panels[i] = panels[i];
   }
 
   // Prefetch depth: K-steps in flight per warp. With few blocks, a warp needs 8 KB outstanding to saturate bandwidth.
+  // Packed rows need less: each load is multiplied by 4 or more tiles, whose sums take the registers.
   constexpr int kPrefetchDepth = kPanels * Step<F>::kChunks == 4 && !kPacked ? 4 : 2;
   Weights<F, kPanels> prefetched[kPrefetchDepth];
-  if (is_first) wait_for_earlier_launches();
+  if (is_first) wait_for_earlier_launches();  // see cuda/device.h: another launch may have written the weights
 #pragma unroll
   for (int i = 0; i < kPrefetchDepth; ++i) {
     const int step = warp + i * kWarps;
@@ -211,8 +212,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < LaneSums::kCount; ++i) sums.v[i] = 0;
   float squares = 0;
   const int first_tile = static_cast<int>(blockIdx.x) * kTiles;
-  // Unrolled, so that prefetched weights stay in the registers that they are loaded into.
   for (int first = warp; first < steps; first += kPrefetchDepth * kWarps) {
+    // Unrolled, so that prefetched weights stay in the registers that they are loaded into.
 #pragma unroll
     for (int i = 0; i < kPrefetchDepth; ++i) {
       const int step = first + i * kWarps;
@@ -236,20 +237,20 @@ __global__ void __launch_bounds__(kThreads)
   }
   auto* exchanged = reinterpret_cast<float*>(dynamic_shared());
   auto* values = exchanged + kWarps / 2 * LaneSums::kCount * kWarp;
-  float* row_scales = values + kPanels * kPanel * BlockSums<kTiles>::kStride;
+  float* norm_factors = values + kPanels * kPanel * BlockSums<kTiles>::kStride;
   reduce_warps(sums, exchanged, warp, lane);
   if constexpr (kPacked) {
     if (threadIdx.x < kTiles * kRowTile) {
-      row_scales[threadIdx.x] = packed.row_scales[first_tile * kRowTile + threadIdx.x];
+      norm_factors[threadIdx.x] = packed.norm_factors[first_tile * kRowTile + threadIdx.x];
     }
   } else {
-    const float scale = row_scale(squares, squares_of_warps, p);
-    if (warp == 0 && lane_in_group() == 0) row_scales[group_lane()] = scale;
+    const float factor = norm_factor(squares, squares_of_warps, p);
+    if (warp == 0 && lane_in_group() == 0) norm_factors[group_lane()] = factor;
   }
   if (warp == 0) store_sums(values, sums);
   __syncthreads();
   const BlockSums<kTiles> finished = {
-      values, row_scales, Step<F>::kRowScales ? static_cast<const float*>(p.weight.scales) : nullptr, panels};
+      values, norm_factors, Step<F>::kRowScales ? static_cast<const float*>(p.weight.scales) : nullptr, shared_panels};
   finish<kPanels, kTiles>(p, finished, first_tile * kRowTile, pair_distance > 0);
 }
 

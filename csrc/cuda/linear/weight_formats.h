@@ -15,7 +15,7 @@ namespace higgs_native::cuda {
 namespace {
 
 constexpr int kWarps = 8, kThreads = kWarps * kWarp;
-constexpr int kRowTile = 8;  // rows of x of one tensor-core product
+constexpr int kRowTile = 8;  // rows of x that a tensor core multiplies at a time
 
 // A K-step: the units of a panel that a warp takes at a time.
 template <WeightFormat F>
@@ -32,7 +32,7 @@ static_assert(Step<WeightFormat::int8>::kColumns == kQuantGroup && Step<WeightFo
 
 // The 16-bit type that tensor cores multiply.
 template <WeightFormat F>
-using PairOf = std::conditional_t<F == WeightFormat::f16, float16, bfloat16>;
+using TensorCoreType = std::conditional_t<F == WeightFormat::f16, float16, bfloat16>;
 
 __device__ __forceinline__ int group_lane() { return static_cast<int>(threadIdx.x) % kWarp / 4; }
 __device__ __forceinline__ int lane_in_group() { return static_cast<int>(threadIdx.x) % 4; }

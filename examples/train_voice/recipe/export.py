@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.compat.processor_files import write_processor_files
 from higgs_native.english.reader import DICTIONARY_FILE, GUESSER_FILE, write_dictionary
-from higgs_native.pipeline import EMBEDDED_VOICE_KEY
+from higgs_native.pipeline import EMBEDDED_VOICE_KEY, VOICES_KEY
 from higgs_native.testing.configs import config_json
 from recipe.codes import codes_folder
 from recipe.dictionary import ACCENTS, accent_of, read_entries
@@ -45,7 +45,7 @@ def write_language_model(state: dict[str, torch.Tensor], folder: Path) -> None:
     tensors = {name: tensor.bfloat16().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    described = config_json(config, "transformers", torch.bfloat16) | {EMBEDDED_VOICE_KEY: True}
+    described = config_json(config, "transformers", torch.bfloat16) | {EMBEDDED_VOICE_KEY: True, VOICES_KEY: [*VOICES]}
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 

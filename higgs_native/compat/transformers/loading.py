@@ -111,8 +111,8 @@ def _checked_config(config: Any, own: HiggsAudioV2Config) -> HiggsAudioV2Config:
         raise ParameterError(f"config must be a HiggsAudioV2Config or its path, got a {type(config).__name__}")
     given, expected = (asdict(HiggsAudioConfig.from_dict(one.to_dict())) for one in (config, own))
     for name, value in expected.items():
-        # The engine reads neither of these two ids.
-        if given[name] != value and name not in ("eos_token_id", "pad_token_id"):
+        # In transformers' convention the engine reads none of these ids.
+        if given[name] != value and name not in ("eos_token_id", "end_token_ids", "pad_token_id"):
             raise ParameterError(f"config must be the checkpoint's, whose {name} is {value}, got {given[name]}")
     return config
 

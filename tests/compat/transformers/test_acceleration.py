@@ -366,7 +366,7 @@ def test_what_can_not_be_accelerated():
         accelerate(torch.nn.Linear(1, 1))
     with pytest.raises(ParameterError, match="dtype must be one of"):
         accelerate(reference.tiny_model(0, dtype=torch.float64))
-    with pytest.raises(ParameterError, match="max_cache_length must be at least 1, got 0"):
+    with pytest.raises(ParameterError, match="max_cache_length must be between 1 and 1048576, got 0"):
         accelerate(reference.tiny_model(0), max_cache_length=0)
     with pytest.raises(ParameterError, match="max_cache_length must be an integer, got 'a'"):
         accelerate(reference.tiny_model(0), max_cache_length="a")

@@ -1,4 +1,4 @@
-"""Prompts that begin alike: what is kept of them, and that nothing comes out differently."""
+"""Prompts that begin alike share pages, and nothing comes out differently."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -6,12 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from higgs_native.errors import ParameterError
-from higgs_native.generation.engine import HiggsAudioModel, generate_batch
-from higgs_native.generation.prefix_cache import BLOCK, DEFAULT_MAX_BYTES, PrefixCache, prompt_blocks
+from higgs_native.generation.engine import DEFAULT_PREFIX_BYTES, Engine, HiggsAudioModel, generate_batch
+from higgs_native.generation.pages import PagePool, page_keys
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationOutput, GenerationRequest
-from higgs_native.model.kv_cache import KVCache
+from higgs_native.model.kv_cache import PAGE_SIZE
 from higgs_native.ops.formats import QUANTIZED_FORMATS
 from higgs_native.testing.random_checkpoint import write_language_model
 from tests.model.test_transformer import config
@@ -66,22 +65,25 @@ def test_the_output_is_the_same_to_the_bit(folder, format):
         folder, dtype="auto" if quantized else format, quantization=format if quantized else None
     )
     texts = ("One.", "Another one, which is longer than a block.", "One.", "O" * 60)
-    model.prefix_cache.max_bytes = 0
+    model.engine.prefix_bytes = 0
     expected = [generate(model, request(model, text))[0] for text in texts]
     assert [output.cached_tokens for output in expected] == [0] * 4
-    model.prefix_cache.max_bytes = DEFAULT_MAX_BYTES
+    model.engine.prefix_bytes = DEFAULT_PREFIX_BYTES
     outputs = [generate(model, request(model, text))[0] for text in texts]
+    shares = not any(map(model.config.skips_audio, range(model.config.num_hidden_layers)))
     assert outputs[0].cached_tokens == 0
-    assert all(output.cached_tokens == 48 for output in outputs[1:])  # of 11 tokens, 45 frames, and the text
+    # 48 positions of 11 tokens, 45 frames, and the text; layers that audio rows skip share nothing.
+    assert all(output.cached_tokens == 48 * shares for output in outputs[1:])
     for one, other in zip(outputs, expected, strict=True):
         assert_equal(one, other)
     # In a batch, beside one that has nothing in common with them.
     batch = generate(model, *(request(model, text) for text in texts), request(model, "One.", before="No. "))
-    assert [output.cached_tokens for output in batch] == [48, 96, 48, 112, 0]
+    assert [output.cached_tokens for output in batch] == [position * shares for position in (48, 96, 48, 112, 0)]
     for one, other in zip(batch[:4], expected, strict=True):
         assert_equal(one, other)
 
 
+@pytest.mark.parametrize("folder", ["dual_ffn", "stack"], indirect=True)
 def test_the_longest_common_beginning_is_taken(model):
     generate(model, request(model, "a" * 40))
     for text, cached in (("a" * 40, 96), ("a" * 30 + "b" * 10, 80), ("b", 48), ("a" * 60, 96)):
@@ -90,6 +92,7 @@ def test_the_longest_common_beginning_is_taken(model):
         assert output.prompt_tokens == 58 + len(text)
 
 
+@pytest.mark.parametrize("folder", ["dual_ffn"], indirect=True)
 def test_other_codes_and_other_tokens_are_another_beginning(model):
     generate(model, request(model, "One."))
     changed = REFERENCE.clone()
@@ -100,9 +103,10 @@ def test_other_codes_and_other_tokens_are_another_beginning(model):
     assert output.cached_tokens == 0
     # A frame is not the token ids of the same numbers.
     frame = torch.tensor([1, 2, 3, 4], dtype=torch.int32)
-    assert prompt_blocks([frame] * BLOCK)[0].key != prompt_blocks([1, 2, 3, 4] * (BLOCK // 4))[0].key
+    assert page_keys([frame] * PAGE_SIZE) != page_keys([1, 2, 3, 4] * (PAGE_SIZE // 4))
 
 
+@pytest.mark.parametrize("folder", ["dual_ffn"], indirect=True)
 def test_the_last_row_is_always_computed(model):
     """A prompt of whole blocks alone, generated again."""
     for _ in range(2):
@@ -111,81 +115,49 @@ def test_the_last_row_is_always_computed(model):
     assert output.cached_tokens == 80
 
 
-def test_short_prompts_are_not_kept(model):
-    ids = torch.tensor([model.tokenizer.encode("Short.<|audio_out_bos|>", add_special_tokens=False).ids])
-    generate(model, GenerationRequest(ids))
-    assert model.prefix_cache.nbytes == 0
+def test_pages_are_free_held_or_unused():
+    pool = PagePool(4, max_unused=2)
+    first = pool.take(3)
+    assert (pool.available, pool.held) == (1, 3)
+    for key, page in zip((b"a", b"b", b"c"), first, strict=True):
+        pool.know(key, page)
+    assert pool.num_known([b"a", b"b", b"x", b"c"]) == 2
+    assert pool.share([b"a", b"b"]) == first[:2]
+    pool.release(first)
+    assert (pool.available, pool.held) == (2, 2)  # the shared pages are held still
+    pool.release(first[:2])
+    assert (pool.available, pool.held) == (4, 0)
+    # At most two are kept, and the end of a prefix is forgotten before its beginning.
+    assert pool.num_known([b"a", b"b", b"c"]) == 2
+    assert pool.num_unused([b"a", b"b"]) == 2
+    assert set(pool.take(3)) == {0, 1, 2, 3} - {first[0]}
+    assert pool.num_known([b"a", b"b"]) == 1
+    pool.max_unused = 0
+    assert pool.num_known([b"a"]) == 0
+    assert pool.available == 1
 
 
-def filled_cache(length: int) -> KVCache:
-    cache = KVCache(config(), 2, length, torch.float32, torch.device("cpu"))
-    for seed, tensor in enumerate((*cache.keys, *cache.values)):
-        tensor.normal_(generator=torch.Generator().manual_seed(seed))
-    return cache
-
-
-BLOCK_BYTES = 4 * 2 * 2 * 8 * 4 * BLOCK  # layers, keys and values, KV heads, head_dim, float32
-
-
-def test_the_least_recently_used_goes_first():
-    cache = filled_cache(64)
-    first, second, third = (prompt_blocks([token] * 32) for token in range(3))
-    prefixes = PrefixCache(4 * BLOCK_BYTES)
-    prefixes.keep(first, cache, 0)
-    prefixes.keep(second, cache, 0)
-    assert prefixes.nbytes == 4 * BLOCK_BYTES
-    assert prefixes.restore(first, cache, 1) == 2
-    prefixes.keep(third, cache, 0)
-    assert prefixes.nbytes == 4 * BLOCK_BYTES
-    assert [prefixes.restore(blocks, cache, 1) for blocks in (first, second, third)] == [2, 0, 2]
-    # The end of a beginning goes before its beginning.
-    prefixes.max_bytes = 3 * BLOCK_BYTES
-    assert [prefixes.restore(blocks, cache, 1) for blocks in (first, third)] == [1, 2]
-    prefixes.max_bytes = 0
-    assert prefixes.nbytes == 0
-    prefixes.keep(first, cache, 0)
-    assert prefixes.nbytes == 0
-    with pytest.raises(ParameterError, match="must be at least 0, got -1"):
-        prefixes.max_bytes = -1
-
-
-def test_of_a_prompt_that_is_too_long_the_beginning_is_kept():
-    cache = filled_cache(128)
-    blocks = prompt_blocks(list(range(128)))
-    prefixes = PrefixCache(3 * BLOCK_BYTES + 1)
-    for _ in range(2):
-        prefixes.keep(blocks, cache, 0)
-        assert prefixes.nbytes == 3 * BLOCK_BYTES
-        assert prefixes.restore(blocks, cache, 1) == 3
-    prefixes.clear()
-    assert (prefixes.nbytes, prefixes.restore(blocks, cache, 1)) == (0, 0)
-
-
-def test_what_is_restored_is_what_was_kept():
-    cache, other = filled_cache(64), filled_cache(100)
-    for tensor in (*other.keys, *other.values):
-        tensor.zero_()
-    blocks = prompt_blocks([1] * 70)
-    prefixes = PrefixCache()
-    prefixes.keep(blocks[:3], cache, 1)
-    assert prefixes.restore(blocks, other, 0) == 3
-    for kept, restored in zip((*cache.keys, *cache.values), (*other.keys, *other.values), strict=True):
-        assert torch.equal(restored[0, :, :48], kept[1, :, :48])
-        assert not restored[0, :, 48:].any()
-        assert not restored[1].any()
+def test_a_page_that_came_second_is_not_known():
+    pool = PagePool(2, max_unused=2)
+    first, second = pool.take(2)
+    pool.know(b"a", first)
+    pool.know(b"a", second)
+    pool.release([second])
+    pool.release([first])
+    assert pool.share([b"a"]) == [first]
+    pool.release([first])
+    pool.forget()
+    assert pool.num_known([b"a"]) == 0
+    assert sorted(pool.take(2)) == [0, 1]
 
 
 def test_threads_that_share_it_get_what_each_gets_alone(model):
     texts = [f"{index}, and so on and on." for index in range(6)] * 3
-    model.prefix_cache.max_bytes = 0
+    model.engine.prefix_bytes = 0
     expected = [generate(model, request(model, text))[0] for text in texts]
-    # Room for little more than one prompt, so that blocks come and go.
-    model.prefix_cache.max_bytes = DEFAULT_MAX_BYTES
-    generate(model, request(model, texts[0]))
-    kept = model.prefix_cache.nbytes
-    model.prefix_cache.max_bytes = limit = 6 * kept // 5
+    # Room for little more than one prompt, so that pages come and go.
+    model.engine = Engine(model, 4, prefix_bytes=6 * model.engine._page_bytes)
     with ThreadPoolExecutor(4) as pool:
         outputs = list(pool.map(lambda text: generate(model, request(model, text))[0], texts))
     for one, other in zip(outputs, expected, strict=True):
         assert_equal(one, other)
-    assert 0 < model.prefix_cache.nbytes <= limit

@@ -1,0 +1,198 @@
+"""`higgs-native serve`: speech over HTTP."""
+
+import asyncio
+import contextlib
+import importlib
+import math
+import os
+import signal
+import socket
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from higgs_native.audio.quality import VoiceWarning
+from higgs_native.cli.inputs import load_engine
+from higgs_native.cli.options import (
+    AudioTokenizerOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    QuantizationOption,
+    VoicesOption,
+)
+from higgs_native.errors import ParameterError
+from higgs_native.prompt.voices import VOICES_VARIABLE, list_voices
+
+
+if TYPE_CHECKING:  # the extra `serve` may be missing
+    from uvicorn import Server
+
+    from higgs_native.server.delivery import SpeechService
+
+
+KEYS_VARIABLE = "HIGGS_NATIVE_API_KEYS"
+_EXTRA = ("fastapi", "uvicorn", "prometheus_client", "av", "python_multipart", "websockets")
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 8000,
+    model: ModelOption = None,
+    audio_tokenizer: AudioTokenizerOption = None,
+    model_id: Annotated[
+        str | None, typer.Option(help="The name of the model in /v1/models.", show_default="that of the kind of model")
+    ] = None,
+    voices: VoicesOption = None,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file with the keys of clients, one per line.",
+            show_default=f"those of ${KEYS_VARIABLE}, separated by commas; without keys, all may speak",
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="An origin whose pages may call the server, or *; may be repeated.")
+    ] = None,
+    max_running: Annotated[int, typer.Option(help="Maximum number of requests that are spoken at once.")] = 16,
+    max_queued: Annotated[int, typer.Option(help="Maximum number of requests that wait; more get status 429.")] = 64,
+    max_per_key: Annotated[
+        int | None, typer.Option(help="Maximum number of running and waiting requests of a key.", show_default="none")
+    ] = None,
+    deadline: Annotated[float, typer.Option(help="Maximum seconds of a request.")] = 600.0,
+    drain: Annotated[float, typer.Option(help="Maximum seconds that running requests get after SIGTERM.")] = 60.0,
+    max_characters: Annotated[int, typer.Option(help="Maximum length of a text.")] = 50_000,
+    max_body_bytes: Annotated[int, typer.Option(help="Maximum size of a request, uploads included.")] = 16 << 20,
+    reference_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Beginning of URLs that ref_audio may name, such as https://voices.example/; may be repeated.",
+            show_default="none",
+        ),
+    ] = None,
+    reference_folder: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder whose files ref_audio may name by file://; may be repeated.", show_default="none"),
+    ] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    quantization: QuantizationOption = None,
+) -> None:
+    """Serve speech over HTTP, with the interface of OpenAI's speech API.
+
+    SIGTERM and Ctrl-C end the server: it refuses new requests, finishes the running ones, and exits with 0.
+    """
+    check_extra()
+    from higgs_native.server.settings import ServerSettings
+
+    folder = voices or (Path(os.environ[VOICES_VARIABLE]) if os.environ.get(VOICES_VARIABLE) else None)
+    settings = ServerSettings(
+        model_id=model_id,
+        voices_folder=None if folder is None else folder.expanduser(),
+        api_keys=_read_keys(api_keys),
+        cors_origins=tuple(cors_origin or ()),
+        max_running=max_running,
+        max_queued=max_queued,
+        max_per_key=max_per_key,
+        deadline_seconds=deadline,
+        drain_seconds=drain,
+        max_characters=max_characters,
+        max_body_bytes=max_body_bytes,
+        reference_urls=tuple(reference_url or ()),
+        reference_folders=tuple(path.expanduser() for path in reference_folder or ()),
+    )
+    if settings.voices_folder is not None:
+        list_voices(settings.voices_folder)
+    bound = _bound(host, port)
+    warnings.filterwarnings("ignore", category=VoiceWarning)  # uploads are answered with the same advice
+    engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
+
+    import uvicorn
+
+    from higgs_native.server.app import create_app
+    from higgs_native.server.observing import log_as_json
+
+    app = create_app(engine, settings)
+    log_as_json()
+    # Logs have a line per request already. Half a minute fits the pauses of clients that reuse connections.
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=math.ceil(drain),  # for clients that still read
+    )
+    asyncio.run(_run(uvicorn.Server(config), app.state.service, bound, settings.drain_seconds))
+
+
+def check_extra() -> None:
+    """Raise ParameterError if a package of the extra `serve` is missing."""
+    for name in _EXTRA:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ParameterError(
+                f"the extra serve must be installed (pip install 'higgs-native[serve]'), got none of {name}: {error}"
+            ) from None
+
+
+def _read_keys(path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        return tuple(key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip())
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(f"--api-keys must be a text file, got {path}: {error}") from None
+    keys = tuple(line.strip() for line in lines if line.strip())
+    if not keys:
+        raise ParameterError(f"--api-keys must hold at least one key, got {path}, which holds none")
+    return keys
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound, so that a port in use shows before the weights are loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise ParameterError(f"--host and --port must be free, got {host}:{port}: {error.strerror}") from None
+    return bound
+
+
+async def _run(server: "Server", service: "SpeechService", bound: socket.socket, drain_seconds: float) -> None:
+    """Serve until a signal, then drain. A second signal ends the server at once."""
+    host, port = bound.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"Speech at http://{shown}:{port}/v1/audio/speech", file=sys.stderr, flush=True)
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        if stopping.is_set():
+            server.should_exit = server.force_exit = True
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    # uvicorn would stop listening at once, and raise the signal again at the end.
+    server.capture_signals = contextlib.nullcontext
+    serving = asyncio.create_task(server.serve([bound]))
+    stopped = asyncio.create_task(stopping.wait())
+    await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
+    if not serving.done():
+        from higgs_native.server.observing import log
+
+        log("draining", running=service.admission.running, queued=service.admission.queued)
+        draining = asyncio.create_task(service.admission.drain(drain_seconds))
+        await asyncio.wait((serving, draining), return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+        server.should_exit = True
+    stopped.cancel()
+    await serving

@@ -1,0 +1,118 @@
+"""Pages of the KV cache: which sequence holds them, and which hold a prefix that later prompts can share.
+
+A page has `PAGE_SIZE` positions. A whole page of a prompt is known by a key, the hash of all token ids and delayed
+codes up to its end, so an equal key means an equal prefix. A sequence whose prompt begins alike holds the same page:
+keys and values of a position depend on the rows before it alone, not on the batch that computed them.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+
+from higgs_native.model.kv_cache import PAGE_SIZE
+
+
+def page_keys(rows: Sequence[int | torch.Tensor]) -> list[bytes]:
+    """Return the keys of the whole pages of a prompt: token ids, and delayed frames [codebooks], int32."""
+    frames = [row for row in rows if not isinstance(row, int)]
+    frames = iter(torch.stack(frames).cpu().numpy() if frames else ())
+    digest = hashlib.sha256()
+    keys = []
+    for count, row in enumerate(rows, 1):
+        digest.update(b"t" + row.to_bytes(4, "little") if isinstance(row, int) else b"a" + next(frames).tobytes())
+        if count % PAGE_SIZE == 0:
+            keys.append(digest.digest())
+    return keys
+
+
+class PagePool:
+    """The pages of a cache. A page is free, held by sequences, or unused: held by none, but known by a key.
+
+    Args:
+        num_pages: pages 0 to `num_pages` - 1.
+        max_unused: the maximum number of unused pages; beyond it the least recently used one becomes free.
+    """
+
+    def __init__(self, num_pages: int, max_unused: int) -> None:
+        self.num_pages = num_pages
+        self._max_unused = max_unused
+        self._free = list(range(num_pages))[::-1]  # the last one freed is taken first: its memory is in use already
+        self._num_holders = [0] * num_pages
+        self._pages: dict[bytes, int] = {}
+        self._keys: dict[int, bytes] = {}
+        self._unused: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def available(self) -> int:
+        """The number of pages that `take` can give."""
+        return len(self._free) + len(self._unused)
+
+    @property
+    def held(self) -> int:
+        """The number of pages that sequences hold."""
+        return self.num_pages - self.available
+
+    @property
+    def max_unused(self) -> int:
+        """The maximum number of unused pages; setting a lower one frees pages at once."""
+        return self._max_unused
+
+    @max_unused.setter
+    def max_unused(self, max_unused: int) -> None:
+        self._max_unused = max_unused
+        self._free_unused(max_unused)
+
+    def take(self, count: int) -> list[int]:
+        """Give `count` pages, at most `available`, to a sequence."""
+        self._free_unused(self.available - count if count > len(self._free) else len(self._unused))
+        pages = [self._free.pop() for _ in range(count)]
+        for page in pages:
+            self._num_holders[page] = 1
+        return pages
+
+    def num_known(self, keys: Sequence[bytes]) -> int:
+        """Return how many of the keys, from the first on, pages are known by."""
+        return next((index for index, key in enumerate(keys) if key not in self._pages), len(keys))
+
+    def num_unused(self, keys: Sequence[bytes]) -> int:
+        """Return how many of the known pages of `keys` are unused, and so counted as available."""
+        return sum(self._pages[key] in self._unused for key in keys)
+
+    def share(self, keys: Sequence[bytes]) -> list[int]:
+        """Give the known pages of `keys` to one more sequence."""
+        pages = [self._pages[key] for key in keys]
+        for page in pages:
+            self._num_holders[page] += 1
+            self._unused.pop(page, None)
+        return pages
+
+    def know(self, key: bytes, page: int) -> None:
+        """Let later prompts find a page whose positions are computed, unless another page has the key."""
+        if key not in self._pages:
+            self._pages[key] = page
+            self._keys[page] = key
+
+    def release(self, pages: Sequence[int]) -> None:
+        """Take pages back from a sequence."""
+        # The first page is released last: it must be freed after the others, which are found through it.
+        for page in reversed(pages):
+            self._num_holders[page] -= 1
+            if self._num_holders[page]:
+                continue
+            if page in self._keys:
+                self._unused[page] = None
+            else:
+                self._free.append(page)
+        self._free_unused(self._max_unused)
+
+    def forget(self) -> None:
+        """Free all unused pages."""
+        self._free_unused(0)
+
+    def _free_unused(self, keep: int) -> None:
+        while len(self._unused) > keep:
+            page, _ = self._unused.popitem(last=False)
+            del self._pages[self._keys.pop(page)]
+            self._free.append(page)

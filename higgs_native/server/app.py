@@ -1,0 +1,353 @@
+"""The HTTP application: its routes, and the gate before them."""
+
+import hmac
+import re
+import time
+import urllib.parse
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+from anyio.to_thread import run_sync
+from fastapi import FastAPI, File, Form, Request, UploadFile, WebSocket
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from pydantic import ValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import UploadFile as FormFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import higgs_native
+from higgs_native.errors import HiggsNativeError
+from higgs_native.pipeline import HiggsAudio
+from higgs_native.server.admission import Refused
+from higgs_native.server.delivery import BatchResponse, SpeechResponse, SpeechService
+from higgs_native.server.encoder import MEDIA_TYPES
+from higgs_native.server.observing import LOGGER, log
+from higgs_native.server.schema import ApiError, BatchRequest, SpeechRequest
+from higgs_native.server.settings import ServerSettings
+from higgs_native.server.websocket import SpeechSession
+
+
+_REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_MAX_FIELDS = 64  # of a form
+_ANONYMOUS = "anonymous"
+_PAGE = Path(__file__).with_name("page")
+# Nothing from another host, and nothing inline.
+_POLICY = "default-src 'self'; media-src blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+
+
+def create_app(engine: HiggsAudio, settings: ServerSettings | None = None) -> FastAPI:
+    """Return the application of a server.
+
+    Args:
+        engine: speaks all requests.
+        settings: of the operator.
+
+    Raises:
+        PromptError: the folder of voices can't be read.
+    """
+    service = SpeechService(engine, settings or ServerSettings())
+    app = FastAPI(
+        title="higgs-native",
+        version=higgs_native.__version__,
+        description="Speech by Higgs Audio V2, with the interface of OpenAI's speech API.",
+    )
+    app.state.service = service
+    _add_speech(app, service)
+    _add_models_and_voices(app, service)
+    _add_health(app, service)
+    _add_page(app)
+    for kind in (ApiError, HiggsNativeError, ValidationError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _answer_error)
+    app.add_middleware(_Gate, service=service)
+    if service.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+    return app
+
+
+def _add_speech(app: FastAPI, service: SpeechService) -> None:
+    schema = SpeechRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    definitions = schema.pop("$defs")
+    form = {**schema, "properties": {**schema["properties"], "ref_audio": {"type": "string", "format": "binary"}}}
+    audio = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in MEDIA_TYPES.values()}
+
+    @app.post(
+        "/v1/audio/speech",
+        response_class=Response,
+        responses={200: {"description": "The speech, as it is made.", "content": {**audio, "text/event-stream": {}}}},
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}},
+            }
+        },
+    )
+    async def create_speech(request: Request) -> Response:
+        """Speak a text."""
+        speech_request, upload = await _read_request(request)
+        utterance = await run_sync(service.speaker.utterance, speech_request, upload)
+        state = request.state
+        return SpeechResponse(service, utterance, speech_request, state.key, state.arrived, state.log_fields)
+
+    @app.post("/v1/audio/speech/batch", response_class=JSONResponse)
+    async def create_batch(batch: BatchRequest, request: Request) -> Response:
+        """Speak several texts. Each item has a result: its audio in base64, or its error."""
+        limit = service.settings.max_batch
+        if len(batch.items) > limit:
+            message = f"items must be at most {limit}, got {len(batch.items)}"
+            raise ApiError(400, message, "array_above_max_length", "items")
+        return BatchResponse(service, batch.items, request.state.key, request.state.arrived)
+
+    @app.websocket("/v1/audio/speech/stream")
+    async def stream_speech(websocket: WebSocket) -> None:
+        try:
+            key = _checked_origin_and_key(service.settings, websocket.headers)
+            with service.session():
+                await SpeechSession(service, websocket, key).run()
+        except (ApiError, Refused) as error:
+            await websocket.send_denial_response(ApiError.of(error).response())
+
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        described = describe()
+        described.setdefault("components", {}).setdefault("schemas", {}).update(definitions)
+        return described
+
+    app.openapi = openapi
+
+
+async def _read_request(request: Request) -> tuple[SpeechRequest, bytes | None]:
+    """Return a request for speech, and the file that came with it."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return SpeechRequest.model_validate_json(await request.body()), None
+    upload = None
+    async with request.form(max_files=1, max_fields=_MAX_FIELDS) as form:
+        fields: dict[str, Any] = {}
+        for name in form:
+            values = form.getlist(name)
+            if isinstance(values[0], FormFile):
+                if name not in ("ref_audio", "reference_audio"):
+                    raise ApiError(400, f"a file must be ref_audio, got {name!r:.80}", "invalid_value", "ref_audio")
+                upload = await values[0].read()
+            else:
+                fields[name] = values if len(values) > 1 else values[0]
+    return SpeechRequest.model_validate(fields), upload
+
+
+def _add_models_and_voices(app: FastAPI, service: SpeechService) -> None:
+    started = int(time.time())
+
+    def described(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": started, "owned_by": "higgs-native"}
+
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        """List the model, and the names of OpenAI's models, which are accepted for it."""
+        return {"object": "list", "data": [described(name) for name in service.speaker.models]}
+
+    @app.get("/v1/models/{model}")
+    async def show_model(model: str) -> dict[str, Any]:
+        if model not in service.speaker.models:
+            message = f"model must be one of {', '.join(service.speaker.models)}, got {model!r:.80}"
+            raise ApiError(404, message, "model_not_found", "model")
+        return described(model)
+
+    @app.get("/v1/audio/models")
+    async def list_audio_models() -> dict[str, Any]:
+        """List the models as Open WebUI reads them."""
+        return {"models": [{"id": name, "name": name} for name in service.speaker.models]}
+
+    @app.get("/v1/audio/voices")
+    async def list_voices() -> dict[str, Any]:
+        """List the voices."""
+        voices = [voice.as_json() for voice in await run_sync(service.voices.listed)]
+        return {"object": "list", "data": voices, "voices": voices}
+
+    @app.post("/v1/audio/voices")
+    async def create_voice(
+        name: Annotated[str, Form(max_length=256)],
+        audio_sample: Annotated[UploadFile, File(description="A recording: wav, flac, ogg or mp3.")],
+        ref_text: Annotated[str, Form(max_length=10_000, description="The words spoken in it.")] = "",
+        consent: Annotated[str | None, Form(description="Accepted for OpenAI's clients.")] = None,
+        type: Annotated[str | None, Form(description="Accepted for OpenAI's clients.")] = None,
+    ) -> dict[str, Any]:
+        """Keep a recording as a voice. `advice` says what would make it a better one."""
+        voice, advice = await run_sync(service.voices.add, name, await audio_sample.read(), ref_text)
+        return {**voice.as_json(), "created_at": int(time.time()), "advice": advice}
+
+    @app.post("/v1/audio/voices/check")
+    async def check_voice(
+        audio_sample: Annotated[UploadFile, File(description="A recording: wav, flac, ogg or mp3.")],
+        ref_text: Annotated[str, Form(max_length=10_000, description="The words spoken in it.")] = "",
+    ) -> dict[str, Any]:
+        """Give the advice on a recording that keeping it as a voice would give."""
+        recording, advice = await run_sync(service.voices.check, await audio_sample.read(), ref_text)
+        return {"seconds": round(len(recording.samples) / recording.sampling_rate, 3), "advice": advice}
+
+    @app.delete("/v1/audio/voices/{voice}")
+    async def delete_voice(voice: str) -> dict[str, Any]:
+        """Delete an uploaded voice."""
+        await run_sync(service.voices.remove, voice)
+        return {"id": voice, "object": "audio.voice", "deleted": True}
+
+
+def _add_health(app: FastAPI, service: SpeechService) -> None:
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Answer as long as the process is alive."""
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """Say whether new requests are taken."""
+        if service.admission.is_draining:
+            return JSONResponse({"status": "draining"}, 503)
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Metrics for Prometheus."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_page(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(_PAGE / "index.html", headers={"content-security-policy": _POLICY})
+
+    app.mount("/page", StaticFiles(directory=_PAGE))
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    answer = ApiError.of(error)
+    request.state.log_fields["code"] = answer.code
+    return answer.response()
+
+
+class _Gate:
+    """Gives each request an id and a line in the log, checks its key, and limits its body.
+
+    It is plain ASGI: middleware of Starlette's base class would hide that a client has left.
+    """
+
+    def __init__(self, app: ASGIApp, service: SpeechService) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        arrived = time.monotonic()
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        log_fields: dict[str, Any] = {}
+        status = None
+        scope.setdefault("state", {}).update(arrived=arrived, log_fields=log_fields, request_id=request_id)
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            scope["state"]["key"] = self._checked_key(scope, headers)
+            await self._app(scope, self._limited(headers, receive), send_with_id)
+        except ClientDisconnect:
+            self._service.metrics.left.inc()
+            log_fields["client_left"] = True
+        except Exception as error:
+            answer = ApiError.of(error)
+            log_fields["code"] = answer.code
+            if answer.status == 500:
+                LOGGER.exception("request failed", extra={"fields": {"request_id": request_id}})
+            if status is None:
+                await answer.response()(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "unknown")
+            if "code" in log_fields:
+                self._service.metrics.errors.labels(log_fields["code"]).inc()
+            self._service.metrics.requests.labels(route, str(status or "none")).inc()
+            log(
+                "request",
+                request_id=request_id,
+                client=scope["client"][0] if scope.get("client") else None,
+                key=scope["state"].get("key"),
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                seconds=round(time.monotonic() - arrived, 4),
+                **log_fields,
+            )
+
+    def _checked_key(self, scope: Scope, headers: Headers) -> str:
+        """Return the name of the client's key; pages and health checks need none."""
+        if not self._service.settings.api_keys or not scope["path"].startswith("/v1/"):
+            return _ANONYMOUS
+        return checked_key(self._service.settings, headers.get("authorization", ""))
+
+    def _limited(self, headers: Headers, receive: Receive) -> Receive:
+        """Return `receive` for a body of limited length."""
+        limit, received = self._service.settings.max_body_bytes, 0
+
+        def check(length: int) -> None:
+            if length > limit:
+                raise ApiError(413, f"the body must have at most {limit} bytes, got more", "request_too_large")
+
+        length = headers.get("content-length", "")
+        check(int(length[:20]) if length.isdecimal() else 0)
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            check(received)
+            return message
+
+        return limited
+
+
+def _checked_origin_and_key(settings: ServerSettings, headers: Headers) -> str:
+    """Return the name of the client's key.
+
+    Browsers let any page open a WebSocket, so its origin is checked here.
+
+    Raises:
+        ApiError: the key or the origin is another one.
+    """
+    origin = headers.get("origin")
+    own = origin is None or urllib.parse.urlsplit(origin).netloc == headers.get("host")
+    if not own and not {origin, "*"} & set(settings.cors_origins):
+        message = f"the origin of the page must be allowed by the server, got {origin!r:.100}"
+        raise ApiError(403, message, "origin_not_allowed")
+    return checked_key(settings, headers.get("authorization", "")) if settings.api_keys else _ANONYMOUS
+
+
+def checked_key(settings: ServerSettings, authorization: str) -> str:
+    """Return the name of the key in an Authorization header, for the log and for limits.
+
+    Raises:
+        ApiError: it is no key of the settings.
+    """
+    given = authorization.removeprefix("Bearer ").strip().encode()
+    # All are compared, each in constant time: how long it takes tells nothing of a key.
+    equal = [hmac.compare_digest(given, key.encode()) for key in settings.api_keys]
+    if not any(equal):
+        message = "the Authorization header must be `Bearer KEY`, got no key of this server"
+        raise ApiError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+    return f"key-{equal.index(True)}"

@@ -1,0 +1,170 @@
+"""From a request to samples: a short text is streamed, a long one spoken in chunks."""
+
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import numpy as np
+from anyio.to_thread import run_sync
+
+from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.long_form.chunking import chunk_text
+from higgs_native.long_form.long_speech import CHUNK_SECONDS, EMBEDDED_VOICE_CHUNK_SECONDS, LongSpeech
+from higgs_native.pipeline import HiggsAudio
+from higgs_native.prompt.pace import spoken_seconds
+from higgs_native.prompt.voices import Voice
+from higgs_native.server.encoder import pcm_samples
+from higgs_native.server.schema import MODEL_ALIASES, ApiError, SpeechRequest
+from higgs_native.server.settings import ServerSettings
+from higgs_native.server.voices import VoiceStore
+from higgs_native.streaming import SpeechStream
+from higgs_native.utils.background_iterator import BackgroundIterator
+
+
+_SPOKEN_AHEAD = 2  # chunks of a long text that may wait for the client
+
+
+@dataclass
+class Utterance:
+    """A text that is about to be spoken, or is.
+
+    Attributes:
+        text: to speak.
+        voices: of SPEAKER0, SPEAKER1, ...
+        scene: where or how it is spoken.
+        sampling: the seed is set.
+        seconds: of audio that were made so far.
+        failures: found in the speech (see `higgs_native.failure_checks`); those of a long text, of all chunks.
+        prompt_tokens: of the prompt; of a long text, those of the text. 0 before the end.
+        completion_tokens: of the reply. 0 before the end.
+        audio: all samples, int16, where a list is set; None: they are not kept.
+    """
+
+    text: str
+    voices: Sequence[Voice]
+    scene: str | None
+    sampling: SamplingParams
+    seconds: float = 0.0
+    failures: list[str] = field(default_factory=list)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    audio: list[np.ndarray] | None = None
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens as clients read them."""
+        total = self.prompt_tokens + self.completion_tokens
+        return {"input_tokens": self.prompt_tokens, "output_tokens": self.completion_tokens, "total_tokens": total}
+
+
+class Speaker:
+    """Speaks requests with an engine.
+
+    Args:
+        engine: speaks.
+        voices: that requests name.
+        settings: the limits.
+        model_id: the name of the model.
+    """
+
+    def __init__(self, engine: HiggsAudio, voices: VoiceStore, settings: ServerSettings, model_id: str) -> None:
+        self._engine = engine
+        self._voices = voices
+        self._settings = settings
+        self.models = (model_id, *MODEL_ALIASES)
+        self.sampling_rate = engine.audio_tokenizer.sampling_rate
+
+    def utterance(self, request: SpeechRequest, upload: bytes | None = None) -> Utterance:
+        """Check a request before it waits for its turn. It may block.
+
+        Args:
+            request: what to speak, and how.
+            upload: the contents of an uploaded `ref_audio`.
+
+        Raises:
+            ApiError, HiggsNativeError: the request is wrong.
+        """
+        if request.model not in self.models:
+            models = ", ".join(self.models)
+            raise ApiError(
+                404, f"model must be one of {models}, got {request.model!r:.80}", "model_not_found", "model"
+            )
+        limit = self._settings.max_characters
+        if len(request.input) > limit:
+            message = f"input must have at most {limit} characters, got {len(request.input)}"
+            raise ApiError(400, message, "string_above_max_length", "input")
+        sampling = request.sampling(secrets.randbelow(2**32) if request.seed is None else request.seed)
+        reference = request.ref_audio if upload is None else upload
+        if reference:
+            voices = [self._voices.reference(reference, request.ref_text)]
+        elif request.ref_text is not None and request.ref_text.strip():
+            raise ApiError(400, "ref_audio must be given with ref_text, got none", "invalid_value", "ref_audio")
+        else:
+            voices = [self._voices.find(name) for name in request.voice_names]
+        return Utterance(request.input, voices, request.instructions or None, sampling)
+
+    async def speak(self, utterance: Utterance) -> AsyncIterator[np.ndarray]:
+        """Yield samples [samples], int16, as they are made. Leaving the loop ends the generation.
+
+        Raises:
+            HiggsNativeError: the text or the references are wrong.
+        """
+        chunks = (
+            self._spoken_long(utterance)
+            if await run_sync(self._is_long, utterance.text)
+            else self._streamed(utterance)
+        )
+        async with aclosing(chunks):
+            async for samples in chunks:
+                utterance.seconds += len(samples) / self.sampling_rate
+                if utterance.audio is not None:
+                    utterance.audio.append(samples)
+                yield samples
+
+    def invents_voice(self, utterance: Utterance) -> bool:
+        """Return whether another seed would give an utterance another voice."""
+        recorded = any(voice.reference_audio is not None for voice in utterance.voices)
+        return not recorded and len(utterance.voices) <= 1 and not self._engine.trained_voices
+
+    def _is_long(self, text: str) -> bool:
+        if self._engine.is_embedded_voice:  # of several sentences, it often speaks only the first
+            return len(chunk_text(text, EMBEDDED_VOICE_CHUNK_SECONDS, join_sentences=False)) > 1
+        return spoken_seconds(text) > CHUNK_SECONDS
+
+    async def _streamed(self, utterance: Utterance) -> AsyncIterator[np.ndarray]:
+        stream: SpeechStream = await run_sync(
+            lambda: self._engine.stream(
+                utterance.text, voice=utterance.voices, scene=utterance.scene, sampling=utterance.sampling
+            )
+        )
+        async with aclosing(aiter(stream)) as chunks:
+            async for chunk in chunks:
+                if len(chunk.samples):
+                    yield pcm_samples(chunk.samples)
+        utterance.prompt_tokens = stream.usage["prompt_tokens"]
+        utterance.completion_tokens = stream.usage["completion_tokens"]
+        utterance.failures += stream.failures
+
+    async def _spoken_long(self, utterance: Utterance) -> AsyncIterator[np.ndarray]:
+        def produce(chunks: BackgroundIterator) -> None:
+            speech = LongSpeech(
+                self._engine,
+                utterance.text,
+                voice=utterance.voices,
+                scene=utterance.scene,
+                sampling=utterance.sampling,
+                parallel=1,  # the client hears one chunk after the other
+                on_progress=lambda seconds: chunks.check(),
+            )
+            for chunk in speech:
+                chunks.put(chunk)
+
+        async with aclosing(aiter(BackgroundIterator(produce, _SPOKEN_AHEAD))) as chunks:
+            async for chunk in chunks:
+                utterance.completion_tokens += chunk.codes.shape[1]
+                utterance.failures += chunk.failures
+                if len(chunk.pcm):
+                    yield chunk.pcm
+        tokens = self._engine.model.tokenizer.encode(utterance.text, add_special_tokens=False)
+        utterance.prompt_tokens = len(tokens.ids)

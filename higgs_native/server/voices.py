@@ -1,0 +1,287 @@
+"""The voices that clients name, upload, and send along with a request."""
+
+import base64
+import re
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from http.client import HTTPException
+from pathlib import Path
+
+from higgs_native.audio.decoding import decode_bytes
+from higgs_native.audio.writing import writing_audio
+from higgs_native.errors import AudioError, HiggsNativeError
+from higgs_native.prompt.normalize import check_unicode
+from higgs_native.prompt.recordings import Recording
+from higgs_native.prompt.voices import Voice, check_voice, list_voices
+from higgs_native.server.schema import ApiError
+from higgs_native.server.settings import ServerSettings
+from higgs_native.utils.files import replacing
+
+
+OPENAI_VOICES = {
+    "alloy": "feminine",
+    "ash": "masculine",
+    "ballad": "masculine",
+    "coral": "feminine",
+    "echo": "masculine",
+    "fable": "masculine",
+    "onyx": "masculine",
+    "nova": "feminine",
+    "sage": "feminine",
+    "shimmer": "feminine",
+    "verse": "masculine",
+    "marin": "feminine",
+    "cedar": "masculine",
+}
+"""OpenAI's voices, described. A voice of such a name in the folder replaces the description."""
+
+_PROFILE_PREFIX = "profile:"
+# No leading dot, no slash: a name is a file's stem. No comma: it separates voices.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}")
+_FETCH_SECONDS = 20.0
+_CACHED_RECORDINGS = 64
+
+
+@dataclass(frozen=True)
+class ListedVoice:
+    """A voice as clients see it.
+
+    Attributes:
+        id: what requests name.
+        kind: `recording`, `description`, or `alias`: one of OpenAI's names.
+        description: of a voice in words, or the words spoken in a recording; may be empty.
+    """
+
+    id: str
+    kind: str
+    description: str
+
+    def as_json(self) -> dict[str, str]:
+        described = {"id": self.id, "name": self.id, "object": "audio.voice"}
+        return {**described, "kind": self.kind, "description": self.description}
+
+
+class VoiceStore:
+    """The voices of a folder, those of the checkpoint, and OpenAI's names for them. Its methods may block.
+
+    Args:
+        settings: name the folder, and what `ref_audio` may refer to.
+        trained: the voices of the checkpoint; each name is its own description.
+
+    Raises:
+        PromptError: the folder can't be read.
+    """
+
+    def __init__(self, settings: ServerSettings, trained: Sequence[str] = ()) -> None:
+        self._settings = settings
+        self._folder = settings.voices_folder
+        self._described = {name: name for name in trained} | _aliases(trained)
+        self._changing = threading.Lock()
+        # Reading and analyzing a recording takes longer than its speech's first chunk. Keyed by the file's version.
+        self._read = lru_cache(_CACHED_RECORDINGS)(lambda path, version: Recording.read(path))
+        self._in_folder()
+
+    def listed(self) -> list[ListedVoice]:
+        """Return all voices, those of the folder first."""
+        found = {}
+        for name, voice in self._in_folder().items():
+            kind = "recording" if voice.profile is None else "description"
+            found[name] = ListedVoice(name, kind, voice.profile or voice.reference_text or "")
+        for name, description in self._described.items():
+            found.setdefault(name, ListedVoice(name, "alias" if name in OPENAI_VOICES else "description", description))
+        return list(found.values())
+
+    def find(self, name: str) -> Voice:
+        """Return a voice, its recording read.
+
+        Raises:
+            ApiError: there is no such voice.
+            AudioError: its recording can't be used.
+        """
+        in_folder = self._in_folder()
+        voice = in_folder.get(name) or in_folder.get(_PROFILE_PREFIX + name)
+        if voice is None:
+            if name not in self._described:
+                names = ", ".join([*in_folder, *self._described])
+                raise ApiError(400, f"voice must be one of {names:.300}, got {name!r:.80}", "voice_not_found", "voice")
+            return Voice(profile=self._described[name])
+        if voice.profile is not None:
+            return voice
+        path = Path(voice.reference_audio)
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise AudioError(f"voice must have a recording that can be read, got {name!r}: {error.strerror}") from None
+        return Voice(self._read(path, (status.st_mtime_ns, status.st_size)), voice.reference_text)
+
+    def check(self, data: bytes, words: str) -> tuple[Recording, list[str]]:
+        """Read the recording in a file, and return it with advice on it as the reference of a voice.
+
+        Raises:
+            AudioError: the recording can't be used.
+            PromptError: the words are not valid Unicode.
+        """
+        check_unicode(words, "ref_text")
+        recording = _read_bytes(data, "audio_sample")
+        return recording, check_voice(Voice(recording, words.strip() or None))
+
+    def add(self, name: str, data: bytes, words: str) -> tuple[ListedVoice, list[str]]:
+        """Keep an uploaded recording as a voice. Return it with advice on the recording.
+
+        Args:
+            name: the new voice's.
+            data: the contents of an audio file.
+            words: spoken in it; may be empty.
+
+        Raises:
+            ApiError: uploads are not allowed, the name is taken or not allowed, or there are too many voices.
+            AudioError: the recording can't be used.
+            PromptError: the words are not valid Unicode.
+        """
+        if self._folder is None:
+            raise ApiError(403, "voices must be kept in a folder, and the server has none", "uploads_disabled")
+        if not _NAME.fullmatch(name) or name.endswith((" ", ".")):
+            expected = "1 to 64 letters, digits, spaces, '_', '.' and '-', without a dot or space at an end"
+            raise ApiError(400, f"name must be {expected}, got {name!r:.80}", "invalid_value", "name")
+        words = " ".join(words.split())
+        recording, advice = self.check(data, words)
+        with self._changing:
+            in_folder = self._in_folder()
+            if name in in_folder or (name in self._described and name not in OPENAI_VOICES):
+                raise ApiError(409, f"name must be new, got {name!r}, which exists", "voice_exists", "name")
+            if len(in_folder) >= self._settings.max_uploaded_voices:
+                limit = self._settings.max_uploaded_voices
+                raise ApiError(403, f"voices in the folder must be at most {limit}, got one more", "too_many_voices")
+            # The words first: without them, a voice that is read between the two is another one. Decoded and encoded
+            # again, the file holds nothing but samples.
+            if words:
+                with replacing(self._words_file(name)) as temporary:
+                    temporary.write_text(words, encoding="utf-8")
+            with writing_audio(self._audio_file(name), recording.sampling_rate) as file:
+                file.write(recording.samples)
+        return ListedVoice(name, "recording", words), advice
+
+    def remove(self, name: str) -> None:
+        """Delete an uploaded voice.
+
+        Raises:
+            ApiError: there is no such voice, or it was not uploaded.
+        """
+        with self._changing:
+            if name not in {voice.id for voice in self.listed()}:
+                raise ApiError(404, f"voice must exist, got {name!r:.80}", "voice_not_found", "voice")
+            if not _NAME.fullmatch(name) or self._folder is None or not self._audio_file(name).is_file():
+                raise ApiError(403, f"voice must be an uploaded one, got {name!r:.80}", "voice_is_fixed", "voice")
+            self._audio_file(name).unlink()
+            self._words_file(name).unlink(missing_ok=True)
+
+    def reference(self, ref_audio: str | bytes, words: str | None) -> Voice:
+        """Return the voice of a recording that came with a request.
+
+        Args:
+            ref_audio: the contents of a file, or text: base64, a data URL, or a URL that the settings allow.
+            words: spoken in it.
+
+        Raises:
+            ApiError: it names something that the settings don't allow.
+            AudioError: the recording can't be used.
+        """
+        data = ref_audio if isinstance(ref_audio, bytes) else self._fetched(ref_audio)
+        return Voice(_read_bytes(data, "ref_audio"), (words or "").strip() or None)
+
+    def _in_folder(self) -> dict[str, Voice]:
+        return {} if self._folder is None else list_voices(self._folder)
+
+    def _audio_file(self, name: str) -> Path:
+        return self._folder / f"{name}.wav"
+
+    def _words_file(self, name: str) -> Path:
+        return self._folder / f"{name}.txt"
+
+    def _fetched(self, text: str) -> bytes:
+        scheme, separator, _ = text[:4096].partition(":")
+        scheme = scheme.lower() if separator else ""
+        if scheme in ("http", "https"):
+            return self._from_url(text)
+        if scheme == "file":
+            return self._from_file(urllib.parse.unquote(urllib.parse.urlsplit(text).path))
+        if scheme == "data":
+            header, _, text = text.partition(",")
+            if not header.endswith(";base64"):
+                raise AudioError(f"ref_audio must be a data URL in base64, got {header!r:.80}")
+        elif scheme:
+            raise AudioError(f"ref_audio must be base64 or a data URL, got {text!r:.80}")
+        try:
+            return base64.b64decode("".join(text.split()), validate=True)
+        except ValueError:
+            raise AudioError("ref_audio must be base64, got other characters or a wrong length") from None
+
+    def _from_url(self, url: str) -> bytes:
+        if not url.startswith(self._settings.reference_urls):
+            raise _not_allowed(url)
+        if ".." in urllib.parse.unquote(url):
+            raise _not_allowed(url)
+        try:
+            with _OPENER.open(url, timeout=_FETCH_SECONDS) as response:
+                data = response.read(self._settings.max_body_bytes + 1)
+        except (OSError, HTTPException, ValueError) as error:
+            raise AudioError(f"ref_audio must be a URL that can be fetched, got {url!r:.100}: {error}") from None
+        if len(data) > self._settings.max_body_bytes:
+            raise AudioError(f"ref_audio must be at most {self._settings.max_body_bytes} bytes, got more")
+        return data
+
+    def _from_file(self, name: str) -> bytes:
+        try:
+            path = Path(name).resolve()
+            allowed = any(path.is_relative_to(folder.resolve()) for folder in self._settings.reference_folders)
+            if not allowed:
+                raise _not_allowed(name)
+            if path.stat().st_size > self._settings.max_body_bytes:
+                raise AudioError(f"ref_audio must be at most {self._settings.max_body_bytes} bytes, got more")
+            return path.read_bytes()
+        except (OSError, ValueError) as error:
+            if isinstance(error, HiggsNativeError):
+                raise
+            raise AudioError(f"ref_audio must be a file that can be read, got {name!r:.100}") from None
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect could lead to an address that the operator does not allow."""
+
+    def redirect_request(self, *arguments: object) -> None:
+        return None
+
+
+# Without proxies, handlers of files and of FTP: `build_opener` adds those.
+_OPENER = urllib.request.OpenerDirector()
+for _handler in (
+    urllib.request.HTTPHandler(),
+    urllib.request.HTTPSHandler(),
+    urllib.request.HTTPDefaultErrorHandler(),
+    urllib.request.HTTPErrorProcessor(),
+    _NoRedirects(),
+):
+    _OPENER.add_handler(_handler)
+
+
+def _aliases(trained: Sequence[str]) -> dict[str, str]:
+    """Return OpenAI's voices in words that the checkpoint knows."""
+    return {
+        name: description if not trained or description in trained else trained[index % len(trained)]
+        for index, (name, description) in enumerate(OPENAI_VOICES.items())
+    }
+
+
+def _not_allowed(reference: str) -> ApiError:
+    message = f"ref_audio must be a recording or a URL that the server allows, got {reference!r:.80}"
+    return ApiError(403, message, "reference_not_allowed", "ref_audio")
+
+
+def _read_bytes(data: bytes, name: str) -> Recording:
+    """Read a recording from a file's contents. No format that may name other files or addresses is among them."""
+    return Recording(*decode_bytes(data, 0, None, name), name)

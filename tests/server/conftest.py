@@ -1,0 +1,112 @@
+"""A server in a thread, and what clients need to speak to it."""
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import av
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+
+from higgs_native.pipeline import HiggsAudio
+from higgs_native.server.app import create_app
+from higgs_native.server.delivery import SpeechService
+from higgs_native.server.encoder import pcm_samples
+from higgs_native.server.settings import ServerSettings
+
+
+TEXT = "The sun rises in the east."
+
+
+@dataclass
+class Running:
+    """A server that runs, with a client for it."""
+
+    url: str
+    service: SpeechService
+    client: httpx.Client
+
+    def speak(self, **fields) -> httpx.Response:
+        return self.client.post("/v1/audio/speech", json={"input": TEXT, "voice": "alloy", **fields})
+
+    def metric(self, name: str) -> float:
+        (value,) = [
+            line.split()[-1] for line in self.client.get("/metrics").text.splitlines() if line.startswith(name + " ")
+        ]
+        return float(value)
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.01)
+
+
+@contextmanager
+def running(engine: HiggsAudio, **settings) -> Iterator[Running]:
+    app = create_app(engine, ServerSettings(**settings))
+    bound = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+    try:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            yield Running(url, app.state.service, client)
+    finally:
+        server.should_exit = True
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def engine() -> HiggsAudio:
+    """The embedded voice."""
+    return HiggsAudio.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def start(engine) -> Iterator[Callable[..., Running]]:
+    """Starts a server with settings; it runs until the end of the module."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(running(engine, **settings))
+
+
+@pytest.fixture(scope="module")
+def server(start) -> Running:
+    """A server with default settings."""
+    return start()
+
+
+@pytest.fixture(scope="session")
+def streamed(engine) -> Callable[..., np.ndarray]:
+    """Speaks by `HiggsAudio.stream`; returns samples as int16."""
+
+    def speak(text: str = TEXT, voice: str = "feminine", **options) -> np.ndarray:
+        return pcm_samples(np.concatenate([chunk.samples for chunk in engine.stream(text, voice=voice, **options)]))
+
+    return speak
+
+
+def decoded(data: bytes) -> tuple[np.ndarray, int]:
+    """Decode an encoded file: samples [samples], float32, and the sampling rate."""
+    with av.open(io.BytesIO(data)) as container:
+        resampler = av.AudioResampler("fltp", "mono")
+        frames = [part for frame in container.decode(audio=0) for part in resampler.resample(frame)]
+        return np.concatenate([frame.to_ndarray()[0] for frame in frames]), container.streams.audio[0].rate
+
+
+def correlation(decoded_samples: np.ndarray, samples: np.ndarray) -> float:
+    """The maximum of the normalized cross-correlation of two signals, which may begin at different times."""
+    size = 1 << (len(decoded_samples) + len(samples)).bit_length()
+    spectrum = np.fft.rfft(decoded_samples, size) * np.conj(np.fft.rfft(samples, size))
+    products = np.fft.irfft(spectrum, size)
+    return float(products.max() / np.sqrt((decoded_samples**2).sum() * (samples**2).sum()))

@@ -1,0 +1,152 @@
+"""The command `higgs-native serve`, in a process."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+import higgs_native
+from higgs_native.cli import main
+from higgs_native.pipeline import HiggsAudio
+from tests.server.conftest import until
+
+
+LONG_TEXT = "The sun rises in the east. We walk home. The water is cold and clear. " * 3
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Starts the command with options; gives the process and the address."""
+    processes = []
+
+    def start(*options, **variables):
+        log = tmp_path / f"{len(processes)}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "higgs_native.cli", "serve", "--port", "0", *options],
+                env={**os.environ, "PYTHONPATH": str(Path(higgs_native.__file__).parent.parent), **variables},
+                cwd=tmp_path,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+            )
+        processes.append(process)
+
+        def address():
+            assert process.poll() is None, log.read_text()
+            return [line for line in log.read_text().splitlines() if line.startswith("Speech at ")]
+
+        until(lambda: bool(address()), 60)
+        url = address()[0].removeprefix("Speech at ").removesuffix("/v1/audio/speech")
+        until(lambda: answers(url))
+        return process, url, log
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url + "/health").status_code == 200
+    except httpx.ConnectError:
+        return False
+
+
+def speak(url: str, **fields) -> httpx.Response:
+    return httpx.post(url + "/v1/audio/speech", json={"voice": "alloy", "seed": 1, **fields}, timeout=60)
+
+
+def test_sigterm_drains_and_exits_with_0(serve):
+    process, url, log = serve("--max-running", "1")
+    alone = speak(url, input=LONG_TEXT).content
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(speak, url, input=LONG_TEXT) for _ in range(2)]  # one runs, one waits
+        until(lambda: "higgs_native_requests_queued 1.0" in httpx.get(url + "/metrics").text)
+        process.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(url + "/ready").status_code == 503)
+        assert speak(url, input="Hello.").status_code == 503
+        assert [job.result().content == alone for job in jobs] == [True, True]
+    assert process.wait(20) == 0
+    assert "Traceback" not in log.read_text()
+
+
+def test_options_arrive(serve, tmp_path):
+    (tmp_path / "keys").write_text("one\n\n two \n")
+    (tmp_path / "voices").mkdir()
+    options = ("--api-keys", "keys", "--voices", "voices", "--model-id", "mine", "--max-characters", "12")
+    _, url, _ = serve(*options)
+    headers = {"authorization": "Bearer two"}
+    assert httpx.get(url + "/v1/models").status_code == 401
+    assert httpx.get(url + "/v1/models", headers=headers).json()["data"][0]["id"] == "mine"
+    too_long = httpx.post(url + "/v1/audio/speech", json={"input": "a" * 13}, headers=headers)
+    assert too_long.json()["error"]["code"] == "string_above_max_length"
+    without_file = httpx.post(url + "/v1/audio/voices", data={"name": "a"}, headers=headers)
+    assert without_file.json()["error"]["param"] == "audio_sample"
+
+
+def test_a_second_signal_ends_it_at_once(serve):
+    process, url, _ = serve()
+    body = {"input": LONG_TEXT * 20, "voice": "alloy"}
+    with httpx.stream("POST", url + "/v1/audio/speech", json=body, timeout=60) as response:
+        pieces = response.iter_raw()
+        assert next(pieces)
+        process.send_signal(signal.SIGINT)
+        until(lambda: httpx.get(url + "/ready").status_code == 503)
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(pieces)
+    assert process.wait(20) == 0
+
+
+@pytest.fixture
+def fails(capsys, monkeypatch):
+    """Runs the command with options that are wrong; gives the line that says so."""
+
+    def never(*arguments, **options):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(HiggsAudio, "from_pretrained", never)
+
+    def run(*options):
+        with pytest.raises(SystemExit) as ended:
+            main(["serve", *options])
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return run
+
+
+def test_without_the_extra_one_line_says_so(fails, monkeypatch):
+    for name in ("av", "fastapi"):
+        monkeypatch.setitem(sys.modules, name, None)
+        assert fails().startswith(
+            f"error: the extra serve must be installed (pip install 'higgs-native[serve]'), got none of {name}"
+        )
+
+
+def test_nothing_of_the_extra_is_imported_without_it(run_python):
+    names = ("fastapi", "starlette", "uvicorn", "prometheus_client", "av")
+    finished = run_python(f"import sys, higgs_native.cli.main; print(set(sys.modules) & set({names}))")
+    assert finished.stdout == "set()\n", finished.stderr
+
+
+def test_wrong_options_are_told_before_weights_are_loaded(fails, tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        line = fails("--port", str(taken.getsockname()[1]))
+        assert line.startswith("error: --host and --port must be free, got 127.0.0.1:")
+    assert "max_running must be at least 1, got 0" in fails("--max-running", "0")
+    assert "--api-keys must be a text file" in fails("--api-keys", "none")
+    (tmp_path / "keys").touch()
+    assert "--api-keys must hold at least one key" in fails("--api-keys", str(tmp_path / "keys"))
+    assert "reference_folders must be existing" in fails("--reference-folder", "none")
+    assert "the folder of voices must exist" in fails("--voices", "none")
+    monkeypatch.setenv("HIGGS_NATIVE_API_KEYS", "a b")
+    assert "api_keys must be printable" in fails()
