@@ -38,7 +38,7 @@ from higgs_native.generation.stop import ends_reply, text_after_audio
 from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.utils.checks import check_integer
+from higgs_native.utils.checks import check_flag, check_integer
 
 
 DEFAULT_SLOTS = 64
@@ -662,6 +662,7 @@ def generate_batch(
         CheckpointError: a request asks for text, and the checkpoint has no text head.
         GenerationError: logits hold a NaN or +inf, exceed float32 when divided by the temperature, or are all -inf.
     """
+    check_flag("output_logits", output_logits)
     engine = model.engine
     handles: list[RequestHandle] = []
     try:

@@ -20,7 +20,7 @@ import yaml
 from higgs_native.errors import ConfigError, ParameterError, PromptError, short_repr
 from higgs_native.prompt.normalize import check_unicode, drop_invisible
 from higgs_native.prompt.recordings import Recording, RecordingLike
-from higgs_native.utils.checks import check_string, expanded_path
+from higgs_native.utils.checks import check_string, check_strings, expanded_path
 from higgs_native.utils.files import read_json_object, read_small_file
 
 
@@ -133,6 +133,7 @@ def find_voice(name: str, folder: str | Path | None = None, trained: Sequence[st
         PromptError: there is no such voice, or no such folder.
     """
     check_string("voice", name)
+    check_strings("trained", trained)
     if name in trained and folder is None and not os.environ.get(VOICES_VARIABLE):
         return Voice(profile=name)
     voices = {description: Voice(profile=description) for description in trained} | list_voices(folder)

@@ -26,6 +26,7 @@ from higgs_native.prompt.chat import build_prompt
 from higgs_native.prompt.messages import ChatMLSample
 from higgs_native.prompt.recordings import read_recording
 from higgs_native.utils.background_iterator import BackgroundIterator
+from higgs_native.utils.checks import check_flag, check_integer
 
 
 KV_CACHE_LENGTHS = (1024, 4096, 8192)
@@ -93,6 +94,8 @@ class HiggsAudioServeEngine:
         use_quantization: bool = False,
         quantization_bits: int = 8,
     ) -> None:
+        check_flag("use_quantization", use_quantization)
+        check_integer("quantization_bits", quantization_bits)
         if use_quantization and quantization is None:
             quantization = f"int{quantization_bits}"
         if isinstance(quantization, bool):
