@@ -385,7 +385,9 @@ def test_commands(elsewhere, folder, capsys, monkeypatch):
     def check(data):
         name = data.draw(st.sampled_from(sorted(OPTIONS)), "command")
         arguments = [name]
-        if name in ("speak", "read"):
+        if name == "serve":
+            arguments += ["--model", str(elsewhere / "missing")]  # which would serve without end
+        elif name in ("speak", "read"):
             arguments += ["--model", str(data.draw(one_of([folder, elsewhere / "missing"]), "model"))]
             arguments += {"speak": ["--max-new-tokens", "12"], "read": ["--max-retries", "0"]}[name]
         arguments += data.draw(st.lists(WORDS, max_size=2), "arguments")
