@@ -150,7 +150,7 @@ PLAUSIBLE = (
     [torch.arange(24).reshape(8, 3)],
     ["<|eot_id|>"],
     [Message("system", "Speak."), Message("user", ["Hi.", AudioContent(raw_audio=(SAMPLES, 24000))])],
-    print,
+    repr,
 )
 SCALARS = st.one_of(one_of(ODD), TEXTS, st.binary(max_size=50), INTEGERS, st.floats(), TENSORS, ARRAYS)
 ANYTHING = st.recursive(
