@@ -32,8 +32,7 @@ class Convention(str, enum.Enum):
         Raises:
             ParameterError: there is none; the message calls the argument `name`.
         """
-        try:
-            return cls(value)
-        except ValueError:
-            names = " or ".join(repr(member.value) for member in cls)
-            raise ParameterError(f"{name} must be {names}, got {short_repr(value)}") from None
+        names = [member.value for member in cls]
+        if not isinstance(value, str) or value not in names:
+            raise ParameterError(f"{name} must be {' or '.join(map(repr, names))}, got {short_repr(value)}")
+        return cls(value)

@@ -16,7 +16,7 @@ from higgs_native import ops
 from higgs_native.audio_tokenizer.config import DILATIONS, HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.layers import Weights
 from higgs_native.errors import AudioError, ParameterError
-from higgs_native.utils.checks import check_integer, integer_tensor
+from higgs_native.utils.checks import check_flag, check_integer, integer_tensor
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class StreamingDecoder:
             AudioError: the shape or dtype is wrong, or a code out of range.
             ParameterError: the last codes have been decoded already.
         """
+        check_flag("is_last", is_last)
         if self._ended:
             raise ParameterError("codes must not follow the last ones; a new audio needs a new decoder")
         codes = checked_codes(codes, self._config)

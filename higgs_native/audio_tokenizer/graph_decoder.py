@@ -17,6 +17,7 @@ from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.decoder import checked_codes, checked_lookahead, decoder_layers
 from higgs_native.audio_tokenizer.layers import Weights
 from higgs_native.errors import ParameterError
+from higgs_native.utils.checks import check_flag
 from higgs_native.utils.cuda_graph import GraphedWork, capture_graphs
 
 
@@ -126,6 +127,7 @@ class WindowedDecoder:
 
     def decode(self, codes: torch.Tensor | np.ndarray, is_last: bool = False) -> torch.Tensor:
         """Decode the next frames; see `StreamingDecoder.decode`."""
+        check_flag("is_last", is_last)
         if self._ended:
             raise ParameterError("codes must not follow the last ones; a new audio needs a new decoder")
         self._codes = torch.cat([self._codes, checked_codes(codes, self._windows.config)], dim=1)

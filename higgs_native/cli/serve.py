@@ -161,6 +161,8 @@ def _bound(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+    except UnicodeError:
+        raise ParameterError(f"--host must be a name or an address, got {host}") from None
     except OSError as error:
         raise ParameterError(f"--host and --port must be free, got {host}:{port}: {error.strerror}") from None
     return bound

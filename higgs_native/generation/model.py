@@ -12,6 +12,7 @@ from higgs_native.generation.handle import RequestHandle
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.generation.sequence import GenerationOutput, GenerationRequest, OnFrame, OnToken
 from higgs_native.model.transformer import LanguageModel
+from higgs_native.utils.checks import check_flag
 
 
 class HiggsAudioModel(LanguageModel):
@@ -81,6 +82,7 @@ def generate_batch(
         CheckpointError: a request asks for text, and the checkpoint has no text head.
         GenerationError: logits hold a NaN or +inf, exceed float32 when divided by the temperature, or are all -inf.
     """
+    check_flag("output_logits", output_logits)
     engine = model.engine
     handles: list[RequestHandle] = []
     try:

@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 
 from higgs_native.convention import Convention
-from higgs_native.errors import PromptError
+from higgs_native.errors import PromptError, short_repr
 from higgs_native.generation.delay_pattern import build_delay_pattern
 from higgs_native.generation.pages import page_keys
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.utils.checks import integer_tensor
+from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer, integer_tensor
 
 
 FinishReason = Literal["stop", "length", "aborted"]
@@ -68,6 +68,16 @@ class GenerationRequest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "convention", Convention.parse(self.convention))
+        check_instance("sampling", self.sampling, SamplingParams)
+        check_callable("on_frame", self.on_frame, optional=True)
+        check_callable("on_token", self.on_token, optional=True)
+        check_integer("priority", self.priority)
+        check_flag("real_time", self.real_time)
+        try:
+            object.__setattr__(self, "reference_codes", tuple(self.reference_codes))
+        except TypeError:
+            got = short_repr(self.reference_codes)
+            raise PromptError(f"reference_codes must be a list of tensors, got {got}") from None
 
 
 @dataclass

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 
 from higgs_native.convention import Convention
-from higgs_native.errors import ParameterError, short_repr
 from higgs_native.model.transformer import LanguageModel
+from higgs_native.utils.checks import check_strings
 
 
 DEFAULT_STOP_STRINGS = ("<|end_of_text|>", "<|eot_id|>")
@@ -14,12 +14,8 @@ DEFAULT_STOP_STRINGS = ("<|end_of_text|>", "<|eot_id|>")
 
 def check_stop_strings(stop_strings: Sequence[str] | None) -> None:
     """Raise ParameterError if `stop_strings` is neither None nor a sequence of strings; a single string is refused."""
-    if isinstance(stop_strings, str):
-        raise ParameterError(f"stop_strings must be a list of strings, got the string {short_repr(stop_strings)}")
-    if stop_strings is None:
-        return
-    if not isinstance(stop_strings, Sequence) or not all(isinstance(stop, str) for stop in stop_strings):
-        raise ParameterError(f"stop_strings must be a list of strings, got {short_repr(stop_strings)}")
+    if stop_strings is not None:
+        check_strings("stop_strings", stop_strings)
 
 
 def ends_reply(

@@ -21,7 +21,7 @@ from higgs_native.errors import ParameterError
 from higgs_native.prompt.markup import SPEAKER_TAG
 from higgs_native.prompt.normalize import SPEAKABLE, clean_text, drop_invisible, normalize_text, nothing_to_say
 from higgs_native.prompt.pace import spoken_milliseconds
-from higgs_native.utils.checks import check_number
+from higgs_native.utils.checks import check_flag, check_number
 
 
 MIN_CHUNK_SECONDS, MAX_CHUNK_SECONDS = 2.0, 30.0
@@ -141,6 +141,7 @@ def chunk_text(text: str, max_seconds: float, join_sentences: bool = True) -> li
         ParameterError: `max_seconds` is out of range.
     """
     check_chunk_seconds(max_seconds)
+    check_flag("join_sentences", join_sentences)
     text = drop_invisible(text, "text")
     limit = int(1000 * max_seconds)
     chunks: list[TextChunk] = []

@@ -241,7 +241,7 @@ def checked_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     names = {"auto": None} | {
         format.name: format.dtype for format in WEIGHT_FORMATS.values() if not format.is_quantized
     }
-    if dtype in names.values() and dtype is not None:
+    if isinstance(dtype, torch.dtype) and dtype in names.values():
         return dtype
     if isinstance(dtype, str) and dtype in names:
         return names[dtype]

@@ -17,6 +17,8 @@ def checked_device(device: str | torch.device) -> torch.device:
             set of this machine.
     """
     check_instruction_set()
+    if not isinstance(device, str | int | torch.device):
+        raise ParameterError(f"device must be auto, cpu, cuda or cuda:N, got {short_repr(device)}")
     if device == "auto":
         usable = build_info()["cuda"] and torch.cuda.is_available() and _has_kernels(torch.cuda.current_device())
         return torch.device("cuda", torch.cuda.current_device()) if usable else torch.device("cpu")

@@ -20,7 +20,7 @@ import yaml
 from higgs_native.errors import ConfigError, ParameterError, PromptError, short_repr
 from higgs_native.prompt.normalize import check_unicode, drop_invisible
 from higgs_native.prompt.recordings import Recording, RecordingLike
-from higgs_native.utils.checks import check_string, expanded_path
+from higgs_native.utils.checks import check_string, check_strings, expanded_path
 from higgs_native.utils.files import read_json_object, read_small_file
 
 
@@ -132,7 +132,9 @@ def find_voice(name: str, folder: str | Path | None = None, trained: Sequence[st
     Raises:
         PromptError: there is no such voice, or no such folder.
     """
-    if name in trained and not (folder or os.environ.get(VOICES_VARIABLE)):
+    check_string("voice", name)
+    check_strings("trained", trained)
+    if name in trained and folder is None and not os.environ.get(VOICES_VARIABLE):
         return Voice(profile=name)
     voices = {description: Voice(profile=description) for description in trained} | list_voices(folder)
     if name not in voices:
@@ -151,10 +153,10 @@ def list_voices(folder: str | Path | None = None) -> dict[str, Voice]:
     Raises:
         PromptError: no folder is given or it does not exist, or a file in it can't be read.
     """
-    folder = folder or os.environ.get(VOICES_VARIABLE)
-    if not folder:
+    written = expanded_path("the folder of voices", os.environ.get(VOICES_VARIABLE, "") if folder is None else folder)
+    if not written:
         raise PromptError(f"the folder of voices must be given, or named by {VOICES_VARIABLE}, got neither")
-    folder = Path(expanded_path("the folder of voices", folder))
+    folder = Path(written)
     if not os.path.isdir(folder):  # unlike Path.is_dir, it takes names of any length
         raise PromptError(f"the folder of voices must exist, got {folder}")
     voices = {}

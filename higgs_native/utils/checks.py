@@ -1,7 +1,7 @@
 """Checks of parameters, which may be integers and floats of numpy, and of the values of tensors."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 
 import numpy as np
@@ -59,6 +59,14 @@ def check_instance(name: str, value: object, kind: type) -> None:
 def check_string(name: str, value: object, optional: bool = False) -> None:
     """Raise ParameterError unless `value` is a str, or None if `optional`."""
     _check(name, value, str, "a string", optional)
+
+
+def check_strings(name: str, value: object) -> None:
+    """Raise ParameterError unless `value` is a sequence of strings; a single string is refused."""
+    if isinstance(value, str):
+        raise ParameterError(f"{name} must be a list of strings, got the string {short_repr(value)}")
+    if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+        raise ParameterError(f"{name} must be a list of strings, got {short_repr(value)}")
 
 
 def expanded_path(name: str, value: str | os.PathLike) -> str:

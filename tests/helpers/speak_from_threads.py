@@ -1,6 +1,6 @@
 """Speak from eight threads with one engine; each speech must have the samples that it has alone.
 
-    python tests/helpers/speak_from_threads.py
+`tests/sanitizers.sh` runs it as a script.
 """
 
 import sys

@@ -142,6 +142,7 @@ def test_wrong_options_are_told_before_weights_are_loaded(fails, tmp_path, monke
     with socket.create_server(("127.0.0.1", 0)) as taken:
         line = fails("--port", str(taken.getsockname()[1]))
         assert line.startswith("error: --host and --port must be free, got 127.0.0.1:")
+    assert "--host must be a name or an address, got xxx" in fails("--host", "x" * 300)
     assert "max_running must be at least 1, got 0" in fails("--max-running", "0")
     assert "--api-keys must be a text file" in fails("--api-keys", "none")
     (tmp_path / "keys").touch()

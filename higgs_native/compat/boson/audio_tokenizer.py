@@ -10,9 +10,9 @@ from higgs_native.audio.io import read_audio
 from higgs_native.audio.loudness import normalized_to
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.compat.placement import check_stays
-from higgs_native.errors import ParameterError
+from higgs_native.errors import AudioError, ParameterError
 from higgs_native.generation import delay_pattern
-from higgs_native.utils.checks import integer_tensor
+from higgs_native.utils.checks import check_flag, check_number, integer_tensor
 
 
 class BosonAudioTokenizer:
@@ -93,6 +93,8 @@ class BosonAudioTokenizer:
         Raises:
             AudioError: the audio can't be read or used, or `sr` is missing.
         """
+        check_flag("loudness_normalize", loudness_normalize)
+        check_number("loudness_threshold", loudness_threshold)
         if not loudness_normalize:
             return self.native.encode(audio_path_or_wv, sr)
         samples, sr = read_audio(audio_path_or_wv, sr)
@@ -104,7 +106,8 @@ class BosonAudioTokenizer:
         Raises:
             AudioError: the codes have another shape, or lie out of range.
         """
-        has_batch = np.ndim(vq_code) == 3 and len(vq_code) == 1
+        vq_code = integer_tensor("codes", vq_code, AudioError)
+        has_batch = vq_code.ndim == 3 and len(vq_code) == 1
         return self.native.decode(vq_code[0] if has_batch else vq_code).numpy()[None, None]
 
 

@@ -150,6 +150,7 @@ class HiggsAudioSampleCollator:
                 codes[token].append(self._written(sample.get_audio_codes(index)))
         audio_in = _joined(codes[self.audio_in_token_id]) if self.return_audio_in_tokens else (None, None)
         audio_out = _joined(codes[self.audio_out_token_id])
+        groups = torch.arange(len(batch), dtype=torch.int64, device="cpu")
         return HiggsAudioBatchInput(
             input_ids=self._padded([sample.input_ids for sample in batch], width, self.pad_token_id),
             attention_mask=self._padded([torch.ones_like(sample.input_ids) for sample in batch], width, 0),
@@ -157,7 +158,7 @@ class HiggsAudioSampleCollator:
             audio_feature_attention_mask=None,
             audio_out_ids=audio_out[0],
             audio_out_ids_start=audio_out[1],
-            audio_out_ids_start_group_loc=torch.arange(len(batch)) if codes[self.audio_out_token_id] else None,
+            audio_out_ids_start_group_loc=groups if codes[self.audio_out_token_id] else None,
             audio_in_ids=audio_in[0],
             audio_in_ids_start=audio_in[1],
         )
@@ -180,9 +181,10 @@ class HiggsAudioSampleCollator:
 
 def _joined(recordings: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """All recordings in one tensor, and where each begins."""
+    int64 = {"dtype": torch.int64, "device": "cpu"}
     if not recordings:
-        return torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-    lengths = torch.tensor([0, *(codes.shape[1] for codes in recordings[:-1])])
+        return torch.zeros(0, 0, **int64), torch.zeros(0, **int64)
+    lengths = torch.tensor([0, *(codes.shape[1] for codes in recordings[:-1])], **int64)
     return torch.cat(list(recordings), dim=1), lengths.cumsum(0)
 
 

@@ -15,7 +15,7 @@ from higgs_native.compat.boson.sampling import sampling_params
 from higgs_native.compat.boson.streamer import DELTAS_AHEAD, HiggsAudioStreamerDelta, TextDeltas
 from higgs_native.compat.boson.text_tokenizer import TextTokenizer
 from higgs_native.convention import Convention
-from higgs_native.errors import CheckpointError, ParameterError
+from higgs_native.errors import CheckpointError, ParameterError, short_repr
 from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.generation.stop import DEFAULT_STOP_STRINGS
 from higgs_native.model.checkpoint import load_tokenizer, resolve_folder
@@ -26,6 +26,7 @@ from higgs_native.prompt.chat import build_prompt
 from higgs_native.prompt.messages import ChatMLSample
 from higgs_native.prompt.recordings import read_recording
 from higgs_native.utils.background_iterator import BackgroundIterator
+from higgs_native.utils.checks import check_flag, check_integer
 
 
 KV_CACHE_LENGTHS = (1024, 4096, 8192)
@@ -93,6 +94,8 @@ class HiggsAudioServeEngine:
         use_quantization: bool = False,
         quantization_bits: int = 8,
     ) -> None:
+        check_flag("use_quantization", use_quantization)
+        check_integer("quantization_bits", quantization_bits)
         if use_quantization and quantization is None:
             quantization = f"int{quantization_bits}"
         if isinstance(quantization, bool):
@@ -250,7 +253,8 @@ class HiggsAudioServeEngine:
         sample = ChatMLDatasetSample(prompt.input_ids[0])
         if codes:
             sample.audio_ids_concat = torch.cat(codes, dim=1)
-            sample.audio_ids_start = torch.tensor([0, *(part.shape[1] for part in codes[:-1])]).cumsum(0)
+            lengths = [0, *(part.shape[1] for part in codes[:-1])]
+            sample.audio_ids_start = torch.tensor(lengths, dtype=torch.int64, device="cpu").cumsum(0)
         inputs = asdict(self.collator([sample]))
         return {
             name: value.to(self.device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
@@ -270,7 +274,7 @@ def load_model(
 ) -> HiggsAudioModel:
     """Load the language model, and its text tokenizer; arguments and errors are those of `HiggsAudioServeEngine`."""
     if not isinstance(lengths, Sequence) or not lengths:
-        raise ParameterError(f"kv_cache_lengths must be a list of numbers of positions, got {lengths!r}")
+        raise ParameterError(f"kv_cache_lengths must be a list of numbers of positions, got {short_repr(lengths)}")
     for length in lengths:
         check_cache_length(length, "each of kv_cache_lengths")
     model = HiggsAudioModel.from_pretrained(path, device, dtype, None, max(lengths), quantization)

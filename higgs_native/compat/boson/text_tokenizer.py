@@ -35,7 +35,7 @@ class TextTokenizer:
         self, token_ids: int | Sequence[int] | np.ndarray | torch.Tensor, skip_special_tokens: bool = False, **_: Any
     ) -> str:
         """Return the text of ids; other options of transformers have no effect."""
-        ids = torch.as_tensor(token_ids).flatten().tolist()
+        ids = torch.as_tensor(token_ids, dtype=torch.int64, device="cpu").flatten().tolist()
         return self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int | None] | None:

@@ -139,39 +139,35 @@ def _requests(
     native: HiggsAudioModel, input_ids: torch.Tensor, inputs: dict[str, Any], sampling: SamplingParams
 ) -> list[GenerationRequest]:
     """The rows of a batch, without their masked positions, which no other position attends to."""
-    if not input_ids.numel():
+    if input_ids.dim() != 2 or not input_ids.numel():
         raise PromptError(f"input_ids must have at least one row and one position, got shape {list(input_ids.shape)}")
-    mask = inputs.get("attention_mask")
+    config, (rows, length) = native.config, input_ids.shape
+    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    audio, audio_mask = inputs.get("audio_input_ids"), inputs.get("audio_input_ids_mask")
+    if audio is None:
+        if audio_mask is not None:
+            raise PromptError("audio_input_ids_mask is given without audio_input_ids")
+        audio = torch.empty(rows, 0, config.num_codebooks, dtype=torch.int64, device=input_ids.device)
+    _check_shape("attention_mask", mask, rows, length)
+    _check_shape("position_ids", positions, None, length)
+    _check_shape("audio_input_ids", audio, rows, None, config.num_codebooks)
+    _check_shape("audio_input_ids_mask", audio_mask, rows, audio.shape[1])
+
     mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
     if not mask[:, -1].all():
         raise unsupported("padding on the right")
-    config = native.config
     # transformers counts the delay from this token on, masked positions included.
     tail = input_ids[:, -config.num_codebooks :]
     opened = ((tail == config.audio_out_bos_token_id) | (tail == config.audio_delay_token_id)).int().cumsum(dim=1) > 0
     if (opened & ~mask[:, -config.num_codebooks :]).any():
         raise unsupported("masked positions after <|audio_out_bos|>")
-    positions = inputs.get("position_ids")
-    if positions is not None and not torch.equal(positions.expand_as(mask)[mask], (mask.cumsum(dim=1) - 1)[mask]):
+    expected = (mask.cumsum(dim=1) - 1)[mask]
+    if positions is not None and (
+        len(positions) not in (1, rows) or not torch.equal(positions.expand_as(mask)[mask], expected)
+    ):
         raise unsupported("position_ids other than those of the attention mask")
-    rows, codebooks = len(input_ids), config.num_codebooks
-    audio, audio_mask = inputs.get("audio_input_ids"), inputs.get("audio_input_ids_mask")
-    if audio is None:
-        if audio_mask is not None:
-            raise PromptError("audio_input_ids_mask is given without audio_input_ids")
-        audio = torch.empty(rows, 0, codebooks, dtype=torch.int64, device=input_ids.device)
-    if audio.is_floating_point() or audio.dim() != 3 or (audio.shape[0], audio.shape[2]) != (rows, codebooks):
-        raise PromptError(
-            f"audio_input_ids must be integers of shape [{rows}, frames, {codebooks}], "
-            f"got {audio.dtype} {list(audio.shape)}"
-        )
     if audio_mask is None:
         audio_mask = torch.ones(audio.shape[:2], dtype=torch.bool, device=audio.device)
-    if audio_mask.shape != audio.shape[:2]:
-        raise PromptError(
-            f"audio_input_ids_mask must have the shape {list(audio.shape[:2])} of audio_input_ids, "
-            f"got {list(audio_mask.shape)}"
-        )
     is_audio = (input_ids == config.audio_out_token_id) | (input_ids == config.audio_delay_token_id)
     frames = [audio[row, audio_mask[row].bool()] for row in range(rows)]
     for row in range(rows):
@@ -188,6 +184,18 @@ def _requests(
         )
         for row in range(rows)
     ]
+
+
+def _check_shape(name: str, value: object, *shape: int | None) -> None:
+    """Raise PromptError unless `value` is None, or a tensor of integers or booleans; None in `shape` is any size."""
+    if value is None:
+        return
+    is_tensor = isinstance(value, torch.Tensor)
+    fits = is_tensor and not value.is_floating_point() and not value.is_complex() and value.dim() == len(shape)
+    if not fits or any(size not in (None, found) for size, found in zip(shape, value.shape, strict=True)):
+        expected = ", ".join("N" if size is None else str(size) for size in shape)
+        got = f"{value.dtype} {list(value.shape)}" if is_tensor else type(value).__name__
+        raise PromptError(f"{name} must be integers of shape [{expected}], got {got}")
 
 
 def _sampling(
@@ -239,7 +247,7 @@ def _engine_ends_rows(criteria: StoppingCriteriaList, config: HiggsAudioV2Config
         id
         for criterion in criteria
         if isinstance(criterion, EosTokenCriteria)
-        for id in criterion.eos_token_id.tolist()
+        for id in criterion.eos_token_id.flatten().tolist()
     }
     return ends & {config.audio_token_id, config.audio_delay_token_id, config.eos_token_id} == {config.eos_token_id}
 

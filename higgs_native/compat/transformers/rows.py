@@ -60,7 +60,7 @@ class Rows:
         self._max_new_tokens = max_new_tokens
         self._streamer = streamer
         self._rows = [_Row(ids) for ids in input_ids.split(1)]
-        self._eos = torch.full((config.num_codebooks,), config.audio_stream_eos_id)
+        self._eos = torch.full((config.num_codebooks,), config.audio_stream_eos_id, dtype=torch.int64, device="cpu")
         # With a criterion that knows EOS, transformers fills rows that are over. Without, they go on with the others.
         self._fills = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
 

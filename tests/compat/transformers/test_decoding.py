@@ -167,15 +167,15 @@ def test_what_it_can_not_do_raises(options, message):
         ),
         (
             lambda inputs: inputs.update(audio_input_ids_mask=inputs["audio_input_ids_mask"][:, 1:]),
-            r"audio_input_ids_mask must have the shape \[1, 16\] of audio_input_ids, got \[1, 15\]",
+            r"audio_input_ids_mask must be integers of shape \[1, 16\], got torch.bool \[1, 15\]",
         ),
         (
             lambda inputs: inputs.update(audio_input_ids=inputs["audio_input_ids"][:, :, 1:]),
-            r"audio_input_ids must be integers of shape \[1, frames, 8\], got torch.int64 \[1, 16, 7\]",
+            r"audio_input_ids must be integers of shape \[1, N, 8\], got torch.int64 \[1, 16, 7\]",
         ),
         (
             lambda inputs: inputs.update(audio_input_ids=inputs["audio_input_ids"].expand(2, -1, -1)),
-            r"audio_input_ids must be integers of shape \[1, frames, 8\], got torch.int64 \[2, 16, 8\]",
+            r"audio_input_ids must be integers of shape \[1, N, 8\], got torch.int64 \[2, 16, 8\]",
         ),
     ],
 )
