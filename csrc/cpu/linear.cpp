@@ -73,6 +73,22 @@ void pack_linear_cpu(const Tensor& packed, const Tensor& weight, int64_t first_r
   });
 }
 
+void normalize_row(float* to, const float* x, int64_t k, int64_t row, const RowNorm& norm) {
+  const LinearKernels& kernels = linear_kernels();
+  const Tensor& w = row < norm.num_text_rows ? norm.text_weight : norm.audio_weight;
+  switch (number_type(w)) {
+    case NumberType::float32:
+      kernels.rms_norm_f32(to, x, static_cast<const float*>(w.const_data_ptr()), k, norm.eps);
+      break;
+    case NumberType::bfloat16:
+      kernels.rms_norm_bf16(to, x, static_cast<const bfloat16*>(w.const_data_ptr()), k, norm.eps);
+      break;
+    case NumberType::float16:
+      kernels.rms_norm_f16(to, x, static_cast<const float16*>(w.const_data_ptr()), k, norm.eps);
+      break;
+  }
+}
+
 }  // namespace
 
 void linear_cpu(
@@ -93,37 +109,25 @@ void pack_f32(char* packed, const float* weight, int64_t n, int64_t k) {
   }
 }
 
-void pack_groups(
-    char* to, const PackedWeight& weight, const float* x, int64_t rows, const RowNorm* norm, int64_t groups,
-    int64_t first, int64_t last) {
+void pack_rows(
+    char* to, const PackedWeight& weight, const float* x, int64_t rows, const RowNorm* norm, int64_t first,
+    int64_t last) {
   const FormatKernels& kernels = kernels_of(weight);
   const int64_t k = weight.k, row_bytes = packed_row_bytes(weight.format, kernels, weight.units);
-  for (int64_t g = first; g < last; ++g) {
-    const int64_t begin = group_begin(g, groups, rows), end = group_begin(g + 1, groups, rows);
+  const int64_t groups = group_count(rows, kernels.group_rows), units = filled_units(kernels, weight.units);
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t group = group_begin(g, groups, rows), count = group_begin(g + 1, groups, rows) - group;
+    const int64_t begin = std::max(first, group), end = std::min(last, group + count);
+    if (begin >= end) continue;
     const float* from = x + begin * k;
     if (norm) {
       struct Normalized;
-      const LinearKernels& norms = linear_kernels();
       float* normalized = scratch<Normalized>((end - begin) * k);
-      for (int64_t row = begin; row < end; ++row) {
-        const Tensor& w = row < norm->num_text_rows ? norm->text_weight : norm->audio_weight;
-        float* target = normalized + (row - begin) * k;
-        const float* source = x + row * k;
-        switch (number_type(w)) {
-          case NumberType::float32:
-            norms.rms_norm_f32(target, source, static_cast<const float*>(w.const_data_ptr()), k, norm->eps);
-            break;
-          case NumberType::bfloat16:
-            norms.rms_norm_bf16(target, source, static_cast<const bfloat16*>(w.const_data_ptr()), k, norm->eps);
-            break;
-          case NumberType::float16:
-            norms.rms_norm_f16(target, source, static_cast<const float16*>(w.const_data_ptr()), k, norm->eps);
-            break;
-        }
-      }
+      for (int64_t row = begin; row < end; ++row)
+        normalize_row(normalized + (row - begin) * k, x + row * k, k, row, *norm);
       from = normalized;
     }
-    kernels.pack_activations(to + begin * row_bytes, from, end - begin, k, filled_units(kernels, weight.units));
+    kernels.pack_activations(to + group * row_bytes, from, {count, begin - group, end - group}, k, units);
   }
 }
 

@@ -77,10 +77,10 @@ void for_panels(int64_t count, int64_t cost, const F& f) {
   });
 }
 
-// Packs groups [first, last) of `groups`.
-void pack_groups(
-    char* to, const PackedWeight& weight, const float* x, int64_t rows, const RowNorm* norm, int64_t groups,
-    int64_t first, int64_t last);
+// Packs rows [first, last) of `rows`.
+void pack_rows(
+    char* to, const PackedWeight& weight, const float* x, int64_t rows, const RowNorm* norm, int64_t first,
+    int64_t last);
 
 template <typename Tag>
 char* packed_memory(const PackedWeight& weight, int64_t rows) {
@@ -91,19 +91,15 @@ char* packed_memory(const PackedWeight& weight, int64_t rows) {
 template <typename Tag>
 const char* pack_activations(const PackedWeight& weight, const float* x, int64_t rows, const RowNorm* norm) {
   char* to = packed_memory<Tag>(weight, rows);
-  const int64_t groups = group_count(rows, kernels_of(weight).group_rows);
   // Packing a value costs about as much as 4 multiply-adds.
-  for_ranges(groups, 4 * weight.k * rows / groups, [&](int64_t begin, int64_t end) {
-    pack_groups(to, weight, x, rows, norm, groups, begin, end);
-  });
+  for_ranges(rows, 4 * weight.k, [&](int64_t begin, int64_t end) { pack_rows(to, weight, x, rows, norm, begin, end); });
   return to;
 }
 
 template <typename Tag>
 const char* pack_activations_here(const PackedWeight& weight, const float* x, int64_t rows) {
   char* to = packed_memory<Tag>(weight, rows);
-  const int64_t groups = group_count(rows, kernels_of(weight).group_rows);
-  pack_groups(to, weight, x, rows, nullptr, groups, 0, groups);
+  pack_rows(to, weight, x, rows, nullptr, 0, rows);
   return to;
 }
 

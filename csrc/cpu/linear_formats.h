@@ -69,11 +69,11 @@ struct TileMajor {
 
 // Activations stay float32; columns beyond k are zero.
 template <typename Order>
-void pack_floats(char* to, const float* x, int64_t rows, int64_t k, int64_t columns) {
+void pack_floats(char* to, const float* x, const GroupRows& rows, int64_t k, int64_t columns) {
   const float zero = 0;
-  for (int64_t m = 0; m < rows; ++m) {
-    Order::write(to, rows, m, 0, x + m * k, k);
-    for (int64_t i = k; i < columns; ++i) Order::write(to, rows, m, i, &zero, 1);
+  for (int64_t m = rows.begin; m < rows.end; ++m) {
+    Order::write(to, rows.count, m, 0, x + (m - rows.begin) * k, k);
+    for (int64_t i = k; i < columns; ++i) Order::write(to, rows.count, m, i, &zero, 1);
   }
 }
 
@@ -84,7 +84,7 @@ struct Float32 {
   static constexpr int64_t kFloatUnits = 0;       // units of float32 that one unit widens to; 0: never widened
 
   template <typename Order>
-  static void pack(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
+  static void pack(char* to, const float* x, const GroupRows& rows, int64_t k, int64_t units) {
     pack_floats<Order>(to, x, rows, k, units);
   }
 
@@ -124,7 +124,7 @@ struct Widened {
   static constexpr int64_t kFloatUnits = kColumns;
 
   template <typename Order>
-  static void pack(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
+  static void pack(char* to, const float* x, const GroupRows& rows, int64_t k, int64_t units) {
     pack_floats<Order>(to, x, rows, k, kColumns * units);
   }
 
@@ -193,15 +193,15 @@ struct PairedBFloat16 {
   static constexpr int64_t kFloatUnits = 0;
 
   template <typename Order>
-  static void pack(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
-    for (int64_t m = 0; m < rows; ++m) {
+  static void pack(char* to, const float* x, const GroupRows& rows, int64_t k, int64_t units) {
+    for (int64_t m = rows.begin; m < rows.end; ++m) {
       for (int64_t u = 0; u < units; u += kWidth / 2) {
         alignas(64) float values[kWidth] = {};
         const int64_t pairs = units - u < kWidth / 2 ? units - u : kWidth / 2;
         const int64_t count = k - 2 * u < kWidth ? k - 2 * u : kWidth;
-        if (count > 0) memcpy(values, x + m * k + 2 * u, count * sizeof(float));
+        if (count > 0) memcpy(values, x + (m - rows.begin) * k + 2 * u, count * sizeof(float));
         const typename P::Half rounded = P::round(load(values));
-        Order::write(to, rows, m, u, &rounded, pairs);
+        Order::write(to, rows.count, m, u, &rounded, pairs);
       }
     }
   }
@@ -235,7 +235,7 @@ struct PairedFp8 {
   static constexpr int64_t kFloatUnits = 0;
 
   template <typename Order>
-  static void pack(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
+  static void pack(char* to, const float* x, const GroupRows& rows, int64_t k, int64_t units) {
     PairedBFloat16<P>::template pack<Order>(to, x, rows, k, 2 * units);
   }
 
@@ -297,16 +297,16 @@ using Fp8 = Formats16<kHasBFloat16Pairs, BFloat16Pairs>::Fp8;
 // Rounds rows to integers of magnitude 127 at most: four integers per word, then the scales [groups][rows] and
 // `correction` times the sums of the integers [groups][rows]. A NaN or an infinity makes its group's scale NaN.
 template <typename Order>
-void pack_integers(char* to, int32_t correction, const float* x, int64_t rows, int64_t k, int64_t columns) {
+void pack_integers(char* to, int32_t correction, const float* x, const GroupRows& rows, int64_t k, int64_t columns) {
   const int64_t groups = columns / kQuantGroup;
-  float* scales = reinterpret_cast<float*>(to + columns * rows);
-  int32_t* sums = reinterpret_cast<int32_t*>(scales + groups * rows);
-  for (int64_t m = 0; m < rows; ++m) {
+  float* scales = reinterpret_cast<float*>(to + columns * rows.count);
+  int32_t* sums = reinterpret_cast<int32_t*>(scales + groups * rows.count);
+  for (int64_t m = rows.begin; m < rows.end; ++m) {
     for (int64_t g = 0; g < groups; ++g) {
       alignas(64) float values[kQuantGroup] = {};
       alignas(64) int8_t bytes[kQuantGroup];
       const int64_t begin = g * kQuantGroup, count = k - begin < kQuantGroup ? k - begin : kQuantGroup;
-      if (count > 0) memcpy(values, x + m * k + begin, count * sizeof(float));
+      if (count > 0) memcpy(values, x + (m - rows.begin) * k + begin, count * sizeof(float));
       Vec magnitudes = {}, not_finite = {};
       for (int64_t i = 0; i < kQuantGroup; i += kWidth) {
         const Vec v = load(values + i);
@@ -326,9 +326,9 @@ void pack_integers(char* to, int32_t correction, const float* x, int64_t rows, i
       }
       int32_t sum_of_all = 0;
       for (int lane = 0; lane < kWidth; ++lane) sum_of_all += total[lane];
-      scales[g * rows + m] = finite ? max / 127.f : __builtin_nanf("");
-      sums[g * rows + m] = correction * sum_of_all;
-      Order::write(to, rows, m, begin / 4, bytes, kQuantGroup / 4);
+      scales[g * rows.count + m] = finite ? max / 127.f : __builtin_nanf("");
+      sums[g * rows.count + m] = correction * sum_of_all;
+      Order::write(to, rows.count, m, begin / 4, bytes, kQuantGroup / 4);
     }
   }
 }
@@ -341,7 +341,7 @@ struct Int8 {
   static constexpr int32_t kZero = 128;
 
   template <typename Order>
-  static void pack(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
+  static void pack(char* to, const float* x, const GroupRows& rows, int64_t k, int64_t units) {
     pack_integers<Order>(to, -kZero, x, rows, k, 4 * units);
   }
 
@@ -369,7 +369,7 @@ struct Int4 {
   static constexpr int32_t kZero = 8;
 
   template <typename Order>
-  static void pack(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
+  static void pack(char* to, const float* x, const GroupRows& rows, int64_t k, int64_t units) {
     pack_integers<Order>(to, -kZero, x, rows, k, 8 * units);
   }
 

@@ -20,7 +20,7 @@ constexpr FormatKernels format_kernels() {
 template <typename F, typename T = Tiles>
 constexpr FormatKernels tile_kernels() {
   if constexpr (kHasTiles) {
-    return {kTileRows, F::kPackedUnitBytes, kTileUnits<F>, pack_for_tiles<F>, gemm_tiles<T, F>};
+    return {kTileRows, F::kPackedUnitBytes, kTileUnits<F>, F::template pack<TileMajor>, gemm_tiles<T, F>};
   } else {
     return format_kernels<F>();
   }

@@ -27,12 +27,16 @@ struct GemmBlock {
 // An output is added up in an order that depends on k alone, whatever the number of rows, columns and threads, so a
 // row's bits do not depend on its batch. int8 and int4 sums within a group are exact integers, so those products are
 // the same in every instruction set that has fused multiply-adds.
+struct GroupRows {
+  int64_t count, begin, end;  // of the group, and those of them that are written
+};
+
 struct FormatKernels {
   int64_t group_rows;         // max rows in a group
   int64_t packed_unit_bytes;  // of one row's activations
   int64_t unit_multiple;      // activations are filled up with zeros to a multiple of so many units
-  // Writes the activations of x [rows, k], and for each row and quantization group 8 bytes.
-  void (*pack_activations)(char* to, const float* x, int64_t rows, int64_t k, int64_t units);
+  // Writes activations x [rows.end - rows.begin, k] to their group, and for each row and quantization group 8 bytes.
+  void (*pack_activations)(char* to, const float* x, const GroupRows& rows, int64_t k, int64_t units);
   void (*gemm)(const GemmBlock&);
 };
 

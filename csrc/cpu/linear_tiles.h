@@ -2,7 +2,7 @@
 // Their sums stay in tiles while the panels' units stream by. A tile of weights is 16 units as they are stored, or as
 // many as expand to 16.
 //
-// Few rows are left to vectors, which read memory faster. They give the same bits: sums of integers are exact, and
+// One row is left to vectors, which read more panels at a time. They give the same bits: sums of integers are exact, and
 // products of bfloat16 are added in the order of tiles.
 #pragma once
 
@@ -20,7 +20,7 @@ constexpr int64_t kBlockGroups = 16;   // whose sums stay in the cache
 constexpr int64_t kBlockPanels = 4;    // that a group takes while its activations are in the cache
 constexpr int64_t kBlockTiles = 16;    // of a panel, that stay in the cache for the groups of a block
 constexpr int64_t kCopiedTiles = 2;    // for one group
-constexpr int64_t kBytesAhead = 8192;  // of a panel: how far ahead it is fetched
+constexpr int64_t kBytesAhead = 2048;  // of a panel: how far ahead it is fetched
 
 // Units of weights in a tile.
 template <typename F>
@@ -35,17 +35,6 @@ template <int64_t kBytes>
 HIGGS_INLINE void fetch(const char* from) {
 #pragma GCC unroll 32
   for (int64_t at = 0; at < kBytes; at += 64) __builtin_prefetch(from + at);
-}
-
-// Rows that vectors multiply faster: above them, int4 gains from being unpacked once for all rows.
-template <typename F>
-constexpr int64_t kVectorRows = F::kFormat == WeightFormat::int4 ? 4 : 1;
-
-// Packs a group's activations for vectors or tiles.
-template <typename F>
-void pack_for_tiles(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
-  if (rows <= kVectorRows<F>) F::template pack<Interleaved>(to, x, rows, k, units);
-  else F::template pack<TileMajor>(to, x, rows, k, units);
 }
 
 // ---- One row of bfloat16
@@ -178,7 +167,7 @@ HIGGS_INLINE const char* panel_tiles(char* memory, const char* panel, int64_t be
 
 template <typename T, typename F>
 void gemm_tiles(const GemmBlock& p) {
-  if (p.rows <= kVectorRows<F>) {
+  if (p.rows == 1) {
     if constexpr (is_integer(F::kFormat)) return gemm_vectors<F>(p);
     else return gemm_row<T, F>(p);
   }
