@@ -1,9 +1,7 @@
 import asyncio
 import os
 import random
-import resource
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +17,7 @@ from higgs_native.streaming import ChunkSizes
 from higgs_native.testing.configs import DEMO_CONFIG
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint, write_language_model
 from higgs_native.utils import background_iterator
+from tests.helpers.memory import resident_bytes
 
 
 TEXT = "The sun rises in the east."
@@ -374,8 +373,7 @@ def test_memory_stays_flat_for_ten_minutes(engine, monkeypatch):
     most = []
     for chunk in engine.stream(TEXT):
         if chunk.start_frame > 1500:
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            most.append(pages * resource.getpagesize())
+            most.append(resident_bytes())
     assert chunk.start_frame > 14_900
     assert max(most) - most[0] < 16 << 20  # the audio alone has 57 million bytes
 

@@ -1,6 +1,8 @@
 """Requests that join and leave at each step: each gets what it gets alone, to the bit."""
 
 import asyncio
+import gc
+import os
 import random
 import threading
 from dataclasses import replace
@@ -21,11 +23,14 @@ from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
 from higgs_native.ops._library import EMULATES_CUDA
 from higgs_native.ops.formats import QUANTIZED_FORMATS
 from higgs_native.testing.random_checkpoint import write_language_model
+from tests.helpers.memory import resident_bytes
 from tests.model.test_transformer import config
 
 
 MAX_LENGTH = 256
 NUM_SLOTS = 8
+# The emulation is slow.
+REQUESTS = int(os.environ.get("HIGGS_NATIVE_REQUESTS", "4" if EMULATES_CUDA else "100"))
 
 
 @pytest.fixture(scope="module")
@@ -133,19 +138,18 @@ class AheadRunner(ModelRunner):
 def test_each_request_gets_what_it_gets_alone(folder, format, runner, monkeypatch):
     """With random arrivals, lengths, sampling, conventions, priorities, aborts, preemptions and shared prefixes."""
     model = load(folder, format)
-    count = 4 if EMULATES_CUDA else 100
     monkeypatch.setattr(engine_module, "ModelRunner", runner)
     engine = small_engine(model)
     if runner is AheadRunner:
         engine.prepare()
         engine._frames_ahead = 64
-    handles, received, aborted = run_randomly(model, engine, count, seed=0)
+    handles, received, aborted = run_randomly(model, engine, REQUESTS, seed=0)
     metrics = engine.metrics
-    if not EMULATES_CUDA:  # which is slow: too few requests for all that happens
+    if REQUESTS >= 100:  # enough for all that happens
         assert metrics.preempted > 0
         assert metrics.aborted > 0
         assert any(handle.sequence.cached_tokens for handle in handles)
-    assert metrics.finished + metrics.aborted == count
+    assert metrics.finished + metrics.aborted == REQUESTS
     assert metrics.failed == metrics.waiting == metrics.running == metrics.pages_held == 0
     for index, handle in enumerate(handles):
         (alone,) = generate_batch(model, [random_request(model, index)])
@@ -160,6 +164,31 @@ def test_each_request_gets_what_it_gets_alone(folder, format, runner, monkeypatc
         assert index in aborted
         for ours, theirs in zip(output.audio_segments, alone.audio_segments, strict=False):
             assert torch.equal(ours, theirs[:, : ours.shape[1]])
+
+
+@pytest.mark.skipif(EMULATES_CUDA, reason="the emulation is slow")
+def test_requests_leave_nothing_behind(model):
+    """No page, and no memory: after many requests, a third of them aborted, the process is as large as before."""
+    rng = random.Random(0)
+
+    def run(count: int) -> None:
+        for _ in range(count // 20):
+            handles = [engine.add(random_request(model, rng.randrange(1000))) for _ in range(20)]
+            for handle in rng.sample(handles, 6):
+                handle.abort()
+            while engine.step():
+                pass
+        engine.forget_prefixes()
+        gc.collect()
+
+    engine = small_engine(model)
+    run(REQUESTS)
+    before = resident_bytes()
+    run(5 * REQUESTS)
+    assert resident_bytes() - before < 8 << 20
+    metrics = engine.metrics
+    assert metrics.pages_held == metrics.running == metrics.waiting == 0
+    assert metrics.aborted == 6 * REQUESTS // 20 * 6
 
 
 def test_a_prefix_is_held_once(model):

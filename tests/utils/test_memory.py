@@ -1,24 +1,17 @@
 """Memory for weights: where it begins, and that it is given back."""
 
 import gc
-import mmap
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from higgs_native.utils.memory import empty_weight
+from tests.helpers.memory import resident_bytes
 
 
 CPU = torch.device("cpu")
 HUGE_PAGE = 2 << 20
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * mmap.PAGESIZE
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn])
@@ -39,11 +32,11 @@ def test_a_large_weight_begins_at_a_huge_page():
 
 def test_memory_is_given_back():
     gc.collect()
-    before = resident()
+    before = resident_bytes()
     weights = [empty_weight((1 << 24,), torch.int8, CPU).fill_(1) for _ in range(10)]
-    filled = resident()
+    filled = resident_bytes()
     assert 160 << 20 <= filled - before < 200 << 20
     view = weights[0][5:]
     del weights
-    assert filled - resident() > 140 << 20
+    assert filled - resident_bytes() > 140 << 20
     assert view.sum() == (1 << 24) - 5  # a view keeps its weight's memory, and none of the others'
