@@ -18,6 +18,7 @@ from higgs_native import (
     ParameterError,
     Pauses,
     PromptError,
+    Recording,
     SamplingParams,
     build_prompt,
     check_recording,
@@ -140,6 +141,14 @@ CASES = {
     "samples that are not finite": (
         lambda engine: check_recording(np.full(24000, np.nan), 24000),
         "samples must be finite, got NaN or infinity",
+    ),
+    "the name of a recording": (
+        lambda engine: Recording(np.zeros(24000), 24000, name=HUGE),
+        "name must be a string, got 0x",
+    ),
+    "codes without memory": (
+        lambda engine: engine.audio_tokenizer.decode(torch.zeros(8, 3, dtype=torch.int64, device="meta")),
+        "codes must be a dense tensor with memory, got one of the device meta",
     ),
     "device": (
         lambda engine: HiggsAudio.from_pretrained(device=HUGE),

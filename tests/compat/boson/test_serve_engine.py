@@ -574,7 +574,7 @@ def test_the_client_tells_of_a_chunk_without_audio(client, monkeypatch):
     with pytest.warns(UserWarning, match="chunk [01] was answered without audio"):
         audio, _, _ = client.generate([], [], ["a", "b"], None)
     assert audio.shape == (0,)
-    with pytest.raises(PromptError, match="chunked_text is empty"):
+    with pytest.raises(PromptError, match="chunked_text must hold at least one chunk, got none"):
         client.generate([], [], [], None)
     with pytest.raises(ParameterError, match="chunked_text must be a list of strings, got the string 'abc'"):
         client.generate([], [], "abc", None)
