@@ -26,6 +26,8 @@ from higgs_native import (
     find_voice,
     list_voices,
 )
+from higgs_native.audio_tokenizer.graph_decoder import DecoderWindows, WindowedDecoder
+from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint
 
 
@@ -204,8 +206,27 @@ def test_what_holds_weights_or_threads_says_how_to_share_it(engine, copied):
             "their own with from_pretrained",
         ):
             copied(item)
-    with pytest.raises(ParameterError, match=r"a SpeechStream can't be copied or pickled; its items may be"):
-        copied(engine.stream("Hi."))
+    with pytest.raises(ParameterError, match=r"^an Engine can't be copied or pickled: threads can share it"):
+        copied(engine.model.engine)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_gives_results_piece_by_piece_says_what_can_be_copied(engine, copied):
+    request = GenerationRequest(torch.tensor(prompt(engine)), sampling=SamplingParams(max_new_tokens=12))
+    handle = engine.model.engine.add(request)
+    for item, name, instead in (
+        (engine.stream("Hi."), "SpeechStream", "its items may be"),
+        (engine.audio_tokenizer.streaming_decoder(), "StreamingDecoder", "its audio may be"),
+        (
+            WindowedDecoder(DecoderWindows(engine.audio_tokenizer._weights, engine.audio_tokenizer.config, (24,))),
+            "WindowedDecoder",
+            "its audio may be",
+        ),
+        (handle, "RequestHandle", "its items and its output may be"),
+    ):
+        with pytest.raises(ParameterError, match=f"^a {name} can't be copied or pickled; {instead}$"):
+            copied(item)
+    assert pickle.loads(pickle.dumps(handle.result())).finish_reason == "length"
 
 
 def test_results_can_be_copied_and_pickled(engine):

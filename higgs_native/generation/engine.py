@@ -12,7 +12,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -28,6 +27,7 @@ from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.utils.checks import check_integer
+from higgs_native.utils.uncopyable import Shareable
 
 
 DEFAULT_SLOTS = 64
@@ -76,7 +76,7 @@ class EngineMetrics:
     pages: int
 
 
-class Engine(Driver):
+class Engine(Driver, Shareable):
     """Generates requests side by side. Thread-safe.
 
         handle = model.engine.add(request)
@@ -139,9 +139,6 @@ class Engine(Driver):
         self._step_lock = threading.Lock()
         # Steps are computed by any thread, whatever its current stream is.
         self._stream = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
-
-    def __reduce__(self) -> Any:
-        raise TypeError("an engine can't be copied or pickled: load the model again where it is needed")
 
     @property
     def prefix_bytes(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from higgs_native.errors import ParameterError
 from higgs_native.utils.background_iterator import ConsumerLeft
 from higgs_native.utils.checks import check_flag, check_integer, check_number, integer_tensor
+from higgs_native.utils.uncopyable import Uncopyable
 
 
 DELTAS_AHEAD = 64
@@ -61,7 +62,7 @@ class TextDeltas:
         return [HiggsAudioStreamerDelta(text=self._tokenizer.decode(pending, **self._options))] if pending else []
 
 
-class AsyncHiggsAudioStreamer:
+class AsyncHiggsAudioStreamer(Uncopyable):
     """Takes tokens from a generating thread, and gives them as deltas to an `async for`.
 
     It is created in the consumer's event loop. The thread calls `put`, then `end` or `fail`; `put` waits while 64
@@ -75,6 +76,8 @@ class AsyncHiggsAudioStreamer:
         audio_num_codebooks: how many codes a frame has.
         decode_kwargs: for `tokenizer.decode`.
     """
+
+    _instead = "; its deltas may be"
 
     def __init__(
         self,

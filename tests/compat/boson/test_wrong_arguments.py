@@ -1,12 +1,14 @@
 """Arguments of a wrong type are refused by name, in one line; `test_properties` tries many more."""
 
 import asyncio
+import copy
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
-from higgs_native import HiggsNativeError
+from higgs_native import HiggsNativeError, ParameterError
 from higgs_native.compat import boson
 from higgs_native.compat.boson import ChatMLDatasetSample, ChatMLSample, HiggsAudioConfig, Message
 
@@ -216,3 +218,17 @@ def test_a_gpu_is_a_number(demo_folder, engine):
             lambda number: boson.HiggsAudioModelClient(demo_folder, engine.audio_tokenizer, device_id=number),
             device_id,
         )
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_what_holds_weights_says_how_to_share_it(engine, client, copied):
+    for item in (engine, engine.model, engine.audio_tokenizer, client):
+        with pytest.raises(ParameterError, match=r"^a HiggsAudio\w+ can't be copied or pickled: threads can share it"):
+            copied(item)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda item: pickle.loads(pickle.dumps(item))])
+def test_what_holds_no_weights_can_be_copied_and_pickled(engine, copied):
+    assert copied(engine.model.config).to_dict() == engine.model.config.to_dict()
+    assert copied(engine.tokenizer).encode("Hi.") == engine.tokenizer.encode("Hi.")
+    assert vars(copied(engine.collator)) == vars(engine.collator)
