@@ -30,6 +30,9 @@ from higgs_native import (
     Voice,
 )
 from higgs_native.cli.main import app, main
+from higgs_native.generation.engine import Engine
+from higgs_native.generation.model import generate_batch
+from higgs_native.generation.sequence import GenerationRequest
 from tests.helpers.drawn_values import (
     LARGE,
     TEXTS,
@@ -81,6 +84,16 @@ def faces(demo_folder) -> Faces:
             model.generate,
             options | {"input_ids": ids, "convention": engine.convention, "partial_audio": None, **generation},
         ),
+        "HiggsAudio.speech_messages": (engine.speech_messages, {"text": "Hi.", "voices": (), "scene": None}),
+        "Engine": (Engine, {"model": model}),
+        "Engine.add": (
+            lambda **arguments: model.engine.add(GenerationRequest(**arguments)).result(),
+            with_parameters_of(GenerationRequest, input_ids=ids, sampling=SamplingParams(**generation)),
+        ),
+        "generate_batch": (
+            generate_batch,
+            {"model": model, "requests": [GenerationRequest(ids, sampling=SamplingParams(**generation))]},
+        ),
         "HiggsAudioTokenizer.from_pretrained": (
             HiggsAudioTokenizer.from_pretrained,
             {"path_or_name": demo_folder / "audio_tokenizer"},
@@ -90,8 +103,12 @@ def faces(demo_folder) -> Faces:
         "HiggsAudioTokenizer.streaming_decoder": (tokenizer.streaming_decoder, {}),
         "StreamingDecoder.decode": (decode_piece, {"codes": codes, "is_last": True}),
         "LongSpeech": (LongSpeech, {"engine": engine, "text": "Hi.", "seed": 1}),
+        "LongSpeech.save": (LongSpeech(engine, "Hi.", seed=1, max_retries=0).save, {"path": "out.wav"}),
         "Speech.save": (speech.save, {"path": "out.wav"}),
         "Recording": (Recording, {"samples": samples, "sampling_rate": 24000}),
+        "Recording.read": (Recording.read, {"audio": (samples, 24000)}),
+        "Recording.part": (Recording(samples, 24000).part, {}),
+        "Recording.advice": (Recording(samples, 24000).advice, {"reference_text": "Hi."}),
         "Voice": (speak_as, with_parameters_of(Voice, profile="male")),
         "SamplingParams": (SamplingParams, generation),
         "Pauses": (Pauses, {}),

@@ -27,6 +27,8 @@ from higgs_native import (
     list_voices,
 )
 from higgs_native.audio_tokenizer.graph_decoder import DecoderWindows, WindowedDecoder
+from higgs_native.generation.engine import Engine
+from higgs_native.generation.model import generate_batch
 from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint
 
@@ -115,6 +117,27 @@ CASES = {
     "no model": (
         lambda engine: HiggsAudio(engine, engine.audio_tokenizer),
         "model must be of the class HiggsAudioModel, got HiggsAudio",
+    ),
+    "no voices": (
+        lambda engine: engine.speech_messages("Hi.", 0, None),
+        "voices must be a list of Voice, got int",
+    ),
+    "voices by name": (
+        lambda engine: engine.speech_messages("Hi.", ["anna"], None),
+        "each of voices must be of the class Voice, got str",
+    ),
+    "an engine of no model": (lambda engine: Engine(1), "model must be of the class LanguageModel, got int"),
+    "a batch of no model": (
+        lambda engine: generate_batch(1, []),
+        "model must be of the class HiggsAudioModel, got int",
+    ),
+    "a batch that is none": (
+        lambda engine: generate_batch(engine.model, 0),
+        "requests must be a list of GenerationRequest, got int",
+    ),
+    "a batch of prompts": (
+        lambda engine: generate_batch(engine.model, [torch.tensor(prompt(engine))]),
+        "request must be of the class GenerationRequest, got Tensor",
     ),
     "no audio tokenizer": (
         lambda engine: HiggsAudio(engine.model, None),

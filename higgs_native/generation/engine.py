@@ -26,7 +26,7 @@ from higgs_native.generation.stop import ends_reply, text_after_audio
 from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.utils.checks import check_integer
+from higgs_native.utils.checks import check_instance, check_integer
 from higgs_native.utils.uncopyable import Shareable
 
 
@@ -104,6 +104,7 @@ class Engine(Driver, Shareable):
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__()
+        check_instance("model", model, LanguageModel)
         check_integer("num_slots", num_slots)
         check_integer("cache_bytes", cache_bytes, optional=True)
         if not 1 <= num_slots <= _MAX_SLOTS or num_slots & (num_slots - 1):
