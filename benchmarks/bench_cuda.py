@@ -33,6 +33,7 @@ from higgs_native.audio_tokenizer.decoder import StreamingDecoder
 from higgs_native.audio_tokenizer.graph_decoder import WindowedDecoder
 from higgs_native.convention import Convention
 from higgs_native.generation.model_runner import DecodeRow, ModelRunner
+from higgs_native.generation.sequence import Frame
 from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import pages_for
 from higgs_native.model.transformer import LanguageModel
@@ -223,19 +224,19 @@ def frames_of_native(
         runner.sampler.reset_slot(slot, Convention.TRANSFORMERS, SamplingParams(temperature=1.0, seed=slot))
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(model.config.audio_stream_bos_id, (model.config.num_codebooks,), generator=generator)
-    runner.begin([DecodeRow(slot, position, codes) for slot in range(batch)])
+    runner.begin([DecodeRow(slot, position, codes.tolist()) for slot in range(batch)])
 
-    def draw() -> list[torch.Tensor]:
-        frames: list[torch.Tensor] = []
+    def draw() -> list[list[Frame]]:
+        frames: list[list[Frame]] = []
         launched = 0
         while len(frames) < count:
             while launched < count and runner.in_flight < runner.max_ahead:
                 runner.launch()
                 launched += 1
-            codes, active = runner.read()
-            if not all(active):
+            drawn = runner.read()
+            if not all(frame.is_active for frame in drawn):
                 raise RuntimeError("a sequence ended: time a checkpoint whose audio does not end")
-            frames.append(codes)
+            frames.append([frame.codes for frame in drawn])
         return frames
 
     return draw

@@ -96,13 +96,14 @@ void pack_f32(char* packed, const float* weight, int64_t n, int64_t k) {
 void pack_groups(
     char* to, const PackedWeight& weight, const float* x, int64_t rows, const RowNorm* norm, int64_t groups,
     int64_t first, int64_t last) {
-  const int64_t k = weight.k, row_bytes = packed_row_bytes(weight.format, kernels_of(weight), weight.units);
+  const FormatKernels& kernels = kernels_of(weight);
+  const int64_t k = weight.k, row_bytes = packed_row_bytes(weight.format, kernels, weight.units);
   for (int64_t g = first; g < last; ++g) {
     const int64_t begin = group_begin(g, groups, rows), end = group_begin(g + 1, groups, rows);
     const float* from = x + begin * k;
     if (norm) {
       struct Normalized;
-      const LinearKernels& kernels = linear_kernels();
+      const LinearKernels& norms = linear_kernels();
       float* normalized = scratch<Normalized>((end - begin) * k);
       for (int64_t row = begin; row < end; ++row) {
         const Tensor& w = row < norm->num_text_rows ? norm->text_weight : norm->audio_weight;
@@ -110,19 +111,19 @@ void pack_groups(
         const float* source = x + row * k;
         switch (number_type(w)) {
           case NumberType::float32:
-            kernels.rms_norm_f32(target, source, static_cast<const float*>(w.const_data_ptr()), k, norm->eps);
+            norms.rms_norm_f32(target, source, static_cast<const float*>(w.const_data_ptr()), k, norm->eps);
             break;
           case NumberType::bfloat16:
-            kernels.rms_norm_bf16(target, source, static_cast<const bfloat16*>(w.const_data_ptr()), k, norm->eps);
+            norms.rms_norm_bf16(target, source, static_cast<const bfloat16*>(w.const_data_ptr()), k, norm->eps);
             break;
           case NumberType::float16:
-            kernels.rms_norm_f16(target, source, static_cast<const float16*>(w.const_data_ptr()), k, norm->eps);
+            norms.rms_norm_f16(target, source, static_cast<const float16*>(w.const_data_ptr()), k, norm->eps);
             break;
         }
       }
       from = normalized;
     }
-    kernels_of(weight).pack_activations(to + begin * row_bytes, from, end - begin, k, weight.units);
+    kernels.pack_activations(to + begin * row_bytes, from, end - begin, k, filled_units(kernels, weight.units));
   }
 }
 

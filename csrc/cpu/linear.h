@@ -91,7 +91,7 @@ char* packed_memory(const PackedWeight& weight, int64_t rows) {
 template <typename Tag>
 const char* pack_activations(const PackedWeight& weight, const float* x, int64_t rows, const RowNorm* norm) {
   char* to = packed_memory<Tag>(weight, rows);
-  const int64_t groups = group_count(rows, linear_kernels().group_rows);
+  const int64_t groups = group_count(rows, kernels_of(weight).group_rows);
   // Packing a value costs about as much as 4 multiply-adds.
   for_ranges(groups, 4 * weight.k * rows / groups, [&](int64_t begin, int64_t end) {
     pack_groups(to, weight, x, rows, norm, groups, begin, end);
@@ -102,7 +102,7 @@ const char* pack_activations(const PackedWeight& weight, const float* x, int64_t
 template <typename Tag>
 const char* pack_activations_here(const PackedWeight& weight, const float* x, int64_t rows) {
   char* to = packed_memory<Tag>(weight, rows);
-  const int64_t groups = group_count(rows, linear_kernels().group_rows);
+  const int64_t groups = group_count(rows, kernels_of(weight).group_rows);
   pack_groups(to, weight, x, rows, nullptr, groups, 0, groups);
   return to;
 }

@@ -1,8 +1,9 @@
 // The weight formats of the CPU's products, for linear_kernels.cpp. A format says how activations are packed for it,
-// and how the sums of a tile take one unit of weights. The rows of a group are interleaved, 4 bytes of each in turn.
+// and how sums take one unit of weights.
 #pragma once
 
 #include "common/weight_format.h"
+#include "cpu/linear_kernels.h"
 #include "cpu/simd/simd.h"
 
 namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
@@ -34,24 +35,45 @@ struct Unit {
   }
 };
 
-// Writes `count` words of row m of a group of `rows`, from word `first` on.
-HIGGS_INLINE void interleave_words(char* to, int64_t rows, int64_t m, int64_t first, const void* words, int64_t count) {
-  const char* from = static_cast<const char*>(words);
-  if (rows == 1) {
-    memcpy(to + first * 4, from, count * 4);
-    return;
+// The orders of the activations of a group of `rows` rows: write() writes `count` words of row m, from word `first` on.
+
+// 4 bytes of each row in turn.
+struct Interleaved {
+  HIGGS_INLINE void write(char* to, int64_t rows, int64_t m, int64_t first, const void* words, int64_t count) {
+    const char* from = static_cast<const char*>(words);
+    if (rows == 1) {
+      memcpy(to + first * 4, from, count * 4);
+      return;
+    }
+    for (int64_t i = 0; i < count; ++i) memcpy(to + ((first + i) * rows + m) * 4, from + i * 4, 4);
   }
-  for (int64_t i = 0; i < count; ++i) memcpy(to + ((first + i) * rows + m) * 4, from + i * 4, 4);
-}
+};
+
+// kTileBytes of each row in turn: tile after tile. One row has the same order as above.
+constexpr int64_t kTileBytes = 64;
+
+struct TileMajor {
+  HIGGS_INLINE void write(char* to, int64_t rows, int64_t m, int64_t first, const void* words, int64_t count) {
+    constexpr int64_t kWords = kTileBytes / 4;
+    const char* from = static_cast<const char*>(words);
+    for (int64_t i = 0; i < count;) {
+      const int64_t tile = (first + i) / kWords, in_tile = (first + i) % kWords;
+      const int64_t fitting = kWords - in_tile < count - i ? kWords - in_tile : count - i;
+      memcpy(to + (tile * rows + m) * kTileBytes + in_tile * 4, from + i * 4, fitting * 4);
+      i += fitting;
+    }
+  }
+};
 
 // ---- Weights that are multiplied in float32
 
 // Activations stay float32; columns beyond k are zero.
+template <typename Order>
 void pack_floats(char* to, const float* x, int64_t rows, int64_t k, int64_t columns) {
   const float zero = 0;
   for (int64_t m = 0; m < rows; ++m) {
-    interleave_words(to, rows, m, 0, x + m * k, k);
-    for (int64_t i = k; i < columns; ++i) interleave_words(to, rows, m, i, &zero, 1);
+    Order::write(to, rows, m, 0, x + m * k, k);
+    for (int64_t i = k; i < columns; ++i) Order::write(to, rows, m, i, &zero, 1);
   }
 }
 
@@ -61,8 +83,9 @@ struct Float32 {
   static constexpr int64_t kGroupUnits = 0;       // units of a quantization group; 0: sums are float32
   static constexpr int64_t kFloatUnits = 0;       // units of float32 that one unit widens to; 0: never widened
 
-  static void pack_activations(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
-    pack_floats(to, x, rows, k, units);
+  template <typename Order>
+  static void pack(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
+    pack_floats<Order>(to, x, rows, k, units);
   }
 
   template <int R, int J>
@@ -100,8 +123,9 @@ struct Widened {
   static constexpr int64_t kGroupUnits = 0;
   static constexpr int64_t kFloatUnits = kColumns;
 
-  static void pack_activations(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
-    pack_floats(to, x, rows, k, kColumns * units);
+  template <typename Order>
+  static void pack(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
+    pack_floats<Order>(to, x, rows, k, kColumns * units);
   }
 
   template <int R, int J>
@@ -148,6 +172,18 @@ struct WidenedFp8 : Widened<WidenedFp8, 4> {
 
 // ---- Weights that are multiplied in pairs of bfloat16, by one instruction; P: BFloat16Pairs
 
+// Widens pairs of activations and weights to float32, and adds their products to `first` and `second`.
+template <int J, typename Words>
+HIGGS_INLINE void add_pairs(Vec (&first)[J], Vec (&second)[J], UIntVec x, const Words& words) {
+  const Vec x0 = (Vec)(x << 16), x1 = (Vec)(x & 0xffff0000u);
+#pragma GCC unroll 8
+  for (int j = 0; j < J; ++j) {
+    const UIntVec w = words(j);
+    first[j] += x0 * (Vec)(w << 16);
+    second[j] += x1 * (Vec)(w & 0xffff0000u);
+  }
+}
+
 // Activations are rounded to bfloat16, a pair per word.
 template <typename P>
 struct PairedBFloat16 {
@@ -156,17 +192,24 @@ struct PairedBFloat16 {
   static constexpr int64_t kGroupUnits = 0;
   static constexpr int64_t kFloatUnits = 0;
 
-  static void pack_activations(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
+  template <typename Order>
+  static void pack(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
     for (int64_t m = 0; m < rows; ++m) {
       for (int64_t u = 0; u < units; u += kWidth / 2) {
         alignas(64) float values[kWidth] = {};
         const int64_t pairs = units - u < kWidth / 2 ? units - u : kWidth / 2;
         const int64_t count = k - 2 * u < kWidth ? k - 2 * u : kWidth;
-        memcpy(values, x + m * k + 2 * u, count * sizeof(float));
+        if (count > 0) memcpy(values, x + m * k + 2 * u, count * sizeof(float));
         const typename P::Half rounded = P::round(load(values));
-        interleave_words(to, rows, m, u, &rounded, pairs);
+        Order::write(to, rows, m, u, &rounded, pairs);
       }
     }
+  }
+
+  // Adds the products of one row in the order of tiles: those of first and of second weights apart.
+  template <int J>
+  HIGGS_INLINE void step_in_tile(Vec (&first)[J], Vec (&second)[J], const char* x, const Unit& unit) {
+    add_pairs(first, second, splat_bits(x), [&](int j) { return load_bits(unit.part(j)); });
   }
 
   template <int R, int J>
@@ -191,8 +234,29 @@ struct PairedFp8 {
   static constexpr int64_t kGroupUnits = 0;
   static constexpr int64_t kFloatUnits = 0;
 
-  static void pack_activations(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
-    PairedBFloat16<P>::pack_activations(to, x, rows, k, 2 * units);
+  template <typename Order>
+  static void pack(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
+    PairedBFloat16<P>::template pack<Order>(to, x, rows, k, 2 * units);
+  }
+
+  // Writes two units of pairs.
+  HIGGS_INLINE void expand(char* to, const char* unit) {
+    for (int pair = 0; pair < 2; ++pair) {
+      for (int j = 0; j < kParts; ++j) {
+        const typename P::Pairs w = P::widen_e4m3(load_bits(unit + j * kWidth * 4), pair);
+        memcpy(to + (pair * kParts + j) * kWidth * 4, &w, sizeof w);
+      }
+    }
+  }
+
+  template <int J>
+  HIGGS_INLINE void step_in_tile(Vec (&first)[J], Vec (&second)[J], const char* x, const Unit& unit) {
+#pragma GCC unroll 2
+    for (int pair = 0; pair < 2; ++pair) {
+      add_pairs(first, second, splat_bits(x + 4 * pair), [&](int j) {
+        return (UIntVec)P::widen_e4m3(load_bits(unit.part(j)), pair);
+      });
+    }
   }
 
   template <int R, int J>
@@ -232,6 +296,7 @@ using Fp8 = Formats16<kHasBFloat16Pairs, BFloat16Pairs>::Fp8;
 
 // Rounds rows to integers of magnitude 127 at most: four integers per word, then the scales [groups][rows] and
 // `correction` times the sums of the integers [groups][rows]. A NaN or an infinity makes its group's scale NaN.
+template <typename Order>
 void pack_integers(char* to, int32_t correction, const float* x, int64_t rows, int64_t k, int64_t columns) {
   const int64_t groups = columns / kQuantGroup;
   float* scales = reinterpret_cast<float*>(to + columns * rows);
@@ -263,7 +328,7 @@ void pack_integers(char* to, int32_t correction, const float* x, int64_t rows, i
       for (int lane = 0; lane < kWidth; ++lane) sum_of_all += total[lane];
       scales[g * rows + m] = finite ? max / 127.f : __builtin_nanf("");
       sums[g * rows + m] = correction * sum_of_all;
-      interleave_words(to, rows, m, begin / 4, bytes, kQuantGroup / 4);
+      Order::write(to, rows, m, begin / 4, bytes, kQuantGroup / 4);
     }
   }
 }
@@ -275,8 +340,9 @@ struct Int8 {
   static constexpr int64_t kFloatUnits = 0;
   static constexpr int32_t kZero = 128;
 
-  static void pack_activations(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
-    pack_integers(to, -kZero, x, rows, k, 4 * units);
+  template <typename Order>
+  static void pack(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
+    pack_integers<Order>(to, -kZero, x, rows, k, 4 * units);
   }
 
   template <int R, int J>
@@ -302,8 +368,21 @@ struct Int4 {
   static constexpr int64_t kFloatUnits = 0;
   static constexpr int32_t kZero = 8;
 
-  static void pack_activations(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
-    pack_integers(to, -kZero, x, rows, k, 8 * units);
+  template <typename Order>
+  static void pack(char* to, const float* x, int64_t rows, int64_t k, int64_t units) {
+    pack_integers<Order>(to, -kZero, x, rows, k, 8 * units);
+  }
+
+  // Writes two units of signed bytes.
+  HIGGS_INLINE void expand(char* to, const char* unit) {
+    for (int i = 0; i < 2; ++i) {
+      for (int j = 0; j < kParts; ++j) {
+        // w + 8, from 0 to 15, becomes w: bytes do not borrow from each other where bit 7 is set first and flipped back.
+        const UIntVec w = load_bits(unit + j * kWidth * 4) >> (4 * i) & 0x0f0f0f0fu;
+        const UIntVec v = ((w | 0x80808080u) - 0x08080808u) ^ 0x80808080u;
+        memcpy(to + (i * kParts + j) * kWidth * 4, &v, sizeof v);
+      }
+    }
   }
 
   template <int R, int J>
@@ -326,6 +405,27 @@ struct Int4 {
     return load(static_cast<const float16*>(scales) + group * kPanel + j * kWidth);
   }
 };
+
+// ---- Sums
+
+// Writes the sums [kPanel] of a row and a panel, from column n0 of `out` on.
+template <typename F>
+HIGGS_INLINE void write_row(const GemmBlock& p, const float* sums, const void* scales, int64_t row, int64_t n0) {
+  float* out = p.out + row * p.out_stride + n0;
+  const float* residual = p.residual ? p.residual + row * p.out_stride + n0 : nullptr;
+  const int64_t count = p.n - n0 < kPanel ? p.n - n0 : kPanel;
+  float last[kPanel];
+#pragma GCC unroll 8
+  for (int j = 0; j < kParts; ++j) {
+    Vec v = load(sums + j * kWidth);
+    if constexpr (has_row_scales(F::kFormat)) v *= load(static_cast<const float*>(scales) + j * kWidth);
+    if (count == kPanel) store(out + j * kWidth, residual ? load(residual + j * kWidth) + v : v);
+    else store(last + j * kWidth, v);
+  }
+  if (count < kPanel) {
+    for (int64_t i = 0; i < count; ++i) out[i] = residual ? residual[i] + last[i] : last[i];
+  }
+}
 
 }  // namespace
 

@@ -1,199 +1,29 @@
-// Products with packed weights, out[r][n] = sum_k x[r][k] * weight[n][k].
-//
-// A tile is a group of rows of x times one panel of the weight: its sums, kGroupRows by 32, stay in registers while the
-// panel's units stream by; each unit is loaded once and multiplied with a broadcast of every row. If all rows are one
-// group, a panel is read from memory once, front to back, and only read bandwidth counts. With more rows the work is
-// bound by multiply-adds: a block of the panel stays in the cache for all groups, whose sums are kept in the cache
-// between blocks.
-// Bytes moved: the weight, once for every kBlockRows rows.
+// Products with packed weights, out[r][n] = sum_k x[r][k] * weight[n][k]: by tiles where the set has them for the
+// weights' format (linear_tiles.h), else by vectors (linear_vectors.h).
+// Bytes moved: the weight, once for 240 rows.
 #include "cpu/linear_kernels.h"
 
 #include "cpu/linear_formats.h"
+#include "cpu/linear_tiles.h"
+#include "cpu/linear_vectors.h"
 
 namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 
 namespace {
 
-// Registers: kGroupRows * kParts sums, the vectors of a unit, a broadcast; 16 in all, 32 with AVX-512.
-constexpr int kGroupRows = kWidth == 16 ? 12 : kWidth == 8 ? 3 : 1;
-// With 32 registers one row takes four panels at a time: more chains of additions and more memory streams in flight.
-constexpr int kPanelsOfRow = kWidth == 16 ? 4 : 1;
-// A panel's block fits L1 (16 KiB), or L2 (64 KiB) where a tile does enough work per load.
-constexpr int64_t kBlockUnits = kWidth == 16 ? 512 : 128;
-constexpr int64_t kBlockRows = 240;
-
-// ---- Tiles
-
-// Units [begin, end) of `units` of kPanels neighboring panels, for a group of R rows.
-struct Tile {
-  float* sums;         // [R, kPanels * kPanel]: of the units before `begin`; updated
-  const char* x;       // the group's packed activations
-  const char* weight;  // unit `begin` of the first panel
-  const void* scales;  // of the first panel
-  int64_t begin, end, units;
-};
-
-// The scales of a quantization group for vector j of a tile's panels.
-template <typename F>
-HIGGS_INLINE Vec group_scale(const Tile& t, int64_t group, int j) {
-  const char* panel = static_cast<const char*>(t.scales) + j / kParts * panel_scale_bytes(F::kFormat, t.units);
-  return F::group_scale(panel, group, j % kParts);
-}
-
-template <typename F, int R, int kPanels = 1>
-void run_tile(const Tile& t) {
-  constexpr int J = kPanels * kParts;
-  Vec sums[R][J];
-#pragma GCC unroll 16
-  for (int m = 0; m < R; ++m) {
-#pragma GCC unroll 8
-    for (int j = 0; j < J; ++j) sums[m][j] = t.begin == 0 ? Vec{} : load(t.sums + (m * J + j) * kWidth);
-  }
-  const char* x = t.x + t.begin * F::kPackedUnitBytes * R;
-  Unit unit = {t.weight, t.units * kUnitBytes};
-  if constexpr (F::kGroupUnits > 0) {
-    const int64_t groups = t.units / F::kGroupUnits;
-    const float* scales = reinterpret_cast<const float*>(t.x + t.units * F::kPackedUnitBytes * R);
-    const int32_t* zeros = reinterpret_cast<const int32_t*>(scales + groups * R);
-    for (int64_t g = t.begin / F::kGroupUnits; g < t.end / F::kGroupUnits; ++g) {
-      IntVec integers[R][J];
-#pragma GCC unroll 16
-      for (int m = 0; m < R; ++m) {
-#pragma GCC unroll 8
-        for (int j = 0; j < J; ++j) integers[m][j] = IntVec{} + zeros[g * R + m];
-      }
-#pragma GCC unroll 4
-      for (int64_t u = 0; u < F::kGroupUnits; ++u) {
-        F::step(integers, x, unit);
-        x += F::kPackedUnitBytes * R;
-        unit.weight += kUnitBytes;
-      }
-#pragma GCC unroll 16
-      for (int m = 0; m < R; ++m) {
-#pragma GCC unroll 8
-        for (int j = 0; j < J; ++j) {
-          const Vec scale = splat(scales[g * R + m]) * group_scale<F>(t, g, j);
-          sums[m][j] += __builtin_convertvector(integers[m][j], Vec) * scale;
-        }
-      }
-    }
-  } else {
-#pragma GCC unroll 4
-    for (int64_t u = t.begin; u < t.end; ++u) {
-      F::step(sums, x, unit);
-      x += F::kPackedUnitBytes * R;
-      unit.weight += kUnitBytes;
-    }
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < R; ++m) {
-#pragma GCC unroll 8
-    for (int j = 0; j < J; ++j) store(t.sums + (m * J + j) * kWidth, sums[m][j]);
-  }
-}
-
-// Runs the tile of `rows` rows, 1 to kGroupRows.
-template <typename F, int R = 1>
-HIGGS_INLINE void dispatch_tile(const Tile& t, int64_t rows) {
-  if constexpr (R < kGroupRows) {
-    if (rows != R) return dispatch_tile<F, R + 1>(t, rows);
-  }
-  run_tile<F, R>(t);
-}
-
-// Widens units of a panel to F::kFloatUnits times as many units of float32.
-template <typename F>
-HIGGS_INLINE void widen_units(char* to, const char* weight, int64_t units) {
-  for (int64_t u = 0; u < units; ++u, weight += kUnitBytes) {
-#pragma GCC unroll 4
-    for (int i = 0; i < F::kFloatUnits; ++i, to += kUnitBytes) {
-      for (int j = 0; j < kParts; ++j) {
-        store(reinterpret_cast<float*>(to) + j * kWidth, F::widen(load_bits(weight + j * kWidth * 4), i));
-      }
-    }
-  }
-}
-
-template <typename F>
-HIGGS_INLINE void write_row(const GemmBlock& p, const float* sums, const void* scales, int64_t row, int64_t n0) {
-  float* out = p.out + row * p.out_stride + n0;
-  const float* residual = p.residual ? p.residual + row * p.out_stride + n0 : nullptr;
-  const int64_t count = p.n - n0 < kPanel ? p.n - n0 : kPanel;
-  float last[kPanel];
-#pragma GCC unroll 8
-  for (int j = 0; j < kParts; ++j) {
-    Vec v = load(sums + j * kWidth);
-    if constexpr (has_row_scales(F::kFormat)) v *= load(static_cast<const float*>(scales) + j * kWidth);
-    if (count == kPanel) store(out + j * kWidth, residual ? load(residual + j * kWidth) + v : v);
-    else store(last + j * kWidth, v);
-  }
-  if (count < kPanel) {
-    for (int64_t i = 0; i < count; ++i) out[i] = residual ? residual[i] + last[i] : last[i];
-  }
-}
-
-template <typename F>
-void gemm(const GemmBlock& p) {
-  alignas(64) float sums[kBlockRows * kPanel];
-  int64_t row_bytes = p.units * F::kPackedUnitBytes;
-  if constexpr (F::kGroupUnits > 0) row_bytes += p.units / F::kGroupUnits * 8;
-  const int64_t scale_bytes = panel_scale_bytes(F::kFormat, p.units);
-  const int64_t groups = group_count(p.rows, kGroupRows);
-  // A block that will be widened may be twice as large.
-  constexpr int64_t kBlock = F::kFloatUnits == 0 ? kBlockUnits : 2 * kBlockUnits / F::kFloatUnits;
-  const int64_t block_units = groups == 1 ? p.units : kBlock;
-  constexpr int64_t kBlockGroups = kBlockRows / kGroupRows;
-  int64_t n0 = 0;
-  if constexpr (kPanelsOfRow > 1) {
-    for (; p.rows == 1 && n0 + (kPanelsOfRow - 1) * kPanel < p.n; n0 += kPanelsOfRow * kPanel) {
-      const char* weight = p.weight + n0 / kPanel * p.units * kUnitBytes;
-      const char* scales = static_cast<const char*>(p.scales) + n0 / kPanel * scale_bytes;
-      run_tile<F, 1, kPanelsOfRow>({sums, p.x, weight, scales, 0, p.units, p.units});
-      for (int i = 0; i < kPanelsOfRow; ++i) {
-        write_row<F>(p, sums + i * kPanel, scales + i * scale_bytes, 0, n0 + i * kPanel);
-      }
-    }
-  }
-  for (; n0 < p.n; n0 += kPanel) {
-    const int64_t panel = n0 / kPanel;
-    const char* weight = p.weight + panel * p.units * kUnitBytes;
-    const void* scales = static_cast<const char*>(p.scales) + panel * scale_bytes;
-    for (int64_t g0 = 0; g0 < groups; g0 += kBlockGroups) {
-      const int64_t g1 = groups - g0 < kBlockGroups ? groups : g0 + kBlockGroups;
-      const int64_t row0 = group_begin(g0, groups, p.rows), row1 = group_begin(g1, groups, p.rows);
-      if (p.units == 0) memset(sums, 0, (row1 - row0) * kPanel * sizeof(float));
-      for (int64_t begin = 0; begin < p.units; begin += block_units) {
-        const int64_t end = p.units - begin < block_units ? p.units : begin + block_units;
-        const char* block = weight + begin * kUnitBytes;
-        // From 4 groups on, widening the block once is faster than widening it for each group.
-        if constexpr (F::kFloatUnits > 0) {
-          if (g1 - g0 >= 4) {
-            constexpr int64_t kFloats = F::kFloatUnits;
-            alignas(64) char widened[kFloats * kBlock * kUnitBytes];
-            widen_units<F>(widened, block, end - begin);
-            for (int64_t g = g0; g < g1; ++g) {
-              const int64_t row = group_begin(g, groups, p.rows), count = group_begin(g + 1, groups, p.rows) - row;
-              float* group_sums = sums + (row - row0) * kPanel;
-              dispatch_tile<Float32>(
-                  {group_sums, p.x + row * row_bytes, widened, scales, kFloats * begin, kFloats * end, 0}, count);
-            }
-            continue;
-          }
-        }
-        for (int64_t g = g0; g < g1; ++g) {
-          const int64_t row = group_begin(g, groups, p.rows), count = group_begin(g + 1, groups, p.rows) - row;
-          float* group_sums = sums + (row - row0) * kPanel;
-          dispatch_tile<F>({group_sums, p.x + row * row_bytes, block, scales, begin, end, p.units}, count);
-        }
-      }
-      for (int64_t row = row0; row < row1; ++row) write_row<F>(p, sums + (row - row0) * kPanel, scales, row, n0);
-    }
-  }
-}
-
 template <typename F>
 constexpr FormatKernels format_kernels() {
-  return {F::kPackedUnitBytes, F::pack_activations, gemm<F>};
+  return {kGroupRows, F::kPackedUnitBytes, 1, F::template pack<Interleaved>, gemm_vectors<F>};
+}
+
+// The kernels of a format that tiles can multiply.
+template <typename F, typename T = Tiles>
+constexpr FormatKernels tile_kernels() {
+  if constexpr (kHasTiles) {
+    return {kTileRows, F::kPackedUnitBytes, kTileUnits<F>, pack_for_tiles<F>, gemm_tiles<T, F>};
+  } else {
+    return format_kernels<F>();
+  }
 }
 
 // ---- RMSNorm before a product, SiLU after it
@@ -224,9 +54,8 @@ void silu_mul(float* out, const float* gate, const float* up, int64_t n) {
 }  // namespace
 
 const LinearKernels linear_kernels = {
-    kGroupRows,
-    {format_kernels<Float32>(), format_kernels<BFloat16>(), format_kernels<Float16>(), format_kernels<Fp8>(),
-     format_kernels<Int8>(), format_kernels<Int4>()},
+    {format_kernels<Float32>(), tile_kernels<BFloat16>(), format_kernels<Float16>(), tile_kernels<Fp8>(),
+     tile_kernels<Int8>(), tile_kernels<Int4>()},
     rms_norm<float>,
     rms_norm<bfloat16>,
     rms_norm<float16>,

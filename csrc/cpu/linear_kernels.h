@@ -21,21 +21,22 @@ struct GemmBlock {
 };
 
 // Activations are packed once per product, in groups of rows: in the order in which the kernels read them, and rounded
-// to bfloat16 (bfloat16 and fp8 weights, avx512_bf16 alone) or to 8-bit integers with a scale per row and group of
+// to bfloat16 (bfloat16 and fp8 weights, from avx512_bf16 on) or to 8-bit integers with a scale per row and group of
 // kQuantGroup columns (int8 and int4 weights).
 //
-// An output is one chain of additions in the order of k, whatever the number of rows, columns and threads, so a row's
-// bits do not depend on its batch. int8 and int4 sums within a group are exact integers, so those products are the same
-// in every instruction set that has fused multiply-adds.
+// An output is added up in an order that depends on k alone, whatever the number of rows, columns and threads, so a
+// row's bits do not depend on its batch. int8 and int4 sums within a group are exact integers, so those products are
+// the same in every instruction set that has fused multiply-adds.
 struct FormatKernels {
+  int64_t group_rows;         // max rows in a group
   int64_t packed_unit_bytes;  // of one row's activations
-  // Writes rows x units * packed_unit_bytes (+ 8 per row and quantization group) bytes from x [rows, k].
+  int64_t unit_multiple;      // activations are filled up with zeros to a multiple of so many units
+  // Writes the activations of x [rows, k], and for each row and quantization group 8 bytes.
   void (*pack_activations)(char* to, const float* x, int64_t rows, int64_t k, int64_t units);
   void (*gemm)(const GemmBlock&);
 };
 
 struct LinearKernels {
-  int64_t group_rows;  // max rows in a group
   FormatKernels formats[kWeightFormats];
   // out = x / sqrt(mean(x^2) + eps) * weight, all [k]
   void (*rms_norm_f32)(float* out, const float* x, const float* weight, int64_t k, float eps);
@@ -50,12 +51,16 @@ inline constexpr int64_t group_begin(int64_t g, int64_t groups, int64_t rows) { 
 
 inline constexpr int64_t group_count(int64_t rows, int64_t group_rows) { return (rows + group_rows - 1) / group_rows; }
 
+inline int64_t filled_units(const FormatKernels& kernels, int64_t units) {
+  return (units + kernels.unit_multiple - 1) / kernels.unit_multiple * kernels.unit_multiple;
+}
+
 // Bytes of one row's packed activations.
 inline int64_t packed_row_bytes(WeightFormat format, const FormatKernels& kernels, int64_t units) {
   const int64_t quantization = is_integer(format) ? units * unit_columns(format) / kQuantGroup * 8 : 0;
-  return units * kernels.packed_unit_bytes + quantization;
+  return filled_units(kernels, units) * kernels.packed_unit_bytes + quantization;
 }
 
-HIGGS_NATIVE_KERNEL_TABLE(LinearKernels, linear_kernels)
+HIGGS_NATIVE_KERNEL_TABLE_WITH_AMX(LinearKernels, linear_kernels)
 
 }  // namespace higgs_native::cpu

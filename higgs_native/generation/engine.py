@@ -10,8 +10,10 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -21,7 +23,13 @@ from higgs_native.generation.handle import RequestHandle
 from higgs_native.generation.model_runner import DecodeRow, ModelRunner
 from higgs_native.generation.pages import PagePool
 from higgs_native.generation.scheduler import Scheduler, Step
-from higgs_native.generation.sequence import GenerationMode, GenerationRequest, SequenceState, begin_sequence
+from higgs_native.generation.sequence import (
+    Frame,
+    GenerationMode,
+    GenerationRequest,
+    SequenceState,
+    begin_sequence,
+)
 from higgs_native.generation.stop import ends_reply, text_after_audio
 from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
@@ -223,7 +231,7 @@ class Engine(Driver, Shareable):
         """End aborted requests now, unless a step is being computed: the one who computes it looks again after it."""
         while self._aborting and self._step_lock.acquire(blocking=False):
             try:
-                with torch.inference_mode(), torch.cuda.stream(self._stream):
+                with self._on_stream():
                     self._prepare()
                     self._accept()
             finally:
@@ -233,7 +241,7 @@ class Engine(Driver, Shareable):
 
     def prepare(self) -> None:
         """Allocate the cache, and on a GPU capture all graphs and load all kernels, before the first request."""
-        with self._step_lock, torch.inference_mode(), torch.cuda.stream(self._stream):
+        with self._step_lock, self._on_stream():
             is_new = self._runner is None
             self._prepare()
             if is_new and self._stream is not None:
@@ -244,7 +252,7 @@ class Engine(Driver, Shareable):
         with self._step_lock:
             begin = self._clock()
             try:
-                with torch.inference_mode(), torch.cuda.stream(self._stream):
+                with self._on_stream():
                     self._prepare()
                     self._accept()
                     self._advance()
@@ -254,6 +262,16 @@ class Engine(Driver, Shareable):
                     raise
             self._step_seconds += self._clock() - begin
             return bool(self._handles)
+
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        """Compute without autograd, and on a GPU on the engine's stream."""
+        with torch.inference_mode():
+            if self._stream is None:
+                yield
+                return
+            with torch.cuda.stream(self._stream):
+                yield
 
     def _prepare(self) -> None:
         if self._scheduler is not None:
@@ -330,21 +348,20 @@ class Engine(Driver, Shareable):
         self._decode_seconds += self._clock() - begin
 
     def _read_frame(self) -> None:
-        codes, active = self._runner.read()
+        frames = self._runner.read()
         now = self._clock()
-        lowest = codes.amin(dim=1).tolist()
         self._steps += 1
-        for sequence, frame, is_active, low in zip(self._members, codes.unbind(), active, lowest, strict=True):
+        for sequence, frame in zip(self._members, frames, strict=True):
             if sequence.finish_reason is not None or sequence.mode is GenerationMode.TEXT:
                 continue  # it ended in an earlier step, when this one was in flight
             self._rows += 1
             sequence.computed += 1
             sequence.steps += 1
-            if low < 0:
+            if min(frame.codes) < 0:
                 self._fail(sequence, "a code")
                 continue
-            self._add_frame(sequence, frame, now)
-            self._end_step(sequence, is_active)
+            self._add_frame(sequence, frame.codes, now)
+            self._end_step(sequence, frame.is_active)
 
     def _drain(self) -> None:
         """Take the frames of all steps in flight."""
@@ -385,7 +402,7 @@ class Engine(Driver, Shareable):
             if sequence.output_logits and model.text_head is not None:
                 sequence.text_logits.append(model.text_logits(states[row : row + 1])[0])
             sequence.mode = GenerationMode.AUDIO_IN_PROGRESS
-            self._add_frame(sequence, sampler.begin_segment(sequence.slot).cpu(), now)
+            self._add_frame(sequence, tuple(sampler.begin_segment(sequence.slot).tolist()), now)
             self._end_step(sequence, True)
         if audio := by_mode[GenerationMode.AUDIO_IN_PROGRESS]:
             self._draw_audio([sequence for sequence, _ in audio], states[[row for _, row in audio]])
@@ -402,7 +419,7 @@ class Engine(Driver, Shareable):
                 continue
             if sequence.output_logits:
                 sequence.audio_logits.append(logits[row])
-            self._add_frame(sequence, frame, now)
+            self._add_frame(sequence, tuple(frame), now)
             self._end_step(sequence, sampler.is_active(sequence.slot))
 
     def _draw_text(self, sequences: Sequence[SequenceState], states: torch.Tensor) -> None:
@@ -412,10 +429,9 @@ class Engine(Driver, Shareable):
         tokens = self._drawn(
             sequences, "a token", lambda rows, slots: sampler.sample_text(logits[rows], slots, steps[rows])
         )
-        for row, (sequence, drawn) in enumerate(zip(sequences, tokens, strict=True)):
-            if drawn is None:
+        for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+            if token is None:
                 continue
-            token = int(drawn)
             if sequence.output_logits:
                 sequence.text_logits.append(logits[row])
             sequence.add_token(token)
@@ -432,11 +448,11 @@ class Engine(Driver, Shareable):
         sequences: Sequence[SequenceState],
         name: str,
         sample: Callable[[slice, torch.Tensor], torch.Tensor],
-    ) -> list[torch.Tensor | None]:
-        """Sample for each sequence; None for those whose logits can't be drawn from: their requests fail."""
+    ) -> list[Any]:
+        """Sample a list of codes, or a token, for each sequence; None where logits can't be drawn from: it fails."""
         slots = torch.tensor([sequence.slot for sequence in sequences], dtype=torch.int32, device=self._model.device)
         try:
-            drawn = list(sample(slice(None), slots).cpu().unbind())
+            drawn = sample(slice(None), slots)
         except RuntimeError as error:
             if len(sequences) == 1:
                 self._fail(sequences[0], name, error)
@@ -446,15 +462,15 @@ class Engine(Driver, Shareable):
                 self._drawn([sequence], name, lambda _, slots, at=slice(row, row + 1): sample(at, slots))[0]
                 for row, sequence in enumerate(sequences)
             ]
-        for row, sequence in enumerate(sequences):
-            if int(drawn[row].min()) < 0:
+        lowest = drawn.view(len(sequences), -1).amin(dim=1).tolist()
+        for sequence, low in zip(sequences, lowest, strict=True):
+            if low < 0:
                 self._fail(sequence, name)
-                drawn[row] = None
-        return drawn
+        return [None if low < 0 else values for values, low in zip(drawn.tolist(), lowest, strict=True)]
 
     # The end of a step
 
-    def _add_frame(self, sequence: SequenceState, frame: torch.Tensor, now: float) -> None:
+    def _add_frame(self, sequence: SequenceState, frame: Frame, now: float) -> None:
         sequence.add_frame(frame)
         self._frames += 1
         self._note_item(sequence, now)
@@ -535,7 +551,7 @@ class Engine(Driver, Shareable):
             sequence.slot,
             sequence.request.convention,
             sequence.request.sampling,
-            frames=torch.stack(sequence.history) if sequence.history else None,
+            frames=sequence.history,
             prompt_ids=sequence.prompt_ids,
             num_resumed=len(sequence.segments[-1]) if is_resumed else 0,
             num_drawn=sum(map(len, sequence.segments)),
@@ -551,7 +567,7 @@ def _default_cache_bytes(device: torch.device) -> int:
 def _pending_rows(model: LanguageModel, pieces: Sequence[tuple[SequenceState, int]]) -> tuple[Batch, list[int]]:
     """Gather pending rows, text first; return them and the index of each sequence's last row, -1 if rows are left."""
     ids: list[int] = []
-    frames: list[torch.Tensor] = []
+    frames: list[Frame] = []
     text_rows: list[tuple[int, int, int]] = []
     audio_rows: list[tuple[int, int]] = []
     last: list[tuple[bool, int]] = []
@@ -569,13 +585,13 @@ def _pending_rows(model: LanguageModel, pieces: Sequence[tuple[SequenceState, in
         is_last = sequence.computed + count == len(sequence.rows)
         last.append((is_text, (len(ids if is_text else frames) - 1) if is_last else -1))
 
-    def int32(values: list[int]) -> torch.Tensor:
+    def int32(values: Sequence[int] | Sequence[Frame]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int32, device=model.device)
 
     rows = [row[:2] for row in text_rows] + audio_rows
     batch = Batch(
         token_ids=int32(ids),
-        codes=torch.stack(frames).to(model.device) if frames else int32([]).view(0, model.config.num_codebooks),
+        codes=int32(frames).view(-1, model.config.num_codebooks),
         slots=int32([slot for slot, _ in rows]),
         positions=int32([position for _, position in rows]),
         text_positions=int32([text_position for _, _, text_position in text_rows]),

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 import torch
 
 from higgs_native.generation.driver import Driver
-from higgs_native.generation.sequence import GenerationOutput, SequenceState
+from higgs_native.generation.sequence import GenerationOutput, Row, SequenceState
 from higgs_native.utils.uncopyable import Uncopyable
 
 
@@ -38,7 +38,7 @@ class RequestHandle(Uncopyable):
         """Called by the engine after a step that has drawn items of this request, and at its end."""
         self._driver = driver
         self._abort = abort
-        self._items: deque[torch.Tensor | int] = deque()
+        self._items: deque[Row] = deque()
 
     def __repr__(self) -> str:
         state = "done" if self.future.done() else "running" if self.sequence.slot >= 0 else "waiting"
@@ -54,7 +54,7 @@ class RequestHandle(Uncopyable):
         """Whether all items are taken, and none will come."""
         return self.future.done() and not self._items
 
-    def put(self, item: torch.Tensor | int) -> None:
+    def put(self, item: Row) -> None:
         """Hand over the next item (called by the engine)."""
         self._items.append(item)
 
@@ -65,7 +65,10 @@ class RequestHandle(Uncopyable):
             items.append(self._items.popleft())
         # Ordinary tensors: one made in inference mode can't be changed outside it.
         with torch.inference_mode(False):
-            return [item if isinstance(item, int) else item.to(torch.int64, copy=True) for item in items]
+            return [
+                item if isinstance(item, int) else torch.tensor(item, dtype=torch.int64, device="cpu")
+                for item in items
+            ]
 
     def result(self, timeout: float | None = None) -> GenerationOutput:
         """Wait for the end, and return the output.

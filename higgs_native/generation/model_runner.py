@@ -9,6 +9,7 @@ ended unchanged.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -33,18 +34,32 @@ class DecodeRow:
     Attributes:
         slot: its slot in the cache and in the sampler.
         position: the cache position of `codes`.
-        codes: [codebooks], integers: its last frame, delayed.
+        codes: of its last frame, delayed, one per codebook.
     """
 
     slot: int
     position: int
-    codes: torch.Tensor
+    codes: Sequence[int]
+
+
+class DrawnFrame(NamedTuple):
+    """A frame that a step has drawn.
+
+    Attributes:
+        codes: delayed, one per codebook. They mean nothing if the sequence ended in an earlier step. On a GPU, a code
+            below 0 tells of logits that the sampler can't draw from.
+        is_active: whether the sequence is inside its audio segment after the frame.
+    """
+
+    codes: tuple[int, ...]
+    is_active: bool
 
 
 class CapturedStep(GraphedWork):
     """A step that draws one frame for each of `num_rows` rows, with its tensors; on a GPU one CUDA graph.
 
     Attributes:
+        num_rows: the number of rows.
         drawn: [num_rows * (codebooks + 1)], int32: the codes of all rows, then 1 per row whose sequence continues.
     """
 
@@ -52,9 +67,10 @@ class CapturedStep(GraphedWork):
         self._model, self._cache, self._sampler = model, cache, sampler
         config, int32 = model.config, {"dtype": torch.int32, "device": model.device}
         nothing = torch.zeros(0, **int32)
-        self._shape = num_rows, config.num_codebooks
+        self.num_rows = num_rows
         self.drawn = torch.zeros(num_rows * (config.num_codebooks + 1), **int32)
-        codes, self._active = self.split(self.drawn)
+        codes = self.drawn[:-num_rows].view(num_rows, config.num_codebooks)
+        self._active = self.drawn[-num_rows:]
         self._batch = Batch(
             token_ids=nothing,
             codes=codes,
@@ -69,18 +85,14 @@ class CapturedStep(GraphedWork):
     def begin(self, rows: Sequence[DecodeRow], padding: Sequence[tuple[int, int]]) -> None:
         """Set the rows to continue, and the slots and positions that fill the step up."""
         places = torch.tensor(
-            [*((row.slot, row.position) for row in rows), *padding[: self._shape[0] - len(rows)]],
+            [*((row.slot, row.position) for row in rows), *padding[: self.num_rows - len(rows)]],
             dtype=torch.int32,
             device="cpu",
         )
         self._batch.slots.copy_(places[:, 0])
         self._batch.positions.copy_(places[:, 1])
-        self._batch.codes[: len(rows)].copy_(torch.stack([row.codes for row in rows]))
-
-    def split(self, drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Split `drawn`, or a copy of it, into codes [rows, codebooks] and a flag per row: the sequence continues."""
-        num_codes = self._shape[0] * self._shape[1]
-        return drawn[:num_codes].view(self._shape), drawn[num_codes:]
+        codes = torch.tensor([row.codes for row in rows], dtype=torch.int32, device="cpu")
+        self._batch.codes[: len(rows)].copy_(codes)
 
     def compute(self) -> None:
         """Sample a frame for each row into `drawn`."""
@@ -125,7 +137,7 @@ class ModelRunner:
         self._steps: dict[int, CapturedStep] = {}
         self._step: CapturedStep | None = None
         self._num_rows = 0
-        self._in_flight: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
+        self._in_flight: deque[tuple[torch.Tensor, torch.cuda.Event | None]] = deque()
         self._ring: list[tuple[torch.Tensor, torch.cuda.Event]] = []
         if self._is_cuda:
             with CAPTURE_LOCK:
@@ -181,16 +193,17 @@ class ModelRunner:
         else:
             self._in_flight.append((self._step.drawn, None))
 
-    def read(self) -> tuple[torch.Tensor, list[int]]:
-        """Wait for the oldest step in flight; return its codes [rows, codebooks] and 1 per row that continues, else 0.
-
-        Codes of a row that ended in an earlier step mean nothing.
-        """
+    def read(self) -> list[DrawnFrame]:
+        """Wait for the oldest step in flight; return the frame of each row."""
         drawn, event = self._in_flight.popleft()
         if event is not None:
             event.synchronize()
-        codes, active = self._step.split(drawn[: len(self._step.drawn)].clone())
-        return codes[: self._num_rows], active.tolist()[: self._num_rows]
+        values, width = drawn.tolist(), self._model.config.num_codebooks
+        active = self._step.num_rows * width
+        return [
+            DrawnFrame(tuple(values[row * width : (row + 1) * width]), bool(values[active + row]))
+            for row in range(self._num_rows)
+        ]
 
     def warm_up(self) -> None:
         """Run a prompt in the first pages, which no sequence may hold yet.

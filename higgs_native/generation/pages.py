@@ -6,22 +6,20 @@ keys and values of a position depend on the rows before it alone, not on the bat
 """
 
 import hashlib
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
-
-import torch
 
 from higgs_native.model.kv_cache import PAGE_SIZE
 
 
-def page_keys(rows: Sequence[int | torch.Tensor]) -> list[bytes]:
-    """Return the keys of the whole pages of a prompt: token ids, and delayed frames [codebooks], int32."""
-    frames = [row for row in rows if not isinstance(row, int)]
-    frames = iter(torch.stack(frames).cpu().numpy() if frames else ())
+def page_keys(rows: Sequence[int | tuple[int, ...]]) -> list[bytes]:
+    """Return the keys of the whole pages of a prompt: token ids, and the delayed codes of frames."""
     digest = hashlib.sha256()
     keys = []
     for count, row in enumerate(rows, 1):
-        digest.update(b"t" + row.to_bytes(4, "little") if isinstance(row, int) else b"a" + next(frames).tobytes())
+        kind, codes = (b"t", (row,)) if isinstance(row, int) else (b"a", row)
+        digest.update(kind + array("i", codes).tobytes())
         if count % PAGE_SIZE == 0:
             keys.append(digest.digest())
     return keys

@@ -58,7 +58,7 @@ class SamplerState:
         slot: int,
         convention: Convention,
         sampling: SamplingParams,
-        frames: torch.Tensor | None = None,
+        frames: Sequence[Sequence[int]] = (),
         prompt_ids: Sequence[int] = (),
         num_resumed: int = 0,
         num_drawn: int | None = None,
@@ -69,7 +69,7 @@ class SamplerState:
             slot: 0 to `num_slots` - 1.
             convention: sets the delay pattern and the frames that repetition-aware sampling counts.
             sampling: how to draw. Its `ras_win_len` must be at most `history_length`.
-            frames: [N, codebooks], integers: the delayed frames so far that repetitions are counted in.
+            frames: the delayed codes of the frames so far that repetitions are counted in, one per codebook each.
             prompt_ids: the prompt's ids, one per position; transformers' delay pattern starts from the last of them.
             num_resumed: the number of frames at the end of `frames` that are an unfinished audio segment, BOS frame
                 first. The slot continues it as if it had sampled these frames itself: the same seed gives the same
@@ -79,16 +79,16 @@ class SamplerState:
         Raises:
             PromptError: the segment to resume has ended.
         """
-        count = 0 if frames is None else len(frames)
-        begun = frames[count - num_resumed :].tolist() if num_resumed else []
+        count = len(frames)
+        begun = frames[count - num_resumed :]
         fields = self._state_fields(convention, count, begun, prompt_ids)
         fields[StateField.FRAME] = num_resumed if num_drawn is None else num_drawn
         self.state[slot] = torch.tensor(fields, dtype=torch.int32, device="cpu")
-        kept = () if frames is None else frames[-self.history.shape[1] :]
-        if len(kept):
+        kept = frames[-self.history.shape[1] :]
+        if kept:
             ring = range(count - len(kept), count)
             ring = torch.tensor(ring, dtype=torch.int64, device=self.history.device) % self.history.shape[1]
-            self.history[slot, ring] = kept.to(self.history)
+            self.history[slot, ring] = torch.tensor(kept, dtype=torch.int32, device=self.history.device)
         self.temperature[slot] = float(sampling.temperature)
         self.top_k[slot] = sampling.top_k or 0
         self.top_p[slot] = 1.0 if sampling.top_p is None else float(sampling.top_p)

@@ -19,8 +19,10 @@ from higgs_native.utils.checks import check_callable, check_flag, check_instance
 FinishReason = Literal["stop", "length", "aborted"]
 OnFrame = Callable[[torch.Tensor], None]
 OnToken = Callable[[int], None]
-PromptRow = int | torch.Tensor
-"""A row of a prompt: a token id, or a delayed frame [codebooks], int32, on the CPU."""
+Frame = tuple[int, ...]
+"""The delayed codes of a frame, one per codebook. No tensor: each call of torch takes several microseconds."""
+Row = int | Frame
+"""A row of a sequence: a token id or a frame."""
 
 
 class GenerationMode(enum.Enum):
@@ -127,7 +129,7 @@ class SequenceState:
         history: the frames that repetition-aware sampling counts: those of the prompt, then those generated.
         prompt_ids: the prompt's ids, one per position.
         page_keys: the keys of the prompt's whole pages (see `generation.pages`).
-        emit: called with each frame [codebooks], int32, and each text token as it is drawn.
+        emit: called with each frame and each text token as it is drawn.
         output_logits: keep the logits that each step drew from.
         slot: its slot in the cache and in the sampler; -1 while it waits.
         pages: the pages of the cache that it holds, in order of their positions.
@@ -141,12 +143,12 @@ class SequenceState:
 
     request: GenerationRequest
     mode: GenerationMode
-    rows: list[PromptRow]
+    rows: list[Row]
     prompt_tokens: int
-    history: list[torch.Tensor]
+    history: list[Frame]
     prompt_ids: list[int]
     page_keys: list[bytes] = field(default_factory=list)
-    emit: Callable[[torch.Tensor | int], None] = lambda item: None
+    emit: Callable[[Row], None] = lambda item: None
     output_logits: bool = False
     slot: int = -1
     pages: list[int] = field(default_factory=list)
@@ -154,7 +156,7 @@ class SequenceState:
     text_computed: int = 0
     cached_tokens: int = 0
     steps: int = 0
-    segments: list[list[torch.Tensor]] = field(default_factory=list)
+    segments: list[list[Frame]] = field(default_factory=list)
     text_ids: list[int] = field(default_factory=list)
     audio_logits: list[torch.Tensor] = field(default_factory=list)
     text_logits: list[torch.Tensor] = field(default_factory=list)
@@ -184,8 +186,8 @@ class SequenceState:
         steps = self.request.sampling.max_new_tokens - self.steps
         return min(steps, self.max_length(model) - len(self.rows) + 1)
 
-    def add_frame(self, frame: torch.Tensor) -> None:
-        """Take the next frame [codebooks], int32, on the CPU."""
+    def add_frame(self, frame: Frame) -> None:
+        """Take the next frame."""
         self.segments[-1].append(frame)
         self.history.append(frame)
         self.rows.append(frame)
@@ -219,7 +221,7 @@ class SequenceState:
         if self.mode is GenerationMode.AUDIO_IN_PROGRESS:
             text_ids.append(config.audio_out_token_id)
         output = GenerationOutput(
-            audio_segments=[torch.stack(frames, dim=1).long() for frames in self.segments if frames],
+            audio_segments=[_segment(frames) for frames in self.segments if frames],
             text_ids=text_ids,
             finish_reason=self.finish_reason or "length",
             prompt_tokens=self.prompt_tokens,
@@ -296,7 +298,7 @@ def _begin_prompt(model: LanguageModel, request: GenerationRequest, ids: list[in
 
 def _expand_placeholders(
     model: LanguageModel, request: GenerationRequest, ids: list[int]
-) -> tuple[list[PromptRow], list[int], list[torch.Tensor]]:
+) -> tuple[list[Row], list[int], list[Frame]]:
     """Return the prompt's rows, its ids (one per row), and the frames that repetition-aware sampling counts."""
     config, is_boson = model.config, request.convention == Convention.BOSON
     placeholders = (_audio_in_token_id(model) if is_boson else config.audio_in_token_id, config.audio_out_token_id)
@@ -307,9 +309,9 @@ def _expand_placeholders(
             f"got {len(request.reference_codes)}"
         )
     references = iter(request.reference_codes)
-    rows: list[PromptRow] = []
+    rows: list[Row] = []
     prompt_ids: list[int] = []
-    prompt_frames: list[torch.Tensor] = []
+    prompt_frames: list[Frame] = []
     # transformers' processor marks the frames that close a delay pattern.
     closing = 0 if is_boson or config.audio_delay_token_id is None else config.num_codebooks - 1
     for token in ids:
@@ -317,7 +319,7 @@ def _expand_placeholders(
             rows.append(token)
             prompt_ids.append(token)
             continue
-        frames = build_delay_pattern(next(references), config).unbind(0)
+        frames = _frames(build_delay_pattern(next(references), config))
         rows += frames
         prompt_ids += [token] * (len(frames) - closing) + [config.audio_delay_token_id] * closing
         # Boson's repetition-aware sampling counts the assistant's audio alone.
@@ -326,7 +328,7 @@ def _expand_placeholders(
     return rows, prompt_ids, prompt_frames
 
 
-def _resume_audio(sequence: SequenceState, frames: Sequence[torch.Tensor]) -> None:
+def _resume_audio(sequence: SequenceState, frames: Sequence[Frame]) -> None:
     """Append the frames of an unfinished segment to the prompt."""
     sequence.rows += frames
     sequence.prompt_tokens += len(frames)
@@ -350,14 +352,14 @@ def _begin_expanded(model: LanguageModel, request: GenerationRequest, ids: list[
             f"placeholder and delay token of input_ids, got {list(frames.shape)}"
         )
     _check_codes("delayed_frames", frames, config.codebook_size)
-    prompt_frames = list(frames.to(device="cpu", dtype=torch.int32).contiguous().unbind(0))
+    prompt_frames = _frames(frames)
     remaining = iter(prompt_frames)
     pending = [next(remaining) if audio else token for token, audio in zip(ids, is_audio, strict=True)]
     mode = GenerationMode.AUDIO_IN_PROGRESS
     return SequenceState(request, mode, pending, len(pending), prompt_frames, ids, segments=[[]])
 
 
-def _checked_partial_audio(model: LanguageModel, partial: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _checked_partial_audio(model: LanguageModel, partial: torch.Tensor) -> list[Frame]:
     config = model.config
     partial = integer_tensor("partial_audio", partial, PromptError)
     if partial.dim() != 2 or partial.shape[0] != config.num_codebooks or partial.shape[1] < 1:
@@ -366,12 +368,22 @@ def _checked_partial_audio(model: LanguageModel, partial: torch.Tensor) -> tuple
             f"got {list(partial.shape)}"
         )
     _check_codes("partial_audio", partial, config.codebook_size)
-    frames = partial.T.to(device="cpu", dtype=torch.int32).contiguous()
-    if bool((frames[0] != config.audio_stream_bos_id).any()):
-        raise PromptError(f"partial_audio must begin with a frame of BOS in all codebooks, got {frames[0].tolist()}")
-    if bool((frames[-1] == config.audio_stream_eos_id).all()):
+    frames = _frames(partial.T)
+    if set(frames[0]) != {config.audio_stream_bos_id}:
+        raise PromptError(f"partial_audio must begin with a frame of BOS in all codebooks, got {list(frames[0])}")
+    if set(frames[-1]) == {config.audio_stream_eos_id}:
         raise PromptError("partial_audio must not have ended, got EOS in all codebooks of its last frame")
-    return frames.unbind(0)
+    return frames
+
+
+def _segment(frames: Sequence[Frame]) -> torch.Tensor:
+    """Return the codes [codebooks, N] of frames."""
+    return torch.tensor(frames, dtype=torch.int64, device="cpu").T.contiguous()
+
+
+def _frames(codes: torch.Tensor) -> list[Frame]:
+    """Return the frames of codes [N, codebooks]."""
+    return list(map(tuple, codes.tolist()))
 
 
 def _check_codes(name: str, codes: torch.Tensor, codebook_size: int) -> None:

@@ -175,7 +175,7 @@ def test_a_stream_can_go_through_a_named_pipe(run, model):
 def test_an_unknown_instruction_set_is_one_line_too(run_python):
     process = run_python("from higgs_native.cli import main; main(['info'])", HIGGS_NATIVE_ISA="sse9")
     assert process.returncode == 2
-    assert process.stderr == "error: HIGGS_NATIVE_ISA must be generic, avx2, avx512 or avx512_bf16, got sse9\n"
+    assert process.stderr == "error: HIGGS_NATIVE_ISA must be generic, avx2, avx512, avx512_bf16 or amx, got sse9\n"
 
 
 BOOK = 'The sun rises in the east.\n\n"Good morning," she said. They drink tea.\n\nIt is cold.'

@@ -103,8 +103,7 @@ def test_other_codes_and_other_tokens_are_another_beginning(model):
     (output,) = generate(model, request(model, "One.", before=" "))
     assert output.cached_tokens == 0
     # A frame is not the token ids of the same numbers.
-    frame = torch.tensor([1, 2, 3, 4], dtype=torch.int32)
-    assert page_keys([frame] * PAGE_SIZE) != page_keys([1, 2, 3, 4] * (PAGE_SIZE // 4))
+    assert page_keys([(1, 2, 3, 4)] * PAGE_SIZE) != page_keys([1, 2, 3, 4] * (PAGE_SIZE // 4))
 
 
 @pytest.mark.parametrize("folder", ["dual_ffn"], indirect=True)

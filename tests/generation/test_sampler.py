@@ -35,6 +35,7 @@ def reset(
 ) -> None:
     """Reset a slot to greedy sampling, but for `options`."""
     sampling = replace(GREEDY, **options)
+    frames = [] if frames is None else frames.tolist()
     sampler.reset_slot(slot, Convention(convention), sampling, frames, prompt_ids or [], num_resumed)
 
 

@@ -381,4 +381,4 @@ def test_an_unknown_instruction_set_is_named(run_python):
         process = run_python(program, HIGGS_NATIVE_ISA="sse9")
         assert process.returncode == 1
         last = process.stderr.splitlines()[-1]
-        assert last.endswith(f"{error}: HIGGS_NATIVE_ISA must be generic, avx2, avx512 or avx512_bf16, got sse9")
+        assert last.endswith(f"{error}: HIGGS_NATIVE_ISA must be generic, avx2, avx512, avx512_bf16 or amx, got sse9")

@@ -157,14 +157,16 @@ def test_a_packed_weight_must_be_aligned():
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("k", [64, 1500])
 def test_a_row_does_not_depend_on_its_batch(dtype, k):
-    """The same row gives the same bits alone, among 2 .. 16 others, and in a block of 100."""
-    x, weight = random((100, k)), packed(50, k, dtype)
-    whole = torch.empty(100, 50)
+    """The same row gives the same bits alone, among 2 .. 33 others, and in a block of 300, whatever its magnitude."""
+    n = 170  # five panels and a part of the sixth
+    x, weight = random((300, k)) * torch.logspace(-40, 3, 300)[:, None], packed(n, k, dtype)
+    whole = torch.empty(300, n)
     ops.linear(whole, x, weight)
-    for rows in (1, 2, 3, 4, 7, 16):
-        out = torch.empty(rows, 50)
-        ops.linear(out, x[:rows].contiguous(), weight)
-        assert torch.equal(out, whole[:rows])
+    for first in (0, 13, 150, 267):
+        for rows in (1, 2, 3, 4, 5, 7, 16, 17, 33):
+            out = torch.empty(rows, n)
+            ops.linear(out, x[first : first + rows].contiguous(), weight)
+            assert torch.equal(out, whole[first : first + rows])
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])

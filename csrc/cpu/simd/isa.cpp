@@ -8,6 +8,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace higgs_native::cpu {
 
@@ -30,14 +34,28 @@ bool has_avx512() {
 
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
-bool has_amx_bf16() {
+// Linux gives a process tiles if it asks for them.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+  constexpr unsigned kBFloat16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kAll = kBFloat16 | kTile | kInt8;
+  static const bool has =
+      has_avx512_bf16() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAll) == kAll && may_use_tiles();
+  return has;
 }
 #else
 bool has_avx2() { return false; }
 bool has_avx512() { return false; }
 bool has_avx512_bf16() { return false; }
+bool has_amx() { return false; }
 #endif
 
 Isa choose() {
@@ -52,7 +70,8 @@ Isa choose() {
     }
     return isa;
   }
-  throw std::runtime_error("HIGGS_NATIVE_ISA must be generic, avx2, avx512 or avx512_bf16, got " + std::string(forced));
+  throw std::runtime_error(
+      "HIGGS_NATIVE_ISA must be generic, avx2, avx512, avx512_bf16 or amx, got " + std::string(forced));
 }
 
 }  // namespace
@@ -63,12 +82,13 @@ bool isa_supported(Isa isa) {
     case Isa::avx2: return has_avx2();
     case Isa::avx512: return has_avx512();
     case Isa::avx512_bf16: return has_avx512_bf16();
+    case Isa::amx: return has_amx();
   }
   return false;
 }
 
 const char* isa_name(Isa isa) {
-  constexpr const char* kNames[] = {"generic", "avx2", "avx512", "avx512_bf16"};
+  constexpr const char* kNames[] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
   return kNames[static_cast<int>(isa)];
 }
 
@@ -87,7 +107,7 @@ std::string cpu_features() {
   add("avx512", has_avx512());
   add("avx512_vnni", __builtin_cpu_supports("avx512vnni"));
   add("avx512_bf16", has_avx512_bf16());
-  add("amx_bf16", has_amx_bf16());
+  add("amx", has_amx());
 #endif
   return features;
 }

@@ -1,15 +1,15 @@
 // The instruction set of the CPU kernels: the widest that the machine has, or the one that the environment variable
-// HIGGS_NATIVE_ISA names (generic, avx2, avx512, avx512_bf16). The variable is read once, at the first use.
+// HIGGS_NATIVE_ISA names (generic, avx2, avx512, avx512_bf16, amx). The variable is read once, at the first use.
 #pragma once
 
 #include <string>
 
 namespace higgs_native::cpu {
 
-// avx2 includes FMA and F16C; avx512 is F, BW, VL, DQ and VNNI.
-enum class Isa { generic, avx2, avx512, avx512_bf16 };
+// avx2 includes FMA and F16C; avx512 is F, BW, VL, DQ and VNNI; amx has tiles of bytes and of bfloat16.
+enum class Isa { generic, avx2, avx512, avx512_bf16, amx };
 #if defined(__x86_64__)
-inline constexpr Isa kIsas[] = {Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512_bf16};
+inline constexpr Isa kIsas[] = {Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::amx};
 #else
 inline constexpr Isa kIsas[] = {Isa::generic};
 #endif
@@ -18,38 +18,40 @@ inline constexpr Isa kIsas[] = {Isa::generic};
 Isa active_isa();
 bool isa_supported(Isa isa);
 const char* isa_name(Isa isa);
-// Those of avx2, avx512, avx512_vnni, avx512_bf16 and amx_bf16 that the machine has, separated by spaces.
+// Those of avx2, avx512, avx512_vnni, avx512_bf16 and amx that the machine has, separated by spaces.
 std::string cpu_features();
 
 }  // namespace higgs_native::cpu
 
 // Declares table() of the given type: the kernels of the instruction set in use. Each set defines a table of that name
-// in the namespace named after the set.
+// in the namespace named after the set. Only products use AMX; other families have no kernels of their own for it.
 #if defined(__x86_64__)
-#define HIGGS_NATIVE_KERNEL_TABLE(Type, table)                                        \
-  namespace generic {                                                                 \
-  extern const Type table;                                                            \
-  }                                                                                   \
-  namespace avx2 {                                                                    \
-  extern const Type table;                                                            \
-  }                                                                                   \
-  namespace avx512 {                                                                  \
-  extern const Type table;                                                            \
-  }                                                                                   \
-  namespace avx512_bf16 {                                                             \
-  extern const Type table;                                                            \
-  }                                                                                   \
-  inline const Type& table() {                                                        \
-    static const Type& chosen = active_isa() == Isa::avx512_bf16 ? avx512_bf16::table \
-                                : active_isa() == Isa::avx512    ? avx512::table      \
-                                : active_isa() == Isa::avx2      ? avx2::table        \
-                                                                 : generic::table;    \
-    return chosen;                                                                    \
+#define HIGGS_NATIVE_DECLARE_TABLE(Type, table, isa) \
+  namespace isa {                                    \
+  extern const Type table;                           \
   }
+#define HIGGS_NATIVE_KERNEL_TABLE_UP_TO(widest, Type, table)                            \
+  HIGGS_NATIVE_DECLARE_TABLE(Type, table, generic)                                      \
+  HIGGS_NATIVE_DECLARE_TABLE(Type, table, avx2)                                         \
+  HIGGS_NATIVE_DECLARE_TABLE(Type, table, avx512)                                       \
+  HIGGS_NATIVE_DECLARE_TABLE(Type, table, avx512_bf16)                                  \
+  inline const Type& table() {                                                          \
+    static const Type& chosen = active_isa() == Isa::amx           ? widest::table      \
+                                : active_isa() == Isa::avx512_bf16 ? avx512_bf16::table \
+                                : active_isa() == Isa::avx512      ? avx512::table      \
+                                : active_isa() == Isa::avx2        ? avx2::table        \
+                                                                   : generic::table;    \
+    return chosen;                                                                      \
+  }
+#define HIGGS_NATIVE_KERNEL_TABLE(Type, table) HIGGS_NATIVE_KERNEL_TABLE_UP_TO(avx512_bf16, Type, table)
+#define HIGGS_NATIVE_KERNEL_TABLE_WITH_AMX(Type, table) \
+  HIGGS_NATIVE_DECLARE_TABLE(Type, table, amx)          \
+  HIGGS_NATIVE_KERNEL_TABLE_UP_TO(amx, Type, table)
 #else
 #define HIGGS_NATIVE_KERNEL_TABLE(Type, table) \
   namespace generic {                          \
   extern const Type table;                     \
   }                                            \
   inline const Type& table() { return generic::table; }
+#define HIGGS_NATIVE_KERNEL_TABLE_WITH_AMX HIGGS_NATIVE_KERNEL_TABLE
 #endif

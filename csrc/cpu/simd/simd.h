@@ -40,6 +40,12 @@
 #include "cpu/simd/no_bf16.h"
 #endif
 
+#if defined(__AMX_TILE__)
+#include "cpu/simd/amx.h"
+#else
+#include "cpu/simd/no_amx.h"
+#endif
+
 namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 
 HIGGS_INLINE Vec load(const float* p) {

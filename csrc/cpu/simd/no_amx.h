@@ -1,0 +1,9 @@
+// A set without tiles.
+#pragma once
+
+namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
+
+inline constexpr bool kHasTiles = false;
+struct Tiles;
+
+}  // namespace higgs_native::cpu::HIGGS_NATIVE_ISA
