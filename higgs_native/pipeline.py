@@ -272,6 +272,7 @@ class HiggsAudio:
             scene: as for `speak`.
 
         Raises:
+            ParameterError: a voice is none.
             PromptError: the text is empty, or a text holds special tokens.
         """
         text = normalize_text(text)
@@ -279,7 +280,10 @@ class HiggsAudio:
         tokenizer = self.model.tokenizer
         check_plain_text(text, tokenizer)
         check_plain_text(scene, tokenizer, "scene")
+        if not isinstance(voices, Sequence):
+            raise ParameterError(f"voices must be a list of Voice, got {type(voices).__name__}")
         for voice in voices:
+            check_instance("each of voices", voice, Voice)
             check_plain_text(voice.reference_text or "", tokenizer, "reference text")
             check_plain_text(voice.profile or "", tokenizer, "profile")
         voices = [read_voice(voice) for voice in voices]

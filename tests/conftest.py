@@ -71,6 +71,27 @@ def on_other_backend(run_python, tmp_path) -> Callable[..., Any]:
     return run
 
 
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory) -> Path:
+    """A small checkpoint with an audio tokenizer, of random weights."""
+    from higgs_native.testing.random_checkpoint import write_demo_checkpoint
+
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch) -> Path:
+    """A current folder for what cases write, so deep that no drawn path leads out of it; no Hub."""
+    work = tmp_path / "a" / "b" / "c" / "d"
+    work.mkdir(parents=True)
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("HIGGS_NATIVE_VOICES", raising=False)
+    return work
+
+
 @pytest.fixture(autouse=True)
 def checks_values(request) -> None:
     """Skips tests of refused values on CUDA kernels, which can't refuse values; see tests/helpers/devices.py."""

@@ -18,6 +18,7 @@ from higgs_native import (
     ParameterError,
     Pauses,
     PromptError,
+    Recording,
     SamplingParams,
     build_prompt,
     check_recording,
@@ -25,6 +26,10 @@ from higgs_native import (
     find_voice,
     list_voices,
 )
+from higgs_native.audio_tokenizer.graph_decoder import DecoderWindows, WindowedDecoder
+from higgs_native.generation.engine import Engine
+from higgs_native.generation.model import generate_batch
+from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint
 
 
@@ -113,6 +118,27 @@ CASES = {
         lambda engine: HiggsAudio(engine, engine.audio_tokenizer),
         "model must be of the class HiggsAudioModel, got HiggsAudio",
     ),
+    "no voices": (
+        lambda engine: engine.speech_messages("Hi.", 0, None),
+        "voices must be a list of Voice, got int",
+    ),
+    "voices by name": (
+        lambda engine: engine.speech_messages("Hi.", ["anna"], None),
+        "each of voices must be of the class Voice, got str",
+    ),
+    "an engine of no model": (lambda engine: Engine(1), "model must be of the class LanguageModel, got int"),
+    "a batch of no model": (
+        lambda engine: generate_batch(1, []),
+        "model must be of the class HiggsAudioModel, got int",
+    ),
+    "a batch that is none": (
+        lambda engine: generate_batch(engine.model, 0),
+        "requests must be a list of GenerationRequest, got int",
+    ),
+    "a batch of prompts": (
+        lambda engine: generate_batch(engine.model, [torch.tensor(prompt(engine))]),
+        "request must be of the class GenerationRequest, got Tensor",
+    ),
     "no audio tokenizer": (
         lambda engine: HiggsAudio(engine.model, None),
         "audio_tokenizer must be of the class HiggsAudioTokenizer, got NoneType",
@@ -140,6 +166,14 @@ CASES = {
     "samples that are not finite": (
         lambda engine: check_recording(np.full(24000, np.nan), 24000),
         "samples must be finite, got NaN or infinity",
+    ),
+    "the name of a recording": (
+        lambda engine: Recording(np.zeros(24000), 24000, name=HUGE),
+        "name must be a string, got 0x",
+    ),
+    "codes without memory": (
+        lambda engine: engine.audio_tokenizer.decode(torch.zeros(8, 3, dtype=torch.int64, device="meta")),
+        "codes must be a dense tensor with memory, got one of the device meta",
     ),
     "device": (
         lambda engine: HiggsAudio.from_pretrained(device=HUGE),
@@ -195,8 +229,27 @@ def test_what_holds_weights_or_threads_says_how_to_share_it(engine, copied):
             "their own with from_pretrained",
         ):
             copied(item)
-    with pytest.raises(ParameterError, match=r"a SpeechStream can't be copied or pickled; its items may be"):
-        copied(engine.stream("Hi."))
+    with pytest.raises(ParameterError, match=r"^an Engine can't be copied or pickled: threads can share it"):
+        copied(engine.model.engine)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_gives_results_piece_by_piece_says_what_can_be_copied(engine, copied):
+    request = GenerationRequest(torch.tensor(prompt(engine)), sampling=SamplingParams(max_new_tokens=12))
+    handle = engine.model.engine.add(request)
+    for item, name, instead in (
+        (engine.stream("Hi."), "SpeechStream", "its items may be"),
+        (engine.audio_tokenizer.streaming_decoder(), "StreamingDecoder", "its audio may be"),
+        (
+            WindowedDecoder(DecoderWindows(engine.audio_tokenizer._weights, engine.audio_tokenizer.config, (24,))),
+            "WindowedDecoder",
+            "its audio may be",
+        ),
+        (handle, "RequestHandle", "its items and its output may be"),
+    ):
+        with pytest.raises(ParameterError, match=f"^a {name} can't be copied or pickled; {instead}$"):
+            copied(item)
+    assert pickle.loads(pickle.dumps(handle.result())).finish_reason == "length"
 
 
 def test_results_can_be_copied_and_pickled(engine):

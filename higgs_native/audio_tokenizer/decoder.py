@@ -6,7 +6,6 @@ computed once, when all its input is there, with the same bits however the codes
 """
 
 from collections.abc import Callable, Iterator
-from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from higgs_native.audio_tokenizer.config import DILATIONS, HiggsAudioTokenizerCo
 from higgs_native.audio_tokenizer.layers import Weights
 from higgs_native.errors import AudioError, ParameterError
 from higgs_native.utils.checks import check_flag, check_integer, integer_tensor
+from higgs_native.utils.uncopyable import Uncopyable
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Layer:
     stride: int = 1
 
 
-class StreamingDecoder:
+class StreamingDecoder(Uncopyable):
     """Decodes the codes of one audio as they arrive.
 
     Args:
@@ -54,6 +54,8 @@ class StreamingDecoder:
     Raises:
         ParameterError: lookahead is not between 0 and `config.decoder_context`.
     """
+
+    _instead = "; its audio may be"
 
     def __init__(self, weights: Weights, config: HiggsAudioTokenizerConfig, lookahead: int | None = None) -> None:
         self.lookahead = checked_lookahead(lookahead, config)
@@ -98,7 +100,8 @@ class StreamingDecoder:
         end = num_final * self._config.hop_length
         early = self
         if not self._exact and not is_last and end > self._first_sample + len(self._computed):
-            early = copy(self)
+            early = object.__new__(type(self))
+            vars(early).update(vars(self))
             early._inputs, early._first = list(self._inputs), list(self._first)
             early._compute(codes[:, :0], is_last=True)
         audio = early._computed[self._num_returned - self._first_sample : end - self._first_sample]

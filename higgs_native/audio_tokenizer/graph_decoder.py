@@ -19,6 +19,7 @@ from higgs_native.audio_tokenizer.layers import Weights
 from higgs_native.errors import ParameterError
 from higgs_native.utils.checks import check_flag
 from higgs_native.utils.cuda_graph import GraphedWork, capture_graphs
+from higgs_native.utils.uncopyable import Uncopyable
 
 
 SIZES = (16, 24, 32, 48, 64, 96, 128, 192, 270)
@@ -105,7 +106,7 @@ class _Window(GraphedWork):
         self.audio = x[0, 0]
 
 
-class WindowedDecoder:
+class WindowedDecoder(Uncopyable):
     """A `StreamingDecoder` that decodes by windows. Its audio has the same bits.
 
     Args:
@@ -115,6 +116,8 @@ class WindowedDecoder:
     Raises:
         ParameterError: lookahead is not between 0 and `config.decoder_context`.
     """
+
+    _instead = "; its audio may be"
 
     def __init__(self, windows: DecoderWindows, lookahead: int | None = None) -> None:
         self.lookahead = checked_lookahead(lookahead, windows.config)

@@ -4,7 +4,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from higgs_native.audio_tokenizer.decoder import StreamingDecoder, checked_codes
 from higgs_native.audio_tokenizer.graph_decoder import DecoderWindows, WindowedDecoder
 from higgs_native.audio_tokenizer.weights import pack_weights
 from higgs_native.convention import Convention
-from higgs_native.errors import AudioError, ParameterError
+from higgs_native.errors import AudioError
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.ops.device import checked_device
 from higgs_native.utils.exact_arithmetic import exact_arithmetic
+from higgs_native.utils.uncopyable import Shareable
 
 
 DECODE_WINDOW = 250
@@ -30,7 +31,7 @@ DECODE_WINDOW = 250
 _CACHED_AUDIOS = 64
 
 
-class HiggsAudioTokenizer:
+class HiggsAudioTokenizer(Shareable):
     """Encodes waveforms into codes, 8 per frame of 40 ms, and decodes codes into waveforms.
 
     Several threads may call it. The codes of the last 64 audios are cached, so that a voice is encoded once.
@@ -77,12 +78,6 @@ class HiggsAudioTokenizer:
         folder = resolve_folder(path_or_name, kind="audio tokenizer")
         config = HiggsAudioTokenizerConfig.from_pretrained(folder)
         return cls(config, load_tensors(folder, config), device)
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise ParameterError(
-            f"a {type(self).__name__} can't be copied or pickled: threads can share it, and other processes can load "
-            "their own with from_pretrained"
-        )
 
     @property
     def sampling_rate(self) -> int:

@@ -34,7 +34,8 @@ from higgs_native.generation.stop import ends_reply, text_after_audio
 from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.utils.checks import check_integer
+from higgs_native.utils.checks import check_instance, check_integer
+from higgs_native.utils.uncopyable import Shareable
 
 
 DEFAULT_SLOTS = 64
@@ -83,7 +84,7 @@ class EngineMetrics:
     pages: int
 
 
-class Engine(Driver):
+class Engine(Driver, Shareable):
     """Generates requests side by side. Thread-safe.
 
         handle = model.engine.add(request)
@@ -111,6 +112,7 @@ class Engine(Driver):
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__()
+        check_instance("model", model, LanguageModel)
         check_integer("num_slots", num_slots)
         check_integer("cache_bytes", cache_bytes, optional=True)
         if not 1 <= num_slots <= _MAX_SLOTS or num_slots & (num_slots - 1):
@@ -146,9 +148,6 @@ class Engine(Driver):
         self._step_lock = threading.Lock()
         # Steps are computed by any thread, whatever its current stream is.
         self._stream = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
-
-    def __reduce__(self) -> Any:
-        raise TypeError("an engine can't be copied or pickled: load the model again where it is needed")
 
     @property
     def prefix_bytes(self) -> int:

@@ -9,9 +9,10 @@ import torch
 
 from higgs_native.generation.driver import Driver
 from higgs_native.generation.sequence import GenerationOutput, Row, SequenceState
+from higgs_native.utils.uncopyable import Uncopyable
 
 
-class RequestHandle:
+class RequestHandle(Uncopyable):
     """A request that an engine generates; what `Engine.add` returns.
 
     It is iterated once, by `for` or by `async for`: over frames [codebooks], int64, still delayed, and text tokens,
@@ -23,6 +24,8 @@ class RequestHandle:
         added: when it was added, by the engine's clock.
         first_item_seconds: from then to the first frame or token; None before it.
     """
+
+    _instead = "; its items and its output may be"
 
     def __init__(
         self, driver: Driver, abort: Callable[["RequestHandle"], None], sequence: SequenceState, added: float

@@ -7,12 +7,13 @@ import torch
 from typing_extensions import Unpack
 
 from higgs_native.convention import Convention
+from higgs_native.errors import ParameterError
 from higgs_native.generation.engine import Engine
 from higgs_native.generation.handle import RequestHandle
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.generation.sequence import GenerationOutput, GenerationRequest, OnFrame, OnToken
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.utils.checks import check_flag
+from higgs_native.utils.checks import check_flag, check_instance
 
 
 class HiggsAudioModel(LanguageModel):
@@ -78,10 +79,14 @@ def generate_batch(
         output_logits: keep the logits that each step drew from.
 
     Raises:
+        ParameterError: an argument is of a wrong type.
         PromptError: a prompt does not fit the model, its references, or the cache.
         CheckpointError: a request asks for text, and the checkpoint has no text head.
         GenerationError: logits hold a NaN or +inf, exceed float32 when divided by the temperature, or are all -inf.
     """
+    check_instance("model", model, HiggsAudioModel)
+    if not isinstance(requests, Sequence):
+        raise ParameterError(f"requests must be a list of GenerationRequest, got {type(requests).__name__}")
     check_flag("output_logits", output_logits)
     engine = model.engine
     handles: list[RequestHandle] = []

@@ -241,9 +241,11 @@ def begin_sequence(model: LanguageModel, request: GenerationRequest) -> Sequence
     """Check a request, and expand the placeholders of its prompt.
 
     Raises:
+        ParameterError: `request` is no GenerationRequest.
         PromptError: the prompt does not fit the model, its references, or the cache.
         CheckpointError: text is asked for, and the checkpoint has no text head.
     """
+    check_instance("request", request, GenerationRequest)
     ids = _checked_ids(model, request.input_ids)
     request = replace(request, sampling=request.sampling.with_seed())
     begin = _begin_prompt if request.delayed_frames is None else _begin_expanded

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from tokenizers import Tokenizer
@@ -25,6 +24,7 @@ from higgs_native.ops.formats import WEIGHT_FORMATS
 from higgs_native.utils.checks import check_integer
 from higgs_native.utils.exact_arithmetic import no_autocast
 from higgs_native.utils.memory import release_freed
+from higgs_native.utils.uncopyable import Shareable
 
 
 DEFAULT_CACHE_LENGTH = 8192
@@ -32,7 +32,7 @@ MAX_CACHE_LENGTH = 1 << 20
 """Its table of rotary angles takes half a gigabyte. The model was trained on 131,072 positions at most."""
 
 
-class LanguageModel:
+class LanguageModel(Shareable):
     """The transformer of Higgs Audio V2. `HiggsAudioModel` adds generation.
 
     Attributes:
@@ -81,12 +81,6 @@ class LanguageModel:
         if device.type == "cuda":
             # Kernels prefetch weights, so packing and copies must be complete.
             torch.cuda.synchronize(device)
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise ParameterError(
-            f"a {type(self).__name__} can't be copied or pickled: threads can share it, and other processes can load "
-            "their own with from_pretrained"
-        )
 
     def named_weights(self) -> dict[str, torch.Tensor]:
         """Return all tensors by their names in a packed file."""

@@ -71,15 +71,7 @@ def build_prompt(
     rendering = _CONVENTIONS[Convention.parse(convention)]
     check_instance("tokenizer", tokenizer, Tokenizer)
     check_flag("force_audio_gen", force_audio_gen)
-    messages = conversation.messages if isinstance(conversation, ChatMLSample) else conversation
-    if not isinstance(messages, Sequence):
-        raise PromptError(f"conversation must be a list of Message(role, content), got {short_repr(messages)}")
-    if not messages:
-        raise PromptError("conversation must hold at least one message, got none")
-    for message in messages:
-        if not isinstance(message, Message):
-            raise PromptError(f"conversation must hold Message(role, content) only, got {short_repr(message)}")
-        check_string("role", message.role)
+    messages = checked_messages(conversation)
     for token in REQUIRED_TOKENS:
         if tokenizer.token_to_id(token) is None:
             raise PromptError(f"tokenizer must be that of Higgs Audio V2, got one without the token {token}")
@@ -93,6 +85,26 @@ def build_prompt(
             f"got {placeholders} audio placeholders for {len(audio)} recordings"
         )
     return Prompt(torch.tensor([ids], dtype=torch.int64, device="cpu"), audio)
+
+
+def checked_messages(conversation: ChatMLSample | Sequence[Message]) -> Sequence[Message]:
+    """Return the messages of a conversation.
+
+    Raises:
+        ParameterError: a role or a recipient is no string.
+        PromptError: the conversation is no list of messages, or an empty one.
+    """
+    messages = conversation.messages if isinstance(conversation, ChatMLSample) else conversation
+    if not isinstance(messages, Sequence):
+        raise PromptError(f"conversation must be a list of Message(role, content), got {short_repr(messages)}")
+    if not messages:
+        raise PromptError("conversation must hold at least one message, got none")
+    for message in messages:
+        if not isinstance(message, Message):
+            raise PromptError(f"conversation must hold Message(role, content) only, got {short_repr(message)}")
+        check_string("role", message.role)
+        check_string("recipient", message.recipient, optional=True)
+    return messages
 
 
 def speech_messages(

@@ -16,6 +16,7 @@ from higgs_native.audio.quality import RecordingQuality, advise, measure
 from higgs_native.audio.samples import mono_samples, part_range, part_seconds
 from higgs_native.errors import PromptError
 from higgs_native.prompt.messages import AudioContent
+from higgs_native.utils.checks import check_string
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,7 @@ class Recording:
 
     Raises:
         AudioError: the samples are empty, too short, too long, or not finite, or a type, shape or dtype is wrong.
+        ParameterError: the name is no string.
     """
 
     samples: np.ndarray | torch.Tensor
@@ -39,6 +41,7 @@ class Recording:
     name: str = "the reference audio"
 
     def __post_init__(self) -> None:
+        check_string("name", self.name)
         samples, sampling_rate = mono_samples(self.samples, self.sampling_rate, name=self.name)
         samples = np.array(samples)
         samples.flags.writeable = False

@@ -7,9 +7,10 @@ import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Generic, NoReturn, TypeVar
+from typing import Generic, TypeVar
 
 from higgs_native.errors import ParameterError
+from higgs_native.utils.uncopyable import Uncopyable
 
 
 T = TypeVar("T")
@@ -19,7 +20,7 @@ class ConsumerLeft(Exception):
     """Ends the producing function after the consumer has left the loop."""
 
 
-class BackgroundIterator(Generic[T]):
+class BackgroundIterator(Uncopyable, Generic[T]):
     """Items that a function produces in its own thread, iterated once, by `for` or by `async for`.
 
     The thread begins with the iteration, and its errors are raised in the loop. A second iteration, or one after
@@ -30,6 +31,8 @@ class BackgroundIterator(Generic[T]):
         make: called in the thread with this object, to `put` items; it calls `check` if it puts none for long.
         capacity: items that may wait for the consumer; `put` waits for room.
     """
+
+    _instead = "; its items may be"
 
     def __init__(self, make: Callable[["BackgroundIterator[T]"], None], capacity: int) -> None:
         self.waited = 0.0
@@ -43,9 +46,6 @@ class BackgroundIterator(Generic[T]):
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._wake: Callable[[], object] = lambda: None
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise ParameterError(f"a {type(self).__name__} can't be copied or pickled; its items may be")
 
     def put(self, item: T) -> None:
         """Hand over an item (called in the thread).

@@ -31,6 +31,13 @@ def check_integer(name: str, value: object, optional: bool = False) -> None:
         raise ParameterError(f"{name} must be between -2**63 and 2**64 - 1, got {short_repr(value)}")
 
 
+def check_id(name: str, value: object, optional: bool = False) -> None:
+    """Raise ParameterError unless `value` is an integer of 32 bits, or None if `optional`."""
+    check_integer(name, value, optional)
+    if value is not None and not -(2**31) <= value < 2**31:
+        raise ParameterError(f"{name} must be between -2**31 and 2**31 - 1, got {value}")
+
+
 def check_number(name: str, value: object, optional: bool = False) -> None:
     """Raise ParameterError unless `value` is a real number that a float can hold, or None if `optional`."""
     _check(name, value, Real, "a number", optional)
@@ -86,12 +93,15 @@ def expanded_path(name: str, value: str | os.PathLike) -> str:
 def integer_tensor(
     name: str, value: torch.Tensor | np.ndarray, error: type[HiggsNativeError] = ParameterError
 ) -> torch.Tensor:
-    """Return a tensor or an array of integers as an int64 tensor; raise `error` for anything else."""
+    """Return a dense tensor or an array of integers as an int64 tensor; raise `error` for anything else."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
         value = torch.from_numpy(value.astype(np.int64))  # torch lacks some of numpy's dtypes and strides
     if not isinstance(value, torch.Tensor) or value.dtype not in _INTEGERS:
         got = getattr(value, "dtype", type(value).__name__)
         raise error(f"{name} must be integers in a tensor or an array, got {got}")
+    if value.is_meta or value.layout != torch.strided:
+        got = "one of the device meta" if value.is_meta else value.layout
+        raise error(f"{name} must be a dense tensor with memory, got {got}")
     return value.to(torch.int64)
 
 

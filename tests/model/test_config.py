@@ -296,9 +296,19 @@ def test_the_end_tokens_of_the_original_layout(text, top, generation, expected):
     assert config.end_token_ids == expected
 
 
-def test_what_generation_config_changes_is_refused_by_name():
+@pytest.mark.parametrize(
+    ("name", "value", "off"),
+    [
+        ("repetition_penalty", 1.2, "1.0"),
+        ("repetition_penalty", "1.0", "1.0"),
+        ("min_new_tokens", 5, "null"),
+        ("suppress_tokens", [7], "null"),
+    ],
+)
+def test_what_generation_config_changes_is_refused_by_name(name, value, off):
     raw = written("original")
-    with pytest.raises(
-        ConfigError, match=r"generation_config\.json: repetition_penalty must be 1\.0 or left out, got 1.2"
-    ):
-        HiggsAudioConfig.from_dict(raw, {"repetition_penalty": 1.2})
+    with pytest.raises(ConfigError) as error:
+        HiggsAudioConfig.from_dict(raw, {name: value})
+    assert str(error.value) == f"generation_config.json: {name} must be {off} or left out, got {value!r}"
+    neutral = {"repetition_penalty": 1.0, "min_new_tokens": None, "suppress_tokens": None, "eos_token_id": 7}
+    assert HiggsAudioConfig.from_dict(raw, neutral).end_token_ids == (7,)

@@ -12,7 +12,7 @@ from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.compat.placement import check_stays
 from higgs_native.errors import AudioError, ParameterError
 from higgs_native.generation import delay_pattern
-from higgs_native.utils.checks import check_flag, check_number, integer_tensor
+from higgs_native.utils.checks import check_flag, check_id, check_integer, check_number, integer_tensor
 
 
 class BosonAudioTokenizer:
@@ -129,9 +129,13 @@ def revert_delay_pattern(data: torch.Tensor | np.ndarray, start_idx: int = 0) ->
     Too few frames for a whole column give [codebooks, 0].
 
     Raises:
-        ParameterError: the codes are no integers, or of another shape.
+        ParameterError: the codes are no integers, or of another shape; or `start_idx` is negative.
     """
-    return delay_pattern.revert_delay_pattern(integer_tensor("delayed codes", data))[:, start_idx:]
+    check_integer("start_idx", start_idx)
+    if start_idx < 0:
+        raise ParameterError(f"start_idx must be at least 0, got {start_idx}")
+    codes = delay_pattern.revert_delay_pattern(integer_tensor("delayed codes", data))
+    return codes[:, min(start_idx, codes.shape[1]) :]
 
 
 def build_delay_pattern_mask(
@@ -144,11 +148,13 @@ def build_delay_pattern_mask(
         after them.
 
     Raises:
-        ParameterError: the codes are no integers, or of another shape.
+        ParameterError: the codes are no integers, or of another shape; or an id is none.
     """
     codes = integer_tensor("codes", input_ids)
-    if codes.dim() != 3:
+    if codes.dim() != 3 or codes.shape[1] == 0:
         raise ParameterError(f"codes must have shape [batch, codebooks, N], got {list(codes.shape)}")
+    check_id("bos_token_id", bos_token_id)
+    check_id("pad_token_id", pad_token_id)
     batch, codebooks, length = codes.shape
     delayed = codes.new_full((batch, codebooks, length + codebooks - 1), pad_token_id)
     unknown = torch.full_like(delayed, -1)

@@ -7,6 +7,7 @@ from typing import Any
 
 from typing_extensions import Self
 
+from higgs_native.errors import ConfigError, short_repr
 from higgs_native.model.checkpoint import load_tokenizer, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig as NativeConfig
 from higgs_native.prompt.markup import AUDIO_PLACEHOLDERS
@@ -54,7 +55,13 @@ class HiggsAudioConfig:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **options: Any) -> Self:
-        """Return the configuration of a `config.json`'s contents, updated by `options`."""
+        """Return the configuration of a `config.json`'s contents, updated by `options`.
+
+        Raises:
+            ConfigError: as for the class; or `config_dict` is no dictionary by names.
+        """
+        if not isinstance(config_dict, dict) or not all(isinstance(name, str) for name in config_dict):
+            raise ConfigError(f"config_dict must be a dictionary by names, got {short_repr(config_dict)}")
         return cls(**{**config_dict, **options})
 
     @classmethod

@@ -9,9 +9,12 @@ from torch.nn import functional as F
 
 from higgs_native.compat.boson.audio_tokenizer import build_delay_pattern_mask
 from higgs_native.compat.boson.text_tokenizer import encode_text
-from higgs_native.errors import ParameterError, PromptError
+from higgs_native.errors import ParameterError, PromptError, short_repr
+from higgs_native.model.transformer import MAX_CACHE_LENGTH
 from higgs_native.prompt import boson
+from higgs_native.prompt.chat import checked_messages
 from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
+from higgs_native.utils.checks import check_flag, check_id, check_instance, check_integer, check_string, integer_tensor
 
 
 _NOT_LABELED = -100
@@ -51,13 +54,22 @@ class ChatMLDatasetSample:
         """Return the codes [codebooks, frames] of a recording.
 
         Raises:
-            PromptError: there are not so many.
+            ParameterError: `idx` is no number of a recording.
+            PromptError: there are not so many, or the codes are not those of recordings.
         """
-        starts = [] if self.audio_ids_start is None else self.audio_ids_start.tolist()
+        check_integer("idx", idx)
+        if idx < 0:
+            raise ParameterError(f"idx must be at least 0, got {idx}")
+        starts = [] if self.audio_ids_start is None else _integers("audio_ids_start", self.audio_ids_start, 1).tolist()
         if self.audio_ids_concat is None or idx >= len(starts):
             raise PromptError(f"audio_ids_start must have an item per audio placeholder, got {len(starts)} items")
-        end = starts[idx + 1] if idx + 1 < len(starts) else self.audio_ids_concat.shape[1]
-        return self.audio_ids_concat[:, starts[idx] : end]
+        codes = _integers("audio_ids_concat", self.audio_ids_concat, 2)
+        begin, end = [*starts, codes.shape[1]][idx : idx + 2]
+        if not 0 <= begin <= end <= codes.shape[1]:
+            raise PromptError(
+                f"audio_ids_start must ascend from 0 to the {codes.shape[1]} frames, got {begin} before {end}"
+            )
+        return codes[:, begin:end]
 
 
 @dataclass
@@ -96,7 +108,7 @@ class HiggsAudioSampleCollator:
         chunk_size_seconds, add_new_bos_eos_for_long_chunk, mask_audio_out_token_label: without effect.
 
     Raises:
-        ParameterError: Whisper's features are asked for.
+        ParameterError: Whisper's features are asked for, or a setting is of a wrong type or out of range.
     """
 
     def __init__(
@@ -118,8 +130,28 @@ class HiggsAudioSampleCollator:
         add_new_bos_eos_for_long_chunk: bool = True,
         mask_audio_out_token_label: bool = True,
     ) -> None:
+        check_flag("encode_whisper_embed", encode_whisper_embed)
         if encode_whisper_embed or whisper_processor is not None:
             raise ParameterError("encode_whisper_embed must be False: the model reads recordings as codes, got True")
+        for name, token in (
+            ("audio_in_token_id", audio_in_token_id),
+            ("audio_out_token_id", audio_out_token_id),
+            ("pad_token_id", pad_token_id),
+            ("audio_stream_bos_id", audio_stream_bos_id),
+            ("audio_stream_eos_id", audio_stream_eos_id),
+        ):
+            check_id(name, token, optional=True)
+        check_id("audio_num_codebooks", audio_num_codebooks, optional=True)
+        check_id("round_to", round_to)
+        if not 1 <= round_to <= MAX_CACHE_LENGTH:
+            raise ParameterError(f"round_to must be between 1 and {MAX_CACHE_LENGTH}, got {round_to}")
+        for name, flag in (
+            ("pad_left", pad_left),
+            ("return_audio_in_tokens", return_audio_in_tokens),
+            ("use_delay_pattern", use_delay_pattern),
+            ("disable_audio_codes_transform", disable_audio_codes_transform),
+        ):
+            check_flag(name, flag)
         self.audio_in_token_id = audio_in_token_id
         self.audio_out_token_id = audio_out_token_id
         self.pad_token_id = pad_token_id
@@ -136,24 +168,29 @@ class HiggsAudioSampleCollator:
         """Return the inputs of a batch.
 
         Raises:
-            ParameterError: a sample has labels.
-            PromptError: a recording's codes are missing.
+            ParameterError: the batch is no list of samples, or a sample has labels.
+            PromptError: a sample's ids are none, or a recording's codes are missing.
         """
+        if not isinstance(batch, Sequence) or not batch:
+            raise ParameterError(f"batch must be a list of at least one sample, got {short_repr(batch)}")
+        for sample in batch:
+            check_instance("each sample", sample, ChatMLDatasetSample)
         if any(sample.label_ids is not None for sample in batch):
             raise ParameterError("label_ids must be None: the model only generates, got labels")
-        width = max(len(sample.input_ids) for sample in batch)
+        rows = [_integers("input_ids", sample.input_ids, 1) for sample in batch]
+        width = max(map(len, rows))
         width += -width % self.round_to
         codes: dict[int, list[torch.Tensor]] = {self.audio_in_token_id: [], self.audio_out_token_id: []}
-        for sample in batch:
-            placeholders = [token for token in sample.input_ids.tolist() if token in codes]
+        for sample, row in zip(batch, rows, strict=True):
+            placeholders = [token for token in row.tolist() if token in codes]
             for index, token in enumerate(placeholders):
                 codes[token].append(self._written(sample.get_audio_codes(index)))
         audio_in = _joined(codes[self.audio_in_token_id]) if self.return_audio_in_tokens else (None, None)
         audio_out = _joined(codes[self.audio_out_token_id])
         groups = torch.arange(len(batch), dtype=torch.int64, device="cpu")
         return HiggsAudioBatchInput(
-            input_ids=self._padded([sample.input_ids for sample in batch], width, self.pad_token_id),
-            attention_mask=self._padded([torch.ones_like(sample.input_ids) for sample in batch], width, 0),
+            input_ids=self._padded(rows, width, self.pad_token_id),
+            attention_mask=self._padded([torch.ones_like(row) for row in rows], width, 0),
             audio_features=None,
             audio_feature_attention_mask=None,
             audio_out_ids=audio_out[0],
@@ -184,6 +221,10 @@ def _joined(recordings: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Ten
     int64 = {"dtype": torch.int64, "device": "cpu"}
     if not recordings:
         return torch.zeros(0, 0, **int64), torch.zeros(0, **int64)
+    if len({len(codes) for codes in recordings}) > 1:
+        raise PromptError(
+            f"all recordings must have as many codebooks, got {short_repr([len(codes) for codes in recordings])}"
+        )
     lengths = torch.tensor([0, *(codes.shape[1] for codes in recordings[:-1])], **int64)
     return torch.cat(list(recordings), dim=1), lengths.cumsum(0)
 
@@ -202,21 +243,27 @@ def prepare_chatml_sample(
         and the speaker, or None.
 
     Raises:
+        ParameterError: a value of the sample is of a wrong type, or the tokenizer is none.
         PromptError: the sample is no conversation, or can't be written as Boson's prompts are.
     """
     if not isinstance(sample, ChatMLSample):
         sample = _sample_from_dict(sample)
-    parts = iter(boson.render(sample.messages))
+    messages = checked_messages(sample)
+    check_integer("start_index", sample.start_index, optional=True)
+    check_string("speaker", sample.speaker, optional=True)
+    if not isinstance(sample.misc, dict | None):
+        raise ParameterError(f"misc must be a dictionary or None, got {short_repr(sample.misc)}")
+    parts = iter(boson.render(messages))
     ids: list[int] = []
     labels: list[int] = []
-    for turn, message in enumerate(sample.messages):
+    for turn, message in enumerate(messages):
         is_labeled = message.role == "assistant" and (sample.start_index is None or turn >= sample.start_index)
         count = 1 + bool(message.recipient) + len(message.contents()) + 1  # with a header, and an end
         for index in range(count):
             tokens = encode_text(tokenizer, next(parts))
             ids += tokens
             labels += tokens if is_labeled and index > 0 else [_NOT_LABELED] * len(tokens)
-    recordings = [item for message in sample.messages for item in message.contents() if isinstance(item, AudioContent)]
+    recordings = [item for message in messages for item in message.contents() if isinstance(item, AudioContent)]
     return ids, labels, recordings, sample.speaker or (sample.misc or {}).get("speaker")
 
 
@@ -227,18 +274,30 @@ def _sample_from_dict(raw: dict[str, Any]) -> ChatMLSample:
         kind = AudioContent if content.get("type") == "audio" else TextContent
         return kind(**{key: value for key, value in content.items() if key in _names(kind)})
 
+    def turn(message: Any) -> Message:
+        if not isinstance(message, dict):
+            raise TypeError(f"a message must be a dictionary, got {type(message).__name__}")
+        content = message["content"]
+        parts = [part(item) for item in content] if isinstance(content, list) else part(content)
+        return Message(message["role"], parts, message.get("recipient"))
+
+    if not isinstance(raw, dict):
+        raise PromptError(f"sample must be a ChatMLSample or its dictionary, got {short_repr(raw)}")
     try:
-        messages = [
-            Message(
-                message["role"],
-                [part(item) for item in content] if isinstance(content := message["content"], list) else part(content),
-                message.get("recipient"),
-            )
-            for message in raw["messages"]
-        ]
+        messages = [turn(message) for message in raw["messages"]]
         return ChatMLSample(messages, **{name: raw.get(name) for name in ("start_index", "misc", "speaker")})
     except (KeyError, TypeError, AttributeError) as error:
-        raise PromptError(f"sample must be a ChatMLSample or its dictionary, got {raw!r:.100} ({error})") from None
+        raise PromptError(
+            f"sample must be a ChatMLSample or its dictionary, got {short_repr(raw)} ({error})"
+        ) from None
+
+
+def _integers(name: str, value: torch.Tensor, dimensions: int) -> torch.Tensor:
+    """The value as int64; raises PromptError unless it is a tensor of integers with so many dimensions."""
+    tensor = integer_tensor(name, value, PromptError)
+    if tensor.dim() != dimensions:
+        raise PromptError(f"{name} must have {dimensions} dimensions, got {list(tensor.shape)}")
+    return tensor
 
 
 def _names(kind: type) -> set[str]:

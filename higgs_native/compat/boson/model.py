@@ -14,14 +14,14 @@ from higgs_native.compat.boson.config import HiggsAudioConfig
 from higgs_native.compat.boson.sampling import sampling_params
 from higgs_native.compat.placement import check_stays
 from higgs_native.convention import Convention
-from higgs_native.errors import ParameterError, PromptError
+from higgs_native.errors import ParameterError, PromptError, short_repr
 from higgs_native.generation.model import HiggsAudioModel as NativeModel
 from higgs_native.generation.model import generate_batch
 from higgs_native.generation.sequence import GenerationRequest, OnFrame, OnToken
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH
-from higgs_native.utils.checks import integer_tensor
+from higgs_native.utils.checks import check_flag, integer_tensor
 
 
 # Inputs and options of Boson's `generate` that say how to compute, or what the model does not read.
@@ -197,6 +197,7 @@ class HiggsAudioModel:
         unknown = [name for name, value in inputs.items() if name not in _WITHOUT_EFFECT and value is not None]
         if unknown:
             raise ParameterError(f"generate does not take {', '.join(unknown)}: the model reads ids and codes alone")
+        check_flag("do_sample", do_sample)
         sampling = sampling_params(
             temperature if do_sample else 0.0,
             top_k,
@@ -207,20 +208,25 @@ class HiggsAudioModel:
             max_new_tokens,
             stop_strings,
         )
-        prompt = _unmasked(input_ids, inputs.get("attention_mask"))
+        if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+            raise ParameterError(f"streamer must have the methods put and end, got {type(streamer).__name__}")
+        ids = integer_tensor("input_ids", input_ids, PromptError)
+        if ids.dim() != 2 or len(ids) != 1:
+            raise PromptError(f"input_ids must have shape [1, S], got {list(ids.shape)}")
+        prompt = _unmasked(ids, inputs.get("attention_mask"))
         audio_in = self._split("audio_in_ids", audio_in_ids, audio_in_ids_start)
         audio_out = self._split("audio_out_ids", audio_out_ids, audio_out_ids_start)
         recordings = self._recordings(prompt, audio_in, audio_out)
         request = GenerationRequest(prompt, recordings, Convention.BOSON, sampling)
         if streamer is not None:
-            streamer.put(input_ids)
+            streamer.put(ids)
             on_frame, on_token = reply_callbacks(streamer.put, self.native.config.audio_out_token_id)
             request = replace(request, on_frame=on_frame, on_token=on_token)
         (output,) = generate_batch(self.native, [request])
         if streamer is not None:
             streamer.end()
-        reply = torch.tensor([output.text_ids], dtype=torch.int64, device=input_ids.device)
-        return HiggsAudioGenerationOutput(torch.cat([input_ids, reply], dim=1), output.audio_segments)
+        reply = torch.tensor([output.text_ids], dtype=torch.int64, device=ids.device)
+        return HiggsAudioGenerationOutput(torch.cat([ids, reply], dim=1), output.audio_segments)
 
     def _recordings(
         self, prompt: torch.Tensor, audio_in: list[torch.Tensor], audio_out: list[torch.Tensor]
@@ -238,11 +244,23 @@ class HiggsAudioModel:
 
     def _split(self, name: str, joined: torch.Tensor | None, starts: torch.Tensor | None) -> list[torch.Tensor]:
         """The codes [codebooks, frames] of each recording, without BOS, EOS and delay."""
-        if joined is None or starts is None or not len(starts):
+        if joined is None or starts is None:
             return []
+        joined = integer_tensor(name, joined, PromptError)
+        starts = integer_tensor(f"{name}_start", starts, PromptError)
+        if joined.dim() != 2 or starts.dim() != 1:
+            raise PromptError(
+                f"{name} must have shape [codebooks, frames], and {name}_start one dimension, "
+                f"got {list(joined.shape)} and {list(starts.shape)}"
+            )
         bos, eos = self.config.audio_stream_bos_id, self.config.audio_stream_eos_id
         recordings = []
-        for begin, end in itertools.pairwise([*starts.tolist(), joined.shape[1]]):
+        begins = starts.tolist()
+        for begin, end in itertools.pairwise([*begins, joined.shape[1]] if begins else ()):
+            if not 0 <= begin <= end <= joined.shape[1]:
+                raise PromptError(
+                    f"{name}_start must ascend from 0 to the {joined.shape[1]} frames, got {short_repr(begins)}"
+                )
             codes = revert_delay_pattern(joined[:, begin:end])
             if codes.shape[1] < 2 or (codes[:, 0] != bos).any() or (codes[:, -1] != eos).any():
                 raise PromptError(
@@ -274,9 +292,12 @@ def reply_callbacks(put: Callable[[torch.Tensor], None], placeholder: int) -> tu
     return on_frame, on_token
 
 
-def _unmasked(input_ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def _unmasked(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """The ids [1, S] without masked positions."""
-    ids = integer_tensor("input_ids", input_ids, PromptError)
-    if ids.dim() != 2 or len(ids) != 1:
-        raise PromptError(f"input_ids must have shape [1, S], got {list(ids.shape)}")
-    return ids if mask is None else ids[:, mask[0].bool()]
+    if mask is None:
+        return ids
+    is_bool = isinstance(mask, torch.Tensor) and mask.dtype == torch.bool
+    mask = integer_tensor("attention_mask", mask.to(torch.uint8) if is_bool else mask, PromptError)
+    if mask.shape != ids.shape:
+        raise PromptError(f"attention_mask must have the shape {list(ids.shape)} of input_ids, got {list(mask.shape)}")
+    return ids[:, mask[0].bool()]

@@ -18,7 +18,7 @@ from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.stop import DEFAULT_STOP_STRINGS
 from higgs_native.prompt.chat import build_prompt, spoken_turns
 from higgs_native.prompt.messages import Message
-from higgs_native.utils.checks import check_integer
+from higgs_native.utils.checks import check_integer, check_strings
 
 
 class HiggsAudioModelClient:
@@ -47,7 +47,9 @@ class HiggsAudioModelClient:
         kv_cache_lengths: Sequence[int] = KV_CACHE_LENGTHS,
         use_static_kv_cache: bool = False,
     ) -> None:
-        device = device or ("auto" if device_id is None else f"cuda:{device_id}")
+        check_integer("device_id", device_id, optional=True)
+        if device is None:
+            device = "auto" if device_id is None else f"cuda:{device_id}"
         self._model = load_model(model_path, None, device, "auto", kv_cache_lengths, None).native
         loaded = isinstance(audio_tokenizer, BosonAudioTokenizer)
         self._audio_tokenizer = audio_tokenizer if loaded else load_higgs_audio_tokenizer(audio_tokenizer, device)
@@ -84,10 +86,12 @@ class HiggsAudioModelClient:
             PromptError: there is no text, the messages don't fit `audio_ids`, or a prompt is longer than the cache.
             ParameterError: a parameter is outside its range.
         """
+        check_strings("chunked_text", chunked_text)
         if not chunked_text:
-            raise PromptError("chunked_text is empty; expected at least one chunk")
-        if isinstance(chunked_text, str):
-            raise ParameterError(f"chunked_text must be a list of strings, got the string {chunked_text!r}")
+            raise PromptError("chunked_text must hold at least one chunk, got none")
+        for name, items in (("messages", messages), ("audio_ids", audio_ids)):
+            if not isinstance(items, Sequence):
+                raise ParameterError(f"{name} must be a list, got {type(items).__name__}")
         check_integer("generation_chunk_buffer_size", generation_chunk_buffer_size, optional=True)
         if generation_chunk_buffer_size is not None and generation_chunk_buffer_size < 0:
             raise ParameterError(

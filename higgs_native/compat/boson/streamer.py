@@ -10,6 +10,8 @@ import torch
 
 from higgs_native.errors import ParameterError
 from higgs_native.utils.background_iterator import ConsumerLeft
+from higgs_native.utils.checks import check_flag, check_integer, check_number, integer_tensor
+from higgs_native.utils.uncopyable import Uncopyable
 
 
 DELTAS_AHEAD = 64
@@ -60,7 +62,7 @@ class TextDeltas:
         return [HiggsAudioStreamerDelta(text=self._tokenizer.decode(pending, **self._options))] if pending else []
 
 
-class AsyncHiggsAudioStreamer:
+class AsyncHiggsAudioStreamer(Uncopyable):
     """Takes tokens from a generating thread, and gives them as deltas to an `async for`.
 
     It is created in the consumer's event loop. The thread calls `put`, then `end` or `fail`; `put` waits while 64
@@ -75,6 +77,8 @@ class AsyncHiggsAudioStreamer:
         decode_kwargs: for `tokenizer.decode`.
     """
 
+    _instead = "; its deltas may be"
+
     def __init__(
         self,
         tokenizer: Any,
@@ -83,6 +87,9 @@ class AsyncHiggsAudioStreamer:
         audio_num_codebooks: int = 1,
         **decode_kwargs: Any,
     ) -> None:
+        check_flag("skip_prompt", skip_prompt)
+        check_number("timeout", timeout, optional=True)
+        check_integer("audio_num_codebooks", audio_num_codebooks)
         self.tokenizer = tokenizer
         self.skip_prompt = skip_prompt
         self.timeout = timeout
@@ -103,9 +110,12 @@ class AsyncHiggsAudioStreamer:
         In a thread other than the event loop's it waits for a consumer that is slow.
 
         Raises:
-            ParameterError: there are more codes than codebooks, or fewer.
+            ParameterError: it is no tensor of integers; or there are more codes than codebooks, or fewer.
             ConsumerLeft: nobody takes deltas any more: an error that ends the generation.
         """
+        value = integer_tensor("value", value)
+        if value.dim() == 0:
+            raise ParameterError("value must have shape [1, S], [S], [1] or [codebooks], got []")
         is_prompt, self.next_tokens_are_prompt = self.next_tokens_are_prompt, False
         if is_prompt and self.skip_prompt:
             return

@@ -23,8 +23,9 @@ from higgs_native.compat.placement import check_stays
 from higgs_native.compat.transformers.decoding import decode_frames, unsupported
 from higgs_native.compat.transformers.weights import weights_state
 from higgs_native.convention import Convention
-from higgs_native.errors import AudioError, ParameterError
+from higgs_native.errors import AudioError, ParameterError, short_repr
 from higgs_native.generation.model import HiggsAudioModel
+from higgs_native.utils.checks import check_flag, check_number
 
 
 Model = TypeVar("Model", HiggsAudioV2ForConditionalGeneration, HiggsAudioV2TokenizerModel)
@@ -85,6 +86,7 @@ class Tokenizing(Accelerated):
         self, input_values: torch.Tensor, bandwidth: float | None = None, return_dict: bool | None = None
     ) -> torch.Tensor | HiggsAudioV2TokenizerEncoderOutput:
         native = self._native()
+        _check_tensor("input_values", input_values)
         if input_values.dim() != 3 or input_values.shape[1] != 1:
             raise AudioError(f"input_values must have shape [batch, 1, samples], got {list(input_values.shape)}")
         shortest = native.config.min_samples
@@ -95,20 +97,21 @@ class Tokenizing(Accelerated):
         if not input_values.isfinite().all():
             raise AudioError("input_values must be finite, got NaN or infinity")
         bandwidths = self.config.target_bandwidths
+        check_number("bandwidth", bandwidth, optional=True)
         if bandwidth is not None and bandwidth not in bandwidths:
-            raise ParameterError(f"bandwidth must be one of {bandwidths}, got {bandwidth}")
+            raise ParameterError(f"bandwidth must be one of {bandwidths}, got {short_repr(bandwidth)}")
         levels = self.quantizer.get_num_quantizers_for_bandwidth(bandwidths[-1] if bandwidth is None else bandwidth)
         waveforms = input_values[:, 0].detach().to("cpu", torch.float32).numpy()
         rows = [native.encode_waveform(waveform, Convention.TRANSFORMERS)[:levels] for waveform in waveforms]
         codes = torch.stack(rows).to(input_values.device)
-        wants_dict = self.config.return_dict if return_dict is None else return_dict
-        return HiggsAudioV2TokenizerEncoderOutput(codes) if wants_dict else codes
+        return HiggsAudioV2TokenizerEncoderOutput(codes) if self._wants_dict(return_dict) else codes
 
     @wraps(HiggsAudioV2TokenizerModel.decode)
     def decode(
         self, audio_codes: torch.Tensor, return_dict: bool | None = None
     ) -> torch.Tensor | HiggsAudioV2TokenizerDecoderOutput:
         native = self._native()
+        _check_tensor("audio_codes", audio_codes)
         if audio_codes.dim() != 3 or audio_codes.shape[1] != native.num_codebooks:
             raise unsupported(
                 f"audio_codes of shape {list(audio_codes.shape)}, not [batch, {native.num_codebooks}, *]"
@@ -116,8 +119,21 @@ class Tokenizing(Accelerated):
         if len(audio_codes) == 0:
             raise AudioError(f"audio_codes must have at least one row, got shape {list(audio_codes.shape)}")
         audio = torch.stack([native.decode(codes) for codes in audio_codes])[:, None].to(audio_codes.device)
-        wants_dict = self.config.return_dict if return_dict is None else return_dict
-        return HiggsAudioV2TokenizerDecoderOutput(audio) if wants_dict else audio
+        return HiggsAudioV2TokenizerDecoderOutput(audio) if self._wants_dict(return_dict) else audio
+
+    def _wants_dict(self, return_dict: bool | None) -> bool:
+        if return_dict is None:
+            return self.config.return_dict
+        check_flag("return_dict", return_dict)
+        return return_dict
+
+
+def _check_tensor(name: str, value: object) -> None:
+    """Raise AudioError unless `value` is a dense tensor of numbers with memory."""
+    is_tensor = isinstance(value, torch.Tensor)
+    if not is_tensor or value.is_meta or value.layout != torch.strided or value.is_complex():
+        got = f"a {value.dtype} tensor of {value.layout} on {value.device}" if is_tensor else type(value).__name__
+        raise AudioError(f"{name} must be a dense tensor of numbers, got {got}")
 
 
 @cache

@@ -14,7 +14,7 @@ from transformers.generation import (
 )
 
 from higgs_native.compat.transformers.classes import WithoutWeights
-from higgs_native.errors import ConfigError, ParameterError
+from higgs_native.errors import ConfigError, ParameterError, short_repr
 from higgs_native.generation.model import HiggsAudioModel
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
@@ -126,5 +126,5 @@ def _one_device(device: str | torch.device | None, device_map: Any) -> torch.dev
     places = list(device_map.values()) if isinstance(device_map, dict) else [device_map]
     devices = {checked_device(f"cuda:{place}" if isinstance(place, int) else place) for place in places}
     if len(devices) != 1:
-        raise ParameterError(f"device_map must name one device for the whole model, got {device_map!r}")
+        raise ParameterError(f"device_map must name one device for the whole model, got {short_repr(device_map)}")
     return devices.pop()

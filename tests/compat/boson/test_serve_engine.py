@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import inspect
-import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer, normalizers
 
 from higgs_native import pipeline
@@ -21,7 +19,6 @@ from higgs_native.compat import boson
 from higgs_native.compat.boson import (
     AudioContent,
     ChatMLSample,
-    HiggsAudioModelClient,
     HiggsAudioServeEngine,
     HiggsAudioStreamerDelta,
     Message,
@@ -35,58 +32,9 @@ from higgs_native.generation.model import generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.pipeline import EMBEDDED_VOICE
-from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, DEMO_CONFIG
-from higgs_native.testing.random_checkpoint import write_audio_tokenizer, write_language_model
-
-
-FOLDER = Path(__file__).parents[2] / "golden" / "boson_lm"
-CASES = json.loads((FOLDER / "cases.json").read_text())["cases"]
-RATE = 24000
-GREEDY = {"temperature": 0.0, "ras_win_len": None}
-
-
-@pytest.fixture(scope="module")
-def audio_tokenizer_folder(tmp_path_factory):
-    """An audio tokenizer with the codebooks of the golden language model."""
-    folder = tmp_path_factory.mktemp("audio_tokenizer")
-    write_audio_tokenizer(folder, replace(DEMO_AUDIO_TOKENIZER_CONFIG, codebook_size=30))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tensors() -> dict[str, torch.Tensor]:
-    return load_file(FOLDER / "cases.safetensors")
-
-
-@pytest.fixture(scope="module")
-def engine(audio_tokenizer_folder, tensors):
-    """The golden engine. It encodes samples of the value n as the n-th reference of all cases."""
-    engine = HiggsAudioServeEngine(str(FOLDER), str(audio_tokenizer_folder))
-    all_references = references(tensors)
-    engine.audio_tokenizer.native.encode = lambda samples, rate: all_references[int(samples[0])]
-    return engine
-
-
-def references(tensors, case: str = "") -> list[torch.Tensor]:
-    return [tensors[key] for key in sorted(tensors) if ".reference_codes." in key and key.startswith(case)]
-
-
-def sample(tensors, name: str) -> ChatMLSample:
-    """A golden case's conversation."""
-    first = sum("reference_codes" in key and key < name for key in tensors)
-    messages = []
-    for message in CASES[name]["messages"]:
-        contents = []
-        for item in message["content"]:
-            if isinstance(item, str):
-                contents.append(item)
-            elif item["type"] == "text":
-                contents.append(TextContent(item["text"]))
-            else:
-                contents.append(AudioContent(audio_url="placeholder", raw_audio=(np.full(RATE, float(first)), RATE)))
-                first += 1
-        messages.append(Message(message["role"], contents if len(contents) > 1 else contents[0]))
-    return ChatMLSample(messages)
+from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG
+from higgs_native.testing.random_checkpoint import write_audio_tokenizer
+from tests.compat.boson.golden import CASES, FOLDER, GREEDY, RATE, collect, noise, sample
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -112,10 +60,6 @@ def test_the_golden_cases_through_the_engine(engine, tensors, name):
     completion = len(expected) + sum(segment.shape[1] for segment in segments)
     assert response.usage["completion_tokens"] == completion
     assert response.usage["total_tokens"] == response.usage["prompt_tokens"] + completion
-
-
-async def collect(stream) -> list[HiggsAudioStreamerDelta]:
-    return [delta async for delta in stream]
 
 
 @pytest.mark.parametrize("name", ["clone_system.free", "plain.force", "two_speakers.force", "unicode.free"])
@@ -231,34 +175,6 @@ def test_audio_of_less_than_a_frame_is_none(engine, steps):
     assert response.finish_reason == "length"
 
 
-def test_quantized(audio_tokenizer_folder):
-    engine = HiggsAudioServeEngine(str(FOLDER), str(audio_tokenizer_folder), quantization="int8")
-    assert engine.model.native.quantization.attention == "int8"
-    response = engine.generate(ChatMLSample([Message("user", "Hi.")]), 20, force_audio_gen=True)
-    assert response.generated_audio_tokens.shape[0] == 8
-
-
-@pytest.mark.parametrize(
-    ("options", "quantization"),
-    [
-        ({"quantization": False}, None),
-        ({"quantization": True}, "int8"),
-        ({"use_quantization": False, "quantization_bits": 4}, None),
-        ({"use_quantization": True}, "int8"),
-        ({"use_quantization": True, "quantization_bits": 4}, "int4"),
-        ({"use_quantization": True, "quantization": "fp8"}, "fp8"),
-    ],
-)
-def test_ways_to_ask_for_quantization(audio_tokenizer_folder, options, quantization):
-    engine = HiggsAudioServeEngine(str(FOLDER), str(audio_tokenizer_folder), **options)
-    assert engine.model.native.quantization.attention == quantization
-
-
-def test_bits_that_no_format_has(audio_tokenizer_folder):
-    with pytest.raises(ParameterError, match=r"quantization: .*, got 'int3'"):
-        HiggsAudioServeEngine(str(FOLDER), str(audio_tokenizer_folder), use_quantization=True, quantization_bits=3)
-
-
 def test_a_replaced_audio_tokenizer_encodes_and_decodes(audio_tokenizer_folder, tmp_path):
     write_audio_tokenizer(tmp_path, replace(DEMO_AUDIO_TOKENIZER_CONFIG, codebook_size=30), seed=5)
     conversation = ChatMLSample(
@@ -343,71 +259,6 @@ def test_without_a_text_head_audio_is_to_be_forced():
     assert engine.generate(conversation, 20, force_audio_gen=True).audio is not None
 
 
-def test_the_client_forces_audio_where_there_is_no_text_head():
-    client = HiggsAudioModelClient(str(EMBEDDED_VOICE), str(EMBEDDED_VOICE / "audio_tokenizer"), max_new_tokens=20)
-    audio, rate, _ = client.generate(
-        [Message("system", "Generate audio following instruction.")], [], ["a", "b"], None
-    )
-    assert rate == RATE
-    assert len(audio) == 2 * (20 - 9) * 960
-
-
-def test_what_can_not_be_loaded(audio_tokenizer_folder, tmp_path):
-    paths = str(FOLDER), str(audio_tokenizer_folder)
-    for lengths, message in (
-        ([], r"kv_cache_lengths must be a list of numbers of positions, got \[\]"),
-        (1024, "kv_cache_lengths must be a list of numbers of positions, got 1024"),
-        ([0], "each of kv_cache_lengths must be between 1 and 1048576, got 0"),
-        ([1024.5], "each of kv_cache_lengths must be an integer, got 1024.5"),
-    ):
-        with pytest.raises(ParameterError, match=message):
-            HiggsAudioServeEngine(*paths, kv_cache_lengths=lengths)
-    with pytest.raises(ParameterError, match="model must be a string or a path, got 5"):
-        HiggsAudioServeEngine(5, paths[1])
-    with pytest.raises(ParameterError, match="audio tokenizer must be a string or a path, got 5"):
-        HiggsAudioServeEngine(paths[0], 5)
-    with pytest.raises(ParameterError, match="device"):
-        HiggsAudioServeEngine(*paths, device="cuda")
-    with pytest.raises(ParameterError, match="cuda:1"):
-        HiggsAudioModelClient(*paths, device_id=1)
-    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
-        HiggsAudioServeEngine(*paths, tokenizer_name_or_path=str(tmp_path))
-
-
-def test_the_longest_cache_length_is_the_limit(audio_tokenizer_folder):
-    engine = HiggsAudioServeEngine(
-        str(FOLDER), str(audio_tokenizer_folder), str(FOLDER), "cpu", torch.float32, kv_cache_lengths=[64, 128]
-    )
-    response = engine.generate(ChatMLSample([Message("user", "Hi.")]), 1000, stop_strings=[], **GREEDY)
-    assert response.finish_reason == "length"
-    assert "<|AUDIO_OUT|>" not in response.generated_text
-    assert response.usage["total_tokens"] == 128 + 1  # what was drawn last needs no place
-
-
-def test_a_checkpoint_of_the_other_layout_follows_the_same_rule(tmp_path):
-    """Recordings in every role, too, though the layout has no placeholder for those of a user."""
-    write_audio_tokenizer(tmp_path / "audio_tokenizer", DEMO_AUDIO_TOKENIZER_CONFIG)
-    recording = AudioContent(audio_url="", raw_audio=(noise(0.5), RATE))
-    messages = [
-        Message("system", ["Generate audio following instruction.", recording]),
-        Message("user", ["Like this:", recording]),
-        Message("assistant", recording),
-        Message("user", "Hi."),
-    ]
-    responses = []
-    for layout in ("original", "transformers"):
-        write_language_model(tmp_path / layout, DEMO_CONFIG, layout, torch.float32)
-        engine = HiggsAudioServeEngine(str(tmp_path / layout), str(tmp_path / "audio_tokenizer"))
-        responses.append(engine.generate(ChatMLSample(messages), 30, force_audio_gen=True, **GREEDY))
-    assert np.array_equal(responses[0].generated_audio_tokens, responses[1].generated_audio_tokens)
-    assert responses[0].generated_text_tokens.tolist() == responses[1].generated_text_tokens.tolist()
-    assert responses[0].usage["prompt_tokens"] > 3 * 13
-
-
-def noise(seconds: float) -> np.ndarray:
-    return (0.1 * np.random.default_rng(0).standard_normal(round(seconds * RATE))).astype(np.float32)
-
-
 def test_recordings_in_every_role_reach_the_model_with_offset_and_duration(
     audio_tokenizer_folder, monkeypatch, tmp_path
 ):
@@ -435,74 +286,6 @@ def test_recordings_in_every_role_reach_the_model_with_offset_and_duration(
         assert torch.equal(codes, encode(samples, RATE))
 
 
-def test_the_audio_tokenizer(audio_tokenizer_folder, tmp_path):
-    tokenizer = load_higgs_audio_tokenizer(str(audio_tokenizer_folder), device="cpu")
-    assert (tokenizer.tps, tokenizer.sampling_rate, tokenizer.num_codebooks) == (25, RATE, 8)
-    soundfile.write(tmp_path / "a.wav", noise(1.0), RATE, subtype="FLOAT")
-    codes = tokenizer.encode(str(tmp_path / "a.wav"))
-    assert (codes.shape, codes.dtype) == ((8, 25), torch.int64)
-    assert torch.equal(codes, tokenizer.encode(noise(1.0), sr=RATE))
-    audio = tokenizer.decode(codes.unsqueeze(0))
-    assert (audio.shape, audio.dtype) == ((1, 1, 24000), np.float32)
-    assert np.array_equal(audio, tokenizer.decode(codes))
-    # The same recording, however loud, is the same once its loudness is.
-    loud = tokenizer.encode(noise(1.0) * np.float32(4), RATE, loudness_normalize=True)
-    assert torch.equal(loud, tokenizer.encode(noise(1.0), RATE, loudness_normalize=True))
-    assert torch.equal(loud, tokenizer.encode(str(tmp_path / "a.wav"), loudness_normalize=True))
-    quiet = tokenizer.encode(noise(1.0), RATE, loudness_normalize=True, loudness_threshold=-60.0)
-    assert not torch.equal(loud, quiet)
-    for options in ({}, {"loudness_normalize": True}):
-        with pytest.raises(AudioError, match="needs its sampl"):
-            tokenizer.encode(noise(1.0), **options)
-    # Channels and integers, as without it.
-    stereo = tokenizer.encode(np.stack([noise(1.0), noise(1.0)]), RATE, loudness_normalize=True)
-    assert torch.equal(loud, stereo)
-    integers = (noise(1.0) * 2**15).round().astype(np.int16)
-    scaled = integers / np.float32(2**15)
-    expected = tokenizer.encode(scaled, RATE, loudness_normalize=True)
-    assert torch.equal(tokenizer.encode(integers, RATE, loudness_normalize=True), expected)
-    for samples, rate, message in (
-        (noise(1.0), 0, "sampling_rate must be an integer from 1000 to 768000 Hz, got 0"),
-        (noise(1.0), 16000.5, "got 16000.5"),
-        (noise(1.0), "24000", "got '24000'"),
-        (noise(1.0)[:0], RATE, "audio must hold samples, got"),
-        (noise(0.05), RATE, "must last at least 0.1 s, got 0.05 s"),
-        (noise(1.0) * np.float32("nan"), RATE, "must be finite, got NaN or infinity"),
-        (["a"], RATE, r"\(samples, sampling rate\) .*, got list"),
-    ):
-        with pytest.raises(AudioError, match=message):
-            tokenizer.encode(samples, rate, loudness_normalize=True)
-    # The engine's `generated_audio_tokens` are an array.
-    array = codes.numpy()
-    for same in (array, array[None], array.astype(np.uint16), array[:, ::-1].copy()[:, ::-1]):
-        assert np.array_equal(tokenizer.decode(same), audio)
-    for wrong, message in (
-        (torch.zeros(2, 8, 3, dtype=torch.int64), r"codes must be \[8, frames\], got \[2, 8, 3\]"),
-        (np.zeros(8, dtype=np.int64), r"codes must be \[8, frames\], got \[8\]"),
-        ("codes", "codes must be integers in a tensor or an array, got str"),
-        (None, "codes must be integers in a tensor or an array, got NoneType"),
-        (np.zeros((8, 2)), "codes must be integers in a tensor or an array, got float64"),
-    ):
-        with pytest.raises(AudioError, match=message):
-            tokenizer.decode(wrong)
-
-
-def test_reverting_the_delay_pattern():
-    delayed = torch.arange(8 * 12).view(8, 12)
-    reverted = revert_delay_pattern(delayed)
-    assert torch.equal(reverted, torch.stack([delayed[row, row : row + 5] for row in range(8)]))
-    assert torch.equal(revert_delay_pattern(delayed, start_idx=2), reverted[:, 2:])
-    assert torch.equal(revert_delay_pattern(delayed.numpy()), reverted)
-    assert revert_delay_pattern(delayed[:, :5]).shape == (8, 0)
-    with pytest.raises(ParameterError, match=r"delayed codes must have shape \[codebooks, N\], got \[96\]"):
-        revert_delay_pattern(delayed.flatten())
-    for wrong, kind in ((delayed.float(), "torch.float32"), ("codes", "str"), (None, "NoneType")):
-        with pytest.raises(
-            ParameterError, match=f"delayed codes must be integers in a tensor or an array, got {kind}"
-        ):
-            revert_delay_pattern(wrong)
-
-
 def test_text_that_ends_inside_of_a_character_comes_at_the_end(engine, tensors, monkeypatch):
     begun = engine.tokenizer.encode("你", add_special_tokens=False)[:1]
 
@@ -525,62 +308,6 @@ def test_what_is_handed_out_can_be_changed(engine, tensors):
     for tensor in handed_out:
         assert not tensor.is_inference()
         tensor += 1
-
-
-@pytest.fixture(scope="module")
-def client(audio_tokenizer_folder):
-    tokenizer = load_higgs_audio_tokenizer(str(audio_tokenizer_folder))
-    return HiggsAudioModelClient(str(FOLDER), tokenizer, max_new_tokens=80)
-
-
-def test_the_client_speaks_as_the_golden_case(client, tensors):
-    """The one case that is not forced to speak, and does."""
-    name = "clone_system.free"
-    *messages, last = sample(tensors, name).messages
-    audio, rate, text = client.generate(
-        messages, references(tensors, name), [last.content], None, top_k=1, ras_win_len=None
-    )
-    codes = revert_delay_pattern(tensors[f"{name}.audio_tokens.0"])[:, 1:-1].clip(0, 29)
-    assert rate == RATE
-    assert np.array_equal(audio, client._audio_tokenizer.decode(codes)[0, 0])
-    expected = tensors[f"{name}.sequences"][len(tensors[f"{name}.input_ids"]) :].tolist()
-    assert text == client._model.tokenizer.decode(expected, skip_special_tokens=False)
-
-
-@pytest.mark.parametrize("buffer", [None, 0, 1, 2])
-def test_the_client_gives_the_last_chunks_as_context(client, tensors, monkeypatch, buffer):
-    prompts, contexts = [], []
-
-    def generate(input_ids, reference_codes, **options):
-        prompts.append(client._model.tokenizer.decode(input_ids[0].tolist(), skip_special_tokens=False))
-        contexts.append([codes.shape[1] for codes in reference_codes])
-        frames = 10 + len(prompts)
-        return GenerationOutput([torch.randint(30, (8, frames + 9))], [], "stop", 1, frames)
-
-    monkeypatch.setattr(client._model, "generate", generate)
-    messages = [Message("user", "one"), Message("assistant", AudioContent(audio_url=""))]
-    audio, _, _ = client.generate(messages, [torch.zeros(8, 5, dtype=torch.int64)], ["a", "b", "c", "d"], buffer)
-    assert len(audio) == (11 + 12 + 13 + 14) * 960
-    earlier = [[], [11], [11, 12], [11, 12, 13]]
-    kept = [frames if buffer is None else frames[max(len(frames) - buffer, 0) :] for frames in earlier]
-    assert contexts == [[5, *frames] for frames in kept]
-    assert [prompt.count("<|AUDIO_OUT|>") for prompt in prompts] == [1 + len(frames) for frames in kept]
-    assert all(f"\n\n{letter}<|eot_id|>" in prompt for letter, prompt in zip("abcd", prompts, strict=True))
-
-
-def test_the_client_tells_of_a_chunk_without_audio(client, monkeypatch):
-    answers = iter([GenerationOutput([], [65], "stop", 1, 1)] * 2)
-    monkeypatch.setattr(client._model, "generate", lambda *arguments, **options: next(answers))
-    with pytest.warns(UserWarning, match="chunk [01] was answered without audio"):
-        audio, _, _ = client.generate([], [], ["a", "b"], None)
-    assert audio.shape == (0,)
-    with pytest.raises(PromptError, match="chunked_text is empty"):
-        client.generate([], [], [], None)
-    with pytest.raises(ParameterError, match="chunked_text must be a list of strings, got the string 'abc'"):
-        client.generate([], [], "abc", None)
-    for size, message in ((-1, "must be at least 0, or None for all chunks, got -1"), (1.5, "must be an integer")):
-        with pytest.raises(ParameterError, match=f"generation_chunk_buffer_size {message}"):
-            client.generate([], [], ["a"], size)
 
 
 def test_the_example_of_the_docs_runs(audio_tokenizer_folder, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """The streamer of `boson_multimodal` by itself: what a thread puts in, and what an event loop takes out."""
 
 import asyncio
+import copy
+import pickle
 import threading
 
 import pytest
@@ -59,6 +61,15 @@ def test_the_streamer_raises_what_went_wrong():
         asyncio.run(run(lambda streamer: None, timeout=0.01))
     with pytest.raises(ParameterError, match="a frame must have 8 codes, got 7"):
         asyncio.run(run(lambda streamer: streamer.put(torch.arange(7))))
+
+
+def test_a_streamer_can_not_be_copied():
+    async def streamer():
+        return AsyncHiggsAudioStreamer(None)
+
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(ParameterError, match=r"^an AsyncHiggsAudioStreamer can't be copied or pickled"):
+            copied(asyncio.run(streamer()))
 
 
 def test_text_that_ends_inside_of_a_character_comes_at_the_end():

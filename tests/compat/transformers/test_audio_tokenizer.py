@@ -166,5 +166,14 @@ def test_what_the_audio_tokenizer_refuses(audio_tokenizer):
         model.decode(torch.zeros(0, SMALL.num_codebooks, 5, dtype=torch.int64))
     with pytest.raises(ParameterError, match="bandwidth must be one of"):
         model.encode(torch.zeros(1, 1, 9600), bandwidth=123)
+    for bandwidth in ([123], torch.zeros(2)):
+        with pytest.raises(ParameterError, match="bandwidth must be a number or None, got "):
+            model.encode(torch.zeros(1, 1, 9600), bandwidth)
+    for wrong in (0, [[[0]]], torch.zeros(1, 1, 9600, device="meta"), torch.zeros(1, 1, 9600).to_sparse()):
+        for name, method in (("input_values", model.encode), ("audio_codes", model.decode)):
+            with pytest.raises(AudioError, match=f"{name} must be a dense tensor of numbers, got "):
+                method(wrong)
+    with pytest.raises(ParameterError, match="return_dict must be True or False, got 'no'"):
+        model.encode(torch.zeros(1, 1, 9600), return_dict="no")
     with pytest.raises(ParameterError, match=r"audio_codes of shape \[1, 2, 5\].* restore\(model\)"):
         model.decode(torch.zeros(1, 2, 5, dtype=torch.int64))
