@@ -1,21 +1,16 @@
 """`higgs-native serve`: speech over HTTP."""
 
-import asyncio
-import contextlib
 import importlib
-import math
 import os
-import signal
 import socket
 import sys
-import warnings
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from higgs_native.audio.quality import VoiceWarning
-from higgs_native.cli.inputs import load_engine
+from higgs_native.cli.inputs import notice_embedded_voice
 from higgs_native.cli.options import (
     AudioTokenizerOption,
     DeviceOption,
@@ -25,13 +20,9 @@ from higgs_native.cli.options import (
     VoicesOption,
 )
 from higgs_native.errors import ParameterError
+from higgs_native.ops.device import checked_device
+from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.voices import VOICES_VARIABLE, list_voices
-
-
-if TYPE_CHECKING:  # the extra `serve` may be missing
-    from uvicorn import Server
-
-    from higgs_native.server.delivery import SpeechService
 
 
 KEYS_VARIABLE = "HIGGS_NATIVE_API_KEYS"
@@ -78,6 +69,13 @@ def serve(
         typer.Option(help="A folder whose files ref_audio may name by file://; may be repeated.", show_default="none"),
     ] = None,
     device: DeviceOption = "auto",
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            help="A process per device, behind one port, such as cuda:0,cuda:1. The limits above hold for each.",
+            show_default="one process, on --device",
+        ),
+    ] = None,
     dtype: DtypeOption = "auto",
     quantization: QuantizationOption = None,
 ) -> None:
@@ -106,28 +104,20 @@ def serve(
     )
     if settings.voices_folder is not None:
         list_voices(settings.voices_folder)
+    workers = None if devices is None else _checked_devices(devices, device)
     bound = _bound(host, port)
-    warnings.filterwarnings("ignore", category=VoiceWarning)  # uploads are answered with the same advice
-    engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
-
-    import uvicorn
-
-    from higgs_native.server.app import create_app
-    from higgs_native.server.observing import log_as_json
-
-    app = create_app(engine, settings)
-    log_as_json()
-    # Logs have a line per request already. Half a minute fits the pauses of clients that reuse connections.
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=math.ceil(drain),  # for clients that still read
+    notice_embedded_voice(model)
+    load = partial(
+        HiggsAudio.from_pretrained, model, dtype=dtype, audio_tokenizer=audio_tokenizer, quantization=quantization
     )
-    asyncio.run(_run(uvicorn.Server(config), app.state.service, bound, settings.drain_seconds))
+    if workers is None:
+        from higgs_native.server.running import run
+
+        run(partial(load, device=device), settings, bound, lambda: _announce(bound))
+    else:
+        from higgs_native.server.supervisor import Supervisor
+
+        Supervisor(workers, load, settings, bound, lambda: _announce(bound)).run()
 
 
 def check_extra() -> None:
@@ -154,6 +144,13 @@ def _read_keys(path: Path | None) -> tuple[str, ...]:
     return keys
 
 
+def _checked_devices(devices: str, device: str) -> tuple[str, ...]:
+    """Return the names in --devices, each the one of a device that there is."""
+    if device != "auto":
+        raise ParameterError(f"--device must be left out with --devices, got {device}")
+    return tuple(str(checked_device(name.strip())) for name in devices.split(","))
+
+
 def _bound(host: str, port: int) -> socket.socket:
     """Return a socket that is bound, so that a port in use shows before the weights are loaded."""
     try:
@@ -168,33 +165,7 @@ def _bound(host: str, port: int) -> socket.socket:
     return bound
 
 
-async def _run(server: "Server", service: "SpeechService", bound: socket.socket, drain_seconds: float) -> None:
-    """Serve until a signal, then drain. A second signal ends the server at once."""
+def _announce(bound: socket.socket) -> None:
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"Speech at http://{shown}:{port}/v1/audio/speech", file=sys.stderr, flush=True)
-    stopping = asyncio.Event()
-
-    def stop() -> None:
-        if stopping.is_set():
-            server.should_exit = server.force_exit = True
-        stopping.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    # uvicorn would stop listening at once, and raise the signal again at the end.
-    server.capture_signals = contextlib.nullcontext
-    serving = asyncio.create_task(server.serve([bound]))
-    stopped = asyncio.create_task(stopping.wait())
-    await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
-    if not serving.done():
-        from higgs_native.server.observing import log
-
-        log("draining", running=service.admission.running, queued=service.admission.queued)
-        draining = asyncio.create_task(service.admission.drain(drain_seconds))
-        await asyncio.wait((serving, draining), return_when=asyncio.FIRST_COMPLETED)
-        draining.cancel()
-        server.should_exit = True
-    stopped.cancel()
-    await serving
