@@ -6,7 +6,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,8 +25,15 @@ from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.voices import VOICES_VARIABLE, list_voices
 
 
+if TYPE_CHECKING:  # the extra `serve` may be missing
+    from higgs_native.server.settings import ServerSettings
+
+
 KEYS_VARIABLE = "HIGGS_NATIVE_API_KEYS"
-_EXTRA = ("fastapi", "uvicorn", "prometheus_client", "av", "python_multipart", "websockets")
+_EXTRAS = {
+    "serve": ("fastapi", "uvicorn", "prometheus_client", "av", "python_multipart", "websockets"),
+    "wyoming": ("wyoming",),
+}
 
 
 def serve(
@@ -68,6 +75,12 @@ def serve(
         list[Path] | None,
         typer.Option(help="A folder whose files ref_audio may name by file://; may be repeated.", show_default="none"),
     ] = None,
+    wyoming_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Speak to Home Assistant, too, by the Wyoming protocol.", show_default="none"
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     devices: Annotated[
         str | None,
@@ -83,7 +96,7 @@ def serve(
 
     SIGTERM and Ctrl-C end the server: it refuses new requests, finishes the running ones, and exits with 0.
     """
-    check_extra()
+    check_extra("serve")
     from higgs_native.server.settings import ServerSettings
 
     folder = voices or (Path(os.environ[VOICES_VARIABLE]) if os.environ.get(VOICES_VARIABLE) else None)
@@ -105,7 +118,8 @@ def serve(
     if settings.voices_folder is not None:
         list_voices(settings.voices_folder)
     workers = None if devices is None else _checked_devices(devices, device)
-    bound = _bound(host, port)
+    bound = _bound(host, port, "--port")
+    wyoming = None if wyoming_port is None else _bound_for_wyoming(host, wyoming_port, settings)
     notice_embedded_voice(model)
     load = partial(
         HiggsAudio.from_pretrained, model, dtype=dtype, audio_tokenizer=audio_tokenizer, quantization=quantization
@@ -113,21 +127,22 @@ def serve(
     if workers is None:
         from higgs_native.server.running import run
 
-        run(partial(load, device=device), settings, bound, lambda: _announce(bound))
+        run(partial(load, device=device), settings, bound, lambda: _announce(bound, wyoming), wyoming=wyoming)
     else:
         from higgs_native.server.supervisor import Supervisor
 
-        Supervisor(workers, load, settings, bound, lambda: _announce(bound)).run()
+        Supervisor(workers, load, settings, bound, lambda: _announce(bound, wyoming), wyoming).run()
 
 
-def check_extra() -> None:
-    """Raise ParameterError if a package of the extra `serve` is missing."""
-    for name in _EXTRA:
+def check_extra(extra: str) -> None:
+    """Raise ParameterError if a package of an extra is missing."""
+    for name in _EXTRAS[extra]:
         try:
             importlib.import_module(name)
         except ImportError as error:
             raise ParameterError(
-                f"the extra serve must be installed (pip install 'higgs-native[serve]'), got none of {name}: {error}"
+                f"the extra {extra} must be installed (pip install 'higgs-native[{extra}]'), got none of {name}: "
+                f"{error}"
             ) from None
 
 
@@ -151,7 +166,14 @@ def _checked_devices(devices: str, device: str) -> tuple[str, ...]:
     return tuple(str(checked_device(name.strip())) for name in devices.split(","))
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _bound_for_wyoming(host: str, port: int, settings: "ServerSettings") -> socket.socket:
+    check_extra("wyoming")
+    if settings.api_keys:
+        raise ParameterError("--wyoming-port must be left out if there are keys, which its clients can't send")
+    return _bound(host, port, "--wyoming-port")
+
+
+def _bound(host: str, port: int, option: str) -> socket.socket:
     """Return a socket that is bound, so that a port in use shows before the weights are loaded."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -161,11 +183,16 @@ def _bound(host: str, port: int) -> socket.socket:
     except UnicodeError:
         raise ParameterError(f"--host must be a name or an address, got {host}") from None
     except OSError as error:
-        raise ParameterError(f"--host and --port must be free, got {host}:{port}: {error.strerror}") from None
+        raise ParameterError(f"--host and {option} must be free, got {host}:{port}: {error.strerror}") from None
     return bound
 
 
-def _announce(bound: socket.socket) -> None:
+def _announce(bound: socket.socket, wyoming: socket.socket | None) -> None:
+    print(f"Speech at http://{_address(bound)}/v1/audio/speech", file=sys.stderr, flush=True)
+    if wyoming is not None:
+        print(f"Wyoming at tcp://{_address(wyoming)}", file=sys.stderr, flush=True)
+
+
+def _address(bound: socket.socket) -> str:
     host, port = bound.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    print(f"Speech at http://{shown}:{port}/v1/audio/speech", file=sys.stderr, flush=True)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -30,6 +30,7 @@ def run(
     bound: socket.socket,
     on_listening: Callable[[], None],
     worker: Worker | None = None,
+    wyoming: socket.socket | None = None,
 ) -> None:
     """Load the weights and serve until SIGTERM or SIGINT, then drain. A second signal ends the server at once.
 
@@ -40,6 +41,7 @@ def run(
         on_listening: called when connections are taken.
         worker: this process, if it is one of several. Its supervisor sends one signal, and kills it instead of sending
             a second; service managers may have sent theirs to both.
+        wyoming: the socket for clients of that protocol.
 
     Raises:
         HiggsNativeError: the weights, or the folder of voices, can't be read.
@@ -61,7 +63,7 @@ def run(
         bound = _SharedSocket(fileno=bound.detach())
     bound.listen(_BACKLOG)
     on_listening()
-    asyncio.run(_serve(uvicorn.Server(config), app.state.service, bound, worker))
+    asyncio.run(_serve(uvicorn.Server(config), app.state.service, bound, worker, wyoming))
 
 
 class _SharedSocket(socket.socket):
@@ -79,7 +81,13 @@ class _SharedSocket(socket.socket):
         return super().accept()
 
 
-async def _serve(server: uvicorn.Server, service: SpeechService, bound: socket.socket, worker: Worker | None) -> None:
+async def _serve(
+    server: uvicorn.Server,
+    service: SpeechService,
+    bound: socket.socket,
+    worker: Worker | None,
+    wyoming: socket.socket | None,
+) -> None:
     stopping = asyncio.Event()
 
     def stop() -> None:
@@ -91,14 +99,18 @@ async def _serve(server: uvicorn.Server, service: SpeechService, bound: socket.s
     loop.add_signal_handler(signal.SIGTERM, stop)
     if worker is None:
         loop.add_signal_handler(signal.SIGINT, stop)
-        reporting = contextlib.nullcontext()
     else:
         supervisor = multiprocessing.parent_process().sentinel
         loop.add_reader(supervisor, lambda: (loop.remove_reader(supervisor), stop()))
-        reporting = worker.reporting(service.report)
     # uvicorn would stop listening at once, and raise the signal again at the end.
     server.capture_signals = contextlib.nullcontext
-    async with reporting:
+    async with contextlib.AsyncExitStack() as beside:
+        if worker is not None:
+            await beside.enter_async_context(worker.reporting(service.report))
+        if wyoming is not None:
+            from higgs_native.server.wyoming import serving_wyoming
+
+            await beside.enter_async_context(serving_wyoming(service, wyoming))
         serving = asyncio.create_task(server.serve([bound]))
         stopped = asyncio.create_task(stopping.wait())
         await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)

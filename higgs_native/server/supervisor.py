@@ -42,6 +42,7 @@ class Supervisor:
         settings: of the operator. Limits hold for each process.
         bound: the socket to listen at.
         on_listening: called when all processes serve for the first time.
+        wyoming: the socket for clients of that protocol.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class Supervisor:
         settings: ServerSettings,
         bound: socket.socket,
         on_listening: Callable[[], None],
+        wyoming: socket.socket | None = None,
     ) -> None:
         self._devices = devices
         self._load = load
         self._settings = settings
         self._bound = bound
+        self._wyoming = wyoming
         self._on_listening = on_listening
         self._processes: dict[int, BaseProcess] = {}
         self._loading = set(range(len(devices)))  # until the first time that they serve
@@ -107,7 +110,7 @@ class Supervisor:
     def _start(self, worker: Worker) -> tuple[BaseProcess, Connection]:
         """Start a process. Return it with the pipe in which it says that it serves, or which error ended it."""
         messages, sender = _SPAWN.Pipe(duplex=False)
-        arguments = (worker, self._load, self._settings, self._bound, sender)
+        arguments = (worker, self._load, self._settings, self._bound, self._wyoming, sender)
         process = _SPAWN.Process(target=_work, args=arguments, name=f"worker {worker.index}")
         # Ctrl-C goes to all processes of a terminal, and this one passes it on. Ignoring it is inherited.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -152,12 +155,13 @@ def _work(
     load: Callable[..., HiggsAudio],
     settings: ServerSettings,
     bound: socket.socket,
+    wyoming: socket.socket | None,
     messages: Connection,
 ) -> None:
     """Run a process of the server."""
     load_here = partial(load, device=worker.devices[worker.index])
     try:
-        run(load_here, settings, bound, lambda: messages.send(None), worker)
+        run(load_here, settings, bound, lambda: messages.send(None), worker, wyoming)
     except HiggsNativeError as error:
         with suppress(BrokenPipeError):
             messages.send(error)

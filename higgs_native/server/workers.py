@@ -38,8 +38,11 @@ class Worker:
 
         path = self._socket(self.index)
         path.unlink(missing_ok=True)  # of a process that this one replaces
-        async with await asyncio.start_unix_server(answer, path):
+        server = await asyncio.start_unix_server(answer, path)
+        try:
             yield
+        finally:
+            server.close()
 
     async def reports(self) -> list[dict[str, Any] | None]:
         """Return the reports of all processes; None for those that are down."""
