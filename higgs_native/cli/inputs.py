@@ -43,12 +43,17 @@ def checked_voices(
 def load_engine(
     model: str | None, audio_tokenizer: str | None, device: str, dtype: str, quantization: str | None
 ) -> HiggsAudio:
-    if model is None:
-        notice("No --model is given: the embedded demonstration voice speaks, which knows about 1,500 English words.")
-        notice(f"For the published model: --model {MODEL_NAME}")
+    notice_embedded_voice(model)
     return HiggsAudio.from_pretrained(
         model, device=device, dtype=dtype, audio_tokenizer=audio_tokenizer, quantization=quantization
     )
+
+
+def notice_embedded_voice(model: str | None) -> None:
+    """Tell who speaks if no model is given."""
+    if model is None:
+        notice("No --model is given: the embedded demonstration voice speaks, which knows about 1,500 English words.")
+        notice(f"For the published model: --model {MODEL_NAME}")
 
 
 def read_text(text: str) -> str:

@@ -1,21 +1,16 @@
 """`higgs-native serve`: speech over HTTP."""
 
-import asyncio
-import contextlib
 import importlib
-import math
 import os
-import signal
 import socket
 import sys
-import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from higgs_native.audio.quality import VoiceWarning
-from higgs_native.cli.inputs import load_engine
+from higgs_native.cli.inputs import notice_embedded_voice
 from higgs_native.cli.options import (
     AudioTokenizerOption,
     DeviceOption,
@@ -25,17 +20,20 @@ from higgs_native.cli.options import (
     VoicesOption,
 )
 from higgs_native.errors import ParameterError
+from higgs_native.ops.device import checked_device
+from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.voices import VOICES_VARIABLE, list_voices
 
 
 if TYPE_CHECKING:  # the extra `serve` may be missing
-    from uvicorn import Server
-
-    from higgs_native.server.delivery import SpeechService
+    from higgs_native.server.settings import ServerSettings
 
 
 KEYS_VARIABLE = "HIGGS_NATIVE_API_KEYS"
-_EXTRA = ("fastapi", "uvicorn", "prometheus_client", "av", "python_multipart", "websockets")
+_EXTRAS = {
+    "serve": ("fastapi", "uvicorn", "prometheus_client", "av", "python_multipart", "websockets"),
+    "wyoming": ("wyoming",),
+}
 
 
 def serve(
@@ -77,7 +75,20 @@ def serve(
         list[Path] | None,
         typer.Option(help="A folder whose files ref_audio may name by file://; may be repeated.", show_default="none"),
     ] = None,
+    wyoming_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Speak to Home Assistant, too, by the Wyoming protocol.", show_default="none"
+        ),
+    ] = None,
     device: DeviceOption = "auto",
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            help="A process per device, behind one port, such as cuda:0,cuda:1. The limits above hold for each.",
+            show_default="one process, on --device",
+        ),
+    ] = None,
     dtype: DtypeOption = "auto",
     quantization: QuantizationOption = None,
 ) -> None:
@@ -85,7 +96,7 @@ def serve(
 
     SIGTERM and Ctrl-C end the server: it refuses new requests, finishes the running ones, and exits with 0.
     """
-    check_extra()
+    check_extra("serve")
     from higgs_native.server.settings import ServerSettings
 
     folder = voices or (Path(os.environ[VOICES_VARIABLE]) if os.environ.get(VOICES_VARIABLE) else None)
@@ -106,38 +117,32 @@ def serve(
     )
     if settings.voices_folder is not None:
         list_voices(settings.voices_folder)
-    bound = _bound(host, port)
-    warnings.filterwarnings("ignore", category=VoiceWarning)  # uploads are answered with the same advice
-    engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
-
-    import uvicorn
-
-    from higgs_native.server.app import create_app
-    from higgs_native.server.observing import log_as_json
-
-    app = create_app(engine, settings)
-    log_as_json()
-    # Logs have a line per request already. Half a minute fits the pauses of clients that reuse connections.
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=math.ceil(drain),  # for clients that still read
+    workers = None if devices is None else _checked_devices(devices, device)
+    bound = _bound(host, port, "--port")
+    wyoming = None if wyoming_port is None else _bound_for_wyoming(host, wyoming_port, settings)
+    notice_embedded_voice(model)
+    load = partial(
+        HiggsAudio.from_pretrained, model, dtype=dtype, audio_tokenizer=audio_tokenizer, quantization=quantization
     )
-    asyncio.run(_run(uvicorn.Server(config), app.state.service, bound, settings.drain_seconds))
+    if workers is None:
+        from higgs_native.server.running import run
+
+        run(partial(load, device=device), settings, bound, lambda: _announce(bound, wyoming), wyoming=wyoming)
+    else:
+        from higgs_native.server.supervisor import Supervisor
+
+        Supervisor(workers, load, settings, bound, lambda: _announce(bound, wyoming), wyoming).run()
 
 
-def check_extra() -> None:
-    """Raise ParameterError if a package of the extra `serve` is missing."""
-    for name in _EXTRA:
+def check_extra(extra: str) -> None:
+    """Raise ParameterError if a package of an extra is missing."""
+    for name in _EXTRAS[extra]:
         try:
             importlib.import_module(name)
         except ImportError as error:
             raise ParameterError(
-                f"the extra serve must be installed (pip install 'higgs-native[serve]'), got none of {name}: {error}"
+                f"the extra {extra} must be installed (pip install 'higgs-native[{extra}]'), got none of {name}: "
+                f"{error}"
             ) from None
 
 
@@ -154,7 +159,21 @@ def _read_keys(path: Path | None) -> tuple[str, ...]:
     return keys
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _checked_devices(devices: str, device: str) -> tuple[str, ...]:
+    """Return the names in --devices, each the one of a device that there is."""
+    if device != "auto":
+        raise ParameterError(f"--device must be left out with --devices, got {device}")
+    return tuple(str(checked_device(name.strip())) for name in devices.split(","))
+
+
+def _bound_for_wyoming(host: str, port: int, settings: "ServerSettings") -> socket.socket:
+    check_extra("wyoming")
+    if settings.api_keys:
+        raise ParameterError("--wyoming-port must be left out if there are keys, which its clients can't send")
+    return _bound(host, port, "--wyoming-port")
+
+
+def _bound(host: str, port: int, option: str) -> socket.socket:
     """Return a socket that is bound, so that a port in use shows before the weights are loaded."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -164,37 +183,16 @@ def _bound(host: str, port: int) -> socket.socket:
     except UnicodeError:
         raise ParameterError(f"--host must be a name or an address, got {host}") from None
     except OSError as error:
-        raise ParameterError(f"--host and --port must be free, got {host}:{port}: {error.strerror}") from None
+        raise ParameterError(f"--host and {option} must be free, got {host}:{port}: {error.strerror}") from None
     return bound
 
 
-async def _run(server: "Server", service: "SpeechService", bound: socket.socket, drain_seconds: float) -> None:
-    """Serve until a signal, then drain. A second signal ends the server at once."""
+def _announce(bound: socket.socket, wyoming: socket.socket | None) -> None:
+    print(f"Speech at http://{_address(bound)}/v1/audio/speech", file=sys.stderr, flush=True)
+    if wyoming is not None:
+        print(f"Wyoming at tcp://{_address(wyoming)}", file=sys.stderr, flush=True)
+
+
+def _address(bound: socket.socket) -> str:
     host, port = bound.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    print(f"Speech at http://{shown}:{port}/v1/audio/speech", file=sys.stderr, flush=True)
-    stopping = asyncio.Event()
-
-    def stop() -> None:
-        if stopping.is_set():
-            server.should_exit = server.force_exit = True
-        stopping.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    # uvicorn would stop listening at once, and raise the signal again at the end.
-    server.capture_signals = contextlib.nullcontext
-    serving = asyncio.create_task(server.serve([bound]))
-    stopped = asyncio.create_task(stopping.wait())
-    await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
-    if not serving.done():
-        from higgs_native.server.observing import log
-
-        log("draining", running=service.admission.running, queued=service.admission.queued)
-        draining = asyncio.create_task(service.admission.drain(drain_seconds))
-        await asyncio.wait((serving, draining), return_when=asyncio.FIRST_COMPLETED)
-        draining.cancel()
-        server.should_exit = True
-    stopped.cancel()
-    await serving
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -27,10 +27,11 @@ from higgs_native.pipeline import HiggsAudio
 from higgs_native.server.admission import Refused
 from higgs_native.server.delivery import BatchResponse, SpeechResponse, SpeechService
 from higgs_native.server.encoder import MEDIA_TYPES
-from higgs_native.server.observing import LOGGER, log
+from higgs_native.server.observing import LOGGER, log, merged_metrics
 from higgs_native.server.schema import ApiError, BatchRequest, SpeechRequest
 from higgs_native.server.settings import ServerSettings
 from higgs_native.server.websocket import SpeechSession
+from higgs_native.server.workers import Worker
 
 
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
@@ -41,12 +42,13 @@ _PAGE = Path(__file__).with_name("page")
 _POLICY = "default-src 'self'; media-src blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 
 
-def create_app(engine: HiggsAudio, settings: ServerSettings | None = None) -> FastAPI:
+def create_app(engine: HiggsAudio, settings: ServerSettings | None = None, worker: Worker | None = None) -> FastAPI:
     """Return the application of a server.
 
     Args:
         engine: speaks all requests.
         settings: of the operator.
+        worker: this process, if it is one of several that are one server.
 
     Raises:
         PromptError: the folder of voices can't be read.
@@ -60,7 +62,7 @@ def create_app(engine: HiggsAudio, settings: ServerSettings | None = None) -> Fa
     app.state.service = service
     _add_speech(app, service)
     _add_models_and_voices(app, service)
-    _add_health(app, service)
+    _add_health(app, service, worker)
     _add_page(app)
     for kind in (ApiError, HiggsNativeError, ValidationError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
@@ -203,23 +205,36 @@ def _add_models_and_voices(app: FastAPI, service: SpeechService) -> None:
         return {"id": voice, "object": "audio.voice", "deleted": True}
 
 
-def _add_health(app: FastAPI, service: SpeechService) -> None:
+def _add_health(app: FastAPI, service: SpeechService, worker: Worker | None) -> None:
     @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Answer as long as the process is alive."""
-        return {"status": "ok"}
+    async def health() -> dict[str, Any]:
+        """Answer as long as the process is alive. Of several processes, tell which are: `degraded` if one is down."""
+        if worker is None:
+            return {"status": "ok"}
+        reports = await worker.reports()
+        statuses = ["down" if report is None else report["status"] for report in reports]
+        return {
+            "status": "degraded" if "down" in statuses else "ok",
+            "workers": [
+                {"worker": index, "device": device, "status": status}
+                for index, (device, status) in enumerate(zip(worker.devices, statuses, strict=True))
+            ],
+        }
 
     @app.get("/ready")
     async def ready() -> Response:
         """Say whether new requests are taken."""
-        if service.admission.is_draining:
-            return JSONResponse({"status": "draining"}, 503)
-        return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": service.status}, 200 if service.status == "ready" else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        """Metrics for Prometheus."""
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        """Metrics for Prometheus; of several processes, those of all, with the label `worker`."""
+        if worker is None:
+            text = service.metrics.text()
+        else:
+            texts = [report and report["metrics"] for report in await worker.reports()]
+            text = merged_metrics(texts, worker.devices)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _add_page(app: FastAPI) -> None:

@@ -51,6 +51,15 @@ class SpeechService:
         self.sessions = 0
         self.speaker = Speaker(engine, self.voices, settings, model_id)
 
+    @property
+    def status(self) -> str:
+        """`ready`, or `draining`: new requests are refused."""
+        return "draining" if self.admission.is_draining else "ready"
+
+    def report(self) -> dict[str, str]:
+        """Return what other processes of the server tell of this one."""
+        return {"status": self.status, "metrics": self.metrics.text().decode()}
+
     @contextmanager
     def session(self) -> Iterator[None]:
         """Count a WebSocket, which may hold no slot for long.

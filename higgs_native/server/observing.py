@@ -3,11 +3,13 @@
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from higgs_native.generation.engine import EngineMetrics
 
@@ -68,17 +70,50 @@ class Metrics:
         return generate_latest(self._registry)
 
 
+def merged_metrics(texts: Sequence[str | None], devices: Sequence[str]) -> bytes:
+    """Return the metrics of several processes as one text, each with the label `worker`.
+
+    Args:
+        texts: of `Metrics.text`, one per process; None of one that is down.
+        devices: of the processes.
+    """
+    up = Metric("higgs_native_worker_up", "Whether a process of the server answers.", "gauge")
+    families = {up.name: up}
+    for index, (text, device) in enumerate(zip(texts, devices, strict=True)):
+        up.add_sample(up.name, {"worker": str(index), "device": device}, float(text is not None))
+        for family in text_string_to_metric_families(text or ""):
+            merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            for sample in family.samples:
+                merged.add_sample(sample.name, {"worker": str(index), **sample.labels}, sample.value)
+    registry = CollectorRegistry()
+    registry.register(_Families(list(families.values())))
+    return generate_latest(registry)
+
+
+class _Families(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
 def log(event: str, **fields: Any) -> None:
     """Log an event with its fields; those that are None are left out."""
     LOGGER.info(event, extra={"fields": {name: value for name, value in fields.items() if value is not None}})
 
 
 class _JsonFormatter(logging.Formatter):
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._fields = fields
+
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
+            **self._fields,
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
@@ -86,10 +121,14 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def log_as_json() -> None:
-    """Write the logs of this server and of uvicorn to standard error, a JSON object per line."""
+def log_as_json(**fields: Any) -> None:
+    """Write the logs of this server and of uvicorn to standard error, a JSON object per line.
+
+    Args:
+        fields: of each line.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter())
+    handler.setFormatter(_JsonFormatter(fields))
     for name in (LOGGER.name, "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

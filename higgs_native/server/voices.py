@@ -2,11 +2,11 @@
 
 import base64
 import re
-import threading
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from http.client import HTTPException
@@ -20,7 +20,7 @@ from higgs_native.prompt.recordings import Recording
 from higgs_native.prompt.voices import Voice, check_voice, list_voices
 from higgs_native.server.schema import ApiError
 from higgs_native.server.settings import ServerSettings
-from higgs_native.utils.files import replacing
+from higgs_native.utils.files import locked, replacing
 
 
 OPENAI_VOICES = {
@@ -81,7 +81,6 @@ class VoiceStore:
         self._settings = settings
         self._folder = settings.voices_folder
         self._described = {name: name for name in trained} | _aliases(trained)
-        self._changing = threading.Lock()
         # Reading and analyzing a recording takes longer than its speech's first chunk. Keyed by the file's version.
         self._read = lru_cache(_CACHED_RECORDINGS)(lambda path, version: Recording.read(path))
         self._in_folder()
@@ -150,7 +149,7 @@ class VoiceStore:
             raise ApiError(400, f"name must be {expected}, got {name!r:.80}", "invalid_value", "name")
         words = " ".join(words.split())
         recording, advice = self.check(data, words)
-        with self._changing:
+        with locked(self._folder, waits=True):  # against other processes, too
             in_folder = self._in_folder()
             if name in in_folder or (name in self._described and name not in OPENAI_VOICES):
                 raise ApiError(409, f"name must be new, got {name!r}, which exists", "voice_exists", "name")
@@ -172,7 +171,7 @@ class VoiceStore:
         Raises:
             ApiError: there is no such voice, or it was not uploaded.
         """
-        with self._changing:
+        with nullcontext() if self._folder is None else locked(self._folder, waits=True):
             if name not in {voice.id for voice in self.listed()}:
                 raise ApiError(404, f"voice must exist, got {name!r:.80}", "voice_not_found", "voice")
             if not _NAME.fullmatch(name) or self._folder is None or not self._audio_file(name).is_file():

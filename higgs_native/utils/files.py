@@ -54,16 +54,20 @@ def remove_temporary_files() -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock a folder against other processes that lock it. The lock ends with the process, even if it is killed.
+def locked(folder: Path, waits: bool = False) -> Iterator[None]:
+    """Lock a folder against others that lock it. The lock ends with the process, even if it is killed.
+
+    Args:
+        folder: an existing one.
+        waits: wait until the folder is free.
 
     Raises:
-        ParameterError: another process holds the lock.
+        ParameterError: another holds the lock.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno == errno.EWOULDBLOCK:
                 raise ParameterError(f"folder must be free, got {folder}, which is in use by another run") from None

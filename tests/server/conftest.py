@@ -1,12 +1,16 @@
 """A server in a thread, and what clients need to speak to it."""
 
 import io
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import av
 import httpx
@@ -14,6 +18,7 @@ import numpy as np
 import pytest
 import uvicorn
 
+import higgs_native
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.server.app import create_app
 from higgs_native.server.delivery import SpeechService
@@ -22,6 +27,7 @@ from higgs_native.server.settings import ServerSettings
 
 
 TEXT = "The sun rises in the east."
+LONG_TEXT = "The sun rises in the east. We walk home. The water is cold and clear. " * 3
 
 
 @dataclass
@@ -94,6 +100,50 @@ def streamed(engine) -> Callable[..., np.ndarray]:
         return pcm_samples(np.concatenate([chunk.samples for chunk in engine.stream(text, voice=voice, **options)]))
 
     return speak
+
+
+@pytest.fixture
+def serve(tmp_path) -> Iterator[Callable[..., tuple[subprocess.Popen, str, Path]]]:
+    """Starts the command with options; gives the process, the address and the file of its log."""
+    processes = []
+
+    def start(*options, **variables):
+        log = tmp_path / f"{len(processes)}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "higgs_native.cli", "serve", "--port", "0", *options],
+                env={**os.environ, "PYTHONPATH": str(Path(higgs_native.__file__).parent.parent), **variables},
+                cwd=tmp_path,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+            )
+        processes.append(process)
+
+        def address():
+            assert process.poll() is None, log.read_text()
+            return [line for line in log.read_text().splitlines() if line.startswith("Speech at ")]
+
+        until(lambda: bool(address()), 60)
+        url = address()[0].removeprefix("Speech at ").removesuffix("/v1/audio/speech")
+        until(lambda: answers(url))
+        return process, url, log
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url + "/health").status_code == 200
+    except httpx.ConnectError:
+        return False
+
+
+def speak(url: str, **fields) -> httpx.Response:
+    """Send a request to a server in a process."""
+    return httpx.post(url + "/v1/audio/speech", json={"voice": "alloy", "seed": 1, **fields}, timeout=60)
 
 
 def decoded(data: bytes) -> tuple[np.ndarray, int]:

@@ -1,66 +1,16 @@
 """The command `higgs-native serve`, in a process."""
 
-import os
 import signal
 import socket
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import pytest
 
-import higgs_native
 from higgs_native.cli import main
 from higgs_native.pipeline import HiggsAudio
-from tests.server.conftest import until
-
-
-LONG_TEXT = "The sun rises in the east. We walk home. The water is cold and clear. " * 3
-
-
-@pytest.fixture
-def serve(tmp_path):
-    """Starts the command with options; gives the process and the address."""
-    processes = []
-
-    def start(*options, **variables):
-        log = tmp_path / f"{len(processes)}.log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "higgs_native.cli", "serve", "--port", "0", *options],
-                env={**os.environ, "PYTHONPATH": str(Path(higgs_native.__file__).parent.parent), **variables},
-                cwd=tmp_path,
-                stdout=subprocess.DEVNULL,
-                stderr=file,
-            )
-        processes.append(process)
-
-        def address():
-            assert process.poll() is None, log.read_text()
-            return [line for line in log.read_text().splitlines() if line.startswith("Speech at ")]
-
-        until(lambda: bool(address()), 60)
-        url = address()[0].removeprefix("Speech at ").removesuffix("/v1/audio/speech")
-        until(lambda: answers(url))
-        return process, url, log
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url + "/health").status_code == 200
-    except httpx.ConnectError:
-        return False
-
-
-def speak(url: str, **fields) -> httpx.Response:
-    return httpx.post(url + "/v1/audio/speech", json={"voice": "alloy", "seed": 1, **fields}, timeout=60)
+from tests.server.conftest import LONG_TEXT, speak, until
 
 
 def test_sigterm_drains_and_exits_with_0(serve):

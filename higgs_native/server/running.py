@@ -1,0 +1,124 @@
+"""One process of a server, from its socket to its end: it serves until a signal, then drains."""
+
+import asyncio
+import contextlib
+import math
+import multiprocessing
+import signal
+import socket
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+
+from higgs_native.audio.quality import VoiceWarning
+from higgs_native.pipeline import HiggsAudio
+from higgs_native.server.app import create_app
+from higgs_native.server.delivery import SpeechService
+from higgs_native.server.observing import log, log_as_json
+from higgs_native.server.settings import ServerSettings
+from higgs_native.server.workers import Worker
+
+
+_BACKLOG = 2048
+
+
+def run(
+    load: Callable[[], HiggsAudio],
+    settings: ServerSettings,
+    bound: socket.socket,
+    on_listening: Callable[[], None],
+    worker: Worker | None = None,
+    wyoming: socket.socket | None = None,
+) -> None:
+    """Load the weights and serve until SIGTERM or SIGINT, then drain. A second signal ends the server at once.
+
+    Args:
+        load: returns the engine.
+        settings: of the operator.
+        bound: the socket to listen at.
+        on_listening: called when connections are taken.
+        worker: this process, if it is one of several. Its supervisor sends one signal, and kills it instead of sending
+            a second; service managers may have sent theirs to both.
+        wyoming: the socket for clients of that protocol.
+
+    Raises:
+        HiggsNativeError: the weights, or the folder of voices, can't be read.
+    """
+    warnings.filterwarnings("ignore", category=VoiceWarning)  # uploads are answered with the same advice
+    app = create_app(load(), settings, worker)
+    log_as_json(**({} if worker is None else {"worker": worker.index}))
+    # Logs have a line per request already. Half a minute fits the pauses of clients that reuse connections.
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),  # for clients that still read
+    )
+    if worker is not None:
+        bound = _SharedSocket(fileno=bound.detach())
+    bound.listen(_BACKLOG)
+    on_listening()
+    asyncio.run(_serve(uvicorn.Server(config), app.state.service, bound, worker, wyoming))
+
+
+class _SharedSocket(socket.socket):
+    """Gives one connection at a time to an event loop, which asks until there is none.
+
+    Otherwise the first of several processes that wakes up takes all connections that have come at once.
+    """
+
+    _is_asked_again = True
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        self._is_asked_again = not self._is_asked_again
+        if self._is_asked_again:
+            raise BlockingIOError
+        return super().accept()
+
+
+async def _serve(
+    server: uvicorn.Server,
+    service: SpeechService,
+    bound: socket.socket,
+    worker: Worker | None,
+    wyoming: socket.socket | None,
+) -> None:
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        if stopping.is_set() and worker is None:
+            server.should_exit = server.force_exit = True
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    if worker is None:
+        loop.add_signal_handler(signal.SIGINT, stop)
+    else:
+        supervisor = multiprocessing.parent_process().sentinel
+        loop.add_reader(supervisor, lambda: (loop.remove_reader(supervisor), stop()))
+    # uvicorn would stop listening at once, and raise the signal again at the end.
+    server.capture_signals = contextlib.nullcontext
+    async with contextlib.AsyncExitStack() as beside:
+        if worker is not None:
+            await beside.enter_async_context(worker.reporting(service.report))
+        if wyoming is not None:
+            from higgs_native.server.wyoming import serving_wyoming
+
+            await beside.enter_async_context(serving_wyoming(service, wyoming))
+        serving = asyncio.create_task(server.serve([bound]))
+        stopped = asyncio.create_task(stopping.wait())
+        await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            log("draining", running=service.admission.running, queued=service.admission.queued)
+            draining = asyncio.create_task(service.admission.drain(service.settings.drain_seconds))
+            await asyncio.wait((serving, draining), return_when=asyncio.FIRST_COMPLETED)
+            draining.cancel()
+            server.should_exit = True
+        stopped.cancel()
+        await serving

@@ -1,0 +1,205 @@
+"""`higgs-native serve --devices`: several processes behind one port."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from higgs_native.cli import main
+from higgs_native.server.observing import merged_metrics
+from higgs_native.server.supervisor import _share_cores
+from tests.server.conftest import LONG_TEXT, speak, until
+
+
+def statuses(url: str) -> list[str]:
+    return [worker["status"] for worker in httpx.get(url + "/health").json()["workers"]]
+
+
+def workers(process: subprocess.Popen) -> list[int]:
+    """The processes of a server that serve, by the order of their start."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+def spoken(url: str) -> list[float]:
+    """The number of speeches of each worker."""
+    counts = {"0": 0.0, "1": 0.0}
+    for line in httpx.get(url + "/metrics").text.splitlines():
+        if line.startswith('higgs_native_requests_total{route="/v1/audio/speech",status="200",worker='):
+            counts[line.partition('worker="')[2][0]] = float(line.split()[-1])
+    return list(counts.values())
+
+
+def test_processes_share_one_port_and_tell_of_each_other(serve, tmp_path):
+    (tmp_path / "voices").mkdir()
+    process, url, _ = serve("--devices", "cpu,cpu", "--voices", "voices")
+    assert httpx.get(url + "/health").json() == {
+        "status": "ok",
+        "workers": [{"worker": index, "device": "cpu", "status": "ready"} for index in (0, 1)],
+    }
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            answers = list(pool.map(lambda _: speak(url, input="Hello.", response_format="pcm").content, range(8)))
+            assert len(set(answers)) == 1
+    assert sum(spoken(url)) == 40
+    assert min(spoken(url)) >= 5
+    metrics = httpx.get(url + "/metrics").text
+    assert metrics.count("# TYPE higgs_native_requests_running gauge") == 1
+    for index in ("0", "1"):
+        assert f'higgs_native_worker_up{{device="cpu",worker="{index}"}} 1.0' in metrics
+        assert f'higgs_native_cache_pages{{worker="{index}"}}' in metrics
+    # A voice is in the folder, which all read.
+    sample = speak(url, input=LONG_TEXT[:70], response_format="wav", stream=False).content
+    uploads = [("anna", sample)] * 4 + [("berta", sample)] * 4
+    with ThreadPoolExecutor(8) as pool:
+        answers = pool.map(
+            lambda upload: (
+                httpx.post(
+                    url + "/v1/audio/voices", data={"name": upload[0]}, files={"audio_sample": upload[1]}, timeout=60
+                ).status_code
+            ),
+            uploads,
+        )
+    assert sorted(answers) == [200] * 2 + [409] * 6
+    assert {speak(url, input="Hello.", voice="anna").status_code for _ in range(6)} == {200}
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+
+
+def test_a_process_that_dies_is_started_again(serve):
+    process, url, log = serve("--devices", "cpu,cpu")
+    expected = speak(url, input=LONG_TEXT, response_format="pcm").content
+    with ThreadPoolExecutor(12) as pool:
+        jobs = [pool.submit(speak, url, input=LONG_TEXT, response_format="pcm") for _ in range(12)]
+        until(lambda: httpx.get(url + "/metrics").text.count("higgs_native_requests_running") >= 4)
+        os.kill(workers(process)[1], signal.SIGKILL)
+        until(lambda: "down" in statuses(url))
+        assert httpx.get(url + "/health").json()["status"] == "degraded"
+        assert 'higgs_native_worker_up{device="cpu",worker="1"} 0.0' in httpx.get(url + "/metrics").text
+        ends = [job.exception() or job.result().content for job in jobs]
+    # Those of the process that died end with an error, the others are whole.
+    assert all(isinstance(end, httpx.TransportError) or end == expected for end in ends)
+    assert expected in ends
+    until(lambda: statuses(url) == ["ready", "ready"], 60)
+    assert {speak(url, input=LONG_TEXT, response_format="pcm").content for _ in range(4)} == {expected}
+    (line,) = [line for line in log.read_text().splitlines() if "worker died" in line]
+    assert {"worker": 1, "device": "cpu", "exit_code": -9}.items() <= json.loads(line).items()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+
+
+def test_sigterm_drains_all(serve):
+    process, url, log = serve("--devices", "cpu,cpu")
+    alone = speak(url, input=LONG_TEXT).content
+    served = workers(process)
+    with ThreadPoolExecutor(6) as pool:
+        jobs = [pool.submit(speak, url, input=LONG_TEXT) for _ in range(6)]
+        until(lambda: running(url) == 6)
+        for pid in (process.pid, *served):  # as service managers do
+            os.kill(pid, signal.SIGTERM)
+        assert {job.result().content for job in jobs} == {alone}
+    assert process.wait(20) == 0
+    assert "Traceback" not in log.read_text()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url + "/health")
+
+
+def running(url: str) -> float:
+    lines = httpx.get(url + "/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("higgs_native_requests_running{"))
+
+
+def test_a_second_signal_ends_all_at_once(serve):
+    process, url, _ = serve("--devices", "cpu,cpu")
+    served = workers(process)
+    body = {"input": LONG_TEXT * 20, "voice": "alloy"}
+    with httpx.stream("POST", url + "/v1/audio/speech", json=body, timeout=60) as response:
+        pieces = response.iter_raw()
+        assert next(pieces)
+        process.send_signal(signal.SIGINT)
+        until(lambda: "draining" in statuses(url))
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(httpx.TransportError):
+            list(pieces)
+    assert process.wait(20) == 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in served)
+
+
+def test_processes_end_with_their_supervisor(serve):
+    process, url, _ = serve("--devices", "cpu")
+    (served,) = workers(process)
+    assert statuses(url) == ["ready"]
+    process.kill()
+    process.wait()
+    until(lambda: not Path(f"/proc/{served}").exists())
+
+
+def test_a_process_that_dies_before_it_serves_ends_the_server(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "higgs_native.cli", "serve", "--port", "0", "--devices", "cpu,cpu"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        until(lambda: len(workers(process)) == 2, 60)
+        os.kill(workers(process)[0], signal.SIGKILL)
+        assert process.wait(60) == 1
+        *_, line = process.stderr.read().splitlines()
+    assert line.startswith("error: WorkerError: worker 0 on cpu must serve, got exit code -9 before it did")
+
+
+def test_a_missing_model_is_told_in_one_line(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, "-m", "higgs_native.cli", "serve", "--port", "0", "--devices", "cpu,cpu", "--model", "none"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert finished.returncode == 2
+    told = "error: model must be a folder or a Hub name such as owner/name, got none, which does not exist\n"
+    assert finished.stderr == told
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--devices", "cpu", "--device", "cpu"), "--device must be left out with --devices, got cpu"),
+        (("--devices", "cpu,tpu"), "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        (("--devices", ""), "device must be auto, cpu, cuda or cuda:N, got ''"),
+    ],
+)
+def test_wrong_devices_are_told_before_weights_are_loaded(options, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", *options])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_metrics_of_a_process_that_is_down_are_left_out():
+    text = '# HELP a_total Some.\n# TYPE a_total counter\na_total{x="y"} 3.0\n'
+    merged = merged_metrics([text, None, text], ["cpu", "cuda:0", "cuda:1"]).decode().splitlines()
+    assert [line for line in merged if not line.startswith("#")] == [
+        'higgs_native_worker_up{device="cpu",worker="0"} 1.0',
+        'higgs_native_worker_up{device="cuda:0",worker="1"} 0.0',
+        'higgs_native_worker_up{device="cuda:1",worker="2"} 1.0',
+        'a_total{worker="0",x="y"} 3.0',
+        'a_total{worker="2",x="y"} 3.0',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("devices", "threads"),
+    [(("cpu",) * 2, "2"), (("cpu",) * 5, "1"), (("cpu",), None), (("cuda:0", "cuda:1"), None)],
+)
+def test_processes_on_the_cpu_share_the_cores(monkeypatch, devices, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
+    monkeypatch.setattr(os, "environ", {})
+    _share_cores(devices)
+    assert os.environ.get("OMP_NUM_THREADS") == threads
