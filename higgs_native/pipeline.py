@@ -1,6 +1,5 @@
 """From text to speech: prompt, model and audio tokenizer in one object."""
 
-import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -34,6 +33,7 @@ from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
 from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer, integer_tensor
 from higgs_native.utils.files import read_json_object
+from higgs_native.utils.fingerprint import fingerprint
 
 
 AUDIO_TOKENIZER_NAME = "bosonai/higgs-audio-v2-tokenizer"
@@ -366,16 +366,8 @@ class HiggsAudio:
         It covers the configurations, the text tokenizer, and about 1,000 elements of every weight.
         """
         configurations = self.model.config, self.model.quantization, self.audio_tokenizer.config, self.convention.value
-        digest = hashlib.sha256(repr(configurations).encode())
-        digest.update(self.model.tokenizer.to_str().encode())
-        for weights in (self.model.named_weights(), self.audio_tokenizer.named_weights()):
-            for name, tensor in weights.items():
-                digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-                flat = tensor.detach().flatten()
-                digest.update(
-                    flat[:: max(1, len(flat) // 1000)].cpu().contiguous().view(torch.uint8).numpy().tobytes()
-                )
-        return digest.hexdigest()
+        settings = repr(configurations) + self.model.tokenizer.to_str()
+        return fingerprint(settings, self.model.named_weights() | self.audio_tokenizer.named_weights())
 
     def frame_counter(self, on_progress: Callable[[float], None]) -> Callable[[torch.Tensor], None]:
         """Return a callback for the frames of one request that reports seconds of audio.

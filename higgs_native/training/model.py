@@ -102,10 +102,10 @@ def rotate(states: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 @torch.compiler.disable
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
     """Return causal attention within samples of the given lengths; all [rows, heads, head_dim]."""
-    samples = zip(*(states.to(value.dtype).transpose(0, 1).split(lengths, dim=1) for states in (query, key, value)))
+    by_sample = (states.transpose(0, 1)[None].split(lengths, dim=2) for states in (query, key, value))
     attended = [
-        F.scaled_dot_product_attention(*(states[None] for states in sample), is_causal=True, enable_gqa=True)[0]
-        for sample in samples
+        F.scaled_dot_product_attention(*sample, is_causal=True, enable_gqa=True)[0]
+        for sample in zip(*by_sample, strict=True)
     ]
     return torch.cat(attended, dim=1).transpose(0, 1)
 

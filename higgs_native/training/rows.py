@@ -65,15 +65,15 @@ class PackedRows:
     audio_targets: torch.Tensor
 
     @classmethod
-    def pack(cls, samples: Sequence[Sample], with_text_loss: bool = True) -> Self:
-        """Pack samples, at least one; without a text loss, rows that predict text are not kept."""
+    def pack(cls, samples: Sequence[Sample]) -> Self:
+        """Pack samples, at least one."""
         is_audio = torch.cat([sample.is_audio for sample in samples])
         by_kind = torch.cat([(~is_audio).nonzero().flatten(), is_audio.nonzero().flatten()])
         num_text = int((~is_audio).sum())
         text_targets = torch.cat([sample.text_targets for sample in samples])[by_kind]
         audio_targets = torch.cat([sample.audio_targets for sample in samples])[by_kind]
         predicts_audio = (audio_targets != IGNORED).any(dim=1)
-        predicts_text = (text_targets != IGNORED) & with_text_loss
+        predicts_text = text_targets != IGNORED
         kept = predicts_audio | predicts_text
         return cls(
             token_ids=torch.cat([sample.token_ids for sample in samples]),

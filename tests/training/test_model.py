@@ -1,6 +1,6 @@
 """The trainable model: its losses and gradients are those of transformers."""
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from higgs_native.testing.configs import DEMO_CONFIG
 from higgs_native.testing.random_checkpoint import write_language_model
 from higgs_native.training.loss import LossWeights, TargetCounts
 from higgs_native.training.model import Reorder, TrainableModel
-from higgs_native.training.rows import PackedRows
+from higgs_native.training.rows import IGNORED, PackedRows
 from tests.helpers import transformers_reference as reference
 from tests.training.samples import random_sample, transformers_inputs
 
@@ -48,7 +48,7 @@ def make_plain(theirs: torch.nn.Module, ours: TrainableModel, plain: list[int]) 
         layer.audio_input_layernorm = layer.input_layernorm
         layer.audio_post_attention_layernorm = layer.post_attention_layernorm
     dual = tuple(layer for layer in range(ours.config.num_hidden_layers) if layer not in plain)
-    partial = TrainableModel(dataclasses.replace(ours.config, audio_dual_ffn_layers=dual))
+    partial = TrainableModel(replace(ours.config, audio_dual_ffn_layers=dual))
     partial.load_state_dict({name: theirs.state_dict()[name] for name in partial.state_dict()})
     return partial
 
@@ -58,7 +58,8 @@ def check_gradients(theirs: torch.nn.Module, ours: TrainableModel, text_weight: 
     inputs = transformers_inputs(ours.config, samples)
     if not text_weight:
         del inputs["labels"]
-    rows = PackedRows.pack(samples, with_text_loss=text_weight > 0)
+        samples = [replace(sample, text_targets=torch.full((len(sample),), IGNORED)) for sample in samples]
+    rows = PackedRows.pack(samples)
     weights = LossWeights((1.0,) * ours.config.num_codebooks, text_weight)
     losses = ours(rows, weights, TargetCounts.of(rows))
     losses.total.backward()
@@ -91,7 +92,7 @@ def test_gradients_of_plain_layers_are_those_of_shared_weights(plain):
 
 
 def test_layers_that_audio_skips_compute_text_rows_as_the_inference_does(tmp_path):
-    config = dataclasses.replace(
+    config = replace(
         DEMO_CONFIG, audio_adapter_type="dual_ffn_fast_forward", audio_dual_ffn_layers=(1,), num_hidden_layers=3
     )
     write_language_model(tmp_path, config, layout="original", dtype=torch.float32)
