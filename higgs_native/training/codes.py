@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from higgs_native.audio.quality import advise
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import AudioError, CheckpointError
 from higgs_native.prompt.recordings import Recording
@@ -52,8 +53,7 @@ class CodesCache:
                     recording = clip.read()
                     if recording.quality is None:
                         raise AudioError(f"audio must be heard, got silence in {recording.name}")
-                    # The last advice asks for the words.
-                    for advice in recording.advice(clip.text)[: None if clip.text else -1]:
+                    for advice in advise(recording.quality, clip.text, is_reference=False):
                         on_advice(f"{entry.location}: {recording.name}: {advice}")
 
     def codes(self, clip: Clip) -> torch.Tensor:

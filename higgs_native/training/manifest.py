@@ -65,6 +65,11 @@ class Entry:
     text: str | None = None
     speaker: str | None = None
 
+    @property
+    def last_reply(self) -> int:
+        """The index of the last reply of the assistant."""
+        return max(index for index, message in enumerate(self.messages) if message.role == "assistant")
+
     def clips(self) -> list[Clip]:
         """Return the recordings, in the order of their placeholders."""
         contents = (item for message in self.messages for item in message.contents())
@@ -158,13 +163,14 @@ def _read_conversation(
         items = content if isinstance(content, list) else [content]
         contents = [_content(part, f"{location}: message {index}", folder) for part in items]
         messages.append(Message(message.text("role"), contents, message.text("recipient", "") or None))
-    replies = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    fields.require("messages", len(replies) > 0, "a conversation with a reply of the assistant", raw)
+    has_reply = any(message.role == "assistant" for message in messages)
+    fields.require("messages", has_reply, "a conversation with a reply of the assistant", raw)
     # Boson's samples learn all replies if there is no start_index.
     start_index = fields.integer("start_index", 0)
-    fields.require("start_index", 0 <= start_index <= replies[-1], f"from 0 to {replies[-1]}", start_index)
     speaker = fields.value("speaker", None)
-    return Entry(location, messages, start_index, speaker=speaker if isinstance(speaker, str) else None)
+    entry = Entry(location, messages, start_index, speaker=speaker if isinstance(speaker, str) else None)
+    fields.require("start_index", 0 <= start_index <= entry.last_reply, f"from 0 to {entry.last_reply}", start_index)
+    return entry
 
 
 def _content(raw: Any, source: str, folder: Path) -> Content:
