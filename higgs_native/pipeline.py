@@ -1,6 +1,5 @@
 """From text to speech: prompt, model and audio tokenizer in one object."""
 
-import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.generation.sequence import GenerationOutput, GenerationRequest, OnFrame, OnToken
+from higgs_native.model.adapter import Adapter
 from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
@@ -34,6 +34,7 @@ from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
 from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer, integer_tensor
 from higgs_native.utils.files import read_json_object
+from higgs_native.utils.fingerprint import fingerprint
 
 
 AUDIO_TOKENIZER_NAME = "bosonai/higgs-audio-v2-tokenizer"
@@ -101,6 +102,7 @@ class HiggsAudio:
         dtype: str | torch.dtype = "auto",
         audio_tokenizer: str | Path | HiggsAudioTokenizer | None = None,
         quantization: str | Quantization | None = None,
+        adapter: str | Path | None = None,
     ) -> "HiggsAudio":
         """Load a checkpoint of either layout, or a packed one.
 
@@ -113,9 +115,12 @@ class HiggsAudio:
                 within the checkpoint, or else `bosonai/higgs-audio-v2-tokenizer` from the Hub.
             quantization: format of the language model's matrices: `fp8`, `int8`, `int4`, or one per part
                 (`int4,heads=int8`; see `higgs_native.model.quantization`); None: as stored.
+            adapter: a folder that `higgs-native train` or PEFT wrote (LoRA); it is merged into the weights at load.
+                Its speakers are added to `trained_voices`.
 
         Raises:
-            CheckpointError, ConfigError: a checkpoint is missing, damaged, or not one of this model.
+            CheckpointError, ConfigError: a checkpoint is missing, damaged, or not one of this model, or the adapter is
+                of another base.
             ParameterError: there is no such device, dtype or quantization.
         """
         device = checked_device(device)
@@ -123,17 +128,19 @@ class HiggsAudio:
         if quantization is not None:
             quantization = Quantization.parse(quantization)
         folder = EMBEDDED_VOICE if path_or_name is None else resolve_folder(path_or_name)
+        merged = None if adapter is None else Adapter.from_pretrained(adapter)
         # Reads headers only, so that most faults of the model show before an audio tokenizer is fetched.
-        open_weights(folder, HiggsAudioConfig.from_pretrained(folder), weights_dtype, quantization, device)
+        open_weights(folder, HiggsAudioConfig.from_pretrained(folder), weights_dtype, quantization, device, merged)
         if not isinstance(audio_tokenizer, HiggsAudioTokenizer):
             beside = folder / AUDIO_TOKENIZER_FOLDER
             if audio_tokenizer is None:
                 audio_tokenizer = beside if beside.is_dir() else AUDIO_TOKENIZER_NAME
             audio_tokenizer = HiggsAudioTokenizer.from_pretrained(audio_tokenizer, device)
-        model = HiggsAudioModel.from_pretrained(folder, device, dtype, quantization=quantization)
+        model = HiggsAudioModel.from_pretrained(folder, device, dtype, quantization=quantization, adapter=merged)
         engine = cls(model, audio_tokenizer)
         engine.is_embedded_voice = read_json_object(folder / "config.json").get(EMBEDDED_VOICE_KEY) is True
-        engine.trained_voices = read_trained_voices(folder)
+        speakers = () if merged is None else merged.speakers
+        engine.trained_voices = tuple(dict.fromkeys((*read_trained_voices(folder), *speakers)))
         return engine
 
     def speak(
@@ -370,16 +377,8 @@ class HiggsAudio:
         It covers the configurations, the text tokenizer, and about 1,000 elements of every weight.
         """
         configurations = self.model.config, self.model.quantization, self.audio_tokenizer.config, self.convention.value
-        digest = hashlib.sha256(repr(configurations).encode())
-        digest.update(self.model.tokenizer.to_str().encode())
-        for weights in (self.model.named_weights(), self.audio_tokenizer.named_weights()):
-            for name, tensor in weights.items():
-                digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-                flat = tensor.detach().flatten()
-                digest.update(
-                    flat[:: max(1, len(flat) // 1000)].cpu().contiguous().view(torch.uint8).numpy().tobytes()
-                )
-        return digest.hexdigest()
+        settings = repr(configurations) + self.model.tokenizer.to_str()
+        return fingerprint(settings, self.model.named_weights() | self.audio_tokenizer.named_weights())
 
     def frame_counter(self, on_progress: Callable[[float], None]) -> Callable[[torch.Tensor], None]:
         """Return a callback for the frames of one request that reports seconds of audio.

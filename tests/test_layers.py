@@ -13,7 +13,7 @@ ROOT = Path(higgs_native.__file__).parent
 FLOORS = (
     ("cli",),
     ("server",),
-    ("higgs_native", "compat"),  # higgs_native: the names that the package itself offers
+    ("higgs_native", "compat", "training"),  # higgs_native: the names that the package itself offers
     ("long_form",),
     ("pipeline",),
     ("streaming", "speech", "calibration"),

@@ -98,16 +98,19 @@ def check_recording(samples: np.ndarray, sampling_rate: int, reference_text: str
     return advise(measure(samples, checked_rate(sampling_rate)), reference_text)
 
 
-def advise(quality: RecordingQuality | None, reference_text: str | None) -> list[str]:
-    """Return the advice of `check_recording`, given the result of `measure`."""
+def advise(quality: RecordingQuality | None, reference_text: str | None, is_reference: bool = True) -> list[str]:
+    """Return the advice of `check_recording`, given the result of `measure`.
+
+    Without `is_reference`, the recording is one of many that are learned: its length and missing words are no flaws.
+    """
     if quality is None:
         return ["nothing is heard in it"]
     advice = []
-    if quality.speech < MIN_SPEECH_SECONDS:
+    if is_reference and quality.speech < MIN_SPEECH_SECONDS:
         advice.append(
             f"it is short, with {quality.speech:.2f} s of speech; expected at least {MIN_SPEECH_SECONDS:g} s"
         )
-    if quality.duration > MAX_USEFUL_SECONDS:
+    if is_reference and quality.duration > MAX_USEFUL_SECONDS:
         advice.append(f"it is long, with {quality.duration:.0f} s; up to {MAX_USEFUL_SECONDS:g} s are enough")
     if quality.clipped > MAX_CLIPPED_SHARE:
         advice.append(f"it is clipped, in {quality.clipped:.2%} of its samples; record it at a lower level")
@@ -126,9 +129,9 @@ def advise(quality: RecordingQuality | None, reference_text: str | None) -> list
     if quality.silent > MAX_SILENT_SHARE * quality.duration:
         share = quality.silent / quality.duration
         advice.append(f"{share:.0%} of it are silent; expected at most {MAX_SILENT_SHARE:.0%}")
-    if reference_text is None:
+    if reference_text is None and is_reference:
         advice.append("its words are not given; with them a clone is closer")
-    else:
+    elif reference_text is not None:
         rate = _count_letters(reference_text) / quality.speech
         low, high = LETTERS_PER_SECOND
         if not low <= rate <= high:

@@ -8,10 +8,12 @@ import typer
 
 from higgs_native.cli.console import ending_by_signals, flush_output, prepare_streams
 from higgs_native.cli.info import info
+from higgs_native.cli.merge import merge
 from higgs_native.cli.quantize import quantize
 from higgs_native.cli.read import read
 from higgs_native.cli.serve import serve
 from higgs_native.cli.speak import speak
+from higgs_native.cli.train import train
 from higgs_native.cli.voices import voices
 from higgs_native.errors import exit_on_bad_input, exit_with_error
 from higgs_native.ops import check_instruction_set
@@ -28,7 +30,7 @@ app = typer.Typer(
 for command in (speak, read):
     # A text such as "-5 degrees" is no option; `TextArgument` refuses what looks like one.
     app.command(context_settings={"ignore_unknown_options": True})(command)
-for command in (serve, quantize, voices, info):
+for command in (serve, quantize, train, merge, voices, info):
     app.command()(command)
 
 # The base of typer's errors; not every release has a public name for it.

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from higgs_native.model.other_kinds import kind_of_files, kind_of_folder, kind_o
 from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.files import read_json_object, read_small_file
+from higgs_native.utils.fingerprint import fingerprint
 from higgs_native.utils.memory import release_mapped
 
 
@@ -25,6 +26,7 @@ AUDIO_TOKENIZER_FOLDER = "audio_tokenizer"
 """The folder of an audio tokenizer within a language model's checkpoint."""
 _MAX_TOKENIZER_FILE = 128 << 20
 """Maximum size of `tokenizer.json` in bytes; the published one has 17 MB."""
+_FINGERPRINT_VALUES = 64
 
 
 def resolve_folder(path_or_name: str | Path, kind: str = "model", **hub_options: Any) -> Path:
@@ -168,7 +170,7 @@ class LanguageModelFiles:
         self._files = TensorFiles(folder)
         parts_of: dict[str, dict[int | None, str]] = {}
         for stored in self._files.names():
-            name, part = _original_name(stored)
+            name, part = _name_and_part(stored)
             parts = parts_of.setdefault(name, {})
             if part in parts or (parts and None in (part, *parts)):
                 other = one_line(next(iter(parts.values())), 80)
@@ -241,6 +243,31 @@ class LanguageModelFiles:
         for part in parts:
             release_mapped(part)
 
+    def fingerprint(self) -> str:
+        """Return a SHA-256 that tells the weights from others, in either layout and any dtype.
+
+        It covers the names, the shapes and the first values of all tensors.
+        """
+        heads = {}
+        for name in sorted(self._sources):
+            first = self._files.get(self._sources[name][0])
+            values = first.flatten()[:_FINGERPRINT_VALUES].to(torch.bfloat16, copy=True)
+            heads[f"{name} {list(self.shape(name))}"] = values
+            release_mapped(first)
+        return fingerprint("", heads)
+
+    def changed(
+        self, stored: str, tensor: torch.Tensor, change: Callable[[str, torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Return a stored tensor as `change` makes it, which gets the whole tensor that it is a part of."""
+        name = original_name(stored)
+        sources = self._sources.get(name, [])
+        if len(sources) < 2:
+            return change(name, tensor)
+        parts = [self._files.get(source) for source in sources]
+        begin = len(parts[0]) if stored == sources[1] else 0
+        return change(name, torch.cat(parts))[begin : begin + len(tensor)].contiguous()
+
 
 AUDIO_LM_HEAD = "audio_decoder_proj.audio_lm_head.weight"
 TEXT_LM_HEAD = "audio_decoder_proj.text_lm_head.weight"
@@ -260,7 +287,12 @@ def transformers_name(name: str) -> str:
     return _STORED_NAMES.get(name, f"model.{name}")
 
 
-def _original_name(stored: str) -> tuple[str, int | None]:
+def original_name(stored: str) -> str:
+    """Return a tensor's name in the original layout, given its name in either."""
+    return _name_and_part(stored)[0]
+
+
+def _name_and_part(stored: str) -> tuple[str, int | None]:
     """Return a tensor's name in the original layout, and its part of a split tensor; None if it is whole."""
     name = _TRANSFORMERS_NAMES.get(stored, stored.removeprefix("model."))
     for suffix, part in _SPLIT_PARTS.items():

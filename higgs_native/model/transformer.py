@@ -9,6 +9,7 @@ from typing_extensions import Self
 
 from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError, short_repr
+from higgs_native.model.adapter import Adapter
 from higgs_native.model.batch import Batch, Buffers
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, load_tokenizer, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
@@ -118,6 +119,7 @@ class LanguageModel(Shareable):
         dtype: str | torch.dtype = "auto",
         max_cache_length: int = DEFAULT_CACHE_LENGTH,
         quantization: str | Quantization | None = None,
+        adapter: str | Path | Adapter | None = None,
     ) -> Self:
         """Load a checkpoint of either layout, packed or not.
 
@@ -129,10 +131,12 @@ class LanguageModel(Shareable):
             max_cache_length: the max number of positions of a sequence, prompt included. A used position takes
                 114,688 bytes of cache at real size in bfloat16.
             quantization: `fp8`, `int8`, `int4`, or formats by part; see `Quantization`. None keeps the stored format.
+            adapter: a folder in PEFT's format (LoRA), which is merged into the weights as they are read.
 
         Raises:
-            CheckpointError: files are missing or damaged, or don't fit the configuration.
-            ConfigError: the configuration is missing or describes another model.
+            CheckpointError: files are missing or damaged, or don't fit the configuration, or the adapter is of another
+                base.
+            ConfigError: a configuration is missing or describes another model, or an adapter of another kind.
             ParameterError: the device, the dtype, the length or the quantization can't be used, or HIGGS_NATIVE_ISA
                 names no instruction set of this machine.
         """
@@ -143,7 +147,9 @@ class LanguageModel(Shareable):
             quantization = Quantization.parse(quantization)
         folder = resolve_folder(path_or_name)
         config = HiggsAudioConfig.from_pretrained(folder)
-        weights = open_weights(folder, config, chosen, quantization, device)
+        if adapter is not None and not isinstance(adapter, Adapter):
+            adapter = Adapter.from_pretrained(adapter)
+        weights = open_weights(folder, config, chosen, quantization, device, adapter)
         model = cls(config, weights, load_tokenizer(folder), device, max_cache_length)
         if isinstance(weights, PackedWeights):
             weights.check_all_read()

@@ -9,6 +9,7 @@ import torch
 
 from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError
+from higgs_native.model.adapter import Adapter
 from higgs_native.model.checkpoint import LanguageModelFiles
 from higgs_native.model.config import HiggsAudioConfig, configured_dtype
 from higgs_native.model.packed_checkpoint import PACKED_FILE, PackedWeights
@@ -58,6 +59,7 @@ class CheckpointWeights:
             matrices.
         quantization: the format of each part.
         device: the device of the packed weights.
+        adapter: is added to the weights as they are read.
 
     Attributes:
         moments: the moments of the inputs of each packed weight, by its name. Quantized weights are rounded for these
@@ -75,8 +77,12 @@ class CheckpointWeights:
         dtype: torch.dtype | None,
         quantization: Quantization,
         device: torch.device,
+        adapter: Adapter | None = None,
     ) -> None:
         self._files = LanguageModelFiles(folder, config)
+        if adapter is not None:
+            adapter.check_base(self._files, config)
+        self._adapter = adapter
         self._device = device
         self.dtype = dtype or configured_dtype(folder) or self._files.matrix_dtype
         self.quantization = quantization
@@ -89,6 +95,7 @@ class CheckpointWeights:
         """See `Weights.tensor`."""
         tensor = empty_weight(self._files.shape(name), self.dtype, self._device)
         self._files.copy_into(tensor, name)
+        tensor = self._adapted(name, tensor)
         self._check_finite(name, tensor)
         return tensor
 
@@ -105,13 +112,19 @@ class CheckpointWeights:
     ) -> PackedWeight:
         """Pack the matrices `names` together under `name`."""
         with ExitStack() as stack:
-            matrices = [stack.enter_context(self._files.opened(n, self.dtype)).to(self._device) for n in names]
+            matrices = [
+                self._adapted(n, stack.enter_context(self._files.opened(n, self.dtype)).to(self._device))
+                for n in names
+            ]
             for n, matrix in zip(names, matrices, strict=True):
                 self._check_finite(n, matrix)
             feedback = None
             if format in QUANTIZED_FORMATS and self.moments is not None:
                 feedback = ops.error_feedback(self.moments[name])
             return pack(*matrices, format=format, clip=self.quantization.clip, feedback=feedback)
+
+    def _adapted(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if self._adapter is None else self._adapter.added(name, tensor)
 
     def _check_finite(self, name: str, tensor: torch.Tensor) -> None:
         """Raise CheckpointError if a tensor holds NaN or infinity, which may be a value too large for its dtype.
@@ -129,6 +142,7 @@ def open_weights(
     dtype: torch.dtype | None,
     quantization: str | Quantization | None,
     device: torch.device,
+    adapter: Adapter | None = None,
 ) -> Weights:
     """Open the packed file of a checkpoint, or else its tensors, which are packed as they are read.
 
@@ -138,14 +152,21 @@ def open_weights(
         dtype: see `CheckpointWeights`; a packed file allows its own dtype or None.
         quantization: the format of each part; a packed file allows its own formats or None.
         device: the device of the weights.
+        adapter: is added to the weights; a packed file allows none.
 
     Raises:
-        CheckpointError: files are missing or damaged, or don't fit the configuration.
-        ParameterError: the quantization is unknown, or the checkpoint is packed with other formats or another dtype.
+        CheckpointError: files are missing or damaged, or don't fit the configuration, or the adapter doesn't fit.
+        ParameterError: the quantization is unknown, or the checkpoint is packed with other formats or another dtype,
+            or is packed and there is an adapter.
     """
     chosen = Quantization.parse(quantization)
     if not (folder / PACKED_FILE).is_file():
-        return CheckpointWeights(folder, config, dtype, chosen, device)
+        return CheckpointWeights(folder, config, dtype, chosen, device, adapter)
+    if adapter is not None:
+        raise ParameterError(
+            f"adapter must be None for a packed checkpoint, got {adapter.folder}: merge it into the checkpoint that "
+            "the packed one was made from, and quantize the result"
+        )
     packed = PackedWeights(folder, config, device)
     if dtype not in (None, packed.dtype):
         own, asked = (str(name).removeprefix("torch.") for name in (packed.dtype, dtype))

@@ -1,0 +1,1 @@
+"""Fine-tuning: the model with gradients, data, LoRA, and the loop over steps."""

@@ -1,0 +1,172 @@
+"""The settings of a training run, read from YAML."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from typing_extensions import Self
+
+from higgs_native.convention import Convention
+from higgs_native.errors import ConfigError, ParameterError, short_repr
+from higgs_native.utils.fields import Fields
+from higgs_native.utils.files import read_small_file
+
+
+METHODS = ("lora", "full")
+PARTS = ("attention", "text_ffn", "audio_ffn", "heads", "embeddings", "norms")
+DTYPES = ("bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The settings of a run.
+
+    Attributes:
+        data: the manifest of recordings (see `training.manifest`).
+        output: the folder of the run. If it holds an interrupted run of the same settings, that one goes on.
+        model: the base: a folder, or a name on the Hub; None: the embedded voice.
+        audio_tokenizer: as for `HiggsAudio.from_pretrained`.
+        convention: `boson`, `transformers`, or None: that of the checkpoint.
+        held_out: the manifest of samples that are evaluated and not learned; None: a share of `data`.
+        held_out_share: that share.
+        method: `lora`: factors of low rank, in PEFT's format; `full`: the parts themselves.
+        parts: what is trained: attention, text_ffn, audio_ffn, heads, embeddings, and with `full` norms.
+        rank, alpha, dropout: of LoRA.
+        adapter: an adapter of the same parts and rank to begin with.
+        dtype: of frozen weights and of activations, `bfloat16` or `float32`. Trained weights are float32.
+        steps: how many times the weights change.
+        max_rows: rows of a pass: text tokens and frames of 40 ms of all samples that are packed into it.
+        accumulate: passes of a step.
+        learning_rate: after the warmup; it falls to a tenth by a half cosine.
+        warmup_steps: steps in which the learning rate rises.
+        weight_decay, max_grad_norm: of AdamW, and of the gradients of all parameters together.
+        codebook_weights: the weights of the losses of the codebooks; empty: all 1.
+        text_weight: the weight of the loss of the assistant's text; 0: it is not learned.
+        checkpoint_gradients: compute activations again in the backward pass, which saves memory.
+        compile: compile the model with torch.compile.
+        evaluate_every: steps between evaluations.
+        speech_samples: held-out texts that are spoken at each evaluation.
+        speech_device: where they are spoken.
+        save_every: steps between states from which the run resumes.
+        seed: of the split, the order and dropout.
+        device: `auto`: a GPU if there is one; or `cpu`.
+
+    Raises:
+        ParameterError: a value is outside its range.
+    """
+
+    data: str
+    output: str
+    model: str | None = None
+    audio_tokenizer: str | None = None
+    convention: str | None = None
+    held_out: str | None = None
+    held_out_share: float = 0.05
+    method: str = "lora"
+    parts: tuple[str, ...] = ("attention", "audio_ffn")
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    adapter: str | None = None
+    dtype: str = "bfloat16"
+    steps: int = 1000
+    max_rows: int = 4096
+    accumulate: int = 1
+    learning_rate: float = 2e-4
+    warmup_steps: int = 20
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    codebook_weights: tuple[float, ...] = ()
+    text_weight: float = 0.0
+    checkpoint_gradients: bool = True
+    compile: bool = False
+    evaluate_every: int = 100
+    speech_samples: int = 2
+    speech_device: str = "cpu"
+    save_every: int = 100
+    seed: int = 1
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("method", METHODS), ("dtype", DTYPES), ("device", ("auto", "cpu"))):
+            self._require(name, getattr(self, name) in choices, " or ".join(choices))
+        if self.convention is not None:
+            Convention.parse(self.convention)
+        known = PARTS if self.method == "full" else PARTS[:-1]
+        self._require("parts", bool(self.parts) and set(self.parts) <= set(known), f"some of {', '.join(known)}")
+        for name in ("rank", "steps", "max_rows", "accumulate", "evaluate_every", "save_every"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("warmup_steps", "speech_samples", "seed", "weight_decay", "text_weight"):
+            self._require(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("learning_rate", "max_grad_norm", "alpha"):
+            self._require(name, getattr(self, name) > 0, "above 0")
+        self._require("learning_rate", self.learning_rate <= 1, "at most 1")
+        for name in ("held_out_share", "dropout"):
+            self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        self._require("codebook_weights", all(weight >= 0 for weight in self.codebook_weights), "at least 0 each")
+        self._require("adapter", self.adapter is None or self.method == "lora", "left out unless method is lora")
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ParameterError(f"{name} must be {expected}, got {short_repr(getattr(self, name))}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings by name, as JSON knows them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a YAML file. Names of files and folders in it are relative to the current folder.
+
+        Raises:
+            ConfigError: the file can't be read, or has an unknown setting, or one of another kind.
+            ParameterError: a value is outside its range.
+        """
+        try:
+            raw = yaml.safe_load(read_small_file(path).decode("utf-8-sig"))
+        except OSError as error:
+            raise ConfigError(f"{path} can't be read: {error.strerror}") from None
+        except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+            raise ConfigError(f"{path} can't be read as YAML: {' '.join(str(error).split())}") from None
+        settings = Fields(raw, str(path))
+        known = {field.name: field for field in fields(cls)}
+        unknown = sorted(str(name) for name in raw if name not in known)
+        if unknown:
+            raise ConfigError(f"{path}: a setting must be one of {', '.join(known)}, got {', '.join(unknown)}")
+        for required in ("data", "output"):
+            settings.text(required)
+        return cls(**{name: _value(settings, name, known[name].default, raw[name]) for name in raw})
+
+
+def _value(settings: Fields, name: str, default: Any, raw: Any) -> Any:
+    """Return a setting, of the kind of its default."""
+    if raw is None:
+        settings.require(name, default is None, "given", raw)
+        return None
+    match default:
+        case bool():
+            return settings.flag(name, default)
+        case int():
+            return settings.integer(name)
+        case float():
+            return _number(settings, name, raw)
+        case tuple() if name == "codebook_weights":
+            settings.require(name, isinstance(raw, list), "a list of numbers", raw)
+            return settings.numbers(name)
+        case tuple():
+            is_list = isinstance(raw, list) and all(isinstance(item, str) for item in raw)
+            settings.require(name, is_list, "a list of names", raw)
+            return tuple(raw)
+        case _:
+            return settings.text(name)
+
+
+def _number(settings: Fields, name: str, raw: Any) -> float:
+    """Return a number. YAML 1.1 takes 2e-4 for a text, because it has no point."""
+    if isinstance(raw, str):
+        try:
+            raw = float(raw)
+        except ValueError:
+            settings.require(name, False, "a number", raw)
+    return Fields({name: raw}, name).number(name)

@@ -1,0 +1,379 @@
+"""The loop over steps: losses, evaluations, and states from which an interrupted run goes on to the bit."""
+
+import itertools
+import json
+import math
+import pickle
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.convention import Convention
+from higgs_native.errors import CheckpointError, ParameterError, PromptError
+from higgs_native.model.adapter import Adapter
+from higgs_native.model.checkpoint import (
+    AUDIO_TOKENIZER_FOLDER,
+    LanguageModelFiles,
+    load_tokenizer,
+    resolve_folder,
+    transformers_name,
+)
+from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.packed_checkpoint import PACKED_FILE
+from higgs_native.model.rewriting import write_rewritten
+from higgs_native.pipeline import AUDIO_TOKENIZER_NAME, EMBEDDED_VOICE, HiggsAudio
+from higgs_native.prompt.messages import AudioContent
+from higgs_native.training.batches import held_out, pack_by_length, packs
+from higgs_native.training.codes import CodesCache
+from higgs_native.training.lora import add_lora, load_adapter, save_adapter, train_parts
+from higgs_native.training.loss import Losses, LossWeights, TargetCounts
+from higgs_native.training.manifest import Entry, read_manifest
+from higgs_native.training.model import TrainableModel
+from higgs_native.training.records import Records
+from higgs_native.training.rows import PackedRows, Sample
+from higgs_native.training.samples import build_sample
+from higgs_native.training.settings import TrainingSettings
+from higgs_native.utils.files import locked, replacing
+
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+STATE_FILE = "state.pt"
+MAX_SPEECH_FRAMES = 500
+"""20 seconds; a sample of speech that is longer has lost its end."""
+MAX_ADVICE = 20
+"""Lines of advice on poor recordings that are shown."""
+
+
+class Trainer:
+    """A training run: everything is read and checked when it is made, before weights are loaded.
+
+    Args:
+        settings: of the run.
+        notice: shows a line.
+
+    Raises:
+        HiggsNativeError: an input can't be used; the message names the line of the manifest if it is one.
+    """
+
+    def __init__(self, settings: TrainingSettings, notice: Callable[[str], None]) -> None:
+        self.settings = settings
+        self._notice = notice
+        self.output = Path(settings.output)
+        self.folder = EMBEDDED_VOICE if settings.model is None else resolve_folder(settings.model)
+        if (self.folder / PACKED_FILE).is_file():
+            raise ParameterError(f"model must be a checkpoint that is not packed, got {self.folder}")
+        self.config = HiggsAudioConfig.from_pretrained(self.folder)
+        self.convention = Convention.parse(settings.convention or self.config.convention)
+        tokenizer = load_tokenizer(self.folder)
+        if tokenizer is None:
+            raise CheckpointError(f"{self.folder} must hold tokenizer.json, got none")
+        files = LanguageModelFiles(self.folder, self.config)
+        self.base = files.fingerprint()
+        if settings.adapter is not None:
+            Adapter.from_pretrained(settings.adapter).check_base(files, self.config)
+        weights = settings.codebook_weights or (1.0,) * self.config.num_codebooks
+        if len(weights) != self.config.num_codebooks:
+            raise ParameterError(f"codebook_weights must be {self.config.num_codebooks} numbers, got {len(weights)}")
+        self.weights = LossWeights(weights, settings.text_weight)
+
+        self.accelerator = Accelerator(cpu=settings.device == "cpu")
+        self.device = self.accelerator.device
+        self.learned, self.evaluated = self._read_data(tokenizer)
+        self.learned_samples = [sample for _, sample in self.learned]
+        self.speakers = sorted({entry.speaker for entry, _ in self.learned if entry.speaker})
+        self._begin_run()
+
+    def _read_data(self, tokenizer: Tokenizer) -> tuple[list[tuple[Entry, Sample]], list[tuple[Entry, Sample]]]:
+        """Return what is learned, and what is held out."""
+        settings = self.settings
+        beside = self.folder / AUDIO_TOKENIZER_FOLDER
+        name = settings.audio_tokenizer or (beside if beside.is_dir() else AUDIO_TOKENIZER_NAME)
+        self.audio_tokenizer_name = name
+        audio_tokenizer = HiggsAudioTokenizer.from_pretrained(name, self.device)
+        if audio_tokenizer.num_codebooks != self.config.num_codebooks or (
+            audio_tokenizer.codebook_size != self.config.codebook_size - 2
+        ):
+            raise CheckpointError(f"audio_tokenizer must have the codebooks of the model, got others in {name}")
+        path = Path(settings.data)
+        entries = read_manifest(path, tokenizer, self.convention)
+        if settings.held_out is None:
+            learned, evaluated = held_out(len(entries), settings.held_out_share, settings.seed)
+        else:
+            others = read_manifest(Path(settings.held_out), tokenizer, self.convention)
+            learned, evaluated = range(len(entries)), range(len(entries), len(entries) + len(others))
+            entries += others
+        self.cache = CodesCache(audio_tokenizer, path.parent)
+        advice: list[str] = []
+        self.cache.check(entries, advice.append)
+        for line in advice[:MAX_ADVICE]:
+            self._notice(f"warning: {line}")
+        if len(advice) > MAX_ADVICE:
+            self._notice(f"warning: and {len(advice) - MAX_ADVICE} more of this kind")
+        samples = [
+            build_sample(entry, self.cache, tokenizer, self.config, self.convention, settings.text_weight > 0)
+            for entry in tqdm(entries, desc="codes", disable=not self.accelerator.is_main_process)
+        ]
+        for entry, sample in zip(entries, samples, strict=True):
+            if len(sample) > settings.max_rows:
+                raise PromptError(
+                    f"{entry.location}: a sample must take at most {settings.max_rows} rows (max_rows), "
+                    f"got {len(sample)}"
+                )
+        return [(entries[index], samples[index]) for index in learned], [
+            (entries[index], samples[index]) for index in evaluated
+        ]
+
+    def _begin_run(self) -> None:
+        """Write the settings into the folder of the run, or compare them with those of the interrupted one."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        path = self.output / "settings.json"
+        described = {"base": self.base, **self.settings.to_dict()}
+        described |= {"samples": len(self.learned), "rows": sum(map(len, self.learned_samples))}
+        written = json.dumps(described, indent=2) + "\n"
+        if not path.exists():
+            with replacing(path) as temporary:
+                temporary.write_text(written)
+        elif path.read_text() != written:
+            raise ParameterError(f"output must be a new folder or hold the same run, got {self.output} with another")
+
+    def run(self) -> None:
+        """Train until the last step.
+
+        Raises:
+            ParameterError: another process trains in the folder.
+        """
+        with locked(self.output):
+            self._train()
+
+    def _train(self) -> None:
+        settings, accelerator = self.settings, self.accelerator
+        model = self._load_model()
+        parameters = list(trained_parameters(model).values())
+        trained = sum(parameter.numel() for parameter in parameters)
+        self._notice(
+            f"{len(self.learned)} samples to learn, {len(self.evaluated)} held out; {trained:,} parameters are trained"
+        )
+        optimizer = torch.optim.AdamW(
+            parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
+        )
+        first = self._resume(model, optimizer)
+        prepared, optimizer = accelerator.prepare(torch.compile(model) if settings.compile else model, optimizer)
+        records = Records(self.output, first, accelerator.is_main_process)
+        bar = tqdm(total=settings.steps, initial=first, desc="steps", disable=not accelerator.is_main_process)
+        for step, passes in itertools.islice(enumerate(self._steps()), first, settings.steps):
+            losses = self._step(prepared, optimizer, parameters, step, passes)
+            records.write("train", step, losses)
+            bar.set_postfix(loss=f"{losses['total']:.3f}")
+            bar.update()
+            done = step + 1
+            if done % settings.save_every == 0 or done == settings.steps:
+                self._save(model, optimizer, done)
+            if done % settings.evaluate_every == 0 or done == settings.steps:
+                self._evaluate(model, records, step)
+        bar.close()
+        records.close()
+        if accelerator.is_main_process:
+            self._write_result(model)
+            self._notice(f"the {'adapter' if settings.method == 'lora' else 'checkpoint'} is in {self.result}")
+
+    def _load_model(self) -> torch.nn.Module:
+        settings = self.settings
+        torch.manual_seed(settings.seed)
+        model = TrainableModel.from_pretrained(self.folder, _DTYPES[settings.dtype], self.device)
+        if settings.text_weight and model.text_lm_head is None:
+            raise CheckpointError("text_weight must be 0 for a checkpoint without a text head, got another value")
+        if not settings.text_weight:
+            model.text_lm_head = None
+        model.checkpoints_gradients = settings.checkpoint_gradients
+        if settings.method == "full":
+            train_parts(model, settings.parts)
+            return model
+        base = settings.model or str(self.folder)
+        adapted = add_lora(model, settings.parts, settings.rank, settings.alpha, settings.dropout, base)
+        if settings.adapter is not None:
+            load_adapter(adapted, Path(settings.adapter))
+        return adapted
+
+    def _steps(self) -> Iterator[list[list[Sample]]]:
+        """Yield the packs of each step, endlessly. Those of an epoch depend on the seed and the epoch alone."""
+        lengths = [len(sample) for sample in self.learned_samples]
+        orders = (packs(lengths, self.settings.max_rows, self.settings.seed, epoch) for epoch in itertools.count())
+        endless = itertools.chain.from_iterable(orders)
+        count = self.settings.accumulate * self.accelerator.num_processes
+        while True:
+            yield [[self.learned_samples[index] for index in next(endless)] for _ in range(count)]
+
+    def _step(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[torch.nn.Parameter],
+        step: int,
+        passes: list[list[Sample]],
+    ) -> dict[str, Any]:
+        """Change the weights once; return the losses before the change."""
+        accelerator = self.accelerator
+        seed_step(self.settings.seed, step, accelerator.process_index)
+        rate = learning_rate(self.settings, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        model.train()
+        packed = [PackedRows.pack(samples) for samples in passes]
+        counts = TargetCounts.of(*packed)
+        own = packed[accelerator.process_index :: accelerator.num_processes]
+        sums: list[Losses] = []
+        for index, rows in enumerate(own):
+            if index < len(own) - 1:
+                with accelerator.no_sync(model):
+                    sums.append(self._backward(model, rows, counts))
+            else:
+                sums.append(self._backward(model, rows, counts))
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses = accelerator.reduce(add_losses(sums), "sum")
+        return {**by_name(losses), "learning_rate": rate, "grad_norm": norm.item()}
+
+    def _backward(self, model: torch.nn.Module, rows: PackedRows, counts: TargetCounts) -> Losses:
+        losses = self._losses(model, rows, counts)
+        # Gradients of several processes are averaged, but the means are over the targets of all.
+        self.accelerator.backward(losses.total * self.accelerator.num_processes)
+        return losses
+
+    def _losses(self, model: torch.nn.Module, rows: PackedRows, counts: TargetCounts) -> Losses:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
+            return model(rows.to(self.device), self.weights, counts)
+
+    @torch.no_grad()
+    def _evaluate(self, model: torch.nn.Module, records: Records, step: int) -> None:
+        """Record the losses of the held-out samples, and speak some of them."""
+        if not self.accelerator.is_main_process:
+            return
+        model.eval()
+        samples = [sample for _, sample in self.evaluated]
+        lengths = [len(sample) for sample in samples]
+        packed = [
+            PackedRows.pack([samples[index] for index in pack])
+            for pack in pack_by_length(range(len(samples)), lengths, self.settings.max_rows)
+        ]
+        if packed:
+            counts = TargetCounts.of(*packed)
+            losses = by_name(add_losses([self._losses(model, rows, counts) for rows in packed]))
+            records.write("held out", step, losses)
+        spoken = [entry for entry, _ in self.evaluated or self.learned][: self.settings.speech_samples]
+        if spoken:
+            self._write_result(model)
+            folder = self.output / "samples" / f"{step + 1:06}"
+            self._speak(spoken, folder)
+            records.sounds(step, sorted(folder.glob("*.wav")))
+        records.draw()
+
+    def _speak(self, entries: Sequence[Entry], folder: Path) -> None:
+        """Speak the replies of conversations with what was trained so far."""
+        adapter, model = (self.result, self.folder) if self.settings.method == "lora" else (None, self.result)
+        engine = HiggsAudio.from_pretrained(
+            model, self.settings.speech_device, audio_tokenizer=self.audio_tokenizer_name, adapter=adapter
+        )
+        engine.convention = self.convention
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, entry in enumerate(entries):
+            messages = []
+            for message in entry.messages[: entry.last_reply]:
+                contents = [
+                    AudioContent(codes=self.cache.codes(item.raw_audio)) if isinstance(item, AudioContent) else item
+                    for item in message.contents()
+                ]
+                messages.append(replace(message, content=contents))
+            speech = engine.generate(messages, True, seed=self.settings.seed, max_new_tokens=MAX_SPEECH_FRAMES)
+            if speech.audio.size:
+                speech.save(folder / f"{index}.wav")
+            if speech.finish_reason != "stop":
+                self._notice(f"warning: {entry.location}: its text was spoken without an end")
+
+    def _save(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, done: int) -> None:
+        """Write the state from which the run goes on after `done` steps; it appears whole or not at all."""
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "step": done,
+            "parameters": {name: parameter.detach() for name, parameter in trained_parameters(model).items()},
+            "optimizer": optimizer.state_dict(),
+        }
+        with replacing(self.output / STATE_FILE) as path:
+            torch.save(state, path)
+
+    def _resume(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Load the state of an interrupted run, if there is one; return the number of steps that it made."""
+        path = self.output / STATE_FILE
+        if not path.is_file():
+            return 0
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.no_grad():
+                for name, parameter in trained_parameters(model).items():
+                    parameter.copy_(state["parameters"][name])
+            optimizer.load_state_dict(state["optimizer"])
+        # torch raises several kinds for a damaged file.
+        except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from None
+        self._notice(f"resuming after step {state['step']} of {self.settings.steps}")
+        return state["step"]
+
+    def _write_result(self, model: torch.nn.Module) -> None:
+        """Write the adapter, or the whole checkpoint in the layout of the base."""
+        if self.settings.method == "lora":
+            save_adapter(model, self.result, self.base, self.speakers)
+            return
+        trained = trained_parameters(model)
+
+        def changed(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            parameter = trained.get(transformers_name(name))
+            return tensor if parameter is None else parameter.detach().to("cpu", tensor.dtype)
+
+        written = self.output / "model.new"
+        for old in (written, self.result):
+            shutil.rmtree(old, ignore_errors=True)
+        write_rewritten(self.folder, written, changed)
+        written.rename(self.result)
+
+    @property
+    def result(self) -> Path:
+        """The folder of the adapter, or of the trained checkpoint."""
+        return self.output / ("adapter" if self.settings.method == "lora" else "model")
+
+
+def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters that are trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def learning_rate(settings: TrainingSettings, step: int) -> float:
+    """Return the learning rate of a step: a linear warmup, then half a cosine down to a tenth."""
+    warmup = min(settings.warmup_steps, settings.steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(settings.steps - warmup, 1)
+    return settings.learning_rate * (0.55 + 0.45 * math.cos(math.pi * done))
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Seed the random numbers of a step, so that a resumed run draws the same ones."""
+    torch.manual_seed((seed * 1_000_003 + step) * 1009 + process)
+
+
+def add_losses(losses: Sequence[Losses]) -> Losses:
+    """Return the sums of the losses of several passes, without gradients."""
+    return Losses(*(torch.stack(values).sum(dim=0).detach() for values in zip(*losses, strict=True)))
+
+
+def by_name(losses: Losses) -> dict[str, Any]:
+    """Return losses as JSON knows them."""
+    return {"total": losses.total.item(), "codebooks": losses.codebooks.tolist(), "text": losses.text.item()}
