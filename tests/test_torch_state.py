@@ -108,7 +108,7 @@ def test_a_quantized_checkpoint_is_the_same(state, folder, tmp_path):
 CONSTRUCTORS = {"arange", "as_tensor", "asarray", "empty", "eye", "full", "linspace", "ones", "rand", "randint"}
 CONSTRUCTORS |= {"randn", "randperm", "scalar_tensor", "tensor", "zeros"}
 # Rooms that programs of tests, benchmarks and recipes use, which choose a default device.
-NOT_SERVING = {"english", "reference", "testing"}
+NOT_SERVING = {"english", "reference", "testing", "training"}
 ROOT = Path(higgs_native.__file__).parent
 
 

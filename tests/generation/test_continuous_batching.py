@@ -278,24 +278,41 @@ def test_a_thread_of_the_engine(model):
             )
 
 
+class HeldEngine(Engine):
+    """Computes no more than 20 steps before `left` is set."""
+
+    steps_before = 20
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.left = threading.Event()
+
+    def step(self) -> bool:
+        if self.steps_before == 0 and not self.left.wait(0.001):
+            return True
+        self.steps_before -= self.steps_before > 0
+        return super().step()
+
+
 def test_a_handle_in_an_event_loop(model):
     """Without a thread of the engine, and with one; leaving the loop aborts the request."""
 
-    async def read(engine: Engine, index: int) -> list:
+    async def read(engine: HeldEngine, index: int) -> list:
         return [item async for item in engine.add(random_request(model, index))]
 
-    async def leave(engine: Engine) -> RequestHandle:
+    async def leave(engine: HeldEngine) -> RequestHandle:
         handle = engine.add(replace(random_request(model, 0), sampling=SamplingParams(seed=0, max_new_tokens=80)))
         items = aiter(handle)
         await anext(items)
         await items.aclose()
+        engine.left.set()
         return handle
 
-    async def all_of_them(engine: Engine) -> tuple:
+    async def all_of_them(engine: HeldEngine) -> tuple:
         return await asyncio.gather(leave(engine), *(read(engine, index) for index in range(1, 8)))
 
     for starts in (False, True):
-        engine = Engine(model, NUM_SLOTS)
+        engine = HeldEngine(model, NUM_SLOTS)
         if starts:
             engine.start()
         try:

@@ -146,9 +146,9 @@ def speak(url: str, **fields) -> httpx.Response:
     return httpx.post(url + "/v1/audio/speech", json={"voice": "alloy", "seed": 1, **fields}, timeout=60)
 
 
-def decoded(data: bytes) -> tuple[np.ndarray, int]:
-    """Decode an encoded file: samples [samples], float32, and the sampling rate."""
-    with av.open(io.BytesIO(data)) as container:
+def decoded(data: bytes, format: str | None = None) -> tuple[np.ndarray, int]:
+    """Decode an encoded file: samples [samples], float32, and the sampling rate. None: the format is detected."""
+    with av.open(io.BytesIO(data), format=format) as container:
         resampler = av.AudioResampler("fltp", "mono")
         frames = [part for frame in container.decode(audio=0) for part in resampler.resample(frame)]
         return np.concatenate([frame.to_ndarray()[0] for frame in frames]), container.streams.audio[0].rate
