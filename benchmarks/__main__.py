@@ -1,4 +1,4 @@
-"""Run all benchmarks: read bandwidth, operators, frames, prompts, requests, speech, and Python's share.
+"""Run all benchmarks: read bandwidth, operators, frames, prompts, requests, speech, Python's share, training.
 
     python -m benchmarks --json report.json --plots plots
 
@@ -19,7 +19,15 @@ from typing import Any
 
 import torch
 
-from benchmarks import bench_engine, bench_frame, bench_prefix, bench_python, bench_speech, bench_streaming
+from benchmarks import (
+    bench_engine,
+    bench_frame,
+    bench_prefix,
+    bench_python,
+    bench_speech,
+    bench_streaming,
+    bench_training,
+)
 from benchmarks.measure import ReadBandwidth, summary, write_json
 from benchmarks.ops import bench_audio_tokenizer, bench_linear
 from higgs_native import HiggsAudio, exit_on_bad_input
@@ -31,6 +39,7 @@ from higgs_native.testing.random_checkpoint import write_language_model
 
 
 SECTIONS = ("bandwidth", "linear", "audio_tokenizer", "streaming", "frame", "prefix", "engine", "speech", "python")
+SECTIONS += ("training",)
 
 
 @exit_on_bad_input()
@@ -69,6 +78,7 @@ def main() -> None:
         "engine": lambda: run_engine(checkpoint(), args.quick, compare),
         "speech": lambda: run_speech(args.quick),
         "python": lambda: run_python(args.quick),
+        "training": lambda: run_training(args.quick, compare),
     }
     with temporary:
         for name in args.sections:
@@ -171,6 +181,14 @@ def run_speech(quick: bool) -> dict[str, Any]:
 def run_python(quick: bool) -> dict[str, Any]:
     """Time per frame of the embedded voice outside the native operators."""
     return bench_python.run(HiggsAudio.from_pretrained(), 20 if quick else 100, 2 if quick else 20)
+
+
+def run_training(quick: bool, compare: bool) -> dict[str, Any]:
+    """A training step, beside transformers."""
+    if not compare:
+        return {}
+    lengths = {"mixed lengths": (20, 30)} if quick else bench_training.LENGTHS
+    return bench_training.run(bench_training.config_of(quick), lengths, 1 if quick else 7)
 
 
 if __name__ == "__main__":

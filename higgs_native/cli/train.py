@@ -7,12 +7,14 @@ import typer
 
 from higgs_native.cli.console import notice
 from higgs_native.errors import ParameterError
+from higgs_native.training.settings import TrainingSettings
 
 
 def train(
     settings: Annotated[Path, typer.Argument(help="The settings of the run: a YAML file (see docs/training.md).")],
 ) -> None:
     """Train an adapter (LoRA), or parts of the model, on recordings. Interrupted, the same command goes on."""
+    chosen = TrainingSettings.read(settings)
     try:
         # Imported here: only this command needs the extra.
         from higgs_native.training.trainer import Trainer
@@ -22,6 +24,4 @@ def train(
         raise ParameterError(
             f"train must have the extra `train`, got no module {error.name}: pip install 'higgs-native[train]'"
         ) from None
-    from higgs_native.training.settings import TrainingSettings
-
-    Trainer(TrainingSettings.read(settings), notice).run()
+    Trainer(chosen, notice).run()

@@ -11,21 +11,8 @@ from safetensors.torch import load_file, save_file
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.model.adapter import BASE_KEY, SPEAKERS_KEY, WEIGHTS_FILE
 from higgs_native.training.model import TrainableModel
+from higgs_native.training.settings import PARTS
 from higgs_native.utils.files import replacing
-
-
-PARTS = {
-    "attention": tuple(f"self_attn.{name}_proj" for name in "qkvo"),
-    "text_ffn": tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
-    "audio_ffn": tuple(f"audio_mlp.{name}_proj" for name in ("gate", "up", "down")),
-    "heads": ("audio_lm_head", "text_lm_head"),
-    "embeddings": ("embed_tokens", "embed_audio_tokens.embed_audio_tokens"),
-    "norms": (
-        "norm",
-        *(f"{path}{name}_layernorm" for path in ("", "audio_") for name in ("input", "post_attention")),
-    ),
-}
-"""The parts of the model, by the ends of the names of their modules."""
 
 
 def add_lora(

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from higgs_native.training.rows import IGNORED, PackedRows
 
 
-CHUNK_LOGITS = 1 << 21
-"""Logits of a chunk, 8 MB in float32. With fewer, a chunk would read the head's weights for too few rows."""
+CHUNK_LOGITS = 1 << 22
+"""Logits of a chunk, 17 MB in float32. Each chunk adds to the gradient of the head's weights, 101 MB in float32."""
 MIN_CHUNK_ROWS = 64
 """Rows of a chunk for a large vocabulary: 33 MB of logits for 128,256 tokens."""
 

@@ -14,8 +14,19 @@ from higgs_native.utils.files import read_small_file
 
 
 METHODS = ("lora", "full")
-PARTS = ("attention", "text_ffn", "audio_ffn", "heads", "embeddings", "norms")
 DTYPES = ("bfloat16", "float32")
+PARTS = {
+    "attention": tuple(f"self_attn.{name}_proj" for name in "qkvo"),
+    "text_ffn": tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+    "audio_ffn": tuple(f"audio_mlp.{name}_proj" for name in ("gate", "up", "down")),
+    "heads": ("audio_lm_head", "text_lm_head"),
+    "embeddings": ("embed_tokens", "embed_audio_tokens.embed_audio_tokens"),
+    "norms": (
+        "norm",
+        *(f"{path}{name}_layernorm" for path in ("", "audio_") for name in ("input", "post_attention")),
+    ),
+}
+"""The parts of the model, by the ends of the names of their modules."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class TrainingSettings:
         rank, alpha, dropout: of LoRA.
         adapter: an adapter of the same parts and rank to begin with.
         dtype: of frozen weights and of activations, `bfloat16` or `float32`. Trained weights are float32.
+        int8_base: whether the frozen matrices of the layers are rounded to int8, for LoRA: half their memory.
         steps: how many times the weights change.
         max_rows: rows of a pass: text tokens and frames of 40 ms of all samples that are packed into it.
         accumulate: passes of a step.
@@ -70,6 +82,7 @@ class TrainingSettings:
     dropout: float = 0.0
     adapter: str | None = None
     dtype: str = "bfloat16"
+    int8_base: bool = False
     steps: int = 1000
     max_rows: int = 4096
     accumulate: int = 1
@@ -93,7 +106,7 @@ class TrainingSettings:
             self._require(name, getattr(self, name) in choices, " or ".join(choices))
         if self.convention is not None:
             Convention.parse(self.convention)
-        known = PARTS if self.method == "full" else PARTS[:-1]
+        known = [part for part in PARTS if part != "norms" or self.method == "full"]
         self._require("parts", bool(self.parts) and set(self.parts) <= set(known), f"some of {', '.join(known)}")
         for name in ("rank", "steps", "max_rows", "accumulate", "evaluate_every", "save_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
@@ -105,6 +118,7 @@ class TrainingSettings:
         for name in ("held_out_share", "dropout"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         self._require("codebook_weights", all(weight >= 0 for weight in self.codebook_weights), "at least 0 each")
+        self._require("int8_base", not self.int8_base or self.method == "lora", "false unless method is lora")
         self._require("adapter", self.adapter is None or self.method == "lora", "left out unless method is lora")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:

@@ -6,6 +6,7 @@ import math
 import pickle
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from higgs_native.pipeline import AUDIO_TOKENIZER_NAME, EMBEDDED_VOICE, HiggsAud
 from higgs_native.prompt.messages import AudioContent
 from higgs_native.training.batches import held_out, pack_by_length, packs
 from higgs_native.training.codes import CodesCache
+from higgs_native.training.int8 import quantize_layers
 from higgs_native.training.lora import add_lora, load_adapter, save_adapter, train_parts
 from higgs_native.training.loss import Losses, LossWeights, TargetCounts
 from higgs_native.training.manifest import Entry, read_manifest
@@ -113,14 +115,15 @@ class Trainer:
         self.cache = CodesCache(audio_tokenizer, path.parent)
         advice: list[str] = []
         self.cache.check(entries, advice.append)
-        for line in advice[:MAX_ADVICE]:
-            self._notice(f"warning: {line}")
         if len(advice) > MAX_ADVICE:
-            self._notice(f"warning: and {len(advice) - MAX_ADVICE} more of this kind")
-        samples = [
-            build_sample(entry, self.cache, tokenizer, self.config, self.convention, settings.text_weight > 0)
-            for entry in tqdm(entries, desc="codes", disable=not self.accelerator.is_main_process)
-        ]
+            advice[MAX_ADVICE:] = [f"and {len(advice) - MAX_ADVICE} more of this kind"]
+        for line in advice:
+            self._say(f"warning: {line}")
+        with self.accelerator.main_process_first():  # the others find its codes in the cache
+            samples = [
+                build_sample(entry, self.cache, tokenizer, self.config, self.convention, settings.text_weight > 0)
+                for entry in tqdm(entries, desc="codes", disable=not self.accelerator.is_main_process)
+            ]
         for entry, sample in zip(entries, samples, strict=True):
             if len(sample) > settings.max_rows:
                 raise PromptError(
@@ -130,6 +133,10 @@ class Trainer:
         return [(entries[index], samples[index]) for index in learned], [
             (entries[index], samples[index]) for index in evaluated
         ]
+
+    def _say(self, line: str) -> None:
+        if self.accelerator.is_main_process:
+            self._notice(line)
 
     def _begin_run(self) -> None:
         """Write the settings into the folder of the run, or compare them with those of the interrupted one."""
@@ -150,7 +157,7 @@ class Trainer:
         Raises:
             ParameterError: another process trains in the folder.
         """
-        with locked(self.output):
+        with locked(self.output) if self.accelerator.is_main_process else nullcontext():
             self._train()
 
     def _train(self) -> None:
@@ -158,7 +165,7 @@ class Trainer:
         model = self._load_model()
         parameters = list(trained_parameters(model).values())
         trained = sum(parameter.numel() for parameter in parameters)
-        self._notice(
+        self._say(
             f"{len(self.learned)} samples to learn, {len(self.evaluated)} held out; {trained:,} parameters are trained"
         )
         optimizer = torch.optim.AdamW(
@@ -174,25 +181,31 @@ class Trainer:
             bar.set_postfix(loss=f"{losses['total']:.3f}")
             bar.update()
             done = step + 1
-            if done % settings.save_every == 0 or done == settings.steps:
-                self._save(model, optimizer, done)
+            # Before the state is written: a run that ends in between evaluates again.
             if done % settings.evaluate_every == 0 or done == settings.steps:
                 self._evaluate(model, records, step)
+            if done % settings.save_every == 0 or done == settings.steps:
+                self._save(model, optimizer, done)
         bar.close()
         records.close()
         if accelerator.is_main_process:
             self._write_result(model)
-            self._notice(f"the {'adapter' if settings.method == 'lora' else 'checkpoint'} is in {self.result}")
+            self._say(f"the {'adapter' if settings.method == 'lora' else 'checkpoint'} is in {self.result}")
 
     def _load_model(self) -> torch.nn.Module:
         settings = self.settings
         torch.manual_seed(settings.seed)
-        model = TrainableModel.from_pretrained(self.folder, _DTYPES[settings.dtype], self.device)
+        # The whole matrices of a base in int8 never lie on a GPU.
+        loaded_on = torch.device("cpu") if settings.int8_base else self.device
+        model = TrainableModel.from_pretrained(self.folder, _DTYPES[settings.dtype], loaded_on)
         if settings.text_weight and model.text_lm_head is None:
             raise CheckpointError("text_weight must be 0 for a checkpoint without a text head, got another value")
         if not settings.text_weight:
             model.text_lm_head = None
         model.checkpoints_gradients = settings.checkpoint_gradients
+        if settings.int8_base:
+            quantize_layers(model.model.layers)
+            model.to(self.device)
         if settings.method == "full":
             train_parts(model, settings.parts)
             return model
@@ -230,11 +243,8 @@ class Trainer:
         counts = TargetCounts.of(*packed)
         own = packed[accelerator.process_index :: accelerator.num_processes]
         sums: list[Losses] = []
-        for index, rows in enumerate(own):
-            if index < len(own) - 1:
-                with accelerator.no_sync(model):
-                    sums.append(self._backward(model, rows, counts))
-            else:
+        for rows in own:
+            with nullcontext() if rows is own[-1] else accelerator.no_sync(model):
                 sums.append(self._backward(model, rows, counts))
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
         optimizer.step()
@@ -296,7 +306,7 @@ class Trainer:
             if speech.audio.size:
                 speech.save(folder / f"{index}.wav")
             if speech.finish_reason != "stop":
-                self._notice(f"warning: {entry.location}: its text was spoken without an end")
+                self._say(f"warning: {entry.location}: its text was spoken without an end")
 
     def _save(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, done: int) -> None:
         """Write the state from which the run goes on after `done` steps; it appears whole or not at all."""
@@ -324,7 +334,7 @@ class Trainer:
         # torch raises several kinds for a damaged file.
         except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from None
-        self._notice(f"resuming after step {state['step']} of {self.settings.steps}")
+        self._say(f"resuming after step {state['step']} of {self.settings.steps}")
         return state["step"]
 
     def _write_result(self, model: torch.nn.Module) -> None:

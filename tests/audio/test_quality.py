@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from higgs_native.audio.quality import check_recording
+from higgs_native.audio.quality import advise, check_recording, measure
 from higgs_native.pipeline import HiggsAudio
 
 
@@ -91,6 +91,13 @@ def test_each_flaw_gets_its_advice(samples, advice):
 @pytest.mark.parametrize("samples", [silence(5), np.full(RATE, 0.5, dtype=np.float32), noise(5 * RATE, -80)])
 def test_inaudible_recordings(samples):
     assert check_recording(samples, RATE, WORDS) == ["nothing is heard in it"]
+
+
+def test_a_recording_that_is_learned_may_be_short_and_without_words():
+    quality = measure(in_a_room(syllables(2)) / 50, RATE)
+    (advice,) = advise(quality, None, is_reference=False)
+    assert advice.startswith("it is soft")
+    assert len(advise(quality, None)) == 3
 
 
 def test_a_steady_sound_is_noise():

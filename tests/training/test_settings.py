@@ -48,6 +48,7 @@ WRONG = {
     "share": ({"held_out_share": 1}, "held_out_share must be at least 0 and below 1, got 1"),
     "rate": ({"learning_rate": 3}, "learning_rate must be at most 1, got 3"),
     "weights": ({"codebook_weights": [-1]}, "codebook_weights must be at least 0 each"),
+    "int8": ({"int8_base": True, "method": "full"}, "int8_base must be false unless method is lora, got True"),
     "adapter": ({"adapter": "a", "method": "full"}, "adapter must be left out unless method is lora, got 'a'"),
 }
 
