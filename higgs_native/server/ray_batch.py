@@ -158,7 +158,10 @@ def _speak(rows: list[dict[str, Any]], voices: Mapping[str, Voice], options: arg
     failed = 0
     for row in told.iter_rows():
         failed += row["failed"]
-        print(f"error: {row['message']}" if row["failed"] else row["message"], flush=True)
+        if row["failed"]:
+            print(f"error: {row['message']}", file=sys.stderr)
+        else:
+            print(row["message"], flush=True)
     return failed
 
 
