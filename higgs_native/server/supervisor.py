@@ -93,19 +93,28 @@ class Supervisor:
         self._is_stopping = True
 
     async def _keep(self, worker: Worker) -> None:
-        """Have a process, and another one if it dies, until the server ends."""
-        while not self._is_stopping:
-            process, messages = self._start(worker)
-            self._processes[worker.index] = process
-            serves = await self._is_serving(messages)
-            if serves:
-                self._loading.discard(worker.index)
-                if not self._loading:
-                    self._on_listening()
-                    self._on_listening = lambda: None
-            await _readable(process.sentinel)
-            process.join()
-            self._check(worker, process.exitcode, serves)
+        """Have a process, and another one if it dies, until the server ends. An error ends the server."""
+        try:
+            while not self._is_stopping:
+                await self._watch(worker)
+        except Exception:
+            if not self._is_stopping:
+                self._stop()
+            raise
+
+    async def _watch(self, worker: Worker) -> None:
+        """Start a process, and wait for its end."""
+        process, messages = self._start(worker)
+        self._processes[worker.index] = process
+        serves = await self._is_serving(messages)
+        if serves:
+            self._loading.discard(worker.index)
+            if not self._loading:
+                self._on_listening()
+                self._on_listening = lambda: None
+        await _readable(process.sentinel)
+        process.join()
+        self._check(worker, process.exitcode, serves)
 
     def _start(self, worker: Worker) -> tuple[BaseProcess, Connection]:
         """Start a process. Return it with the pipe in which it says that it serves, or which error ended it."""
@@ -128,7 +137,6 @@ class Supervisor:
             except EOFError:
                 return False
         if error is not None:
-            self._end_others()
             raise error
         return True
 
@@ -140,14 +148,9 @@ class Supervisor:
                 raise WorkerError(f"worker {worker.index} on {device} must drain, got exit code {exit_code}")
             return
         if not has_served:
-            self._end_others()
             raise WorkerError(f"worker {worker.index} on {device} must serve, got exit code {exit_code} before it did")
         fields = {"worker": worker.index, "device": device, "exit_code": exit_code}
         LOGGER.error("worker died and is started again", extra={"fields": fields})
-
-    def _end_others(self) -> None:
-        if not self._is_stopping:
-            self._stop()
 
 
 def _work(

@@ -48,7 +48,7 @@ class Running:
         return float(value)
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     """Wait until a condition holds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -123,7 +123,7 @@ def serve(tmp_path) -> Iterator[Callable[..., tuple[subprocess.Popen, str, Path]
             assert process.poll() is None, log.read_text()
             return [line for line in log.read_text().splitlines() if line.startswith("Speech at ")]
 
-        until(lambda: bool(address()), 60)
+        until(lambda: bool(address()), 300)
         url = address()[0].removeprefix("Speech at ").removesuffix("/v1/audio/speech")
         until(lambda: answers(url))
         return process, url, log

@@ -69,7 +69,7 @@ def test_processes_share_one_port_and_tell_of_each_other(serve, tmp_path):
     assert sorted(answers) == [200] * 2 + [409] * 6
     assert {speak(url, input="Hello.", voice="anna").status_code for _ in range(6)} == {200}
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(120) == 0
 
 
 def test_a_process_that_dies_is_started_again(serve):
@@ -86,12 +86,12 @@ def test_a_process_that_dies_is_started_again(serve):
     # Those of the process that died end with an error, the others are whole.
     assert all(isinstance(end, httpx.TransportError) or end == expected for end in ends)
     assert expected in ends
-    until(lambda: statuses(url) == ["ready", "ready"], 60)
+    until(lambda: statuses(url) == ["ready", "ready"], 300)
     assert {speak(url, input=LONG_TEXT, response_format="pcm").content for _ in range(4)} == {expected}
     (line,) = [line for line in log.read_text().splitlines() if "worker died" in line]
     assert {"worker": 1, "device": "cpu", "exit_code": -9}.items() <= json.loads(line).items()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(120) == 0
 
 
 def test_sigterm_drains_all(serve):
@@ -104,7 +104,7 @@ def test_sigterm_drains_all(serve):
         for pid in (process.pid, *served):  # as service managers do
             os.kill(pid, signal.SIGTERM)
         assert {job.result().content for job in jobs} == {alone}
-    assert process.wait(20) == 0
+    assert process.wait(120) == 0
     assert "Traceback" not in log.read_text()
     with pytest.raises(httpx.ConnectError):
         httpx.get(url + "/health")
@@ -127,7 +127,7 @@ def test_a_second_signal_ends_all_at_once(serve):
         process.send_signal(signal.SIGINT)
         with pytest.raises(httpx.TransportError):
             list(pieces)
-    assert process.wait(20) == 0
+    assert process.wait(120) == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in served)
 
 
@@ -147,9 +147,9 @@ def test_a_process_that_dies_before_it_serves_ends_the_server(tmp_path):
         text=True,
     )
     with process:
-        until(lambda: len(workers(process)) == 2, 60)
+        until(lambda: len(workers(process)) == 2, 300)
         os.kill(workers(process)[0], signal.SIGKILL)
-        assert process.wait(60) == 1
+        assert process.wait(300) == 1
         *_, line = process.stderr.read().splitlines()
     assert line.startswith("error: WorkerError: worker 0 on cpu must serve, got exit code -9 before it did")
 
@@ -160,7 +160,7 @@ def test_a_missing_model_is_told_in_one_line(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     assert finished.returncode == 2
     told = "error: model must be a folder or a Hub name such as owner/name, got none, which does not exist\n"

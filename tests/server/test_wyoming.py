@@ -185,7 +185,7 @@ def test_the_command_serves_both(serve):
     assert types[-1] == "audio-stop"
     assert len(audio) > 10_000
     process.terminate()
-    assert process.wait(20) == 0
+    assert process.wait(120) == 0
 
 
 def test_keys_and_the_protocol_exclude_each_other(monkeypatch, capsys):
