@@ -30,7 +30,7 @@ constexpr int64_t kTileUnits = kTileBytes / F::kPackedUnitBytes;
 template <typename F>
 constexpr bool kStored = kTileUnits<F> == kTileRows;
 
-// Begins to bring kBytes to the cache.
+// Prefetches kBytes.
 template <int64_t kBytes>
 HIGGS_INLINE void fetch(const char* from) {
 #pragma GCC unroll 32

@@ -39,7 +39,7 @@ class SpeechOptions(BaseModel):
     max_replicas: int = Field(1, ge=1)
     max_queued_requests: int = Field(64, ge=0, description="Requests that wait for a replica; more get status 503.")
     settings: ServerSettings = Field(
-        # Others than few wait for a replica, rather than in one.
+        # A replica queues few requests; the others wait for any replica that is free.
         ServerSettings(max_queued=4),
         description="The limits, keys and folders of each replica. Folders are read by all nodes.",
     )

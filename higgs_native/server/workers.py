@@ -1,4 +1,4 @@
-"""What the processes of one server know of each other, so that each can tell of all."""
+"""Reports between the processes of one server: each process can answer for all."""
 
 import asyncio
 import json

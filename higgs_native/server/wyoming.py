@@ -26,12 +26,12 @@ from higgs_native.server.observing import LOGGER, log
 from higgs_native.server.schema import ApiError, SpeechRequest
 
 
-# What a client that has left, is silent, or sends something else than events makes of reading.
+# Errors of reading from a client that has left, is silent, or sends something else than events.
 _NO_EVENTS = (OSError, EOFError, asyncio.TimeoutError, AttributeError, TypeError, KeyError, RecursionError)
 _KEY = "wyoming"
 """The name under which the clients are counted: those of HTTP have one per key."""
 _LANGUAGES = ("en", "zh", "de", "ko")
-"""Those on the card of the published model."""
+"""The languages on the card of the published model."""
 
 
 @asynccontextmanager
@@ -49,7 +49,7 @@ async def serving_wyoming(service: SpeechService, bound: socket.socket) -> Async
 
 
 class _BoundedReader:
-    """What a client sends, of limited length and in limited time."""
+    """Reads from a client, with limits of length and time."""
 
     def __init__(self, service: SpeechService, reader: asyncio.StreamReader) -> None:
         self._settings = service.settings

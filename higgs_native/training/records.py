@@ -1,4 +1,4 @@
-"""What a run records: a line of JSON per step, curves as a picture, and TensorBoard's files."""
+"""The records of a run: a line of JSON per step, curves as a picture, and TensorBoard's files."""
 
 import importlib.util
 import json

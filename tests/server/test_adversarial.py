@@ -1,4 +1,4 @@
-"""What an attacker sends is refused in the contract's shape, or read within limits, and the server goes on.
+"""Requests of an attacker are refused in the contract's shape, or read within limits, and the server goes on.
 
 Two hundred requests drawn from the OpenAPI document run by default, the same ones in every run. More, and others:
 

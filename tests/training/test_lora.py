@@ -18,7 +18,7 @@ from tests.training.samples import random_sample, transformers_inputs
 
 peft = pytest.importorskip("peft", reason="training needs the extra `train`")
 
-from higgs_native.training.lora import add_lora, load_adapter, save_adapter, train_parts  # noqa: E402
+from higgs_native.training.lora import add_lora, load_adapter, save_adapter, train_parts  # noqa: E402 (needs peft)
 
 
 ALL = ("attention", "text_ffn", "audio_ffn", "heads", "embeddings")

@@ -18,7 +18,7 @@ inline constexpr Isa kIsas[] = {Isa::generic};
 Isa active_isa();
 bool isa_supported(Isa isa);
 const char* isa_name(Isa isa);
-// Those of avx2, avx512, avx512_vnni, avx512_bf16 and amx that the machine has, separated by spaces.
+// The features among avx2, avx512, avx512_vnni, avx512_bf16 and amx that the machine has, separated by spaces.
 std::string cpu_features();
 
 }  // namespace higgs_native::cpu
