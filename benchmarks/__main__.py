@@ -1,4 +1,4 @@
-"""Run all benchmarks: read bandwidth, operators, frames, prompts, requests, speech, Python's share, training.
+"""Run all benchmarks: bandwidth, operators, frames, prompts, requests, speech, Python's share, training, contention.
 
     python -m benchmarks --json report.json --plots plots
 
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks import (
+    bench_contention,
     bench_engine,
     bench_frame,
     bench_prefix,
@@ -39,13 +40,13 @@ from higgs_native.testing.random_checkpoint import write_language_model
 
 
 SECTIONS = ("bandwidth", "linear", "audio_tokenizer", "streaming", "frame", "prefix", "engine", "speech", "python")
-SECTIONS += ("training",)
+SECTIONS += ("training", "contention")
 
 
 @exit_on_bad_input()
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="checkpoint of the sections frame, prefix and engine: a folder or a Hub name")
+    parser.add_argument("--model", help="checkpoint of the sections that need one: a folder or a Hub name")
     parser.add_argument(
         "--layers", type=int, default=8, help="layers of the checkpoint that is written without --model"
     )
@@ -79,6 +80,7 @@ def main() -> None:
         "speech": lambda: run_speech(args.quick),
         "python": lambda: run_python(args.quick),
         "training": lambda: run_training(args.quick, compare),
+        "contention": lambda: run_contention(checkpoint(), args.quick, compare),
     }
     with temporary:
         for name in args.sections:
@@ -189,6 +191,12 @@ def run_training(quick: bool, compare: bool) -> dict[str, Any]:
         return {}
     lengths = {"mixed lengths": (20, 30)} if quick else bench_training.LENGTHS
     return bench_training.run(bench_training.config_of(quick), lengths, 1 if quick else 7)
+
+
+def run_contention(folder: Path, quick: bool, compare: bool) -> dict[str, Any]:
+    """Speech and frames beside other busy processes."""
+    processes, frames, repeats = ((0, 1), 2, 1) if quick else (bench_contention.PROCESSES, 10, 5)
+    return bench_contention.run(folder, bench_contention.FORMATS, processes, frames, repeats, compare)
 
 
 if __name__ == "__main__":

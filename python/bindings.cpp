@@ -8,6 +8,7 @@
 #include <string>
 
 #include "cpu/simd/isa.h"
+#include "cpu/threads/quota.h"
 
 namespace {
 
@@ -47,11 +48,19 @@ PyObject* build_info(PyObject*, PyObject*) {
   }
 }
 
+PyObject* cpu_quota(PyObject*, PyObject* root) {
+  const char* path = PyUnicode_AsUTF8AndSize(root, nullptr);
+  return path ? PyLong_FromLong(higgs_native::cpu::cpu_quota(path)) : nullptr;
+}
+
 PyMethodDef methods[] = {
     {"build_info", build_info, METH_NOARGS,
      "Return a dict: torch_built_against, compiler, cpu_instruction_sets (built in), cpu_instruction_sets_supported "
      "(by "
      "this machine), cpu_instruction_set (used), cpu_features, cuda, cuda_version, cuda_architectures."},
+    {"cpu_quota", cpu_quota, METH_O,
+     "Return the CPUs that the control groups below the folder `root` allow, rounded up, or 0. The empty root is this "
+     "machine's."},
     {nullptr, nullptr, 0, nullptr},
 };
 

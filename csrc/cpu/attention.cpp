@@ -164,7 +164,7 @@ struct AttentionRun {
 
   // A thread takes all splits of an item.
   void run_serial(int64_t max_length) const {
-    for_ranges(items(), max_length * group * cache.head_dim, [&](int64_t begin, int64_t end) {
+    for_ranges(items(), 2 * max_length * group * cache.head_dim, [&](int64_t begin, int64_t end) {
       struct Pair;
       float* memory = scratch<Pair>(2 * result_size());
       const SplitResult all = result(memory), next = result(memory + result_size());
@@ -232,7 +232,7 @@ void attention_cpu(
         rows,
         group,
         static_cast<float>(scale)};
-    if (max_splits > 1 && run.items() < 4 * torch::stable::get_num_threads()) run.run_split(max_splits);
+    if (max_splits > 1 && run.items() < 4 * num_threads()) run.run_split(max_splits);
     else run.run_serial(max_length);
   });
 }

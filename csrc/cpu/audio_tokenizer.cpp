@@ -32,7 +32,7 @@ int64_t whole_columns(int64_t columns) { return ceil_div(columns, kColumns) * kC
 
 // Columns of a tile: it fits the cache, and all threads get the same number of tiles.
 int64_t tile_columns(int64_t channels, int64_t columns, int64_t batch) {
-  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t threads = num_threads();
   const int64_t max_columns = std::max(kTileFloats / channels, kMinColumns);
   const int64_t tiles = ceil_div(ceil_div(columns, max_columns) * batch, threads) * threads;
   return whole_columns(std::max(ceil_div(columns, ceil_div(tiles, batch)), kMinColumns / 3));
@@ -40,7 +40,7 @@ int64_t tile_columns(int64_t channels, int64_t columns, int64_t batch) {
 
 // Threads that share a tile by its output channels: more than one if there are few tiles.
 int64_t parts_of_tile(int64_t tiles, int64_t blocks) {
-  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t threads = num_threads();
   return std::min(blocks, ceil_div(threads, std::min(tiles, threads)));
 }
 
@@ -123,7 +123,8 @@ void snake_conv_transpose1d_cpu(
   // Threads that share a tile each load its input.
   const int64_t blocks = ceil_div(out_channels, kUpsampledChannels);
   const int64_t parts = parts_of_tile(batch * tiles, blocks);
-  for_ranges(batch * tiles * parts, kThreadCost, [&](int64_t begin, int64_t end) {
+  const int64_t cost = in_channels * 2 * stride * out_channels * width / parts;
+  for_ranges(batch * tiles * parts, cost, [&](int64_t begin, int64_t end) {
     struct Input;
     struct Phases;
     const int64_t input_stride = width + 1;
@@ -165,7 +166,7 @@ void conv1d_cpu(const Tensor& out, const Tensor& x, const Tensor& weight, const 
 
   const int64_t width = tile_columns(in_channels, length, batch), tiles = ceil_div(length, width);
   const int64_t blocks = ceil_div(out_channels, kConvolvedRows), parts = parts_of_tile(batch * tiles, blocks);
-  for_ranges(batch * tiles * parts, in_channels * taps * width, [&](int64_t begin, int64_t end) {
+  for_ranges(batch * tiles * parts, in_channels * taps * out_channels * width / parts, [&](int64_t begin, int64_t end) {
     struct Input;
     struct Output;
     const int64_t input_stride = width + taps - 1;

@@ -31,21 +31,24 @@ void run_segment(float* out, const float* x, int64_t begin, int64_t end, double 
   const RowNorm norm = {weights.norm, weights.norm, rows, static_cast<float>(eps)};
   const char* input = pack_activations<GateUpInput>(gate_up, x, rows, &norm);
   float* activated = scratch<Activated>(rows * intermediate);
-  for_panels(gate_up.n / kPanel, kPanel * hidden * rows, [&](int64_t first, int64_t last) {
-    struct GateUp;
-    float* both = scratch<GateUp>(rows * kPanelsAtOnce * kPanel);
-    for (int64_t begin = first; begin < last; begin += kPanelsAtOnce) {
-      const int64_t end = std::min(begin + kPanelsAtOnce, last);
-      gemm_panels(both, kPanelsAtOnce * kPanel, gate_up, begin, end, input, rows);
-      for (int64_t row = 0; row < rows; ++row) {
-        for (int64_t panel = begin; panel < end; ++panel) {
-          const float* gate = both + (kPanelsAtOnce * row + panel - begin) * kPanel;
-          const int64_t unit = panel * kHalfPanel, count = std::min(kHalfPanel, intermediate - unit);
-          linear_kernels().silu_mul(activated + row * intermediate + unit, gate, gate + kHalfPanel, count);
+  for_ranges(
+      gate_up.n / kPanel, kPanel * hidden * rows,
+      [&](int64_t first, int64_t last) {
+        struct GateUp;
+        float* both = scratch<GateUp>(rows * kPanelsAtOnce * kPanel);
+        for (int64_t begin = first; begin < last; begin += kPanelsAtOnce) {
+          const int64_t end = std::min(begin + kPanelsAtOnce, last);
+          gemm_panels(both, kPanelsAtOnce * kPanel, gate_up, begin, end, input, rows);
+          for (int64_t row = 0; row < rows; ++row) {
+            for (int64_t panel = begin; panel < end; ++panel) {
+              const float* gate = both + (kPanelsAtOnce * row + panel - begin) * kPanel;
+              const int64_t unit = panel * kHalfPanel, count = std::min(kHalfPanel, intermediate - unit);
+              linear_kernels().silu_mul(activated + row * intermediate + unit, gate, gate + kHalfPanel, count);
+            }
+          }
         }
-      }
-    }
-  });
+      },
+      kPanelsAtOnce);
   gemm(out, down, pack_activations<DownInput>(down, activated, rows), rows, x);
 }
 

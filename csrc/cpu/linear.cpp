@@ -142,10 +142,13 @@ void gemm_panels(
 }
 
 void gemm(float* out, const PackedWeight& weight, const char* x, int64_t rows, const float* residual) {
-  for_panels(ceil_div(weight.n, kPanel), kPanel * weight.k * rows, [&](int64_t begin, int64_t end) {
-    const int64_t n0 = begin * kPanel;
-    gemm_panels(out + n0, weight.n, weight, begin, end, x, rows, residual ? residual + n0 : nullptr);
-  });
+  for_ranges(
+      ceil_div(weight.n, kPanel), kPanel * weight.k * rows,
+      [&](int64_t begin, int64_t end) {
+        const int64_t n0 = begin * kPanel;
+        gemm_panels(out + n0, weight.n, weight, begin, end, x, rows, residual ? residual + n0 : nullptr);
+      },
+      kPanelsAtOnce);
 }
 
 }  // namespace higgs_native::cpu

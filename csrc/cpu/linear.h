@@ -2,9 +2,7 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
-#include <type_traits>
 
 #include "args/packed_weight.h"
 #include "cpu/linear_kernels.h"
@@ -17,11 +15,6 @@ inline const FormatKernels& kernels_of(const PackedWeight& weight) {
 }
 
 inline constexpr int64_t kPanelsAtOnce = 4;  // max panels that one row takes at a time
-
-// Calls f(begin, end) for chunks of a weight's panels [0, count), a panel costing about `cost` multiply-adds. Guided
-// scheduling: chunks shrink, so a slow or preempted thread delays the others little.
-template <typename F>
-void for_panels(int64_t count, int64_t cost, const F& f);
 
 // Bytes of a packed float32 weight of n rows and k columns, and its packing from weight [n, k].
 int64_t packed_f32_bytes(int64_t n, int64_t k);
@@ -53,29 +46,6 @@ void gemm_panels(
     const float* residual = nullptr);
 
 // ---- Definitions of the templates
-
-template <typename F>
-void for_panels(int64_t count, int64_t cost, const F& f) {
-  active_isa();  // raises on the calling thread if HIGGS_NATIVE_ISA is wrong
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t min_chunk = ceil_div(kThreadCost, std::max<int64_t>(cost, 1));
-  if (threads == 1 || count <= min_chunk) {
-    if (count > 0) f(int64_t{0}, count);
-    return;
-  }
-  std::atomic<int64_t> next{0};
-  parallel_for(threads, 1, [&](int64_t, int64_t) {
-    int64_t begin = next.load();
-    while (begin < count) {
-      int64_t chunk = std::max(min_chunk, (count - begin) / (2 * threads));
-      if (chunk > kPanelsAtOnce) chunk -= chunk % kPanelsAtOnce;
-      const int64_t end = std::min(begin + chunk, count);
-      if (!next.compare_exchange_weak(begin, end)) continue;  // `begin` is now another thread's end
-      f(begin, end);
-      begin = next.load();
-    }
-  });
-}
 
 // Packs rows [first, last) of `rows`.
 void pack_rows(

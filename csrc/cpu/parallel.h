@@ -1,52 +1,35 @@
-// Loops over torch's thread pool, and memory that a thread keeps between calls.
+// Loops over threads, and memory that a thread keeps between calls.
 #pragma once
 
-#if defined(__SANITIZE_THREAD__)
-#include <sanitizer/tsan_interface.h>
-#endif
-
-#include <torch/csrc/stable/ops.h>
-
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include "cpu/simd/isa.h"
+#include "cpu/threads/pool.h"
 
 namespace higgs_native::cpu {
 
-// Min work, in multiply-adds, for which waking a thread pays: some microseconds.
-inline constexpr int64_t kThreadCost = 32768;
+// In multiply-adds. Below `kSharedWork` a loop stays on the calling thread: tens of microseconds, after which a second
+// thread has gained nothing on an idle machine and costs time slices on a busy one. A chunk has `kChunkWork` at least.
+inline constexpr int64_t kSharedWork = 1 << 20, kChunkWork = 1 << 16;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// torch's parallel_for over [0, count).
+// Calls f(begin, end) for consecutive chunks of [0, count), an item costing about `cost` multiply-adds. Chunks longer
+// than `multiple` are multiples of it. Little work stays on the calling thread.
 template <typename F>
-void parallel_for(int64_t count, int64_t grain, const F& f) {
-#if defined(__SANITIZE_THREAD__)
-  // ThreadSanitizer does not see the barriers of the thread pool, so it is told of them. `ordered` is not instrumented:
-  // it is read before the first of these calls.
-  char barrier;
-  __tsan_release(&barrier);
-  auto ordered = [&](int64_t begin, int64_t end) __attribute__((no_sanitize("thread"))) {
-    __tsan_acquire(&barrier);
-    f(begin, end);
-    __tsan_release(&barrier);
-  };
-  torch::stable::parallel_for(0, count, grain, ordered);
-  __tsan_acquire(&barrier);
-#else
-  torch::stable::parallel_for(0, count, grain, f);
-#endif
-}
-
-// Calls f(begin, end) for consecutive chunks of [0, count), an item costing about `cost` multiply-adds. Little work
-// stays on the calling thread.
-template <typename F>
-void for_ranges(int64_t count, int64_t cost, const F& f) {
+void for_ranges(int64_t count, int64_t cost, const F& f, int64_t multiple = 1) {
   active_isa();  // raises on the calling thread if HIGGS_NATIVE_ISA is wrong
-  const int64_t grain = cost < kThreadCost ? kThreadCost / (cost > 0 ? cost : 1) : 1;
-  if (count > grain) parallel_for(count, grain, f);
-  else if (count > 0) f(int64_t{0}, count);
+  if (count <= 0) return;
+  cost = std::max<int64_t>(cost, 1);
+  const int64_t min_chunk = ceil_div(kChunkWork, cost);
+  if (count <= min_chunk || count < kSharedWork / cost) {
+    f(int64_t{0}, count);
+    return;
+  }
+  auto run = [](const void* body, int64_t begin, int64_t end) { (*static_cast<const F*>(body))(begin, end); };
+  run_loop({run, &f, count, min_chunk, multiple}, std::min(num_threads(), ceil_div(count, min_chunk)));
 }
 
 // Uninitialized floats that live until the thread's next call with the same tag. The memory is kept and grows.

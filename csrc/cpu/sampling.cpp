@@ -19,8 +19,8 @@ namespace higgs_native::cpu {
 
 namespace {
 
-// Min logits per thread: sharing fewer costs more than drawing from them.
-constexpr int64_t kGrain = 16 * 1024;
+// Drawing from a logit costs about as much as this many multiply-adds.
+constexpr int64_t kDrawCost = 100;
 
 enum class RowError : int64_t { none, nan, infinite, empty };
 
@@ -144,13 +144,12 @@ RowError draw_token(const float* logits, int64_t n, const Sampling& sampling, ui
   return RowError::none;
 }
 
-// Runs `row(i)` for rows 0 .. n - 1 on torch's threads. Then `first_bad()` is the lowest row that failed.
+// Runs `row(i)` for rows 0 .. n - 1 on several threads. Then `first_bad()` is the lowest row that failed.
 class RowLoop {
  public:
   template <typename Row>
   void run(int64_t n, int64_t vocabulary, const Row& row) {
-    int64_t grain = std::max<int64_t>(1, kGrain / vocabulary);
-    parallel_for(n, grain, [&](int64_t begin, int64_t end) {
+    for_ranges(n, kDrawCost * vocabulary, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         RowError error = row(i);
         if (error == RowError::none) continue;

@@ -3,14 +3,16 @@
 import torch
 
 import higgs_native
-from higgs_native._C import build_info
+from higgs_native._C import build_info, cpu_quota
 from higgs_native.ops.device import checked_device
 
 
 def info() -> None:
     """Show what is built in, what this machine supports, and what will be used."""
     build, device = build_info(), checked_device("auto")
-    cpu = f"cpu, {build['cpu_instruction_set']} kernels, {torch.get_num_threads()} threads"
+    # As many as the CPU kernels use.
+    threads = min(torch.get_num_threads(), cpu_quota("") or torch.get_num_threads())
+    cpu = f"cpu, {build['cpu_instruction_set']} kernels, {threads} threads"
     cuda = "none" if not build["cuda"] else f"{build['cuda_version']} for {build['cuda_architectures']}"
     rows = {
         "higgs_native": higgs_native.__version__,

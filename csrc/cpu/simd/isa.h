@@ -21,6 +21,13 @@ const char* isa_name(Isa isa);
 // The features among avx2, avx512, avx512_vnni, avx512_bf16 and amx that the machine has, separated by spaces.
 std::string cpu_features();
 
+// Tells the core that the thread spins.
+inline void pause_core() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
 }  // namespace higgs_native::cpu
 
 // Declares table() of the given type: the kernels of the instruction set in use. Each set defines a table of that name

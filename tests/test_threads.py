@@ -1,0 +1,123 @@
+"""The threads of the CPU's operators."""
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from higgs_native import ops
+from higgs_native._C import cpu_quota
+
+
+# The same product by a process that has threads, and by its forked child, which has none of them.
+FORK = """
+import os, sys, torch
+from higgs_native import ops
+torch.set_num_threads(2)
+weight = ops.pack_linear(torch.randn(4096, 512))
+x = torch.randn(3, 512)
+def product():
+    out = torch.empty(3, 4096)
+    ops.linear(out, x, weight)
+    return out
+expected = product()
+child = os.fork()
+if child == 0:
+    os._exit(0 if all(torch.equal(product(), expected) for _ in range(100)) else 1)
+assert torch.equal(product(), expected)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.fixture
+def product():
+    """A function that computes a product which several threads share."""
+    generator = torch.Generator().manual_seed(0)
+    weight = ops.pack_linear(torch.randn(4096, 512, generator=generator))
+    x = torch.randn(5, 512, generator=generator)
+
+    def compute(threads: int) -> torch.Tensor:
+        out = torch.empty(5, 4096)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            ops.linear(out, x, weight)
+        finally:
+            torch.set_num_threads(before)
+        return out
+
+    return compute
+
+
+def test_any_number_of_threads_computes_the_same_bits(product):
+    expected = product(1)
+    for threads in (2, 7, 3, 2):
+        for _ in range(50):
+            assert torch.equal(product(threads), expected)
+
+
+def test_callers_may_compute_at_once(product):
+    expected = product(1)
+    with ThreadPoolExecutor(4) as callers:
+        results = callers.map(product, [3] * 400)
+    assert all(torch.equal(result, expected) for result in results)
+
+
+def test_a_forked_child_computes():
+    forked = subprocess.run([sys.executable, "-c", FORK], timeout=120, check=False, capture_output=True, text=True)
+    assert forked.returncode == 0, forked.stderr
+
+
+def test_helpers_sleep_when_nothing_is_left(product):
+    product(4)
+    time.sleep(0.1)
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.2
+
+
+def written(root: Path, files: dict[str, str]) -> str:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, 0),
+        ({"proc/self/cgroup": "0::/\n"}, 0),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "1000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 0),
+        # The lowest of a group and those above it; one above is not mounted.
+        (
+            {
+                "proc/self/cgroup": "0::/a/b/c\n",
+                "sys/fs/cgroup/a/cpu.max": "300000 100000\n",
+                "sys/fs/cgroup/a/b/c/cpu.max": "800000 100000\n",
+            },
+            3,
+        ),
+        (
+            {
+                "proc/self/cgroup": "5:cpuset:/x\n4:cpu,cpuacct:/docker/1\n0::/\n",
+                "sys/fs/cgroup/cpu/docker/1/cpu.cfs_quota_us": "250000\n",
+                "sys/fs/cgroup/cpu/docker/1/cpu.cfs_period_us": "100000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            3,
+        ),
+        ({"proc/self/cgroup": "no group\n\n7\n0::\n", "sys/fs/cgroup/cpu.max": "0 0\n"}, 0),
+    ],
+)
+def test_the_quota_of_control_groups(tmp_path, files, quota):
+    assert cpu_quota(written(tmp_path, files)) == quota
