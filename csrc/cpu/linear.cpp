@@ -112,6 +112,7 @@ void pack_f32(char* packed, const float* weight, int64_t n, int64_t k) {
 void pack_rows(
     char* to, const PackedWeight& weight, const float* x, int64_t rows, const RowNorm* norm, int64_t first,
     int64_t last) {
+  if (weight.k == 0) return;  // `to` and `x` may be null
   const FormatKernels& kernels = kernels_of(weight);
   const int64_t k = weight.k, row_bytes = packed_row_bytes(weight.format, kernels, weight.units);
   const int64_t groups = group_count(rows, kernels.group_rows), units = filled_units(kernels, weight.units);
