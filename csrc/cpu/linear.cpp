@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "args/linear.h"
 #include "cpu/decoder.h"
@@ -25,52 +26,99 @@ void rms_norm_linear_cpu(
   gemm(args.out, args.weight, pack_activations<Activations>(args.weight, args.x, args.rows, &norm), args.rows);
 }
 
-// Writes a row of `bytes` bytes as row `r` of a panel of `units` units; zeros if `from` is null.
-void pack_row(char* packed, int64_t r, const char* from, int64_t bytes, int64_t units) {
-  char* to = packed + r * 4;
-  int64_t u = 0;
-  if (from) {
-    for (; u < bytes / 4; ++u) std::memcpy(to + u * kUnitBytes, from + u * 4, 4);
-    if (bytes % 4) {
-      std::memset(to + u * kUnitBytes, 0, 4);
-      std::memcpy(to + u * kUnitBytes, from + u * 4, bytes % 4);
-      ++u;
+// Words of 4 bytes that are stored as they are: `bytes` bytes of a row.
+struct PlainWords {
+  int64_t bytes;
+
+  int64_t count() const { return bytes / 4; }  // whole words
+  bool has_rest() const { return bytes % 4 != 0; }
+  int64_t row_bytes() const { return bytes; }
+
+  uint32_t operator()(const char* from, int64_t u) const {
+    uint32_t word;
+    std::memcpy(&word, from + u * 4, 4);
+    return word;
+  }
+
+  // The last word, filled up with zeros.
+  uint32_t rest(const char* from) const {
+    uint32_t word = 0;
+    std::memcpy(&word, from + count() * 4, bytes % 4);
+    return word;
+  }
+};
+
+// Words of eight 4-bit integers of a row of k: four in the low halves of the bytes, then four in the high halves.
+struct Int4Words {
+  int64_t k;
+
+  int64_t count() const { return k / 8; }
+  bool has_rest() const { return k % 8 != 0; }
+  int64_t row_bytes() const { return k; }
+
+  // Zero is stored as 8.
+  static uint32_t join(uint64_t bytes) {
+    const uint64_t stored = (bytes & 0x0f0f0f0f0f0f0f0f) ^ 0x0808080808080808;
+    return static_cast<uint32_t>(stored) | static_cast<uint32_t>(stored >> 32) << 4;
+  }
+
+  uint32_t operator()(const char* from, int64_t u) const {
+    uint64_t bytes;
+    std::memcpy(&bytes, from + u * 8, 8);
+    return join(bytes);
+  }
+
+  uint32_t rest(const char* from) const {
+    uint64_t bytes = 0;
+    std::memcpy(&bytes, from + count() * 8, k % 8);
+    return join(bytes);
+  }
+};
+
+// Writes `rows` rows from `from` on, or zeros if it is null, as the first rows of a panel of `units` units. It works in
+// blocks that read whole cache lines of each row and write whole cache lines of the panel.
+template <typename Words>
+void pack_block(char* packed, const char* from, int64_t rows, int64_t units, const Words& words) {
+  constexpr int64_t kBlock = 16;
+  const uint32_t zeros = std::is_same_v<Words, Int4Words> ? Int4Words::join(0) : 0;
+  const int64_t whole = from ? words.count() : 0, stride = words.row_bytes();
+  for (int64_t begin = 0; begin < whole; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, whole);
+    for (int64_t first = 0; first < rows; first += kBlock) {
+      const int64_t last = std::min(first + kBlock, rows);
+      for (int64_t u = begin; u < end; ++u) {
+        char* to = packed + u * kUnitBytes;
+        for (int64_t r = first; r < last; ++r) {
+          const uint32_t word = words(from + r * stride, u);
+          std::memcpy(to + r * 4, &word, 4);
+        }
+      }
     }
   }
-  for (; u < units; ++u) std::memset(to + u * kUnitBytes, 0, 4);
+  for (int64_t u = whole; u < units; ++u) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const uint32_t word = from && u == whole && words.has_rest() ? words.rest(from + r * stride) : zeros;
+      std::memcpy(packed + u * kUnitBytes + r * 4, &word, 4);
+    }
+  }
 }
 
-// Writes a row of 4-bit integers as row `r` of a panel, eight per word: four in the low halves of its bytes, then four
-// in the high halves.
-void pack_row_int4(char* packed, int64_t r, const int8_t* from, int64_t k, int64_t units) {
-  for (int64_t u = 0; u < units; ++u) {
-    unsigned char bytes[4];
-    for (int64_t i = 0; i < 4; ++i) {
-      const int64_t low = 8 * u + i, high = low + 4;
-      const int first = from && low < k ? from[low] + 8 : 8;
-      const int second = from && high < k ? from[high] + 8 : 8;
-      bytes[i] = static_cast<unsigned char>((first & 15) | (second & 15) << 4);
+template <typename Words>
+void pack_panels(const PackLinear& p, const Words& words) {
+  for_ranges(p.panels, p.panel_rows * p.k, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      char* target = p.packed + panel * p.units * kUnitBytes + p.first_row * 4;
+      const int64_t row = panel * p.panel_rows, rows = std::clamp<int64_t>(p.n - row, 0, p.panel_rows);
+      pack_block(target, p.weight + row * words.row_bytes(), rows, p.units, words);
+      pack_block(target + rows * 4, nullptr, p.panel_rows - rows, p.units, words);
     }
-    std::memcpy(packed + u * kUnitBytes + r * 4, bytes, 4);
-  }
+  });
 }
 
 void pack_linear_cpu(const Tensor& packed, const Tensor& weight, int64_t first_row, int64_t panel_rows) {
   const PackLinear p = check_pack_linear(packed, weight, first_row, panel_rows);
-  for_ranges(p.panels, p.panel_rows * p.k, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      char* target = p.packed + panel * p.units * kUnitBytes;
-      for (int64_t r = 0; r < p.panel_rows; ++r) {
-        const int64_t row = panel * p.panel_rows + r, row_bytes = p.k * p.element_bytes;
-        const char* source = row < p.n ? p.weight + row * row_bytes : nullptr;
-        if (p.format == WeightFormat::int4) {
-          pack_row_int4(target, p.first_row + r, reinterpret_cast<const int8_t*>(source), p.k, p.units);
-        } else {
-          pack_row(target, p.first_row + r, source, row_bytes, p.units);
-        }
-      }
-    }
-  });
+  if (p.format == WeightFormat::int4) pack_panels(p, Int4Words{p.k});
+  else pack_panels(p, PlainWords{p.k * p.element_bytes});
 }
 
 void normalize_row(float* to, const float* x, int64_t k, int64_t row, const RowNorm& norm) {
@@ -103,9 +151,11 @@ void linear_cpu(
 int64_t packed_f32_bytes(int64_t n, int64_t k) { return ceil_div(n, kPanel) * k * kUnitBytes; }
 
 void pack_f32(char* packed, const float* weight, int64_t n, int64_t k) {
-  for (int64_t row = 0; row < ceil_div(n, kPanel) * kPanel; ++row) {
-    const char* from = row < n ? reinterpret_cast<const char*>(weight + row * k) : nullptr;
-    pack_row(packed + row / kPanel * k * kUnitBytes, row % kPanel, from, k * 4, k);
+  const PlainWords words = {k * 4};
+  for (int64_t row = 0; row < n; row += kPanel, packed += k * kUnitBytes) {
+    const int64_t rows = std::min(kPanel, n - row);
+    pack_block(packed, reinterpret_cast<const char*>(weight + row * k), rows, k, words);
+    pack_block(packed + rows * 4, nullptr, kPanel - rows, k, words);
   }
 }
 

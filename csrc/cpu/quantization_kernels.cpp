@@ -14,13 +14,37 @@ void widen(float* out, const T* x, int64_t n) {
   for (; i < n; ++i) out[i] = to_float(x[i]);
 }
 
+// `count` values, and zeros.
+HIGGS_INLINE Vec load_some(const float* x, int64_t count) {
+  Vec v = {};
+  memcpy(&v, x, count * sizeof(float));
+  return v;
+}
+
+// Calls f(vector, index of its first value, number of its values) for all of x. Copies of a whole vector have a constant
+// size, so they are one load.
+template <typename F>
+HIGGS_INLINE void for_vectors(const float* x, int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) f(load(x + i), i, int64_t{kWidth});
+  if (i < n) f(load_some(x + i, n - i), i, n - i);
+}
+
 float extreme(const float* x, int64_t n) {
-  float best = 0, not_finite = 0;
+  Vec high = {}, low = {}, not_finite = {};
+  for_vectors(x, n, [&](Vec v, int64_t, int64_t) __attribute__((always_inline)) {
+    high = larger(v, high);
+    low = larger(-v, low);
+    not_finite += v * splat(0.f);
+  });
+  const float above = largest(high), below = largest(low), invalid = sum(not_finite);
+  if (invalid != 0) return invalid;
+  if (above != below) return above > below ? above : -below;
+  // Both signs: the first of them.
   for (int64_t i = 0; i < n; ++i) {
-    if (__builtin_fabsf(x[i]) > __builtin_fabsf(best)) best = x[i];
-    not_finite += x[i] * 0.f;
+    if (__builtin_fabsf(x[i]) == above) return x[i];
   }
-  return best + not_finite;
+  return 0;
 }
 
 HIGGS_INLINE IntVec nearest(Vec x, Vec inverse, IntVec lowest, IntVec highest) {
@@ -33,25 +57,20 @@ double error(const float* x, int64_t n, float scale, int32_t lowest, int32_t hig
   const Vec s = splat(scale), inverse = splat(1.f / scale);
   const IntVec low = IntVec{} + lowest, high = IntVec{} + highest;
   Vec total = {};
-  for (int64_t i = 0; i < n; i += kWidth) {
-    Vec v = {};
-    memcpy(&v, x + i, (n - i < kWidth ? n - i : kWidth) * sizeof(float));
+  for_vectors(x, n, [&](Vec v, int64_t, int64_t) __attribute__((always_inline)) {
     const Vec difference = v - s * __builtin_convertvector(nearest(v, inverse, low, high), Vec);
     total += difference * difference;
-  }
+  });
   return sum(total);
 }
 
 void round(int8_t* q, const float* x, int64_t n, float scale, int32_t lowest, int32_t highest) {
   const Vec inverse = splat(1.f / scale);
   const IntVec low = IntVec{} + lowest, high = IntVec{} + highest;
-  for (int64_t i = 0; i < n; i += kWidth) {
-    const int64_t count = n - i < kWidth ? n - i : kWidth;
-    Vec v = {};
-    memcpy(&v, x + i, count * sizeof(float));
+  for_vectors(x, n, [&](Vec v, int64_t i, int64_t count) __attribute__((always_inline)) {
     const ByteVec bytes = __builtin_convertvector(nearest(v, inverse, low, high), ByteVec);
     memcpy(q + i, &bytes, count);
-  }
+  });
 }
 
 }  // namespace
