@@ -93,6 +93,7 @@ class HiggsAudio:
         self.convention = Convention.parse(model.config.convention if convention is None else convention)
         self.is_embedded_voice = False
         self.trained_voices: tuple[str, ...] = ()
+        self._fingerprint: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -376,9 +377,12 @@ class HiggsAudio:
 
         It covers the configurations, the text tokenizer, and about 1,000 elements of every weight.
         """
-        configurations = self.model.config, self.model.quantization, self.audio_tokenizer.config, self.convention.value
-        settings = repr(configurations) + self.model.tokenizer.to_str()
-        return fingerprint(settings, self.model.named_weights() | self.audio_tokenizer.named_weights())
+        if self._fingerprint is None:
+            parts = self.model.config, self.model.quantization, self.audio_tokenizer.config, self.convention.value
+            settings = repr(parts) + self.model.tokenizer.to_str()
+            weights = self.model.named_weights() | self.audio_tokenizer.named_weights()
+            self._fingerprint = fingerprint(settings, weights)
+        return self._fingerprint
 
     def frame_counter(self, on_progress: Callable[[float], None]) -> Callable[[torch.Tensor], None]:
         """Return a callback for the frames of one request that reports seconds of audio.

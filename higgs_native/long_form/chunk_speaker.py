@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from higgs_native.errors import GenerationError
 from higgs_native.generation.handle import RequestHandle
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationOutput, OnFrame
@@ -50,6 +51,7 @@ class ChunkSpeaker:
         store: keeps them.
         max_retries: how often a failed chunk is spoken again, each time with the next seed.
         on_progress: called by `wait` after every frame with the seconds of audio of its attempt.
+        is_cancelled: whether nobody waits for chunks any more; asked after every step, maybe by another thread.
     """
 
     def __init__(
@@ -58,11 +60,13 @@ class ChunkSpeaker:
         store: ChunkStore,
         max_retries: int,
         on_progress: Callable[[float], None] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
         self._max_retries = max_retries
         self._on_progress = on_progress
+        self._is_cancelled = is_cancelled or (lambda: False)
         self._generating: dict[RequestHandle, _Job] = {}
         self._decoding: dict[Future[bool], _Job] = {}
         # One thread is enough: decoding takes a fraction of the time of generation.
@@ -88,7 +92,7 @@ class ChunkSpeaker:
         """Speak until a chunk is finished and stored; return the indices of those that are.
 
         Raises:
-            GenerationError: a chunk can't be generated.
+            GenerationError: a chunk can't be generated, or the speech was cancelled.
             ParameterError: the store's folder can't be written to.
         """
         finished: set[int] = set()
@@ -97,6 +101,8 @@ class ChunkSpeaker:
                 self._engine.model.engine.drive(self._is_ready)
             else:
                 wait(self._decoding, return_when=FIRST_COMPLETED)
+            if self._is_cancelled():
+                raise GenerationError("the speech was cancelled")
             for handle, job in list(self._generating.items()):
                 self._take(handle, job)
             for future in [future for future in self._decoding if future.done()]:
@@ -122,8 +128,8 @@ class ChunkSpeaker:
         self._generating[self._engine.model.engine.add(request)] = job
 
     def _is_ready(self) -> bool:
-        """Return whether an attempt has ended or, if they are counted, frames have been drawn."""
-        if any(future.done() for future in self._decoding):
+        """Return whether an attempt has ended or, if they are counted, frames have been drawn, or all is cancelled."""
+        if self._is_cancelled() or any(future.done() for future in self._decoding):
             return True
         if self._on_progress is None:
             return any(handle.future.done() for handle in self._generating)

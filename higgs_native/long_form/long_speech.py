@@ -83,13 +83,14 @@ class LongSpeech:
         pauses: between chunks. Pauses, `strict` and `parallel` may differ between runs over a folder.
         on_progress: called in the iterating thread after every frame, with the seconds of audio of the frame's
             attempt. What it raises ends the iteration.
+        is_cancelled: asked after every step, maybe by another thread; True ends the iteration with GenerationError.
 
     Raises:
         PromptError: the text holds nothing to say or special tokens, the voice is unknown, or references leave no room
             for a chunk in the cache.
         AudioError: the reference audio can't be read or used.
         ParameterError: a parameter is out of range, or the folder can't be used or holds another run.
-        GenerationError: during iteration with `strict`: a chunk failed with every seed.
+        GenerationError: during iteration: it is cancelled, or, with `strict`, a chunk failed with every seed.
 
     Warns:
         VoiceWarning: as for `HiggsAudio.speak`.
@@ -112,6 +113,7 @@ class LongSpeech:
         pauses: Pauses | None = None,
         voices_folder: str | Path | None = None,
         on_progress: Callable[[float], None] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
         sampling: SamplingParams | None = None,
         **options: Unpack[SamplingOptions],
     ) -> None:
@@ -136,6 +138,7 @@ class LongSpeech:
         self._parallel = int(parallel)
         self._pauses = pauses or Pauses()
         self._on_progress = on_progress
+        self._is_cancelled = is_cancelled
 
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder, engine.trained_voices)
         # The messages that begin every prompt. They describe all speakers of the text; recordings are encoded once.
@@ -187,7 +190,7 @@ class LongSpeech:
     def __iter__(self) -> Iterator[SpokenChunk]:
         conversation = self._conversation()
         stored: set[int] = set()
-        with closing(ChunkSpeaker(self._engine, self._store, self._max_retries, self._on_progress)) as speaker:
+        with closing(self._chunk_speaker()) as speaker:
             for index, text in enumerate(self.chunks):
                 while (chunk := None if index in speaker.indices else self._load(index)) is None:
                     stored.discard(index)
@@ -220,6 +223,9 @@ class LongSpeech:
         with writing_audio(path, self._engine.audio_tokenizer.sampling_rate) as file:
             for chunk in self:
                 file.write(chunk.pcm)
+
+    def _chunk_speaker(self) -> ChunkSpeaker:
+        return ChunkSpeaker(self._engine, self._store, self._max_retries, self._on_progress, self._is_cancelled)
 
     def _conversation(self) -> Conversation:
         return Conversation(self._engine, self._opening, self._recorded_tags, self._context_chunks)

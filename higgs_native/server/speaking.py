@@ -155,7 +155,7 @@ class Speaker:
                 scene=utterance.scene,
                 sampling=utterance.sampling,
                 parallel=1,  # the client hears one chunk after the other
-                on_progress=lambda seconds: chunks.check(),
+                is_cancelled=lambda: chunks.consumer_left,
             )
             for chunk in speech:
                 chunks.put(chunk)

@@ -61,6 +61,11 @@ class BackgroundIterator(Uncopyable, Generic[T]):
             self._items.append(item)
             self._notify()
 
+    @property
+    def consumer_left(self) -> bool:
+        """Whether the consumer has left, so that nothing more is needed."""
+        return self._left
+
     def check(self) -> None:
         """Raise ConsumerLeft if the consumer has left (called in the thread)."""
         if self._left:

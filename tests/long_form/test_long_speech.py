@@ -1,5 +1,6 @@
 """Long texts, spoken by the embedded voice and by a fake model."""
 
+import itertools
 import re
 from dataclasses import replace
 
@@ -65,6 +66,18 @@ def test_progress_counts_each_chunk_and_may_end_the_run(engine):
     with pytest.raises(KeyError):
         next(iter(speech))
     assert speech.num_finished == 0
+
+
+def test_cancelled_speech_ends_within_its_first_chunk(engine):
+    before = engine.model.engine.metrics
+    asked = itertools.count()
+    speech = LongSpeech(engine, TEXT, seed=1, is_cancelled=lambda: next(asked) > 5)
+    with pytest.raises(GenerationError, match="cancelled"):
+        next(iter(speech))
+    after = engine.model.engine.metrics
+    assert speech.num_finished == 0
+    assert after.frames - before.frames < 12
+    assert after.aborted == before.aborted + 1
 
 
 def test_embedded_voice_speaks_all_of_it(whole):
