@@ -29,23 +29,22 @@ float choose_scale(const float* x, int64_t n, const Integers& range, bool clip) 
   if (std::isnan(extreme)) return extreme;
   const float unclipped = range.unclipped_scale(extreme);
   // If the scale would be too small to store, all values become zero.
-  float best = range.stored(unclipped);
-  if (best == 0) return 1;
-  if (!clip) return best;
-  double least_error = kernels.error(x, n, best, range.lowest(), range.highest());
+  const float widest = range.stored(unclipped);
+  if (widest == 0) return 1;
+  if (!clip) return widest;
+  // All errors first: which of them is the least can't be predicted, and a wrong prediction holds up the next one.
+  float scales[2 * kClips] = {widest};
+  double errors[2 * kClips];
+  int count = 1;
   for (int i = 1; i < kClips; ++i) {
     for (const float sign : {1.f, -1.f}) {
       if (range.bits == 8 && sign < 0) continue;
       const float scale = range.clipped_scale(unclipped, i, sign);
-      if (scale == 0) continue;
-      const double error = kernels.error(x, n, scale, range.lowest(), range.highest());
-      if (error < least_error) {
-        least_error = error;
-        best = scale;
-      }
+      if (scale != 0) scales[count++] = scale;
     }
   }
-  return best;
+  for (int i = 0; i < count; ++i) errors[i] = kernels.error(x, n, scales[i], range.lowest(), range.highest());
+  return scales[std::min_element(errors, errors + count) - errors];
 }
 
 void quantize_linear_cpu(const Tensor& integers, const Tensor& scales, const Tensor& weight, int64_t bits, bool clip) {
