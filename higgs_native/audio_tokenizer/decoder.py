@@ -15,7 +15,8 @@ from higgs_native import ops
 from higgs_native.audio_tokenizer.config import DILATIONS, HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.layers import Weights
 from higgs_native.errors import AudioError, ParameterError
-from higgs_native.utils.checks import check_flag, check_integer, integer_tensor
+from higgs_native.utils.checks import check_flag, check_integer
+from higgs_native.utils.tensors import integer_tensor
 from higgs_native.utils.uncopyable import Uncopyable
 
 

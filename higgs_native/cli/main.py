@@ -1,11 +1,17 @@
-"""The program: its commands, errors and exit codes."""
+"""The program: its commands, errors and exit codes.
+
+torch takes seconds to import, so commands import what they compute with only when they run. Help, shell completion and
+errors of usage come at once.
+"""
 
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+from higgs_native import __version__
 from higgs_native.cli.console import ending_by_signals, flush_output, prepare_streams
 from higgs_native.cli.info import info
 from higgs_native.cli.merge import merge
@@ -16,15 +22,29 @@ from higgs_native.cli.speak import speak
 from higgs_native.cli.train import train
 from higgs_native.cli.voices import voices
 from higgs_native.errors import exit_on_bad_input, exit_with_error
-from higgs_native.ops import check_instruction_set
+from higgs_native.utils.variables import TRACEBACK_VARIABLE
 
 
 app = typer.Typer(
-    help="Higgs Audio V2 text-to-speech.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 120},  # narrower where the terminal is
 )
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Higgs Audio V2 text-to-speech."""
 
 
 for command in (speak, read):
@@ -50,13 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with ending_by_signals():
         try:
             with exit_on_bad_input():
-                check_instruction_set()
                 status = app(arguments, standalone_mode=False)
                 flush_output()
         except _UsageError as error:
             exit_with_error(f"{error.format_message()} (--help shows what there is)", 2)
         except Exception as error:
-            if os.environ.get("HIGGS_NATIVE_TRACEBACK"):
+            if os.environ.get(TRACEBACK_VARIABLE):
                 raise
-            exit_with_error(f"{type(error).__name__}: {error} (HIGGS_NATIVE_TRACEBACK=1 shows where)", 1)
+            exit_with_error(f"{type(error).__name__}: {error} ({TRACEBACK_VARIABLE}=1 shows where)", 1)
         sys.exit(status or 0)

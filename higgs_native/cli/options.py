@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from higgs_native.errors import ParameterError
-from higgs_native.prompt.voices import VOICES_VARIABLE
+from higgs_native.utils.variables import VOICES_VARIABLE
 
 
 MODEL_NAME = "bosonai/higgs-audio-v2-generation-3B-base"

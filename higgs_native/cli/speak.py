@@ -3,14 +3,11 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from tqdm import tqdm
 
-from higgs_native.audio.writing import check_output_path
 from higgs_native.cli.console import notice
-from higgs_native.cli.inputs import checked_voices, load_engine, read_text
 from higgs_native.cli.options import (
     AudioTokenizerOption,
     DeviceOption,
@@ -30,11 +27,12 @@ from higgs_native.cli.options import (
     VoiceOption,
     VoicesOption,
 )
-from higgs_native.cli.stream import check_stream_path, write_stream
 from higgs_native.errors import ParameterError
-from higgs_native.failure_checks import Failure
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.prompt.normalize import normalize_text
+
+
+if TYPE_CHECKING:
+    from higgs_native.failure_checks import Failure
 
 
 def speak(
@@ -71,6 +69,13 @@ def speak(
     quantization: QuantizationOption = None,
 ) -> None:
     """Speak a text into an audio file."""
+    from tqdm import tqdm
+
+    from higgs_native.audio.writing import check_output_path
+    from higgs_native.cli.inputs import checked_voices, load_engine, read_text
+    from higgs_native.cli.stream import check_stream_path, write_stream
+    from higgs_native.prompt.normalize import normalize_text
+
     # All input is checked before the weights are loaded, which takes seconds.
     if stream is None:
         out = check_output_path(out or Path("out.wav"))
@@ -117,7 +122,7 @@ def speak(
 
 
 def _warn_of_failures(
-    path: Path, failures: Sequence[Failure] | None, finish_reason: str | None, max_new_tokens: int
+    path: Path, failures: "Sequence[Failure] | None", finish_reason: str | None, max_new_tokens: int
 ) -> None:
     """Name the failures in one line; there are none yet if the reader of a stream has left it."""
     if failures:

@@ -14,7 +14,7 @@ from higgs_native import ops
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError, PromptError
 from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.utils.checks import integer_tensor
+from higgs_native.utils.tensors import integer_tensor
 
 
 def build_delay_pattern(codes: torch.Tensor, config: HiggsAudioConfig) -> torch.Tensor:

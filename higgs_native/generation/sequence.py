@@ -13,7 +13,8 @@ from higgs_native.generation.delay_pattern import build_delay_pattern
 from higgs_native.generation.pages import page_keys
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer, integer_tensor
+from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer
+from higgs_native.utils.tensors import integer_tensor
 
 
 FinishReason = Literal["stop", "length", "aborted"]

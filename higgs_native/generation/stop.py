@@ -6,16 +6,6 @@ from tokenizers import Tokenizer
 
 from higgs_native.convention import Convention
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.utils.checks import check_strings
-
-
-DEFAULT_STOP_STRINGS = ("<|end_of_text|>", "<|eot_id|>")
-
-
-def check_stop_strings(stop_strings: Sequence[str] | None) -> None:
-    """Raise ParameterError if `stop_strings` is neither None nor a sequence of strings; a single string is refused."""
-    if stop_strings is not None:
-        check_strings("stop_strings", stop_strings)
 
 
 def ends_reply(

@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal
 
 import regex
 
 from higgs_native.errors import ParameterError
+from higgs_native.long_form.settings import Boundary
 from higgs_native.prompt.markup import SPEAKER_TAG
 from higgs_native.prompt.normalize import SPEAKABLE, clean_text, drop_invisible, normalize_text, nothing_to_say
 from higgs_native.prompt.pace import spoken_milliseconds
@@ -27,7 +27,6 @@ from higgs_native.utils.checks import check_flag, check_number
 MIN_CHUNK_SECONDS, MAX_CHUNK_SECONDS = 2.0, 30.0
 """Above 30 seconds the model's speech becomes unstable; below 2 seconds chunks would be single words."""
 
-Boundary = Literal["paragraph", "turn", "sentence", "word"]
 
 _EAST_ASIAN = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\u3000-\u303f\uff00-\uffef]"
 # «French» and »German« use the same marks in both roles; a French closing mark may follow a space.

@@ -11,9 +11,10 @@ from typing_extensions import Self
 from higgs_native.errors import CheckpointError, short_repr
 from higgs_native.model.checkpoint import LanguageModelFiles, expected_tensors, listed, original_name
 from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.utils.checks import expanded_path, is_finite
+from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.fields import Fields
 from higgs_native.utils.files import read_json_object
+from higgs_native.utils.tensors import is_finite
 
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"

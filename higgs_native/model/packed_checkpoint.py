@@ -29,9 +29,9 @@ from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
 from higgs_native.ops import PackedWeight
 from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, STORED_DTYPES, WEIGHT_FORMATS, format_of
-from higgs_native.utils.checks import is_finite
 from higgs_native.utils.files import check_file_can_be_made, replacing
 from higgs_native.utils.memory import empty_weight, release_mapped
+from higgs_native.utils.tensors import is_finite
 
 
 PACKED_FILE = "higgs_native.safetensors"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from higgs_native.errors import ParameterError
+from higgs_native.utils.variables import EMULATE_CUDA_VARIABLE
 
 
 try:
@@ -20,7 +21,7 @@ except ImportError as error:
 
 
 # Tests set it to 1 to run the CUDA kernels, compiled for the CPU, instead of the CPU's kernels (csrc/cuda/emulation).
-EMULATES_CUDA = os.environ.get("HIGGS_NATIVE_EMULATE_CUDA") == "1"
+EMULATES_CUDA = os.environ.get(EMULATE_CUDA_VARIABLE) == "1"
 
 
 def _load() -> None:

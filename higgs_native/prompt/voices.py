@@ -22,9 +22,8 @@ from higgs_native.prompt.normalize import check_unicode, drop_invisible
 from higgs_native.prompt.recordings import Recording, RecordingLike
 from higgs_native.utils.checks import check_string, check_strings, expanded_path
 from higgs_native.utils.files import read_json_object, read_small_file
+from higgs_native.utils.variables import VOICES_VARIABLE
 
-
-VOICES_VARIABLE = "HIGGS_NATIVE_VOICES"
 
 _MAX_TEXT_BYTES = 256 << 10  # YAML of this size takes up to 10 s
 _AUDIO_SUFFIXES = (".wav", ".flac", ".aiff", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".webm", ".wma")

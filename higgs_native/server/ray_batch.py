@@ -29,8 +29,9 @@ from higgs_native.long_form.chunk_store import ChunkStore
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio, read_trained_voices
 from higgs_native.prompt.manifest import read_manifest
-from higgs_native.prompt.voices import VOICES_VARIABLE, Voice, list_voices, read_voice
+from higgs_native.prompt.voices import Voice, list_voices, read_voice
 from higgs_native.utils.files import locked
+from higgs_native.utils.variables import VOICES_VARIABLE
 
 
 class TextSpeaker:

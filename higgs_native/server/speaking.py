@@ -10,7 +10,8 @@ from anyio.to_thread import run_sync
 
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form.chunking import chunk_text
-from higgs_native.long_form.long_speech import CHUNK_SECONDS, EMBEDDED_VOICE_CHUNK_SECONDS, LongSpeech
+from higgs_native.long_form.long_speech import LongSpeech
+from higgs_native.long_form.settings import CHUNK_SECONDS, EMBEDDED_VOICE_CHUNK_SECONDS
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.voices import Voice

@@ -14,7 +14,8 @@ from higgs_native.model.transformer import MAX_CACHE_LENGTH
 from higgs_native.prompt import boson
 from higgs_native.prompt.chat import checked_messages
 from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
-from higgs_native.utils.checks import check_flag, check_id, check_instance, check_integer, check_string, integer_tensor
+from higgs_native.utils.checks import check_flag, check_id, check_instance, check_integer, check_string
+from higgs_native.utils.tensors import integer_tensor
 
 
 _NOT_LABELED = -100

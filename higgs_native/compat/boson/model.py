@@ -21,7 +21,8 @@ from higgs_native.generation.sequence import GenerationRequest, OnFrame, OnToken
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH
-from higgs_native.utils.checks import check_flag, integer_tensor
+from higgs_native.utils.checks import check_flag
+from higgs_native.utils.tensors import integer_tensor
 
 
 # Inputs and options of Boson's `generate` that say how to compute, or what the model does not read.

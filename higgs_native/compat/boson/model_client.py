@@ -15,7 +15,7 @@ from higgs_native.compat.boson.serve_engine import KV_CACHE_LENGTHS, load_model
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError, PromptError
 from higgs_native.generation.delay_pattern import segment_codes
-from higgs_native.generation.stop import DEFAULT_STOP_STRINGS
+from higgs_native.generation.sampling_params import DEFAULT_STOP_STRINGS
 from higgs_native.prompt.chat import build_prompt, spoken_turns
 from higgs_native.prompt.messages import Message
 from higgs_native.utils.checks import check_integer, check_strings

@@ -16,8 +16,8 @@ from higgs_native.compat.boson.streamer import DELTAS_AHEAD, HiggsAudioStreamerD
 from higgs_native.compat.boson.text_tokenizer import TextTokenizer
 from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ParameterError, short_repr
+from higgs_native.generation.sampling_params import DEFAULT_STOP_STRINGS
 from higgs_native.generation.sequence import GenerationOutput
-from higgs_native.generation.stop import DEFAULT_STOP_STRINGS
 from higgs_native.model.checkpoint import load_tokenizer, resolve_folder
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import check_cache_length

@@ -16,7 +16,7 @@ from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import checked_dtype
 from higgs_native.ops import PackedWeight
 from higgs_native.ops.formats import STORED_DTYPES
-from higgs_native.utils.checks import is_finite
+from higgs_native.utils.tensors import is_finite
 
 
 _COMPARED = 16
