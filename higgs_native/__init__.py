@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +115,7 @@ _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _NAMES.items() f
 # and the operators' libraries from the installed one. Pitfalls: modules that this folder lacks come from there too,
 # and libraries of another version may lack operators, so reinstall after a merge. A folder that holds `_C` is not
 # extended: a module missing from an installed package must not come from a checkout on the path.
-if not any(Path(__file__).parent.glob("_C.*")):
+if not any(Path(__file__).with_name(f"_C{suffix}").is_file() for suffix in EXTENSION_SUFFIXES):
     __path__ = pkgutil.extend_path(__path__, __name__)
 
 

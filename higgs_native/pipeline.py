@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from typing_extensions import Unpack
 
 from higgs_native.audio.quality import VoiceWarning
@@ -28,7 +29,7 @@ from higgs_native.ops.device import checked_device
 from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
 from higgs_native.prompt.messages import ChatMLSample, Message
 from higgs_native.prompt.normalize import drop_invisible, normalize_text
-from higgs_native.prompt.recordings import RecordingLike, read_recording
+from higgs_native.prompt.recordings import Recording, RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
@@ -79,8 +80,7 @@ class HiggsAudio:
     ) -> None:
         check_instance("model", model, HiggsAudioModel)
         check_instance("audio_tokenizer", audio_tokenizer, HiggsAudioTokenizer)
-        if model.tokenizer is None:
-            raise CheckpointError("the model's folder has no tokenizer.json")
+        model.require_tokenizer()
         codebooks = model.config.num_codebooks, model.config.codebook_size - 2
         if codebooks != (audio_tokenizer.num_codebooks, audio_tokenizer.codebook_size):
             raise CheckpointError(
@@ -95,6 +95,11 @@ class HiggsAudio:
         self.is_embedded_voice = False
         self.trained_voices: tuple[str, ...] = ()
         self._fingerprint: str | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The text tokenizer of the model."""
+        return self.model.require_tokenizer()
 
     @classmethod
     def from_pretrained(
@@ -188,7 +193,7 @@ class HiggsAudio:
         params = SamplingParams.of(sampling, options)
         messages = self.speech_messages(text, voices, scene)
         speech = self.generate(messages, True, on_progress, params)
-        return replace(speech, failures=self.failures(speech, messages[-1].content))
+        return replace(speech, failures=self.failures(speech, _spoken_text(messages)))
 
     def stream(
         self,
@@ -243,8 +248,8 @@ class HiggsAudio:
             self.convention,
             sizes,
             context - low_latency,
-            messages[-1].content,
-            params.seed,
+            _spoken_text(messages),
+            params.known_seed,
         )
 
     def generate(
@@ -286,7 +291,7 @@ class HiggsAudio:
         """
         text = normalize_text(text)
         scene = drop_invisible("" if scene is None else scene, "scene")
-        tokenizer = self.model.tokenizer
+        tokenizer = self.tokenizer
         check_plain_text(text, tokenizer)
         check_plain_text(scene, tokenizer, "scene")
         if not isinstance(voices, Sequence):
@@ -297,7 +302,7 @@ class HiggsAudio:
             check_plain_text(voice.profile or "", tokenizer, "profile")
         voices = [read_voice(voice) for voice in voices]
         for voice in voices:
-            if advice := check_voice(voice):
+            if isinstance(voice.reference_audio, Recording) and (advice := check_voice(voice)):
                 message = one_line(f"{voice.reference_audio.name}: {'; '.join(advice)}")
                 warnings.warn(message, VoiceWarning, stacklevel=3)
         return speech_messages(text, voices, scene, self.convention)
@@ -348,7 +353,7 @@ class HiggsAudio:
                 "this checkpoint has no text head (text_lm_head.weight), so it can't generate text; "
                 "with force_audio_gen=True it speaks"
             )
-        prompt = build_prompt(conversation, self.model.tokenizer, self.convention, force_audio_gen)
+        prompt = build_prompt(conversation, self.tokenizer, self.convention, force_audio_gen)
         recordings = [
             read_recording(item) if item.codes is None else integer_tensor("codes", item.codes, PromptError)
             for item in prompt.audio
@@ -380,7 +385,7 @@ class HiggsAudio:
         """
         if self._fingerprint is None:
             parts = self.model.config, self.model.quantization, self.audio_tokenizer.config, self.convention.value
-            settings = repr(parts) + self.model.tokenizer.to_str()
+            settings = repr(parts) + self.tokenizer.to_str()
             weights = self.model.named_weights() | self.audio_tokenizer.named_weights()
             self._fingerprint = fingerprint(settings, weights)
         return self._fingerprint
@@ -420,12 +425,19 @@ class HiggsAudio:
         return detect_failures(text, levels, speech.codes, self.audio_tokenizer.frame_rate, speech.finish_reason)
 
     def _text(self, output: GenerationOutput) -> str:
-        return self.model.tokenizer.decode(output.text_ids, skip_special_tokens=True).strip()
+        return self.tokenizer.decode(output.text_ids, skip_special_tokens=True).strip()
 
     def _codes(self, segment: torch.Tensor) -> torch.Tensor:
         """The codes of a delayed segment, without BOS and EOS: [codebooks, N] -> [codebooks, T]."""
         codes = segment_codes(segment, self.model.config, self.convention)
         return codes.clamp(0, self.audio_tokenizer.codebook_size - 1)
+
+
+def _spoken_text(messages: Sequence[Message]) -> str:
+    """Return the text that the last of `speech_messages` holds."""
+    content = messages[-1].content
+    assert isinstance(content, str)
+    return content
 
 
 def read_trained_voices(folder: Path) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ if [ "$("$bin/python" -I -c 'from higgs_native._C import build_info as b; print(
 fi
 # -I: import the installed package, not the sources here.
 "$bin/higgs-native" info
+echo "Types:"
+"$bin/mypy"
 used=$("$bin/python" -I -c 'from higgs_native._C import build_info as b; print(b()["cpu_instruction_set"])')
 sets=$("$bin/python" -I -c 'from higgs_native._C import build_info as b; print(*b()["cpu_instruction_sets_supported"])')
 # Tests that compare with transformers must run from Python 3.11 on, which it needs.

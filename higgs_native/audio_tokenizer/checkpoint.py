@@ -95,10 +95,10 @@ def convert(
     converted = {}
     for name, tensor in tensors.items():
         norm = norms.get(name)
-        weight = tensor.float() if norm is None else fold_weight_norm(norm["gain"].float(), norm["direction"].float())
-        if not is_finite(weight):
+        folded = tensor.float() if norm is None else fold_weight_norm(norm["gain"].float(), norm["direction"].float())
+        if not is_finite(folded):
             raise CheckpointError(f"{source}: {name} must be finite in float32, got NaN or infinity")
-        converted[name_of[name]] = weight
+        converted[name_of[name]] = folded
     return converted
 
 

@@ -6,7 +6,7 @@ errors of usage come at once.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -47,14 +47,12 @@ def _options(
     """Higgs Audio V2 text-to-speech."""
 
 
+command: Callable[..., None]
 for command in (speak, read):
     # A text such as "-5 degrees" is no option; `TextArgument` refuses what looks like one.
     app.command(context_settings={"ignore_unknown_options": True})(command)
 for command in (serve, quantize, train, merge, voices, info):
     app.command()(command)
-
-# The base of typer's errors; not every release has a public name for it.
-_UsageError = typer.BadParameter.__base__
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with exit_on_bad_input():
                 status = app(arguments, standalone_mode=False)
                 flush_output()
-        except _UsageError as error:
-            exit_with_error(f"{error.format_message()} (--help shows what there is)", 2)
         except Exception as error:
+            if hasattr(error, "format_message"):  # typer's errors, whose base has no public name in every release
+                exit_with_error(f"{error.format_message()} (--help shows what there is)", 2)
             if os.environ.get(TRACEBACK_VARIABLE):
                 raise
             exit_with_error(f"{type(error).__name__}: {error} ({TRACEBACK_VARIABLE}=1 shows where)", 1)

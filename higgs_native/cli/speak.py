@@ -78,7 +78,7 @@ def speak(
 
     # All input is checked before the weights are loaded, which takes seconds.
     if stream is None:
-        out = check_output_path(out or Path("out.wav"))
+        path = check_output_path(out or Path("out.wav"))
     elif out is not None:
         raise ParameterError(f"--out must not be given with --stream, got {out}")
     else:
@@ -113,12 +113,12 @@ def speak(
             on_progress=show,
         )
     elapsed = time.perf_counter() - start
-    speech.save(out)
+    speech.save(path)
     notice(
-        f"{out}: {speech.duration:.2f} s of audio in {elapsed:.2f} s, "
+        f"{path}: {speech.duration:.2f} s of audio in {elapsed:.2f} s, "
         f"real-time factor {elapsed / speech.duration:.2f} (seconds of work per second of audio), seed {speech.seed}"
     )
-    _warn_of_failures(out, speech.failures, speech.finish_reason, max_new_tokens)
+    _warn_of_failures(path, speech.failures, speech.finish_reason, max_new_tokens)
 
 
 def _warn_of_failures(

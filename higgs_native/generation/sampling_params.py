@@ -77,6 +77,12 @@ class SamplingParams:
         """Return these parameters with a seed: the given one, or a drawn one."""
         return self if self.seed is not None else replace(self, seed=secrets.randbits(63))
 
+    @property
+    def known_seed(self) -> int:
+        """The seed of what `with_seed` has returned."""
+        assert self.seed is not None
+        return int(self.seed)
+
     @classmethod
     def of(cls, sampling: "SamplingParams | None", options: "SamplingOptions") -> "SamplingParams":
         """Return `sampling`, or if it is None, parameters made of `options`.

@@ -12,7 +12,7 @@ def ends_reply(
     model: LanguageModel, convention: Convention, ids: Sequence[int], stop_strings: Sequence[str] | None
 ) -> bool:
     """Return whether the last of the text tokens `ids` ends the reply: an end token, or the end of a stop string."""
-    if convention == Convention.BOSON and ids[-1] in model.config.end_token_ids:
+    if convention == Convention.BOSON and ids[-1] in (model.config.end_token_ids or ()):
         return True
     return _completes_stop_string(model.tokenizer, ids, stop_strings or ())
 

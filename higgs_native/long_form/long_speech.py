@@ -155,12 +155,14 @@ class LongSpeech:
         self._conversation().messages(longest, self._max_new_tokens(longest))  # refuses references that leave no room
 
         # Last, so that refused inputs make no folder.
-        self._temporary = tempfile.TemporaryDirectory(prefix="higgs-native-") if folder is None else None
-        self._store = ChunkStore(folder if self._temporary is None else self._temporary.name)
+        if folder is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="higgs-native-")  # deleted with this object
+            folder = self._temporary.name
+        self._store = ChunkStore(folder)
         if self._sampling.seed is None and self._store.run:
             self._sampling = replace(self._sampling, seed=self._store.run["inputs"].get("seed"))
         self._sampling = self._sampling.with_seed()
-        self.seed = int(self._sampling.seed)
+        self.seed = self._sampling.known_seed
         self.folder = self._store.folder
         self._store.claim(
             {

@@ -26,7 +26,7 @@ _PREFIX = "base_model.model."
 # Kinds of factors: the suffixes of A and B, and whether their product is transposed, as that of tables is.
 _FACTORS = ((".lora_A.weight", ".lora_B.weight", False), (".lora_embedding_A", ".lora_embedding_B", True))
 # Settings of PEFT that change what the factors mean, and the values that leave it as it is.
-_PLAIN = {
+_PLAIN: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
     "use_dora": (False, None),

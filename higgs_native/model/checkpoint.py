@@ -29,7 +29,7 @@ _MAX_TOKENIZER_FILE = 128 << 20
 _FINGERPRINT_VALUES = 64
 
 
-def resolve_folder(path_or_name: str | Path, kind: str = "model", **hub_options: Any) -> Path:
+def resolve_folder(path_or_name: str | os.PathLike, kind: str = "model", **hub_options: Any) -> Path:
     """Return the local folder of a checkpoint, after fetching it if `path_or_name` is a Hub name.
 
     Args:
@@ -179,13 +179,14 @@ class LanguageModelFiles:
                 )
             parts[part] = stored
         self._sources = {
-            name: [parts[None]] if None in parts else [parts.get(0), parts.get(1)] for name, parts in parts_of.items()
+            name: [parts[part] for part in (None, 0, 1) if part in parts] for name, parts in parts_of.items()
         }
+        halves = {name for name, parts in parts_of.items() if None not in parts and len(parts) < 2}
         expected = expected_tensors(config)
-        missing = [name for name in expected if name not in self._sources or None in self._sources[name]]
+        missing = [name for name in expected if name not in self._sources or name in halves]
         missing = [name for name in missing if name != TEXT_LM_HEAD or name in self._sources]
         unknown = [stored for name, sources in self._sources.items() if name not in expected for stored in sources]
-        unknown = [name for name in unknown if name is not None and not name.endswith("rotary_emb.inv_freq")]
+        unknown = [name for name in unknown if not name.endswith("rotary_emb.inv_freq")]
         problems = [listed(kind, names) for kind, names in (("missing", missing), ("unknown", unknown)) if names]
         if problems:
             got = kind_of_tensors(unknown) or ", ".join(problems)

@@ -211,15 +211,22 @@ class LanguageModel(Shareable):
         Raises:
             CheckpointError: the checkpoint has no text head.
         """
-        self.require_text_head()
+        head = self.require_text_head()
         logits = torch.empty(len(states), self.config.vocab_size, dtype=torch.float32, device=self.device)
-        self._head(logits, states, self.text_head)
+        self._head(logits, states, head)
         return logits
 
-    def require_text_head(self) -> None:
-        """Raise CheckpointError if the checkpoint has no text head."""
+    def require_text_head(self) -> PackedWeight:
+        """Return the text head; raise CheckpointError if the checkpoint has none."""
         if self.text_head is None:
             raise CheckpointError("this checkpoint has no text head (text_lm_head.weight), so it can't generate text")
+        return self.text_head
+
+    def require_tokenizer(self) -> Tokenizer:
+        """Return the text tokenizer; raise CheckpointError if the checkpoint has none."""
+        if self.tokenizer is None:
+            raise CheckpointError("the model's folder has no tokenizer.json")
+        return self.tokenizer
 
     def _head(self, logits: torch.Tensor, states: torch.Tensor, weight: PackedWeight) -> None:
         ops.rms_norm_linear(logits, states, self.norm, self.config.rms_norm_eps, weight)

@@ -48,7 +48,7 @@ class TextSpeaker:
         self._voices = voices
         self._out = out
 
-    def __call__(self, texts: dict[str, np.ndarray]) -> dict[str, list[str]]:
+    def __call__(self, texts: dict[str, np.ndarray]) -> dict[str, list[str] | list[bool]]:
         """Speak a batch of texts side by side. Return, for each, what there is to tell, and whether it failed."""
         rows = [dict(zip(texts, values, strict=True)) for values in zip(*texts.values(), strict=True)]
         with ThreadPoolExecutor(len(rows)) as pool:  # its calls share the passes over the weights

@@ -1,27 +1,28 @@
 """Checks of parameters, which may be integers and floats of numpy. Commands import this module before torch."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Any
 
 from higgs_native.errors import ParameterError, short_repr
 
 
-def check_integer(name: str, value: object, optional: bool = False) -> None:
+def check_integer(name: str, value: Any, optional: bool = False) -> None:
     """Raise ParameterError unless `value` is an integer of 64 bits, or None if `optional`."""
     _check(name, value, Integral, "an integer", optional)
     if value is not None and not -(2**63) <= value < 2**64:
         raise ParameterError(f"{name} must be between -2**63 and 2**64 - 1, got {short_repr(value)}")
 
 
-def check_id(name: str, value: object, optional: bool = False) -> None:
+def check_id(name: str, value: Any, optional: bool = False) -> None:
     """Raise ParameterError unless `value` is an integer of 32 bits, or None if `optional`."""
     check_integer(name, value, optional)
     if value is not None and not -(2**31) <= value < 2**31:
         raise ParameterError(f"{name} must be between -2**31 and 2**31 - 1, got {value}")
 
 
-def check_number(name: str, value: object, optional: bool = False) -> None:
+def check_number(name: str, value: Any, optional: bool = False) -> None:
     """Raise ParameterError unless `value` is a real number that a float can hold, or None if `optional`."""
     _check(name, value, Real, "a number", optional)
     try:
@@ -40,7 +41,8 @@ def check_flag(name: str, value: object) -> None:
 
 def check_callable(name: str, value: object, optional: bool = False) -> None:
     """Raise ParameterError unless `value` can be called, or is None if `optional`."""
-    _check(name, value, Callable, "a function", optional)
+    if not callable(value) and not (optional and value is None):
+        raise ParameterError(f"{name} must be a function{' or None' if optional else ''}, got {short_repr(value)}")
 
 
 def check_instance(name: str, value: object, kind: type) -> None:

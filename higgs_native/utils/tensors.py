@@ -20,9 +20,7 @@ _PIECE = 1 << 18
 """Bytes of float8 that are checked at a time: they and their copy stay in the L2 cache."""
 
 
-def integer_tensor(
-    name: str, value: torch.Tensor | np.ndarray, error: type[HiggsNativeError] = ParameterError
-) -> torch.Tensor:
+def integer_tensor(name: str, value: object, error: type[HiggsNativeError] = ParameterError) -> torch.Tensor:
     """Return a dense tensor or an array of integers as an int64 tensor; raise `error` for anything else."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
         value = torch.from_numpy(value.astype(np.int64))  # torch lacks some of numpy's dtypes and strides

@@ -84,6 +84,12 @@ class HiggsAudioModel:
         self.config = config
         self.decode_graph_runners: dict[Any, Any] = {}
 
+    def require_config(self) -> HiggsAudioConfig:
+        """Return the configuration; raise ParameterError if the model was built without one."""
+        if self.config is None:
+            raise ParameterError("config must be a HiggsAudioConfig to generate with, got None")
+        return self.config
+
     def __getattr__(self, name: str) -> Never:
         raise AttributeError(f"the model has no {name}: its weights are packed for the engine, and it only generates")
 
@@ -233,7 +239,8 @@ class HiggsAudioModel:
         self, prompt: torch.Tensor, audio_in: list[torch.Tensor], audio_out: list[torch.Tensor]
     ) -> list[torch.Tensor]:
         """The codes of all recordings, in the order of their placeholders."""
-        remaining = {self.config.audio_in_token_idx: audio_in, self.config.audio_out_token_idx: audio_out}
+        config = self.require_config()
+        remaining = {config.audio_in_token_idx: audio_in, config.audio_out_token_idx: audio_out}
         placeholders = [token for token in prompt[0].tolist() if token in remaining]
         for token, recordings in remaining.items():
             if placeholders.count(token) != len(recordings):
@@ -254,7 +261,8 @@ class HiggsAudioModel:
                 f"{name} must have shape [codebooks, frames], and {name}_start one dimension, "
                 f"got {list(joined.shape)} and {list(starts.shape)}"
             )
-        bos, eos = self.config.audio_stream_bos_id, self.config.audio_stream_eos_id
+        config = self.require_config()
+        bos, eos = config.audio_stream_bos_id, config.audio_stream_eos_id
         recordings = []
         begins = starts.tolist()
         for begin, end in itertools.pairwise([*begins, joined.shape[1]] if begins else ()):
