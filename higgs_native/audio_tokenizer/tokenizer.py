@@ -1,7 +1,9 @@
 """The audio tokenizer: waveforms to codes and back."""
 
 import hashlib
+import logging
 import threading
+import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from higgs_native.audio_tokenizer.decoder import StreamingDecoder, checked_codes
 from higgs_native.audio_tokenizer.graph_decoder import DecoderWindows, WindowedDecoder
 from higgs_native.audio_tokenizer.weights import pack_weights
 from higgs_native.convention import Convention
-from higgs_native.errors import AudioError
+from higgs_native.errors import AudioError, one_line
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.ops.device import checked_device
 from higgs_native.utils.exact_arithmetic import exact_arithmetic
@@ -29,6 +31,7 @@ DECODE_WINDOW = 250
 """Frames that `decode` decodes at a time; each needs about 0.4 MB meanwhile."""
 
 _CACHED_AUDIOS = 64
+_LOGGER = logging.getLogger(__name__)
 
 
 class HiggsAudioTokenizer(Shareable):
@@ -76,8 +79,12 @@ class HiggsAudioTokenizer(Shareable):
         """
         device = checked_device(device)
         folder = resolve_folder(path_or_name, kind="audio tokenizer")
+        begin = time.perf_counter()
         config = HiggsAudioTokenizerConfig.from_pretrained(folder)
-        return cls(config, load_tensors(folder, config), device)
+        tokenizer = cls(config, load_tensors(folder, config), device)
+        seconds = time.perf_counter() - begin
+        _LOGGER.info("audio tokenizer: on %s, from %s in %.2f s", device, one_line(str(folder)), seconds)
+        return tokenizer
 
     @property
     def sampling_rate(self) -> int:

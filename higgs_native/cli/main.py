@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from higgs_native import __version__
-from higgs_native.cli.console import ending_by_signals, flush_output, prepare_streams
+from higgs_native.cli.console import ending_by_signals, flush_output, prepare_streams, set_verbosity, showing_logs
 from higgs_native.cli.info import info
 from higgs_native.cli.merge import merge
 from higgs_native.cli.quantize import quantize
@@ -21,7 +21,7 @@ from higgs_native.cli.serve import serve
 from higgs_native.cli.speak import speak
 from higgs_native.cli.train import train
 from higgs_native.cli.voices import voices
-from higgs_native.errors import exit_on_bad_input, exit_with_error
+from higgs_native.errors import ParameterError, exit_on_bad_input, exit_with_error
 from higgs_native.utils.variables import TRACEBACK_VARIABLE
 
 
@@ -43,8 +43,18 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose", "-v", count=True, help="Show what is loaded, from where and how fast; -vv: details."
+        ),
+    ] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors alone: no notices, no bars.")] = False,
 ) -> None:
     """Higgs Audio V2 text-to-speech."""
+    if verbose and quiet:
+        raise ParameterError("-v and -q must not be given together")
+    set_verbosity(-1 if quiet else verbose)
 
 
 command: Callable[..., None]
@@ -65,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     prepare_streams()
-    with ending_by_signals():
+    with ending_by_signals(), showing_logs():
         try:
             with exit_on_bad_input():
                 status = app(arguments, standalone_mode=False)

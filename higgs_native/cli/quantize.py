@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from higgs_native.cli.console import shows_notices
 from higgs_native.cli.options import DeviceOption
 from higgs_native.errors import ParameterError, one_line
 
@@ -62,7 +63,7 @@ def quantize(
         check_calibration(quantization, lines)
     folder = resolve_folder(source)
     if calibrate:
-        model = calibrated_model(folder, quantization, lines, torch_device, progress=True)
+        model = calibrated_model(folder, quantization, lines, torch_device, progress=shows_notices())
     else:
         model = LanguageModel.from_pretrained(folder, torch_device, quantization=quantization)
     write_packed(model.named_weights(), model.quantization, folder, target, calibrate)

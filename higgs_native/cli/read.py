@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from higgs_native.cli.console import notice
+from higgs_native.cli.console import notice, shows_notices
 from higgs_native.cli.options import (
     AudioTokenizerOption,
     DeviceOption,
@@ -120,8 +120,9 @@ def read(
     if speech.num_finished:
         notice(f"{speech.folder}: {speech.num_finished} of {len(speech)} chunks are finished.")
     seconds, retried, failed = 0.0, 0, []
+    bars = None if shows_notices() else True  # None: on a terminal only
     with locked(speech.folder):
-        for chunk in tqdm(speech, desc="reading", unit="chunk", leave=False, disable=None):
+        for chunk in tqdm(speech, desc="reading", unit="chunk", leave=False, disable=bars):
             seconds += chunk.duration
             retried += len(chunk.attempts) > 1
             if chunk.failures:

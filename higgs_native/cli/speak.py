@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from higgs_native.cli.console import notice
+from higgs_native.cli.console import notice, shows_notices
 from higgs_native.cli.options import (
     AudioTokenizerOption,
     DeviceOption,
@@ -99,8 +99,8 @@ def speak(
         _warn_of_failures(stream, speech_stream.failures, speech_stream.finish_reason, max_new_tokens)
         return
     start = time.perf_counter()
-    # disable=None: on a terminal only.
-    with tqdm(desc="speaking", bar_format="{desc}: {n:.2f} s of audio [{elapsed}]", leave=False, disable=None) as bar:
+    bars = None if shows_notices() else True  # None: on a terminal only
+    with tqdm(desc="speaking", bar_format="{desc}: {n:.2f} s of audio [{elapsed}]", leave=False, disable=bars) as bar:
 
         def show(seconds: float) -> None:
             bar.update(seconds - bar.n)

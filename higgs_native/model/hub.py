@@ -1,16 +1,18 @@
 """Checkpoints on the Hub: fetched into its cache, with an error in place of an endless wait."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from higgs_native.errors import CheckpointError
+from higgs_native.errors import CheckpointError, one_line
 from higgs_native.model.other_kinds import kind_of_files
 
 
 HUB_TIMEOUT = 10.0
 """Seconds without an answer after which a request to the Hub fails. The client asks up to 7 times for a file."""
+_LOGGER = logging.getLogger(__name__)
 _FETCHED = ("*.json", "*.safetensors", "*.txt", "*.pth")
 
 
@@ -30,6 +32,7 @@ def fetch_snapshot(name: str, revision: str | None, kind: str, **options: Any) -
     # Imported here: the Hub's client is slow to import, and local folders do not need it.
     from huggingface_hub import snapshot_download
 
+    _LOGGER.info("%s: asking the Hub", one_line(name))
     try:
         with _no_endless_requests():
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_FETCHED), **options))

@@ -1,5 +1,7 @@
 """The language model: packed weights, the forward pass over a batch of rows, and the two heads."""
 
+import logging
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,7 +10,7 @@ from tokenizers import Tokenizer
 from typing_extensions import Self
 
 from higgs_native import ops
-from higgs_native.errors import CheckpointError, ParameterError, short_repr
+from higgs_native.errors import CheckpointError, ParameterError, one_line, short_repr
 from higgs_native.model.adapter import Adapter
 from higgs_native.model.batch import Batch, Buffers
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, load_tokenizer, resolve_folder
@@ -31,6 +33,8 @@ from higgs_native.utils.uncopyable import Shareable
 DEFAULT_CACHE_LENGTH = 8192
 MAX_CACHE_LENGTH = 1 << 20
 """Its table of rotary angles takes half a gigabyte. The model was trained on 131,072 positions at most."""
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class LanguageModel(Shareable):
@@ -146,6 +150,7 @@ class LanguageModel(Shareable):
         if quantization is not None:
             quantization = Quantization.parse(quantization)
         folder = resolve_folder(path_or_name)
+        begin = time.perf_counter()
         config = HiggsAudioConfig.from_pretrained(folder)
         if adapter is not None and not isinstance(adapter, Adapter):
             adapter = Adapter.from_pretrained(adapter)
@@ -153,6 +158,15 @@ class LanguageModel(Shareable):
         model = cls(config, weights, load_tokenizer(folder), device, max_cache_length)
         if isinstance(weights, PackedWeights):
             weights.check_all_read()
+        _LOGGER.info(
+            "language model: %d layers, %s (%s), on %s, from %s in %.2f s",
+            len(model.layers),
+            model.dtype,
+            model.quantization,
+            device,
+            one_line(str(folder)),
+            time.perf_counter() - begin,
+        )
         return model
 
     def new_cache(self, slots: int, length: int) -> KVCache:
