@@ -22,6 +22,7 @@ from higgs_native.generation.sequence import GenerationOutput, GenerationRequest
 from higgs_native.model.adapter import Adapter
 from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.hub import HubOptions, check_hub_options
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import checked_dtype
 from higgs_native.model.weights import open_weights
@@ -110,6 +111,7 @@ class HiggsAudio:
         audio_tokenizer: str | Path | HiggsAudioTokenizer | None = None,
         quantization: str | Quantization | None = None,
         adapter: str | Path | None = None,
+        **hub: Unpack[HubOptions],
     ) -> "HiggsAudio":
         """Load a checkpoint of either layout, or a packed one.
 
@@ -124,17 +126,20 @@ class HiggsAudio:
                 (`int4,heads=int8`; see `higgs_native.model.quantization`); None: as stored.
             adapter: a folder that `higgs-native train` or PEFT wrote (LoRA); it is merged into the weights at load.
                 Its speakers are added to `trained_voices`.
+            hub: how Hub names are fetched: `revision` (of the model), `token`, `cache_dir`, `local_files_only` and
+                `force_download`; see `higgs_native.model.hub.HubOptions`.
 
         Raises:
             CheckpointError, ConfigError: a checkpoint is missing, damaged, or not one of this model, or the adapter is
                 of another base.
             ParameterError: there is no such device, dtype or quantization.
         """
+        check_hub_options(hub)
         device = checked_device(device)
         weights_dtype = checked_dtype(dtype)
         if quantization is not None:
             quantization = Quantization.parse(quantization)
-        folder = EMBEDDED_VOICE if path_or_name is None else resolve_folder(path_or_name)
+        folder = EMBEDDED_VOICE if path_or_name is None else resolve_folder(path_or_name, **hub)
         merged = None if adapter is None else Adapter.from_pretrained(adapter)
         # Reads headers only, so that most faults of the model show before an audio tokenizer is fetched.
         open_weights(folder, HiggsAudioConfig.from_pretrained(folder), weights_dtype, quantization, device, merged)
@@ -142,7 +147,8 @@ class HiggsAudio:
             beside = folder / AUDIO_TOKENIZER_FOLDER
             if audio_tokenizer is None:
                 audio_tokenizer = beside if beside.is_dir() else AUDIO_TOKENIZER_NAME
-            audio_tokenizer = HiggsAudioTokenizer.from_pretrained(audio_tokenizer, device)
+            hub.pop("revision", None)
+            audio_tokenizer = HiggsAudioTokenizer.from_pretrained(audio_tokenizer, device, **hub)
         model = HiggsAudioModel.from_pretrained(folder, device, dtype, quantization=quantization, adapter=merged)
         engine = cls(model, audio_tokenizer)
         engine.is_embedded_voice = read_json_object(folder / "config.json").get(EMBEDDED_VOICE_KEY) is True

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError, one_line, short_repr
@@ -15,6 +15,7 @@ from higgs_native.model.adapter import Adapter
 from higgs_native.model.batch import Batch, Buffers
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, load_tokenizer, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.hub import HubOptions
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.layers import Layer, read_layer
 from higgs_native.model.packed_checkpoint import PackedWeights, named_tensors
@@ -124,6 +125,7 @@ class LanguageModel(Shareable):
         max_cache_length: int = DEFAULT_CACHE_LENGTH,
         quantization: str | Quantization | None = None,
         adapter: str | Path | Adapter | None = None,
+        **hub: Unpack[HubOptions],
     ) -> Self:
         """Load a checkpoint of either layout, packed or not.
 
@@ -136,6 +138,7 @@ class LanguageModel(Shareable):
                 114,688 bytes of cache at real size in bfloat16.
             quantization: `fp8`, `int8`, `int4`, or formats by part; see `Quantization`. None keeps the stored format.
             adapter: a folder in PEFT's format (LoRA), which is merged into the weights as they are read.
+            hub: how a Hub name is fetched; see `HubOptions`.
 
         Raises:
             CheckpointError: files are missing or damaged, or don't fit the configuration, or the adapter is of another
@@ -149,7 +152,7 @@ class LanguageModel(Shareable):
         chosen = checked_dtype(dtype)
         if quantization is not None:
             quantization = Quantization.parse(quantization)
-        folder = resolve_folder(path_or_name)
+        folder = resolve_folder(path_or_name, **hub)
         begin = time.perf_counter()
         config = HiggsAudioConfig.from_pretrained(folder)
         if adapter is not None and not isinstance(adapter, Adapter):

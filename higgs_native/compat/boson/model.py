@@ -19,6 +19,7 @@ from higgs_native.generation.model import HiggsAudioModel as NativeModel
 from higgs_native.generation.model import generate_batch
 from higgs_native.generation.sequence import GenerationRequest, OnFrame, OnToken
 from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.model.hub import hub_options
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH
 from higgs_native.utils.checks import check_flag
@@ -102,7 +103,7 @@ class HiggsAudioModel:
         dtype: torch.dtype | str | None = None,
         max_cache_length: int = DEFAULT_CACHE_LENGTH,
         quantization: str | Quantization | None = None,
-        **_: Any,
+        **options: Any,
     ) -> "HiggsAudioModel":
         """Load a checkpoint of either layout.
 
@@ -113,14 +114,15 @@ class HiggsAudioModel:
             max_cache_length: the maximum number of positions of a conversation with its reply.
             quantization: see `HiggsAudioServeEngine`.
 
-        Other options of transformers have no effect.
+        Of transformers' other options, those of the Hub have an effect (`revision`, `token`, `cache_dir`,
+        `local_files_only`, `force_download`).
 
         Raises:
             CheckpointError, ConfigError: a checkpoint is missing, damaged, or not one of this model.
             ParameterError: the device, the dtype, the length or the quantization can't be used.
         """
         chosen = next((given for given in (torch_dtype, dtype) if given is not None), "auto")
-        folder = resolve_folder(pretrained_model_name_or_path)
+        folder = resolve_folder(pretrained_model_name_or_path, **hub_options(options))
         native = NativeModel.from_pretrained(folder, device_map, chosen, max_cache_length, quantization)
         return cls(native, HiggsAudioConfig.from_pretrained(folder))
 
