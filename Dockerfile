@@ -9,7 +9,8 @@ FROM python:3.12-slim AS build-cpu
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 COPY . .
-RUN python -m venv /opt/higgs && /opt/higgs/bin/pip install --no-cache-dir -c constraints.txt '.[serve]'
+ENV PIP_CONSTRAINT=/source/constraints.txt PIP_BUILD_CONSTRAINT=/source/constraints.txt
+RUN python -m venv /opt/higgs && /opt/higgs/bin/pip install --no-cache-dir '.[serve]'
 
 FROM nvidia/cuda:13.0.1-devel-ubuntu24.04 AS build-cuda
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ python3-dev python3-venv \
@@ -17,7 +18,8 @@ RUN apt-get update && apt-get install --yes --no-install-recommends g++ python3-
 WORKDIR /source
 COPY . .
 ENV SKBUILD_CMAKE_DEFINE=HIGGS_NATIVE_CUDA=ON
-RUN python3 -m venv /opt/higgs && /opt/higgs/bin/pip install --no-cache-dir -c constraints.txt '.[serve]'
+ENV PIP_CONSTRAINT=/source/constraints.txt PIP_BUILD_CONSTRAINT=/source/constraints.txt
+RUN python3 -m venv /opt/higgs && /opt/higgs/bin/pip install --no-cache-dir '.[serve]'
 
 # The kernels link the static CUDA runtime, and torch brings its libraries: the image needs no toolkit.
 FROM ubuntu:24.04 AS cuda

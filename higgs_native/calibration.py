@@ -298,9 +298,11 @@ class States:
 
 def _moments(inputs: Iterable[torch.Tensor]) -> Moments:
     """The second moments of all rows of `inputs`, [rows, k] each."""
-    total, count = None, 0
+    total: torch.Tensor | None = None
+    count = 0
     for rows in inputs:
         product = rows.T @ rows
         total = product if total is None else total.add_(product)
         count += len(rows)
+    assert total is not None  # a layer has inputs
     return Moments(total / max(count, 1), count)

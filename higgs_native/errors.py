@@ -53,9 +53,10 @@ def exit_on_bad_input(*others: type[Exception]) -> Iterator[None]:
     Args:
         others: errors that bad input causes in this program, beside HiggsNativeError.
     """
+    causes: tuple[type[Exception], ...] = (HiggsNativeError, *others)
     try:
         yield
-    except (HiggsNativeError, *others) as error:
+    except causes as error:
         exit_with_error(error, 2)
 
 

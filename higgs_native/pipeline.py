@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from typing_extensions import Unpack
 
 from higgs_native.audio.quality import VoiceWarning
@@ -21,6 +22,7 @@ from higgs_native.generation.sequence import GenerationOutput, GenerationRequest
 from higgs_native.model.adapter import Adapter
 from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.hub import HubOptions, check_hub_options
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import checked_dtype
 from higgs_native.model.weights import open_weights
@@ -28,13 +30,14 @@ from higgs_native.ops.device import checked_device
 from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
 from higgs_native.prompt.messages import ChatMLSample, Message
 from higgs_native.prompt.normalize import drop_invisible, normalize_text
-from higgs_native.prompt.recordings import RecordingLike, read_recording
+from higgs_native.prompt.recordings import Recording, RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 from higgs_native.speech import Speech
 from higgs_native.streaming import ChunkSizes, SpeechStream
-from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer, integer_tensor
+from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer
 from higgs_native.utils.files import read_json_object
 from higgs_native.utils.fingerprint import fingerprint
+from higgs_native.utils.tensors import integer_tensor
 
 
 AUDIO_TOKENIZER_NAME = "bosonai/higgs-audio-v2-tokenizer"
@@ -78,8 +81,7 @@ class HiggsAudio:
     ) -> None:
         check_instance("model", model, HiggsAudioModel)
         check_instance("audio_tokenizer", audio_tokenizer, HiggsAudioTokenizer)
-        if model.tokenizer is None:
-            raise CheckpointError("the model's folder has no tokenizer.json")
+        model.require_tokenizer()
         codebooks = model.config.num_codebooks, model.config.codebook_size - 2
         if codebooks != (audio_tokenizer.num_codebooks, audio_tokenizer.codebook_size):
             raise CheckpointError(
@@ -95,6 +97,11 @@ class HiggsAudio:
         self.trained_voices: tuple[str, ...] = ()
         self._fingerprint: str | None = None
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The text tokenizer of the model."""
+        return self.model.require_tokenizer()
+
     @classmethod
     def from_pretrained(
         cls,
@@ -104,6 +111,7 @@ class HiggsAudio:
         audio_tokenizer: str | Path | HiggsAudioTokenizer | None = None,
         quantization: str | Quantization | None = None,
         adapter: str | Path | None = None,
+        **hub: Unpack[HubOptions],
     ) -> "HiggsAudio":
         """Load a checkpoint of either layout, or a packed one.
 
@@ -118,17 +126,20 @@ class HiggsAudio:
                 (`int4,heads=int8`; see `higgs_native.model.quantization`); None: as stored.
             adapter: a folder that `higgs-native train` or PEFT wrote (LoRA); it is merged into the weights at load.
                 Its speakers are added to `trained_voices`.
+            hub: how Hub names are fetched: `revision` (of the model), `token`, `cache_dir`, `local_files_only` and
+                `force_download`; see `higgs_native.model.hub.HubOptions`.
 
         Raises:
             CheckpointError, ConfigError: a checkpoint is missing, damaged, or not one of this model, or the adapter is
                 of another base.
             ParameterError: there is no such device, dtype or quantization.
         """
+        check_hub_options(hub)
         device = checked_device(device)
         weights_dtype = checked_dtype(dtype)
         if quantization is not None:
             quantization = Quantization.parse(quantization)
-        folder = EMBEDDED_VOICE if path_or_name is None else resolve_folder(path_or_name)
+        folder = EMBEDDED_VOICE if path_or_name is None else resolve_folder(path_or_name, **hub)
         merged = None if adapter is None else Adapter.from_pretrained(adapter)
         # Reads headers only, so that most faults of the model show before an audio tokenizer is fetched.
         open_weights(folder, HiggsAudioConfig.from_pretrained(folder), weights_dtype, quantization, device, merged)
@@ -136,7 +147,8 @@ class HiggsAudio:
             beside = folder / AUDIO_TOKENIZER_FOLDER
             if audio_tokenizer is None:
                 audio_tokenizer = beside if beside.is_dir() else AUDIO_TOKENIZER_NAME
-            audio_tokenizer = HiggsAudioTokenizer.from_pretrained(audio_tokenizer, device)
+            hub.pop("revision", None)
+            audio_tokenizer = HiggsAudioTokenizer.from_pretrained(audio_tokenizer, device, **hub)
         model = HiggsAudioModel.from_pretrained(folder, device, dtype, quantization=quantization, adapter=merged)
         engine = cls(model, audio_tokenizer)
         engine.is_embedded_voice = read_json_object(folder / "config.json").get(EMBEDDED_VOICE_KEY) is True
@@ -187,7 +199,7 @@ class HiggsAudio:
         params = SamplingParams.of(sampling, options)
         messages = self.speech_messages(text, voices, scene)
         speech = self.generate(messages, True, on_progress, params)
-        return replace(speech, failures=self.failures(speech, messages[-1].content))
+        return replace(speech, failures=self.failures(speech, _spoken_text(messages)))
 
     def stream(
         self,
@@ -242,8 +254,8 @@ class HiggsAudio:
             self.convention,
             sizes,
             context - low_latency,
-            messages[-1].content,
-            params.seed,
+            _spoken_text(messages),
+            params.known_seed,
         )
 
     def generate(
@@ -285,7 +297,7 @@ class HiggsAudio:
         """
         text = normalize_text(text)
         scene = drop_invisible("" if scene is None else scene, "scene")
-        tokenizer = self.model.tokenizer
+        tokenizer = self.tokenizer
         check_plain_text(text, tokenizer)
         check_plain_text(scene, tokenizer, "scene")
         if not isinstance(voices, Sequence):
@@ -296,7 +308,7 @@ class HiggsAudio:
             check_plain_text(voice.profile or "", tokenizer, "profile")
         voices = [read_voice(voice) for voice in voices]
         for voice in voices:
-            if advice := check_voice(voice):
+            if isinstance(voice.reference_audio, Recording) and (advice := check_voice(voice)):
                 message = one_line(f"{voice.reference_audio.name}: {'; '.join(advice)}")
                 warnings.warn(message, VoiceWarning, stacklevel=3)
         return speech_messages(text, voices, scene, self.convention)
@@ -347,7 +359,7 @@ class HiggsAudio:
                 "this checkpoint has no text head (text_lm_head.weight), so it can't generate text; "
                 "with force_audio_gen=True it speaks"
             )
-        prompt = build_prompt(conversation, self.model.tokenizer, self.convention, force_audio_gen)
+        prompt = build_prompt(conversation, self.tokenizer, self.convention, force_audio_gen)
         recordings = [
             read_recording(item) if item.codes is None else integer_tensor("codes", item.codes, PromptError)
             for item in prompt.audio
@@ -379,7 +391,7 @@ class HiggsAudio:
         """
         if self._fingerprint is None:
             parts = self.model.config, self.model.quantization, self.audio_tokenizer.config, self.convention.value
-            settings = repr(parts) + self.model.tokenizer.to_str()
+            settings = repr(parts) + self.tokenizer.to_str()
             weights = self.model.named_weights() | self.audio_tokenizer.named_weights()
             self._fingerprint = fingerprint(settings, weights)
         return self._fingerprint
@@ -419,12 +431,19 @@ class HiggsAudio:
         return detect_failures(text, levels, speech.codes, self.audio_tokenizer.frame_rate, speech.finish_reason)
 
     def _text(self, output: GenerationOutput) -> str:
-        return self.model.tokenizer.decode(output.text_ids, skip_special_tokens=True).strip()
+        return self.tokenizer.decode(output.text_ids, skip_special_tokens=True).strip()
 
     def _codes(self, segment: torch.Tensor) -> torch.Tensor:
         """The codes of a delayed segment, without BOS and EOS: [codebooks, N] -> [codebooks, T]."""
         codes = segment_codes(segment, self.model.config, self.convention)
         return codes.clamp(0, self.audio_tokenizer.codebook_size - 1)
+
+
+def _spoken_text(messages: Sequence[Message]) -> str:
+    """Return the text that the last of `speech_messages` holds."""
+    content = messages[-1].content
+    assert isinstance(content, str)
+    return content
 
 
 def read_trained_voices(folder: Path) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         text: str,
         seed: int,
     ) -> None:
-        super().__init__(SpeechStream._speak, _CHUNKS_AHEAD)
+        super().__init__(_speak, _CHUNKS_AHEAD)
         self.sampling_rate = audio_tokenizer.sampling_rate
         self.first_audio_seconds: float | None = None
         self.underrun_margin_seconds: float | None = None
@@ -192,3 +192,9 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
                 self.underrun_margin_seconds = min(margin for margin in margins if margin is not None)
         self.put(AudioChunk(samples, self.sampling_rate, self._start_frame, is_last))
         self._start_frame += len(samples) // self._audio_tokenizer.hop_length
+
+
+def _speak(stream: BackgroundIterator[AudioChunk]) -> None:
+    # A bound method would keep the stream alive while its thread waits for a consumer that is gone.
+    assert isinstance(stream, SpeechStream)
+    stream._speak()

@@ -13,7 +13,9 @@ if [ "$emulates" != 0 ]; then
   export SKBUILD_INSTALL_STRIP=false
   export SKBUILD_CMAKE_DEFINE="HIGGS_NATIVE_CUDA_EMULATION=ON${SKBUILD_CMAKE_DEFINE:+;$SKBUILD_CMAKE_DEFINE}"
 fi
-"$bin/pip" install -v --disable-pip-version-check -c constraints.txt '.[test]' >build/install.log 2>&1 ||
+# For the packages that the build needs, too; pip 25.3 and later take them from the second variable.
+export PIP_CONSTRAINT=$PWD/constraints.txt PIP_BUILD_CONSTRAINT=$PWD/constraints.txt
+"$bin/pip" install -v --disable-pip-version-check '.[test]' >build/install.log 2>&1 ||
   { tail -n 50 build/install.log; exit 1; }
 
 if [ "$("$bin/python" -I -c 'from higgs_native._C import build_info as b; print(b()["cuda"])')" = True ]; then
@@ -21,6 +23,8 @@ if [ "$("$bin/python" -I -c 'from higgs_native._C import build_info as b; print(
 fi
 # -I: import the installed package, not the sources here.
 "$bin/higgs-native" info
+echo "Types:"
+"$bin/mypy"
 used=$("$bin/python" -I -c 'from higgs_native._C import build_info as b; print(b()["cpu_instruction_set"])')
 sets=$("$bin/python" -I -c 'from higgs_native._C import build_info as b; print(*b()["cpu_instruction_sets_supported"])')
 # Tests that compare with transformers must run from Python 3.11 on, which it needs.

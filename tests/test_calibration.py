@@ -200,7 +200,7 @@ def test_moments_are_those_of_what_products_take(tmp_path, monkeypatch, adapter,
         assert len(moments) == len(expected) == (6 if layer.audio is not layer.text else 4)
         for ours, x in zip(moments.values(), expected, strict=True):
             k = len(ours.mean)
-            assert ours.count == len(x)
+            assert ours.num_inputs == len(x)
             torch.testing.assert_close(ours.mean, x[:, :k].T @ x[:, :k] / len(x), rtol=1e-4, atol=1e-6)
         states.advance(layer)
     torch.testing.assert_close(states.states, model.forward(rows, model.new_cache(2, 32)), rtol=0, atol=0)

@@ -68,6 +68,22 @@ def test_names_that_the_changelog_gives_exist():
         pkgutil.resolve_name(name)
 
 
+def test_the_page_of_environment_variables_is_complete():
+    python = [path for folder in ("higgs_native", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    patterns = (r'"(HIGGS_NATIVE_\w+)"', r'environ(?:\.\w+\(|\[)"(\w+)"', r'getenv\("(\w+)"\)')
+    read = {
+        name
+        for path in [*python, *(ROOT / "csrc").rglob("*.*")]
+        for pattern in patterns
+        for name in re.findall(pattern, path.read_text(encoding="utf-8"))
+    }
+    assert {"HIGGS_NATIVE_VOICES", "HIGGS_NATIVE_ISA", "OMP_NUM_THREADS"} <= read
+    read.remove("HIGGS_NATIVE_TEST_CLUSTER")  # a test sets it for the processes that it starts
+    page = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
+    assert {name for name in read if f"`{name}`" not in page} == set()
+    assert set(re.findall(r"`(HIGGS_NATIVE_\w+)`", page)) <= read
+
+
 def messages(source: str) -> list[str]:
     """The strings of a module, with NUL in place of what f-strings fill in."""
     found = []

@@ -1,5 +1,6 @@
-"""Where the package finds its compiled module and libraries: beside its sources, or in an installed package."""
+"""What an import of the package loads and offers, and where it finds its compiled module and libraries."""
 
+import ast
 import os
 import shutil
 from pathlib import Path
@@ -72,3 +73,40 @@ def test_missing_compiled_files_are_reported_in_one_line(run_python, checkout):
     message = finished.stderr.splitlines()[-1]
     assert message.startswith("ImportError: higgs_native._C can't be imported")
     assert "pip install ." in message
+
+
+def test_an_import_waits_with_torch_until_a_name_is_used(run_python):
+    program = """
+import sys
+import higgs_native
+assert "torch" not in sys.modules
+higgs_native.HiggsAudio
+assert "torch" in sys.modules
+"""
+    finished = run_python(program)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_every_name_is_offered_and_found():
+    assert set(higgs_native._MODULE_OF) == set(higgs_native.__all__) <= set(dir(higgs_native))
+    assert {"__version__", "__path__"} < set(dir(higgs_native))
+    for name in higgs_native.__all__:
+        assert getattr(higgs_native, name).__name__ == name
+    names: dict[str, object] = {}
+    exec("from higgs_native import *", names)
+    assert set(higgs_native.__all__) <= set(names)
+
+
+def test_type_checkers_see_the_same_names_in_the_same_modules():
+    tree = ast.parse(Path(higgs_native.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    imported = {alias.name: node.module for node in block.body for alias in node.names}
+    assert imported == higgs_native._MODULE_OF
+
+
+def test_modules_are_attributes_and_unknown_names_are_not():
+    assert higgs_native.errors.PromptError is higgs_native.PromptError
+    with pytest.raises(AttributeError, match="module 'higgs_native' has no attribute 'HigsAudio'"):
+        higgs_native.HigsAudio  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'HigsAudio'"):
+        exec("from higgs_native import HigsAudio", {})

@@ -11,6 +11,7 @@ import higgs_native
 ROOT = Path(higgs_native.__file__).parent
 # From the top floor down. Rooms of one floor do not import each other.
 FLOORS = (
+    ("__main__",),
     ("cli",),
     ("server",),
     ("higgs_native", "compat", "training"),  # higgs_native: the names that the package itself offers

@@ -14,9 +14,10 @@ from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import spoken_turns
 from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
-from higgs_native.prompt.voices import VOICES_VARIABLE, Voice
+from higgs_native.prompt.voices import Voice
 from higgs_native.testing.configs import DEMO_CONFIG
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint, write_language_model
+from higgs_native.utils.variables import VOICES_VARIABLE
 from tests.audio.test_quality import syllables
 
 

@@ -3,6 +3,7 @@
 import math
 import operator
 from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,12 +145,16 @@ def _seconds(name: str, value: float) -> float:
     return seconds
 
 
-def checked_rate(sampling_rate: float) -> int:
+def checked_rate(sampling_rate: Any) -> int:
     """Return a sampling rate in Hz. Raises AudioError if it is no integer or out of range."""
     try:
         rate = operator.index(sampling_rate)
     except (TypeError, RuntimeError):  # RuntimeError: a tensor without data
-        is_in_range = isinstance(sampling_rate, Real) and MIN_SAMPLING_RATE <= sampling_rate <= MAX_SAMPLING_RATE
+        is_in_range = (
+            isinstance(sampling_rate, Real)
+            and sampling_rate <= MAX_SAMPLING_RATE
+            and not sampling_rate < MIN_SAMPLING_RATE
+        )
         rate = int(sampling_rate) if is_in_range and sampling_rate == int(sampling_rate) else 0
     if not MIN_SAMPLING_RATE <= rate <= MAX_SAMPLING_RATE:
         # Samples may have been given in its place.

@@ -12,7 +12,7 @@ from higgs_native.errors import CheckpointError
 from higgs_native.model.checkpoint import TensorFiles, listed
 from higgs_native.model.other_kinds import kind_of_folder, kind_of_tensors
 from higgs_native.ops.formats import STORED_DTYPES
-from higgs_native.utils.checks import is_finite
+from higgs_native.utils.tensors import is_finite
 
 
 # Tensors of training: the semantic decoder, a linear layer, HuBERT's mask and the quantizer's statistics.
@@ -95,10 +95,10 @@ def convert(
     converted = {}
     for name, tensor in tensors.items():
         norm = norms.get(name)
-        weight = tensor.float() if norm is None else fold_weight_norm(norm["gain"].float(), norm["direction"].float())
-        if not is_finite(weight):
+        folded = tensor.float() if norm is None else fold_weight_norm(norm["gain"].float(), norm["direction"].float())
+        if not is_finite(folded):
             raise CheckpointError(f"{source}: {name} must be finite in float32, got NaN or infinity")
-        converted[name_of[name]] = weight
+        converted[name_of[name]] = folded
     return converted
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,7 @@ class HiggsAudioTokenizerConfig:
                 value = getattr(holder, field.name)
                 if not isinstance(value, HubertConfig | bool):
                     values = value if isinstance(value, tuple) else (value,)
-                    _require(values and min(values) > 0, field.name, "positive", value)
+                    _require(len(values) > 0 and min(values) > 0, field.name, "positive", value)
                     _require(max(values) <= MAX_INTEGER, field.name, f"at most {MAX_INTEGER}", value)
                     _require(len(values) <= _MAX_LIST, field.name, f"a list of at most {_MAX_LIST}", value)
         codebooks = self.num_codebooks
@@ -324,7 +325,12 @@ def _read_hubert(fields: Fields) -> HubertConfig:
     for name, expected in _HUBERT_FIXED.items():
         value = fields.value(name, expected)
         fields.require(name, value == expected, repr(expected), value)
-    readers = {bool: fields.flag, int: fields.integer, float: fields.number, tuple: fields.integers}
+    readers: dict[type, Callable[..., Any]] = {
+        bool: fields.flag,
+        int: fields.integer,
+        float: fields.number,
+        tuple: fields.integers,
+    }
     hubert = dataclasses.fields(HubertConfig)
     return HubertConfig(**{field.name: readers[type(field.default)](field.name, field.default) for field in hubert})
 

@@ -15,7 +15,8 @@ from higgs_native import ops
 from higgs_native.audio_tokenizer.config import DILATIONS, HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.layers import Weights
 from higgs_native.errors import AudioError, ParameterError
-from higgs_native.utils.checks import check_flag, check_integer, integer_tensor
+from higgs_native.utils.checks import check_flag, check_integer
+from higgs_native.utils.tensors import integer_tensor
 from higgs_native.utils.uncopyable import Uncopyable
 
 
@@ -207,11 +208,11 @@ def _upsampling(weights: Weights, block: str, stride: int) -> Layer:
 
 def _residual_unit(weights: Weights, name: str, dilation: int) -> Layer:
     names = ("snake1.alpha", "conv1.weight", "conv1.bias", "snake2.alpha", "conv2.weight", "conv2.bias")
-    tensors = [weights[f"{name}.{parameter}"] for parameter in names]
-    channels, _, taps = tensors[1].shape
+    alpha1, weight1, bias1, alpha2, weight2, bias2 = (weights[f"{name}.{parameter}"] for parameter in names)
+    channels, _, taps = weight1.shape
 
     def run(out: torch.Tensor, x: torch.Tensor, first: int) -> None:
-        ops.residual_unit(out, x, *tensors, dilation, first)
+        ops.residual_unit(out, x, alpha1, weight1, bias1, alpha2, weight2, bias2, dilation, first)
 
     span = (taps - 1) * dilation
     return Layer(run, channels, lag=span // 2, keep=span)

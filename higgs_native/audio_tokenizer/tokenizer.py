@@ -1,13 +1,16 @@
 """The audio tokenizer: waveforms to codes and back."""
 
 import hashlib
+import logging
 import threading
+import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
 from higgs_native.audio.io import read_audio
 from higgs_native.audio.resample import resample_soxr
@@ -18,8 +21,9 @@ from higgs_native.audio_tokenizer.decoder import StreamingDecoder, checked_codes
 from higgs_native.audio_tokenizer.graph_decoder import DecoderWindows, WindowedDecoder
 from higgs_native.audio_tokenizer.weights import pack_weights
 from higgs_native.convention import Convention
-from higgs_native.errors import AudioError
+from higgs_native.errors import AudioError, one_line
 from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.model.hub import HubOptions
 from higgs_native.ops.device import checked_device
 from higgs_native.utils.exact_arithmetic import exact_arithmetic
 from higgs_native.utils.uncopyable import Shareable
@@ -29,6 +33,7 @@ DECODE_WINDOW = 250
 """Frames that `decode` decodes at a time; each needs about 0.4 MB meanwhile."""
 
 _CACHED_AUDIOS = 64
+_LOGGER = logging.getLogger(__name__)
 
 
 class HiggsAudioTokenizer(Shareable):
@@ -63,21 +68,28 @@ class HiggsAudioTokenizer(Shareable):
         self._cache_lock = threading.Lock()
 
     @classmethod
-    def from_pretrained(cls, path_or_name: str | Path, device: str | torch.device = "cpu") -> "HiggsAudioTokenizer":
+    def from_pretrained(
+        cls, path_or_name: str | Path, device: str | torch.device = "cpu", **hub: Unpack[HubOptions]
+    ) -> "HiggsAudioTokenizer":
         """Load a checkpoint of either layout.
 
         Args:
             path_or_name: a folder with `config.json` and `model.safetensors` or `model.pth`, or a Hub name.
             device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU if there is one.
+            hub: how a Hub name is fetched; see `higgs_native.model.hub.HubOptions`.
 
         Raises:
             ConfigError, CheckpointError: the files are missing, damaged, or contradict each other.
             ParameterError: there is no such device, or HIGGS_NATIVE_ISA names no instruction set of this machine.
         """
         device = checked_device(device)
-        folder = resolve_folder(path_or_name, kind="audio tokenizer")
+        folder = resolve_folder(path_or_name, kind="audio tokenizer", **hub)
+        begin = time.perf_counter()
         config = HiggsAudioTokenizerConfig.from_pretrained(folder)
-        return cls(config, load_tensors(folder, config), device)
+        tokenizer = cls(config, load_tensors(folder, config), device)
+        seconds = time.perf_counter() - begin
+        _LOGGER.info("audio tokenizer: on %s, from %s in %.2f s", device, one_line(str(folder)), seconds)
+        return tokenizer
 
     @property
     def sampling_rate(self) -> int:

@@ -8,7 +8,7 @@ from higgs_native import ops
 from higgs_native.audio_tokenizer.config import DILATIONS, HiggsAudioTokenizerConfig, HubertConfig
 from higgs_native.audio_tokenizer.layers import Weights
 from higgs_native.errors import CheckpointError
-from higgs_native.utils.checks import is_finite
+from higgs_native.utils.tensors import is_finite
 
 
 def tensor_shapes(config: HiggsAudioTokenizerConfig) -> dict[str, tuple[int, ...]]:

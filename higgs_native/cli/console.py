@@ -1,6 +1,7 @@
 """Standard streams and signals of the program."""
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -39,10 +40,36 @@ def flush_output() -> None:
         raise
 
 
+_LOGGER = logging.getLogger("higgs_native")
+
+
+@contextmanager
+def showing_logs() -> Iterator[None]:
+    """Print what the package logs on standard error; `set_verbosity` chooses what."""
+    handler = logging.StreamHandler(sys.stderr)
+    _LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        _LOGGER.removeHandler(handler)
+        _LOGGER.setLevel(logging.NOTSET)
+
+
+def set_verbosity(verbosity: int) -> None:
+    """Show errors alone (-1), also warnings, notices and bars (0), what is loaded (1), or details (2 and more)."""
+    _LOGGER.setLevel({-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG))
+
+
+def shows_notices() -> bool:
+    """Return whether notices and progress bars are shown."""
+    return _LOGGER.isEnabledFor(logging.WARNING)
+
+
 def notice(text: str) -> None:
-    """Print a line on standard error, if it can be written to: nothing depends on it."""
-    with suppress(OSError):
-        print(one_line(text), file=sys.stderr)
+    """Print a line on standard error, if it is wanted and can be written to: nothing depends on it."""
+    if shows_notices():
+        with suppress(OSError):
+            print(one_line(text), file=sys.stderr)
 
 
 @contextmanager

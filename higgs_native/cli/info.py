@@ -1,21 +1,22 @@
 """`higgs-native info`: what is built in, and what this machine supports."""
 
-import torch
-
-import higgs_native
-from higgs_native._C import build_info, cpu_quota
-from higgs_native.ops.device import checked_device
-
 
 def info() -> None:
     """Show what is built in, what this machine supports, and what will be used."""
-    build, device = build_info(), checked_device("auto")
+    import torch
+
+    from higgs_native import __version__
+    from higgs_native._C import build_info, cpu_quota
+    from higgs_native.ops.device import checked_device
+
+    device = checked_device("auto")
+    build = build_info()
     # As many as the CPU kernels use.
     threads = min(torch.get_num_threads(), cpu_quota("") or torch.get_num_threads())
     cpu = f"cpu, {build['cpu_instruction_set']} kernels, {threads} threads"
     cuda = "none" if not build["cuda"] else f"{build['cuda_version']} for {build['cuda_architectures']}"
     rows = {
-        "higgs_native": higgs_native.__version__,
+        "higgs_native": __version__,
         "built against torch": build["torch_built_against"],
         "built by": build["compiler"],
         "CPU kernels built in": ", ".join(build["cpu_instruction_sets"]),

@@ -12,6 +12,7 @@ from higgs_native.cli.console import notice
 from higgs_native.cli.options import MODEL_NAME
 from higgs_native.errors import PromptError
 from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio, read_trained_voices
+from higgs_native.prompt.recordings import Recording
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 
 
@@ -34,8 +35,9 @@ def checked_voices(
     names = choose_voices(voice, reference_audio, reference_text, voices_folder, trained)
     chosen = [read_voice(item) for item in names]
     for item in chosen:
-        for advice in check_voice(item):
-            notice(f"warning: {item.reference_audio.name}: {advice}")
+        if isinstance(item.reference_audio, Recording):
+            for advice in check_voice(item):
+                notice(f"warning: {item.reference_audio.name}: {advice}")
     warnings.filterwarnings("ignore", category=VoiceWarning)  # said above
     return chosen
 

@@ -1,12 +1,18 @@
-"""The program: its commands, errors and exit codes."""
+"""The program: its commands, errors and exit codes.
+
+torch takes seconds to import, so commands import what they compute with only when they run. Help, shell completion and
+errors of usage come at once.
+"""
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import typer
 
-from higgs_native.cli.console import ending_by_signals, flush_output, prepare_streams
+from higgs_native import __version__
+from higgs_native.cli.console import ending_by_signals, flush_output, prepare_streams, set_verbosity, showing_logs
 from higgs_native.cli.info import info
 from higgs_native.cli.merge import merge
 from higgs_native.cli.quantize import quantize
@@ -15,26 +21,48 @@ from higgs_native.cli.serve import serve
 from higgs_native.cli.speak import speak
 from higgs_native.cli.train import train
 from higgs_native.cli.voices import voices
-from higgs_native.errors import exit_on_bad_input, exit_with_error
-from higgs_native.ops import check_instruction_set
+from higgs_native.errors import ParameterError, exit_on_bad_input, exit_with_error
+from higgs_native.utils.variables import TRACEBACK_VARIABLE
 
 
 app = typer.Typer(
-    help="Higgs Audio V2 text-to-speech.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 120},  # narrower where the terminal is
 )
 
 
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose", "-v", count=True, help="Show what is loaded, from where and how fast; -vv: details."
+        ),
+    ] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors alone: no notices, no bars.")] = False,
+) -> None:
+    """Higgs Audio V2 text-to-speech."""
+    if verbose and quiet:
+        raise ParameterError("-v and -q must not be given together")
+    set_verbosity(-1 if quiet else verbose)
+
+
+command: Callable[..., None]
 for command in (speak, read):
     # A text such as "-5 degrees" is no option; `TextArgument` refuses what looks like one.
     app.command(context_settings={"ignore_unknown_options": True})(command)
 for command in (serve, quantize, train, merge, voices, info):
     app.command()(command)
-
-# The base of typer's errors; not every release has a public name for it.
-_UsageError = typer.BadParameter.__base__
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,16 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     prepare_streams()
-    with ending_by_signals():
+    with ending_by_signals(), showing_logs():
         try:
             with exit_on_bad_input():
-                check_instruction_set()
                 status = app(arguments, standalone_mode=False)
                 flush_output()
-        except _UsageError as error:
-            exit_with_error(f"{error.format_message()} (--help shows what there is)", 2)
         except Exception as error:
-            if os.environ.get("HIGGS_NATIVE_TRACEBACK"):
+            if hasattr(error, "format_message"):  # typer's errors, whose base has no public name in every release
+                exit_with_error(f"{error.format_message()} (--help shows what there is)", 2)
+            if os.environ.get(TRACEBACK_VARIABLE):
                 raise
-            exit_with_error(f"{type(error).__name__}: {error} (HIGGS_NATIVE_TRACEBACK=1 shows where)", 1)
+            exit_with_error(f"{type(error).__name__}: {error} ({TRACEBACK_VARIABLE}=1 shows where)", 1)
         sys.exit(status or 0)

@@ -6,11 +6,6 @@ from typing import Annotated
 import typer
 
 from higgs_native.errors import one_line
-from higgs_native.model.adapter import Adapter
-from higgs_native.model.checkpoint import LanguageModelFiles, resolve_folder
-from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.model.packed_checkpoint import check_target
-from higgs_native.model.rewriting import write_rewritten
 
 
 def merge(
@@ -19,6 +14,12 @@ def merge(
     target: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
 ) -> None:
     """Write a checkpoint with an adapter merged into its weights, in the layout of the checkpoint."""
+    from higgs_native.model.adapter import Adapter
+    from higgs_native.model.checkpoint import LanguageModelFiles, resolve_folder
+    from higgs_native.model.config import HiggsAudioConfig
+    from higgs_native.model.packed_checkpoint import check_target
+    from higgs_native.model.rewriting import write_rewritten
+
     check_target(target)
     loaded = Adapter.from_pretrained(adapter)
     folder = resolve_folder(source)

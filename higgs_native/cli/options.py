@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from higgs_native.errors import ParameterError
-from higgs_native.prompt.voices import VOICES_VARIABLE
+from higgs_native.utils.variables import VOICES_VARIABLE
 
 
 MODEL_NAME = "bosonai/higgs-audio-v2-generation-3B-base"
@@ -64,12 +64,12 @@ SeedOption = Annotated[
 TemperatureOption = Annotated[
     float, typer.Option(help="Sampling temperature; 0 takes the most likely code, except where RAS redraws.")
 ]
-TopKOption = Annotated[int, typer.Option(help="Draw among the k most likely codes; 0 turns it off.")]
+TopKOption = Annotated[int | None, typer.Option(help="Draw among the k most likely codes; 0 turns it off.")]
 TopPOption = Annotated[
-    float, typer.Option(help="Draw among the most likely codes that together have this probability.")
+    float | None, typer.Option(help="Draw among the most likely codes that together have this probability.")
 ]
 RasWinLenOption = Annotated[
-    int, typer.Option(help="Window of repetition-aware sampling (RAS), in frames; 0 turns it off.")
+    int | None, typer.Option(help="Window of repetition-aware sampling (RAS), in frames; 0 turns it off.")
 ]
 RasWinMaxNumRepeatOption = Annotated[int, typer.Option(help="A code that occurs this often in the window is redrawn.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")]

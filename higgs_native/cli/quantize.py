@@ -6,15 +6,9 @@ from typing import Annotated
 
 import typer
 
-from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model, check_calibration
-from higgs_native.cli.inputs import read_file
+from higgs_native.cli.console import shows_notices
 from higgs_native.cli.options import DeviceOption
 from higgs_native.errors import ParameterError, one_line
-from higgs_native.model.checkpoint import resolve_folder
-from higgs_native.model.packed_checkpoint import check_target, write_packed
-from higgs_native.model.quantization import Quantization
-from higgs_native.model.transformer import LanguageModel
-from higgs_native.ops.device import checked_device
 
 
 def quantize(
@@ -50,6 +44,14 @@ def quantize(
     device: DeviceOption = "cpu",
 ) -> None:
     """Write a quantized checkpoint. It loads as fast as the disk reads."""
+    from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model, check_calibration
+    from higgs_native.cli.inputs import read_file
+    from higgs_native.model.checkpoint import resolve_folder
+    from higgs_native.model.packed_checkpoint import check_target, write_packed
+    from higgs_native.model.quantization import Quantization
+    from higgs_native.model.transformer import LanguageModel
+    from higgs_native.ops.device import checked_device
+
     quantization = replace(Quantization.parse(format), clip=clip)
     if texts is not None and not calibrate:
         raise ParameterError(f"--texts must be given with --calibrate, got {texts} alone")
@@ -61,7 +63,7 @@ def quantize(
         check_calibration(quantization, lines)
     folder = resolve_folder(source)
     if calibrate:
-        model = calibrated_model(folder, quantization, lines, torch_device, progress=True)
+        model = calibrated_model(folder, quantization, lines, torch_device, progress=shows_notices())
     else:
         model = LanguageModel.from_pretrained(folder, torch_device, quantization=quantization)
     write_packed(model.named_weights(), model.quantization, folder, target, calibrate)

@@ -4,11 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from tqdm import tqdm
 
-from higgs_native.audio.writing import check_output_path
-from higgs_native.cli.console import notice
-from higgs_native.cli.inputs import checked_voices, load_engine, read_text
+from higgs_native.cli.console import notice, shows_notices
 from higgs_native.cli.options import (
     AudioTokenizerOption,
     DeviceOption,
@@ -29,10 +26,7 @@ from higgs_native.cli.options import (
     VoicesOption,
 )
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.long_form.chunk_store import ChunkStore
-from higgs_native.long_form.chunking import chunk_text
-from higgs_native.long_form.joining import Pauses
-from higgs_native.long_form.long_speech import CHUNK_SECONDS, MAX_RETRIES, LongSpeech, check_long_form
+from higgs_native.long_form.settings import CHUNK_SECONDS, MAX_RETRIES, Pauses
 from higgs_native.utils.files import locked
 
 
@@ -92,6 +86,14 @@ def read(
     quantization: QuantizationOption = None,
 ) -> None:
     """Speak a long text, such as a book, into an audio file, in chunks."""
+    from tqdm import tqdm
+
+    from higgs_native.audio.writing import check_output_path
+    from higgs_native.cli.inputs import checked_voices, load_engine, read_text
+    from higgs_native.long_form.chunk_store import ChunkStore
+    from higgs_native.long_form.chunking import chunk_text
+    from higgs_native.long_form.long_speech import LongSpeech, check_long_form
+
     out = check_output_path(out)
     pauses = Pauses(paragraph_pause, turn_pause, sentence_pause)
     sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
@@ -118,8 +120,9 @@ def read(
     if speech.num_finished:
         notice(f"{speech.folder}: {speech.num_finished} of {len(speech)} chunks are finished.")
     seconds, retried, failed = 0.0, 0, []
+    bars = None if shows_notices() else True  # None: on a terminal only
     with locked(speech.folder):
-        for chunk in tqdm(speech, desc="reading", unit="chunk", leave=False, disable=None):
+        for chunk in tqdm(speech, desc="reading", unit="chunk", leave=False, disable=bars):
             seconds += chunk.duration
             retried += len(chunk.attempts) > 1
             if chunk.failures:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from higgs_native.cli.inputs import notice_embedded_voice
 from higgs_native.cli.options import (
     AudioTokenizerOption,
     DeviceOption,
@@ -20,16 +19,13 @@ from higgs_native.cli.options import (
     VoicesOption,
 )
 from higgs_native.errors import ParameterError
-from higgs_native.ops.device import checked_device
-from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt.voices import VOICES_VARIABLE, list_voices
+from higgs_native.utils.variables import KEYS_VARIABLE, VOICES_VARIABLE
 
 
 if TYPE_CHECKING:  # the extra `serve` may be missing
     from higgs_native.server.settings import ServerSettings
 
 
-KEYS_VARIABLE = "HIGGS_NATIVE_API_KEYS"
 _EXTRAS = {
     "serve": ("fastapi", "uvicorn", "prometheus_client", "av", "python_multipart", "websockets"),
     "wyoming": ("wyoming",),
@@ -97,6 +93,9 @@ def serve(
     SIGTERM and Ctrl-C end the server: it refuses new requests, finishes the running ones, and exits with 0.
     """
     check_extra("serve")
+    from higgs_native.cli.inputs import notice_embedded_voice
+    from higgs_native.pipeline import HiggsAudio
+    from higgs_native.prompt.voices import list_voices
     from higgs_native.server.settings import ServerSettings
 
     folder = voices or (Path(os.environ[VOICES_VARIABLE]) if os.environ.get(VOICES_VARIABLE) else None)
@@ -161,6 +160,8 @@ def _read_keys(path: Path | None) -> tuple[str, ...]:
 
 def _checked_devices(devices: str, device: str) -> tuple[str, ...]:
     """Return the names in --devices, each the one of a device that there is."""
+    from higgs_native.ops.device import checked_device
+
     if device != "auto":
         raise ParameterError(f"--device must be left out with --devices, got {device}")
     return tuple(str(checked_device(name.strip())) for name in devices.split(","))

@@ -3,14 +3,11 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from tqdm import tqdm
 
-from higgs_native.audio.writing import check_output_path
-from higgs_native.cli.console import notice
-from higgs_native.cli.inputs import checked_voices, load_engine, read_text
+from higgs_native.cli.console import notice, shows_notices
 from higgs_native.cli.options import (
     AudioTokenizerOption,
     DeviceOption,
@@ -30,11 +27,12 @@ from higgs_native.cli.options import (
     VoiceOption,
     VoicesOption,
 )
-from higgs_native.cli.stream import check_stream_path, write_stream
 from higgs_native.errors import ParameterError
-from higgs_native.failure_checks import Failure
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.prompt.normalize import normalize_text
+
+
+if TYPE_CHECKING:
+    from higgs_native.failure_checks import Failure
 
 
 def speak(
@@ -71,9 +69,16 @@ def speak(
     quantization: QuantizationOption = None,
 ) -> None:
     """Speak a text into an audio file."""
+    from tqdm import tqdm
+
+    from higgs_native.audio.writing import check_output_path
+    from higgs_native.cli.inputs import checked_voices, load_engine, read_text
+    from higgs_native.cli.stream import check_stream_path, write_stream
+    from higgs_native.prompt.normalize import normalize_text
+
     # All input is checked before the weights are loaded, which takes seconds.
     if stream is None:
-        out = check_output_path(out or Path("out.wav"))
+        path = check_output_path(out or Path("out.wav"))
     elif out is not None:
         raise ParameterError(f"--out must not be given with --stream, got {out}")
     else:
@@ -94,8 +99,8 @@ def speak(
         _warn_of_failures(stream, speech_stream.failures, speech_stream.finish_reason, max_new_tokens)
         return
     start = time.perf_counter()
-    # disable=None: on a terminal only.
-    with tqdm(desc="speaking", bar_format="{desc}: {n:.2f} s of audio [{elapsed}]", leave=False, disable=None) as bar:
+    bars = None if shows_notices() else True  # None: on a terminal only
+    with tqdm(desc="speaking", bar_format="{desc}: {n:.2f} s of audio [{elapsed}]", leave=False, disable=bars) as bar:
 
         def show(seconds: float) -> None:
             bar.update(seconds - bar.n)
@@ -108,16 +113,16 @@ def speak(
             on_progress=show,
         )
     elapsed = time.perf_counter() - start
-    speech.save(out)
+    speech.save(path)
     notice(
-        f"{out}: {speech.duration:.2f} s of audio in {elapsed:.2f} s, "
+        f"{path}: {speech.duration:.2f} s of audio in {elapsed:.2f} s, "
         f"real-time factor {elapsed / speech.duration:.2f} (seconds of work per second of audio), seed {speech.seed}"
     )
-    _warn_of_failures(out, speech.failures, speech.finish_reason, max_new_tokens)
+    _warn_of_failures(path, speech.failures, speech.finish_reason, max_new_tokens)
 
 
 def _warn_of_failures(
-    path: Path, failures: Sequence[Failure] | None, finish_reason: str | None, max_new_tokens: int
+    path: Path, failures: "Sequence[Failure] | None", finish_reason: str | None, max_new_tokens: int
 ) -> None:
     """Name the failures in one line; there are none yet if the reader of a stream has left it."""
     if failures:

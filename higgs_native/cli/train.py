@@ -7,13 +7,14 @@ import typer
 
 from higgs_native.cli.console import notice
 from higgs_native.errors import ParameterError
-from higgs_native.training.settings import TrainingSettings
 
 
 def train(
     settings: Annotated[Path, typer.Argument(help="The settings of the run: a YAML file (see docs/training.md).")],
 ) -> None:
     """Train an adapter (LoRA), or parts of the model, on recordings. Interrupted, the same command goes on."""
+    from higgs_native.training.settings import TrainingSettings
+
     chosen = TrainingSettings.read(settings)
     try:
         # Imported here: only this command needs the extra.

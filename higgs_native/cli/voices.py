@@ -8,7 +8,7 @@ import typer
 
 from higgs_native.cli.console import notice
 from higgs_native.errors import AudioError, one_line
-from higgs_native.prompt.voices import VOICES_VARIABLE, check_voice, list_voices
+from higgs_native.utils.variables import VOICES_VARIABLE
 
 
 def voices(
@@ -20,6 +20,8 @@ def voices(
 
     Indented lines report problems of the recording.
     """
+    from higgs_native.prompt.voices import check_voice, list_voices
+
     listed = list_voices(folder)
     if not listed:
         source = folder or os.environ[VOICES_VARIABLE]

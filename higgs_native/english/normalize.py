@@ -105,7 +105,7 @@ _FINAL = {"etc", "Jr", "Sr", "Inc", "Corp", "Ltd", "Co", "Ave", "Blvd", "Rd", "B
 _WITHOUT_STOP = {"vs", "etc", "govt", "Govt", "Blvd", "Jr", "Sr", "approx", "Mr", "Mrs", "Ms", "Dr"}
 
 # Singular; the plural is regular, unless it is given.
-_UNITS = {
+_UNITS: dict[str, str | tuple[str, str]] = {
     "km": "kilometer",
     "m": "meter",
     "cm": "centimeter",

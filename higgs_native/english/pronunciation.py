@@ -252,10 +252,11 @@ class Pronouncer:
     def _spelled(self, word: str) -> str | None:
         """The names of letters, the last of them stressed."""
         names = [self.entries.get(letter.upper()) for letter in word]
-        if not names or any(not isinstance(name, str) for name in names):
+        known = [name for name in names if isinstance(name, str)]
+        if not known or len(known) < len(names):
             return None
-        weak = [name.replace("ˈ", "ˌ") for name in names[:-1]]
-        return "".join([*weak, names[-1]])
+        weak = [name.replace("ˈ", "ˌ") for name in known[:-1]]
+        return "".join([*weak, known[-1]])
 
     def _with_s(self, word: str, tag: str) -> str | None:
         if len(word) < 3 or not word.endswith("s") or word.endswith("ss"):

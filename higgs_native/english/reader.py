@@ -54,7 +54,9 @@ class _Entries(Mapping[str, Entry]):
         written = rest.split("\t")[self._column - 1]
         if not written:
             raise KeyError(word)
-        return dict(pair.split("=") for pair in written.split("|")) if "=" in written else written
+        if "=" not in written:
+            return written
+        return {tag: sounds for tag, sounds in (pair.split("=") for pair in written.split("|"))}  # noqa: C416
 
     def __iter__(self) -> Iterator[str]:
         for line in self._lines.decode().splitlines():

@@ -14,7 +14,7 @@ from higgs_native import ops
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError, PromptError
 from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.utils.checks import integer_tensor
+from higgs_native.utils.tensors import integer_tensor
 
 
 def build_delay_pattern(codes: torch.Tensor, config: HiggsAudioConfig) -> torch.Tensor:
@@ -94,7 +94,8 @@ class SegmentReader:
         self._config = config
         self._convention = convention
         # Boson's convention drops the last frame's codes, so codes are final only when the next ones are complete.
-        self._frames: deque[torch.Tensor] = deque(maxlen=config.num_codebooks + (convention == Convention.BOSON))
+        self._needed = config.num_codebooks + (convention == Convention.BOSON)
+        self._frames: deque[torch.Tensor] = deque(maxlen=self._needed)
         self._begun = self._ended = False
 
     def read(self, frame: torch.Tensor) -> torch.Tensor | None:
@@ -104,7 +105,7 @@ class SegmentReader:
         if self._begun and not self._ended:
             self._frames.append(frame)
         self._begun = True
-        if self._ended or len(self._frames) < self._frames.maxlen:
+        if self._ended or len(self._frames) < self._needed:
             return None
         return torch.stack([self._frames[k][k] for k in range(self._config.num_codebooks)])
 

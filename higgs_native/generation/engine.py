@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,6 +85,13 @@ class EngineMetrics:
     pages: int
 
 
+_Sample = Callable[[slice, torch.Tensor], torch.Tensor]
+
+
+def _sample_at(sample: _Sample, rows: slice, _: slice, slots: torch.Tensor) -> torch.Tensor:
+    return sample(rows, slots)
+
+
 class Engine(Driver, Shareable):
     """Generates requests side by side. Thread-safe.
 
@@ -131,8 +139,10 @@ class Engine(Driver, Shareable):
         self._cache_bytes = cache_bytes
         self._prefix_bytes = 0
         self._clock = clock
-        self._runner: ModelRunner | None = None
-        self._scheduler: Scheduler | None = None
+        # Both are made for the first request, by `_prepare`.
+        self._runner: ModelRunner
+        self._scheduler: Scheduler
+        self._is_prepared = False
         self._frames_ahead = _PAGES_AHEAD * PAGE_SIZE if model.device.type == "cuda" else 1
         self.prefix_bytes = prefix_bytes
 
@@ -164,20 +174,20 @@ class Engine(Driver, Shareable):
         if prefix_bytes < 0:
             raise ParameterError(f"prefix_bytes must be at least 0, got {prefix_bytes}")
         self._prefix_bytes = prefix_bytes
-        if self._scheduler is not None:
+        if self._is_prepared:
             with self._step_lock:
                 self._scheduler.pages.max_unused = prefix_bytes // self._page_bytes
 
     def forget_prefixes(self) -> None:
         """Free the pages of all prefixes that no running request holds."""
-        if self._scheduler is not None:
+        if self._is_prepared:
             with self._step_lock:
                 self._scheduler.pages.forget()
 
     @property
     def metrics(self) -> EngineMetrics:
         """The state and the totals; may be read while requests run."""
-        scheduler = self._scheduler
+        scheduler = self._scheduler if self._is_prepared else None
         computing = self._prefill_seconds + self._decode_seconds
         return EngineMetrics(
             waiting=len(self._incoming) + (scheduler.waiting if scheduler else 0),
@@ -242,7 +252,7 @@ class Engine(Driver, Shareable):
     def prepare(self) -> None:
         """Allocate the cache, and on a GPU capture all graphs and load all kernels, before the first request."""
         with self._step_lock, self._on_stream():
-            is_new = self._runner is None
+            is_new = not self._is_prepared
             self._prepare()
             if is_new and self._stream is not None:
                 self._runner.warm_up()
@@ -274,7 +284,7 @@ class Engine(Driver, Shareable):
                 yield
 
     def _prepare(self) -> None:
-        if self._scheduler is not None:
+        if self._is_prepared:
             return
         model = self._model
         limit = pages_for(model.max_cache_length)
@@ -288,6 +298,7 @@ class Engine(Driver, Shareable):
             _CPU_MIN_PIECE if self._stream is None else _CUDA_MIN_PIECE,
             self._clock,
         )
+        self._is_prepared = True
 
     def _accept(self) -> None:
         """Take in new requests, and end aborted ones."""
@@ -327,7 +338,8 @@ class Engine(Driver, Shareable):
         if any(sequence.request.real_time for sequence in self._members):
             frames = min(frames, _REAL_TIME_FRAMES)
         self._launches_left = frames
-        self._runner.begin([DecodeRow(s.slot, s.computed, s.rows[-1]) for s in self._members])
+        last = [(s, s.rows[-1]) for s in self._members]
+        self._runner.begin([DecodeRow(s.slot, s.computed, row) for s, row in last if not isinstance(row, int)])
 
     def _draw_frame(self) -> None:
         """Launch the next steps of the model runner, and take the oldest one's frames."""
@@ -447,7 +459,7 @@ class Engine(Driver, Shareable):
         self,
         sequences: Sequence[SequenceState],
         name: str,
-        sample: Callable[[slice, torch.Tensor], torch.Tensor],
+        sample: _Sample,
     ) -> list[Any]:
         """Sample a list of codes, or a token, for each sequence; None where logits can't be drawn from: it fails."""
         slots = torch.tensor([sequence.slot for sequence in sequences], dtype=torch.int32, device=self._model.device)
@@ -459,7 +471,7 @@ class Engine(Driver, Shareable):
                 return [None]
             # The sampler has drawn nothing. One by one, the others are drawn.
             return [
-                self._drawn([sequence], name, lambda _, slots, at=slice(row, row + 1): sample(at, slots))[0]
+                self._drawn([sequence], name, partial(_sample_at, sample, slice(row, row + 1)))[0]
                 for row, sequence in enumerate(sequences)
             ]
         lowest = drawn.view(len(sequences), -1).amin(dim=1).tolist()
@@ -518,10 +530,10 @@ class Engine(Driver, Shareable):
         if not isinstance(error, Exception):
             error = GenerationError(f"the step that computed this request was ended by {type(error).__name__}")
         self._launches_left = 0
-        if self._runner is not None:
+        if self._is_prepared:
             while self._runner.in_flight:
                 self._runner.read()
-        running = [self._handles[sequence] for sequence in self._scheduler.running] if self._scheduler else []
+        running = [self._handles[sequence] for sequence in self._scheduler.running] if self._is_prepared else []
         for handle in running or [*self._handles.values(), *self._incoming]:
             handle.sequence.finish_reason = "aborted"
             self._failed += 1
@@ -533,7 +545,7 @@ class Engine(Driver, Shareable):
         self._launches_left = 0
         sequence = handle.sequence
         self._handles.pop(sequence, None)
-        if self._scheduler is not None:
+        if self._is_prepared:
             self._scheduler.remove(sequence)
         if error is not None:
             handle.future.set_exception(error)

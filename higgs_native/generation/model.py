@@ -1,6 +1,7 @@
 """A language model that generates, after one prompt or after several side by side."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class HiggsAudioModel(LanguageModel):
         request = GenerationRequest(
             input_ids,
             reference_codes,
-            convention,
+            Convention.parse(convention),
             SamplingParams.of(sampling, options),
             partial_audio,
             on_frame=on_frame,
@@ -99,15 +100,21 @@ def generate_batch(
             if request.on_frame is not None or request.on_token is not None
         ]
         while heard:
-            engine.drive(lambda heard=heard: any(handle.is_ready for handle, _ in heard))
+            engine.drive(partial(_any_is_ready, heard))
             for handle, request in heard:
                 for item in handle.take():
-                    callback = request.on_token if isinstance(item, int) else request.on_frame
-                    if callback is not None:
-                        callback(item)
+                    if isinstance(item, torch.Tensor):
+                        if request.on_frame is not None:
+                            request.on_frame(item)
+                    elif request.on_token is not None:
+                        request.on_token(item)
             heard = [entry for entry in heard if not entry[0].is_exhausted]
         engine.drive(lambda: all(handle.future.done() for handle in handles))
         return [handle.future.result() for handle in handles]
     finally:
         for handle in handles:
             handle.abort()
+
+
+def _any_is_ready(heard: Sequence[tuple[RequestHandle, GenerationRequest]]) -> bool:
+    return any(handle.is_ready for handle, _ in heard)

@@ -9,6 +9,7 @@ ended unchanged.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -65,17 +66,17 @@ class CapturedStep(GraphedWork):
 
     def __init__(self, model: LanguageModel, cache: KVCache, sampler: SamplerState, num_rows: int) -> None:
         self._model, self._cache, self._sampler = model, cache, sampler
-        config, int32 = model.config, {"dtype": torch.int32, "device": model.device}
-        nothing = torch.zeros(0, **int32)
+        config, zeros = model.config, partial(torch.zeros, dtype=torch.int32, device=model.device)
+        nothing = zeros(0)
         self.num_rows = num_rows
-        self.drawn = torch.zeros(num_rows * (config.num_codebooks + 1), **int32)
+        self.drawn = zeros(num_rows * (config.num_codebooks + 1))
         codes = self.drawn[:-num_rows].view(num_rows, config.num_codebooks)
         self._active = self.drawn[-num_rows:]
         self._batch = Batch(
             token_ids=nothing,
             codes=codes,
-            slots=torch.zeros(num_rows, **int32),
-            positions=torch.zeros(num_rows, **int32),
+            slots=zeros(num_rows),
+            positions=zeros(num_rows),
             text_positions=nothing,
         )
         self._buffers = Buffers.allocate(config, num_rows, model.device)
@@ -135,7 +136,7 @@ class ModelRunner:
             self.cache.page_table[slot, 0] = num_pages + index // PAGE_SIZE
         self.sampler = SamplerState(num_slots + num_padding, model.config, MAX_RAS_WINDOW, model.device)
         self._steps: dict[int, CapturedStep] = {}
-        self._step: CapturedStep | None = None
+        self._step: CapturedStep  # of the rows that `begin` was given
         self._num_rows = 0
         self._in_flight: deque[tuple[torch.Tensor, torch.cuda.Event | None]] = deque()
         self._ring: list[tuple[torch.Tensor, torch.cuda.Event]] = []

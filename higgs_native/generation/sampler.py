@@ -86,15 +86,14 @@ class SamplerState:
         self.state[slot] = torch.tensor(fields, dtype=torch.int32, device="cpu")
         kept = frames[-self.history.shape[1] :]
         if kept:
-            ring = range(count - len(kept), count)
-            ring = torch.tensor(ring, dtype=torch.int64, device=self.history.device) % self.history.shape[1]
+            ring = torch.arange(count - len(kept), count, device=self.history.device) % self.history.shape[1]
             self.history[slot, ring] = torch.tensor(kept, dtype=torch.int32, device=self.history.device)
         self.temperature[slot] = float(sampling.temperature)
         self.top_k[slot] = sampling.top_k or 0
         self.top_p[slot] = 1.0 if sampling.top_p is None else float(sampling.top_p)
         self.ras_win_len[slot] = max(sampling.ras_win_len or 0, 0)
         self.ras_win_max_num_repeat[slot] = sampling.ras_win_max_num_repeat
-        seed = int(sampling.with_seed().seed)
+        seed = sampling.with_seed().known_seed
         # int64 holds the 64 bits of an unsigned seed as a negative number.
         self.seed[slot] = seed if seed < 2**63 else seed - 2**64
 
@@ -124,7 +123,7 @@ class SamplerState:
         """Open an audio segment in Boson's convention: return its first frame [codebooks], int32, all BOS."""
         bos = torch.full_like(self.history[slot, 0], self.config.audio_stream_bos_id)
         fields = self.state[slot]
-        self.history[slot, fields[StateField.HISTORY_COUNT].item() % self.history.shape[1]] = bos
+        self.history[slot, int(fields[StateField.HISTORY_COUNT]) % self.history.shape[1]] = bos
         fields[StateField.ACTIVE] = 1
         fields[StateField.BOSON_OPENED] = 0
         fields[StateField.BOSON_REMAINING] = -1

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing_extensions import TypedDict
 
 from higgs_native.errors import ParameterError, short_repr
-from higgs_native.generation.stop import DEFAULT_STOP_STRINGS, check_stop_strings
-from higgs_native.utils.checks import check_integer, check_number
+from higgs_native.utils.checks import check_integer, check_number, check_strings
 
 
+DEFAULT_STOP_STRINGS = ("<|end_of_text|>", "<|eot_id|>")
 MAX_RAS_WINDOW = 10_000
 
 
@@ -70,11 +70,18 @@ class SamplingParams:
             raise ParameterError(f"seed must be between -2**63 and 2**64 - 1, got {self.seed}")
         if self.max_new_tokens < 1:
             raise ParameterError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        check_stop_strings(self.stop_strings)
+        if self.stop_strings is not None:
+            check_strings("stop_strings", self.stop_strings)
 
     def with_seed(self) -> "SamplingParams":
         """Return these parameters with a seed: the given one, or a drawn one."""
         return self if self.seed is not None else replace(self, seed=secrets.randbits(63))
+
+    @property
+    def known_seed(self) -> int:
+        """The seed of what `with_seed` has returned."""
+        assert self.seed is not None
+        return int(self.seed)
 
     @classmethod
     def of(cls, sampling: "SamplingParams | None", options: "SamplingOptions") -> "SamplingParams":

@@ -13,7 +13,8 @@ from higgs_native.generation.delay_pattern import build_delay_pattern
 from higgs_native.generation.pages import page_keys
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer, integer_tensor
+from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer
+from higgs_native.utils.tensors import integer_tensor
 
 
 FinishReason = Literal["stop", "length", "aborted"]
@@ -313,7 +314,8 @@ def _expand_placeholders(
     prompt_ids: list[int] = []
     prompt_frames: list[Frame] = []
     # transformers' processor marks the frames that close a delay pattern.
-    closing = 0 if is_boson or config.audio_delay_token_id is None else config.num_codebooks - 1
+    delay_id = config.audio_delay_token_id
+    closing = [] if is_boson or delay_id is None else [delay_id] * (config.num_codebooks - 1)
     for token in ids:
         if token not in placeholders:
             rows.append(token)
@@ -321,7 +323,7 @@ def _expand_placeholders(
             continue
         frames = _frames(build_delay_pattern(next(references), config))
         rows += frames
-        prompt_ids += [token] * (len(frames) - closing) + [config.audio_delay_token_id] * closing
+        prompt_ids += [token] * (len(frames) - len(closing)) + closing
         # Boson's repetition-aware sampling counts the assistant's audio alone.
         if not is_boson or token == config.audio_out_token_id:
             prompt_frames += frames

@@ -6,23 +6,13 @@ from tokenizers import Tokenizer
 
 from higgs_native.convention import Convention
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.utils.checks import check_strings
-
-
-DEFAULT_STOP_STRINGS = ("<|end_of_text|>", "<|eot_id|>")
-
-
-def check_stop_strings(stop_strings: Sequence[str] | None) -> None:
-    """Raise ParameterError if `stop_strings` is neither None nor a sequence of strings; a single string is refused."""
-    if stop_strings is not None:
-        check_strings("stop_strings", stop_strings)
 
 
 def ends_reply(
     model: LanguageModel, convention: Convention, ids: Sequence[int], stop_strings: Sequence[str] | None
 ) -> bool:
     """Return whether the last of the text tokens `ids` ends the reply: an end token, or the end of a stop string."""
-    if convention == Convention.BOSON and ids[-1] in model.config.end_token_ids:
+    if convention == Convention.BOSON and ids[-1] in (model.config.end_token_ids or ()):
         return True
     return _completes_stop_string(model.tokenizer, ids, stop_strings or ())
 

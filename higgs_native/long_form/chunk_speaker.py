@@ -121,7 +121,7 @@ class ChunkSpeaker:
 
     def _add(self, job: _Job) -> None:
         """Add the request of a job's next attempt."""
-        sampling = replace(job.sampling, seed=(job.sampling.seed + len(job.attempts)) % 2**64)
+        sampling = replace(job.sampling, seed=(job.sampling.known_seed + len(job.attempts)) % 2**64)
         if self._on_progress is not None:
             job.on_frame = self._engine.frame_counter(self._on_progress)
         request = self._engine.prepare_request(job.messages, True, sampling)()
@@ -148,7 +148,7 @@ class ChunkSpeaker:
     def _finish(self, job: _Job, output: GenerationOutput) -> bool:
         """Decode an attempt; store the best one and return True, or return False if another one is needed."""
         speech = self._engine.speech(output)
-        seed = (job.sampling.seed + len(job.attempts)) % 2**64
+        seed = (job.sampling.known_seed + len(job.attempts)) % 2**64
         attempts, speeches = job.attempts, job.speeches
         attempts.append(Attempt(seed, speech.duration, self._engine.failures(speech, job.text.text)))
         speeches.append(speech)

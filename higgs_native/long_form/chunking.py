@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal
 
 import regex
 
 from higgs_native.errors import ParameterError
+from higgs_native.long_form.settings import Boundary
 from higgs_native.prompt.markup import SPEAKER_TAG
 from higgs_native.prompt.normalize import SPEAKABLE, clean_text, drop_invisible, normalize_text, nothing_to_say
 from higgs_native.prompt.pace import spoken_milliseconds
@@ -27,7 +27,6 @@ from higgs_native.utils.checks import check_flag, check_number
 MIN_CHUNK_SECONDS, MAX_CHUNK_SECONDS = 2.0, 30.0
 """Above 30 seconds the model's speech becomes unstable; below 2 seconds chunks would be single words."""
 
-Boundary = Literal["paragraph", "turn", "sentence", "word"]
 
 _EAST_ASIAN = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\u3000-\u303f\uff00-\uffef]"
 # «French» and »German« use the same marks in both roles; a French closing mark may follow a space.
@@ -53,7 +52,7 @@ _DOTTED = regex.compile(
     r"[\p{Latin}\p{Cyrillic}\p{Greek}\p{Arabic}\p{Hebrew}]|(?:\p{L}{1,3}\.)+\p{L}{1,3}|\p{Nd}{1,2}"
 )
 # A sentence may continue after these. If it does not, two sentences count as one.
-_ABBREVIATIONS = (
+_ABBREVIATION_WORDS = (
     # English
     "mr mrs ms messrs dr prof rev hon st jr sr vs etc nos vol vols fig figs pp eds approx dept inc ltd corp gen col "
     "lt sgt capt cmdr adm gov sen pres mt ave blvd jan feb apr jun jul aug sept oct nov dec "
@@ -62,7 +61,7 @@ _ABBREVIATIONS = (
     # Spanish, French
     "sra srta sres dra ud uds vd vds pág págs núm avda gral excmo aprox mme mlle"
 )
-_ABBREVIATIONS = frozenset(_ABBREVIATIONS.split())
+_ABBREVIATIONS = frozenset(_ABBREVIATION_WORDS.split())
 
 _HAN, _KANA = regex.compile(r"\p{Han}"), regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _SPACE = regex.compile(r"\s*")
@@ -154,7 +153,7 @@ def chunk_text(text: str, max_seconds: float, join_sentences: bool = True) -> li
                 continue
             if not SPEAKABLE.search(part):
                 continue
-            boundary = first if tag == last_tag else "turn"
+            boundary: Boundary | None = first if tag == last_tag else "turn"
             words = _with_end(part.strip())
             sentences = [words] if join_sentences else split_sentences(words)
             for piece, inner in itertools.chain.from_iterable(_split(sentence, limit) for sentence in sentences):
@@ -268,7 +267,8 @@ def _opening_quotes(text: str) -> set[int]:
 
     Normalized opening and closing marks are equal. Every other one opens, except before a space.
     """
-    opening, counts = set(), Counter()
+    opening: set[int] = set()
+    counts: Counter[str] = Counter()
     for match in re.finditer("[\"']", text):
         counts[match[0]] += 1
         before_space = match.end() == len(text) or text[match.end()].isspace()
@@ -325,7 +325,7 @@ _LEVELS: tuple[Callable[[str], list[str]], ...] = (
 
 def _cut(text: str, ends: Iterable[int]) -> list[str]:
     """Cut at `ends`, each moved over the white space that follows."""
-    ends = [_SPACE.match(text, end).end() for end in ends]
+    ends = [space.end() for end in ends if (space := _SPACE.match(text, end))]
     return [text[begin:end] for begin, end in itertools.pairwise([0, *ends, len(text)]) if end > begin]
 
 

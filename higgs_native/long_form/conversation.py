@@ -71,12 +71,13 @@ class Conversation:
                     f"max_cache_length must be at least {needed} for a chunk with its references, got {limit}; give "
                     "shorter references or smaller chunk_seconds"
                 )
-            context.remove(next((chunk for chunk in context if chunk is not voice_chunk), voice_chunk))
+            context.remove(next((chunk for chunk in context if chunk is not voice_chunk), context[0]))
 
     def _prompt_length(self, messages: Sequence[Message]) -> int:
         """Return the number of cache positions that a prompt takes."""
-        model = self._engine.model
-        prompt = build_prompt(messages, model.tokenizer, self._engine.convention, force_audio_gen=True)
+        engine = self._engine
+        prompt = build_prompt(messages, engine.tokenizer, engine.convention, force_audio_gen=True)
         # A placeholder becomes its frames, BOS and EOS, and the delay.
-        frames = sum(item.codes.shape[1] + model.config.num_codebooks for item in prompt.audio)
+        codes = [item.codes for item in prompt.audio if item.codes is not None]
+        frames = sum(part.shape[1] + engine.model.config.num_codebooks for part in codes)
         return prompt.input_ids.shape[1] + frames

@@ -1,12 +1,6 @@
-"""Joining of spoken chunks: trimmed silence, ends without clicks, and pauses between chunks."""
-
-from dataclasses import dataclass, fields
+"""Joining of spoken chunks: trimmed silence, and ends without clicks."""
 
 import numpy as np
-
-from higgs_native.errors import ParameterError
-from higgs_native.long_form.chunking import Boundary
-from higgs_native.utils.checks import check_number
 
 
 EDGE_SECONDS = 0.05
@@ -14,36 +8,6 @@ EDGE_SECONDS = 0.05
 FADE_SECONDS = 0.01
 AUDIBLE_RATIO = 0.01
 """Samples below this share of the loudest one (-40 dB) are silence at the ends of speech."""
-
-_MAX_PAUSE_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Pauses:
-    """The silence before a chunk, in seconds, by its boundary; before a `word` there is none.
-
-    The speech itself has up to `EDGE_SECONDS` of silence at each end.
-
-    Raises:
-        ParameterError: a pause is negative or longer than a minute.
-    """
-
-    paragraph: float = 0.7
-    turn: float = 0.4
-    sentence: float = 0.25
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            seconds = getattr(self, field.name)
-            check_number(f"{field.name}_pause", seconds)
-            if not 0 <= seconds <= _MAX_PAUSE_SECONDS:
-                raise ParameterError(
-                    f"{field.name}_pause must be between 0 and {_MAX_PAUSE_SECONDS:g} seconds, got {seconds}"
-                )
-
-    def before(self, boundary: Boundary) -> float:
-        """Return the pause before what begins at a boundary, in seconds."""
-        return 0.0 if boundary == "word" else getattr(self, boundary)
 
 
 def trim_silence(audio: np.ndarray, sampling_rate: int) -> np.ndarray:

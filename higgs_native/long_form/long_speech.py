@@ -17,7 +17,14 @@ from higgs_native.long_form.chunk_speaker import ChunkSpeaker
 from higgs_native.long_form.chunk_store import ChunkStore, SpokenChunk
 from higgs_native.long_form.chunking import TextChunk, chunk_text
 from higgs_native.long_form.conversation import Conversation
-from higgs_native.long_form.joining import Pauses
+from higgs_native.long_form.settings import (
+    CHUNK_SECONDS,
+    CONTEXT_CHUNKS,
+    EMBEDDED_VOICE_CHUNK_SECONDS,
+    MAX_RETRIES,
+    PARALLEL_CHUNKS,
+    Pauses,
+)
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.messages import AudioContent
 from higgs_native.prompt.pace import spoken_seconds
@@ -25,15 +32,6 @@ from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
 from higgs_native.utils.checks import check_flag, check_instance, check_integer
 
-
-CHUNK_SECONDS = 20.0
-CONTEXT_CHUNKS = 2
-EMBEDDED_VOICE_CHUNK_SECONDS = 4.5
-"""The embedded voice was trained on single sentences of up to 16 words, after one recording at most. Its chunks hold
-one sentence at most: of several it often speaks only the first."""
-MAX_RETRIES = 3
-PARALLEL_CHUNKS = 8
-"""Chunks without context that are spoken side by side. Each adds a row to a step, which reads the weights once."""
 
 _SEEDS_PER_CHUNK = 1000
 _MAX_WAV_BYTES = 2**32 - 2**16  # the header's sizes have 32 bits
@@ -157,12 +155,14 @@ class LongSpeech:
         self._conversation().messages(longest, self._max_new_tokens(longest))  # refuses references that leave no room
 
         # Last, so that refused inputs make no folder.
-        self._temporary = tempfile.TemporaryDirectory(prefix="higgs-native-") if folder is None else None
-        self._store = ChunkStore(folder if self._temporary is None else self._temporary.name)
+        if folder is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="higgs-native-")  # deleted with this object
+            folder = self._temporary.name
+        self._store = ChunkStore(folder)
         if self._sampling.seed is None and self._store.run:
             self._sampling = replace(self._sampling, seed=self._store.run["inputs"].get("seed"))
         self._sampling = self._sampling.with_seed()
-        self.seed = int(self._sampling.seed)
+        self.seed = self._sampling.known_seed
         self.folder = self._store.folder
         self._store.claim(
             {

@@ -11,9 +11,10 @@ from typing_extensions import Self
 from higgs_native.errors import CheckpointError, short_repr
 from higgs_native.model.checkpoint import LanguageModelFiles, expected_tensors, listed, original_name
 from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.utils.checks import expanded_path, is_finite
+from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.fields import Fields
 from higgs_native.utils.files import read_json_object
+from higgs_native.utils.tensors import is_finite
 
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -25,7 +26,7 @@ _PREFIX = "base_model.model."
 # Kinds of factors: the suffixes of A and B, and whether their product is transposed, as that of tables is.
 _FACTORS = ((".lora_A.weight", ".lora_B.weight", False), (".lora_embedding_A", ".lora_embedding_B", True))
 # Settings of PEFT that change what the factors mean, and the values that leave it as it is.
-_PLAIN = {
+_PLAIN: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
     "use_dora": (False, None),

@@ -5,15 +5,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
+from typing_extensions import Unpack
 
-from higgs_native.errors import CheckpointError, ConfigError, one_line, short_repr
+from higgs_native.errors import CheckpointError, ConfigError, ParameterError, one_line, short_repr
 from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.model.hub import fetch_snapshot
+from higgs_native.model.hub import HubOptions, check_hub_options, fetch_snapshot
 from higgs_native.model.other_kinds import kind_of_files, kind_of_folder, kind_of_tensors
 from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.checks import expanded_path
@@ -29,19 +29,20 @@ _MAX_TOKENIZER_FILE = 128 << 20
 _FINGERPRINT_VALUES = 64
 
 
-def resolve_folder(path_or_name: str | Path, kind: str = "model", **hub_options: Any) -> Path:
+def resolve_folder(path_or_name: str | os.PathLike, kind: str = "model", **hub: Unpack[HubOptions]) -> Path:
     """Return the local folder of a checkpoint, after fetching it if `path_or_name` is a Hub name.
 
     Args:
         path_or_name: a folder, or a Hub name such as `bosonai/higgs-audio-v2-generation-3B-base`, optionally with
             `@revision`.
         kind: the name of the argument in error messages.
-        hub_options: of `huggingface_hub.snapshot_download`, such as `cache_dir` and `token`.
+        hub: see `HubOptions`.
 
     Raises:
         CheckpointError: the folder does not exist, and the Hub has no such repository or can't be reached.
-        ParameterError: `path_or_name` is neither a string nor a path.
+        ParameterError: `path_or_name` is neither a string nor a path, an option is unknown, or it names two revisions.
     """
+    check_hub_options(hub)
     written = expanded_path(kind, path_or_name)
     if os.path.isdir(written):  # unlike Path.is_dir, it takes names of any length
         return Path(written)
@@ -55,7 +56,13 @@ def resolve_folder(path_or_name: str | Path, kind: str = "model", **hub_options:
         raise CheckpointError(
             f"{kind} must be a folder or a Hub name such as owner/name, got {written}, which does not exist"
         )
-    return fetch_snapshot(name, revision or None, kind, **hub_options)
+    if revision:
+        if hub.get("revision") is not None:
+            raise ParameterError(
+                f"revision must be None for the name {path_or_name}, got {short_repr(hub['revision'])}"
+            )
+        hub["revision"] = revision
+    return fetch_snapshot(name, kind, **hub)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
@@ -179,13 +186,14 @@ class LanguageModelFiles:
                 )
             parts[part] = stored
         self._sources = {
-            name: [parts[None]] if None in parts else [parts.get(0), parts.get(1)] for name, parts in parts_of.items()
+            name: [parts[part] for part in (None, 0, 1) if part in parts] for name, parts in parts_of.items()
         }
+        halves = {name for name, parts in parts_of.items() if None not in parts and len(parts) < 2}
         expected = expected_tensors(config)
-        missing = [name for name in expected if name not in self._sources or None in self._sources[name]]
+        missing = [name for name in expected if name not in self._sources or name in halves]
         missing = [name for name in missing if name != TEXT_LM_HEAD or name in self._sources]
         unknown = [stored for name, sources in self._sources.items() if name not in expected for stored in sources]
-        unknown = [name for name in unknown if name is not None and not name.endswith("rotary_emb.inv_freq")]
+        unknown = [name for name in unknown if not name.endswith("rotary_emb.inv_freq")]
         problems = [listed(kind, names) for kind, names in (("missing", missing), ("unknown", unknown)) if names]
         if problems:
             got = kind_of_tensors(unknown) or ", ".join(problems)

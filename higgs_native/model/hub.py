@@ -1,27 +1,61 @@
 """Checkpoints on the Hub: fetched into its cache, with an error in place of an endless wait."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from higgs_native.errors import CheckpointError
+from typing_extensions import TypedDict, Unpack
+
+from higgs_native.errors import CheckpointError, ParameterError, one_line, short_repr
 from higgs_native.model.other_kinds import kind_of_files
 
 
 HUB_TIMEOUT = 10.0
 """Seconds without an answer after which a request to the Hub fails. The client asks up to 7 times for a file."""
+_LOGGER = logging.getLogger(__name__)
 _FETCHED = ("*.json", "*.safetensors", "*.txt", "*.pth")
 
 
-def fetch_snapshot(name: str, revision: str | None, kind: str, **options: Any) -> Path:
+class HubOptions(TypedDict, total=False):
+    """How a Hub name is fetched; a folder needs none of them.
+
+    Attributes:
+        revision: a branch, a tag or a commit; None: the main branch.
+        token: of your account; None: that of `HF_TOKEN` or `hf auth login`. False: none.
+        cache_dir: the folder of the cache; None: that of the Hub's client.
+        local_files_only: use the cache alone.
+        force_download: fetch what the cache has, too.
+    """
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+    force_download: bool
+
+
+def check_hub_options(options: Mapping[str, Any]) -> None:
+    """Raise ParameterError if one of `options` is none of `HubOptions`."""
+    known = HubOptions.__annotations__
+    if unknown := options.keys() - known:
+        raise ParameterError(f"options must be of {', '.join(known)}, got {short_repr(min(unknown))}")
+
+
+def hub_options(options: Mapping[str, Any]) -> HubOptions:
+    """Return those of a call's options that are `HubOptions`."""
+    chosen: Any = {name: options[name] for name in HubOptions.__annotations__ if name in options}
+    return chosen
+
+
+def fetch_snapshot(name: str, kind: str, **options: Unpack[HubOptions]) -> Path:
     """Return the folder of a repository in the Hub's cache, after fetching what it lacks.
 
     Args:
         name: `owner/name`.
-        revision: a branch, a tag or a commit; None: the main branch.
         kind: the name of the argument in error messages.
-        options: of `huggingface_hub.snapshot_download`, such as `cache_dir` and `token`.
+        options: see `HubOptions`.
 
     Raises:
         CheckpointError: the Hub has no such repository or revision, refuses access, or can't be reached, and the cache
@@ -30,22 +64,23 @@ def fetch_snapshot(name: str, revision: str | None, kind: str, **options: Any) -
     # Imported here: the Hub's client is slow to import, and local folders do not need it.
     from huggingface_hub import snapshot_download
 
+    _LOGGER.info("%s: asking the Hub", one_line(name))
     try:
         with _no_endless_requests():
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_FETCHED), **options))
+            folder = Path(snapshot_download(name, allow_patterns=list(_FETCHED), **options))
     except Exception as error:  # of any type: the client passes on those of HTTP, and of answers that aren't the Hub's
         raise CheckpointError(
             f"{kind} must be a folder or a Hub name, got {name}, which could not be fetched: "
-            f"{_reason(error, revision)}"
+            f"{_reason(error, options.get('revision'))}"
         ) from None
     has_weights = any(path.suffix in (".safetensors", ".pth") for path in folder.glob("*"))
-    if not has_weights and (other := _kind_of_repository(name, revision, **options)):
+    if not has_weights and (other := _kind_of_repository(name, **options)):
         raise CheckpointError(f"{kind} must be a folder or a Hub name, got {name}, which holds {other}")
     return folder
 
 
 def _kind_of_repository(
-    name: str, revision: str | None, token: str | bool | None = None, local_files_only: bool = False, **_: Any
+    name: str, revision: str | None = None, token: str | bool | None = None, local_files_only: bool = False, **_: Any
 ) -> str | None:
     """Tell the kind of a repository without weights that can be read, by its other files."""
     if local_files_only:

@@ -29,9 +29,9 @@ from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
 from higgs_native.ops import PackedWeight
 from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, STORED_DTYPES, WEIGHT_FORMATS, format_of
-from higgs_native.utils.checks import is_finite
 from higgs_native.utils.files import check_file_can_be_made, replacing
 from higgs_native.utils.memory import empty_weight, release_mapped
+from higgs_native.utils.tensors import is_finite
 
 
 PACKED_FILE = "higgs_native.safetensors"
@@ -109,7 +109,7 @@ class PackedWeights:
         chosen = getattr(self.quantization, part)
         format = format_of(self.dtype) if chosen is None else WEIGHT_FORMATS[chosen]
         data = self._read(name, format.packed_shape(n, k), format.dtype)
-        if not format.is_quantized:
+        if format.scale_dtype is None:
             return PackedWeight(data)
         return PackedWeight(data, self._read(name + _SCALES, format.packed_scales_shape(n, k), format.scale_dtype))
 
@@ -151,7 +151,7 @@ def checksum(tensor: torch.Tensor) -> int:
     data = tensor.flatten().view(torch.uint8)
     whole = len(data) // _CHECKSUM_BLOCK * _CHECKSUM_BLOCK
     sums = data[:whole].view(torch.int64).view(-1, _CHECKSUM_BLOCK // 8).sum(1)
-    return zlib.crc32(data[whole:].cpu().numpy(), zlib.crc32(sums.cpu().numpy()))
+    return zlib.crc32(data[whole:].cpu().numpy().data, zlib.crc32(sums.cpu().numpy().data))
 
 
 def named_tensors(weights: Mapping[str, torch.Tensor | PackedWeight | None]) -> dict[str, torch.Tensor]:

@@ -1,18 +1,21 @@
 """The language model: packed weights, the forward pass over a batch of rows, and the two heads."""
 
+import logging
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from higgs_native import ops
-from higgs_native.errors import CheckpointError, ParameterError, short_repr
+from higgs_native.errors import CheckpointError, ParameterError, one_line, short_repr
 from higgs_native.model.adapter import Adapter
 from higgs_native.model.batch import Batch, Buffers
 from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, load_tokenizer, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.hub import HubOptions
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.layers import Layer, read_layer
 from higgs_native.model.packed_checkpoint import PackedWeights, named_tensors
@@ -31,6 +34,8 @@ from higgs_native.utils.uncopyable import Shareable
 DEFAULT_CACHE_LENGTH = 8192
 MAX_CACHE_LENGTH = 1 << 20
 """Its table of rotary angles takes half a gigabyte. The model was trained on 131,072 positions at most."""
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class LanguageModel(Shareable):
@@ -120,6 +125,7 @@ class LanguageModel(Shareable):
         max_cache_length: int = DEFAULT_CACHE_LENGTH,
         quantization: str | Quantization | None = None,
         adapter: str | Path | Adapter | None = None,
+        **hub: Unpack[HubOptions],
     ) -> Self:
         """Load a checkpoint of either layout, packed or not.
 
@@ -132,6 +138,7 @@ class LanguageModel(Shareable):
                 114,688 bytes of cache at real size in bfloat16.
             quantization: `fp8`, `int8`, `int4`, or formats by part; see `Quantization`. None keeps the stored format.
             adapter: a folder in PEFT's format (LoRA), which is merged into the weights as they are read.
+            hub: how a Hub name is fetched; see `HubOptions`.
 
         Raises:
             CheckpointError: files are missing or damaged, or don't fit the configuration, or the adapter is of another
@@ -145,7 +152,8 @@ class LanguageModel(Shareable):
         chosen = checked_dtype(dtype)
         if quantization is not None:
             quantization = Quantization.parse(quantization)
-        folder = resolve_folder(path_or_name)
+        folder = resolve_folder(path_or_name, **hub)
+        begin = time.perf_counter()
         config = HiggsAudioConfig.from_pretrained(folder)
         if adapter is not None and not isinstance(adapter, Adapter):
             adapter = Adapter.from_pretrained(adapter)
@@ -153,6 +161,15 @@ class LanguageModel(Shareable):
         model = cls(config, weights, load_tokenizer(folder), device, max_cache_length)
         if isinstance(weights, PackedWeights):
             weights.check_all_read()
+        _LOGGER.info(
+            "language model: %d layers, %s (%s), on %s, from %s in %.2f s",
+            len(model.layers),
+            model.dtype,
+            model.quantization,
+            device,
+            one_line(str(folder)),
+            time.perf_counter() - begin,
+        )
         return model
 
     def new_cache(self, slots: int, length: int) -> KVCache:
@@ -211,15 +228,22 @@ class LanguageModel(Shareable):
         Raises:
             CheckpointError: the checkpoint has no text head.
         """
-        self.require_text_head()
+        head = self.require_text_head()
         logits = torch.empty(len(states), self.config.vocab_size, dtype=torch.float32, device=self.device)
-        self._head(logits, states, self.text_head)
+        self._head(logits, states, head)
         return logits
 
-    def require_text_head(self) -> None:
-        """Raise CheckpointError if the checkpoint has no text head."""
+    def require_text_head(self) -> PackedWeight:
+        """Return the text head; raise CheckpointError if the checkpoint has none."""
         if self.text_head is None:
             raise CheckpointError("this checkpoint has no text head (text_lm_head.weight), so it can't generate text")
+        return self.text_head
+
+    def require_tokenizer(self) -> Tokenizer:
+        """Return the text tokenizer; raise CheckpointError if the checkpoint has none."""
+        if self.tokenizer is None:
+            raise CheckpointError("the model's folder has no tokenizer.json")
+        return self.tokenizer
 
     def _head(self, logits: torch.Tensor, states: torch.Tensor, weight: PackedWeight) -> None:
         ops.rms_norm_linear(logits, states, self.norm, self.config.rms_norm_eps, weight)

@@ -16,8 +16,8 @@ from higgs_native.model.packed_checkpoint import PACKED_FILE, PackedWeights
 from higgs_native.model.quantization import Quantization
 from higgs_native.ops import Moments, PackedWeight
 from higgs_native.ops.formats import QUANTIZED_FORMATS
-from higgs_native.utils.checks import is_finite
 from higgs_native.utils.memory import empty_weight
+from higgs_native.utils.tensors import is_finite
 
 
 class Weights(Protocol):

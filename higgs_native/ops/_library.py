@@ -1,5 +1,6 @@
 """Loads the compiled operators and registers the fake (shape-only) implementation of each."""
 
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from higgs_native.errors import ParameterError
+from higgs_native.utils.variables import EMULATE_CUDA_VARIABLE
 
 
 try:
@@ -19,8 +21,9 @@ except ImportError as error:
     ) from error
 
 
+_LOGGER = logging.getLogger(__name__)
 # Tests set it to 1 to run the CUDA kernels, compiled for the CPU, instead of the CPU's kernels (csrc/cuda/emulation).
-EMULATES_CUDA = os.environ.get("HIGGS_NATIVE_EMULATE_CUDA") == "1"
+EMULATES_CUDA = os.environ.get(EMULATE_CUDA_VARIABLE) == "1"
 
 
 def _load() -> None:
@@ -30,9 +33,11 @@ def _load() -> None:
     if not cpu_library.is_file():
         raise ImportError(f"{cpu_library} must be a file beside higgs_native._C; build and install it: pip install .")
     torch.ops.load_library(cpu_library)
+    _LOGGER.debug("operators: %s", cpu_library)
     cuda_library = folder / "libhiggs_native_cuda.so"
     if cuda_library.is_file() and torch.cuda.is_available():
         torch.ops.load_library(cuda_library)
+        _LOGGER.debug("operators: %s", cuda_library)
 
 
 def check_instruction_set() -> None:

@@ -84,7 +84,7 @@ class WeightFormat:
         """Bytes of a packed matrix [n, k] and its scales."""
         panels, units, rows, elements = self.packed_shape(n, k)
         nbytes = panels * units * rows * elements * self.dtype.itemsize
-        if self.is_quantized:
+        if self.scale_dtype is not None:
             nbytes += panels * self.num_scales(k) * PANEL * self.scale_dtype.itemsize
         return nbytes
 

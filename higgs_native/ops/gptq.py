@@ -27,11 +27,11 @@ class Moments(NamedTuple):
 
     Attributes:
         mean: [k, k], float32: the mean of x x^T.
-        count: the number of inputs.
+        num_inputs: their number.
     """
 
     mean: torch.Tensor
-    count: int
+    num_inputs: int
 
 
 class ErrorFeedback(NamedTuple):
@@ -60,7 +60,7 @@ def error_feedback(moments: Moments) -> ErrorFeedback:
     damped = moments.mean[order][:, order]
     # If all inputs are zero, H is the identity: no column corrects another.
     mean = diagonal.mean() if diagonal.any() else 1
-    damped.diagonal().add_(mean * (_DAMPING + _DAMPING_OF_FEW * len(damped) / max(moments.count, 1)))
+    damped.diagonal().add_(mean * (_DAMPING + _DAMPING_OF_FEW * len(damped) / max(moments.num_inputs, 1)))
     # The inverse of H is U^T U with an upper triangular U: flipped, the inverse of the flipped H's Cholesky factor.
     lower = torch.linalg.cholesky(damped.flip(0, 1))
     identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)

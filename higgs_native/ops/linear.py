@@ -90,7 +90,8 @@ def pack_quantized(values: torch.Tensor, scales: torch.Tensor) -> PackedWeight:
         RuntimeError: a shape or dtype does not fit.
     """
     format = format_of(values.dtype) if scales.dim() == 1 else WEIGHT_FORMATS["int4"]
-    data = _empty_packed(format, *values.shape, values.device)
+    n, k = values.shape
+    data = _empty_packed(format, n, k, values.device)
     packed = PackedWeight(data, _by_panel(scales, PANEL))
     torch.ops.higgs_native.pack_linear(data, values, 0, PANEL)
     return packed
@@ -119,7 +120,7 @@ def _pack(
         )
         packed = PackedWeight(data, torch.cat([_by_panel(s, panel_rows) for s in scales], dim=-1 if shared else 0))
     else:
-        values, packed = [weight.to(target.dtype) for weight, _ in weights], PackedWeight(data)
+        values, packed = tuple(weight.to(target.dtype) for weight, _ in weights), PackedWeight(data)
     panel = 0
     for value, (_, first_row), count in zip(values, weights, counts, strict=True):
         torch.ops.higgs_native.pack_linear(data[panel : panel + count], value, first_row, panel_rows)

@@ -35,6 +35,8 @@ def quantize_linear(
             CUDA their scale is NaN instead.
     """
     target = WEIGHT_FORMATS[format]
+    if target.limits is None:
+        raise RuntimeError(f"quantize_linear: format must be fp8, int8 or int4, got {format}")
     values = torch.empty(weight.shape, dtype=target.value_dtype, device=weight.device)
     scales = torch.empty(target.scales_shape(*weight.shape), dtype=target.scale_dtype, device=weight.device)
     if target.is_integer:

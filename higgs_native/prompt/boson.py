@@ -68,13 +68,13 @@ def system_messages(
     """
     if not scene and not speakers:
         return [Message("system", system_text)]
-    contents: list[str | AudioContent] = [f"{system_text}\n\n{SCENE_START}{scene or ''}"]
+    contents: list[str | AudioContent] = []
+    text = f"{system_text}\n\n{SCENE_START}{scene or ''}"
     for index, (label, voice) in enumerate(speakers):
         line_break = "\n" if index else "\n\n" if scene else ""
         if isinstance(voice, AudioContent):
-            contents[-1] += f"{line_break}{label} "
-            contents += [voice, ""]
+            contents += [f"{text}{line_break}{label} ", voice]
+            text = ""
         else:
-            contents[-1] += f"{line_break}{label} {voice}"
-    contents[-1] += SCENE_END
-    return [Message("system", contents)]
+            text += f"{line_break}{label} {voice}"
+    return [Message("system", [*contents, text + SCENE_END])]

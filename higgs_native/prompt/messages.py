@@ -1,5 +1,6 @@
 """The messages of a conversation: texts and recordings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +55,7 @@ class Message:
     """
 
     role: str
-    content: str | Content | list[str | Content]
+    content: str | Content | Sequence[str | Content]
     recipient: str | None = None
 
     def contents(self) -> list[Content]:
@@ -63,15 +64,17 @@ class Message:
         Raises:
             PromptError: an item is neither text nor audio, or a text is no str or not valid Unicode.
         """
-        items = self.content if isinstance(self.content, list | tuple) else [self.content]
-        items = [TextContent(item) if isinstance(item, str) else item for item in items]
-        for item in items:
-            if not isinstance(item, TextContent | AudioContent):
+        given = self.content if isinstance(self.content, list | tuple) else [self.content]
+        contents: list[Content] = []
+        for item in given:
+            content = TextContent(item) if isinstance(item, str) else item
+            if not isinstance(content, TextContent | AudioContent):
                 expected = "str, TextContent or AudioContent"
-                raise PromptError(f"content of a {self.role} message must be {expected}, got {short_repr(item)}")
-            if isinstance(item, TextContent):
-                check_unicode(item.text, f"text of a {self.role} message")
-        return items
+                raise PromptError(f"content of a {self.role} message must be {expected}, got {short_repr(content)}")
+            if isinstance(content, TextContent):
+                check_unicode(content.text, f"text of a {self.role} message")
+            contents.append(content)
+        return contents
 
 
 @dataclass

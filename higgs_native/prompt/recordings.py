@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-import torch
 
 from higgs_native.audio.io import decode_base64, is_data_url, read_audio
 from higgs_native.audio.quality import RecordingQuality, advise, measure
@@ -36,7 +35,7 @@ class Recording:
         ParameterError: the name is no string.
     """
 
-    samples: np.ndarray | torch.Tensor
+    samples: np.ndarray
     sampling_rate: int
     name: str = "the reference audio"
 
@@ -54,8 +53,10 @@ class Recording:
         if isinstance(audio, Recording):
             return audio.part(offset, duration)
         samples, sampling_rate = read_audio(audio, None, offset, duration)
-        is_file = isinstance(audio, str | os.PathLike) and os.path.exists(os.path.expanduser(audio))
-        return cls(samples, sampling_rate, os.fsdecode(audio) if is_file else cls.name)
+        name = cls.name
+        if isinstance(audio, str | os.PathLike) and os.path.exists(os.path.expanduser(audio)):
+            name = os.fsdecode(audio)
+        return cls(samples, sampling_rate, name)
 
     @cached_property
     def quality(self) -> RecordingQuality | None:
@@ -65,7 +66,7 @@ class Recording:
     @cached_property
     def sha256(self) -> str:
         """The hexadecimal digest of its samples."""
-        return hashlib.sha256(self.samples).hexdigest()
+        return hashlib.sha256(self.samples.data).hexdigest()
 
     def part(self, offset: float = 0.0, duration: float | None = None) -> "Recording":
         """Return the part that begins at `offset` and lasts at most `duration` seconds; None for the rest.
@@ -95,7 +96,7 @@ def read_recording(content: AudioContent) -> Recording:
             offset and duration leave nothing.
         PromptError: the content names no audio.
     """
-    audio = content.audio_url
+    audio: RecordingLike | None = content.audio_url
     if audio is None or (isinstance(audio, str) and audio in ("", "placeholder")):
         audio = content.raw_audio
         if audio is None:

@@ -41,7 +41,11 @@ def _parts(messages: Sequence[Message]) -> Iterator[str]:
             yield header(message.role) + AUDIO_OUT
         else:
             begin = "" if index else BEGIN_OF_TEXT
-            yield begin + header(message.role) + "".join(item.text.strip() for item in items)
+            yield (
+                begin
+                + header(message.role)
+                + "".join(item.text.strip() for item in items if isinstance(item, TextContent))
+            )
         if index or len(messages) == 1 or messages[1].role != "scene":
             yield END_OF_TURN
 

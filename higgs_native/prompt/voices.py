@@ -22,9 +22,8 @@ from higgs_native.prompt.normalize import check_unicode, drop_invisible
 from higgs_native.prompt.recordings import Recording, RecordingLike
 from higgs_native.utils.checks import check_string, check_strings, expanded_path
 from higgs_native.utils.files import read_json_object, read_small_file
+from higgs_native.utils.variables import VOICES_VARIABLE
 
-
-VOICES_VARIABLE = "HIGGS_NATIVE_VOICES"
 
 _MAX_TEXT_BYTES = 256 << 10  # YAML of this size takes up to 10 s
 _AUDIO_SUFFIXES = (".wav", ".flac", ".aiff", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".webm", ".wma")
@@ -70,7 +69,7 @@ def read_voice(voice: Voice) -> Voice:
     Raises:
         AudioError: the reference audio can't be read or used.
     """
-    if voice.profile is not None or isinstance(voice.reference_audio, Recording):
+    if voice.reference_audio is None or isinstance(voice.reference_audio, Recording):
         return voice
     return replace(voice, reference_audio=Recording.read(voice.reference_audio))
 
@@ -81,9 +80,8 @@ def check_voice(voice: Voice) -> list[str]:
     Raises:
         AudioError: the reference audio can't be read or used.
     """
-    if voice.profile is not None:
-        return []
-    return read_voice(voice).reference_audio.advice(voice.reference_text)
+    recording = read_voice(voice).reference_audio
+    return recording.advice(voice.reference_text) if isinstance(recording, Recording) else []
 
 
 def choose_voices(
@@ -208,7 +206,9 @@ def _read_profiles(path: Path) -> dict[str, str]:
     # ValueError, OverflowError: PyYAML takes any hexadecimal number for the code of a character.
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         mark = getattr(error, "problem_mark", None)  # set by errors of the grammar
-        location, reason = (path, error) if mark is None else (f"{path}, line {mark.line + 1}", error.problem)
+        location, reason = (
+            (path, error) if mark is None else (f"{path}, line {mark.line + 1}", getattr(error, "problem", error))
+        )
         reason = " ".join(str(reason).split())
         raise PromptError(f"{location} can't be read as YAML: {reason}; texts with ': ' or ' #' need quotes") from None
     profiles = contents.get("profiles") if isinstance(contents, dict) else None

@@ -24,7 +24,7 @@ def unpack_linear(weight: PackedWeight) -> torch.Tensor:
     data, scales = weight
     panels = len(data)
     words = data.transpose(1, 2)  # [panels, 32, units, elements]
-    if format_of(data.dtype).bits == 4:
+    if scales is not None and format_of(data.dtype).bits == 4:
         words = torch.cat([words & 15, words >> 4], dim=-1).float() - 8
         scales = scales.float().transpose(1, 2).repeat_interleave(QUANTIZATION_GROUP, dim=-1)
         words = words.reshape(panels, PANEL, -1) * scales

@@ -13,6 +13,7 @@ _MIN_CLIP = 0.55
 def quantize_linear(weight: torch.Tensor, format: str, clip: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """See `higgs_native.ops.quantize_linear`."""
     target, (n, k) = WEIGHT_FORMATS[format], weight.shape
+    assert target.limits is not None  # of a quantized format
     group = target.scale_group or max(k, 1)
     groups = torch.nn.functional.pad(weight.float(), (0, -k % group)).view(n, -1, group)
     if target.is_integer:
@@ -28,6 +29,7 @@ def quantize_linear(weight: torch.Tensor, format: str, clip: bool = True) -> tup
 
 def _scales(groups: torch.Tensor, target: WeightFormat, clip: bool) -> torch.Tensor:
     """The scale of each group with the min squared error among the candidates; 1 for groups that round to zero."""
+    assert target.limits is not None
     lowest, highest = target.limits
     extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))[..., 0]
     # 4 bits have one more integer below zero: the extreme value takes it.
@@ -48,12 +50,14 @@ def _scales(groups: torch.Tensor, target: WeightFormat, clip: bool) -> torch.Ten
 
 def _stored(scale: torch.Tensor, target: WeightFormat) -> torch.Tensor:
     """The scale as it is stored, at most the largest number; 0 if its reciprocal overflows."""
+    assert target.scale_dtype is not None
     limit = torch.finfo(target.scale_dtype).max
     scale = scale.clamp(-limit, limit).to(target.scale_dtype).float()
     return torch.where(scale.reciprocal().isfinite(), scale, 0)
 
 
 def _rounded(groups: torch.Tensor, scales: torch.Tensor, target: WeightFormat) -> torch.Tensor:
+    assert target.limits is not None
     return torch.round(groups * scales.reciprocal()[..., None]).nan_to_num().clamp(*target.limits)
 
 

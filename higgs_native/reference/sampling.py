@@ -80,7 +80,7 @@ def process_logits(
 ) -> None:
     """See `higgs_native.ops.process_logits`."""
     for row, result in enumerate(out):
-        result.copy_(_processed(logits[row], temperature[row].item(), top_k[row].item(), top_p[row].item()))
+        result.copy_(_processed(logits[row], temperature[row].item(), int(top_k[row]), top_p[row].item()))
 
 
 def sample_text(
@@ -98,8 +98,8 @@ def sample_text(
         if temperature[slot] == 0:
             tokens[row] = logits[row].argmax()
             continue
-        scores = _processed(logits[row], temperature[slot].item(), top_k[slot].item(), top_p[slot].item())
-        tokens[row] = _draw(scores, random_bits(seed[slot].item(), steps[row].item(), TEXT_STREAM, MAIN_DRAW))
+        scores = _processed(logits[row], temperature[slot].item(), int(top_k[slot]), top_p[slot].item())
+        tokens[row] = _draw(scores, random_bits(int(seed[slot]), int(steps[row]), TEXT_STREAM, MAIN_DRAW))
 
 
 def sample_audio_frame(
@@ -126,7 +126,7 @@ def sample_audio_frame(
             codes[row] = eos_id
             active[row] = 0
             continue
-        count = fields[StateField.HISTORY_COUNT].item()
+        count = int(fields[StateField.HISTORY_COUNT])
         length = history.shape[1]
         past = [history[slot, frame % length].tolist() for frame in range(max(0, count - length), count)]
         window = past[-ras_win_len[slot] :] if ras_win_len[slot] > 0 else []
@@ -134,11 +134,11 @@ def sample_audio_frame(
             logits=logits[row],
             window=window,
             temperature=temperature[slot].item(),
-            top_k=top_k[slot].item(),
+            top_k=int(top_k[slot]),
             top_p=top_p[slot].item(),
-            max_num_repeat=ras_win_max_num_repeat[slot].item(),
-            seed=seed[slot].item(),
-            step=fields[StateField.FRAME].item(),
+            max_num_repeat=int(ras_win_max_num_repeat[slot]),
+            seed=int(seed[slot]),
+            step=int(fields[StateField.FRAME]),
         )
         is_boson = fields[StateField.CONVENTION] == Convention.BOSON.state_value
         advance = _advance_boson if is_boson else _advance_transformers
@@ -189,10 +189,9 @@ class _FrameSampler:
 
 def _advance_boson(fields: torch.Tensor, frame: _FrameSampler, bos_id: int, eos_id: int) -> list[int]:
     num_codebooks = len(frame.logits)
-    opened = fields[StateField.BOSON_OPENED].item()
-    remaining = fields[StateField.BOSON_REMAINING].item()
-    if remaining < 0:
-        remaining = None
+    opened = int(fields[StateField.BOSON_OPENED])
+    stored = int(fields[StateField.BOSON_REMAINING])
+    remaining = None if stored < 0 else stored
 
     codes = [frame.draw(k, frame.logits[k]) for k in range(num_codebooks)]
     codes = [frame.replace_repetition(k, code) for k, code in enumerate(codes)]

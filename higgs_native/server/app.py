@@ -127,7 +127,7 @@ def _add_speech(app: FastAPI, service: SpeechService) -> None:
         described.setdefault("components", {}).setdefault("schemas", {}).update(definitions)
         return described
 
-    app.openapi = openapi
+    setattr(app, "openapi", openapi)  # noqa: B010 (FastAPI's way to extend the description)
 
 
 async def _read_request(request: Request) -> tuple[SpeechRequest, bytes | None]:
@@ -232,7 +232,7 @@ def _add_health(app: FastAPI, service: SpeechService, worker: Worker | None) -> 
         if worker is None:
             text = service.metrics.text()
         else:
-            texts = [report and report["metrics"] for report in await worker.reports()]
+            texts = [None if report is None else str(report["metrics"]) for report in await worker.reports()]
             text = merged_metrics(texts, worker.devices)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 

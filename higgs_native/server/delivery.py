@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +80,7 @@ class SpeechService:
 
     async def encoded(
         self, utterance: Utterance, encoder: AudioEncoder, key: str, timing: "Timing"
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Wait for a turn, then yield encoded audio as it is made. Leaving the loop frees the slot.
 
         Args:
@@ -124,7 +124,8 @@ class SpeechService:
 
     def _count(self, utterance: Utterance, timing: "Timing") -> None:
         self.metrics.audio_seconds.inc(utterance.seconds)
-        self.metrics.real_time_factor.observe((time.monotonic() - timing.started) / utterance.seconds)
+        if timing.started is not None:
+            self.metrics.real_time_factor.observe((time.monotonic() - timing.started) / utterance.seconds)
         self.metrics.tokens.labels("input").inc(utterance.prompt_tokens)
         self.metrics.tokens.labels("output").inc(utterance.completion_tokens)
         for failure in utterance.failures:
@@ -274,7 +275,7 @@ class SpeechResponse(Response):
         await self._send(send, audio, more=False)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._has_left:
+        if not self._has_left and self._error is not None:
             self._is_complete = True
             await ApiError.of(self._error).response()(scope, receive, send)
 

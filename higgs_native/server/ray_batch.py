@@ -29,8 +29,9 @@ from higgs_native.long_form.chunk_store import ChunkStore
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio, read_trained_voices
 from higgs_native.prompt.manifest import read_manifest
-from higgs_native.prompt.voices import VOICES_VARIABLE, Voice, list_voices, read_voice
+from higgs_native.prompt.voices import Voice, list_voices, read_voice
 from higgs_native.utils.files import locked
+from higgs_native.utils.variables import VOICES_VARIABLE
 
 
 class TextSpeaker:
@@ -47,7 +48,7 @@ class TextSpeaker:
         self._voices = voices
         self._out = out
 
-    def __call__(self, texts: dict[str, np.ndarray]) -> dict[str, list[str]]:
+    def __call__(self, texts: dict[str, np.ndarray]) -> dict[str, list[str] | list[bool]]:
         """Speak a batch of texts side by side. Return, for each, what there is to tell, and whether it failed."""
         rows = [dict(zip(texts, values, strict=True)) for values in zip(*texts.values(), strict=True)]
         with ThreadPoolExecutor(len(rows)) as pool:  # its calls share the passes over the weights

@@ -7,7 +7,7 @@ import multiprocessing
 import signal
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -63,7 +63,14 @@ def run(
         bound = _SharedSocket(fileno=bound.detach())
     bound.listen(_BACKLOG)
     on_listening()
-    asyncio.run(_serve(uvicorn.Server(config), app.state.service, bound, worker, wyoming))
+    asyncio.run(_serve(_Server(config), app.state.service, bound, worker, wyoming))
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `_serve`: uvicorn would stop listening at once, and raise the signal again at the end."""
+        yield
 
 
 class _SharedSocket(socket.socket):
@@ -100,10 +107,15 @@ async def _serve(
     if worker is None:
         loop.add_signal_handler(signal.SIGINT, stop)
     else:
-        supervisor = multiprocessing.parent_process().sentinel
-        loop.add_reader(supervisor, lambda: (loop.remove_reader(supervisor), stop()))
-    # uvicorn would stop listening at once, and raise the signal again at the end.
-    server.capture_signals = contextlib.nullcontext
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        supervisor = parent.sentinel
+
+        def stop_without_supervisor() -> None:
+            loop.remove_reader(supervisor)
+            stop()
+
+        loop.add_reader(supervisor, stop_without_supervisor)
     async with contextlib.AsyncExitStack() as beside:
         if worker is not None:
             await beside.enter_async_context(worker.reporting(service.report))

@@ -1,7 +1,7 @@
 """From a request to samples: a short text is streamed, a long one spoken in chunks."""
 
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -9,8 +9,10 @@ import numpy as np
 from anyio.to_thread import run_sync
 
 from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.long_form.chunk_store import SpokenChunk
 from higgs_native.long_form.chunking import chunk_text
-from higgs_native.long_form.long_speech import CHUNK_SECONDS, EMBEDDED_VOICE_CHUNK_SECONDS, LongSpeech
+from higgs_native.long_form.long_speech import LongSpeech
+from higgs_native.long_form.settings import CHUNK_SECONDS, EMBEDDED_VOICE_CHUNK_SECONDS
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.voices import Voice
@@ -104,7 +106,7 @@ class Speaker:
             voices = [self._voices.find(name) for name in request.voice_names]
         return Utterance(request.input, voices, request.instructions or None, sampling)
 
-    async def speak(self, utterance: Utterance) -> AsyncIterator[np.ndarray]:
+    async def speak(self, utterance: Utterance) -> AsyncGenerator[np.ndarray, None]:
         """Yield samples [samples], int16, as they are made. Leaving the loop ends the generation.
 
         Raises:
@@ -132,7 +134,7 @@ class Speaker:
             return len(chunk_text(text, EMBEDDED_VOICE_CHUNK_SECONDS, join_sentences=False)) > 1
         return spoken_seconds(text) > CHUNK_SECONDS
 
-    async def _streamed(self, utterance: Utterance) -> AsyncIterator[np.ndarray]:
+    async def _streamed(self, utterance: Utterance) -> AsyncGenerator[np.ndarray, None]:
         stream: SpeechStream = await run_sync(
             lambda: self._engine.stream(
                 utterance.text, voice=utterance.voices, scene=utterance.scene, sampling=utterance.sampling
@@ -142,12 +144,13 @@ class Speaker:
             async for chunk in chunks:
                 if len(chunk.samples):
                     yield pcm_samples(chunk.samples)
-        utterance.prompt_tokens = stream.usage["prompt_tokens"]
-        utterance.completion_tokens = stream.usage["completion_tokens"]
-        utterance.failures += stream.failures
+        if stream.usage is not None and stream.failures is not None:
+            utterance.prompt_tokens = stream.usage["prompt_tokens"]
+            utterance.completion_tokens = stream.usage["completion_tokens"]
+            utterance.failures += stream.failures
 
-    async def _spoken_long(self, utterance: Utterance) -> AsyncIterator[np.ndarray]:
-        def produce(chunks: BackgroundIterator) -> None:
+    async def _spoken_long(self, utterance: Utterance) -> AsyncGenerator[np.ndarray, None]:
+        def produce(chunks: BackgroundIterator[SpokenChunk]) -> None:
             speech = LongSpeech(
                 self._engine,
                 utterance.text,
@@ -166,5 +169,5 @@ class Speaker:
                 utterance.failures += chunk.failures
                 if len(chunk.pcm):
                     yield chunk.pcm
-        tokens = self._engine.model.tokenizer.encode(utterance.text, add_special_tokens=False)
+        tokens = self._engine.tokenizer.encode(utterance.text, add_special_tokens=False)
         utterance.prompt_tokens = len(tokens.ids)

@@ -114,7 +114,7 @@ class Supervisor:
                 self._on_listening = lambda: None
         await _readable(process.sentinel)
         process.join()
-        self._check(worker, process.exitcode, serves)
+        self._check(worker, process.exitcode or 0, serves)  # None: not ended, which `join` has waited for
 
     def _start(self, worker: Worker) -> tuple[BaseProcess, Connection]:
         """Start a process. Return it with the pipe in which it says that it serves, or which error ended it."""

@@ -1,6 +1,7 @@
 """The voices that clients name, upload, and send along with a request."""
 
 import base64
+import os
 import re
 import urllib.error
 import urllib.parse
@@ -111,6 +112,7 @@ class VoiceStore:
             return Voice(profile=self._described[name])
         if voice.profile is not None:
             return voice
+        assert isinstance(voice.reference_audio, str | os.PathLike)  # voices in folders are files
         path = Path(voice.reference_audio)
         try:
             status = path.stat()
@@ -197,9 +199,11 @@ class VoiceStore:
         return {} if self._folder is None else list_voices(self._folder)
 
     def _audio_file(self, name: str) -> Path:
+        assert self._folder is not None
         return self._folder / f"{name}.wav"
 
     def _words_file(self, name: str) -> Path:
+        assert self._folder is not None
         return self._folder / f"{name}.txt"
 
     def _fetched(self, text: str) -> bytes:

@@ -207,7 +207,7 @@ class SpeechSession:
             self._index += 1
 
     async def _speak_sentence(self, sentence: str) -> None:
-        seed = (self._template.sampling.seed + self._index) % 2**64
+        seed = (self._template.sampling.known_seed + self._index) % 2**64
         utterance = replace(
             self._template,
             text=sentence,

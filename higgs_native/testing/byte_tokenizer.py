@@ -40,7 +40,7 @@ def build_tokenizer(config: HiggsAudioConfig) -> Tokenizer:
     min_size = _NUM_BYTES + len(_SPECIAL_TOKENS)
     if config.vocab_size < min_size:
         raise ConfigError(f"vocab_size must be at least {min_size}, got {config.vocab_size}")
-    named = {
+    configured = {
         "<|AUDIO|>": config.audio_in_token_id,
         "<|AUDIO_OUT|>": config.audio_out_token_id,
         "<|audio_out_bos|>": config.audio_out_bos_token_id,
@@ -48,7 +48,7 @@ def build_tokenizer(config: HiggsAudioConfig) -> Tokenizer:
         "<|reserved_special_token_6|>": config.audio_delay_token_id,
         "<|end_of_text|>": config.pad_token_id,
     }
-    named = {token: token_id for token, token_id in named.items() if token_id is not None}
+    named = {token: token_id for token, token_id in configured.items() if token_id is not None}
     # eos_token_id names `<|eot_id|>` in one layout; in the other it may name a token that is listed above.
     if config.eos_token_id is not None and config.eos_token_id not in (*named.values(), *range(_NUM_BYTES)):
         named["<|eot_id|>"] = config.eos_token_id

@@ -121,7 +121,7 @@ def config_json(config: HiggsAudioConfig, layout: str, dtype: torch.dtype) -> di
             "high_freq_factor": scaling.high_freq_factor,
             "original_max_position_embeddings": scaling.original_max_position_embeddings,
         }
-    transformer = {
+    transformer: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -144,7 +144,7 @@ def config_json(config: HiggsAudioConfig, layout: str, dtype: torch.dtype) -> di
     }
     dtype_name = str(dtype).removeprefix("torch.")
     if layout == "original":
-        described = {
+        described: dict[str, Any] = {
             "architectures": ["HiggsAudioModel"],
             "model_type": "higgs_audio",
             "torch_dtype": dtype_name,

@@ -50,14 +50,14 @@ class RandomTensor(NamedTuple):
     zero_rows: range = range(0)
 
     @property
-    def count(self) -> int:
+    def num_values(self) -> int:
         """The number of values."""
         return math.prod(self.shape)
 
     def pieces(self, seed: int) -> Iterator[torch.Tensor]:
         """Yield the values in order, flat, float32, in pieces of at most one block of normals."""
         start, width = 0, math.prod(self.shape[1:])
-        for normals in _normals(self.source, self.count, seed):
+        for normals in _normals(self.source, self.num_values, seed):
             piece = normals * self.std + self.mean
             for row in self.zero_rows:
                 piece[max(0, row * width - start) : max(0, (row + 1) * width - start)] = 0
@@ -206,7 +206,7 @@ def _write_safetensors(
     shards: list[dict[str, RandomTensor]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
-        size = tensor.count * dtype.itemsize
+        size = tensor.num_values * dtype.itemsize
         if shards[-1] and filled + size > shard_bytes:
             shards.append({})
             filled = 0
@@ -220,9 +220,9 @@ def _write_safetensors(
             output.write(_safetensors_header(shard, dtype))
             for tensor in shard.values():
                 for piece in tensor.pieces(seed):
-                    output.write(piece.to(dtype).view(torch.uint8).numpy())
+                    output.write(piece.to(dtype).view(torch.uint8).numpy().data)
     if len(shards) > 1:
-        total = dtype.itemsize * sum(tensor.count for tensor in tensors.values())
+        total = dtype.itemsize * sum(tensor.num_values for tensor in tensors.values())
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         _write_json(folder / "model.safetensors.index.json", index)
@@ -233,7 +233,7 @@ def _safetensors_header(tensors: Mapping[str, RandomTensor], dtype: torch.dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
-        start, end = end, end + tensor.count * dtype.itemsize
+        start, end = end, end + tensor.num_values * dtype.itemsize
         header[name] = {"dtype": _SAFETENSORS_NAMES[dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -75,7 +75,7 @@ class CodesCache:
     def _path(self, clip: Clip, recording: Recording) -> Path:
         key = f"{recording.sha256} {recording.sampling_rate} {self._fingerprint}"
         name = f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.codes"
-        file = Path(clip.audio.audio_url or "")
+        file = Path((clip.audio and clip.audio.audio_url) or "")
         return file.with_name(f"{file.name}.{name}") if recording.name == str(file) else self._folder / name
 
     def _load(self, path: Path) -> torch.Tensor:

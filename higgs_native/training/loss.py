@@ -58,7 +58,7 @@ class TargetCounts:
     @classmethod
     def of(cls, *passes: PackedRows) -> "TargetCounts":
         """Count the targets of passes."""
-        codebooks = sum((rows.audio_targets != IGNORED).sum(dim=0) for rows in passes)
+        codebooks = torch.stack([(rows.audio_targets != IGNORED).sum(dim=0) for rows in passes]).sum(dim=0)
         return cls(codebooks, sum(len(rows.text_targets) for rows in passes))
 
 
@@ -71,7 +71,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        head: nn.Module,
+        head: Any,  # nn.Linear, or the layer of an adapter around one
         targets: torch.Tensor,
         scales: torch.Tensor,
         with_gradients: bool,
@@ -96,7 +96,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 )
                 chunk_sums = losses.unflatten(0, (-1, num_groups)).sum(dim=0)
                 total = (chunk_sums * scales).sum()
-            if with_gradients:
+            if states_grad is not None:
                 states_grad[begin : begin + len(chunk)], *chunk_grads = torch.autograd.grad(
                     total, [chunk, *parameters], allow_unused=True
                 )
@@ -104,7 +104,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                     if grad is not None:
                         # Sums of many chunks would round away small gradients in bfloat16.
                         wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
-                        grads[index] = wide if grads[index] is None else grads[index].add_(wide)
+                        summed = grads[index]
+                        grads[index] = wide if summed is None else summed.add_(wide)
             sums += chunk_sums.detach()
         narrow = (
             None if grad is None else grad.to(parameter.dtype)

@@ -43,7 +43,8 @@ class Clip:
     text: str | None = None
 
     def read(self) -> Recording:
-        """Read the recording."""
+        """Read the recording, which is there if `codes` is None."""
+        assert self.audio is not None
         return read_recording(self.audio)
 
 
@@ -140,7 +141,8 @@ def _read_clip(fields: Fields, location: str, folder: Path, tokenizer: Tokenizer
     voices = [Voice(profile=speaker)] if speaker else []
     if ref_audio:
         clip = Clip(AudioContent(str(folder / ref_audio)), text=ref_text or None)
-        voices = [Voice(clip, ref_text or None)]
+        unread: Any = clip  # recordings are read when they are encoded
+        voices = [Voice(unread, ref_text or None)]
     target = Clip(
         AudioContent(str(folder / fields.text("audio"))) if "audio" in given else None,
         folder / fields.text("codes") if "codes" in given else None,

@@ -104,14 +104,19 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths:
     """Return causal attention within samples of the given lengths; all [rows, heads, head_dim]."""
     by_sample = (states.transpose(0, 1)[None].split(lengths, dim=2) for states in (query, key, value))
     attended = [
-        F.scaled_dot_product_attention(*sample, is_causal=True, enable_gqa=True)[0]
-        for sample in zip(*by_sample, strict=True)
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0]
+        for q, k, v in zip(*by_sample, strict=True)
     ]
     return torch.cat(attended, dim=1).transpose(0, 1)
 
 
 class Layer(nn.Module):
     """A layer. Text rows and audio rows have separate norms and feed-forward networks if it is dual."""
+
+    mlp: "FeedForward"
+    input_layernorm: "RMSNorm"
+    audio_input_layernorm: "RMSNorm"
+    post_attention_layernorm: "RMSNorm"
 
     def __init__(self, config: HiggsAudioConfig, index: int) -> None:
         super().__init__()

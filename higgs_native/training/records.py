@@ -41,7 +41,7 @@ class Records:
 
     def write(self, kind: str, step: int, losses: dict[str, Any]) -> None:
         """Record the losses of a step: `train`, or `held out`."""
-        if not self._is_written:
+        if self._log is None:
             return
         self._log.write(json.dumps({"kind": kind, "step": step, **losses}) + "\n")
         if self._tensorboard is not None:

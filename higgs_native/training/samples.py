@@ -50,10 +50,10 @@ def build_sample(
                 text_targets.append(token if learns_text and is_learned and follows_text else IGNORED)
                 audio_targets.append(nothing)
                 continue
-            frames = build_delay_pattern(cache.codes(next(clips)), config).to(torch.int64)
-            rows += frames.unbind(0)
-            text_targets += [IGNORED] * len(frames)
-            audio_targets += _frame_targets(frames).unbind(0) if is_learned else [nothing] * len(frames)
+            delayed = build_delay_pattern(cache.codes(next(clips)), config).to(torch.int64)
+            rows += delayed.unbind(0)
+            text_targets += [IGNORED] * len(delayed)
+            audio_targets += _frame_targets(delayed).unbind(0) if is_learned else [nothing] * len(delayed)
         is_audio = torch.tensor([not isinstance(row, int) for row in rows])
         frames = [row for row in rows if not isinstance(row, int)]
         # Row n predicts row n + 1.

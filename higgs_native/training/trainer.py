@@ -31,7 +31,7 @@ from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.packed_checkpoint import PACKED_FILE
 from higgs_native.model.rewriting import write_rewritten
 from higgs_native.pipeline import AUDIO_TOKENIZER_NAME, EMBEDDED_VOICE, HiggsAudio
-from higgs_native.prompt.messages import AudioContent
+from higgs_native.prompt.messages import AudioContent, Content
 from higgs_native.training.batches import held_out, pack_by_length, packs
 from higgs_native.training.codes import CodesCache
 from higgs_native.training.int8 import quantize_layers
@@ -110,7 +110,7 @@ class Trainer:
             learned, evaluated = held_out(len(entries), settings.held_out_share, settings.seed)
         else:
             others = read_manifest(Path(settings.held_out), tokenizer, self.convention)
-            learned, evaluated = range(len(entries)), range(len(entries), len(entries) + len(others))
+            learned, evaluated = list(range(len(entries))), list(range(len(entries), len(entries) + len(others)))
             entries += others
         self.cache = CodesCache(audio_tokenizer, path.parent)
         advice: list[str] = []
@@ -297,7 +297,7 @@ class Trainer:
         for index, entry in enumerate(entries):
             messages = []
             for message in entry.messages[: entry.last_reply]:
-                contents = [
+                contents: list[str | Content] = [
                     AudioContent(codes=self.cache.codes(item.raw_audio)) if isinstance(item, AudioContent) else item
                     for item in message.contents()
                 ]

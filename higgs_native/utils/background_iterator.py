@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Generic, TypeVar
 
 from higgs_native.errors import ParameterError
@@ -91,7 +91,7 @@ class BackgroundIterator(Uncopyable, Generic[T]):
         finally:
             self.close()
 
-    async def __aiter__(self) -> AsyncIterator[T]:
+    async def __aiter__(self) -> AsyncGenerator[T, None]:
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         self._start(lambda: loop.call_soon_threadsafe(changed.set))
         try:
@@ -117,7 +117,8 @@ class BackgroundIterator(Uncopyable, Generic[T]):
                         await changed.wait()
                     except asyncio.CancelledError:  # maybe for the second time: the thread must end first
                         cancelled = True
-            self._thread.join()
+            if self._thread is not None:
+                self._thread.join()
             if cancelled:
                 raise asyncio.CancelledError
 

@@ -3,19 +3,23 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 
 import torch
 
 
 # Settings of the process, which `torch.set_float32_matmul_precision`, among others, changes.
-_SETTINGS = (
-    (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
-    (torch.backends.mkldnn.matmul, "fp32_precision", "ieee"),
-    (torch.backends.mkldnn.conv, "fp32_precision", "ieee"),
-    (torch.backends.cudnn.conv, "fp32_precision", "ieee"),
-    (torch.backends.cudnn, "enabled", True),
-    (torch.backends.cudnn, "benchmark", False),
-    (torch.backends.cudnn, "deterministic", True),
+_SETTINGS = tuple(
+    (attrgetter(path)(torch.backends), name, value)
+    for path, name, value in (
+        ("cuda.matmul", "fp32_precision", "ieee"),
+        ("mkldnn.matmul", "fp32_precision", "ieee"),
+        ("mkldnn.conv", "fp32_precision", "ieee"),
+        ("cudnn.conv", "fp32_precision", "ieee"),
+        ("cudnn", "enabled", True),
+        ("cudnn", "benchmark", False),
+        ("cudnn", "deterministic", True),
+    )
 )
 # One thread at a time, so that none restores the settings while another one computes.
 _LOCK = threading.RLock()

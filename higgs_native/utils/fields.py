@@ -87,7 +87,7 @@ class Fields:
         self.require(name, isinstance(value, list | tuple), "a list", value)
         return value
 
-    def _integer(self, name: str, value: object, maximum: int) -> int:
+    def _integer(self, name: str, value: Any, maximum: int) -> int:
         # A bool is an int in Python.
         is_integer = isinstance(value, int) and not isinstance(value, bool)
         is_integer = is_integer or (isinstance(value, float) and value.is_integer())
@@ -96,7 +96,7 @@ class Fields:
         self.require(name, value >= -MAX_INTEGER, f"at least {-MAX_INTEGER}", value)
         return int(value)
 
-    def _number(self, name: str, value: object) -> float:
+    def _number(self, name: str, value: Any) -> float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         is_number = is_number and abs(value) <= sys.float_info.max  # NaN isn't
         self.require(name, is_number, "a finite number", value)

@@ -8,8 +8,9 @@ import pytest
 import soundfile
 
 from higgs_native import HiggsAudio
-from higgs_native.cli import main, voices
+from higgs_native.cli import main
 from higgs_native.errors import ParameterError
+from higgs_native.prompt import voices
 from tests.cli.conftest import RATE, tone
 
 
@@ -375,7 +376,7 @@ def test_what_is_wrong_is_told_before_weights_are_loaded(case, run, model, tmp_p
         (["quantize", "--bogus"], "No such option: --bogus"),
         (["quantize", "one"], "Missing argument"),
         (["voices", "one", "two"], "Got unexpected extra argument"),
-        (["--version"], "No such option: --version"),
+        (["--versions"], "No such option: --versions"),
     ],
 )
 def test_a_mistyped_command_is_one_line(run, arguments, message):

@@ -128,7 +128,7 @@ def test_a_stream_is_the_speech_as_raw_samples(run, model, monkeypatch):
     arguments = [
         sys.executable,
         "-m",
-        "higgs_native.cli",
+        "higgs_native",
         "speak",
         "Hello there.",
         *map(str, options),
@@ -218,9 +218,7 @@ def test_read_speaks_the_same_side_by_side(run):
 def test_read_goes_on_where_it_was_killed(run, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(higgs_native.__file__).parent.parent))
     arguments = ["read", BOOK, "--seed", "1", "--out", "cut.wav"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "higgs_native.cli", *arguments], stderr=subprocess.DEVNULL
-    ) as process:
+    with subprocess.Popen([sys.executable, "-m", "higgs_native", *arguments], stderr=subprocess.DEVNULL) as process:
         while not (run.work / "cut.wav.parts" / "00000.json").exists():
             assert process.poll() is None
             time.sleep(0.005)

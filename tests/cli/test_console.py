@@ -22,7 +22,7 @@ def shell(run, model):
         package = str(Path(higgs_native.__file__).parent.parent)
         arguments = [str(model) if argument == "MODEL" else str(argument) for argument in arguments]
         return subprocess.run(
-            ["sh", "-c", f'"$@" {redirections}', "sh", sys.executable, "-m", "higgs_native.cli", *arguments],
+            ["sh", "-c", f'"$@" {redirections}', "sh", sys.executable, "-m", "higgs_native", *arguments],
             env={**os.environ, "PYTHONPATH": package, **variables},
             capture_output=True,
         )

@@ -91,7 +91,7 @@ class Server:
         begin = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "higgs_native.cli", "serve", "--port", port, *self.options],
+                [sys.executable, "-m", "higgs_native", "serve", "--port", port, *self.options],
                 env={**os.environ, "PYTHONPATH": package},
                 stdout=subprocess.DEVNULL,
                 stderr=file,

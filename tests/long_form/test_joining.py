@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from higgs_native.errors import ParameterError
-from higgs_native.long_form.joining import EDGE_SECONDS, FADE_SECONDS, Pauses, trim_silence
+from higgs_native.long_form.joining import EDGE_SECONDS, FADE_SECONDS, trim_silence
+from higgs_native.long_form.settings import Pauses
 
 
 RATE = 24000

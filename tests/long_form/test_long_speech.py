@@ -13,8 +13,9 @@ from higgs_native import pipeline
 from higgs_native.errors import GenerationError, ParameterError, PromptError
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form import long_speech
-from higgs_native.long_form.joining import EDGE_SECONDS, Pauses
+from higgs_native.long_form.joining import EDGE_SECONDS
 from higgs_native.long_form.long_speech import LongSpeech
+from higgs_native.long_form.settings import Pauses
 from higgs_native.prompt.messages import AudioContent
 from higgs_native.prompt.pace import spoken_seconds
 from tests.long_form.conftest import RATE, TEXT

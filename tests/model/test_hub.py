@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from higgs_native.errors import CheckpointError
+from higgs_native import HiggsAudio, HiggsAudioModel, HiggsAudioTokenizer
+from higgs_native.compat.boson import config as boson_config
+from higgs_native.compat.boson import model as boson_model
+from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.model import hub
 from higgs_native.model.checkpoint import resolve_folder
 
@@ -207,6 +210,42 @@ def test_options_of_the_client_are_handed_on(endpoint, tmp_path):
     assert folder.is_relative_to(tmp_path / "mine")
     endpoint.failure = "silence"  # not asked
     assert resolve_folder("owner/name", cache_dir=tmp_path / "mine", local_files_only=True) == folder
+
+
+def test_the_revision_may_be_an_option(endpoint):
+    folder = resolve_folder("owner/name", revision=COMMIT)
+    endpoint.failure = (500, {})
+    assert resolve_folder(f"owner/name@{COMMIT}") == folder
+    with pytest.raises(ParameterError, match="revision must be None for the name owner/name@main, got 'v1'"):
+        resolve_folder("owner/name@main", revision="v1")
+
+
+def load_boson_config(name, **options):
+    return boson_config.HiggsAudioConfig.from_pretrained(name, **options)
+
+
+def load_boson_model(name, **options):
+    return boson_model.HiggsAudioModel.from_pretrained(name, **options)
+
+
+FACES = [HiggsAudio.from_pretrained, HiggsAudioModel.from_pretrained, HiggsAudioTokenizer.from_pretrained]
+
+
+@pytest.mark.parametrize("load", [*FACES, load_boson_config, load_boson_model], ids=lambda load: load.__qualname__)
+def test_every_face_hands_options_on(endpoint, tmp_path, load):
+    endpoint.failure = "silence"  # not asked
+    start = time.perf_counter()
+    with pytest.raises(CheckpointError, match="could not be fetched: Cannot find an appropriate cached snapshot"):
+        load("owner/name", cache_dir=tmp_path / "mine", local_files_only=True, token="secret", revision="v1")
+    assert time.perf_counter() - start < 60
+
+
+@pytest.mark.parametrize("load", FACES, ids=lambda load: load.__qualname__)
+def test_a_mistyped_option_is_refused(demo_folder, load):
+    with pytest.raises(ParameterError, match=r"options must be of revision, token, .*, got 'cache_dirs'"):
+        load(demo_folder, cache_dirs="mine")
+    with pytest.raises(ParameterError, match="got 'devise'"):
+        HiggsAudio.from_pretrained(devise="cpu")
 
 
 def test_the_client_s_other_requests_are_as_before(endpoint):

@@ -7,7 +7,6 @@ import soundfile
 from higgs_native.cli import main
 from higgs_native.errors import MAX_MESSAGE, AudioError, ParameterError, PromptError
 from higgs_native.prompt.voices import (
-    VOICES_VARIABLE,
     Voice,
     check_voice,
     choose_voices,
@@ -15,6 +14,7 @@ from higgs_native.prompt.voices import (
     list_voices,
     read_voice,
 )
+from higgs_native.utils.variables import VOICES_VARIABLE
 from tests.audio.test_quality import RATE, syllables
 
 

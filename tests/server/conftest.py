@@ -111,7 +111,7 @@ def serve(tmp_path) -> Iterator[Callable[..., tuple[subprocess.Popen, str, Path]
         log = tmp_path / f"{len(processes)}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "higgs_native.cli", "serve", "--port", "0", *options],
+                [sys.executable, "-m", "higgs_native", "serve", "--port", "0", *options],
                 env={**os.environ, "PYTHONPATH": str(Path(higgs_native.__file__).parent.parent), **variables},
                 cwd=tmp_path,
                 stdout=subprocess.DEVNULL,

@@ -142,7 +142,7 @@ def test_processes_end_with_their_supervisor(serve):
 
 def test_a_process_that_dies_before_it_serves_ends_the_server(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "higgs_native.cli", "serve", "--port", "0", "--devices", "cpu,cpu"],
+        [sys.executable, "-m", "higgs_native", "serve", "--port", "0", "--devices", "cpu,cpu"],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -156,7 +156,7 @@ def test_a_process_that_dies_before_it_serves_ends_the_server(tmp_path):
 
 def test_a_missing_model_is_told_in_one_line(tmp_path):
     finished = subprocess.run(
-        [sys.executable, "-m", "higgs_native.cli", "serve", "--port", "0", "--devices", "cpu,cpu", "--model", "none"],
+        [sys.executable, "-m", "higgs_native", "serve", "--port", "0", "--devices", "cpu,cpu", "--model", "none"],
         capture_output=True,
         text=True,
         check=False,

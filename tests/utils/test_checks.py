@@ -1,52 +1,21 @@
-"""Checks of paths and of tensors' values: found in every dtype, at any place, and without false alarms."""
+"""Checks of parameters."""
 
-import math
-
+import numpy as np
 import pytest
-import torch
 
 from higgs_native.errors import ParameterError
-from higgs_native.utils.checks import expanded_path, is_finite
+from higgs_native.utils.checks import check_flag, expanded_path
 
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+@pytest.mark.parametrize("value", [True, False, np.True_, np.False_])
+def test_flags_of_python_and_numpy_are_flags(value):
+    check_flag("strict", value)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_one_value_is_found_anywhere(dtype, value):
-    tensor = torch.randn(37, 1001, generator=torch.Generator().manual_seed(0)).to(dtype)
-    assert is_finite(tensor)
-    for index in (0, 18 * 1001 + 500, 37 * 1001 - 1):
-        changed = tensor.clone()
-        changed.view(-1)[index] = value
-        assert not is_finite(changed)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_largest_values_are_finite(dtype):
-    """Though their sum is not."""
-    largest = torch.finfo(dtype).max
-    for sign in (1, -1):
-        assert is_finite(torch.full((3, 1000), sign * largest, dtype=dtype))
-    assert not is_finite(torch.tensor([math.inf, -math.inf], dtype=dtype))
-
-
-def test_float8_is_finite_but_for_its_two_nans():
-    every = torch.arange(256).to(torch.uint8)
-    for byte in range(256):
-        tensor = torch.zeros(300_001, dtype=torch.uint8)
-        tensor[byte * 1000] = every[byte]
-        tensor = tensor.view(torch.float8_e4m3fn)
-        assert is_finite(tensor) == tensor.float().isfinite().all().item() == (byte & 127 != 127)
-
-
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float8_e4m3fn, torch.int8, torch.uint8])
-def test_integers_and_nothing_are_finite(dtype):
-    assert is_finite(torch.empty(0, 3, dtype=dtype))
-    assert is_finite(torch.zeros((), dtype=dtype))
-    if not dtype.is_floating_point:
-        assert is_finite(torch.full((9,), torch.iinfo(dtype).max, dtype=dtype))
+@pytest.mark.parametrize("value", [0, 1, None, "True", np.int64(1), np.array(True)])
+def test_what_only_looks_like_a_flag_is_none(value):
+    with pytest.raises(ParameterError, match=r"^strict must be True or False, got "):
+        check_flag("strict", value)
 
 
 class BytesPath:

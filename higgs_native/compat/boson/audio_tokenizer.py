@@ -12,7 +12,8 @@ from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.compat.placement import check_stays
 from higgs_native.errors import AudioError, ParameterError
 from higgs_native.generation import delay_pattern
-from higgs_native.utils.checks import check_flag, check_id, check_integer, check_number, integer_tensor
+from higgs_native.utils.checks import check_flag, check_id, check_integer, check_number
+from higgs_native.utils.tensors import integer_tensor
 
 
 class BosonAudioTokenizer:

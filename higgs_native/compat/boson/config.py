@@ -10,6 +10,7 @@ from typing_extensions import Self
 from higgs_native.errors import ConfigError, short_repr
 from higgs_native.model.checkpoint import load_tokenizer, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig as NativeConfig
+from higgs_native.model.hub import hub_options
 from higgs_native.prompt.markup import AUDIO_PLACEHOLDERS
 from higgs_native.utils.files import read_json_object
 
@@ -65,13 +66,13 @@ class HiggsAudioConfig:
         return cls(**{**config_dict, **options})
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **_: Any) -> Self:
-        """Read a checkpoint's configuration; options of transformers have no effect.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **options: Any) -> Self:
+        """Read a checkpoint's configuration; of transformers' options, those of the Hub have an effect.
 
         Raises:
             CheckpointError, ConfigError: the file is missing, damaged, or describes another model.
         """
-        folder = resolve_folder(pretrained_model_name_or_path)
+        folder = resolve_folder(pretrained_model_name_or_path, **hub_options(options))
         config = cls(**read_json_object(folder / "config.json"))
         if config.audio_in_token_idx is None and (tokenizer := load_tokenizer(folder)) is not None:
             # transformers' layout leaves this token to the tokenizer.

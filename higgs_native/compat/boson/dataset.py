@@ -14,7 +14,8 @@ from higgs_native.model.transformer import MAX_CACHE_LENGTH
 from higgs_native.prompt import boson
 from higgs_native.prompt.chat import checked_messages
 from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
-from higgs_native.utils.checks import check_flag, check_id, check_instance, check_integer, check_string, integer_tensor
+from higgs_native.utils.checks import check_flag, check_id, check_instance, check_integer, check_string
+from higgs_native.utils.tensors import integer_tensor
 
 
 _NOT_LABELED = -100
@@ -218,14 +219,15 @@ class HiggsAudioSampleCollator:
 
 def _joined(recordings: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """All recordings in one tensor, and where each begins."""
-    int64 = {"dtype": torch.int64, "device": "cpu"}
     if not recordings:
-        return torch.zeros(0, 0, **int64), torch.zeros(0, **int64)
+        nothing = torch.zeros(0, dtype=torch.int64, device="cpu")
+        return nothing.view(0, 0), nothing
     if len({len(codes) for codes in recordings}) > 1:
         raise PromptError(
             f"all recordings must have as many codebooks, got {short_repr([len(codes) for codes in recordings])}"
         )
-    lengths = torch.tensor([0, *(codes.shape[1] for codes in recordings[:-1])], **int64)
+    starts = [0, *(codes.shape[1] for codes in recordings[:-1])]
+    lengths = torch.tensor(starts, dtype=torch.int64, device="cpu")
     return torch.cat(list(recordings), dim=1), lengths.cumsum(0)
 
 

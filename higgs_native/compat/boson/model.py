@@ -19,9 +19,11 @@ from higgs_native.generation.model import HiggsAudioModel as NativeModel
 from higgs_native.generation.model import generate_batch
 from higgs_native.generation.sequence import GenerationRequest, OnFrame, OnToken
 from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.model.hub import hub_options
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH
-from higgs_native.utils.checks import check_flag, integer_tensor
+from higgs_native.utils.checks import check_flag
+from higgs_native.utils.tensors import integer_tensor
 
 
 # Inputs and options of Boson's `generate` that say how to compute, or what the model does not read.
@@ -83,6 +85,12 @@ class HiggsAudioModel:
         self.config = config
         self.decode_graph_runners: dict[Any, Any] = {}
 
+    def require_config(self) -> HiggsAudioConfig:
+        """Return the configuration; raise ParameterError if the model was built without one."""
+        if self.config is None:
+            raise ParameterError("config must be a HiggsAudioConfig to generate with, got None")
+        return self.config
+
     def __getattr__(self, name: str) -> Never:
         raise AttributeError(f"the model has no {name}: its weights are packed for the engine, and it only generates")
 
@@ -95,7 +103,7 @@ class HiggsAudioModel:
         dtype: torch.dtype | str | None = None,
         max_cache_length: int = DEFAULT_CACHE_LENGTH,
         quantization: str | Quantization | None = None,
-        **_: Any,
+        **options: Any,
     ) -> "HiggsAudioModel":
         """Load a checkpoint of either layout.
 
@@ -106,14 +114,15 @@ class HiggsAudioModel:
             max_cache_length: the maximum number of positions of a conversation with its reply.
             quantization: see `HiggsAudioServeEngine`.
 
-        Other options of transformers have no effect.
+        Of transformers' other options, those of the Hub have an effect (`revision`, `token`, `cache_dir`,
+        `local_files_only`, `force_download`).
 
         Raises:
             CheckpointError, ConfigError: a checkpoint is missing, damaged, or not one of this model.
             ParameterError: the device, the dtype, the length or the quantization can't be used.
         """
         chosen = next((given for given in (torch_dtype, dtype) if given is not None), "auto")
-        folder = resolve_folder(pretrained_model_name_or_path)
+        folder = resolve_folder(pretrained_model_name_or_path, **hub_options(options))
         native = NativeModel.from_pretrained(folder, device_map, chosen, max_cache_length, quantization)
         return cls(native, HiggsAudioConfig.from_pretrained(folder))
 
@@ -232,7 +241,8 @@ class HiggsAudioModel:
         self, prompt: torch.Tensor, audio_in: list[torch.Tensor], audio_out: list[torch.Tensor]
     ) -> list[torch.Tensor]:
         """The codes of all recordings, in the order of their placeholders."""
-        remaining = {self.config.audio_in_token_idx: audio_in, self.config.audio_out_token_idx: audio_out}
+        config = self.require_config()
+        remaining = {config.audio_in_token_idx: audio_in, config.audio_out_token_idx: audio_out}
         placeholders = [token for token in prompt[0].tolist() if token in remaining]
         for token, recordings in remaining.items():
             if placeholders.count(token) != len(recordings):
@@ -253,7 +263,8 @@ class HiggsAudioModel:
                 f"{name} must have shape [codebooks, frames], and {name}_start one dimension, "
                 f"got {list(joined.shape)} and {list(starts.shape)}"
             )
-        bos, eos = self.config.audio_stream_bos_id, self.config.audio_stream_eos_id
+        config = self.require_config()
+        bos, eos = config.audio_stream_bos_id, config.audio_stream_eos_id
         recordings = []
         begins = starts.tolist()
         for begin, end in itertools.pairwise([*begins, joined.shape[1]] if begins else ()):

@@ -15,7 +15,7 @@ from higgs_native.compat.boson.serve_engine import KV_CACHE_LENGTHS, load_model
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError, PromptError
 from higgs_native.generation.delay_pattern import segment_codes
-from higgs_native.generation.stop import DEFAULT_STOP_STRINGS
+from higgs_native.generation.sampling_params import DEFAULT_STOP_STRINGS
 from higgs_native.prompt.chat import build_prompt, spoken_turns
 from higgs_native.prompt.messages import Message
 from higgs_native.utils.checks import check_integer, check_strings
@@ -51,8 +51,9 @@ class HiggsAudioModelClient:
         if device is None:
             device = "auto" if device_id is None else f"cuda:{device_id}"
         self._model = load_model(model_path, None, device, "auto", kv_cache_lengths, None).native
-        loaded = isinstance(audio_tokenizer, BosonAudioTokenizer)
-        self._audio_tokenizer = audio_tokenizer if loaded else load_higgs_audio_tokenizer(audio_tokenizer, device)
+        if not isinstance(audio_tokenizer, BosonAudioTokenizer):
+            audio_tokenizer = load_higgs_audio_tokenizer(audio_tokenizer, device)
+        self._audio_tokenizer = audio_tokenizer
         self._max_new_tokens = max_new_tokens
 
     def generate(
@@ -108,7 +109,7 @@ class HiggsAudioModelClient:
             self._max_new_tokens,
             DEFAULT_STOP_STRINGS,
         )
-        tokenizer = self._model.tokenizer
+        tokenizer = self._model.require_tokenizer()
         spoken: list[torch.Tensor] = []
         turns: list[tuple[str, torch.Tensor]] = []  # the context: chunks, and their codes
         text = ""

@@ -29,20 +29,29 @@ from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, Te
 
 
 _ROOT = "boson_multimodal"
-_DATA_TYPES = {
+_DATA_TYPES: dict[str, object] = {
     "AudioContent": AudioContent,
     "ChatMLSample": ChatMLSample,
     "Message": Message,
     "TextContent": TextContent,
 }
-_DATASET = {"ChatMLDatasetSample": ChatMLDatasetSample, "prepare_chatml_sample": prepare_chatml_sample}
-_DELAY_PATTERN = {"build_delay_pattern_mask": build_delay_pattern_mask, "revert_delay_pattern": revert_delay_pattern}
-_AUDIO_TOKENIZER = {
+_DATASET: dict[str, object] = {
+    "ChatMLDatasetSample": ChatMLDatasetSample,
+    "prepare_chatml_sample": prepare_chatml_sample,
+}
+_DELAY_PATTERN: dict[str, object] = {
+    "build_delay_pattern_mask": build_delay_pattern_mask,
+    "revert_delay_pattern": revert_delay_pattern,
+}
+_AUDIO_TOKENIZER: dict[str, object] = {
     "HiggsAudioTokenizer": BosonAudioTokenizer,
     "load_higgs_audio_tokenizer": load_higgs_audio_tokenizer,
 }
-_MODEL = {"HiggsAudioConfig": HiggsAudioConfig, "HiggsAudioModel": HiggsAudioModel}
-_COLLATOR = {"HiggsAudioBatchInput": HiggsAudioBatchInput, "HiggsAudioSampleCollator": HiggsAudioSampleCollator}
+_MODEL: dict[str, object] = {"HiggsAudioConfig": HiggsAudioConfig, "HiggsAudioModel": HiggsAudioModel}
+_COLLATOR: dict[str, object] = {
+    "HiggsAudioBatchInput": HiggsAudioBatchInput,
+    "HiggsAudioSampleCollator": HiggsAudioSampleCollator,
+}
 
 # The names that programs import from Boson's modules; packages come before their modules.
 MODULES: dict[str, dict[str, object]] = {

@@ -36,7 +36,7 @@ def sampling_params(
     """
     if _is_number(temperature) and temperature > 0:
         temperature = min(max(temperature, _MIN_TEMPERATURE), _MAX_TEMPERATURE)
-    if _is_number(top_p):
+    if top_p is not None and _is_number(top_p):
         if 0 <= top_p < _MIN_TOP_P:  # less than any of the most likely can have
             top_k, top_p = 1, None
         elif top_p > 1:

@@ -1,6 +1,6 @@
 """Boson's serving engine."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ from higgs_native.compat.boson.streamer import DELTAS_AHEAD, HiggsAudioStreamerD
 from higgs_native.compat.boson.text_tokenizer import TextTokenizer
 from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ParameterError, short_repr
+from higgs_native.generation.sampling_params import DEFAULT_STOP_STRINGS
 from higgs_native.generation.sequence import GenerationOutput
-from higgs_native.generation.stop import DEFAULT_STOP_STRINGS
 from higgs_native.model.checkpoint import load_tokenizer, resolve_folder
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import check_cache_length
@@ -103,7 +103,7 @@ class HiggsAudioServeEngine:
         self.model = load_model(
             model_name_or_path, tokenizer_name_or_path, device, torch_dtype, kv_cache_lengths, quantization
         )
-        self.tokenizer = TextTokenizer(self.model.native.tokenizer)
+        self.tokenizer = TextTokenizer(self.model.native.require_tokenizer())
         self.audio_tokenizer = load_higgs_audio_tokenizer(audio_tokenizer_name_or_path, device)
         self.model_name_or_path = model_name_or_path
         self.torch_dtype = torch_dtype
@@ -114,7 +114,7 @@ class HiggsAudioServeEngine:
         self.samples_per_token = self.audio_tokenizer.hop_length
         self.hamming_window_len = 2 * self.audio_num_codebooks * self.samples_per_token
         self.kv_caches = {length: KVCacheBucket(length) for length in sorted(kv_cache_lengths)}
-        config = self.model.config
+        config = self.model.require_config()
         self.collator = HiggsAudioSampleCollator(
             None,
             config.audio_in_token_idx,
@@ -175,9 +175,9 @@ class HiggsAudioServeEngine:
             ParameterError: a parameter is outside its range.
         """
         speaker = self._parts()
-        stop_strings = DEFAULT_STOP_STRINGS if stop_strings is None else stop_strings
+        stops = DEFAULT_STOP_STRINGS if stop_strings is None else stop_strings
         sampling = sampling_params(
-            temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens, stop_strings
+            temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens, stops
         )
         output = speaker.prepare(chat_ml_sample, force_audio_gen, sampling)()
         audio = speaker.speech(output).audio
@@ -210,7 +210,7 @@ class HiggsAudioServeEngine:
         ras_win_len: int | None = 7,
         ras_win_max_num_repeat: int = 2,
         seed: int | None = None,
-    ) -> AsyncIterator[HiggsAudioStreamerDelta]:
+    ) -> AsyncGenerator[HiggsAudioStreamerDelta, None]:
         """Yield the reply to a conversation in deltas, while a background thread generates it.
 
         Leaving the `async for` ends the thread; the thread waits for a slow consumer.
@@ -220,9 +220,9 @@ class HiggsAudioServeEngine:
         Raises:
             CheckpointError, PromptError, AudioError, ParameterError: as for `generate`; and any error of the thread.
         """
-        stop_strings = DEFAULT_STOP_STRINGS if stop_strings is None else stop_strings
+        stops = DEFAULT_STOP_STRINGS if stop_strings is None else stop_strings
         sampling = sampling_params(
-            temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens, stop_strings
+            temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens, stops
         )
         generate = self._parts().prepare(chat_ml_sample, force_audio_gen, sampling)
         texts = TextDeltas(self.tokenizer, {})

@@ -10,7 +10,8 @@ import torch
 
 from higgs_native.errors import ParameterError
 from higgs_native.utils.background_iterator import ConsumerLeft
-from higgs_native.utils.checks import check_flag, check_integer, check_number, integer_tensor
+from higgs_native.utils.checks import check_flag, check_integer, check_number
+from higgs_native.utils.tensors import integer_tensor
 from higgs_native.utils.uncopyable import Uncopyable
 
 

@@ -10,7 +10,8 @@ from typing_extensions import Never
 
 from higgs_native.errors import ParameterError
 from higgs_native.prompt.normalize import check_unicode
-from higgs_native.utils.checks import check_flag, check_integer, check_strings, integer_tensor
+from higgs_native.utils.checks import check_flag, check_integer, check_strings
+from higgs_native.utils.tensors import integer_tensor
 
 
 class TextTokenizer:

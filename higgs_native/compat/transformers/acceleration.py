@@ -1,6 +1,8 @@
 """Loaded models of transformers, made native in place."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import (
@@ -73,6 +75,7 @@ def accelerate(
         raise ParameterError("model must have its own weights, got one from higgs_native's from_pretrained")
     check_cache_length(max_cache_length)
     quantization = Quantization.parse(quantization)
+    pack: Callable[[Any], HiggsAudioModel | HiggsAudioTokenizer]
     if isinstance(model, HiggsAudioV2TokenizerModel):
         pack = _native_audio_tokenizer
     else:
@@ -82,7 +85,8 @@ def accelerate(
     model.higgs_native_state = weights_state(model)
     model.higgs_native_pack = pack
     model.higgs_native = native
-    model.__class__ = accelerated_class(type(model))
+    plain: type = type(model)
+    model.__class__ = accelerated_class(plain)
     return model
 
 

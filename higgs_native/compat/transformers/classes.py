@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, wraps
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, SupportsIndex, TypeVar
 
 import torch
 from transformers import (
@@ -53,7 +53,7 @@ class Accelerated:
     def __new__(cls, *arguments: Any, **options: Any) -> HiggsAudioV2ForConditionalGeneration:
         return cls.plain_class(*arguments, **options)
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple:
         return object.__new__, (self.plain_class,), plain_state(self)
 
     def _native(self) -> Native:
@@ -63,6 +63,7 @@ class Accelerated:
             self.higgs_native = self.higgs_native_state = None  # frees its memory before the next one takes as much
             self.higgs_native = self.higgs_native_pack(self)
             self.higgs_native_state = state
+        assert self.higgs_native is not None
         return self.higgs_native
 
 
@@ -75,17 +76,24 @@ class Generating(Accelerated):
     """A language model whose loop over frames is native."""
 
     def _sample(self, *arguments: Any, **options: Any) -> HiggsAudioV2GenerationOutput | torch.Tensor:
-        return decode_frames(self._native(), self, *arguments, **options)
+        native = self._native()
+        assert isinstance(native, HiggsAudioModel)
+        return decode_frames(native, self, *arguments, **options)
 
 
 class Tokenizing(Accelerated):
     """An audio tokenizer that encodes and decodes natively."""
+
+    # Of the class that is mixed in.
+    config: Any
+    quantizer: Any
 
     @wraps(HiggsAudioV2TokenizerModel.encode)
     def encode(
         self, input_values: torch.Tensor, bandwidth: float | None = None, return_dict: bool | None = None
     ) -> torch.Tensor | HiggsAudioV2TokenizerEncoderOutput:
         native = self._native()
+        assert isinstance(native, HiggsAudioTokenizer)
         _check_tensor("input_values", input_values)
         if input_values.dim() != 3 or input_values.shape[1] != 1:
             raise AudioError(f"input_values must have shape [batch, 1, samples], got {list(input_values.shape)}")
@@ -111,6 +119,7 @@ class Tokenizing(Accelerated):
         self, audio_codes: torch.Tensor, return_dict: bool | None = None
     ) -> torch.Tensor | HiggsAudioV2TokenizerDecoderOutput:
         native = self._native()
+        assert isinstance(native, HiggsAudioTokenizer)
         _check_tensor("audio_codes", audio_codes)
         if audio_codes.dim() != 3 or audio_codes.shape[1] != native.num_codebooks:
             raise unsupported(
@@ -128,7 +137,7 @@ class Tokenizing(Accelerated):
         return return_dict
 
 
-def _check_tensor(name: str, value: object) -> None:
+def _check_tensor(name: str, value: Any) -> None:
     """Raise AudioError unless `value` is a dense tensor of numbers with memory."""
     is_tensor = isinstance(value, torch.Tensor)
     if not is_tensor or value.is_meta or value.layout != torch.strided or value.is_complex():
@@ -171,17 +180,18 @@ class WithoutWeights(Generating, HiggsAudioV2ForConditionalGeneration):
     __reduce_ex__ = _needs_weights("__reduce_ex__", "copying or pickling")
 
     def _native(self) -> HiggsAudioModel:
+        assert isinstance(self.higgs_native, HiggsAudioModel)
         return self.higgs_native
 
     @property
     def device(self) -> torch.device:
         """The device that the engine runs on, and that inputs must be on."""
-        return self.higgs_native.device
+        return self._native().device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights that are not quantized."""
-        return self.higgs_native.dtype
+        return self._native().dtype
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "WithoutWeights":
         """Called by `to`, `cuda`, `cpu`, `half` and the like for each tensor: here nothing may change."""

@@ -96,14 +96,16 @@ def decode_frames(
         return audio
 
     ids = input_ids
-    scores, raw_logits = (), ()
+    scores: tuple[torch.Tensor, ...] = ()
+    raw_logits: tuple[torch.Tensor, ...] = ()
     for step in range(steps):
         if wants_logits:
             size = config.num_codebooks * config.codebook_size
             logits = torch.zeros(len(segments), size, dtype=torch.float32, device=input_ids.device)
             for row, (output, segment) in enumerate(zip(outputs, segments, strict=True)):
-                if step < min(len(output.audio_logits), len(segment)):
-                    logits[row] = output.audio_logits[step].flatten()
+                drawn_from = output.audio_logits
+                if drawn_from is not None and step < min(len(drawn_from), len(segment)):
+                    logits[row] = drawn_from[step].flatten()
             raw_logits += (logits,)
             if generation_config.output_scores:
                 shape = len(segments), config.num_codebooks, config.codebook_size
@@ -186,7 +188,7 @@ def _requests(
     ]
 
 
-def _check_shape(name: str, value: object, *shape: int | None) -> None:
+def _check_shape(name: str, value: Any, *shape: int | None) -> None:
     """Raise PromptError unless `value` is None, or a tensor of integers or booleans; None in `shape` is any size."""
     if value is None:
         return

@@ -113,7 +113,7 @@ class Rows:
 
     def _steps(self) -> int:
         """The steps of the batch, once all rows have a length."""
-        return max(row.length for row in self._rows)
+        return max(row.length for row in self._rows if row.length is not None)
 
 
 def next_ids(config: HiggsAudioV2Config, frames: torch.Tensor, last: torch.Tensor) -> torch.Tensor:

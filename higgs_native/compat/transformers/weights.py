@@ -1,6 +1,7 @@
 """The weights of a loaded model, as the engine reads them, and what shows that they have changed."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from transformers import (
@@ -16,7 +17,7 @@ from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import checked_dtype
 from higgs_native.ops import PackedWeight
 from higgs_native.ops.formats import STORED_DTYPES
-from higgs_native.utils.checks import is_finite
+from higgs_native.utils.tensors import is_finite
 
 
 _COMPARED = 16
@@ -62,7 +63,7 @@ class ModelWeights:
     def gate_up(self, part: str, name: str, gate: str, up: str) -> PackedWeight:
         return ops.pack_gate_up(self._tensors[gate], self._tensors[up], **self._packing(part))
 
-    def _packing(self, part: str) -> dict[str, object]:
+    def _packing(self, part: str) -> dict[str, Any]:
         return {"format": getattr(self.quantization, part), "clip": self.quantization.clip}
 
 

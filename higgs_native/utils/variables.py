@@ -1,0 +1,6 @@
+"""The environment variables that the package reads. docs/environment.md says what they do."""
+
+EMULATE_CUDA_VARIABLE = "HIGGS_NATIVE_EMULATE_CUDA"
+KEYS_VARIABLE = "HIGGS_NATIVE_API_KEYS"
+TRACEBACK_VARIABLE = "HIGGS_NATIVE_TRACEBACK"
+VOICES_VARIABLE = "HIGGS_NATIVE_VOICES"

@@ -1,0 +1,32 @@
+"""What packagers read: the version, and what a build needs."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+import higgs_native
+
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_the_version_is_the_same_everywhere():
+    assert f'\nversion = "{higgs_native.__version__}"\n' in PROJECT
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == higgs_native.__version__
+
+
+def test_a_build_has_no_upper_bounds():
+    """They would keep packagers from building with a newer release that works."""
+    (requires,) = re.findall(r"^\[build-system\].*?^requires = \[(.*?)\]$", PROJECT, re.MULTILINE | re.DOTALL)
+    assert "torch>=" in requires
+    assert not re.search(r"<|==|~=", requires)
+
+
+def test_forms_and_workflows_are_yaml():
+    files = [*(ROOT / ".github").rglob("*.yml"), ROOT / "CITATION.cff"]
+    assert len(files) >= 5
+    for file in files:
+        assert isinstance(yaml.safe_load(file.read_text(encoding="utf-8")), dict)
