@@ -18,8 +18,8 @@ MAX_RAS_WINDOW = 10_000
 class SamplingParams:
     """How codes and text tokens are drawn, and when to stop.
 
-    The defaults of temperature, top-k and top-p are those of the published examples; Boson's engine itself falls back
-    to 0.7, none and 0.95.
+    The defaults of temperature, top-k and top-p are those of the published examples of Higgs Audio V2; Boson's engine
+    itself falls back to 0.7, none and 0.95. Higgs TTS 3 has other defaults (`generation.conventions.higgs_tts_3`).
 
     Attributes:
         temperature: 0 takes the highest logit (repetition-aware sampling may still redraw); otherwise 0.001 to 1000.
@@ -84,8 +84,15 @@ class SamplingParams:
         return int(self.seed)
 
     @classmethod
-    def of(cls, sampling: "SamplingParams | None", options: "SamplingOptions") -> "SamplingParams":
-        """Return `sampling`, or if it is None, parameters made of `options`.
+    def of(
+        cls, sampling: "SamplingParams | None", options: "SamplingOptions", defaults: "SamplingParams | None" = None
+    ) -> "SamplingParams":
+        """Return `sampling`, or if it is None, parameters made of `options` and `defaults`.
+
+        Args:
+            sampling: the parameters, or None.
+            options: attributes by name.
+            defaults: the others; None: those of this class.
 
         Raises:
             ParameterError: both are given, `sampling` is something else, or an option is unknown or outside its range.
@@ -95,7 +102,7 @@ class SamplingParams:
                 raise ParameterError(
                     f"options must be of {', '.join(SamplingOptions.__annotations__)}, got {short_repr(min(unknown))}"
                 )
-            return cls(**options)
+            return replace(cls() if defaults is None else defaults, **options)
         if not isinstance(sampling, cls):
             raise ParameterError(f"sampling must be SamplingParams or None, got {type(sampling).__name__}")
         if options:
