@@ -120,7 +120,12 @@ class LongSpeech:
         if pauses is not None:
             check_instance("pauses", pauses, Pauses)
         self._sampling = SamplingParams.of(sampling, options, engine.default_sampling)
-        check_long_form(self._sampling, context_chunks, max_retries, parallel, engine.default_sampling)
+        if self._sampling.max_new_tokens != engine.default_sampling.max_new_tokens:
+            raise ParameterError(
+                "max_new_tokens must be left out, since each chunk has its own limit, "
+                f"got {self._sampling.max_new_tokens}"
+            )
+        check_long_form(context_chunks, max_retries, parallel)
         if chunk_seconds is None:
             chunk_seconds = EMBEDDED_VOICE_CHUNK_SECONDS if engine.is_embedded_voice else CHUNK_SECONDS
         if context_chunks is None:
@@ -271,18 +276,8 @@ class LongSpeech:
         return frames + self._engine.model.config.num_codebooks + 2
 
 
-def check_long_form(
-    sampling: SamplingParams,
-    context_chunks: int | None,
-    max_retries: int,
-    parallel: int | None,
-    defaults: SamplingParams | None = None,
-) -> None:
+def check_long_form(context_chunks: int | None, max_retries: int, parallel: int | None) -> None:
     """Raise ParameterError if a parameter of `LongSpeech` is out of range."""
-    if sampling.max_new_tokens != (defaults or SamplingParams).max_new_tokens:
-        raise ParameterError(
-            f"max_new_tokens must be left out, since each chunk has its own limit, got {sampling.max_new_tokens}"
-        )
     check_integer("context_chunks", context_chunks, optional=True)
     check_integer("max_retries", max_retries)
     check_integer("parallel", parallel, optional=True)

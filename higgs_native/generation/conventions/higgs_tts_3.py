@@ -13,7 +13,7 @@ import torch
 from higgs_native.convention import Convention
 from higgs_native.errors import PromptError
 from higgs_native.generation.conventions.rules import GenerationMode, Rules
-from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.generation.sampling_params import HIGGS_TTS_3_SAMPLING
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.sampling import StateField
@@ -23,10 +23,7 @@ class HiggsTts3Rules(Rules):
     """The rules of Higgs TTS 3."""
 
     convention = Convention.HIGGS_TTS_3
-    # Those of the speech endpoint of sglang-omni, which serves the model with Boson's code.
-    default_sampling = SamplingParams(
-        temperature=0.8, top_k=30, top_p=0.8, ras_win_len=None, max_new_tokens=2048, stop_strings=None
-    )
+    default_sampling = HIGGS_TTS_3_SAMPLING
     recording_convention = Convention.HIGGS_TTS_3
     has_bos_frame = False
 
