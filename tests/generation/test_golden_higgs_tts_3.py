@@ -15,6 +15,7 @@ from higgs_native.generation.delay_pattern import SegmentReader, build_delay_pat
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
+from higgs_native.ops._library import EMULATES_CUDA
 from tests.helpers.devices import DEVICES
 
 
@@ -100,6 +101,7 @@ def test_the_defaults_are_those_of_the_published_endpoint(model):
     assert torch.equal(chosen.audio_segments[0], given.audio_segments[0])
 
 
+@pytest.mark.skipif(EMULATES_CUDA, reason="the emulation is slow")
 def test_a_batch_gives_what_each_prompt_gives_alone(model):
     greedy = SamplingParams(0, ras_win_len=None, max_new_tokens=100)
     for sampling in (greedy, SamplingParams(0.9, 20, 0.9, None, seed=5, max_new_tokens=60)):
