@@ -77,7 +77,7 @@ class Slots:
 
     def all_open(self) -> "Slots":
         """Past the first frames: every codebook is drawn."""
-        num_codebooks, convention = self.codes.shape[1], self.state[0, StateField.CONVENTION]
+        num_codebooks, convention = self.codes.shape[1], self.state[0, StateField.CONVENTION].item()
         if convention == Convention.TRANSFORMERS.state_value:
             self.state[:, StateField.TRANSFORMERS_BOS_BASE] = -num_codebooks
         else:
