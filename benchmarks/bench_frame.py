@@ -6,7 +6,8 @@
 A frame is the forward pass of one audio row and the audio head, without sampling. The caches hold random keys and
 values up to the position, so no prompt is computed. The formats take turns, frame by frame, and the read bandwidth is
 measured in each turn. All formats and transformers' model are in memory at once: use fewer layers if it is short.
-transformers can't read a checkpoint in the original layout, which is then timed without it.
+transformers can't read a checkpoint in the original layout, which is then timed without it. A Higgs TTS 3
+(`make_checkpoint --layout higgs_tts_3`) is timed beside transformers' Qwen3 with its embeddings and its head.
 """
 
 import argparse
@@ -21,13 +22,14 @@ from typing import Any
 import torch
 
 from benchmarks.measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
+from benchmarks.tools.qwen3_reference import Qwen3Reference
 from benchmarks.tools.transformers_baseline import import_transformers
+from higgs_native.convention import Convention
 from higgs_native.model.batch import Batch
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.formats import QUANTIZED_FORMATS, WEIGHT_FORMATS
-from higgs_native.utils.files import read_json_object
 
 
 REFERENCE = "transformers"
@@ -79,9 +81,8 @@ def run(
             folder, dtype=format if whole else "auto", quantization=None if whole else format
         )
         load_seconds[format] = round(time.perf_counter() - start, 1)
-    # A nested configuration is the original layout, which transformers can't read.
     reference = None
-    if with_transformers and "text_config" not in read_json_object(folder / "config.json"):
+    if with_transformers and natives[formats[0]].config.convention is not Convention.BOSON:
         start = time.perf_counter()
         reference = transformers_model(natives[formats[0]], folder)
         load_seconds[REFERENCE] = round(time.perf_counter() - start, 1)
@@ -259,6 +260,8 @@ def native_frame(model: LanguageModel, cache: KVCache, codes: torch.Tensor, posi
 def transformers_model(native: LanguageModel, folder: Path) -> Any:
     """transformers' model of the same checkpoint and dtype."""
     transformers = import_transformers()
+    if native.config.convention is Convention.HIGGS_TTS_3:
+        return Qwen3Reference(folder, native.config, native.dtype).eval()
     return transformers.HiggsAudioV2ForConditionalGeneration.from_pretrained(folder, dtype=native.dtype).eval()
 
 

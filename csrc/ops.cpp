@@ -23,7 +23,8 @@ STABLE_TORCH_LIBRARY(higgs_native, m) {
   m.def(
       "qkv_rope_cache(Tensor(a!) query, Tensor(b!) key_cache, Tensor(c!) value_cache, Tensor x, Tensor text_norm, "
       "Tensor audio_norm, float eps, Tensor qkv_weight, Tensor? qkv_scales, Tensor rope_table, Tensor page_table, "
-      "Tensor slots, Tensor positions, Tensor cache_positions, int num_text_rows) -> ()");
+      "Tensor slots, Tensor positions, Tensor cache_positions, int num_text_rows, Tensor? query_norm=None, "
+      "Tensor? key_norm=None) -> ()");
   m.def(
       "attention(Tensor(a!) out, Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_table, Tensor slots, "
       "Tensor cache_positions, float scale) -> ()");

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
+from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
-from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.model.batch import Batch
-from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, load_tokenizer
+from higgs_native.model.checkpoint import AUDIO_LM_HEAD, AUDIO_TABLE, TEXT_LM_HEAD, load_tokenizer
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.layers import FeedForward, Layer, read_layer
@@ -31,7 +31,7 @@ from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH, LanguageModel
 from higgs_native.model.weights import CheckpointWeights
 from higgs_native.ops import Moments
 from higgs_native.ops.formats import PANEL, QUANTIZED_FORMATS
-from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
+from higgs_native.prompt.chat import build_prompt, check_plain_text, normalized_text, speech_messages
 from higgs_native.prompt.normalize import normalize_text
 from higgs_native.utils.exact_arithmetic import exact_arithmetic
 
@@ -115,8 +115,8 @@ def text_prompt(text: str, tokenizer: Tokenizer, config: HiggsAudioConfig) -> to
     Raises:
         PromptError: the text can't be spoken, or is too long.
     """
-    text = normalize_text(text)
-    check_plain_text(text, tokenizer)
+    text = normalized_text(text, config.convention)
+    check_plain_text(text, tokenizer, convention=config.convention)
     messages = speech_messages(text, convention=config.convention)
     ids = build_prompt(messages, tokenizer, config.convention, force_audio_gen=True).input_ids
     if ids.shape[1] > DEFAULT_CACHE_LENGTH - _MAX_FRAMES:
@@ -128,11 +128,12 @@ def text_prompt(text: str, tokenizer: Tokenizer, config: HiggsAudioConfig) -> to
 
 def speak(model: HiggsAudioModel, prompts: Sequence[torch.Tensor], progress: bool = False) -> Spoken:
     """Generate after prompts [1, S], up to 16,384 positions, with the default sampling parameters."""
+    default_sampling = rules_of(model.config.convention).default_sampling
     requests = [
         GenerationRequest(
             prompt,
             convention=model.config.convention,
-            sampling=SamplingParams(seed=seed, max_new_tokens=_MAX_FRAMES),
+            sampling=replace(default_sampling, seed=seed, max_new_tokens=_MAX_FRAMES),
         )
         for seed, prompt in enumerate(prompts)
     ]
@@ -200,7 +201,7 @@ class States:
         self._cache = KVCache.with_own_pages(one_layer, len(spoken), length, weights.dtype, device)
         self.states = torch.empty(len(rows.slots), config.hidden_size, dtype=torch.float32, device=device)
         text_table = weights.tensor("embed_tokens.weight")
-        audio_table = weights.tensor("audio_codebook_embeddings.weight")
+        audio_table = weights.tensor(AUDIO_TABLE)
         ops.embed(self.states, rows.token_ids, rows.codes, text_table, audio_table)
         self._num_text = len(rows.token_ids)
 
@@ -274,6 +275,8 @@ class States:
             rows.positions[:count],
             cache_positions,
             self._num_text,
+            layer.query_norm,
+            layer.key_norm,
         )
         ops.attention(attended, query, *caches, page_table, slots, cache_positions, config.head_dim**-0.5)
         return attended

@@ -1,4 +1,4 @@
-"""The conventions of the two public implementations: how a prompt is written, and how its reply is generated."""
+"""The conventions of the public implementations: how a prompt is written, and how its reply is generated."""
 
 import enum
 
@@ -8,17 +8,22 @@ from higgs_native.errors import ParameterError, short_repr
 class Convention(str, enum.Enum):
     """Whose conventions a checkpoint follows. A member equals its name, so the name is accepted in its place.
 
-    | | `boson` | `transformers` | its place |
-    |---|---|---|---|
-    | prompt | parts are tokenized one by one | the text is tokenized whole | `prompt.chat` |
-    | delay pattern | opens a delay per frame | counts from the prompt's end | `generation.sampler` |
-    | codes of a segment | all but the first and last column | up to the frame of EOS | `generation.delay_pattern` |
-    | end | a stop string, or the end of audio | a frame of EOS in all codebooks | `generation.stop` |
-    | recording's length | padded per HuBERT frame | padded by half a frame | `audio_tokenizer.encoder` |
+    Models of Higgs Audio V2 follow `boson` or `transformers`, those of Higgs TTS 3 `higgs_tts_3`. Prompts and
+    generation have a module per convention.
+
+    | | `boson` | `transformers` | `higgs_tts_3` | its place |
+    |---|---|---|---|---|
+    | prompt | a chat, tokenized in parts | a chat, tokenized whole | blocks | `prompt` |
+    | first frame | BOS in all codebooks | BOS in all codebooks | drawn | `generation.conventions` |
+    | delay pattern | opens a delay per frame | counts from the prompt's end | opens a delay per frame | the same |
+    | end | EOS in any codebook | EOS in any codebook | EOS in codebook 0 | the same |
+    | codes of a segment | without the first and last | up to the frame of EOS | all | the same |
+    | recordings | padded per HuBERT frame | padded by half a frame | the same, from 1 s on | `audio_tokenizer` |
     """
 
     BOSON = "boson"
     TRANSFORMERS = "transformers"
+    HIGGS_TTS_3 = "higgs_tts_3"
 
     @property
     def state_value(self) -> int:
@@ -34,5 +39,6 @@ class Convention(str, enum.Enum):
         """
         names = [member.value for member in cls]
         if not isinstance(value, str) or value not in names:
-            raise ParameterError(f"{name} must be {' or '.join(map(repr, names))}, got {short_repr(value)}")
+            expected = ", ".join(map(repr, names[:-1])) + f" or {names[-1]!r}"
+            raise ParameterError(f"{name} must be {expected}, got {short_repr(value)}")
         return cls(value)

@@ -11,25 +11,27 @@ from tokenizers import Tokenizer
 from typing_extensions import Unpack
 
 from higgs_native.audio.quality import VoiceWarning
+from higgs_native.audio_tokenizer.checkpoint import has_audio_tokenizer
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ConfigError, ParameterError, PromptError, one_line
 from higgs_native.failure_checks import Failure, detect_failures, frame_levels
+from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.generation.sequence import GenerationOutput, GenerationRequest, OnFrame, OnToken
 from higgs_native.model.adapter import Adapter
 from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER, resolve_folder
-from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.config import AUDIO_PLACEHOLDER, HiggsAudioConfig
 from higgs_native.model.hub import HubOptions, check_hub_options
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import checked_dtype
 from higgs_native.model.weights import open_weights
 from higgs_native.ops.device import checked_device
-from higgs_native.prompt.chat import build_prompt, check_plain_text, speech_messages
+from higgs_native.prompt.chat import build_prompt, check_plain_text, normalized_text, speech_messages, tagged_text
 from higgs_native.prompt.messages import ChatMLSample, Message
-from higgs_native.prompt.normalize import drop_invisible, normalize_text
+from higgs_native.prompt.normalize import drop_invisible
 from higgs_native.prompt.recordings import Recording, RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 from higgs_native.speech import Speech
@@ -57,12 +59,12 @@ class HiggsAudio:
         speech.save("out.wav")
 
     A checkpoint of the original layout is prompted and sampled by Boson's convention, one of the transformers layout
-    by that of transformers.
+    by that of transformers, and one of Higgs TTS 3 by its own.
 
     Args:
         model: the language model.
         audio_tokenizer: encodes recordings into codes, and decodes codes into audio.
-        convention: `boson`, `transformers`, or None: that of the checkpoint.
+        convention: `boson`, `transformers`, `higgs_tts_3`, or None: that of the checkpoint.
 
     Attributes:
         is_embedded_voice: whether it was loaded from `EMBEDDED_VOICE` or a quantized copy of it.
@@ -70,7 +72,7 @@ class HiggsAudio:
 
     Raises:
         CheckpointError: the codebooks of the two differ, or the model has no text tokenizer.
-        ParameterError: one of them is something else, or there is no such convention.
+        ParameterError: one of them is something else, or the model follows no such convention.
     """
 
     def __init__(
@@ -92,7 +94,8 @@ class HiggsAudio:
         self.audio_tokenizer = audio_tokenizer
         if model.device.type == "cuda":
             model.engine.prepare()
-        self.convention = Convention.parse(model.config.convention if convention is None else convention)
+        chosen = model.config.convention if convention is None else Convention.parse(convention)
+        self.convention = model.config.convention_of(chosen)
         self.is_embedded_voice = False
         self.trained_voices: tuple[str, ...] = ()
         self._fingerprint: str | None = None
@@ -121,7 +124,8 @@ class HiggsAudio:
             dtype: of the weights: `float32`, `bfloat16`, `float16`, or `auto`: the one that config.json names, or else
                 that of the stored matrices.
             audio_tokenizer: its folder, its name on the Hub, or a loaded one. By default the folder `audio_tokenizer`
-                within the checkpoint, or else `bosonai/higgs-audio-v2-tokenizer` from the Hub.
+                within the checkpoint, the one in the checkpoint's own files (Higgs TTS 3), or else
+                `bosonai/higgs-audio-v2-tokenizer` from the Hub.
             quantization: format of the language model's matrices: `fp8`, `int8`, `int4`, or one per part
                 (`int4,heads=int8`; see `higgs_native.model.quantization`); None: as stored.
             adapter: a folder that `higgs-native train` or PEFT wrote (LoRA); it is merged into the weights at load.
@@ -144,9 +148,8 @@ class HiggsAudio:
         # Reads headers only, so that most faults of the model show before an audio tokenizer is fetched.
         open_weights(folder, HiggsAudioConfig.from_pretrained(folder), weights_dtype, quantization, device, merged)
         if not isinstance(audio_tokenizer, HiggsAudioTokenizer):
-            beside = folder / AUDIO_TOKENIZER_FOLDER
             if audio_tokenizer is None:
-                audio_tokenizer = beside if beside.is_dir() else AUDIO_TOKENIZER_NAME
+                audio_tokenizer = audio_tokenizer_of(folder)
             hub.pop("revision", None)
             audio_tokenizer = HiggsAudioTokenizer.from_pretrained(audio_tokenizer, device, **hub)
         model = HiggsAudioModel.from_pretrained(folder, device, dtype, quantization=quantization, adapter=merged)
@@ -174,7 +177,7 @@ class HiggsAudio:
 
         Args:
             text: what to say, with `[SPEAKER0]`, `[SPEAKER1]`, ... before the turns of several speakers. It is
-                normalized by `higgs_native.normalize_text`.
+                normalized by `higgs_native.normalize_text`; for Higgs TTS 3 it may hold control tags instead.
             voice: the name of a voice in `voices_folder` or in `trained_voices`, or a `Voice`; several, in a list or
                 separated by commas, are those of SPEAKER0, SPEAKER1, ...
             reference_audio: a recording to clone instead: an audio file, its contents, `(samples, sampling rate)`, or
@@ -183,7 +186,7 @@ class HiggsAudio:
             scene: where or how it is spoken, in words.
             voices_folder: see `higgs_native.prompt.voices`; by default the one that HIGGS_NATIVE_VOICES names.
             on_progress: called after every frame with the seconds of audio that exist so far.
-            sampling: how to draw and when to stop; None: what `options` build.
+            sampling: how to draw and when to stop; None: what `options` and `default_sampling` build.
             options: in place of `sampling`, its attributes: seed, temperature, max_new_tokens, ...
 
         Raises:
@@ -196,7 +199,7 @@ class HiggsAudio:
             VoiceWarning: the reference audio is poor, or its words are not given (see `higgs_native.audio.quality`).
         """
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder, self.trained_voices)
-        params = SamplingParams.of(sampling, options)
+        params = SamplingParams.of(sampling, options, self.default_sampling)
         messages = self.speech_messages(text, voices, scene)
         speech = self.generate(messages, True, on_progress, params)
         return replace(speech, failures=self.failures(speech, _spoken_text(messages)))
@@ -245,7 +248,7 @@ class HiggsAudio:
         check_integer("low_latency", low_latency)
         if not 0 <= low_latency <= context:
             raise ParameterError(f"low_latency must be between 0 and {context} frames, got {low_latency}")
-        params = SamplingParams.of(sampling, options).with_seed()
+        params = SamplingParams.of(sampling, options, self.default_sampling).with_seed()
         messages = self.speech_messages(text, voices, scene)
         return SpeechStream(
             self.prepare(messages, True, params, real_time=True),
@@ -278,7 +281,7 @@ class HiggsAudio:
             CheckpointError: the checkpoint has no text head, and `force_audio_gen` is not set.
         """
         check_callable("on_progress", on_progress, optional=True)
-        params = SamplingParams.of(sampling, options).with_seed()
+        params = SamplingParams.of(sampling, options, self.default_sampling).with_seed()
         generate = self.prepare(conversation, force_audio_gen, params)
         output = generate(None if on_progress is None else self.frame_counter(on_progress))
         return replace(self.speech(output), seed=params.seed)
@@ -295,16 +298,16 @@ class HiggsAudio:
             ParameterError: a voice is none.
             PromptError: the text is empty, or a text holds special tokens.
         """
-        text = normalize_text(text)
+        text = normalized_text(text, self.convention)
         scene = drop_invisible("" if scene is None else scene, "scene")
         tokenizer = self.tokenizer
-        check_plain_text(text, tokenizer)
+        check_plain_text(text, tokenizer, convention=self.convention)
         check_plain_text(scene, tokenizer, "scene")
         if not isinstance(voices, Sequence):
             raise ParameterError(f"voices must be a list of Voice, got {type(voices).__name__}")
         for voice in voices:
             check_instance("each of voices", voice, Voice)
-            check_plain_text(voice.reference_text or "", tokenizer, "reference text")
+            check_plain_text(voice.reference_text or "", tokenizer, "reference text", self.convention)
             check_plain_text(voice.profile or "", tokenizer, "profile")
         voices = [read_voice(voice) for voice in voices]
         for voice in voices:
@@ -368,13 +371,7 @@ class HiggsAudio:
         def make_request(on_frame: OnFrame | None = None, on_token: OnToken | None = None) -> GenerationRequest:
             return GenerationRequest(
                 prompt.input_ids,
-                # Boson's length rule in both conventions: it takes every length, and where both do they agree.
-                [
-                    item
-                    if isinstance(item, torch.Tensor)
-                    else self.audio_tokenizer.encode(item.samples, item.sampling_rate)
-                    for item in recordings
-                ],
+                [item if isinstance(item, torch.Tensor) else self.encode_recording(item) for item in recordings],
                 self.convention,
                 sampling,
                 on_frame=on_frame,
@@ -383,6 +380,29 @@ class HiggsAudio:
             )
 
         return make_request
+
+    @property
+    def default_sampling(self) -> SamplingParams:
+        """The sampling parameters where a caller gives none."""
+        return rules_of(self.convention).default_sampling
+
+    def tagged_text(self, text: str, emotion: str | None = None, style: str | None = None) -> str:
+        """Return a text with control tags at the start of each sentence (Higgs TTS 3).
+
+        Args:
+            text: as for `speak`.
+            emotion: such as `amusement`; None: no tag.
+            style: `singing`, `shouting` or `whispering`; None: no tag.
+
+        Raises:
+            PromptError: the model knows no such emotion or style.
+        """
+        return tagged_text(text, self.model.tokenizer, self.convention, emotion, style)
+
+    def encode_recording(self, recording: Recording) -> torch.Tensor:
+        """Return the codes [codebooks, frames] of a reference, as the model was trained with them."""
+        convention = rules_of(self.convention).recording_convention
+        return self.audio_tokenizer.encode(recording.samples, recording.sampling_rate, convention)
 
     def fingerprint(self) -> str:
         """A SHA-256 that tells this engine's checkpoints from others, whichever folder they lie in.
@@ -401,7 +421,8 @@ class HiggsAudio:
 
         A frame is complete when its last codebook is drawn.
         """
-        complete = 0
+        # A frame of BOS sets the count back by the delay; without one, it begins there.
+        complete = 0 if rules_of(self.convention).has_bos_frame else 1 - self.model.config.num_codebooks
 
         def on_frame(codes: torch.Tensor) -> None:
             nonlocal complete
@@ -431,12 +452,21 @@ class HiggsAudio:
         return detect_failures(text, levels, speech.codes, self.audio_tokenizer.frame_rate, speech.finish_reason)
 
     def _text(self, output: GenerationOutput) -> str:
-        return self.tokenizer.decode(output.text_ids, skip_special_tokens=True).strip()
+        ids = [token for token in output.text_ids if token != AUDIO_PLACEHOLDER]
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def _codes(self, segment: torch.Tensor) -> torch.Tensor:
         """The codes of a delayed segment, without BOS and EOS: [codebooks, N] -> [codebooks, T]."""
         codes = segment_codes(segment, self.model.config, self.convention)
-        return codes.clamp(0, self.audio_tokenizer.codebook_size - 1)
+        return rules_of(self.convention).decodable(codes, self.audio_tokenizer.codebook_size)
+
+
+def audio_tokenizer_of(folder: Path) -> Path | str:
+    """Return the folder that holds the audio tokenizer of a checkpoint, or else the name of the published one."""
+    beside = folder / AUDIO_TOKENIZER_FOLDER
+    if beside.is_dir():
+        return beside
+    return folder if has_audio_tokenizer(folder) else AUDIO_TOKENIZER_NAME
 
 
 def _spoken_text(messages: Sequence[Message]) -> str:

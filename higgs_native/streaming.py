@@ -11,6 +11,7 @@ from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError
 from higgs_native.failure_checks import Failure, detect_failures, frame_levels
+from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.delay_pattern import SegmentReader
 from higgs_native.generation.sequence import GenerationOutput, OnFrame, OnToken
 from higgs_native.model.config import HiggsAudioConfig
@@ -174,7 +175,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
     def _decode(self, is_last: bool = False) -> np.ndarray:
         none = torch.empty(self._config.num_codebooks, 0, dtype=torch.int64, device="cpu")
         codes = torch.stack(self._columns, dim=1) if self._columns else none
-        codes = codes.clamp(0, self._audio_tokenizer.codebook_size - 1)
+        codes = rules_of(self._convention).decodable(codes, self._audio_tokenizer.codebook_size)
         self._columns = []
         self._codes.append(codes)
         samples = self._decoder.decode(codes, is_last).numpy()

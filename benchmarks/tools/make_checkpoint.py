@@ -20,7 +20,7 @@ from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.errors import HiggsNativeError
 from higgs_native.model.checkpoint import expected_tensors
-from higgs_native.testing.configs import LAYOUTS, REAL_SIZE_CONFIG
+from higgs_native.testing.configs import LAYOUTS, REAL_SIZE_CONFIG, REAL_SIZE_TTS_3_CONFIG
 from higgs_native.testing.random_checkpoint import write_audio_tokenizer, write_language_model
 
 
@@ -28,15 +28,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; it must hold no model")
     parser.add_argument("--layout", choices=LAYOUTS, default="transformers")
-    parser.add_argument("--layers", type=int, default=REAL_SIZE_CONFIG.num_hidden_layers)
+    parser.add_argument("--layers", type=int, help="default: those of the published model of the layout")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ending", action="store_true", help="let EOS be sampled; without it audio runs to the limit")
     args = parser.parse_args()
 
-    config = dataclasses.replace(
-        REAL_SIZE_CONFIG, num_hidden_layers=args.layers, audio_dual_ffn_layers=tuple(range(args.layers))
-    )
+    config = REAL_SIZE_TTS_3_CONFIG if args.layout == "higgs_tts_3" else REAL_SIZE_CONFIG
+    layers = args.layers or config.num_hidden_layers
+    dual = tuple(layer for layer in config.audio_dual_ffn_layers if layer < layers)
+    config = dataclasses.replace(config, num_hidden_layers=layers, audio_dual_ffn_layers=dual)
     dtype = getattr(torch, args.dtype)
     audio_tokenizer = HiggsAudioTokenizerConfig()
     size = dtype.itemsize * sum(math.prod(shape) for shape in expected_tensors(config).values())

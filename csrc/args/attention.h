@@ -41,7 +41,7 @@ inline QkvRopeCache check_qkv_rope_cache(
     const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& x, const Tensor& text_norm,
     const Tensor& audio_norm, const Tensor& qkv_weight, const OptionalTensor& qkv_scales, const Tensor& rope_table,
     const Tensor& page_table, const Tensor& slots, const Tensor& positions, const Tensor& cache_positions,
-    int64_t num_text_rows) {
+    int64_t num_text_rows, const OptionalTensor& query_norm, const OptionalTensor& key_norm) {
   const char* op = "qkv_rope_cache";
   check_devices(
       op, {{"query", query},
@@ -56,7 +56,9 @@ inline QkvRopeCache check_qkv_rope_cache(
            {"page_table", page_table},
            {"slots", slots},
            {"positions", positions},
-           {"cache_positions", cache_positions}});
+           {"cache_positions", cache_positions},
+           {"query_norm", query_norm},
+           {"key_norm", key_norm}});
   check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize});
   const int64_t rows = x.size(0), hidden = x.size(1);
   const CacheShape cache = check_caches(op, key_cache, value_cache, page_table);
@@ -74,6 +76,8 @@ inline QkvRopeCache check_qkv_rope_cache(
       check_packed_weight(op, "qkv_weight", qkv_weight, "qkv_scales", qkv_scales, all_heads * head_dim, hidden);
   check_weight(op, "text_norm", text_norm, {hidden});
   check_tensor(op, "audio_norm", audio_norm, text_norm.scalar_type(), {hidden});
+  if (query_norm) check_tensor(op, "query_norm", *query_norm, text_norm.scalar_type(), {head_dim});
+  if (key_norm) check_tensor(op, "key_norm", *key_norm, text_norm.scalar_type(), {head_dim});
   check_tensor(op, "rope_table", rope_table, ScalarType::Float, {kAnySize, head_dim});
   check_tensor(op, "slots", slots, ScalarType::Int, {rows});
   check_tensor(op, "positions", positions, ScalarType::Int, {rows});

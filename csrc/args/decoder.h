@@ -7,7 +7,8 @@
 
 namespace higgs_native {
 
-// A layer's tensors in `weights`, in this order. A matrix is followed by its scales, which are empty if it has none.
+// A layer's tensors in `weights`, in this order. A matrix is followed by its scales. Scales and norms of heads that the
+// layer lacks are empty.
 enum LayerWeight {
   kTextInputNorm,
   kAudioInputNorm,
@@ -19,7 +20,9 @@ enum LayerWeight {
   kAudioNorm = kTextDown + 2,
   kAudioGateUp,
   kAudioDown = kAudioGateUp + 2,
-  kLayerWeights = kAudioDown + 2
+  kQueryNorm = kAudioDown + 2,
+  kKeyNorm,
+  kLayerWeights
 };
 
 struct DecoderLayers {

@@ -23,16 +23,16 @@ void run_decoder_layers(
     const int64_t rows = skips_audio[layer] ? num_text_rows : args.rows;
     if (rows == 0) continue;
     const Tensor* w = &weights[layer * kLayerWeights];
-    auto scales = [&](int matrix) {
-      return w[matrix + 1].numel() == 0 ? OptionalTensor() : OptionalTensor(w[matrix + 1]);
-    };
+    auto optional = [&](int i) { return w[i].numel() == 0 ? OptionalTensor() : OptionalTensor(w[i]); };
+    auto scales = [&](int matrix) { return optional(matrix + 1); };
     const Tensor states = first(x, rows), queries = first(query, rows), values = first(attended, rows);
     const Tensor row_slots = first(slots, rows);
     const Tensor& cache_positions = skips_audio[layer] ? text_positions : positions;
     const Tensor &keys = key_caches[layer], &cached_values = value_caches[layer];
     operators.qkv_rope_cache(
         queries, keys, cached_values, states, w[kTextInputNorm], w[kAudioInputNorm], eps, w[kQkv], scales(kQkv),
-        rope_table, page_table, row_slots, first(positions, rows), cache_positions, num_text_rows);
+        rope_table, page_table, row_slots, first(positions, rows), cache_positions, num_text_rows, optional(kQueryNorm),
+        optional(kKeyNorm));
     operators.attention(
         values, queries, keys, cached_values, page_table, row_slots, cache_positions,
         1 / std::sqrt(static_cast<double>(keys.size(3))));

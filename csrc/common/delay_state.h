@@ -7,11 +7,14 @@
 
 namespace higgs_native {
 
-// Boson's and transformers' implementations open, close and end a segment in different ways.
+// The implementations open, close and end a segment in different ways.
 enum Convention : int32_t {
   kBoson = 0,
   kTransformers = 1,
+  kHiggsTts3 = 2,
 };
+
+HIGGS_HOST_DEVICE bool is_convention(int32_t value) { return value >= kBoson && value <= kHiggsTts3; }
 
 // The int32 fields of a slot's row of `state`.
 enum StateField : int32_t {
@@ -19,9 +22,9 @@ enum StateField : int32_t {
   kConvention = 1,    // Convention
   kFrame = 2,         // frames emitted in this request; counts the random numbers
   kHistoryCount = 3,  // frames of audio so far, prompt included; the ring `history` holds the last of them
-  // Boson's convention
+  // Boson's convention, and that of Higgs TTS 3
   kOpened = 4,     // delays opened so far: codebooks above it are BOS
-  kRemaining = 5,  // codebooks that EOS has not reached yet; -1 before the first EOS
+  kRemaining = 5,  // frames until the end, -1 before EOS; in Boson's also the codebooks that EOS has not reached yet
   // transformers' convention
   kBosBase = 4,  // codebook k is BOS while kBosBase + kBosStep * k >= 0
   kBosStep = 5,
@@ -44,8 +47,9 @@ struct Slot {
   // The code that codebook k of the next frame must have, or kDrawn. `greedy`: temperature 0.
   HIGGS_HOST_DEVICE int32_t forced_code(int32_t k, bool greedy) const {
     if (!state[kActive]) return eos_id;
-    if (state[kConvention] == kBoson) {
-      if (state[kRemaining] >= 0 && k < num_codebooks - state[kRemaining]) return eos_id;
+    if (state[kConvention] != kTransformers) {
+      const bool closes = state[kConvention] == kBoson && state[kRemaining] >= 0;
+      if (closes && k < num_codebooks - state[kRemaining]) return eos_id;
       return k > state[kOpened] ? bos_id : kDrawn;
     }
     bool bos = state[kBosBase] + state[kBosStep] * k >= 0;
@@ -55,14 +59,14 @@ struct Slot {
     return eos ? eos_id : bos ? bos_id : kDrawn;
   }
 
-  // Whether RAS replaces `code` of codebook k. Boson's convention checks only drawn codes and counts BOS and EOS as any
-  // other; transformers' checks forced codes too and never counts BOS and EOS.
+  // Whether RAS replaces `code` of codebook k. transformers' convention checks forced codes too and never counts BOS
+  // and EOS; the others check only drawn codes and count BOS and EOS as any other.
   HIGGS_HOST_DEVICE bool is_repetition(
       int32_t k, int32_t code, bool forced, int32_t window, int32_t max_num_repeat) const {
     if (!state[kActive] || window <= 0 || state[kHistoryCount] == 0) return false;
-    bool boson = state[kConvention] == kBoson;
-    if (boson && forced) return false;
-    bool counted = boson || (code != bos_id && code != eos_id);
+    bool transformers = state[kConvention] == kTransformers;
+    if (forced && !transformers) return false;
+    bool counted = !transformers || (code != bos_id && code != eos_id);
     return (counted ? count_repeats(k, code, window) : 0) >= max_num_repeat;
   }
 
@@ -89,6 +93,8 @@ struct Slot {
     }
     if (state[kConvention] == kBoson) {
       finish_boson(codes, first_eos);
+    } else if (state[kConvention] == kHiggsTts3) {
+      finish_higgs_tts_3(codes[0] == eos_id);
     } else {
       --state[kBosBase];
       state[kEosBase] -= state[kEnding];
@@ -116,6 +122,18 @@ struct Slot {
       state[kOpened] = 0;
       state[kRemaining] = -1;
     }
+  }
+
+  // Only an EOS of codebook 0 ends the segment, and none does while delays open. The other codebooks draw on until
+  // theirs would be reached.
+  HIGGS_HOST_DEVICE void finish_higgs_tts_3(bool first_is_eos) const {
+    if (state[kOpened] < num_codebooks) {
+      ++state[kOpened];
+      return;
+    }
+    if (state[kRemaining] > 0) --state[kRemaining];
+    else if (first_is_eos) state[kRemaining] = num_codebooks > 2 ? num_codebooks - 2 : 0;
+    if (state[kRemaining] == 0) state[kActive] = 0;
   }
 };
 

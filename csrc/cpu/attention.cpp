@@ -1,4 +1,5 @@
-// qkv_rope_cache: RMSNorm, the query, key and value products, rotary embedding, and the write into the KV cache.
+// qkv_rope_cache: RMSNorm, the query, key and value products, RMSNorm of the query and key heads if they have one,
+//                 rotary embedding, and the write into the KV cache.
 // attention: softmax(scale * q K^T) V of every row over its own sequence, up to and including its own cache position.
 //
 // The cache is [pages, KV heads, page size, head_dim]: a page holds consecutive positions of a sequence, and the page
@@ -58,11 +59,12 @@ void qkv_rope_cache_cpu(
     const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& x, const Tensor& text_norm,
     const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const OptionalTensor& qkv_scales,
     const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
-    const Tensor& cache_positions, int64_t num_text_rows) {
+    const Tensor& cache_positions, int64_t num_text_rows, const OptionalTensor& query_norm,
+    const OptionalTensor& key_norm) {
   const char* op = "qkv_rope_cache";
   const auto [cache, weight, rows, query_heads] = check_qkv_rope_cache(
       query, key_cache, value_cache, x, text_norm, audio_norm, qkv_weight, qkv_scales, rope_table, page_table, slots,
-      positions, cache_positions, num_text_rows);
+      positions, cache_positions, num_text_rows, query_norm, key_norm);
   const int64_t head_dim = cache.head_dim;
   const int32_t* slot = check_indices(op, "slots", slots, cache.slots);
   const int32_t* position = check_indices(op, "positions", positions, rope_table.size(0));
@@ -87,14 +89,16 @@ void qkv_rope_cache_cpu(
     for_ranges(rows, 4 * weight.n, [&](int64_t begin, int64_t end) {
       const AttentionKernels& kernels = attention_kernels();
       for (int64_t row = begin; row < end; ++row) {
-        const float* from = projected + row * weight.n;
+        float* from = projected + row * weight.n;
         const float* row_angles = angles + position[row] * head_dim;
         for (int64_t head = 0; head < query_heads; ++head, from += head_dim) {
+          if (query_norm) rms_norm(from, from, *query_norm, head_dim, norm.eps);
           kernels.f32.rotate(queries + (row * query_heads + head) * head_dim, from, row_angles, head_dim);
         }
         const int64_t page = pages.of(slot[row])[cache_position[row] / cache.page_size];
         const int64_t at = (page * cache.heads * cache.page_size + cache_position[row] % cache.page_size) * head_dim;
         for (int64_t head = 0; head < cache.heads; ++head, from += head_dim) {
+          if (key_norm) rms_norm(from, from, *key_norm, head_dim, norm.eps);
           kernels.typed<T>().rotate(keys + at + head * cache.page_size * head_dim, from, row_angles, head_dim);
         }
         for (int64_t head = 0; head < cache.heads; ++head, from += head_dim) {

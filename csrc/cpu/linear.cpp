@@ -121,23 +121,22 @@ void pack_linear_cpu(const Tensor& packed, const Tensor& weight, int64_t first_r
   else pack_panels(p, PlainWords{p.k * p.element_bytes});
 }
 
-void normalize_row(float* to, const float* x, int64_t k, int64_t row, const RowNorm& norm) {
+}  // namespace
+
+void rms_norm(float* out, const float* x, const Tensor& weight, int64_t k, float eps) {
   const LinearKernels& kernels = linear_kernels();
-  const Tensor& w = row < norm.num_text_rows ? norm.text_weight : norm.audio_weight;
-  switch (number_type(w)) {
+  switch (number_type(weight)) {
     case NumberType::float32:
-      kernels.rms_norm_f32(to, x, static_cast<const float*>(w.const_data_ptr()), k, norm.eps);
+      kernels.rms_norm_f32(out, x, static_cast<const float*>(weight.const_data_ptr()), k, eps);
       break;
     case NumberType::bfloat16:
-      kernels.rms_norm_bf16(to, x, static_cast<const bfloat16*>(w.const_data_ptr()), k, norm.eps);
+      kernels.rms_norm_bf16(out, x, static_cast<const bfloat16*>(weight.const_data_ptr()), k, eps);
       break;
     case NumberType::float16:
-      kernels.rms_norm_f16(to, x, static_cast<const float16*>(w.const_data_ptr()), k, norm.eps);
+      kernels.rms_norm_f16(out, x, static_cast<const float16*>(weight.const_data_ptr()), k, eps);
       break;
   }
 }
-
-}  // namespace
 
 void linear_cpu(
     const Tensor& out, const Tensor& x, const Tensor& weight, const OptionalTensor& scales,
@@ -174,8 +173,10 @@ void pack_rows(
     if (norm) {
       struct Normalized;
       float* normalized = scratch<Normalized>((end - begin) * k);
-      for (int64_t row = begin; row < end; ++row)
-        normalize_row(normalized + (row - begin) * k, x + row * k, k, row, *norm);
+      for (int64_t row = begin; row < end; ++row) {
+        const Tensor& norm_weight = row < norm->num_text_rows ? norm->text_weight : norm->audio_weight;
+        rms_norm(normalized + (row - begin) * k, x + row * k, norm_weight, k, norm->eps);
+      }
       from = normalized;
     }
     kernels.pack_activations(to + group * row_bytes, from, {count, begin - group, end - group}, k, units);

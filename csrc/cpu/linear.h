@@ -20,6 +20,9 @@ inline constexpr int64_t kPanelsAtOnce = 4;  // max panels that one row takes at
 int64_t packed_f32_bytes(int64_t n, int64_t k);
 void pack_f32(char* packed, const float* weight, int64_t n, int64_t k);
 
+// out = RMSNorm of x [k] with `weight`; out may be x.
+void rms_norm(float* out, const float* x, const Tensor& weight, int64_t k, float eps);
+
 // RMSNorm before a product: rows below `num_text_rows` have `text_weight`, the others `audio_weight`.
 struct RowNorm {
   const Tensor& text_weight;

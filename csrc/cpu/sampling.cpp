@@ -210,14 +210,14 @@ void sample_audio_frame_cpu(
           -kMaxField, " to ", kMaxField, ", got ", fields[field]);
     }
     HIGGS_CHECK(
-        fields[kConvention] == kBoson || fields[kConvention] == kTransformers, op, ": convention of slot ", i,
-        " in state must be 0 or 1, got ", fields[kConvention]);
+        is_convention(fields[kConvention]), op, ": convention of slot ", i, " in state must be 0, 1 or 2, got ",
+        fields[kConvention]);
     HIGGS_CHECK(
         fields[kHistoryCount] >= 0, op, ": history count of slot ", i, " in state must be 0 or more, got ",
         fields[kHistoryCount]);
     HIGGS_CHECK(
-        fields[kConvention] == kBoson || fields[kBosStep] == 0 || fields[kBosStep] == 1, op, ": step of BOS of slot ",
-        i, " in state must be 0 or 1, got ", fields[kBosStep]);
+        fields[kConvention] != kTransformers || fields[kBosStep] == 0 || fields[kBosStep] == 1, op,
+        ": step of BOS of slot ", i, " in state must be 0 or 1, got ", fields[kBosStep]);
   }
 
   // All rows are drawn first: nothing is written if a row can't be drawn from.

@@ -1,5 +1,5 @@
 // qkv_rope_cache: RMSNorm, the query, key and value products, rotary embedding, and the write into the KV cache, as one
-//                 product (linear.cu) with an epilogue.
+//                 product (linear.cu) with an epilogue. Heads that are normalized too take a second kernel.
 // attention: softmax(scale * q K^T) V of every row over its own sequence, up to and including its own cache position.
 //
 // The cache is [pages, KV heads, page size, head_dim]: a page holds consecutive positions of a sequence, and the page
@@ -243,11 +243,12 @@ void qkv_rope_cache_cuda(
     const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& x, const Tensor& text_norm,
     const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const OptionalTensor& qkv_scales,
     const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
-    const Tensor& cache_positions, int64_t num_text_rows) {
+    const Tensor& cache_positions, int64_t num_text_rows, const OptionalTensor& query_norm,
+    const OptionalTensor& key_norm) {
   const char* op = "qkv_rope_cache";
   const QkvRopeCache checked = check_qkv_rope_cache(
       query, key_cache, value_cache, x, text_norm, audio_norm, qkv_weight, qkv_scales, rope_table, page_table, slots,
-      positions, cache_positions, num_text_rows);
+      positions, cache_positions, num_text_rows, query_norm, key_norm);
   if (checked.rows == 0) return;
   Gemm p;
   p.weight = checked.weight;
@@ -269,7 +270,9 @@ void qkv_rope_cache_cuda(
       static_cast<int>(checked.cache.head_dim),
       page_table.const_data_ptr<int32_t>(),
       static_cast<int>(checked.cache.max_pages),
-      checked.cache.page_shift()};
+      checked.cache.page_shift(),
+      query_norm ? query_norm->const_data_ptr() : nullptr,
+      key_norm ? key_norm->const_data_ptr() : nullptr};
   gemm(Launch(op, query), p, query);
 }
 

@@ -9,7 +9,8 @@ void qkv_rope_cache_cuda(
     const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& x, const Tensor& text_norm,
     const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const OptionalTensor& qkv_scales,
     const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
-    const Tensor& cache_positions, int64_t num_text_rows);
+    const Tensor& cache_positions, int64_t num_text_rows, const OptionalTensor& query_norm,
+    const OptionalTensor& key_norm);
 
 // `split_counters` [rows * KV heads], int32, is zero before and after; it is made here if null.
 void attention_cuda(

@@ -87,7 +87,8 @@ void dispatch_gemm(const Launch& launch, const Gemm& p, const Tensor& like, int 
   }
 }
 
-// For heads whose halves no block has together: the sums go through memory, and a second kernel rotates them.
+// For heads that no block has whole, if they are normalized, or whose halves none has together: the sums go through
+// memory, and a second kernel finishes them.
 void gemm_then_rope(const Launch& launch, const Gemm& p, const Tensor& like) {
   const Tensor projected = torch::stable::new_empty(like, {p.rows, p.weight.n}, ScalarType::Float);
   Gemm plain = p;
@@ -95,9 +96,10 @@ void gemm_then_rope(const Launch& launch, const Gemm& p, const Tensor& like) {
   plain.out = projected.mutable_data_ptr<float>();
   dispatch_gemm(launch, plain, like, 0);
   const int n = static_cast<int>(p.weight.n);
-  const int64_t pairs = static_cast<int64_t>(p.rows) * n / 2;
+  const int64_t heads = static_cast<int64_t>(p.rows) * (n / p.rope.head_dim);
   launch(
-      rope_kernel, dim3(static_cast<unsigned>(ceil_div(pairs, kThreads))), kThreads, 0, p.rope, plain.out, n, p.rows);
+      rope_kernel, dim3(static_cast<unsigned>(ceil_div(heads, kWarps))), kThreads, 0, p.rope, plain.out, n, p.rows,
+      p.norm.type, p.norm.eps);
 }
 
 // A thread packs one word.
@@ -157,8 +159,9 @@ void gemm(const Launch& launch, const Gemm& given, const Tensor& like) {
       p.weight.k % 4 == 0 && is_aligned(p.x) && is_aligned(p.norm.text_weight) && is_aligned(p.norm.audio_weight);
   if (p.epilogue == Epilogue::kRope) {
     const int head_dim = p.rope.head_dim, panel = static_cast<int>(kPanel);
-    if (head_dim % (2 * panel) == 0) return dispatch_gemm(launch, p, like, head_dim / 2 / panel);
-    if (panel % head_dim != 0) return gemm_then_rope(launch, p, like);
+    const bool normalizes = p.rope.query_norm || p.rope.key_norm;
+    if (!normalizes && head_dim % (2 * panel) == 0) return dispatch_gemm(launch, p, like, head_dim / 2 / panel);
+    if (normalizes || panel % head_dim != 0) return gemm_then_rope(launch, p, like);
   }
   dispatch_gemm(launch, p, like, 0);
 }

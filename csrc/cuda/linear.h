@@ -22,7 +22,8 @@ inline RowNorm row_norm(const Tensor& text_weight, const Tensor& audio_weight, i
       static_cast<int>(num_text_rows), static_cast<float>(eps)};
 }
 
-// Destinations of query, key and value rows: query and key are rotated, key and value are written into the cache.
+// Destinations of query, key and value rows: query and key are rotated, key and value are written into the cache. With
+// `query_norm` or `key_norm`, each head of query or key is normalized first.
 struct QkvTargets {
   float* query;         // [rows, query_heads * head_dim]
   void *keys, *values;  // [pages, kv_heads, 1 << page_shift, head_dim]
@@ -32,6 +33,7 @@ struct QkvTargets {
   int query_heads, kv_heads, head_dim;
   const int32_t* page_table;  // [slots, max_pages]
   int max_pages, page_shift;
+  const void *query_norm, *key_norm;  // [head_dim], of the type of the row's norm; or null
 
   // Rotates values i and i + head_dim / 2 of a query or key head, and writes them. Heads are counted through query, key
   // and value.

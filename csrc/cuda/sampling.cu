@@ -217,8 +217,8 @@ __device__ bool is_good(const Sampling& sampling) { return sampling.has_temperat
 __device__ bool is_good_slot(const SampleAudioFrame& args, int32_t i) {
   if (i < 0 || i >= args.num_slots) return false;
   const int32_t* fields = args.slot(i).state;
-  return (fields[kConvention] == kBoson || fields[kConvention] == kTransformers) && fields[kHistoryCount] >= 0 &&
-         is_good(args.sampling[i]) && args.ras_win_len[i] <= args.ring_length;
+  return is_convention(fields[kConvention]) && fields[kHistoryCount] >= 0 && is_good(args.sampling[i]) &&
+         args.ras_win_len[i] <= args.ring_length;
 }
 
 // The codes of all codebooks, drawn or forced; the slots are not changed.

@@ -9,7 +9,7 @@ import torch
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.errors import CheckpointError
-from higgs_native.model.checkpoint import TensorFiles, listed
+from higgs_native.model.checkpoint import BUNDLED_AUDIO_TOKENIZER, TensorFiles, listed
 from higgs_native.model.other_kinds import kind_of_folder, kind_of_tensors
 from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.tensors import is_finite
@@ -33,7 +33,8 @@ def load_tensors(folder: Path, config: HiggsAudioTokenizerConfig) -> dict[str, t
     """Read the tensors that encoding and decoding need.
 
     Args:
-        folder: holds `model.safetensors` (or shards) or `model.pth`; names of either layout in either kind of file.
+        folder: holds `model.safetensors` (or shards) or `model.pth`; names of either layout in either kind of file. Of
+            a folder with a whole Higgs TTS 3, only the audio tokenizer is read.
         config: decides the names and shapes.
 
     Returns:
@@ -164,10 +165,11 @@ def folded_shapes(config: HiggsAudioTokenizerConfig) -> dict[str, tuple[int, ...
 def _read(folder: Path) -> dict[str, torch.Tensor]:
     """Return all tensors in `folder`, by their stored names."""
     pickled = folder / "model.pth"
-    has_safetensors = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
-    if has_safetensors:
+    if _has_tensors(folder):
         files = TensorFiles(folder)
-        return {name: files.get(name) for name in files.names() if not _UNUSED.match(name)}
+        prefix = BUNDLED_AUDIO_TOKENIZER if _is_bundled(files.names()) else ""
+        stored = {name.removeprefix(prefix): name for name in files.names() if name.startswith(prefix)}
+        return {name: files.get(source) for name, source in stored.items() if not _UNUSED.match(name)}
     if not pickled.is_file():
         got = kind_of_folder(folder) or "neither"
         raise CheckpointError(f"audio tokenizer {folder} must hold model.safetensors or model.pth, got {got}")
@@ -185,6 +187,19 @@ def _read(folder: Path) -> dict[str, torch.Tensor]:
     if not is_state:
         raise CheckpointError(f"{pickled} must hold a dict of tensors by name, got another object")
     return state
+
+
+def has_audio_tokenizer(folder: Path) -> bool:
+    """Return whether a language model's files hold an audio tokenizer too, as those of Higgs TTS 3 do."""
+    return _has_tensors(folder) and _is_bundled(TensorFiles(folder).names())
+
+
+def _has_tensors(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+
+
+def _is_bundled(names: list[str]) -> bool:
+    return any(name.startswith(BUNDLED_AUDIO_TOKENIZER) for name in names)
 
 
 def _check_uncompressed(path: Path) -> None:

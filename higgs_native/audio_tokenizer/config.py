@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from higgs_native.errors import ConfigError, short_repr
+from higgs_native.model.checkpoint import BUNDLED_CONFIG_FILE
 from higgs_native.model.other_kinds import read_config
 from higgs_native.utils.fields import MAX_INTEGER, Fields
+from higgs_native.utils.files import read_json_object
 
 
 DILATIONS = (1, 3, 9)
@@ -169,11 +171,18 @@ class HiggsAudioTokenizerConfig:
     def from_pretrained(cls, folder: str | Path) -> "HiggsAudioTokenizerConfig":
         """Read `config.json` in `folder`.
 
+        That of Higgs TTS 3 says nothing about its audio tokenizer, which has the published shapes, or those in
+        `codec_config.json`.
+
         Raises:
             ConfigError: the file is missing, holds no JSON object, or can't be used; see `from_dict`.
             CheckpointError: the folder holds a checkpoint of another kind; see `higgs_native.model.other_kinds`.
         """
-        return cls.from_dict(read_config(Path(folder)))
+        raw = read_config(Path(folder))
+        if raw.get("model_type") == "higgs_multimodal_qwen3":
+            bundled = Path(folder) / BUNDLED_CONFIG_FILE
+            return cls.from_dict(read_json_object(bundled)) if bundled.is_file() else cls()
+        return cls.from_dict(raw)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contents of a `config.json` in the layout of transformers."""

@@ -72,7 +72,7 @@ def match_lengths(
     """Run the acoustic branch so that it has as many frames as the semantic features.
 
     If they differ, the audio is padded on each side: under `boson` by 160 samples per HuBERT frame of a frame (320),
-    under `transformers` by half a frame (480). If they still differ, `boson` cuts the longer one.
+    under the others by half a frame (480). If they still differ, the longer one is cut, but not under `transformers`.
 
     Args:
         weights, config, audio, convention: as for `encode`.
@@ -90,7 +90,7 @@ def match_lengths(
         boson = convention is Convention.BOSON
         padding = 160 * config.semantic_downsample_factor if boson else config.hop_length // 2
         acoustic = acoustic_encoder(weights, config, F.pad(audio, (padding, padding)))
-        if not boson and acoustic.shape[2] != semantic.shape[2]:
+        if convention is Convention.TRANSFORMERS and acoustic.shape[2] != semantic.shape[2]:
             raise ValueError(
                 f"the audio must have as many acoustic as semantic frames, got {acoustic.shape[2]} and "
                 f"{semantic.shape[2]} of {audio.shape[1]} samples; pad it to a multiple of {config.hop_length} "

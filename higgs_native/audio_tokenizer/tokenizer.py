@@ -139,7 +139,8 @@ class HiggsAudioTokenizer(Shareable):
             sampling_rate: of samples, in Hz; other audio has its own.
             convention: how a length that is no multiple of 960 samples becomes frames: `boson` as in
                 `boson_multimodal`, `transformers` as in `HiggsAudioV2TokenizerModel.encode` (whose processor first
-                pads the audio with zeros to a multiple of 960, where both conventions agree).
+                pads the audio with zeros to a multiple of 960, where both conventions agree), `higgs_tts_3` as
+                `transformers` without that padding, after audio below 1 s is padded with zeros to it.
 
         Returns:
             [8, frames], int64.
@@ -166,6 +167,9 @@ class HiggsAudioTokenizer(Shareable):
         Raises:
             AudioError: the convention can't encode this length.
         """
+        missing = self.sampling_rate - len(waveform)
+        if convention is Convention.HIGGS_TTS_3 and missing > 0:
+            waveform = np.pad(waveform, (0, missing))
         key = hashlib.sha256(waveform.tobytes() + convention.value.encode()).digest()
         with self._cache_lock:
             if key in self._cache:

@@ -6,11 +6,16 @@ import sys
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.cli.console import notice
 from higgs_native.cli.options import MODEL_NAME
 from higgs_native.errors import PromptError
+from higgs_native.generation.conventions import rules_of
+from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio, read_trained_voices
 from higgs_native.prompt.recordings import Recording
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
@@ -40,6 +45,16 @@ def checked_voices(
                 notice(f"warning: {item.reference_audio.name}: {advice}")
     warnings.filterwarnings("ignore", category=VoiceWarning)  # said above
     return chosen
+
+
+def sampling_params(model: str | None, **options: Any) -> SamplingParams:
+    """Return the sampling parameters: the options that are given, and the defaults of the model for the others.
+
+    The model is fetched if it is on the Hub, but no weights are loaded.
+    """
+    folder = EMBEDDED_VOICE if model is None else resolve_folder(model)
+    defaults = rules_of(HiggsAudioConfig.from_pretrained(folder).convention).default_sampling
+    return SamplingParams.of(None, {name: value for name, value in options.items() if value is not None}, defaults)
 
 
 def load_engine(

@@ -7,10 +7,17 @@ from typing import Annotated
 import typer
 
 from higgs_native.errors import ParameterError
+from higgs_native.generation.sampling_params import HIGGS_TTS_3_SAMPLING, SamplingParams
 from higgs_native.utils.variables import VOICES_VARIABLE
 
 
 MODEL_NAME = "bosonai/higgs-audio-v2-generation-3B-base"
+
+
+def default_text(name: str) -> str:
+    """Return the default of a sampling parameter, and that of Higgs TTS 3 if it is another one."""
+    default, other = getattr(SamplingParams, name), getattr(HIGGS_TTS_3_SAMPLING, name)
+    return f"{default}" if other == default else f"{default}, with Higgs TTS 3 {other or 0}"
 
 
 def _refuse_option(text: str) -> str:
@@ -62,16 +69,37 @@ SeedOption = Annotated[
     int | None, typer.Option(help="The same seed gives the same speech. Default: a new one each time.")
 ]
 TemperatureOption = Annotated[
-    float, typer.Option(help="Sampling temperature; 0 takes the most likely code, except where RAS redraws.")
+    float | None,
+    typer.Option(
+        help="Sampling temperature; 0 takes the most likely code, except where RAS redraws.",
+        show_default=default_text("temperature"),
+    ),
 ]
-TopKOption = Annotated[int | None, typer.Option(help="Draw among the k most likely codes; 0 turns it off.")]
+TopKOption = Annotated[
+    int | None,
+    typer.Option(help="Draw among the k most likely codes; 0 turns it off.", show_default=default_text("top_k")),
+]
 TopPOption = Annotated[
-    float | None, typer.Option(help="Draw among the most likely codes that together have this probability.")
+    float | None,
+    typer.Option(
+        help="Draw among the most likely codes that together have this probability.",
+        show_default=default_text("top_p"),
+    ),
 ]
 RasWinLenOption = Annotated[
-    int | None, typer.Option(help="Window of repetition-aware sampling (RAS), in frames; 0 turns it off.")
+    int | None,
+    typer.Option(
+        help="Window of repetition-aware sampling (RAS), in frames; 0 turns it off.",
+        show_default=default_text("ras_win_len"),
+    ),
 ]
-RasWinMaxNumRepeatOption = Annotated[int, typer.Option(help="A code that occurs this often in the window is redrawn.")]
+RasWinMaxNumRepeatOption = Annotated[
+    int | None,
+    typer.Option(
+        help="A code that occurs this often in the window is redrawn.",
+        show_default=default_text("ras_win_max_num_repeat"),
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")]
 DtypeOption = Annotated[
     str, typer.Option(help="Dtype of the weights: float32, bfloat16, float16, or auto: that of the checkpoint.")

@@ -25,7 +25,6 @@ from higgs_native.cli.options import (
     VoiceOption,
     VoicesOption,
 )
-from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form.settings import CHUNK_SECONDS, MAX_RETRIES, Pauses
 from higgs_native.utils.files import locked
 
@@ -76,11 +75,11 @@ def read(
     reference_text: ReferenceTextOption = None,
     scene: SceneOption = None,
     seed: SeedOption = None,
-    temperature: TemperatureOption = SamplingParams.temperature,
-    top_k: TopKOption = SamplingParams.top_k,
-    top_p: TopPOption = SamplingParams.top_p,
-    ras_win_len: RasWinLenOption = SamplingParams.ras_win_len,
-    ras_win_max_num_repeat: RasWinMaxNumRepeatOption = SamplingParams.ras_win_max_num_repeat,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    ras_win_len: RasWinLenOption = None,
+    ras_win_max_num_repeat: RasWinMaxNumRepeatOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     quantization: QuantizationOption = None,
@@ -89,15 +88,23 @@ def read(
     from tqdm import tqdm
 
     from higgs_native.audio.writing import check_output_path
-    from higgs_native.cli.inputs import checked_voices, load_engine, read_text
+    from higgs_native.cli.inputs import checked_voices, load_engine, read_text, sampling_params
     from higgs_native.long_form.chunk_store import ChunkStore
     from higgs_native.long_form.chunking import chunk_text
     from higgs_native.long_form.long_speech import LongSpeech, check_long_form
 
     out = check_output_path(out)
     pauses = Pauses(paragraph_pause, turn_pause, sentence_pause)
-    sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
-    check_long_form(sampling, context_chunks, max_retries, parallel)
+    sampling = sampling_params(
+        model,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        ras_win_len=ras_win_len,
+        ras_win_max_num_repeat=ras_win_max_num_repeat,
+        seed=seed,
+    )
+    check_long_form(context_chunks, max_retries, parallel)
     text = read_text(text)
     chunk_text(text, CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
     chosen = checked_voices(voice, reference_audio, reference_text, voices, model)

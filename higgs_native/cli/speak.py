@@ -26,9 +26,9 @@ from higgs_native.cli.options import (
     TopPOption,
     VoiceOption,
     VoicesOption,
+    default_text,
 )
 from higgs_native.errors import ParameterError
-from higgs_native.generation.sampling_params import SamplingParams
 
 
 if TYPE_CHECKING:
@@ -56,14 +56,22 @@ def speak(
     reference_text: ReferenceTextOption = None,
     scene: SceneOption = None,
     seed: SeedOption = None,
-    temperature: TemperatureOption = SamplingParams.temperature,
-    top_k: TopKOption = SamplingParams.top_k,
-    top_p: TopPOption = SamplingParams.top_p,
-    ras_win_len: RasWinLenOption = SamplingParams.ras_win_len,
-    ras_win_max_num_repeat: RasWinMaxNumRepeatOption = SamplingParams.ras_win_max_num_repeat,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    ras_win_len: RasWinLenOption = None,
+    ras_win_max_num_repeat: RasWinMaxNumRepeatOption = None,
     max_new_tokens: Annotated[
-        int, typer.Option(help="The maximum number of steps; 25 steps are one second of audio.")
-    ] = SamplingParams.max_new_tokens,
+        int | None,
+        typer.Option(
+            help="The maximum number of steps; 25 steps are one second of audio.",
+            show_default=default_text("max_new_tokens"),
+        ),
+    ] = None,
+    emotion: Annotated[
+        str | None, typer.Option(help="Higgs TTS 3: how each sentence is spoken, such as amusement or sadness.")
+    ] = None,
+    style: Annotated[str | None, typer.Option(help="Higgs TTS 3: singing, shouting or whispering.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     quantization: QuantizationOption = None,
@@ -72,7 +80,7 @@ def speak(
     from tqdm import tqdm
 
     from higgs_native.audio.writing import check_output_path
-    from higgs_native.cli.inputs import checked_voices, load_engine, read_text
+    from higgs_native.cli.inputs import checked_voices, load_engine, read_text, sampling_params
     from higgs_native.cli.stream import check_stream_path, write_stream
     from higgs_native.prompt.normalize import normalize_text
 
@@ -86,8 +94,18 @@ def speak(
     text = read_text(text)
     normalize_text(text)
     chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
-    sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens)
+    sampling = sampling_params(
+        model,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        ras_win_len=ras_win_len,
+        ras_win_max_num_repeat=ras_win_max_num_repeat,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+    )
     engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
+    text = engine.tagged_text(text, emotion, style)
     if stream is not None:
         speech_stream = engine.stream(
             text,
@@ -96,7 +114,7 @@ def speak(
             sampling=sampling,
         )
         write_stream(speech_stream, stream)
-        _warn_of_failures(stream, speech_stream.failures, speech_stream.finish_reason, max_new_tokens)
+        _warn_of_failures(stream, speech_stream.failures, speech_stream.finish_reason, sampling.max_new_tokens)
         return
     start = time.perf_counter()
     bars = None if shows_notices() else True  # None: on a terminal only
@@ -118,7 +136,7 @@ def speak(
         f"{path}: {speech.duration:.2f} s of audio in {elapsed:.2f} s, "
         f"real-time factor {elapsed / speech.duration:.2f} (seconds of work per second of audio), seed {speech.seed}"
     )
-    _warn_of_failures(path, speech.failures, speech.finish_reason, max_new_tokens)
+    _warn_of_failures(path, speech.failures, speech.finish_reason, sampling.max_new_tokens)
 
 
 def _warn_of_failures(

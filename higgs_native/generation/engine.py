@@ -31,7 +31,6 @@ from higgs_native.generation.sequence import (
     SequenceState,
     begin_sequence,
 )
-from higgs_native.generation.stop import ends_reply, text_after_audio
 from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
 from higgs_native.model.transformer import LanguageModel
@@ -500,7 +499,7 @@ class Engine(Driver, Shareable):
     def _end_step(self, sequence: SequenceState, is_active: bool) -> None:
         """Take the end of an audio segment, of a reply, and of what may be generated."""
         if not is_active:
-            next_token = text_after_audio(self._model, sequence.request.convention)
+            next_token = sequence.rules.text_after_audio(self._model)
             sequence.end_audio(self._model, next_token)
             if next_token is not None and self._ends_reply(sequence):
                 sequence.finish_reason = "stop"
@@ -511,8 +510,8 @@ class Engine(Driver, Shareable):
             self._end(self._handles[sequence])
 
     def _ends_reply(self, sequence: SequenceState) -> bool:
-        request = sequence.request
-        return ends_reply(self._model, request.convention, sequence.text_ids, request.sampling.stop_strings)
+        stop_strings = sequence.request.sampling.stop_strings
+        return sequence.rules.ends_reply(self._model, sequence.text_ids, stop_strings)
 
     def _fail(self, sequence: SequenceState, name: str, error: Exception | None = None) -> None:
         """End a request whose logits can't be drawn from; on a GPU, the sampler reports them by values below 0."""

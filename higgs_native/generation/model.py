@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError
+from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.engine import Engine
 from higgs_native.generation.handle import RequestHandle
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
@@ -18,7 +19,7 @@ from higgs_native.utils.checks import check_flag, check_instance
 
 
 class HiggsAudioModel(LanguageModel):
-    """A Higgs Audio V2 language model that generates.
+    """A language model of Higgs Audio V2 or Higgs TTS 3 that generates.
 
     >>> model = HiggsAudioModel.from_pretrained("bosonai/higgs-audio-v2-generation-3B-base")
     >>> output = model.generate(input_ids, reference_codes=[codes], seed=1)
@@ -36,12 +37,13 @@ class HiggsAudioModel(LanguageModel):
         self,
         input_ids: torch.Tensor,
         reference_codes: Sequence[torch.Tensor] = (),
-        convention: str | Convention = Convention.BOSON,
+        convention: str | Convention | None = None,
         on_frame: OnFrame | None = None,
         partial_audio: torch.Tensor | None = None,
         output_logits: bool = False,
         on_token: OnToken | None = None,
         sampling: SamplingParams | None = None,
+        delayed_frames: torch.Tensor | None = None,
         **options: Unpack[SamplingOptions],
     ) -> GenerationOutput:
         """Generate after one prompt; see `GenerationRequest` and `generate_batch`.
@@ -49,16 +51,19 @@ class HiggsAudioModel(LanguageModel):
         Args:
             input_ids: [1, S], integers, one placeholder per item of `reference_codes`.
             reference_codes: [codebooks, T] integers each, without BOS, EOS and delay.
-            convention, on_frame, partial_audio, on_token: see `GenerationRequest`.
+            convention, on_frame, partial_audio, on_token, delayed_frames: see `GenerationRequest`.
             output_logits: keep the logits that each step drew from.
             sampling: how to draw and when to stop, or in its place `options`: the attributes of `SamplingParams`.
         """
+        convention = None if convention is None else Convention.parse(convention)
+        rules = rules_of(self.config.convention_of(convention))
         request = GenerationRequest(
             input_ids,
             reference_codes,
-            Convention.parse(convention),
-            SamplingParams.of(sampling, options),
+            convention,
+            SamplingParams.of(sampling, options, rules.default_sampling),
             partial_audio,
+            delayed_frames,
             on_frame=on_frame,
             on_token=on_token,
         )

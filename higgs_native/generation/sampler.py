@@ -10,11 +10,7 @@ import torch
 
 from higgs_native import ops
 from higgs_native.convention import Convention
-from higgs_native.generation.delay_pattern import (
-    initial_transformers_state,
-    resumed_boson_state,
-    resumed_transformers_state,
-)
+from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.ops.sampling import NUM_STATE_FIELDS, StateField
@@ -24,8 +20,8 @@ class SamplerState:
     """Sampling parameters and state of `num_slots` sequences that are generated side by side.
 
     A slot belongs to one sequence: `reset_slot`, then frames and tokens in turn. In Boson's convention each audio
-    segment begins with `begin_segment`, and the slot is active until the segment ends. In transformers' convention
-    the slot is active from `reset_slot` on.
+    segment begins with `begin_segment`, and the slot is active until the segment ends. In the other conventions the
+    slot is active from `reset_slot` on.
     """
 
     def __init__(
@@ -104,19 +100,8 @@ class SamplerState:
         fields = [0] * NUM_STATE_FIELDS
         fields[StateField.HISTORY_COUNT] = history_count
         fields[StateField.CONVENTION] = convention.state_value
-        if convention == Convention.BOSON:
-            fields[StateField.ACTIVE] = int(bool(begun))
-            opened, remaining = resumed_boson_state(begun, self.config) if begun else (0, -1)
-            fields[StateField.BOSON_OPENED] = opened
-            fields[StateField.BOSON_REMAINING] = remaining
-        else:
-            fields[StateField.ACTIVE] = 1
-            initial = initial_transformers_state(prompt_ids, self.config)
-            bos_base, bos_step, eos_base, ending = resumed_transformers_state(initial, begun, self.config)
-            fields[StateField.TRANSFORMERS_BOS_BASE] = bos_base
-            fields[StateField.TRANSFORMERS_BOS_STEP] = bos_step
-            fields[StateField.TRANSFORMERS_EOS_BASE] = eos_base
-            fields[StateField.TRANSFORMERS_ENDING] = ending
+        for field, value in rules_of(convention).state(prompt_ids, begun, self.config).items():
+            fields[field] = value
         return fields
 
     def begin_segment(self, slot: int) -> torch.Tensor:

@@ -18,8 +18,8 @@ MAX_RAS_WINDOW = 10_000
 class SamplingParams:
     """How codes and text tokens are drawn, and when to stop.
 
-    The defaults of temperature, top-k and top-p are those of the published examples; Boson's engine itself falls back
-    to 0.7, none and 0.95.
+    The defaults of temperature, top-k and top-p are those of the published examples of Higgs Audio V2; Boson's engine
+    itself falls back to 0.7, none and 0.95. Higgs TTS 3 has other defaults (`HIGGS_TTS_3_SAMPLING`).
 
     Attributes:
         temperature: 0 takes the highest logit (repetition-aware sampling may still redraw); otherwise 0.001 to 1000.
@@ -84,8 +84,15 @@ class SamplingParams:
         return int(self.seed)
 
     @classmethod
-    def of(cls, sampling: "SamplingParams | None", options: "SamplingOptions") -> "SamplingParams":
-        """Return `sampling`, or if it is None, parameters made of `options`.
+    def of(
+        cls, sampling: "SamplingParams | None", options: "SamplingOptions", defaults: "SamplingParams | None" = None
+    ) -> "SamplingParams":
+        """Return `sampling`, or if it is None, parameters made of `options` and `defaults`.
+
+        Args:
+            sampling: the parameters, or None.
+            options: attributes by name.
+            defaults: the others; None: those of this class.
 
         Raises:
             ParameterError: both are given, `sampling` is something else, or an option is unknown or outside its range.
@@ -95,12 +102,18 @@ class SamplingParams:
                 raise ParameterError(
                     f"options must be of {', '.join(SamplingOptions.__annotations__)}, got {short_repr(min(unknown))}"
                 )
-            return cls(**options)
+            return cls(**options) if defaults is None else replace(defaults, **options)
         if not isinstance(sampling, cls):
             raise ParameterError(f"sampling must be SamplingParams or None, got {type(sampling).__name__}")
         if options:
             raise ParameterError(f"sampling must be given alone, got {', '.join(sorted(options))} beside it")
         return sampling
+
+
+HIGGS_TTS_3_SAMPLING = SamplingParams(
+    temperature=0.8, top_k=30, top_p=0.8, ras_win_len=None, max_new_tokens=2048, stop_strings=None
+)
+"""The defaults of Higgs TTS 3: those of the speech endpoint of sglang-omni, which serves it with Boson's code."""
 
 
 class SamplingOptions(TypedDict, total=False):

@@ -1,6 +1,5 @@
 """Requests, the sequences that the engine makes of them, and outputs."""
 
-import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -9,6 +8,8 @@ import torch
 
 from higgs_native.convention import Convention
 from higgs_native.errors import PromptError, short_repr
+from higgs_native.generation.conventions import rules_of
+from higgs_native.generation.conventions.rules import GenerationMode, Rules
 from higgs_native.generation.delay_pattern import build_delay_pattern
 from higgs_native.generation.pages import page_keys
 from higgs_native.generation.sampling_params import SamplingParams
@@ -26,18 +27,6 @@ Row = int | Frame
 """A row of a sequence: a token id or a frame."""
 
 
-class GenerationMode(enum.Enum):
-    """The kind of output that a sequence's next step generates.
-
-    TEXT: a text token. AUDIO_INIT: the BOS frame of a segment (Boson's convention only). AUDIO_IN_PROGRESS: a frame
-    after it; in transformers' convention the BOS frame too.
-    """
-
-    TEXT = "text"
-    AUDIO_INIT = "audio_init"
-    AUDIO_IN_PROGRESS = "audio_in_progress"
-
-
 @dataclass(frozen=True)
 class GenerationRequest:
     """A prompt, and how to generate after it.
@@ -45,13 +34,14 @@ class GenerationRequest:
     Attributes:
         input_ids: [1, S] or [S], integers; one audio placeholder per item of `reference_codes`.
         reference_codes: [codebooks, T] integers each, without BOS, EOS and delay.
-        convention: sets the delay pattern, the end and the stop strings; its name is accepted too.
-        sampling: how to draw, and when to stop.
+        convention: sets the delay pattern, the end and the stop strings; its name is accepted too. None: `boson`, with
+            Higgs TTS 3 `higgs_tts_3`.
+        sampling: how to draw, and when to stop; None: the defaults of the convention.
         partial_audio: [codebooks, N] integers, or None: delayed frames of an unfinished audio segment, BOS frame
             first, which generation continues. The prompt then ends in `<|audio_out_bos|>`.
-        delayed_frames: [N, codebooks] integers, or None: the frames of `input_ids` that transformers' processor has
-            expanded, one per audio placeholder and delay token. They replace `reference_codes`; generation continues
-            wherever they end (transformers' convention only).
+        delayed_frames: [N, codebooks] integers, or None: the frames of `input_ids` that the caller has expanded, one
+            per audio placeholder and, as transformers' processor has them, delay token. They replace
+            `reference_codes`; generation continues wherever they end (not in Boson's convention).
         on_frame: called with each frame [codebooks], int64, as it is drawn, still delayed.
         on_token: called with each text token as it is drawn, after the end of any audio segment before it.
         priority: requests of higher priority get a slot first.
@@ -60,8 +50,8 @@ class GenerationRequest:
 
     input_ids: torch.Tensor
     reference_codes: Sequence[torch.Tensor] = ()
-    convention: Convention = Convention.BOSON
-    sampling: SamplingParams = field(default_factory=SamplingParams)
+    convention: Convention | None = None
+    sampling: SamplingParams | None = None
     partial_audio: torch.Tensor | None = None
     delayed_frames: torch.Tensor | None = None
     on_frame: OnFrame | None = None
@@ -70,8 +60,10 @@ class GenerationRequest:
     real_time: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "convention", Convention.parse(self.convention))
-        check_instance("sampling", self.sampling, SamplingParams)
+        if self.convention is not None:
+            object.__setattr__(self, "convention", Convention.parse(self.convention))
+        if self.sampling is not None:
+            check_instance("sampling", self.sampling, SamplingParams)
         check_callable("on_frame", self.on_frame, optional=True)
         check_callable("on_token", self.on_token, optional=True)
         check_integer("priority", self.priority)
@@ -88,7 +80,8 @@ class GenerationOutput:
     """The output of a request.
 
     Attributes:
-        audio_segments: [codebooks, N] int64 each, still delayed, from the frame of BOS on.
+        audio_segments: [codebooks, N] int64 each, still delayed, from the first frame on, which is BOS but with Higgs
+            TTS 3.
         text_ids: the text tokens; one audio placeholder stands for a whole segment.
         finish_reason: "stop" (a stop string, or the end of audio that no text follows), "length"
             (`max_new_tokens`, or the cache is full) or "aborted" (its caller ended it).
@@ -123,7 +116,7 @@ class SequenceState:
     """A request in progress: all of its rows, and what was generated so far.
 
     Attributes:
-        request: the request; its seed is set.
+        request: the request; its convention, its sampling parameters and their seed are set.
         mode: what the next step generates.
         rows: the prompt's rows, then those that were generated; row n has position n.
         prompt_tokens: positions of the whole prompt.
@@ -162,6 +155,11 @@ class SequenceState:
     audio_logits: list[torch.Tensor] = field(default_factory=list)
     text_logits: list[torch.Tensor] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+
+    @property
+    def rules(self) -> Rules:
+        """The rules of the request's convention."""
+        return rules_of(self.request.convention)
 
     @property
     def num_pending(self) -> int:
@@ -242,13 +240,16 @@ def begin_sequence(model: LanguageModel, request: GenerationRequest) -> Sequence
     """Check a request, and expand the placeholders of its prompt.
 
     Raises:
-        ParameterError: `request` is no GenerationRequest.
+        ParameterError: `request` is no GenerationRequest, or of a convention that the model does not follow.
         PromptError: the prompt does not fit the model, its references, or the cache.
         CheckpointError: text is asked for, and the checkpoint has no text head.
     """
     check_instance("request", request, GenerationRequest)
-    ids = _checked_ids(model, request.input_ids)
-    request = replace(request, sampling=request.sampling.with_seed())
+    convention = model.config.convention_of(request.convention)
+    rules = rules_of(convention)
+    ids = _checked_ids(model, request.input_ids, rules)
+    sampling = rules.default_sampling if request.sampling is None else request.sampling
+    request = replace(request, convention=convention, sampling=sampling.with_seed())
     begin = _begin_prompt if request.delayed_frames is None else _begin_expanded
     sequence = begin(model, request, ids)
     if sequence.prompt_tokens >= model.max_cache_length:
@@ -263,37 +264,29 @@ def begin_sequence(model: LanguageModel, request: GenerationRequest) -> Sequence
     return sequence
 
 
-def _checked_ids(model: LanguageModel, input_ids: torch.Tensor) -> list[int]:
+def _checked_ids(model: LanguageModel, input_ids: torch.Tensor, rules: Rules) -> list[int]:
     input_ids = integer_tensor("input_ids", input_ids, PromptError)
     ids = input_ids[0] if input_ids.dim() == 2 and input_ids.shape[0] == 1 else input_ids
     if ids.dim() != 1 or len(ids) == 0:
         raise PromptError(f"input_ids must have shape [1, S] with S of at least 1, got {list(input_ids.shape)}")
-    low, high = int(ids.min()), int(ids.max())
+    ids, placeholders = ids.tolist(), rules.placeholders(model)
+    tokens = [token for token in ids if token not in placeholders]
+    low, high = min(tokens, default=0), max(tokens, default=0)
     if low < 0 or high >= model.config.vocab_size:
         raise PromptError(
             f"input_ids must be between 0 and {model.config.vocab_size - 1}, got {low if low < 0 else high}"
         )
-    return ids.tolist()
+    return ids
 
 
 def _begin_prompt(model: LanguageModel, request: GenerationRequest, ids: list[int]) -> SequenceState:
     """Begin after a prompt with one placeholder per recording."""
-    is_boson = request.convention == Convention.BOSON
-    pending, prompt_ids, prompt_frames = _expand_placeholders(model, request, ids)
-    sequence = SequenceState(request, GenerationMode.TEXT, pending, len(pending), prompt_frames, prompt_ids)
-    if ids[-1] != model.config.audio_out_bos_token_id:
-        if not is_boson:
-            raise PromptError(
-                f"input_ids must end in <|audio_out_bos|> in the convention 'transformers', got {ids[-1]}"
-            )
-        if request.partial_audio is not None:
-            raise PromptError(f"input_ids must end in <|audio_out_bos|> with partial_audio, got {ids[-1]}")
-        model.require_text_head()
-        return sequence
-    sequence.mode = GenerationMode.AUDIO_INIT if is_boson else GenerationMode.AUDIO_IN_PROGRESS
-    sequence.segments = [[]]
+    rows, prompt_ids, prompt_frames = _expand_placeholders(model, request, ids)
+    mode = rules_of(request.convention).first_mode(model, ids, request.partial_audio is not None)
+    segments = [] if mode is GenerationMode.TEXT else [[]]
+    sequence = SequenceState(request, mode, rows, len(rows), prompt_frames, prompt_ids, segments=segments)
     if request.partial_audio is not None:
-        _resume_audio(sequence, _checked_partial_audio(model, request.partial_audio))
+        _resume_audio(sequence, _checked_partial_audio(model, request))
     return sequence
 
 
@@ -301,8 +294,8 @@ def _expand_placeholders(
     model: LanguageModel, request: GenerationRequest, ids: list[int]
 ) -> tuple[list[Row], list[int], list[Frame]]:
     """Return the prompt's rows, its ids (one per row), and the frames that repetition-aware sampling counts."""
-    config, is_boson = model.config, request.convention == Convention.BOSON
-    placeholders = (_audio_in_token_id(model) if is_boson else config.audio_in_token_id, config.audio_out_token_id)
+    config, rules = model.config, rules_of(request.convention)
+    placeholders = rules.placeholders(model)
     count = sum(token in placeholders for token in ids)
     if count != len(request.reference_codes):
         raise PromptError(
@@ -313,19 +306,15 @@ def _expand_placeholders(
     rows: list[Row] = []
     prompt_ids: list[int] = []
     prompt_frames: list[Frame] = []
-    # transformers' processor marks the frames that close a delay pattern.
-    delay_id = config.audio_delay_token_id
-    closing = [] if is_boson or delay_id is None else [delay_id] * (config.num_codebooks - 1)
     for token in ids:
         if token not in placeholders:
             rows.append(token)
             prompt_ids.append(token)
             continue
-        frames = _frames(build_delay_pattern(next(references), config))
+        frames = _frames(build_delay_pattern(next(references), config, request.convention))
         rows += frames
-        prompt_ids += [token] * (len(frames) - len(closing)) + closing
-        # Boson's repetition-aware sampling counts the assistant's audio alone.
-        if not is_boson or token == config.audio_out_token_id:
+        prompt_ids += rules.ids_of_frames(token, len(frames), config)
+        if rules.counts_repetitions(token, config):
             prompt_frames += frames
     return rows, prompt_ids, prompt_frames
 
@@ -342,12 +331,13 @@ def _resume_audio(sequence: SequenceState, frames: Sequence[Frame]) -> None:
 def _begin_expanded(model: LanguageModel, request: GenerationRequest, ids: list[int]) -> SequenceState:
     """Begin after a prompt with one placeholder per frame."""
     config, frames = model.config, integer_tensor("delayed_frames", request.delayed_frames, PromptError)
-    if request.convention != Convention.TRANSFORMERS or request.reference_codes or request.partial_audio is not None:
+    placeholders = rules_of(request.convention).frame_placeholders(config)
+    if not placeholders or request.reference_codes or request.partial_audio is not None:
         raise PromptError(
             f"delayed_frames must be None in the convention {Convention.BOSON.value!r}, and with reference_codes or "
             "partial_audio, got a tensor"
         )
-    is_audio = [token in (config.audio_out_token_id, config.audio_delay_token_id) for token in ids]
+    is_audio = [token in placeholders for token in ids]
     if frames.dim() != 2 or frames.shape[1] != config.num_codebooks or len(frames) != sum(is_audio):
         raise PromptError(
             f"delayed_frames must have shape [{sum(is_audio)}, {config.num_codebooks}], one frame per audio "
@@ -361,9 +351,9 @@ def _begin_expanded(model: LanguageModel, request: GenerationRequest, ids: list[
     return SequenceState(request, mode, pending, len(pending), prompt_frames, ids, segments=[[]])
 
 
-def _checked_partial_audio(model: LanguageModel, partial: torch.Tensor) -> list[Frame]:
+def _checked_partial_audio(model: LanguageModel, request: GenerationRequest) -> list[Frame]:
     config = model.config
-    partial = integer_tensor("partial_audio", partial, PromptError)
+    partial = integer_tensor("partial_audio", request.partial_audio, PromptError)
     if partial.dim() != 2 or partial.shape[0] != config.num_codebooks or partial.shape[1] < 1:
         raise PromptError(
             f"partial_audio must have shape [{config.num_codebooks}, N] with N of at least 1, "
@@ -371,7 +361,8 @@ def _checked_partial_audio(model: LanguageModel, partial: torch.Tensor) -> list[
         )
     _check_codes("partial_audio", partial, config.codebook_size)
     frames = _frames(partial.T)
-    if set(frames[0]) != {config.audio_stream_bos_id}:
+    rules = rules_of(request.convention)
+    if rules.has_bos_frame and set(frames[0]) != {config.audio_stream_bos_id}:
         raise PromptError(f"partial_audio must begin with a frame of BOS in all codebooks, got {list(frames[0])}")
     if set(frames[-1]) == {config.audio_stream_eos_id}:
         raise PromptError("partial_audio must not have ended, got EOS in all codebooks of its last frame")
@@ -393,10 +384,3 @@ def _check_codes(name: str, codes: torch.Tensor, codebook_size: int) -> None:
         raise PromptError(
             f"{name} must be between 0 and {codebook_size - 1}, got {int(codes.min())} to {int(codes.max())}"
         )
-
-
-def _audio_in_token_id(model: LanguageModel) -> int | None:
-    """The placeholder of audio in a system or user message; the transformers layout leaves it to the tokenizer."""
-    if model.config.audio_in_token_id is None and model.tokenizer is not None:
-        return model.tokenizer.token_to_id("<|AUDIO|>")
-    return model.config.audio_in_token_id

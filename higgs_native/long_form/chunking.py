@@ -16,10 +16,12 @@ from types import ModuleType
 
 import regex
 
+from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError
 from higgs_native.long_form.settings import Boundary
+from higgs_native.prompt.chat import clean_text, normalized_text
 from higgs_native.prompt.markup import SPEAKER_TAG
-from higgs_native.prompt.normalize import SPEAKABLE, clean_text, drop_invisible, normalize_text, nothing_to_say
+from higgs_native.prompt.normalize import SPEAKABLE, drop_invisible, nothing_to_say
 from higgs_native.prompt.pace import spoken_milliseconds
 from higgs_native.utils.checks import check_flag, check_number
 
@@ -120,7 +122,9 @@ def check_chunk_seconds(max_seconds: float) -> None:
         )
 
 
-def chunk_text(text: str, max_seconds: float, join_sentences: bool = True) -> list[TextChunk]:
+def chunk_text(
+    text: str, max_seconds: float, join_sentences: bool = True, convention: Convention = Convention.BOSON
+) -> list[TextChunk]:
     """Cut a text into chunks of at most `max_seconds` each by `spoken_seconds`.
 
     Blank lines separate paragraphs. Single line breaks do so too, unless at least half of them are within sentences:
@@ -134,6 +138,7 @@ def chunk_text(text: str, max_seconds: float, join_sentences: bool = True) -> li
         text: plain text; each turn in each paragraph is normalized separately.
         max_seconds: `MIN_CHUNK_SECONDS` to `MAX_CHUNK_SECONDS`.
         join_sentences: let a chunk hold as many sentences of a paragraph as fit, instead of one.
+        convention: decides how the text is normalized.
 
     Raises:
         PromptError: the text holds neither letters nor digits, or is no valid Unicode.
@@ -147,14 +152,14 @@ def chunk_text(text: str, max_seconds: float, join_sentences: bool = True) -> li
     tag = last_tag = ""
     for paragraph in filter(SPEAKABLE.search, _paragraphs(text)):
         first: Boundary = "paragraph"
-        for part in re.split(f"({SPEAKER_TAG.pattern})", clean_text(paragraph)):
+        for part in re.split(f"({SPEAKER_TAG.pattern})", clean_text(paragraph, convention)):
             if SPEAKER_TAG.fullmatch(part):
                 tag = part
                 continue
             if not SPEAKABLE.search(part):
                 continue
             boundary: Boundary | None = first if tag == last_tag else "turn"
-            words = _with_end(part.strip())
+            words = _with_end(part.strip(), convention)
             sentences = [words] if join_sentences else split_sentences(words)
             for piece, inner in itertools.chain.from_iterable(_split(sentence, limit) for sentence in sentences):
                 if SPEAKABLE.search(piece):
@@ -186,9 +191,9 @@ def _paragraphs(text: str) -> Iterator[str]:
     yield paragraph
 
 
-def _with_end(text: str) -> str:
+def _with_end(text: str, convention: Convention) -> str:
     """Add the full stop of `normalize_text` to clean text, unless it ends in a mark of another script, such as `؟`."""
-    return text if _ENDS_LINE.search(text) else normalize_text(text)
+    return text if _ENDS_LINE.search(text) else normalized_text(text, convention)
 
 
 def _split(text: str, limit: int, level: int = 0) -> list[tuple[str, Boundary]]:

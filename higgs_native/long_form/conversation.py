@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
 from higgs_native.errors import PromptError
+from higgs_native.generation.delay_pattern import num_delayed
 from higgs_native.long_form.chunk_store import SpokenChunk
 from higgs_native.long_form.chunking import TextChunk
 from higgs_native.pipeline import HiggsAudio
@@ -77,7 +78,7 @@ class Conversation:
         """Return the number of cache positions that a prompt takes."""
         engine = self._engine
         prompt = build_prompt(messages, engine.tokenizer, engine.convention, force_audio_gen=True)
-        # A placeholder becomes its frames, BOS and EOS, and the delay.
+        # A placeholder becomes its delayed frames.
         codes = [item.codes for item in prompt.audio if item.codes is not None]
-        frames = sum(part.shape[1] + engine.model.config.num_codebooks for part in codes)
-        return prompt.input_ids.shape[1] + frames
+        lengths = (num_delayed(part.shape[1], engine.model.config, engine.convention) for part in codes)
+        return prompt.input_ids.shape[1] + sum(length - 1 for length in lengths)

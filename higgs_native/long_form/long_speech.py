@@ -119,8 +119,13 @@ class LongSpeech:
         check_flag("strict", strict)
         if pauses is not None:
             check_instance("pauses", pauses, Pauses)
-        self._sampling = SamplingParams.of(sampling, options)
-        check_long_form(self._sampling, context_chunks, max_retries, parallel)
+        self._sampling = SamplingParams.of(sampling, options, engine.default_sampling)
+        if self._sampling.max_new_tokens != engine.default_sampling.max_new_tokens:
+            raise ParameterError(
+                "max_new_tokens must be left out, since each chunk has its own limit, "
+                f"got {self._sampling.max_new_tokens}"
+            )
+        check_long_form(context_chunks, max_retries, parallel)
         if chunk_seconds is None:
             chunk_seconds = EMBEDDED_VOICE_CHUNK_SECONDS if engine.is_embedded_voice else CHUNK_SECONDS
         if context_chunks is None:
@@ -128,7 +133,9 @@ class LongSpeech:
             context_chunks = CONTEXT_CHUNKS if has_context else 0
         if parallel is None:
             parallel = 1 if context_chunks else PARALLEL_CHUNKS
-        self.chunks = chunk_text(text, chunk_seconds, join_sentences=not engine.is_embedded_voice)
+        self.chunks = chunk_text(
+            text, chunk_seconds, join_sentences=not engine.is_embedded_voice, convention=engine.convention
+        )
         self._engine = engine
         self._context_chunks = int(context_chunks)
         self._max_retries = max_retries
@@ -145,7 +152,7 @@ class LongSpeech:
         for item in (item for message in self._opening for item in message.contents()):
             if isinstance(item, AudioContent):
                 recording = read_recording(item)
-                item.codes = engine.audio_tokenizer.encode(recording.samples, recording.sampling_rate)
+                item.codes = engine.encode_recording(recording)
                 recordings.append([recording.sha256, recording.sampling_rate])
         recorded = [index for index, voice in enumerate(voices) if voice.reference_audio is not None]
         self._recorded_tags = {f"[SPEAKER{index}]" for index in recorded}
@@ -269,14 +276,8 @@ class LongSpeech:
         return frames + self._engine.model.config.num_codebooks + 2
 
 
-def check_long_form(
-    sampling: SamplingParams, context_chunks: int | None, max_retries: int, parallel: int | None
-) -> None:
+def check_long_form(context_chunks: int | None, max_retries: int, parallel: int | None) -> None:
     """Raise ParameterError if a parameter of `LongSpeech` is out of range."""
-    if sampling.max_new_tokens != SamplingParams.max_new_tokens:
-        raise ParameterError(
-            f"max_new_tokens must be left out, since each chunk has its own limit, got {sampling.max_new_tokens}"
-        )
     check_integer("context_chunks", context_chunks, optional=True)
     check_integer("max_retries", max_retries)
     check_integer("parallel", parallel, optional=True)

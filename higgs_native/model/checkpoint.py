@@ -165,9 +165,10 @@ def _shards(index: Path) -> list[str]:
 
 
 class LanguageModelFiles:
-    """A language model's tensors from a checkpoint of either layout, by their names in the original layout.
+    """A language model's tensors from a checkpoint of any layout, by their names in the original layout.
 
-    Split tensors are joined. Every name, shape and dtype is checked against the configuration.
+    Split tensors are joined; copies of tied ones and a bundled audio tokenizer are left out. Every name, shape and
+    dtype is checked against the configuration.
 
     Raises:
         CheckpointError: tensors are missing, unknown, stored twice, or of a wrong shape or dtype.
@@ -175,8 +176,9 @@ class LanguageModelFiles:
 
     def __init__(self, folder: Path, config: HiggsAudioConfig) -> None:
         self._files = TensorFiles(folder)
+        names = [name for name in self._files.names() if not _is_extra(name)]
         parts_of: dict[str, dict[int | None, str]] = {}
-        for stored in self._files.names():
+        for stored in names:
             name, part = _name_and_part(stored)
             parts = parts_of.setdefault(name, {})
             if part in parts or (parts and None in (part, *parts)):
@@ -198,7 +200,7 @@ class LanguageModelFiles:
         if problems:
             got = kind_of_tensors(unknown) or ", ".join(problems)
             raise CheckpointError(f"the tensors of {folder} must fit its config.json, got {got}")
-        for stored in self._files.names():
+        for stored in names:
             if self._files.dtype(stored) not in STORED_DTYPES:
                 raise CheckpointError(
                     f"{folder}: {stored} must be {', '.join(STORED_DTYPES)}, got {self._files.dtype(stored)}"
@@ -277,15 +279,31 @@ class LanguageModelFiles:
         return change(name, torch.cat(parts))[begin : begin + len(tensor)].contiguous()
 
 
+AUDIO_TABLE = "audio_codebook_embeddings.weight"
 AUDIO_LM_HEAD = "audio_decoder_proj.audio_lm_head.weight"
 TEXT_LM_HEAD = "audio_decoder_proj.text_lm_head.weight"
 
 _TRANSFORMERS_NAMES = {
     "audio_lm_head.weight": AUDIO_LM_HEAD,
     "text_lm_head.weight": TEXT_LM_HEAD,
-    "model.embed_audio_tokens.embed_audio_tokens.weight": "audio_codebook_embeddings.weight",
+    "model.embed_audio_tokens.embed_audio_tokens.weight": AUDIO_TABLE,
 }
+_HIGGS_TTS_3_NAMES = {
+    "tied.embedding.text_embedding.weight": "embed_tokens.weight",
+    "tied.embedding.modality_embeddings.0.embedding.weight": AUDIO_TABLE,
+}
+# Files of Higgs TTS 3 hold the tables again as heads: the audio head is tied, the text head is not needed.
+_COPIES = {
+    "tied.head.text_head.weight": "embed_tokens.weight",
+    "tied.head.modality_heads.0.weight": AUDIO_TABLE,
+}
+_ORIGINAL_NAMES = _TRANSFORMERS_NAMES | _HIGGS_TTS_3_NAMES | _COPIES
+BUNDLED_AUDIO_TOKENIZER = "tied.embedding.modality_embeddings.0.model."
+"""The prefix of the audio tokenizer's tensors in a file of Higgs TTS 3."""
+BUNDLED_CONFIG_FILE = "codec_config.json"
+"""The configuration of an audio tokenizer in a checkpoint of Higgs TTS 3, if its shapes are not the published ones."""
 _STORED_NAMES = {original: stored for stored, original in _TRANSFORMERS_NAMES.items()}
+_HIGGS_TTS_3_STORED_NAMES = {original: stored for stored, original in _HIGGS_TTS_3_NAMES.items()}
 # A partly trained table is stored in two parts: its frozen rows, then its trainable rows.
 _SPLIT_PARTS = {"embedding_frozen": 0, "embedding_trainable": 1, "linear_frozen": 0, "linear_trainable": 1}
 
@@ -295,14 +313,24 @@ def transformers_name(name: str) -> str:
     return _STORED_NAMES.get(name, f"model.{name}")
 
 
+def higgs_tts_3_name(name: str) -> str:
+    """Return a tensor's name in a file of Higgs TTS 3, given its name in the original layout."""
+    return _HIGGS_TTS_3_STORED_NAMES.get(name, f"body.{name}")
+
+
+def _is_extra(stored: str) -> bool:
+    """Whether a stored tensor is a copy of another one, or belongs to the audio tokenizer."""
+    return stored in _COPIES or stored.startswith(BUNDLED_AUDIO_TOKENIZER)
+
+
 def original_name(stored: str) -> str:
-    """Return a tensor's name in the original layout, given its name in either."""
+    """Return a tensor's name in the original layout, given its name in any."""
     return _name_and_part(stored)[0]
 
 
 def _name_and_part(stored: str) -> tuple[str, int | None]:
     """Return a tensor's name in the original layout, and its part of a split tensor; None if it is whole."""
-    name = _TRANSFORMERS_NAMES.get(stored, stored.removeprefix("model."))
+    name = _ORIGINAL_NAMES.get(stored, stored.removeprefix("model.").removeprefix("body."))
     for suffix, part in _SPLIT_PARTS.items():
         for ending in (f".{suffix}", f".{suffix}.weight"):
             if name.endswith(ending):
@@ -320,7 +348,7 @@ def expected_tensors(config: HiggsAudioConfig) -> dict[str, tuple[int, ...]]:
     audio_rows = config.num_codebooks * config.codebook_size
     tensors: dict[str, tuple[int, ...]] = {
         "embed_tokens.weight": (config.vocab_size, hidden),
-        "audio_codebook_embeddings.weight": (audio_rows, hidden),
+        AUDIO_TABLE: (audio_rows, hidden),
     }
     for layer in range(config.num_hidden_layers):
         prefix = f"layers.{layer}."
@@ -330,6 +358,8 @@ def expected_tensors(config: HiggsAudioConfig) -> dict[str, tuple[int, ...]]:
             prefix + "self_attn.v_proj.weight": (key_value, hidden),
             prefix + "self_attn.o_proj.weight": (hidden, query),
         }
+        if config.head_norms:
+            tensors |= {prefix + f"self_attn.{name}_norm.weight": (head_dim,) for name in "qk"}
         for path in ("", "audio_") if config.is_dual(layer) else ("",):
             tensors |= {
                 prefix + f"{path}input_layernorm.weight": (hidden,),
@@ -338,11 +368,10 @@ def expected_tensors(config: HiggsAudioConfig) -> dict[str, tuple[int, ...]]:
                 prefix + f"{path}mlp.up_proj.weight": (intermediate, hidden),
                 prefix + f"{path}mlp.down_proj.weight": (hidden, intermediate),
             }
-    return tensors | {
-        "norm.weight": (hidden,),
-        AUDIO_LM_HEAD: (audio_rows, hidden),
-        TEXT_LM_HEAD: (config.vocab_size, hidden),
-    }
+    tensors["norm.weight"] = (hidden,)
+    if config.tied_audio_head:
+        return tensors
+    return tensors | {AUDIO_LM_HEAD: (audio_rows, hidden), TEXT_LM_HEAD: (config.vocab_size, hidden)}
 
 
 def listed(kind: str, names: list[str]) -> str:

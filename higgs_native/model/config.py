@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from higgs_native.convention import Convention
-from higgs_native.errors import ConfigError, short_repr
+from higgs_native.errors import ConfigError, ParameterError, short_repr
 from higgs_native.model.other_kinds import read_config
 from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.fields import MAX_INTEGER, Fields
@@ -19,6 +19,9 @@ AUDIO_ADAPTER_TYPES = ("dual_ffn", "dual_ffn_fast_forward", "stack")
 # Far above those of any model: what is built before the tensors are compared with the configuration stays small.
 MAX_LAYERS = MAX_HEADS = MAX_HEAD_DIM = 1024
 MAX_CODEBOOKS = 64
+AUDIO_PLACEHOLDER = -100
+"""The id of a delayed frame in a prompt of Higgs TTS 3; no token has it."""
+_MODEL_TYPES = ("higgs_audio", "higgs_audio_v2", "higgs_multimodal_qwen3")
 _SOURCE = "config.json"
 _GENERATION_SOURCE = "generation_config.json"
 
@@ -30,6 +33,7 @@ _STORED_NAMES = {
         "audio_out_token_id": "audio_out_token_idx",
     },
     Convention.TRANSFORMERS: {"audio_out_token_id": "audio_token_id", "audio_out_bos_token_id": "audio_bos_token_id"},
+    Convention.HIGGS_TTS_3: {"codebook_size": "vocab_size of audio_encoder_config"},
 }
 
 
@@ -45,7 +49,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class HiggsAudioConfig:
-    """The shapes and special ids of a Higgs Audio V2 language model.
+    """The shapes and special ids of a language model: of Higgs Audio V2, or of Higgs TTS 3.
 
     Attributes:
         codebook_size: rows of a codebook in the embedding and in the head: its codes, BOS and EOS (1026).
@@ -53,12 +57,14 @@ class HiggsAudioConfig:
             `dual_ffn_fast_forward` (audio rows skip the others) or `stack` (no layer is dual).
         audio_in_token_id: the placeholder of audio in a system or user message; None if the layout has none.
         audio_out_token_id: the placeholder of audio in an assistant message, and of a generated frame.
-        audio_out_bos_token_id: the token after which audio is generated.
+        audio_out_bos_token_id: the token after which audio is generated; None: it follows every prompt (Higgs TTS 3).
         audio_eos_token_id: the text token after an audio segment (original layout only).
         audio_delay_token_id: the text token of a frame that closes the delay pattern (transformers layout only).
         eos_token_id: the text token that ends a reply (transformers layout only).
         end_token_ids: the text tokens that end a reply beside the stop strings in Boson's convention; None: the one
             of `eos_token_id`.
+        head_norms: whether each head of query and key has an RMSNorm before its rotation.
+        tied_audio_head: whether the audio head is the table of the codebooks.
     """
 
     vocab_size: int
@@ -80,12 +86,14 @@ class HiggsAudioConfig:
     audio_dual_ffn_layers: tuple[int, ...]
     audio_in_token_id: int | None
     audio_out_token_id: int
-    audio_out_bos_token_id: int
+    audio_out_bos_token_id: int | None
     audio_eos_token_id: int | None
     audio_delay_token_id: int | None
     pad_token_id: int | None
     eos_token_id: int | None
     end_token_ids: tuple[int, ...] | None = None
+    head_norms: bool = False
+    tied_audio_head: bool = False
 
     def __post_init__(self) -> None:
         if self.end_token_ids is None:
@@ -99,7 +107,22 @@ class HiggsAudioConfig:
     @property
     def convention(self) -> Convention:
         """The convention that a checkpoint of this layout was trained with."""
+        if self.audio_out_bos_token_id is None:
+            return Convention.HIGGS_TTS_3
         return Convention.TRANSFORMERS if self.audio_eos_token_id is None else Convention.BOSON
+
+    def convention_of(self, asked: Convention | None) -> Convention:
+        """Return the convention of a request: the one asked for; None: `boson`, with Higgs TTS 3 `higgs_tts_3`.
+
+        Raises:
+            ParameterError: it is one of the other model.
+        """
+        own = self.convention
+        choices = (own,) if own is Convention.HIGGS_TTS_3 else (Convention.BOSON, Convention.TRANSFORMERS)
+        if asked is not None and asked not in choices:
+            expected = " or ".join(repr(choice.value) for choice in choices)
+            raise ParameterError(f"convention must be {expected} for this model, got {asked.value!r}")
+        return choices[0] if asked is None else asked
 
     def skips_audio(self, layer: int) -> bool:
         """Whether audio rows skip `layer`."""
@@ -107,17 +130,20 @@ class HiggsAudioConfig:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], generation: dict[str, Any] | None = None) -> "HiggsAudioConfig":
-        """Read the contents of a `config.json` of either layout, and those of a `generation_config.json` beside it.
+        """Read the contents of a `config.json` of any layout, and those of a `generation_config.json` beside it.
 
         Raises:
             ConfigError: it describes another model, or a value is missing, wrong, or contradicts another.
         """
         fields = Fields(raw, _SOURCE)
         model_type = fields.value("model_type", None)
-        if model_type not in ("higgs_audio", "higgs_audio_v2"):
-            raise ConfigError(f"model_type must be 'higgs_audio' or 'higgs_audio_v2', got {short_repr(model_type)}")
-        # Only the original layout nests a text_config. model_type does not tell: some files mix the two.
-        if "text_config" in fields:
+        if model_type not in _MODEL_TYPES:
+            expected = ", ".join(map(repr, _MODEL_TYPES[:-1])) + f" or {_MODEL_TYPES[-1]!r}"
+            raise ConfigError(f"model_type must be {expected}, got {short_repr(model_type)}")
+        if model_type == "higgs_multimodal_qwen3":
+            config = _read_higgs_tts_3(fields)
+        # Of V2, only the original layout nests a text_config. model_type does not tell: some files mix the two.
+        elif "text_config" in fields:
             config = _read_original(fields, None if generation is None else Fields(generation, _GENERATION_SOURCE))
         else:
             # HiggsAudioV2Config's defaults that differ from LlamaConfig's.
@@ -170,6 +196,8 @@ class HiggsAudioConfig:
         )
         for name in ("audio_in", "audio_out", "audio_out_bos", "audio_eos", "audio_delay"):
             token = getattr(self, f"{name}_token_id")
+            if (token, self.convention) == (AUDIO_PLACEHOLDER, Convention.HIGGS_TTS_3):
+                continue
             self._require(
                 f"{name}_token_id", token is None or 0 <= token < self.vocab_size, f"from 0 to {self.vocab_size - 1}"
             )
@@ -231,7 +259,7 @@ _TRANSFORMERS_ROPE = {
 }
 
 
-def _rope(fields: Fields, absent: dict[str, Any]) -> dict[str, Any]:
+def _rope(fields: Fields, absent: dict[str, Any], default_theta: float = 10000.0) -> dict[str, Any]:
     """Return the rotary fields from `rope_scaling` (before transformers 5), else `rope_parameters`, else `absent`."""
     scaling, parameters = fields.value("rope_scaling", None), fields.value("rope_parameters", None)
     if scaling:
@@ -240,7 +268,7 @@ def _rope(fields: Fields, absent: dict[str, Any]) -> dict[str, Any]:
         rope = Fields(absent if parameters is None else parameters, f"{_SOURCE}: rope_parameters")
     theta = rope.number("rope_theta", None)
     return {
-        "rope_theta": fields.number("rope_theta", 10000.0) if theta is None else theta,
+        "rope_theta": fields.number("rope_theta", default_theta) if theta is None else theta,
         "rope_scaling": _rope_scaling(rope, fields.integer("max_position_embeddings", 2048)),
     }
 
@@ -349,4 +377,38 @@ def _read_transformers(fields: Fields) -> HiggsAudioConfig:
         audio_eos_token_id=None,
         audio_delay_token_id=fields.integer("audio_delay_token_id"),
         pad_token_id=fields.integer("pad_token_id", None),
+    )
+
+
+def _read_higgs_tts_3(fields: Fields) -> HiggsAudioConfig:
+    audio, text = fields.nested("audio_encoder_config"), fields.nested("text_config")
+    # Other values describe another model; the encoder "whisper" is that of the one for speech recognition.
+    for holder, name, expected in (
+        (audio, "encoder_type", "discrete"),
+        (audio, "tie_word_embeddings", True),
+        (audio, "use_delay_pattern", True),
+        (text, "use_sliding_window", False),
+        (fields, "audio_token_id", AUDIO_PLACEHOLDER),
+    ):
+        value = holder.value(name, expected)
+        holder.require(name, value == expected, json.dumps(expected), value)
+    codebook_size = audio.integer("vocab_size")
+    return HiggsAudioConfig(
+        **_shared_fields(text),
+        **_rope(text, absent={}, default_theta=1e6),
+        rms_norm_eps=text.number("rms_norm_eps", 1e-6),
+        num_codebooks=audio.integer("num_codebooks", maximum=MAX_CODEBOOKS),
+        codebook_size=codebook_size,
+        audio_stream_bos_id=codebook_size - 2,
+        audio_stream_eos_id=codebook_size - 1,
+        audio_adapter_type="stack",
+        audio_dual_ffn_layers=(),
+        audio_in_token_id=None,
+        audio_out_token_id=AUDIO_PLACEHOLDER,
+        audio_out_bos_token_id=None,
+        audio_eos_token_id=None,
+        audio_delay_token_id=None,
+        pad_token_id=None,
+        head_norms=True,
+        tied_audio_head=True,
     )

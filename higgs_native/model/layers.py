@@ -33,6 +33,7 @@ class Layer:
     Attributes:
         qkv: [(query heads + 2 * KV heads) * head_dim, hidden], packed.
         o: [hidden, query heads * head_dim], packed.
+        query_norm, key_norm: [head_dim], shared by the heads; None if heads have no norm.
         text: the weights of text rows.
         audio: the weights of audio rows; the same object as `text` unless the layer is dual.
         skips_audio: whether audio rows skip this layer.
@@ -40,6 +41,8 @@ class Layer:
 
     qkv: PackedWeight
     o: PackedWeight
+    query_norm: torch.Tensor | None
+    key_norm: torch.Tensor | None
     text: FeedForward
     audio: FeedForward
     skips_audio: bool
@@ -58,6 +61,8 @@ class Layer:
             audio.post_attention_norm,
             audio.gate_up,
             audio.down,
+            self.query_norm,
+            self.key_norm,
         )
 
 
@@ -75,10 +80,15 @@ def read_layer(weights: Weights, config: HiggsAudioConfig, index: int) -> Layer:
             down=weights.linear(part, mlp + "down_proj.weight"),
         )
 
+    def head_norm(name: str) -> torch.Tensor | None:
+        return weights.tensor(f"{attention}{name}_norm.weight") if config.head_norms else None
+
     text = feed_forward("text_ffn", prefix)
     return Layer(
         qkv=weights.linear("attention", attention + "qkv", *(f"{attention}{name}_proj.weight" for name in "qkv")),
         o=weights.linear("attention", attention + "o_proj.weight"),
+        query_norm=head_norm("q"),
+        key_norm=head_norm("k"),
         text=text,
         audio=feed_forward("audio_ffn", prefix + "audio_") if config.is_dual(index) else text,
         skips_audio=config.skips_audio(index),

@@ -24,7 +24,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from higgs_native.errors import CheckpointError
-from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER, expected_tensors, weight_files
+from higgs_native.model.checkpoint import (
+    AUDIO_TOKENIZER_FOLDER,
+    BUNDLED_AUDIO_TOKENIZER,
+    BUNDLED_CONFIG_FILE,
+    TensorFiles,
+    expected_tensors,
+    weight_files,
+)
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
 from higgs_native.ops import PackedWeight
@@ -191,6 +198,8 @@ def write_packed(
 ) -> None:
     """Write a checkpoint folder: a packed file, and the configuration, tokenizer and audio tokenizer of `source`.
 
+    A bundled audio tokenizer becomes a folder, with its tensors and configurations as they are in the checkpoint.
+
     Args:
         tensors: `LanguageModel.named_weights` of the model in `source`.
         quantization: the model's formats.
@@ -222,14 +231,30 @@ def write_packed(
             # save_file lets the owner alone read it; the folder has the bits that the umask allows.
             (temporary / PACKED_FILE).chmod(temporary.stat().st_mode & 0o666)
             for path in texts:
-                if not path.name.endswith(".safetensors.index.json"):
+                if not path.name.endswith(".safetensors.index.json") and path.name != BUNDLED_CONFIG_FILE:
                     shutil.copyfile(path, temporary / path.name)
             if audio_tokenizer.is_dir():
                 (temporary / AUDIO_TOKENIZER_FOLDER).mkdir()
                 for path in _regular_files(audio_tokenizer):
                     shutil.copyfile(path, temporary / AUDIO_TOKENIZER_FOLDER / path.name)
+            elif not (source / PACKED_FILE).is_file():
+                _write_bundled(source, temporary / AUDIO_TOKENIZER_FOLDER)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{target} can't be written: {' '.join(str(error).split())}") from None
+
+
+def _write_bundled(source: Path, target: Path) -> None:
+    """Write the audio tokenizer that the files in `source` bundle, if they do, into the folder `target`."""
+    files = TensorFiles(source)
+    tensors = {name: files.get(name) for name in files.names() if name.startswith(BUNDLED_AUDIO_TOKENIZER)}
+    if not tensors:
+        return
+    target.mkdir()
+    save_file(tensors, target / "model.safetensors")
+    (target / "model.safetensors").chmod(target.stat().st_mode & 0o666)
+    for name in ("config.json", BUNDLED_CONFIG_FILE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def _regular_files(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError, one_line, short_repr
 from higgs_native.model.adapter import Adapter
 from higgs_native.model.batch import Batch, Buffers
-from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD, load_tokenizer, resolve_folder
+from higgs_native.model.checkpoint import AUDIO_LM_HEAD, AUDIO_TABLE, TEXT_LM_HEAD, load_tokenizer, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.hub import HubOptions
 from higgs_native.model.kv_cache import KVCache
@@ -39,7 +39,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class LanguageModel(Shareable):
-    """The transformer of Higgs Audio V2. `HiggsAudioModel` adds generation.
+    """The transformer of Higgs Audio V2 or of Higgs TTS 3. `HiggsAudioModel` adds generation.
 
     Attributes:
         config: shapes and special ids.
@@ -73,14 +73,17 @@ class LanguageModel(Shareable):
         self.device = device
         self.max_cache_length = max_cache_length
         self.text_table = weights.tensor("embed_tokens.weight")
-        self.audio_table = weights.tensor("audio_codebook_embeddings.weight")
+        self.audio_table = weights.tensor(AUDIO_TABLE)
         if layers is None:
             layers = (read_layer(weights, config, index) for index in range(config.num_hidden_layers))
         self.layers = list(layers)
         self._layer_weights = [weight for layer in self.layers for weight in layer.flat()]
         self._skips_audio = [int(layer.skips_audio) for layer in self.layers]
         self.norm = weights.tensor("norm.weight")
-        self.audio_head = weights.linear("heads", AUDIO_LM_HEAD)
+        # A tied head is packed, and the table kept as it is for the embedding: 42 MB at real size.
+        self.audio_head = weights.linear(
+            "heads", AUDIO_LM_HEAD, AUDIO_TABLE if config.tied_audio_head else AUDIO_LM_HEAD
+        )
         self.text_head = weights.linear("heads", TEXT_LM_HEAD) if TEXT_LM_HEAD in weights else None
         self.rope_table = rope_table(config, max_cache_length).to(device)
         release_freed()
@@ -92,14 +95,19 @@ class LanguageModel(Shareable):
         """Return all tensors by their names in a packed file."""
         named: dict[str, torch.Tensor | PackedWeight | None] = {
             "embed_tokens.weight": self.text_table,
-            "audio_codebook_embeddings.weight": self.audio_table,
+            AUDIO_TABLE: self.audio_table,
             "norm.weight": self.norm,
             AUDIO_LM_HEAD: self.audio_head,
             TEXT_LM_HEAD: self.text_head,
         }
         for index, layer in enumerate(self.layers):
             prefix = f"layers.{index}."
-            named |= {prefix + "self_attn.qkv": layer.qkv, prefix + "self_attn.o_proj.weight": layer.o}
+            named |= {
+                prefix + "self_attn.qkv": layer.qkv,
+                prefix + "self_attn.o_proj.weight": layer.o,
+                prefix + "self_attn.q_norm.weight": layer.query_norm,
+                prefix + "self_attn.k_norm.weight": layer.key_norm,
+            }
             for path, weights in (("", layer.text), ("audio_", layer.audio)):
                 if path and weights is layer.text:
                     continue
@@ -127,7 +135,7 @@ class LanguageModel(Shareable):
         adapter: str | Path | Adapter | None = None,
         **hub: Unpack[HubOptions],
     ) -> Self:
-        """Load a checkpoint of either layout, packed or not.
+        """Load a checkpoint of any layout, packed or not.
 
         Args:
             path_or_name: a folder, or a Hub name.
@@ -135,7 +143,7 @@ class LanguageModel(Shareable):
             dtype: torch.float32, torch.bfloat16, torch.float16, or their names. "auto" takes the dtype that
                 config.json names, or else that of the stored matrices.
             max_cache_length: the max number of positions of a sequence, prompt included. A used position takes
-                114,688 bytes of cache at real size in bfloat16.
+                114,688 bytes of cache at real size in bfloat16, 147,456 with Higgs TTS 3.
             quantization: `fp8`, `int8`, `int4`, or formats by part; see `Quantization`. None keeps the stored format.
             adapter: a folder in PEFT's format (LoRA), which is merged into the weights as they are read.
             hub: how a Hub name is fetched; see `HubOptions`.

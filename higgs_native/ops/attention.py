@@ -33,11 +33,14 @@ def qkv_rope_cache(
     positions: torch.Tensor,
     cache_positions: torch.Tensor,
     num_text_rows: int,
+    query_norm: torch.Tensor | None = None,
+    key_norm: torch.Tensor | None = None,
 ) -> None:
     """Apply RMSNorm, the three projections and the rotary embedding, and write keys and values into the cache.
 
     The first `num_text_rows` rows are normalized with `text_norm`, the others with `audio_norm`. Dimension i of a head
-    is rotated with dimension i + head_dim / 2, as Llama in transformers does ("rotate half").
+    is rotated with dimension i + head_dim / 2, as Llama in transformers does ("rotate half"). With `query_norm` and
+    `key_norm`, each head of query and key is normalized before, as in Qwen3.
 
     Args:
         query: [rows, query heads * head_dim], float32; written.
@@ -51,6 +54,8 @@ def qkv_rope_cache(
         page_table: [slots, max pages], int32: the pages of each sequence. Entries of unused positions are not read.
         slots, positions, cache_positions: [rows], int32: the sequence, the rotary position, the cache position.
         num_text_rows: the first rows of the batch that are text.
+        query_norm, key_norm: [head_dim], of the dtype of the other norms: the weights of an RMSNorm over each head,
+            shared by the heads; None: the heads have none.
 
     Raises:
         RuntimeError: a shape or dtype does not fit, or a slot, position or page lies outside its tensor.
@@ -70,6 +75,8 @@ def qkv_rope_cache(
         positions,
         cache_positions,
         num_text_rows,
+        query_norm,
+        key_norm,
     )
 
 

@@ -22,8 +22,11 @@ def layer_weights(
     audio_norm: torch.Tensor,
     audio_gate_up: PackedWeight,
     audio_down: PackedWeight,
+    query_norm: torch.Tensor | None = None,
+    key_norm: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """Return a layer's weights in the order of `decoder_layers`; see `qkv_rope_cache`, `linear` and `dual_ffn`."""
+    absent = text_norm.new_empty(0)
     flat: list[torch.Tensor] = []
     for weight in (
         text_input_norm,
@@ -36,12 +39,13 @@ def layer_weights(
         audio_norm,
         audio_gate_up,
         audio_down,
+        query_norm,
+        key_norm,
     ):
         if isinstance(weight, PackedWeight):
-            no_scales = weight.data.new_empty(0, dtype=torch.float32)
-            flat += [weight.data, no_scales if weight.scales is None else weight.scales]
+            flat += [weight.data, absent if weight.scales is None else weight.scales]
         else:
-            flat.append(weight)
+            flat.append(absent if weight is None else weight)
     return flat
 
 

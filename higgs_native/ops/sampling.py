@@ -30,6 +30,9 @@ class StateField(IntEnum):
     BOSON_OPENED = 4  # delays opened so far: the codebooks above it are BOS
     BOSON_REMAINING = 5  # codebooks that EOS has not reached yet; -1 before the first EOS
 
+    HIGGS_TTS_3_OPENED = 4  # delays opened so far: the codebooks above it are BOS
+    HIGGS_TTS_3_REMAINING = 5  # frames until the end; -1 before codebook 0 has drawn EOS
+
     TRANSFORMERS_BOS_BASE = 4  # codebook k is BOS while base + step * k >= 0; base falls by 1 per frame
     TRANSFORMERS_BOS_STEP = 5
     TRANSFORMERS_EOS_BASE = 6  # codebook k is EOS where base + k <= 0
@@ -58,9 +61,9 @@ def sample_audio_frame(
     Codes that the delay pattern leaves open are drawn from the logits after temperature, top-k and top-p (see
     `process_logits`). Repetition-aware sampling (RAS) then counts the code among those of its codebook in the last
     `ras_win_len` frames; from `ras_win_max_num_repeat` on it is drawn again, from the softmax of the raw logits.
-    Boson's convention counts BOS and EOS as any other code, that of transformers does not. Boson's convention begins
-    after a frame of BOS that is not drawn; that of transformers forces that frame here. A slot becomes inactive at the
-    end of its segment; the codes of an inactive slot are all EOS, and its logits are not read.
+    transformers' convention doesn't count BOS and EOS, the others do. Boson's convention begins after a frame of BOS
+    that is not drawn; that of transformers forces that frame here; that of Higgs TTS 3 has none. A slot becomes
+    inactive at the end of its segment; the codes of an inactive slot are all EOS, and its logits are not read.
 
     Args:
         codes: [R, C], int32; written: the frame, delayed.

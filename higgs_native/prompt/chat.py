@@ -1,13 +1,13 @@
 """Conversations, and their rendering to prompts.
 
 A prompt is token ids with one placeholder per recording, and the recordings in the order of their placeholders. How it
-is written depends on the convention: see `prompt.boson` and `prompt.transformers`.
+is written depends on the convention: see `prompt.boson`, `prompt.transformers` and `prompt.higgs_tts_3`.
 
 Special tokens written in a text become special tokens, as in both implementations, since system messages need them.
 Texts of end users go through `check_plain_text` first.
 """
 
-import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,23 +16,22 @@ from tokenizers import Tokenizer
 
 from higgs_native.convention import Convention
 from higgs_native.errors import PromptError, short_repr
-from higgs_native.prompt import boson, transformers
-from higgs_native.prompt.markup import AUDIO_OUT_BOS, AUDIO_PLACEHOLDERS, REQUIRED_TOKENS, SPEAKER_TAG, header
-from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, check_unicode
+from higgs_native.prompt import boson, higgs_tts_3, transformers
+from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message
 from higgs_native.prompt.voices import Voice
 from higgs_native.utils.checks import check_flag, check_instance, check_string
 
 
-SYSTEM_TEXT = "Generate audio following instruction."
-MULTIPLE_SPEAKERS_SYSTEM_TEXT = (
-    "You are an AI assistant designed to convert text into speech.\n"
-    "If the user's message includes a [SPEAKER*] tag, do not read out the tag and generate speech for the following "
-    "text, using the specified voice.\n"
-    "If no speaker tag is present, select a suitable voice on your own."
-)
+# All that depends on the convention: `prompt_ids`, `speech_messages`, `clean_text`, `normalize_text`, `check_text` and
+# `control_tags` of each module.
+_CONVENTIONS = {
+    Convention.BOSON: boson,
+    Convention.TRANSFORMERS: transformers,
+    Convention.HIGGS_TTS_3: higgs_tts_3,
+}
 
-# All that depends on the convention: `render` and `system_messages` of each module.
-_CONVENTIONS = {Convention.BOSON: boson, Convention.TRANSFORMERS: transformers}
+
+_SENTENCE_START = re.compile(r"(?:(?<=^)|(?<=[.!?…。！？]\s)|(?<=\n))(?=\S)")
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,9 @@ def build_prompt(
     Args:
         conversation: the messages.
         tokenizer: holds the special tokens.
-        convention: `boson` or `transformers`.
+        convention: `boson`, `transformers` or `higgs_tts_3`.
         force_audio_gen: append `<|audio_out_bos|>`, so that the reply begins with audio. The transformers
-            implementation always does.
+            implementation always does; with Higgs TTS 3 every reply is audio.
 
     Raises:
         ParameterError: the convention is unknown, or an argument or a role is of a wrong type.
@@ -72,19 +71,8 @@ def build_prompt(
     check_instance("tokenizer", tokenizer, Tokenizer)
     check_flag("force_audio_gen", force_audio_gen)
     messages = checked_messages(conversation)
-    for token in REQUIRED_TOKENS:
-        if tokenizer.token_to_id(token) is None:
-            raise PromptError(f"tokenizer must be that of Higgs Audio V2, got one without the token {token}")
-    parts = [*rendering.render(messages), header("assistant") + AUDIO_OUT_BOS * force_audio_gen]
-    ids = [token_id for part in parts for token_id in tokenizer.encode(part, add_special_tokens=False).ids]
+    ids = rendering.prompt_ids(messages, tokenizer, force_audio_gen)
     audio = [item for message in messages for item in message.contents() if isinstance(item, AudioContent)]
-    placeholder_ids = {tokenizer.token_to_id(token) for token in AUDIO_PLACEHOLDERS}
-    placeholders = sum(token_id in placeholder_ids for token_id in ids)
-    if placeholders != len(audio):
-        raise PromptError(
-            f"texts must hold no {' or '.join(AUDIO_PLACEHOLDERS)}, "
-            f"got {placeholders} audio placeholders for {len(audio)} recordings"
-        )
     return Prompt(torch.tensor([ids], dtype=torch.int64, device="cpu"), audio)
 
 
@@ -126,28 +114,14 @@ def speech_messages(
             several speakers.
         voices: the voices of SPEAKER0, SPEAKER1, ...
         scene: where or how it is spoken, for example `Audio is recorded from a quiet room.`
-        convention: `boson` or `transformers`.
+        convention: `boson`, `transformers` or `higgs_tts_3`. With the last there is one voice at most, which is a
+            recording, and no scene.
 
     Raises:
         ParameterError: the convention is unknown.
+        PromptError: the convention can't express the voices or the scene.
     """
-    rendering = _CONVENTIONS[Convention.parse(convention)]
-    system_text = SYSTEM_TEXT
-    turns: list[Message] = []
-    speakers: list[tuple[str, str | AudioContent]] = []
-    names = sorted({tag[1:-1] for tag in SPEAKER_TAG.findall(text)}, key=lambda name: int(name[len("SPEAKER") :]))
-    if not voices and len(names) > 1:
-        system_text = MULTIPLE_SPEAKERS_SYSTEM_TEXT
-        for index, name in enumerate(names):
-            speakers.append((f"{name}:", ("feminine", "masculine")[index % 2]))
-    elif all(voice.reference_text is not None for voice in voices):
-        for index, voice in enumerate(voices):
-            tag = f"[SPEAKER{index}] " if len(voices) > 1 else ""
-            turns += [Message("user", f"{tag}{voice.reference_text}"), Message("assistant", _audio_content(voice))]
-    else:
-        for index, voice in enumerate(voices):
-            speakers.append((f"SPEAKER{index}:", _audio_content(voice) if voice.profile is None else voice.profile))
-    return [*rendering.system_messages(system_text, scene, speakers), *turns, Message("user", text)]
+    return _CONVENTIONS[Convention.parse(convention)].speech_messages(text, voices, scene)
 
 
 def spoken_turns(chunks: Iterable[tuple[str, torch.Tensor]]) -> list[Message]:
@@ -163,25 +137,57 @@ def spoken_turns(chunks: Iterable[tuple[str, torch.Tensor]]) -> list[Message]:
     ]
 
 
-def _audio_content(voice: Voice) -> AudioContent:
-    if isinstance(voice.reference_audio, str | os.PathLike):
-        return AudioContent(audio_url=os.fspath(voice.reference_audio))
-    return AudioContent(raw_audio=voice.reference_audio)
+def clean_text(text: str, convention: Convention) -> str:
+    """Return a text as it is written in a prompt, also one without anything to say.
+
+    Raises:
+        PromptError: the text is no str, not valid Unicode, or holds what the model can't express.
+    """
+    return _CONVENTIONS[convention].clean_text(text)
 
 
-def check_plain_text(text: str, tokenizer: Tokenizer, name: str = "text") -> None:
+def normalized_text(text: str, convention: Convention) -> str:
+    """Return a text as it is written in a prompt: by `normalize_text`, or with Higgs TTS 3 almost as it is.
+
+    Raises:
+        PromptError: no letter or digit is left to say, or as for `clean_text`.
+    """
+    return _CONVENTIONS[convention].normalize_text(text)
+
+
+def check_plain_text(
+    text: str, tokenizer: Tokenizer, name: str = "text", convention: Convention = Convention.BOSON
+) -> None:
     """Refuse a text with a special token in it, which would change the structure of the prompt.
+
+    With Higgs TTS 3, control tags are a part of the text.
 
     Args:
         text: what an end user wrote.
         tokenizer: knows its special tokens.
         name: what errors call the text.
+        convention: of the prompt.
 
     Raises:
         PromptError: the text holds a special token, is no str, or is not valid Unicode.
     """
-    check_unicode(text, name)
-    check_instance("tokenizer", tokenizer, Tokenizer)
-    for token in tokenizer.get_added_tokens_decoder().values():
-        if token.special and token.content in text:
-            raise PromptError(f"{name} must be plain text, got the special token {token.content}")
+    _CONVENTIONS[convention].check_text(text, tokenizer, name)
+
+
+def tagged_text(
+    text: str, tokenizer: Tokenizer, convention: Convention, emotion: str | None = None, style: str | None = None
+) -> str:
+    """Return a text with control tags for an emotion and a style at the start of each sentence (Higgs TTS 3).
+
+    Raises:
+        PromptError: the model knows no such emotion or style.
+    """
+    tags = _CONVENTIONS[convention].control_tags(tokenizer)
+    added = ""
+    for category, value in (("emotion", emotion), ("style", style)):
+        names = [tag.removeprefix(f"<|{category}:")[:-2] for tag in tags if tag.startswith(f"<|{category}:")]
+        if value is not None and value not in names:
+            expected = f"one of {', '.join(names)}" if names else "None for this model"
+            raise PromptError(f"{category} must be {expected}, got {short_repr(value)}")
+        added += "" if value is None else f"<|{category}:{value}|>"
+    return _SENTENCE_START.sub(lambda match: added, text) if added else text

@@ -8,9 +8,36 @@ Here these are errors.
 
 from collections.abc import Iterator, Sequence
 
+from tokenizers import Tokenizer
+
 from higgs_native.errors import PromptError, short_repr
+from higgs_native.prompt.chatml import chat_ids, chat_messages, check_text, control_tags
 from higgs_native.prompt.markup import AUDIO_OUT, BEGIN_OF_TEXT, END_OF_TURN, SCENE_END, SCENE_START, header
 from higgs_native.prompt.messages import AudioContent, Content, Message, TextContent
+from higgs_native.prompt.normalize import clean_text, normalize_text
+from higgs_native.prompt.voices import Voice
+
+
+__all__ = [
+    "check_text",
+    "clean_text",
+    "control_tags",
+    "normalize_text",
+    "prompt_ids",
+    "render",
+    "speech_messages",
+    "system_messages",
+]
+
+
+def prompt_ids(messages: Sequence[Message], tokenizer: Tokenizer, force_audio_gen: bool) -> list[int]:
+    """Return the ids of a prompt; arguments and errors as for `prompt.chatml.chat_ids`."""
+    return chat_ids(render(messages), messages, tokenizer, force_audio_gen)
+
+
+def speech_messages(text: str, voices: Sequence[Voice], scene: str | None) -> list[Message]:
+    """Return the conversation that asks for `text` to be spoken; see `prompt.chat.speech_messages`."""
+    return chat_messages(text, voices, scene, system_messages)
 
 
 def render(messages: Sequence[Message]) -> list[str]:

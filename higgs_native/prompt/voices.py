@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 
 from higgs_native.errors import ConfigError, ParameterError, PromptError, short_repr
+from higgs_native.prompt.messages import AudioContent
 from higgs_native.prompt.normalize import check_unicode, drop_invisible
 from higgs_native.prompt.recordings import Recording, RecordingLike
 from higgs_native.utils.checks import check_string, check_strings, expanded_path
@@ -72,6 +73,13 @@ def read_voice(voice: Voice) -> Voice:
     if voice.reference_audio is None or isinstance(voice.reference_audio, Recording):
         return voice
     return replace(voice, reference_audio=Recording.read(voice.reference_audio))
+
+
+def audio_content(voice: Voice) -> AudioContent:
+    """Return the reference audio of a voice as a part of a message."""
+    if isinstance(voice.reference_audio, str | os.PathLike):
+        return AudioContent(audio_url=os.fspath(voice.reference_audio))
+    return AudioContent(raw_audio=voice.reference_audio)
 
 
 def check_voice(voice: Voice) -> list[str]:

@@ -21,6 +21,8 @@ def qkv_rope_cache(
     positions: torch.Tensor,
     cache_positions: torch.Tensor,
     num_text_rows: int,
+    query_norm: torch.Tensor | None = None,
+    key_norm: torch.Tensor | None = None,
 ) -> None:
     """See `higgs_native.ops.qkv_rope_cache`."""
     rows = x.shape[0]
@@ -31,15 +33,16 @@ def qkv_rope_cache(
     angles = rope_table[positions.long()].unsqueeze(1)
     cosines, sines = angles.split(head_dim // 2, dim=-1)
 
-    def rotate(head: torch.Tensor) -> torch.Tensor:
-        first, second = head.split(head_dim // 2, dim=-1)
+    def rotate(head: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
+        normalized = head if norm is None else rms_norm(head, norm, eps)
+        first, second = normalized.split(head_dim // 2, dim=-1)
         return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
 
     query_heads = heads.shape[1] - 2 * kv_heads
-    query.copy_(rotate(heads[:, :query_heads]).flatten(1))
+    query.copy_(rotate(heads[:, :query_heads], query_norm).flatten(1))
     pages, entries = cache_positions.long() // key_cache.shape[2], cache_positions.long() % key_cache.shape[2]
     at = (page_table[slots.long(), pages].long(), slice(None), entries)
-    key_cache[at] = rotate(heads[:, query_heads : query_heads + kv_heads]).to(key_cache.dtype)
+    key_cache[at] = rotate(heads[:, query_heads : query_heads + kv_heads], key_norm).to(key_cache.dtype)
     value_cache[at] = heads[:, query_heads + kv_heads :].to(value_cache.dtype)
 
 

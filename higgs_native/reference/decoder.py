@@ -10,7 +10,7 @@ from higgs_native.reference.dual_ffn import dual_ffn
 from higgs_native.reference.linear import linear
 
 
-_TENSORS_OF_LAYER = 16
+_TENSORS_OF_LAYER = 18
 
 
 def decoder_layers(
@@ -43,8 +43,9 @@ def decoder_layers(
         input_norms = next(tensors), next(tensors)
         qkv, o = packed(), packed()
         text, audio = ((next(tensors), packed(), packed()) for _ in range(2))
+        head_norms = (norm if norm.numel() else None for norm in tensors)
         layer_rows = rope_table, page_table, slots[rows], positions[rows], cache_positions
-        qkv_rope_cache(query[rows], *caches, x[rows], *input_norms, eps, qkv, *layer_rows, num_text_rows)
+        qkv_rope_cache(query[rows], *caches, x[rows], *input_norms, eps, qkv, *layer_rows, num_text_rows, *head_norms)
         scale = caches[0].shape[-1] ** -0.5
         attention(attended[rows], query[rows], *caches, page_table, slots[rows], cache_positions, scale)
         linear(x[rows], attended[rows], o, x[rows])

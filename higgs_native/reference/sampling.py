@@ -140,8 +140,7 @@ def sample_audio_frame(
             seed=int(seed[slot]),
             step=int(fields[StateField.FRAME]),
         )
-        is_boson = fields[StateField.CONVENTION] == Convention.BOSON.state_value
-        advance = _advance_boson if is_boson else _advance_transformers
+        advance = _ADVANCES[fields[StateField.CONVENTION].item()]
         emitted = torch.tensor(advance(fields, frame, bos_id, eos_id), dtype=torch.int32)
         codes[row] = emitted
         history[slot, count % length] = emitted
@@ -238,3 +237,29 @@ def _advance_transformers(fields: torch.Tensor, frame: _FrameSampler, bos_id: in
     if codes == [eos_id] * num_codebooks:
         fields[StateField.ACTIVE] = 0
     return codes
+
+
+def _advance_higgs_tts_3(fields: torch.Tensor, frame: _FrameSampler, bos_id: int, eos_id: int) -> list[int]:
+    num_codebooks = len(frame.logits)
+    opened = fields[StateField.HIGGS_TTS_3_OPENED].item()
+    remaining = fields[StateField.HIGGS_TTS_3_REMAINING].item()
+    codes = [frame.draw(k, frame.logits[k]) for k in range(num_codebooks)]
+    codes = [frame.replace_repetition(k, code) for k, code in enumerate(codes)]
+    codes[opened + 1 :] = [bos_id] * len(codes[opened + 1 :])
+    if opened < num_codebooks:
+        fields[StateField.HIGGS_TTS_3_OPENED] += 1
+        return codes
+    if remaining > 0:
+        remaining -= 1
+    elif codes[0] == eos_id:
+        remaining = max(num_codebooks - 2, 0)
+    fields[StateField.HIGGS_TTS_3_REMAINING] = remaining
+    fields[StateField.ACTIVE] = int(remaining != 0)
+    return codes
+
+
+_ADVANCES = {
+    Convention.BOSON.state_value: _advance_boson,
+    Convention.TRANSFORMERS.state_value: _advance_transformers,
+    Convention.HIGGS_TTS_3.state_value: _advance_higgs_tts_3,
+}

@@ -3,6 +3,7 @@
 import re
 from asyncio import CancelledError
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +23,9 @@ MAX_INSTRUCTIONS = 4096
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+_SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "ras_win_len", "ras_win_max_num_repeat", "max_new_tokens")
 
 
 class VoiceId(BaseModel):
@@ -66,6 +70,7 @@ class SpeechRequest(BaseModel):
         description="false: the response begins when the speech is complete; its headers say the length and failures.",
     )
     seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="The same seed gives the same speech.")
+    # The defaults of the next six are those of Higgs Audio V2; where one is left out, the model's own counts.
     temperature: float = SamplingParams.temperature
     top_k: int | None = SamplingParams.top_k
     top_p: float | None = SamplingParams.top_p
@@ -93,21 +98,14 @@ class SpeechRequest(BaseModel):
         names = [voice.id if isinstance(voice, VoiceId) else voice for voice in voices]
         return [part.strip() for name in names for part in name.split(",")]
 
-    def sampling(self, seed: int) -> SamplingParams:
-        """Return the sampling parameters.
+    def sampling(self, seed: int, defaults: SamplingParams) -> SamplingParams:
+        """Return the sampling parameters: the given ones, and the model's `defaults` for the others.
 
         Raises:
             ParameterError: a value is outside its range.
         """
-        return SamplingParams(
-            self.temperature,
-            self.top_k,
-            self.top_p,
-            self.ras_win_len,
-            self.ras_win_max_num_repeat,
-            seed,
-            self.max_new_tokens,
-        )
+        given = {name: getattr(self, name) for name in _SAMPLING_FIELDS if name in self.model_fields_set}
+        return replace(defaults, seed=seed, **given)
 
 
 class BatchRequest(BaseModel):

@@ -96,7 +96,8 @@ class Speaker:
         if len(request.input) > limit:
             message = f"input must have at most {limit} characters, got {len(request.input)}"
             raise ApiError(400, message, "string_above_max_length", "input")
-        sampling = request.sampling(secrets.randbelow(2**32) if request.seed is None else request.seed)
+        seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+        sampling = request.sampling(seed, self._engine.default_sampling)
         reference = request.ref_audio if upload is None else upload
         if reference:
             voices = [self._voices.reference(reference, request.ref_text)]

@@ -1,9 +1,11 @@
 """A text tokenizer for checkpoints with random weights: it reads text as bytes."""
 
 import itertools
+from collections.abc import Mapping
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from higgs_native.convention import Convention
 from higgs_native.errors import ConfigError
 from higgs_native.model.config import HiggsAudioConfig
 
@@ -26,6 +28,21 @@ _SPECIAL_TOKENS = (
     "<|scene_desc_start|>",
     "<|scene_desc_end|>",
 )
+_HIGGS_TTS_3_TOKENS = (
+    *("<|tts|>", "<|audio|>", "<|text|>", "<|ref_audio|>", "<|ref_text|>"),
+    *(
+        f"<|{category}:{name}|>"
+        for category, names in {
+            "emotion": "affection amusement anger arousal awe bitterness confusion contemplation contentment "
+            "determination disgust elation enthusiasm fear helplessness longing pride relief sadness shame surprise",
+            "style": "singing shouting whispering",
+            "sfx": "cough laughter crying screaming burping humming sigh sniff sneeze",
+            "prosody": "speed_very_slow speed_slow speed_fast speed_very_fast pitch_low pitch_high pause long_pause "
+            "expressive_high expressive_low",
+        }.items()
+        for name in names.split()
+    ),
+)
 _NUM_BYTES = 256
 
 
@@ -37,9 +54,13 @@ def build_tokenizer(config: HiggsAudioConfig) -> Tokenizer:
     Raises:
         ConfigError: the vocabulary is too small, or an id lies outside it or names two tokens.
     """
-    min_size = _NUM_BYTES + len(_SPECIAL_TOKENS)
+    is_tts_3 = config.convention is Convention.HIGGS_TTS_3
+    tokens = _HIGGS_TTS_3_TOKENS if is_tts_3 else _SPECIAL_TOKENS
+    min_size = _NUM_BYTES + len(tokens)
     if config.vocab_size < min_size:
         raise ConfigError(f"vocab_size must be at least {min_size}, got {config.vocab_size}")
+    if is_tts_3:
+        return _tokenizer(dict(zip(tokens, range(_NUM_BYTES, min_size), strict=True)), config.vocab_size)
     configured = {
         "<|AUDIO|>": config.audio_in_token_id,
         "<|AUDIO_OUT|>": config.audio_out_token_id,
@@ -65,9 +86,14 @@ def build_tokenizer(config: HiggsAudioConfig) -> Tokenizer:
         if token not in special:
             special[token] = next(free)
 
+    return _tokenizer(special, config.vocab_size)
+
+
+def _tokenizer(special: Mapping[str, int], vocab_size: int) -> Tokenizer:
+    """Return a tokenizer of bytes with these special tokens, filled up with unused ones."""
     token_of = {token_id: token for token, token_id in special.items()}
     vocabulary = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    vocabulary |= {token_of.get(i, f"<|unused_{i}|>"): i for i in range(_NUM_BYTES, config.vocab_size)}
+    vocabulary |= {token_of.get(i, f"<|unused_{i}|>"): i for i in range(_NUM_BYTES, vocab_size)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,16 +1,18 @@
 """Configurations for tests and benchmarks, and how a configuration is written as `config.json`."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig
+from higgs_native.convention import Convention
 from higgs_native.errors import ConfigError
-from higgs_native.model.config import HiggsAudioConfig, RopeScaling
+from higgs_native.model.config import AUDIO_PLACEHOLDER, HiggsAudioConfig, RopeScaling
 from higgs_native.ops.formats import STORED_DTYPES
 
 
-LAYOUTS = ("transformers", "original")
+LAYOUTS = ("transformers", "original", "higgs_tts_3")
 
 TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
@@ -79,6 +81,49 @@ DEMO_CONFIG = HiggsAudioConfig(
 )
 """A small model: 2 layers of width 64, a vocabulary of bytes and special tokens, the published codebooks and rope."""
 
+REAL_SIZE_TTS_3_CONFIG = HiggsAudioConfig(
+    vocab_size=151936,
+    hidden_size=2560,
+    intermediate_size=9728,
+    num_hidden_layers=36,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    rms_norm_eps=1e-6,
+    rope_theta=1e6,
+    rope_scaling=None,
+    max_position_embeddings=32768,
+    num_codebooks=8,
+    codebook_size=1026,
+    audio_stream_bos_id=1024,
+    audio_stream_eos_id=1025,
+    audio_adapter_type="stack",
+    audio_dual_ffn_layers=(),
+    audio_in_token_id=None,
+    audio_out_token_id=AUDIO_PLACEHOLDER,
+    audio_out_bos_token_id=None,
+    audio_eos_token_id=None,
+    audio_delay_token_id=None,
+    pad_token_id=None,
+    eos_token_id=None,
+    head_norms=True,
+    tied_audio_head=True,
+)
+"""The published Higgs TTS 3: 4.0 G parameters, 8.1 GB in bfloat16, without its audio tokenizer."""
+
+DEMO_TTS_3_CONFIG = replace(
+    REAL_SIZE_TTS_3_CONFIG,
+    vocab_size=320,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=8192,
+)
+"""A small model of that kind: heads that are together wider than the states, four query heads per KV head."""
+
 DEMO_AUDIO_TOKENIZER_CONFIG = HiggsAudioTokenizerConfig(
     encoder_hidden_size=4,
     decoder_hidden_size=128,
@@ -108,7 +153,7 @@ def config_json(config: HiggsAudioConfig, layout: str, dtype: torch.dtype) -> di
         ConfigError: the layout or the dtype is another, or the layout can't express the configuration.
     """
     if layout not in LAYOUTS:
-        raise ConfigError(f"layout must be {' or '.join(map(repr, LAYOUTS))}, got {layout!r}")
+        raise ConfigError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
     if dtype not in STORED_DTYPES.values():
         raise ConfigError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
     scaling = config.rope_scaling
@@ -143,6 +188,30 @@ def config_json(config: HiggsAudioConfig, layout: str, dtype: torch.dtype) -> di
         "pad_token_id": config.pad_token_id,
     }
     dtype_name = str(dtype).removeprefix("torch.")
+    if (layout == "higgs_tts_3") != (config.convention is Convention.HIGGS_TTS_3):
+        raise ConfigError(f"layout must be 'higgs_tts_3' for Higgs TTS 3, and for it alone, got {layout!r}")
+    if layout == "higgs_tts_3":
+        return {
+            "architectures": ["HiggsMultimodalQwen3ForConditionalGeneration"],
+            "model_type": "higgs_multimodal_qwen3",
+            "dtype": dtype_name,
+            "audio_token_id": config.audio_out_token_id,
+            "audio_encoder_config": {
+                "model_type": "higgs_audio_encoder",
+                "encoder_type": "discrete",
+                "num_codebooks": config.num_codebooks,
+                "vocab_size": config.codebook_size,
+                "out_dim": config.hidden_size,
+                "tie_word_embeddings": True,
+                "use_delay_pattern": True,
+            },
+            "text_config": {
+                **transformer,
+                "model_type": "qwen3",
+                "tie_word_embeddings": True,
+                "rope_parameters": {"rope_theta": config.rope_theta, **rope},
+            },
+        }
     if layout == "original":
         described: dict[str, Any] = {
             "architectures": ["HiggsAudioModel"],

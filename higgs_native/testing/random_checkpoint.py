@@ -1,4 +1,4 @@
-"""Checkpoints with random weights, of any size and in either layout, for tests and benchmarks.
+"""Checkpoints with random weights, of any size and in any layout, for tests and benchmarks.
 
 A checkpoint has the files, names, shapes and dtypes of a trained one, and sounds like noise. Weights keep activations
 near one at any size, and depend on the seed and on the tensor's name alone. Tensors are written in pieces of one block
@@ -18,8 +18,16 @@ import torch
 
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.weights import tensor_shapes
-from higgs_native.errors import CheckpointError
-from higgs_native.model.checkpoint import AUDIO_LM_HEAD, expected_tensors, transformers_name
+from higgs_native.errors import CheckpointError, ConfigError
+from higgs_native.model.checkpoint import (
+    AUDIO_LM_HEAD,
+    AUDIO_TABLE,
+    BUNDLED_AUDIO_TOKENIZER,
+    BUNDLED_CONFIG_FILE,
+    expected_tensors,
+    higgs_tts_3_name,
+    transformers_name,
+)
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.testing.byte_tokenizer import build_tokenizer
@@ -28,6 +36,7 @@ from higgs_native.utils.files import replacing
 
 
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
+_STORED_NAMES = {"original": str, "transformers": transformers_name, "higgs_tts_3": higgs_tts_3_name}
 _SHARD_BYTES = 5_000_000_000
 _BLOCK_SIZE = 4_194_301
 """Normals that all tensors are drawn from. A prime, so that rows of a matrix repeat each other late."""
@@ -73,6 +82,7 @@ def write_language_model(
     seed: int = 0,
     shard_bytes: int = _SHARD_BYTES,
     endless: bool = False,
+    audio_tokenizer: HiggsAudioTokenizerConfig | None = None,
 ) -> None:
     """Write a language model with random weights: configurations, tokenizer and safetensors, maybe sharded.
 
@@ -84,23 +94,35 @@ def write_language_model(
         seed: the seed of the weights.
         shard_bytes: the max size of a file, unless it holds a single tensor.
         endless: make EOS unlikely by zeros in its rows of the audio head. Audio then runs to the limit with top-k or
-            greedy sampling. Otherwise it ends after about codebook size / codebooks frames.
+            greedy sampling. Otherwise it ends after about codebook size / codebooks frames, with Higgs TTS 3 after
+            about codebook size.
+        audio_tokenizer: shapes of one that is bundled, as Higgs TTS 3 has it; None: none is.
 
     Raises:
-        ConfigError: the layout can't express the configuration, or the vocabulary is too small.
+        ConfigError: an audio tokenizer is bundled in another layout, the layout can't express the configuration, or
+            the vocabulary is too small.
         CheckpointError: `folder` already holds a model.
     """
     folder = Path(folder)
     described = config_json(config, layout, dtype)
     tokenizer = build_tokenizer(config)
     _claim(folder)
+    if audio_tokenizer is not None and layout != "higgs_tts_3":
+        raise ConfigError(f"layout must be 'higgs_tts_3' to bundle an audio tokenizer, got {layout!r}")
+    head = AUDIO_TABLE if config.tied_audio_head else AUDIO_LM_HEAD
     tensors = {}
     for name, shape in expected_tensors(config).items():
         zero_rows = range(0)
-        if endless and name == AUDIO_LM_HEAD:
+        if endless and name == head:
             zero_rows = range(config.audio_stream_eos_id, shape[0], config.codebook_size)
-        stored = transformers_name(name) if layout == "transformers" else name
+        stored = _STORED_NAMES[layout](name)
         tensors[stored] = RandomTensor(name, shape, *_language_model_distribution(name, shape, config), zero_rows)
+    if audio_tokenizer is not None:
+        tensors |= {
+            BUNDLED_AUDIO_TOKENIZER + name: tensor
+            for name, tensor in _audio_tokenizer_tensors(audio_tokenizer).items()
+        }
+        _write_json(folder / BUNDLED_CONFIG_FILE, audio_tokenizer.to_dict())
     _write_safetensors(folder, tensors, dtype, seed, shard_bytes)
     with replacing(folder / "tokenizer.json") as path:
         tokenizer.save(str(path))
@@ -121,12 +143,15 @@ def write_audio_tokenizer(folder: str | Path, config: HiggsAudioTokenizerConfig,
     """
     folder = Path(folder)
     _claim(folder)
-    tensors = {
+    _write_safetensors(folder, _audio_tokenizer_tensors(config), torch.float32, seed)
+    _write_json(folder / "config.json", config.to_dict())
+
+
+def _audio_tokenizer_tensors(config: HiggsAudioTokenizerConfig) -> dict[str, RandomTensor]:
+    return {
         name: RandomTensor(name, shape, *_audio_tokenizer_distribution(name, shape))
         for name, shape in tensor_shapes(config).items()
     }
-    _write_safetensors(folder, tensors, torch.float32, seed)
-    _write_json(folder / "config.json", config.to_dict())
 
 
 def write_demo_checkpoint(folder: str | Path) -> None:

@@ -21,7 +21,6 @@ from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
 from higgs_native.model.adapter import Adapter
 from higgs_native.model.checkpoint import (
-    AUDIO_TOKENIZER_FOLDER,
     LanguageModelFiles,
     load_tokenizer,
     resolve_folder,
@@ -30,7 +29,7 @@ from higgs_native.model.checkpoint import (
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.packed_checkpoint import PACKED_FILE
 from higgs_native.model.rewriting import write_rewritten
-from higgs_native.pipeline import AUDIO_TOKENIZER_NAME, EMBEDDED_VOICE, HiggsAudio
+from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio, audio_tokenizer_of
 from higgs_native.prompt.messages import AudioContent, Content
 from higgs_native.training.batches import held_out, pack_by_length, packs
 from higgs_native.training.codes import CodesCache
@@ -73,6 +72,8 @@ class Trainer:
         if (self.folder / PACKED_FILE).is_file():
             raise ParameterError(f"model must be a checkpoint that is not packed, got {self.folder}")
         self.config = HiggsAudioConfig.from_pretrained(self.folder)
+        if self.config.convention is Convention.HIGGS_TTS_3:
+            raise ParameterError(f"model must be of Higgs Audio V2, got Higgs TTS 3 in {self.folder}")
         self.convention = Convention.parse(settings.convention or self.config.convention)
         tokenizer = load_tokenizer(self.folder)
         if tokenizer is None:
@@ -96,8 +97,7 @@ class Trainer:
     def _read_data(self, tokenizer: Tokenizer) -> tuple[list[tuple[Entry, Sample]], list[tuple[Entry, Sample]]]:
         """Return what is learned, and what is held out."""
         settings = self.settings
-        beside = self.folder / AUDIO_TOKENIZER_FOLDER
-        name = settings.audio_tokenizer or (beside if beside.is_dir() else AUDIO_TOKENIZER_NAME)
+        name = settings.audio_tokenizer or audio_tokenizer_of(self.folder)
         self.audio_tokenizer_name = name
         audio_tokenizer = HiggsAudioTokenizer.from_pretrained(name, self.device)
         if audio_tokenizer.num_codebooks != self.config.num_codebooks or (

@@ -124,8 +124,17 @@ def test_integer_samples_have_their_full_scale(tokenizer):
 
 @pytest.mark.parametrize("seconds", [0.1, 0.13])
 def test_shortest_audio(tokenizer, seconds):
-    for convention in Convention:
+    for convention in (Convention.BOSON, Convention.TRANSFORMERS):
         assert tokenizer.encode(speechlike(seconds), 24000, convention).shape[1] in (2, 3, 4)
+
+
+@pytest.mark.parametrize("samples", [2_400, 23_999, 24_000])
+def test_higgs_tts_3_pads_audio_to_a_second(tokenizer, samples):
+    audio = speechlike(2.0)[:samples]
+    padded = np.pad(audio, (0, 24_000 - samples))
+    codes = tokenizer.encode(audio, 24000, Convention.HIGGS_TTS_3)
+    assert codes.shape[1] == 25
+    assert torch.equal(codes, tokenizer.encode(padded, 24000, Convention.TRANSFORMERS))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +201,9 @@ def test_files_that_can_not_be_encoded(tokenizer, tmp_path, make, message):
 
 
 def test_unknown_convention_is_refused(tokenizer):
-    with pytest.raises(ParameterError, match="convention must be 'boson' or 'transformers', got 'other'"):
+    with pytest.raises(
+        ParameterError, match="convention must be 'boson', 'transformers' or 'higgs_tts_3', got 'other'"
+    ):
         tokenizer.encode(speechlike(), 24000, convention="other")
 
 

@@ -42,7 +42,11 @@ def model_that_is_a_file(folder, model):
 
 def config_of_another_model(folder, model):
     change_json(copy_of(model, folder / "model") / "config.json", model_type="llama")
-    return ["Hi.", "--model", folder / "model"], "model_type must be 'higgs_audio' or 'higgs_audio_v2', got 'llama'"
+    return [
+        "Hi.",
+        "--model",
+        folder / "model",
+    ], "model_type must be 'higgs_audio', 'higgs_audio_v2' or 'higgs_multimodal_qwen3', got 'llama'"
 
 
 def config_that_is_no_json(folder, model):

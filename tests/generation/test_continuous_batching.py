@@ -22,6 +22,9 @@ from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
 from higgs_native.ops._library import EMULATES_CUDA
 from higgs_native.ops.formats import QUANTIZED_FORMATS
+from higgs_native.prompt.chat import build_prompt
+from higgs_native.prompt.messages import AudioContent, Message
+from higgs_native.testing.configs import DEMO_TTS_3_CONFIG
 from higgs_native.testing.random_checkpoint import write_language_model
 from tests.helpers.memory import resident_bytes
 from tests.model.test_transformer import config
@@ -41,6 +44,14 @@ def folder(tmp_path_factory):
         folder, config(hidden_size=128, intermediate_size=128), layout="original", dtype=torch.float32, endless=True
     )
     return folder
+
+
+@pytest.fixture(scope="module")
+def folders(folder, tmp_path_factory):
+    tts_3 = tmp_path_factory.mktemp("model")
+    cfg = replace(DEMO_TTS_3_CONFIG, hidden_size=128, codebook_size=12, audio_stream_bos_id=10, audio_stream_eos_id=11)
+    write_language_model(tts_3, cfg, "higgs_tts_3", torch.float32)
+    return {"higgs_audio_v2": folder, "higgs_tts_3": tts_3}
 
 
 def load(folder, format: str = "float32") -> HiggsAudioModel:
@@ -67,7 +78,7 @@ def small_engine(model: HiggsAudioModel) -> Engine:
 def random_request(model: HiggsAudioModel, index: int) -> GenerationRequest:
     """A request of its own length, convention and sampling; some begin alike, some write text."""
     rng = random.Random(index)
-    convention = rng.choice(list(Convention))
+    convention = rng.choice([Convention.BOSON, Convention.TRANSFORMERS])
     voice = rng.randrange(3)
     generator = torch.Generator().manual_seed(voice)
     codes = [torch.randint(0, 10, (model.config.num_codebooks, 20 + 15 * voice), generator=generator)]
@@ -75,6 +86,10 @@ def random_request(model: HiggsAudioModel, index: int) -> GenerationRequest:
     text = "".join(rng.choice("abcdefgh ") for _ in range(rng.randrange(1, 60)))
     prompt = f"<|begin_of_text|>Voice {voice}.<|AUDIO_OUT|> {text}" + "<|audio_out_bos|>" * ends_in_audio
     ids = torch.tensor([model.tokenizer.encode(prompt, add_special_tokens=False).ids])
+    if model.config.convention is Convention.HIGGS_TTS_3:
+        convention = Convention.HIGGS_TTS_3
+        prompt = [Message("system", [f"Voice {voice}.", AudioContent(codes=codes[0])]), Message("user", text)]
+        ids = build_prompt(prompt, model.tokenizer, convention).input_ids
     return GenerationRequest(
         ids,
         codes,
@@ -135,9 +150,10 @@ class AheadRunner(ModelRunner):
 
 @pytest.mark.parametrize("runner", [AheadRunner] if EMULATES_CUDA else [ModelRunner, AheadRunner])
 @pytest.mark.parametrize("format", ["float32"] if EMULATES_CUDA else ["float32", "bfloat16", "int8", "int4"])
-def test_each_request_gets_what_it_gets_alone(folder, format, runner, monkeypatch):
+@pytest.mark.parametrize("kind", ["higgs_audio_v2", "higgs_tts_3"])
+def test_each_request_gets_what_it_gets_alone(folders, kind, format, runner, monkeypatch):
     """With random arrivals, lengths, sampling, conventions, priorities, aborts, preemptions and shared prefixes."""
-    model = load(folder, format)
+    model = load(folders[kind], format)
     monkeypatch.setattr(engine_module, "ModelRunner", runner)
     engine = small_engine(model)
     if runner is AheadRunner:

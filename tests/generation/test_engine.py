@@ -280,7 +280,7 @@ def test_no_requests_give_no_outputs(model):
         ({"stop_strings": "abc"}, "stop_strings must be a list of strings, got the string 'abc'"),
         ({"stop_strings": [1]}, r"stop_strings must be a list of strings, got \[1\]"),
         ({"stop_strings": 5}, "stop_strings must be a list of strings, got 5"),
-        ({"convention": "other"}, "convention must be 'boson' or 'transformers', got 'other'"),
+        ({"convention": "other"}, "convention must be 'boson', 'transformers' or 'higgs_tts_3', got 'other'"),
     ],
 )
 def test_parameters_out_of_range_are_refused(model, audio_prompt, options, message):

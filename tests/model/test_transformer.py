@@ -290,7 +290,10 @@ def test_a_single_file_comes_before_shards(tmp_path, shards):
     [
         ("{", "not readable as JSON"),
         ("[]", "must hold a JSON object, got a list"),
-        ('{"model_type": "llama"}', "model_type must be 'higgs_audio' or 'higgs_audio_v2', got 'llama'"),
+        (
+            '{"model_type": "llama"}',
+            "model_type must be 'higgs_audio', 'higgs_audio_v2' or 'higgs_multimodal_qwen3', got 'llama'",
+        ),
         ('{"model_type": "higgs_audio_v2", "vocab_size": 5}', "config.json has no '"),
     ],
 )

@@ -11,9 +11,10 @@ from tests.ops.tensors import int32, random, tolerance
 
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# Query heads, KV heads, head dimension: groups of 1, 2, 3 and 5, dimensions that fill no vector, the real ones.
-HEADS = [(1, 1, 2), (4, 4, 16), (4, 2, 20), (5, 1, 64), (24, 8, 128)]
+# Query heads, KV heads, head dimension: groups of 1 to 5, dimensions that fill no vector, those of both models.
+HEADS = [(1, 1, 2), (4, 4, 16), (4, 2, 20), (5, 1, 64), (24, 8, 128), (32, 8, 128)]
 PAGE_SIZES = [16, 32, 64]
+PARTS = ("query", "key")
 
 
 def rope_table(length: int, head_dim: int) -> torch.Tensor:
@@ -32,10 +33,11 @@ def paged(keys: torch.Tensor, values: torch.Tensor, page_size: int = 16, seed: i
     return *(in_pages(tensor, table, num_pages, page_size) for tensor in (keys, values)), table
 
 
+@pytest.mark.parametrize("normalized", ["", "key", "query and key"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("query_heads", "kv_heads", "head_dim"), HEADS)
 @pytest.mark.parametrize(("rows", "page_size"), [(1, 16), (5, 32), (20, 64), (70, 16)])
-def test_qkv_rope_cache_equals_reference(rows, page_size, query_heads, kv_heads, head_dim, dtype):
+def test_qkv_rope_cache_equals_reference(rows, page_size, query_heads, kv_heads, head_dim, dtype, normalized):
     hidden, slots, length = 24, 3, 70
     table, num_pages = random_page_table(slots, length, page_size)
     shape = num_pages, kv_heads, page_size, head_dim
@@ -44,6 +46,7 @@ def test_qkv_rope_cache_equals_reference(rows, page_size, query_heads, kv_heads,
     places = torch.randperm(slots * length, generator=generator)[:rows].int()
     positions = torch.randint(0, 50, (rows,), generator=generator, dtype=torch.int32)
     x, norms = random((rows, hidden)), (random((hidden,), dtype, 3), random((hidden,), dtype, 4))
+    head_norms = [random((head_dim,), dtype, 7 + i) if part in normalized else None for i, part in enumerate(PARTS)]
     results = []
     for implementation in (ops, reference):
         query = torch.full((rows, query_heads * head_dim), torch.nan)
@@ -62,6 +65,7 @@ def test_qkv_rope_cache_equals_reference(rows, page_size, query_heads, kv_heads,
             positions,
             places % length,
             rows // 2,
+            *head_norms,
         )
         results.append((query, keys, values))
     errors = tolerance(dtype, hidden)
@@ -227,6 +231,36 @@ def test_rows_of_many_prompts():
     torch.testing.assert_close(out[-9:], expected)
 
 
+@pytest.mark.parametrize("head_dim", [20, 128])
+def test_norms_of_ones_keep_unit_heads(head_dim):
+    """Heads whose mean square is 1 pass a norm of ones unchanged; heads of other lengths are brought to it."""
+    weight = random((3 * head_dim, 1), seed=8)
+    weight *= (head_dim / weight.view(3, head_dim).square().sum(1)).sqrt().repeat_interleave(head_dim)[:, None]
+    results = []
+    for factor, norm in ((1.0, None), (1.0, torch.ones(head_dim)), (5.0, torch.ones(head_dim))):
+        query, cache = torch.empty(1, head_dim), [torch.zeros(1, 1, 16, head_dim) for _ in range(2)]
+        ops.qkv_rope_cache(
+            query,
+            *cache,
+            torch.ones(1, 1),
+            torch.ones(1),
+            torch.ones(1),
+            0.0,
+            ops.pack_linear(factor * weight),
+            rope_table(4, head_dim),
+            int32(0).view(1, 1),
+            int32(0),
+            int32(3),
+            int32(2),
+            0,
+            norm,
+            norm,
+        )
+        results.append((query, cache[0], cache[1] / factor))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(results[2], results[0], rtol=1e-5, atol=1e-6)
+
+
 def small_cache() -> tuple[torch.Tensor, ...]:
     """Two sequences of up to 32 positions: keys, values, page table."""
     return random((5, 2, 16, 4), seed=5), random((5, 2, 16, 4), seed=6), int32(4, 1, 0, 3).view(2, 2)
@@ -249,6 +283,8 @@ def qkv_arguments() -> dict:
         "positions": int32(0, 8, 2),
         "cache_positions": int32(0, 16, 2),
         "num_text_rows": 1,
+        "query_norm": random((4,)),
+        "key_norm": random((4,)),
     }
 
 
@@ -315,6 +351,8 @@ def test_opcheck():
         ),
         ({"rope_table": torch.zeros(9, 5)}, r"rope_table must have shape \[\*, 4\], got \[9, 5\]"),
         ({"num_text_rows": 4}, "num_text_rows must be between 0 and 3, got 4"),
+        ({"query_norm": torch.ones(8)}, r"query_norm must have shape \[4\], got \[8\]"),
+        ({"key_norm": torch.ones(4).bfloat16()}, "key_norm must be float32, got bfloat16"),
     ],
 )
 def test_wrong_arguments_of_qkv_rope_cache_are_named(change, message):

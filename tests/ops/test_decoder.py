@@ -12,7 +12,7 @@ from tests.ops.tensors import int32, random
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, ROWS = 40, 4, 2, 8, 50, 5
 
 
-def layer(seed: int, format: str | None) -> tuple:
+def layer(seed: int, format: str | None, normalized: bool = False) -> tuple:
     def matrix(n: int, k: int, i: int) -> torch.Tensor:
         return random((n, k), seed=seed + i) * k**-0.5
 
@@ -27,10 +27,11 @@ def layer(seed: int, format: str | None) -> tuple:
         for i in (10, 20)
     ]
     norms = [1 + 0.1 * random((HIDDEN,), seed=seed + i) for i in (30, 31)]
-    return (*norms, qkv, o, *paths[0], *paths[1])
+    head_norms = [1 + 0.1 * random((HEAD_DIM,), seed=seed + i) for i in (40, 41)] if normalized else [None, None]
+    return (*norms, qkv, o, *paths[0], *paths[1], *head_norms)
 
 
-def arguments(skips: list[int], num_text: int, format: str | None = None) -> dict:
+def arguments(skips: list[int], num_text: int, format: str | None = None, normalized: bool = False) -> dict:
     page_table, num_pages = random_page_table(2, 40, 16)
     shape = (num_pages, KV_HEADS, 16, HEAD_DIM)
     return {
@@ -39,7 +40,9 @@ def arguments(skips: list[int], num_text: int, format: str | None = None) -> dic
         "attended": torch.empty(ROWS, HEADS * HEAD_DIM),
         "key_caches": [random(shape, seed=100 + i) for i in range(len(skips))],
         "value_caches": [random(shape, seed=200 + i) for i in range(len(skips))],
-        "weights": [weight for i in range(len(skips)) for weight in ops.layer_weights(*layer(1000 * i, format))],
+        "weights": [
+            weight for i in range(len(skips)) for weight in ops.layer_weights(*layer(1000 * i, format, normalized))
+        ],
         "skips_audio": skips,
         "eps": 1e-5,
         "rope_table": random((40, HEAD_DIM), seed=3),
@@ -53,22 +56,23 @@ def arguments(skips: list[int], num_text: int, format: str | None = None) -> dic
 
 @pytest.mark.parametrize("format", [None, "fp8", "int8", "int4"])
 @pytest.mark.parametrize("num_text", [0, 2, ROWS])
+@pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("skips", [[0], [0, 0, 0], [0, 1, 0], [1, 1]])
-def test_layers_equal_their_operators(skips, num_text, format):
-    one_call, by_operator = arguments(skips, num_text, format), arguments(skips, num_text, format)
+def test_layers_equal_their_operators(skips, normalized, num_text, format):
+    one_call, by_operator = (arguments(skips, num_text, format, normalized) for _ in range(2))
     ops.decoder_layers(**one_call)
     a = by_operator
     for index, skip in enumerate(skips):
         n = num_text if skip else ROWS
         if n == 0:
             continue
-        text_norm, audio_norm, qkv, o, *ffn = layer(1000 * index, format)
+        text_norm, audio_norm, qkv, o, *ffn, query_norm, key_norm = layer(1000 * index, format, normalized)
         caches = a["key_caches"][index], a["value_caches"][index]
         places = a["text_positions"] if skip else a["positions"]
         x, query, attended, slots = (a[name][:n] for name in ("x", "query", "attended", "slots"))
         ops.qkv_rope_cache(
             query, *caches, x, text_norm, audio_norm, 1e-5, qkv, a["rope_table"], a["page_table"], slots,
-            a["positions"][:n], places, num_text,
+            a["positions"][:n], places, num_text, query_norm, key_norm,
         )  # fmt: skip
         ops.attention(attended, query, *caches, a["page_table"], slots, places, HEAD_DIM**-0.5)
         ops.linear(x, attended, o, x)
@@ -79,9 +83,10 @@ def test_layers_equal_their_operators(skips, num_text, format):
 
 
 @pytest.mark.parametrize("format", [None, "int8"])
+@pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("skips", [[0], [0, 1, 0]])
-def test_decoder_layers_equal_reference(skips, format):
-    ours, expected = arguments(skips, 2, format), arguments(skips, 2, format)
+def test_decoder_layers_equal_reference(skips, normalized, format):
+    ours, expected = (arguments(skips, 2, format, normalized) for _ in range(2))
     ops.decoder_layers(**ours)
     reference.decoder_layers(**expected)
     # Activations that are rounded to 8 bits may differ by one step.

@@ -44,11 +44,11 @@ class Slots:
         self.seed = torch.arange(num_slots)
         self.state[:, StateField.ACTIVE] = 1
         self.state[:, StateField.CONVENTION] = convention.state_value
-        if convention == Convention.BOSON:
-            self.state[:, StateField.BOSON_REMAINING] = -1
-        else:
+        if convention == Convention.TRANSFORMERS:
             self.state[:, StateField.TRANSFORMERS_BOS_STEP] = 1
             self.state[:, StateField.TRANSFORMERS_EOS_BASE] = 1
+        else:
+            self.state[:, StateField.BOSON_REMAINING] = -1
 
     def arguments(self) -> tuple:
         return (
@@ -77,10 +77,12 @@ class Slots:
 
     def all_open(self) -> "Slots":
         """Past the first frames: every codebook is drawn."""
-        if self.state[0, StateField.CONVENTION] == Convention.BOSON.state_value:
-            self.state[:, StateField.BOSON_OPENED] = self.codes.shape[1] - 1
+        num_codebooks, convention = self.codes.shape[1], self.state[0, StateField.CONVENTION].item()
+        if convention == Convention.TRANSFORMERS.state_value:
+            self.state[:, StateField.TRANSFORMERS_BOS_BASE] = -num_codebooks
         else:
-            self.state[:, StateField.TRANSFORMERS_BOS_BASE] = -self.codes.shape[1]
+            has_bos_frame = convention == Convention.BOSON.state_value
+            self.state[:, StateField.BOSON_OPENED] = num_codebooks - has_bos_frame
         return self
 
     def append(self, frame: torch.Tensor) -> None:
@@ -374,6 +376,27 @@ def test_where_both_masks_meet_greedy_takes_index_0_and_a_draw_eos():
     assert slots.sample(random((1, 3, 12)))[0].tolist() == [E, B, B]
 
 
+def test_higgs_tts_3_opens_a_codebook_a_frame_and_ends_by_codebook_0_alone():
+    """An EOS while delays open, and those of other codebooks, end nothing; after the end all draw what they like."""
+    frames = [[1, 2, 3, 4], [E, E, 3, 4], [B, 2, E, 4], [E, 6, 7, E], [2, E, E, E], [E, B, 3, 4]]
+    assert greedy_segment(Convention.HIGGS_TTS_3, [*frames, [5, 5, 5, 5], [6, 6, 6, 6], [7, 7, 7, 7]]) == [
+        [1, B, B, B],
+        [E, E, B, B],
+        [B, 2, E, B],
+        [E, 6, 7, E],
+        [2, E, E, E],
+        [E, B, 3, 4],
+        [5, 5, 5, 5],
+        [6, 6, 6, 6],
+    ]
+
+
+@pytest.mark.parametrize("num_codebooks", [1, 2])
+def test_higgs_tts_3_with_few_codebooks_ends_at_eos(num_codebooks):
+    frames = [[1] * num_codebooks] * num_codebooks + [[E] * num_codebooks, [2] * num_codebooks]
+    assert len(greedy_segment(Convention.HIGGS_TTS_3, frames)) == num_codebooks + 1
+
+
 def test_an_inactive_slot_emits_eos_reads_nothing_and_stays():
     slots = Slots(2, 3, 12)
     slots.state[0, StateField.ACTIVE] = 0
@@ -459,14 +482,14 @@ def test_segments_equal_reference(
         state[StateField.HISTORY_COUNT] = slot
         if slot % 3 == 2:
             start = int(torch.randint(num_codebooks + 1, (), generator=generator))
-            if convention == Convention.BOSON:
-                state[StateField.BOSON_OPENED] = start
-                state[StateField.BOSON_REMAINING] = start - 1
-            else:
+            if convention == Convention.TRANSFORMERS:
                 state[StateField.TRANSFORMERS_BOS_BASE] = -start
                 state[StateField.TRANSFORMERS_BOS_STEP] = int(start < num_codebooks)
                 state[StateField.TRANSFORMERS_EOS_BASE] = 1 - start // 2
                 state[StateField.TRANSFORMERS_ENDING] = int(start % 2)
+            else:
+                state[StateField.BOSON_OPENED] = start
+                state[StateField.BOSON_REMAINING] = start - 1
     theirs.state.copy_(ours.state)
     theirs.history.copy_(ours.history)
     ours.to(device)
@@ -816,7 +839,8 @@ def test_no_rows():
         value_case({"slots": int32(1, 1)}, "slots must name each slot once, got 1 twice"),
         ({"state": torch.zeros(2, 7, dtype=torch.int32)}, r"state must have shape \[\*, 8\], got \[2, 7\]"),
         value_case(
-            {"state": torch.full((2, 8), 2, dtype=torch.int32)}, "convention of slot 0 in state must be 0 or 1, got 2"
+            {"state": torch.full((2, 8), 3, dtype=torch.int32)},
+            "convention of slot 0 in state must be 0, 1 or 2, got 3",
         ),
         value_case(
             {"state": int32(1, 0, 0, -1, 0, 0, 0, 0).repeat(2, 1)},

@@ -204,7 +204,7 @@ def test_conversations_that_make_no_prompt(messages, error, tokenizer):
 
 
 def test_an_unknown_convention_is_refused(tokenizer):
-    error = "convention must be 'boson' or 'transformers', got 'chatml'"
+    error = "convention must be 'boson', 'transformers' or 'higgs_tts_3', got 'chatml'"
     with pytest.raises(ParameterError, match=error):
         build_prompt([Message("user", "a")], tokenizer, convention="chatml")
     with pytest.raises(ParameterError, match=error):

@@ -18,8 +18,10 @@ import soundfile
 from higgs_native.generation.delay_pattern import SegmentReader
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.server.encoder import MEDIA_TYPES
-from tests.server.conftest import TEXT, correlation, decoded, until
+from higgs_native.server.encoder import MEDIA_TYPES, pcm_samples
+from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, DEMO_TTS_3_CONFIG
+from higgs_native.testing.random_checkpoint import write_language_model
+from tests.server.conftest import TEXT, correlation, decoded, running, until
 
 
 LONG_TEXT = "The sun rises in the east. We walk home. The water is cold and clear."
@@ -70,6 +72,28 @@ def test_sampling_parameters_arrive(server, streamed):
     fields = {"temperature": 0.9, "top_k": 5, "top_p": 0.8, "ras_win_len": 9, "ras_win_max_num_repeat": 3}
     options = {"seed": 3, "max_new_tokens": 30, **fields}
     assert server.speak(response_format="pcm", **options).content == streamed(**options).tobytes()
+
+
+def test_what_a_request_leaves_out_is_the_models_default(tmp_path):
+    """With Higgs TTS 3 it is that of its convention, and null still turns top-k off."""
+    folder = tmp_path / "model"
+    tokenizer = DEMO_AUDIO_TOKENIZER_CONFIG
+    write_language_model(folder, DEMO_TTS_3_CONFIG, "higgs_tts_3", endless=True, audio_tokenizer=tokenizer)
+    tts_3 = HiggsAudio.from_pretrained(folder, "cpu", "float32")
+    text = "<|emotion:amusement|>Hello."
+    with running(tts_3) as server:
+        for fields in ({}, {"top_k": None}, {"temperature": 0.5}):
+            options = {"seed": 5, "max_new_tokens": 15, **fields}
+            answer = server.client.post("/v1/audio/speech", json={"input": text, "response_format": "pcm", **options})
+            assert answer.status_code == 200, answer.text
+            expected = pcm_samples(np.concatenate([chunk.samples for chunk in tts_3.stream(text, **options)]))
+            assert answer.content == expected.tobytes()
+        for fields, param in (
+            ({"input": "<|emotion:joy|>Hi."}, "input"),
+            ({"instructions": "A room."}, "instructions"),
+        ):
+            answer = server.client.post("/v1/audio/speech", json={"input": text, **fields})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
 def test_instructions_are_the_scene(server, streamed):

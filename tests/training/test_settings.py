@@ -44,7 +44,7 @@ WRONG = {
     "no list": ({"parts": "heads"}, "parts must be a list of names, got 'heads'"),
     "norms": ({"parts": ["norms"]}, "parts must be some of"),
     "method": ({"method": "dora"}, "method must be lora or full, got 'dora'"),
-    "convention": ({"convention": "other"}, "convention must be 'boson' or 'transformers'"),
+    "convention": ({"convention": "other"}, "convention must be 'boson', 'transformers' or 'higgs_tts_3'"),
     "share": ({"held_out_share": 1}, "held_out_share must be at least 0 and below 1, got 1"),
     "rate": ({"learning_rate": 3}, "learning_rate must be at most 1, got 3"),
     "weights": ({"codebook_weights": [-1]}, "codebook_weights must be at least 0 each"),

@@ -99,17 +99,41 @@ __device__ __forceinline__ void finish(const Gemm& p, const BlockSums<kTiles>& s
   }
 }
 
-// Rotates heads whose halves are neither in one panel nor whole panels, after the GEMM.
-__global__ void __launch_bounds__(kThreads) rope_kernel(QkvTargets rope, const float* projected, int n, int rows) {
+// Value i of a norm's weight.
+__device__ __forceinline__ float norm_weight(const void* weight, NumberType type, int i) {
+  if (type == NumberType::float32) return static_cast<const float*>(weight)[i];
+  if (type == NumberType::bfloat16) return to_float(static_cast<const bfloat16*>(weight)[i]);
+  return to_float(static_cast<const float16*>(weight)[i]);
+}
+
+// After the GEMM: a warp normalizes a head, if it has a norm, rotates and writes it.
+__global__ void __launch_bounds__(kThreads)
+    rope_kernel(QkvTargets rope, const float* projected, int n, int rows, NumberType norm_type, float eps) {
   allow_next_launch();
   wait_for_earlier_launches();
-  const int half = rope.head_dim / 2;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int row = static_cast<int>(i / (n / 2)), pair = static_cast<int>(i % (n / 2));
+  const int head_dim = rope.head_dim, half = head_dim / 2, heads = n / head_dim;
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kWarps + warp_index();
+  const int row = static_cast<int>(item / heads), head = static_cast<int>(item % heads);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   if (row >= rows) return;
-  const int head = pair / half, dimension = pair % half;
-  const float* from = projected + static_cast<int64_t>(row) * n + head * rope.head_dim + dimension;
-  rope.rotate_and_write(row, head, dimension, from[0], from[half]);
+  const float* from = projected + static_cast<int64_t>(row) * n + head * head_dim;
+  const void* norm = head < rope.query_heads                   ? rope.query_norm
+                     : head < rope.query_heads + rope.kv_heads ? rope.key_norm
+                                                               : nullptr;
+  float factor = 1;
+  if (norm) {
+    float squares = 0;
+    for (int i = lane; i < head_dim; i += kWarp) squares += from[i] * from[i];
+    factor = 1 / sqrtf(warp_sum(squares) / static_cast<float>(head_dim) + eps);
+  }
+  for (int i = lane; i < half; i += kWarp) {
+    float a = from[i], b = from[half + i];
+    if (norm) {
+      a *= factor * norm_weight(norm, norm_type, i);
+      b *= factor * norm_weight(norm, norm_type, half + i);
+    }
+    rope.rotate_and_write(row, head, i, a, b);
+  }
 }
 
 }  // namespace

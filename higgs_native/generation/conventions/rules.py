@@ -1,0 +1,102 @@
+"""The parts of generation that a convention decides."""
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+
+from higgs_native.convention import Convention
+from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.transformer import LanguageModel
+from higgs_native.ops.sampling import StateField
+
+
+class GenerationMode(enum.Enum):
+    """The kind of output that a sequence's next step generates.
+
+    TEXT: a text token. AUDIO_INIT: the BOS frame of a segment (Boson's convention only). AUDIO_IN_PROGRESS: a frame
+    after it; in the other conventions the first frame too.
+    """
+
+    TEXT = "text"
+    AUDIO_INIT = "audio_init"
+    AUDIO_IN_PROGRESS = "audio_in_progress"
+
+
+class Rules(ABC):
+    """How prompts are expanded, segments are opened and closed, and replies end, in one convention.
+
+    Attributes:
+        convention: whose rules they are.
+        default_sampling: how to draw where a caller says nothing.
+        recording_convention: how recordings are encoded (see `HiggsAudioTokenizer.encode`). Both conventions of V2
+            have Boson's length rule: it takes every length, and where both do they agree.
+        has_bos_frame: whether a segment begins with a frame of BOS in all codebooks, and a reference has such a frame
+            before and one of EOS behind it.
+        drops_last_codes: whether the last codes of a segment are left out.
+    """
+
+    convention: ClassVar[Convention]
+    default_sampling: ClassVar[SamplingParams] = SamplingParams()
+    recording_convention: ClassVar[Convention] = Convention.BOSON
+    has_bos_frame: ClassVar[bool] = True
+    drops_last_codes: ClassVar[bool] = False
+
+    @abstractmethod
+    def placeholders(self, model: LanguageModel) -> tuple[int | None, ...]:
+        """Return the ids of which each stands for a recording in a prompt."""
+
+    def frame_placeholders(self, config: HiggsAudioConfig) -> tuple[int | None, ...]:
+        """Return the ids of which each stands for a delayed frame in an expanded prompt; none if there are no such."""
+        return ()
+
+    def ids_of_frames(self, placeholder: int, count: int, config: HiggsAudioConfig) -> list[int]:
+        """Return the ids of the `count` delayed frames of a recording."""
+        return [placeholder] * count
+
+    def counts_repetitions(self, placeholder: int, config: HiggsAudioConfig) -> bool:
+        """Return whether repetition-aware sampling counts the codes of a prompt's recording."""
+        return True
+
+    @abstractmethod
+    def first_mode(self, model: LanguageModel, ids: Sequence[int], resumes: bool) -> GenerationMode:
+        """Return what is generated first after a prompt.
+
+        Args:
+            model: the language model.
+            ids: of the prompt.
+            resumes: whether an unfinished segment follows the prompt.
+
+        Raises:
+            PromptError: the prompt has no such end.
+            CheckpointError: text is generated, and the checkpoint has no text head.
+        """
+
+    @abstractmethod
+    def state(
+        self, prompt_ids: Sequence[int], begun: Sequence[Sequence[int]], config: HiggsAudioConfig
+    ) -> dict[StateField, int]:
+        """Return the state of the delay pattern after a prompt and the delayed frames `begun` of a segment.
+
+        Raises:
+            PromptError: the segment has ended.
+        """
+
+    def is_end(self, frames: torch.Tensor, config: HiggsAudioConfig) -> torch.Tensor:
+        """Return for delayed frames [codebooks, ...] whether each ends the codes of a segment without being of it."""
+        return torch.zeros(frames.shape[1:], dtype=torch.bool, device=frames.device)
+
+    def decodable(self, codes: torch.Tensor, num_codes: int) -> torch.Tensor:
+        """Return codes that can be decoded, 0 to `num_codes` - 1, in place of those that hold BOS and EOS too."""
+        return codes.clamp(0, num_codes - 1)
+
+    def text_after_audio(self, model: LanguageModel) -> int | None:
+        """Return the text token that follows an audio segment; None if the reply ends with its audio."""
+        return None
+
+    def ends_reply(self, model: LanguageModel, ids: Sequence[int], stop_strings: Sequence[str] | None) -> bool:
+        """Return whether the last of the text tokens `ids` ends the reply."""
+        return False
