@@ -62,9 +62,13 @@ void qkv_rope_cache_cpu(
     const Tensor& cache_positions, int64_t num_text_rows, const OptionalTensor& query_norm,
     const OptionalTensor& key_norm) {
   const char* op = "qkv_rope_cache";
-  const auto [cache, weight, rows, query_heads] = check_qkv_rope_cache(
+  const QkvRopeCache checked = check_qkv_rope_cache(
       query, key_cache, value_cache, x, text_norm, audio_norm, qkv_weight, qkv_scales, rope_table, page_table, slots,
       positions, cache_positions, num_text_rows, query_norm, key_norm);
+  // Not a structured binding: Clang before 16 can't capture one.
+  const CacheShape& cache = checked.cache;
+  const PackedWeight& weight = checked.weight;
+  const int64_t rows = checked.rows, query_heads = checked.query_heads;
   const int64_t head_dim = cache.head_dim;
   const int32_t* slot = check_indices(op, "slots", slots, cache.slots);
   const int32_t* position = check_indices(op, "positions", positions, rope_table.size(0));
@@ -210,8 +214,9 @@ void attention_cpu(
     const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
     const Tensor& page_table, const Tensor& slots, const Tensor& cache_positions, double scale) {
   const char* op = "attention";
-  const auto [cache, rows, group] =
-      check_attention(out, query, key_cache, value_cache, page_table, slots, cache_positions);
+  const Attention checked = check_attention(out, query, key_cache, value_cache, page_table, slots, cache_positions);
+  const CacheShape& cache = checked.cache;
+  const int64_t rows = checked.rows, group = checked.group;
   const int32_t* slot = check_indices(op, "slots", slots, cache.slots);
   const int32_t* cache_position = check_indices(op, "cache_positions", cache_positions, cache.max_length());
   const PageTable pages(page_table);
