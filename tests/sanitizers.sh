@@ -51,5 +51,5 @@ echo "Eight threads that speak with one engine, by ThreadSanitizer:"
 # so ThreadSanitizer doesn't see that the first thread has ended.
 echo race:_dl_deallocate_tls >build/sanitizers/suppressions
 # Four threads per operator.
-env "TSAN_OPTIONS=suppressions=$PWD/build/sanitizers/suppressions" "PYTHONPATH=$PWD/build/sanitizers/thread/package" "LD_PRELOAD=$(runtime tsan)" OMP_NUM_THREADS=4 \
-  "$python" tests/helpers/speak_from_threads.py
+env "TSAN_OPTIONS=suppressions=$PWD/build/sanitizers/suppressions" "LD_PRELOAD=$(runtime tsan)" OMP_NUM_THREADS=4 \
+  "PYTHONPATH=$PWD/build/sanitizers/thread/package" "$python" tests/helpers/speak_from_threads.py
