@@ -64,6 +64,7 @@ class HiggsAudio:
     Attributes:
         is_embedded_voice: whether it was loaded from `EMBEDDED_VOICE` or a quantized copy of it.
         trained_voices: names of the voices that the checkpoint was trained on; the published one has none.
+        name: of the checkpoint: on the Hub, or that of its folder; None if it was not loaded by `from_pretrained`.
 
     Raises:
         CheckpointError: the codebooks of the two differ, or the model has no text tokenizer.
@@ -94,6 +95,7 @@ class HiggsAudio:
         self.is_embedded_voice = False
         self.trained_voices: tuple[str, ...] = ()
         self._fingerprint: str | None = None
+        self.name: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -139,6 +141,9 @@ class HiggsAudio:
             audio_tokenizer = HiggsAudioTokenizer.from_pretrained(audio_tokenizer, device)
         model = HiggsAudioModel.from_pretrained(folder, device, dtype, quantization=quantization, adapter=merged)
         engine = cls(model, audio_tokenizer)
+        # Of a folder only the last part, since files that are given away hold it.
+        is_name = path_or_name is not None and not Path(path_or_name).expanduser().exists()
+        engine.name = str(path_or_name) if is_name else folder.resolve().name
         engine.is_embedded_voice = read_json_object(folder / "config.json").get(EMBEDDED_VOICE_KEY) is True
         speakers = () if merged is None else merged.speakers
         engine.trained_voices = tuple(dict.fromkeys((*read_trained_voices(folder), *speakers)))
@@ -269,7 +274,7 @@ class HiggsAudio:
         params = SamplingParams.of(sampling, options).with_seed()
         generate = self.prepare(conversation, force_audio_gen, params)
         output = generate(None if on_progress is None else self.frame_counter(on_progress))
-        return replace(self.speech(output), seed=params.seed)
+        return replace(self.speech(output), seed=params.seed, model=self.name)
 
     def speech_messages(self, text: str, voices: Sequence[Voice], scene: str | None) -> list[Message]:
         """Return the conversation in which `text` is spoken (see `higgs_native.prompt.chat.speech_messages`).

@@ -1,18 +1,30 @@
 """Speech: the audio of a reply, with its codes and text."""
 
+import base64
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
-from higgs_native.audio.writing import writing_audio
-from higgs_native.errors import AudioError
+from higgs_native.audio.formats import FORMATS
+from higgs_native.audio.loudness import block_powers, check_loudness, output_gain
+from higgs_native.audio.playback import play
+from higgs_native.audio.tempo import at_speed, check_speed
+from higgs_native.audio.writing import check_output_path, encode_audio, writing_audio
+from higgs_native.errors import AudioError, ParameterError
 from higgs_native.failure_checks import Failure
+from higgs_native.utils.checks import check_string
+from higgs_native.utils.equality import equal_fields
 
 
-@dataclass(frozen=True)
+_NOTEBOOK_FORMAT = "mp3"  # every browser plays it, and it is a tenth of a .wav
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Speech:
     """A generated reply. `audio` is empty if the model wrote only text, or too little audio for one frame.
 
@@ -26,6 +38,7 @@ class Speech:
         seed: the given or drawn one, which gives the same speech again.
         failures: found in it (see `higgs_native.failure_checks`), none if it is good; None if the text that was to be
             spoken is unknown, as in `HiggsAudio.generate`.
+        model: the name of the checkpoint, if it is known.
     """
 
     audio: np.ndarray
@@ -36,20 +49,105 @@ class Speech:
     usage: Mapping[str, int]
     seed: int | None = None
     failures: tuple[Failure, ...] | None = None
+    model: str | None = None
 
     @property
     def duration(self) -> float:
         """The length of the audio in seconds."""
         return len(self.audio) / self.sampling_rate
 
-    def save(self, path: str | Path) -> None:
-        """Write the audio to a .wav or .flac (16 bit), .ogg (Vorbis) or .mp3 file. Samples above full scale clip.
+    def save(
+        self,
+        file: str | Path | BinaryIO,
+        format: str | None = None,
+        title: str | None = None,
+        loudness: float | None = None,
+        speed: float = 1.0,
+    ) -> None:
+        """Write the audio to a file. Samples above full scale clip, except in the format `wav_float`.
+
+        The file's tags hold the title, if one is given, and the names of the model and the seed.
+
+        Args:
+            file: the path of a .wav, .flac, .mp3, .ogg (Vorbis) or .opus file, or a binary file object.
+            format: `wav`, `wav24`, `wav_float`, `flac`, `flac24`, `mp3`, `ogg` or `opus`. None: that of the suffix, 16
+                bit if it has several; `wav` for a file object.
+            title: for the file's tags.
+            loudness: of the file in LUFS, by ITU-R BS.1770-4; -16 is common for speech. It stays lower if the peaks
+                would clip. None: as the model made it.
+            speed: 0.25 to 4; the pitch stays. Others than 1 need PyAV (`pip install av`).
 
         Raises:
             AudioError: there is no audio.
-            ParameterError: the file name ends otherwise, the folder does not exist, or the file can't be written.
+            ParameterError: a parameter is wrong, or the file can't be written.
         """
+        is_object = hasattr(file, "write")
+        if not is_object:
+            check_output_path(file, format)
+        samples, tags = self._output(loudness, speed), self._tags(title)
+        if not is_object:
+            with writing_audio(file, self.sampling_rate, format, tags) as writer:
+                writer.write(samples)
+            return
+        contents = encode_audio(samples, self.sampling_rate, "wav" if format is None else format, tags)
+        try:
+            file.write(contents)
+        except TypeError:
+            raise ParameterError(f"file must be opened for writing bytes, got {type(file).__name__} of text") from None
+
+    def to_bytes(
+        self, format: str = "wav", title: str | None = None, loudness: float | None = None, speed: float = 1.0
+    ) -> bytes:
+        """Return the contents of the file that `save` writes; parameters and errors are its own."""
+        samples = self._output(loudness, speed)
+        return encode_audio(samples, self.sampling_rate, format, self._tags(title))
+
+    def play(self) -> None:
+        """Play the audio on this machine, by the package sounddevice or by a program such as aplay; wait for its end.
+
+        Raises:
+            AudioError: there is no audio or no player, or the player fails.
+        """
+        play(self._output(None, 1.0), self.sampling_rate)
+
+    def _output(self, loudness: float | None, speed: float) -> np.ndarray:
+        """Return the audio with a loudness and a speed; parameters and errors as for `save`."""
+        check_loudness(loudness)
+        check_speed(speed)
         if not len(self.audio):
             raise AudioError(f"the model made no audio to save (it wrote the text {self.text!r})")
-        with writing_audio(path, self.sampling_rate) as file:
-            file.write(self.audio)
+        samples = at_speed(self.audio, self.sampling_rate, speed)
+        if loudness is None:
+            return samples
+        return samples * output_gain(block_powers(samples, self.sampling_rate), np.abs(samples).max(), loudness)
+
+    def _tags(self, title: str | None) -> dict[str, str]:
+        check_string("title", title, optional=True)
+        return file_tags(title, self.model, self.seed)
+
+    def __eq__(self, other: object) -> bool:
+        return equal_fields(self, other) if isinstance(other, Speech) else NotImplemented
+
+    def __repr__(self) -> str:
+        parts = [f"{self.duration:.2f} s", f"{self.sampling_rate} Hz"]
+        if self.seed is not None:
+            parts.append(f"seed {self.seed}")
+        if self.failures is not None:
+            parts.append(f"failures: {', '.join(self.failures) or 'none'}")
+        return f"Speech({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        """Return a player for notebooks, which holds the audio."""
+        caption = f"<div>{html.escape(repr(self))}</div>"
+        if not len(self.audio):
+            return caption
+        contents = base64.b64encode(self.to_bytes(_NOTEBOOK_FORMAT)).decode()
+        source = f"data:{FORMATS[_NOTEBOOK_FORMAT].media_type};base64,{contents}"
+        return f'<audio controls src="{source}"></audio>{caption}'
+
+
+def file_tags(title: str | None, model: str | None, seed: int | None) -> dict[str, str]:
+    """Return the tags of an audio file: who made it, and with which model and seed, as far as they are known."""
+    comment = [f"model {model}"] * (model is not None) + [f"seed {seed}"] * (seed is not None)
+    tags = {"title": title, "software": "higgs_native", "comment": ", ".join(comment)}
+    return {name: value for name, value in tags.items() if value}

@@ -16,12 +16,13 @@ from higgs_native.generation.sequence import GenerationOutput, OnFrame, OnToken
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.utils.background_iterator import BackgroundIterator
 from higgs_native.utils.checks import check_integer, check_number
+from higgs_native.utils.equality import equal_fields
 
 
 _CHUNKS_AHEAD = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AudioChunk:
     """A chunk of speech.
 
@@ -36,6 +37,9 @@ class AudioChunk:
     sampling_rate: int
     start_frame: int
     is_last: bool
+
+    def __eq__(self, other: object) -> bool:
+        return equal_fields(self, other) if isinstance(other, AudioChunk) else NotImplemented
 
 
 @dataclass(frozen=True)

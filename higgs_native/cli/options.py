@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from higgs_native.audio.formats import FORMATS
 from higgs_native.errors import ParameterError
 from higgs_native.prompt.voices import VOICES_VARIABLE
 
@@ -72,6 +73,18 @@ RasWinLenOption = Annotated[
     int, typer.Option(help="Window of repetition-aware sampling (RAS), in frames; 0 turns it off.")
 ]
 RasWinMaxNumRepeatOption = Annotated[int, typer.Option(help="A code that occurs this often in the window is redrawn.")]
+OUT_HELP = "The audio file to write: .wav, .flac, .mp3, .ogg or .opus."
+FormatOption = Annotated[
+    str | None,
+    typer.Option(help=f"Its format: {', '.join(FORMATS)}.", show_default="that of its ending, with 16 bit"),
+]
+LoudnessOption = Annotated[
+    float | None,
+    typer.Option(help="Its loudness in LUFS, such as -16, or less if it would clip. Default: as the model made it."),
+]
+SpeedOption = Annotated[
+    float, typer.Option(help="Its speed, 0.25 to 4; the pitch stays. Other speeds than 1 need PyAV (pip install av).")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")]
 DtypeOption = Annotated[
     str, typer.Option(help="Dtype of the weights: float32, bfloat16, float16, or auto: that of the checkpoint.")

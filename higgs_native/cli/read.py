@@ -6,13 +6,18 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
+from higgs_native.audio.loudness import check_loudness
+from higgs_native.audio.tempo import check_speed
 from higgs_native.audio.writing import check_output_path
 from higgs_native.cli.console import notice
 from higgs_native.cli.inputs import checked_voices, load_engine, read_text
 from higgs_native.cli.options import (
+    OUT_HELP,
     AudioTokenizerOption,
     DeviceOption,
     DtypeOption,
+    FormatOption,
+    LoudnessOption,
     ModelOption,
     QuantizationOption,
     RasWinLenOption,
@@ -21,6 +26,7 @@ from higgs_native.cli.options import (
     ReferenceTextOption,
     SceneOption,
     SeedOption,
+    SpeedOption,
     TemperatureOption,
     TextArgument,
     TopKOption,
@@ -28,6 +34,7 @@ from higgs_native.cli.options import (
     VoiceOption,
     VoicesOption,
 )
+from higgs_native.cli.output import shortened
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form.chunk_store import ChunkStore
 from higgs_native.long_form.chunking import chunk_text
@@ -38,7 +45,10 @@ from higgs_native.utils.files import locked
 
 def read(
     text: TextArgument,
-    out: Annotated[Path, typer.Option(help="The audio file to write: .wav, .flac, .ogg or .mp3.")] = Path("out.wav"),
+    out: Annotated[Path, typer.Option(help=OUT_HELP)] = Path("out.wav"),
+    format: FormatOption = None,
+    loudness: LoudnessOption = None,
+    speed: SpeedOption = 1.0,
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -92,7 +102,9 @@ def read(
     quantization: QuantizationOption = None,
 ) -> None:
     """Speak a long text, such as a book, into an audio file, in chunks."""
-    out = check_output_path(out)
+    out = check_output_path(out, format)
+    check_loudness(loudness)
+    check_speed(speed)
     pauses = Pauses(paragraph_pause, turn_pause, sentence_pause)
     sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
     check_long_form(sampling, context_chunks, max_retries, parallel)
@@ -125,7 +137,7 @@ def read(
             if chunk.failures:
                 failures = ", ".join(chunk.failures)
                 failed.append(f"chunk {chunk.index} failed with every seed ({failures}): {chunk.text.text!r}")
-        speech.save(out)
+        speech.save(out, format, shortened(speech.chunks[0].text), loudness, speed)
         if folder is None:
             chunk_store.remove()
     report = f"{seconds:.2f} s of audio in {len(speech)} chunks, {retried} of them spoken again, seed {speech.seed}"

@@ -8,13 +8,17 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from higgs_native.audio.writing import check_output_path
+from higgs_native.audio.loudness import check_loudness
+from higgs_native.audio.tempo import check_speed
 from higgs_native.cli.console import notice
 from higgs_native.cli.inputs import checked_voices, load_engine, read_text
 from higgs_native.cli.options import (
+    OUT_HELP,
     AudioTokenizerOption,
     DeviceOption,
     DtypeOption,
+    FormatOption,
+    LoudnessOption,
     ModelOption,
     QuantizationOption,
     RasWinLenOption,
@@ -23,6 +27,7 @@ from higgs_native.cli.options import (
     ReferenceTextOption,
     SceneOption,
     SeedOption,
+    SpeedOption,
     TemperatureOption,
     TextArgument,
     TopKOption,
@@ -30,6 +35,7 @@ from higgs_native.cli.options import (
     VoiceOption,
     VoicesOption,
 )
+from higgs_native.cli.output import check_output, shortened, write_output
 from higgs_native.cli.stream import check_stream_path, write_stream
 from higgs_native.errors import ParameterError
 from higgs_native.failure_checks import Failure
@@ -41,8 +47,13 @@ def speak(
     text: TextArgument,
     out: Annotated[
         Path | None,
-        typer.Option(help="The audio file to write: .wav, .flac, .ogg or .mp3.", show_default="out.wav"),
+        typer.Option(
+            help=f"{OUT_HELP} - is standard output, such as --out - --format mp3 | mpv -", show_default="out.wav"
+        ),
     ] = None,
+    format: FormatOption = None,
+    loudness: LoudnessOption = None,
+    speed: SpeedOption = 1.0,
     stream: Annotated[
         Path | None,
         typer.Option(
@@ -73,13 +84,18 @@ def speak(
     """Speak a text into an audio file."""
     # All input is checked before the weights are loaded, which takes seconds.
     if stream is None:
-        out = check_output_path(out or Path("out.wav"))
-    elif out is not None:
-        raise ParameterError(f"--out must not be given with --stream, got {out}")
+        out = out or Path("out.wav")
+        check_output(out, format)
+        check_loudness(loudness)
+        check_speed(speed)
     else:
+        given = {"--out": out, "--format": format, "--loudness": loudness, "--speed": None if speed == 1 else speed}
+        for name, value in given.items():
+            if value is not None:
+                raise ParameterError(f"{name} must not be given with --stream, got {value}")
         check_stream_path(stream)
     text = read_text(text)
-    normalize_text(text)
+    title = shortened(normalize_text(text))
     chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
     sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens)
     engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
@@ -108,7 +124,10 @@ def speak(
             on_progress=show,
         )
     elapsed = time.perf_counter() - start
-    speech.save(out)
+    if str(out) == "-":
+        write_output(speech.to_bytes(format or "wav", title, loudness, speed))
+    else:
+        speech.save(out, format, title, loudness, speed)
     notice(
         f"{out}: {speech.duration:.2f} s of audio in {elapsed:.2f} s, "
         f"real-time factor {elapsed / speech.duration:.2f} (seconds of work per second of audio), seed {speech.seed}"

@@ -7,8 +7,13 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 from typing_extensions import Unpack
 
+from higgs_native.audio.formats import format_of
+from higgs_native.audio.loudness import block_powers, check_loudness, output_gain
+from higgs_native.audio.samples import pcm_samples
+from higgs_native.audio.tempo import Tempo, check_speed
 from higgs_native.audio.writing import check_output_path, writing_audio
 from higgs_native.errors import GenerationError, ParameterError
 from higgs_native.failure_checks import max_seconds
@@ -23,6 +28,7 @@ from higgs_native.prompt.messages import AudioContent
 from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
+from higgs_native.speech import file_tags
 from higgs_native.utils.checks import check_flag, check_instance, check_integer
 
 
@@ -205,24 +211,49 @@ class LongSpeech:
                     conversation.add(chunk)
                 yield chunk
 
-    def save(self, path: str | Path) -> None:
-        """Finish all chunks, then write the whole speech to a .wav, .flac, .ogg or .mp3 file.
+    def save(
+        self,
+        path: str | Path,
+        format: str | None = None,
+        title: str | None = None,
+        loudness: float | None = None,
+        speed: float = 1.0,
+    ) -> None:
+        """Finish all chunks, then write the whole speech to a file.
+
+        Args:
+            path, format, title, loudness, speed: as for `Speech.save`, with a path only. The loudness is that of the
+                blocks of all chunks.
 
         Raises:
-            ParameterError: the suffix is another one, the file can't be written, or the speech is too long for .wav
-                (24 hours at 24 kHz).
+            ParameterError: a parameter is wrong, the file can't be written, or the speech is too long for .wav (24
+                hours at 24 kHz and 16 bit).
             GenerationError: as during iteration.
         """
-        path = check_output_path(path)
+        path = check_output_path(path, format)
+        check_loudness(loudness)
+        check_speed(speed)
+        rate = self._engine.audio_tokenizer.sampling_rate
         # All chunks are finished before the file is begun, so that an interrupt during the long part leaves no file.
-        size = sum(chunk.pcm.nbytes for chunk in self)
-        if path.suffix.lower() == ".wav" and size > _MAX_WAV_BYTES:
+        num_samples, peak, blocks = 0, 0.0, []
+        for chunk in self:
+            num_samples += len(chunk.pcm)
+            if loudness is not None and len(chunk.pcm):
+                peak = max(peak, float(np.abs(chunk.audio).max()))
+                blocks.append(block_powers(chunk.audio, rate))
+        size = num_samples / speed * format_of(path, format).sample_bytes
+        if size > _MAX_WAV_BYTES:
             raise ParameterError(
-                f"{path} must be .flac, .ogg or .mp3 for speech of over {_MAX_WAV_BYTES} bytes, got .wav"
+                f"{path} must be .flac, .mp3, .ogg or .opus for speech of over {_MAX_WAV_BYTES} bytes, got .wav"
             )
-        with writing_audio(path, self._engine.audio_tokenizer.sampling_rate) as file:
+        gain = np.float32(1) if loudness is None else output_gain(np.concatenate(blocks), peak, loudness)
+        tempo = None if speed == 1 else Tempo(rate, speed)
+        with writing_audio(path, rate, format, file_tags(title, self._engine.name, self.seed)) as file:
             for chunk in self:
-                file.write(chunk.pcm)
+                pcm = chunk.pcm if gain == 1 else pcm_samples(chunk.audio * gain)
+                file.write(pcm if tempo is None else tempo.change(pcm))
+            if tempo is not None:
+                file.write(tempo.finish())
 
     def _chunk_speaker(self) -> ChunkSpeaker:
         return ChunkSpeaker(self._engine, self._store, self._max_retries, self._on_progress, self._is_cancelled)

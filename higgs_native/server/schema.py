@@ -10,10 +10,10 @@ from fastapi.responses import JSONResponse
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from starlette.exceptions import HTTPException
 
+from higgs_native.audio.tempo import MAX_SPEED, MIN_SPEED
 from higgs_native.errors import HiggsNativeError, one_line, short_repr
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.server.admission import Refused
-from higgs_native.server.encoder import MAX_SPEED, MIN_SPEED
 
 
 MODEL_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")

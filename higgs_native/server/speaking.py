@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from anyio.to_thread import run_sync
 
+from higgs_native.audio.samples import pcm_samples
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form.chunking import chunk_text
 from higgs_native.long_form.long_speech import CHUNK_SECONDS, EMBEDDED_VOICE_CHUNK_SECONDS, LongSpeech
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.voices import Voice
-from higgs_native.server.encoder import pcm_samples
 from higgs_native.server.schema import MODEL_ALIASES, ApiError, SpeechRequest
 from higgs_native.server.settings import ServerSettings
 from higgs_native.server.voices import VoiceStore
