@@ -18,6 +18,7 @@ from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.generation.sequence import GenerationOutput, GenerationRequest, OnFrame, OnToken
+from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.model.adapter import Adapter
 from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER, resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
@@ -158,6 +159,8 @@ class HiggsAudio:
         scene: str | None = None,
         voices_folder: str | Path | None = None,
         on_progress: Callable[[float], None] | None = None,
+        normalize: bool = False,
+        strip_markup: bool = False,
         sampling: SamplingParams | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Speech:
@@ -176,6 +179,8 @@ class HiggsAudio:
             scene: where or how it is spoken, in words.
             voices_folder: see `higgs_native.prompt.voices`; by default the one that HIGGS_NATIVE_VOICES names.
             on_progress: called after every frame with the seconds of audio that exist so far.
+            normalize: write out numbers, dates, units and the like of an English text.
+            strip_markup: leave out the markup of Markdown, and emoji; it needs `markdown-it-py`.
             sampling: how to draw and when to stop; None: what `options` build.
             options: in place of `sampling`, its attributes: seed, temperature, max_new_tokens, ...
 
@@ -190,7 +195,7 @@ class HiggsAudio:
         """
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder, self.trained_voices)
         params = SamplingParams.of(sampling, options)
-        messages = self.speech_messages(text, voices, scene)
+        messages = self.speech_messages(prepare_text(text, normalize, strip_markup), voices, scene)
         speech = self.generate(messages, True, on_progress, params)
         return replace(speech, failures=self.failures(speech, messages[-1].content))
 
@@ -206,6 +211,8 @@ class HiggsAudio:
         chunk_growth: float = 1.5,
         max_chunk_frames: int = 50,
         low_latency: int = 0,
+        normalize: bool = False,
+        strip_markup: bool = False,
         sampling: SamplingParams | None = None,
         **options: Unpack[SamplingOptions],
     ) -> SpeechStream:
@@ -217,7 +224,8 @@ class HiggsAudio:
                 play(chunk.samples)
 
         Args:
-            text, voice, reference_audio, reference_text, scene, voices_folder, sampling, options: as for `speak`.
+            text, voice, reference_audio, reference_text, scene, voices_folder, normalize, strip_markup, sampling,
+                options: as for `speak`.
             first_chunk_frames: length of the first chunk, in frames of 40 ms.
             chunk_growth: length of each chunk over that of the one before it, at least 1.
             max_chunk_frames: maximum length of a chunk; the last one may be longer by the decoder's lookahead.
@@ -239,7 +247,7 @@ class HiggsAudio:
         if not 0 <= low_latency <= context:
             raise ParameterError(f"low_latency must be between 0 and {context} frames, got {low_latency}")
         params = SamplingParams.of(sampling, options).with_seed()
-        messages = self.speech_messages(text, voices, scene)
+        messages = self.speech_messages(prepare_text(text, normalize, strip_markup), voices, scene)
         return SpeechStream(
             self.prepare(messages, True, params, real_time=True),
             self.model.config,

@@ -18,7 +18,7 @@ FLOORS = (
     ("pipeline",),
     ("streaming", "speech", "calibration"),
     ("failure_checks",),
-    ("generation",),
+    ("generation", "manuscript"),
     ("prompt",),
     ("testing",),
     ("audio_tokenizer",),

@@ -11,6 +11,7 @@ from higgs_native.audio.quality import VoiceWarning
 from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError, PromptError
 from higgs_native.generation.delay_pattern import build_delay_pattern
 from higgs_native.generation.sequence import GenerationOutput
+from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import spoken_turns
 from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
@@ -108,6 +109,24 @@ def test_the_result_names_its_failures(engine):
     assert engine.speak(long, seed=1, max_new_tokens=3).failures == ("no end", "too short")
     messages = engine.speech_messages(long, [], None)
     assert engine.generate(messages, True, seed=1, max_new_tokens=60).failures is None
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "plain"),
+    [
+        ({"normalize": True}, "It cost $3.", "It cost three dollars."),
+        ({"strip_markup": True}, "A **good** day 🎉.", "A good day."),
+    ],
+)
+def test_a_text_is_prepared(engine, options, text, plain):
+    pytest.importorskip("markdown_it")
+    limits = {"seed": 1, "max_new_tokens": 20}
+    speech, expected = engine.speak(text, **options, **limits), engine.speak(plain, **limits)
+    assert speech == expected
+    assert speech != engine.speak(text, **limits)
+    streamed = np.concatenate([chunk.samples for chunk in engine.stream(text, **options, **limits)])
+    np.testing.assert_array_equal(streamed, expected.audio)
+    assert [chunk.text for chunk in LongSpeech(engine, text, **options).chunks] == [plain]
 
 
 def test_temperature_zero_is_greedy(engine):

@@ -85,6 +85,15 @@ LoudnessOption = Annotated[
 SpeedOption = Annotated[
     float, typer.Option(help="Its speed, 0.25 to 4; the pitch stays. Other speeds than 1 need PyAV (pip install av).")
 ]
+NormalizeOption = Annotated[
+    bool, typer.Option("--normalize", help="Write out numbers, dates, units and the like of an English text.")
+]
+StripMarkupOption = Annotated[
+    bool,
+    typer.Option(
+        "--strip-markup", help="Leave out the markup of Markdown, and emoji (needs pip install markdown-it-py)."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")]
 DtypeOption = Annotated[
     str, typer.Option(help="Dtype of the weights: float32, bfloat16, float16, or auto: that of the checkpoint.")

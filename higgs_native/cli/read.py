@@ -19,6 +19,7 @@ from higgs_native.cli.options import (
     FormatOption,
     LoudnessOption,
     ModelOption,
+    NormalizeOption,
     QuantizationOption,
     RasWinLenOption,
     RasWinMaxNumRepeatOption,
@@ -27,6 +28,7 @@ from higgs_native.cli.options import (
     SceneOption,
     SeedOption,
     SpeedOption,
+    StripMarkupOption,
     TemperatureOption,
     TextArgument,
     TopKOption,
@@ -40,6 +42,7 @@ from higgs_native.long_form.chunk_store import ChunkStore
 from higgs_native.long_form.chunking import chunk_text
 from higgs_native.long_form.joining import Pauses
 from higgs_native.long_form.long_speech import CHUNK_SECONDS, MAX_RETRIES, LongSpeech, check_long_form
+from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.utils.files import locked
 
 
@@ -84,6 +87,8 @@ def read(
     sentence_pause: Annotated[
         float, typer.Option(help="Seconds of silence before a sentence that begins a chunk.")
     ] = Pauses.sentence,
+    normalize: NormalizeOption = False,
+    strip_markup: StripMarkupOption = False,
     model: ModelOption = None,
     audio_tokenizer: AudioTokenizerOption = None,
     voice: VoiceOption = None,
@@ -108,7 +113,7 @@ def read(
     pauses = Pauses(paragraph_pause, turn_pause, sentence_pause)
     sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
     check_long_form(sampling, context_chunks, max_retries, parallel)
-    text = read_text(text)
+    text = prepare_text(read_text(text), normalize, strip_markup)
     chunk_text(text, CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
     chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
     chunk_store = ChunkStore(out.with_name(f"{out.name}.parts") if folder is None else folder)

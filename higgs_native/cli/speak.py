@@ -20,6 +20,7 @@ from higgs_native.cli.options import (
     FormatOption,
     LoudnessOption,
     ModelOption,
+    NormalizeOption,
     QuantizationOption,
     RasWinLenOption,
     RasWinMaxNumRepeatOption,
@@ -28,6 +29,7 @@ from higgs_native.cli.options import (
     SceneOption,
     SeedOption,
     SpeedOption,
+    StripMarkupOption,
     TemperatureOption,
     TextArgument,
     TopKOption,
@@ -40,6 +42,7 @@ from higgs_native.cli.stream import check_stream_path, write_stream
 from higgs_native.errors import ParameterError
 from higgs_native.failure_checks import Failure
 from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.prompt.normalize import normalize_text
 
 
@@ -61,6 +64,8 @@ def speak(
             "a file, a named pipe, or - for standard output, such as --stream - | aplay -f S16_LE -r 24000"
         ),
     ] = None,
+    normalize: NormalizeOption = False,
+    strip_markup: StripMarkupOption = False,
     model: ModelOption = None,
     audio_tokenizer: AudioTokenizerOption = None,
     voice: VoiceOption = None,
@@ -94,7 +99,7 @@ def speak(
             if value is not None:
                 raise ParameterError(f"{name} must not be given with --stream, got {value}")
         check_stream_path(stream)
-    text = read_text(text)
+    text = prepare_text(read_text(text), normalize, strip_markup)
     title = shortened(normalize_text(text))
     chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
     sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens)

@@ -23,6 +23,7 @@ from higgs_native.long_form.chunk_store import ChunkStore, SpokenChunk
 from higgs_native.long_form.chunking import TextChunk, chunk_text
 from higgs_native.long_form.conversation import Conversation
 from higgs_native.long_form.joining import Pauses
+from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.messages import AudioContent
 from higgs_native.prompt.pace import spoken_seconds
@@ -73,7 +74,8 @@ class LongSpeech:
         engine: speaks the chunks.
         text: to speak; `[SPEAKER0]`, `[SPEAKER1]`, ... begin the turns of several speakers.
         folder: path for finished chunks; made if missing. None: a temporary folder, deleted with this object.
-        voice, reference_audio, reference_text, scene, voices_folder: as for `HiggsAudio.speak`.
+        voice, reference_audio, reference_text, scene, voices_folder, normalize, strip_markup: as for
+            `HiggsAudio.speak`.
         sampling, options: as for `HiggsAudio.speak`, without `max_new_tokens`, which follows from each chunk's text.
             The seed None takes that of the run in `folder`, or else a new one.
         chunk_seconds: maximum length of a chunk by `prompt.pace.spoken_seconds`, 2 to 30; None: 20, with the embedded
@@ -120,6 +122,8 @@ class LongSpeech:
         voices_folder: str | Path | None = None,
         on_progress: Callable[[float], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
+        normalize: bool = False,
+        strip_markup: bool = False,
         sampling: SamplingParams | None = None,
         **options: Unpack[SamplingOptions],
     ) -> None:
@@ -136,6 +140,7 @@ class LongSpeech:
             context_chunks = CONTEXT_CHUNKS if has_context else 0
         if parallel is None:
             parallel = 1 if context_chunks else PARALLEL_CHUNKS
+        text = prepare_text(text, normalize, strip_markup)
         self.chunks = chunk_text(text, chunk_seconds, join_sentences=not engine.is_embedded_voice)
         self._engine = engine
         self._context_chunks = int(context_chunks)

@@ -65,6 +65,8 @@ class SpeechRequest(BaseModel):
         True,
         description="false: the response begins when the speech is complete; its headers say the length and failures.",
     )
+    normalize: bool = Field(False, description="Write out numbers, dates, units and the like of an English text.")
+    strip_markup: bool = Field(False, description="Leave out the markup of Markdown, and emoji.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="The same seed gives the same speech.")
     temperature: float = SamplingParams.temperature
     top_k: int | None = SamplingParams.top_k

@@ -175,6 +175,15 @@ def test_wrong_outputs_are_told_before_work(run, command, options, message):
     assert (code, err) == (2, f"error: {message}\n")
 
 
+@pytest.mark.parametrize("command", ["speak", "read"])
+def test_a_text_is_prepared(run, model, command):
+    pytest.importorskip("markdown_it")
+    options = ("--model", model, "--seed", 1)
+    assert run(command, "**It** cost $3 🎉.", *options, "--normalize", "--strip-markup", "--out", "a.wav")[0] == 0
+    assert run(command, "It cost three dollars.", *options, "--out", "b.wav")[0] == 0
+    assert (run.work / "a.wav").read_bytes() == (run.work / "b.wav").read_bytes()
+
+
 @pytest.mark.parametrize("option", [("--format", "wav"), ("--loudness", "-16.0"), ("--speed", "2.0")])
 def test_a_stream_takes_no_option_of_files(run, option):
     code, _, err = run("speak", "Hello.", "--stream", "out.pcm", *option)
