@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from typing_extensions import Unpack
 
 from higgs_native.audio.quality import VoiceWarning
+from higgs_native.audio.silence import SilenceTrimmer
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ConfigError, ParameterError, PromptError, one_line
@@ -18,6 +20,9 @@ from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.generation.sequence import GenerationOutput, GenerationRequest, OnFrame, OnToken
+from higgs_native.manuscript.lexicon import LexiconLike
+from higgs_native.manuscript.passages import Passages
+from higgs_native.manuscript.pauses import split_pauses, without_pauses
 from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.model.adapter import Adapter
 from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER, resolve_folder
@@ -31,7 +36,7 @@ from higgs_native.prompt.messages import ChatMLSample, Message
 from higgs_native.prompt.normalize import drop_invisible, normalize_text
 from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
-from higgs_native.speech import Speech
+from higgs_native.speech import Speech, join_speeches
 from higgs_native.streaming import ChunkSizes, SpeechStream
 from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer, integer_tensor
 from higgs_native.utils.files import read_json_object
@@ -161,6 +166,7 @@ class HiggsAudio:
         on_progress: Callable[[float], None] | None = None,
         normalize: bool = False,
         strip_markup: bool = False,
+        lexicon: LexiconLike | None = None,
         sampling: SamplingParams | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Speech:
@@ -170,7 +176,10 @@ class HiggsAudio:
 
         Args:
             text: what to say, with `[SPEAKER0]`, `[SPEAKER1]`, ... before the turns of several speakers. It is
-                normalized by `higgs_native.normalize_text`.
+                normalized by `higgs_native.normalize_text`. `[pause:1s]` or `[pause:250ms]` is silence of that length:
+                what is between pauses is spoken by itself, in the same voice; the first part has the seed, and each
+                other part the next one. A text that begins with `<speak>` is read as SSML (see
+                `higgs_native.manuscript.ssml`).
             voice: the name of a voice in `voices_folder` or in `trained_voices`, or a `Voice`; several, in a list or
                 separated by commas, are those of SPEAKER0, SPEAKER1, ...
             reference_audio: a recording to clone instead: an audio file, its contents, `(samples, sampling rate)`, or
@@ -181,6 +190,8 @@ class HiggsAudio:
             on_progress: called after every frame with the seconds of audio that exist so far.
             normalize: write out numbers, dates, units and the like of an English text.
             strip_markup: leave out the markup of Markdown, and emoji; it needs `markdown-it-py`.
+            lexicon: how words are spelled to be spoken right: a file, or spellings by word (see
+                `higgs_native.manuscript.lexicon`).
             sampling: how to draw and when to stop; None: what `options` build.
             options: in place of `sampling`, its attributes: seed, temperature, max_new_tokens, ...
 
@@ -195,9 +206,19 @@ class HiggsAudio:
         """
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder, self.trained_voices)
         params = SamplingParams.of(sampling, options)
-        messages = self.speech_messages(prepare_text(text, normalize, strip_markup), voices, scene)
-        speech = self.generate(messages, True, on_progress, params)
-        return replace(speech, failures=self.failures(speech, messages[-1].content))
+        params = params.with_seed()
+        passages = self._passages(prepare_text(text, normalize, strip_markup, lexicon), voices, scene)
+        speeches, sounds = [], [np.zeros(0, dtype=np.float32)]
+        for index, passage in enumerate(passages.passages):
+            messages = passages.messages(index, speeches[0].codes if speeches else None)
+            seconds = sum(map(len, sounds)) / self.audio_tokenizer.sampling_rate
+            progress = None if on_progress is None else partial(_report, on_progress, seconds)
+            speech = self.generate(messages, True, progress, passage_sampling(params, index))
+            speeches.append(replace(speech, failures=self.failures(speech, passage.text)))
+            trimmer = SilenceTrimmer(self.audio_tokenizer.hop_length, *passages.is_cut(index))
+            silence = np.zeros(round(passage.pause * speech.sampling_rate), dtype=np.float32)
+            sounds += [silence, trimmer.trim(speech.audio)]
+        return join_speeches(speeches, np.concatenate(sounds))
 
     def stream(
         self,
@@ -213,6 +234,7 @@ class HiggsAudio:
         low_latency: int = 0,
         normalize: bool = False,
         strip_markup: bool = False,
+        lexicon: LexiconLike | None = None,
         sampling: SamplingParams | None = None,
         **options: Unpack[SamplingOptions],
     ) -> SpeechStream:
@@ -224,8 +246,8 @@ class HiggsAudio:
                 play(chunk.samples)
 
         Args:
-            text, voice, reference_audio, reference_text, scene, voices_folder, normalize, strip_markup, sampling,
-                options: as for `speak`.
+            text, voice, reference_audio, reference_text, scene, voices_folder, normalize, strip_markup, lexicon,
+                sampling, options: as for `speak`.
             first_chunk_frames: length of the first chunk, in frames of 40 ms.
             chunk_growth: length of each chunk over that of the one before it, at least 1.
             max_chunk_frames: maximum length of a chunk; the last one may be longer by the decoder's lookahead.
@@ -247,17 +269,30 @@ class HiggsAudio:
         if not 0 <= low_latency <= context:
             raise ParameterError(f"low_latency must be between 0 and {context} frames, got {low_latency}")
         params = SamplingParams.of(sampling, options).with_seed()
-        messages = self.speech_messages(prepare_text(text, normalize, strip_markup), voices, scene)
+        passages = self._passages(prepare_text(text, normalize, strip_markup, lexicon), voices, scene)
+        first = self.prepare(passages.messages(0, None), True, params, real_time=True)  # refuses what is wrong
+
+        def prepare(index: int, codes: torch.Tensor | None) -> Callable[[OnFrame, OnToken], GenerationOutput]:
+            if not index:
+                return first
+            return self.prepare(passages.messages(index, codes), True, passage_sampling(params, index), real_time=True)
+
         return SpeechStream(
-            self.prepare(messages, True, params, real_time=True),
+            prepare,
             self.model.config,
             self.audio_tokenizer,
             self.convention,
             sizes,
             context - low_latency,
-            messages[-1].content,
+            passages,
             params.seed,
         )
+
+    def _passages(self, text: str, voices: Sequence[Voice], scene: str | None) -> Passages:
+        """Cut a prepared text at its pauses. Raises what `speech_messages` does."""
+        opening = self.speech_messages(without_pauses(text), voices, scene)[:-1]
+        recorded = bool(voices) and all(voice.reference_audio is not None for voice in voices)
+        return Passages.of(split_pauses(text), opening, not recorded and not self.trained_voices)
 
     def generate(
         self,
@@ -438,6 +473,15 @@ class HiggsAudio:
         """The codes of a delayed segment, without BOS and EOS: [codebooks, N] -> [codebooks, T]."""
         codes = segment_codes(segment, self.model.config, self.convention)
         return codes.clamp(0, self.audio_tokenizer.codebook_size - 1)
+
+
+def passage_sampling(params: SamplingParams, index: int) -> SamplingParams:
+    """Return the sampling parameters of a text's passage, given those of the text, whose seed is set."""
+    return replace(params, seed=(params.seed + index) % 2**64) if index else params
+
+
+def _report(on_progress: Callable[[float], None], before: float, seconds: float) -> None:
+    on_progress(before + seconds)
 
 
 def read_trained_voices(folder: Path) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 import base64
 import html
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,7 +31,8 @@ class Speech:
     Attributes:
         audio: [samples], float32, mono, full scale at 1.
         sampling_rate: in Hz.
-        codes: [codebooks, frames], int64: the codes of `audio`, all segments joined.
+        codes: [codebooks, frames], int64: the codes of `audio`, all segments joined. Where a text has pauses, `audio`
+            also has their silence, and lacks silent frames beside them.
         text: the text that the model wrote, without special tokens.
         finish_reason: `stop`, or `length` if `max_new_tokens` or the cache ended it.
         usage: the number of tokens of the prompt (`prompt_tokens`) and of the reply (`completion_tokens`).
@@ -144,6 +145,28 @@ class Speech:
         contents = base64.b64encode(self.to_bytes(_NOTEBOOK_FORMAT)).decode()
         source = f"data:{FORMATS[_NOTEBOOK_FORMAT].media_type};base64,{contents}"
         return f'<audio controls src="{source}"></audio>{caption}'
+
+
+def join_speeches(speeches: Sequence[Speech], audio: np.ndarray) -> Speech:
+    """Return the speech of a text that was spoken in passages.
+
+    Args:
+        speeches: of the passages; the first one's seed is that of the whole.
+        audio: of the whole.
+    """
+    if len(speeches) == 1:
+        return replace(speeches[0], audio=audio)
+    usage = {name: sum(speech.usage[name] for speech in speeches) for name in speeches[0].usage}
+    found = [failure for speech in speeches for failure in speech.failures or ()]
+    return replace(
+        speeches[0],
+        audio=audio,
+        codes=torch.cat([speech.codes for speech in speeches], dim=1),
+        text=" ".join(speech.text for speech in speeches if speech.text),
+        finish_reason="length" if any(speech.finish_reason == "length" for speech in speeches) else "stop",
+        usage=usage,
+        failures=tuple(dict.fromkeys(found)),
+    )
 
 
 def file_tags(title: str | None, model: str | None, seed: int | None) -> dict[str, str]:

@@ -26,7 +26,10 @@ def _refuse_option(text: str) -> str:
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 TextArgument = Annotated[
     str,
-    typer.Argument(help="What to say: a text, a text file, or - for standard input.", callback=_refuse_option),
+    typer.Argument(
+        help="What to say: a text, a text file, or - for standard input. [pause:1s] is a pause; <speak> begins SSML.",
+        callback=_refuse_option,
+    ),
 ]
 ModelOption = Annotated[
     str | None,
@@ -87,6 +90,10 @@ SpeedOption = Annotated[
 ]
 NormalizeOption = Annotated[
     bool, typer.Option("--normalize", help="Write out numbers, dates, units and the like of an English text.")
+]
+LexiconOption = Annotated[
+    Path | None,
+    typer.Option(help="A file that says how words are spelled to be spoken right: lines such as nginx = engine x."),
 ]
 StripMarkupOption = Annotated[
     bool,

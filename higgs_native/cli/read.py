@@ -17,6 +17,7 @@ from higgs_native.cli.options import (
     DeviceOption,
     DtypeOption,
     FormatOption,
+    LexiconOption,
     LoudnessOption,
     ModelOption,
     NormalizeOption,
@@ -89,6 +90,7 @@ def read(
     ] = Pauses.sentence,
     normalize: NormalizeOption = False,
     strip_markup: StripMarkupOption = False,
+    lexicon: LexiconOption = None,
     model: ModelOption = None,
     audio_tokenizer: AudioTokenizerOption = None,
     voice: VoiceOption = None,
@@ -113,7 +115,7 @@ def read(
     pauses = Pauses(paragraph_pause, turn_pause, sentence_pause)
     sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
     check_long_form(sampling, context_chunks, max_retries, parallel)
-    text = prepare_text(read_text(text), normalize, strip_markup)
+    text = prepare_text(read_text(text), normalize, strip_markup, lexicon)
     chunk_text(text, CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
     chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
     chunk_store = ChunkStore(out.with_name(f"{out.name}.parts") if folder is None else folder)

@@ -18,6 +18,7 @@ from higgs_native.cli.options import (
     DeviceOption,
     DtypeOption,
     FormatOption,
+    LexiconOption,
     LoudnessOption,
     ModelOption,
     NormalizeOption,
@@ -42,6 +43,7 @@ from higgs_native.cli.stream import check_stream_path, write_stream
 from higgs_native.errors import ParameterError
 from higgs_native.failure_checks import Failure
 from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.manuscript.pauses import split_pauses, without_pauses
 from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.prompt.normalize import normalize_text
 
@@ -66,6 +68,7 @@ def speak(
     ] = None,
     normalize: NormalizeOption = False,
     strip_markup: StripMarkupOption = False,
+    lexicon: LexiconOption = None,
     model: ModelOption = None,
     audio_tokenizer: AudioTokenizerOption = None,
     voice: VoiceOption = None,
@@ -99,8 +102,9 @@ def speak(
             if value is not None:
                 raise ParameterError(f"{name} must not be given with --stream, got {value}")
         check_stream_path(stream)
-    text = prepare_text(read_text(text), normalize, strip_markup)
-    title = shortened(normalize_text(text))
+    text = prepare_text(read_text(text), normalize, strip_markup, lexicon)
+    split_pauses(text)
+    title = shortened(normalize_text(without_pauses(text)))
     chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
     sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens)
     engine = load_engine(model, audio_tokenizer, device, dtype, quantization)

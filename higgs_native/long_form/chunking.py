@@ -18,6 +18,7 @@ from typing import Literal
 import regex
 
 from higgs_native.errors import ParameterError
+from higgs_native.manuscript.pauses import PAUSE, pause_seconds
 from higgs_native.prompt.markup import SPEAKER_TAG
 from higgs_native.prompt.normalize import SPEAKABLE, clean_text, drop_invisible, normalize_text, nothing_to_say
 from higgs_native.prompt.pace import spoken_milliseconds
@@ -64,6 +65,7 @@ _ABBREVIATIONS = (
 )
 _ABBREVIATIONS = frozenset(_ABBREVIATIONS.split())
 
+_TAGS = regex.compile(f"({SPEAKER_TAG.pattern}|{PAUSE.pattern})", regex.IGNORECASE)
 _HAN, _KANA = regex.compile(r"\p{Han}"), regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _SPACE = regex.compile(r"\s*")
 _JIEBA_BLOCK = 1000  # characters; the time grows with the square of their number if they make no words
@@ -100,11 +102,13 @@ class TextChunk:
         tag: of the speaker, such as `[SPEAKER0]`; empty if the text names none.
         boundary: what begins with this chunk: a `turn` of another speaker, or else a `paragraph`, a `sentence` or a
             `word`.
+        pause: the silence before it that the text asks for, in seconds, in place of its boundary's.
     """
 
     text: str
     tag: str
     boundary: Boundary
+    pause: float | None = None
 
     @property
     def prompt(self) -> str:
@@ -131,13 +135,15 @@ def chunk_text(text: str, max_seconds: float, join_sentences: bool = True) -> li
     Nothing is lost, doubled or moved: the chunks of a turn in a paragraph, concatenated, are its normalized text
     except for the white space between them. Pieces without a letter or digit (`* * *`) are left out.
 
+    `[pause:1s]` or `[pause:250ms]` ends a chunk. Pauses that follow each other add up; one at the end is left out.
+
     Args:
         text: plain text; each turn in each paragraph is normalized separately.
         max_seconds: `MIN_CHUNK_SECONDS` to `MAX_CHUNK_SECONDS`.
         join_sentences: let a chunk hold as many sentences of a paragraph as fit, instead of one.
 
     Raises:
-        PromptError: the text holds neither letters nor digits, or is no valid Unicode.
+        PromptError: the text holds neither letters nor digits, is no valid Unicode, or has a wrong pause.
         ParameterError: `max_seconds` is out of range.
     """
     check_chunk_seconds(max_seconds)
@@ -146,11 +152,15 @@ def chunk_text(text: str, max_seconds: float, join_sentences: bool = True) -> li
     limit = int(1000 * max_seconds)
     chunks: list[TextChunk] = []
     tag = last_tag = ""
+    pause: float | None = None
     for paragraph in filter(SPEAKABLE.search, _paragraphs(text)):
         first: Boundary = "paragraph"
-        for part in re.split(f"({SPEAKER_TAG.pattern})", clean_text(paragraph)):
+        for part in _TAGS.split(clean_text(paragraph)):
             if SPEAKER_TAG.fullmatch(part):
                 tag = part
+                continue
+            if PAUSE.fullmatch(part):
+                pause = (pause or 0.0) + pause_seconds(part)
                 continue
             if not SPEAKABLE.search(part):
                 continue
@@ -159,8 +169,8 @@ def chunk_text(text: str, max_seconds: float, join_sentences: bool = True) -> li
             sentences = [words] if join_sentences else split_sentences(words)
             for piece, inner in itertools.chain.from_iterable(_split(sentence, limit) for sentence in sentences):
                 if SPEAKABLE.search(piece):
-                    chunks.append(TextChunk(piece.strip(), tag, boundary or inner))
-                    boundary = None
+                    chunks.append(TextChunk(piece.strip(), tag, boundary or inner, pause))
+                    boundary = pause = None
             first, last_tag = "sentence", tag
     if not chunks:
         raise nothing_to_say(text)

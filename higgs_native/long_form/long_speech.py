@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from typing_extensions import Unpack
@@ -23,6 +24,8 @@ from higgs_native.long_form.chunk_store import ChunkStore, SpokenChunk
 from higgs_native.long_form.chunking import TextChunk, chunk_text
 from higgs_native.long_form.conversation import Conversation
 from higgs_native.long_form.joining import Pauses
+from higgs_native.manuscript.lexicon import LexiconLike
+from higgs_native.manuscript.pauses import without_pauses
 from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.messages import AudioContent
@@ -74,8 +77,8 @@ class LongSpeech:
         engine: speaks the chunks.
         text: to speak; `[SPEAKER0]`, `[SPEAKER1]`, ... begin the turns of several speakers.
         folder: path for finished chunks; made if missing. None: a temporary folder, deleted with this object.
-        voice, reference_audio, reference_text, scene, voices_folder, normalize, strip_markup: as for
-            `HiggsAudio.speak`.
+        voice, reference_audio, reference_text, scene, voices_folder, normalize, strip_markup,
+            lexicon: as for `HiggsAudio.speak`.
         sampling, options: as for `HiggsAudio.speak`, without `max_new_tokens`, which follows from each chunk's text.
             The seed None takes that of the run in `folder`, or else a new one.
         chunk_seconds: maximum length of a chunk by `prompt.pace.spoken_seconds`, 2 to 30; None: 20, with the embedded
@@ -124,6 +127,7 @@ class LongSpeech:
         is_cancelled: Callable[[], bool] | None = None,
         normalize: bool = False,
         strip_markup: bool = False,
+        lexicon: LexiconLike | None = None,
         sampling: SamplingParams | None = None,
         **options: Unpack[SamplingOptions],
     ) -> None:
@@ -140,7 +144,7 @@ class LongSpeech:
             context_chunks = CONTEXT_CHUNKS if has_context else 0
         if parallel is None:
             parallel = 1 if context_chunks else PARALLEL_CHUNKS
-        text = prepare_text(text, normalize, strip_markup)
+        text = prepare_text(text, normalize, strip_markup, lexicon)
         self.chunks = chunk_text(text, chunk_seconds, join_sentences=not engine.is_embedded_voice)
         self._engine = engine
         self._context_chunks = int(context_chunks)
@@ -153,7 +157,7 @@ class LongSpeech:
 
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder, engine.trained_voices)
         # The messages that begin every prompt. They describe all speakers of the text; recordings are encoded once.
-        self._opening = engine.speech_messages(text, voices, scene)[:-1]
+        self._opening = engine.speech_messages(without_pauses(text), voices, scene)[:-1]
         recordings = []
         for item in (item for message in self._opening for item in message.contents()):
             if isinstance(item, AudioContent):
@@ -177,7 +181,7 @@ class LongSpeech:
         self.folder = self._store.folder
         self._store.claim(
             {
-                "text": [asdict(chunk) for chunk in self.chunks],
+                "text": [_without_none(asdict(chunk)) for chunk in self.chunks],
                 "voices": [[voice.profile, voice.reference_text] for voice in voices],
                 "recordings": recordings,
                 "scene": scene,
@@ -268,7 +272,9 @@ class LongSpeech:
 
     def _load(self, index: int) -> SpokenChunk | None:
         text = self.chunks[index]
-        pause = self._pauses.before(text.boundary) if index else 0.0
+        pause = text.pause
+        if pause is None:
+            pause = self._pauses.before(text.boundary) if index else 0.0
         return self._store.load(index, text, pause, self._engine.audio_tokenizer.sampling_rate)
 
     def _begin_chunks(self, first: int, conversation: Conversation, speaker: ChunkSpeaker, stored: set[int]) -> None:
@@ -303,6 +309,11 @@ class LongSpeech:
         """Return the bound of `detect_failures` in frames, plus BOS, EOS and the end of the delay pattern."""
         frames = math.ceil(max_seconds(text.text) * self._engine.audio_tokenizer.frame_rate)
         return frames + self._engine.model.config.num_codebooks + 2
+
+
+def _without_none(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return what is set, so that a text without pauses has the record that it had before there were any."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def check_long_form(

@@ -184,6 +184,23 @@ def test_a_text_is_prepared(run, model, command):
     assert (run.work / "a.wav").read_bytes() == (run.work / "b.wav").read_bytes()
 
 
+@pytest.mark.parametrize("command", ["speak", "read"])
+def test_a_lexicon_and_pauses(run, model, command):
+    (run.work / "words.txt").write_text("nginx = engine x\n")
+    options = ("--model", model, "--seed", 1)
+    text = "<speak>This is nginx.<break time='1s'/>It runs.</speak>"
+    assert run(command, text, *options, "--lexicon", "words.txt", "--out", "a.wav")[0] == 0
+    assert run(command, "This is engine x. [pause:1s] It runs.", *options, "--out", "b.wav")[0] == 0
+    assert (run.work / "a.wav").read_bytes()[-48000:] == (run.work / "b.wav").read_bytes()[-48000:]
+    audio, rate = soundfile.read(run.work / "a.wav", dtype="int16")
+    loud = np.flatnonzero(audio)
+    assert np.diff(loud).max() == pytest.approx(rate, abs=2 * rate / 25)
+    for bad, message in (("a [pause:1] b", "a pause must be written"), ("<speak><audio/></speak>", "SSML must hold")):
+        code, _, err = run(command, bad, *options)
+        assert code == 2
+        assert err.startswith(f"error: {message}")
+
+
 @pytest.mark.parametrize("option", [("--format", "wav"), ("--loudness", "-16.0"), ("--speed", "2.0")])
 def test_a_stream_takes_no_option_of_files(run, option):
     code, _, err = run("speak", "Hello.", "--stream", "out.pcm", *option)

@@ -1,0 +1,49 @@
+"""The passages between a text's pauses, and the prompt of each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from higgs_native.manuscript.pauses import Passage
+from higgs_native.prompt.chat import spoken_turns
+from higgs_native.prompt.messages import Message
+from higgs_native.prompt.normalize import normalize_text
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Passages that are spoken one after the other, in one voice.
+
+    Attributes:
+        passages: in order; their texts are normalized.
+        opening: messages that begin every prompt.
+        needs_context: whether nothing else keeps the voice the same, so that the prompts of later passages hold the
+            first one.
+    """
+
+    passages: Sequence[Passage]
+    opening: Sequence[Message]
+    needs_context: bool
+
+    @classmethod
+    def of(cls, passages: Sequence[Passage], opening: Sequence[Message], needs_context: bool) -> "Passages":
+        """Normalize the texts. Raises PromptError if one is wrong."""
+        normalized = [replace(passage, text=normalize_text(passage.text)) for passage in passages]
+        return cls(normalized, opening, needs_context)
+
+    def messages(self, index: int, first: torch.Tensor | None) -> list[Message]:
+        """Return the prompt of a passage.
+
+        Args:
+            index: of the passage.
+            first: codes [codebooks, frames] of the first passage; None before they are known.
+        """
+        context = []
+        if index and self.needs_context and first is not None and first.shape[1]:
+            context = spoken_turns([(self.passages[0].text, first)])
+        return [*self.opening, *context, Message("user", self.passages[index].text)]
+
+    def is_cut(self, index: int) -> tuple[bool, bool]:
+        """Return whether a pause is before a passage, and whether one is after it."""
+        return self.passages[index].pause > 0, index + 1 < len(self.passages)
