@@ -33,6 +33,7 @@ from higgs_native.long_form.chunk_store import SpokenChunk
 from higgs_native.long_form.chunking import TextChunk, chunk_text
 from higgs_native.long_form.joining import Pauses
 from higgs_native.long_form.long_speech import LongSpeech
+from higgs_native.manuscript.books import Book, Chapter, read_book
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import Prompt, build_prompt
 from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
@@ -47,6 +48,8 @@ __all__ = [
     "AudioChunk",
     "AudioContent",
     "AudioError",
+    "Book",
+    "Chapter",
     "ChatMLSample",
     "CheckpointError",
     "ConfigError",
@@ -80,4 +83,5 @@ __all__ = [
     "find_voice",
     "list_voices",
     "normalize_text",
+    "read_book",
 ]

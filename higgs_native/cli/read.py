@@ -7,9 +7,10 @@ import typer
 from tqdm import tqdm
 
 from higgs_native.audio.loudness import check_loudness
+from higgs_native.audio.m4b import check_m4b_path, is_m4b
 from higgs_native.audio.tempo import check_speed
 from higgs_native.audio.writing import check_output_path
-from higgs_native.cli.console import notice
+from higgs_native.cli.console import advising, notice
 from higgs_native.cli.inputs import checked_voices, load_engine, read_text
 from higgs_native.cli.options import (
     OUT_HELP,
@@ -43,13 +44,21 @@ from higgs_native.long_form.chunk_store import ChunkStore
 from higgs_native.long_form.chunking import chunk_text
 from higgs_native.long_form.joining import Pauses
 from higgs_native.long_form.long_speech import CHUNK_SECONDS, MAX_RETRIES, LongSpeech, check_long_form
+from higgs_native.manuscript.books import is_book, read_book
+from higgs_native.manuscript.lexicon import Lexicon
 from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.utils.files import locked
 
 
 def read(
     text: TextArgument,
-    out: Annotated[Path, typer.Option(help=OUT_HELP)] = Path("out.wav"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help=f"{OUT_HELP} Of a book (.epub, .md) also .m4b, which has marks of the chapters, or a folder, which "
+            "gets a file per chapter."
+        ),
+    ] = Path("out.wav"),
     format: FormatOption = None,
     loudness: LoudnessOption = None,
     speed: SpeedOption = 1.0,
@@ -85,6 +94,7 @@ def read(
     strict: Annotated[bool, typer.Option(help="Stop at a chunk that fails with every seed.")] = False,
     paragraph_pause: Annotated[float, typer.Option(help="Seconds of silence before a paragraph.")] = Pauses.paragraph,
     turn_pause: Annotated[float, typer.Option(help="Seconds of silence before another speaker's turn.")] = Pauses.turn,
+    chapter_pause: Annotated[float, typer.Option(help="Seconds of silence before a chapter.")] = Pauses.chapter,
     sentence_pause: Annotated[
         float, typer.Option(help="Seconds of silence before a sentence that begins a chunk.")
     ] = Pauses.sentence,
@@ -108,21 +118,31 @@ def read(
     dtype: DtypeOption = "auto",
     quantization: QuantizationOption = None,
 ) -> None:
-    """Speak a long text, such as a book, into an audio file, in chunks."""
-    out = check_output_path(out, format)
+    """Speak a long text, such as a book, into an audio file, in chunks.
+
+    An EPUB (.epub) or Markdown (.md) file is a book with chapters.
+    """
+    is_file = not is_book(text) or (out.suffix and not out.is_dir())
+    if is_file and not is_m4b(out):
+        check_output_path(out, format)
+    elif is_file:
+        check_m4b_path(out)
     check_loudness(loudness)
     check_speed(speed)
-    pauses = Pauses(paragraph_pause, turn_pause, sentence_pause)
+    pauses = Pauses(paragraph_pause, turn_pause, sentence_pause, chapter_pause)
     sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
     check_long_form(sampling, context_chunks, max_retries, parallel)
-    text = prepare_text(read_text(text), normalize, strip_markup, lexicon)
-    chunk_text(text, CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
+    manuscript = read_book(text) if is_book(text) else read_text(text)
+    words = None if lexicon is None else Lexicon.read(lexicon)
+    for part in [manuscript] if isinstance(manuscript, str) else [chapter.text for chapter in manuscript.chapters]:
+        prepared = prepare_text(part, normalize, strip_markup, words)
+        chunk_text(prepared, CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
     chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
     chunk_store = ChunkStore(out.with_name(f"{out.name}.parts") if folder is None else folder)
     engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
     speech = LongSpeech(
         engine,
-        text,
+        manuscript,
         chunk_store.folder,
         voice=chosen,
         scene=scene,
@@ -133,18 +153,36 @@ def read(
         strict=strict,
         parallel=parallel,
         pauses=pauses,
+        normalize=normalize,
+        strip_markup=strip_markup,
+        lexicon=words,
     )
-    if speech.num_finished:
-        notice(f"{speech.folder}: {speech.num_finished} of {len(speech)} chunks are finished.")
+    begun = speech.num_finished
+    if begun:
+        notice(f"{speech.folder}: {begun} of {len(speech)} chunks are finished.")
     seconds, retried, failed = 0.0, 0, []
-    with locked(speech.folder):
-        for chunk in tqdm(speech, desc="reading", unit="chunk", leave=False, disable=None):
+    advice = f"The same command goes on from {speech.folder}, where the finished chunks are."
+    bar = tqdm(
+        desc="resumed" if begun else "reading",
+        total=len(speech),
+        initial=begun,
+        unit="chunk",
+        leave=False,
+        disable=None,
+    )
+    with locked(speech.folder), advising(advice), bar:
+        for chunk in speech:
+            bar.update(chunk.index >= begun)
             seconds += chunk.duration
             retried += len(chunk.attempts) > 1
             if chunk.failures:
                 failures = ", ".join(chunk.failures)
                 failed.append(f"chunk {chunk.index} failed with every seed ({failures}): {chunk.text.text!r}")
-        speech.save(out, format, shortened(speech.chunks[0].text), loudness, speed)
+        if is_file:
+            title = shortened(manuscript) if isinstance(manuscript, str) else manuscript.title
+            speech.save(out, format, title, loudness, speed)
+        else:
+            speech.save_chapters(out, format or "mp3", loudness, speed)
         if folder is None:
             chunk_store.remove()
     report = f"{seconds:.2f} s of audio in {len(speech)} chunks, {retried} of them spoken again, seed {speech.seed}"

@@ -28,7 +28,7 @@ from higgs_native.utils.checks import check_flag, check_number
 MIN_CHUNK_SECONDS, MAX_CHUNK_SECONDS = 2.0, 30.0
 """Above 30 seconds the model's speech becomes unstable; below 2 seconds chunks would be single words."""
 
-Boundary = Literal["paragraph", "turn", "sentence", "word"]
+Boundary = Literal["chapter", "paragraph", "turn", "sentence", "word"]
 
 _EAST_ASIAN = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\u3000-\u303f\uff00-\uffef]"
 # «French» and »German« use the same marks in both roles; a French closing mark may follow a space.
@@ -100,8 +100,8 @@ class TextChunk:
     Attributes:
         text: normalized (see `higgs_native.prompt.normalize`), without the speaker's tag.
         tag: of the speaker, such as `[SPEAKER0]`; empty if the text names none.
-        boundary: what begins with this chunk: a `turn` of another speaker, or else a `paragraph`, a `sentence` or a
-            `word`.
+        boundary: what begins with this chunk: a `chapter` of a book, a `turn` of another speaker, or else a
+            `paragraph`, a `sentence` or a `word`.
         pause: the silence before it that the text asks for, in seconds, in place of its boundary's.
     """
 

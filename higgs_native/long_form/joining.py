@@ -31,6 +31,7 @@ class Pauses:
     paragraph: float = 0.7
     turn: float = 0.4
     sentence: float = 0.25
+    chapter: float = 1.5
 
     def __post_init__(self) -> None:
         for field in fields(self):

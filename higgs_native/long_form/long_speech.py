@@ -8,15 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from typing_extensions import Unpack
 
-from higgs_native.audio.formats import format_of
-from higgs_native.audio.loudness import block_powers, check_loudness, output_gain
-from higgs_native.audio.samples import pcm_samples
-from higgs_native.audio.tempo import Tempo, check_speed
-from higgs_native.audio.writing import check_output_path, writing_audio
-from higgs_native.errors import GenerationError, ParameterError
+from higgs_native.audio.m4b import M4B_SUFFIX, check_m4b_path, is_m4b
+from higgs_native.audio.writing import check_output_path
+from higgs_native.errors import GenerationError, ParameterError, short_repr
 from higgs_native.failure_checks import max_seconds
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.long_form.chunk_speaker import ChunkSpeaker
@@ -24,7 +20,9 @@ from higgs_native.long_form.chunk_store import ChunkStore, SpokenChunk
 from higgs_native.long_form.chunking import TextChunk, chunk_text
 from higgs_native.long_form.conversation import Conversation
 from higgs_native.long_form.joining import Pauses
-from higgs_native.manuscript.lexicon import LexiconLike
+from higgs_native.long_form.saving import ChapterStart, Saver, chapter_paths
+from higgs_native.manuscript.books import Book, Chapter, file_names
+from higgs_native.manuscript.lexicon import Lexicon, LexiconLike
 from higgs_native.manuscript.pauses import without_pauses
 from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.pipeline import HiggsAudio
@@ -32,7 +30,6 @@ from higgs_native.prompt.messages import AudioContent
 from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
-from higgs_native.speech import file_tags
 from higgs_native.utils.checks import check_flag, check_instance, check_integer
 
 
@@ -46,7 +43,6 @@ PARALLEL_CHUNKS = 8
 """Chunks without context that are spoken side by side. Each adds a row to a step, which reads the weights once."""
 
 _SEEDS_PER_CHUNK = 1000
-_MAX_WAV_BYTES = 2**32 - 2**16  # the header's sizes have 32 bits
 
 
 class LongSpeech:
@@ -75,7 +71,8 @@ class LongSpeech:
 
     Args:
         engine: speaks the chunks.
-        text: to speak; `[SPEAKER0]`, `[SPEAKER1]`, ... begin the turns of several speakers.
+        text: to speak; `[SPEAKER0]`, `[SPEAKER1]`, ... begin the turns of several speakers. Or a book, as
+            `higgs_native.read_book` returns it.
         folder: path for finished chunks; made if missing. None: a temporary folder, deleted with this object.
         voice, reference_audio, reference_text, scene, voices_folder, normalize, strip_markup,
             lexicon: as for `HiggsAudio.speak`.
@@ -110,7 +107,7 @@ class LongSpeech:
     def __init__(
         self,
         engine: HiggsAudio,
-        text: str,
+        text: str | Book,
         folder: str | Path | None = None,
         voice: str | Voice | Sequence[str | Voice] | None = None,
         reference_audio: RecordingLike | None = None,
@@ -144,8 +141,19 @@ class LongSpeech:
             context_chunks = CONTEXT_CHUNKS if has_context else 0
         if parallel is None:
             parallel = 1 if context_chunks else PARALLEL_CHUNKS
-        text = prepare_text(text, normalize, strip_markup, lexicon)
-        self.chunks = chunk_text(text, chunk_seconds, join_sentences=not engine.is_embedded_voice)
+        self._title = text.title if isinstance(text, Book) else None
+        chapters = text.chapters if isinstance(text, Book) else (Chapter("", text),)
+        self.chunks: list[TextChunk] = []
+        self._chapters: list[tuple[str, int]] = []  # title and first chunk
+        words = None if lexicon is None else Lexicon.of(lexicon)
+        texts = [prepare_text(chapter.text, normalize, strip_markup, words) for chapter in chapters]
+        for chapter, prepared in zip(chapters, texts, strict=True):
+            chunks = chunk_text(prepared, chunk_seconds, join_sentences=not engine.is_embedded_voice)
+            if self.chunks:
+                chunks[0] = replace(chunks[0], boundary="chapter")
+            self._chapters.append((chapter.title, len(self.chunks)))
+            self.chunks += chunks
+        text = "\n\n".join(texts)
         self._engine = engine
         self._context_chunks = int(context_chunks)
         self._max_retries = max_retries
@@ -231,38 +239,52 @@ class LongSpeech:
         """Finish all chunks, then write the whole speech to a file.
 
         Args:
-            path, format, title, loudness, speed: as for `Speech.save`, with a path only. The loudness is that of the
-                blocks of all chunks.
+            path: of a file as for `Speech.save`, or of an audio book, .m4b, which has marks of the chapters and needs
+                PyAV (`pip install av`).
+            format, title, loudness, speed: as for `Speech.save`; the loudness is that of the blocks of all chunks, and
+                the title is that of the book, if there is one.
 
         Raises:
             ParameterError: a parameter is wrong, the file can't be written, or the speech is too long for .wav (24
                 hours at 24 kHz and 16 bit).
             GenerationError: as during iteration.
         """
-        path = check_output_path(path, format)
-        check_loudness(loudness)
-        check_speed(speed)
-        rate = self._engine.audio_tokenizer.sampling_rate
+        saver = self._saver(loudness, speed)
+        title = self._title if title is None else title
         # All chunks are finished before the file is begun, so that an interrupt during the long part leaves no file.
-        num_samples, peak, blocks = 0, 0.0, []
-        for chunk in self:
-            num_samples += len(chunk.pcm)
-            if loudness is not None and len(chunk.pcm):
-                peak = max(peak, float(np.abs(chunk.audio).max()))
-                blocks.append(block_powers(chunk.audio, rate))
-        size = num_samples / speed * format_of(path, format).sample_bytes
-        if size > _MAX_WAV_BYTES:
-            raise ParameterError(
-                f"{path} must be .flac, .mp3, .ogg or .opus for speech of over {_MAX_WAV_BYTES} bytes, got .wav"
-            )
-        gain = np.float32(1) if loudness is None else output_gain(np.concatenate(blocks), peak, loudness)
-        tempo = None if speed == 1 else Tempo(rate, speed)
-        with writing_audio(path, rate, format, file_tags(title, self._engine.name, self.seed)) as file:
-            for chunk in self:
-                pcm = chunk.pcm if gain == 1 else pcm_samples(chunk.audio * gain)
-                file.write(pcm if tempo is None else tempo.change(pcm))
-            if tempo is not None:
-                file.write(tempo.finish())
+        if is_m4b(path):
+            if format is not None:
+                raise ParameterError(f"format must be left out for {M4B_SUFFIX}, got {short_repr(format)}")
+            saver.save_m4b(self, check_m4b_path(path), title, self._starts())
+        else:
+            saver.save(self, check_output_path(path, format), format, title)
+
+    def save_chapters(
+        self, folder: str | Path, format: str = "mp3", loudness: float | None = None, speed: float = 1.0
+    ) -> list[Path]:
+        """Finish all chunks, then write a file per chapter: `01 Title.mp3`, ...
+
+        Args:
+            folder: made if it is missing.
+            format, loudness, speed: as for `save`; all chapters are scaled by one factor.
+
+        Returns:
+            The files.
+
+        Raises:
+            ParameterError, GenerationError: as for `save`.
+        """
+        saver = self._saver(loudness, speed)
+        paths = chapter_paths(folder, file_names([title for title, _ in self._chapters]), format)
+        saver.save_chapters(self, paths, format, self._starts())
+        return paths
+
+    def _saver(self, loudness: float | None, speed: float) -> Saver:
+        return Saver(self._engine.audio_tokenizer.sampling_rate, self._engine.name, self.seed, loudness, speed)
+
+    def _starts(self) -> list[ChapterStart]:
+        rate = self._engine.audio_tokenizer.sampling_rate
+        return [ChapterStart(title, index, round(self._pause(index) * rate)) for title, index in self._chapters]
 
     def _chunk_speaker(self) -> ChunkSpeaker:
         return ChunkSpeaker(self._engine, self._store, self._max_retries, self._on_progress, self._is_cancelled)
@@ -271,11 +293,15 @@ class LongSpeech:
         return Conversation(self._engine, self._opening, self._recorded_tags, self._context_chunks)
 
     def _load(self, index: int) -> SpokenChunk | None:
+        rate = self._engine.audio_tokenizer.sampling_rate
+        return self._store.load(index, self.chunks[index], self._pause(index), rate)
+
+    def _pause(self, index: int) -> float:
+        """Return the silence before a chunk, in seconds."""
         text = self.chunks[index]
-        pause = text.pause
-        if pause is None:
-            pause = self._pauses.before(text.boundary) if index else 0.0
-        return self._store.load(index, text, pause, self._engine.audio_tokenizer.sampling_rate)
+        if text.pause is not None:
+            return text.pause
+        return self._pauses.before(text.boundary) if index else 0.0
 
     def _begin_chunks(self, first: int, conversation: Conversation, speaker: ChunkSpeaker, stored: set[int]) -> None:
         """Begin chunks from `first` on whose prompts are known, until `parallel` are being spoken.

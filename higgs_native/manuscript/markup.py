@@ -36,8 +36,13 @@ def strip_markup(text: str) -> str:
     Raises:
         ParameterError: markdown-it-py is missing.
     """
-    tokens = markdown_parser("strip_markup").parse(_TAG.sub(r"\\[", text))
+    tokens = markdown_parser("strip_markup").parse(protected(text))
     return strip_emoji("\n\n".join(plain_blocks(tokens)))
+
+
+def protected(text: str) -> str:
+    """Return a Markdown text in which the tags of this package are no links."""
+    return _TAG.sub(r"\\[", text)
 
 
 def strip_emoji(text: str) -> str:
