@@ -214,7 +214,7 @@ class HiggsAudio:
             seconds = sum(map(len, sounds)) / self.audio_tokenizer.sampling_rate
             progress = None if on_progress is None else partial(_report, on_progress, seconds)
             speech = self.generate(messages, True, progress, passage_sampling(params, index))
-            speeches.append(replace(speech, failures=self.failures(speech, passage.text)))
+            speeches.append(replace(speech, failures=self.failures(speech, passage.text), script=passage.text))
             trimmer = SilenceTrimmer(self.audio_tokenizer.hop_length, *passages.is_cut(index))
             silence = np.zeros(round(passage.pause * speech.sampling_rate), dtype=np.float32)
             sounds += [silence, trimmer.trim(speech.audio)]

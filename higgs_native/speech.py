@@ -17,7 +17,8 @@ from higgs_native.audio.tempo import at_speed, check_speed
 from higgs_native.audio.writing import check_output_path, encode_audio, writing_audio
 from higgs_native.errors import AudioError, ParameterError
 from higgs_native.failure_checks import Failure
-from higgs_native.utils.checks import check_string
+from higgs_native.subtitles import check_subtitles_path, chunk_cues, write_subtitles
+from higgs_native.utils.checks import check_flag, check_string
 from higgs_native.utils.equality import equal_fields
 
 
@@ -40,6 +41,7 @@ class Speech:
         failures: found in it (see `higgs_native.failure_checks`), none if it is good; None if the text that was to be
             spoken is unknown, as in `HiggsAudio.generate`.
         model: the name of the checkpoint, if it is known.
+        script: the text that was to be spoken, as far as it is known, with speakers' tags and without pauses.
     """
 
     audio: np.ndarray
@@ -51,6 +53,7 @@ class Speech:
     seed: int | None = None
     failures: tuple[Failure, ...] | None = None
     model: str | None = None
+    script: str | None = None
 
     @property
     def duration(self) -> float:
@@ -111,6 +114,25 @@ class Speech:
         """
         play(self._output(None, 1.0), self.sampling_rate)
 
+    def save_subtitles(self, path: str | Path, words: bool = False, speed: float = 1.0) -> None:
+        """Write subtitles with estimated times (see `higgs_native.subtitles`).
+
+        Args:
+            path: of a .srt or .vtt file.
+            words: a cue per word, instead of a cue per sentence or part of it.
+            speed: of the audio file that they are for.
+
+        Raises:
+            AudioError: there is no audio, or its text is unknown.
+            ParameterError: a parameter is wrong, or the file can't be written.
+        """
+        path = check_subtitles_path(path)
+        check_flag("words", words)
+        check_speed(speed)
+        if not len(self.audio) or self.script is None:
+            raise AudioError("subtitles need audio of a known text, as `speak` returns it")
+        write_subtitles(path, chunk_cues(self.script, self.audio, self.sampling_rate, 0.0, words), speed)
+
     def _output(self, loudness: float | None, speed: float) -> np.ndarray:
         """Return the audio with a loudness and a speed; parameters and errors as for `save`."""
         check_loudness(loudness)
@@ -156,6 +178,7 @@ def join_speeches(speeches: Sequence[Speech], audio: np.ndarray) -> Speech:
     """
     if len(speeches) == 1:
         return replace(speeches[0], audio=audio)
+    scripts = [speech.script for speech in speeches if speech.script is not None]
     usage = {name: sum(speech.usage[name] for speech in speeches) for name in speeches[0].usage}
     found = [failure for speech in speeches for failure in speech.failures or ()]
     return replace(
@@ -166,6 +189,7 @@ def join_speeches(speeches: Sequence[Speech], audio: np.ndarray) -> Speech:
         finish_reason="length" if any(speech.finish_reason == "length" for speech in speeches) else "stop",
         usage=usage,
         failures=tuple(dict.fromkeys(found)),
+        script=" ".join(scripts),
     )
 
 

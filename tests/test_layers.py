@@ -17,7 +17,7 @@ FLOORS = (
     ("long_form",),
     ("pipeline",),
     ("streaming", "speech", "calibration"),
-    ("failure_checks",),
+    ("failure_checks", "subtitles"),
     ("generation", "manuscript"),
     ("prompt",),
     ("testing",),

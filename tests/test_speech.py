@@ -98,6 +98,7 @@ def test_speeches_are_equal_if_all_of_them_is(samples):
         "seed": 1,
         "failures": (),
         "model": "a",
+        "script": "a",
     }
     for name, value in changes.items():
         assert speech != replace(speech, **{name: value})
@@ -150,3 +151,12 @@ def test_the_loudness_and_the_speed_of_a_file(samples):
 def test_no_audio_is_played(samples):
     with pytest.raises(AudioError, match="the model made no audio"):
         speech_of(samples[:0]).play()
+
+
+def test_subtitles_need_a_text(samples, tmp_path):
+    speech = speech_of(samples)
+    with pytest.raises(AudioError, match="subtitles need audio of a known text"):
+        speech.save_subtitles(tmp_path / "a.srt")
+    replace(speech, script="Hello there.").save_subtitles(tmp_path / "a.srt", words=True)
+    assert [line for line in (tmp_path / "a.srt").read_text().split("\n") if line.isalpha()] == ["Hello"]
+    assert "--> 00:00:01,000\nthere." in (tmp_path / "a.srt").read_text()

@@ -81,6 +81,12 @@ FormatOption = Annotated[
     str | None,
     typer.Option(help=f"Its format: {', '.join(FORMATS)}.", show_default="that of its ending, with 16 bit"),
 ]
+SubtitlesOption = Annotated[
+    Path | None, typer.Option(help="Where to write subtitles, too: a .srt or .vtt file.", show_default="nowhere")
+]
+SubtitleWordsOption = Annotated[
+    bool, typer.Option("--subtitle-words", help="Subtitles word by word, instead of by sentences.")
+]
 LoudnessOption = Annotated[
     float | None,
     typer.Option(help="Its loudness in LUFS, such as -16, or less if it would clip. Default: as the model made it."),

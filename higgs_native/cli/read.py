@@ -31,6 +31,8 @@ from higgs_native.cli.options import (
     SeedOption,
     SpeedOption,
     StripMarkupOption,
+    SubtitlesOption,
+    SubtitleWordsOption,
     TemperatureOption,
     TextArgument,
     TopKOption,
@@ -39,6 +41,7 @@ from higgs_native.cli.options import (
     VoicesOption,
 )
 from higgs_native.cli.output import shortened
+from higgs_native.errors import ParameterError
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form.chunk_store import ChunkStore
 from higgs_native.long_form.chunking import chunk_text
@@ -47,6 +50,7 @@ from higgs_native.long_form.long_speech import CHUNK_SECONDS, MAX_RETRIES, LongS
 from higgs_native.manuscript.books import is_book, read_book
 from higgs_native.manuscript.lexicon import Lexicon
 from higgs_native.manuscript.preparation import prepare_text
+from higgs_native.subtitles import check_subtitles_path
 from higgs_native.utils.files import locked
 
 
@@ -62,6 +66,8 @@ def read(
     format: FormatOption = None,
     loudness: LoudnessOption = None,
     speed: SpeedOption = 1.0,
+    subtitles: SubtitlesOption = None,
+    subtitle_words: SubtitleWordsOption = False,
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -129,6 +135,10 @@ def read(
         check_m4b_path(out)
     check_loudness(loudness)
     check_speed(speed)
+    if subtitles is not None:
+        check_subtitles_path(subtitles)
+        if not is_file:
+            raise ParameterError(f"--subtitles must be left out if --out is a folder, got {subtitles}")
     pauses = Pauses(paragraph_pause, turn_pause, sentence_pause, chapter_pause)
     sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed)
     check_long_form(sampling, context_chunks, max_retries, parallel)
@@ -183,6 +193,8 @@ def read(
             speech.save(out, format, title, loudness, speed)
         else:
             speech.save_chapters(out, format or "mp3", loudness, speed)
+            if subtitles is not None:
+                speech.save_subtitles(subtitles, subtitle_words, speed)
         if folder is None:
             chunk_store.remove()
     report = f"{seconds:.2f} s of audio in {len(speech)} chunks, {retried} of them spoken again, seed {speech.seed}"

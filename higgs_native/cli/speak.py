@@ -31,6 +31,8 @@ from higgs_native.cli.options import (
     SeedOption,
     SpeedOption,
     StripMarkupOption,
+    SubtitlesOption,
+    SubtitleWordsOption,
     TemperatureOption,
     TextArgument,
     TopKOption,
@@ -46,6 +48,7 @@ from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.manuscript.pauses import split_pauses, without_pauses
 from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.prompt.normalize import normalize_text
+from higgs_native.subtitles import check_subtitles_path
 
 
 def speak(
@@ -59,6 +62,8 @@ def speak(
     format: FormatOption = None,
     loudness: LoudnessOption = None,
     speed: SpeedOption = 1.0,
+    subtitles: SubtitlesOption = None,
+    subtitle_words: SubtitleWordsOption = False,
     stream: Annotated[
         Path | None,
         typer.Option(
@@ -96,8 +101,16 @@ def speak(
         check_output(out, format)
         check_loudness(loudness)
         check_speed(speed)
+        if subtitles is not None:
+            check_subtitles_path(subtitles)
     else:
-        given = {"--out": out, "--format": format, "--loudness": loudness, "--speed": None if speed == 1 else speed}
+        given = {
+            "--out": out,
+            "--format": format,
+            "--loudness": loudness,
+            "--speed": None if speed == 1 else speed,
+            "--subtitles": subtitles,
+        }
         for name, value in given.items():
             if value is not None:
                 raise ParameterError(f"{name} must not be given with --stream, got {value}")
@@ -138,6 +151,8 @@ def speak(
     else:
         speech.save(out, format, title, loudness, speed)
     notice(
+    if subtitles is not None:
+        speech.save_subtitles(subtitles, subtitle_words, speed)
         f"{out}: {speech.duration:.2f} s of audio in {elapsed:.2f} s, "
         f"real-time factor {elapsed / speech.duration:.2f} (seconds of work per second of audio), seed {speech.seed}"
     )

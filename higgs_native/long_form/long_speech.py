@@ -11,6 +11,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from higgs_native.audio.m4b import M4B_SUFFIX, check_m4b_path, is_m4b
+from higgs_native.audio.tempo import check_speed
 from higgs_native.audio.writing import check_output_path
 from higgs_native.errors import GenerationError, ParameterError, short_repr
 from higgs_native.failure_checks import max_seconds
@@ -30,6 +31,7 @@ from higgs_native.prompt.messages import AudioContent
 from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
+from higgs_native.subtitles import Cue, check_subtitles_path, chunk_cues, write_subtitles
 from higgs_native.utils.checks import check_flag, check_instance, check_integer
 
 
@@ -280,6 +282,37 @@ class LongSpeech:
         return paths
 
     def _saver(self, loudness: float | None, speed: float) -> Saver:
+    def cues(self, words: bool = False) -> Iterator[Cue]:
+        """Yield the subtitles of the whole speech; those of a chunk when it is finished.
+
+        Where a chunk begins and ends is exact; times within a chunk are estimated (see `higgs_native.subtitles`).
+
+        Args:
+            words: a cue per word, instead of a cue per sentence or part of it.
+        """
+        check_flag("words", words)
+        rate = self._engine.audio_tokenizer.sampling_rate
+        position = 0
+        for index, chunk in enumerate(self):
+            pause = round(self._pause(index) * rate)
+            yield from chunk_cues(chunk.text.text, chunk.audio[pause:], rate, (position + pause) / rate, words)
+            position += len(chunk.pcm)
+
+    def save_subtitles(self, path: str | Path, words: bool = False, speed: float = 1.0) -> None:
+        """Finish all chunks, then write the subtitles of the file that `save` writes.
+
+        Args:
+            path: of a .srt or .vtt file.
+            words: as for `cues`.
+            speed: as for `save`.
+
+        Raises:
+            ParameterError, GenerationError: as for `save`.
+        """
+        path = check_subtitles_path(path)
+        check_speed(speed)
+        write_subtitles(path, list(self.cues(words)), speed)
+
         return Saver(self._engine.audio_tokenizer.sampling_rate, self._engine.name, self.seed, loudness, speed)
 
     def _starts(self) -> list[ChapterStart]:

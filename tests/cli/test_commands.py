@@ -226,6 +226,17 @@ def test_a_resumed_run_says_so(run, model):
     assert re.search(r"^parts: 1 of \d chunks are finished\.$", err, re.MULTILINE)
 
 
+@pytest.mark.parametrize("command", ["speak", "read"])
+def test_subtitles(run, model, command):
+    options = ("--model", model, "--seed", 1)
+    assert run(command, "Hello there. It is good.", *options, "--subtitles", "out.srt")[0] == 0
+    assert re.findall("[A-Z].*", (run.work / "out.srt").read_text()) == ["Hello there.", "It is good."]
+    assert run(command, "Hello there.", *options, "--subtitles", "out.vtt", "--subtitle-words")[0] == 0
+    assert re.findall("[A-Za-z].*", (run.work / "out.vtt").read_text()) == ["WEBVTT", "Hello", "there."]
+    code, _, err = run(command, "Hello.", *options, "--subtitles", "out.txt")
+    assert (code, err) == (2, "error: subtitles must end in .srt, .vtt, got out.txt\n")
+
+
 @pytest.mark.parametrize("option", [("--format", "wav"), ("--loudness", "-16.0"), ("--speed", "2.0")])
 def test_a_stream_takes_no_option_of_files(run, option):
     code, _, err = run("speak", "Hello.", "--stream", "out.pcm", *option)

@@ -63,3 +63,20 @@ def test_wrong_outputs(speech, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ParameterError, match=r"the folder .*file can't be made: File exists"):
         speech.save_chapters(tmp_path / "file")
+
+
+def test_subtitles_of_chunks_are_exact(speech, tmp_path):
+    cues = list(speech.cues())
+    assert [cue.text for cue in cues] == ["The sun rises.", "The water is cold.", "It is clear."]
+    position = 0
+    for cue, chunk, pause in zip(cues, speech, (0, 1.25, Pauses.sentence), strict=True):
+        assert cue.start == pytest.approx((position + round(pause * RATE)) / RATE, abs=1e-9)
+        position += len(chunk.pcm)
+        assert cue.end == pytest.approx(position / RATE, abs=1e-9)
+    words = list(speech.cues(words=True))
+    assert [cue.text for cue in words] == ["The", "sun", "rises.", "The", "water", "is", "cold.", "It", "is", "clear."]
+    assert (words[0].start, words[-1].end) == (cues[0].start, cues[-1].end)
+    speech.save_subtitles(tmp_path / "book.srt")
+    assert (tmp_path / "book.srt").read_text().startswith("1\n00:00:00,000 --> 00:00:0")
+    with pytest.raises(ParameterError, match=r"subtitles must end in \.srt, \.vtt"):
+        speech.save_subtitles(tmp_path / "book.txt")
