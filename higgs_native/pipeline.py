@@ -23,6 +23,7 @@ from higgs_native.generation.sequence import GenerationOutput, GenerationRequest
 from higgs_native.manuscript.lexicon import LexiconLike
 from higgs_native.manuscript.passages import Passages
 from higgs_native.manuscript.pauses import split_pauses, without_pauses
+from higgs_native.manuscript.phonemes import PhonemeReader
 from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.model.adapter import Adapter
 from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER, resolve_folder
@@ -70,6 +71,7 @@ class HiggsAudio:
     Attributes:
         is_embedded_voice: whether it was loaded from `EMBEDDED_VOICE` or a quantized copy of it.
         trained_voices: names of the voices that the checkpoint was trained on; the published one has none.
+        phonemes: turns text into the phonemes that the checkpoint's voices read; None if they read words.
         name: of the checkpoint: on the Hub, or that of its folder; None if it was not loaded by `from_pretrained`.
 
     Raises:
@@ -102,6 +104,7 @@ class HiggsAudio:
         self.trained_voices: tuple[str, ...] = ()
         self._fingerprint: str | None = None
         self.name: str | None = None
+        self.phonemes: PhonemeReader | None = None
 
     @classmethod
     def from_pretrained(
@@ -150,6 +153,7 @@ class HiggsAudio:
         # Of a folder only the last part, since files that are given away hold it.
         is_name = path_or_name is not None and not Path(path_or_name).expanduser().exists()
         engine.name = str(path_or_name) if is_name else folder.resolve().name
+        engine.phonemes = PhonemeReader.from_folder(folder)
         engine.is_embedded_voice = read_json_object(folder / "config.json").get(EMBEDDED_VOICE_KEY) is True
         speakers = () if merged is None else merged.speakers
         engine.trained_voices = tuple(dict.fromkeys((*read_trained_voices(folder), *speakers)))
@@ -292,7 +296,8 @@ class HiggsAudio:
         """Cut a prepared text at its pauses. Raises what `speech_messages` does."""
         opening = self.speech_messages(without_pauses(text), voices, scene)[:-1]
         recorded = bool(voices) and all(voice.reference_audio is not None for voice in voices)
-        return Passages.of(split_pauses(text), opening, not recorded and not self.trained_voices)
+        needs_context = not recorded and not self.trained_voices
+        return Passages.of(split_pauses(text), opening, needs_context, self.spelling(voices))
 
     def generate(
         self,
@@ -347,7 +352,26 @@ class HiggsAudio:
             if advice := check_voice(voice):
                 message = one_line(f"{voice.reference_audio.name}: {'; '.join(advice)}")
                 warnings.warn(message, VoiceWarning, stacklevel=3)
-        return speech_messages(text, voices, scene, self.convention)
+        spell = self.spelling(voices)
+        voices = [
+            voice if voice.reference_text is None else replace(voice, reference_text=spell(voice.reference_text))
+            for voice in voices
+        ]
+        return speech_messages(spell(text), voices, scene, self.convention)
+
+    def spelling(self, voices: Sequence[Voice]) -> Callable[[str], str]:
+        """Return a function that writes a text as the checkpoint's voices read it: in phonemes, or as it is.
+
+        It raises PromptError for a text without a word that can be read.
+
+        Args:
+            voices: of SPEAKER0, SPEAKER1, ...; each may have an accent.
+        """
+        return _unchanged if self.phonemes is None else partial(self.phonemes.spell, voices=voices)
+
+    def unreadable_words(self, text: str) -> list[str]:
+        """Return the words that the checkpoint's voices can't read and leave out; none if they read words."""
+        return [] if self.phonemes is None else self.phonemes.unreadable(normalize_text(without_pauses(text)))
 
     def prepare(
         self,
@@ -428,6 +452,8 @@ class HiggsAudio:
         if self._fingerprint is None:
             parts = self.model.config, self.model.quantization, self.audio_tokenizer.config, self.convention.value
             settings = repr(parts) + self.model.tokenizer.to_str()
+            if self.phonemes is not None:
+                settings += self.phonemes.fingerprint
             weights = self.model.named_weights() | self.audio_tokenizer.named_weights()
             self._fingerprint = fingerprint(settings, weights)
         return self._fingerprint
@@ -478,6 +504,10 @@ class HiggsAudio:
 def passage_sampling(params: SamplingParams, index: int) -> SamplingParams:
     """Return the sampling parameters of a text's passage, given those of the text, whose seed is set."""
     return replace(params, seed=(params.seed + index) % 2**64) if index else params
+
+
+def _unchanged(text: str) -> str:
+    return text
 
 
 def _report(on_progress: Callable[[float], None], before: float, seconds: float) -> None:

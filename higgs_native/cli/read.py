@@ -11,7 +11,7 @@ from higgs_native.audio.m4b import check_m4b_path, is_m4b
 from higgs_native.audio.tempo import check_speed
 from higgs_native.audio.writing import check_output_path
 from higgs_native.cli.console import advising, notice
-from higgs_native.cli.inputs import checked_voices, load_engine, read_text
+from higgs_native.cli.inputs import checked_voices, load_engine, notice_unreadable, read_text
 from higgs_native.cli.options import (
     OUT_HELP,
     AudioTokenizerOption,
@@ -144,12 +144,14 @@ def read(
     check_long_form(sampling, context_chunks, max_retries, parallel)
     manuscript = read_book(text) if is_book(text) else read_text(text)
     words = None if lexicon is None else Lexicon.read(lexicon)
+    parts = []
     for part in [manuscript] if isinstance(manuscript, str) else [chapter.text for chapter in manuscript.chapters]:
-        prepared = prepare_text(part, normalize, strip_markup, words)
-        chunk_text(prepared, CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
+        parts.append(prepare_text(part, normalize, strip_markup, words))
+        chunk_text(parts[-1], CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
     chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
     chunk_store = ChunkStore(out.with_name(f"{out.name}.parts") if folder is None else folder)
     engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
+    notice_unreadable(engine, "\n\n".join(parts))
     speech = LongSpeech(
         engine,
         manuscript,
@@ -191,10 +193,10 @@ def read(
         if is_file:
             title = shortened(manuscript) if isinstance(manuscript, str) else manuscript.title
             speech.save(out, format, title, loudness, speed)
-        else:
-            speech.save_chapters(out, format or "mp3", loudness, speed)
             if subtitles is not None:
                 speech.save_subtitles(subtitles, subtitle_words, speed)
+        else:
+            speech.save_chapters(out, format or "mp3", loudness, speed)
         if folder is None:
             chunk_store.remove()
     report = f"{seconds:.2f} s of audio in {len(speech)} chunks, {retried} of them spoken again, seed {speech.seed}"

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from higgs_native.audio.loudness import check_loudness
 from higgs_native.audio.tempo import check_speed
 from higgs_native.cli.console import notice
-from higgs_native.cli.inputs import checked_voices, load_engine, read_text
+from higgs_native.cli.inputs import checked_voices, load_engine, notice_unreadable, read_text
 from higgs_native.cli.options import (
     OUT_HELP,
     AudioTokenizerOption,
@@ -121,6 +121,7 @@ def speak(
     chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
     sampling = SamplingParams(temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat, seed, max_new_tokens)
     engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
+    notice_unreadable(engine, text)
     if stream is not None:
         speech_stream = engine.stream(
             text,
@@ -150,9 +151,9 @@ def speak(
         write_output(speech.to_bytes(format or "wav", title, loudness, speed))
     else:
         speech.save(out, format, title, loudness, speed)
-    notice(
     if subtitles is not None:
         speech.save_subtitles(subtitles, subtitle_words, speed)
+    notice(
         f"{out}: {speech.duration:.2f} s of audio in {elapsed:.2f} s, "
         f"real-time factor {elapsed / speech.duration:.2f} (seconds of work per second of audio), seed {speech.seed}"
     )

@@ -167,6 +167,7 @@ class LongSpeech:
 
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder, engine.trained_voices)
         # The messages that begin every prompt. They describe all speakers of the text; recordings are encoded once.
+        self._spell = engine.spelling(voices)
         self._opening = engine.speech_messages(without_pauses(text), voices, scene)[:-1]
         recordings = []
         for item in (item for message in self._opening for item in message.contents()):
@@ -281,7 +282,6 @@ class LongSpeech:
         saver.save_chapters(self, paths, format, self._starts())
         return paths
 
-    def _saver(self, loudness: float | None, speed: float) -> Saver:
     def cues(self, words: bool = False) -> Iterator[Cue]:
         """Yield the subtitles of the whole speech; those of a chunk when it is finished.
 
@@ -313,6 +313,7 @@ class LongSpeech:
         check_speed(speed)
         write_subtitles(path, list(self.cues(words)), speed)
 
+    def _saver(self, loudness: float | None, speed: float) -> Saver:
         return Saver(self._engine.audio_tokenizer.sampling_rate, self._engine.name, self.seed, loudness, speed)
 
     def _starts(self) -> list[ChapterStart]:
@@ -323,7 +324,7 @@ class LongSpeech:
         return ChunkSpeaker(self._engine, self._store, self._max_retries, self._on_progress, self._is_cancelled)
 
     def _conversation(self) -> Conversation:
-        return Conversation(self._engine, self._opening, self._recorded_tags, self._context_chunks)
+        return Conversation(self._engine, self._opening, self._recorded_tags, self._context_chunks, self._spell)
 
     def _load(self, index: int) -> SpokenChunk | None:
         rate = self._engine.audio_tokenizer.sampling_rate

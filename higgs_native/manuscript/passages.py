@@ -1,6 +1,6 @@
 """The passages between a text's pauses, and the prompt of each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,17 +20,25 @@ class Passages:
         opening: messages that begin every prompt.
         needs_context: whether nothing else keeps the voice the same, so that the prompts of later passages hold the
             first one.
+        spell: writes a text as the voice reads it.
     """
 
     passages: Sequence[Passage]
     opening: Sequence[Message]
     needs_context: bool
+    spell: Callable[[str], str]
 
     @classmethod
-    def of(cls, passages: Sequence[Passage], opening: Sequence[Message], needs_context: bool) -> "Passages":
+    def of(
+        cls,
+        passages: Sequence[Passage],
+        opening: Sequence[Message],
+        needs_context: bool,
+        spell: Callable[[str], str],
+    ) -> "Passages":
         """Normalize the texts. Raises PromptError if one is wrong."""
         normalized = [replace(passage, text=normalize_text(passage.text)) for passage in passages]
-        return cls(normalized, opening, needs_context)
+        return cls(normalized, opening, needs_context, spell)
 
     def messages(self, index: int, first: torch.Tensor | None) -> list[Message]:
         """Return the prompt of a passage.
@@ -41,8 +49,8 @@ class Passages:
         """
         context = []
         if index and self.needs_context and first is not None and first.shape[1]:
-            context = spoken_turns([(self.passages[0].text, first)])
-        return [*self.opening, *context, Message("user", self.passages[index].text)]
+            context = spoken_turns([(self.spell(self.passages[0].text), first)])
+        return [*self.opening, *context, Message("user", self.spell(self.passages[index].text))]
 
     def is_cut(self, index: int) -> tuple[bool, bool]:
         """Return whether a pause is before a passage, and whether one is after it."""

@@ -11,7 +11,7 @@ from higgs_native.model.other_kinds import kind_of_files
 
 HUB_TIMEOUT = 10.0
 """Seconds without an answer after which a request to the Hub fails. The client asks up to 7 times for a file."""
-_FETCHED = ("*.json", "*.safetensors", "*.txt", "*.pth")
+_FETCHED = ("*.json", "*.safetensors", "*.txt", "*.pth", "*.tsv.xz")
 
 
 def fetch_snapshot(name: str, revision: str | None, kind: str, **options: Any) -> Path:

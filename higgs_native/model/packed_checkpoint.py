@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from higgs_native.errors import CheckpointError
-from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER, expected_tensors, weight_files
+from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER, READER_FILES, expected_tensors, weight_files
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
 from higgs_native.ops import PackedWeight
@@ -211,7 +211,7 @@ def write_packed(
         "checksums": json.dumps({name: checksum(tensor) for name, tensor in tensors.items()}),
         **_origin(source),
     }
-    texts = [path for path in _regular_files(source) if path.suffix in (".json", ".txt")]
+    texts = [path for path in _regular_files(source) if path.suffix in (".json", ".txt") or path.name in READER_FILES]
     audio_tokenizer = source / AUDIO_TOKENIZER_FOLDER
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from higgs_native.utils.files import locked
 from tests.audio.test_quality import syllables
 from tests.cli.conftest import RATE, tone
 from tests.manuscript.epubs import page, write_epub
+from tests.manuscript.voices import write_phoneme_voice
 
 
 def test_speak_writes_a_file(run, model):
@@ -235,6 +236,19 @@ def test_subtitles(run, model, command):
     assert re.findall("[A-Za-z].*", (run.work / "out.vtt").read_text()) == ["WEBVTT", "Hello", "there."]
     code, _, err = run(command, "Hello.", *options, "--subtitles", "out.txt")
     assert (code, err) == (2, "error: subtitles must end in .srt, .vtt, got out.txt\n")
+
+
+@pytest.mark.parametrize("command", ["speak", "read"])
+def test_words_that_a_voice_cannot_read_are_named(run, tmp_path, command):
+    voice = write_phoneme_voice(tmp_path / "voice")
+    code, _, err = run(command, "The 猫 cat.", "--model", voice, "--voice", "emma", "--seed", 1)
+    assert code == 0
+    assert "warning: the voice can't read, and leaves out: 猫\n" in err
+    code, _, err = run(command, "The cat.", "--model", voice, "--seed", 1)
+    assert (code, "can't read" in err) == (0, False)
+    assert run("quantize", voice, "quantized", "--format", "int8")[0] == 0
+    code, _, err = run(command, "The 猫 cat.", "--model", "quantized", "--seed", 1)
+    assert "leaves out: 猫\n" in err
 
 
 @pytest.mark.parametrize("option", [("--format", "wav"), ("--loudness", "-16.0"), ("--speed", "2.0")])
