@@ -211,7 +211,9 @@ class HiggsAudio:
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder, self.trained_voices)
         params = SamplingParams.of(sampling, options)
         params = params.with_seed()
-        passages = self._passages(prepare_text(text, normalize, strip_markup, lexicon), voices, scene)
+        text = prepare_text(text, normalize, strip_markup, lexicon)
+        opening = self.speech_messages(without_pauses(text), voices, scene)[:-1]
+        passages = self._passages(text, voices, opening)
         speeches, sounds = [], [np.zeros(0, dtype=np.float32)]
         for index, passage in enumerate(passages.passages):
             messages = passages.messages(index, speeches[0].codes if speeches else None)
@@ -273,7 +275,9 @@ class HiggsAudio:
         if not 0 <= low_latency <= context:
             raise ParameterError(f"low_latency must be between 0 and {context} frames, got {low_latency}")
         params = SamplingParams.of(sampling, options).with_seed()
-        passages = self._passages(prepare_text(text, normalize, strip_markup, lexicon), voices, scene)
+        text = prepare_text(text, normalize, strip_markup, lexicon)
+        opening = self.speech_messages(without_pauses(text), voices, scene)[:-1]
+        passages = self._passages(text, voices, opening)
         first = self.prepare(passages.messages(0, None), True, params, real_time=True)  # refuses what is wrong
 
         def prepare(index: int, codes: torch.Tensor | None) -> Callable[[OnFrame, OnToken], GenerationOutput]:
@@ -292,9 +296,8 @@ class HiggsAudio:
             params.seed,
         )
 
-    def _passages(self, text: str, voices: Sequence[Voice], scene: str | None) -> Passages:
-        """Cut a prepared text at its pauses. Raises what `speech_messages` does."""
-        opening = self.speech_messages(without_pauses(text), voices, scene)[:-1]
+    def _passages(self, text: str, voices: Sequence[Voice], opening: Sequence[Message]) -> Passages:
+        """Cut a prepared text at its pauses; `opening` begins the prompt of each passage."""
         recorded = bool(voices) and all(voice.reference_audio is not None for voice in voices)
         needs_context = not recorded and not self.trained_voices
         return Passages.of(split_pauses(text), opening, needs_context, self.spelling(voices))

@@ -13,7 +13,7 @@ import torch
 from higgs_native import pipeline
 from higgs_native.errors import GenerationError, ParameterError, PromptError
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.long_form import long_speech
+from higgs_native.long_form import long_speech, saving
 from higgs_native.long_form.joining import EDGE_SECONDS, Pauses
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.prompt.messages import AudioContent
@@ -221,9 +221,9 @@ def test_arguments_of_generation(engine, fake):
 
 def test_wav_has_a_maximum_size(engine, fake, tmp_path, monkeypatch):
     fake()
-    monkeypatch.setattr(long_speech, "_MAX_WAV_BYTES", 10_000)
+    monkeypatch.setattr(saving, "_MAX_WAV_BYTES", 10_000)
     speech = LongSpeech(engine, TEXT)
-    with pytest.raises(ParameterError, match=r"out\.wav must be \.flac, \.ogg or \.mp3 for .* over 10000 bytes, got"):
+    with pytest.raises(ParameterError, match=r"out\.wav must be \.flac, \.mp3, \.ogg or \.opus for .* over 10000 bytes, got"):
         speech.save(tmp_path / "out.wav")
     speech.save(tmp_path / "out.flac")
     assert [file.name for file in tmp_path.iterdir()] == ["out.flac"]
