@@ -191,7 +191,7 @@ def read(
                 failures = ", ".join(chunk.failures)
                 failed.append(f"chunk {chunk.index} failed with every seed ({failures}): {chunk.text.text!r}")
         if is_file:
-            title = shortened(manuscript) if isinstance(manuscript, str) else manuscript.title
+            title = shortened(speech.chunks[0].text) if isinstance(manuscript, str) else manuscript.title
             speech.save(out, format, title, loudness, speed)
             if subtitles is not None:
                 speech.save_subtitles(subtitles, subtitle_words, speed)

@@ -223,7 +223,7 @@ def test_wav_has_a_maximum_size(engine, fake, tmp_path, monkeypatch):
     fake()
     monkeypatch.setattr(saving, "_MAX_WAV_BYTES", 10_000)
     speech = LongSpeech(engine, TEXT)
-    with pytest.raises(ParameterError, match=r"out\.wav must be \.flac, \.mp3, \.ogg or \.opus for .* over 10000 bytes, got"):
+    with pytest.raises(ParameterError, match=r"out\.wav must be \.flac, .* over 10000 bytes, got"):
         speech.save(tmp_path / "out.wav")
     speech.save(tmp_path / "out.flac")
     assert [file.name for file in tmp_path.iterdir()] == ["out.flac"]
