@@ -210,6 +210,7 @@ class HiggsAudio:
         """
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder, self.trained_voices)
         params = SamplingParams.of(sampling, options)
+        check_callable("on_progress", on_progress, optional=True)
         params = params.with_seed()
         text = prepare_text(text, normalize, strip_markup, lexicon)
         opening = self.speech_messages(without_pauses(text), voices, scene)[:-1]
