@@ -62,7 +62,7 @@ class Speech:
 
     def save(
         self,
-        file: str | Path | BinaryIO,
+        path: str | Path | BinaryIO,
         format: str | None = None,
         title: str | None = None,
         loudness: float | None = None,
@@ -73,7 +73,7 @@ class Speech:
         The file's tags hold the title, if one is given, and the names of the model and the seed.
 
         Args:
-            file: the path of a .wav, .flac, .mp3, .ogg (Vorbis) or .opus file, or a binary file object.
+            path: of a .wav, .flac, .mp3, .ogg (Vorbis) or .opus file, or a binary file object.
             format: `wav`, `wav24`, `wav_float`, `flac`, `flac24`, `mp3`, `ogg` or `opus`. None: that of the suffix, 16
                 bit if it has several; `wav` for a file object.
             title: for the file's tags.
@@ -85,19 +85,19 @@ class Speech:
             AudioError: there is no audio.
             ParameterError: a parameter is wrong, or the file can't be written.
         """
-        is_object = hasattr(file, "write")
+        is_object = hasattr(path, "write")
         if not is_object:
-            check_output_path(file, format)
+            check_output_path(path, format)
         samples, tags = self._output(loudness, speed), self._tags(title)
         if not is_object:
-            with writing_audio(file, self.sampling_rate, format, tags) as writer:
+            with writing_audio(path, self.sampling_rate, format, tags) as writer:
                 writer.write(samples)
             return
         contents = encode_audio(samples, self.sampling_rate, "wav" if format is None else format, tags)
         try:
-            file.write(contents)
+            path.write(contents)
         except TypeError:
-            raise ParameterError(f"file must be opened for writing bytes, got {type(file).__name__} of text") from None
+            raise ParameterError(f"path must be opened for writing bytes, got {type(path).__name__} of text") from None
 
     def to_bytes(
         self, format: str = "wav", title: str | None = None, loudness: float | None = None, speed: float = 1.0
@@ -145,7 +145,6 @@ class Speech:
         return samples * output_gain(block_powers(samples, self.sampling_rate), np.abs(samples).max(), loudness)
 
     def _tags(self, title: str | None) -> dict[str, str]:
-        check_string("title", title, optional=True)
         return file_tags(title, self.model, self.seed)
 
     def __eq__(self, other: object) -> bool:
@@ -194,7 +193,14 @@ def join_speeches(speeches: Sequence[Speech], audio: np.ndarray) -> Speech:
 
 
 def file_tags(title: str | None, model: str | None, seed: int | None) -> dict[str, str]:
-    """Return the tags of an audio file: who made it, and with which model and seed, as far as they are known."""
+    """Return the tags of an audio file: who made it, and with which model and seed, as far as they are known.
+
+    Raises:
+        ParameterError: the title is no str.
+    """
     comment = [f"model {model}"] * (model is not None) + [f"seed {seed}"] * (seed is not None)
+    check_string("title", title, optional=True)
+    if title is not None:  # characters that no file can hold
+        title = title.encode(errors="replace").decode().replace("\0", " ")
     tags = {"title": title, "software": "higgs_native", "comment": ", ".join(comment)}
     return {name: value for name, value in tags.items() if value}

@@ -122,7 +122,7 @@ def test_a_file_object_gets_the_bytes(samples, tmp_path):
         file = io.BytesIO()
         speech.save(file, format)
         assert file.getvalue() == speech.to_bytes(format or "wav")
-    with pytest.raises(ParameterError, match="file must be opened for writing bytes, got StringIO of text"):
+    with pytest.raises(ParameterError, match="path must be opened for writing bytes, got StringIO of text"):
         speech.save(io.StringIO())
     with pytest.raises(ParameterError, match=r"format must be one of wav, .*, got 'doc'"):
         speech.to_bytes("doc")
