@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", nargs="?", default="The sun rises in the east and sets in the west.")
     parser.add_argument("--model", help="a folder or a Hub name; default: the embedded voice")
-    parser.add_argument("--out", default="single_voice.wav", help=".wav, .flac, .ogg or .mp3")
+    parser.add_argument("--out", default="single_voice.wav", help=".wav, .flac, .mp3, .ogg or .opus")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same speech")
     parser.add_argument("--temperature", type=float, default=0.3, help="0 takes the top codes")
     args = parser.parse_args()

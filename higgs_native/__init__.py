@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from higgs_native.long_form.chunking import TextChunk, chunk_text
     from higgs_native.long_form.long_speech import LongSpeech
     from higgs_native.long_form.settings import Pauses
+    from higgs_native.manuscript.books import Book, Chapter, read_book
     from higgs_native.pipeline import HiggsAudio
     from higgs_native.prompt.chat import Prompt, build_prompt
     from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
@@ -43,6 +44,8 @@ __all__ = [
     "AudioChunk",
     "AudioContent",
     "AudioError",
+    "Book",
+    "Chapter",
     "ChatMLSample",
     "CheckpointError",
     "ConfigError",
@@ -76,6 +79,7 @@ __all__ = [
     "find_voice",
     "list_voices",
     "normalize_text",
+    "read_book",
 ]
 
 # The modules of these names. They are imported when a name is first used: they import torch, which takes seconds.
@@ -100,6 +104,7 @@ _NAMES = {
     "long_form.chunking": ("TextChunk", "chunk_text"),
     "long_form.long_speech": ("LongSpeech",),
     "long_form.settings": ("Pauses",),
+    "manuscript.books": ("Book", "Chapter", "read_book"),
     "pipeline": ("HiggsAudio",),
     "prompt.chat": ("Prompt", "build_prompt"),
     "prompt.messages": ("AudioContent", "ChatMLSample", "Message", "TextContent"),

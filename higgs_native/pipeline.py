@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 from typing_extensions import Unpack
 
 from higgs_native.audio.quality import VoiceWarning
+from higgs_native.audio.silence import SilenceTrimmer
 from higgs_native.audio_tokenizer.checkpoint import has_audio_tokenizer
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.convention import Convention
@@ -21,6 +23,11 @@ from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.generation.sequence import GenerationOutput, GenerationRequest, OnFrame, OnToken
+from higgs_native.manuscript.lexicon import LexiconLike
+from higgs_native.manuscript.passages import Passages
+from higgs_native.manuscript.pauses import split_pauses, without_pauses
+from higgs_native.manuscript.phonemes import PhonemeReader
+from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.model.adapter import Adapter
 from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER, resolve_folder
 from higgs_native.model.config import AUDIO_PLACEHOLDER, HiggsAudioConfig
@@ -34,7 +41,7 @@ from higgs_native.prompt.messages import ChatMLSample, Message
 from higgs_native.prompt.normalize import drop_invisible
 from higgs_native.prompt.recordings import Recording, RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
-from higgs_native.speech import Speech
+from higgs_native.speech import Speech, join_speeches
 from higgs_native.streaming import ChunkSizes, SpeechStream
 from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer
 from higgs_native.utils.files import read_json_object
@@ -69,6 +76,8 @@ class HiggsAudio:
     Attributes:
         is_embedded_voice: whether it was loaded from `EMBEDDED_VOICE` or a quantized copy of it.
         trained_voices: names of the voices that the checkpoint was trained on; the published one has none.
+        phonemes: turns text into the phonemes that the checkpoint's voices read; None if they read words.
+        name: of the checkpoint: on the Hub, or that of its folder; None if it was not loaded by `from_pretrained`.
 
     Raises:
         CheckpointError: the codebooks of the two differ, or the model has no text tokenizer.
@@ -99,6 +108,8 @@ class HiggsAudio:
         self.is_embedded_voice = False
         self.trained_voices: tuple[str, ...] = ()
         self._fingerprint: str | None = None
+        self.name: str | None = None
+        self.phonemes: PhonemeReader | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -154,6 +165,10 @@ class HiggsAudio:
             audio_tokenizer = HiggsAudioTokenizer.from_pretrained(audio_tokenizer, device, **hub)
         model = HiggsAudioModel.from_pretrained(folder, device, dtype, quantization=quantization, adapter=merged)
         engine = cls(model, audio_tokenizer)
+        # Of a folder only the last part, since files that are given away hold it.
+        is_name = path_or_name is not None and not Path(path_or_name).expanduser().exists()
+        engine.name = str(path_or_name) if is_name else folder.resolve().name
+        engine.phonemes = PhonemeReader.from_folder(folder)
         engine.is_embedded_voice = read_json_object(folder / "config.json").get(EMBEDDED_VOICE_KEY) is True
         speakers = () if merged is None else merged.speakers
         engine.trained_voices = tuple(dict.fromkeys((*read_trained_voices(folder), *speakers)))
@@ -168,6 +183,9 @@ class HiggsAudio:
         scene: str | None = None,
         voices_folder: str | Path | None = None,
         on_progress: Callable[[float], None] | None = None,
+        normalize: bool = False,
+        strip_markup: bool = False,
+        lexicon: LexiconLike | None = None,
         sampling: SamplingParams | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Speech:
@@ -178,6 +196,9 @@ class HiggsAudio:
         Args:
             text: what to say, with `[SPEAKER0]`, `[SPEAKER1]`, ... before the turns of several speakers. It is
                 normalized by `higgs_native.normalize_text`; for Higgs TTS 3 it may hold control tags instead.
+                `[pause:1s]` or `[pause:250ms]` is silence of that length: what is between pauses is spoken by itself,
+                in the same voice; the first part has the seed, and each other part the next one. A text that begins with `<speak>` is read as SSML (see
+                `higgs_native.manuscript.ssml`).
             voice: the name of a voice in `voices_folder` or in `trained_voices`, or a `Voice`; several, in a list or
                 separated by commas, are those of SPEAKER0, SPEAKER1, ...
             reference_audio: a recording to clone instead: an audio file, its contents, `(samples, sampling rate)`, or
@@ -186,6 +207,10 @@ class HiggsAudio:
             scene: where or how it is spoken, in words.
             voices_folder: see `higgs_native.prompt.voices`; by default the one that HIGGS_NATIVE_VOICES names.
             on_progress: called after every frame with the seconds of audio that exist so far.
+            normalize: write out numbers, dates, units and the like of an English text.
+            strip_markup: leave out the markup of Markdown, and emoji; it needs `markdown-it-py`.
+            lexicon: how words are spelled to be spoken right: a file, or spellings by word (see
+                `higgs_native.manuscript.lexicon`).
             sampling: how to draw and when to stop; None: what `options` and `default_sampling` build.
             options: in place of `sampling`, its attributes: seed, temperature, max_new_tokens, ...
 
@@ -200,9 +225,22 @@ class HiggsAudio:
         """
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder, self.trained_voices)
         params = SamplingParams.of(sampling, options, self.default_sampling)
-        messages = self.speech_messages(text, voices, scene)
-        speech = self.generate(messages, True, on_progress, params)
-        return replace(speech, failures=self.failures(speech, _spoken_text(messages)))
+        check_callable("on_progress", on_progress, optional=True)
+        params = params.with_seed()
+        text = prepare_text(text, normalize, strip_markup, lexicon)
+        opening = self.speech_messages(without_pauses(text), voices, scene)[:-1]
+        passages = self._passages(text, voices, opening)
+        speeches, sounds = [], [np.zeros(0, dtype=np.float32)]
+        for index, passage in enumerate(passages.passages):
+            messages = passages.messages(index, speeches[0].codes if speeches else None)
+            seconds = sum(map(len, sounds)) / self.audio_tokenizer.sampling_rate
+            progress = None if on_progress is None else partial(_report, on_progress, seconds)
+            speech = self.generate(messages, True, progress, passage_sampling(params, index))
+            speeches.append(replace(speech, failures=self.failures(speech, passage.text), script=passage.text))
+            trimmer = SilenceTrimmer(self.audio_tokenizer.hop_length, *passages.is_cut(index))
+            silence = np.zeros(round(passage.pause * speech.sampling_rate), dtype=np.float32)
+            sounds += [silence, trimmer.trim(speech.audio)]
+        return join_speeches(speeches, np.concatenate(sounds))
 
     def stream(
         self,
@@ -216,6 +254,9 @@ class HiggsAudio:
         chunk_growth: float = 1.5,
         max_chunk_frames: int = 50,
         low_latency: int = 0,
+        normalize: bool = False,
+        strip_markup: bool = False,
+        lexicon: LexiconLike | None = None,
         sampling: SamplingParams | None = None,
         **options: Unpack[SamplingOptions],
     ) -> SpeechStream:
@@ -227,7 +268,8 @@ class HiggsAudio:
                 play(chunk.samples)
 
         Args:
-            text, voice, reference_audio, reference_text, scene, voices_folder, sampling, options: as for `speak`.
+            text, voice, reference_audio, reference_text, scene, voices_folder, normalize, strip_markup, lexicon,
+                sampling, options: as for `speak`.
             first_chunk_frames: length of the first chunk, in frames of 40 ms.
             chunk_growth: length of each chunk over that of the one before it, at least 1.
             max_chunk_frames: maximum length of a chunk; the last one may be longer by the decoder's lookahead.
@@ -249,17 +291,32 @@ class HiggsAudio:
         if not 0 <= low_latency <= context:
             raise ParameterError(f"low_latency must be between 0 and {context} frames, got {low_latency}")
         params = SamplingParams.of(sampling, options, self.default_sampling).with_seed()
-        messages = self.speech_messages(text, voices, scene)
+        text = prepare_text(text, normalize, strip_markup, lexicon)
+        opening = self.speech_messages(without_pauses(text), voices, scene)[:-1]
+        passages = self._passages(text, voices, opening)
+        first = self.prepare(passages.messages(0, None), True, params, real_time=True)  # refuses what is wrong
+
+        def prepare(index: int, codes: torch.Tensor | None) -> Callable[[OnFrame, OnToken], GenerationOutput]:
+            if not index:
+                return first
+            return self.prepare(passages.messages(index, codes), True, passage_sampling(params, index), real_time=True)
+
         return SpeechStream(
-            self.prepare(messages, True, params, real_time=True),
+            prepare,
             self.model.config,
             self.audio_tokenizer,
             self.convention,
             sizes,
             context - low_latency,
-            _spoken_text(messages),
+            passages,
             params.known_seed,
         )
+
+    def _passages(self, text: str, voices: Sequence[Voice], opening: Sequence[Message]) -> Passages:
+        """Cut a prepared text at its pauses; `opening` begins the prompt of each passage."""
+        recorded = bool(voices) and all(voice.reference_audio is not None for voice in voices)
+        needs_context = not recorded and not self.trained_voices
+        return Passages.of(split_pauses(text), opening, needs_context, self.spelling(voices), self.convention)
 
     def generate(
         self,
@@ -284,7 +341,7 @@ class HiggsAudio:
         params = SamplingParams.of(sampling, options, self.default_sampling).with_seed()
         generate = self.prepare(conversation, force_audio_gen, params)
         output = generate(None if on_progress is None else self.frame_counter(on_progress))
-        return replace(self.speech(output), seed=params.seed)
+        return replace(self.speech(output), seed=params.seed, model=self.name)
 
     def speech_messages(self, text: str, voices: Sequence[Voice], scene: str | None) -> list[Message]:
         """Return the conversation in which `text` is spoken (see `higgs_native.prompt.chat.speech_messages`).
@@ -314,7 +371,28 @@ class HiggsAudio:
             if isinstance(voice.reference_audio, Recording) and (advice := check_voice(voice)):
                 message = one_line(f"{voice.reference_audio.name}: {'; '.join(advice)}")
                 warnings.warn(message, VoiceWarning, stacklevel=3)
-        return speech_messages(text, voices, scene, self.convention)
+        spell = self.spelling(voices)
+        voices = [
+            voice if voice.reference_text is None else replace(voice, reference_text=spell(voice.reference_text))
+            for voice in voices
+        ]
+        return speech_messages(spell(text), voices, scene, self.convention)
+
+    def spelling(self, voices: Sequence[Voice]) -> Callable[[str], str]:
+        """Return a function that writes a text as the checkpoint's voices read it: in phonemes, or as it is.
+
+        It raises PromptError for a text without a word that can be read.
+
+        Args:
+            voices: of SPEAKER0, SPEAKER1, ...; each may have an accent.
+        """
+        return _unchanged if self.phonemes is None else partial(self.phonemes.spell, voices=voices)
+
+    def unreadable_words(self, text: str) -> list[str]:
+        """Return the words that the checkpoint's voices can't read and leave out; none if they read words."""
+        if self.phonemes is None:
+            return []
+        return self.phonemes.unreadable(normalized_text(without_pauses(text), self.convention))
 
     def prepare(
         self,
@@ -412,6 +490,8 @@ class HiggsAudio:
         if self._fingerprint is None:
             parts = self.model.config, self.model.quantization, self.audio_tokenizer.config, self.convention.value
             settings = repr(parts) + self.tokenizer.to_str()
+            if self.phonemes is not None:
+                settings += self.phonemes.fingerprint
             weights = self.model.named_weights() | self.audio_tokenizer.named_weights()
             self._fingerprint = fingerprint(settings, weights)
         return self._fingerprint
@@ -469,11 +549,17 @@ def audio_tokenizer_of(folder: Path) -> Path | str:
     return folder if has_audio_tokenizer(folder) else AUDIO_TOKENIZER_NAME
 
 
-def _spoken_text(messages: Sequence[Message]) -> str:
-    """Return the text that the last of `speech_messages` holds."""
-    content = messages[-1].content
-    assert isinstance(content, str)
-    return content
+def passage_sampling(params: SamplingParams, index: int) -> SamplingParams:
+    """Return the sampling parameters of a text's passage, given those of the text, whose seed is set."""
+    return replace(params, seed=(params.known_seed + index) % 2**64) if index else params
+
+
+def _unchanged(text: str) -> str:
+    return text
+
+
+def _report(on_progress: Callable[[float], None], before: float, seconds: float) -> None:
+    on_progress(before + seconds)
 
 
 def read_trained_voices(folder: Path) -> tuple[str, ...]:

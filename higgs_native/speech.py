@@ -1,31 +1,47 @@
 """Speech: the audio of a reply, with its codes and text."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
-from higgs_native.audio.writing import writing_audio
-from higgs_native.errors import AudioError
+from higgs_native.audio.formats import FORMATS
+from higgs_native.audio.loudness import block_powers, check_loudness, output_gain
+from higgs_native.audio.playback import play
+from higgs_native.audio.tempo import at_speed, check_speed
+from higgs_native.audio.writing import check_output_path, encode_audio, writing_audio
+from higgs_native.errors import AudioError, ParameterError
 from higgs_native.failure_checks import Failure
+from higgs_native.subtitles import check_subtitles_path, chunk_cues, write_subtitles
+from higgs_native.utils.checks import check_flag, check_string
+from higgs_native.utils.equality import equal_fields
 
 
-@dataclass(frozen=True)
+_NOTEBOOK_FORMAT = "mp3"  # every browser plays it, and it is a tenth of a .wav
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Speech:
     """A generated reply. `audio` is empty if the model wrote only text, or too little audio for one frame.
 
     Attributes:
         audio: [samples], float32, mono, full scale at 1.
         sampling_rate: in Hz.
-        codes: [codebooks, frames], int64: the codes of `audio`, all segments joined.
+        codes: [codebooks, frames], int64: the codes of `audio`, all segments joined. Where a text has pauses, `audio`
+            also has their silence, and lacks silent frames beside them.
         text: the text that the model wrote, without special tokens.
         finish_reason: `stop`, or `length` if `max_new_tokens` or the cache ended it.
         usage: the number of tokens of the prompt (`prompt_tokens`) and of the reply (`completion_tokens`).
         seed: the given or drawn one, which gives the same speech again.
         failures: found in it (see `higgs_native.failure_checks`), none if it is good; None if the text that was to be
             spoken is unknown, as in `HiggsAudio.generate`.
+        model: the name of the checkpoint, if it is known.
+        script: the text that was to be spoken, as far as it is known, with speakers' tags and without pauses.
     """
 
     audio: np.ndarray
@@ -36,20 +52,155 @@ class Speech:
     usage: Mapping[str, int]
     seed: int | None = None
     failures: tuple[Failure, ...] | None = None
+    model: str | None = None
+    script: str | None = None
 
     @property
     def duration(self) -> float:
         """The length of the audio in seconds."""
         return len(self.audio) / self.sampling_rate
 
-    def save(self, path: str | Path) -> None:
-        """Write the audio to a .wav or .flac (16 bit), .ogg (Vorbis) or .mp3 file. Samples above full scale clip.
+    def save(
+        self,
+        path: str | Path | BinaryIO,
+        format: str | None = None,
+        title: str | None = None,
+        loudness: float | None = None,
+        speed: float = 1.0,
+    ) -> None:
+        """Write the audio to a file. Samples above full scale clip, except in the format `wav_float`.
+
+        The file's tags hold the title, if one is given, and the names of the model and the seed.
+
+        Args:
+            path: of a .wav, .flac, .mp3, .ogg (Vorbis) or .opus file, or a binary file object.
+            format: `wav`, `wav24`, `wav_float`, `flac`, `flac24`, `mp3`, `ogg` or `opus`. None: that of the suffix, 16
+                bit if it has several; `wav` for a file object.
+            title: for the file's tags.
+            loudness: of the file in LUFS, by ITU-R BS.1770-4; -16 is common for speech. It stays lower if the peaks
+                would clip. None: as the model made it.
+            speed: 0.25 to 4; the pitch stays. Others than 1 need PyAV (`pip install av`).
 
         Raises:
             AudioError: there is no audio.
-            ParameterError: the file name ends otherwise, the folder does not exist, or the file can't be written.
+            ParameterError: a parameter is wrong, or the file can't be written.
         """
+        is_object = hasattr(path, "write")
+        if not is_object:
+            check_output_path(path, format)
+        samples, tags = self._output(loudness, speed), self._tags(title)
+        if not is_object:
+            with writing_audio(path, self.sampling_rate, format, tags) as writer:
+                writer.write(samples)
+            return
+        contents = encode_audio(samples, self.sampling_rate, "wav" if format is None else format, tags)
+        try:
+            path.write(contents)
+        except TypeError:
+            raise ParameterError(f"path must be opened for writing bytes, got {type(path).__name__} of text") from None
+
+    def to_bytes(
+        self, format: str = "wav", title: str | None = None, loudness: float | None = None, speed: float = 1.0
+    ) -> bytes:
+        """Return the contents of the file that `save` writes; parameters and errors are its own."""
+        samples = self._output(loudness, speed)
+        return encode_audio(samples, self.sampling_rate, format, self._tags(title))
+
+    def play(self) -> None:
+        """Play the audio on this machine, by the package sounddevice or by a program such as aplay; wait for its end.
+
+        Raises:
+            AudioError: there is no audio or no player, or the player fails.
+        """
+        play(self._output(None, 1.0), self.sampling_rate)
+
+    def save_subtitles(self, path: str | Path, words: bool = False, speed: float = 1.0) -> None:
+        """Write subtitles with estimated times (see `higgs_native.subtitles`).
+
+        Args:
+            path: of a .srt or .vtt file.
+            words: a cue per word, instead of a cue per sentence or part of it.
+            speed: of the audio file that they are for.
+
+        Raises:
+            AudioError: there is no audio, or its text is unknown.
+            ParameterError: a parameter is wrong, or the file can't be written.
+        """
+        path = check_subtitles_path(path)
+        check_flag("words", words)
+        check_speed(speed)
+        if not len(self.audio) or self.script is None:
+            raise AudioError("subtitles need audio of a known text, as `speak` returns it")
+        write_subtitles(path, chunk_cues(self.script, self.audio, self.sampling_rate, 0.0, words), speed)
+
+    def _output(self, loudness: float | None, speed: float) -> np.ndarray:
+        """Return the audio with a loudness and a speed; parameters and errors as for `save`."""
+        check_loudness(loudness)
+        check_speed(speed)
         if not len(self.audio):
             raise AudioError(f"the model made no audio to save (it wrote the text {self.text!r})")
-        with writing_audio(path, self.sampling_rate) as file:
-            file.write(self.audio)
+        samples = at_speed(self.audio, self.sampling_rate, speed)
+        if loudness is None:
+            return samples
+        return samples * output_gain(block_powers(samples, self.sampling_rate), np.abs(samples).max(), loudness)
+
+    def _tags(self, title: str | None) -> dict[str, str]:
+        return file_tags(title, self.model, self.seed)
+
+    def __eq__(self, other: object) -> bool:
+        return equal_fields(self, other) if isinstance(other, Speech) else NotImplemented
+
+    def __repr__(self) -> str:
+        parts = [f"{self.duration:.2f} s", f"{self.sampling_rate} Hz"]
+        if self.seed is not None:
+            parts.append(f"seed {self.seed}")
+        if self.failures is not None:
+            parts.append(f"failures: {', '.join(self.failures) or 'none'}")
+        return f"Speech({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        """Return a player for notebooks, which holds the audio."""
+        caption = f"<div>{html.escape(repr(self))}</div>"
+        if not len(self.audio):
+            return caption
+        contents = base64.b64encode(self.to_bytes(_NOTEBOOK_FORMAT)).decode()
+        source = f"data:{FORMATS[_NOTEBOOK_FORMAT].media_type};base64,{contents}"
+        return f'<audio controls src="{source}"></audio>{caption}'
+
+
+def join_speeches(speeches: Sequence[Speech], audio: np.ndarray) -> Speech:
+    """Return the speech of a text that was spoken in passages.
+
+    Args:
+        speeches: of the passages; the first one's seed is that of the whole.
+        audio: of the whole.
+    """
+    if len(speeches) == 1:
+        return replace(speeches[0], audio=audio)
+    scripts = [speech.script for speech in speeches if speech.script is not None]
+    usage = {name: sum(speech.usage[name] for speech in speeches) for name in speeches[0].usage}
+    found = [failure for speech in speeches for failure in speech.failures or ()]
+    return replace(
+        speeches[0],
+        audio=audio,
+        codes=torch.cat([speech.codes for speech in speeches], dim=1),
+        text=" ".join(speech.text for speech in speeches if speech.text),
+        finish_reason="length" if any(speech.finish_reason == "length" for speech in speeches) else "stop",
+        usage=usage,
+        failures=tuple(dict.fromkeys(found)),
+        script=" ".join(scripts),
+    )
+
+
+def file_tags(title: str | None, model: str | None, seed: int | None) -> dict[str, str]:
+    """Return the tags of an audio file: who made it, and with which model and seed, as far as they are known.
+
+    Raises:
+        ParameterError: the title is no str.
+    """
+    comment = [f"model {model}"] * (model is not None) + [f"seed {seed}"] * (seed is not None)
+    check_string("title", title, optional=True)
+    if title is not None:  # characters that no file can hold
+        title = title.encode(errors="replace").decode().replace("\0", " ")
+    tags = {"title": title, "software": "higgs_native", "comment": ", ".join(comment)}
+    return {name: value for name, value in tags.items() if value}

@@ -1,12 +1,14 @@
 """Streaming: frames of codes in, chunks of audio out, while generation continues."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from higgs_native.audio.silence import SilenceTrimmer
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError
@@ -14,22 +16,25 @@ from higgs_native.failure_checks import Failure, detect_failures, frame_levels
 from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.delay_pattern import SegmentReader
 from higgs_native.generation.sequence import GenerationOutput, OnFrame, OnToken
+from higgs_native.manuscript.passages import Passages
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.utils.background_iterator import BackgroundIterator
 from higgs_native.utils.checks import check_integer, check_number
+from higgs_native.utils.equality import equal_fields
 
 
 _CHUNKS_AHEAD = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AudioChunk:
     """A chunk of speech.
 
     Attributes:
-        samples: [samples], float32, mono, full scale at 1; a whole number of frames, possibly none in the last chunk.
+        samples: [samples], float32, mono, full scale at 1; a whole number of frames, possibly none in the last chunk,
+            or the silence of a pause.
         sampling_rate: in Hz.
-        start_frame: the number of audio frames before it, 40 ms each.
+        start_frame: the number of audio frames before it, 40 ms each, rounded down after a pause.
         is_last: whether no chunk follows.
     """
 
@@ -37,6 +42,9 @@ class AudioChunk:
     sampling_rate: int
     start_frame: int
     is_last: bool
+
+    def __eq__(self, other: object) -> bool:
+        return equal_fields(self, other) if isinstance(other, AudioChunk) else NotImplemented
 
 
 @dataclass(frozen=True)
@@ -85,25 +93,26 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         finish_reason, usage, failures: as in `Speech`; None before the end.
 
     Args:
-        generate: generates, and calls back with each frame and each text token.
+        prepare: given the index of a passage and the codes [codebooks, frames] of the first one, returns a function
+            that generates the passage, and calls back with each frame and each text token.
         config: of the language model.
         audio_tokenizer: decodes the codes.
-        convention: the one that `generate` follows.
+        convention: the one that the generation follows.
         sizes: the chunks' lengths.
         lookahead: the decoder's, in frames; see `StreamingDecoder`.
-        text: what is spoken.
-        seed: the seed of `generate`.
+        passages: what is spoken.
+        seed: the seed of the first passage.
     """
 
     def __init__(
         self,
-        generate: Callable[[OnFrame, OnToken], GenerationOutput],
+        prepare: Callable[[int, torch.Tensor | None], Callable[[OnFrame, OnToken], GenerationOutput]],
         config: HiggsAudioConfig,
         audio_tokenizer: HiggsAudioTokenizer,
         convention: Convention,
         sizes: ChunkSizes,
         lookahead: int,
-        text: str,
+        passages: Passages,
         seed: int,
     ) -> None:
         super().__init__(_speak, _CHUNKS_AHEAD)
@@ -114,32 +123,46 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         self.usage: Mapping[str, int] | None = None
         self.failures: tuple[Failure, ...] | None = None
         self.seed = seed
-        self._generate = generate
+        self._prepare = prepare
         self._config = config
         self._audio_tokenizer = audio_tokenizer
         self._convention = convention
         self._sizes = sizes
         self._size: float = sizes.first
         self._lookahead = lookahead
-        self._text = text
-        self._start_frame = 0
-        # The codes and levels of all frames so far, for the detection of failures.
-        self._codes: list[torch.Tensor] = []
-        self._levels: list[np.ndarray] = []
-        self._begin_segment()
+        self._passages = passages
+        self._num_samples = 0  # of all chunks so far
 
     def _speak(self) -> None:
         self._began = time.perf_counter()
-        output = self._generate(self._on_frame, self._on_token)
-        rest = self._decode(is_last=True)
-        self.finish_reason, self.usage = output.finish_reason, output.usage
-        self.failures = detect_failures(
-            self._text,
-            np.concatenate(self._levels),
-            torch.cat(self._codes, dim=1),
-            self._audio_tokenizer.frame_rate,
-            output.finish_reason,
-        )
+        first: torch.Tensor | None = None
+        finish_reasons, usage, found = [], Counter(), []
+        for index, passage in enumerate(self._passages.passages):
+            # The codes and levels of all frames of the passage so far, for the detection of failures.
+            self._codes: list[torch.Tensor] = []
+            self._levels: list[np.ndarray] = []
+            self._trimmer = SilenceTrimmer(self._audio_tokenizer.hop_length, *self._passages.is_cut(index))
+            self._begin_segment()
+            if passage.pause:
+                self._put_chunk(np.zeros(round(passage.pause * self.sampling_rate), dtype=np.float32), is_last=False)
+            output = self._prepare(index, first)(self._on_frame, self._on_token)
+            rest = self._decode(is_last=True)
+            codes = torch.cat(self._codes, dim=1)
+            first = codes if first is None else first
+            finish_reasons.append(output.finish_reason)
+            usage.update(output.usage)
+            found += detect_failures(
+                passage.text,
+                np.concatenate(self._levels),
+                codes,
+                self._audio_tokenizer.frame_rate,
+                output.finish_reason,
+            )
+            if index + 1 < len(self._passages.passages):
+                self._put(rest)
+        self.finish_reason = "length" if "length" in finish_reasons else "stop"
+        self.usage = dict(usage)
+        self.failures = tuple(dict.fromkeys(found))
         self._put(rest, is_last=True)
 
     def _begin_segment(self) -> None:
@@ -183,16 +206,23 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         return samples
 
     def _put(self, samples: np.ndarray, is_last: bool = False) -> None:
+        """Pass on what stays of decoded samples beside the passage's pauses."""
+        kept = self._trimmer.trim(samples)
+        if len(kept) or is_last:
+            self._put_chunk(kept, is_last)
+
+    def _put_chunk(self, samples: np.ndarray, is_last: bool) -> None:
         if len(samples):
             now = time.perf_counter() - self._began - self.waited
             if self.first_audio_seconds is None:
                 self.first_audio_seconds = now
             else:
-                heard = self.first_audio_seconds + self._start_frame / self._audio_tokenizer.frame_rate
+                heard = self.first_audio_seconds + self._num_samples / self.sampling_rate
                 margins = [heard - now, self.underrun_margin_seconds]
                 self.underrun_margin_seconds = min(margin for margin in margins if margin is not None)
-        self.put(AudioChunk(samples, self.sampling_rate, self._start_frame, is_last))
-        self._start_frame += len(samples) // self._audio_tokenizer.hop_length
+        start_frame = self._num_samples // self._audio_tokenizer.hop_length
+        self.put(AudioChunk(samples, self.sampling_rate, start_frame, is_last))
+        self._num_samples += len(samples)
 
 
 def _speak(stream: BackgroundIterator[AudioChunk]) -> None:

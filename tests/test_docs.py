@@ -130,6 +130,17 @@ def test_the_table_of_speed_is_that_of_the_reports():
     assert [row for row in cells if f"| {' | '.join(row)} |" not in readme] == []
 
 
+def test_the_errors_of_subtitles_are_those_of_the_report():
+    errors = json.loads((ROOT / "benchmarks" / "results" / "subtitles.json").read_text())["errors"]
+    page = " ".join((ROOT / "docs" / "usage.md").read_text(encoding="utf-8").split())
+    both, alone = (
+        [1000 * errors[name][figure] for figure in ("median", "percentile_90")]
+        for name in ("letters_and_pauses", "letters_alone")
+    )
+    assert f"off by less than {both[0]:.0f} ms and nine in ten by less than {both[1]:.0f} ms" in page
+    assert f"from letters alone it is {alone[0]:.0f} and {alone[1]:.0f} ms" in page
+
+
 def test_the_tests_that_the_docs_name_exist():
     named = set(re.findall(r"`(test_\w+)`", "".join(page.read_text(encoding="utf-8") for page in PAGES)))
     written = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))

@@ -157,7 +157,7 @@ def test_transformers_tells_a_wrong_model_in_one_line(run_python, tmp_path):
             )
             for out, message in (
                 ("nosuch/x.wav", "nosuch/x.wav can't be written: No such file or directory"),
-                ("x.abc", "path must end in .wav, .flac, .ogg, .mp3, got x.abc"),
+                ("x.abc", "path must end in .wav, .flac, .mp3, .ogg, .opus, got x.abc"),
             )
         ),
     ],

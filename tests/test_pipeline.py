@@ -11,6 +11,7 @@ from higgs_native.audio.quality import VoiceWarning
 from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError, PromptError
 from higgs_native.generation.delay_pattern import build_delay_pattern
 from higgs_native.generation.sequence import GenerationOutput
+from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import spoken_turns
 from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
@@ -109,6 +110,85 @@ def test_the_result_names_its_failures(engine):
     assert engine.speak(long, seed=1, max_new_tokens=3).failures == ("no end", "too short")
     messages = engine.speech_messages(long, [], None)
     assert engine.generate(messages, True, seed=1, max_new_tokens=60).failures is None
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "plain"),
+    [
+        ({"normalize": True}, "It cost $3.", "It cost three dollars."),
+        ({"strip_markup": True}, "A **good** day 🎉.", "A good day."),
+    ],
+)
+def test_a_text_is_prepared(engine, options, text, plain):
+    pytest.importorskip("markdown_it")
+    limits = {"seed": 1, "max_new_tokens": 20}
+    speech, expected = engine.speak(text, **options, **limits), engine.speak(plain, **limits)
+    assert speech == expected
+    assert speech != engine.speak(text, **limits)
+    streamed = np.concatenate([chunk.samples for chunk in engine.stream(text, **options, **limits)])
+    np.testing.assert_array_equal(streamed, expected.audio)
+    assert [chunk.text for chunk in LongSpeech(engine, text, **options).chunks] == [plain]
+
+
+def silent_runs(audio):
+    """The lengths of the runs of zeros."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], audio == 0, [0]]).astype(int)))
+    return [int(end - begin) for begin, end in zip(edges[::2], edges[1::2], strict=True) if end - begin > 100]
+
+
+@pytest.mark.parametrize("name", ["boson", "transformers"])
+def test_pauses_are_silence_of_their_length(engines, name):
+    engine = engines[name]
+    text = "[pause:0.1s] The sun rises. [pause:333ms] In the east. [pause:1s] And it sets."
+    options = {"seed": 1, "max_new_tokens": 20}
+    reports = []
+    speech = engine.speak(text, **options, on_progress=reports.append)
+    assert silent_runs(speech.audio) == [2400, 7992, 24000]
+    assert reports == sorted(reports)
+    chunks = list(engine.stream(text, **options))
+    np.testing.assert_array_equal(np.concatenate([chunk.samples for chunk in chunks]), speech.audio)
+    positions = np.cumsum([0, *(len(chunk.samples) for chunk in chunks[:-1])])
+    assert [chunk.start_frame for chunk in chunks] == [position // 960 for position in positions]
+    assert [chunk.is_last for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    first = engine.speak("The sun rises.", **options)
+    np.testing.assert_array_equal(speech.codes[:, : first.codes.shape[1]], first.codes)
+    assert speech.usage["completion_tokens"] > 2 * first.usage["completion_tokens"]
+    assert speech.seed == 1
+
+
+def test_passages_are_spoken_in_one_voice(engine, monkeypatch, recording):
+    """By a recording, by the checkpoint's own voices, or by the first passage as context."""
+    conversations = []
+    original = HiggsAudio.generate
+
+    def generate(self, conversation, *arguments, **options):
+        conversations.append(conversation)
+        return original(self, conversation, *arguments, **options)
+
+    monkeypatch.setattr(HiggsAudio, "generate", generate)
+    text = "[SPEAKER0] One [pause:1s] two. [pause:1s] Three."
+    speech = engine.speak(text, seed=1, max_new_tokens=20)
+    first, second, third = conversations
+    assert [message.content for message in first[1:]] == ["[SPEAKER0] One."]
+    assert second[1].content == third[1].content == "[SPEAKER0] One."
+    codes = second[2].content.codes
+    assert torch.equal(codes, speech.codes[:, : codes.shape[1]])
+    assert [message.content for message in (second[-1], third[-1])] == ["[SPEAKER0] two.", "[SPEAKER0] Three."]
+    assert (len(second), len(third)) == (len(first) + 2, len(first) + 2)
+
+    conversations.clear()
+    engine.speak(text, reference_audio=recording, reference_text="A tone.", seed=1, max_new_tokens=20)
+    assert len({len(conversation) for conversation in conversations}) == 1
+    conversations.clear()
+    monkeypatch.setattr(engine, "trained_voices", ("anna",))
+    engine.speak(text, seed=1, max_new_tokens=20)
+    assert len({len(conversation) for conversation in conversations}) == 1
+
+
+def test_wrong_pauses_are_refused_before_work(engine):
+    for speak in (engine.speak, engine.stream, lambda text: LongSpeech(engine, text)):
+        with pytest.raises(PromptError, match="a pause must be written as"):
+            speak("One [pause:1] two.")
 
 
 def test_temperature_zero_is_greedy(engine):

@@ -2,6 +2,12 @@
 
 import numpy as np
 
+from higgs_native.errors import ParameterError
+from higgs_native.utils.checks import check_number
+
+
+MIN_LOUDNESS = -70.0
+"""In LUFS; quieter audio counts as silence."""
 
 _BLOCK_SECONDS, _STEP_SECONDS = 0.4, 0.1
 _ABSOLUTE_GATE, _RELATIVE_GATE = -70.0, -10.0  # LUFS, LU
@@ -20,13 +26,22 @@ def integrated_loudness(samples: np.ndarray, sampling_rate: int) -> float:
         sampling_rate: in Hz, at least 1000. Below 3.4 kHz the shelf filter is left out, which raises frequencies above
             1.7 kHz.
     """
+    return gated_loudness(block_powers(samples, sampling_rate))
+
+
+def block_powers(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Return the power of each block of mono audio, [blocks], float64; parameters as for `integrated_loudness`."""
     power = np.square(k_weighted(samples.astype(np.float64), sampling_rate))
     length, step = round(_BLOCK_SECONDS * sampling_rate), round(_STEP_SECONDS * sampling_rate)
     starts = np.arange(0, max(len(power) - length, 0) + 1, step)
     sums = np.concatenate([[0.0], np.cumsum(power)])
     ends = np.minimum(starts + length, len(power))
     # Rounding can make a difference of sums negative.
-    blocks = np.maximum(sums[ends] - sums[starts], 0) / (ends - starts)
+    return np.maximum(sums[ends] - sums[starts], 0) / (ends - starts)
+
+
+def gated_loudness(blocks: np.ndarray) -> float:
+    """Return the loudness in LUFS of audio that has blocks of these powers; minus infinity as above."""
     blocks = blocks[_lufs(blocks) > _ABSOLUTE_GATE]
     if not len(blocks):
         return float("-inf")
@@ -37,6 +52,27 @@ def normalized_to(samples: np.ndarray, sampling_rate: int, loudness: float) -> n
     """Return mono audio [samples] scaled to `loudness`, in LUFS. Silence is returned as it is."""
     present = integrated_loudness(samples, sampling_rate)
     return samples if present == float("-inf") else samples * np.float32(10 ** ((loudness - present) / 20))
+
+
+def check_loudness(loudness: float | None) -> None:
+    """Raise ParameterError if a loudness is neither None nor a number of LUFS that speech may have."""
+    check_number("loudness", loudness, optional=True)
+    if loudness is not None and not MIN_LOUDNESS <= loudness <= 0:
+        raise ParameterError(f"loudness must be between {MIN_LOUDNESS:g} and 0 LUFS, got {loudness}")
+
+
+def output_gain(blocks: np.ndarray, peak: float, loudness: float) -> np.float32:
+    """Return the factor that brings audio to a loudness, or less, if its peak would exceed full scale.
+
+    Args:
+        blocks: `block_powers` of the audio.
+        peak: its largest magnitude.
+        loudness: in LUFS.
+    """
+    present = gated_loudness(blocks)
+    if present == float("-inf"):
+        return np.float32(1)
+    return np.float32(min(10 ** ((loudness - present) / 20), 1 / peak))
 
 
 def k_weighted(samples: np.ndarray, sampling_rate: int) -> np.ndarray:

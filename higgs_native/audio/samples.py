@@ -172,3 +172,8 @@ def check_duration(num_samples: int, sampling_rate: int, name: str = "the audio"
         raise AudioError(f"{name} must last at least {MIN_SECONDS:g} s, got {seconds:.3g} s")
     if seconds > MAX_SECONDS:
         raise AudioError(f"{name} must last at most {MAX_SECONDS:g} s, got {seconds:.4g} s")
+
+
+def pcm_samples(samples: np.ndarray) -> np.ndarray:
+    """Return samples [samples], float32, full scale 1, as int16, rounded and clipped, as all faces write them."""
+    return (samples.clip(-1, 1) * 32767).round().astype("<i2")

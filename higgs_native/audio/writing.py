@@ -1,26 +1,20 @@
 """Writing audio files, completely or not at all."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
+from higgs_native.audio.formats import AudioFormat, find_format, format_of
 from higgs_native.audio.libsndfile import SoundFile, memory_file
 from higgs_native.errors import ParameterError
 from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.files import check_file_can_be_made, replacing
 
 
-# libsndfile's format and encoding per file suffix.
-_FORMATS = {
-    ".wav": ("WAV", "PCM_16"),
-    ".flac": ("FLAC", "PCM_16"),
-    ".ogg": ("OGG", "VORBIS"),
-    ".mp3": ("MP3", "MPEG_LAYER_III"),
-}
 # Encoders rewrite the header (sizes, a checksum) when they close a file. All headers are far shorter than this.
 _MAX_HEADER_BYTES = 64 << 10
 _COPY_BYTES = 1 << 20
@@ -37,21 +31,41 @@ class AudioWriter:
         target: descriptor of the file that is written.
         memory: descriptor of an empty file in memory.
         sampling_rate: in Hz.
-        format_name, encoding: libsndfile's names.
+        format: what to write.
+        tags: texts about the audio by libsndfile's names: `title`, `comment`, `software`, ...
+
+    Raises:
+        ParameterError: the format can't hold audio of this sampling rate.
     """
 
     def __init__(
-        self, path: Path, target: int, memory: int, sampling_rate: int, format_name: str, encoding: str
+        self,
+        path: str | Path,
+        target: int,
+        memory: int,
+        sampling_rate: int,
+        format: AudioFormat,
+        tags: Mapping[str, str],
     ) -> None:
         self._path = path
         self._target = target
         self._memory = memory
         self._num_moved = 0
         with self._reporting_errors():
-            self._encoder = SoundFile(memory, "w", sampling_rate, 1, encoding, format=format_name, closefd=False)
+            try:
+                self._encoder = SoundFile(
+                    memory, "w", sampling_rate, 1, format.encoding, format=format.container, closefd=False
+                )
+            except soundfile.LibsndfileError as error:
+                self._check_room()
+                raise ParameterError(
+                    f"{path} can't be written as {format.container} at {sampling_rate} Hz: {error.error_string}"
+                ) from None
+            for name, value in tags.items():
+                setattr(self._encoder, name, value)
 
     def write(self, samples: np.ndarray) -> None:
-        """Encode samples [samples], float32 or int16, clipped to full scale.
+        """Encode samples [samples], float32 or int16. Formats of integers clip them to full scale.
 
         Raises:
             ParameterError: the file can't be written, for example because the disk is full.
@@ -117,18 +131,56 @@ class AudioWriter:
 
 
 @contextmanager
-def writing_audio(path: str | Path, sampling_rate: int) -> Iterator[AudioWriter]:
-    """Open a mono audio file for writing, in the format of its suffix.
+def writing_audio(
+    path: str | Path, sampling_rate: int, format: str | None = None, tags: Mapping[str, str] | None = None
+) -> Iterator[AudioWriter]:
+    """Open a mono audio file for writing.
 
     The complete file replaces an old one at the end; after an exception the old file is kept.
+
+    Args:
+        path: of the file.
+        sampling_rate: in Hz.
+        format: one of `FORMATS`; None: that of the suffix.
+        tags: see `AudioWriter`.
 
     Raises:
         ParameterError: as for `check_output_path`, or the disk is full.
     """
-    path = check_output_path(path)
-    format_name, encoding = _FORMATS[path.suffix.lower()]
-    with replacing(path) as temporary, temporary.open("wb", buffering=0) as target, memory_file() as memory:
-        writer = AudioWriter(path, target.fileno(), memory, sampling_rate, format_name, encoding)
+    path = check_output_path(path, format)
+    with (
+        replacing(path) as temporary,
+        temporary.open("wb", buffering=0) as target,
+        _encoding(path, target.fileno(), sampling_rate, format_of(path, format), tags) as writer,
+    ):
+        yield writer
+
+
+def encode_audio(
+    samples: np.ndarray, sampling_rate: int, format: str = "wav", tags: Mapping[str, str] | None = None
+) -> bytes:
+    """Return the contents of an audio file.
+
+    Args:
+        samples: [samples], float32 or int16.
+        sampling_rate, tags: as for `writing_audio`.
+        format: one of `FORMATS`.
+
+    Raises:
+        ParameterError: there is no such format, or it can't hold audio of this sampling rate.
+    """
+    with memory_file() as target:
+        with _encoding("the audio", target, sampling_rate, find_format(format), tags) as writer:
+            writer.write(samples)
+        return os.pread(target, os.fstat(target).st_size, 0)
+
+
+@contextmanager
+def _encoding(
+    path: str | Path, target: int, sampling_rate: int, format: AudioFormat, tags: Mapping[str, str] | None
+) -> Iterator[AudioWriter]:
+    with memory_file() as memory:
+        writer = AudioWriter(path, target, memory, sampling_rate, format, tags or {})
         try:
             yield writer
             writer.finish()
@@ -136,14 +188,14 @@ def writing_audio(path: str | Path, sampling_rate: int) -> Iterator[AudioWriter]
             writer.close()
 
 
-def check_output_path(path: str | Path) -> Path:
+def check_output_path(path: str | Path, format: str | None = None) -> Path:
     """Return `path` if an audio file can be written there; an existing file is not changed.
 
     Raises:
-        ParameterError: it is no path, the suffix is not .wav, .flac, .ogg or .mp3, or the folder is not writable.
+        ParameterError: it is no path, there is no such format, the suffix is that of no or another format, or the
+            folder is not writable.
     """
     path = Path(expanded_path("path", path))
-    if path.suffix.lower() not in _FORMATS:
-        raise ParameterError(f"path must end in {', '.join(_FORMATS)}, got {path}")
+    format_of(path, format)
     check_file_can_be_made(path)
     return path

@@ -15,6 +15,9 @@ from higgs_native.errors import one_line
 from higgs_native.utils.files import remove_temporary_files
 
 
+_advice = ""
+
+
 def prepare_streams() -> None:
     """Let no closed standard stream, and no character that the terminal lacks, end the program."""
     for number in range(3):
@@ -87,11 +90,24 @@ def ending_by_signals() -> Iterator[None]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
+@contextmanager
+def advising(text: str) -> Iterator[None]:
+    """Let a signal print a last line, which says how to go on, on standard error."""
+    global _advice
+    before, _advice = _advice, text
+    try:
+        yield
+    finally:
+        _advice = before
+
+
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     # Not by an exception, which a destructor or a library's callback would print and drop.
     try:
         remove_temporary_files()
         if os.isatty(2):
             os.write(2, b"\n")  # after a progress bar
+        if _advice:
+            os.write(2, (one_line(_advice) + "\n").encode(errors="backslashreplace"))
     finally:
         os._exit(128 + number)

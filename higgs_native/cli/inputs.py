@@ -66,6 +66,12 @@ def load_engine(
     )
 
 
+def notice_unreadable(engine: HiggsAudio, text: str) -> None:
+    """Name the words of a text that the voice can't read."""
+    if words := engine.unreadable_words(text):
+        notice(f"warning: the voice can't read, and leaves out: {', '.join(words)}")
+
+
 def notice_embedded_voice(model: str | None) -> None:
     """Tell who speaks if no model is given."""
     if model is None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from higgs_native.audio.formats import FORMATS
 from higgs_native.errors import ParameterError
 from higgs_native.generation.sampling_params import HIGGS_TTS_3_SAMPLING, SamplingParams
 from higgs_native.utils.variables import VOICES_VARIABLE
@@ -32,7 +33,10 @@ def _refuse_option(text: str) -> str:
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 TextArgument = Annotated[
     str,
-    typer.Argument(help="What to say: a text, a text file, or - for standard input.", callback=_refuse_option),
+    typer.Argument(
+        help="What to say: a text, a text file, or - for standard input. [pause:1s] is a pause; <speak> begins SSML.",
+        callback=_refuse_option,
+    ),
 ]
 ModelOption = Annotated[
     str | None,
@@ -98,6 +102,37 @@ RasWinMaxNumRepeatOption = Annotated[
     typer.Option(
         help="A code that occurs this often in the window is redrawn.",
         show_default=default_text("ras_win_max_num_repeat"),
+    ),
+]
+OUT_HELP = "The audio file to write: .wav, .flac, .mp3, .ogg or .opus."
+FormatOption = Annotated[
+    str | None,
+    typer.Option(help=f"Its format: {', '.join(FORMATS)}.", show_default="that of its ending, with 16 bit"),
+]
+SubtitlesOption = Annotated[
+    Path | None, typer.Option(help="Where to write subtitles, too: a .srt or .vtt file.", show_default="nowhere")
+]
+SubtitleWordsOption = Annotated[
+    bool, typer.Option("--subtitle-words", help="Subtitles word by word, instead of by sentences.")
+]
+LoudnessOption = Annotated[
+    float | None,
+    typer.Option(help="Its loudness in LUFS, such as -16, or less if it would clip. Default: as the model made it."),
+]
+SpeedOption = Annotated[
+    float, typer.Option(help="Its speed, 0.25 to 4; the pitch stays. Other speeds than 1 need PyAV (pip install av).")
+]
+NormalizeOption = Annotated[
+    bool, typer.Option("--normalize", help="Write out numbers, dates, units and the like of an English text.")
+]
+LexiconOption = Annotated[
+    Path | None,
+    typer.Option(help="A file that says how words are spelled to be spoken right: lines such as nginx = engine x."),
+]
+StripMarkupOption = Annotated[
+    bool,
+    typer.Option(
+        "--strip-markup", help="Leave out the markup of Markdown, and emoji (needs pip install markdown-it-py)."
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")]

@@ -5,12 +5,17 @@ from typing import Annotated
 
 import typer
 
-from higgs_native.cli.console import notice, shows_notices
+from higgs_native.cli.console import advising, notice, shows_notices
 from higgs_native.cli.options import (
+    OUT_HELP,
     AudioTokenizerOption,
     DeviceOption,
     DtypeOption,
+    FormatOption,
+    LexiconOption,
+    LoudnessOption,
     ModelOption,
+    NormalizeOption,
     QuantizationOption,
     RasWinLenOption,
     RasWinMaxNumRepeatOption,
@@ -18,6 +23,10 @@ from higgs_native.cli.options import (
     ReferenceTextOption,
     SceneOption,
     SeedOption,
+    SpeedOption,
+    StripMarkupOption,
+    SubtitlesOption,
+    SubtitleWordsOption,
     TemperatureOption,
     TextArgument,
     TopKOption,
@@ -31,7 +40,18 @@ from higgs_native.utils.files import locked
 
 def read(
     text: TextArgument,
-    out: Annotated[Path, typer.Option(help="The audio file to write: .wav, .flac, .ogg or .mp3.")] = Path("out.wav"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help=f"{OUT_HELP} Of a book (.epub, .md) also .m4b, which has marks of the chapters, or a folder, which "
+            "gets a file per chapter."
+        ),
+    ] = Path("out.wav"),
+    format: FormatOption = None,
+    loudness: LoudnessOption = None,
+    speed: SpeedOption = 1.0,
+    subtitles: SubtitlesOption = None,
+    subtitle_words: SubtitleWordsOption = False,
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -64,9 +84,13 @@ def read(
     strict: Annotated[bool, typer.Option(help="Stop at a chunk that fails with every seed.")] = False,
     paragraph_pause: Annotated[float, typer.Option(help="Seconds of silence before a paragraph.")] = Pauses.paragraph,
     turn_pause: Annotated[float, typer.Option(help="Seconds of silence before another speaker's turn.")] = Pauses.turn,
+    chapter_pause: Annotated[float, typer.Option(help="Seconds of silence before a chapter.")] = Pauses.chapter,
     sentence_pause: Annotated[
         float, typer.Option(help="Seconds of silence before a sentence that begins a chunk.")
     ] = Pauses.sentence,
+    normalize: NormalizeOption = False,
+    strip_markup: StripMarkupOption = False,
+    lexicon: LexiconOption = None,
     model: ModelOption = None,
     audio_tokenizer: AudioTokenizerOption = None,
     voice: VoiceOption = None,
@@ -84,17 +108,39 @@ def read(
     dtype: DtypeOption = "auto",
     quantization: QuantizationOption = None,
 ) -> None:
-    """Speak a long text, such as a book, into an audio file, in chunks."""
+    """Speak a long text, such as a book, into an audio file, in chunks.
+
+    An EPUB (.epub) or Markdown (.md) file is a book with chapters.
+    """
     from tqdm import tqdm
 
+    from higgs_native.audio.loudness import check_loudness
+    from higgs_native.audio.m4b import check_m4b_path, is_m4b
+    from higgs_native.audio.tempo import check_speed
     from higgs_native.audio.writing import check_output_path
-    from higgs_native.cli.inputs import checked_voices, load_engine, read_text, sampling_params
+    from higgs_native.cli.inputs import checked_voices, load_engine, notice_unreadable, read_text, sampling_params
+    from higgs_native.cli.output import shortened
+    from higgs_native.errors import ParameterError
     from higgs_native.long_form.chunk_store import ChunkStore
     from higgs_native.long_form.chunking import chunk_text
     from higgs_native.long_form.long_speech import LongSpeech, check_long_form
+    from higgs_native.manuscript.books import is_book, read_book
+    from higgs_native.manuscript.lexicon import Lexicon
+    from higgs_native.manuscript.preparation import prepare_text
+    from higgs_native.subtitles import check_subtitles_path
 
-    out = check_output_path(out)
-    pauses = Pauses(paragraph_pause, turn_pause, sentence_pause)
+    is_file = not is_book(text) or (out.suffix and not out.is_dir())
+    if is_file and not is_m4b(out):
+        check_output_path(out, format)
+    elif is_file:
+        check_m4b_path(out)
+    check_loudness(loudness)
+    check_speed(speed)
+    if subtitles is not None:
+        check_subtitles_path(subtitles)
+        if not is_file:
+            raise ParameterError(f"--subtitles must be left out if --out is a folder, got {subtitles}")
+    pauses = Pauses(paragraph_pause, turn_pause, sentence_pause, chapter_pause)
     sampling = sampling_params(
         model,
         temperature=temperature,
@@ -105,14 +151,19 @@ def read(
         seed=seed,
     )
     check_long_form(context_chunks, max_retries, parallel)
-    text = read_text(text)
-    chunk_text(text, CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
+    manuscript = read_book(text) if is_book(text) else read_text(text)
+    words = None if lexicon is None else Lexicon.read(lexicon)
+    parts = []
+    for part in [manuscript] if isinstance(manuscript, str) else [chapter.text for chapter in manuscript.chapters]:
+        parts.append(prepare_text(part, normalize, strip_markup, words))
+        chunk_text(parts[-1], CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
     chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
     chunk_store = ChunkStore(out.with_name(f"{out.name}.parts") if folder is None else folder)
     engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
+    notice_unreadable(engine, "\n\n".join(parts))
     speech = LongSpeech(
         engine,
-        text,
+        manuscript,
         chunk_store.folder,
         voice=chosen,
         scene=scene,
@@ -123,19 +174,38 @@ def read(
         strict=strict,
         parallel=parallel,
         pauses=pauses,
+        normalize=normalize,
+        strip_markup=strip_markup,
+        lexicon=words,
     )
-    if speech.num_finished:
-        notice(f"{speech.folder}: {speech.num_finished} of {len(speech)} chunks are finished.")
+    begun = speech.num_finished
+    if begun:
+        notice(f"{speech.folder}: {begun} of {len(speech)} chunks are finished.")
     seconds, retried, failed = 0.0, 0, []
-    bars = None if shows_notices() else True  # None: on a terminal only
-    with locked(speech.folder):
-        for chunk in tqdm(speech, desc="reading", unit="chunk", leave=False, disable=bars):
+    advice = f"The same command goes on from {speech.folder}, where the finished chunks are."
+    bar = tqdm(
+        desc="resumed" if begun else "reading",
+        total=len(speech),
+        initial=begun,
+        unit="chunk",
+        leave=False,
+        disable=None if shows_notices() else True,  # None: on a terminal only
+    )
+    with locked(speech.folder), advising(advice), bar:
+        for chunk in speech:
+            bar.update(chunk.index >= begun)
             seconds += chunk.duration
             retried += len(chunk.attempts) > 1
             if chunk.failures:
                 failures = ", ".join(chunk.failures)
                 failed.append(f"chunk {chunk.index} failed with every seed ({failures}): {chunk.text.text!r}")
-        speech.save(out)
+        if is_file:
+            title = shortened(speech.chunks[0].text) if isinstance(manuscript, str) else manuscript.title
+            speech.save(out, format, title, loudness, speed)
+            if subtitles is not None:
+                speech.save_subtitles(subtitles, subtitle_words, speed)
+        else:
+            speech.save_chapters(out, format or "mp3", loudness, speed)
         if folder is None:
             chunk_store.remove()
     report = f"{seconds:.2f} s of audio in {len(speech)} chunks, {retried} of them spoken again, seed {speech.seed}"

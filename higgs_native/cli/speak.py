@@ -9,10 +9,15 @@ import typer
 
 from higgs_native.cli.console import notice, shows_notices
 from higgs_native.cli.options import (
+    OUT_HELP,
     AudioTokenizerOption,
     DeviceOption,
     DtypeOption,
+    FormatOption,
+    LexiconOption,
+    LoudnessOption,
     ModelOption,
+    NormalizeOption,
     QuantizationOption,
     RasWinLenOption,
     RasWinMaxNumRepeatOption,
@@ -20,6 +25,10 @@ from higgs_native.cli.options import (
     ReferenceTextOption,
     SceneOption,
     SeedOption,
+    SpeedOption,
+    StripMarkupOption,
+    SubtitlesOption,
+    SubtitleWordsOption,
     TemperatureOption,
     TextArgument,
     TopKOption,
@@ -39,8 +48,15 @@ def speak(
     text: TextArgument,
     out: Annotated[
         Path | None,
-        typer.Option(help="The audio file to write: .wav, .flac, .ogg or .mp3.", show_default="out.wav"),
+        typer.Option(
+            help=f"{OUT_HELP} - is standard output, such as --out - --format mp3 | mpv -", show_default="out.wav"
+        ),
     ] = None,
+    format: FormatOption = None,
+    loudness: LoudnessOption = None,
+    speed: SpeedOption = 1.0,
+    subtitles: SubtitlesOption = None,
+    subtitle_words: SubtitleWordsOption = False,
     stream: Annotated[
         Path | None,
         typer.Option(
@@ -48,6 +64,9 @@ def speak(
             "a file, a named pipe, or - for standard output, such as --stream - | aplay -f S16_LE -r 24000"
         ),
     ] = None,
+    normalize: NormalizeOption = False,
+    strip_markup: StripMarkupOption = False,
+    lexicon: LexiconOption = None,
     model: ModelOption = None,
     audio_tokenizer: AudioTokenizerOption = None,
     voice: VoiceOption = None,
@@ -79,20 +98,39 @@ def speak(
     """Speak a text into an audio file."""
     from tqdm import tqdm
 
-    from higgs_native.audio.writing import check_output_path
-    from higgs_native.cli.inputs import checked_voices, load_engine, read_text, sampling_params
+    from higgs_native.audio.loudness import check_loudness
+    from higgs_native.audio.tempo import check_speed
+    from higgs_native.cli.inputs import checked_voices, load_engine, notice_unreadable, read_text, sampling_params
+    from higgs_native.cli.output import check_output, shortened, write_output
     from higgs_native.cli.stream import check_stream_path, write_stream
+    from higgs_native.manuscript.pauses import split_pauses, without_pauses
+    from higgs_native.manuscript.preparation import prepare_text
     from higgs_native.prompt.normalize import normalize_text
+    from higgs_native.subtitles import check_subtitles_path
 
     # All input is checked before the weights are loaded, which takes seconds.
     if stream is None:
-        path = check_output_path(out or Path("out.wav"))
-    elif out is not None:
-        raise ParameterError(f"--out must not be given with --stream, got {out}")
+        out = out or Path("out.wav")
+        check_output(out, format)
+        check_loudness(loudness)
+        check_speed(speed)
+        if subtitles is not None:
+            check_subtitles_path(subtitles)
     else:
+        given = {
+            "--out": out,
+            "--format": format,
+            "--loudness": loudness,
+            "--speed": None if speed == 1 else speed,
+            "--subtitles": subtitles,
+        }
+        for name, value in given.items():
+            if value is not None:
+                raise ParameterError(f"{name} must not be given with --stream, got {value}")
         check_stream_path(stream)
-    text = read_text(text)
-    normalize_text(text)
+    text = prepare_text(read_text(text), normalize, strip_markup, lexicon)
+    split_pauses(text)
+    title = shortened(normalize_text(without_pauses(text)))
     chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
     sampling = sampling_params(
         model,
@@ -106,6 +144,7 @@ def speak(
     )
     engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
     text = engine.tagged_text(text, emotion, style)
+    notice_unreadable(engine, text)
     if stream is not None:
         speech_stream = engine.stream(
             text,
@@ -131,12 +170,17 @@ def speak(
             on_progress=show,
         )
     elapsed = time.perf_counter() - start
-    speech.save(path)
+    if str(out) == "-":
+        write_output(speech.to_bytes(format or "wav", title, loudness, speed))
+    else:
+        speech.save(out, format, title, loudness, speed)
+    if subtitles is not None:
+        speech.save_subtitles(subtitles, subtitle_words, speed)
     notice(
-        f"{path}: {speech.duration:.2f} s of audio in {elapsed:.2f} s, "
+        f"{out}: {speech.duration:.2f} s of audio in {elapsed:.2f} s, "
         f"real-time factor {elapsed / speech.duration:.2f} (seconds of work per second of audio), seed {speech.seed}"
     )
-    _warn_of_failures(path, speech.failures, speech.finish_reason, sampling.max_new_tokens)
+    _warn_of_failures(out, speech.failures, speech.finish_reason, sampling.max_new_tokens)
 
 
 def _warn_of_failures(

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from higgs_native.audio.samples import pcm_samples
 from higgs_native.cli.console import notice
 from higgs_native.errors import AudioError, ParameterError
 from higgs_native.streaming import SpeechStream
@@ -46,7 +47,7 @@ def write_stream(speech: SpeechStream, path: Path) -> None:
     with _opened_stream(path) as file:
         os.set_blocking(file.fileno(), True)
         for chunk in speech:
-            rest = memoryview((chunk.samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
+            rest = memoryview(pcm_samples(chunk.samples).tobytes())
             try:
                 while rest:
                     rest = rest[file.write(rest) :]

@@ -19,6 +19,7 @@ import regex
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError
 from higgs_native.long_form.settings import Boundary
+from higgs_native.manuscript.pauses import PAUSE, pause_seconds
 from higgs_native.prompt.chat import clean_text, normalized_text
 from higgs_native.prompt.markup import SPEAKER_TAG
 from higgs_native.prompt.normalize import SPEAKABLE, drop_invisible, nothing_to_say
@@ -65,6 +66,7 @@ _ABBREVIATION_WORDS = (
 )
 _ABBREVIATIONS = frozenset(_ABBREVIATION_WORDS.split())
 
+_TAGS = regex.compile(f"({SPEAKER_TAG.pattern}|{PAUSE.pattern})", regex.IGNORECASE)
 _HAN, _KANA = regex.compile(r"\p{Han}"), regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _SPACE = regex.compile(r"\s*")
 _JIEBA_BLOCK = 1000  # characters; the time grows with the square of their number if they make no words
@@ -99,13 +101,15 @@ class TextChunk:
     Attributes:
         text: normalized (see `higgs_native.prompt.normalize`), without the speaker's tag.
         tag: of the speaker, such as `[SPEAKER0]`; empty if the text names none.
-        boundary: what begins with this chunk: a `turn` of another speaker, or else a `paragraph`, a `sentence` or a
-            `word`.
+        boundary: what begins with this chunk: a `chapter` of a book, a `turn` of another speaker, or else a
+            `paragraph`, a `sentence` or a `word`.
+        pause: the silence before it that the text asks for, in seconds, in place of its boundary's.
     """
 
     text: str
     tag: str
     boundary: Boundary
+    pause: float | None = None
 
     @property
     def prompt(self) -> str:
@@ -134,6 +138,8 @@ def chunk_text(
     Nothing is lost, doubled or moved: the chunks of a turn in a paragraph, concatenated, are its normalized text
     except for the white space between them. Pieces without a letter or digit (`* * *`) are left out.
 
+    `[pause:1s]` or `[pause:250ms]` ends a chunk. Pauses that follow each other add up; one at the end is left out.
+
     Args:
         text: plain text; each turn in each paragraph is normalized separately.
         max_seconds: `MIN_CHUNK_SECONDS` to `MAX_CHUNK_SECONDS`.
@@ -141,7 +147,7 @@ def chunk_text(
         convention: decides how the text is normalized.
 
     Raises:
-        PromptError: the text holds neither letters nor digits, or is no valid Unicode.
+        PromptError: the text holds neither letters nor digits, is no valid Unicode, or has a wrong pause.
         ParameterError: `max_seconds` is out of range.
     """
     check_chunk_seconds(max_seconds)
@@ -150,11 +156,15 @@ def chunk_text(
     limit = int(1000 * max_seconds)
     chunks: list[TextChunk] = []
     tag = last_tag = ""
+    pause: float | None = None
     for paragraph in filter(SPEAKABLE.search, _paragraphs(text)):
         first: Boundary = "paragraph"
-        for part in re.split(f"({SPEAKER_TAG.pattern})", clean_text(paragraph, convention)):
+        for part in _TAGS.split(clean_text(paragraph, convention)):
             if SPEAKER_TAG.fullmatch(part):
                 tag = part
+                continue
+            if PAUSE.fullmatch(part):
+                pause = (pause or 0.0) + pause_seconds(part)
                 continue
             if not SPEAKABLE.search(part):
                 continue
@@ -163,8 +173,8 @@ def chunk_text(
             sentences = [words] if join_sentences else split_sentences(words)
             for piece, inner in itertools.chain.from_iterable(_split(sentence, limit) for sentence in sentences):
                 if SPEAKABLE.search(piece):
-                    chunks.append(TextChunk(piece.strip(), tag, boundary or inner))
-                    boundary = None
+                    chunks.append(TextChunk(piece.strip(), tag, boundary or inner, pause))
+                    boundary = pause = None
             first, last_tag = "sentence", tag
     if not chunks:
         raise nothing_to_say(text)

@@ -1,7 +1,7 @@
 """The prompts of consecutive chunks: the opening, spoken chunks as context, and the text to speak."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 
 from higgs_native.errors import PromptError
@@ -24,14 +24,21 @@ class Conversation:
         opening: messages that begin every prompt, with the codes of all recordings.
         recorded_tags: of the speakers whose voice a recording in `opening` shows.
         context_chunks: maximum number of last chunks in a prompt.
+        spell: writes a text as the voice reads it (see `HiggsAudio.spelling`).
     """
 
     def __init__(
-        self, engine: HiggsAudio, opening: Sequence[Message], recorded_tags: AbstractSet[str], context_chunks: int
+        self,
+        engine: HiggsAudio,
+        opening: Sequence[Message],
+        recorded_tags: AbstractSet[str],
+        context_chunks: int,
+        spell: Callable[[str], str],
     ) -> None:
         self._engine = engine
         self._opening = opening
         self._recorded_tags = recorded_tags
+        self._spell = spell
         self._first: dict[str, SpokenChunk] = {}  # by speaker tag
         self._last: deque[SpokenChunk] = deque(maxlen=context_chunks)
 
@@ -62,8 +69,8 @@ class Conversation:
             context.insert(0, voice_chunk)
         limit = self._engine.model.max_cache_length
         while True:
-            turns = [(chunk.text.prompt, chunk.codes) for chunk in context]
-            messages = [*self._opening, *spoken_turns(turns), Message("user", text.prompt)]
+            turns = [(self._spell(chunk.text.prompt), chunk.codes) for chunk in context]
+            messages = [*self._opening, *spoken_turns(turns), Message("user", self._spell(text.prompt))]
             needed = self._prompt_length(messages) + max_new_tokens
             if needed <= limit:
                 return messages

@@ -6,17 +6,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import Unpack
 
-from higgs_native.audio.writing import check_output_path, writing_audio
-from higgs_native.errors import GenerationError, ParameterError
+from higgs_native.audio.m4b import M4B_SUFFIX, check_m4b_path, is_m4b
+from higgs_native.audio.tempo import check_speed
+from higgs_native.audio.writing import check_output_path
+from higgs_native.errors import GenerationError, ParameterError, short_repr
 from higgs_native.failure_checks import max_seconds
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.long_form.chunk_speaker import ChunkSpeaker
 from higgs_native.long_form.chunk_store import ChunkStore, SpokenChunk
 from higgs_native.long_form.chunking import TextChunk, chunk_text
 from higgs_native.long_form.conversation import Conversation
+from higgs_native.long_form.saving import ChapterStart, Saver, chapter_paths
 from higgs_native.long_form.settings import (
     CHUNK_SECONDS,
     CONTEXT_CHUNKS,
@@ -25,16 +29,20 @@ from higgs_native.long_form.settings import (
     PARALLEL_CHUNKS,
     Pauses,
 )
+from higgs_native.manuscript.books import Book, Chapter, file_names
+from higgs_native.manuscript.lexicon import Lexicon, LexiconLike
+from higgs_native.manuscript.pauses import without_pauses
+from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.messages import AudioContent
 from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
+from higgs_native.subtitles import Cue, check_subtitles_path, chunk_cues, write_subtitles
 from higgs_native.utils.checks import check_flag, check_instance, check_integer
 
 
 _SEEDS_PER_CHUNK = 1000
-_MAX_WAV_BYTES = 2**32 - 2**16  # the header's sizes have 32 bits
 
 
 class LongSpeech:
@@ -63,9 +71,11 @@ class LongSpeech:
 
     Args:
         engine: speaks the chunks.
-        text: to speak; `[SPEAKER0]`, `[SPEAKER1]`, ... begin the turns of several speakers.
+        text: to speak; `[SPEAKER0]`, `[SPEAKER1]`, ... begin the turns of several speakers. Or a book, as
+            `higgs_native.read_book` returns it.
         folder: path for finished chunks; made if missing. None: a temporary folder, deleted with this object.
-        voice, reference_audio, reference_text, scene, voices_folder: as for `HiggsAudio.speak`.
+        voice, reference_audio, reference_text, scene, voices_folder, normalize, strip_markup,
+            lexicon: as for `HiggsAudio.speak`.
         sampling, options: as for `HiggsAudio.speak`, without `max_new_tokens`, which follows from each chunk's text.
             The seed None takes that of the run in `folder`, or else a new one.
         chunk_seconds: maximum length of a chunk by `prompt.pace.spoken_seconds`, 2 to 30; None: 20, with the embedded
@@ -97,7 +107,7 @@ class LongSpeech:
     def __init__(
         self,
         engine: HiggsAudio,
-        text: str,
+        text: str | Book,
         folder: str | Path | None = None,
         voice: str | Voice | Sequence[str | Voice] | None = None,
         reference_audio: RecordingLike | None = None,
@@ -112,6 +122,9 @@ class LongSpeech:
         voices_folder: str | Path | None = None,
         on_progress: Callable[[float], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
+        normalize: bool = False,
+        strip_markup: bool = False,
+        lexicon: LexiconLike | None = None,
         sampling: SamplingParams | None = None,
         **options: Unpack[SamplingOptions],
     ) -> None:
@@ -133,9 +146,21 @@ class LongSpeech:
             context_chunks = CONTEXT_CHUNKS if has_context else 0
         if parallel is None:
             parallel = 1 if context_chunks else PARALLEL_CHUNKS
-        self.chunks = chunk_text(
-            text, chunk_seconds, join_sentences=not engine.is_embedded_voice, convention=engine.convention
-        )
+        self._title = text.title if isinstance(text, Book) else None
+        chapters = text.chapters if isinstance(text, Book) else (Chapter("", text),)
+        self.chunks: list[TextChunk] = []
+        self._chapters: list[tuple[str, int]] = []  # title and first chunk
+        words = None if lexicon is None else Lexicon.of(lexicon)
+        texts = [prepare_text(chapter.text, normalize, strip_markup, words) for chapter in chapters]
+        for chapter, prepared in zip(chapters, texts, strict=True):
+            chunks = chunk_text(
+                prepared, chunk_seconds, join_sentences=not engine.is_embedded_voice, convention=engine.convention
+            )
+            if self.chunks:
+                chunks[0] = replace(chunks[0], boundary="chapter")
+            self._chapters.append((chapter.title, len(self.chunks)))
+            self.chunks += chunks
+        text = "\n\n".join(texts)
         self._engine = engine
         self._context_chunks = int(context_chunks)
         self._max_retries = max_retries
@@ -147,7 +172,8 @@ class LongSpeech:
 
         voices = choose_voices(voice, reference_audio, reference_text, voices_folder, engine.trained_voices)
         # The messages that begin every prompt. They describe all speakers of the text; recordings are encoded once.
-        self._opening = engine.speech_messages(text, voices, scene)[:-1]
+        self._spell = engine.spelling(voices)
+        self._opening = engine.speech_messages(without_pauses(text), voices, scene)[:-1]
         recordings = []
         for item in (item for message in self._opening for item in message.contents()):
             if isinstance(item, AudioContent):
@@ -173,7 +199,7 @@ class LongSpeech:
         self.folder = self._store.folder
         self._store.claim(
             {
-                "text": [asdict(chunk) for chunk in self.chunks],
+                "text": [_without_none(asdict(chunk)) for chunk in self.chunks],
                 "voices": [[voice.profile, voice.reference_text] for voice in voices],
                 "recordings": recordings,
                 "scene": scene,
@@ -212,35 +238,111 @@ class LongSpeech:
                     conversation.add(chunk)
                 yield chunk
 
-    def save(self, path: str | Path) -> None:
-        """Finish all chunks, then write the whole speech to a .wav, .flac, .ogg or .mp3 file.
+    def save(
+        self,
+        path: str | Path,
+        format: str | None = None,
+        title: str | None = None,
+        loudness: float | None = None,
+        speed: float = 1.0,
+    ) -> None:
+        """Finish all chunks, then write the whole speech to a file.
+
+        Args:
+            path: of a file as for `Speech.save`, or of an audio book, .m4b, which has marks of the chapters and needs
+                PyAV (`pip install av`).
+            format, title, loudness, speed: as for `Speech.save`; the loudness is that of the blocks of all chunks, and
+                the title is that of the book, if there is one.
 
         Raises:
-            ParameterError: the suffix is another one, the file can't be written, or the speech is too long for .wav
-                (24 hours at 24 kHz).
+            ParameterError: a parameter is wrong, the file can't be written, or the speech is too long for .wav (24
+                hours at 24 kHz and 16 bit).
             GenerationError: as during iteration.
         """
-        path = check_output_path(path)
+        saver = self._saver(loudness, speed)
+        title = self._title if title is None else title
         # All chunks are finished before the file is begun, so that an interrupt during the long part leaves no file.
-        size = sum(chunk.pcm.nbytes for chunk in self)
-        if path.suffix.lower() == ".wav" and size > _MAX_WAV_BYTES:
-            raise ParameterError(
-                f"{path} must be .flac, .ogg or .mp3 for speech of over {_MAX_WAV_BYTES} bytes, got .wav"
-            )
-        with writing_audio(path, self._engine.audio_tokenizer.sampling_rate) as file:
-            for chunk in self:
-                file.write(chunk.pcm)
+        if is_m4b(path):
+            if format is not None:
+                raise ParameterError(f"format must be left out for {M4B_SUFFIX}, got {short_repr(format)}")
+            saver.save_m4b(self, check_m4b_path(path), title, self._starts())
+        else:
+            saver.save(self, check_output_path(path, format), format, title)
+
+    def save_chapters(
+        self, folder: str | Path, format: str = "mp3", loudness: float | None = None, speed: float = 1.0
+    ) -> list[Path]:
+        """Finish all chunks, then write a file per chapter: `01 Title.mp3`, ...
+
+        Args:
+            folder: made if it is missing.
+            format, loudness, speed: as for `save`; all chapters are scaled by one factor.
+
+        Returns:
+            The files.
+
+        Raises:
+            ParameterError, GenerationError: as for `save`.
+        """
+        saver = self._saver(loudness, speed)
+        paths = chapter_paths(folder, file_names([title for title, _ in self._chapters]), format)
+        saver.save_chapters(self, paths, format, self._starts())
+        return paths
+
+    def cues(self, words: bool = False) -> Iterator[Cue]:
+        """Yield the subtitles of the whole speech; those of a chunk when it is finished.
+
+        Where a chunk begins and ends is exact; times within a chunk are estimated (see `higgs_native.subtitles`).
+
+        Args:
+            words: a cue per word, instead of a cue per sentence or part of it.
+        """
+        check_flag("words", words)
+        rate = self._engine.audio_tokenizer.sampling_rate
+        position = 0
+        for index, chunk in enumerate(self):
+            pause = round(self._pause(index) * rate)
+            yield from chunk_cues(chunk.text.text, chunk.audio[pause:], rate, (position + pause) / rate, words)
+            position += len(chunk.pcm)
+
+    def save_subtitles(self, path: str | Path, words: bool = False, speed: float = 1.0) -> None:
+        """Finish all chunks, then write the subtitles of the file that `save` writes.
+
+        Args:
+            path: of a .srt or .vtt file.
+            words: as for `cues`.
+            speed: as for `save`.
+
+        Raises:
+            ParameterError, GenerationError: as for `save`.
+        """
+        path = check_subtitles_path(path)
+        check_speed(speed)
+        write_subtitles(path, list(self.cues(words)), speed)
+
+    def _saver(self, loudness: float | None, speed: float) -> Saver:
+        return Saver(self._engine.audio_tokenizer.sampling_rate, self._engine.name, self.seed, loudness, speed)
+
+    def _starts(self) -> list[ChapterStart]:
+        rate = self._engine.audio_tokenizer.sampling_rate
+        return [ChapterStart(title, index, round(self._pause(index) * rate)) for title, index in self._chapters]
 
     def _chunk_speaker(self) -> ChunkSpeaker:
         return ChunkSpeaker(self._engine, self._store, self._max_retries, self._on_progress, self._is_cancelled)
 
     def _conversation(self) -> Conversation:
-        return Conversation(self._engine, self._opening, self._recorded_tags, self._context_chunks)
+        return Conversation(self._engine, self._opening, self._recorded_tags, self._context_chunks, self._spell)
 
     def _load(self, index: int) -> SpokenChunk | None:
+        rate = self._engine.audio_tokenizer.sampling_rate
+        return self._store.load(index, self.chunks[index], self._pause(index), rate)
+
+    def _pause(self, index: int) -> float:
+        """Return the silence before a chunk, in seconds."""
         text = self.chunks[index]
-        pause = self._pauses.before(text.boundary) if index else 0.0
-        return self._store.load(index, text, pause, self._engine.audio_tokenizer.sampling_rate)
+        if text.pause is not None:
+            return text.pause
+        return self._pauses.before(text.boundary) if index else 0.0
 
     def _begin_chunks(self, first: int, conversation: Conversation, speaker: ChunkSpeaker, stored: set[int]) -> None:
         """Begin chunks from `first` on whose prompts are known, until `parallel` are being spoken.
@@ -274,6 +376,11 @@ class LongSpeech:
         """Return the bound of `detect_failures` in frames, plus BOS, EOS and the end of the delay pattern."""
         frames = math.ceil(max_seconds(text.text) * self._engine.audio_tokenizer.frame_rate)
         return frames + self._engine.model.config.num_codebooks + 2
+
+
+def _without_none(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return what is set, so that a text without pauses has the record that it had before there were any."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def check_long_form(context_chunks: int | None, max_retries: int, parallel: int | None) -> None:

@@ -16,7 +16,7 @@ MAX_RETRIES = 3
 PARALLEL_CHUNKS = 8
 """Chunks without context that are spoken side by side. Each adds a row to a step, which reads the weights once."""
 
-Boundary = Literal["paragraph", "turn", "sentence", "word"]
+Boundary = Literal["chapter", "paragraph", "turn", "sentence", "word"]
 """What begins at the start of a chunk."""
 
 _MAX_PAUSE_SECONDS = 60.0
@@ -35,6 +35,7 @@ class Pauses:
     paragraph: float = 0.7
     turn: float = 0.4
     sentence: float = 0.25
+    chapter: float = 1.5
 
     def __post_init__(self) -> None:
         for field in fields(self):

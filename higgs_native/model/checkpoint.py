@@ -82,6 +82,10 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
         raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
+READER_FILES = ("pronunciations.tsv.xz", "guesser.safetensors")
+"""Files that turn text into phonemes, in the folder of a voice that reads them. Copies of a checkpoint have them."""
+
+
 class TensorFiles:
     """The tensors of a folder's safetensors files, memory-mapped and read one at a time.
 

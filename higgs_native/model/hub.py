@@ -15,7 +15,7 @@ from higgs_native.model.other_kinds import kind_of_files
 HUB_TIMEOUT = 10.0
 """Seconds without an answer after which a request to the Hub fails. The client asks up to 7 times for a file."""
 _LOGGER = logging.getLogger(__name__)
-_FETCHED = ("*.json", "*.safetensors", "*.txt", "*.pth")
+_FETCHED = ("*.json", "*.safetensors", "*.txt", "*.pth", "*.tsv.xz")
 
 
 class HubOptions(TypedDict, total=False):

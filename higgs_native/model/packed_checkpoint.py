@@ -28,6 +28,7 @@ from higgs_native.model.checkpoint import (
     AUDIO_TOKENIZER_FOLDER,
     BUNDLED_AUDIO_TOKENIZER,
     BUNDLED_CONFIG_FILE,
+    READER_FILES,
     TensorFiles,
     expected_tensors,
     weight_files,
@@ -220,7 +221,7 @@ def write_packed(
         "checksums": json.dumps({name: checksum(tensor) for name, tensor in tensors.items()}),
         **_origin(source),
     }
-    texts = [path for path in _regular_files(source) if path.suffix in (".json", ".txt")]
+    texts = [path for path in _regular_files(source) if path.suffix in (".json", ".txt") or path.name in READER_FILES]
     audio_tokenizer = source / AUDIO_TOKENIZER_FOLDER
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from higgs_native.errors import CheckpointError, ParameterError
-from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER, LanguageModelFiles, weight_files
+from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER, READER_FILES, LanguageModelFiles, weight_files
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.packed_checkpoint import PACKED_FILE, check_target
 from higgs_native.utils.files import replacing
@@ -44,7 +44,8 @@ def write_rewritten(source: Path, target: Path, changed: Callable[[str, torch.Te
                 (temporary / path.name).chmod(temporary.stat().st_mode & 0o666)
             for path in source.iterdir():
                 is_index = path.name.endswith(".safetensors.index.json") and len(written) == 1
-                if path.is_file() and path.suffix in (".json", ".txt", ".jinja") and not is_index:
+                is_kept = path.suffix in (".json", ".txt", ".jinja") or path.name in READER_FILES
+                if path.is_file() and is_kept and not is_index:
                     shutil.copyfile(path, temporary / path.name)
             if (source / AUDIO_TOKENIZER_FOLDER).is_dir():
                 shutil.copytree(source / AUDIO_TOKENIZER_FOLDER, temporary / AUDIO_TOKENIZER_FOLDER)

@@ -31,7 +31,7 @@ _TTS, _TEXT, _AUDIO, _REF_TEXT, _REF_AUDIO = "<|tts|>", "<|text|>", "<|audio|>",
 _REQUIRED_TOKENS = (_TTS, _TEXT, _AUDIO, _REF_AUDIO)
 _CATEGORIES = ("emotion", "style", "sfx", "prosody")
 _CONTROL_TAG = re.compile(rf"<\|(?:{'|'.join(_CATEGORIES)}):\w+\|>")
-_ANY_TAG = re.compile(r"<\|[^|<>]*\|>")
+ANY_TAG = re.compile(r"<\|[^|<>]*\|>")
 # Tags of Higgs Audio V2 and their counterparts: an effect is followed by its sound, as the model was trained.
 _SOUND_EFFECTS = {
     "[laugh]": "<|sfx:laughter|>Haha",
@@ -142,7 +142,7 @@ def normalize_text(text: str) -> str:
         PromptError: no letter or digit is left to say, or as for `clean_text`.
     """
     cleaned = clean_text(text)
-    if not SPEAKABLE.search(_ANY_TAG.sub("", cleaned)):
+    if not SPEAKABLE.search(ANY_TAG.sub("", cleaned)):
         raise nothing_to_say(text)
     return cleaned
 
@@ -161,7 +161,7 @@ def check_text(text: str, tokenizer: Tokenizer, name: str = "text") -> None:
     """
     check_unicode(text, name)
     tags = control_tags(tokenizer)
-    for found in _ANY_TAG.findall(text):
+    for found in ANY_TAG.findall(text):
         if found not in tags:
             raise PromptError(f"{name} must hold tags that the model knows, got {found}; they are {_listed(tags)}")
     for token in tokenizer.get_added_tokens_decoder().values():

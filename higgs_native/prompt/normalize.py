@@ -73,6 +73,10 @@ _SOUND_EFFECTS = {
     "[sing start]": "<SE_s>[Singing]</SE_s>",
     "[sing end]": "<SE_e>[Singing]</SE_e>",
 }
+SOUND_EFFECT = regex.compile(
+    "|".join(map(regex.escape, sorted([*_SOUND_EFFECTS, *_SOUND_EFFECTS.values()], key=len, reverse=True)))
+)
+"""A tag of a sound effect, as users or as the model's training data write it."""
 _ENDINGS = (".", "!", "?", ",", ";", '"', "'", "</SE>", "</SE_e>")
 
 

@@ -1,23 +1,24 @@
 """Samples into an audio format, piece by piece while they are made."""
 
 import threading
-from fractions import Fraction
 
 import av
 import numpy as np
 
+from higgs_native.audio.formats import FORMATS
+from higgs_native.audio.tempo import Tempo, audio_frame, check_speed
 from higgs_native.errors import ParameterError
 
 
+# A stream is encoded by FFmpeg, which writes no header at the end. What files share has the name of their format.
 MEDIA_TYPES = {
-    "mp3": "audio/mpeg",
-    "opus": "audio/ogg",
+    "mp3": FORMATS["mp3"].media_type,
+    "opus": FORMATS["opus"].media_type,
     "aac": "audio/aac",
-    "flac": "audio/flac",
-    "wav": "audio/wav",
+    "flac": FORMATS["flac"].media_type,
+    "wav": FORMATS["wav"].media_type,
     "pcm": "audio/pcm",
 }
-MIN_SPEED, MAX_SPEED = 0.25, 4.0
 
 # FFmpeg's container, codec, options of the container, and bits per second. The options leave out headers that would
 # be written again at the end, which a stream can't do, and keep pages of Ogg short: by default they hold a second.
@@ -28,12 +29,6 @@ _CODECS = {
     "flac": ("flac", "flac", {}, None),
 }
 _UNKNOWN_LENGTH = 2**32 - 1
-_MIN_TEMPO = 0.5  # of FFmpeg's filter
-
-
-def pcm_samples(samples: np.ndarray) -> np.ndarray:
-    """Return samples [samples], float32, full scale 1, as int16, rounded and clipped, as all faces write them."""
-    return (samples.clip(-1, 1) * 32767).round().astype("<i2")
 
 
 def wav_header(sampling_rate: int, num_bytes: int | None = None) -> bytes:
@@ -64,10 +59,9 @@ class AudioEncoder:
     def __init__(self, format: str, sampling_rate: int, speed: float = 1.0) -> None:
         if format not in MEDIA_TYPES:
             raise ParameterError(f"response_format must be one of {', '.join(MEDIA_TYPES)}, got {format!r:.50}")
-        if not MIN_SPEED <= speed <= MAX_SPEED:
-            raise ParameterError(f"speed must be between {MIN_SPEED:g} and {MAX_SPEED:g}, got {speed}")
+        check_speed(speed)
         self._sampling_rate = sampling_rate
-        self._tempo = None if speed == 1 else _Tempo(sampling_rate, speed)
+        self._tempo = None if speed == 1 else Tempo(sampling_rate, speed)
         self._encoded = _Sink()
         # A client may leave while a thread encodes: the codec must outlast that call.
         self._busy = threading.Lock()
@@ -122,7 +116,7 @@ class AudioEncoder:
         if self._container is None:
             self._encoded.write(samples.astype("<i2", copy=False).tobytes())
         else:
-            self._container.mux(self._stream.encode(_frame(samples, self._sampling_rate, self._position)))
+            self._container.mux(self._stream.encode(audio_frame(samples, self._sampling_rate, self._position)))
         self._position += len(samples)
 
 
@@ -140,45 +134,3 @@ class _Sink:
         taken = bytes(self._bytes)
         self._bytes.clear()
         return taken
-
-
-class _Tempo:
-    """Changes the speed of speech, and keeps its pitch."""
-
-    def __init__(self, sampling_rate: int, speed: float) -> None:
-        self._sampling_rate = sampling_rate
-        self._position = 0
-        self._graph = av.filter.Graph()
-        steps = [speed] if speed >= _MIN_TEMPO else [_MIN_TEMPO, speed / _MIN_TEMPO]
-        nodes = [
-            self._graph.add_abuffer(
-                format="s16", sample_rate=sampling_rate, layout="mono", time_base=Fraction(1, sampling_rate)
-            ),
-            *(self._graph.add("atempo", f"{step:.6f}") for step in steps),
-            self._graph.add("abuffersink"),
-        ]
-        self._graph.link_nodes(*nodes).configure()
-
-    def change(self, samples: np.ndarray) -> np.ndarray:
-        if len(samples):
-            self._graph.push(_frame(samples, self._sampling_rate, self._position))
-        self._position += len(samples)
-        return self._pull()
-
-    def finish(self) -> np.ndarray:
-        self._graph.push(None)
-        return self._pull()
-
-    def _pull(self) -> np.ndarray:
-        pieces = [np.zeros(0, dtype=np.int16)]
-        while True:
-            try:
-                pieces.append(self._graph.pull().to_ndarray().reshape(-1))
-            except (av.BlockingIOError, av.EOFError):
-                return np.concatenate(pieces)
-
-
-def _frame(samples: np.ndarray, sampling_rate: int, position: int) -> av.AudioFrame:
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[None], format="s16", layout="mono")
-    frame.sample_rate, frame.pts, frame.time_base = sampling_rate, position, Fraction(1, sampling_rate)
-    return frame

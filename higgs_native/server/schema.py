@@ -11,10 +11,10 @@ from fastapi.responses import JSONResponse
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from starlette.exceptions import HTTPException
 
+from higgs_native.audio.tempo import MAX_SPEED, MIN_SPEED
 from higgs_native.errors import HiggsNativeError, one_line, short_repr
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.server.admission import Refused
-from higgs_native.server.encoder import MAX_SPEED, MIN_SPEED
 
 
 MODEL_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
@@ -69,6 +69,8 @@ class SpeechRequest(BaseModel):
         True,
         description="false: the response begins when the speech is complete; its headers say the length and failures.",
     )
+    normalize: bool = Field(False, description="Write out numbers, dates, units and the like of an English text.")
+    strip_markup: bool = Field(False, description="Leave out the markup of Markdown, and emoji.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="The same seed gives the same speech.")
     # The defaults of the next six are those of Higgs Audio V2; where one is left out, the model's own counts.
     temperature: float = SamplingParams.temperature

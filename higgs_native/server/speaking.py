@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from anyio.to_thread import run_sync
 
+from higgs_native.audio.samples import pcm_samples
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form.chunk_store import SpokenChunk
 from higgs_native.long_form.chunking import chunk_text
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.long_form.settings import CHUNK_SECONDS, EMBEDDED_VOICE_CHUNK_SECONDS
+from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.voices import Voice
-from higgs_native.server.encoder import pcm_samples
 from higgs_native.server.schema import MODEL_ALIASES, ApiError, SpeechRequest
 from higgs_native.server.settings import ServerSettings
 from higgs_native.server.voices import VoiceStore
@@ -105,7 +106,8 @@ class Speaker:
             raise ApiError(400, "ref_audio must be given with ref_text, got none", "invalid_value", "ref_audio")
         else:
             voices = [self._voices.find(name) for name in request.voice_names]
-        return Utterance(request.input, voices, request.instructions or None, sampling)
+        text = prepare_text(request.input, request.normalize, request.strip_markup)
+        return Utterance(text, voices, request.instructions or None, sampling)
 
     async def speak(self, utterance: Utterance) -> AsyncGenerator[np.ndarray, None]:
         """Yield samples [samples], int16, as they are made. Leaving the loop ends the generation.

@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from higgs_native.audio.loudness import integrated_loudness, k_weighted, normalized_to
+from higgs_native.audio.loudness import (
+    block_powers,
+    check_loudness,
+    integrated_loudness,
+    k_weighted,
+    normalized_to,
+    output_gain,
+)
+from higgs_native.errors import ParameterError
 
 
 def sine(seconds: float, rate: int, amplitude: float = 1.0) -> np.ndarray:
@@ -52,3 +60,23 @@ def test_low_rates(rate):
     """A sine has the same loudness at low and high sampling rates."""
     low, high = (0.1 * np.sin(2 * np.pi * 200 * np.arange(3 * each) / each) for each in (rate, 48000))
     assert integrated_loudness(low, rate) == pytest.approx(integrated_loudness(high, 48000), abs=0.3)
+
+
+def test_the_gain_of_an_output_brings_it_to_the_loudness():
+    audio = 0.01 * np.sin(2 * np.pi * 440 * np.arange(48000) / 24000)
+    scaled = audio * output_gain(block_powers(audio, 24000), 0.01, -16)
+    assert integrated_loudness(scaled, 24000) == pytest.approx(-16, abs=0.01)
+
+
+def test_the_gain_of_an_output_never_clips():
+    audio = 0.01 * np.sin(2 * np.pi * 440 * np.arange(48000) / 24000)
+    audio[24000] = 0.5  # a click
+    gain = output_gain(block_powers(audio, 24000), 0.5, -16)
+    assert gain == 2
+    assert output_gain(block_powers(np.zeros(48000), 24000), 0.0, -16) == 1
+
+
+@pytest.mark.parametrize("loudness", [1, -71, float("nan"), "loud"])
+def test_wrong_loudness(loudness):
+    with pytest.raises(ParameterError, match=r"loudness must be (between -70 and 0 LUFS|a number or None), got"):
+        check_loudness(loudness)

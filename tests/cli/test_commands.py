@@ -14,6 +14,7 @@ import soundfile
 
 import higgs_native
 from higgs_native import HiggsAudio
+from higgs_native.audio.loudness import integrated_loudness
 from higgs_native.cli.options import MODEL_NAME
 from higgs_native.cli.quantize import size_text
 from higgs_native.generation.sampler import SamplerState
@@ -21,6 +22,8 @@ from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.utils.files import locked
 from tests.audio.test_quality import syllables
 from tests.cli.conftest import RATE, tone
+from tests.manuscript.epubs import page, write_epub
+from tests.manuscript.voices import write_phoneme_voice
 
 
 def test_speak_writes_a_file(run, model):
@@ -45,7 +48,20 @@ def test_the_seed_and_the_parameters_reach_the_model(run, model):
     assert len(a) != len(c) or not np.array_equal(a, c)
     for name, ras in (("greedy", 0), ("same", 0)):
         assert (
-            run("speak", "Hello.", *options, "--temperature", 0, "--ras-win-len", ras, "--out", f"{name}.wav")[0] == 0
+            run(
+                "speak",
+                "Hello.",
+                *options,
+                "--seed",
+                1,
+                "--temperature",
+                0,
+                "--ras-win-len",
+                ras,
+                "--out",
+                f"{name}.wav",
+            )[0]
+            == 0
         )
     assert (run.work / "greedy.wav").read_bytes() == (run.work / "same.wav").read_bytes()
 
@@ -53,7 +69,7 @@ def test_the_seed_and_the_parameters_reach_the_model(run, model):
 def test_the_text_comes_from_an_argument_a_file_or_standard_input(run, model, monkeypatch):
     (run.work / "text.txt").write_text("\ufeffHello, 世界.\n", encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Hello, 世界.\n".encode())))
-    options = ("--model", model, "--max-new-tokens", 16, "--temperature", 0)
+    options = ("--model", model, "--max-new-tokens", 16, "--temperature", 0, "--seed", 1)
     os.mkfifo(run.work / "pipe")  # what a shell makes of <(command)
     writer = threading.Thread(target=(run.work / "pipe").write_text, args=("Hello, 世界.\n", "utf-8"))
     writer.start()
@@ -105,6 +121,140 @@ def test_the_seed_that_was_drawn_is_told(run, model, options):
     seed = re.search(r", seed (\d+)$", err, re.MULTILINE)[1]
     assert run(*arguments, "--seed", seed)[0] == 0
     assert (run.work / "out.wav").read_bytes() == drawn
+
+
+@pytest.mark.parametrize(("format", "kind"), [(None, "WAV"), ("flac24", "FLAC"), ("mp3", "MP3")])
+def test_standard_output_takes_the_file(model, tmp_path, format, kind):
+    options = [] if format is None else ["--format", format]
+    arguments = ["speak", "Hello there.", "--model", model, "--max-new-tokens", "20", "--seed", "1", "--out", "-"]
+    process = subprocess.run(
+        [sys.executable, "-m", "higgs_native.cli", *arguments, *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(higgs_native.__file__).parent.parent)},
+        capture_output=True,
+        check=True,
+    )
+    with soundfile.SoundFile(io.BytesIO(process.stdout)) as file:
+        assert (file.format, file.title) == (kind, "Hello there.")
+        assert file.comment == f"model {model.name}, seed 1"
+        assert 0 < file.frames <= 960 * 20
+    assert b"s of audio in" in process.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_terminal_gets_no_audio(run, model, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, _, err = run("speak", "Hello.", "--model", model, "--out", "-")
+    assert code == 2
+    assert err == "error: --out must be a file, or - with a pipe behind it, got -, which is the terminal\n"
+
+
+@pytest.mark.parametrize("command", ["speak", "read"])
+def test_the_output_has_a_format_a_loudness_and_a_speed(run, model, command):
+    pytest.importorskip("av")
+    options = ("--model", model, "--seed", 1, "--format", "wav24", "--loudness", -23)
+    for name, speed in (("slow", 1), ("fast", 1.5)):
+        code, _, err = run(command, "Hello there.", *options, "--speed", speed, "--out", f"{name}.wav")
+        assert code == 0, err
+    (slow, rate), (fast, _) = (soundfile.read(run.work / f"{name}.wav") for name in ("slow", "fast"))
+    assert soundfile.info(run.work / "slow.wav").subtype == "PCM_24"
+    assert len(slow) / len(fast) == pytest.approx(1.5, rel=0.05)
+    assert integrated_loudness(slow, rate) == pytest.approx(-23, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--format", "m4a"), "format must be one of wav, wav24, wav_float, flac, flac24, mp3, ogg, opus, got 'm4a'"),
+        (("--out", "a.mp3", "--format", "wav"), "path must end in .wav for the format wav, got a.mp3"),
+        (("--loudness", "3"), "loudness must be between -70 and 0 LUFS, got 3.0"),
+        (("--speed", "9"), "speed must be between 0.25 and 4, got 9.0"),
+    ],
+)
+@pytest.mark.parametrize("command", ["speak", "read"])
+def test_wrong_outputs_are_told_before_work(run, command, options, message):
+    code, _, err = run(command, "Hello.", *options)
+    assert (code, err) == (2, f"error: {message}\n")
+
+
+@pytest.mark.parametrize("command", ["speak", "read"])
+def test_a_text_is_prepared(run, model, command):
+    pytest.importorskip("markdown_it")
+    options = ("--model", model, "--seed", 1)
+    assert run(command, "**It** cost $3 🎉.", *options, "--normalize", "--strip-markup", "--out", "a.wav")[0] == 0
+    assert run(command, "It cost three dollars.", *options, "--out", "b.wav")[0] == 0
+    assert (run.work / "a.wav").read_bytes() == (run.work / "b.wav").read_bytes()
+
+
+@pytest.mark.parametrize("command", ["speak", "read"])
+def test_a_lexicon_and_pauses(run, model, command):
+    (run.work / "words.txt").write_text("nginx = engine x\n")
+    options = ("--model", model, "--seed", 1)
+    text = "<speak>This is nginx.<break time='1s'/>It runs.</speak>"
+    assert run(command, text, *options, "--lexicon", "words.txt", "--out", "a.wav")[0] == 0
+    assert run(command, "This is engine x. [pause:1s] It runs.", *options, "--out", "b.wav")[0] == 0
+    assert (run.work / "a.wav").read_bytes()[-48000:] == (run.work / "b.wav").read_bytes()[-48000:]
+    audio, rate = soundfile.read(run.work / "a.wav", dtype="int16")
+    loud = np.flatnonzero(audio)
+    assert np.diff(loud).max() == pytest.approx(rate, abs=2 * rate / 25)
+    for bad, message in (("a [pause:1] b", "a pause must be written"), ("<speak><audio/></speak>", "SSML must hold")):
+        code, _, err = run(command, bad, *options)
+        assert code == 2
+        assert err.startswith(f"error: {message}")
+
+
+def test_a_book_is_read_by_chapters(run, model):
+    pytest.importorskip("markdown_it")
+    (run.work / "notes.md").write_text("# One\n\nHello **there**.\n\n# Two\n\nIt is 5.\n")
+    options = ("--model", model, "--seed", 1, "--max-retries", 0)
+    assert run("read", "notes.md", *options, "--out", "chapters", "--format", "flac", "--normalize")[0] == 0
+    assert sorted(path.name for path in (run.work / "chapters").iterdir()) == ["01 One.flac", "02 Two.flac"]
+    assert not (run.work / "chapters.parts").exists()
+    write_epub(run.work / "book.epub", {"a.xhtml": page("<h1>One</h1><p>Hello.</p>")})
+    assert run("read", "book.epub", *options, "--out", "whole.mp3")[0] == 0
+    with soundfile.SoundFile(run.work / "whole.mp3") as file:
+        assert file.title == "The Book"
+    code, _, err = run("read", "Hello.", *options, "--out", "folder")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "path must end in .wav" in err
+
+
+def test_a_resumed_run_says_so(run, model):
+    options = ("--model", model, "--seed", 1, "--folder", "parts", "--max-retries", 0, "--chunk-seconds", 2)
+    assert run("read", "Hello there. It is a good day for a long walk.", *options)[0] == 0
+    (run.work / "parts" / "00001.json").unlink()
+    _, _, err = run("read", "Hello there. It is a good day for a long walk.", *options)
+    assert re.search(r"^parts: 1 of \d chunks are finished\.$", err, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["speak", "read"])
+def test_subtitles(run, model, command):
+    options = ("--model", model, "--seed", 1)
+    assert run(command, "Hello there. It is good.", *options, "--subtitles", "out.srt")[0] == 0
+    assert re.findall("[A-Z].*", (run.work / "out.srt").read_text()) == ["Hello there.", "It is good."]
+    assert run(command, "Hello there.", *options, "--subtitles", "out.vtt", "--subtitle-words")[0] == 0
+    assert re.findall("[A-Za-z].*", (run.work / "out.vtt").read_text()) == ["WEBVTT", "Hello", "there."]
+    code, _, err = run(command, "Hello.", *options, "--subtitles", "out.txt")
+    assert (code, err) == (2, "error: subtitles must end in .srt, .vtt, got out.txt\n")
+
+
+@pytest.mark.parametrize("command", ["speak", "read"])
+def test_words_that_a_voice_cannot_read_are_named(run, tmp_path, command):
+    voice = write_phoneme_voice(tmp_path / "voice")
+    code, _, err = run(command, "The 猫 cat.", "--model", voice, "--voice", "emma", "--seed", 1)
+    assert code == 0
+    assert "warning: the voice can't read, and leaves out: 猫\n" in err
+    code, _, err = run(command, "The cat.", "--model", voice, "--seed", 1)
+    assert (code, "can't read" in err) == (0, False)
+    assert run("quantize", voice, "quantized", "--format", "int8")[0] == 0
+    code, _, err = run(command, "The 猫 cat.", "--model", "quantized", "--seed", 1)
+    assert "leaves out: 猫\n" in err
+
+
+@pytest.mark.parametrize("option", [("--format", "wav"), ("--loudness", "-16.0"), ("--speed", "2.0")])
+def test_a_stream_takes_no_option_of_files(run, option):
+    code, _, err = run("speak", "Hello.", "--stream", "out.pcm", *option)
+    assert (code, err) == (2, f"error: {option[0]} must not be given with --stream, got {option[1]}\n")
 
 
 def test_good_speech_is_not_warned_of(run):
@@ -342,7 +492,7 @@ def test_a_limit_that_was_reached_is_told(run, model):
 def test_cloning_from_a_recording_and_from_the_folder_of_voices(run, model, monkeypatch):
     soundfile.write(run.work / "anna.wav", tone(1), RATE)
     (run.work / "anna.txt").write_text("Hello there.")
-    options = ("--model", model, "--max-new-tokens", 16, "--temperature", 0)
+    options = ("--model", model, "--max-new-tokens", 16, "--temperature", 0, "--seed", 1)
     reference = ("--reference-audio", "anna.wav", "--reference-text", "Hello there.")
     assert run("speak", "Hi.", *options, *reference, "--out", "a.wav")[0] == 0
     assert run("speak", "Hi.", *options, "--voice", "anna", "--voices", ".", "--out", "b.wav")[0] == 0

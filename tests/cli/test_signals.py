@@ -58,6 +58,8 @@ def test_a_signal_leaves_nothing_half_written(run, start, command, left, number)
         _, errors = process.communicate()
     assert process.returncode == 128 + number
     assert "Traceback" not in errors
+    advice = "The same command goes on from out.wav.parts, where the finished chunks are."
+    assert (errors.splitlines()[-1] == advice) is (command == "read")
     assert os.listdir(run.work) == left
 
 

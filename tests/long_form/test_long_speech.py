@@ -1,6 +1,7 @@
 """Long texts, spoken by the embedded voice and by a fake model."""
 
 import itertools
+import json
 import re
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import torch
 from higgs_native import pipeline
 from higgs_native.errors import GenerationError, ParameterError, PromptError
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.long_form import long_speech
+from higgs_native.long_form import long_speech, saving
 from higgs_native.long_form.joining import EDGE_SECONDS
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.long_form.settings import Pauses
@@ -221,9 +222,9 @@ def test_arguments_of_generation(engine, fake):
 
 def test_wav_has_a_maximum_size(engine, fake, tmp_path, monkeypatch):
     fake()
-    monkeypatch.setattr(long_speech, "_MAX_WAV_BYTES", 10_000)
+    monkeypatch.setattr(saving, "_MAX_WAV_BYTES", 10_000)
     speech = LongSpeech(engine, TEXT)
-    with pytest.raises(ParameterError, match=r"out\.wav must be \.flac, \.ogg or \.mp3 for .* over 10000 bytes, got"):
+    with pytest.raises(ParameterError, match=r"out\.wav must be \.flac, .* over 10000 bytes, got"):
         speech.save(tmp_path / "out.wav")
     speech.save(tmp_path / "out.flac")
     assert [file.name for file in tmp_path.iterdir()] == ["out.flac"]
@@ -241,3 +242,25 @@ def test_text_chunks_and_audio_contents_compare():
     one, two = (AudioContent(codes=torch.zeros(8, 3)) for _ in range(2))
     assert one == two
     assert replace(one, audio_url="a") != two
+
+
+def test_pauses_of_the_text_replace_those_of_boundaries(engine):
+    text = "The sun rises. [pause:1s]\n\n[pause:500ms] The water is cold. It is clear. [pause:9s]"
+    speech = LongSpeech(engine, text, seed=1)
+    assert [(chunk.text, chunk.pause) for chunk in speech.chunks] == [
+        ("The sun rises.", None),
+        ("The water is cold.", 1.5),
+        ("It is clear.", None),
+    ]
+    first, second, third = speech
+    plain = list(LongSpeech(engine, "The sun rises.\n\nThe water is cold. It is clear.", seed=1))
+    assert not second.pcm[: round(1.5 * RATE)].any()
+    for chunk, other, cut, other_cut in zip((first, second, third), plain, (0, 1.5, 0), (0, 0.7, 0), strict=True):
+        expected = other.pcm[round(other_cut * RATE) :]
+        np.testing.assert_array_equal(chunk.pcm[round(cut * RATE) :], expected)
+
+
+def test_the_record_of_a_text_without_pauses_has_none(engine, tmp_path):
+    LongSpeech(engine, "The sun rises.", tmp_path / "parts", seed=1)
+    (chunk,) = json.loads((tmp_path / "parts" / "run.json").read_text())["inputs"]["text"]
+    assert chunk == {"text": "The sun rises.", "tag": "", "boundary": "paragraph"}

@@ -19,10 +19,10 @@ import pytest
 import uvicorn
 
 import higgs_native
+from higgs_native.audio.samples import pcm_samples
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.server.app import create_app
 from higgs_native.server.delivery import SpeechService
-from higgs_native.server.encoder import pcm_samples
 from higgs_native.server.settings import ServerSettings
 
 

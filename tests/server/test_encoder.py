@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from higgs_native.audio.samples import pcm_samples
 from higgs_native.errors import ParameterError
-from higgs_native.server.encoder import MEDIA_TYPES, AudioEncoder, pcm_samples, wav_header
+from higgs_native.server.encoder import MEDIA_TYPES, AudioEncoder, wav_header
 from tests.server.conftest import correlation, decoded
 
 

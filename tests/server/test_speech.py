@@ -139,6 +139,12 @@ def test_a_response_that_is_not_streamed_has_headers(server, streamed, format):
         np.testing.assert_array_equal(read, samples)
 
 
+def test_the_text_is_prepared(server):
+    options = {"response_format": "pcm", "seed": 7}
+    prepared = server.speak(input="**Take** 3 🎉.", normalize=True, strip_markup=True, **options)
+    assert prepared.content == server.speak(input="Take three.", **options).content
+
+
 def test_failures_are_told(server):
     """A speech that is cut off has no end."""
     response = server.speak(response_format="pcm", seed=7, stream=False, max_new_tokens=20)

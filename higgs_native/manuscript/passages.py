@@ -1,0 +1,58 @@
+"""The passages between a text's pauses, and the prompt of each."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from higgs_native.convention import Convention
+from higgs_native.manuscript.pauses import Passage
+from higgs_native.prompt.chat import normalized_text, spoken_turns
+from higgs_native.prompt.messages import Message
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Passages that are spoken one after the other, in one voice.
+
+    Attributes:
+        passages: in order; their texts are normalized.
+        opening: messages that begin every prompt.
+        needs_context: whether nothing else keeps the voice the same, so that the prompts of later passages hold the
+            first one.
+        spell: writes a text as the voice reads it.
+    """
+
+    passages: Sequence[Passage]
+    opening: Sequence[Message]
+    needs_context: bool
+    spell: Callable[[str], str]
+
+    @classmethod
+    def of(
+        cls,
+        passages: Sequence[Passage],
+        opening: Sequence[Message],
+        needs_context: bool,
+        spell: Callable[[str], str],
+        convention: Convention,
+    ) -> "Passages":
+        """Normalize the texts as the convention does. Raises PromptError if one is wrong."""
+        normalized = [replace(passage, text=normalized_text(passage.text, convention)) for passage in passages]
+        return cls(normalized, opening, needs_context, spell)
+
+    def messages(self, index: int, first: torch.Tensor | None) -> list[Message]:
+        """Return the prompt of a passage.
+
+        Args:
+            index: of the passage.
+            first: codes [codebooks, frames] of the first passage; None before they are known.
+        """
+        context = []
+        if index and self.needs_context and first is not None and first.shape[1]:
+            context = spoken_turns([(self.spell(self.passages[0].text), first)])
+        return [*self.opening, *context, Message("user", self.spell(self.passages[index].text))]
+
+    def is_cut(self, index: int) -> tuple[bool, bool]:
+        """Return whether a pause is before a passage, and whether one is after it."""
+        return self.passages[index].pause > 0, index + 1 < len(self.passages)

@@ -1,0 +1,99 @@
+"""Texts of voices that read phonemes: a checkpoint with a dictionary gets its prompts in phonemes.
+
+Such a checkpoint's folder holds what `higgs_native.english.reader` reads, and `voices.json`, which is
+`{"NAME": {"accent": "us"}, ...}`. The first voice there is the default one.
+"""
+
+import hashlib
+import lzma
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from higgs_native.english.reader import ACCENTS, DICTIONARY_FILE, GUESSER_FILE, Reader
+from higgs_native.errors import CheckpointError, ConfigError, PromptError, one_line, short_repr
+from higgs_native.prompt.markup import SPEAKER_TAG
+from higgs_native.prompt.voices import Voice
+from higgs_native.utils.files import read_json_object, read_small_file
+
+
+VOICES_FILE = "voices.json"
+_MAX_FILE = 64 << 20
+
+
+class PhonemeReader:
+    """Turns texts into phonemes, each speaker's in the accent of the voice.
+
+    Args:
+        reader: knows the pronunciations.
+        accents: by name of a voice; the first one is that of other voices.
+        fingerprint: tells what it reads by from other dictionaries.
+    """
+
+    def __init__(self, reader: Reader, accents: Mapping[str, str], fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+        self._reader = reader
+        self._accents = dict(accents)
+        self._default = next(iter(self._accents.values()))
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "PhonemeReader | None":
+        """Return the reader of a checkpoint; None if it has no dictionary.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+            ConfigError: `voices.json` names no accents.
+        """
+        if not (folder / DICTIONARY_FILE).is_file():
+            return None
+        voices = read_json_object(folder / VOICES_FILE)
+        accents = {name: voice.get("accent") if isinstance(voice, dict) else None for name, voice in voices.items()}
+        if not accents or not all(accent in ACCENTS for accent in accents.values()):
+            expected = f'{{NAME: {{"accent": {" or ".join(ACCENTS)}}}, ...}}'
+            raise ConfigError(f"{folder / VOICES_FILE} must be {expected}, got {short_repr(voices)}")
+        try:
+            files = [read_small_file(folder / name, _MAX_FILE) for name in (DICTIONARY_FILE, GUESSER_FILE)]
+            digest = hashlib.sha256(b"".join(hashlib.sha256(file).digest() for file in files)).hexdigest()
+            return cls(Reader(folder), accents, f"{digest} {sorted(accents.items())}")
+        # RuntimeError: weights of other shapes.
+        except (OSError, EOFError, lzma.LZMAError, SafetensorError, ValueError, RuntimeError, TypeError) as error:
+            raise CheckpointError(f"{folder} must hold a readable dictionary, got: {one_line(str(error))}") from None
+
+    def spell(self, text: str, voices: Sequence[Voice] = ()) -> str:
+        """Return the phonemes of a text; tags of speakers stay.
+
+        Args:
+            text: English. Words that can't be read (see `unreadable`) are left out.
+            voices: of SPEAKER0, SPEAKER1, ...
+
+        Raises:
+            PromptError: no word can be read.
+        """
+        parts = self._parts(text, voices)
+        spelled = " ".join(part for tag, phonemes, _ in parts for part in (tag, phonemes) if part)
+        if not any(phonemes for _, phonemes, _ in parts):
+            raise PromptError(f"text must hold words that the voice can read, got {short_repr(text)}")
+        return spelled
+
+    def unreadable(self, text: str) -> list[str]:
+        """Return the words of a text that can't be read, such as those of other scripts, each once."""
+        return list(dict.fromkeys(word for _, _, missing in self._parts(text, ()) for word in missing))
+
+    def _parts(self, text: str, voices: Sequence[Voice]) -> list[tuple[str, str, list[str]]]:
+        """Return the tag, the phonemes and the unreadable words of each turn."""
+        turns, tag = [], ""
+        begins = [*SPEAKER_TAG.finditer(text), None]
+        position = 0
+        for match in begins:
+            said = text[position : len(text) if match is None else match.start()]
+            if said.strip() or tag:
+                turns.append((tag, *self._reader.phonemes(said, self._accent(tag, voices))))
+            if match is not None:
+                tag, position = match[0], match.end()
+        return turns
+
+    def _accent(self, tag: str, voices: Sequence[Voice]) -> str:
+        speaker = int(tag[len("[SPEAKER") : -1]) if tag else 0
+        profile = voices[speaker].profile if speaker < len(voices) else None
+        return self._accents.get(profile, self._default)

@@ -1,0 +1,139 @@
+"""A checkpoint with a dictionary gets its prompts in phonemes."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from higgs_native.english.reader import DICTIONARY_FILE, GUESSER_FILE
+from higgs_native.errors import CheckpointError, ConfigError, PromptError
+from higgs_native.long_form.chunking import TextChunk
+from higgs_native.long_form.conversation import Conversation
+from higgs_native.long_form.long_speech import LongSpeech
+from higgs_native.manuscript.phonemes import VOICES_FILE, PhonemeReader
+from higgs_native.model.checkpoint import READER_FILES
+from higgs_native.pipeline import HiggsAudio
+from higgs_native.prompt.messages import Message
+from higgs_native.prompt.voices import Voice
+from tests.manuscript.voices import write_phoneme_voice
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_phoneme_voice(tmp_path_factory.mktemp("phonemes"))
+
+
+@pytest.fixture(scope="module")
+def engine(folder):
+    return HiggsAudio.from_pretrained(folder)
+
+
+@pytest.fixture
+def conversations(engine, monkeypatch):
+    """The messages of every request."""
+    found = []
+    original = HiggsAudio.prepare_request
+
+    def prepare_request(self, conversation, *arguments, **options):
+        found.append(conversation)
+        return original(self, conversation, *arguments, **options)
+
+    monkeypatch.setattr(HiggsAudio, "prepare_request", prepare_request)
+    return found
+
+
+def test_each_speaker_has_the_accent_of_the_voice(engine):
+    heart, emma = Voice(profile="heart"), Voice(profile="emma")
+    text = "[SPEAKER0] The cat. [SPEAKER1] A bath, 5!"
+    assert engine.phonemes.spell(text, [heart, emma]) == "[SPEAKER0] ðə kˈæt. [SPEAKER1] ɐ bˈɑːθ, fˈIv!"
+    assert engine.phonemes.spell(text, [emma, heart]) == "[SPEAKER0] ðə kˈat. [SPEAKER1] ɐ bˈæθ, fˈIv!"
+    assert engine.phonemes.spell(text) == "[SPEAKER0] ðə kˈæt. [SPEAKER1] ɐ bˈæθ, fˈIv!"
+    assert engine.phonemes.spell("The bath.", [emma]) == "ðə bˈɑːθ."
+
+
+def test_prompts_are_in_phonemes_and_results_in_words(engine, conversations):
+    options = {"seed": 1, "max_new_tokens": 20}
+    speech = engine.speak("The cat.", voice="emma", **options)
+    assert conversations[-1][-1].content == "ðə kˈat."
+    assert speech.script == "The cat."
+    chunks = list(engine.stream("The cat.", voice="emma", **options))
+    assert conversations[-1][-1].content == "ðə kˈat."
+    np.testing.assert_array_equal(np.concatenate([chunk.samples for chunk in chunks]), speech.audio)
+    engine.speak("The cat. [pause:1s] The bath.", voice="emma", **options)
+    assert [conversation[-1].content for conversation in conversations[-2:]] == ["ðə kˈat.", "ðə bˈɑːθ."]
+
+
+def test_books_are_in_phonemes(engine, conversations):
+    text = "[SPEAKER0] The cat.\n\n[SPEAKER1] The bath."
+    speech = LongSpeech(engine, text, voice="heart,emma", seed=1, max_retries=0)
+    list(speech)
+    assert [chunk.text for chunk in speech.chunks] == ["The cat.", "The bath."]
+    first, second = conversations
+    assert first[-1].content == "[SPEAKER0] ðə kˈæt."
+    assert second[-1].content == "[SPEAKER1] ðə bˈɑːθ."
+
+
+def test_the_context_of_a_book_is_in_phonemes(engine):
+    chunk = next(iter(LongSpeech(engine, "The cat.", seed=1, max_retries=0)))
+    opening = [Message("system", "Generate audio following instruction.")]
+    conversation = Conversation(engine, opening, set(), 1, engine.spelling([Voice(profile="emma")]))
+    conversation.add(chunk)
+    messages = conversation.messages(TextChunk("The bath.", "", "sentence"), 100)
+    assert [messages[1].content, messages[-1].content] == ["ðə kˈat.", "ðə bˈɑːθ."]
+
+
+def test_the_words_of_a_recording_are_in_phonemes(engine, conversations):
+    recording = (0.5 * np.sin(np.arange(24000) / 17)).astype(np.float32), 24000
+    with pytest.warns(UserWarning, match="the reference audio"):
+        engine.speak("The cat.", reference_audio=recording, reference_text="The bath.", seed=1, max_new_tokens=20)
+    assert [message.content for message in conversations[-1] if isinstance(message.content, str)][-2:] == [
+        "ðə bˈæθ.",
+        "ðə kˈæt.",
+    ]
+
+
+def test_words_that_cannot_be_read_are_named(engine):
+    assert engine.unreadable_words("The 猫 cat. [pause:1s] 犬 猫") == ["猫", "犬"]
+    with pytest.raises(PromptError, match="text must hold words that the voice can read, got '猫"):
+        engine.speak("猫")
+
+
+def test_other_checkpoints_read_words(demo_folder):
+    engine = HiggsAudio.from_pretrained(demo_folder)
+    assert engine.phonemes is None
+    assert engine.unreadable_words("猫") == []
+    assert engine.spelling([])("The cat.") == "The cat."
+
+
+def test_the_dictionary_is_part_of_the_fingerprint(folder, engine, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    assert HiggsAudio.from_pretrained(copy).fingerprint() == engine.fingerprint()
+    (copy / VOICES_FILE).write_text('{"heart": {"accent": "gb"}}')
+    assert HiggsAudio.from_pretrained(copy).fingerprint() != engine.fingerprint()
+
+
+def test_copies_of_a_checkpoint_have_its_dictionary():
+    assert READER_FILES == (DICTIONARY_FILE, GUESSER_FILE)
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "error", "message"),
+    [
+        (VOICES_FILE, b"{}", ConfigError, r"voices\.json must be \{NAME: .*, got \{\}"),
+        (VOICES_FILE, b'{"a": {"accent": "fr"}}', ConfigError, r"voices\.json must be"),
+        (VOICES_FILE, b'{"a": 1}', ConfigError, r"voices\.json must be"),
+        (VOICES_FILE, None, ConfigError, r"has no voices\.json"),
+        (DICTIONARY_FILE, b"no xz", CheckpointError, "must hold a readable dictionary, got: "),
+        (GUESSER_FILE, b"no tensors", CheckpointError, "must hold a readable dictionary, got: "),
+        (GUESSER_FILE, None, CheckpointError, "must hold a readable dictionary, got: "),
+    ],
+)
+def test_damaged_files(name, contents, error, message, folder, tmp_path):
+    for file in (*READER_FILES, VOICES_FILE):
+        shutil.copy(folder / file, tmp_path / file)
+    (tmp_path / name).unlink()
+    if contents is not None:
+        (tmp_path / name).write_bytes(contents)
+    with pytest.raises(error, match=message):
+        PhonemeReader.from_folder(tmp_path)
