@@ -197,8 +197,8 @@ class HiggsAudio:
             text: what to say, with `[SPEAKER0]`, `[SPEAKER1]`, ... before the turns of several speakers. It is
                 normalized by `higgs_native.normalize_text`; for Higgs TTS 3 it may hold control tags instead.
                 `[pause:1s]` or `[pause:250ms]` is silence of that length: what is between pauses is spoken by itself,
-                in the same voice; the first part has the seed, and each other part the next one. A text that begins with `<speak>` is read as SSML (see
-                `higgs_native.manuscript.ssml`).
+                in the same voice; the first part has the seed, and each other part the next one. A text that begins
+                with `<speak>` is read as SSML (see `higgs_native.manuscript.ssml`).
             voice: the name of a voice in `voices_folder` or in `trained_voices`, or a `Voice`; several, in a list or
                 separated by commas, are those of SPEAKER0, SPEAKER1, ...
             reference_audio: a recording to clone instead: an audio file, its contents, `(samples, sampling rate)`, or
@@ -230,7 +230,8 @@ class HiggsAudio:
         text = prepare_text(text, normalize, strip_markup, lexicon)
         opening = self.speech_messages(without_pauses(text), voices, scene)[:-1]
         passages = self._passages(text, voices, opening)
-        speeches, sounds = [], [np.zeros(0, dtype=np.float32)]
+        speeches: list[Speech] = []
+        sounds = [np.zeros(0, dtype=np.float32)]
         for index, passage in enumerate(passages.passages):
             messages = passages.messages(index, speeches[0].codes if speeches else None)
             seconds = sum(map(len, sounds)) / self.audio_tokenizer.sampling_rate
@@ -475,7 +476,7 @@ class HiggsAudio:
         Raises:
             PromptError: the model knows no such emotion or style.
         """
-        return tagged_text(text, self.model.tokenizer, self.convention, emotion, style)
+        return tagged_text(text, self.tokenizer, self.convention, emotion, style)
 
     def encode_recording(self, recording: Recording) -> torch.Tensor:
         """Return the codes [codebooks, frames] of a reference, as the model was trained with them."""

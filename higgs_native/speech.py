@@ -85,17 +85,17 @@ class Speech:
             AudioError: there is no audio.
             ParameterError: a parameter is wrong, or the file can't be written.
         """
-        is_object = hasattr(path, "write")
-        if not is_object:
-            check_output_path(path, format)
-        samples, tags = self._output(loudness, speed), self._tags(title)
-        if not is_object:
-            with writing_audio(path, self.sampling_rate, format, tags) as writer:
+        write = getattr(path, "write", None)
+        if write is None:
+            file = check_output_path(path, format)  # type: ignore[arg-type]
+            samples, tags = self._output(loudness, speed), self._tags(title)
+            with writing_audio(file, self.sampling_rate, format, tags) as writer:
                 writer.write(samples)
             return
+        samples, tags = self._output(loudness, speed), self._tags(title)
         contents = encode_audio(samples, self.sampling_rate, "wav" if format is None else format, tags)
         try:
-            path.write(contents)
+            write(contents)
         except TypeError:
             raise ParameterError(f"path must be opened for writing bytes, got {type(path).__name__} of text") from None
 

@@ -136,7 +136,9 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
     def _speak(self) -> None:
         self._began = time.perf_counter()
         first: torch.Tensor | None = None
-        finish_reasons, usage, found = [], Counter(), []
+        finish_reasons: list[str] = []
+        usage: Counter[str] = Counter()
+        found: list[Failure] = []
         for index, passage in enumerate(self._passages.passages):
             # The codes and levels of all frames of the passage so far, for the detection of failures.
             self._codes: list[torch.Tensor] = []

@@ -54,7 +54,8 @@ def sampling_params(model: str | None, **options: Any) -> SamplingParams:
     """
     folder = EMBEDDED_VOICE if model is None else resolve_folder(model)
     defaults = rules_of(HiggsAudioConfig.from_pretrained(folder).convention).default_sampling
-    return SamplingParams.of(None, {name: value for name, value in options.items() if value is not None}, defaults)
+    given: Any = {name: value for name, value in options.items() if value is not None}
+    return SamplingParams.of(None, given, defaults)
 
 
 def load_engine(

@@ -109,9 +109,9 @@ def speak(
     from higgs_native.subtitles import check_subtitles_path
 
     # All input is checked before the weights are loaded, which takes seconds.
+    target = out or Path("out.wav")
     if stream is None:
-        out = out or Path("out.wav")
-        check_output(out, format)
+        check_output(target, format)
         check_loudness(loudness)
         check_speed(speed)
         if subtitles is not None:
@@ -170,17 +170,17 @@ def speak(
             on_progress=show,
         )
     elapsed = time.perf_counter() - start
-    if str(out) == "-":
+    if str(target) == "-":
         write_output(speech.to_bytes(format or "wav", title, loudness, speed))
     else:
-        speech.save(out, format, title, loudness, speed)
+        speech.save(target, format, title, loudness, speed)
     if subtitles is not None:
         speech.save_subtitles(subtitles, subtitle_words, speed)
     notice(
-        f"{out}: {speech.duration:.2f} s of audio in {elapsed:.2f} s, "
+        f"{target}: {speech.duration:.2f} s of audio in {elapsed:.2f} s, "
         f"real-time factor {elapsed / speech.duration:.2f} (seconds of work per second of audio), seed {speech.seed}"
     )
-    _warn_of_failures(out, speech.failures, speech.finish_reason, sampling.max_new_tokens)
+    _warn_of_failures(target, speech.failures, speech.finish_reason, sampling.max_new_tokens)
 
 
 def _warn_of_failures(

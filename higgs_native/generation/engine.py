@@ -510,7 +510,7 @@ class Engine(Driver, Shareable):
             self._end(self._handles[sequence])
 
     def _ends_reply(self, sequence: SequenceState) -> bool:
-        stop_strings = sequence.request.sampling.stop_strings
+        stop_strings = sequence.request.known_sampling.stop_strings
         return sequence.rules.ends_reply(self._model, sequence.text_ids, stop_strings)
 
     def _fail(self, sequence: SequenceState, name: str, error: Exception | None = None) -> None:
@@ -560,8 +560,8 @@ class Engine(Driver, Shareable):
         is_resumed = sequence.mode is GenerationMode.AUDIO_IN_PROGRESS
         self._runner.sampler.reset_slot(
             sequence.slot,
-            sequence.request.convention,
-            sequence.request.sampling,
+            sequence.request.known_convention,
+            sequence.request.known_sampling,
             frames=sequence.history,
             prompt_ids=sequence.prompt_ids,
             num_resumed=len(sequence.segments[-1]) if is_resumed else 0,

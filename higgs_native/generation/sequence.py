@@ -74,6 +74,18 @@ class GenerationRequest:
             got = short_repr(self.reference_codes)
             raise PromptError(f"reference_codes must be a list of tensors, got {got}") from None
 
+    @property
+    def known_convention(self) -> Convention:
+        """The convention of a request that an engine has taken."""
+        assert self.convention is not None
+        return self.convention
+
+    @property
+    def known_sampling(self) -> SamplingParams:
+        """The sampling parameters of a request that an engine has taken."""
+        assert self.sampling is not None
+        return self.sampling
+
 
 @dataclass
 class GenerationOutput:
@@ -159,7 +171,7 @@ class SequenceState:
     @property
     def rules(self) -> Rules:
         """The rules of the request's convention."""
-        return rules_of(self.request.convention)
+        return rules_of(self.request.known_convention)
 
     @property
     def num_pending(self) -> int:
@@ -178,11 +190,11 @@ class SequenceState:
 
     def max_length(self, model: LanguageModel) -> int:
         """Return the maximum number of positions."""
-        return min(self.prompt_tokens + self.request.sampling.max_new_tokens, model.max_cache_length)
+        return min(self.prompt_tokens + self.request.known_sampling.max_new_tokens, model.max_cache_length)
 
     def steps_left(self, model: LanguageModel) -> int:
         """Return the number of steps until `max_new_tokens` or the end of the cache, counted from the last row."""
-        steps = self.request.sampling.max_new_tokens - self.steps
+        steps = self.request.known_sampling.max_new_tokens - self.steps
         return min(steps, self.max_length(model) - len(self.rows) + 1)
 
     def add_frame(self, frame: Frame) -> None:
@@ -266,10 +278,11 @@ def begin_sequence(model: LanguageModel, request: GenerationRequest) -> Sequence
 
 def _checked_ids(model: LanguageModel, input_ids: torch.Tensor, rules: Rules) -> list[int]:
     input_ids = integer_tensor("input_ids", input_ids, PromptError)
-    ids = input_ids[0] if input_ids.dim() == 2 and input_ids.shape[0] == 1 else input_ids
-    if ids.dim() != 1 or len(ids) == 0:
+    prompt = input_ids[0] if input_ids.dim() == 2 and input_ids.shape[0] == 1 else input_ids
+    if prompt.dim() != 1 or len(prompt) == 0:
         raise PromptError(f"input_ids must have shape [1, S] with S of at least 1, got {list(input_ids.shape)}")
-    ids, placeholders = ids.tolist(), rules.placeholders(model)
+    ids: list[int] = prompt.tolist()
+    placeholders = rules.placeholders(model)
     tokens = [token for token in ids if token not in placeholders]
     low, high = min(tokens, default=0), max(tokens, default=0)
     if low < 0 or high >= model.config.vocab_size:
@@ -282,8 +295,8 @@ def _checked_ids(model: LanguageModel, input_ids: torch.Tensor, rules: Rules) ->
 def _begin_prompt(model: LanguageModel, request: GenerationRequest, ids: list[int]) -> SequenceState:
     """Begin after a prompt with one placeholder per recording."""
     rows, prompt_ids, prompt_frames = _expand_placeholders(model, request, ids)
-    mode = rules_of(request.convention).first_mode(model, ids, request.partial_audio is not None)
-    segments = [] if mode is GenerationMode.TEXT else [[]]
+    mode = rules_of(request.known_convention).first_mode(model, ids, request.partial_audio is not None)
+    segments: list[list[Frame]] = [] if mode is GenerationMode.TEXT else [[]]
     sequence = SequenceState(request, mode, rows, len(rows), prompt_frames, prompt_ids, segments=segments)
     if request.partial_audio is not None:
         _resume_audio(sequence, _checked_partial_audio(model, request))
@@ -294,7 +307,7 @@ def _expand_placeholders(
     model: LanguageModel, request: GenerationRequest, ids: list[int]
 ) -> tuple[list[Row], list[int], list[Frame]]:
     """Return the prompt's rows, its ids (one per row), and the frames that repetition-aware sampling counts."""
-    config, rules = model.config, rules_of(request.convention)
+    config, rules = model.config, rules_of(request.known_convention)
     placeholders = rules.placeholders(model)
     count = sum(token in placeholders for token in ids)
     if count != len(request.reference_codes):
@@ -311,7 +324,7 @@ def _expand_placeholders(
             rows.append(token)
             prompt_ids.append(token)
             continue
-        frames = _frames(build_delay_pattern(next(references), config, request.convention))
+        frames = _frames(build_delay_pattern(next(references), config, request.known_convention))
         rows += frames
         prompt_ids += rules.ids_of_frames(token, len(frames), config)
         if rules.counts_repetitions(token, config):
@@ -331,7 +344,7 @@ def _resume_audio(sequence: SequenceState, frames: Sequence[Frame]) -> None:
 def _begin_expanded(model: LanguageModel, request: GenerationRequest, ids: list[int]) -> SequenceState:
     """Begin after a prompt with one placeholder per frame."""
     config, frames = model.config, integer_tensor("delayed_frames", request.delayed_frames, PromptError)
-    placeholders = rules_of(request.convention).frame_placeholders(config)
+    placeholders = rules_of(request.known_convention).frame_placeholders(config)
     if not placeholders or request.reference_codes or request.partial_audio is not None:
         raise PromptError(
             f"delayed_frames must be None in the convention {Convention.BOSON.value!r}, and with reference_codes or "
@@ -361,7 +374,7 @@ def _checked_partial_audio(model: LanguageModel, request: GenerationRequest) -> 
         )
     _check_codes("partial_audio", partial, config.codebook_size)
     frames = _frames(partial.T)
-    rules = rules_of(request.convention)
+    rules = rules_of(request.known_convention)
     if rules.has_bos_frame and set(frames[0]) != {config.audio_stream_bos_id}:
         raise PromptError(f"partial_audio must begin with a frame of BOS in all codebooks, got {list(frames[0])}")
     if set(frames[-1]) == {config.audio_stream_eos_id}:

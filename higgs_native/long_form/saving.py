@@ -62,7 +62,7 @@ class Saver:
             if self.loudness is not None and len(chunk.pcm):
                 peak = max(peak, float(np.abs(chunk.audio).max()))
                 blocks.append(block_powers(chunk.audio, self.sampling_rate))
-        if not blocks:
+        if self.loudness is None or not blocks:
             return lengths, np.float32(1)
         return lengths, output_gain(np.concatenate(blocks), peak, self.loudness)
 

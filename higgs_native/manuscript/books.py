@@ -91,7 +91,8 @@ def read_book(path: str | os.PathLike) -> Book:
 def _chapters(items: Sequence[Item], title: str) -> list[Chapter]:
     headings = [item.level for item in items if isinstance(item, Heading)]
     level = min((level for level in headings if headings.count(level) > 1), default=0)
-    chapters, heading, blocks = [], title, []
+    chapters: list[Chapter] = []
+    heading, blocks = title, list[str]()
 
     def finish() -> None:
         text = "\n\n".join(blocks)
@@ -120,6 +121,6 @@ def _read_markdown(path: Path) -> list[Item]:
     for index, token in enumerate(tokens):
         if token.type == "heading_open" and token.level == 0:
             items += plain_blocks(tokens[begin:index])
-            items.append(Heading(int(token.tag[1:]), " ".join(plain_line(tokens[index + 1].children).split())))
+            items.append(Heading(int(token.tag[1:]), " ".join(plain_line(tokens[index + 1].children or ()).split())))
             begin = index
     return items + plain_blocks(tokens[begin:])

@@ -77,7 +77,7 @@ class _Epub:
             if item is not None and reference.get("linear") != "no" and item.get("media-type") == _XHTML:
                 documents.append(_resolved(folder, item.get("href", "")))
         title = " ".join((package.findtext("{*}metadata/{*}title") or "").split())
-        contents = {}
+        contents: dict[str, Heading] = {}
         for level, name, target in self._contents(package, manifest, folder):
             contents.setdefault(target, Heading(level, name))
         items: list[Item] = []
@@ -168,8 +168,8 @@ class _TextReader(HTMLParser):
             if tag == self._skipped[-1]:
                 self._skipped.append(tag)
             return
-        if given.get("id"):
-            self._mark(given["id"])
+        if anchor := given.get("id"):
+            self._mark(anchor)
         kinds = f"{given.get('epub:type') or ''} {given.get('role') or ''}"
         is_note = "noteref" in kinds or "pagebreak" in kinds
         if (_UNSPOKEN.fullmatch(tag) or is_note or "hidden" in given) and not _VOID.fullmatch(tag):

@@ -76,7 +76,8 @@ def markdown_parser(name: str) -> "MarkdownIt":
 def plain_blocks(tokens: "Sequence[Token]") -> list[str]:
     """Return the text of each block that has one: headings, paragraphs, items of lists, rows of tables."""
     blocks: list[str] = []
-    number, row = "", None
+    number = ""
+    row: list[str] | None = None
     for token in tokens:
         match token.type:
             case "list_item_open":
@@ -84,10 +85,10 @@ def plain_blocks(tokens: "Sequence[Token]") -> list[str]:
             case "tr_open":
                 row = []
             case "tr_close":
-                blocks.append(", ".join(filter(None, row)))
+                blocks.append(", ".join(filter(None, row or ())))
                 row = None
             case "inline":
-                text = number + plain_line(token.children).strip()
+                text = number + plain_line(token.children or ()).strip()
                 (blocks if row is None else row).append(text)
                 number = ""
     return [block for block in blocks if block]
@@ -103,5 +104,5 @@ def plain_line(tokens: "Sequence[Token]") -> str:
             case "softbreak" | "hardbreak":
                 parts.append(" ")
             case "image":
-                parts.append(plain_line(token.children))
+                parts.append(plain_line(token.children or ()))
     return "".join(parts)

@@ -48,8 +48,9 @@ class PhonemeReader:
         if not (folder / DICTIONARY_FILE).is_file():
             return None
         voices = read_json_object(folder / VOICES_FILE)
-        accents = {name: voice.get("accent") if isinstance(voice, dict) else None for name, voice in voices.items()}
-        if not accents or not all(accent in ACCENTS for accent in accents.values()):
+        given = {name: voice.get("accent") if isinstance(voice, dict) else None for name, voice in voices.items()}
+        accents = {name: accent for name, accent in given.items() if accent in ACCENTS}
+        if not given or len(accents) < len(given):
             expected = f'{{NAME: {{"accent": {" or ".join(ACCENTS)}}}, ...}}'
             raise ConfigError(f"{folder / VOICES_FILE} must be {expected}, got {short_repr(voices)}")
         try:
@@ -96,4 +97,4 @@ class PhonemeReader:
     def _accent(self, tag: str, voices: Sequence[Voice]) -> str:
         speaker = int(tag[len("[SPEAKER") : -1]) if tag else 0
         profile = voices[speaker].profile if speaker < len(voices) else None
-        return self._accents.get(profile, self._default)
+        return self._default if profile is None else self._accents.get(profile, self._default)

@@ -39,12 +39,14 @@ def read_ssml(text: str) -> str:
     """
     if "<!DOCTYPE" in text:  # entities could make it endless
         raise PromptError("SSML must have no document type, got <!DOCTYPE")
-    parser = ElementTree.XMLParser(target=_Reader())
+    reader = _Reader()
+    parser = ElementTree.XMLParser(target=reader)
     try:
         parser.feed(text.strip("\ufeff \t\r\n"))
-        return parser.close()
+        parser.close()
     except ElementTree.ParseError as error:
         raise PromptError(f"SSML must be well-formed XML, got an error: {one_line(str(error))}") from None
+    return reader.text()
 
 
 class _Reader:
@@ -96,7 +98,7 @@ class _Reader:
     def data(self, text: str) -> None:
         self._text += text
 
-    def close(self) -> str:
+    def text(self) -> str:
         paragraphs = (
             _BEFORE_STOP.sub("", " ".join(paragraph.split())) for paragraph in "".join(self._parts).split("\n\n")
         )

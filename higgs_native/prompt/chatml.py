@@ -42,7 +42,8 @@ def chat_ids(
     parts = [*parts, header("assistant") + AUDIO_OUT_BOS * force_audio_gen]
     ids = [token_id for part in parts for token_id in tokenizer.encode(part, add_special_tokens=False).ids]
     recordings = sum(isinstance(item, AudioContent) for message in messages for item in message.contents())
-    placeholders = sum(ids.count(tokenizer.token_to_id(token)) for token in AUDIO_PLACEHOLDERS)
+    placeholder_ids = [tokenizer.token_to_id(token) for token in AUDIO_PLACEHOLDERS]
+    placeholders = sum(token_id in placeholder_ids for token_id in ids)
     if placeholders != recordings:
         raise PromptError(
             f"texts must hold no {' or '.join(AUDIO_PLACEHOLDERS)}, "
@@ -61,7 +62,9 @@ def chat_messages(
         system_messages: returns the system messages, given the instruction, the scene, and the speakers' labels with
             their descriptions or recordings.
     """
-    system_text, turns, speakers = SYSTEM_TEXT, [], []
+    system_text = SYSTEM_TEXT
+    turns: list[Message] = []
+    speakers: list[tuple[str, str | AudioContent]] = []
     names = sorted({tag[1:-1] for tag in SPEAKER_TAG.findall(text)}, key=lambda name: int(name[len("SPEAKER") :]))
     if not voices and len(names) > 1:
         system_text = MULTIPLE_SPEAKERS_SYSTEM_TEXT
@@ -70,7 +73,8 @@ def chat_messages(
     elif all(voice.reference_text is not None for voice in voices):
         for index, voice in enumerate(voices):
             tag = f"[SPEAKER{index}] " if len(voices) > 1 else ""
-            turns += [Message("user", tag + voice.reference_text), Message("assistant", audio_content(voice))]
+            words = voice.reference_text or ""
+            turns += [Message("user", tag + words), Message("assistant", audio_content(voice))]
     else:
         for index, voice in enumerate(voices):
             speakers.append((f"SPEAKER{index}:", audio_content(voice) if voice.profile is None else voice.profile))

@@ -50,16 +50,18 @@ def prompt_ids(messages: Sequence[Message], tokenizer: Tokenizer, force_audio_ge
     Raises:
         PromptError: the convention can't express the conversation, or the tokenizer lacks a token.
     """
+    known = {token: tokenizer.token_to_id(token) for token in _REQUIRED_TOKENS}
+    found = {token: token_id for token, token_id in known.items() if token_id is not None}
     for token in _REQUIRED_TOKENS:
-        if tokenizer.token_to_id(token) is None:
+        if token not in found:
             raise PromptError(f"tokenizer must be that of Higgs TTS 3, got one without the token {token}")
-    ids = [tokenizer.token_to_id(_TTS)]
+    ids = [found[_TTS]]
     for part in _parts(messages, has_words=tokenizer.token_to_id(_REF_TEXT) is not None):
         if isinstance(part, AudioContent):
             ids.append(AUDIO_PLACEHOLDER)
         else:
             ids += tokenizer.encode(part, add_special_tokens=False).ids
-    return [*ids, tokenizer.token_to_id(_AUDIO)]
+    return [*ids, found[_AUDIO]]
 
 
 def _parts(messages: Sequence[Message], has_words: bool) -> Iterator[str | AudioContent]:
@@ -71,14 +73,15 @@ def _parts(messages: Sequence[Message], has_words: bool) -> Iterator[str | Audio
             raise PromptError(
                 f"recipient must be None in the higgs_tts_3 convention, got {short_repr(message.recipient)}"
             )
-        items = message.contents()
-        kinds = ["text" if isinstance(item, TextContent) else "audio" for item in items]
+        # Texts and recordings.
+        items = [item.text if isinstance(item, TextContent) else item for item in message.contents()]
+        kinds = ["text" if isinstance(item, str) else "audio" for item in items]
         if message.role == "system" and kinds in (["audio"], ["text", "audio"]):
             if len(items) == 2 and has_words:
-                yield from (_REF_TEXT, items[0].text)
+                yield from (_REF_TEXT, items[0])
             yield from (_REF_AUDIO, items[-1])
         elif message.role == "user" and kinds == ["text"]:
-            yield from (_TEXT, items[0].text)
+            yield from (_TEXT, items[0])
         elif message.role == "assistant" and kinds == ["audio"]:
             yield from (_AUDIO, items[0])
         else:

@@ -140,7 +140,7 @@ def sample_audio_frame(
             seed=int(seed[slot]),
             step=int(fields[StateField.FRAME]),
         )
-        advance = _ADVANCES[fields[StateField.CONVENTION].item()]
+        advance = _ADVANCES[int(fields[StateField.CONVENTION])]
         emitted = torch.tensor(advance(fields, frame, bos_id, eos_id), dtype=torch.int32)
         codes[row] = emitted
         history[slot, count % length] = emitted
@@ -241,8 +241,8 @@ def _advance_transformers(fields: torch.Tensor, frame: _FrameSampler, bos_id: in
 
 def _advance_higgs_tts_3(fields: torch.Tensor, frame: _FrameSampler, bos_id: int, eos_id: int) -> list[int]:
     num_codebooks = len(frame.logits)
-    opened = fields[StateField.HIGGS_TTS_3_OPENED].item()
-    remaining = fields[StateField.HIGGS_TTS_3_REMAINING].item()
+    opened = int(fields[StateField.HIGGS_TTS_3_OPENED])
+    remaining = int(fields[StateField.HIGGS_TTS_3_REMAINING])
     codes = [frame.draw(k, frame.logits[k]) for k in range(num_codebooks)]
     codes = [frame.replace_repetition(k, code) for k, code in enumerate(codes)]
     codes[opened + 1 :] = [bos_id] * len(codes[opened + 1 :])

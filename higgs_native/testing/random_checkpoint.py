@@ -9,7 +9,7 @@ import functools
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,11 @@ from higgs_native.utils.files import replacing
 
 
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
-_STORED_NAMES = {"original": str, "transformers": transformers_name, "higgs_tts_3": higgs_tts_3_name}
+_STORED_NAMES: dict[str, Callable[[str], str]] = {
+    "original": str,
+    "transformers": transformers_name,
+    "higgs_tts_3": higgs_tts_3_name,
+}
 _SHARD_BYTES = 5_000_000_000
 _BLOCK_SIZE = 4_194_301
 """Normals that all tensors are drawn from. A prime, so that rows of a matrix repeat each other late."""

@@ -131,7 +131,8 @@ def _generate_until_stopped(
             return []
     # The logits went with the generation. The same draws once more, which end by themselves.
     limits = [
-        replace(request.sampling, max_new_tokens=drawn) for request, drawn in zip(requests, rows.drawn(), strict=True)
+        replace(request.known_sampling, max_new_tokens=drawn)
+        for request, drawn in zip(requests, rows.drawn(), strict=True)
     ]
     again = [replace(request, sampling=limit) for request, limit in zip(requests, limits, strict=True)]
     return generate_batch(native, again, wants_logits)
@@ -160,7 +161,8 @@ def _requests(
         raise unsupported("padding on the right")
     # transformers counts the delay from this token on, masked positions included.
     tail = input_ids[:, -config.num_codebooks :]
-    opened = ((tail == config.audio_out_bos_token_id) | (tail == config.audio_delay_token_id)).int().cumsum(dim=1) > 0
+    opening = [token for token in (config.audio_out_bos_token_id, config.audio_delay_token_id) if token is not None]
+    opened = torch.isin(tail, torch.tensor(opening, device=tail.device)).int().cumsum(dim=1) > 0
     if (opened & ~mask[:, -config.num_codebooks :]).any():
         raise unsupported("masked positions after <|audio_out_bos|>")
     expected = (mask.cumsum(dim=1) - 1)[mask]

@@ -60,7 +60,7 @@ class BosonRules(Rules):
 
     def ends_reply(self, model: LanguageModel, ids: Sequence[int], stop_strings: Sequence[str] | None) -> bool:
         """See `Rules.ends_reply`: an end token, or the end of a stop string."""
-        if ids[-1] in model.config.end_token_ids:
+        if ids[-1] in (model.config.end_token_ids or ()):
             return True
         return completes_stop_string(model.tokenizer, ids, stop_strings or ())
 

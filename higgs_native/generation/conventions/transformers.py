@@ -28,8 +28,11 @@ class TransformersRules(Rules):
 
     def ids_of_frames(self, placeholder: int, count: int, config: HiggsAudioConfig) -> list[int]:
         """See `Rules.ids_of_frames`."""
-        closing = 0 if config.audio_delay_token_id is None else config.num_codebooks - 1
-        return [placeholder] * (count - closing) + [config.audio_delay_token_id] * closing
+        delay = config.audio_delay_token_id
+        if delay is None:
+            return [placeholder] * count
+        closing = config.num_codebooks - 1
+        return [placeholder] * (count - closing) + [delay] * closing
 
     def first_mode(self, model: LanguageModel, ids: Sequence[int], resumes: bool) -> GenerationMode:
         """See `Rules.first_mode`."""
