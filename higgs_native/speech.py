@@ -5,7 +5,7 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ class Speech:
         """
         write = getattr(path, "write", None)
         if write is None:
-            file = check_output_path(path, format)  # type: ignore[arg-type]
+            file = check_output_path(cast("str | Path", path), format)
             samples, tags = self._output(loudness, speed), self._tags(title)
             with writing_audio(file, self.sampling_rate, format, tags) as writer:
                 writer.write(samples)
