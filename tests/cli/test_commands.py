@@ -128,7 +128,7 @@ def test_standard_output_takes_the_file(model, tmp_path, format, kind):
     options = [] if format is None else ["--format", format]
     arguments = ["speak", "Hello there.", "--model", model, "--max-new-tokens", "20", "--seed", "1", "--out", "-"]
     process = subprocess.run(
-        [sys.executable, "-m", "higgs_native.cli", *arguments, *options],
+        [sys.executable, "-m", "higgs_native", *arguments, *options],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(higgs_native.__file__).parent.parent)},
         capture_output=True,

@@ -65,11 +65,12 @@ def test_a_signal_leaves_nothing_half_written(run, start, command, left, number)
 
 IMPORT = """
 import importlib.abc, os, sys
+number = int(sys.argv.pop())
 
 class Interrupt(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "torch":
-            os.kill(os.getpid(), int(sys.argv.pop()))
+            os.kill(os.getpid(), number)
 
 sys.meta_path.insert(0, Interrupt())
 from higgs_native_command import main
@@ -86,7 +87,8 @@ main()
 
 DESTRUCTOR = """
 import os, sys
-from higgs_native.cli import main, voices
+from higgs_native.cli import main
+from higgs_native.prompt import voices
 
 class Interrupt:
     def __del__(self):
@@ -105,7 +107,7 @@ main(["voices"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(("program", "sign"), [(IMPORT, -1), (EXIT, -1), (DESTRUCTOR, 1)])
+@pytest.mark.parametrize(("program", "sign"), [(IMPORT, 1), (EXIT, -1), (DESTRUCTOR, 1)])
 def test_a_signal_shows_no_traceback(start, program, sign, number):
     """While torch is imported, while Python exits, and in a destructor, which would drop an exception."""
     arguments = [number] if program is DESTRUCTOR else ["info", number]
@@ -118,7 +120,8 @@ def test_a_signal_shows_no_traceback(start, program, sign, number):
 
 IGNORED = """
 import os, signal, sys
-from higgs_native.cli import main, voices
+from higgs_native.cli import main
+from higgs_native.prompt import voices
 
 def list_voices(folder):
     os.kill(os.getpid(), signal.SIGHUP)

@@ -30,5 +30,5 @@ def engine(audio_tokenizer_folder, tensors):
     """The golden engine. It encodes samples of the value n as the n-th reference of all cases."""
     engine = HiggsAudioServeEngine(str(FOLDER), str(audio_tokenizer_folder))
     all_references = references(tensors)
-    engine.audio_tokenizer.native.encode = lambda samples, rate: all_references[int(samples[0])]
+    engine.audio_tokenizer.native.encode = lambda samples, rate, convention=None: all_references[int(samples[0])]
     return engine

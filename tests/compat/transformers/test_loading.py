@@ -156,7 +156,7 @@ def test_options_of_the_hub_reach_it(saved, monkeypatch):
     assert seen.items() >= {**options, "name": "owner/model", "revision": "v2"}.items()
     seen.clear()
     compat.from_pretrained("owner/model", token=None, force_download=False)
-    assert seen.keys() == {"name", "revision", "allow_patterns"}
+    assert seen.keys() == {"name", "allow_patterns"}
 
 
 def test_a_configuration_to_load_with(saved):
