@@ -82,7 +82,8 @@ class SamplerState:
         self.state[slot] = torch.tensor(fields, dtype=torch.int32, device="cpu")
         kept = frames[-self.history.shape[1] :]
         if kept:
-            ring = torch.arange(count - len(kept), count, device=self.history.device) % self.history.shape[1]
+            places = torch.arange(count - len(kept), count, dtype=torch.int64, device=self.history.device)
+            ring = places % self.history.shape[1]
             self.history[slot, ring] = torch.tensor(kept, dtype=torch.int32, device=self.history.device)
         self.temperature[slot] = float(sampling.temperature)
         self.top_k[slot] = sampling.top_k or 0

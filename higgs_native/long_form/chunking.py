@@ -148,10 +148,11 @@ def chunk_text(
 
     Raises:
         PromptError: the text holds neither letters nor digits, is no valid Unicode, or has a wrong pause.
-        ParameterError: `max_seconds` is out of range.
+        ParameterError: `max_seconds` is out of range, or the convention is none.
     """
     check_chunk_seconds(max_seconds)
     check_flag("join_sentences", join_sentences)
+    convention = Convention.parse(convention)
     text = drop_invisible(text, "text")
     limit = int(1000 * max_seconds)
     chunks: list[TextChunk] = []

@@ -162,7 +162,7 @@ def _requests(
     # transformers counts the delay from this token on, masked positions included.
     tail = input_ids[:, -config.num_codebooks :]
     opening = [token for token in (config.audio_out_bos_token_id, config.audio_delay_token_id) if token is not None]
-    opened = torch.isin(tail, torch.tensor(opening, device=tail.device)).int().cumsum(dim=1) > 0
+    opened = torch.isin(tail, torch.tensor(opening, dtype=torch.int64, device=tail.device)).int().cumsum(dim=1) > 0
     if (opened & ~mask[:, -config.num_codebooks :]).any():
         raise unsupported("masked positions after <|audio_out_bos|>")
     expected = (mask.cumsum(dim=1) - 1)[mask]
