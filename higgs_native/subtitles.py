@@ -14,7 +14,7 @@ import numpy as np
 import regex
 
 from higgs_native.errors import ParameterError
-from higgs_native.prompt.markup import SPEAKER_TAG
+from higgs_native.prompt.markup import CONTROL_TAG, SPEAKER_TAG
 from higgs_native.prompt.pace import spoken_milliseconds
 from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.files import check_file_can_be_made, replacing
@@ -65,7 +65,7 @@ def word_cues(
         start: the time of the first sample, in seconds.
         min_pause: the shortest pause in the signal that counts, in seconds.
     """
-    words = SPEAKER_TAG.sub(" ", text).split()
+    words = CONTROL_TAG.sub("", SPEAKER_TAG.sub(" ", text)).split()
     if not words:
         return []
     weights = np.array([max(1, spoken_milliseconds(_UNSPOKEN.sub("", word))) for word in words], dtype=np.float64)

@@ -15,12 +15,15 @@ from higgs_native.errors import CheckpointError, ConfigError, ParameterError, Pr
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form.chunking import chunk_text
 from higgs_native.long_form.long_speech import LongSpeech
+from higgs_native.manuscript.pauses import split_pauses
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.packed_checkpoint import write_packed
 from higgs_native.model.rewriting import write_rewritten
 from higgs_native.ops._library import EMULATES_CUDA
 from higgs_native.pipeline import HiggsAudio
+from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.recordings import Recording
+from higgs_native.subtitles import word_cues
 from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, DEMO_CONFIG, DEMO_TTS_3_CONFIG, config_json
 from higgs_native.testing.random_checkpoint import write_language_model
 
@@ -230,3 +233,30 @@ def test_copies_of_tied_tensors_follow_them(tmp_path):
         assert torch.equal(new[f"tied.{table}.weight"], old[f"tied.{table}.weight"] + 1)
     kept = "tied.embedding.modality_embeddings.0.model.fc.weight"
     assert torch.equal(new[kept], old[kept])
+
+
+def test_control_tags_are_kept_whole_and_take_no_time():
+    words = "今天天气真好我们去公园玩" * 5
+    chunks = chunk_text(f"{words}<|prosody:long_pause|>{words}。", 20, convention="higgs_tts_3")
+    assert len(chunks) > 1
+    assert "".join(chunk.text for chunk in chunks) == f"{words}<|prosody:long_pause|>{words}。"
+    assert sum("<|prosody:long_pause|>" in chunk.text for chunk in chunks) == 1
+    assert spoken_seconds("<|emotion:amusement|>Yes.") == spoken_seconds("Yes.")
+
+
+def test_control_tags_alone_go_to_what_is_said_next():
+    chunks = chunk_text("Hello.\n\n<|prosody:long_pause|>\n\nBye.", 20, convention="higgs_tts_3")
+    assert [chunk.text for chunk in chunks] == ["Hello.", "<|prosody:long_pause|>Bye."]
+    passages = split_pauses("<|emotion:sadness|>[pause:500ms] I miss you. [pause:1s] <|sfx:sigh|>")
+    assert [(passage.text, passage.pause) for passage in passages] == [("<|emotion:sadness|>I miss you.", 0.5)]
+
+
+def test_subtitles_show_no_control_tags():
+    cues = word_cues("<|emotion:sadness|>I miss <|prosody:pause|>you.", np.ones(24000, dtype=np.float32), 24000)
+    assert [cue.text for cue in cues] == ["I", "miss", "you."]
+
+
+def test_long_speech_takes_sampling_without_its_limit(golden):
+    assert LongSpeech(golden, "Hello.", sampling=SamplingParams(seed=1)).seed == 1
+    with pytest.raises(ParameterError, match="max_new_tokens"):
+        LongSpeech(golden, "Hello.", max_new_tokens=100)

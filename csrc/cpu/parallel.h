@@ -17,7 +17,7 @@ inline constexpr int64_t kSharedWork = 1 << 20, kChunkWork = 1 << 16;
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Calls f(begin, end) for consecutive chunks of [0, count), an item costing about `cost` multiply-adds. Chunks longer
-// than `multiple` are multiples of it. Little work stays on the calling thread.
+// than `multiple` are multiples of it, but for the last one. Little work stays on the calling thread.
 template <typename F>
 void for_ranges(int64_t count, int64_t cost, const F& f, int64_t multiple = 1) {
   active_isa();  // raises on the calling thread if HIGGS_NATIVE_ISA is wrong

@@ -114,6 +114,7 @@ def read(
     """
     from tqdm import tqdm
 
+    from higgs_native.audio.formats import find_format
     from higgs_native.audio.loudness import check_loudness
     from higgs_native.audio.m4b import check_m4b_path, is_m4b
     from higgs_native.audio.tempo import check_speed
@@ -129,11 +130,16 @@ def read(
     from higgs_native.manuscript.preparation import prepare_text
     from higgs_native.subtitles import check_subtitles_path
 
+    if not out.name:
+        raise ParameterError(f"--out must name a file or a folder to make, got {out}")
     is_file = not is_book(text) or (out.suffix and not out.is_dir())
+    find_format(format or "mp3")
     if is_file and not is_m4b(out):
         check_output_path(out, format)
     elif is_file:
         check_m4b_path(out)
+        if format is not None:
+            raise ParameterError(f"--format must be left out for {out.name}, got {format}")
     check_loudness(loudness)
     check_speed(speed)
     if subtitles is not None:
@@ -141,6 +147,14 @@ def read(
         if not is_file:
             raise ParameterError(f"--subtitles must be left out if --out is a folder, got {subtitles}")
     pauses = Pauses(paragraph_pause, turn_pause, sentence_pause, chapter_pause)
+    check_long_form(context_chunks, max_retries, parallel)
+    manuscript = read_book(text) if is_book(text) else read_text(text)
+    words = None if lexicon is None else Lexicon.read(lexicon)
+    parts = []
+    for part in [manuscript] if isinstance(manuscript, str) else [chapter.text for chapter in manuscript.chapters]:
+        parts.append(prepare_text(part, normalize, strip_markup, words))
+        chunk_text(parts[-1], CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
+    chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
     sampling = sampling_params(
         model,
         temperature=temperature,
@@ -150,14 +164,6 @@ def read(
         ras_win_max_num_repeat=ras_win_max_num_repeat,
         seed=seed,
     )
-    check_long_form(context_chunks, max_retries, parallel)
-    manuscript = read_book(text) if is_book(text) else read_text(text)
-    words = None if lexicon is None else Lexicon.read(lexicon)
-    parts = []
-    for part in [manuscript] if isinstance(manuscript, str) else [chapter.text for chapter in manuscript.chapters]:
-        parts.append(prepare_text(part, normalize, strip_markup, words))
-        chunk_text(parts[-1], CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
-    chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
     chunk_store = ChunkStore(out.with_name(f"{out.name}.parts") if folder is None else folder)
     engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
     notice_unreadable(engine, "\n\n".join(parts))

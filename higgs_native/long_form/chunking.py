@@ -21,8 +21,8 @@ from higgs_native.errors import ParameterError
 from higgs_native.long_form.settings import Boundary
 from higgs_native.manuscript.pauses import PAUSE, pause_seconds
 from higgs_native.prompt.chat import clean_text, normalized_text
-from higgs_native.prompt.markup import SPEAKER_TAG
-from higgs_native.prompt.normalize import SPEAKABLE, drop_invisible, nothing_to_say
+from higgs_native.prompt.markup import CONTROL_TAG, SPEAKER_TAG
+from higgs_native.prompt.normalize import SPEAKABLE, drop_invisible, is_speakable, nothing_to_say
 from higgs_native.prompt.pace import spoken_milliseconds
 from higgs_native.utils.checks import check_flag, check_number
 
@@ -81,7 +81,7 @@ _CHARACTER = regex.compile(
 def _unspaced_word(han: str) -> regex.Pattern:
     """Return a pattern of words in text without spaces, each with its punctuation; `han` matches those of Han."""
     return regex.compile(
-        r"(?V1)(?:<SE\w*>\[\w+\]</SE\w*>|\p{Nd}+(?:[.,:]\p{Nd}+)*|"
+        r"(?V1)(?:<\|[^|<>]*\|>|<SE\w*>\[\w+\]</SE\w*>|\p{Nd}+(?:[.,:]\p{Nd}+)*|"
         + han
         + r"|[\p{Katakana}ー]+\p{Hiragana}*|\p{Hiragana}+"
         r"|[[\p{L}\p{M}]--[\p{Han}\p{Hiragana}\p{Katakana}]]+(?:['\-]\p{Latin}+)*|.)[^\p{L}\p{N}\s<]*\s*",
@@ -158,7 +158,8 @@ def chunk_text(
     chunks: list[TextChunk] = []
     tag = last_tag = ""
     pause: float | None = None
-    for paragraph in filter(SPEAKABLE.search, _paragraphs(text)):
+    control = ""  # control tags before something to say
+    for paragraph in _paragraphs(text):
         first: Boundary = "paragraph"
         for part in _TAGS.split(clean_text(paragraph, convention)):
             if SPEAKER_TAG.fullmatch(part):
@@ -167,13 +168,15 @@ def chunk_text(
             if PAUSE.fullmatch(part):
                 pause = (pause or 0.0) + pause_seconds(part)
                 continue
-            if not SPEAKABLE.search(part):
+            if not is_speakable(part):
+                control += "".join(CONTROL_TAG.findall(part))
                 continue
             boundary: Boundary | None = first if tag == last_tag else "turn"
-            words = _with_end(part.strip(), convention)
+            words = _with_end(control + part.strip(), convention)
+            control = ""
             sentences = [words] if join_sentences else split_sentences(words)
             for piece, inner in itertools.chain.from_iterable(_split(sentence, limit) for sentence in sentences):
-                if SPEAKABLE.search(piece):
+                if is_speakable(piece):
                     chunks.append(TextChunk(piece.strip(), tag, boundary or inner, pause))
                     boundary = pause = None
             first, last_tag = "sentence", tag
@@ -313,6 +316,14 @@ def _words(text: str) -> list[str]:
 
 def _unspaced_words(text: str) -> list[str]:
     """Cut text without white space before words."""
+    if CONTROL_TAG.search(text):
+        parts = re.split(f"({CONTROL_TAG.pattern})", text)
+        return [
+            word
+            for part in parts
+            if part
+            for word in ([part] if CONTROL_TAG.fullmatch(part) else _unspaced_words(part))
+        ]
     if _KANA.search(text):
         return _JAPANESE_WORD.findall(text)
     if _HAN.search(text):

@@ -39,7 +39,7 @@ from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, choose_voices
 from higgs_native.subtitles import Cue, check_subtitles_path, chunk_cues, write_subtitles
-from higgs_native.utils.checks import check_flag, check_instance, check_integer
+from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer
 
 
 _SEEDS_PER_CHUNK = 1000
@@ -130,10 +130,15 @@ class LongSpeech:
     ) -> None:
         check_instance("engine", engine, HiggsAudio)
         check_flag("strict", strict)
+        check_callable("on_progress", on_progress, optional=True)
+        check_callable("is_cancelled", is_cancelled, optional=True)
         if pauses is not None:
             check_instance("pauses", pauses, Pauses)
         self._sampling = SamplingParams.of(sampling, options, engine.default_sampling)
-        if self._sampling.max_new_tokens != engine.default_sampling.max_new_tokens:
+        if self._sampling.max_new_tokens not in (
+            SamplingParams.max_new_tokens,
+            engine.default_sampling.max_new_tokens,
+        ):
             raise ParameterError(
                 "max_new_tokens must be left out, since each chunk has its own limit, "
                 f"got {self._sampling.max_new_tokens}"

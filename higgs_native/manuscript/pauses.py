@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import regex
 
 from higgs_native.errors import PromptError, short_repr
-from higgs_native.prompt.markup import SPEAKER_TAG
-from higgs_native.prompt.normalize import SPEAKABLE, nothing_to_say
+from higgs_native.prompt.markup import CONTROL_TAG, SPEAKER_TAG
+from higgs_native.prompt.normalize import is_speakable, nothing_to_say
 
 
 MAX_PAUSE_SECONDS = 60.0
@@ -47,20 +47,25 @@ def pause_tag(seconds: float) -> str:
 def split_pauses(text: str) -> list[Passage]:
     """Cut a text at its pauses. Pauses that follow each other add up; one at the end is left out.
 
+    Control tags alone go to the next part that says something.
+
     Raises:
         PromptError: a pause is written wrongly, or the text holds nothing to say.
     """
     passages: list[Passage] = []
-    speaker, pause = "", 0.0
+    speaker, pause, control = "", 0.0, ""
     for part in regex.split(f"({PAUSE.pattern})", text, flags=regex.IGNORECASE):
         if PAUSE.fullmatch(part):
             pause += pause_seconds(part)
             continue
         tags = SPEAKER_TAG.findall(part)
-        if SPEAKABLE.search(SPEAKER_TAG.sub("", part)):
+        if is_speakable(part):
             goes_on = speaker if not SPEAKER_TAG.match(part.lstrip()) else ""
+            part = control + part.lstrip() if control else part
             passages.append(Passage(f"{goes_on} {part.strip()}".lstrip() if passages or pause else part, pause))
-            pause = 0.0
+            pause, control = 0.0, ""
+        else:
+            control += "".join(CONTROL_TAG.findall(part))
         speaker = tags[-1] if tags else speaker
     if not passages:
         raise nothing_to_say(text)

@@ -7,15 +7,15 @@ from higgs_native.manuscript.lexicon import Lexicon, LexiconLike
 from higgs_native.manuscript.markup import strip_markup as strip
 from higgs_native.manuscript.pauses import PAUSE
 from higgs_native.manuscript.ssml import is_ssml, read_ssml
-from higgs_native.prompt.higgs_tts_3 import ANY_TAG
-from higgs_native.prompt.markup import SPEAKER_TAG
+from higgs_native.prompt.markup import CONTROL_TAG, SPEAKER_TAG
 from higgs_native.prompt.normalize import SOUND_EFFECT, check_unicode
 from higgs_native.utils.checks import check_flag
 
 
 # These stay as they are written.
 _TAGS = regex.compile(
-    rf"(\s*(?:{'|'.join(tag.pattern for tag in (SPEAKER_TAG, SOUND_EFFECT, PAUSE, ANY_TAG))})\s*)", regex.IGNORECASE
+    rf"(\s*(?:{'|'.join(tag.pattern for tag in (SPEAKER_TAG, SOUND_EFFECT, PAUSE, CONTROL_TAG))})\s*)",
+    regex.IGNORECASE,
 )
 
 

@@ -7,10 +7,10 @@ Special tokens written in a text become special tokens, as in both implementatio
 Texts of end users go through `check_plain_text` first.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import regex
 import torch
 from tokenizers import Tokenizer
 
@@ -31,7 +31,10 @@ _CONVENTIONS = {
 }
 
 
-_SENTENCE_START = re.compile(r"(?:(?<=^)|(?<=[.!?…。！？]\s)|(?<=\n))(?=\S)")
+# Also after a pause, which is said by nobody.
+_SENTENCE_START = regex.compile(
+    r"(?:(?<=^\s*)|(?<=[.!?…。！？]\s+)|(?<=\n\s*)|(?<=\[pause\b[^\[\]]*\]\s*))(?=\S)(?!\[pause\b)", regex.IGNORECASE
+)
 
 
 @dataclass(frozen=True)

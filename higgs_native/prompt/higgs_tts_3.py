@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from higgs_native.errors import PromptError, short_repr
 from higgs_native.model.config import AUDIO_PLACEHOLDER
-from higgs_native.prompt.markup import SPEAKER_TAG
+from higgs_native.prompt.markup import CONTROL_TAG, SPEAKER_TAG
 from higgs_native.prompt.messages import AudioContent, Message, TextContent
 from higgs_native.prompt.normalize import SPEAKABLE, check_unicode, drop_invisible, nothing_to_say
 from higgs_native.prompt.voices import Voice, audio_content
@@ -30,8 +30,7 @@ _TTS, _TEXT, _AUDIO, _REF_TEXT, _REF_AUDIO = "<|tts|>", "<|text|>", "<|audio|>",
 # Older tokenizers have no `<|ref_text|>`: the words of a recording are then left out.
 _REQUIRED_TOKENS = (_TTS, _TEXT, _AUDIO, _REF_AUDIO)
 _CATEGORIES = ("emotion", "style", "sfx", "prosody")
-_CONTROL_TAG = re.compile(rf"<\|(?:{'|'.join(_CATEGORIES)}):\w+\|>")
-ANY_TAG = re.compile(r"<\|[^|<>]*\|>")
+_KNOWN_TAG = re.compile(rf"<\|(?:{'|'.join(_CATEGORIES)}):\w+\|>")
 # Tags of Higgs Audio V2 and their counterparts: an effect is followed by its sound, as the model was trained.
 _SOUND_EFFECTS = {
     "[laugh]": "<|sfx:laughter|>Haha",
@@ -145,7 +144,7 @@ def normalize_text(text: str) -> str:
         PromptError: no letter or digit is left to say, or as for `clean_text`.
     """
     cleaned = clean_text(text)
-    if not SPEAKABLE.search(ANY_TAG.sub("", cleaned)):
+    if not SPEAKABLE.search(CONTROL_TAG.sub("", cleaned)):
         raise nothing_to_say(text)
     return cleaned
 
@@ -153,7 +152,7 @@ def normalize_text(text: str) -> str:
 def control_tags(tokenizer: Tokenizer) -> list[str]:
     """Return the control tags that a tokenizer knows, sorted."""
     added = (token.content for token in tokenizer.get_added_tokens_decoder().values())
-    return sorted(content for content in added if _CONTROL_TAG.fullmatch(content))
+    return sorted(content for content in added if _KNOWN_TAG.fullmatch(content))
 
 
 def check_text(text: str, tokenizer: Tokenizer, name: str = "text") -> None:
@@ -164,7 +163,7 @@ def check_text(text: str, tokenizer: Tokenizer, name: str = "text") -> None:
     """
     check_unicode(text, name)
     tags = control_tags(tokenizer)
-    for found in ANY_TAG.findall(text):
+    for found in CONTROL_TAG.findall(text):
         if found not in tags:
             raise PromptError(f"{name} must hold tags that the model knows, got {found}; they are {_listed(tags)}")
     for token in tokenizer.get_added_tokens_decoder().values():

@@ -6,6 +6,9 @@ import re
 SPEAKER_TAG = re.compile(r"\[SPEAKER\d{1,9}\]")
 """Marks the turns of a speaker."""
 
+CONTROL_TAG = re.compile(r"<\|[^|<>]*\|>")
+"""Changes how Higgs TTS 3 speaks; nobody says it."""
+
 AUDIO_IN = "<|audio_bos|><|AUDIO|><|audio_eos|>"
 AUDIO_OUT = "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>"
 AUDIO_PLACEHOLDERS = ("<|AUDIO|>", "<|AUDIO_OUT|>")

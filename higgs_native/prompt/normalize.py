@@ -3,11 +3,17 @@
 import regex
 
 from higgs_native.errors import PromptError, short_repr
-from higgs_native.prompt.markup import SPEAKER_TAG
+from higgs_native.prompt.markup import CONTROL_TAG, SPEAKER_TAG
 
 
 SPEAKABLE = regex.compile(r"[\p{L}\p{N}]")
 """A text without a letter or digit, such as `...` or an emoji, has no words to say."""
+
+
+def is_speakable(text: str) -> bool:
+    """Return whether a text holds something to say beside tags."""
+    return SPEAKABLE.search(CONTROL_TAG.sub("", SPEAKER_TAG.sub("", text))) is not None
+
 
 # Zero-width joiners and non-joiners change words of these scripts (Persian, Sinhala, ...), and join emoji.
 _JOINING = (

@@ -4,6 +4,8 @@ import functools
 
 import regex
 
+from higgs_native.prompt.markup import CONTROL_TAG
+
 
 # Milliseconds per spoken character, at 155 English words a minute, with pauses. Letters of
 # scripts that write syllables or no vowels take longer, and digits are spoken as words. The first match counts.
@@ -29,7 +31,7 @@ def spoken_seconds(text: str) -> float:
 
 def spoken_milliseconds(text: str) -> int:
     """Return `spoken_seconds` in whole milliseconds, so that the sum over pieces is exact."""
-    return sum(map(_character_milliseconds, text))
+    return sum(map(_character_milliseconds, CONTROL_TAG.sub("", text)))
 
 
 @functools.cache

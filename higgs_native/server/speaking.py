@@ -9,6 +9,7 @@ import numpy as np
 from anyio.to_thread import run_sync
 
 from higgs_native.audio.samples import pcm_samples
+from higgs_native.errors import GenerationError
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form.chunk_store import SpokenChunk
 from higgs_native.long_form.chunking import chunk_text
@@ -163,8 +164,12 @@ class Speaker:
                 parallel=1,  # the client hears one chunk after the other
                 is_cancelled=lambda: chunks.consumer_left,
             )
-            for chunk in speech:
-                chunks.put(chunk)
+            try:
+                for chunk in speech:
+                    chunks.put(chunk)
+            except GenerationError:
+                chunks.check()  # after the client has left, it is the end, and no error
+                raise
 
         async with aclosing(aiter(BackgroundIterator(produce, _SPOKEN_AHEAD))) as chunks:
             async for chunk in chunks:

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from higgs_native._C import cpu_quota
 from higgs_native.errors import HiggsNativeError
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.server.observing import LOGGER, log_as_json
@@ -175,6 +176,7 @@ def _share_cores(devices: tuple[str, ...]) -> None:
     on_cpu = devices.count("cpu")
     if on_cpu > 1:
         cores = len(os.sched_getaffinity(0))
+        cores = min(cores, cpu_quota("") or cores)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // on_cpu)))
 
 

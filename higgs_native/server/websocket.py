@@ -20,6 +20,9 @@ from anyio.to_thread import run_sync
 from fastapi import WebSocket, WebSocketDisconnect
 
 from higgs_native.long_form.chunking import split_sentences
+from higgs_native.manuscript.pauses import without_pauses
+from higgs_native.manuscript.preparation import prepare_text
+from higgs_native.prompt.normalize import is_speakable
 from higgs_native.prompt.recordings import Recording
 from higgs_native.prompt.voices import Voice
 from higgs_native.server.delivery import SpeechService, Timing
@@ -30,7 +33,6 @@ from higgs_native.server.speaking import Utterance
 
 
 _PARAGRAPH = re.compile(r"(?<=\n\n)")
-_SPEAKABLE = re.compile(r"\w")
 _MIN_REFERENCE_SECONDS = 1.0
 
 
@@ -177,7 +179,7 @@ class SpeechSession:
         self._unfinished = ""
 
     def _queue(self, sentence: str) -> None:
-        if _SPEAKABLE.search(sentence):
+        if is_speakable(without_pauses(sentence)):
             self._sentences.put_nowait(sentence)
         else:
             self._buffered -= len(sentence)
@@ -210,7 +212,7 @@ class SpeechSession:
         seed = (self._template.sampling.known_seed + self._index) % 2**64
         utterance = replace(
             self._template,
-            text=sentence,
+            text=prepare_text(sentence, self._request.normalize, self._request.strip_markup),
             sampling=replace(self._template.sampling, seed=seed),
             failures=[],
             audio=None if self._template.audio is None else [],
@@ -257,7 +259,7 @@ class SpeechSession:
         samples = np.concatenate(audio).astype(np.float32) / 32768
         rate = self._service.speaker.sampling_rate
         if len(samples) >= _MIN_REFERENCE_SECONDS * rate and not utterance.failures:
-            voice = Voice(Recording(samples, rate, "the first sentence"), utterance.text)
+            voice = Voice(Recording(samples, rate, "the first sentence"), without_pauses(utterance.text))
             self._template = replace(self._template, voices=[voice], audio=None)
 
 

@@ -165,3 +165,15 @@ def test_another_tokenizer_is_refused():
         build_prompt(
             [Message("user", "Hi.")], Tokenizer.from_file(str(FOLDER.with_name("boson_lm") / "tokenizer.json")), TTS_3
         )
+
+
+@pytest.mark.parametrize(
+    ("text", "tagged"),
+    [
+        ("[pause:1s] Hello.", "[pause:1s] <|emotion:anger|>Hello."),
+        ("Hello.[pause:1s]World.", "<|emotion:anger|>Hello.[pause:1s]<|emotion:anger|>World."),
+        (" Hello.  Bye.", " <|emotion:anger|>Hello.  <|emotion:anger|>Bye."),
+    ],
+)
+def test_a_pause_is_not_tagged(text, tagged):
+    assert tagged_text(text, TOKENIZER, TTS_3, emotion="anger") == tagged

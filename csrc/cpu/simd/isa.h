@@ -25,6 +25,8 @@ std::string cpu_features();
 inline void pause_core() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb" ::: "memory");
 #endif
 }
 

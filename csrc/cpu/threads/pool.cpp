@@ -1,15 +1,18 @@
 // One loop has the helpers at a time. Its caller opens it, and helpers that are awake join it; whoever has joined takes
-// chunks until none is left. The caller then closes the loop and waits for the chunks that helpers still compute.
+// chunks until none is left. The caller then closes the loop and waits for the helpers that have joined.
 //
-// A helper spins until the next loop, which mostly follows within microseconds, and then sleeps. A loop wakes it, and
-// it joins that loop late, or the next one. Nobody yields the core: on a busy one that gives up a whole time slice.
+// A helper spins until the next loop, which mostly follows within microseconds, and then sleeps. A loop wakes the helpers
+// that it wants; one that wakes too late spins again and joins the next loop. Nobody yields the core while it spins: on a
+// busy one that gives up a whole time slice.
 #include "cpu/threads/pool.h"
 
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -18,32 +21,39 @@
 #include <pthread.h>
 #define HIGGS_NATIVE_HAS_FORK
 #endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
-#include "cpu/threads/quota.h"
 #include "cpu/simd/isa.h"
+#include "cpu/threads/quota.h"
 
 namespace higgs_native::cpu {
 
 namespace {
 
-// About half a millisecond: longer than the time between two operators, or between two frames.
-constexpr int kSpins = 10000;
+using Clock = std::chrono::steady_clock;
 
-// A thread that waits for another one: it spins, then sleeps.
+// Longer than the time between two operators, or between two frames.
+constexpr std::chrono::microseconds kSpinTime(500);
+constexpr int kSpinsPerLook = 64;  // at the clock
+
+// A thread that waits for another one: it spins, then sleeps, then spins again.
 class Patience {
  public:
   template <typename Sleep>
   void wait(const Sleep& sleep) {
-    if (turns_ == kSpins) {
+    if (++turns_ % kSpinsPerLook == 0 && Clock::now() - begin_ > kSpinTime) {
       sleep();
+      begin_ = Clock::now();
       return;
     }
     pause_core();
-    ++turns_;
   }
 
  private:
-  int turns_ = 0;
+  Clock::time_point begin_ = Clock::now();
+  unsigned turns_ = 0;
 };
 
 class ThreadPool {
@@ -54,13 +64,15 @@ class ThreadPool {
     if (!turn) return false;
     grow(threads - 1);
     loop_ = &loop;
-    threads_ = threads;
+    wanted_.store(std::min(threads - 1, helpers_), std::memory_order_relaxed);
     next_.store(0, std::memory_order_relaxed);
     failure_ = nullptr;
     // No helper has joined, so this is the only writer.
     const uint32_t generation = (state_.load(std::memory_order_relaxed) & kGenerations) + kGeneration;
-    state_.store((generation & kGenerations) | kOpen, std::memory_order_release);
-    state_.notify_all();
+    // Ordered before the reads of `sleeps`, as a helper's write of it is before its last look at the loop: one of the two
+    // sees the other.
+    state_.store((generation & kGenerations) | kOpen, std::memory_order_seq_cst);
+    for (int64_t i = 0; i < wanted_.load(std::memory_order_relaxed); ++i) wake(sleepers_[i]);
 
     take_chunks();
     state_.fetch_and(~kOpen, std::memory_order_relaxed);
@@ -83,29 +95,50 @@ class ThreadPool {
   static constexpr uint32_t kGenerations = ~(kGeneration - 1);
   static constexpr int64_t kMaxHelpers = 1024;
 
+  struct alignas(64) Sleeper {
+    std::atomic<uint32_t> sleeps{0};
+  };
+
+  static void wake(Sleeper& sleeper) {
+    if (sleeper.sleeps.load(std::memory_order_seq_cst) == 0) return;
+    sleeper.sleeps.store(0, std::memory_order_release);
+    sleeper.sleeps.notify_one();
+  }
+
   void grow(int64_t helpers) {
-    while (helpers_ < std::min(helpers, kMaxHelpers)) {
+    while (helpers_ < std::min(helpers, max_helpers_)) {
       try {
         std::thread([this, index = helpers_] { help(index); }).detach();
       } catch (const std::system_error&) {
-        return;  // the system has no thread left: the caller computes more
+        max_helpers_ = helpers_;  // the system has no thread left: the caller computes more
+        return;
       }
       ++helpers_;
     }
   }
 
+  // Whether helper `index` may join the loop of `state`, given the last one that it had.
+  bool may_join(uint32_t state, uint32_t last, int64_t index) const {
+    return state & kOpen && (state & kGenerations) != last && index < wanted_.load(std::memory_order_relaxed);
+  }
+
   void help(int64_t index) {
     uint32_t last = ~uint32_t{0};
+    Sleeper& me = sleepers_[index];
     Patience patience;
     for (;;) {
       uint32_t state = state_.load(std::memory_order_acquire);
-      if (!(state & kOpen) || (state & kGenerations) == last) {
-        patience.wait([&] { state_.wait(state, std::memory_order_acquire); });
+      if (!may_join(state, last, index)) {
+        patience.wait([&] {
+          me.sleeps.store(1, std::memory_order_seq_cst);
+          if (may_join(state_.load(std::memory_order_seq_cst), last, index)) me.sleeps.store(0);
+          else me.sleeps.wait(1);
+        });
         continue;
       }
       if (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acquire)) continue;
       last = state & kGenerations;
-      if (index < threads_ - 1) take_chunks();
+      if (index < wanted_.load(std::memory_order_relaxed)) take_chunks();
       const uint32_t before = state_.fetch_sub(1, std::memory_order_release);
       if ((before & kJoined) == 1 && before & kWaiting) state_.notify_all();
       patience = Patience();
@@ -114,10 +147,11 @@ class ThreadPool {
 
   void take_chunks() noexcept {
     const Loop& loop = *loop_;
+    const int64_t threads = wanted_.load(std::memory_order_relaxed) + 1;
     int64_t begin = next_.load(std::memory_order_relaxed);
     while (begin < loop.count) {
       // Chunks shrink, so that a slow or preempted thread delays the others little.
-      int64_t chunk = std::max(loop.min_chunk, (loop.count - begin) / (2 * threads_));
+      int64_t chunk = std::max(loop.min_chunk, (loop.count - begin) / (2 * threads));
       if (chunk > loop.multiple) chunk -= chunk % loop.multiple;
       const int64_t end = std::min(begin + chunk, loop.count);
       // If another thread was faster, `begin` is now its end.
@@ -134,10 +168,12 @@ class ThreadPool {
   }
 
   std::mutex caller_;
-  int64_t helpers_ = 0;  // threads that were begun; they never end
-  // Of the open loop. The caller writes them while no helper has joined.
+  // Threads that were begun; they never end.
+  int64_t helpers_ = 0, max_helpers_ = kMaxHelpers;
+  std::unique_ptr<Sleeper[]> sleepers_{new Sleeper[kMaxHelpers]};
+  // Of the open loop. The caller writes them while no helper has joined; helpers look at `wanted_` before they join, too.
   const Loop* loop_ = nullptr;
-  int64_t threads_ = 1;
+  std::atomic<int64_t> wanted_{0};  // the first helpers
   std::exception_ptr failure_;
   std::mutex failing_;
   alignas(64) std::atomic<int64_t> next_{0};
@@ -148,22 +184,32 @@ class ThreadPool {
 std::atomic<ThreadPool*> current_pool{nullptr};
 
 ThreadPool& pool() {
-  static const bool created = [] {
-    current_pool.store(new ThreadPool);
 #ifdef HIGGS_NATIVE_HAS_FORK
-    pthread_atfork(nullptr, nullptr, [] { current_pool.store(new ThreadPool); });
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { current_pool.store(nullptr); });
+  static_cast<void>(registered);
 #endif
-    return true;
-  }();
-  static_cast<void>(created);
-  return *current_pool.load();
+  ThreadPool* found = current_pool.load();
+  if (found) return *found;
+  auto made = std::make_unique<ThreadPool>();
+  if (current_pool.compare_exchange_strong(found, made.get())) return *made.release();
+  return *found;
+}
+
+// The CPUs that the calling thread may run on, and so the helpers that it begins. OpenMP may have bound it to one.
+int64_t allowed_cpus() {
+#if defined(__linux__)
+  cpu_set_t cpus;
+  if (sched_getaffinity(0, sizeof cpus, &cpus) == 0) return std::max(CPU_COUNT(&cpus), 1);
+#endif
+  return INT64_MAX;  // more than a set holds, or unknown
 }
 
 }  // namespace
 
 int64_t num_threads() {
   static const int64_t quota = cpu_quota();
-  const int64_t threads = torch::stable::get_num_threads();
+  thread_local const int64_t allowed = allowed_cpus();
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), allowed);
   return quota > 0 ? std::min(threads, quota) : threads;
 }
 

@@ -14,13 +14,13 @@ struct Loop {
   int64_t multiple;  // of a chunk longer than it
 };
 
-// The threads of a loop, the calling one included: as many as torch has for the caller, but not more than the process
-// may keep busy (its CPU quota, rounded up).
+// The threads of a loop, the calling one included: as many as torch has for the caller, but not more than the CPUs that
+// the caller may run on, or than the process may keep busy (its CPU quota, rounded up).
 int64_t num_threads();
 
 // Runs a loop on the calling thread and on up to `threads` - 1 others, which take chunks of it as they get done. The
-// caller waits for chunks that a thread has begun, never for a thread that has not: on a busy machine it computes alone
-// what nobody helps with. If another thread's loop has the helpers, the caller runs all of it.
+// caller waits for threads that have joined the loop, never for others: on a busy machine it computes alone what nobody
+// helps with. If another thread's loop has the helpers, the caller runs all of it.
 // Throws what the first failing chunk threw.
 void run_loop(const Loop& loop, int64_t threads);
 

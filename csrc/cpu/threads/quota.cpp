@@ -58,8 +58,9 @@ int cpu_quota(const std::string& root) {
       } else {
         take_cpu_controller(root + "/sys/fs/cgroup/cpu" + path, lowest);
       }
-      if (path.empty() || path == "/") break;
-      path.erase(path.find_last_of('/'));
+      const size_t slash = path.find_last_of('/');
+      if (path == "/" || slash == std::string::npos) break;
+      path.erase(slash);
     }
   }
   return lowest;
