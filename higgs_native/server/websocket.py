@@ -22,7 +22,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 from higgs_native.long_form.chunking import split_sentences
 from higgs_native.manuscript.pauses import without_pauses
 from higgs_native.manuscript.preparation import prepare_text
-from higgs_native.prompt.normalize import is_speakable
+from higgs_native.prompt.normalize import SPEAKABLE
 from higgs_native.prompt.recordings import Recording
 from higgs_native.prompt.voices import Voice
 from higgs_native.server.delivery import SpeechService, Timing
@@ -179,7 +179,7 @@ class SpeechSession:
         self._unfinished = ""
 
     def _queue(self, sentence: str) -> None:
-        if is_speakable(without_pauses(sentence)):
+        if SPEAKABLE.search(without_pauses(sentence)):
             self._sentences.put_nowait(sentence)
         else:
             self._buffered -= len(sentence)
