@@ -56,7 +56,7 @@ class _Entries(Mapping[str, Entry]):
             raise KeyError(word)
         if "=" not in written:
             return written
-        return {tag: sounds for tag, sounds in (pair.split("=") for pair in written.split("|"))}  # noqa: C416
+        return {tag: sounds for tag, _, sounds in (pair.partition("=") for pair in written.split("|"))}
 
     def __iter__(self) -> Iterator[str]:
         for line in self._lines.decode().splitlines():

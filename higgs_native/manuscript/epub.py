@@ -1,7 +1,7 @@
 """EPUB files: their text and table of contents.
 
 A file comes from anywhere, so nothing of it is unpacked to disk, and each part that is read is bounded whatever the
-archive claims of its size. XML with entities of its own is refused; nothing outside the archive is opened.
+archive claims of its size. XML that defines entities is refused, and no file outside the archive is opened.
 """
 
 import posixpath

@@ -1,6 +1,7 @@
 """A server in a thread, and what clients need to speak to it."""
 
 import io
+import json
 import os
 import socket
 import subprocess
@@ -26,8 +27,9 @@ from higgs_native.server.delivery import SpeechService
 from higgs_native.server.settings import ServerSettings
 
 
+THREE_SENTENCES = "The sun rises in the east. We walk home. The water is cold and clear."
 TEXT = "The sun rises in the east."
-LONG_TEXT = "The sun rises in the east. We walk home. The water is cold and clear. " * 3
+LONG_TEXT = f"{THREE_SENTENCES} " * 3
 
 
 @dataclass
@@ -152,6 +154,13 @@ def decoded(data: bytes, format: str | None = None) -> tuple[np.ndarray, int]:
         resampler = av.AudioResampler("fltp", "mono")
         frames = [part for frame in container.decode(audio=0) for part in resampler.resample(frame)]
         return np.concatenate([frame.to_ndarray()[0] for frame in frames]), container.streams.audio[0].rate
+
+
+def events(response: httpx.Response) -> list[dict]:
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = response.text.split("\n\n")
+    assert lines.pop() == ""
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
 
 
 def correlation(decoded_samples: np.ndarray, samples: np.ndarray) -> float:

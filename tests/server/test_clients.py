@@ -1,144 +1,230 @@
-"""Clients that people already have: OpenAI's, and requests in the shapes that others send."""
+"""Clients of `POST /v1/audio/speech` that come at once, leave, wait, or read slowly."""
 
-import asyncio
-import base64
+import concurrent.futures
 import json
+import socket
+import threading
+import time
 
-import openai
+import httpx
 import pytest
 
-from tests.server.conftest import TEXT, decoded
+from higgs_native.generation.delay_pattern import SegmentReader
+from higgs_native.pipeline import HiggsAudio
+from tests.server.conftest import TEXT, THREE_SENTENCES, events, until
 
 
-@pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="unused", max_retries=0) as client:
-        yield client
+def test_clients_at_once_get_what_each_gets_alone(start, streamed):
+    server = start(max_running=4, max_queued=64)
+    voices = ("feminine", "masculine", "scottish", "child")
+    expected = {voice: streamed(voice=voice, seed=5).tobytes() for voice in voices}
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        jobs = [(voice, pool.submit(server.speak, response_format="pcm", seed=5, voice=voice)) for voice in voices * 6]
+        for voice, job in jobs:
+            assert job.result().content == expected[voice]
+    assert server.service.admission.running == 0
 
 
-def test_create_gives_an_mp3(client, tmp_path):
-    speech = client.audio.speech.create(model="gpt-4o-mini-tts", voice="coral", input=TEXT)
-    speech.write_to_file(tmp_path / "speech.mp3")
-    samples, rate = decoded((tmp_path / "speech.mp3").read_bytes())
-    assert rate == 24_000
-    assert len(samples) > rate
+class Slow:
+    """Lets a speech go on frame by frame: `steps` allows frames."""
+
+    def __init__(self, monkeypatch):
+        self.steps = threading.Semaphore(0)
+        self.frames = 0
+        read = SegmentReader.read
+
+        def slow(reader, frame):
+            self.steps.acquire()
+            self.frames += 1
+            return read(reader, frame)
+
+        monkeypatch.setattr(SegmentReader, "read", slow)
+
+    def go_on(self):
+        self.steps.release(10**6)
 
 
-def test_the_streaming_response_gives_pieces(client, streamed):
-    create = client.audio.speech.with_streaming_response.create
-    with create(model="tts-1", voice="alloy", input=TEXT, response_format="pcm", extra_body={"seed": 7}) as response:
-        pieces = list(response.iter_bytes())
-        assert response.headers["x-seed"] == "7"
-    assert len(pieces) > 1
-    assert b"".join(pieces) == streamed(seed=7).tobytes()
+@pytest.fixture
+def slow(monkeypatch):
+    held = Slow(monkeypatch)
+    yield held
+    held.go_on()
 
 
-def test_events_are_read(client, streamed):
-    create = client.audio.speech.with_streaming_response.create
-    audio, kinds = b"", []
-    with create(
-        model="gpt-4o-mini-tts",
-        voice={"id": "feminine"},
-        input=TEXT,
-        response_format="pcm",
-        stream_format="sse",
-        extra_body={"seed": 7},
-    ) as response:
-        for line in response.iter_lines():
-            if line:
-                event = json.loads(line.removeprefix("data: "))
-                kinds.append(event["type"])
-                audio += base64.b64decode(event.get("audio", ""))
-    assert kinds[-1] == "speech.audio.done"
-    assert audio == streamed(seed=7).tobytes()
+def in_background(function, *arguments, **fields):
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    job = pool.submit(function, *arguments, **fields)
+    pool.shutdown(wait=False)
+    return job
 
 
-def test_errors_are_the_clients_exceptions(client):
-    with pytest.raises(openai.BadRequestError) as refused:
-        client.audio.speech.create(model="tts-1", voice="zoe", input=TEXT)
-    assert (refused.value.param, refused.value.code) == ("voice", "voice_not_found")
-    assert refused.value.type == "invalid_request_error"
-    assert refused.value.request_id
-    with pytest.raises(openai.NotFoundError) as missing:
-        client.audio.speech.create(model="whisper-1", voice="alloy", input=TEXT)
-    assert missing.value.code == "model_not_found"
-
-
-def test_models_are_listed(client):
-    assert [model.id for model in client.models.list()] == ["embedded-voice", "tts-1", "tts-1-hd", "gpt-4o-mini-tts"]
-    assert client.models.retrieve("tts-1").owned_by == "higgs-native"
-    with pytest.raises(openai.NotFoundError):
-        client.models.retrieve("whisper-1")
-
-
-def test_the_asynchronous_client_speaks_several_at_once(server, streamed):
-    async def speak_all():
-        async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key="unused") as client:
-
-            async def speak(seed):
-                create = client.audio.speech.with_streaming_response.create
-                async with create(
-                    model="tts-1", voice="onyx", input=TEXT, response_format="pcm", extra_body={"seed": seed}
-                ) as response:
-                    return await response.read()
-
-            return await asyncio.gather(*(speak(seed) for seed in range(4)))
-
-    expected = [streamed(voice="masculine", seed=seed).tobytes() for seed in range(4)]
-    assert asyncio.run(speak_all()) == expected
-
-
-def test_a_key_is_needed_where_there_are_keys(start):
-    server = start(api_keys=("secret-1", "secret-2"))
-    with (
-        openai.OpenAI(base_url=server.url + "/v1", api_key="secret", max_retries=0) as client,
-        pytest.raises(openai.AuthenticationError) as refused,
-    ):
-        client.audio.speech.create(model="tts-1", voice="alloy", input=TEXT)
-    assert refused.value.code == "invalid_api_key"
-    assert "secret-1" not in str(refused.value)
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="secret-2") as client:
-        assert client.models.list().data
-        assert client.audio.speech.create(model="tts-1", voice="alloy", input=TEXT).content
+def test_a_full_queue_is_told_at_once(start, slow):
+    server = start(max_running=1, max_queued=1)
+    jobs = [in_background(server.speak, response_format="pcm", seed=1)]
+    until(lambda: server.service.admission.running == 1)
+    jobs.append(in_background(server.speak, response_format="pcm", seed=1))
+    until(lambda: server.service.admission.queued == 1)
+    begin = time.monotonic()
+    refused = server.speak()
+    assert time.monotonic() - begin < 2
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
     assert server.client.get("/health").status_code == 200
+    assert server.metric("higgs_native_requests_queued") == 1
+    slow.go_on()
+    assert jobs[0].result().content == jobs[1].result().content != b""
 
 
-def test_open_webui_finds_models_and_voices(server):
-    """It reads `models[].id`, and `voices[].id` and `.name`: objects, not strings."""
-    models = server.client.get("/v1/audio/models").json()["models"]
-    assert "tts-1" in [model["id"] for model in models]
-    voices = server.client.get("/v1/audio/voices").json()["voices"]
-    assert {"alloy", "feminine"} <= {voice["id"] for voice in voices}
-    assert all(isinstance(voice["name"], str) for voice in voices)
-    body = {"model": "tts-1", "input": TEXT, "voice": "alloy"}
-    headers = {"Authorization": "Bearer sk-unused", "X-OpenWebUI-User-Name": "anna"}
-    response = server.client.post("/v1/audio/speech", json=body, headers=headers)
-    assert response.headers["content-type"] == "audio/mpeg"
-    assert len(decoded(response.content)[0]) > 24_000
+def test_a_client_that_leaves_frees_its_slot(start, slow, streamed):
+    server = start(max_running=1, max_queued=4)
+    slow.steps.release(30)  # some more than the first chunk takes
+    with server.client.stream("POST", "/v1/audio/speech", json={"input": TEXT, "response_format": "pcm"}) as response:
+        pieces = response.iter_raw()  # without the name it would be closed at once
+        next(pieces)
+        waiting = in_background(server.speak, response_format="pcm", seed=7)
+        until(lambda: server.service.admission.queued == 1)
+    slow.steps.release()  # the thread notices at its next frame
+    until(lambda: server.service.admission.queued == 0)
+    slow.go_on()
+    assert waiting.result().content == streamed(seed=7).tobytes()
+    until(lambda: server.metric("higgs_native_clients_left_total") == 1)
 
 
-def test_silly_tavern_speaks(server):
-    body = {"model": "tts-1", "input": TEXT, "voice": "nova", "response_format": "mp3", "speed": 1}
-    response = server.client.post("/v1/audio/speech", json=body)
-    assert len(decoded(response.content)[0]) > 24_000
+def test_a_client_that_leaves_a_long_text_frees_its_slot(start, engine, monkeypatch):
+    server = start(max_running=1, max_queued=4)
+    generated = []
+    prepare_request = HiggsAudio.prepare_request
 
+    def counted(self, *arguments, **options):
+        generated.append(arguments)
+        return prepare_request(self, *arguments, **options)
 
-def test_pipecat_streams_pcm(server, streamed):
-    """It asks for pcm, gives instructions only if it has some, and reads pieces of its own size."""
-    body = {"input": TEXT, "model": "gpt-4o-mini-tts", "voice": "alloy", "response_format": "pcm", "seed": 7}
+    monkeypatch.setattr(HiggsAudio, "prepare_request", counted)
+    body = {"input": THREE_SENTENCES * 20, "response_format": "pcm"}
     with server.client.stream("POST", "/v1/audio/speech", json=body) as response:
-        assert response.status_code == 200
-        audio = b"".join(response.iter_bytes(chunk_size=1024))
+        pieces = response.iter_raw()  # without the name it would be closed at once
+        next(pieces)
+    until(lambda: server.service.admission.running == 0)
+    spoken = len(generated)
+    assert 0 < spoken < 30
+    time.sleep(0.2)
+    assert len(generated) == spoken
+
+
+def test_a_client_that_leaves_the_queue_takes_no_turn(start, slow):
+    server = start(max_running=1, max_queued=4)
+    first = in_background(server.speak, response_format="pcm", seed=1)
+    until(lambda: server.service.admission.running == 1)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(server.url + "/v1/audio/speech", json={"input": TEXT}, timeout=0.5)
+    until(lambda: server.service.admission.queued == 0)
+    slow.go_on()
+    assert first.result().status_code == 200
+    until(lambda: server.service.admission.running == 0)
+
+
+def test_a_request_ends_at_its_deadline(start, slow):
+    server = start(max_running=1, max_queued=4, deadline_seconds=0.6)
+    first = in_background(server.speak, response_format="pcm")
+    until(lambda: server.service.admission.running == 1)
+    second = server.speak()
+    assert second.status_code == 504
+    assert second.json()["error"]["code"] == "deadline_exceeded"
+    slow.go_on()  # the thread notices at its next frame
+    assert first.result().status_code == 504
+    until(lambda: server.service.admission.running == 0)
+
+
+def test_an_error_in_the_middle_breaks_the_connection(start, monkeypatch):
+    """A client must not take the beginning for the whole. As events, the error has a shape."""
+    server = start()
+    read = SegmentReader.read
+    frames = 0
+
+    def broken(reader, frame):
+        nonlocal frames
+        frames += 1
+        if frames % 25 == 0:
+            raise RuntimeError("the device is gone")
+        return read(reader, frame)
+
+    monkeypatch.setattr(SegmentReader, "read", broken)
+    with pytest.raises(httpx.RemoteProtocolError):
+        server.speak(response_format="pcm", seed=7)
+    frames = 0
+    *deltas, last = events(server.speak(response_format="pcm", seed=7, stream_format="sse"))
+    assert deltas
+    assert last["type"] == "error"
+    assert last["error"]["code"] == "internal_error"
+    assert "device" not in last["error"]["message"]
+    frames = 24
+    response = server.speak(response_format="pcm", seed=7)
+    assert response.status_code == 500
+    assert response.json()["error"]["type"] == "server_error"
+    assert server.metric('higgs_native_errors_total{code="internal_error"}') == 3
+
+
+def test_a_slow_reader_keeps_no_slot(start, streamed):
+    """The speech is made as fast as it can be; the client reads it later."""
+    server = start(max_running=1, max_queued=4)
+    host, port = server.url.removeprefix("http://").split(":")
+    body = json.dumps({"input": TEXT, "response_format": "pcm", "seed": 7, "voice": "alloy"}).encode()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.connect((host, int(port)))
+        client.sendall(
+            b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
+            % (len(body), body)
+        )
+        until(lambda: server.metric("higgs_native_audio_seconds_total") > 1)
+        assert server.speak(response_format="pcm", seed=7).content == streamed(seed=7).tobytes()
+        received = b""
+        while piece := client.recv(512):
+            received += piece
+    chunks = received.partition(b"\r\n\r\n")[2]
+    audio = b""
+    while chunks:
+        size, _, chunks = chunks.partition(b"\r\n")
+        audio, chunks = audio + chunks[: int(size, 16)], chunks[int(size, 16) + 2 :]
     assert audio == streamed(seed=7).tobytes()
 
 
-def test_litellm_sends_what_it_does_not_know(server):
-    body = {"model": "tts-1", "input": TEXT, "voice": "alloy", "user": "anna", "metadata": {}, "optional_params": None}
-    assert server.client.post("/v1/audio/speech", json=body).status_code == 200
+def test_a_client_that_never_reads_is_dropped(start):
+    server = start(max_running=1, max_queued=0, idle_seconds=0.5)
+    host, port = server.url.removeprefix("http://").split(":")
+    body = json.dumps({"input": THREE_SENTENCES * 8, "response_format": "pcm", "seed": 7, "speed": 0.25}).encode()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.connect((host, int(port)))
+        client.sendall(
+            b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        until(lambda: server.metric("higgs_native_clients_left_total") == 1)
+        until(lambda: server.service.admission.running == 0)
 
 
-def test_livekit_asks_for_events_of_mp3(server):
-    body = {"input": TEXT, "model": "gpt-4o-mini-tts", "voice": "ash", "response_format": "mp3", "speed": 1.0}
-    response = server.client.post("/v1/audio/speech", json={**body, "instructions": None, "stream_format": "sse"})
-    lines = [line for line in response.text.splitlines() if line]
-    assert all(line.startswith("data: {") for line in lines)
+def test_the_event_loop_is_never_blocked(start):
+    """While texts are spoken, other requests are answered in the time of a few frames."""
+    server = start(max_running=4)
+    done = threading.Event()
+    longest = 0.0
+
+    def ping():
+        nonlocal longest
+        with httpx.Client(base_url=server.url) as client:
+            while not done.is_set():
+                begin = time.monotonic()
+                assert client.get("/health").status_code == 200
+                longest = max(longest, time.monotonic() - begin)
+                time.sleep(0.02)
+
+    thread = threading.Thread(target=ping)
+    thread.start()
+    try:
+        jobs = [in_background(server.speak, input=THREE_SENTENCES, speed=0.5) for _ in range(4)]
+        assert {job.result().status_code for job in jobs} == {200}
+    finally:
+        done.set()
+        thread.join()
+    assert 0 < longest < 1.5

@@ -18,9 +18,9 @@ struct Loop {
 // the caller may run on, or than the process may keep busy (its CPU quota, rounded up).
 int64_t num_threads();
 
-// Runs a loop on the calling thread and on up to `threads` - 1 others, which take chunks of it as they get done. The
-// caller waits for threads that have joined the loop, never for others: on a busy machine it computes alone what nobody
-// helps with. If another thread's loop has the helpers, the caller runs all of it.
+// Runs a loop on the calling thread and on up to `threads` - 1 helpers. Each takes one chunk after the other. The caller
+// waits for the helpers that have joined the loop and for no others: on a busy machine it computes alone what no helper
+// takes. If the helpers work for another caller, the loop runs on the calling thread alone.
 // Throws what the first failing chunk threw.
 void run_loop(const Loop& loop, int64_t threads);
 

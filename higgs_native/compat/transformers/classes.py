@@ -84,7 +84,7 @@ class Generating(Accelerated):
 class Tokenizing(Accelerated):
     """An audio tokenizer that encodes and decodes natively."""
 
-    # Of the class that is mixed in.
+    # The class that is mixed in has these.
     config: Any
     quantizer: Any
 
