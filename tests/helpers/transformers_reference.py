@@ -274,12 +274,16 @@ def generate(
     max_new_tokens: int,
     **options,
 ) -> Generated:
-    """Generate with `transformers`: greedily, unless `options` of its `generate` say otherwise."""
+    """Generate with `transformers`: greedily, unless `options` of its `generate` say otherwise.
+
+    Repetition-aware sampling of the model's own settings is off too: what it replaces is drawn at random even where
+    the rest is greedy.
+    """
     config = model.config
     output = model.generate(
         **model_inputs(config, prompts),
         max_new_tokens=max_new_tokens,
-        **{"do_sample": False, **options},
+        **{"do_sample": False, "ras_win_len": None, **options},
         return_dict_in_generate=True,
         output_logits=True,
         output_scores=True,
