@@ -314,8 +314,9 @@ def check_agreement(logits: dict[str, torch.Tensor]) -> None:
     expected = logits.get(REFERENCE, next(iter(logits.values())))
     for name, ours in logits.items():
         error = float((ours - expected).std() / expected.std())
-        # int4 changes random weights by about a tenth.
-        if not error < (0.5 if name == "int4" else 0.1):
+        # Formats change random weights by about a tenth (int4) or a fortieth (fp8). The errors of 36 layers add up to
+        # about 5 times that; unrelated logits differ by 140 %.
+        if not error < {"int4": 0.7, "fp8": 0.3}.get(name, 0.1):
             raise RuntimeError(
                 f"the logits of {name} must equal {REFERENCE}'s, got a difference of {error:.0%} of their deviation"
             )
