@@ -6,7 +6,7 @@
 // table [slots, max pages] says which pages a sequence has. Attention is computed in splits of kSplit positions,
 // whatever the page size. With few rows, the splits of a sequence go to several threads; they are merged in order
 // either way. So the result depends neither on the batch nor on the threads nor on the pages.
-// Bytes moved: the QKV weight once for up to 240 rows; the keys and values of each row's sequence once.
+// Bytes moved: the QKV weight once for up to 240 rows (512 by tiles); the keys and values of each row's sequence once.
 #include "cpu/attention_kernels.h"
 
 #include <torch/csrc/stable/library.h>

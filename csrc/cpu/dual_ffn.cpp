@@ -2,7 +2,7 @@
 //
 // Rows are sorted: text rows, then audio rows. A panel of gate_up holds kHalfPanel rows of the gate and the same rows
 // of the up projection, so that a thread multiplies the two while they are in its cache.
-// Bytes moved: the weights of each segment that has rows, once for up to 240 rows.
+// Bytes moved: the weights of each segment that has rows, once for up to 240 rows (480 by tiles).
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -31,24 +31,25 @@ void run_segment(float* out, const float* x, int64_t begin, int64_t end, double 
   const RowNorm norm = {weights.norm, weights.norm, rows, static_cast<float>(eps)};
   const char* input = pack_activations<GateUpInput>(gate_up, x, rows, &norm);
   float* activated = scratch<Activated>(rows * intermediate);
+  const int64_t panels = panels_at_once(gate_up, rows);
   for_ranges(
       gate_up.n / kPanel, kPanel * hidden * rows,
       [&](int64_t first, int64_t last) {
         struct GateUp;
-        float* both = scratch<GateUp>(rows * kPanelsAtOnce * kPanel);
-        for (int64_t begin = first; begin < last; begin += kPanelsAtOnce) {
-          const int64_t end = std::min(begin + kPanelsAtOnce, last);
-          gemm_panels(both, kPanelsAtOnce * kPanel, gate_up, begin, end, input, rows);
+        float* both = scratch<GateUp>(rows * panels * kPanel);
+        for (int64_t begin = first; begin < last; begin += panels) {
+          const int64_t end = std::min(begin + panels, last);
+          gemm_panels(both, panels * kPanel, gate_up, begin, end, input, rows);
           for (int64_t row = 0; row < rows; ++row) {
             for (int64_t panel = begin; panel < end; ++panel) {
-              const float* gate = both + (kPanelsAtOnce * row + panel - begin) * kPanel;
+              const float* gate = both + (panels * row + panel - begin) * kPanel;
               const int64_t unit = panel * kHalfPanel, count = std::min(kHalfPanel, intermediate - unit);
               linear_kernels().silu_mul(activated + row * intermediate + unit, gate, gate + kHalfPanel, count);
             }
           }
         }
       },
-      kPanelsAtOnce);
+      panels);
   gemm(out, down, pack_activations<DownInput>(down, activated, rows), rows, x);
 }
 

@@ -1,6 +1,6 @@
 // out = x @ weight.T + residual, and out = rms_norm(x) @ weight.T, with packed weights. Threads take chunks of a
 // weight's panels; the inner kernels are in linear_kernels.cpp.
-// Bytes moved: the weight, once for up to 240 rows.
+// Bytes moved: the weight, once for up to 240 rows, or 512 by tiles.
 #include "cpu/linear.h"
 
 #include <torch/csrc/stable/library.h>
@@ -200,7 +200,7 @@ void gemm(float* out, const PackedWeight& weight, const char* x, int64_t rows, c
         const int64_t n0 = begin * kPanel;
         gemm_panels(out + n0, weight.n, weight, begin, end, x, rows, residual ? residual + n0 : nullptr);
       },
-      kPanelsAtOnce);
+      panels_at_once(weight, rows));
 }
 
 }  // namespace higgs_native::cpu

@@ -14,7 +14,12 @@ inline const FormatKernels& kernels_of(const PackedWeight& weight) {
   return linear_kernels().formats[static_cast<int>(weight.format)];
 }
 
-inline constexpr int64_t kPanelsAtOnce = 4;  // max panels that one row takes at a time
+// Max panels that `rows` rows take at a time.
+inline int64_t panels_at_once(const PackedWeight& weight, int64_t rows) {
+  constexpr int64_t kOneRow = 4;
+  const FormatKernels& kernels = kernels_of(weight);
+  return rows > kernels.group_rows ? std::max(kOneRow, kernels.panels) : kOneRow;
+}
 
 // Bytes of a packed float32 weight of n rows and k columns, and its packing from weight [n, k].
 int64_t packed_f32_bytes(int64_t n, int64_t k);

@@ -54,14 +54,14 @@ constexpr int64_t kTileBytes = 64;
 
 struct TileMajor {
   HIGGS_INLINE void write(char* to, int64_t rows, int64_t m, int64_t first, const void* words, int64_t count) {
-    constexpr int64_t kWords = kTileBytes / 4;
+    constexpr int64_t kWords = kTileBytes / 4, kHalf = kWords / 2;
     const char* from = static_cast<const char*>(words);
-    for (int64_t i = 0; i < count;) {
-      const int64_t tile = (first + i) / kWords, in_tile = (first + i) % kWords;
-      const int64_t fitting = kWords - in_tile < count - i ? kWords - in_tile : count - i;
-      memcpy(to + (tile * rows + m) * kTileBytes + in_tile * 4, from + i * 4, fitting * 4);
-      i += fitting;
+    const auto at = [&](int64_t word) { return to + (word / kWords * rows + m) * kTileBytes + word % kWords * 4; };
+    int64_t i = 0;
+    if (first % kHalf == 0) {  // halves of tiles, by copies of a size that the compiler knows
+      for (; i + kHalf <= count; i += kHalf) memcpy(at(first + i), from + i * 4, kHalf * 4);
     }
+    for (; i < count; ++i) memcpy(at(first + i), from + i * 4, 4);
   }
 };
 
@@ -195,13 +195,16 @@ struct PairedBFloat16 {
   template <typename Order>
   static void pack(char* to, const float* x, const GroupRows& rows, int64_t k, int64_t units) {
     for (int64_t m = rows.begin; m < rows.end; ++m) {
-      for (int64_t u = 0; u < units; u += kWidth / 2) {
-        alignas(64) float values[kWidth] = {};
-        const int64_t pairs = units - u < kWidth / 2 ? units - u : kWidth / 2;
-        const int64_t count = k - 2 * u < kWidth ? k - 2 * u : kWidth;
-        if (count > 0) memcpy(values, x + (m - rows.begin) * k + 2 * u, count * sizeof(float));
-        const typename P::Half rounded = P::round(load(values));
-        Order::write(to, rows.count, m, u, &rounded, pairs);
+      const float* row = x + (m - rows.begin) * k;
+      int64_t u = 0;
+      for (; 2 * u + kWidth <= k; u += kWidth / 2) {
+        const typename P::Half rounded = P::round(load(row + 2 * u));
+        Order::write(to, rows.count, m, u, &rounded, kWidth / 2);
+      }
+      for (; u < units; u += kWidth / 2) {
+        const int64_t count = k - 2 * u, left = units - u;
+        const typename P::Half rounded = P::round(count > 0 ? load(row + 2 * u, count) : Vec{});
+        Order::write(to, rows.count, m, u, &rounded, left < kWidth / 2 ? left : kWidth / 2);
       }
     }
   }

@@ -1,6 +1,6 @@
 // Products with packed weights, out[r][n] = sum_k x[r][k] * weight[n][k]: by tiles where the set has them for the
 // weights' format (linear_tiles.h), else by vectors (linear_vectors.h).
-// Bytes moved: the weight, once for 240 rows.
+// Bytes moved: the weight, once for 240 rows, or 512 by tiles.
 #include "cpu/linear_kernels.h"
 
 #include "cpu/linear_formats.h"
@@ -13,14 +13,14 @@ namespace {
 
 template <typename F>
 constexpr FormatKernels format_kernels() {
-  return {kGroupRows, F::kPackedUnitBytes, 1, F::template pack<Interleaved>, gemm_vectors<F>};
+  return {kGroupRows, F::kPackedUnitBytes, 1, 1, F::template pack<Interleaved>, gemm_vectors<F>};
 }
 
 // The kernels of a format that tiles can multiply.
 template <typename F, typename T = Tiles>
 constexpr FormatKernels tile_kernels() {
   if constexpr (kHasTiles) {
-    return {kTileRows, F::kPackedUnitBytes, kTileUnits<F>, F::template pack<TileMajor>, gemm_tiles<T, F>};
+    return {kTileRows, F::kPackedUnitBytes, kTileUnits<F>, kBlockPanels, F::template pack<TileMajor>, gemm_tiles<T, F>};
   } else {
     return format_kernels<F>();
   }
@@ -42,12 +42,8 @@ void rms_norm(float* out, const float* x, const T* weight, int64_t k, float eps)
 
 void silu_mul(float* out, const float* gate, const float* up, int64_t n) {
   for (int64_t i = 0; i < n; i += kWidth) {
-    const int64_t count = n - i < kWidth ? n - i : kWidth;
-    Vec g = {}, u = {};
-    memcpy(&g, gate + i, count * sizeof(float));
-    memcpy(&u, up + i, count * sizeof(float));
-    Vec y = g / (splat(1.f) + exp(-g)) * u;
-    memcpy(out + i, &y, count * sizeof(float));
+    const Vec g = load(gate + i, n - i), u = load(up + i, n - i);
+    store(out + i, g / (splat(1.f) + exp(-g)) * u, n - i);
   }
 }
 

@@ -35,6 +35,7 @@ struct FormatKernels {
   int64_t group_rows;         // max rows in a group
   int64_t packed_unit_bytes;  // of one row's activations
   int64_t unit_multiple;      // activations are filled up with zeros to a multiple of so many units
+  int64_t panels;             // max panels that several groups take at a time
   // Writes activations x [rows.end - rows.begin, k] to their group, and for each row and quantization group 8 bytes.
   void (*pack_activations)(char* to, const float* x, const GroupRows& rows, int64_t k, int64_t units);
   void (*gemm)(const GemmBlock&);

@@ -157,12 +157,12 @@ def test_a_packed_weight_must_be_aligned():
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("k", [64, 1500])
 def test_a_row_does_not_depend_on_its_batch(dtype, k):
-    """The same row gives the same bits alone, among 2 .. 33 others, and in a block of 300, whatever its magnitude."""
-    n = 170  # five panels and a part of the sixth
-    x, weight = random((300, k)) * torch.logspace(-40, 3, 300)[:, None], packed(n, k, dtype)
-    whole = torch.empty(300, n)
+    """The same row gives the same bits alone, among 2 .. 33 others, and among 560, whatever its magnitude."""
+    n = 600  # 18 panels and a part of another: two blocks of panels, and of rows, where tiles multiply
+    x, weight = random((560, k)) * torch.logspace(-40, 3, 560)[:, None], packed(n, k, dtype)
+    whole = torch.empty(560, n)
     ops.linear(whole, x, weight)
-    for first in (0, 13, 150, 267):
+    for first in (0, 13, 150, 300, 527):
         for rows in (1, 2, 3, 4, 5, 7, 16, 17, 33):
             out = torch.empty(rows, n)
             ops.linear(out, x[first : first + rows].contiguous(), weight)

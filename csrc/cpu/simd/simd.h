@@ -54,7 +54,21 @@ HIGGS_INLINE Vec load(const float* p) {
   return v;
 }
 
+// The first `count` values, zeros after them. A whole vector takes no call of memcpy.
+HIGGS_INLINE Vec load(const float* p, int64_t count) {
+  if (count >= kWidth) return load(p);
+  Vec v = {};
+  memcpy(&v, p, count * sizeof(float));
+  return v;
+}
+
 HIGGS_INLINE void store(float* p, Vec v) { memcpy(p, &v, sizeof v); }
+
+// The first `count` values.
+HIGGS_INLINE void store(float* p, Vec v, int64_t count) {
+  if (count >= kWidth) store(p, v);
+  else memcpy(p, &v, count * sizeof(float));
+}
 
 HIGGS_INLINE float to_float(float x) { return x; }
 
