@@ -14,20 +14,13 @@ void widen(float* out, const T* x, int64_t n) {
   for (; i < n; ++i) out[i] = to_float(x[i]);
 }
 
-// `count` values, and zeros.
-HIGGS_INLINE Vec load_some(const float* x, int64_t count) {
-  Vec v = {};
-  memcpy(&v, x, count * sizeof(float));
-  return v;
-}
-
 // Calls f(vector, index of its first value, number of its values) for all of x. Copies of a whole vector have a constant
 // size, so they are one load.
 template <typename F>
 HIGGS_INLINE void for_vectors(const float* x, int64_t n, const F& f) {
   int64_t i = 0;
   for (; i + kWidth <= n; i += kWidth) f(load(x + i), i, int64_t{kWidth});
-  if (i < n) f(load_some(x + i, n - i), i, n - i);
+  if (i < n) f(load(x + i, n - i), i, n - i);
 }
 
 float extreme(const float* x, int64_t n) {

@@ -7,8 +7,8 @@ import torch
 
 from higgs_native import ops
 from tests.ops import test_attention, test_audio_tokenizer, test_decoder, test_dual_ffn, test_embedding
+from tests.ops.slots import Slots
 from tests.ops.tensors import int32, random
-from tests.ops.test_sampling import Slots
 
 
 def _flat(values) -> list[Any]:
