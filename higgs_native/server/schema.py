@@ -72,7 +72,8 @@ class SpeechRequest(BaseModel):
     normalize: bool = Field(False, description="Write out numbers, dates, units and the like of an English text.")
     strip_markup: bool = Field(False, description="Leave out the markup of Markdown, and emoji.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="The same seed gives the same speech.")
-    # The defaults of the next six count for no model: `sampling` takes only what is given, `described_request` shows the model's.
+    # The defaults of the next six are not used: `sampling` takes those that are given, and the model's for the others,
+    # which `described_request` shows.
     temperature: float = SamplingParams.temperature
     top_k: int | None = SamplingParams.top_k
     top_p: float | None = SamplingParams.top_p
