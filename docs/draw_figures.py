@@ -8,6 +8,8 @@ The same versions write the same bytes.
 
 import argparse
 import json
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,9 +19,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from higgs_native import ops
+from higgs_native import Convention, HiggsAudioModel, SamplingParams, ops
+from higgs_native.generation.engine import Engine
+from higgs_native.generation.handle import RequestHandle
+from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, WEIGHT_FORMATS
-from higgs_native.testing.configs import REAL_SIZE_CONFIG
+from higgs_native.testing.configs import DEMO_CONFIG, REAL_SIZE_CONFIG
+from higgs_native.testing.random_checkpoint import write_language_model
 from higgs_native.utils.files import replacing
 
 
@@ -42,6 +48,10 @@ def main() -> None:
         "frame_bytes": draw_frame_bytes,
         "packed_panel": draw_packed_panel,
         "quantization_error": draw_quantization_error,
+        "time_of_bytes": draw_time_of_bytes,
+        "shrinking_chunks": draw_shrinking_chunks,
+        "order_of_sums": draw_order_of_sums,
+        "joint_steps": draw_joint_steps,
     }
     for name, draw in figures.items():
         figure = draw()
@@ -262,6 +272,171 @@ def draw_quantization_error() -> Figure:
     axes.set(yscale="log", xlim=(2.5, 11.5), xlabel="MB of weights", ylabel="KL divergence, nats per code")
     axes.set_title("the embedded voice; in parentheses: top code kept", fontsize=9)
     axes.spines["right"].set_visible(False)
+    return figure
+
+
+# ---- a frame at the memory's speed
+
+
+def draw_time_of_bytes() -> Figure:
+    """Milliseconds of a frame beside the time in which its bytes can be read, from `benchmarks.bench_frame`."""
+    report = json.loads((RESULTS / "cpu.json").read_text(encoding="utf-8"))["frame"]
+    (measured,) = (frame for frame in report["frame"] if frame["position"] == 512)
+    bandwidth = measured["read_gb_per_s"]["median"]
+    names = ("transformers", "transformers, compiled", "bfloat16", "int8", "int4")
+    figure, axes = plt.subplots(figsize=(8.2, 2.6), layout="constrained")
+    for row, name in enumerate(names):
+        milliseconds, gigabytes = measured[name]["ms"]["median"], measured[name]["gb"]
+        floor = 1000 * gigabytes / bandwidth
+        begin = axes.barh(row, floor, color=TEXT, label="reading its bytes" if row == 0 else None)
+        axes.barh(row, milliseconds - floor, left=floor, color=AUDIO, label="the rest" if row == 0 else None)
+        share = measured[name]["share_of_read_bandwidth"]
+        axes.bar_label(begin, [f"{gigabytes:.2f} GB"], label_type="center", fontsize=7 if floor > 20 else 6)
+        axes.text(milliseconds + 1, row, f"{milliseconds:.0f} ms, {share:.0%} of the bandwidth", va="center")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    layers = report["model"]["layers"]
+    axes.set(
+        xlim=(0, 175), xlabel=f"ms per frame: {layers} layers, 512 positions, {bandwidth:.0f} GB/s of read bandwidth"
+    )
+    axes.legend(frameon=False, loc="lower right")
+    axes.spines["right"].set_visible(False)
+    return figure
+
+
+def draw_shrinking_chunks() -> Figure:
+    """Two threads share the panels of a matrix; one has half the speed, as beside another process."""
+    config = REAL_SIZE_CONFIG
+    panels = 2 * config.intermediate_size // PANEL
+    speeds = (1.0, 0.5)  # panels per unit of time
+    halves = [[(0.0, panels / 2 / speed)] for speed in speeds]
+    best = panels / sum(speeds)
+    figure, axes = plt.subplots(figsize=(8.2, 2.6), layout="constrained")
+    shrinking = chunks_of_threads(panels, speeds)
+    for first, (name, threads) in enumerate({"two halves": halves, "shrinking chunks": shrinking}.items()):
+        for thread, spans in enumerate(threads):
+            row = 2.5 * first + thread
+            for begin, end in spans:
+                axes.barh(row, (end - begin) / best, left=begin / best, color=(TEXT, AUDIO)[thread], edgecolor="white")
+        end = max(spans[-1][1] for spans in threads)
+        axes.text(end / best + 0.01, 2.5 * first + 0.5, f"{end / best:.2f}", va="center")
+        axes.text(-0.01, 2.5 * first + 0.5, name, va="center", ha="right")
+    axes.axvline(1, color="#666666", linewidth=0.8, linestyle=":")
+    axes.invert_yaxis()
+    axes.set(yticks=[], xlim=(0, 1.62), xlabel="time of the operator, over the time if both threads end at once")
+    axes.set_title(f"{panels} panels, a fast thread (blue) and one with half its speed (orange)", fontsize=9)
+    for side in ("left", "right"):
+        axes.spines[side].set_visible(False)
+    return figure
+
+
+def chunks_of_threads(count: int, speeds: Sequence[float]) -> list[list[tuple[float, float]]]:
+    """Return when each thread works on which chunk, by the rule of `csrc/cpu/threads/pool.cpp`.
+
+    A chunk is the part 1 / (2 threads) of what is left. Chunks longer than 4 panels are multiples of 4.
+    """
+    clocks = [0.0] * len(speeds)
+    spans: list[list[tuple[float, float]]] = [[] for _ in speeds]
+    begin = 0
+    while begin < count:
+        thread = clocks.index(min(clocks))
+        chunk = max(1, (count - begin) // (2 * len(speeds)))
+        chunk -= chunk % 4 if chunk > 4 else 0
+        end = clocks[thread] + min(chunk, count - begin) / speeds[thread]
+        spans[thread].append((clocks[thread], end))
+        clocks[thread] = end
+        begin += chunk
+    return spans
+
+
+# ---- the bits of a stream
+
+
+def draw_order_of_sums() -> Figure:
+    """How many outputs of a linear operator change their bits if the sum of a row is split, or if rows join it."""
+    config = REAL_SIZE_CONFIG
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(16, config.hidden_size, generator=generator)
+    weight = torch.randn(1024, config.hidden_size, generator=generator)
+    whole = chained_sums(x[0], weight, 1)
+    splits, rows = (2, 4, 8, 16), (2, 4, 8, 16)
+    changed = [(chained_sums(x[0], weight, count) != whole).double().mean().item() for count in splits]
+    packed = ops.pack_linear(weight)
+    out = torch.empty(16, len(weight))
+    ops.linear(out[:1], x[:1], packed)
+    alone = out[0].clone()
+    beside = []
+    for count in rows:
+        ops.linear(out[:count], x[:count], packed)
+        beside.append((out[0] != alone).double().mean().item())
+    figure, both = plt.subplots(1, 2, figsize=(8.2, 2.6), layout="constrained", sharey=True)
+    titles = ("parts that a sum is split into", "rows in the batch, with ops.linear")
+    for axes, names, shares, title in zip(both, (splits, rows), (changed, beside), titles, strict=True):
+        bars = axes.bar([str(name) for name in names], shares, color=AUDIO)
+        axes.bar_label(bars, [f"{share:.0%}" for share in shares])
+        axes.set(xlabel=title, ylim=(0, 1))
+        axes.spines["right"].set_visible(False)
+    both[0].set_ylabel("outputs whose bits change")
+    return figure
+
+
+def chained_sums(x: torch.Tensor, weight: torch.Tensor, parts: int) -> torch.Tensor:
+    """Multiply weight [n, k] by x [k] in float32: add up each part of the columns in order, then the parts in order."""
+    products = (weight * x).reshape(len(weight), parts, -1)
+    sums = torch.zeros(len(weight), parts)
+    for column in range(products.shape[2]):
+        sums = sums + products[:, :, column]
+    total = sums[:, 0]
+    for part in range(1, parts):
+        total = total + sums[:, part]
+    return total
+
+
+def draw_joint_steps() -> Figure:
+    """The steps of an engine, with the rows that each computes: four streams that come one after the other."""
+    arrivals, frames = {0: "A", 4: "B", 10: "C", 13: "D"}, 14
+    with tempfile.TemporaryDirectory() as folder:
+        write_language_model(Path(folder) / "model", DEMO_CONFIG, "original", torch.float32, endless=True)
+        model = HiggsAudioModel.from_pretrained(Path(folder) / "model")
+        engine = model.engine = Engine(
+            model, num_slots=4, clock=lambda: 0.0
+        )  # no time passes: pieces are the shortest
+        voice = torch.arange(40, dtype=torch.int64).repeat(model.config.num_codebooks, 1)
+        assert model.tokenizer is not None
+        handles: dict[str, RequestHandle] = {}
+        steps: list[dict[str, int]] = []
+        while not steps or any(not handle.future.done() for handle in handles.values()):
+            if name := arrivals.get(len(steps)):
+                text = (
+                    f"<|AUDIO_OUT|> Stream {name}.<|audio_out_bos|>" if name in "BC" else f"{name}.<|audio_out_bos|>"
+                )
+                ids = torch.tensor([model.tokenizer.encode(text, add_special_tokens=False).ids])
+                sampling = SamplingParams(seed=1, max_new_tokens=frames)
+                codes = [voice] if name in "BC" else []
+                request = GenerationRequest(ids, codes, Convention.TRANSFORMERS, sampling, real_time=True)
+                handles[name] = engine.add(request)
+            before = {name: handle.sequence.computed for name, handle in handles.items()}
+            engine.step()
+            rows = {name: handle.sequence.computed - before[name] for name, handle in handles.items()}
+            begun = [name for name, count in before.items() if not count]
+            # Shared rows count as computed from the first step on.
+            steps.append(rows | {name: max(rows[name] - handles[name].sequence.cached_tokens, 0) for name in begun})
+        shared = {name: handle.sequence.cached_tokens for name, handle in handles.items()}
+    figure, axes = plt.subplots(figsize=(8.2, 2.4), layout="constrained")
+    for step, rows in enumerate(steps):
+        for name, count in rows.items():
+            if count:
+                y = list(arrivals.values()).index(name)
+                cell(axes, step, y, 0.94, 0.9, str(count), AUDIO if count == 1 else TEXT, size=7)
+    for step, name in arrivals.items():
+        label = f"{name} " + (f"(shares {shared[name]} rows)" if shared[name] else "")
+        axes.text(-0.3, list(arrivals.values()).index(name) + 0.45, label, ha="right", va="center")
+        axes.plot([step, step], [list(arrivals.values()).index(name), len(arrivals)], color="#666666", linewidth=0.8)
+    axes.set(xlim=(-5.5, len(steps)), ylim=(len(arrivals), -0.2), yticks=[], xlabel="step")
+    axes.set_xticks(range(0, len(steps), 5))
+    axes.set_title("rows of each step: pieces of a prompt (blue), one row per frame (orange)", fontsize=9)
+    for side in ("left", "right"):
+        axes.spines[side].set_visible(False)
     return figure
 
 

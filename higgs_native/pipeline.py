@@ -269,8 +269,8 @@ class HiggsAudio:
                 play(chunk.samples)
 
         Args:
-            text, voice, reference_audio, reference_text, scene, voices_folder, normalize, strip_markup, lexicon,
-                sampling, options: as for `speak`.
+            text, voice, reference_audio, reference_text, scene, voices_folder: as for `speak`.
+            normalize, strip_markup, lexicon, sampling, options: as for `speak`.
             first_chunk_frames: length of the first chunk, in frames of 40 ms.
             chunk_growth: length of each chunk over that of the one before it, at least 1.
             max_chunk_frames: maximum length of a chunk; the last one may be longer by the decoder's lookahead.

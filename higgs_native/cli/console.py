@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from higgs_native.errors import one_line
 from higgs_native.utils.files import remove_temporary_files
+from higgs_native.utils.progress import shows_notices
 
 
 _advice = ""
@@ -61,11 +62,6 @@ def showing_logs() -> Iterator[None]:
 def set_verbosity(verbosity: int) -> None:
     """Show errors alone (-1), also warnings, notices and bars (0), what is loaded (1), or details (2 and more)."""
     _LOGGER.setLevel({-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG))
-
-
-def shows_notices() -> bool:
-    """Return whether notices and progress bars are shown."""
-    return _LOGGER.isEnabledFor(logging.WARNING)
 
 
 def notice(text: str) -> None:

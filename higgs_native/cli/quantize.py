@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from higgs_native.cli.console import shows_notices
 from higgs_native.cli.options import DeviceOption
 from higgs_native.errors import ParameterError, one_line
+from higgs_native.utils.progress import shows_notices
 
 
 def quantize(

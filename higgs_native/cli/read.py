@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from higgs_native.cli.console import advising, notice, shows_notices
+from higgs_native.cli.console import advising, notice
 from higgs_native.cli.options import (
     OUT_HELP,
     AudioTokenizerOption,
@@ -36,6 +36,7 @@ from higgs_native.cli.options import (
 )
 from higgs_native.long_form.settings import CHUNK_SECONDS, MAX_RETRIES, Pauses
 from higgs_native.utils.files import locked
+from higgs_native.utils.progress import shows_notices
 
 
 def read(

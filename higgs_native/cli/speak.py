@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from higgs_native.cli.console import notice, shows_notices
+from higgs_native.cli.console import notice
 from higgs_native.cli.options import (
     OUT_HELP,
     AudioTokenizerOption,
@@ -38,6 +38,7 @@ from higgs_native.cli.options import (
     default_text,
 )
 from higgs_native.errors import ParameterError
+from higgs_native.utils.progress import shows_notices
 
 
 if TYPE_CHECKING:

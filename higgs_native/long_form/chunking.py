@@ -9,7 +9,6 @@ import functools
 import itertools
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -24,6 +23,18 @@ from higgs_native.prompt.chat import clean_text, normalized_text
 from higgs_native.prompt.markup import CONTROL_TAG, SPEAKER_TAG
 from higgs_native.prompt.normalize import SPEAKABLE, drop_invisible, is_speakable, nothing_to_say
 from higgs_native.prompt.pace import spoken_milliseconds
+from higgs_native.prompt.sentences import (
+    CLOSING,
+    EAST_ASIAN,
+    ENDS_EAST_ASIAN,
+    ENDS_LINE,
+    OPENING,
+    STARTS_EAST_ASIAN,
+    before_quotes,
+    cut_at,
+    opening_quotes,
+    split_sentences,
+)
 from higgs_native.utils.checks import check_flag, check_number
 
 
@@ -31,44 +42,16 @@ MIN_CHUNK_SECONDS, MAX_CHUNK_SECONDS = 2.0, 30.0
 """Above 30 seconds the model's speech becomes unstable; below 2 seconds chunks would be single words."""
 
 
-_EAST_ASIAN = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\u3000-\u303f\uff00-\uffef]"
-# «French» and »German« use the same marks in both roles; a French closing mark may follow a space.
-_OPENING = r"[\"'“‘„«»‹›(\[{¿¡「『（【《〈]"
-_CLOSING = r"(?:[\"'“”’«»‹›)\]}」』）】》〉]|\s[»›](?=\s|$))"
-_ENDS = ".!?。！？｡．؟۔।॥։።၊။"
-_SENTENCE_END = regex.compile(rf"([{_ENDS}]+){_CLOSING}*")
 _CLAUSE_END = regex.compile(
     # Runs of a mark match only from their start and as a whole, which keeps the time linear in their length.
     # A comma or similar mark, but not within a number or a word.
-    rf"(?<![,;:،؛，；：、､])[,;:،؛，；：、､]++{_CLOSING}*(?=\s|{_EAST_ASIAN}|{_OPENING})"
+    rf"(?<![,;:،؛，；：、､])[,;:،؛，；：、､]++{CLOSING}*(?=\s|{EAST_ASIAN}|{OPENING})"
     # Marks that ended no sentence, as in: "Stop!" he said.
-    rf"|(?:(?<![!?؟])[!?؟]++|(?<!\.)\.\.++){_CLOSING}*(?=\s|{_EAST_ASIAN})"
+    rf"|(?:(?<![!?؟])[!?؟]++|(?<!\.)\.\.++){CLOSING}*(?=\s|{EAST_ASIAN})"
     r"|(?<=\s)[-–—]+(?=\s)"
 )
-_ENDS_LINE = regex.compile(rf"[{_ENDS}…]{_CLOSING}*$")
-_STARTS_EAST_ASIAN, _ENDS_EAST_ASIAN = regex.compile(_EAST_ASIAN), regex.compile(_EAST_ASIAN + "$")
-# A sentence continues after a mark if a small letter follows, or after a Japanese quotation a particle.
-_GOES_ON = regex.compile(rf"\s+{_OPENING}*\p{{Ll}}|(?<=[\"'」』])(?:と|って)")
-_LAST_WORD = regex.compile(r"[\p{L}\p{M}\p{N}](?:[\p{L}\p{M}\p{N}.]|(?<=\p{L})['-](?=\p{L}))*$")
-# Initials, "z.B." and "U.S.", and numbers such as "3. Oktober".
-_DOTTED = regex.compile(
-    r"[\p{Latin}\p{Cyrillic}\p{Greek}\p{Arabic}\p{Hebrew}]|(?:\p{L}{1,3}\.)+\p{L}{1,3}|\p{Nd}{1,2}"
-)
-# A sentence may continue after these. If it does not, two sentences count as one.
-_ABBREVIATION_WORDS = (
-    # English
-    "mr mrs ms messrs dr prof rev hon st jr sr vs etc nos vol vols fig figs pp eds approx dept inc ltd corp gen col "
-    "lt sgt capt cmdr adm gov sen pres mt ave blvd jan feb apr jun jul aug sept oct nov dec "
-    # German
-    "bzw ca usw usf vgl evtl ggf inkl exkl nr str tel bd bde hrsg jh abb aufl hr frl dipl ing sog geb gest mio mrd "
-    # Spanish, French
-    "sra srta sres dra ud uds vd vds pág págs núm avda gral excmo aprox mme mlle"
-)
-_ABBREVIATIONS = frozenset(_ABBREVIATION_WORDS.split())
-
 _TAGS = regex.compile(f"({SPEAKER_TAG.pattern}|{PAUSE.pattern})", regex.IGNORECASE)
 _HAN, _KANA = regex.compile(r"\p{Han}"), regex.compile(r"[\p{Hiragana}\p{Katakana}]")
-_SPACE = regex.compile(r"\s*")
 _JIEBA_BLOCK = 1000  # characters; the time grows with the square of their number if they make no words
 # Grapheme clusters; small kana and length marks belong to the kana before them. Flags are pairs of letters. Within a
 # run of flags they are found without \X, which counts the letters before each one.
@@ -189,7 +172,7 @@ def _paragraphs(text: str) -> Iterator[str]:
     """Yield the paragraphs, each in one line; `chunk_text` defines them."""
     lines = [line.strip() for line in text.splitlines()]
     breaks = [
-        _ENDS_LINE.search(line) is None
+        ENDS_LINE.search(line) is None
         for line, following in itertools.pairwise(lines)
         if line and following and not SPEAKER_TAG.match(following) and not SPEAKER_TAG.fullmatch(line)
     ]
@@ -197,7 +180,7 @@ def _paragraphs(text: str) -> Iterator[str]:
     paragraph = ""
     for line in lines:
         if line and is_wrapped:
-            east_asian = _ENDS_EAST_ASIAN.search(paragraph[-1:]) and _STARTS_EAST_ASIAN.match(line)
+            east_asian = ENDS_EAST_ASIAN.search(paragraph[-1:]) and STARTS_EAST_ASIAN.match(line)
             paragraph += line if east_asian or not paragraph else " " + line
             continue
         yield paragraph
@@ -207,7 +190,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 def _with_end(text: str, convention: Convention) -> str:
     """Add the full stop of `normalize_text` to clean text, unless it ends in a mark of another script, such as `؟`."""
-    return text if _ENDS_LINE.search(text) else normalized_text(text, convention)
+    return text if ENDS_LINE.search(text) else normalized_text(text, convention)
 
 
 def _split(text: str, limit: int, level: int = 0) -> list[tuple[str, Boundary]]:
@@ -254,59 +237,10 @@ def _packed(units: list[tuple[str, Boundary]], limit: int) -> Iterator[tuple[str
     yield "".join(text for text, _ in units[begin:]), units[begin][1]
 
 
-def split_sentences(text: str) -> list[str]:
-    """Cut normalized text after its sentences; where the end of one is unsure, don't cut."""
-    ends, opening = [], _opening_quotes(text)
-    for match in _SENTENCE_END.finditer(text):
-        marks, before = match[1], text[max(0, match.start() - 24) : match.start()]
-        if _GOES_ON.match(text, match.end()):
-            continue
-        if match.end() == len(text) or text[match.end()].isspace():
-            if marks == "." and _is_abbreviation(before):
-                continue
-        # East Asian sentences follow each other without a space. Their "..." is a pause more often than an end.
-        elif marks.isascii() and (
-            marks.startswith("..")
-            or not (_ENDS_EAST_ASIAN.search(before) or _STARTS_EAST_ASIAN.match(text, match.end()))
-            or _is_abbreviation(before)
-        ):
-            continue
-        ends.append(_before(opening, match.end()))
-    return _cut(text, ends)
-
-
-def _is_abbreviation(before: str) -> bool:
-    """Whether a full stop after `before` may belong to its last word."""
-    word = _LAST_WORD.search(before)
-    return word is not None and (word[0].casefold() in _ABBREVIATIONS or _DOTTED.fullmatch(word[0]) is not None)
-
-
-def _opening_quotes(text: str) -> set[int]:
-    """Return the indices of quotation marks that open a quotation.
-
-    Normalized opening and closing marks are equal. Every other one opens, except before a space.
-    """
-    opening: set[int] = set()
-    counts: Counter[str] = Counter()
-    for match in re.finditer("[\"']", text):
-        counts[match[0]] += 1
-        before_space = match.end() == len(text) or text[match.end()].isspace()
-        if counts[match[0]] % 2 and not before_space:
-            opening.add(match.start())
-    return opening
-
-
-def _before(opening: set[int], end: int) -> int:
-    """Return `end`, moved back over the marks in `opening`."""
-    while end - 1 in opening:
-        end -= 1
-    return end
-
-
 def _clauses(text: str) -> list[str]:
     """Cut normalized text after its clauses."""
-    opening = _opening_quotes(text)
-    return _cut(text, [_before(opening, match.end()) for match in _CLAUSE_END.finditer(text)])
+    opening = opening_quotes(text)
+    return cut_at(text, [before_quotes(opening, match.end()) for match in _CLAUSE_END.finditer(text)])
 
 
 def _words(text: str) -> list[str]:
@@ -348,12 +282,6 @@ _LEVELS: tuple[Callable[[str], list[str]], ...] = (
     _characters,
     list,
 )
-
-
-def _cut(text: str, ends: Iterable[int]) -> list[str]:
-    """Cut at `ends`, each moved over the white space that follows."""
-    ends = [space.end() for end in ends if (space := _SPACE.match(text, end))]
-    return [text[begin:end] for begin, end in itertools.pairwise([0, *ends, len(text)]) if end > begin]
 
 
 def _with_punctuation(words: Iterable[str]) -> list[str]:

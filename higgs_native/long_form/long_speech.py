@@ -74,8 +74,8 @@ class LongSpeech:
         text: to speak; `[SPEAKER0]`, `[SPEAKER1]`, ... begin the turns of several speakers. Or a book, as
             `higgs_native.read_book` returns it.
         folder: path for finished chunks; made if missing. None: a temporary folder, deleted with this object.
-        voice, reference_audio, reference_text, scene, voices_folder, normalize, strip_markup,
-            lexicon: as for `HiggsAudio.speak`.
+        voice, reference_audio, reference_text, scene, voices_folder: as for `HiggsAudio.speak`.
+        normalize, strip_markup, lexicon: as for `HiggsAudio.speak`.
         sampling, options: as for `HiggsAudio.speak`, without `max_new_tokens`, which follows from each chunk's text.
             The seed None takes that of the run in `folder`, or else a new one.
         chunk_seconds: maximum length of a chunk by `prompt.pace.spoken_seconds`, 2 to 30; None: 20, with the embedded

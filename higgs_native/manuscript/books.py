@@ -12,7 +12,7 @@ from higgs_native.manuscript.epub import read_epub
 from higgs_native.manuscript.markup import markdown_parser, plain_blocks, plain_line, protected
 from higgs_native.manuscript.outline import Heading, Item
 from higgs_native.prompt.normalize import SPEAKABLE
-from higgs_native.utils.checks import expanded_path
+from higgs_native.utils.checks import check_instance, check_string, expanded_path
 from higgs_native.utils.files import read_small_file
 
 
@@ -29,10 +29,17 @@ class Chapter:
     Attributes:
         title: in one line.
         text: to speak, with the heading if the book shows one.
+
+    Raises:
+        ParameterError: one of them is no str.
     """
 
     title: str
     text: str
+
+    def __post_init__(self) -> None:
+        check_string("title", self.title)
+        check_string("text", self.text)
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,19 @@ class Book:
     Attributes:
         title: in one line.
         chapters: in order; each has something to say.
+
+    Raises:
+        ParameterError: the title is no str, or the chapters are no tuple of `Chapter`.
     """
 
     title: str
     chapters: tuple[Chapter, ...]
+
+    def __post_init__(self) -> None:
+        check_string("title", self.title)
+        check_instance("chapters", self.chapters, tuple)
+        for index, chapter in enumerate(self.chapters):
+            check_instance(f"chapters[{index}]", chapter, Chapter)
 
 
 def file_names(titles: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from typing_extensions import TypedDict, Unpack
 
 from higgs_native.errors import CheckpointError, ParameterError, one_line, short_repr
 from higgs_native.model.other_kinds import kind_of_files
+from higgs_native.utils.progress import shows_notices
 
 
 HUB_TIMEOUT = 10.0
@@ -66,7 +67,7 @@ def fetch_snapshot(name: str, kind: str, **options: Unpack[HubOptions]) -> Path:
 
     _LOGGER.info("%s: asking the Hub", one_line(name))
     try:
-        with _no_endless_requests():
+        with _no_endless_requests(), _bars_where_wanted():
             folder = Path(snapshot_download(name, allow_patterns=list(_FETCHED), **options))
     except Exception as error:  # of any type: the client passes on those of HTTP, and of answers that aren't the Hub's
         raise CheckpointError(
@@ -111,6 +112,21 @@ def _no_endless_requests() -> Iterator[None]:
         yield
     finally:
         hooks.remove(limit)
+
+
+@contextmanager
+def _bars_where_wanted() -> Iterator[None]:
+    """Keep the Hub client's bars hidden where those of this package are."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if shows_notices() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def _reason(error: Exception, revision: str | None) -> str:

@@ -28,6 +28,7 @@ from higgs_native.ops.formats import WEIGHT_FORMATS
 from higgs_native.utils.checks import check_integer
 from higgs_native.utils.exact_arithmetic import no_autocast
 from higgs_native.utils.memory import release_freed
+from higgs_native.utils.progress import with_bar
 from higgs_native.utils.uncopyable import Shareable
 
 
@@ -75,7 +76,10 @@ class LanguageModel(Shareable):
         self.text_table = weights.tensor("embed_tokens.weight")
         self.audio_table = weights.tensor(AUDIO_TABLE)
         if layers is None:
-            layers = (read_layer(weights, config, index) for index in range(config.num_hidden_layers))
+            count = config.num_hidden_layers
+            layers = with_bar(
+                (read_layer(weights, config, index) for index in range(count)), "loading", count, "layer"
+            )
         self.layers = list(layers)
         self._layer_weights = [weight for layer in self.layers for weight in layer.flat()]
         self._skips_audio = [int(layer.skips_audio) for layer in self.layers]

@@ -18,6 +18,7 @@ from higgs_native.convention import Convention
 from higgs_native.errors import PromptError, short_repr
 from higgs_native.prompt import boson, higgs_tts_3, transformers
 from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message
+from higgs_native.prompt.sentences import split_sentences
 from higgs_native.prompt.voices import Voice
 from higgs_native.utils.checks import check_flag, check_instance, check_string
 
@@ -31,10 +32,8 @@ _CONVENTIONS = {
 }
 
 
-# Also after a pause, which is said by nobody.
-_SENTENCE_START = regex.compile(
-    r"(?:(?<=^\s*)|(?<=[.!?…。！？]\s+)|(?<=\n\s*)|(?<=\[pause\b[^\[\]]*\]\s*))(?=\S)(?!\[pause\b)", regex.IGNORECASE
-)
+# A sentence ends here whatever its marks: a blank line, or a pause, which is said by nobody.
+_SENTENCE_BREAK = regex.compile(r"(\n\s*\n|\[pause\b[^\[\]]*\])", regex.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -182,6 +181,9 @@ def tagged_text(
 ) -> str:
     """Return a text with control tags for an emotion and a style at the start of each sentence (Higgs TTS 3).
 
+    Where the end of a sentence is unsure, as after an abbreviation, the next one gets none: a tag within a sentence
+    would change the voice there.
+
     Raises:
         PromptError: the model knows no such emotion or style.
     """
@@ -193,4 +195,15 @@ def tagged_text(
             expected = f"one of {', '.join(names)}" if names else "None for this model"
             raise PromptError(f"{category} must be {expected}, got {short_repr(value)}")
         added += "" if value is None else f"<|{category}:{value}|>"
-    return _SENTENCE_START.sub(lambda match: added, text) if added else text
+    if not added:
+        return text
+    sentences = (sentence for part in _SENTENCE_BREAK.split(text) for sentence in split_sentences(part))
+    return "".join(_tagged(sentence, added) for sentence in sentences)
+
+
+def _tagged(sentence: str, tags: str) -> str:
+    """Put tags before the first character of a sentence, if it is spoken."""
+    words = sentence.lstrip()
+    if not words or _SENTENCE_BREAK.fullmatch(words):
+        return sentence
+    return sentence[: len(sentence) - len(words)] + tags + words

@@ -28,7 +28,7 @@ from higgs_native.server.admission import Refused
 from higgs_native.server.delivery import BatchResponse, SpeechResponse, SpeechService
 from higgs_native.server.encoder import MEDIA_TYPES
 from higgs_native.server.observing import LOGGER, log, merged_metrics
-from higgs_native.server.schema import ApiError, BatchRequest, SpeechRequest
+from higgs_native.server.schema import ApiError, BatchRequest, SpeechRequest, described_request
 from higgs_native.server.settings import ServerSettings
 from higgs_native.server.websocket import SpeechSession
 from higgs_native.server.workers import Worker
@@ -57,7 +57,7 @@ def create_app(engine: HiggsAudio, settings: ServerSettings | None = None, worke
     app = FastAPI(
         title="higgs-native",
         version=higgs_native.__version__,
-        description="Speech by Higgs Audio V2, with the interface of OpenAI's speech API.",
+        description="Speech by Higgs Audio, with the interface of OpenAI's speech API.",
     )
     app.state.service = service
     _add_speech(app, service)
@@ -79,7 +79,7 @@ def create_app(engine: HiggsAudio, settings: ServerSettings | None = None, worke
 
 
 def _add_speech(app: FastAPI, service: SpeechService) -> None:
-    schema = SpeechRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema = described_request(service.speaker.default_sampling)
     definitions = schema.pop("$defs")
     form = {**schema, "properties": {**schema["properties"], "ref_audio": {"type": "string", "format": "binary"}}}
     audio = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in MEDIA_TYPES.values()}

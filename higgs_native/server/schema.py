@@ -72,7 +72,8 @@ class SpeechRequest(BaseModel):
     normalize: bool = Field(False, description="Write out numbers, dates, units and the like of an English text.")
     strip_markup: bool = Field(False, description="Leave out the markup of Markdown, and emoji.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="The same seed gives the same speech.")
-    # The defaults of the next six are those of Higgs Audio V2; where one is left out, the model's own counts.
+    # The defaults of the next six are not used: `sampling` takes those that are given, and the model's for the others,
+    # which `described_request` shows.
     temperature: float = SamplingParams.temperature
     top_k: int | None = SamplingParams.top_k
     top_p: float | None = SamplingParams.top_p
@@ -108,6 +109,14 @@ class SpeechRequest(BaseModel):
         """
         given = {name: getattr(self, name) for name in _SAMPLING_FIELDS if name in self.model_fields_set}
         return replace(defaults, seed=seed, **given)
+
+
+def described_request(defaults: SamplingParams) -> dict[str, Any]:
+    """Return the JSON schema of `SpeechRequest`, with the sampling parameters that a model has by default."""
+    schema = SpeechRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    for name in _SAMPLING_FIELDS:
+        schema["properties"][name]["default"] = getattr(defaults, name)
+    return schema
 
 
 class BatchRequest(BaseModel):

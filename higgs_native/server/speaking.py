@@ -78,6 +78,7 @@ class Speaker:
         self._settings = settings
         self.models = (model_id, *MODEL_ALIASES)
         self.sampling_rate = engine.audio_tokenizer.sampling_rate
+        self.default_sampling = engine.default_sampling
 
     def utterance(self, request: SpeechRequest, upload: bytes | None = None) -> Utterance:
         """Check a request before it waits for its turn. It may block.
@@ -99,7 +100,7 @@ class Speaker:
             message = f"input must have at most {limit} characters, got {len(request.input)}"
             raise ApiError(400, message, "string_above_max_length", "input")
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-        sampling = request.sampling(seed, self._engine.default_sampling)
+        sampling = request.sampling(seed, self.default_sampling)
         reference = request.ref_audio if upload is None else upload
         if reference:
             voices = [self._voices.reference(reference, request.ref_text)]

@@ -19,11 +19,11 @@ import numpy as np
 from anyio.to_thread import run_sync
 from fastapi import WebSocket, WebSocketDisconnect
 
-from higgs_native.long_form.chunking import split_sentences
 from higgs_native.manuscript.pauses import without_pauses
 from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.prompt.normalize import SPEAKABLE
 from higgs_native.prompt.recordings import Recording
+from higgs_native.prompt.sentences import split_sentences
 from higgs_native.prompt.voices import Voice
 from higgs_native.server.delivery import SpeechService, Timing
 from higgs_native.server.encoder import AudioEncoder

@@ -6,9 +6,9 @@ from contextlib import suppress
 
 import pytest
 
-from higgs_native.errors import PromptError
+from higgs_native.errors import ParameterError, PromptError
 from higgs_native.manuscript import epub
-from higgs_native.manuscript.books import Chapter, file_names, is_book, read_book
+from higgs_native.manuscript.books import Book, Chapter, file_names, is_book, read_book
 from tests.manuscript.epubs import page, write_epub
 
 
@@ -166,3 +166,18 @@ def test_any_damage_is_a_prompt_error_or_none(tmp_path):
 def test_files_that_are_no_books(name, message, tmp_path):
     with pytest.raises(PromptError, match=message):
         read_book(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Book("x", ("a",)), r"^chapters\[0\] must be of the class Chapter, got str$"),
+        (lambda: Book("x", [Chapter("a", "b")]), "^chapters must be of the class tuple, got list$"),
+        (lambda: Book(1, ()), "^title must be a string, got 1$"),
+        (lambda: Chapter(None, "b"), "^title must be a string, got None$"),
+        (lambda: Chapter("a", b"b"), "^text must be a string, got b'b'$"),
+    ],
+)
+def test_a_book_of_wrong_types_is_refused(make, message):
+    with pytest.raises(ParameterError, match=message):
+        make()

@@ -1,6 +1,7 @@
 """Checkpoints on the Hub, played by a server on this machine: what is fetched, and why it can't be."""
 
 import json
+import logging
 import socket
 import threading
 import time
@@ -8,8 +9,10 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils import are_progress_bars_disabled
 
 from higgs_native import HiggsAudio, HiggsAudioModel, HiggsAudioTokenizer
 from higgs_native.compat.boson import config as boson_config
@@ -210,6 +213,25 @@ def test_options_of_the_client_are_handed_on(endpoint, tmp_path):
     assert folder.is_relative_to(tmp_path / "mine")
     endpoint.failure = "silence"  # not asked
     assert resolve_folder("owner/name", cache_dir=tmp_path / "mine", local_files_only=True) == folder
+
+
+def test_the_client_s_bars_are_hidden_where_those_of_the_package_are(endpoint, monkeypatch):
+    hidden = []
+
+    def download(name, **options):
+        hidden.append(are_progress_bars_disabled())
+        raise OSError("no more is needed")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    logger = logging.getLogger("higgs_native")
+    for level in (logging.NOTSET, logging.ERROR):
+        logger.setLevel(level)
+        try:
+            refusal()
+        finally:
+            logger.setLevel(logging.NOTSET)
+    assert hidden == [False, True]
+    assert not are_progress_bars_disabled()
 
 
 def test_the_revision_may_be_an_option(endpoint):

@@ -158,6 +158,21 @@ def test_other_voices_and_scenes_are_refused():
             speech_messages("Hi.", voices, scene, TTS_3)
 
 
+@pytest.mark.parametrize(
+    ("text", "tagged"),
+    [
+        ("Dr. Brown paid J. Smith. He left.", "#Dr. Brown paid J. Smith. #He left."),
+        ("Wait... what? (Yes.) No.", "#Wait... what? #(Yes.) #No."),
+        ("The sun\nrises. It\nsets.\n\nThe end", "#The sun\nrises. #It\nsets.\n\n#The end"),
+        ('"Stop!" he said. “No.” She left.', '#"Stop!" he said. #“No.” #She left.'),
+        ("他走了。她笑了。", "#他走了。#她笑了。"),
+    ],
+)
+def test_no_tag_is_within_a_sentence(text, tagged):
+    tag = "<|emotion:anger|>"
+    assert tagged_text(text, TOKENIZER, TTS_3, emotion="anger") == tagged.replace("#", tag)
+
+
 def test_another_tokenizer_is_refused():
     with pytest.raises(
         PromptError, match=r"tokenizer must be that of Higgs TTS 3, got one without the token <\|tts\|>"

@@ -73,6 +73,13 @@ def test_what_a_request_leaves_out_is_the_models_default(tmp_path):
     tts_3 = HiggsAudio.from_pretrained(folder, "cpu", "float32")
     text = "<|emotion:amusement|>Hello."
     with running(tts_3) as server:
+        content = server.client.get("/openapi.json").json()["paths"]["/v1/audio/speech"]["post"]["requestBody"][
+            "content"
+        ]
+        for described in content.values():
+            properties = described["schema"]["properties"]
+            shown = {name: properties[name].get("default") for name in ("temperature", "top_k", "ras_win_len")}
+            assert shown == {"temperature": 0.8, "top_k": 30, "ras_win_len": None}
         for fields in ({}, {"top_k": None}, {"temperature": 0.5}):
             options = {"seed": 5, "max_new_tokens": 15, **fields}
             answer = server.client.post("/v1/audio/speech", json={"input": text, "response_format": "pcm", **options})

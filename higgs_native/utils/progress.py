@@ -1,0 +1,29 @@
+"""Notices and progress bars, shown where the package's warnings are."""
+
+import logging
+from collections.abc import Iterable
+from typing import TypeVar
+
+
+T = TypeVar("T")
+_SECONDS_BEFORE_A_BAR = 1.0
+
+
+def shows_notices() -> bool:
+    """Return whether the logger `higgs_native` lets warnings through; `higgs-native -q` does not."""
+    return logging.getLogger("higgs_native").isEnabledFor(logging.WARNING)
+
+
+def with_bar(items: Iterable[T], description: str, total: int, unit: str) -> Iterable[T]:
+    """Return `items`, with a bar while they are iterated, if that takes a second or more on a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(
+        items,
+        description,
+        total,
+        unit=unit,
+        leave=False,
+        delay=_SECONDS_BEFORE_A_BAR,
+        disable=None if shows_notices() else True,
+    )
