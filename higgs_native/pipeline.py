@@ -22,7 +22,7 @@ from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
-from higgs_native.generation.sequence import GenerationOutput, GenerationRequest, OnFrame, OnToken
+from higgs_native.generation.sequence import GenerationOutput, GenerationRequest, OnFrame, OnToken, WantsItems
 from higgs_native.manuscript.lexicon import LexiconLike
 from higgs_native.manuscript.passages import Passages
 from higgs_native.manuscript.pauses import split_pauses, without_pauses
@@ -42,7 +42,7 @@ from higgs_native.prompt.normalize import drop_invisible
 from higgs_native.prompt.recordings import Recording, RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 from higgs_native.speech import Speech, join_speeches
-from higgs_native.streaming import ChunkSizes, SpeechStream
+from higgs_native.streaming import ChunkSizes, GeneratePassage, SpeechStream
 from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer
 from higgs_native.utils.files import read_json_object
 from higgs_native.utils.fingerprint import fingerprint
@@ -297,7 +297,7 @@ class HiggsAudio:
         passages = self._passages(text, voices, opening)
         first = self.prepare(passages.messages(0, None), True, params, real_time=True)  # refuses what is wrong
 
-        def prepare(index: int, codes: torch.Tensor | None) -> Callable[[OnFrame, OnToken], GenerationOutput]:
+        def prepare(index: int, codes: torch.Tensor | None) -> GeneratePassage:
             if not index:
                 return first
             return self.prepare(passages.messages(index, codes), True, passage_sampling(params, index), real_time=True)
@@ -410,15 +410,17 @@ class HiggsAudio:
             real_time: see `GenerationRequest`.
 
         Returns:
-            A function that generates the reply, given `on_frame` and `on_token` (see `GenerationRequest`) or neither.
+            A function that generates the reply, given the callbacks of `GenerationRequest` or none.
 
         Raises:
             PromptError, AudioError, ParameterError, CheckpointError: as for `generate`.
         """
         make_request = self.prepare_request(conversation, force_audio_gen, sampling, real_time)
 
-        def generate(on_frame: OnFrame | None = None, on_token: OnToken | None = None) -> GenerationOutput:
-            return generate_batch(self.model, [make_request(on_frame, on_token)])[0]
+        def generate(
+            on_frame: OnFrame | None = None, on_token: OnToken | None = None, wants_items: WantsItems | None = None
+        ) -> GenerationOutput:
+            return generate_batch(self.model, [make_request(on_frame, on_token, wants_items)])[0]
 
         return generate
 
@@ -447,7 +449,9 @@ class HiggsAudio:
             for item in prompt.audio
         ]
 
-        def make_request(on_frame: OnFrame | None = None, on_token: OnToken | None = None) -> GenerationRequest:
+        def make_request(
+            on_frame: OnFrame | None = None, on_token: OnToken | None = None, wants_items: WantsItems | None = None
+        ) -> GenerationRequest:
             return GenerationRequest(
                 prompt.input_ids,
                 [item if isinstance(item, torch.Tensor) else self.encode_recording(item) for item in recordings],
@@ -455,6 +459,7 @@ class HiggsAudio:
                 sampling,
                 on_frame=on_frame,
                 on_token=on_token,
+                wants_items=wants_items,
                 real_time=real_time,
             )
 

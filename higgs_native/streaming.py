@@ -15,7 +15,7 @@ from higgs_native.errors import ParameterError
 from higgs_native.failure_checks import Failure, detect_failures, frame_levels
 from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.delay_pattern import SegmentReader
-from higgs_native.generation.sequence import GenerationOutput, OnFrame, OnToken
+from higgs_native.generation.sequence import GenerationOutput, OnFrame, OnToken, WantsItems
 from higgs_native.manuscript.passages import Passages
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.utils.background_iterator import BackgroundIterator
@@ -24,6 +24,9 @@ from higgs_native.utils.equality import equal_fields
 
 
 _CHUNKS_AHEAD = 8
+
+GeneratePassage = Callable[[OnFrame, OnToken, WantsItems], GenerationOutput]
+"""Generates a passage; given the callbacks of `GenerationRequest`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +97,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
 
     Args:
         prepare: given the index of a passage and the codes [codebooks, frames] of the first one, returns a function
-            that generates the passage, and calls back with each frame and each text token.
+            that generates the passage.
         config: of the language model.
         audio_tokenizer: decodes the codes.
         convention: the one that the generation follows.
@@ -106,7 +109,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
 
     def __init__(
         self,
-        prepare: Callable[[int, torch.Tensor | None], Callable[[OnFrame, OnToken], GenerationOutput]],
+        prepare: Callable[[int, torch.Tensor | None], GeneratePassage],
         config: HiggsAudioConfig,
         audio_tokenizer: HiggsAudioTokenizer,
         convention: Convention,
@@ -147,7 +150,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
             self._begin_segment()
             if passage.pause:
                 self._put_chunk(np.zeros(round(passage.pause * self.sampling_rate), dtype=np.float32), is_last=False)
-            output = self._prepare(index, first)(self._on_frame, self._on_token)
+            output = self._prepare(index, first)(self._on_frame, self._on_token, self._wants_items)
             rest = self._decode(is_last=True)
             codes = torch.cat(self._codes, dim=1)
             first = codes if first is None else first
@@ -173,6 +176,10 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         self._columns: list[torch.Tensor] = []
         self._ready = -self._lookahead  # frames that are final once `_columns` are decoded
         self._is_text = False  # whether text came last
+
+    def _wants_items(self, num_items: int) -> bool:
+        """Return whether the next chunk may be complete. This thread wakes once a chunk, not at each frame."""
+        return self.consumer_left or num_items >= int(self._size) - self._ready
 
     def _on_frame(self, frame: torch.Tensor) -> None:
         self.check()

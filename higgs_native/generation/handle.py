@@ -45,6 +45,11 @@ class RequestHandle(Uncopyable):
         return f"<RequestHandle {state}, {self.sequence.steps} steps>"
 
     @property
+    def num_items(self) -> int:
+        """The number of items that can be taken."""
+        return len(self._items)
+
+    @property
     def is_ready(self) -> bool:
         """Whether items can be taken, or none will come."""
         return bool(self._items) or self.future.done()

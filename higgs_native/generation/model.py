@@ -122,4 +122,8 @@ def generate_batch(
 
 
 def _any_is_ready(heard: Sequence[tuple[RequestHandle, GenerationRequest]]) -> bool:
-    return any(handle.is_ready for handle, _ in heard)
+    return any(
+        handle.future.done()
+        or (handle.num_items > 0 and (request.wants_items is None or request.wants_items(handle.num_items)))
+        for handle, request in heard
+    )

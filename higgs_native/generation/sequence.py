@@ -21,6 +21,7 @@ from higgs_native.utils.tensors import integer_tensor
 FinishReason = Literal["stop", "length", "aborted"]
 OnFrame = Callable[[torch.Tensor], None]
 OnToken = Callable[[int], None]
+WantsItems = Callable[[int], bool]
 Frame = tuple[int, ...]
 """The delayed codes of a frame, one per codebook. No tensor: each call of torch takes several microseconds."""
 Row = int | Frame
@@ -44,6 +45,8 @@ class GenerationRequest:
             `reference_codes`; generation continues wherever they end (not in Boson's convention).
         on_frame: called with each frame [codebooks], int64, as it is drawn, still delayed.
         on_token: called with each text token as it is drawn, after the end of any audio segment before it.
+        wants_items: given the number of frames and tokens that were drawn since the last call of a callback,
+            returns whether to call back for them now; asked after each step, maybe by another thread. None: at once.
         priority: requests of higher priority get a slot first.
         real_time: each frame is played as it comes; the engine plans for a playback without pauses.
     """
@@ -56,6 +59,7 @@ class GenerationRequest:
     delayed_frames: torch.Tensor | None = None
     on_frame: OnFrame | None = None
     on_token: OnToken | None = None
+    wants_items: WantsItems | None = None
     priority: int = 0
     real_time: bool = False
 
