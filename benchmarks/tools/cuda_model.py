@@ -150,8 +150,6 @@ class Model:
         hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
         all_rows = case.get("batch") or case["text"] + case["audio"]
         segments = [("", case["batch"])] if "batch" in case else [("text ", case["text"]), ("audio ", case["audio"])]
-        if config.audio_adapter_type == "stack":
-            segments = [("", all_rows)]
         yield "qkv", (heads + 2 * config.num_key_value_heads) * config.head_dim, hidden, all_rows, True
         yield "o", hidden, heads * config.head_dim, all_rows, False
         for name, rows in segments:

@@ -96,7 +96,7 @@ class _Step:
 
 class _Warp:
     def __init__(self, steps: list[_Step]) -> None:
-        self._steps, self._position, self._next = steps, 0, 0
+        self._steps, self._position, self._earliest = steps, 0, 0
         self._ready: dict[str, int] = {}
 
     @property
@@ -105,18 +105,19 @@ class _Warp:
 
     def earliest(self, unit_free: dict[str, int]) -> int:
         """The cycle in which the next instruction may issue."""
-        step = self._steps[self._position]
-        operands = (self._ready.get(register, 0) for register in step.needs)
-        return max(self._next, unit_free[step.unit], *operands)
+        return max(self._earliest, unit_free[self._steps[self._position].unit])
 
     def issue(self, cycle: int, unit_free: dict[str, int]) -> int:
         """Issue the next instruction; return the cycle of its result."""
-        step = self._steps[self._position]
+        step, ready = self._steps[self._position], self._ready
         self._position += 1
-        self._next = cycle + step.until_next
         unit_free[step.unit] = cycle + step.interval
         for register in step.writes:
-            self._ready[register] = cycle + step.latency
+            ready[register] = cycle + step.latency
+        self._earliest = cycle + step.until_next
+        if not self.is_done:
+            for register in self._steps[self._position].needs:
+                self._earliest = max(self._earliest, ready.get(register, 0))
         return cycle + (step.latency if step.writes else 1)
 
 
