@@ -60,10 +60,10 @@ def read(log: str) -> list[tuple[str, str, int, int, int]]:
     names = subprocess.run(
         ["c++filt"], input="\n".join(row[0] for row in table), capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    return [(_short(name), *row[1:]) for name, row in zip(names, table, strict=True)]
+    return [(short_name(name), *row[1:]) for name, row in zip(names, table, strict=True)]
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """A kernel's name with its template arguments, without namespaces and parameters."""
     name = re.sub(r"\(anonymous namespace\)::|higgs_native::|cuda::|^void ", "", name)
     return name.rsplit("(", 1)[0] if name.endswith(")") else name

@@ -34,6 +34,13 @@ measure() { # LIMIT NAME SECTIONS... --formats FORMATS...
   step "$limit" "$name" "$python" -m benchmarks.gpu_quick "$facts" "$@" ${rehearse:+--rehearse}
 }
 
+# Runs a product: the library is there, is loaded, and has code for this device.
+load_check='import sys, torch
+from higgs_native import ops
+weight, x, out = (torch.ones(*shape, device=sys.argv[1]) for shape in ((32, 32), (1, 32), (1, 32)))
+ops.linear(out, x, ops.pack_linear(weight))
+assert out.sum() == 32 * 32, out'
+
 rehearse=
 steps=quick budget=570 jobs=6
 case ${1:-} in
@@ -66,12 +73,12 @@ if [ -z "$rehearse" ]; then
   export PYTHONPATH=$site
   step 20 machine nvidia-smi
   step 60 install "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site" wheels/*.whl
-  if ! step 60 load "$python" -c 'import torch, higgs_native; torch.ops.higgs_native.linear'; then
+  if ! step 60 load "$python" -c "$load_check" cuda; then
     SKBUILD_CMAKE_DEFINE="HIGGS_NATIVE_CUDA=ON;HIGGS_NATIVE_CUDA_ARCHITECTURES=native" step 180 build \
       "$python" -m pip install -v --no-build-isolation --no-deps --target "$site" --upgrade .
   fi
 else
-  step 60 load "$python" -c 'import torch, higgs_native; torch.ops.higgs_native.linear'
+  step 60 load "$python" -c "$load_check" cpu
 fi
 
 if [[ $steps == *quick* ]]; then

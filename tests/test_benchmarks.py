@@ -1,6 +1,7 @@
 """The command line of the benchmarks."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,16 @@ def test_a_wrong_model_fails_before_anything_is_measured():
     )
     message = "error: model must be a folder or a Hub name such as owner/name, got nonexist, which does not exist\n"
     assert (finished.returncode, finished.stdout, finished.stderr) == (2, "", message)
+
+
+def test_a_gpu_run_finds_the_library_that_it_has():
+    """If its check failed, it would compile the library, and its time would be over."""
+    root = Path(__file__).resolve().parents[1]
+    script = (root / "benchmarks/gpu_quick.sh").read_text(encoding="utf-8")
+    (check,) = re.findall(r"^load_check='(.*?)'$", script, re.MULTILINE | re.DOTALL)
+    environment = {**os.environ, "PYTHONPATH": str(Path(higgs_native.__file__).parent.parent)}
+    subprocess.run([sys.executable, "-c", check, "cpu"], cwd=root, env=environment, check=True)
+    assert script.count('step 60 load "$python" -c "$load_check"') == 2
 
 
 def test_requests_side_by_side_are_counted(tmp_path):

@@ -67,9 +67,11 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
     packed.scales = reinterpret_cast<float*>(packed.words + words);
     packed.zero_corrections = reinterpret_cast<int32_t*>(packed.scales + scales);
     packed.norm_factors = reinterpret_cast<float*>(packed.zero_corrections + zero_corrections);
+    // A block per multiprocessor, but a step for each of its warps.
+    const int64_t shares = std::min(ceil_div(steps, kWarps), ceil_div(launch.multiprocessors(), tiles));
     launch(
-        pack_activations_kernel<F>, dim3(static_cast<unsigned>(tiles)), kThreads, 0, p, packed, steps,
-        launch.is_first());
+        pack_activations_kernel<F>, dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(shares)), kThreads, 0, p,
+        packed, steps, launch.is_first());
     auto* run = pair ? launch_gemm<F, 2, kTilesOfPair, true> : launch_gemm<F, 1, 4, true>;
     run(launch, p, packed, steps, pair_distance);
   }

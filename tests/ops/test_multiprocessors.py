@@ -46,6 +46,29 @@ def test_products_of_one_and_of_two_panels_a_block(with_multiprocessors, rows, f
     torch.testing.assert_close(two_panels, expected, rtol=1e-5, atol=0.05 if format.startswith("int") else 1e-4)
 
 
+@pytest.mark.parametrize("format", ["bfloat16", "fp8", "int8", "int4"])
+def test_rows_packed_by_one_block_and_by_several(with_multiprocessors, format):
+    """More than 8 rows are packed first: 17 steps of int4 are shared by 3 blocks per tile of rows on an H100."""
+    rows, n, k = 20, 40, 17 * 128
+    x, norm = random((rows, k)), random((k,), torch.bfloat16, seed=1)
+    weight = ops.pack_linear(random((n, k), seed=2) / k**0.5, format=format)
+
+    def product():
+        out = torch.full((rows, n), torch.nan)
+        ops.rms_norm_linear(out, x, norm, 1e-5, weight)
+        return out
+
+    several, one = (with_multiprocessors(count, product) for count in (H100, 1))
+    assert torch.equal(several, one)
+    # The order of the sums of squares is that of rows that are not packed.
+    alone = torch.full((1, n), torch.nan)
+    with_multiprocessors(H100, ops.rms_norm_linear, alone, x[9:10].contiguous(), norm, 1e-5, weight)
+    assert torch.equal(several[9:10], alone)
+    expected = torch.empty(rows, n)
+    reference.rms_norm_linear(expected, x, norm, 1e-5, weight)
+    torch.testing.assert_close(several, expected, rtol=1e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("places", [(600,), (3, 700, 0)])
 def test_attention_in_splits_and_in_one_block(with_multiprocessors, places):
     table, num_pages = random_page_table(3, 704, 16)

@@ -1,6 +1,7 @@
 // The coroutines behind emulation.h. A thread of a block keeps its stack and runs the kernel again for the next block.
 #include "cuda/emulation/emulation.h"
 
+#include <dlfcn.h>
 #include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -10,6 +11,8 @@
 #include <mutex>
 #include <numeric>
 #include <random>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace higgs_native::emulation {
@@ -184,6 +187,19 @@ void run(
     }
   }
   races::end_launch();
+}
+
+bool record_launch(const char* op, const void* kernel, dim3 grid, int threads, size_t shared_bytes) {
+  const char* path = std::getenv("HIGGS_NATIVE_RECORD_LAUNCHES");
+  if (!path || !*path) return false;
+  Dl_info library;
+  std::FILE* file = std::fopen(path, "a");
+  if (!file) throw std::runtime_error(std::string("HIGGS_NATIVE_RECORD_LAUNCHES must be a writable file, got ") + path);
+  if (dladdr(kernel, &library) == 0) fail("a kernel must lie in a library");
+  const auto address = static_cast<const char*>(kernel) - static_cast<const char*>(library.dli_fbase);
+  std::fprintf(file, "%s %tx %u %u %d %zu\n", op, address, grid.x, grid.y, threads, shared_bytes);
+  std::fclose(file);
+  return true;
 }
 
 void wait_for_block() {

@@ -67,6 +67,9 @@ uint32_t begin_operator();
 // Runs a launch of operator `op` in call `call`; throws std::runtime_error if its kernel has races.
 void run(
     const char* op, uint32_t call, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
+// If launches are recorded, appends one to the file and returns true. A line holds the operator, the address of the kernel
+// in the library, blocks along x and y, threads, and bytes of dynamic shared memory.
+bool record_launch(const char* op, const void* kernel, dim3 grid, int threads, size_t shared_bytes);
 void wait_for_block();
 // Copies 4 bytes, zeros from null. They are visible after wait_for_copies, and NaN until then.
 void copy_async(void* to, const void* from);

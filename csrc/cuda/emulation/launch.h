@@ -1,4 +1,5 @@
-// cuda/launch.h on the CPU: an operator's launches run at once, on the calling thread.
+// cuda/launch.h on the CPU: an operator's launches run at once, on the calling thread. If HIGGS_NATIVE_RECORD_LAUNCHES
+// names a file, they are written there instead, and nothing is computed: so the launches of real shapes are known at once.
 #pragma once
 
 #include <functional>
@@ -22,6 +23,7 @@ class Launch {
     // By reference, so that the arguments stay on the host's stack, which no kernel has written to.
     const auto call = [&] { kernel(arguments...); };
     call_.launches();
+    if (emulation::record_launch(op_, reinterpret_cast<const void*>(kernel), grid, threads, shared_bytes)) return;
     emulation::run(op_, call_.number(), grid, dim3(threads), shared_bytes, std::ref(call));
   }
 

@@ -142,6 +142,12 @@ __device__ __forceinline__ void quantize(Activations<F>& to, const float (&v)[St
   }
 }
 
+template <int kCount>
+__device__ __forceinline__ void add_squares(float& squares, const float (&v)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) squares = fmaf(v[i], v[i], squares);
+}
+
 // Reads the lane's share of row `row` of x in a step, and adds its squares to `squares`.
 template <WeightFormat F>
 __device__ __forceinline__ Activations<F> read_activations(float& squares, const Gemm& p, int row, int step) {
@@ -151,8 +157,7 @@ __device__ __forceinline__ Activations<F> read_activations(float& squares, const
   if (row < p.rows) {
     load_row(v, p.x + static_cast<int64_t>(row) * k, column, k, p.vectorized);
     if (p.norm.text_weight) {
-#pragma unroll
-      for (int i = 0; i < S::kLaneColumns; ++i) squares = fmaf(v[i], v[i], squares);
+      add_squares(squares, v);
       const void* weight = row < p.norm.num_text_rows ? p.norm.text_weight : p.norm.audio_weight;
       multiply_norm(v, p.norm, weight, column, k, p.vectorized);
     }
@@ -190,8 +195,8 @@ __device__ __forceinline__ float norm_factor(float squares, float (*shared)[kRow
   return p.norm.text_weight ? 1 / sqrtf(sum / static_cast<float>(p.weight.k) + p.norm.eps) : 1.f;
 }
 
-// A block packs a tile of 8 rows. Its warps take the same steps as those of gemm_kernel, so that squares are summed in
-// the same order.
+// Blocks along x pack a tile of 8 rows each; those along y share its steps. The first of them also sums the squares of
+// the norm, with the steps and in the order of gemm_kernel's warps.
 template <WeightFormat F>
 __global__ void __launch_bounds__(kThreads)
     pack_activations_kernel(Gemm p, PackedActivations to, int steps, bool is_first) {
@@ -203,8 +208,9 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_earlier_launches();
   const int64_t tile = blockIdx.x;
   const int row = static_cast<int>(tile) * kRowTile + group_lane(), lane = static_cast<int>(threadIdx.x) % kWarp;
-  float squares = 0;
-  for (int step = warp_index(); step < steps; step += kWarps) {
+  const int first = static_cast<int>(blockIdx.y) * kWarps + warp_index();
+  for (int step = first; step < steps; step += static_cast<int>(gridDim.y) * kWarps) {
+    float squares = 0;  // of this step alone
     const Activations<F> a = read_activations<F>(squares, p, row, step);
     auto* words = reinterpret_cast<uint4*>(to.words) + (tile * steps + step) * (S::kWords / 4) * kWarp + lane;
 #pragma unroll
@@ -215,6 +221,17 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t at = (tile * steps + step) * kRowTile + group_lane();
       to.scales[at] = a.scale;
       if constexpr (F == WeightFormat::int4) to.zero_corrections[at] = a.zero_correction;
+    }
+  }
+  if (blockIdx.y > 0) return;
+  float squares = 0;
+  if (p.norm.text_weight && row < p.rows) {
+    const int k = static_cast<int>(p.weight.k);
+    for (int step = warp_index(); step < steps; step += kWarps) {
+      float v[S::kLaneColumns];
+      const int column = step * S::kColumns + lane_in_group() * S::kLaneColumns;
+      load_row(v, p.x + static_cast<int64_t>(row) * k, column, k, p.vectorized);
+      add_squares(squares, v);
     }
   }
   const float factor = norm_factor(squares, shared, p);

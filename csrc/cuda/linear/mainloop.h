@@ -195,8 +195,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 
   // Prefetch depth: K-steps in flight per warp. With few blocks, a warp needs 8 KB outstanding to saturate bandwidth.
-  // Packed rows need less: each load is multiplied by 4 or more tiles, whose sums take the registers.
-  constexpr int kPrefetchDepth = kPanels * Step<F>::kChunks == 4 && !kPacked ? 4 : 2;
+  // Packed rows need less: each load is multiplied by 4 or more tiles, whose sums take the registers. Those of int4 leave
+  // room for one block per multiprocessor at either depth, which must then have its 8 KB a warp in flight alone.
+  constexpr bool kIsDeep = kPanels * Step<F>::kChunks == 4 && (!kPacked || F == WeightFormat::int4);
+  constexpr int kPrefetchDepth = kIsDeep ? 4 : 2;
   Weights<F, kPanels> prefetched[kPrefetchDepth];
   if (is_first) wait_for_earlier_launches();  // see cuda/device.h: another launch may have written the weights
 #pragma unroll

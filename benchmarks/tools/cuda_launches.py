@@ -1,0 +1,134 @@
+"""Record which CUDA kernels a forward pass launches, and how, without a GPU and without computing anything.
+
+    HIGGS_NATIVE_EMULATE_CUDA=1 HIGGS_NATIVE_MULTIPROCESSORS=132 HIGGS_NATIVE_RECORD_LAUNCHES=FILE \\
+        python -m benchmarks.tools.cuda_launches '{"model": "v2", "format": "int4", "text": 83, "audio": 167}'
+
+The emulated library chooses kernels as the one for GPUs does; with HIGGS_NATIVE_RECORD_LAUNCHES it writes its
+launches instead of running them (csrc/cuda/emulation). So models of the published shapes cost nothing but memory.
+`record` runs this in a process of its own.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import higgs_native
+from benchmarks.tools.sass import demangle
+from higgs_native import _C, ops
+from higgs_native.generation.model_runner import CapturedStep
+from higgs_native.generation.sampler import SamplerState
+from higgs_native.model.batch import Batch
+from higgs_native.model.checkpoint import TEXT_LM_HEAD, expected_tensors
+from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.kv_cache import KVCache, pages_for
+from higgs_native.model.quantization import Quantization
+from higgs_native.model.transformer import LanguageModel
+from higgs_native.testing.configs import REAL_SIZE_CONFIG, REAL_SIZE_TTS_3_CONFIG
+
+
+MODELS = {"v2": REAL_SIZE_CONFIG, "tts_3": REAL_SIZE_TTS_3_CONFIG}
+EMULATION = Path(_C.__file__).with_name("libhiggs_native_cuda_emulation.so")
+"""The emulated library of the package that is imported, if it was built."""
+_RECORD = "HIGGS_NATIVE_RECORD_LAUNCHES"
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """A launch of a kernel: its operator, blocks along x and y, threads, and bytes of dynamic shared memory."""
+
+    op: str
+    kernel: str
+    x: int
+    y: int
+    threads: int
+    shared_bytes: int
+
+    @property
+    def blocks(self) -> int:
+        return self.x * self.y
+
+
+class _Weights:
+    """Weights of zeros; implements `higgs_native.model.weights.Weights`."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self, config: HiggsAudioConfig, format: str) -> None:
+        self.quantization = Quantization.parse(None if format == "bfloat16" else format)
+        self._shapes = expected_tensors(config)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shapes and name != TEXT_LM_HEAD
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A table, or a norm's weight."""
+        return torch.zeros(self._shapes[name], dtype=self.dtype)  # finite, as quantization asks
+
+    def linear(self, part: str, name: str, *names: str) -> ops.PackedWeight:
+        """Matrices, concatenated and packed."""
+        return ops.pack_linear(*map(self.tensor, names or (name,)), format=getattr(self.quantization, part))
+
+    def gate_up(self, part: str, name: str, gate: str, up: str) -> ops.PackedWeight:
+        """The gate and up projections, packed together."""
+        return ops.pack_gate_up(self.tensor(gate), self.tensor(up), format=getattr(self.quantization, part))
+
+
+def record(multiprocessors: int, case: dict[str, Any]) -> list[Launch]:
+    """The launches of a pass over one layer and the head.
+
+    Args:
+        multiprocessors: of the GPU.
+        case: `model`, `format`, and either `batch` sequences that draw a frame, or the `text` and `audio` rows of a
+            prompt.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "launches"
+        variables = {
+            "HIGGS_NATIVE_EMULATE_CUDA": "1",
+            "HIGGS_NATIVE_MULTIPROCESSORS": str(multiprocessors),
+            _RECORD: str(path),
+            "PYTHONPATH": str(Path(higgs_native.__file__).parent.parent),
+        }
+        command = [sys.executable, "-m", __spec__.name, json.dumps(case)]
+        root = Path(__file__).resolve().parents[2]
+        subprocess.run(command, cwd=root, env={**os.environ, **variables}, check=True)
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    symbols = subprocess.run(["nm", str(EMULATION)], capture_output=True, text=True, check=True).stdout.split("\n")
+    mangled = {int(symbol.split()[0], 16): symbol.split()[2] for symbol in symbols if len(symbol.split()) == 3}
+    addresses = sorted({int(line[1], 16) for line in lines})
+    names = dict(zip(addresses, demangle([mangled[address] for address in addresses]), strict=True))
+    return [Launch(op, names[int(address, 16)], *map(int, numbers)) for op, address, *numbers in lines]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
+    parser.add_argument("case", type=json.loads)
+    case = parser.parse_args().case
+    whole = MODELS[case["model"]]
+    config = dataclasses.replace(whole, num_hidden_layers=1, audio_dual_ffn_layers=whole.audio_dual_ffn_layers[:1])
+    model = LanguageModel(config, _Weights(config, case["format"]), None, torch.device("cpu"), 8192)
+    Path(os.environ[_RECORD]).unlink()  # the launches that packed weights
+    with torch.inference_mode():
+        if "batch" in case:
+            batch = case["batch"]
+            cache = KVCache(config, batch, batch, model.max_cache_length, model.dtype, model.device)
+            sampler = SamplerState(batch, config, 8, model.device)
+            CapturedStep(model, cache, sampler, batch).compute()
+        else:
+            text, audio = case["text"], case["audio"]
+            codes = torch.zeros(config.num_codebooks, audio, dtype=torch.int32)
+            cache = KVCache(config, pages_for(text + audio), 1, model.max_cache_length, model.dtype, model.device)
+            states = model.forward(Batch.text_then_audio([([1] * text, codes)]), cache)
+            model.audio_logits(states[-1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Simulate the warps of one scheduler of a multiprocessor, from the instructions that they issue.
+
+Warps issue in order, one instruction a cycle, when operands and unit are ready. Caches, memory bandwidth and the other
+schedulers have no part.
+"""
+
+import re
+from collections.abc import Sequence
+
+from benchmarks.tools.sass import Instruction
+
+
+SCHEDULERS = 4
+"""Of a multiprocessor."""
+
+INTERVALS = {
+    **dict.fromkeys(("FFMA", "FADD", "FMUL", "HFMA2", "HMUL2"), ("fma", 1)),
+    **dict.fromkeys(("IMAD", "HADD2"), ("fma", 2)),
+    **dict.fromkeys(("MUFU", "F2I", "I2F"), ("special", 8)),
+    "SHFL": ("shuffle", 4),
+    **dict.fromkeys(("LDG", "STG", "LDS", "STS", "LD", "ST"), ("memory", 4)),
+    **dict.fromkeys(("HMMA", "IMMA"), ("tensor", 8)),
+    **dict.fromkeys(("BRA", "BSSY", "BSYNC", "NOP", "WARPSYNC", "YIELD"), ("control", 1)),
+}
+"""The unit of an instruction and the cycles of a scheduler's share of it that a warp takes: 32 lanes over the results
+per cycle (CUDA C++ Programming Guide, "Throughput of native arithmetic instructions", 9.0). The others are the integer
+unit's, 16 lanes. Conversions count as the slowest that the guide names; tensor cores as mma.sync at half the peak."""
+INTEGER_UNIT = ("integer", 2)
+
+LATENCIES = {"fma": 4, "integer": 5, "special": 24, "shuffle": 24, "memory": 30, "tensor": 33, "control": 2}
+L2_CYCLES, MEMORY_CYCLES = 270, 700
+"""Cycles until a result can be used: measured on an H100 by Luo et al., "Benchmarking and Dissecting the Nvidia Hopper
+GPU Architecture" (about 260 for L2 and 480 for idle memory; loaded memory is a guess)."""
+BARRIER_CYCLES = 30
+
+_REGISTER = re.compile(r"\b(U?R|U?P)(\d+)(\.64)?")
+
+
+def dependencies(i: Instruction) -> tuple[list[str], list[str]]:
+    """The registers and predicates that an instruction writes, and those that it reads."""
+    writes: list[str] = []
+    reads = [i.predicate.lstrip("!")] if i.predicate else []
+    # First come results: a register, which stores and comparisons don't have, and predicates on either side of it.
+    stores = i.name in ("STG", "ST", "STS", "STL", "RED", "BAR", "BRA", "EXIT", "BSSY", "BSYNC", "WARPSYNC")
+    has_register, leading = not stores and not i.name.endswith("SETP"), not stores
+    for index, operand in enumerate(i.operands.split(",")):
+        found = _REGISTER.findall(operand)
+        is_predicate = operand.strip().lstrip("U").startswith("P")
+        is_result = leading and (is_predicate or has_register)
+        has_register = has_register and is_predicate
+        leading = is_result
+        for kind, number, double in found:
+            if i.is_tensor_core:
+                count = (4, 4, 2, 4)[min(index, 3)]
+            elif is_result and i.name in ("LDG", "LDS", "LDC", "LD"):
+                count = i.load_bytes // 4
+            elif double or (is_result and (".WIDE" in i.opcode or i.opcode == "CS2R")):
+                count = 2
+            else:
+                count = 1
+            names = [f"{kind}{int(number) + offset}" for offset in range(count)]
+            (writes if is_result else reads).extend(names)
+    return writes, reads
+
+
+def simulate(path: Sequence[Instruction], warps: int) -> int:
+    """The cycles until all warps have the results of the same instructions."""
+    steps = [_Step(i) for i in path]
+    live = [_Warp(steps) for _ in range(warps)]
+    unit_free = dict.fromkeys(LATENCIES, 0)
+    now = end = 0
+    while live:
+        times = [max(now, warp.earliest(unit_free)) for warp in live]
+        issued = min(times)
+        warp = live[times.index(issued)]
+        end = max(end, warp.issue(issued, unit_free))
+        now = issued + 1
+        if warp.is_done:
+            live.remove(warp)
+    return end
+
+
+class _Step:
+    """What the simulation needs of an instruction."""
+
+    def __init__(self, i: Instruction) -> None:
+        self.unit, self.interval = INTERVALS.get(i.name, INTEGER_UNIT)
+        self.latency = LATENCIES[self.unit]
+        if i.is_global_load:
+            self.latency = MEMORY_CYCLES if i.is_weight_load else L2_CYCLES
+        self.writes, reads = dependencies(i)
+        self.needs = (*reads, *self.writes)
+        # A barrier holds its warp back.
+        self.until_next = BARRIER_CYCLES if i.name == "BAR" else 1
+
+
+class _Warp:
+    def __init__(self, steps: list[_Step]) -> None:
+        self._steps, self._position, self._earliest = steps, 0, 0
+        self._ready: dict[str, int] = {}
+
+    @property
+    def is_done(self) -> bool:
+        return self._position == len(self._steps)
+
+    def earliest(self, unit_free: dict[str, int]) -> int:
+        """The cycle in which the next instruction may issue."""
+        return max(self._earliest, unit_free[self._steps[self._position].unit])
+
+    def issue(self, cycle: int, unit_free: dict[str, int]) -> int:
+        """Issue the next instruction; return the cycle of its result."""
+        step, ready = self._steps[self._position], self._ready
+        self._position += 1
+        unit_free[step.unit] = cycle + step.interval
+        for register in step.writes:
+            ready[register] = cycle + step.latency
+        self._earliest = cycle + step.until_next
+        if not self.is_done:
+            for register in self._steps[self._position].needs:
+                self._earliest = max(self._earliest, ready.get(register, 0))
+        return cycle + (step.latency if step.writes else 1)
+
+
+def repeat(path: list[Instruction], times: float) -> list[Instruction]:
+    """A path several times, the last time only in part."""
+    whole = int(times)
+    return path * whole + path[: round((times - whole) * len(path))]

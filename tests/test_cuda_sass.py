@@ -1,0 +1,149 @@
+"""Rules on the compiled CUDA kernels, which need no GPU: on their SASS for sm_90a, of the package that is tested."""
+
+import json
+import re
+
+import pytest
+
+from benchmarks.tools.sass import (
+    BUDGET,
+    LIBRARY,
+    find_cuobjdump,
+    local_accesses,
+    measure_budget,
+    missing_waits,
+    parse_kernels,
+    products,
+    read_kernels,
+    weight_load_widths,
+)
+
+
+FRAME_KERNELS = re.compile(
+    r"gemm_kernel|pack_activations_kernel|rope_kernel|embed_kernel<bfloat16|sample_audio_codes|finish_audio_frames|"
+    r"attention_kernel<b?float16, \d, true"
+)
+MIN_BYTES_IN_FLIGHT = 40 << 10
+"""Of a multiprocessor: its share of 3.35 TB/s in 1.5 us."""
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    if not LIBRARY.is_file():
+        pytest.skip("the package was built without CUDA")
+    if find_cuobjdump() is None:
+        pytest.skip("cuobjdump is not installed")
+    found = read_kernels(LIBRARY)
+    if not found:
+        pytest.skip("the package has no kernels for sm_90a")
+    return found
+
+
+def test_the_kernels_of_a_frame_are_there(kernels):
+    frame = [name for name in kernels if FRAME_KERNELS.match(name)]
+    assert len(products(kernels)) == 20
+    assert len(frame) > 40
+
+
+def test_nothing_is_read_or_written_before_the_wait(kernels):
+    wrong = {name: missing_waits(kernel) for name, kernel in kernels.items() if name != "empty_kernel"}
+    assert {name: found for name, found in wrong.items() if found} == {}
+
+
+def test_kernels_of_a_frame_keep_their_values_in_registers(kernels):
+    counts = {name: local_accesses(kernel) for name, kernel in kernels.items() if FRAME_KERNELS.match(name)}
+    assert {name: count for name, count in counts.items() if count} == {}
+
+
+def test_weights_are_loaded_16_bytes_at_a_time(kernels):
+    assert {name: weight_load_widths(kernel) for name, kernel in products(kernels).items()} == {
+        name: {16} for name in products(kernels)
+    }
+
+
+def test_products_keep_enough_weights_in_flight(kernels):
+    """A block at a time, or as many as registers leave room for; blocks take 20 KB of shared memory or more."""
+    in_flight = {
+        name: kernel.blocks_per_multiprocessor(256, 21_000) * kernel.prefetched_bytes(warps=8)
+        for name, kernel in products(kernels).items()
+    }
+    assert {name: count for name, count in in_flight.items() if count < MIN_BYTES_IN_FLIGHT} == {}
+
+
+def test_instructions_are_within_the_budget(kernels):
+    """`python -m benchmarks.tools.sass --update` stores it. Releases of the compiler differ by a few instructions."""
+    budget = json.loads(BUDGET.read_text(encoding="utf-8"))
+    measured = measure_budget(kernels)
+    assert measured.keys() == budget.keys()
+    over = {
+        f"{name} ({case})": (count, budget[name][case])
+        for name, cases in measured.items()
+        for case, count in cases.items()
+        if count > 1.03 * budget[name][case]
+    }
+    assert over == {}
+
+
+def parsed(*lines):
+    """A kernel of these instructions."""
+    sass = "\t\tFunction : gemm_kernel\n" + "".join(
+        f"        /*{16 * index:04x}*/                   {line} ;  /* 0x0 */\n" for index, line in enumerate(lines)
+    )
+    usage = " Function gemm_kernel:\n  REG:126 STACK:0 SHARED:384 LOCAL:0\n"
+    return parse_kernels(usage, sass)["gemm_kernel"]
+
+
+WEIGHT = "LDG.E.NA.LTC256B.128.CONSTANT R4, desc[UR4][R2.64]"
+WAIT, END = "ACQBULK", "EXIT"
+
+
+@pytest.mark.parametrize(
+    ("lines", "wrong"),
+    [
+        ((WEIGHT, "LDG.E.64 R8, desc[UR4][R2.64]", WAIT, "LDG.E R0, desc[UR4][R2.64]", END), []),
+        (("LDG.E R0, desc[UR4][R2.64]", WAIT, END), ["0x0: LDG.E"]),
+        (("STG.E desc[UR4][R2.64], R0", WAIT, END), ["0x0: STG.E"]),
+        (("@P0 ACQBULK", "LDG.E.128 R4, desc[UR4][R2.64]", WAIT, END), ["0x10: LDG.E.128"]),
+        # Around the wait, and past it to the end.
+        (("@P0 BRA 0x20", WAIT, "LDG.E R0, desc[UR4][R2.64]", END), ["0x20: LDG.E", "0x30: EXIT"]),
+        (("BRA.DIV UR4, 0x20", WAIT, END), ["0x20: EXIT"]),
+        (("@P0 BRA 0x30", WAIT, "BRA 0x40", WAIT, "LDG.E R0, desc[UR4][R2.64]", END), []),
+    ],
+)
+def test_a_missing_wait_is_found(lines, wrong):
+    assert missing_waits(parsed(*lines)) == wrong
+
+
+def test_local_accesses_are_counted():
+    assert local_accesses(parsed("STL [R1], R0", "LDL R0, [R1]", END)) == 2
+
+
+def test_the_width_of_a_load_is_read():
+    narrow = "LDG.E.NA.LTC256B.64.CONSTANT R4, desc[UR4][R2.64]"
+    assert weight_load_widths(parsed(WEIGHT, narrow, WAIT, END)) == {16, 8}
+
+
+def test_the_path_of_a_product_goes_by_its_weights_and_passes_the_slow_loads_by():
+    kernel = parsed(
+        WEIGHT,  # 0x00
+        WAIT,
+        "@P0 BRA 0x50",  # 0x20: the loop
+        "LDG.E.128 R8, desc[UR4][R2.64]",
+        "BRA 0x60",
+        "LDG.E R8, desc[UR4][R2.64]",  # 0x50
+        "@P1 BRA 0x90",  # 0x60: leaves the loop
+        "HMMA.16816.F32.BF16 R12, R4, R8, R12",
+        WEIGHT,
+        "@P2 BRA 0x20",  # 0x90
+        "BAR.SYNC 0x0",
+        END,
+    )
+    path = kernel.product_path(normalizes=False)
+    assert [f"{i.address:x}" for i in path] == ["20", "30", "40", "60", "70", "80", "90"]
+    assert kernel.prefetched_bytes(warps=8) == 16 * 32 * 8
+
+
+@pytest.mark.parametrize(("threads", "shared", "blocks"), [(256, 0, 2), (128, 0, 4), (256, 200_000, 1)])
+def test_blocks_that_fit_on_a_multiprocessor(threads, shared, blocks):
+    """Of 126 registers a thread, which are given out as 128."""
+    assert parsed(END).blocks_per_multiprocessor(threads, shared) == blocks
