@@ -381,7 +381,7 @@ def draw_order_of_sums() -> Figure:
 
 
 def chained_sums(x: torch.Tensor, weight: torch.Tensor, parts: int) -> torch.Tensor:
-    """Multiply weight [n, k] by x [k] in float32: add up each part of the columns in order, then the parts in order."""
+    """Multiply weight [n, k] by x [k] in float32: add up each part of the columns in order, then the parts."""
     products = (weight * x).reshape(len(weight), parts, -1)
     sums = torch.zeros(len(weight), parts)
     for column in range(products.shape[2]):
