@@ -1,4 +1,4 @@
-"""Higgs Audio V2 text-to-speech, fast and exact."""
+"""Text-to-speech with Higgs Audio V2 and Higgs TTS 3, fast and exact."""
 
 import importlib
 import pkgutil
