@@ -1,4 +1,4 @@
-"""Higgs Audio V2 text-to-speech, fast and exact."""
+"""Text-to-speech with Higgs Audio V2 and Higgs TTS 3, fast and exact."""
 
 import importlib
 import pkgutil
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from higgs_native.long_form.long_speech import LongSpeech
     from higgs_native.long_form.settings import Pauses
     from higgs_native.manuscript.books import Book, Chapter, read_book
+    from higgs_native.model.publishing import push_to_hub
     from higgs_native.pipeline import HiggsAudio
     from higgs_native.prompt.chat import Prompt, build_prompt
     from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
@@ -79,6 +80,7 @@ __all__ = [
     "find_voice",
     "list_voices",
     "normalize_text",
+    "push_to_hub",
     "read_book",
 ]
 
@@ -105,6 +107,7 @@ _NAMES = {
     "long_form.long_speech": ("LongSpeech",),
     "long_form.settings": ("Pauses",),
     "manuscript.books": ("Book", "Chapter", "read_book"),
+    "model.publishing": ("push_to_hub",),
     "pipeline": ("HiggsAudio",),
     "prompt.chat": ("Prompt", "build_prompt"),
     "prompt.messages": ("AudioContent", "ChatMLSample", "Message", "TextContent"),

@@ -51,7 +51,7 @@ def _options(
     ] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors alone: no notices, no bars.")] = False,
 ) -> None:
-    """Higgs Audio V2 text-to-speech."""
+    """Text-to-speech with Higgs Audio V2 and Higgs TTS 3."""
     if verbose and quiet:
         raise ParameterError("-v and -q must not be given together")
     set_verbosity(-1 if quiet else verbose)

@@ -41,11 +41,17 @@ def quantize(
             show_default="sentences in the package",
         ),
     ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(help="Then upload it to this repository of the Hub (owner/name), made if it is missing."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository of --push-to-hub private.")] = False,
     device: DeviceOption = "cpu",
 ) -> None:
     """Write a quantized checkpoint. It loads as fast as the disk reads."""
     from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model, check_calibration
     from higgs_native.cli.inputs import read_file
+    from higgs_native.model import publishing
     from higgs_native.model.checkpoint import resolve_folder
     from higgs_native.model.packed_checkpoint import check_target, write_packed
     from higgs_native.model.quantization import Quantization
@@ -55,12 +61,16 @@ def quantize(
     quantization = replace(Quantization.parse(format), clip=clip)
     if texts is not None and not calibrate:
         raise ParameterError(f"--texts must be given with --calibrate, got {texts} alone")
+    if private and push_to_hub is None:
+        raise ParameterError("--private must be given with --push-to-hub, got it alone")
     check_target(target)
     torch_device = checked_device(device)
     lines: list[str] = []
     if calibrate:
         lines = [line for line in read_file(str(texts or DEFAULT_TEXTS)).splitlines() if line.strip()]
         check_calibration(quantization, lines)
+    if push_to_hub is not None:
+        publishing.make_repository(push_to_hub, private)
     folder = resolve_folder(source)
     if calibrate:
         model = calibrated_model(folder, quantization, lines, torch_device, progress=shows_notices())
@@ -68,6 +78,8 @@ def quantize(
         model = LanguageModel.from_pretrained(folder, torch_device, quantization=quantization)
     write_packed(model.named_weights(), model.quantization, folder, target, calibrate)
     print(f"{one_line(str(target))}: {size_text(model.nbytes)} of weights")
+    if push_to_hub is not None:
+        print(publishing.push_to_hub(target, push_to_hub, private))
 
 
 def size_text(nbytes: int) -> str:

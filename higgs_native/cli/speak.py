@@ -65,6 +65,9 @@ def speak(
             "a file, a named pipe, or - for standard output, such as --stream - | aplay -f S16_LE -r 24000"
         ),
     ] = None,
+    play: Annotated[
+        bool, typer.Option("--play", help="Then play it here, by sounddevice or a program such as aplay.")
+    ] = False,
     normalize: NormalizeOption = False,
     strip_markup: StripMarkupOption = False,
     lexicon: LexiconOption = None,
@@ -124,6 +127,7 @@ def speak(
             "--loudness": loudness,
             "--speed": None if speed == 1 else speed,
             "--subtitles": subtitles,
+            "--play": play or None,
         }
         for name, value in given.items():
             if value is not None:
@@ -182,6 +186,8 @@ def speak(
         f"real-time factor {elapsed / speech.duration:.2f} (seconds of work per second of audio), seed {speech.seed}"
     )
     _warn_of_failures(target, speech.failures, speech.finish_reason, sampling.max_new_tokens)
+    if play:
+        speech.play()
 
 
 def _warn_of_failures(

@@ -12,7 +12,10 @@ from higgs_native.errors import ParameterError
 def train(
     settings: Annotated[Path, typer.Argument(help="The settings of the run: a YAML file (see docs/training.md).")],
 ) -> None:
-    """Train an adapter (LoRA), or parts of the model, on recordings. Interrupted, the same command goes on."""
+    """Train an adapter (LoRA), or parts of the model, on recordings.
+
+    The same command resumes an interrupted run.
+    """
     from higgs_native.training.settings import TrainingSettings
 
     chosen = TrainingSettings.read(settings)

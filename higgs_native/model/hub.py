@@ -67,12 +67,12 @@ def fetch_snapshot(name: str, kind: str, **options: Unpack[HubOptions]) -> Path:
 
     _LOGGER.info("%s: asking the Hub", one_line(name))
     try:
-        with _no_endless_requests(), _bars_where_wanted():
+        with no_endless_requests(), _bars_where_wanted():
             folder = Path(snapshot_download(name, allow_patterns=list(_FETCHED), **options))
     except Exception as error:  # of any type: the client passes on those of HTTP, and of answers that aren't the Hub's
         raise CheckpointError(
             f"{kind} must be a folder or a Hub name, got {name}, which could not be fetched: "
-            f"{_reason(error, options.get('revision'))}"
+            f"{reason_of(error, options.get('revision'))}"
         ) from None
     has_weights = any(path.suffix in (".safetensors", ".pth") for path in folder.glob("*"))
     if not has_weights and (other := _kind_of_repository(name, **options)):
@@ -96,7 +96,7 @@ def _kind_of_repository(
 
 
 @contextmanager
-def _no_endless_requests() -> Iterator[None]:
+def no_endless_requests() -> Iterator[None]:
     """Limit the Hub client's requests to `HUB_TIMEOUT`: the first one waits for ever, those of files for a minute."""
     from huggingface_hub.utils import get_session
 
@@ -129,7 +129,7 @@ def _bars_where_wanted() -> Iterator[None]:
         enable_progress_bars()
 
 
-def _reason(error: Exception, revision: str | None) -> str:
+def reason_of(error: Exception, revision: str | None = None) -> str:
     """Return why the Hub's client failed, in one line."""
     from huggingface_hub.errors import (
         GatedRepoError,

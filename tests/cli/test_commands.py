@@ -253,6 +253,23 @@ def test_a_stream_takes_no_option_of_files(run, option):
     assert (code, err) == (2, f"error: {option[0]} must not be given with --stream, got {option[1]}\n")
 
 
+def test_speech_is_played_when_it_is_written(run, model, monkeypatch):
+    played = []
+
+    def play(samples, rate):
+        assert Path("out.wav").is_file()
+        played.append((samples, rate))
+
+    monkeypatch.setattr("higgs_native.speech.play", play)
+    assert run("speak", "Hi.", "--model", model, "--max-new-tokens", 30, "--play")[0] == 0
+    ((samples, rate),) = played
+    written, _ = soundfile.read("out.wav", dtype="float32")
+    assert rate == RATE
+    np.testing.assert_allclose(written, samples, rtol=0, atol=1e-4)
+    code, _, err = run("speak", "Hi.", "--stream", "out.pcm", "--play")
+    assert (code, err) == (2, "error: --play must not be given with --stream, got True\n")
+
+
 def test_good_speech_is_not_warned_of(run):
     _, _, err = run("speak", "Hello and welcome.", "--seed", 1)
     assert "warning" not in err

@@ -45,7 +45,7 @@ class Hub(BaseHTTPRequestHandler):
             files = [{"rfilename": name} for name in self.files]
             self.answer(200, json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": files}).encode())
 
-    do_HEAD = do_GET
+    do_HEAD = do_POST = do_GET
 
     def fail(self) -> None:
         if self.failure == "silence":

@@ -64,7 +64,7 @@ std::vector<uint32_t> calls_since_launch;  // the numbers of those behind the la
 // ---- What is known of the block that runs
 
 constexpr uint32_t kNever = UINT32_MAX;
-constexpr uint32_t kMostAtomics = 255;  // that are told apart
+constexpr uint32_t kMaxAtomics = 255;  // that are told apart
 
 struct Thread {
   uint32_t epoch = 0, warp_epoch = 0, atomics = 0;
@@ -393,10 +393,10 @@ void access(const volatile void* at, size_t size, Access kind, const void* code)
     }
   }
   const bool fenced_here = running->fence_epoch == running->epoch;
-  const bool own = !running->unfenced_reads && !running->unfenced_writes && running->atomics < kMostAtomics;
+  const bool own = !running->unfenced_reads && !running->unfenced_writes && running->atomics < kMaxAtomics;
   given.push_back(
       {block.number, fenced_here ? running->epoch : block.fenced_before, running_index, running->atomics, own});
-  running->atomics = std::min(running->atomics + 1, kMostAtomics);
+  running->atomics = std::min(running->atomics + 1, kMaxAtomics);
 }
 
 void block_barrier() {

@@ -129,7 +129,7 @@ def _generate_until_stopped(
     except AllRowsStopped:
         if not wants_logits:
             return []
-    # The logits went with the generation. The same draws once more, which end by themselves.
+    # A criterion ended the generation, and its logits are lost: generate again, with the same draws.
     limits = [
         replace(request.known_sampling, max_new_tokens=drawn)
         for request, drawn in zip(requests, rows.drawn(), strict=True)
@@ -205,15 +205,15 @@ def _check_shape(name: str, value: Any, *shape: int | None) -> None:
 def _sampling(
     processors: LogitsProcessorList, generation_config: GenerationConfig, max_new_tokens: int
 ) -> SamplingParams:
-    """The sampling parameters that transformers' logits processors stand for."""
+    """Return the sampling parameters that transformers' logits processors express."""
     values: dict[str, Any] = {"temperature": 1.0, "top_k": None, "top_p": None}
     given = []
     kinds = {TemperatureLogitsWarper: "temperature", TopKLogitsWarper: "top_k", TopPLogitsWarper: "top_p"}
-    remaining = list(kinds)  # in this order, once each: as the engine applies them
+    remaining = list(kinds)  # each once, and in the engine's order
     for processor in processors:
         kind = type(processor)
         if kind in (HiggsAudioV2DelayPatternLogitsProcessor, InfNanRemoveLogitsProcessor):
-            continue  # the engine's own, and one for what the engine refuses to draw from
+            continue  # the engine has the first itself, and refuses to draw from what the second removes
         if kind not in remaining or getattr(processor, "min_tokens_to_keep", 1) != 1:
             raise unsupported(f"the logits processor {kind.__name__}, or its order or settings")
         remaining = remaining[remaining.index(kind) + 1 :]
@@ -238,7 +238,7 @@ def _sampling(
 
 
 def _max_new_tokens(criteria: StoppingCriteriaList, prompt_length: int) -> int:
-    """How many frames there may be."""
+    """Return the maximum number of frames."""
     limits = [criterion.max_length for criterion in criteria if isinstance(criterion, MaxLengthCriteria)]
     return min(limits) - prompt_length
 

@@ -24,7 +24,7 @@ class _Row:
         frames: the frames so far, [codebooks] each.
         drawn: how many of them the engine has drawn; the others are frames of EOS.
         ended: whether the engine draws no more of it.
-        length: how many frames it has, once a criterion has ended it.
+        length: its number of frames, once a criterion has ended it.
     """
 
     ids: torch.Tensor
@@ -43,7 +43,7 @@ class Rows:
         config: of the model.
         input_ids: [batch, S], the prompts.
         criteria: decide when a row is over.
-        max_new_tokens: how many frames of a row there are at most.
+        max_new_tokens: the maximum number of frames of a row.
         streamer: gets the text ids of the only row, or None.
     """
 
