@@ -161,17 +161,17 @@ def test_each_request_gets_what_it_gets_alone(folders, kind, format, runner, mon
     if runner is AheadRunner:
         engine.prepare()
         engine._frames_ahead = 64
-    check_each_gets_what_it_gets_alone(model, engine)
+    check_each_gets_what_it_gets_alone(model, engine, REQUESTS)
 
 
-def check_each_gets_what_it_gets_alone(model: HiggsAudioModel, engine: Engine) -> None:
-    handles, received, aborted = run_randomly(model, engine, REQUESTS, seed=0)
+def check_each_gets_what_it_gets_alone(model: HiggsAudioModel, engine: Engine, count: int) -> None:
+    handles, received, aborted = run_randomly(model, engine, count, seed=0)
     metrics = engine.metrics
-    if REQUESTS >= 100:  # enough for all that happens
+    if count >= 100:  # enough for all that happens
         assert metrics.preempted > 0
         assert metrics.aborted > 0
         assert any(handle.sequence.cached_tokens for handle in handles)
-    assert metrics.finished + metrics.aborted == REQUESTS
+    assert metrics.finished + metrics.aborted == count
     assert metrics.failed == metrics.waiting == metrics.running == metrics.pages_held == 0
     for index, handle in enumerate(handles):
         (alone,) = generate_batch(model, [random_request(model, index)])
@@ -195,7 +195,7 @@ def test_requests_with_adapters_get_what_they_get_alone(folders, kind, format, t
     model = load(folders[kind], format)
     for seed, (name, parts) in enumerate({"every": EVERY, "attention": ATTENTION}.items()):
         model.load_adapter(name, write_factors(tmp_path / name, model.config, parts, seed))
-    check_each_gets_what_it_gets_alone(model, small_engine(model))
+    check_each_gets_what_it_gets_alone(model, small_engine(model), min(REQUESTS, 30))
 
 
 def test_a_prefix_is_not_shared_between_adapters(model, tmp_path):
