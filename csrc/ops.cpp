@@ -40,7 +40,8 @@ STABLE_TORCH_LIBRARY(higgs_native, m) {
   m.def(
       "decoder_layers(Tensor(a!) x, Tensor(b!) query, Tensor(c!) attended, Tensor(d!)[] key_caches, "
       "Tensor(e!)[] value_caches, Tensor[] weights, int[] skips_audio, float eps, Tensor rope_table, "
-      "Tensor page_table, Tensor slots, Tensor positions, Tensor text_positions, int num_text_rows) -> ()");
+      "Tensor page_table, Tensor slots, Tensor positions, Tensor text_positions, int num_text_rows, Tensor? adapters, "
+      "Tensor[] factors) -> ()");
 
   // sampling
   m.def(

@@ -1,7 +1,7 @@
 """From text to speech: prompt, model and audio tokenizer in one object."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -125,6 +125,7 @@ class HiggsAudio:
         audio_tokenizer: str | Path | HiggsAudioTokenizer | None = None,
         quantization: str | Quantization | None = None,
         adapter: str | Path | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
         **hub: Unpack[HubOptions],
     ) -> "HiggsAudio":
         """Load a checkpoint of either layout, or a packed one.
@@ -141,6 +142,7 @@ class HiggsAudio:
                 (`int4,heads=int8`; see `higgs_native.model.quantization`); None: as stored.
             adapter: a folder that `higgs-native train` or PEFT wrote (LoRA); it is merged into the weights at load.
                 Its speakers are added to `trained_voices`.
+            adapters: folders of adapters by name, for `load_adapter`; with `adapter` there can be none.
             hub: how Hub names are fetched: `revision` (of the model), `token`, `cache_dir`, `local_files_only` and
                 `force_download`; see `higgs_native.model.hub.HubOptions`.
 
@@ -156,14 +158,20 @@ class HiggsAudio:
             quantization = Quantization.parse(quantization)
         folder = EMBEDDED_VOICE if path_or_name is None else resolve_folder(path_or_name, **hub)
         merged = None if adapter is None else Adapter.from_pretrained(adapter)
+        beside = {name: Adapter.from_pretrained(path) for name, path in (adapters or {}).items()}
         # Reads headers only, so that most faults of the model show before an audio tokenizer is fetched.
-        open_weights(folder, HiggsAudioConfig.from_pretrained(folder), weights_dtype, quantization, device, merged)
+        config = HiggsAudioConfig.from_pretrained(folder)
+        weights = open_weights(folder, config, weights_dtype, quantization, device, merged)
+        for item in beside.values():
+            weights.check_adapter(item)
         if not isinstance(audio_tokenizer, HiggsAudioTokenizer):
             if audio_tokenizer is None:
                 audio_tokenizer = audio_tokenizer_of(folder)
             hub.pop("revision", None)
             audio_tokenizer = HiggsAudioTokenizer.from_pretrained(audio_tokenizer, device, **hub)
         model = HiggsAudioModel.from_pretrained(folder, device, dtype, quantization=quantization, adapter=merged)
+        for name, item in beside.items():
+            model.load_adapter(name, item)
         engine = cls(model, audio_tokenizer)
         # Of a folder only the last part, since files that are given away hold it.
         is_name = path_or_name is not None and not Path(path_or_name).expanduser().exists()
@@ -186,6 +194,7 @@ class HiggsAudio:
         normalize: bool = False,
         strip_markup: bool = False,
         lexicon: LexiconLike | None = None,
+        adapter: str | None = None,
         sampling: SamplingParams | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Speech:
@@ -211,6 +220,8 @@ class HiggsAudio:
             strip_markup: leave out the markup of Markdown, and emoji; it needs `markdown-it-py`.
             lexicon: how words are spelled to be spoken right: a file, or spellings by word (see
                 `higgs_native.manuscript.lexicon`).
+            adapter: the name of one that `load_adapter` has loaded. Its speakers are voices, too; the first of them
+                speaks if no voice and no reference audio is given.
             sampling: how to draw and when to stop; None: what `options` and `default_sampling` build.
             options: in place of `sampling`, its attributes: seed, temperature, max_new_tokens, ...
 
@@ -223,20 +234,20 @@ class HiggsAudio:
         Warns:
             VoiceWarning: the reference audio is poor, or its words are not given (see `higgs_native.audio.quality`).
         """
-        voices = choose_voices(voice, reference_audio, reference_text, voices_folder, self.trained_voices)
+        voices = self.choose_voices(voice, reference_audio, reference_text, voices_folder, adapter)
         params = SamplingParams.of(sampling, options, self.default_sampling)
         check_callable("on_progress", on_progress, optional=True)
         params = params.with_seed()
         text = prepare_text(text, normalize, strip_markup, lexicon)
         opening = self.speech_messages(without_pauses(text), voices, scene)[:-1]
-        passages = self._passages(text, voices, opening)
+        passages = self._passages(text, voices, opening, adapter)
         speeches: list[Speech] = []
         sounds = [np.zeros(0, dtype=np.float32)]
         for index, passage in enumerate(passages.passages):
             messages = passages.messages(index, speeches[0].codes if speeches else None)
             seconds = sum(map(len, sounds)) / self.audio_tokenizer.sampling_rate
             progress = None if on_progress is None else partial(_report, on_progress, seconds)
-            speech = self.generate(messages, True, progress, passage_sampling(params, index))
+            speech = self.generate(messages, True, progress, passage_sampling(params, index), adapter=adapter)
             speeches.append(replace(speech, failures=self.failures(speech, passage.text), script=passage.text))
             trimmer = SilenceTrimmer(self.audio_tokenizer.hop_length, *passages.is_cut(index))
             silence = np.zeros(round(passage.pause * speech.sampling_rate), dtype=np.float32)
@@ -258,6 +269,7 @@ class HiggsAudio:
         normalize: bool = False,
         strip_markup: bool = False,
         lexicon: LexiconLike | None = None,
+        adapter: str | None = None,
         sampling: SamplingParams | None = None,
         **options: Unpack[SamplingOptions],
     ) -> SpeechStream:
@@ -285,7 +297,7 @@ class HiggsAudio:
         Warns:
             VoiceWarning: as for `speak`.
         """
-        voices = choose_voices(voice, reference_audio, reference_text, voices_folder, self.trained_voices)
+        voices = self.choose_voices(voice, reference_audio, reference_text, voices_folder, adapter)
         sizes = ChunkSizes(first_chunk_frames, chunk_growth, max_chunk_frames)
         context = self.audio_tokenizer.context_frames
         check_integer("low_latency", low_latency)
@@ -294,13 +306,16 @@ class HiggsAudio:
         params = SamplingParams.of(sampling, options, self.default_sampling).with_seed()
         text = prepare_text(text, normalize, strip_markup, lexicon)
         opening = self.speech_messages(without_pauses(text), voices, scene)[:-1]
-        passages = self._passages(text, voices, opening)
-        first = self.prepare(passages.messages(0, None), True, params, real_time=True)  # refuses what is wrong
+        passages = self._passages(text, voices, opening, adapter)
+
+        def prepared(index: int, codes: torch.Tensor | None) -> GeneratePassage:
+            sampling = passage_sampling(params, index)
+            return self.prepare(passages.messages(index, codes), True, sampling, real_time=True, adapter=adapter)
+
+        first = prepared(0, None)  # refuses what is wrong
 
         def prepare(index: int, codes: torch.Tensor | None) -> GeneratePassage:
-            if not index:
-                return first
-            return self.prepare(passages.messages(index, codes), True, passage_sampling(params, index), real_time=True)
+            return prepared(index, codes) if index else first
 
         return SpeechStream(
             prepare,
@@ -313,10 +328,60 @@ class HiggsAudio:
             params.known_seed,
         )
 
-    def _passages(self, text: str, voices: Sequence[Voice], opening: Sequence[Message]) -> Passages:
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Load an adapter (LoRA) for `adapter=name` of single speeches, beside the weights and other adapters.
+
+        Args:
+            name: what calls it.
+            path: a folder that `higgs-native train` or PEFT wrote; safetensors alone is read.
+
+        Raises:
+            ParameterError, CheckpointError, ConfigError: see `LanguageModel.load_adapter`.
+        """
+        self.model.load_adapter(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; speeches that have begun keep it.
+
+        Raises:
+            ParameterError: there is no such adapter.
+        """
+        self.model.unload_adapter(name)
+
+    def voices_with(self, adapter: str | None) -> tuple[str, ...]:
+        """Return the names of trained voices: those of the checkpoint, and those of an adapter.
+
+        Raises:
+            ParameterError: there is no such adapter.
+        """
+        own = () if adapter is None else self.model.require_adapter(adapter).speakers
+        return tuple(dict.fromkeys((*own, *self.trained_voices)))
+
+    def choose_voices(
+        self,
+        voice: str | Voice | Sequence[str | Voice] | None = None,
+        reference_audio: RecordingLike | None = None,
+        reference_text: str | None = None,
+        voices_folder: str | Path | None = None,
+        adapter: str | None = None,
+    ) -> list[Voice]:
+        """Return the voices of SPEAKER0, SPEAKER1, ...; the arguments are those of `speak`.
+
+        Raises:
+            PromptError, ParameterError: as for `speak`.
+        """
+        trained = self.voices_with(adapter)
+        chosen = choose_voices(voice, reference_audio, reference_text, voices_folder, trained)
+        if not chosen and adapter is not None and (speakers := self.model.require_adapter(adapter).speakers):
+            return [Voice(profile=speakers[0])]
+        return chosen
+
+    def _passages(
+        self, text: str, voices: Sequence[Voice], opening: Sequence[Message], adapter: str | None
+    ) -> Passages:
         """Cut a prepared text at its pauses; `opening` begins the prompt of each passage."""
         recorded = bool(voices) and all(voice.reference_audio is not None for voice in voices)
-        needs_context = not recorded and not self.trained_voices
+        needs_context = not recorded and not self.voices_with(adapter)
         return Passages.of(split_pauses(text), opening, needs_context, self.spelling(voices), self.convention)
 
     def generate(
@@ -325,6 +390,7 @@ class HiggsAudio:
         force_audio_gen: bool = False,
         on_progress: Callable[[float], None] | None = None,
         sampling: SamplingParams | None = None,
+        adapter: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Speech:
         """Generate the assistant's reply to a conversation, in audio, text or both.
@@ -332,7 +398,7 @@ class HiggsAudio:
         Args:
             conversation: the messages (see `prompt.chat`); special tokens in their texts stay special tokens.
             force_audio_gen: begin with audio.
-            on_progress, sampling, options: as for `speak`.
+            on_progress, sampling, adapter, options: as for `speak`.
 
         Raises:
             PromptError, AudioError, ParameterError: as for `speak`.
@@ -340,7 +406,7 @@ class HiggsAudio:
         """
         check_callable("on_progress", on_progress, optional=True)
         params = SamplingParams.of(sampling, options, self.default_sampling).with_seed()
-        generate = self.prepare(conversation, force_audio_gen, params)
+        generate = self.prepare(conversation, force_audio_gen, params, adapter=adapter)
         output = generate(None if on_progress is None else self.frame_counter(on_progress))
         return replace(self.speech(output), seed=params.seed, model=self.name)
 
@@ -401,13 +467,14 @@ class HiggsAudio:
         force_audio_gen: bool,
         sampling: SamplingParams,
         real_time: bool = False,
+        adapter: str | None = None,
     ) -> Callable[..., GenerationOutput]:
         """Check all that can be checked, and read the recordings, before anything is generated.
 
         Args:
             conversation, force_audio_gen: as for `generate`.
             sampling: how to draw, and when to stop.
-            real_time: see `GenerationRequest`.
+            real_time, adapter: see `GenerationRequest`.
 
         Returns:
             A function that generates the reply, given the callbacks of `GenerationRequest` or none.
@@ -415,7 +482,7 @@ class HiggsAudio:
         Raises:
             PromptError, AudioError, ParameterError, CheckpointError: as for `generate`.
         """
-        make_request = self.prepare_request(conversation, force_audio_gen, sampling, real_time)
+        make_request = self.prepare_request(conversation, force_audio_gen, sampling, real_time, adapter)
 
         def generate(
             on_frame: OnFrame | None = None, on_token: OnToken | None = None, wants_items: WantsItems | None = None
@@ -430,12 +497,15 @@ class HiggsAudio:
         force_audio_gen: bool,
         sampling: SamplingParams,
         real_time: bool = False,
+        adapter: str | None = None,
     ) -> Callable[..., GenerationRequest]:
         """Check and read what `prepare` does; return a function that encodes the recordings and makes the request.
 
         `model.engine.add` takes the request, and `speech` decodes its output.
         """
         check_flag("force_audio_gen", force_audio_gen)
+        if adapter is not None:
+            self.model.require_adapter(adapter)
         if not force_audio_gen and self.convention == Convention.TRANSFORMERS:
             raise PromptError("force_audio_gen must be True in the convention 'transformers', got False")
         if not force_audio_gen and self.model.text_head is None:
@@ -460,6 +530,7 @@ class HiggsAudio:
                 on_frame=on_frame,
                 on_token=on_token,
                 wants_items=wants_items,
+                adapter=adapter,
                 real_time=real_time,
             )
 

@@ -1,9 +1,10 @@
 // The checked arguments of decoder_layers.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
-#include "args/checks.h"
+#include "args/packed_weight.h"
 
 namespace higgs_native {
 
@@ -25,16 +26,68 @@ enum LayerWeight {
   kLayerWeights
 };
 
+// The products of a layer that adapters (LoRA) add to. `factors` holds A [rank, k] and B [n, rank] of each, packed in
+// one of the formats without scales, for each layer of each adapter; both are empty if the adapter leaves the product
+// as it is.
+enum LayerProduct {
+  kQkvProduct,
+  kOProduct,
+  kTextGateUpProduct,
+  kTextDownProduct,
+  kAudioGateUpProduct,
+  kAudioDownProduct,
+  kLayerProducts
+};
+inline constexpr size_t kLayerFactors = 2 * kLayerProducts;
+inline constexpr size_t kMaxAdapters = 32;  // in one call
+
+// What adapters add to one product of a layer: rows of adapter i get B_i (A_i x).
+struct LowRank {
+  const Tensor* adapters = nullptr;  // [rows of the batch], int32: of each row; -1 if it has none
+  const Tensor* factors = nullptr;   // of adapter 0: A, then B
+  size_t stride = 0;                 // from them to those of the next adapter
+  size_t count = 0;                  // of adapters
+
+  // The factors of a product of k columns and n rows; without data if the adapter has none. A may have fewer columns:
+  // the intermediate columns of a feed-forward network are rounded up, by less than half a panel.
+  PackedWeight a(size_t adapter, int64_t k) const {
+    const Tensor& packed = factors[adapter * stride];
+    if (packed.numel() == 0) return {};
+    const int64_t columns = packed_columns("decoder_layers", "factors", packed);
+    const int64_t used = k - columns < kPanel / 2 ? std::min(k, columns) : k;
+    return check_packed_weight("decoder_layers", "factors", packed, "scales", {}, rank(adapter), used);
+  }
+  PackedWeight b(size_t adapter, int64_t n) const {
+    return check_packed_weight(
+        "decoder_layers", "factors", factors[adapter * stride + 1], "scales", {}, n, rank(adapter));
+  }
+  int64_t rank(size_t adapter) const {
+    return packed_columns("decoder_layers", "factors", factors[adapter * stride + 1]);
+  }
+};
+
+struct FeedForwardLowRank {
+  LowRank gate_up, down;
+};
+
 struct DecoderLayers {
   size_t layers;
   int64_t rows;
+  size_t num_adapters;
+
+  LowRank low_rank(
+      const OptionalTensor& adapters, const std::vector<Tensor>& factors, size_t layer, LayerProduct product) const {
+    if (!adapters || num_adapters == 0) return {};
+    return {&*adapters, &factors[layer * kLayerFactors + 2 * product], layers * kLayerFactors, num_adapters};
+  }
 };
 
 inline DecoderLayers check_decoder_layers(
     const Tensor& x, const Tensor& query, const Tensor& attended, const std::vector<Tensor>& key_caches,
     const std::vector<Tensor>& value_caches, const std::vector<Tensor>& weights,
     const std::vector<int64_t>& skips_audio, const Tensor& rope_table, const Tensor& page_table, const Tensor& slots,
-    const Tensor& positions, const Tensor& text_positions, int64_t num_text_rows) {
+    const Tensor& positions, const Tensor& text_positions, int64_t num_text_rows, const OptionalTensor& adapters,
+    const std::vector<Tensor>& factors) {
   const char* op = "decoder_layers";
   check_devices(
       op, {{"x", x},
@@ -44,7 +97,8 @@ inline DecoderLayers check_decoder_layers(
            {"page_table", page_table},
            {"slots", slots},
            {"positions", positions},
-           {"text_positions", text_positions}});
+           {"text_positions", text_positions},
+           {"adapters", adapters}});
   check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize});
   const int64_t rows = x.size(0);
   check_tensor(op, "query", query, ScalarType::Float, {rows, kAnySize});
@@ -70,7 +124,27 @@ inline DecoderLayers check_decoder_layers(
       if (weights[i].numel() > 0) check_device(op, "weights", i, weights[i], x);
     }
   }
-  return {layers, rows};
+  if (adapters) check_tensor(op, "adapters", *adapters, ScalarType::Int, {rows});
+  const size_t of_adapter = layers * kLayerFactors;
+  const size_t num_adapters = of_adapter == 0 ? 0 : factors.size() / of_adapter;
+  HIGGS_CHECK(
+      factors.size() == num_adapters * of_adapter && num_adapters <= kMaxAdapters, op, ": factors must have ",
+      of_adapter, " tensors for each of at most ", kMaxAdapters, " adapters, got ", factors.size());
+  const Tensor* first = nullptr;
+  for (size_t i = 0; i < factors.size(); ++i) {
+    if (factors[i].numel() == 0) continue;
+    check_device(op, "factors", i, factors[i], x);
+    HIGGS_CHECK(factors[i].dim() == 4, op, ": factors[", i, "] must have 4 dimensions, got ", shape_text(factors[i]));
+    const Tensor& other = factors[i ^ 1];
+    HIGGS_CHECK(
+        other.numel() > 0, op, ": factors[", i ^ 1, "] must not be empty beside factors[", i, "], got ",
+        shape_text(other));
+    if (!first) first = &factors[i];
+    HIGGS_CHECK(
+        factors[i].scalar_type() == first->scalar_type(), op, ": factors[", i, "] must be ",
+        dtype_name(first->scalar_type()), " as those before it, got ", dtype_name(factors[i].scalar_type()));
+  }
+  return {layers, rows, num_adapters};
 }
 
 }  // namespace higgs_native

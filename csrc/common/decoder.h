@@ -10,13 +10,15 @@
 
 namespace higgs_native {
 
-// `operators` has the four operators of a layer for one backend: qkv_rope_cache, attention, linear and dual_ffn.
+// `operators` has the four operators of a layer for one backend: qkv_rope_cache, attention, linear and dual_ffn. The
+// last argument of those with products says what adapters add to them.
 template <typename Operators>
 void run_decoder_layers(
     const Operators& operators, const DecoderLayers& args, const Tensor& x, const Tensor& query, const Tensor& attended,
     const std::vector<Tensor>& key_caches, const std::vector<Tensor>& value_caches, const std::vector<Tensor>& weights,
     const std::vector<int64_t>& skips_audio, double eps, const Tensor& rope_table, const Tensor& page_table,
-    const Tensor& slots, const Tensor& positions, const Tensor& text_positions, int64_t num_text_rows) {
+    const Tensor& slots, const Tensor& positions, const Tensor& text_positions, int64_t num_text_rows,
+    const OptionalTensor& adapters, const std::vector<Tensor>& factors) {
   // narrow takes its tensor by a reference that is not const.
   auto first = [](Tensor t, int64_t n) { return n == t.size(0) ? t : torch::stable::narrow(t, 0, 0, n); };
   for (size_t layer = 0; layer < args.layers; ++layer) {
@@ -29,17 +31,20 @@ void run_decoder_layers(
     const Tensor row_slots = first(slots, rows);
     const Tensor& cache_positions = skips_audio[layer] ? text_positions : positions;
     const Tensor &keys = key_caches[layer], &cached_values = value_caches[layer];
+    auto low_rank = [&](LayerProduct product) { return args.low_rank(adapters, factors, layer, product); };
     operators.qkv_rope_cache(
         queries, keys, cached_values, states, w[kTextInputNorm], w[kAudioInputNorm], eps, w[kQkv], scales(kQkv),
         rope_table, page_table, row_slots, first(positions, rows), cache_positions, num_text_rows, optional(kQueryNorm),
-        optional(kKeyNorm));
+        optional(kKeyNorm), low_rank(kQkvProduct));
     operators.attention(
         values, queries, keys, cached_values, page_table, row_slots, cache_positions,
         1 / std::sqrt(static_cast<double>(keys.size(3))));
-    operators.linear(states, values, w[kO], scales(kO), states);
+    operators.linear(states, values, w[kO], scales(kO), states, low_rank(kOProduct));
     operators.dual_ffn(
         states, states, w[kTextNorm], w[kTextGateUp], scales(kTextGateUp), w[kTextDown], scales(kTextDown),
-        w[kAudioNorm], w[kAudioGateUp], scales(kAudioGateUp), w[kAudioDown], scales(kAudioDown), eps, num_text_rows);
+        w[kAudioNorm], w[kAudioGateUp], scales(kAudioGateUp), w[kAudioDown], scales(kAudioDown), eps, num_text_rows,
+        {low_rank(kTextGateUpProduct), low_rank(kTextDownProduct)},
+        {low_rank(kAudioGateUpProduct), low_rank(kAudioDownProduct)});
   }
 }
 

@@ -17,7 +17,7 @@
 #include "args/attention.h"
 #include "common/softmax_state.h"
 #include "cpu/decoder.h"
-#include "cpu/linear.h"
+#include "cpu/low_rank.h"
 
 namespace higgs_native::cpu {
 
@@ -60,7 +60,7 @@ void qkv_rope_cache_cpu(
     const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const OptionalTensor& qkv_scales,
     const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
     const Tensor& cache_positions, int64_t num_text_rows, const OptionalTensor& query_norm,
-    const OptionalTensor& key_norm) {
+    const OptionalTensor& key_norm, const LowRank& low_rank) {
   const char* op = "qkv_rope_cache";
   const QkvRopeCache checked = check_qkv_rope_cache(
       query, key_cache, value_cache, x, text_norm, audio_norm, qkv_weight, qkv_scales, rope_table, page_table, slots,
@@ -83,7 +83,9 @@ void qkv_rope_cache_cpu(
   struct Projected;
   const RowNorm norm = {text_norm, audio_norm, num_text_rows, static_cast<float>(eps)};
   float* projected = scratch<Projected>(rows * weight.n);
-  gemm(projected, weight, pack_activations<Activations>(weight, x.const_data_ptr<float>(), rows, &norm), rows);
+  const float* states = x.const_data_ptr<float>();
+  const LowRankSum added(low_rank, states, 0, rows, weight.n, weight.k, &norm);
+  gemm(projected, weight, pack_activations<Activations>(weight, states, rows, &norm), rows, nullptr, &added);
   const float* angles = rope_table.const_data_ptr<float>();
   float* queries = query.mutable_data_ptr<float>();
   with_weight_type(key_cache, [&](auto* keys_const) {
@@ -114,6 +116,17 @@ void qkv_rope_cache_cpu(
 }
 
 namespace {
+
+void qkv_rope_cache_registered(
+    const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& x, const Tensor& text_norm,
+    const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const OptionalTensor& qkv_scales,
+    const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
+    const Tensor& cache_positions, int64_t num_text_rows, const OptionalTensor& query_norm,
+    const OptionalTensor& key_norm) {
+  qkv_rope_cache_cpu(
+      query, key_cache, value_cache, x, text_norm, audio_norm, eps, qkv_weight, qkv_scales, rope_table, page_table,
+      slots, positions, cache_positions, num_text_rows, query_norm, key_norm, {});
+}
 
 // One split's result, or that of several merged ones, in one block of memory: the sums of weighted values
 // [group, head_dim], then the softmax states [group].
@@ -249,6 +262,6 @@ void attention_cpu(
 }  // namespace higgs_native::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(higgs_native, CPU, m) {
-  m.impl("qkv_rope_cache", TORCH_BOX(&higgs_native::cpu::qkv_rope_cache_cpu));
+  m.impl("qkv_rope_cache", TORCH_BOX(&higgs_native::cpu::qkv_rope_cache_registered));
   m.impl("attention", TORCH_BOX(&higgs_native::cpu::attention_cpu));
 }

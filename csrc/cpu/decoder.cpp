@@ -20,13 +20,19 @@ void decoder_layers_cpu(
     const Tensor& x, const Tensor& query, const Tensor& attended, std::vector<Tensor> key_caches,
     std::vector<Tensor> value_caches, std::vector<Tensor> weights, std::vector<int64_t> skips_audio, double eps,
     const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
-    const Tensor& text_positions, int64_t num_text_rows) {
+    const Tensor& text_positions, int64_t num_text_rows, const OptionalTensor& adapters, std::vector<Tensor> factors) {
   const DecoderLayers args = check_decoder_layers(
       x, query, attended, key_caches, value_caches, weights, skips_audio, rope_table, page_table, slots, positions,
-      text_positions, num_text_rows);
+      text_positions, num_text_rows, adapters, factors);
+  for (int64_t row = 0; adapters && row < args.rows; ++row) {
+    const int32_t adapter = adapters->const_data_ptr<int32_t>()[row];
+    HIGGS_CHECK(
+        adapter >= -1 && adapter < static_cast<int32_t>(args.num_adapters), "decoder_layers: adapters[", row,
+        "] must be between -1 and ", static_cast<int64_t>(args.num_adapters) - 1, ", got ", adapter);
+  }
   run_decoder_layers(
       Operators(), args, x, query, attended, key_caches, value_caches, weights, skips_audio, eps, rope_table,
-      page_table, slots, positions, text_positions, num_text_rows);
+      page_table, slots, positions, text_positions, num_text_rows, adapters, factors);
 }
 
 }  // namespace

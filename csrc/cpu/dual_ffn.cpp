@@ -9,7 +9,7 @@
 
 #include "args/dual_ffn.h"
 #include "cpu/decoder.h"
-#include "cpu/linear.h"
+#include "cpu/low_rank.h"
 
 namespace higgs_native::cpu {
 
@@ -19,7 +19,9 @@ namespace {
 constexpr int64_t kMaxRows = 480;
 
 // Rows [begin, end) of x and out, both [*, hidden].
-void run_segment(float* out, const float* x, int64_t begin, int64_t end, double eps, const FeedForward& weights) {
+void run_segment(
+    float* out, const float* x, int64_t begin, int64_t end, double eps, const FeedForward& weights,
+    const FeedForwardLowRank& low_rank) {
   const int64_t rows = end - begin;
   const PackedWeight &gate_up = weights.gate_up, &down = weights.down;
   const int64_t hidden = gate_up.k, intermediate = down.k;
@@ -32,6 +34,7 @@ void run_segment(float* out, const float* x, int64_t begin, int64_t end, double 
   const char* input = pack_activations<GateUpInput>(gate_up, x, rows, &norm);
   float* activated = scratch<Activated>(rows * intermediate);
   const int64_t panels = panels_at_once(gate_up, rows);
+  const LowRankSum gate_up_added(low_rank.gate_up, x, begin, rows, gate_up.n, gate_up.k, &norm);
   for_ranges(
       gate_up.n / kPanel, kPanel * hidden * rows,
       [&](int64_t first, int64_t last) {
@@ -40,6 +43,7 @@ void run_segment(float* out, const float* x, int64_t begin, int64_t end, double 
         for (int64_t begin = first; begin < last; begin += panels) {
           const int64_t end = std::min(begin + panels, last);
           gemm_panels(both, panels * kPanel, gate_up, begin, end, input, rows);
+          gate_up_added.add(both, panels * kPanel, begin, end);
           for (int64_t row = 0; row < rows; ++row) {
             for (int64_t panel = begin; panel < end; ++panel) {
               const float* gate = both + (panels * row + panel - begin) * kPanel;
@@ -50,7 +54,18 @@ void run_segment(float* out, const float* x, int64_t begin, int64_t end, double 
         }
       },
       panels);
-  gemm(out, down, pack_activations<DownInput>(down, activated, rows), rows, x);
+  const LowRankSum down_added(low_rank.down, activated, begin, rows, down.n, down.k);
+  gemm(out, down, pack_activations<DownInput>(down, activated, rows), rows, x, &down_added);
+}
+
+void dual_ffn_registered(
+    const Tensor& out, const Tensor& x, const Tensor& text_norm, const Tensor& text_gate_up,
+    const OptionalTensor& text_gate_up_scales, const Tensor& text_down, const OptionalTensor& text_down_scales,
+    const Tensor& audio_norm, const Tensor& audio_gate_up, const OptionalTensor& audio_gate_up_scales,
+    const Tensor& audio_down, const OptionalTensor& audio_down_scales, double eps, int64_t num_text_rows) {
+  dual_ffn_cpu(
+      out, x, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales, audio_norm, audio_gate_up,
+      audio_gate_up_scales, audio_down, audio_down_scales, eps, num_text_rows, {}, {});
 }
 
 }  // namespace
@@ -59,19 +74,22 @@ void dual_ffn_cpu(
     const Tensor& out, const Tensor& x, const Tensor& text_norm, const Tensor& text_gate_up,
     const OptionalTensor& text_gate_up_scales, const Tensor& text_down, const OptionalTensor& text_down_scales,
     const Tensor& audio_norm, const Tensor& audio_gate_up, const OptionalTensor& audio_gate_up_scales,
-    const Tensor& audio_down, const OptionalTensor& audio_down_scales, double eps, int64_t num_text_rows) {
+    const Tensor& audio_down, const OptionalTensor& audio_down_scales, double eps, int64_t num_text_rows,
+    const FeedForwardLowRank& text_low_rank, const FeedForwardLowRank& audio_low_rank) {
   const DualFfn args = check_dual_ffn(
       out, x, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales, audio_norm, audio_gate_up,
       audio_gate_up_scales, audio_down, audio_down_scales, num_text_rows);
   if (out.numel() == 0) return;
   for (int64_t row = 0; row < num_text_rows; row += kMaxRows) {
-    run_segment(args.out, args.x, row, std::min(row + kMaxRows, num_text_rows), eps, args.text);
+    run_segment(args.out, args.x, row, std::min(row + kMaxRows, num_text_rows), eps, args.text, text_low_rank);
   }
   for (int64_t row = num_text_rows; row < args.rows; row += kMaxRows) {
-    run_segment(args.out, args.x, row, std::min(row + kMaxRows, args.rows), eps, args.audio);
+    run_segment(args.out, args.x, row, std::min(row + kMaxRows, args.rows), eps, args.audio, audio_low_rank);
   }
 }
 
 }  // namespace higgs_native::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(higgs_native, CPU, m) { m.impl("dual_ffn", TORCH_BOX(&higgs_native::cpu::dual_ffn_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(higgs_native, CPU, m) {
+  m.impl("dual_ffn", TORCH_BOX(&higgs_native::cpu::dual_ffn_registered));
+}

@@ -11,6 +11,7 @@
 
 #include "args/linear.h"
 #include "cpu/decoder.h"
+#include "cpu/low_rank.h"
 
 namespace higgs_native::cpu {
 
@@ -115,6 +116,12 @@ void pack_panels(const PackLinear& p, const Words& words) {
   });
 }
 
+void linear_registered(
+    const Tensor& out, const Tensor& x, const Tensor& weight, const OptionalTensor& scales,
+    const OptionalTensor& residual) {
+  linear_cpu(out, x, weight, scales, residual, {});
+}
+
 void pack_linear_cpu(const Tensor& packed, const Tensor& weight, int64_t first_row, int64_t panel_rows) {
   const PackLinear p = check_pack_linear(packed, weight, first_row, panel_rows);
   if (p.format == WeightFormat::int4) pack_panels(p, Int4Words{p.k});
@@ -140,11 +147,14 @@ void rms_norm(float* out, const float* x, const Tensor& weight, int64_t k, float
 
 void linear_cpu(
     const Tensor& out, const Tensor& x, const Tensor& weight, const OptionalTensor& scales,
-    const OptionalTensor& residual) {
+    const OptionalTensor& residual, const LowRank& low_rank) {
   const Linear args = check_linear(out, x, weight, scales, residual);
   if (args.rows == 0) return;
   struct Activations;
-  gemm(args.out, args.weight, pack_activations<Activations>(args.weight, args.x, args.rows), args.rows, args.residual);
+  const LowRankSum added(low_rank, args.x, 0, args.rows, args.weight.n, args.weight.k);
+  gemm(
+      args.out, args.weight, pack_activations<Activations>(args.weight, args.x, args.rows), args.rows, args.residual,
+      &added);
 }
 
 int64_t packed_f32_bytes(int64_t n, int64_t k) { return ceil_div(n, kPanel) * k * kUnitBytes; }
@@ -193,12 +203,15 @@ void gemm_panels(
        std::min(end * kPanel, weight.n) - begin * kPanel, weight.units});
 }
 
-void gemm(float* out, const PackedWeight& weight, const char* x, int64_t rows, const float* residual) {
+void gemm(
+    float* out, const PackedWeight& weight, const char* x, int64_t rows, const float* residual,
+    const LowRankSum* added) {
   for_ranges(
       ceil_div(weight.n, kPanel), kPanel * weight.k * rows,
       [&](int64_t begin, int64_t end) {
         const int64_t n0 = begin * kPanel;
         gemm_panels(out + n0, weight.n, weight, begin, end, x, rows, residual ? residual + n0 : nullptr);
+        if (added) added->add(out + n0, weight.n, begin, end);
       },
       panels_at_once(weight, rows));
 }
@@ -206,7 +219,7 @@ void gemm(float* out, const PackedWeight& weight, const char* x, int64_t rows, c
 }  // namespace higgs_native::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(higgs_native, CPU, m) {
-  m.impl("linear", TORCH_BOX(&higgs_native::cpu::linear_cpu));
+  m.impl("linear", TORCH_BOX(&higgs_native::cpu::linear_registered));
   m.impl("rms_norm_linear", TORCH_BOX(&higgs_native::cpu::rms_norm_linear_cpu));
   m.impl("pack_linear", TORCH_BOX(&higgs_native::cpu::pack_linear_cpu));
 }

@@ -45,8 +45,12 @@ const char* pack_activations(const PackedWeight& weight, const float* x, int64_t
 template <typename Tag>
 const char* pack_activations_here(const PackedWeight& weight, const float* x, int64_t rows);
 
-// out = x @ weight.T + residual; out and residual are [rows, weight.n], x is packed for `weight`.
-void gemm(float* out, const PackedWeight& weight, const char* x, int64_t rows, const float* residual = nullptr);
+class LowRankSum;
+
+// out = x @ weight.T + residual + added; out and residual are [rows, weight.n], x is packed for `weight`.
+void gemm(
+    float* out, const PackedWeight& weight, const char* x, int64_t rows, const float* residual = nullptr,
+    const LowRankSum* added = nullptr);
 
 // The columns of panels [begin, end) of it, on the calling thread; out and residual point to the first of them.
 void gemm_panels(

@@ -237,6 +237,17 @@ void attention_registered(
   attention_cuda(out, query, key_cache, value_cache, page_table, slots, cache_positions, scale, nullptr);
 }
 
+void qkv_rope_cache_registered(
+    const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& x, const Tensor& text_norm,
+    const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const OptionalTensor& qkv_scales,
+    const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
+    const Tensor& cache_positions, int64_t num_text_rows, const OptionalTensor& query_norm,
+    const OptionalTensor& key_norm) {
+  qkv_rope_cache_cuda(
+      query, key_cache, value_cache, x, text_norm, audio_norm, eps, qkv_weight, qkv_scales, rope_table, page_table,
+      slots, positions, cache_positions, num_text_rows, query_norm, key_norm, {});
+}
+
 }  // namespace
 
 void qkv_rope_cache_cuda(
@@ -244,7 +255,7 @@ void qkv_rope_cache_cuda(
     const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const OptionalTensor& qkv_scales,
     const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
     const Tensor& cache_positions, int64_t num_text_rows, const OptionalTensor& query_norm,
-    const OptionalTensor& key_norm) {
+    const OptionalTensor& key_norm, const LowRank& low_rank) {
   const char* op = "qkv_rope_cache";
   const QkvRopeCache checked = check_qkv_rope_cache(
       query, key_cache, value_cache, x, text_norm, audio_norm, qkv_weight, qkv_scales, rope_table, page_table, slots,
@@ -273,7 +284,9 @@ void qkv_rope_cache_cuda(
       checked.cache.page_shift(),
       query_norm ? query_norm->const_data_ptr() : nullptr,
       key_norm ? key_norm->const_data_ptr() : nullptr};
-  gemm(Launch(op, query), p, query);
+  const Launch launch(op, query);
+  const Tensor added = add_low_rank(launch, p, low_rank, 0, query);
+  gemm(launch, p, query);
 }
 
 void attention_cuda(
@@ -326,6 +339,6 @@ void attention_cuda(
 }  // namespace higgs_native::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(higgs_native, HIGGS_NATIVE_CUDA_KEY, m) {
-  m.impl("qkv_rope_cache", TORCH_BOX(&higgs_native::cuda::qkv_rope_cache_cuda));
+  m.impl("qkv_rope_cache", TORCH_BOX(&higgs_native::cuda::qkv_rope_cache_registered));
   m.impl("attention", TORCH_BOX(&higgs_native::cuda::attention_registered));
 }

@@ -27,17 +27,17 @@ void decoder_layers_cuda(
     const Tensor& x, const Tensor& query, const Tensor& attended, std::vector<Tensor> key_caches,
     std::vector<Tensor> value_caches, std::vector<Tensor> weights, std::vector<int64_t> skips_audio, double eps,
     const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
-    const Tensor& text_positions, int64_t num_text_rows) {
+    const Tensor& text_positions, int64_t num_text_rows, const OptionalTensor& adapters, std::vector<Tensor> factors) {
   const DecoderLayers args = check_decoder_layers(
       x, query, attended, key_caches, value_caches, weights, skips_audio, rope_table, page_table, slots, positions,
-      text_positions, num_text_rows);
+      text_positions, num_text_rows, adapters, factors);
   const Launch launch("decoder_layers", x);
   Operators operators;
   // Large enough: each KV head, or part of its group, has at least one column of `query`.
   operators.split_counters = torch::stable::new_zeros(x, {query.numel()}, ScalarType::Int);
   run_decoder_layers(
       operators, args, x, query, attended, key_caches, value_caches, weights, skips_audio, eps, rope_table, page_table,
-      slots, positions, text_positions, num_text_rows);
+      slots, positions, text_positions, num_text_rows, adapters, factors);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
-// The operators of a decoder layer, as functions. Each is registered under its name without `_cuda`.
+// The operators of a decoder layer, as functions. Each is registered, without adapters, under its name without `_cuda`.
 #pragma once
 
-#include "args/packed_weight.h"
+#include "args/decoder.h"
 
 namespace higgs_native::cuda {
 
@@ -10,7 +10,7 @@ void qkv_rope_cache_cuda(
     const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const OptionalTensor& qkv_scales,
     const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
     const Tensor& cache_positions, int64_t num_text_rows, const OptionalTensor& query_norm,
-    const OptionalTensor& key_norm);
+    const OptionalTensor& key_norm, const LowRank& low_rank);
 
 // `split_counters` [rows * KV heads], int32, is zero before and after; it is made here if null.
 void attention_cuda(
@@ -20,12 +20,13 @@ void attention_cuda(
 
 void linear_cuda(
     const Tensor& out, const Tensor& x, const Tensor& weight, const OptionalTensor& scales,
-    const OptionalTensor& residual);
+    const OptionalTensor& residual, const LowRank& low_rank);
 
 void dual_ffn_cuda(
     const Tensor& out, const Tensor& x, const Tensor& text_norm, const Tensor& text_gate_up,
     const OptionalTensor& text_gate_up_scales, const Tensor& text_down, const OptionalTensor& text_down_scales,
     const Tensor& audio_norm, const Tensor& audio_gate_up, const OptionalTensor& audio_gate_up_scales,
-    const Tensor& audio_down, const OptionalTensor& audio_down_scales, double eps, int64_t num_text_rows);
+    const Tensor& audio_down, const OptionalTensor& audio_down_scales, double eps, int64_t num_text_rows,
+    const FeedForwardLowRank& text_low_rank, const FeedForwardLowRank& audio_low_rank);
 
 }  // namespace higgs_native::cuda

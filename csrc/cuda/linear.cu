@@ -15,6 +15,7 @@
 // Bytes moved: the weight, once from memory; other blocks of rows find it in L2. Each block reads x from L2.
 //
 // linear/: weight_formats.h, activations.h, mainloop.h and epilogues.h are the parts of the kernel, in this order.
+// low_rank.h has the kernels of adapters, whose sums an epilogue adds.
 #include "cuda/linear.h"
 
 #include <torch/csrc/stable/library.h>
@@ -24,6 +25,7 @@
 
 #include "args/linear.h"
 #include "cuda/decoder.h"
+#include "cuda/linear/low_rank.h"
 #include "cuda/linear/mainloop.h"
 
 namespace higgs_native::cuda {
@@ -135,6 +137,12 @@ void pack_linear_cuda(const Tensor& packed, const Tensor& weight, int64_t first_
   launch(pack_linear_kernel, dim3(static_cast<unsigned>(ceil_div(words, kThreads))), kThreads, 0, p);
 }
 
+void linear_registered(
+    const Tensor& out, const Tensor& x, const Tensor& weight, const OptionalTensor& scales,
+    const OptionalTensor& residual) {
+  linear_cuda(out, x, weight, scales, residual, {});
+}
+
 void rms_norm_linear_cuda(
     const Tensor& out, const Tensor& x, const Tensor& norm_weight, double eps, const Tensor& weight,
     const OptionalTensor& scales) {
@@ -168,9 +176,46 @@ void gemm(const Launch& launch, const Gemm& given, const Tensor& like) {
   dispatch_gemm(launch, p, like, 0);
 }
 
+Tensor add_low_rank(const Launch& launch, Gemm& p, const LowRank& low_rank, int64_t first, const Tensor& like) {
+  Factors factors = {};
+  WeightFormat format = WeightFormat::f32;
+  int64_t max_rank = 0;
+  for (size_t adapter = 0; adapter < low_rank.count; ++adapter) {
+    const PackedWeight a = low_rank.a(adapter, p.weight.k);
+    if (!a.data) continue;
+    const PackedWeight b = low_rank.b(adapter, p.weight.n);
+    factors.a[adapter] = a.data;
+    factors.b[adapter] = b.data;
+    factors.a_units[adapter] = static_cast<int>(a.units);
+    factors.b_units[adapter] = static_cast<int>(b.units);
+    format = a.format;
+    max_rank = std::max(max_rank, a.n);
+  }
+  if (max_rank == 0) return {};
+  const int64_t panels = ceil_div(p.weight.n, kPanel), stride = ceil_div(max_rank, kPanel) * kPanel;
+  const Tensor memory = torch::stable::new_empty(like, {p.rows * (stride + panels * kPanel)}, ScalarType::Float);
+  auto* sums = memory.mutable_data_ptr<float>();
+  const LowRankRows rows = {
+      p.x,
+      low_rank.adapters->const_data_ptr<int32_t>() + first,
+      sums,
+      sums + p.rows * stride,
+      p.norm,
+      static_cast<int>(p.weight.k),
+      static_cast<int>(panels),
+      static_cast<int>(stride)};
+  switch (format) {
+    case WeightFormat::bf16: launch_low_rank<bfloat16>(launch, rows, factors, p.rows); break;
+    case WeightFormat::f16: launch_low_rank<float16>(launch, rows, factors, p.rows); break;
+    default: launch_low_rank<float>(launch, rows, factors, p.rows);
+  }
+  p.added = rows.added;
+  return memory;
+}
+
 void linear_cuda(
     const Tensor& out, const Tensor& x, const Tensor& weight, const OptionalTensor& scales,
-    const OptionalTensor& residual) {
+    const OptionalTensor& residual, const LowRank& low_rank) {
   const Linear args = check_linear(out, x, weight, scales, residual);
   if (out.numel() == 0) return;
   Gemm p;
@@ -179,13 +224,15 @@ void linear_cuda(
   p.rows = static_cast<int>(args.rows);
   p.residual = args.residual;
   p.out = args.out;
-  gemm(Launch("linear", out), p, out);
+  const Launch launch("linear", out);
+  const Tensor added = add_low_rank(launch, p, low_rank, 0, out);
+  gemm(launch, p, out);
 }
 
 }  // namespace higgs_native::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(higgs_native, HIGGS_NATIVE_CUDA_KEY, m) {
-  m.impl("linear", TORCH_BOX(&higgs_native::cuda::linear_cuda));
+  m.impl("linear", TORCH_BOX(&higgs_native::cuda::linear_registered));
   m.impl("rms_norm_linear", TORCH_BOX(&higgs_native::cuda::rms_norm_linear_cuda));
   m.impl("pack_linear", TORCH_BOX(&higgs_native::cuda::pack_linear_cuda));
 }

@@ -1,7 +1,7 @@
 // GEMM with packed weights, for all families: RMSNorm before it, an epilogue after it.
 #pragma once
 
-#include "args/packed_weight.h"
+#include "args/decoder.h"
 #include "cuda/launch.h"
 
 namespace higgs_native::cuda {
@@ -55,12 +55,17 @@ struct Gemm {
   Epilogue epilogue = Epilogue::kResidual;
   float* out = nullptr;
   const float* residual = nullptr;
-  int n_out = 0;  // columns of `out`
+  const float* added = nullptr;  // [rows, panels * kPanel]: to the sums, before the epilogue; or null
+  int n_out = 0;                 // columns of `out`
   QkvTargets rope = {};
   bool vectorized = false;  // x and the norms' weights can be read 4 values at a time; gemm() sets it
 };
 
 // Runs the GEMM. `like`: a tensor on the device that working memory is allocated on.
 void gemm(const Launch& launch, const Gemm& p, const Tensor& like);
+
+// What adapters add to a GEMM whose weight, x, rows and norm are set: `Gemm::added`, in memory of the result. The
+// adapters of its rows are those of the batch from row `first` on.
+Tensor add_low_rank(const Launch& launch, Gemm& p, const LowRank& low_rank, int64_t first, const Tensor& like);
 
 }  // namespace higgs_native::cuda

@@ -4,16 +4,21 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import Self
 
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.cli.console import notice
 from higgs_native.cli.options import MODEL_NAME
-from higgs_native.errors import PromptError
+from higgs_native.errors import ParameterError, PromptError, short_repr
 from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.model.adapter import Adapter
 from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio, read_trained_voices
@@ -32,12 +37,16 @@ def checked_voices(
     reference_text: str | None,
     voices_folder: Path | None,
     model: str | None,
+    speakers: Sequence[str] = (),
 ) -> list[Voice]:
-    """Read the chosen voices, and print advice on poor recordings before weights are loaded."""
+    """Read the chosen voices, and print advice on poor recordings before weights are loaded.
+
+    `speakers` are those of an adapter, which are voices, too.
+    """
     folder = EMBEDDED_VOICE if model is None else Path(model).expanduser()
     # A checkpoint that is on the Hub has none: it was not written by a recipe of this package.
     trained = read_trained_voices(folder) if (folder / "config.json").is_file() else ()
-    names = choose_voices(voice, reference_audio, reference_text, voices_folder, trained)
+    names = choose_voices(voice, reference_audio, reference_text, voices_folder, (*speakers, *trained))
     chosen = [read_voice(item) for item in names]
     for item in chosen:
         if isinstance(item.reference_audio, Recording):
@@ -45,6 +54,43 @@ def checked_voices(
                 notice(f"warning: {item.reference_audio.name}: {advice}")
     warnings.filterwarnings("ignore", category=VoiceWarning)  # said above
     return chosen
+
+
+def parsed_adapters(options: list[str] | None) -> dict[str, Path]:
+    """Return the folders of adapters, given as NAME=FOLDER, by their names."""
+    folders: dict[str, Path] = {}
+    for option in options or ():
+        name, separator, folder = option.partition("=")
+        if not separator or not name.strip() or not folder:
+            raise ParameterError(f"--adapter must be NAME=FOLDER, got {short_repr(option)}")
+        if name in folders:
+            raise ParameterError(f"--adapter must have a new name each, got {short_repr(name)} twice")
+        folders[name] = Path(folder)
+    return folders
+
+
+@dataclass(frozen=True)
+class ChosenAdapter:
+    """The adapter that speaks, and who speaks.
+
+    Attributes:
+        name: of the adapter; None: none.
+        voice: the option --voice, if it does not name the adapter.
+        speakers: of the adapter.
+    """
+
+    name: str | None
+    voice: str | None
+    speakers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, voice: str | None, folders: Mapping[str, Path]) -> Self:
+        """Choose the one that --voice names, or the only one."""
+        if voice not in folders and len(folders) > 1:
+            raise ParameterError(f"--voice must be one of the adapters {', '.join(folders)}, got {short_repr(voice)}")
+        name = voice if voice in folders else next(iter(folders), None)
+        speakers = () if name is None else Adapter.from_pretrained(folders[name]).speakers
+        return cls(name, None if voice == name else voice, speakers)
 
 
 def sampling_params(model: str | None, **options: Any) -> SamplingParams:
@@ -59,11 +105,21 @@ def sampling_params(model: str | None, **options: Any) -> SamplingParams:
 
 
 def load_engine(
-    model: str | None, audio_tokenizer: str | None, device: str, dtype: str, quantization: str | None
+    model: str | None,
+    audio_tokenizer: str | None,
+    device: str,
+    dtype: str,
+    quantization: str | None,
+    adapters: Mapping[str, Path] | None = None,
 ) -> HiggsAudio:
     notice_embedded_voice(model)
     return HiggsAudio.from_pretrained(
-        model, device=device, dtype=dtype, audio_tokenizer=audio_tokenizer, quantization=quantization
+        model,
+        device=device,
+        dtype=dtype,
+        audio_tokenizer=audio_tokenizer,
+        quantization=quantization,
+        adapters=adapters,
     )
 
 

@@ -59,6 +59,14 @@ VoiceOption = Annotated[
         "embedded one has feminine, masculine, scottish, child. Several, separated by commas, speak as SPEAKER0, ..."
     ),
 ]
+AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="An adapter (LoRA) beside the weights: NAME=FOLDER, as higgs-native train writes it; may be repeated. "
+        "NAME is then a voice.",
+        show_default="none",
+    ),
+]
 VoicesOption = Annotated[Path | None, typer.Option(help="The folder of voices.", show_default=f"${VOICES_VARIABLE}")]
 ReferenceAudioOption = Annotated[Path | None, typer.Option(help="A recording of the voice to clone.")]
 ReferenceTextOption = Annotated[str | None, typer.Option(help="The words spoken in the recording.")]

@@ -8,6 +8,7 @@ import typer
 from higgs_native.cli.console import advising, notice
 from higgs_native.cli.options import (
     OUT_HELP,
+    AdapterOption,
     AudioTokenizerOption,
     DeviceOption,
     DtypeOption,
@@ -96,6 +97,7 @@ def read(
     audio_tokenizer: AudioTokenizerOption = None,
     voice: VoiceOption = None,
     voices: VoicesOption = None,
+    adapter: AdapterOption = None,
     reference_audio: ReferenceAudioOption = None,
     reference_text: ReferenceTextOption = None,
     scene: SceneOption = None,
@@ -120,7 +122,15 @@ def read(
     from higgs_native.audio.m4b import check_m4b_path, is_m4b
     from higgs_native.audio.tempo import check_speed
     from higgs_native.audio.writing import check_output_path
-    from higgs_native.cli.inputs import checked_voices, load_engine, notice_unreadable, read_text, sampling_params
+    from higgs_native.cli.inputs import (
+        ChosenAdapter,
+        checked_voices,
+        load_engine,
+        notice_unreadable,
+        parsed_adapters,
+        read_text,
+        sampling_params,
+    )
     from higgs_native.cli.output import shortened
     from higgs_native.errors import ParameterError
     from higgs_native.long_form.chunk_store import ChunkStore
@@ -155,7 +165,9 @@ def read(
     for part in [manuscript] if isinstance(manuscript, str) else [chapter.text for chapter in manuscript.chapters]:
         parts.append(prepare_text(part, normalize, strip_markup, words))
         chunk_text(parts[-1], CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
-    chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
+    adapters = parsed_adapters(adapter)
+    speaking = ChosenAdapter.of(voice, adapters)
+    chosen = checked_voices(speaking.voice, reference_audio, reference_text, voices, model, speaking.speakers)
     sampling = sampling_params(
         model,
         temperature=temperature,
@@ -166,13 +178,14 @@ def read(
         seed=seed,
     )
     chunk_store = ChunkStore(out.with_name(f"{out.name}.parts") if folder is None else folder)
-    engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
+    engine = load_engine(model, audio_tokenizer, device, dtype, quantization, adapters)
     notice_unreadable(engine, "\n\n".join(parts))
     speech = LongSpeech(
         engine,
         manuscript,
         chunk_store.folder,
         voice=chosen,
+        adapter=speaking.name,
         scene=scene,
         sampling=sampling,
         chunk_seconds=chunk_seconds,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from higgs_native.cli.options import (
+    AdapterOption,
     AudioTokenizerOption,
     DeviceOption,
     DtypeOption,
@@ -41,6 +42,7 @@ def serve(
         str | None, typer.Option(help="The name of the model in /v1/models.", show_default="that of the kind of model")
     ] = None,
     voices: VoicesOption = None,
+    adapter: AdapterOption = None,
     api_keys: Annotated[
         Path | None,
         typer.Option(
@@ -93,7 +95,8 @@ def serve(
     SIGTERM and Ctrl-C end the server: it refuses new requests, finishes the running ones, and exits with 0.
     """
     check_extra("serve")
-    from higgs_native.cli.inputs import notice_embedded_voice
+    from higgs_native.cli.inputs import notice_embedded_voice, parsed_adapters
+    from higgs_native.model.adapter import Adapter
     from higgs_native.pipeline import HiggsAudio
     from higgs_native.prompt.voices import list_voices
     from higgs_native.server.settings import ServerSettings
@@ -116,12 +119,20 @@ def serve(
     )
     if settings.voices_folder is not None:
         list_voices(settings.voices_folder)
+    adapters = parsed_adapters(adapter)
+    for folder in adapters.values():
+        Adapter.from_pretrained(folder)  # refuses what is wrong before a port is taken
     workers = None if devices is None else _checked_devices(devices, device)
     bound = _bound(host, port, "--port")
     wyoming = None if wyoming_port is None else _bound_for_wyoming(host, wyoming_port, settings)
     notice_embedded_voice(model)
     load = partial(
-        HiggsAudio.from_pretrained, model, dtype=dtype, audio_tokenizer=audio_tokenizer, quantization=quantization
+        HiggsAudio.from_pretrained,
+        model,
+        dtype=dtype,
+        audio_tokenizer=audio_tokenizer,
+        quantization=quantization,
+        adapters=adapters,
     )
     if workers is None:
         from higgs_native.server.running import run

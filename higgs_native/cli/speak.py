@@ -10,6 +10,7 @@ import typer
 from higgs_native.cli.console import notice
 from higgs_native.cli.options import (
     OUT_HELP,
+    AdapterOption,
     AudioTokenizerOption,
     DeviceOption,
     DtypeOption,
@@ -75,6 +76,7 @@ def speak(
     audio_tokenizer: AudioTokenizerOption = None,
     voice: VoiceOption = None,
     voices: VoicesOption = None,
+    adapter: AdapterOption = None,
     reference_audio: ReferenceAudioOption = None,
     reference_text: ReferenceTextOption = None,
     scene: SceneOption = None,
@@ -104,7 +106,15 @@ def speak(
 
     from higgs_native.audio.loudness import check_loudness
     from higgs_native.audio.tempo import check_speed
-    from higgs_native.cli.inputs import checked_voices, load_engine, notice_unreadable, read_text, sampling_params
+    from higgs_native.cli.inputs import (
+        ChosenAdapter,
+        checked_voices,
+        load_engine,
+        notice_unreadable,
+        parsed_adapters,
+        read_text,
+        sampling_params,
+    )
     from higgs_native.cli.output import check_output, shortened, write_output
     from higgs_native.cli.stream import check_stream_path, write_stream
     from higgs_native.manuscript.pauses import split_pauses, without_pauses
@@ -136,7 +146,9 @@ def speak(
     text = prepare_text(read_text(text), normalize, strip_markup, lexicon)
     split_pauses(text)
     title = shortened(normalize_text(without_pauses(text)))
-    chosen = checked_voices(voice, reference_audio, reference_text, voices, model)
+    adapters = parsed_adapters(adapter)
+    speaking = ChosenAdapter.of(voice, adapters)
+    chosen = checked_voices(speaking.voice, reference_audio, reference_text, voices, model, speaking.speakers)
     sampling = sampling_params(
         model,
         temperature=temperature,
@@ -147,7 +159,7 @@ def speak(
         seed=seed,
         max_new_tokens=max_new_tokens,
     )
-    engine = load_engine(model, audio_tokenizer, device, dtype, quantization)
+    engine = load_engine(model, audio_tokenizer, device, dtype, quantization, adapters)
     text = engine.tagged_text(text, emotion, style)
     notice_unreadable(engine, text)
     if stream is not None:
@@ -155,6 +167,7 @@ def speak(
             text,
             voice=chosen,
             scene=scene,
+            adapter=speaking.name,
             sampling=sampling,
         )
         write_stream(speech_stream, stream)
@@ -171,6 +184,7 @@ def speak(
             text,
             voice=chosen,
             scene=scene,
+            adapter=speaking.name,
             sampling=sampling,
             on_progress=show,
         )

@@ -33,6 +33,7 @@ from higgs_native.generation.sequence import (
 )
 from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
+from higgs_native.model.low_rank import PackedAdapter, RowAdapters
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.utils.checks import check_instance, check_integer
 from higgs_native.utils.uncopyable import Shareable
@@ -218,6 +219,7 @@ class Engine(Driver, Shareable):
 
         Raises:
             PromptError: the prompt does not fit the model, its references, or the cache.
+            ParameterError: the model has no such adapter.
             CheckpointError: text is asked for, and the checkpoint has no text head.
         """
         sequence = begin_sequence(self._model, request)
@@ -324,11 +326,19 @@ class Engine(Driver, Shareable):
                 self._reset_slot(sequence)
             if not step.pieces:
                 return
-            if not all(sequence.decodes for sequence, _ in step.pieces):
+            if not all(self._decodes(sequence) for sequence, _ in step.pieces):
                 self._compute(step)
                 return
             self._begin_frames(step)
         self._draw_frame()
+
+    def _decodes(self, sequence: SequenceState) -> bool:
+        """Return whether the model runner can do a sequence's next step.
+
+        The graphs that it captures on a GPU hold no adapters, which come and go: a step with one is launched kernel by
+        kernel.
+        """
+        return sequence.decodes and (self._stream is None or sequence.adapter is None)
 
     def _begin_frames(self, step: Step) -> None:
         """Let the model runner draw the next frames of the step's sequences."""
@@ -338,7 +348,9 @@ class Engine(Driver, Shareable):
             frames = min(frames, _REAL_TIME_FRAMES)
         self._launches_left = frames
         last = [(s, s.rows[-1]) for s in self._members]
-        self._runner.begin([DecodeRow(s.slot, s.computed, row) for s, row in last if not isinstance(row, int)])
+        self._runner.begin(
+            [DecodeRow(s.slot, s.computed, row, s.adapter) for s, row in last if not isinstance(row, int)]
+        )
 
     def _draw_frame(self) -> None:
         """Launch the next steps of the model runner, and take the oldest one's frames."""
@@ -411,7 +423,7 @@ class Engine(Driver, Shareable):
         now = self._clock()
         for sequence, row in by_mode[GenerationMode.AUDIO_INIT]:
             if sequence.output_logits and model.text_head is not None:
-                sequence.text_logits.append(model.text_logits(states[row : row + 1])[0])
+                sequence.text_logits.append(model.text_logits(states[row : row + 1], self._adapters([sequence]))[0])
             sequence.mode = GenerationMode.AUDIO_IN_PROGRESS
             self._add_frame(sequence, tuple(sampler.begin_segment(sequence.slot).tolist()), now)
             self._end_step(sequence, True)
@@ -422,7 +434,7 @@ class Engine(Driver, Shareable):
 
     def _draw_audio(self, sequences: Sequence[SequenceState], states: torch.Tensor) -> None:
         sampler = self._runner.sampler
-        logits = self._model.audio_logits(states)
+        logits = self._model.audio_logits(states, adapters=self._adapters(sequences))
         frames = self._drawn(sequences, "a code", lambda rows, slots: sampler.sample_audio_frame(logits[rows], slots))
         now = self._clock()
         for row, (sequence, frame) in enumerate(zip(sequences, frames, strict=True)):
@@ -435,7 +447,7 @@ class Engine(Driver, Shareable):
 
     def _draw_text(self, sequences: Sequence[SequenceState], states: torch.Tensor) -> None:
         model, sampler = self._model, self._runner.sampler
-        logits = model.text_logits(states)
+        logits = model.text_logits(states, self._adapters(sequences))
         steps = torch.tensor([sequence.steps for sequence in sequences], dtype=torch.int32, device=model.device)
         tokens = self._drawn(
             sequences, "a token", lambda rows, slots: sampler.sample_text(logits[rows], slots, steps[rows])
@@ -453,6 +465,10 @@ class Engine(Driver, Shareable):
             elif self._ends_reply(sequence):
                 sequence.finish_reason = "stop"
             self._end_step(sequence, True)
+
+    def _adapters(self, sequences: Sequence[SequenceState]) -> RowAdapters | None:
+        """Return the adapters of a row of each sequence."""
+        return RowAdapters.of([sequence.adapter for sequence in sequences], self._model.device)
 
     def _drawn(
         self,
@@ -581,6 +597,8 @@ def _pending_rows(model: LanguageModel, pieces: Sequence[tuple[SequenceState, in
     frames: list[Frame] = []
     text_rows: list[tuple[int, int, int]] = []
     audio_rows: list[tuple[int, int]] = []
+    text_adapters: list[PackedAdapter | None] = []
+    audio_adapters: list[PackedAdapter | None] = []
     last: list[tuple[bool, int]] = []
     for sequence, count in pieces:
         for position in range(sequence.computed, sequence.computed + count):
@@ -588,10 +606,12 @@ def _pending_rows(model: LanguageModel, pieces: Sequence[tuple[SequenceState, in
             if isinstance(row, int):
                 text_rows.append((sequence.slot, position, sequence.text_computed))
                 ids.append(row)
+                text_adapters.append(sequence.adapter)
                 sequence.text_computed += 1
             else:
                 audio_rows.append((sequence.slot, position))
                 frames.append(row)
+                audio_adapters.append(sequence.adapter)
         is_text = isinstance(row, int)
         is_last = sequence.computed + count == len(sequence.rows)
         last.append((is_text, (len(ids if is_text else frames) - 1) if is_last else -1))
@@ -606,5 +626,6 @@ def _pending_rows(model: LanguageModel, pieces: Sequence[tuple[SequenceState, in
         slots=int32([slot for slot, _ in rows]),
         positions=int32([position for _, position in rows]),
         text_positions=int32([text_position for _, _, text_position in text_rows]),
+        adapters=RowAdapters.of(text_adapters + audio_adapters, model.device),
     )
     return batch, [index if is_text or index < 0 else len(ids) + index for is_text, index in last]

@@ -44,6 +44,7 @@ class HiggsAudioModel(LanguageModel):
         on_token: OnToken | None = None,
         sampling: SamplingParams | None = None,
         delayed_frames: torch.Tensor | None = None,
+        adapter: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> GenerationOutput:
         """Generate after one prompt; see `GenerationRequest` and `generate_batch`.
@@ -51,7 +52,7 @@ class HiggsAudioModel(LanguageModel):
         Args:
             input_ids: [1, S], integers, one placeholder per item of `reference_codes`.
             reference_codes: [codebooks, T] integers each, without BOS, EOS and delay.
-            convention, on_frame, partial_audio, on_token, delayed_frames: see `GenerationRequest`.
+            convention, on_frame, partial_audio, on_token, delayed_frames, adapter: see `GenerationRequest`.
             output_logits: keep the logits that each step drew from.
             sampling: how to draw and when to stop, or in its place `options`: the attributes of `SamplingParams`.
         """
@@ -66,6 +67,7 @@ class HiggsAudioModel(LanguageModel):
             delayed_frames,
             on_frame=on_frame,
             on_token=on_token,
+            adapter=adapter,
         )
         return generate_batch(self, [request], output_logits)[0]
 

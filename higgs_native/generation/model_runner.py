@@ -18,6 +18,7 @@ from higgs_native.generation.sampler import SamplerState
 from higgs_native.generation.sampling_params import MAX_RAS_WINDOW
 from higgs_native.model.batch import Batch, Buffers
 from higgs_native.model.kv_cache import PAGE_SIZE, KVCache, pages_for
+from higgs_native.model.low_rank import PackedAdapter, RowAdapters
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.utils.cuda_graph import CAPTURE_LOCK, GraphedWork, capture_graphs
 
@@ -36,11 +37,13 @@ class DecodeRow:
         slot: its slot in the cache and in the sampler.
         position: the cache position of `codes`.
         codes: of its last frame, delayed, one per codebook.
+        adapter: of its rows; on a GPU, rows with one are not drawn here.
     """
 
     slot: int
     position: int
     codes: Sequence[int]
+    adapter: PackedAdapter | None = None
 
 
 class DrawnFrame(NamedTuple):
@@ -94,12 +97,13 @@ class CapturedStep(GraphedWork):
         self._batch.positions.copy_(places[:, 1])
         codes = torch.tensor([row.codes for row in rows], dtype=torch.int32, device="cpu")
         self._batch.codes[: len(rows)].copy_(codes)
+        self._batch.adapters = RowAdapters.of([row.adapter for row in rows], self._model.device)
 
     def compute(self) -> None:
         """Sample a frame for each row into `drawn`."""
         batch = self._batch
         states = self._model.forward(batch, self._cache, self._buffers)
-        logits = self._model.audio_logits(states, self._logits)
+        logits = self._model.audio_logits(states, self._logits, batch.adapters)
         self._sampler.sample_audio_frame(logits, batch.slots, out=(batch.codes, self._active, batch.positions))
 
 

@@ -2,7 +2,8 @@
 
 A page has `PAGE_SIZE` positions. A whole page of a prompt is known by a key, the hash of all token ids and delayed
 codes up to its end, so an equal key means an equal prefix. A sequence whose prompt begins alike holds the same page:
-keys and values of a position depend on the rows before it alone, not on the batch that computed them.
+keys and values of a position depend on the rows before it and on the adapter alone, not on the batch that computed
+them. The key of a page depends on the adapter, too.
 """
 
 import hashlib
@@ -13,9 +14,12 @@ from collections.abc import Sequence
 from higgs_native.model.kv_cache import PAGE_SIZE
 
 
-def page_keys(rows: Sequence[int | tuple[int, ...]]) -> list[bytes]:
-    """Return the keys of the whole pages of a prompt: token ids, and the delayed codes of frames."""
-    digest = hashlib.sha256()
+def page_keys(rows: Sequence[int | tuple[int, ...]], adapter: str = "") -> list[bytes]:
+    """Return the keys of the whole pages of a prompt: token ids, and the delayed codes of frames.
+
+    `adapter` is the fingerprint of the one that its rows have.
+    """
+    digest = hashlib.sha256(adapter.encode())
     keys = []
     for count, row in enumerate(rows, 1):
         kind, codes = (b"t", (row,)) if isinstance(row, int) else (b"a", row)

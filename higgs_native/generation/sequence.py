@@ -13,8 +13,9 @@ from higgs_native.generation.conventions.rules import GenerationMode, Rules
 from higgs_native.generation.delay_pattern import build_delay_pattern
 from higgs_native.generation.pages import page_keys
 from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.model.low_rank import PackedAdapter
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer
+from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer, check_string
 from higgs_native.utils.tensors import integer_tensor
 
 
@@ -47,6 +48,7 @@ class GenerationRequest:
         on_token: called with each text token as it is drawn, after the end of any audio segment before it.
         wants_items: given the number of frames and tokens that were drawn since the last call of a callback,
             returns whether to call back for them now; asked after each step, maybe by another thread. None: at once.
+        adapter: the name of an adapter that the model has loaded; None: none.
         priority: requests of higher priority get a slot first.
         real_time: each frame is played as it comes; the engine plans for a playback without pauses.
     """
@@ -60,6 +62,7 @@ class GenerationRequest:
     on_frame: OnFrame | None = None
     on_token: OnToken | None = None
     wants_items: WantsItems | None = None
+    adapter: str | None = None
     priority: int = 0
     real_time: bool = False
 
@@ -70,6 +73,7 @@ class GenerationRequest:
             check_instance("sampling", self.sampling, SamplingParams)
         check_callable("on_frame", self.on_frame, optional=True)
         check_callable("on_token", self.on_token, optional=True)
+        check_string("adapter", self.adapter, optional=True)
         check_integer("priority", self.priority)
         check_flag("real_time", self.real_time)
         try:
@@ -138,6 +142,7 @@ class SequenceState:
         prompt_tokens: positions of the whole prompt.
         history: the frames that repetition-aware sampling counts: those of the prompt, then those generated.
         prompt_ids: the prompt's ids, one per position.
+        adapter: of all its rows.
         page_keys: the keys of the prompt's whole pages (see `generation.pages`).
         emit: called with each frame and each text token as it is drawn.
         output_logits: keep the logits that each step drew from.
@@ -157,6 +162,7 @@ class SequenceState:
     prompt_tokens: int
     history: list[Frame]
     prompt_ids: list[int]
+    adapter: PackedAdapter | None = None
     page_keys: list[bytes] = field(default_factory=list)
     emit: Callable[[Row], None] = lambda item: None
     output_logits: bool = False
@@ -256,7 +262,8 @@ def begin_sequence(model: LanguageModel, request: GenerationRequest) -> Sequence
     """Check a request, and expand the placeholders of its prompt.
 
     Raises:
-        ParameterError: `request` is no GenerationRequest, or of a convention that the model does not follow.
+        ParameterError: `request` is no GenerationRequest, of a convention that the model does not follow, or of an
+            adapter that it does not have.
         PromptError: the prompt does not fit the model, its references, or the cache.
         CheckpointError: text is asked for, and the checkpoint has no text head.
     """
@@ -266,8 +273,10 @@ def begin_sequence(model: LanguageModel, request: GenerationRequest) -> Sequence
     ids = _checked_ids(model, request.input_ids, rules)
     sampling = rules.default_sampling if request.sampling is None else request.sampling
     request = replace(request, convention=convention, sampling=sampling.with_seed())
+    adapter = None if request.adapter is None else model.require_adapter(request.adapter)
     begin = _begin_prompt if request.delayed_frames is None else _begin_expanded
     sequence = begin(model, request, ids)
+    sequence.adapter = adapter
     if sequence.prompt_tokens >= model.max_cache_length:
         raise PromptError(
             f"input_ids must take fewer than {model.max_cache_length} positions (max_cache_length), references "
@@ -276,7 +285,7 @@ def begin_sequence(model: LanguageModel, request: GenerationRequest) -> Sequence
     # Layers that audio rows skip number their positions by text rows, so a page of theirs depends on later rows too.
     if not any(map(model.config.skips_audio, range(model.config.num_hidden_layers))):
         # The last row is always computed: the first step draws from its state.
-        sequence.page_keys = page_keys(sequence.rows[:-1])
+        sequence.page_keys = page_keys(sequence.rows[:-1], "" if adapter is None else adapter.fingerprint)
     return sequence
 
 

@@ -52,6 +52,7 @@ class ChunkSpeaker:
         max_retries: how often a failed chunk is spoken again, each time with the next seed.
         on_progress: called by `wait` after every frame with the seconds of audio of its attempt.
         is_cancelled: whether nobody waits for chunks any more; asked after every step, maybe by another thread.
+        adapter: of all requests.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class ChunkSpeaker:
         max_retries: int,
         on_progress: Callable[[float], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
+        adapter: str | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
         self._max_retries = max_retries
         self._on_progress = on_progress
         self._is_cancelled = is_cancelled or (lambda: False)
+        self._adapter = adapter
         self._generating: dict[RequestHandle, _Job] = {}
         self._decoding: dict[Future[bool], _Job] = {}
         # One thread is enough: decoding takes a fraction of the time of generation.
@@ -124,7 +127,7 @@ class ChunkSpeaker:
         sampling = replace(job.sampling, seed=(job.sampling.known_seed + len(job.attempts)) % 2**64)
         if self._on_progress is not None:
             job.on_frame = self._engine.frame_counter(self._on_progress)
-        request = self._engine.prepare_request(job.messages, True, sampling)()
+        request = self._engine.prepare_request(job.messages, True, sampling, adapter=self._adapter)()
         self._generating[self._engine.model.engine.add(request)] = job
 
     def _is_ready(self) -> bool:

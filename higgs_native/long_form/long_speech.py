@@ -37,7 +37,7 @@ from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.messages import AudioContent
 from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.recordings import RecordingLike, read_recording
-from higgs_native.prompt.voices import Voice, choose_voices
+from higgs_native.prompt.voices import Voice
 from higgs_native.subtitles import Cue, check_subtitles_path, chunk_cues, write_subtitles
 from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer
 
@@ -75,7 +75,7 @@ class LongSpeech:
             `higgs_native.read_book` returns it.
         folder: path for finished chunks; made if missing. None: a temporary folder, deleted with this object.
         voice, reference_audio, reference_text, scene, voices_folder: as for `HiggsAudio.speak`.
-        normalize, strip_markup, lexicon: as for `HiggsAudio.speak`.
+        normalize, strip_markup, lexicon, adapter: as for `HiggsAudio.speak`.
         sampling, options: as for `HiggsAudio.speak`, without `max_new_tokens`, which follows from each chunk's text.
             The seed None takes that of the run in `folder`, or else a new one.
         chunk_seconds: maximum length of a chunk by `prompt.pace.spoken_seconds`, 2 to 30; None: 20, with the embedded
@@ -125,6 +125,7 @@ class LongSpeech:
         normalize: bool = False,
         strip_markup: bool = False,
         lexicon: LexiconLike | None = None,
+        adapter: str | None = None,
         sampling: SamplingParams | None = None,
         **options: Unpack[SamplingOptions],
     ) -> None:
@@ -175,7 +176,8 @@ class LongSpeech:
         self._on_progress = on_progress
         self._is_cancelled = is_cancelled
 
-        voices = choose_voices(voice, reference_audio, reference_text, voices_folder, engine.trained_voices)
+        voices = engine.choose_voices(voice, reference_audio, reference_text, voices_folder, adapter)
+        self._adapter = adapter
         # The messages that begin every prompt. They describe all speakers of the text; recordings are encoded once.
         self._spell = engine.spelling(voices)
         self._opening = engine.speech_messages(without_pauses(text), voices, scene)[:-1]
@@ -214,6 +216,8 @@ class LongSpeech:
                 "context_chunks": context_chunks,
                 "max_retries": max_retries,
                 "model": engine.fingerprint(),
+                # Left out without an adapter: such a run has the record that it had before there were any.
+                **({} if adapter is None else {"adapter": engine.model.require_adapter(adapter).fingerprint}),
             }
         )
 
@@ -333,7 +337,9 @@ class LongSpeech:
         return [ChapterStart(title, index, round(self._pause(index) * rate)) for title, index in self._chapters]
 
     def _chunk_speaker(self) -> ChunkSpeaker:
-        return ChunkSpeaker(self._engine, self._store, self._max_retries, self._on_progress, self._is_cancelled)
+        return ChunkSpeaker(
+            self._engine, self._store, self._max_retries, self._on_progress, self._is_cancelled, self._adapter
+        )
 
     def _conversation(self) -> Conversation:
         return Conversation(self._engine, self._opening, self._recorded_tags, self._context_chunks, self._spell)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from typing_extensions import Self
 
 from higgs_native.errors import CheckpointError, short_repr
-from higgs_native.model.checkpoint import LanguageModelFiles, expected_tensors, listed, original_name
+from higgs_native.model.checkpoint import TEXT_LM_HEAD, LanguageModelFiles, expected_tensors, listed, original_name
 from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.fields import Fields
@@ -88,8 +88,20 @@ class Adapter:
 
     def check_base(self, files: LanguageModelFiles, config: HiggsAudioConfig) -> None:
         """Raise CheckpointError if the adapter does not fit a checkpoint, or was trained on other weights."""
+        self.check_fit(config, TEXT_LM_HEAD in files, files.fingerprint() if self.base is not None else None)
+
+    def check_fit(self, config: HiggsAudioConfig, has_text_head: bool, base: str | None) -> None:
+        """Raise CheckpointError if the adapter does not fit a base.
+
+        Args:
+            config: of the base.
+            has_text_head: whether the base has a text head.
+            base: the fingerprint of its weights; None if it is unknown.
+        """
         expected = expected_tensors(config)
-        unknown = [name for name in self.factors if name not in expected or name not in files]
+        if not has_text_head:
+            expected.pop(TEXT_LM_HEAD, None)
+        unknown = [name for name in self.factors if name not in expected]
         if unknown:
             raise CheckpointError(f"the adapter {self.folder} must fit its base, got {listed('unknown', unknown)}")
         for name, (a, b) in self.factors.items():
@@ -99,16 +111,23 @@ class Adapter:
                     f"the adapter {self.folder} must fit its base: {name} must be {list(expected[name])}, "
                     f"got {list(shape)}"
                 )
-        if self.base is not None and self.base != files.fingerprint():
+        if self.base is not None and base is not None and self.base != base:
             raise CheckpointError(f"the adapter {self.folder} must be of this base, got one of another base")
 
     def added(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return tensor `name` of the original layout with its product added, in the same dtype; or itself."""
-        if name not in self.factors:
+        pair = self.pair(name)
+        if pair is None:
             return tensor
-        a, b = (factor.to(tensor.device, torch.float32) for factor in self.factors[name])
-        product = (b @ a).T if name in self.transposed else b @ a
-        return (tensor.to(torch.float32) + self.scale * product).to(tensor.dtype)
+        a, b = (factor.to(tensor.device) for factor in pair)
+        return (tensor.to(torch.float32) + b @ a).to(tensor.dtype)
+
+    def pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return A [rank, k] and B [n, rank], scaled, float32, whose product B A is added to a tensor [n, k]."""
+        if name not in self.factors:
+            return None
+        a, b = (factor.to(torch.float32) for factor in self.factors[name])
+        return (b.T, self.scale * a.T) if name in self.transposed else (a, self.scale * b)
 
 
 def _pairs(

@@ -7,6 +7,7 @@ import torch
 from typing_extensions import Self
 
 from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.model.low_rank import RowAdapters
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Batch:
         positions: [T + A], int32: the position in the sequence, which is also the cache position.
         text_positions: [T], int32: the number of text rows before it in its sequence, which is the cache position in
             layers that audio rows skip.
+        adapters: of the rows; None if no row has one.
     """
 
     token_ids: torch.Tensor
@@ -27,6 +29,7 @@ class Batch:
     slots: torch.Tensor
     positions: torch.Tensor
     text_positions: torch.Tensor
+    adapters: RowAdapters | None = None
 
     @classmethod
     def text_then_audio(

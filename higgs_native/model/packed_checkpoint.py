@@ -8,7 +8,8 @@ Loading a packed file packs and rounds nothing. Its metadata:
 - `calibrated`: `true` if weights were rounded for their inputs (see `higgs_native.calibration`);
 - `checksums`: the `checksum` of each tensor by its name, as JSON;
 - `source`: the original checkpoint: `owner/name@revision` on the Hub, or a folder's name;
-- `source_sha256`: for a folder, the SHA-256 of each weight file that was read, as JSON.
+- `source_sha256`: for a folder, the SHA-256 of each weight file that was read, as JSON;
+- `base`: the fingerprint of the original weights, which adapters name; files of older versions have none.
 """
 
 import hashlib
@@ -24,11 +25,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from higgs_native.errors import CheckpointError
+from higgs_native.model.adapter import Adapter
 from higgs_native.model.checkpoint import (
     AUDIO_TOKENIZER_FOLDER,
     BUNDLED_AUDIO_TOKENIZER,
     BUNDLED_CONFIG_FILE,
     READER_FILES,
+    TEXT_LM_HEAD,
+    LanguageModelFiles,
     TensorFiles,
     expected_tensors,
     weight_files,
@@ -82,6 +86,8 @@ class PackedWeights:
             self._checksums = dict(json.loads(metadata["checksums"]))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self._path} is damaged or incomplete: its checksums: {error}") from None
+        self._base = metadata.get("base")
+        self._config = config
         self._unread = set(self._file.keys())
         self._shapes = expected_tensors(config)
         self.dtype = self._stored("embed_tokens.weight", self._shapes["embed_tokens.weight"]).dtype
@@ -107,6 +113,10 @@ class PackedWeights:
         n, k = self._shapes[gate]
         half = PANEL // 2
         return self._packed(part, name, -(-n // half) * PANEL, k)
+
+    def check_adapter(self, adapter: Adapter) -> None:
+        """See `Weights.check_adapter`; whether the base is another one is known if the file names its own."""
+        adapter.check_fit(self._config, TEXT_LM_HEAD in self, self._base)
 
     def check_all_read(self) -> None:
         """Raise CheckpointError if the file holds tensors that have not been read."""
@@ -278,15 +288,16 @@ def _origin(folder: Path) -> dict[str, str]:
     """Return the metadata about the source of the checkpoint in `folder`; that of a packed one is passed on."""
     if (folder / PACKED_FILE).is_file():
         with safe_open(folder / PACKED_FILE, framework="pt") as packed:
-            names = ("source", "source_sha256", "calibrated")
+            names = ("source", "source_sha256", "calibrated", "base")
             return {name: text for name, text in packed.metadata().items() if name in names}
+    base = LanguageModelFiles(folder, HiggsAudioConfig.from_pretrained(folder)).fingerprint()
     folder = folder.resolve()
     repository = folder.parent.parent.name
     # The Hub's cache has folders models--owner--name/snapshots/revision.
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
-        return {"source": f"{repository.removeprefix('models--').replace('--', '/')}@{folder.name}"}
+        return {"source": f"{repository.removeprefix('models--').replace('--', '/')}@{folder.name}", "base": base}
     digests = {path.name: _sha256(path) for path in weight_files(folder)}
-    return {"source": folder.name, "source_sha256": json.dumps(digests)}
+    return {"source": folder.name, "source_sha256": json.dumps(digests), "base": base}
 
 
 def _sha256(path: Path) -> str:

@@ -18,6 +18,7 @@ from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.hub import HubOptions
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.layers import Layer, read_layer
+from higgs_native.model.low_rank import MAX_ADAPTERS, PackedAdapter, RowAdapters
 from higgs_native.model.packed_checkpoint import PackedWeights, named_tensors
 from higgs_native.model.quantization import Quantization
 from higgs_native.model.rope import rope_table
@@ -25,7 +26,7 @@ from higgs_native.model.weights import Weights, open_weights
 from higgs_native.ops import PackedWeight
 from higgs_native.ops.device import checked_device
 from higgs_native.ops.formats import WEIGHT_FORMATS
-from higgs_native.utils.checks import check_integer
+from higgs_native.utils.checks import check_integer, check_string
 from higgs_native.utils.exact_arithmetic import no_autocast
 from higgs_native.utils.memory import release_freed
 from higgs_native.utils.progress import with_bar
@@ -50,6 +51,8 @@ class LanguageModel(Shareable):
         quantization: the format of each part's matrices.
         device: the device of the weights and of all work.
         max_cache_length: the max number of positions of a sequence, prompt included.
+        folder: the checkpoint's; None if an adapter is merged into the weights, or it was not loaded from a folder.
+        adapters: those of single requests, by name; see `load_adapter`.
 
     Args:
         weights: the source of the weights.
@@ -73,6 +76,8 @@ class LanguageModel(Shareable):
         self.quantization = weights.quantization
         self.device = device
         self.max_cache_length = max_cache_length
+        self.folder: Path | None = None
+        self.adapters: dict[str, PackedAdapter] = {}
         self.text_table = weights.tensor("embed_tokens.weight")
         self.audio_table = weights.tensor(AUDIO_TABLE)
         if layers is None:
@@ -173,6 +178,8 @@ class LanguageModel(Shareable):
         model = cls(config, weights, load_tokenizer(folder), device, max_cache_length)
         if isinstance(weights, PackedWeights):
             weights.check_all_read()
+        if adapter is None:
+            model.folder = folder
         _LOGGER.info(
             "language model: %d layers, %s (%s), on %s, from %s in %.2f s",
             len(model.layers),
@@ -183,6 +190,58 @@ class LanguageModel(Shareable):
             time.perf_counter() - begin,
         )
         return model
+
+    def load_adapter(self, name: str, path: str | Path | Adapter) -> PackedAdapter:
+        """Load an adapter in PEFT's format (LoRA) for requests that name it; the weights stay as they are.
+
+        Its factors have the dtype of the model's unquantized weights. Rows of requests with other adapters, and with
+        none, share the steps. Running requests are not disturbed.
+
+        Args:
+            name: what requests call it.
+            path: its folder.
+
+        Raises:
+            ParameterError: the name is taken, the model has `MAX_ADAPTERS` already, or one is merged into its weights.
+            CheckpointError, ConfigError: the adapter is damaged, of another kind, or of another base.
+        """
+        check_string("name of an adapter", name)
+        if not name.strip() or "," in name:
+            raise ParameterError(f"name of an adapter must be a word without a comma, got {short_repr(name)}")
+        if name in self.adapters:
+            raise ParameterError(f"name of an adapter must be new, got {short_repr(name)}, which is loaded")
+        if len(self.adapters) == MAX_ADAPTERS:
+            raise ParameterError(f"adapters must be at most {MAX_ADAPTERS}, got one more: {short_repr(name)}")
+        if self.folder is None:
+            raise ParameterError(
+                f"adapter {short_repr(name)} must be loaded beside a checkpoint's own weights, got a model with "
+                "another adapter merged into them, or without a folder"
+            )
+        adapter = path if isinstance(path, Adapter) else Adapter.from_pretrained(path)
+        open_weights(self.folder, self.config, None, None, self.device).check_adapter(adapter)
+        packed = PackedAdapter.pack(name, adapter, self.config, self.dtype, self.device)
+        self.adapters[name] = packed
+        shown = one_line(name), packed.nbytes / 1e6, one_line(str(adapter.folder))
+        _LOGGER.info("adapter %s: %.1f MB, from %s", *shown)
+        return packed
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. Requests that have begun keep it until they end.
+
+        Raises:
+            ParameterError: there is no such adapter.
+        """
+        self.require_adapter(name)
+        self.adapters.pop(name, None)
+
+    def require_adapter(self, name: str) -> PackedAdapter:
+        """Return the adapter that requests call `name`; raise ParameterError if there is none."""
+        check_string("adapter", name)
+        adapter = self.adapters.get(name)
+        if adapter is None:
+            loaded = ", ".join(self.adapters) or "none"
+            raise ParameterError(f"adapter must be one that is loaded ({loaded:.300}), got {short_repr(name)}")
+        return adapter
 
     def new_cache(self, slots: int, length: int) -> KVCache:
         """Allocate a cache for `slots` sequences of up to `length` positions, each with pages of its own."""
@@ -205,6 +264,9 @@ class LanguageModel(Shareable):
         if buffers is None:
             buffers = Buffers.allocate(self.config, len(batch.slots), self.device)
         ops.embed(buffers.states, batch.token_ids, batch.codes, self.text_table, self.audio_table)
+        adapters = batch.adapters
+        if adapters is not None:
+            adapters.add_embeddings(buffers.states, batch.token_ids, batch.codes)
         ops.decoder_layers(
             buffers.states,
             buffers.query,
@@ -220,22 +282,30 @@ class LanguageModel(Shareable):
             batch.positions,
             batch.text_positions,
             batch.token_ids.shape[0],
+            None if adapters is None else adapters.indices,
+            () if adapters is None else adapters.layers,
         )
         return buffers.states
 
-    def audio_logits(self, states: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def audio_logits(
+        self, states: torch.Tensor, out: torch.Tensor | None = None, adapters: RowAdapters | None = None
+    ) -> torch.Tensor:
         """Apply the audio head to states [rows, hidden]; return [rows, codebooks, codebook_size], float32.
 
-        `out`, if given, is written and returned.
+        `out`, if given, is written and returned. `adapters` are those of the rows.
         """
         if out is None:
             shape = len(states), self.config.num_codebooks, self.config.codebook_size
             out = torch.empty(shape, dtype=torch.float32, device=self.device)
         self._head(out.flatten(1), states, self.audio_head)
+        if adapters is not None:
+            adapters.add_logits(out.flatten(1), states, self.norm, self.config.rms_norm_eps, "audio_head")
         return out
 
-    def text_logits(self, states: torch.Tensor) -> torch.Tensor:
+    def text_logits(self, states: torch.Tensor, adapters: RowAdapters | None = None) -> torch.Tensor:
         """Apply the text head to states [rows, hidden]; return [rows, vocabulary], float32.
+
+        `adapters` are those of the rows.
 
         Raises:
             CheckpointError: the checkpoint has no text head.
@@ -243,6 +313,8 @@ class LanguageModel(Shareable):
         head = self.require_text_head()
         logits = torch.empty(len(states), self.config.vocab_size, dtype=torch.float32, device=self.device)
         self._head(logits, states, head)
+        if adapters is not None:
+            adapters.add_logits(logits, states, self.norm, self.config.rms_norm_eps, "text_head")
         return logits
 
     def require_text_head(self) -> PackedWeight:

@@ -48,6 +48,9 @@ class Weights(Protocol):
     def gate_up(self, part: str, name: str, gate: str, up: str) -> PackedWeight:
         """Return the gate and up projections `gate` and `up`, packed together under `name`."""
 
+    def check_adapter(self, adapter: Adapter) -> None:
+        """Raise CheckpointError if an adapter does not fit, or was trained on other weights."""
+
 
 class CheckpointWeights:
     """Weights of a checkpoint of either layout, read and packed one matrix at a time; implements `Weights`.
@@ -80,8 +83,9 @@ class CheckpointWeights:
         adapter: Adapter | None = None,
     ) -> None:
         self._files = LanguageModelFiles(folder, config)
+        self._config = config
         if adapter is not None:
-            adapter.check_base(self._files, config)
+            self.check_adapter(adapter)
         self._adapter = adapter
         self._device = device
         self.dtype = dtype or configured_dtype(folder) or self._files.matrix_dtype
@@ -106,6 +110,10 @@ class CheckpointWeights:
     def gate_up(self, part: str, name: str, gate: str, up: str) -> PackedWeight:
         """See `Weights.gate_up`."""
         return self._pack(name, ops.pack_gate_up, (gate, up), getattr(self.quantization, part))
+
+    def check_adapter(self, adapter: Adapter) -> None:
+        """See `Weights.check_adapter`."""
+        adapter.check_base(self._files, self._config)
 
     def _pack(
         self, name: str, pack: Callable[..., PackedWeight], names: Sequence[str], format: str | None

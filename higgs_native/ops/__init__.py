@@ -15,7 +15,7 @@ from higgs_native.ops.audio_tokenizer import (
     snake,
     snake_conv_transpose1d,
 )
-from higgs_native.ops.decoder import decoder_layers, layer_weights
+from higgs_native.ops.decoder import LowRank, decoder_layers, layer_factors, layer_weights
 from higgs_native.ops.delay_pattern import delay_pattern_build, delay_pattern_revert
 from higgs_native.ops.dual_ffn import dual_ffn
 from higgs_native.ops.embedding import embed
@@ -34,6 +34,7 @@ from higgs_native.ops.sampling import process_logits, sample_audio_frame, sample
 
 __all__ = [
     "ErrorFeedback",
+    "LowRank",
     "Moments",
     "PackedWeight",
     "attention",
@@ -45,6 +46,7 @@ __all__ = [
     "dual_ffn",
     "embed",
     "error_feedback",
+    "layer_factors",
     "layer_weights",
     "linear",
     "pack_conv_transpose1d",

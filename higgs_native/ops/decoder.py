@@ -49,6 +49,28 @@ def layer_weights(
     return flat
 
 
+LowRank = tuple[PackedWeight, PackedWeight]
+"""The factors A [rank, k] and B [n, rank] of an adapter, packed without quantization; the product B A is added."""
+
+
+def layer_factors(
+    qkv: LowRank | None,
+    o: LowRank | None,
+    text_gate_up: LowRank | None,
+    text_down: LowRank | None,
+    audio_gate_up: LowRank | None,
+    audio_down: LowRank | None,
+) -> list[torch.Tensor]:
+    """Return an adapter's factors of a layer in the order of `decoder_layers`; None: the product stays as it is.
+
+    B is packed as the weight that it is added to: that of gate and up by `pack_gate_up`.
+    """
+    products = qkv, o, text_gate_up, text_down, audio_gate_up, audio_down
+    like = next((pair[0].data for pair in products if pair is not None), torch.empty(0))
+    absent = like.new_empty(0)
+    return [part for pair in products for part in ((absent, absent) if pair is None else (w.data for w in pair))]
+
+
 def decoder_layers(
     x: torch.Tensor,
     query: torch.Tensor,
@@ -64,8 +86,13 @@ def decoder_layers(
     positions: torch.Tensor,
     text_positions: torch.Tensor,
     num_text_rows: int,
+    adapters: torch.Tensor | None = None,
+    factors: Sequence[torch.Tensor] = (),
 ) -> None:
     """For each layer `qkv_rope_cache`, `attention` with the scale head_dim ** -0.5, `linear` and `dual_ffn`.
+
+    Rows of adapter i (LoRA) get x @ W.T + (x @ A_i.T) @ B_i.T in place of a product x @ W.T that the adapter changes;
+    all other rows have the bits that they have without adapters.
 
     Args:
         x: [rows, hidden], float32; the states before the first layer, overwritten by those after the last.
@@ -79,9 +106,12 @@ def decoder_layers(
         slots, positions: [rows], int32: the sequence, and the position in it, which is also the cache position.
         text_positions: [num_text_rows], int32: the cache position in layers that audio rows skip.
         num_text_rows: the first rows of the batch that are text.
+        adapters: [rows], int32: the adapter of each row; -1: none. None: no row has one.
+        factors: `layer_factors` of all layers of adapter 0, then of adapter 1, ...; at most 32 adapters.
 
     Raises:
-        RuntimeError: a shape or dtype does not fit, or a slot, position or page lies outside its tensor.
+        RuntimeError: a shape or dtype does not fit, or a slot, position, page or adapter lies outside its tensor or
+            list.
     """
     torch.ops.higgs_native.decoder_layers(
         x,
@@ -98,4 +128,6 @@ def decoder_layers(
         positions,
         text_positions,
         num_text_rows,
+        adapters,
+        factors,
     )

@@ -3,7 +3,7 @@
 import torch
 
 from higgs_native.ops.linear import PackedWeight
-from higgs_native.reference.linear import packed_linear, rms_norm
+from higgs_native.reference.linear import RowFactors, packed_linear, rms_norm
 
 
 def qkv_rope_cache(
@@ -23,13 +23,14 @@ def qkv_rope_cache(
     num_text_rows: int,
     query_norm: torch.Tensor | None = None,
     key_norm: torch.Tensor | None = None,
+    factors: RowFactors | None = None,
 ) -> None:
     """See `higgs_native.ops.qkv_rope_cache`."""
     rows = x.shape[0]
     kv_heads, head_dim = key_cache.shape[1], key_cache.shape[3]
     normalized = torch.cat([rms_norm(x[:num_text_rows], text_norm, eps), rms_norm(x[num_text_rows:], audio_norm, eps)])
     width = query.shape[1] + 2 * kv_heads * head_dim
-    heads = packed_linear(normalized, qkv_weight)[:, :width].view(rows, -1, head_dim)
+    heads = packed_linear(normalized, qkv_weight, factors)[:, :width].view(rows, -1, head_dim)
     angles = rope_table[positions.long()].unsqueeze(1)
     cosines, sines = angles.split(head_dim // 2, dim=-1)
 

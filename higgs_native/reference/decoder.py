@@ -7,10 +7,11 @@ import torch
 from higgs_native.ops.linear import PackedWeight
 from higgs_native.reference.attention import attention, qkv_rope_cache
 from higgs_native.reference.dual_ffn import dual_ffn
-from higgs_native.reference.linear import linear
+from higgs_native.reference.linear import RowFactors, linear
 
 
 _TENSORS_OF_LAYER = 18
+_PRODUCTS_OF_LAYER = 6
 
 
 def decoder_layers(
@@ -28,8 +29,14 @@ def decoder_layers(
     positions: torch.Tensor,
     text_positions: torch.Tensor,
     num_text_rows: int,
+    adapters: torch.Tensor | None = None,
+    factors: Sequence[torch.Tensor] = (),
 ) -> None:
     """See `higgs_native.ops.decoder_layers`."""
+    pairs = [
+        (PackedWeight(a), PackedWeight(b)) if a.numel() else None
+        for a, b in zip(factors[::2], factors[1::2], strict=True)
+    ]
     for index, skips in enumerate(skips_audio):
         rows = slice(num_text_rows if skips else len(x))
         cache_positions = text_positions if skips else positions
@@ -43,10 +50,19 @@ def decoder_layers(
         input_norms = next(tensors), next(tensors)
         qkv, o = packed(), packed()
         text, audio = ((next(tensors), packed(), packed()) for _ in range(2))
-        head_norms = (norm if norm.numel() else None for norm in tensors)
+        query_norm, key_norm = (norm if norm.numel() else None for norm in tensors)
         layer_rows = rope_table, page_table, slots[rows], positions[rows], cache_positions
-        qkv_rope_cache(query[rows], *caches, x[rows], *input_norms, eps, qkv, *layer_rows, num_text_rows, *head_norms)
+
+        def row_factors(product: int, index=index, rows=rows) -> RowFactors | None:
+            if adapters is None:
+                return None
+            first, step = index * _PRODUCTS_OF_LAYER + product, len(skips_audio) * _PRODUCTS_OF_LAYER
+            return adapters[rows], pairs[first::step]
+
+        inputs = query[rows], *caches, x[rows], *input_norms, eps, qkv
+        qkv_rope_cache(*inputs, *layer_rows, num_text_rows, query_norm, key_norm, row_factors(0))
         scale = caches[0].shape[-1] ** -0.5
         attention(attended[rows], query[rows], *caches, page_table, slots[rows], cache_positions, scale)
-        linear(x[rows], attended[rows], o, x[rows])
-        dual_ffn(x[rows], x[rows], *text, *audio, eps, num_text_rows)
+        linear(x[rows], attended[rows], o, x[rows], row_factors(1))
+        factors_of_ffn = [row_factors(product) for product in range(2, _PRODUCTS_OF_LAYER)]
+        dual_ffn(x[rows], x[rows], *text, *audio, eps, num_text_rows, factors_of_ffn)

@@ -73,18 +73,39 @@ def quantize_activations(x: torch.Tensor) -> torch.Tensor:
     return (integers * (max_magnitude / 127)).view_as(x)
 
 
-def packed_linear(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-    """Return `x @ weight.T` [rows, n], n padded to whole panels; x [rows, k] is padded with zeros."""
+RowFactors = tuple[torch.Tensor, list[tuple[PackedWeight, PackedWeight] | None]]
+"""The adapter of each row, and the factors A and B of each adapter (see `higgs_native.ops.decoder_layers`)."""
+
+
+def packed_linear(x: torch.Tensor, weight: PackedWeight, factors: RowFactors | None = None) -> torch.Tensor:
+    """Return `x @ weight.T` [rows, n], n padded to whole panels; x [rows, k] is padded with zeros.
+
+    Rows with an adapter get `x @ A.T @ B.T` as well.
+    """
     matrix = unpack_linear(weight)
-    x = torch.nn.functional.pad(x, (0, matrix.shape[1] - x.shape[1]))
-    if format_of(weight.data.dtype).is_integer:
-        x = quantize_activations(x)
-    return x @ matrix.T
+    padded = torch.nn.functional.pad(x, (0, matrix.shape[1] - x.shape[1]))
+    rounds = format_of(weight.data.dtype).is_integer
+    result = (quantize_activations(padded) if rounds else padded) @ matrix.T
+    if factors is not None:
+        adapters, pairs = factors
+        for adapter, pair in enumerate(pairs):
+            if pair is not None:
+                rows = adapters == adapter
+                a, b = map(unpack_linear, pair)
+                low = torch.nn.functional.pad(x[rows], (0, a.shape[1] - x.shape[1])) @ a.T[:, : b.shape[1]]
+                result[rows] += low @ b.T
+    return result
 
 
-def linear(out: torch.Tensor, x: torch.Tensor, weight: PackedWeight, residual: torch.Tensor | None = None) -> None:
+def linear(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    weight: PackedWeight,
+    residual: torch.Tensor | None = None,
+    factors: RowFactors | None = None,
+) -> None:
     """See `higgs_native.ops.linear`."""
-    result = packed_linear(x, weight)[:, : out.shape[1]]
+    result = packed_linear(x, weight, factors)[:, : out.shape[1]]
     out.copy_(result if residual is None else residual + result)
 
 

@@ -43,7 +43,11 @@ class SpeechService:
     def __init__(self, engine: HiggsAudio, settings: ServerSettings) -> None:
         model_id = settings.model_id or ("embedded-voice" if engine.is_embedded_voice else "higgs-audio-v2")
         self.settings = settings
-        self.voices = VoiceStore(settings, engine.trained_voices)
+        self.voices = VoiceStore(
+            settings,
+            engine.trained_voices,
+            lambda: {name: adapter.speakers for name, adapter in engine.model.adapters.items()},
+        )
         self.admission = Admission(settings.max_running, settings.max_queued, settings.max_per_key)
         self.metrics = Metrics(
             lambda: self.admission.running, lambda: self.admission.queued, lambda: engine.model.engine.metrics

@@ -82,6 +82,11 @@ class SpeechRequest(BaseModel):
     max_new_tokens: int = Field(
         SamplingParams.max_new_tokens, le=8192, description="25 are a second. Not for texts that need several chunks."
     )
+    adapter: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
+        None,
+        description="The name of an adapter that the server has loaded; `voice` may then be one of its speakers. An "
+        "adapter is a voice, too: naming it there says the same.",
+    )
     ref_audio: str | None = Field(
         None,
         description="A recording to clone instead of `voice`: a file in base64, or a data URL. A multipart request "

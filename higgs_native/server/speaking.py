@@ -38,6 +38,7 @@ class Utterance:
         voices: of SPEAKER0, SPEAKER1, ...
         scene: where or how it is spoken.
         sampling: the seed is set.
+        adapter: the name of the adapter that speaks; None: the checkpoint's own weights.
         seconds: of audio that were made so far.
         failures: found in the speech (see `higgs_native.failure_checks`); those of a long text, of all chunks.
         prompt_tokens: of the prompt; of a long text, those of the text. 0 before the end.
@@ -49,6 +50,7 @@ class Utterance:
     voices: Sequence[Voice]
     scene: str | None
     sampling: SamplingParams
+    adapter: str | None = None
     seconds: float = 0.0
     failures: list[str] = field(default_factory=list)
     prompt_tokens: int = 0
@@ -101,15 +103,33 @@ class Speaker:
             raise ApiError(400, message, "string_above_max_length", "input")
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         sampling = request.sampling(seed, self.default_sampling)
+        adapter, names = self._adapter(request)
         reference = request.ref_audio if upload is None else upload
         if reference:
             voices = [self._voices.reference(reference, request.ref_text)]
         elif request.ref_text is not None and request.ref_text.strip():
             raise ApiError(400, "ref_audio must be given with ref_text, got none", "invalid_value", "ref_audio")
         else:
-            voices = [self._voices.find(name) for name in request.voice_names]
+            voices = [self._voices.find(name, adapter) for name in names]
         text = prepare_text(request.input, request.normalize, request.strip_markup)
-        return Utterance(text, voices, request.instructions or None, sampling)
+        return Utterance(text, voices, request.instructions or None, sampling, adapter)
+
+    def _adapter(self, request: SpeechRequest) -> tuple[str | None, list[str]]:
+        """Return the adapter of a request, by its field or as its voice, and the other voices.
+
+        Raises:
+            ParameterError: there is no such adapter.
+            ApiError: an adapter is one of several voices: all speakers of a text have the same one.
+        """
+        names = request.voice_names
+        adapters = [name for name in names if name in self._engine.model.adapters]
+        if request.adapter is not None:
+            self._engine.model.require_adapter(request.adapter)
+            return request.adapter, [name for name in names if name != request.adapter]
+        if adapters and len(names) > 1:
+            message = f"voice must be one alone if it is an adapter, got {', '.join(names):.100}"
+            raise ApiError(400, message, "invalid_value", "voice")
+        return (adapters[0], []) if adapters else (None, names)
 
     async def speak(self, utterance: Utterance) -> AsyncGenerator[np.ndarray, None]:
         """Yield samples [samples], int16, as they are made. Leaving the loop ends the generation.
@@ -132,7 +152,7 @@ class Speaker:
     def invents_voice(self, utterance: Utterance) -> bool:
         """Return whether another seed would give an utterance another voice."""
         recorded = any(voice.reference_audio is not None for voice in utterance.voices)
-        return not recorded and len(utterance.voices) <= 1 and not self._engine.trained_voices
+        return not recorded and len(utterance.voices) <= 1 and not self._engine.voices_with(utterance.adapter)
 
     def _is_long(self, text: str) -> bool:
         if self._engine.is_embedded_voice:  # of several sentences, it often speaks only the first
@@ -142,7 +162,11 @@ class Speaker:
     async def _streamed(self, utterance: Utterance) -> AsyncGenerator[np.ndarray, None]:
         stream: SpeechStream = await run_sync(
             lambda: self._engine.stream(
-                utterance.text, voice=utterance.voices, scene=utterance.scene, sampling=utterance.sampling
+                utterance.text,
+                voice=utterance.voices,
+                scene=utterance.scene,
+                adapter=utterance.adapter,
+                sampling=utterance.sampling,
             )
         )
         async with aclosing(aiter(stream)) as chunks:
@@ -161,6 +185,7 @@ class Speaker:
                 utterance.text,
                 voice=utterance.voices,
                 scene=utterance.scene,
+                adapter=utterance.adapter,
                 sampling=utterance.sampling,
                 parallel=1,  # the client hears one chunk after the other
                 is_cancelled=lambda: chunks.consumer_left,

@@ -6,7 +6,7 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,8 +54,8 @@ class ListedVoice:
 
     Attributes:
         id: what requests name.
-        kind: `recording`, `description`, or `alias`: one of OpenAI's names.
-        description: of a voice in words, or the words spoken in a recording; may be empty.
+        kind: `recording`, `description`, `adapter`, or `alias`: one of OpenAI's names.
+        description: of a voice in words, the words spoken in a recording, or an adapter's speakers; may be empty.
     """
 
     id: str
@@ -73,41 +73,52 @@ class VoiceStore:
     Args:
         settings: name the folder, and what `ref_audio` may refer to.
         trained: the voices of the checkpoint; each name is its own description.
+        adapters: the speakers of each adapter, by its name; asked at each request.
 
     Raises:
         PromptError: the folder can't be read.
     """
 
-    def __init__(self, settings: ServerSettings, trained: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        trained: Sequence[str] = (),
+        adapters: Callable[[], Mapping[str, Sequence[str]]] = dict,
+    ) -> None:
         self._settings = settings
         self._folder = settings.voices_folder
+        self._adapters = adapters
         self._described = {name: name for name in trained} | _aliases(trained)
         # Reading and analyzing a recording takes longer than its speech's first chunk. Keyed by the file's version.
         self._read = lru_cache(_CACHED_RECORDINGS)(lambda path, version: Recording.read(path))
         self._in_folder()
 
     def listed(self) -> list[ListedVoice]:
-        """Return all voices, those of the folder first."""
-        found = {}
+        """Return all voices, adapters and those of the folder first."""
+        found = {
+            name: ListedVoice(name, "adapter", ", ".join(speakers)) for name, speakers in self._adapters().items()
+        }
         for name, voice in self._in_folder().items():
             kind = "recording" if voice.profile is None else "description"
-            found[name] = ListedVoice(name, kind, voice.profile or voice.reference_text or "")
+            found.setdefault(name, ListedVoice(name, kind, voice.profile or voice.reference_text or ""))
         for name, description in self._described.items():
             found.setdefault(name, ListedVoice(name, "alias" if name in OPENAI_VOICES else "description", description))
         return list(found.values())
 
-    def find(self, name: str) -> Voice:
-        """Return a voice, its recording read.
+    def find(self, name: str, adapter: str | None = None) -> Voice:
+        """Return a voice, its recording read; an adapter's speakers come first.
 
         Raises:
             ApiError: there is no such voice.
             AudioError: its recording can't be used.
         """
+        if adapter is not None and name in self._adapters()[adapter]:
+            return Voice(profile=name)
         in_folder = self._in_folder()
         voice = in_folder.get(name) or in_folder.get(_PROFILE_PREFIX + name)
         if voice is None:
             if name not in self._described:
-                names = ", ".join([*in_folder, *self._described])
+                names = ", ".join([*self._adapters(), *in_folder, *self._described])
                 raise ApiError(400, f"voice must be one of {names:.300}, got {name!r:.80}", "voice_not_found", "voice")
             return Voice(profile=self._described[name])
         if voice.profile is not None:
@@ -153,7 +164,8 @@ class VoiceStore:
         recording, advice = self.check(data, words)
         with locked(self._folder, waits=True):  # against other processes, too
             in_folder = self._in_folder()
-            if name in in_folder or (name in self._described and name not in OPENAI_VOICES):
+            taken = in_folder.keys() | self._adapters().keys() | (self._described.keys() - OPENAI_VOICES.keys())
+            if name in taken:
                 raise ApiError(409, f"name must be new, got {name!r}, which exists", "voice_exists", "name")
             if len(in_folder) >= self._settings.max_uploaded_voices:
                 limit = self._settings.max_uploaded_voices

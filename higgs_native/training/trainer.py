@@ -33,11 +33,11 @@ from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio, audio_tokenizer_of
 from higgs_native.prompt.messages import AudioContent, Content
 from higgs_native.training.batches import held_out, pack_by_length, packs
 from higgs_native.training.codes import CodesCache
-from higgs_native.training.int8 import quantize_layers
 from higgs_native.training.lora import add_lora, load_adapter, save_adapter, train_parts
 from higgs_native.training.loss import Losses, LossWeights, TargetCounts
 from higgs_native.training.manifest import Entry, read_manifest
 from higgs_native.training.model import TrainableModel
+from higgs_native.training.quantized_base import quantize_layers
 from higgs_native.training.records import Records
 from higgs_native.training.rows import PackedRows, Sample
 from higgs_native.training.samples import build_sample
@@ -195,16 +195,17 @@ class Trainer:
     def _load_model(self) -> torch.nn.Module:
         settings = self.settings
         torch.manual_seed(settings.seed)
-        # The whole matrices of a base in int8 never lie on a GPU.
-        loaded_on = torch.device("cpu") if settings.int8_base else self.device
+        # The whole matrices of a quantized base never lie on a GPU.
+        bits = 8 if settings.int8_base else 4 if settings.int4_base else None
+        loaded_on = torch.device("cpu") if bits else self.device
         model = TrainableModel.from_pretrained(self.folder, _DTYPES[settings.dtype], loaded_on)
         if settings.text_weight and model.text_lm_head is None:
             raise CheckpointError("text_weight must be 0 for a checkpoint without a text head, got another value")
         if not settings.text_weight:
             model.text_lm_head = None
         model.checkpoints_gradients = settings.checkpoint_gradients
-        if settings.int8_base:
-            quantize_layers(model.model.layers)
+        if bits is not None:
+            quantize_layers(model.model.layers, bits)
             model.to(self.device)
         if settings.method == "full":
             train_parts(model, settings.parts)

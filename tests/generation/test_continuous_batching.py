@@ -27,6 +27,7 @@ from higgs_native.prompt.messages import AudioContent, Message
 from higgs_native.testing.configs import DEMO_TTS_3_CONFIG
 from higgs_native.testing.random_checkpoint import write_language_model
 from tests.helpers.memory import resident_bytes
+from tests.model.test_low_rank import ATTENTION, EVERY, write_factors
 from tests.model.test_transformer import config
 
 
@@ -102,6 +103,7 @@ def random_request(model: HiggsAudioModel, index: int) -> GenerationRequest:
             seed=index,
             max_new_tokens=rng.randrange(4, 12) if EMULATES_CUDA else rng.randrange(1, 90),
         ),
+        adapter=rng.choice([None, *model.adapters]),
     )
 
 
@@ -159,13 +161,17 @@ def test_each_request_gets_what_it_gets_alone(folders, kind, format, runner, mon
     if runner is AheadRunner:
         engine.prepare()
         engine._frames_ahead = 64
-    handles, received, aborted = run_randomly(model, engine, REQUESTS, seed=0)
+    check_each_gets_what_it_gets_alone(model, engine, REQUESTS)
+
+
+def check_each_gets_what_it_gets_alone(model: HiggsAudioModel, engine: Engine, count: int) -> None:
+    handles, received, aborted = run_randomly(model, engine, count, seed=0)
     metrics = engine.metrics
-    if REQUESTS >= 100:  # enough for all that happens
+    if count >= 100:  # enough for all that happens
         assert metrics.preempted > 0
         assert metrics.aborted > 0
         assert any(handle.sequence.cached_tokens for handle in handles)
-    assert metrics.finished + metrics.aborted == REQUESTS
+    assert metrics.finished + metrics.aborted == count
     assert metrics.failed == metrics.waiting == metrics.running == metrics.pages_held == 0
     for index, handle in enumerate(handles):
         (alone,) = generate_batch(model, [random_request(model, index)])
@@ -180,6 +186,43 @@ def test_each_request_gets_what_it_gets_alone(folders, kind, format, runner, mon
         assert index in aborted
         for ours, theirs in zip(output.audio_segments, alone.audio_segments, strict=False):
             assert torch.equal(ours, theirs[:, : ours.shape[1]])
+
+
+@pytest.mark.parametrize("format", ["float32"] if EMULATES_CUDA else ["float32", "bfloat16", "int8", "int4", "fp8"])
+@pytest.mark.parametrize("kind", ["higgs_audio_v2", "higgs_tts_3"])
+def test_requests_with_adapters_get_what_they_get_alone(folders, kind, format, tmp_path):
+    """Two adapters of different parts, and none, in the same steps, over weights of each format."""
+    model = load(folders[kind], format)
+    for seed, (name, parts) in enumerate({"every": EVERY, "attention": ATTENTION}.items()):
+        model.load_adapter(name, write_factors(tmp_path / name, model.config, parts, seed))
+    check_each_gets_what_it_gets_alone(model, small_engine(model), min(REQUESTS, 30))
+
+
+def test_a_prefix_is_not_shared_between_adapters(model, tmp_path):
+    request = random_request(model, 1)
+    engine = Engine(model, NUM_SLOTS)
+    for seed, name in enumerate("ab"):
+        model.load_adapter(name, write_factors(tmp_path / name, model.config, ATTENTION, seed))
+    try:
+        cached = [engine.add(replace(request, adapter=name)).result().cached_tokens for name in ("a", None, "b", "a")]
+    finally:
+        for name in "ab":
+            model.unload_adapter(name)
+    assert cached[:3] == [0, 0, 0]
+    assert cached[3] >= PAGE_SIZE
+
+
+def test_a_request_keeps_an_adapter_that_is_unloaded(model, tmp_path):
+    model.load_adapter("a", write_factors(tmp_path / "a", model.config))
+    request = replace(random_request(model, 4), adapter="a")
+    (alone,) = generate_batch(model, [request])
+    engine = Engine(model, NUM_SLOTS)
+    handle = engine.add(request)
+    engine.step()
+    model.unload_adapter("a")
+    assert_equal(handle.result(), alone)
+    with pytest.raises(ParameterError, match=r"adapter must be one that is loaded \(none\), got 'a'"):
+        engine.add(request)
 
 
 @pytest.mark.skipif(EMULATES_CUDA, reason="the emulation is slow")

@@ -53,7 +53,7 @@ class FakeModel:
         self.script = script
         self.calls = []
 
-    def prepare_request(self, messages, force_audio_gen, sampling):
+    def prepare_request(self, messages, force_audio_gen, sampling, adapter):
         assert force_audio_gen
         self.calls.append((messages, sampling.seed, sampling))
         return lambda: self.speech(messages, sampling.seed)

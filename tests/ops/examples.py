@@ -48,7 +48,12 @@ EXAMPLES: dict[str, Callable[[], list[Any]]] = {
     "dual_ffn": lambda: _flat(
         [torch.empty(3, 32), random((3, 32)), *test_dual_ffn.weights(32, 48, torch.float32, "int8"), 1e-5, 1]
     ),
-    "decoder_layers": lambda: list(test_decoder.arguments([0, 1], 2, "int8", True).values()),
+    "decoder_layers": lambda: list(
+        (
+            test_decoder.arguments([0, 1], 2, "int8", True)
+            | {"adapters": int32(0, -1, 0, 0, 0), "factors": 2 * test_decoder.layer_factors(3, 0)}
+        ).values()
+    ),
     "sample_audio_frame": lambda: list(Slots(2, 3, 12).arguments()),
     "sample_text": lambda: [int32(0), random((1, 9)), int32(0), int32(0), *_one_row(), torch.tensor([0])],
     "process_logits": lambda: [torch.empty(1, 9), random((1, 9)), *_one_row()],

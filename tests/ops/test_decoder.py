@@ -51,7 +51,43 @@ def arguments(skips: list[int], num_text: int, format: str | None = None, normal
         "positions": int32(17, 0, 39, 15, 16),
         "text_positions": int32(16, 0, 30, 14, 15)[:num_text],
         "num_text_rows": num_text,
+        "adapters": None,
+        "factors": [],
     }
+
+
+def low_rank(n: int, k: int, rank: int, seed: int, dtype: torch.dtype) -> ops.LowRank:
+    a, b = random((rank, k), seed=seed) * k**-0.5, random((n, rank), seed=seed + 1) * rank**-0.5
+    return ops.pack_linear(a.to(dtype)), ops.pack_linear(b.to(dtype))
+
+
+def layer_factors(rank: int, seed: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """Factors of all products of a layer."""
+
+    def gate_up(seed: int) -> ops.LowRank:
+        a, b = random((rank, HIDDEN), seed=seed) * HIDDEN**-0.5, random((2, INTERMEDIATE, rank), seed=seed + 1)
+        return ops.pack_linear(a.to(dtype)), ops.pack_gate_up(*(b * rank**-0.5).to(dtype))
+
+    return ops.layer_factors(
+        low_rank((HEADS + 2 * KV_HEADS) * HEAD_DIM, HIDDEN, rank, seed, dtype),
+        low_rank(HIDDEN, HEADS * HEAD_DIM, rank, seed + 2, dtype),
+        gate_up(seed + 4),
+        low_rank(HIDDEN, INTERMEDIATE, rank, seed + 6, dtype),
+        gate_up(seed + 8),
+        low_rank(HIDDEN, INTERMEDIATE, rank, seed + 10, dtype),
+    )
+
+
+def with_adapters(values: dict, *rows: int, dtype: torch.dtype = torch.float32) -> dict:
+    """The arguments with two adapters: one of all products, and one of rank 33 that changes two of them."""
+    layers = len(values["skips_audio"])
+    every = [part for i in range(layers) for part in layer_factors(3, 300 + 20 * i, dtype)]
+    some = [
+        part if index in (0, 1, 10, 11) else part.new_empty(0)
+        for i in range(layers)
+        for index, part in enumerate(layer_factors(33, 700 + 20 * i, dtype))
+    ]
+    return values | {"adapters": int32(*rows), "factors": every + some}
 
 
 @pytest.mark.parametrize("format", [None, "fp8", "int8", "int4"])
@@ -95,6 +131,52 @@ def test_decoder_layers_equal_reference(skips, normalized, format):
         torch.testing.assert_close(ours[name], expected[name], **tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("format", [None, "fp8", "int8", "int4"])
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("skips", [[0], [0, 1, 0]])
+def test_layers_with_adapters_equal_reference(skips, normalized, format, dtype):
+    ours, expected = (
+        with_adapters(arguments(skips, 2, format, normalized), 1, -1, 0, 1, 0, dtype=dtype) for _ in range(2)
+    )
+    plain = arguments(skips, 2, format, normalized)
+    ops.decoder_layers(**ours)
+    ops.decoder_layers(**plain)
+    reference.decoder_layers(**expected)
+    # Numbers that are rounded to 16 bits, or to 8 bits with a scale, may differ by one step.
+    is_exact = format is None and dtype == torch.float32
+    tolerance = {"rtol": 1e-3, "atol": 1e-4} if is_exact else {"rtol": 0.1, "atol": 0.1}
+    for name in ("x", "key_caches", "value_caches"):
+        torch.testing.assert_close(ours[name], expected[name], **tolerance)
+    has_adapter = ours["adapters"] >= 0
+    assert (ours["x"][has_adapter] - plain["x"][has_adapter]).abs().amax(dim=1).min() > 0.3
+
+
+@pytest.mark.parametrize("format", [None, "int8"])
+def test_a_row_with_an_adapter_depends_on_its_own_alone(format):
+    """On neither the other rows nor the other adapters; without one, a row is what it is where nobody has one."""
+    rows = 1, -1, 0, 1, 0
+    together, without = with_adapters(arguments([0, 0], 2, format), *rows), arguments([0, 0], 2, format)
+    ops.decoder_layers(**together)
+    ops.decoder_layers(**without)
+    assert torch.equal(together["x"][1], without["x"][1])  # it attends to its own position alone
+    for slot in range(2):
+        single = with_adapters(arguments([0, 0], 2, format), *rows)
+        kept = (single["slots"] == slot).nonzero()[:, 0]
+        count = len(single["factors"]) // 2
+        single |= {name: single[name][kept].clone() for name in ("x", "query", "attended", "slots", "positions")}
+        num_text = int((kept < 2).sum())
+        single |= {
+            "text_positions": single["text_positions"][kept[:num_text]],
+            "num_text_rows": num_text,
+            # In the other order.
+            "adapters": torch.where(single["adapters"] < 0, -1, 1 - single["adapters"])[kept],
+            "factors": single["factors"][count:] + single["factors"][:count],
+        }
+        ops.decoder_layers(**single)
+        assert torch.equal(single["x"], together["x"][kept])
+
+
 def test_opcheck():
     values = tuple(arguments([0, 1], 2).values())
     # The schema test compares what changed; the two overwritten buffers start out uninitialised.
@@ -111,6 +193,24 @@ def test_opcheck():
         ({"slots": int32(0, 1)}, r"slots must have shape \[5\], got \[2\]"),
         ({"attended": torch.empty(5, 3)}, r"attended must have shape \[5, 32\], got \[5, 3\]"),
         ({"key_caches": [torch.zeros(3), torch.zeros(3)]}, r"key_caches\[0\] must have 4 dimensions, got \[3\]"),
+        ({"adapters": int32(0)}, r"adapters must have shape \[5\], got \[1\]"),
+        ({"factors": layer_factors(3, 0)}, "factors must have 24 tensors for each of at most 32 adapters, got 12"),
+        (
+            {"factors": [torch.empty(0), *(2 * layer_factors(3, 0))[1:]]},
+            r"factors\[0\] must not be empty beside factors\[1\], got \[0\]",
+        ),
+        (
+            {"factors": layer_factors(3, 0) + layer_factors(3, 0, torch.bfloat16)},
+            r"factors\[12\] must be float32 as those before it, got bfloat16",
+        ),
+        (
+            {"adapters": int32(0, 0, 0, 0, 0), "factors": 2 * (layer_factors(3, 0)[2:] + layer_factors(3, 0)[:2])},
+            "factors must have shape",
+        ),
+        value_case(
+            {"adapters": int32(0, 1, 0, 0, 0), "factors": 2 * layer_factors(3, 0)},
+            r"adapters\[1\] must be between -1 and 0, got 1",
+        ),
         ({"page_table": int32(0)}, r"page_table must have shape \[\*, \*\], got \[1\]"),
         value_case({"positions": int32(3, 0, 40, 4, 5)}, r"positions\[2\] must be between 0 and 39, got 40"),
         value_case(

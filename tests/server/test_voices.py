@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from higgs_native.model.adapter import SPEAKERS_KEY
 from higgs_native.prompt.voices import list_voices
 from higgs_native.server.voices import OPENAI_VOICES
+from tests.model.test_low_rank import ATTENTION, write_factors
 from tests.server.conftest import TEXT, until
 
 
@@ -250,3 +252,42 @@ def test_base64_may_have_line_breaks(server, sample):
     reference = base64.encodebytes(sample).decode()
     assert server.speak(input="Hello.", ref_audio=reference, ref_text=WORDS).status_code == 200
     until(lambda: server.service.admission.running == 0)
+
+
+@pytest.fixture
+def adapted(engine, start, tmp_path):
+    """A server whose engine has adapters: `anna` of two speakers, `plain` of none."""
+    config = engine.model.config
+    engine.load_adapter("anna", write_factors(tmp_path / "anna", config, ATTENTION, **{SPEAKERS_KEY: "anna\nben"}))
+    engine.load_adapter("plain", write_factors(tmp_path / "plain", config, ATTENTION, seed=1))
+    yield start()
+    for name in ("anna", "plain"):
+        engine.unload_adapter(name)
+
+
+def test_an_adapter_is_a_voice(adapted, engine, streamed):
+    described = {"anna": "anna, ben", "plain": ""}
+    listed = {voice["id"]: voice for voice in adapted.client.get("/v1/audio/voices").json()["voices"]}
+    assert {name: listed[name]["description"] for name in described} == described
+    assert {listed[name]["kind"] for name in described} == {"adapter"}
+
+    def spoken(**fields) -> bytes:
+        response = adapted.speak(response_format="pcm", seed=1, **fields)
+        assert response.status_code == 200, response.text
+        return response.content
+
+    expected = streamed(TEXT, None, adapter="anna", seed=1).tobytes()
+    assert spoken(voice="anna") == spoken(voice=None, adapter="anna") == expected
+    assert spoken(voice="ben", adapter="anna") == streamed(TEXT, "ben", adapter="anna", seed=1).tobytes()
+    assert spoken(voice="alloy", adapter="plain") != spoken(voice="alloy")
+
+
+def test_wrong_adapters_are_refused(adapted):
+    for fields, param, message in (
+        ({"adapter": "none"}, "adapter", "adapter must be one that is loaded (anna, plain), got 'none'"),
+        ({"voice": "anna,plain"}, "voice", "voice must be one alone if it is an adapter, got anna, plain"),
+    ):
+        response = adapted.speak(**fields)
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert (error["param"], error["message"]) == (param, message)

@@ -49,6 +49,8 @@ WRONG = {
     "rate": ({"learning_rate": 3}, "learning_rate must be at most 1, got 3"),
     "weights": ({"codebook_weights": [-1]}, "codebook_weights must be at least 0 each"),
     "int8": ({"int8_base": True, "method": "full"}, "int8_base must be false unless method is lora, got True"),
+    "int4": ({"int4_base": True, "method": "full"}, "int4_base must be false unless method is lora, got True"),
+    "both": ({"int4_base": True, "int8_base": True}, "int4_base must be false with int8_base, got True"),
     "adapter": ({"adapter": "a", "method": "full"}, "adapter must be left out unless method is lora, got 'a'"),
 }
 

@@ -72,10 +72,12 @@ def test_a_run_learns(settings, method, dtype):
     assert result[-1] < 0.75 * result[0]
 
 
-def test_a_base_in_int8_learns_and_its_adapter_speaks(settings, base, tmp_path):
-    result = run(settings(int8_base=True, steps=20, parts=("attention", "audio_ffn", "heads", "embeddings")))
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_a_quantized_base_learns_and_its_adapter_speaks(settings, base, tmp_path, format):
+    options = {f"{format}_base": True, "parts": ("attention", "audio_ffn", "heads", "embeddings")}
+    result = run(settings(steps=20, **options))
     assert result[-1] < 0.75 * result[0]
-    adapted = HiggsAudio.from_pretrained(base, adapter=tmp_path / "run" / "adapter", quantization="int8")
+    adapted = HiggsAudio.from_pretrained(base, adapter=tmp_path / "run" / "adapter", quantization=format)
     assert adapted.speak("Number 1.", voice="anna", seed=1, max_new_tokens=20).codes.shape[1] > 0
 
 

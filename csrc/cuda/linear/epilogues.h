@@ -50,10 +50,14 @@ struct BlockSums {
   const float* norm_factors;   // [kTiles * kRowTile], of RMSNorm
   const float* weight_scales;  // of weight rows: [panels of the weight, kPanel]; or null
   const int* panels;           // the block's panels, by their index in the weight
+  const float* added;          // to the block's first row; or null
+  int added_stride;
 
   __device__ __forceinline__ float operator()(int panel, int weight_row, int row) const {
     const float sum = values[(panel * static_cast<int>(kPanel) + weight_row) * kStride + row] * norm_factors[row];
-    return weight_scales ? sum * weight_scales[panels[panel] * kPanel + weight_row] : sum;
+    const int column = panels[panel] * static_cast<int>(kPanel) + weight_row;
+    const float scaled = weight_scales ? sum * weight_scales[column] : sum;
+    return added ? scaled + added[row * added_stride + column] : scaled;
   }
 };
 

@@ -252,7 +252,12 @@ __global__ void __launch_bounds__(kThreads)
   if (warp == 0) store_sums(values, sums);
   __syncthreads();
   const BlockSums<kTiles> finished = {
-      values, norm_factors, Step<F>::kRowScales ? static_cast<const float*>(p.weight.scales) : nullptr, shared_panels};
+      values,
+      norm_factors,
+      Step<F>::kRowScales ? static_cast<const float*>(p.weight.scales) : nullptr,
+      shared_panels,
+      p.added ? p.added + static_cast<int64_t>(first_tile) * kRowTile * num_panels * kPanel : nullptr,
+      num_panels * static_cast<int>(kPanel)};
   finish<kPanels, kTiles>(p, finished, first_tile * kRowTile, pair_distance > 0);
 }
 
