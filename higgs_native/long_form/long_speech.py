@@ -29,7 +29,7 @@ from higgs_native.long_form.settings import (
     PARALLEL_CHUNKS,
     Pauses,
 )
-from higgs_native.manuscript.books import Book, Chapter, file_names
+from higgs_native.manuscript.books import Book, file_names
 from higgs_native.manuscript.lexicon import Lexicon, LexiconLike
 from higgs_native.manuscript.pauses import without_pauses
 from higgs_native.manuscript.preparation import prepare_text
@@ -153,18 +153,20 @@ class LongSpeech:
         if parallel is None:
             parallel = 1 if context_chunks else PARALLEL_CHUNKS
         self._title = text.title if isinstance(text, Book) else None
-        chapters = text.chapters if isinstance(text, Book) else (Chapter("", text),)
+        chapters = (
+            [(chapter.title, chapter.text) for chapter in text.chapters] if isinstance(text, Book) else [("", text)]
+        )
         self.chunks: list[TextChunk] = []
         self._chapters: list[tuple[str, int]] = []  # title and first chunk
         words = None if lexicon is None else Lexicon.of(lexicon)
-        texts = [prepare_text(chapter.text, normalize, strip_markup, words) for chapter in chapters]
-        for chapter, prepared in zip(chapters, texts, strict=True):
+        texts = [prepare_text(chapter, normalize, strip_markup, words) for _, chapter in chapters]
+        for (title, _), prepared in zip(chapters, texts, strict=True):
             chunks = chunk_text(
                 prepared, chunk_seconds, join_sentences=not engine.is_embedded_voice, convention=engine.convention
             )
             if self.chunks:
                 chunks[0] = replace(chunks[0], boundary="chapter")
-            self._chapters.append((chapter.title, len(self.chunks)))
+            self._chapters.append((title, len(self.chunks)))
             self.chunks += chunks
         text = "\n\n".join(texts)
         self._engine = engine
