@@ -17,9 +17,8 @@ namespace {
 // Registers: kGroupRows * kParts sums, and a quarter for the vectors of a unit or a broadcast.
 constexpr int kMaxSums = kRegisters * 3 / 4;
 constexpr int kGroupRows = kMaxSums < kParts ? 1 : kMaxSums / kParts;
-// With 32 registers one row takes up to four panels at a time: more chains of additions and more memory streams in
-// flight.
-constexpr int kPanelsOfRow = kRegisters < 32 ? 1 : kParts > 4 ? 2 : 4;
+// With AVX-512 one row takes four panels at a time: more chains of additions and more memory streams in flight.
+constexpr int kPanelsOfRow = kWidth == 16 ? 4 : 1;
 // A panel's block fits L1 (16 KiB), or L2 (64 KiB) where a tile does enough work per load.
 constexpr int64_t kBlockUnits = kWidth == 16 ? 512 : 128;
 constexpr int64_t kBlockRows = 240;
