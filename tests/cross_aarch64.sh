@@ -58,7 +58,7 @@ cmake --install "$folder/build" --prefix "$folder/package"
 
 # -P: not from this folder, but the package for ARM. The widest processor that has an instruction set and no wider one.
 declare -A processors=([neon]=cortex-a72 [neon_dotprod]=neoverse-n1 [neon_bf16]=max)
-# torch's own code needs more than the narrowest, so the tests run on another.
+# pytest with torch ended with an illegal instruction on cortex-a72, so the tests run on `max`.
 tests=(qemu-aarch64 -cpu max -L "$folder/sysroot" "$folder/sysroot/usr/bin/python3" -P)
 for set in ${SETS:-neon neon_dotprod neon_bf16}; do
   run=(qemu-aarch64 -cpu "${processors[$set]}" -L "$folder/sysroot" "$folder/sysroot/usr/bin/python3" -P)
