@@ -13,7 +13,7 @@ namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 namespace {
 
 constexpr int kPositions = 4;
-constexpr int kParts = kWidth == 16 ? 8 : kWidth == 8 ? 4 : 2;  // vectors of a value per pass over the positions
+constexpr int kParts = kRegisters / 4;  // vectors of a value per pass over the positions
 
 // Calls f(rows, next, position, count) for each page of the split, in order: `rows` are the keys or values of `count`
 // positions, the first of which is `position` of the split. `next` are those of the next page, or `after` at the end.

@@ -2,9 +2,9 @@
 //
 // Snake: sin^2 has the period pi, so y = alpha x is reduced to y - n pi with |y - n pi| <= pi / 2 (pi in three parts,
 // so that no digit is lost), and an odd polynomial of degree 9 gives the sine, whose sign does not matter.
-// Convolution: 4 rows by up to 3 (6 with AVX-512) vectors of columns stay in registers. Each step broadcasts one weight
-// of each row and multiplies it with the columns shifted by its tap. Channels are summed in blocks: a block's weights
-// stay in L1 for all columns, and separate sums keep rounding errors small.
+// Convolution: 4 rows by up to 3 vectors of columns (6 with 32 registers) stay in registers. Each step broadcasts one
+// weight of each row and multiplies it with the columns shifted by its tap. Channels are summed in blocks: a block's
+// weights stay in L1 for all columns, and separate sums keep rounding errors small.
 #include "cpu/audio_tokenizer_kernels.h"
 
 #include <math.h>
@@ -16,7 +16,7 @@ namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 namespace {
 
 constexpr int kRows = 4;
-constexpr int kVectors = kWidth == 16 ? 6 : 3;
+constexpr int kVectors = kRegisters == 32 ? 6 : 3;
 constexpr int64_t kChannelBlock = 64;
 constexpr int64_t kSnakeBlock = 64;    // values per check of the range
 constexpr float kReducible = 20000.f;  // above it, multiples of pi are no longer exact

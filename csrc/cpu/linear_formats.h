@@ -294,8 +294,8 @@ using Fp8 = Formats16<kHasBFloat16Pairs, BFloat16Pairs>::Fp8;
 
 // ---- Weights that are multiplied as integers. Activations are rounded to 8 bits with a scale per group.
 //
-// Products take unsigned weights: kZero is added to each. Sums start at -kZero times the sum of the row's integers,
-// which corrects for it.
+// Weights are stored, or made unsigned for products that take them so, with kZero added to each. Sums start at -kZero
+// times the sum of the row's integers, which corrects for it.
 
 // Rounds rows to integers of magnitude 127 at most: four integers per word, then the scales [groups][rows] and
 // `correction` times the sums of the integers [groups][rows]. A NaN or an infinity makes its group's scale NaN.
@@ -341,7 +341,7 @@ struct Int8 {
   static constexpr int64_t kPackedUnitBytes = 4;
   static constexpr int64_t kGroupUnits = kQuantGroup / 4;
   static constexpr int64_t kFloatUnits = 0;
-  static constexpr int32_t kZero = 128;
+  static constexpr int32_t kZero = kSignedWeights ? 0 : 128;
 
   template <typename Order>
   static void pack(char* to, const float* x, const GroupRows& rows, int64_t k, int64_t units) {
@@ -350,9 +350,10 @@ struct Int8 {
 
   template <int R, int J>
   HIGGS_INLINE void step(IntVec (&sums)[R][J], const char* x, const Unit& unit) {
+    constexpr uint32_t kToStored = kSignedWeights ? 0 : 0x80808080u;
     UIntVec w[J];
 #pragma GCC unroll 8
-    for (int j = 0; j < J; ++j) w[j] = load_bits(unit.part(j)) ^ 0x80808080u;
+    for (int j = 0; j < J; ++j) w[j] = load_bits(unit.part(j)) ^ kToStored;
 #pragma GCC unroll 16
     for (int m = 0; m < R; ++m) {
       const UIntVec v = splat_bits(x + 4 * m);

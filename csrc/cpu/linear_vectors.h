@@ -14,9 +14,10 @@ namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 
 namespace {
 
-// Registers: kGroupRows * kParts sums, the vectors of a unit, a broadcast; 16 in all, 32 with AVX-512.
-constexpr int kGroupRows = kWidth == 16 ? 12 : kWidth == 8 ? 3 : 1;
-// With 32 registers one row takes four panels at a time: more chains of additions and more memory streams in flight.
+// Registers: kGroupRows * kParts sums, and a quarter for the vectors of a unit or a broadcast.
+constexpr int kMaxSums = kRegisters * 3 / 4;
+constexpr int kGroupRows = kMaxSums < kParts ? 1 : kMaxSums / kParts;
+// With AVX-512 one row takes four panels at a time: more chains of additions and more memory streams in flight.
 constexpr int kPanelsOfRow = kWidth == 16 ? 4 : 1;
 // A panel's block fits L1 (16 KiB), or L2 (64 KiB) where a tile does enough work per load.
 constexpr int64_t kBlockUnits = kWidth == 16 ? 512 : 128;

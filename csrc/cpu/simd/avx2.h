@@ -8,7 +8,7 @@
 
 namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 
-HIGGS_NATIVE_VECTOR_TYPES(8);
+HIGGS_NATIVE_VECTOR_TYPES(8, 16);
 
 HIGGS_INLINE Vec load(const bfloat16* p) {
   return (Vec)((UIntVec)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))) << 16);
@@ -26,6 +26,8 @@ HIGGS_INLINE Vec load(const float16* p) {
 
 // To the nearest integer, ties to even.
 HIGGS_INLINE IntVec round_to_int(Vec v) { return (IntVec)_mm256_cvtps_epi32((__m256)v); }
+
+inline constexpr bool kSignedWeights = false;
 
 // sum + the dot product of 4 unsigned and 4 signed bytes per lane. Even and odd bytes are multiplied apart, as 16-bit
 // integers, whose products are summed in pairs without saturation.

@@ -8,7 +8,7 @@
 
 namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 
-HIGGS_NATIVE_VECTOR_TYPES(16);
+HIGGS_NATIVE_VECTOR_TYPES(16, 32);
 
 HIGGS_INLINE Vec load(const bfloat16* p) {
   return (Vec)((UIntVec)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))) << 16);
@@ -23,6 +23,8 @@ HIGGS_INLINE Vec load(const float16* p) {
 
 // To the nearest integer, ties to even.
 HIGGS_INLINE IntVec round_to_int(Vec v) { return (IntVec)_mm512_cvtps_epi32((__m512)v); }
+
+inline constexpr bool kSignedWeights = false;
 
 // sum + the dot product of 4 unsigned and 4 signed bytes per lane.
 HIGGS_INLINE IntVec dot_bytes(IntVec sum, UIntVec unsigned_bytes, UIntVec signed_bytes) {

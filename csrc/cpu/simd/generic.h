@@ -7,7 +7,8 @@
 
 namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 
-HIGGS_NATIVE_VECTOR_TYPES(4);
+// A number of registers that every processor has, besides those that compilers need to take operations apart.
+HIGGS_NATIVE_VECTOR_TYPES(4, 8);
 
 HIGGS_INLINE Vec load(const bfloat16* p) {
   HalfVec h;
@@ -56,6 +57,9 @@ HIGGS_INLINE IntVec round_to_int(Vec v) {
   return rounded;
 #endif
 }
+
+// Whether dot_bytes() takes signed weights: else unsigned ones.
+inline constexpr bool kSignedWeights = false;
 
 // sum + the dot product of 4 unsigned and 4 signed bytes per lane; unsigned bytes are at most 255, signed ones above
 // -128.

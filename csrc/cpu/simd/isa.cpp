@@ -8,9 +8,15 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
-#if defined(__linux__)
+#if defined(__linux__) && defined(__x86_64__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
+#if defined(__linux__) && defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace higgs_native::cpu {
@@ -58,6 +64,34 @@ bool has_avx512_bf16() { return false; }
 bool has_amx() { return false; }
 #endif
 
+#if defined(__aarch64__) && defined(__linux__)
+// Bits of the Linux kernel's interface, which old headers lack.
+bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
+bool has_bf16() { return getauxval(AT_HWCAP2) >> 14 & 1; }
+#elif defined(__aarch64__) && defined(__APPLE__)
+bool has_feature(const char* name) {
+  int value = 0;
+  size_t bytes = sizeof value;
+  return sysctlbyname(name, &value, &bytes, nullptr, 0) == 0 && value != 0;
+}
+
+bool has_dotprod() { return has_feature("hw.optional.arm.FEAT_DotProd"); }
+bool has_bf16() { return has_feature("hw.optional.arm.FEAT_BF16"); }
+#else
+bool has_dotprod() { return false; }
+bool has_bf16() { return false; }
+#endif
+
+// "a, b or c", of the sets that are built.
+std::string isa_choices() {
+  std::string names;
+  for (size_t i = 0; i < std::size(kIsas); ++i) {
+    if (i > 0) names += i + 1 == std::size(kIsas) ? " or " : ", ";
+    names += isa_name(kIsas[i]);
+  }
+  return names;
+}
+
 Isa choose() {
   const char* forced = std::getenv("HIGGS_NATIVE_ISA");
   if (forced == nullptr || *forced == '\0') {
@@ -70,8 +104,7 @@ Isa choose() {
     }
     return isa;
   }
-  throw std::runtime_error(
-      "HIGGS_NATIVE_ISA must be generic, avx2, avx512, avx512_bf16 or amx, got " + std::string(forced));
+  throw std::runtime_error("HIGGS_NATIVE_ISA must be " + isa_choices() + ", got " + std::string(forced));
 }
 
 }  // namespace
@@ -83,12 +116,17 @@ bool isa_supported(Isa isa) {
     case Isa::avx512: return has_avx512();
     case Isa::avx512_bf16: return has_avx512_bf16();
     case Isa::amx: return has_amx();
+    // NEON is part of every 64-bit ARM processor.
+    case Isa::neon: return std::find(std::begin(kIsas), std::end(kIsas), Isa::neon) != std::end(kIsas);
+    case Isa::neon_dotprod: return has_dotprod();
+    case Isa::neon_bf16: return has_dotprod() && has_bf16();
   }
   return false;
 }
 
 const char* isa_name(Isa isa) {
-  constexpr const char* kNames[] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
+  constexpr const char* kNames[] = {"generic", "avx2", "avx512",       "avx512_bf16",
+                                    "amx",     "neon", "neon_dotprod", "neon_bf16"};
   return kNames[static_cast<int>(isa)];
 }
 
@@ -108,6 +146,9 @@ std::string cpu_features() {
   add("avx512_vnni", __builtin_cpu_supports("avx512vnni"));
   add("avx512_bf16", has_avx512_bf16());
   add("amx", has_amx());
+#elif defined(__aarch64__)
+  add("dotprod", has_dotprod());
+  add("bf16", has_bf16());
 #endif
   return features;
 }

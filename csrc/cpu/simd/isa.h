@@ -1,15 +1,19 @@
 // The instruction set of the CPU kernels: the widest that the machine has, or the one that the environment variable
-// HIGGS_NATIVE_ISA names (generic, avx2, avx512, avx512_bf16, amx). The variable is read once, at the first use.
+// HIGGS_NATIVE_ISA names. The variable is read once, at the first use.
 #pragma once
 
 #include <string>
 
 namespace higgs_native::cpu {
 
-// avx2 includes FMA and F16C; avx512 is F, BW, VL, DQ and VNNI; amx has tiles of bytes and of bfloat16.
-enum class Isa { generic, avx2, avx512, avx512_bf16, amx };
+// avx2 includes FMA and F16C; avx512 is F, BW, VL, DQ and VNNI; amx has tiles of bytes and of bfloat16; neon_bf16 has
+// DotProd too.
+enum class Isa { generic, avx2, avx512, avx512_bf16, amx, neon, neon_dotprod, neon_bf16 };
+// Those that are built, from the narrowest to the widest.
 #if defined(__x86_64__)
 inline constexpr Isa kIsas[] = {Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::amx};
+#elif defined(__aarch64__)
+inline constexpr Isa kIsas[] = {Isa::generic, Isa::neon, Isa::neon_dotprod, Isa::neon_bf16};
 #else
 inline constexpr Isa kIsas[] = {Isa::generic};
 #endif
@@ -18,7 +22,8 @@ inline constexpr Isa kIsas[] = {Isa::generic};
 Isa active_isa();
 bool isa_supported(Isa isa);
 const char* isa_name(Isa isa);
-// The features among avx2, avx512, avx512_vnni, avx512_bf16 and amx that the machine has, separated by spaces.
+// The features among avx2, avx512, avx512_vnni, avx512_bf16 and amx, or dotprod and bf16, that the machine has, separated
+// by spaces.
 std::string cpu_features();
 
 // Tells the core that the thread spins.
@@ -34,11 +39,11 @@ inline void pause_core() {
 
 // Declares table() of the given type: the kernels of the instruction set in use. Each set defines a table of that name
 // in the namespace named after the set. Only products use AMX; other families have no kernels of their own for it.
-#if defined(__x86_64__)
 #define HIGGS_NATIVE_DECLARE_TABLE(Type, table, isa) \
   namespace isa {                                    \
   extern const Type table;                           \
   }
+#if defined(__x86_64__)
 #define HIGGS_NATIVE_KERNEL_TABLE_UP_TO(widest, Type, table)                            \
   HIGGS_NATIVE_DECLARE_TABLE(Type, table, generic)                                      \
   HIGGS_NATIVE_DECLARE_TABLE(Type, table, avx2)                                         \
@@ -57,10 +62,23 @@ inline void pause_core() {
   HIGGS_NATIVE_DECLARE_TABLE(Type, table, amx)          \
   HIGGS_NATIVE_KERNEL_TABLE_UP_TO(amx, Type, table)
 #else
-#define HIGGS_NATIVE_KERNEL_TABLE(Type, table) \
-  namespace generic {                          \
-  extern const Type table;                     \
-  }                                            \
+#if defined(__aarch64__)
+#define HIGGS_NATIVE_KERNEL_TABLE(Type, table)                                            \
+  HIGGS_NATIVE_DECLARE_TABLE(Type, table, generic)                                        \
+  HIGGS_NATIVE_DECLARE_TABLE(Type, table, neon)                                           \
+  HIGGS_NATIVE_DECLARE_TABLE(Type, table, neon_dotprod)                                   \
+  HIGGS_NATIVE_DECLARE_TABLE(Type, table, neon_bf16)                                      \
+  inline const Type& table() {                                                            \
+    static const Type& chosen = active_isa() == Isa::neon_bf16      ? neon_bf16::table    \
+                                : active_isa() == Isa::neon_dotprod ? neon_dotprod::table \
+                                : active_isa() == Isa::neon         ? neon::table         \
+                                                                    : generic::table;     \
+    return chosen;                                                                        \
+  }
+#else
+#define HIGGS_NATIVE_KERNEL_TABLE(Type, table)     \
+  HIGGS_NATIVE_DECLARE_TABLE(Type, table, generic) \
   inline const Type& table() { return generic::table; }
+#endif
 #define HIGGS_NATIVE_KERNEL_TABLE_WITH_AMX HIGGS_NATIVE_KERNEL_TABLE
 #endif

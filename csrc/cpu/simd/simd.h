@@ -17,9 +17,10 @@
 
 #define HIGGS_INLINE static inline __attribute__((always_inline))
 
-// The vector types of a set whose vectors hold `width` floats.
-#define HIGGS_NATIVE_VECTOR_TYPES(width)                            \
+// The vector types of a set that has `registers` vectors of `width` floats.
+#define HIGGS_NATIVE_VECTOR_TYPES(width, registers)                 \
   inline constexpr int kWidth = width;                              \
+  inline constexpr int kRegisters = registers;                      \
   typedef float Vec __attribute__((vector_size(width * 4)));        \
   typedef int32_t IntVec __attribute__((vector_size(width * 4)));   \
   typedef uint32_t UIntVec __attribute__((vector_size(width * 4))); \
@@ -30,12 +31,17 @@
 #include "cpu/simd/avx512.h"
 #elif defined(__AVX2__)
 #include "cpu/simd/avx2.h"
+// Not by the compiler's macro: generic code for ARM may use NEON too, as the compiler likes.
+#elif defined(HIGGS_NATIVE_NEON)
+#include "cpu/simd/neon.h"
 #else
 #include "cpu/simd/generic.h"
 #endif
 
 #if defined(__AVX512BF16__)
 #include "cpu/simd/avx512_bf16.h"
+#elif defined(HIGGS_NATIVE_NEON) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#include "cpu/simd/neon_bf16.h"
 #else
 #include "cpu/simd/no_bf16.h"
 #endif
