@@ -147,9 +147,9 @@ def recorded_inputs(monkeypatch, layer: Layer, states: torch.Tensor, rows: Batch
     """
     inputs = []
 
-    def recorded(x, weight):
+    def recorded(x, weight, factors=None):
         inputs.append(x.clone())
-        return plain_linear(x, weight)
+        return plain_linear(x, weight, factors)
 
     plain_linear = reference.packed_linear
     for module in ("attention", "dual_ffn", "linear"):

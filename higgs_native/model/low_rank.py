@@ -115,7 +115,7 @@ class _Packing:
         a, first = torch.cat([a for a, _ in pairs.values()]), 0
         blocks = []
         for name in names:
-            block = torch.zeros(self._shapes[name][0], len(a), device="cpu")
+            block = torch.zeros(self._shapes[name][0], len(a), dtype=torch.float32, device="cpu")
             if name in pairs:
                 b = pairs[name][1]
                 block[:, first : first + b.shape[1]] = b

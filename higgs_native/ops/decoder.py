@@ -66,8 +66,10 @@ def layer_factors(
     B is packed as the weight that it is added to: that of gate and up by `pack_gate_up`.
     """
     products = qkv, o, text_gate_up, text_down, audio_gate_up, audio_down
-    like = next((pair[0].data for pair in products if pair is not None), torch.empty(0))
-    absent = like.new_empty(0)
+    absent = torch.empty(0, dtype=torch.float32, device="cpu")
+    for pair in products:
+        if pair is not None:
+            absent = pair[0].data.new_empty(0)
     return [part for pair in products for part in ((absent, absent) if pair is None else (w.data for w in pair))]
 
 

@@ -1,5 +1,6 @@
 """Training runs: they learn, go on to the bit after an interruption, and refuse bad input before they begin."""
 
+import importlib.util
 import random
 from pathlib import Path
 
@@ -150,7 +151,8 @@ def test_what_a_run_writes(settings, tmp_path):
     for step in (3, 6):
         for path in (folder / "samples" / f"{step:06}").glob("*.wav"):
             assert soundfile.info(path).samplerate == 24000
-    assert any((folder / "tensorboard").iterdir())
+    if importlib.util.find_spec("tensorboard") is not None:  # without it, nothing is written
+        assert any((folder / "tensorboard").iterdir())
 
 
 def test_the_adapter_speaks(settings, base, tmp_path):
