@@ -16,11 +16,6 @@ _CHANNELS = 16
 """Strided convolutions of some smaller numbers of channels come out wrong in bfloat16 (oneDNN 3.12): of 8, of 12."""
 
 
-def has_matrix_units() -> bool:
-    """Whether this CPU multiplies matrices of bfloat16 by itself."""
-    return torch.cpu._is_amx_tile_supported()
-
-
 def _snaked(layer: Snake, x: torch.Tensor) -> torch.Tensor:
     return snake(x, layer.alpha.flatten())
 

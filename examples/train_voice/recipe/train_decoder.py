@@ -17,8 +17,8 @@ from train_codec import SpectralLoss
 from recipe.codes import codes_folder
 from recipe.discriminator import Discriminator, discriminator_loss, generator_losses
 from recipe.folder import add_folder_option, only_one, use_packages
-from recipe.matrix_networks import has_matrix_units
 from recipe.pool import Pool
+from recipe.snake import has_matrix_units
 from recipe.speech_quantizer import Quantizer
 from recipe.steps import Steps, choose_device, weights_of
 from recipe.tokenizer_networks import DECODER_CHANNELS, TaughtDecoder, tokenizer_config

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from recipe.codes import codes_folder
 from recipe.folder import add_folder_option, only_one, use_packages
 from recipe.frames import HOP_LENGTH, PHASE_HOP, SAMPLING_RATE
-from recipe.matrix_networks import encode, has_matrix_units
+from recipe.matrix_networks import encode
 from recipe.pool import Clips, Pool
+from recipe.snake import has_matrix_units
 from recipe.speech_quantizer import Quantizer
 from recipe.steps import Steps, choose_device
 from recipe.tokenizer_networks import tokenizer_config
