@@ -6,6 +6,7 @@ import io
 import json
 import random
 import re
+import shutil
 import signal
 import string
 import subprocess
@@ -407,6 +408,18 @@ def test_the_decoder_s_training_goes_on_where_it_was(rendered, options):
         tokenizer_networks.tokenizer_config(96 if "--plain" not in options else 64, 32)
     )
     network.load_state_dict(steps.weights_of(rendered / f"{name}.pt"))
+
+
+def test_the_decoder_learns_the_phase_before_the_sound(rendered, tmp_path):
+    path = tmp_path / "copy"
+    shutil.copytree(rendered, path, ignore=shutil.ignore_patterns("*decoder*"))
+    small = ["--batch", "1", "--frames", "4", "--channels", "32", "--device", "cpu", "--log-every", "1"]
+    for options in ([], ["--plain"]):
+        _run_step(train_decoder, path, *small, *options, "--steps", "2")
+    curves = {name: (path / f"{name}.jsonl").read_text().splitlines() for name in ("decoder", "plain_decoder")}
+    learned = {name: [set(json.loads(line)) - {"step", "seconds"} for line in lines] for name, lines in curves.items()}
+    assert learned["decoder"] == [{"phase"}, {"phase", "spectral", "waveform"}]
+    assert learned["plain_decoder"] == [{"spectral"}, {"spectral"}]
 
 
 def test_the_encoder_learns_latents_of_shifted_clips(rendered):

@@ -9,6 +9,7 @@ later are encoded by the same command.
 import argparse
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,10 @@ def measure_gains(folder: Path, numbers: list[int]) -> dict[str, float]:
     return {voice: LEVEL / (total / count) ** 0.5 for voice, (total, count) in sorted(power.items())}
 
 
-def read_frames(folder: Path, number: int, gains: dict[str, float]) -> list[Frames]:
-    """The utterances of a shard, cut into frames."""
+def read_frames(
+    folder: Path, number: int, gains: dict[str, float], chosen: Collection[int] | None = None
+) -> list[Frames]:
+    """The utterances of a shard, or those of the `chosen` indices, cut into frames."""
     path = shard_path(folder, number)
     audio = read_audio(path)
     return [
@@ -56,7 +59,8 @@ def read_frames(folder: Path, number: int, gains: dict[str, float]) -> list[Fram
             features["phase"],
             gains[str(utterance["voice"])],
         )
-        for utterance, features in zip(read_utterances(path), read_features(path), strict=True)
+        for index, (utterance, features) in enumerate(zip(read_utterances(path), read_features(path), strict=True))
+        if chosen is None or index in chosen
     ]
 
 

@@ -76,11 +76,12 @@ class Pool:
     def _load(self, number: int) -> dict[str, torch.Tensor]:
         codes, starts = read_codes(self._codes / f"{number:05}.npz")
         parts: dict[str, list[np.ndarray]] = {name: [] for name in ("audio", "codes", "f0", "phase", "fine_phase")}
-        utterances = read_utterances(shard_path(self._folder, number))
-        for index, frames in enumerate(read_frames(self._folder, number, self._gains)):
-            utterance = utterances[index]
-            if bool(utterance["held_out"]) != self._held_out or utterance["id"] in self._rejected:
-                continue
+        chosen = [
+            index
+            for index, utterance in enumerate(read_utterances(shard_path(self._folder, number)))
+            if bool(utterance["held_out"]) == self._held_out and utterance["id"] not in self._rejected
+        ]
+        for index, frames in zip(chosen, read_frames(self._folder, number, self._gains, chosen), strict=True):
             parts["audio"].append((frames.audio * 32767).round().astype(np.int16))
             parts["codes"].append(codes[:, starts[index] : starts[index + 1]])
             parts["f0"].append(frames.f0)

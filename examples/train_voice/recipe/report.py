@@ -40,12 +40,14 @@ def held_out(folder: Path, count: int, pitch: bool) -> list[tuple[dict[str, obje
     for path in sorted(codes_folder(folder, pitch).glob("[0-9]" * 5 + ".npz")):
         codes, starts = read_codes(path)
         utterances = read_utterances(shard_path(folder, int(path.stem)))
-        for index, frames in enumerate(read_frames(folder, int(path.stem), gains)):
-            if utterances[index]["held_out"] and utterances[index]["kind"] != "words":
-                found.append((utterances[index], frames.audio, codes[:, starts[index] : starts[index + 1]]))
-                if len(found) == count:
-                    return found
-    return found
+        chosen = [
+            i for i, utterance in enumerate(utterances) if utterance["held_out"] and utterance["kind"] != "words"
+        ]
+        for index, frames in zip(chosen, read_frames(folder, int(path.stem), gains, chosen), strict=True):
+            found.append((utterances[index], frames.audio, codes[:, starts[index] : starts[index + 1]]))
+        if len(found) >= count:
+            break
+    return found[:count]
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from quantizer import CODEBOOKS, CODES, DIMENSION
 from torch import nn
 
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig
+from recipe import matrix_networks
 from recipe.frames import HOP_LENGTH, PHASE_HOP
 
 
@@ -41,10 +42,15 @@ class TaughtDecoder(nn.Module):
 
     A network that must find the phase from spectra of its output alone seldom finds it. The probes say what each block
     should know; they are thrown away after the training.
+
+    Args:
+        config: its shapes.
+        fast: compute in bfloat16, for a CPU with matrix units.
     """
 
-    def __init__(self, config: HiggsAudioTokenizerConfig) -> None:
+    def __init__(self, config: HiggsAudioTokenizerConfig, fast: bool = False) -> None:
         super().__init__()
+        self.fast = fast
         self.decoder = AcousticDecoder(config)
         # Blocks at 200 Hz, 1 kHz and 4 kHz: what the phase is given at divides by these.
         self.hops = [HOP_LENGTH // math.prod(config.upsampling_ratios[: block + 1]) for block in range(3)]
@@ -54,13 +60,27 @@ class TaughtDecoder(nn.Module):
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Latents [batch, latent, frames] -> audio [batch, samples], and what the probes read."""
-        decoder, read = self.decoder, []
-        x = decoder.conv1(latents)
-        for block, probe in zip(decoder.block, [*self.probes, None, None], strict=True):
-            x = block(x)
-            if probe is not None:
-                read.append(probe(x))
-        return decoder.conv2(decoder.snake1(x))[:, 0], read
+        inner = self._inner(latents, len(self.decoder.block))
+        if self.fast:
+            return matrix_networks.ending(self.decoder, inner[-1]), self._read(inner)
+        return self.decoder.conv2(self.decoder.snake1(inner[-1]))[:, 0], self._read(inner)
+
+    def first_blocks(self, latents: torch.Tensor) -> list[torch.Tensor]:
+        """Latents [batch, latent, frames] -> what the probes read."""
+        return self._read(self._inner(latents, len(self.probes)))
+
+    def _inner(self, latents: torch.Tensor, blocks: int) -> list[torch.Tensor]:
+        """What each of the first blocks gives: [batch, channels, length]."""
+        if self.fast:
+            return matrix_networks.blocks(self.decoder, latents, blocks)
+        inner = [self.decoder.conv1(latents)]
+        for block in self.decoder.block[:blocks]:
+            inner.append(block(inner[-1]))
+        return inner[1:]
+
+    def _read(self, inner: list[torch.Tensor]) -> list[torch.Tensor]:
+        # The blocks after the last probe are not read.
+        return [probe(part.to(probe.weight.dtype)) for probe, part in zip(self.probes, inner, strict=False)]
 
     def phase_loss(self, read: list[torch.Tensor], fine_phase: torch.Tensor) -> torch.Tensor:
         """Mean squared error of what the probes read, where something is voiced.

@@ -18,11 +18,14 @@ from recipe.codes import codes_folder
 from recipe.discriminator import Discriminator, discriminator_loss, generator_losses
 from recipe.folder import add_folder_option, only_one, use_packages
 from recipe.pool import Pool
+from recipe.snake import has_matrix_units
 from recipe.speech_quantizer import Quantizer
 from recipe.steps import Steps, choose_device, weights_of
 from recipe.tokenizer_networks import DECODER_CHANNELS, TaughtDecoder, tokenizer_config
 
 
+_PHASE_SHARE = 0.1
+"""Of the steps: so long the first blocks learn the phase alone, which they don't find beside the spectra."""
 _WAVEFORM_FFT, _WAVEFORM_BINS = 1024, 64
 """The waveform is compared up to 1.5 kHz, as complex spectra."""
 
@@ -66,7 +69,8 @@ def main() -> None:
     name = training_name(pitch, options.adversarial)
     with only_one(folder, name):
         quantizer = Quantizer.load(codes_folder(folder, pitch) / "quantizer.safetensors")
-        network = TaughtDecoder(tokenizer_config(quantizer.latent, options.channels)).to(device)
+        fast = device.type == "cpu" and has_matrix_units()
+        network = TaughtDecoder(tokenizer_config(quantizer.latent, options.channels), fast).to(device)
         models, optimizers = {"decoder": network}, {}
         rate = options.learning_rate * (0.2 if options.adversarial else 1.0)
         optimizers["decoder"] = torch.optim.AdamW(network.parameters(), rate, betas=(0.8, 0.99), weight_decay=0.01)
@@ -88,6 +92,15 @@ def main() -> None:
 
         while not training.done:
             clips = pool.draw(options.batch, options.frames).to(device)
+            if pitch and not options.adversarial and training.progress < _PHASE_SHARE:
+                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                    phase = network.phase_loss(network.first_blocks(latents(clips.codes)), clips.fine_phase)
+                training.update(phase, "decoder")
+                training.advance()
+                training.note(phase=phase)
+                training.log(options.log_every)
+                training.save(every=180)
+                continue
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 made, read = run(latents(clips.codes))
             made = made.float()
@@ -96,8 +109,8 @@ def main() -> None:
             if pitch:
                 losses["waveform"] = waveform_loss(made, clips.audio)
                 losses["phase"] = network.phase_loss(read, clips.fine_phase)
-                # The phase must be found early; later it is the sound that counts.
-                total = total + 0.5 * losses["waveform"] + (1.0 - 0.9 * training.progress) * losses["phase"]
+                # The gradient of the spectra is some ten times as large in the first blocks.
+                total = total + 0.5 * losses["waveform"] + (4.0 - 3.6 * training.progress) * losses["phase"]
             if options.adversarial:
                 discriminator = models["discriminator"]
                 against = discriminator_loss(discriminator(clips.audio), discriminator(made.detach()))

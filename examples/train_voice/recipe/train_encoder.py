@@ -6,6 +6,7 @@ Clips begin at any sample and have any level, since a user's recording is not al
 """
 
 import argparse
+from functools import partial
 
 import torch
 from codec_networks import AcousticEncoder
@@ -15,7 +16,9 @@ from torch.nn import functional as F
 from recipe.codes import codes_folder
 from recipe.folder import add_folder_option, only_one, use_packages
 from recipe.frames import HOP_LENGTH, PHASE_HOP, SAMPLING_RATE
+from recipe.matrix_networks import encode
 from recipe.pool import Clips, Pool
+from recipe.snake import has_matrix_units
 from recipe.speech_quantizer import Quantizer
 from recipe.steps import Steps, choose_device
 from recipe.tokenizer_networks import tokenizer_config
@@ -73,7 +76,10 @@ def main() -> None:
         judged = Pool(folder, pitch=True, held_out=True, size=options.shards, seed=0).draw(16, options.frames)
         judged_audio, judged_latents = shifted(judged, quantizer, 0, torch.ones(16))
         generator = torch.Generator().manual_seed(training.step)
-        run = torch.compile(network) if device.type == "cuda" else network
+        if device.type == "cuda":
+            run = torch.compile(network)
+        else:
+            run = partial(encode, network) if has_matrix_units() else network
         while not training.done:
             offset = PHASE_HOP * int(torch.randint(HOP_LENGTH // PHASE_HOP, (), generator=generator))
             gains = 10 ** (0.15 * torch.randn(options.batch, generator=generator))
