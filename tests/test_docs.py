@@ -130,6 +130,36 @@ def test_the_table_of_speed_is_that_of_the_reports():
     assert [row for row in cells if f"| {' | '.join(row)} |" not in readme] == []
 
 
+def test_the_tables_of_performance_are_those_of_the_reports():
+    results = ROOT / "benchmarks" / "results"
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+
+    def report(name: str) -> dict:
+        return json.loads((results / f"{name}.json").read_text())
+
+    def frame_cell(frame: dict, name: str) -> str:
+        figures = frame[name]
+        ratio = figures.get("times_as_fast_as_transformers")
+        return f"{figures['ms']['median']:.0f} ms, {100 * figures['share_of_read_bandwidth']:.0f} %" + (
+            f", **{ratio:.1f} x**" if ratio else ""
+        )
+
+    prompts = report("frame_amx")["prefill"]
+    cells = [
+        f"{prompts[name]['s']['median']:.2f} s, **{prompts[name]['times_as_fast_as_transformers']:.1f} x**"
+        for name in ("bfloat16", "int8", "int4")
+    ]
+    rows = [[*cells, f"{prompts['transformers']['s']['median']:.2f} s"]]
+    first, second = report("tts3_frame")["frame"], report("tts3_frame_int8_fp8")["frame"]
+    for one, other in zip(first, second, strict=True):
+        pairs = ((one, "bfloat16"), (other, "fp8"), (other, "int8"), (one, "int4"), (one, "transformers"))
+        rows.append([f"{one['position']:,}", *(frame_cell(frame, name) for frame, name in pairs)])
+    busy = report("contention")
+    for name in ("embedded_voice", "bfloat16", "int4", "transformers"):
+        rows.append([f"{busy[name][count]['times_idle']:.1f}" for count in ("1", "2", "4", "6")])
+    assert [row for row in rows if f"| {' | '.join(row)} |" not in page] == []
+
+
 def test_the_errors_of_subtitles_are_those_of_the_report():
     errors = json.loads((ROOT / "benchmarks" / "results" / "subtitles.json").read_text())["errors"]
     page = " ".join((ROOT / "docs" / "usage.md").read_text(encoding="utf-8").split())

@@ -1,4 +1,4 @@
-"""What the predictions of cuda_model.py take from elsewhere: of the GPUs, and of launches. A guess is a range."""
+"""Constants of cuda_model.py: specifications of GPUs, and times of launches. A range is a guess."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ PORT_BYTES = 64
 
 
 def rests_on() -> dict[str, Any]:
-    """What the predictions take from where, for their reader."""
+    """Return the source of each constant, for the report."""
     ranges = {
         "launch gap": GAP_US,
         "tail": TAIL_US,

@@ -5,7 +5,7 @@
 
 The emulated library chooses kernels as the one for GPUs does; with HIGGS_NATIVE_RECORD_LAUNCHES it writes its
 launches instead of running them (csrc/cuda/emulation). So models of the published shapes cost nothing but memory.
-`record` runs this in a process of its own.
+`record` runs this module in a separate process.
 """
 
 import argparse

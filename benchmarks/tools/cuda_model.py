@@ -172,7 +172,7 @@ class Model:
         steps = math.ceil(math.ceil(k / STEP_COLUMNS[format]) / warps)
         times = steps * step_bytes * math.ceil(panels) / path_bytes
         fitting = kernel.blocks_per_multiprocessor(launch.threads, launch.shared_bytes)
-        # Of the multiprocessor with the most blocks.
+        # The multiprocessor with the most blocks decides.
         left, cycles = math.ceil(launch.blocks / gpu.multiprocessors), 0
         while left > 0:
             resident = min(left, fitting)
