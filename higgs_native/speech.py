@@ -106,13 +106,17 @@ class Speech:
         samples = self._output(loudness, speed)
         return encode_audio(samples, self.sampling_rate, format, self._tags(title))
 
-    def play(self) -> None:
+    def play(self, loudness: float | None = None, speed: float = 1.0) -> None:
         """Play the audio on this machine, by the package sounddevice or by a program such as aplay; wait for its end.
+
+        Args:
+            loudness, speed: as for `save`.
 
         Raises:
             AudioError: there is no audio or no player, or the player fails.
+            ParameterError: a parameter is wrong.
         """
-        play(self._output(None, 1.0), self.sampling_rate)
+        play(self._output(loudness, speed), self.sampling_rate)
 
     def save_subtitles(self, path: str | Path, words: bool = False, speed: float = 1.0) -> None:
         """Write subtitles with estimated times (see `higgs_native.subtitles`).

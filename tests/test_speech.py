@@ -148,6 +148,18 @@ def test_the_loudness_and_the_speed_of_a_file(samples):
     assert integrated_loudness(faster, RATE) == pytest.approx(-20, abs=0.01)
 
 
+def test_what_is_played_has_the_loudness_and_the_speed_of_the_file(samples, monkeypatch):
+    pytest.importorskip("av")
+    played = []
+    monkeypatch.setattr("higgs_native.speech.play", lambda *arguments: played.append(arguments))
+    speech = speech_of(samples / 20)
+    speech.play(loudness=-20, speed=1.25)
+    written, _ = soundfile.read(io.BytesIO(speech.to_bytes("wav_float", loudness=-20, speed=1.25)))
+    ((heard, rate),) = played
+    assert rate == RATE
+    assert np.array_equal(heard, written.astype(np.float32))
+
+
 def test_no_audio_is_played(samples):
     with pytest.raises(AudioError, match="the model made no audio"):
         speech_of(samples[:0]).play()

@@ -37,7 +37,7 @@ from higgs_native.cli.options import (
 )
 from higgs_native.long_form.settings import CHUNK_SECONDS, MAX_RETRIES, Pauses
 from higgs_native.utils.files import locked
-from higgs_native.utils.progress import shows_notices
+from higgs_native.utils.progress import bars_hidden
 
 
 def read(
@@ -209,7 +209,7 @@ def read(
         initial=begun,
         unit="chunk",
         leave=False,
-        disable=None if shows_notices() else True,  # None: on a terminal only
+        disable=bars_hidden(),
     )
     with locked(speech.folder), advising(advice), bar:
         for chunk in speech:

@@ -39,7 +39,7 @@ from higgs_native.cli.options import (
     default_text,
 )
 from higgs_native.errors import ParameterError
-from higgs_native.utils.progress import shows_notices
+from higgs_native.utils.progress import bars_hidden
 
 
 if TYPE_CHECKING:
@@ -174,8 +174,8 @@ def speak(
         _warn_of_failures(stream, speech_stream.failures, speech_stream.finish_reason, sampling.max_new_tokens)
         return
     start = time.perf_counter()
-    bars = None if shows_notices() else True  # None: on a terminal only
-    with tqdm(desc="speaking", bar_format="{desc}: {n:.2f} s of audio [{elapsed}]", leave=False, disable=bars) as bar:
+    shown = "{desc}: {n:.2f} s of audio [{elapsed}]"
+    with tqdm(desc="speaking", bar_format=shown, leave=False, disable=bars_hidden()) as bar:
 
         def show(seconds: float) -> None:
             bar.update(seconds - bar.n)
@@ -201,7 +201,7 @@ def speak(
     )
     _warn_of_failures(target, speech.failures, speech.finish_reason, sampling.max_new_tokens)
     if play:
-        speech.play()
+        speech.play(loudness, speed)
 
 
 def _warn_of_failures(

@@ -43,6 +43,7 @@ from higgs_native.training.rows import PackedRows, Sample
 from higgs_native.training.samples import build_sample
 from higgs_native.training.settings import TrainingSettings
 from higgs_native.utils.files import locked, replacing
+from higgs_native.utils.progress import bars_hidden
 
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -122,7 +123,7 @@ class Trainer:
         with self.accelerator.main_process_first():  # the others find its codes in the cache
             samples = [
                 build_sample(entry, self.cache, tokenizer, self.config, self.convention, settings.text_weight > 0)
-                for entry in tqdm(entries, desc="codes", disable=not self.accelerator.is_main_process)
+                for entry in tqdm(entries, desc="codes", disable=self._bars_hidden())
             ]
         for entry, sample in zip(entries, samples, strict=True):
             if len(sample) > settings.max_rows:
@@ -137,6 +138,9 @@ class Trainer:
     def _say(self, line: str) -> None:
         if self.accelerator.is_main_process:
             self._notice(line)
+
+    def _bars_hidden(self) -> bool | None:
+        return bars_hidden() if self.accelerator.is_main_process else True
 
     def _begin_run(self) -> None:
         """Write the settings into the folder of the run, or compare them with those of the interrupted one."""
@@ -174,7 +178,7 @@ class Trainer:
         first = self._resume(model, optimizer)
         prepared, optimizer = accelerator.prepare(torch.compile(model) if settings.compile else model, optimizer)
         records = Records(self.output, first, accelerator.is_main_process)
-        bar = tqdm(total=settings.steps, initial=first, desc="steps", disable=not accelerator.is_main_process)
+        bar = tqdm(total=settings.steps, initial=first, desc="steps", disable=self._bars_hidden())
         for step, passes in itertools.islice(enumerate(self._steps()), first, settings.steps):
             losses = self._step(prepared, optimizer, parameters, step, passes)
             records.write("train", step, losses)

@@ -14,6 +14,11 @@ def shows_notices() -> bool:
     return logging.getLogger("higgs_native").isEnabledFor(logging.WARNING)
 
 
+def bars_hidden() -> bool | None:
+    """Return tqdm's `disable`: None, a bar on a terminal only, where notices are wanted; else True."""
+    return None if shows_notices() else True
+
+
 def with_bar(items: Iterable[T], description: str, total: int, unit: str) -> Iterable[T]:
     """Return `items`, with a bar while they are iterated, if that takes a second or more on a terminal."""
     from tqdm import tqdm
@@ -25,5 +30,5 @@ def with_bar(items: Iterable[T], description: str, total: int, unit: str) -> Ite
         unit=unit,
         leave=False,
         delay=_SECONDS_BEFORE_A_BAR,
-        disable=None if shows_notices() else True,
+        disable=bars_hidden(),
     )

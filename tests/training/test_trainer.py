@@ -1,6 +1,7 @@
 """Training runs: they learn, go on to the bit after an interruption, and refuse bad input before they begin."""
 
 import importlib.util
+import json
 import random
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from higgs_native.training.trainer import Trainer, learning_rate
 
 
 assert reference
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -126,6 +129,38 @@ def test_a_run_killed_at_20_random_moments_has_the_same_losses_to_the_bit(settin
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():
         assert torch.equal(resumed[name], tensor), name
+
+
+TRAIN = """
+import sys
+
+sys.path.append(sys.argv[2])
+from tests.helpers import transformers_reference  # before peft, which imports transformers
+from higgs_native.cli.main import main
+
+sys.argv[1:] = ["train", sys.argv[1]]
+main()
+"""
+
+
+def test_two_processes_learn_what_one_learns_with_twice_the_passes(settings, tmp_path, run_python):
+    options = {"dtype": "float32", "max_rows": 160, "steps": 4}
+    expected = run(settings(accumulate=2, output=str(tmp_path / "one"), **options))
+    several = settings(output=str(tmp_path / "two"), **options)
+    (tmp_path / "two.yaml").write_text(json.dumps(several.to_dict()))  # JSON is YAML, too
+    (tmp_path / "train.py").write_text(TRAIN)
+    result = run_python(
+        "from torch.distributed.run import main; main()",
+        *("--standalone", "--nproc_per_node=2", str(tmp_path / "train.py"), str(tmp_path / "two.yaml"), str(ROOT)),
+        ACCELERATE_USE_CPU="true",
+        OMP_NUM_THREADS="1",
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert losses(several) == pytest.approx(expected, rel=1e-6)
+    one, two = (load_file(tmp_path / name / "adapter" / WEIGHTS_FILE) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-6)
 
 
 def test_passes_of_a_step_add_up_to_one_large_pass(settings, tmp_path):
