@@ -1,4 +1,4 @@
-"""Run all benchmarks: bandwidth, operators, frames, prompts, requests, speech, Python's share, training, contention.
+"""Run all benchmarks: bandwidth, operators, frames, prompts, requests, loading, speech, Python, training, contention.
 
     python -m benchmarks --json report.json --plots plots
 
@@ -23,6 +23,7 @@ from benchmarks import (
     bench_contention,
     bench_engine,
     bench_frame,
+    bench_load,
     bench_prefix,
     bench_python,
     bench_speech,
@@ -40,7 +41,7 @@ from higgs_native.testing.random_checkpoint import write_language_model
 
 
 SECTIONS = ("bandwidth", "linear", "audio_tokenizer", "streaming", "frame", "prefix", "engine", "speech", "python")
-SECTIONS += ("training", "contention")
+SECTIONS += ("load", "training", "contention")
 
 
 @exit_on_bad_input()
@@ -79,6 +80,7 @@ def main() -> None:
         "engine": lambda: run_engine(checkpoint(), args.quick, compare),
         "speech": lambda: run_speech(args.quick),
         "python": lambda: run_python(args.quick),
+        "load": lambda: run_load(checkpoint(), args.quick),
         "training": lambda: run_training(args.quick, compare),
         "contention": lambda: run_contention(checkpoint(), args.quick, compare),
     }
@@ -183,6 +185,11 @@ def run_speech(quick: bool) -> dict[str, Any]:
 def run_python(quick: bool) -> dict[str, Any]:
     """Time per frame of the embedded voice outside the native operators."""
     return bench_python.run(HiggsAudio.from_pretrained(), 20 if quick else 100, 2 if quick else 20)
+
+
+def run_load(folder: Path, quick: bool) -> dict[str, Any]:
+    """Loading in each weight format, and from a packed file."""
+    return bench_load.run(folder, bench_load.FORMATS, 1 if quick else 3)
 
 
 def run_training(quick: bool, compare: bool) -> dict[str, Any]:

@@ -522,6 +522,7 @@ class Engine(Driver, Shareable):
             self._launches_left = 0
         sequence.end_at_limit(self._model)
         if sequence.finish_reason is not None:
+            self._model.verify()
             self._finished += 1
             self._end(self._handles[sequence])
 
@@ -531,6 +532,7 @@ class Engine(Driver, Shareable):
 
     def _fail(self, sequence: SequenceState, name: str, error: Exception | None = None) -> None:
         """End a request whose logits can't be drawn from; on a GPU, the sampler reports them by values below 0."""
+        self._model.verify()
         failure = GenerationError(
             f"{name} can't be drawn: its logits hold a NaN or +inf, exceed float32 when divided by the temperature, "
             "or are all -inf"

@@ -1,6 +1,7 @@
 """Packed checkpoints: reading and writing `higgs_native.safetensors`, which holds the weights as kernels read them.
 
-Loading a packed file packs and rounds nothing. Its metadata:
+Loading a packed file packs, rounds and copies nothing: on a CPU, the weights are the mapped file. They are compared
+with their checksums while they are used already. Its metadata:
 
 - `higgs_native`: the version of the format;
 - `panel`, `group`: `PANEL` and `QUANTIZATION_GROUP`;
@@ -17,7 +18,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -41,8 +42,9 @@ from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.quantization import Quantization
 from higgs_native.ops import PackedWeight
 from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, STORED_DTYPES, WEIGHT_FORMATS, format_of
+from higgs_native.utils.background_check import BackgroundCheck
 from higgs_native.utils.files import check_file_can_be_made, replacing
-from higgs_native.utils.memory import empty_weight, release_mapped
+from higgs_native.utils.memory import release_mapped
 from higgs_native.utils.tensors import is_finite
 
 
@@ -51,10 +53,14 @@ _VERSION = "2"
 _SCALES = ".scales"
 """The suffix of the name of a packed weight's scales."""
 _CHECKSUM_BLOCK = 32 << 10  # bytes
+_CHECKSUM_PIECE = 64 << 20
+"""Bytes that are added up at a time: a check can end between two pieces."""
+_CHECKED_AT_LOAD = 64 << 20
+"""Bytes of weights that are checked before they are used, which takes some milliseconds."""
 
 
 class PackedWeights:
-    """Weights of a packed file, copied to `device`; implements `Weights`.
+    """Weights of a packed file, mapped, or copied to a GPU; implements `Weights`. Call `check` when all are read.
 
     Raises:
         CheckpointError: the file is damaged, of another version, or does not fit the configuration.
@@ -89,6 +95,7 @@ class PackedWeights:
         self._base = metadata.get("base")
         self._config = config
         self._unread = set(self._file.keys())
+        self._stored_weights: dict[str, torch.Tensor] = {}
         self._shapes = expected_tensors(config)
         self.dtype = self._stored("embed_tokens.weight", self._shapes["embed_tokens.weight"]).dtype
         if self.dtype not in STORED_DTYPES.values():
@@ -118,10 +125,18 @@ class PackedWeights:
         """See `Weights.check_adapter`; whether the base is another one is known if the file names its own."""
         adapter.check_fit(self._config, TEXT_LM_HEAD in self, self._base)
 
-    def check_all_read(self) -> None:
-        """Raise CheckpointError if the file holds tensors that have not been read."""
+    def check(self) -> BackgroundCheck | None:
+        """Compare the weights that were read with their checksums; return a check that goes on if there are many.
+
+        Raises:
+            CheckpointError: the file holds tensors that have not been read, or is found to be damaged at once.
+        """
         if self._unread:
             raise CheckpointError(f"{self._path} holds unknown tensors: {', '.join(sorted(self._unread)[:3])}")
+        if sum(stored.nbytes for stored in self._stored_weights.values()) > _CHECKED_AT_LOAD:
+            return BackgroundCheck(self._check_weights)
+        self._check_weights(lambda: None)
+        return None
 
     def _packed(self, part: str, name: str, n: int, k: int) -> PackedWeight:
         chosen = getattr(self.quantization, part)
@@ -145,31 +160,39 @@ class PackedWeights:
         if stored.dtype != dtype:
             raise CheckpointError(f"{self._path}: {name} must be {dtype}, got {stored.dtype}")
         self._unread.discard(name)
-        # Copied, not mapped: a frame streams all weights, and pages of a mapped file are small.
-        tensor = empty_weight(shape, stored.dtype, self._device)
-        tensor.copy_(stored)
-        release_mapped(stored)
-        if (found := checksum(tensor)) != self._checksums.get(name):
-            raise CheckpointError(
-                f"{self._path} is damaged or incomplete: {name} must have the written checksum "
-                f"{self._checksums.get(name)}, got {found}"
-            )
-        if not is_finite(tensor):
-            raise CheckpointError(f"{self._path}: {name} must be finite, got NaN or infinity")
-        return tensor
+        self._stored_weights[name] = stored
+        return stored.to(self._device)
+
+    def _check_weights(self, go_on: Callable[[], None]) -> None:
+        for name, stored in self._stored_weights.items():
+            if (found := checksum(stored, go_on)) != self._checksums.get(name):
+                raise CheckpointError(
+                    f"{self._path} is damaged or incomplete: {name} must have the written checksum "
+                    f"{self._checksums.get(name)}, got {found}"
+                )
+            if not is_finite(stored):
+                raise CheckpointError(f"{self._path}: {name} must be finite, got NaN or infinity")
+            if self._device.type != "cpu":
+                release_mapped(stored)
 
 
-def checksum(tensor: torch.Tensor) -> int:
+def checksum(tensor: torch.Tensor, go_on: Callable[[], None] = lambda: None) -> int:
     """Return a checksum of a tensor's bytes, on any device: the CRC-32 of the sums of blocks of 32 KiB.
 
     A block's sum adds its 64-bit words modulo 2^64; the bytes after the last whole block enter the CRC as they are.
     This takes one pass at the speed of memory; a CRC of all bytes would take longer than loading. A change of one
     block goes unnoticed with a chance of 2^-32, or if it only swaps words of the block.
+
+    `go_on` is called between pieces; an error that it raises ends the work.
     """
     data = tensor.flatten().view(torch.uint8)
     whole = len(data) // _CHECKSUM_BLOCK * _CHECKSUM_BLOCK
-    sums = data[:whole].view(torch.int64).view(-1, _CHECKSUM_BLOCK // 8).sum(1)
-    return zlib.crc32(data[whole:].cpu().numpy().data, zlib.crc32(sums.cpu().numpy().data))
+    crc = 0
+    for piece in data[:whole].split(_CHECKSUM_PIECE):
+        go_on()
+        sums = piece.view(torch.int64).view(-1, _CHECKSUM_BLOCK // 8).sum(1)
+        crc = zlib.crc32(sums.cpu().numpy().data, crc)
+    return zlib.crc32(data[whole:].cpu().numpy().data, crc)
 
 
 def named_tensors(weights: Mapping[str, torch.Tensor | PackedWeight | None]) -> dict[str, torch.Tensor]:

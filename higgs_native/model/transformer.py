@@ -26,6 +26,7 @@ from higgs_native.model.weights import Weights, open_weights
 from higgs_native.ops import PackedWeight
 from higgs_native.ops.device import checked_device
 from higgs_native.ops.formats import WEIGHT_FORMATS
+from higgs_native.utils.background_check import BackgroundCheck
 from higgs_native.utils.checks import check_integer, check_string
 from higgs_native.utils.exact_arithmetic import no_autocast
 from higgs_native.utils.memory import release_freed
@@ -78,6 +79,7 @@ class LanguageModel(Shareable):
         self.max_cache_length = max_cache_length
         self.folder: Path | None = None
         self.adapters: dict[str, PackedAdapter] = {}
+        self._check: BackgroundCheck | None = None
         self.text_table = weights.tensor("embed_tokens.weight")
         self.audio_table = weights.tensor(AUDIO_TABLE)
         if layers is None:
@@ -100,8 +102,28 @@ class LanguageModel(Shareable):
             # Kernels prefetch weights, so packing and copies must be complete.
             torch.cuda.synchronize(device)
 
+    def verify(self) -> None:
+        """Wait until the weights of a packed checkpoint are known to be those that were written; else return at once.
+
+        They are compared with their checksums while the first frames are computed. What is generated completely has
+        been computed with sound weights.
+
+        Raises:
+            CheckpointError: they are not.
+        """
+        if self._check is not None:
+            self._check.wait()
+
     def named_weights(self) -> dict[str, torch.Tensor]:
-        """Return all tensors by their names in a packed file."""
+        """Return all tensors by their names in a packed file.
+
+        Raises:
+            CheckpointError: as for `verify`.
+        """
+        self.verify()
+        return self._named_weights()
+
+    def _named_weights(self) -> dict[str, torch.Tensor]:
         named: dict[str, torch.Tensor | PackedWeight | None] = {
             "embed_tokens.weight": self.text_table,
             AUDIO_TABLE: self.audio_table,
@@ -131,7 +153,7 @@ class LanguageModel(Shareable):
     @property
     def nbytes(self) -> int:
         """The bytes of all weights."""
-        return sum(tensor.nbytes for tensor in self.named_weights().values())
+        return sum(tensor.nbytes for tensor in self._named_weights().values())
 
     @classmethod
     def from_pretrained(
@@ -177,7 +199,7 @@ class LanguageModel(Shareable):
         weights = open_weights(folder, config, chosen, quantization, device, adapter)
         model = cls(config, weights, load_tokenizer(folder), device, max_cache_length)
         if isinstance(weights, PackedWeights):
-            weights.check_all_read()
+            model._check = weights.check()
         if adapter is None:
             model.folder = folder
         _LOGGER.info(
@@ -260,7 +282,12 @@ class LanguageModel(Shareable):
 
         Returns:
             The states [rows, hidden], float32, before the final norm, which the heads apply.
+
+        Raises:
+            CheckpointError: the weights have been found to be damaged (see `verify`).
         """
+        if self._check is not None:
+            self._check.raise_error()
         if buffers is None:
             buffers = Buffers.allocate(self.config, len(batch.slots), self.device)
         ops.embed(buffers.states, batch.token_ids, batch.codes, self.text_table, self.audio_table)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from higgs_native import HiggsAudioModel
 from higgs_native.errors import CheckpointError, ParameterError
+from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.model import packed_checkpoint
 from higgs_native.model.packed_checkpoint import PACKED_FILE, checksum, write_packed
 from higgs_native.model.quantization import Quantization
@@ -137,6 +140,66 @@ def test_a_damaged_or_foreign_file_is_refused(source, tmp_path, damage, message)
     with pytest.raises((CheckpointError, ParameterError), match=message) as raised:
         HiggsAudioModel.from_pretrained(tmp_path / "packed")
     assert "\n" not in str(raised.value)
+
+
+@pytest.fixture
+def large_and_damaged(source, tmp_path, monkeypatch) -> Path:
+    """A packed checkpoint that counts as large, with a changed byte among the weights."""
+    monkeypatch.setattr(packed_checkpoint, "_CHECKED_AT_LOAD", 0)
+    write(HiggsAudioModel.from_pretrained(source, quantization="int8"), source, tmp_path / "packed")
+    change_byte(tmp_path / "packed" / PACKED_FILE, -1)
+    return tmp_path / "packed"
+
+
+DAMAGED = r"packed/higgs_native\.safetensors is damaged or incomplete: .* must have the written checksum"
+
+
+def test_a_large_damaged_file_generates_nothing_that_is_complete(large_and_damaged):
+    for _ in range(2):
+        model = HiggsAudioModel.from_pretrained(large_and_damaged)
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match=DAMAGED):
+                model.generate(PROMPT, **GREEDY)
+
+
+def test_damage_that_is_found_late_ends_requests(large_and_damaged, monkeypatch):
+    begin = threading.Event()
+    checked = packed_checkpoint.checksum
+
+    def late(tensor, go_on):
+        assert begin.wait(60)
+        return checked(tensor, go_on)
+
+    monkeypatch.setattr(packed_checkpoint, "checksum", late)
+    model = HiggsAudioModel.from_pretrained(large_and_damaged)
+    handle = model.engine.add(GenerationRequest(PROMPT, convention="transformers", sampling=SamplingParams(seed=1)))
+    model.engine.step()
+    model.engine.step()
+    assert not handle.future.done()
+    begin.set()
+    with pytest.raises(CheckpointError, match=DAMAGED):
+        handle.result()
+
+
+def test_damaged_weights_are_not_written_again(large_and_damaged, tmp_path):
+    model = HiggsAudioModel.from_pretrained(large_and_damaged)
+    with pytest.raises(CheckpointError, match=DAMAGED):
+        model.named_weights()
+    with pytest.raises(CheckpointError, match=DAMAGED):
+        model.verify()
+
+
+def test_weights_on_a_cpu_are_the_mapped_file(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(packed_checkpoint, "_CHECKED_AT_LOAD", 0)
+    model = HiggsAudioModel.from_pretrained(source, quantization="int8")
+    write(model, source, tmp_path / "packed")
+    loaded = HiggsAudioModel.from_pretrained(tmp_path / "packed")
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    path = str(tmp_path / "packed" / PACKED_FILE)
+    ranges = [[int(end, 16) for end in line[0].split("-")] for line in lines if line[-1] == path]
+    for name, tensor in loaded.named_weights().items():
+        assert any(begin <= tensor.data_ptr() < end for begin, end in ranges), name
+    assert torch.equal(codes(loaded), codes(model))
 
 
 @pytest.mark.parametrize("device", DEVICES)
