@@ -18,7 +18,7 @@ def quantize(
         str,
         typer.Option(
             help="fp8, int8, int4, or one format per part (attention, text_ffn, audio_ffn, heads): "
-            "int4,heads=int8 is int4 for all parts but the heads."
+            "int4,heads=int8 is int4 for all parts but the heads. bfloat16 keeps the values, and loads at once."
         ),
     ] = "int8",
     clip: Annotated[
@@ -48,7 +48,7 @@ def quantize(
     private: Annotated[bool, typer.Option("--private", help="Make the repository of --push-to-hub private.")] = False,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Write a quantized checkpoint. It loads as fast as the disk reads."""
+    """Write a quantized checkpoint. It is mapped, not loaded: it speaks at once."""
     from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model, check_calibration
     from higgs_native.cli.inputs import read_file
     from higgs_native.model import publishing
