@@ -34,7 +34,7 @@ from benchmarks.measure import ReadBandwidth, summary, write_json
 from benchmarks.ops import bench_audio_tokenizer, bench_linear
 from higgs_native import HiggsAudio, exit_on_bad_input
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
-from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.checkpoint.files import resolve_folder
 from higgs_native.ops.formats import WEIGHT_FORMATS
 from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, REAL_SIZE_CONFIG
 from higgs_native.testing.random_checkpoint import write_language_model

@@ -24,7 +24,7 @@ import torch
 from benchmarks.bench_frame import native_frame, transformers_frames, transformers_model
 from benchmarks.measure import seconds, summary, write_json
 from higgs_native import HiggsAudio
-from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.checkpoint.files import resolve_folder
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.utils.files import read_json_object
 

@@ -32,8 +32,8 @@ from higgs_native import HiggsAudio, HiggsAudioModel, SamplingParams, ops
 from higgs_native.audio_tokenizer.decoder import StreamingDecoder
 from higgs_native.audio_tokenizer.graph_decoder import WindowedDecoder
 from higgs_native.convention import Convention
-from higgs_native.generation.model_runner import DecodeRow, ModelRunner
 from higgs_native.generation.sequence import Frame
+from higgs_native.generation.steps.model_runner import DecodeRow, ModelRunner
 from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import pages_for
 from higgs_native.model.transformer import LanguageModel

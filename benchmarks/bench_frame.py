@@ -24,9 +24,9 @@ import torch
 from benchmarks.measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
 from benchmarks.tools.qwen3_reference import Qwen3Reference
 from benchmarks.tools.transformers_baseline import import_transformers
+from higgs_native.checkpoint.files import resolve_folder
 from higgs_native.convention import Convention
 from higgs_native.model.batch import Batch
-from higgs_native.model.checkpoint import resolve_folder
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.formats import QUANTIZED_FORMATS, WEIGHT_FORMATS

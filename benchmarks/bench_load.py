@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from benchmarks.measure import seconds, summary, write_json
+from higgs_native.checkpoint.files import TensorFiles, resolve_folder
+from higgs_native.checkpoint.packed import write_packed
 from higgs_native.model.batch import Batch
-from higgs_native.model.checkpoint import TensorFiles, resolve_folder
-from higgs_native.model.packed_checkpoint import write_packed
 from higgs_native.model.transformer import LanguageModel
 
 

@@ -21,7 +21,7 @@ from benchmarks.bench_speech import REFERENCE_TEXT, decoder_bytes
 from benchmarks.measure import ReadBandwidth, seconds, summary, write_json
 from higgs_native import HiggsAudio, HiggsAudioModel, HiggsAudioTokenizer
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
-from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.checkpoint.files import resolve_folder
 from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 
 

@@ -23,10 +23,10 @@ import torch
 from benchmarks.measure import write_json
 from higgs_native import HiggsAudio, build_prompt
 from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model
+from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.checkpoint.files import expected_tensors, resolve_folder
+from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.model.batch import Batch
-from higgs_native.model.checkpoint import expected_tensors, resolve_folder
-from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.model.weights import CheckpointWeights
 from higgs_native.ops.formats import QUANTIZATION_GROUP, QUANTIZED_FORMATS

@@ -23,12 +23,12 @@ import torch
 
 from benchmarks.measure import machine, seconds, summary, write_json
 from benchmarks.tools.transformers_baseline import import_transformers
-from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.testing.configs import REAL_SIZE_CONFIG
 from higgs_native.testing.random_checkpoint import write_language_model
+from higgs_native.training.data.rows import IGNORED, PackedRows, Sample
 from higgs_native.training.loss import LossWeights, TargetCounts
 from higgs_native.training.model import TrainableModel
-from higgs_native.training.rows import IGNORED, PackedRows, Sample
 from higgs_native.utils.memory import release_freed
 
 

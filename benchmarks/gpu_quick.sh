@@ -52,7 +52,7 @@ esac
 
 # The tests that run on a GPU. A rehearsal takes the CPU's half of one quick file.
 operator_tests=(-k cuda tests/ops)
-loop_tests=(-k "cuda or not cpu" tests/generation/test_model_runner.py tests/generation/test_golden.py
+loop_tests=(-k "cuda or not cpu" tests/generation/steps/test_model_runner.py tests/generation/test_golden.py
   tests/audio_tokenizer/test_graph_decoder.py)
 sanitized_tests=(-k cuda tests/ops/test_linear.py tests/ops/test_attention.py tests/ops/test_dual_ffn.py
   tests/ops/test_decoder.py tests/ops/test_embedding.py)

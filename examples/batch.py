@@ -2,8 +2,8 @@
 
     python examples/batch.py --manifest examples/manifest.csv --out speeches --parallel 8
 
-The manifest (see `higgs_native.prompt.manifest`) names a voice and a seed for each text. Rows whose file exists are
-skipped: to repeat one, delete its file. Each file is the same however many texts are spoken at a time.
+The manifest (see `higgs_native.manuscript.manifest`) names a voice and a seed for each text. Rows whose file exists
+are skipped: to repeat one, delete its file. Each file is the same however many texts are spoken at a time.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from higgs_native import HiggsAudio, HiggsNativeError, Voice, exit_on_bad_input, list_voices
-from higgs_native.prompt.manifest import ManifestRow, read_manifest
+from higgs_native.manuscript.manifest import ManifestRow, read_manifest
 
 
 EXAMPLES = Path(__file__).parent

@@ -10,7 +10,7 @@ import argparse
 import soundfile
 
 from higgs_native import exit_on_bad_input
-from higgs_native.audio.writing import check_output_path
+from higgs_native.audio.files.writing import check_output_path
 from higgs_native.compat.boson import ChatMLSample, HiggsAudioServeEngine, Message
 from higgs_native.pipeline import EMBEDDED_VOICE
 

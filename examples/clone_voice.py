@@ -9,7 +9,7 @@ cloned. This is also a way to keep a voice that the model has invented.
 import argparse
 
 from higgs_native import HiggsAudio, Voice, exit_on_bad_input
-from higgs_native.audio.writing import check_output_path
+from higgs_native.audio.files.writing import check_output_path
 
 
 REFERENCE_TEXT = "My name is on the list, and my house is on the hill."

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from higgs_native import HiggsAudio, Voice, exit_on_bad_input, find_voice
-from higgs_native.audio.writing import check_output_path, writing_audio
+from higgs_native.audio.files.writing import check_output_path, writing_audio
 
 
 DIALOGUE = (

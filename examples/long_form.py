@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from higgs_native import HiggsAudio, LongSpeech, exit_on_bad_input
-from higgs_native.audio.writing import check_output_path
+from higgs_native.audio.files.writing import check_output_path
 
 
 TEXT = """The Morning

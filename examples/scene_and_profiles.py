@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from higgs_native import HiggsAudio, exit_on_bad_input, find_voice, list_voices
-from higgs_native.audio.writing import check_output_path
+from higgs_native.audio.files.writing import check_output_path
 
 
 VOICES_FOLDER = Path(__file__).with_name("voices")

@@ -9,7 +9,7 @@ Without --model, the small voice of the package speaks.
 import argparse
 
 from higgs_native import HiggsAudio, exit_on_bad_input
-from higgs_native.audio.writing import check_output_path
+from higgs_native.audio.files.writing import check_output_path
 
 
 @exit_on_bad_input()

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from higgs_native import HiggsAudio, exit_on_bad_input
-from higgs_native.audio.writing import check_output_path, writing_audio
+from higgs_native.audio.files.writing import check_output_path, writing_audio
 
 
 @exit_on_bad_input()

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from higgs_native import exit_on_bad_input
-from higgs_native.audio.writing import check_output_path
+from higgs_native.audio.files.writing import check_output_path
 from higgs_native.compat.transformers import accelerate
 from higgs_native.pipeline import EMBEDDED_VOICE
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from higgs_native.audio.quality import VoiceWarning, check_recording
     from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+    from higgs_native.checkpoint.publishing import push_to_hub
     from higgs_native.convention import Convention
     from higgs_native.errors import (
         AudioError,
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
     from higgs_native.long_form.chunking import TextChunk, chunk_text
     from higgs_native.long_form.long_speech import LongSpeech
     from higgs_native.long_form.settings import Pauses
-    from higgs_native.manuscript.books import Book, Chapter, read_book
-    from higgs_native.model.publishing import push_to_hub
+    from higgs_native.manuscript.books.book import Book, Chapter, read_book
     from higgs_native.pipeline import HiggsAudio
     from higgs_native.prompt.chat import Prompt, build_prompt
     from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
@@ -106,8 +106,8 @@ _NAMES = {
     "long_form.chunking": ("TextChunk", "chunk_text"),
     "long_form.long_speech": ("LongSpeech",),
     "long_form.settings": ("Pauses",),
-    "manuscript.books": ("Book", "Chapter", "read_book"),
-    "model.publishing": ("push_to_hub",),
+    "manuscript.books.book": ("Book", "Chapter", "read_book"),
+    "checkpoint.publishing": ("push_to_hub",),
     "pipeline": ("HiggsAudio",),
     "prompt.chat": ("Prompt", "build_prompt"),
     "prompt.messages": ("AudioContent", "ChatMLSample", "Message", "TextContent"),

@@ -15,17 +15,17 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from higgs_native import ops
+from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.checkpoint.files import AUDIO_LM_HEAD, AUDIO_TABLE, TEXT_LM_HEAD, load_tokenizer
+from higgs_native.checkpoint.packed import PACKED_FILE
+from higgs_native.checkpoint.quantization import PARTS, Quantization
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
 from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.model.batch import Batch
-from higgs_native.model.checkpoint import AUDIO_LM_HEAD, AUDIO_TABLE, TEXT_LM_HEAD, load_tokenizer
-from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.layers import FeedForward, Layer, read_layer
-from higgs_native.model.packed_checkpoint import PACKED_FILE
-from higgs_native.model.quantization import PARTS, Quantization
 from higgs_native.model.rope import rope_table
 from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH, LanguageModel
 from higgs_native.model.weights import CheckpointWeights

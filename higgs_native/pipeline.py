@@ -15,6 +15,11 @@ from higgs_native.audio.quality import VoiceWarning
 from higgs_native.audio.silence import SilenceTrimmer
 from higgs_native.audio_tokenizer.checkpoint import has_audio_tokenizer
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.checkpoint.adapter import Adapter
+from higgs_native.checkpoint.config import AUDIO_PLACEHOLDER, HiggsAudioConfig
+from higgs_native.checkpoint.files import AUDIO_TOKENIZER_FOLDER, resolve_folder
+from higgs_native.checkpoint.hub import HubOptions, check_hub_options
+from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ConfigError, ParameterError, PromptError, one_line
 from higgs_native.failure_checks import Failure, detect_failures, frame_levels
@@ -28,11 +33,6 @@ from higgs_native.manuscript.passages import Passages
 from higgs_native.manuscript.pauses import split_pauses, without_pauses
 from higgs_native.manuscript.phonemes import PhonemeReader
 from higgs_native.manuscript.preparation import prepare_text
-from higgs_native.model.adapter import Adapter
-from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER, resolve_folder
-from higgs_native.model.config import AUDIO_PLACEHOLDER, HiggsAudioConfig
-from higgs_native.model.hub import HubOptions, check_hub_options
-from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import checked_dtype
 from higgs_native.model.weights import open_weights
 from higgs_native.ops.device import checked_device
@@ -139,12 +139,12 @@ class HiggsAudio:
                 within the checkpoint, the one in the checkpoint's own files (Higgs TTS 3), or else
                 `bosonai/higgs-audio-v2-tokenizer` from the Hub.
             quantization: format of the language model's matrices: `fp8`, `int8`, `int4`, or one per part
-                (`int4,heads=int8`; see `higgs_native.model.quantization`); None: as stored.
+                (`int4,heads=int8`; see `higgs_native.checkpoint.quantization`); None: as stored.
             adapter: a folder that `higgs-native train` or PEFT wrote (LoRA); it is merged into the weights at load.
                 Its speakers are added to `trained_voices`.
             adapters: folders of adapters by name, for `load_adapter`; with `adapter` there can be none.
             hub: how Hub names are fetched: `revision` (of the model), `token`, `cache_dir`, `local_files_only` and
-                `force_download`; see `higgs_native.model.hub.HubOptions`.
+                `force_download`; see `higgs_native.checkpoint.hub.HubOptions`.
 
         Raises:
             CheckpointError, ConfigError: a checkpoint is missing, damaged, or not one of this model, or the adapter is

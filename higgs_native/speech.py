@@ -10,11 +10,11 @@ from typing import BinaryIO, cast
 import numpy as np
 import torch
 
-from higgs_native.audio.formats import FORMATS
+from higgs_native.audio.files.formats import FORMATS
+from higgs_native.audio.files.playback import play
+from higgs_native.audio.files.writing import check_output_path, encode_audio, writing_audio
 from higgs_native.audio.loudness import block_powers, check_loudness, output_gain
-from higgs_native.audio.playback import play
 from higgs_native.audio.tempo import at_speed, check_speed
-from higgs_native.audio.writing import check_output_path, encode_audio, writing_audio
 from higgs_native.errors import AudioError, ParameterError
 from higgs_native.failure_checks import Failure
 from higgs_native.subtitles import check_subtitles_path, chunk_cues, write_subtitles

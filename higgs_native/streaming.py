@@ -10,6 +10,7 @@ import torch
 
 from higgs_native.audio.silence import SilenceTrimmer
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError
 from higgs_native.failure_checks import Failure, detect_failures, frame_levels
@@ -17,7 +18,6 @@ from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.delay_pattern import SegmentReader
 from higgs_native.generation.sequence import GenerationOutput, OnFrame, OnToken, WantsItems
 from higgs_native.manuscript.passages import Passages
-from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.utils.background_iterator import BackgroundIterator
 from higgs_native.utils.checks import check_integer, check_number
 from higgs_native.utils.equality import equal_fields

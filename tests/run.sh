@@ -46,8 +46,8 @@ echo "Everything with the $used kernels:"
 "${pytest[@]}" "$@"
 if [ "$emulates" != 0 ]; then
   echo "Emulated CUDA kernels, with every memory access checked for races:"
-  quantization=tests/model/test_quantization.py
-  HIGGS_NATIVE_EMULATE_CUDA=1 "${pytest[@]}" tests/ops tests/generation/test_model_runner.py \
+  quantization=tests/checkpoint/test_quantization.py
+  HIGGS_NATIVE_EMULATE_CUDA=1 "${pytest[@]}" tests/ops tests/generation/steps/test_model_runner.py \
     tests/generation/test_continuous_batching.py::test_each_request_gets_what_it_gets_alone \
     tests/generation/test_parity_transformers.py \
     tests/audio_tokenizer/test_graph_decoder.py::test_audio_that_ends_within_a_window_and_at_its_end $quantization::test_rounding \

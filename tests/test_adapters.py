@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from higgs_native.checkpoint.adapter import BASE_KEY, SPEAKERS_KEY
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.long_form.long_speech import LongSpeech
-from higgs_native.model.adapter import BASE_KEY, SPEAKERS_KEY
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.voices import Voice
 from higgs_native.testing.configs import DEMO_CONFIG

@@ -8,14 +8,14 @@ from safetensors import safe_open
 
 from higgs_native import HiggsAudioModel, calibration, ops, reference
 from higgs_native.calibration import DEFAULT_TEXTS, States, calibrated_model, speak, text_prompt
+from higgs_native.checkpoint.files import AUDIO_LM_HEAD, TEXT_LM_HEAD
+from higgs_native.checkpoint.packed import PACKED_FILE
+from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.cli import main
 from higgs_native.errors import CheckpointError
 from higgs_native.model.batch import Batch
-from higgs_native.model.checkpoint import AUDIO_LM_HEAD, TEXT_LM_HEAD
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.layers import Layer
-from higgs_native.model.packed_checkpoint import PACKED_FILE
-from higgs_native.model.quantization import Quantization
 from higgs_native.model.rope import rope_table
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.model.weights import CheckpointWeights

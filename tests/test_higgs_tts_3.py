@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from higgs_native.audio.quality import VoiceWarning
+from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.checkpoint.packed import write_packed
+from higgs_native.checkpoint.rewriting import write_rewritten
 from higgs_native.errors import CheckpointError, ConfigError, ParameterError, PromptError
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form.chunking import chunk_text
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.manuscript.pauses import split_pauses
-from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.model.packed_checkpoint import write_packed
-from higgs_native.model.rewriting import write_rewritten
 from higgs_native.ops._library import EMULATES_CUDA
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.pace import spoken_seconds

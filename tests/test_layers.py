@@ -25,6 +25,7 @@ FLOORS = (
     ("audio_tokenizer",),
     ("audio", "english"),
     ("model",),
+    ("checkpoint",),
     ("reference",),
     ("ops",),
     ("utils",),

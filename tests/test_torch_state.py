@@ -10,8 +10,8 @@ import torch
 import higgs_native
 from higgs_native import HiggsAudio, LongSpeech
 from higgs_native.calibration import calibrated_model
-from higgs_native.model.packed_checkpoint import write_packed
-from higgs_native.model.quantization import Quantization
+from higgs_native.checkpoint.packed import write_packed
+from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint
 from tests.helpers.torch_states import STATES

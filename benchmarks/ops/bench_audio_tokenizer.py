@@ -19,7 +19,7 @@ from benchmarks.tools.transformers_baseline import import_transformers
 from higgs_native import ops, reference
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
-from higgs_native.model.checkpoint import resolve_folder
+from higgs_native.checkpoint.files import resolve_folder
 from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 
 

@@ -23,13 +23,13 @@ import torch
 import higgs_native
 from benchmarks.tools.sass import demangle
 from higgs_native import _C, ops
-from higgs_native.generation.model_runner import CapturedStep
-from higgs_native.generation.sampler import SamplerState
+from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.checkpoint.files import TEXT_LM_HEAD, expected_tensors
+from higgs_native.checkpoint.quantization import Quantization
+from higgs_native.generation.steps.model_runner import CapturedStep
+from higgs_native.generation.steps.sampler import SamplerState
 from higgs_native.model.batch import Batch
-from higgs_native.model.checkpoint import TEXT_LM_HEAD, expected_tensors
-from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.kv_cache import KVCache, pages_for
-from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.testing.configs import REAL_SIZE_CONFIG, REAL_SIZE_TTS_3_CONFIG
 

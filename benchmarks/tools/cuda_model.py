@@ -45,7 +45,7 @@ from benchmarks.tools.sass import (
 )
 from benchmarks.tools.warp_simulation import L2_CYCLES, MEMORY_CYCLES, SCHEDULERS, repeat, simulate
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
-from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, WEIGHT_FORMATS
 
 

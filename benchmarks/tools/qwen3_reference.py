@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.tools.transformers_baseline import import_transformers
-from higgs_native.model.checkpoint import AUDIO_TABLE, LanguageModelFiles, expected_tensors
-from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.checkpoint.files import AUDIO_TABLE, LanguageModelFiles, expected_tensors
 
 
 class Qwen3Reference(torch.nn.Module):

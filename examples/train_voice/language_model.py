@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.checkpoint.config import HiggsAudioConfig
 
 
 @dataclass

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F
 from training import Training
 
-from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.checkpoint.config import HiggsAudioConfig
 
 
 EVALUATED = 96

@@ -1,1 +1,1 @@
-"""Audio files and samples: reading, writing, resampling, loudness and quality."""
+"""Samples of audio: resampling, loudness, silence, speed, and the quality of recordings."""

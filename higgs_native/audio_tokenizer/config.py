@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from higgs_native.checkpoint.files import BUNDLED_CONFIG_FILE
+from higgs_native.checkpoint.other_kinds import read_config
 from higgs_native.errors import ConfigError, short_repr
-from higgs_native.model.checkpoint import BUNDLED_CONFIG_FILE
-from higgs_native.model.other_kinds import read_config
 from higgs_native.utils.fields import MAX_INTEGER, Fields
 from higgs_native.utils.files import read_json_object
 
@@ -176,7 +176,7 @@ class HiggsAudioTokenizerConfig:
 
         Raises:
             ConfigError: the file is missing, holds no JSON object, or can't be used; see `from_dict`.
-            CheckpointError: the folder holds a checkpoint of another kind; see `higgs_native.model.other_kinds`.
+            CheckpointError: the folder holds a checkpoint of another kind; see `higgs_native.checkpoint.other_kinds`.
         """
         raw = read_config(Path(folder))
         if raw.get("model_type") == "higgs_multimodal_qwen3":

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from typing_extensions import Unpack
 
-from higgs_native.audio.io import read_audio
+from higgs_native.audio.files.reading import read_audio
 from higgs_native.audio.resample import resample_soxr
 from higgs_native.audio_tokenizer import encoder
 from higgs_native.audio_tokenizer.checkpoint import load_tensors
@@ -20,10 +20,10 @@ from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.decoder import StreamingDecoder, checked_codes
 from higgs_native.audio_tokenizer.graph_decoder import DecoderWindows, WindowedDecoder
 from higgs_native.audio_tokenizer.weights import pack_weights
+from higgs_native.checkpoint.files import resolve_folder
+from higgs_native.checkpoint.hub import HubOptions
 from higgs_native.convention import Convention
 from higgs_native.errors import AudioError, one_line
-from higgs_native.model.checkpoint import resolve_folder
-from higgs_native.model.hub import HubOptions
 from higgs_native.ops.device import checked_device
 from higgs_native.utils.exact_arithmetic import exact_arithmetic
 from higgs_native.utils.uncopyable import Shareable
@@ -76,7 +76,7 @@ class HiggsAudioTokenizer(Shareable):
         Args:
             path_or_name: a folder with `config.json` and `model.safetensors` or `model.pth`, or a Hub name.
             device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a GPU if there is one.
-            hub: how a Hub name is fetched; see `higgs_native.model.hub.HubOptions`.
+            hub: how a Hub name is fetched; see `higgs_native.checkpoint.hub.HubOptions`.
 
         Raises:
             ConfigError, CheckpointError: the files are missing, damaged, or contradict each other.
@@ -135,7 +135,7 @@ class HiggsAudioTokenizer(Shareable):
 
         Args:
             audio: a file's path, its contents, samples in an array or a tensor, or any other form that
-                `higgs_native.audio.io.read_audio` takes; 0.1 to 120 seconds.
+                `higgs_native.audio.files.reading.read_audio` takes; 0.1 to 120 seconds.
             sampling_rate: of samples, in Hz; other audio has its own.
             convention: how a length that is no multiple of 960 samples becomes frames: `boson` as in
                 `boson_multimodal`, `transformers` as in `HiggsAudioV2TokenizerModel.encode` (whose processor first

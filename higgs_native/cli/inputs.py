@@ -13,14 +13,14 @@ from typing import Any
 from typing_extensions import Self
 
 from higgs_native.audio.quality import VoiceWarning
+from higgs_native.checkpoint.adapter import Adapter
+from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.checkpoint.files import resolve_folder
 from higgs_native.cli.console import notice
 from higgs_native.cli.options import MODEL_NAME
 from higgs_native.errors import ParameterError, PromptError, short_repr
 from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.model.adapter import Adapter
-from higgs_native.model.checkpoint import resolve_folder
-from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio, read_trained_voices
 from higgs_native.prompt.recordings import Recording
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice

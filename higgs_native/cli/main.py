@@ -12,15 +12,15 @@ from typing import Annotated
 import typer
 
 from higgs_native import __version__
+from higgs_native.cli.commands.info import info
+from higgs_native.cli.commands.merge import merge
+from higgs_native.cli.commands.quantize import quantize
+from higgs_native.cli.commands.read import read
+from higgs_native.cli.commands.serve import serve
+from higgs_native.cli.commands.speak import speak
+from higgs_native.cli.commands.train import train
+from higgs_native.cli.commands.voices import voices
 from higgs_native.cli.console import ending_by_signals, flush_output, prepare_streams, set_verbosity, showing_logs
-from higgs_native.cli.info import info
-from higgs_native.cli.merge import merge
-from higgs_native.cli.quantize import quantize
-from higgs_native.cli.read import read
-from higgs_native.cli.serve import serve
-from higgs_native.cli.speak import speak
-from higgs_native.cli.train import train
-from higgs_native.cli.voices import voices
 from higgs_native.errors import ParameterError, exit_on_bad_input, exit_with_error
 from higgs_native.utils.variables import TRACEBACK_VARIABLE
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from higgs_native.audio.formats import FORMATS
+from higgs_native.audio.files.formats import FORMATS
 from higgs_native.errors import ParameterError
 from higgs_native.generation.sampling_params import HIGGS_TTS_3_SAMPLING, SamplingParams
 from higgs_native.utils.variables import VOICES_VARIABLE

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from higgs_native.audio.formats import find_format
-from higgs_native.audio.writing import check_output_path
+from higgs_native.audio.files.formats import find_format
+from higgs_native.audio.files.writing import check_output_path
 from higgs_native.cli.console import notice
 from higgs_native.errors import ParameterError
 

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.checkpoint.files import AUDIO_TOKENIZER_FOLDER
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.model.checkpoint import AUDIO_TOKENIZER_FOLDER
-from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.testing.configs import TOKENIZER_CONFIG
 from higgs_native.utils.files import replacing
 
 
-# Renders what `higgs_native.prompt.transformers` does. White space inside of tags is dropped by the dashes.
+# Renders what `prompt.conventions.transformers` does. White space inside of tags is dropped by the dashes.
 CHAT_TEMPLATE = """\
 {%- set recording = '<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>' -%}
 {%- for message in messages -%}

@@ -10,10 +10,10 @@ from collections import deque
 import torch
 
 from higgs_native import ops
+from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError, PromptError
 from higgs_native.generation.conventions import rules_of
-from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.utils.tensors import integer_tensor
 
 

@@ -21,9 +21,6 @@ import torch
 from higgs_native.errors import GenerationError, ParameterError
 from higgs_native.generation.driver import Driver
 from higgs_native.generation.handle import RequestHandle
-from higgs_native.generation.model_runner import DecodeRow, ModelRunner
-from higgs_native.generation.pages import PagePool
-from higgs_native.generation.scheduler import Scheduler, Step
 from higgs_native.generation.sequence import (
     Frame,
     GenerationMode,
@@ -31,6 +28,9 @@ from higgs_native.generation.sequence import (
     SequenceState,
     begin_sequence,
 )
+from higgs_native.generation.steps.model_runner import DecodeRow, ModelRunner
+from higgs_native.generation.steps.pages import PagePool
+from higgs_native.generation.steps.scheduler import Scheduler, Step
 from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
 from higgs_native.model.low_rank import PackedAdapter, RowAdapters

@@ -11,8 +11,8 @@ from higgs_native.errors import PromptError, short_repr
 from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.conventions.rules import GenerationMode, Rules
 from higgs_native.generation.delay_pattern import build_delay_pattern
-from higgs_native.generation.pages import page_keys
 from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.generation.steps.pages import page_keys
 from higgs_native.model.low_rank import PackedAdapter
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer, check_string
@@ -143,7 +143,7 @@ class SequenceState:
         history: the frames that repetition-aware sampling counts: those of the prompt, then those generated.
         prompt_ids: the prompt's ids, one per position.
         adapter: of all its rows.
-        page_keys: the keys of the prompt's whole pages (see `generation.pages`).
+        page_keys: the keys of the prompt's whole pages (see `generation.steps.pages`).
         emit: called with each frame and each text token as it is drawn.
         output_logits: keep the logits that each step drew from.
         slot: its slot in the cache and in the sampler; -1 while it waits.

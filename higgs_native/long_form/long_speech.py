@@ -10,9 +10,9 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from higgs_native.audio.m4b import M4B_SUFFIX, check_m4b_path, is_m4b
+from higgs_native.audio.files.m4b import M4B_SUFFIX, check_m4b_path, is_m4b
+from higgs_native.audio.files.writing import check_output_path
 from higgs_native.audio.tempo import check_speed
-from higgs_native.audio.writing import check_output_path
 from higgs_native.errors import GenerationError, ParameterError, short_repr
 from higgs_native.failure_checks import max_seconds
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
@@ -29,7 +29,7 @@ from higgs_native.long_form.settings import (
     PARALLEL_CHUNKS,
     Pauses,
 )
-from higgs_native.manuscript.books import Book, file_names
+from higgs_native.manuscript.books.book import Book, file_names
 from higgs_native.manuscript.lexicon import Lexicon, LexiconLike
 from higgs_native.manuscript.pauses import without_pauses
 from higgs_native.manuscript.preparation import prepare_text

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from higgs_native.audio.formats import find_format, format_of
+from higgs_native.audio.files.formats import find_format, format_of
+from higgs_native.audio.files.m4b import write_m4b
+from higgs_native.audio.files.writing import check_output_path, writing_audio
 from higgs_native.audio.loudness import block_powers, check_loudness, output_gain
-from higgs_native.audio.m4b import write_m4b
 from higgs_native.audio.samples import pcm_samples
 from higgs_native.audio.tempo import Tempo, check_speed
-from higgs_native.audio.writing import check_output_path, writing_audio
 from higgs_native.errors import ParameterError
 from higgs_native.long_form.chunk_store import SpokenChunk
 from higgs_native.speech import file_tags

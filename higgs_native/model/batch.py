@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from typing_extensions import Self
 
-from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.model.low_rank import RowAdapters
 
 

@@ -3,7 +3,7 @@
 import torch
 from typing_extensions import Self
 
-from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.checkpoint.config import HiggsAudioConfig
 
 
 PAGE_SIZE = 16

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from higgs_native import ops
-from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.model.weights import Weights
 from higgs_native.ops import PackedWeight
 

@@ -7,9 +7,9 @@ import torch
 from typing_extensions import Self
 
 from higgs_native import ops
-from higgs_native.model.adapter import Adapter
-from higgs_native.model.checkpoint import AUDIO_LM_HEAD, AUDIO_TABLE, TEXT_LM_HEAD, expected_tensors
-from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.checkpoint.adapter import Adapter
+from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.checkpoint.files import AUDIO_LM_HEAD, AUDIO_TABLE, TEXT_LM_HEAD, expected_tensors
 from higgs_native.ops import LowRank, PackedWeight
 from higgs_native.utils.fingerprint import fingerprint
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.utils.exact_arithmetic import settle_trigonometry
 
 

@@ -10,17 +10,17 @@ from tokenizers import Tokenizer
 from typing_extensions import Self, Unpack
 
 from higgs_native import ops
+from higgs_native.checkpoint.adapter import Adapter
+from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.checkpoint.files import AUDIO_LM_HEAD, AUDIO_TABLE, TEXT_LM_HEAD, load_tokenizer, resolve_folder
+from higgs_native.checkpoint.hub import HubOptions
+from higgs_native.checkpoint.packed import PackedWeights, named_tensors
+from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.errors import CheckpointError, ParameterError, one_line, short_repr
-from higgs_native.model.adapter import Adapter
 from higgs_native.model.batch import Batch, Buffers
-from higgs_native.model.checkpoint import AUDIO_LM_HEAD, AUDIO_TABLE, TEXT_LM_HEAD, load_tokenizer, resolve_folder
-from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.model.hub import HubOptions
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.layers import Layer, read_layer
 from higgs_native.model.low_rank import MAX_ADAPTERS, PackedAdapter, RowAdapters
-from higgs_native.model.packed_checkpoint import PackedWeights, named_tensors
-from higgs_native.model.quantization import Quantization
 from higgs_native.model.rope import rope_table
 from higgs_native.model.weights import Weights, open_weights
 from higgs_native.ops import PackedWeight

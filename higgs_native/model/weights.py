@@ -8,12 +8,12 @@ from typing import Protocol
 import torch
 
 from higgs_native import ops
+from higgs_native.checkpoint.adapter import Adapter
+from higgs_native.checkpoint.config import HiggsAudioConfig, configured_dtype
+from higgs_native.checkpoint.files import LanguageModelFiles
+from higgs_native.checkpoint.packed import PACKED_FILE, PackedWeights
+from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.errors import CheckpointError, ParameterError
-from higgs_native.model.adapter import Adapter
-from higgs_native.model.checkpoint import LanguageModelFiles
-from higgs_native.model.config import HiggsAudioConfig, configured_dtype
-from higgs_native.model.packed_checkpoint import PACKED_FILE, PackedWeights
-from higgs_native.model.quantization import Quantization
 from higgs_native.ops import Moments, PackedWeight
 from higgs_native.ops.formats import QUANTIZED_FORMATS
 from higgs_native.utils.memory import empty_weight

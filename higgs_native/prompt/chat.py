@@ -1,7 +1,7 @@
 """Conversations, and their rendering to prompts.
 
 A prompt is token ids with one placeholder per recording, and the recordings in the order of their placeholders. How it
-is written depends on the convention: see `prompt.boson`, `prompt.transformers` and `prompt.higgs_tts_3`.
+is written depends on the convention: see `prompt.conventions`.
 
 Special tokens written in a text become special tokens, as in both implementations, since system messages need them.
 Texts of end users go through `check_plain_text` first.
@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from higgs_native.convention import Convention
 from higgs_native.errors import PromptError, short_repr
-from higgs_native.prompt import boson, higgs_tts_3, transformers
+from higgs_native.prompt.conventions import boson, higgs_tts_3, transformers
 from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message
 from higgs_native.prompt.sentences import split_sentences
 from higgs_native.prompt.voices import Voice

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
-from higgs_native.audio.io import decode_base64, is_data_url, read_audio
+from higgs_native.audio.files.reading import decode_base64, is_data_url, read_audio
 from higgs_native.audio.quality import RecordingQuality, advise, measure
 from higgs_native.audio.samples import mono_samples, part_range, part_seconds
 from higgs_native.errors import PromptError

@@ -5,7 +5,7 @@ import threading
 import av
 import numpy as np
 
-from higgs_native.audio.formats import FORMATS
+from higgs_native.audio.files.formats import FORMATS
 from higgs_native.audio.tempo import Tempo, audio_frame, check_speed
 from higgs_native.errors import ParameterError
 

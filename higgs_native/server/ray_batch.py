@@ -23,12 +23,12 @@ import numpy as np
 import ray
 import ray.data
 
-from higgs_native.audio.writing import check_output_path
+from higgs_native.audio.files.writing import check_output_path
 from higgs_native.errors import HiggsNativeError, ParameterError, exit_on_bad_input
 from higgs_native.long_form.chunk_store import ChunkStore
 from higgs_native.long_form.long_speech import LongSpeech
+from higgs_native.manuscript.manifest import read_manifest
 from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio, read_trained_voices
-from higgs_native.prompt.manifest import read_manifest
 from higgs_native.prompt.voices import Voice, list_voices, read_voice
 from higgs_native.utils.files import locked
 from higgs_native.utils.variables import VOICES_VARIABLE

@@ -13,8 +13,8 @@ from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
 
-from higgs_native.audio.decoding import decode_bytes
-from higgs_native.audio.writing import writing_audio
+from higgs_native.audio.files.decoding import decode_bytes
+from higgs_native.audio.files.writing import writing_audio
 from higgs_native.errors import AudioError, HiggsNativeError
 from higgs_native.prompt.normalize import check_unicode
 from higgs_native.prompt.recordings import Recording

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.convention import Convention
 from higgs_native.errors import ConfigError
-from higgs_native.model.config import HiggsAudioConfig
 
 
 # Tokens without an id in the configuration take the free ids after the lowest id that the configuration names.

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig
+from higgs_native.checkpoint.config import AUDIO_PLACEHOLDER, HiggsAudioConfig, RopeScaling
 from higgs_native.convention import Convention
 from higgs_native.errors import ConfigError
-from higgs_native.model.config import AUDIO_PLACEHOLDER, HiggsAudioConfig, RopeScaling
 from higgs_native.ops.formats import STORED_DTYPES
 
 

@@ -18,8 +18,8 @@ import torch
 
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.weights import tensor_shapes
-from higgs_native.errors import CheckpointError, ConfigError
-from higgs_native.model.checkpoint import (
+from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.checkpoint.files import (
     AUDIO_LM_HEAD,
     AUDIO_TABLE,
     BUNDLED_AUDIO_TOKENIZER,
@@ -28,7 +28,7 @@ from higgs_native.model.checkpoint import (
     higgs_tts_3_name,
     transformers_name,
 )
-from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.errors import CheckpointError, ConfigError
 from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.testing.byte_tokenizer import build_tokenizer
 from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, DEMO_CONFIG, TOKENIZER_CONFIG, config_json

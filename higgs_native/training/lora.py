@@ -8,8 +8,8 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
+from higgs_native.checkpoint.adapter import BASE_KEY, SPEAKERS_KEY, WEIGHTS_FILE
 from higgs_native.errors import CheckpointError, ParameterError
-from higgs_native.model.adapter import BASE_KEY, SPEAKERS_KEY, WEIGHTS_FILE
 from higgs_native.training.model import TrainableModel
 from higgs_native.training.settings import PARTS
 from higgs_native.utils.files import replacing

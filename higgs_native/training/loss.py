@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from higgs_native.training.rows import IGNORED, PackedRows
+from higgs_native.training.data.rows import IGNORED, PackedRows
 
 
 CHUNK_LOGITS = 1 << 22

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
-from higgs_native.model.checkpoint import TEXT_LM_HEAD, LanguageModelFiles, expected_tensors, transformers_name
-from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.checkpoint.files import TEXT_LM_HEAD, LanguageModelFiles, expected_tensors, transformers_name
 from higgs_native.model.rope import rope_table
+from higgs_native.training.data.rows import PackedRows
 from higgs_native.training.loss import Losses, LossWeights, TargetCounts, losses_of
-from higgs_native.training.rows import PackedRows
 
 
 class RMSNorm(nn.Module):

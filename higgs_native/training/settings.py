@@ -34,7 +34,7 @@ class TrainingSettings:
     """The settings of a run.
 
     Attributes:
-        data: the manifest of recordings (see `training.manifest`).
+        data: the manifest of recordings (see `training.data.manifest`).
         output: the folder of the run. If it holds an interrupted run of the same settings, that one goes on.
         model: the base: a folder, or a name on the Hub; None: the embedded voice.
         audio_tokenizer: as for `HiggsAudio.from_pretrained`.

@@ -17,30 +17,30 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
-from higgs_native.convention import Convention
-from higgs_native.errors import CheckpointError, ParameterError, PromptError
-from higgs_native.model.adapter import Adapter
-from higgs_native.model.checkpoint import (
+from higgs_native.checkpoint.adapter import Adapter
+from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.checkpoint.files import (
     LanguageModelFiles,
     load_tokenizer,
     resolve_folder,
     transformers_name,
 )
-from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.model.packed_checkpoint import PACKED_FILE
-from higgs_native.model.rewriting import write_rewritten
+from higgs_native.checkpoint.packed import PACKED_FILE
+from higgs_native.checkpoint.rewriting import write_rewritten
+from higgs_native.convention import Convention
+from higgs_native.errors import CheckpointError, ParameterError, PromptError
 from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio, audio_tokenizer_of
 from higgs_native.prompt.messages import AudioContent, Content
-from higgs_native.training.batches import held_out, pack_by_length, packs
-from higgs_native.training.codes import CodesCache
+from higgs_native.training.data.batches import held_out, pack_by_length, packs
+from higgs_native.training.data.codes import CodesCache
+from higgs_native.training.data.manifest import Entry, read_manifest
+from higgs_native.training.data.rows import PackedRows, Sample
+from higgs_native.training.data.samples import build_sample
 from higgs_native.training.lora import add_lora, load_adapter, save_adapter, train_parts
 from higgs_native.training.loss import Losses, LossWeights, TargetCounts
-from higgs_native.training.manifest import Entry, read_manifest
 from higgs_native.training.model import TrainableModel
 from higgs_native.training.quantized_base import quantize_layers
 from higgs_native.training.records import Records
-from higgs_native.training.rows import PackedRows, Sample
-from higgs_native.training.samples import build_sample
 from higgs_native.training.settings import TrainingSettings
 from higgs_native.utils.files import locked, replacing
 from higgs_native.utils.progress import bars_hidden

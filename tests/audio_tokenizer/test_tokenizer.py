@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from higgs_native.audio.io import read_audio
+from higgs_native.audio.files.reading import read_audio
 from higgs_native.audio.resample import resample_soxr
 from higgs_native.audio_tokenizer import encoder
 from higgs_native.audio_tokenizer import tokenizer as tokenizer_module

@@ -1,6 +1,6 @@
 """The option --adapter: who speaks, and what is refused."""
 
-from higgs_native.model.adapter import SPEAKERS_KEY
+from higgs_native.checkpoint.adapter import SPEAKERS_KEY
 from higgs_native.testing.configs import DEMO_CONFIG
 from tests.model.test_low_rank import write_factors
 

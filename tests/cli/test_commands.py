@@ -13,13 +13,13 @@ import soundfile
 import higgs_native
 from higgs_native._C import build_info
 from higgs_native.audio.loudness import integrated_loudness
+from higgs_native.cli.commands.quantize import size_text
 from higgs_native.cli.options import MODEL_NAME
-from higgs_native.cli.quantize import size_text
-from higgs_native.generation.sampler import SamplerState
 from higgs_native.generation.sampling_params import SamplingParams
+from higgs_native.generation.steps.sampler import SamplerState
 from tests.audio.test_quality import syllables
 from tests.cli.conftest import RATE, tone
-from tests.manuscript.epubs import page, write_epub
+from tests.manuscript.books.epubs import page, write_epub
 from tests.manuscript.voices import write_phoneme_voice
 
 

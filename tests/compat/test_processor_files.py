@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
+from higgs_native.checkpoint.files import load_tokenizer
 from higgs_native.compat.processor_files import write_processor_files
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.model.checkpoint import load_tokenizer
 from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.prompt.chat import build_prompt
 from higgs_native.prompt.messages import AudioContent, Message

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from higgs_native.model.packed_checkpoint import PACKED_FILE, checksum, write_packed
+from higgs_native.checkpoint.packed import PACKED_FILE, checksum, write_packed
 from higgs_native.model.transformer import LanguageModel
 from tests.fuzz import mutations
 from tests.fuzz.checkpoint_files import damaged, files, write

@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 import torch
 
-from higgs_native.audio.io import read_audio
+from higgs_native.audio.files.reading import read_audio
 from higgs_native.audio.samples import MAX_SAMPLING_RATE, MAX_SECONDS, MIN_SAMPLING_RATE, MIN_SECONDS
 from higgs_native.errors import AudioError
 from higgs_native.prompt.messages import AudioContent

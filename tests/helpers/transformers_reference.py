@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from benchmarks.tools.transformers_baseline import import_transformers
-from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.testing.byte_tokenizer import build_tokenizer
 
 

@@ -7,7 +7,7 @@ import soundfile
 from higgs_native.errors import ParameterError
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.long_form.settings import Pauses
-from higgs_native.manuscript.books import Book, Chapter
+from higgs_native.manuscript.books.book import Book, Chapter
 from tests.long_form.conftest import RATE
 
 

@@ -5,13 +5,13 @@ import shutil
 import numpy as np
 import pytest
 
+from higgs_native.checkpoint.files import READER_FILES
 from higgs_native.english.reader import DICTIONARY_FILE, GUESSER_FILE
 from higgs_native.errors import CheckpointError, ConfigError, PromptError
 from higgs_native.long_form.chunking import TextChunk
 from higgs_native.long_form.conversation import Conversation
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.manuscript.phonemes import VOICES_FILE, PhonemeReader
-from higgs_native.model.checkpoint import READER_FILES
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.messages import Message
 from higgs_native.prompt.voices import Voice

@@ -1,13 +1,6 @@
 """Fixtures of the tests of models."""
 
-import pytest
-
-from higgs_native.testing.random_checkpoint import write_language_model
-from tests.model.test_transformer import config
+from tests.checkpoint.conftest import source
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("source") / "model"
-    write_language_model(folder, config(hidden_size=144, intermediate_size=200, audio_delay_token_id=270))
-    return folder
+__all__ = ["source"]

@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from higgs_native.checkpoint.adapter import BASE_KEY
+from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.checkpoint.files import LanguageModelFiles, expected_tensors, transformers_name
+from higgs_native.checkpoint.packed import write_packed
 from higgs_native.errors import CheckpointError, ParameterError
-from higgs_native.model.adapter import BASE_KEY
 from higgs_native.model.batch import Batch
-from higgs_native.model.checkpoint import LanguageModelFiles, expected_tensors, transformers_name
-from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.low_rank import MAX_ADAPTERS, RowAdapters
-from higgs_native.model.packed_checkpoint import write_packed
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops._library import EMULATES_CUDA
 from higgs_native.testing.configs import DEMO_CONFIG, DEMO_TTS_3_CONFIG
 from higgs_native.testing.random_checkpoint import write_language_model
-from tests.model.test_adapter import write_adapter
+from tests.checkpoint.test_adapter import write_adapter
 
 
 ATTENTION = ("q_proj", "v_proj")

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from higgs_native._C import build_info
+from higgs_native.checkpoint.config import HiggsAudioConfig, RopeScaling
 from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ConfigError, ParameterError
-from higgs_native.model.config import HiggsAudioConfig, RopeScaling
 from higgs_native.model.rope import rope_table
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.testing.random_checkpoint import write_language_model

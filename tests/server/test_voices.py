@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from higgs_native.model.adapter import SPEAKERS_KEY
+from higgs_native.checkpoint.adapter import SPEAKERS_KEY
 from higgs_native.prompt.voices import list_voices
 from higgs_native.server.voices import OPENAI_VOICES
 from tests.model.test_low_rank import ATTENTION, write_factors

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.weights import tensor_shapes
+from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.checkpoint.files import LanguageModelFiles, expected_tensors
 from higgs_native.errors import CheckpointError, ConfigError
-from higgs_native.model.checkpoint import LanguageModelFiles, expected_tensors
-from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.testing.byte_tokenizer import build_tokenizer
 from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, DEMO_CONFIG, REAL_SIZE_CONFIG
 from higgs_native.testing.random_checkpoint import write_audio_tokenizer, write_demo_checkpoint, write_language_model

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.training.rows import IGNORED, Sample
+from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.training.data.rows import IGNORED, Sample
 
 
 def random_sample(config: HiggsAudioConfig, runs: Sequence[int], seed: int) -> Sample:

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
+from higgs_native.checkpoint.adapter import Adapter
 from higgs_native.errors import CheckpointError, ParameterError
-from higgs_native.model.adapter import Adapter
 from higgs_native.model.batch import Batch
 from higgs_native.model.transformer import LanguageModel
+from higgs_native.training.data.rows import PackedRows
 from higgs_native.training.loss import LossWeights, TargetCounts
 from higgs_native.training.model import TrainableModel
-from higgs_native.training.rows import PackedRows
 from tests.helpers import transformers_reference as reference  # before peft, which imports transformers
 from tests.training.samples import random_sample, transformers_inputs
 

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from higgs_native.training import loss
+from higgs_native.training.data.rows import IGNORED
 from higgs_native.training.loss import chunked_cross_entropy
-from higgs_native.training.rows import IGNORED
 
 
 def case(num_rows: int, groups: int = 3, classes: int = 5, width: int = 4) -> tuple:

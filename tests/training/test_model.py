@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from higgs_native.checkpoint.files import TEXT_LM_HEAD, LanguageModelFiles, expected_tensors, transformers_name
 from higgs_native.model.batch import Batch
-from higgs_native.model.checkpoint import TEXT_LM_HEAD, LanguageModelFiles, expected_tensors, transformers_name
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.testing.configs import DEMO_CONFIG
 from higgs_native.testing.random_checkpoint import write_language_model
+from higgs_native.training.data.rows import IGNORED, PackedRows
 from higgs_native.training.loss import LossWeights, TargetCounts
 from higgs_native.training.model import Reorder, TrainableModel
-from higgs_native.training.rows import IGNORED, PackedRows
 from tests.helpers import transformers_reference as reference
 from tests.training.samples import random_sample, transformers_inputs
 

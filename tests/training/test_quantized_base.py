@@ -6,10 +6,10 @@ from torch import nn
 
 from higgs_native import ops, reference
 from higgs_native.testing.configs import DEMO_CONFIG
+from higgs_native.training.data.rows import PackedRows
 from higgs_native.training.loss import LossWeights, TargetCounts
 from higgs_native.training.model import TrainableModel
 from higgs_native.training.quantized_base import DequantizedProduct, QuantizedLinear, dequantize, quantize_layers
-from higgs_native.training.rows import PackedRows
 from tests.training.samples import random_sample
 
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from higgs_native import HiggsAudio
+from higgs_native.checkpoint.adapter import WEIGHTS_FILE
+from higgs_native.checkpoint.files import TensorFiles
 from higgs_native.errors import CheckpointError, HiggsNativeError, ParameterError
-from higgs_native.model.adapter import WEIGHTS_FILE
-from higgs_native.model.checkpoint import TensorFiles
 from higgs_native.testing.configs import DEMO_CONFIG
 from higgs_native.testing.random_checkpoint import write_language_model
 from higgs_native.training.settings import TrainingSettings

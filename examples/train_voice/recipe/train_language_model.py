@@ -14,7 +14,7 @@ from quantizer import CODEBOOKS, CODES
 from tokenizers import Tokenizer
 from train_language_model import losses
 
-from higgs_native.model.config import HiggsAudioConfig
+from higgs_native.checkpoint.config import HiggsAudioConfig
 from recipe.codes import codes_folder
 from recipe.folder import add_folder_option, only_one, use_packages
 from recipe.phoneme_tokenizer import build_tokenizer

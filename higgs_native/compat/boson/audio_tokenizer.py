@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from typing_extensions import Never
 
-from higgs_native.audio.io import read_audio
+from higgs_native.audio.files.reading import read_audio
 from higgs_native.audio.loudness import normalized_to
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.compat.placement import check_stays

@@ -7,10 +7,10 @@ from typing import Any
 
 from typing_extensions import Self
 
+from higgs_native.checkpoint.config import HiggsAudioConfig as NativeConfig
+from higgs_native.checkpoint.files import load_tokenizer, resolve_folder
+from higgs_native.checkpoint.hub import hub_options
 from higgs_native.errors import ConfigError, short_repr
-from higgs_native.model.checkpoint import load_tokenizer, resolve_folder
-from higgs_native.model.config import HiggsAudioConfig as NativeConfig
-from higgs_native.model.hub import hub_options
 from higgs_native.prompt.markup import AUDIO_PLACEHOLDERS
 from higgs_native.utils.files import read_json_object
 

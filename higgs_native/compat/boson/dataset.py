@@ -11,8 +11,8 @@ from higgs_native.compat.boson.audio_tokenizer import build_delay_pattern_mask
 from higgs_native.compat.boson.text_tokenizer import encode_text
 from higgs_native.errors import ParameterError, PromptError, short_repr
 from higgs_native.model.transformer import MAX_CACHE_LENGTH
-from higgs_native.prompt import boson
 from higgs_native.prompt.chat import checked_messages
+from higgs_native.prompt.conventions import boson
 from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message, TextContent
 from higgs_native.utils.checks import check_flag, check_id, check_instance, check_integer, check_string
 from higgs_native.utils.tensors import integer_tensor

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from typing_extensions import Never
 
+from higgs_native.checkpoint.files import resolve_folder
+from higgs_native.checkpoint.hub import hub_options
+from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.compat.boson.audio_tokenizer import revert_delay_pattern
 from higgs_native.compat.boson.config import HiggsAudioConfig
 from higgs_native.compat.boson.sampling import sampling_params
@@ -18,9 +21,6 @@ from higgs_native.errors import ParameterError, PromptError, short_repr
 from higgs_native.generation.model import HiggsAudioModel as NativeModel
 from higgs_native.generation.model import generate_batch
 from higgs_native.generation.sequence import GenerationRequest, OnFrame, OnToken
-from higgs_native.model.checkpoint import resolve_folder
-from higgs_native.model.hub import hub_options
-from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH
 from higgs_native.utils.checks import check_flag
 from higgs_native.utils.tensors import integer_tensor

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from typing_extensions import Never
 
+from higgs_native.checkpoint.files import load_tokenizer, resolve_folder
+from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.compat.boson.audio_tokenizer import load_higgs_audio_tokenizer
 from higgs_native.compat.boson.dataset import ChatMLDatasetSample, HiggsAudioSampleCollator
 from higgs_native.compat.boson.model import HiggsAudioModel, KVCacheBucket, reply_callbacks
@@ -18,8 +20,6 @@ from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ParameterError, short_repr
 from higgs_native.generation.sampling_params import DEFAULT_STOP_STRINGS
 from higgs_native.generation.sequence import GenerationOutput
-from higgs_native.model.checkpoint import load_tokenizer, resolve_folder
-from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import check_cache_length
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import build_prompt

@@ -13,6 +13,8 @@ from transformers import (
 from higgs_native.audio_tokenizer.checkpoint import convert
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
+from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.compat.transformers.classes import (
     Accelerated,
     Model,
@@ -23,8 +25,6 @@ from higgs_native.compat.transformers.classes import (
 from higgs_native.compat.transformers.weights import ModelWeights, check_plain, weights_state
 from higgs_native.errors import ParameterError
 from higgs_native.generation.model import HiggsAudioModel
-from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH, check_cache_length
 from higgs_native.ops.device import checked_device
 

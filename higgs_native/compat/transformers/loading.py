@@ -13,12 +13,12 @@ from transformers.generation import (
     GenerationConfig,
 )
 
+from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.checkpoint.files import resolve_folder
+from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.compat.transformers.classes import WithoutWeights
 from higgs_native.errors import ConfigError, ParameterError, short_repr
 from higgs_native.generation.model import HiggsAudioModel
-from higgs_native.model.checkpoint import resolve_folder
-from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH
 from higgs_native.ops.device import checked_device
 from higgs_native.utils.checks import expanded_path

@@ -10,10 +10,10 @@ from transformers import (
 )
 
 from higgs_native import ops
+from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.checkpoint.files import TEXT_LM_HEAD, expected_tensors, transformers_name
+from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.errors import CheckpointError
-from higgs_native.model.checkpoint import TEXT_LM_HEAD, expected_tensors, transformers_name
-from higgs_native.model.config import HiggsAudioConfig
-from higgs_native.model.quantization import Quantization
 from higgs_native.model.transformer import checked_dtype
 from higgs_native.ops import PackedWeight
 from higgs_native.ops.formats import STORED_DTYPES

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import torch
 
+from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.convention import Convention
 from higgs_native.errors import PromptError
 from higgs_native.generation.conventions.rules import GenerationMode, Rules
 from higgs_native.generation.sampling_params import HIGGS_TTS_3_SAMPLING
-from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.sampling import StateField
 

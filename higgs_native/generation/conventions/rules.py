@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
+from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.convention import Convention
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.model.config import HiggsAudioConfig
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.sampling import StateField
 

@@ -1,0 +1,1 @@
+"""Checkpoints: their configuration and tensors in every layout, packed files, adapters, and the Hub."""

@@ -1,0 +1,254 @@
+"""The scheduler: which requests have a slot, which pages they hold, and which rows the next step computes.
+
+Requests wait by priority, then in the order in which they came. One gets a slot as soon as its prompt is the next to
+be computed and its pages are available. Prompts are computed in pieces between frames. A piece has as many rows as the
+real-time streams can wait for: each is played while it is generated, so the audio that it is ahead of its listener is
+the time that it can spare. Streams that have almost none go first. If pages run out, the sequence that came last loses
+its slot and is computed again later.
+"""
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from higgs_native.generation.sequence import SequenceState
+from higgs_native.generation.steps.pages import PagePool
+from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
+
+
+FRAME_SECONDS = 0.04
+MAX_PROMPT_ROWS = 512
+"""Rows of prompts in a step that no stream waits for: more rows compute no faster, and take memory."""
+_URGENT_SECONDS, _AHEAD_SECONDS = 0.2, 0.6
+"""While a stream has less than the first, those that have more than the second pause."""
+_MAX_PAUSED_STEPS = 8
+
+
+@dataclass
+class _Playback:
+    """The playback of a real-time stream, if its listener plays each frame as it comes.
+
+    Attributes:
+        start: when the first frame was drawn, later by the length of each pause.
+        num_frames: frames drawn.
+    """
+
+    start: float
+    num_frames: int = 0
+
+    def slack(self, now: float) -> float:
+        """The seconds of audio that are not played yet; below zero, playback has paused."""
+        return self.start + self.num_frames * FRAME_SECONDS - now
+
+
+@dataclass
+class Step:
+    """The work of the next step.
+
+    Attributes:
+        pieces: sequences, and how many of their pending rows are computed.
+        new_pages: (slot, index, page): entries of the page table to write before the step.
+        admitted: sequences that got their slot in this step.
+        num_frames: how often the step can be repeated, if nobody joins or leaves, if it is one frame per sequence.
+    """
+
+    pieces: list[tuple[SequenceState, int]] = field(default_factory=list)
+    new_pages: list[tuple[int, int, int]] = field(default_factory=list)
+    admitted: list[SequenceState] = field(default_factory=list)
+    num_frames: int = 0
+
+
+class Scheduler:
+    """Slots and pages of requests. Not thread-safe: the engine calls it between steps.
+
+    Args:
+        num_slots: the maximum number of running requests.
+        pages: the pages of the cache; they hold at least one sequence of `max_length` positions.
+        max_pages: the maximum number of pages of a sequence.
+        min_piece: rows of a prompt that a step takes even if no stream can wait.
+        clock: the time in seconds.
+
+    Attributes:
+        waiting: the number of requests without a slot.
+        running: the requests with a slot, the first admitted first.
+        preempted: how often a request has lost its slot.
+        underruns: how often a real-time stream's playback had to pause.
+    """
+
+    def __init__(
+        self, num_slots: int, pages: PagePool, max_pages: int, min_piece: int, clock: Callable[[], float]
+    ) -> None:
+        self.pages = pages
+        self.running: list[SequenceState] = []
+        self.preempted = self.underruns = 0
+        self._waiting: list[tuple[int, int, SequenceState]] = []
+        self._arrivals = 0
+        self._order: dict[SequenceState, int] = {}
+        self._free_slots = list(range(num_slots))[::-1]
+        self._max_pages = max_pages
+        self._min_piece = min_piece
+        self._clock = clock
+        self._playbacks: dict[SequenceState, _Playback] = {}
+        self._computing: set[bytes] = set()
+        self._paused_steps = 0
+        self._row_seconds = 0.0  # the measured time of a row of a prompt
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def add(self, sequence: SequenceState) -> None:
+        """Let a request wait."""
+        self._order[sequence] = self._arrivals
+        self._arrivals += 1
+        heapq.heappush(self._waiting, (-sequence.request.priority, self._order[sequence], sequence))
+
+    def remove(self, sequence: SequenceState) -> None:
+        """Take a request out: it has ended."""
+        if sequence in self.running:
+            self._release(sequence)
+        else:
+            self._waiting = [entry for entry in self._waiting if entry[2] is not sequence]
+            heapq.heapify(self._waiting)
+        self._order.pop(sequence, None)
+        self._playbacks.pop(sequence, None)
+
+    def plan(self, num_ahead: int = 1) -> Step:
+        """Return the next step; its rows count as computed only after `computed`.
+
+        Args:
+            num_ahead: frames that the pages of each sequence must hold.
+        """
+        step = Step()
+        now = self._clock()
+        ready = [sequence for sequence in self.running if sequence.num_pending == 1]
+        for sequence in self._urgent(ready, now):
+            if sequence in self.running and self._grow(step, sequence, num_ahead):
+                step.pieces.append((sequence, 1))
+        step.pieces = [(sequence, count) for sequence, count in step.pieces if sequence.slot >= 0]
+        budget = self._prompt_rows(now)
+        for sequence in self.running:
+            pending = sequence.num_pending
+            if budget > 0 and pending > 1:
+                step.pieces.append((sequence, min(pending, budget)))
+                budget -= pending
+        while budget > 0 and self._waiting and self._free_slots and self._admit(step):
+            sequence = step.admitted[-1]
+            step.pieces.append((sequence, min(sequence.num_pending, budget)))
+            budget -= sequence.num_pending
+        if step.pieces:
+            step.num_frames = min(len(sequence.pages) * PAGE_SIZE - sequence.computed for sequence, _ in step.pieces)
+        return step
+
+    def computed(self, pieces: Sequence[tuple[SequenceState, int]]) -> None:
+        """Count rows as computed, and let later prompts share the whole pages among them."""
+        for sequence, count in pieces:
+            before = sequence.computed
+            sequence.computed += count
+            keys = sequence.page_keys
+            if before < len(keys) * PAGE_SIZE:
+                for index in range(before // PAGE_SIZE, min(sequence.computed // PAGE_SIZE, len(keys))):
+                    self.pages.know(keys[index], sequence.pages[index])
+                    self._computing.discard(keys[index])
+
+    def drawn(self, sequence: SequenceState, now: float) -> None:
+        """Count a frame of a real-time stream."""
+        playback = self._playbacks.setdefault(sequence, _Playback(now))
+        late = -playback.slack(now)
+        if playback.num_frames and late > 0:
+            self.underruns += 1
+            playback.start += late
+        playback.num_frames += 1
+
+    def measured(self, num_rows: int, seconds: float) -> None:
+        """Take the time of a step that computed `num_rows` rows of prompts."""
+        row = seconds / num_rows
+        self._row_seconds = row if not self._row_seconds else 0.7 * self._row_seconds + 0.3 * row
+
+    def _slack(self, sequence: SequenceState, now: float) -> float:
+        """The seconds that a stream can wait; requests that nobody listens to can wait for long."""
+        if not sequence.request.real_time:
+            return float("inf")
+        playback = self._playbacks.get(sequence)
+        return 0.0 if playback is None else playback.slack(now)
+
+    def _urgent(self, ready: list[SequenceState], now: float) -> list[SequenceState]:
+        """Return the requests whose next frame is drawn now: all, unless a stream is about to run dry."""
+        if not any(sequence.request.real_time for sequence in ready):
+            return ready
+        slacks = [self._slack(sequence, now) for sequence in ready]
+        if min(slacks) >= _URGENT_SECONDS or max(slacks) <= _AHEAD_SECONDS or self._paused_steps == _MAX_PAUSED_STEPS:
+            self._paused_steps = 0
+            return ready
+        self._paused_steps += 1
+        return [sequence for sequence, slack in zip(ready, slacks, strict=True) if slack <= _AHEAD_SECONDS]
+
+    def _prompt_rows(self, now: float) -> int:
+        """Return how many rows of prompts the streams can wait for."""
+        slacks = [
+            self._slack(sequence, now)
+            for sequence in self.running
+            if sequence.request.real_time and sequence.num_pending == 1
+        ]
+        if not slacks:
+            return MAX_PROMPT_ROWS
+        if not self._row_seconds:
+            return self._min_piece
+        # Half of what can be spared: the step also has the streams' own rows.
+        rows = int(min(slacks) / 2 / self._row_seconds)
+        return max(self._min_piece, min(rows, MAX_PROMPT_ROWS))
+
+    def _admit(self, step: Step) -> bool:
+        """Give the first waiting request a slot; return whether it could be."""
+        sequence = self._waiting[0][2]
+        keys = sequence.page_keys
+        num_known = self.pages.num_known(keys)
+        if num_known < len(keys) and keys[num_known] in self._computing:
+            return False  # another sequence computes the next page of the same prefix
+        needed = pages_for(len(sequence.rows)) - num_known
+        # A page for each running sequence is left, so that the next frames preempt nobody.
+        if needed + len(self.running) > self.pages.available - self.pages.num_unused(keys[:num_known]):
+            return False
+        heapq.heappop(self._waiting)
+        sequence.slot = self._free_slots.pop()
+        sequence.pages = self.pages.share(keys[:num_known])
+        sequence.pages += self.pages.take(needed)
+        sequence.computed = num_known * PAGE_SIZE
+        sequence.text_computed = sum(isinstance(row, int) for row in sequence.rows[: sequence.computed])
+        if not sequence.steps:
+            sequence.cached_tokens = sequence.computed
+        self._computing.update(keys[num_known:])
+        step.new_pages += [(sequence.slot, index, page) for index, page in enumerate(sequence.pages)]
+        step.admitted.append(sequence)
+        self.running.append(sequence)
+        return True
+
+    def _grow(self, step: Step, sequence: SequenceState, num_ahead: int) -> bool:
+        """Give a sequence the pages of its next frames; return False if it has lost its slot for them."""
+        while sequence.slot >= 0:
+            # One page at least; further ones only while there are enough.
+            missing = pages_for(len(sequence.rows)) - len(sequence.pages)
+            if missing <= self.pages.available:
+                ahead = min(pages_for(len(sequence.rows) - 1 + num_ahead), self._max_pages) - len(sequence.pages)
+                pages = self.pages.take(max(missing, min(ahead, self.pages.available), 0))
+                first = len(sequence.pages)
+                step.new_pages += [(sequence.slot, first + index, page) for index, page in enumerate(pages)]
+                sequence.pages += pages
+                return True
+            self._preempt()
+        return False
+
+    def _preempt(self) -> None:
+        """Take the slot of the running request that has the lowest priority, and came last."""
+        sequence = max(self.running, key=lambda sequence: (-sequence.request.priority, self._order[sequence]))
+        self._release(sequence)
+        sequence.computed = sequence.text_computed = 0
+        self.preempted += 1
+        heapq.heappush(self._waiting, (-sequence.request.priority, self._order[sequence], sequence))
+
+    def _release(self, sequence: SequenceState) -> None:
+        self.running.remove(sequence)
+        self._computing.difference_update(sequence.page_keys[sequence.computed // PAGE_SIZE :])
+        self._free_slots.append(sequence.slot)
+        self.pages.release(sequence.pages)
+        sequence.pages, sequence.slot = [], -1

@@ -1,0 +1,1 @@
+"""Books: chapters and their text, from EPUB and Markdown files."""
