@@ -33,7 +33,7 @@ FORMATS = (
         ("SVX", "PCM_16"),
     ),
 )
-OTHER_FILES = sorted((Path(__file__).parents[1] / "audio" / "recordings").iterdir())
+OTHER_FILES = sorted((Path(__file__).parents[1] / "audio" / "files" / "recordings").iterdir())
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".raw", ".txt", "", ".m3u8")
 NUMPY_DTYPES = (
     *("f2", "f4", "f8", ">f4", ">f8", "g", "i1", "i2", "i4", "i8", ">i2", ">i4", "u1", "u2", "u4", "u8", ">u2"),

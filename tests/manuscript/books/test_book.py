@@ -7,7 +7,8 @@ from contextlib import suppress
 import pytest
 
 from higgs_native.errors import ParameterError, PromptError
-from higgs_native.manuscript.books.book import Book, Chapter, epub, file_names, is_book, read_book
+from higgs_native.manuscript.books import epub
+from higgs_native.manuscript.books.book import Book, Chapter, file_names, is_book, read_book
 from tests.manuscript.books.epubs import page, write_epub
 
 
