@@ -45,8 +45,7 @@ from higgs_native.speech import Speech, join_speeches
 from higgs_native.streaming import ChunkSizes, GeneratePassage, SpeechStream
 from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer
 from higgs_native.utils.files import read_json_object
-from higgs_native.utils.fingerprint import fingerprint
-from higgs_native.utils.tensors import integer_tensor
+from higgs_native.utils.tensors import fingerprint, integer_tensor
 
 
 AUDIO_TOKENIZER_NAME = "bosonai/higgs-audio-v2-tokenizer"

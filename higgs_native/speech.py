@@ -19,7 +19,7 @@ from higgs_native.errors import AudioError, ParameterError
 from higgs_native.failure_checks import Failure
 from higgs_native.subtitles import check_subtitles_path, chunk_cues, write_subtitles
 from higgs_native.utils.checks import check_flag, check_string
-from higgs_native.utils.equality import equal_fields
+from higgs_native.utils.tensors import equal_fields
 
 
 _NOTEBOOK_FORMAT = "mp3"  # every browser plays it, and it is a tenth of a .wav

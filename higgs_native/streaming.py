@@ -20,7 +20,7 @@ from higgs_native.generation.sequence import GenerationOutput, OnFrame, OnToken,
 from higgs_native.manuscript.passages import Passages
 from higgs_native.utils.background_iterator import BackgroundIterator
 from higgs_native.utils.checks import check_integer, check_number
-from higgs_native.utils.equality import equal_fields
+from higgs_native.utils.tensors import equal_fields
 
 
 _CHUNKS_AHEAD = 8

@@ -18,7 +18,7 @@ from higgs_native.errors import CheckpointError, ConfigError, ParameterError, on
 from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.files import read_json_object, read_small_file
-from higgs_native.utils.fingerprint import fingerprint
+from higgs_native.utils.tensors import fingerprint
 from higgs_native.utils.memory import release_mapped
 
 

@@ -11,7 +11,7 @@ from higgs_native.checkpoint.adapter import Adapter
 from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.checkpoint.files import AUDIO_LM_HEAD, AUDIO_TABLE, TEXT_LM_HEAD, expected_tensors
 from higgs_native.ops import LowRank, PackedWeight
-from higgs_native.utils.fingerprint import fingerprint
+from higgs_native.utils.tensors import fingerprint
 
 
 MAX_ADAPTERS = 32

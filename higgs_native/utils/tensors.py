@@ -1,4 +1,9 @@
-"""Checks of the values of tensors."""
+"""Values of tensors: their checks, equality and fingerprints."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +23,8 @@ _INTEGERS = (
 )
 _PIECE = 1 << 18
 """Bytes of float8 that are checked at a time: they and their copy stay in the L2 cache."""
+_SAMPLED = 1000
+"""About this many elements of each tensor are read for a fingerprint."""
 
 
 def integer_tensor(name: str, value: object, error: type[HiggsNativeError] = ParameterError) -> torch.Tensor:
@@ -47,3 +54,31 @@ def is_finite(tensor: torch.Tensor) -> bool:
         return all(int(piece.bitwise_or(-128).max()) != -1 for piece in pieces if len(piece))
     # A sum is finite only if its terms are, and is faster than the extremes. But it may overflow.
     return bool(tensor.sum().isfinite()) or all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
+
+
+def equal_fields(first: Any, second: Any) -> bool:
+    """Return whether two objects of one dataclass have equal fields; arrays and tensors as a whole. NaN is unequal."""
+    return all(_equal(getattr(first, field.name), getattr(second, field.name)) for field in fields(first))
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+        return np.array_equal(first, second)
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        is_comparable = (first.dtype, first.device) == (second.dtype, second.device)
+        return is_comparable and torch.equal(first, second)
+    return type(first) is type(second) and first == second
+
+
+def fingerprint(settings: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return a SHA-256 of settings and of the names, dtypes, shapes and some elements of tensors.
+
+    It tells weights from others without reading all of them.
+    """
+    digest = hashlib.sha256(settings.encode())
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        flat = tensor.detach().flatten()
+        sampled = flat[:: max(1, len(flat) // _SAMPLED)].cpu().contiguous()
+        digest.update(sampled.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

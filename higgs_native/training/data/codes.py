@@ -14,7 +14,7 @@ from higgs_native.errors import AudioError, CheckpointError
 from higgs_native.prompt.recordings import Recording
 from higgs_native.training.data.manifest import Clip, Entry, located
 from higgs_native.utils.files import replacing
-from higgs_native.utils.fingerprint import fingerprint
+from higgs_native.utils.tensors import fingerprint
 
 
 _TOKENIZER_KEY = "audio_tokenizer"
