@@ -1,12 +1,18 @@
-"""Whole audio files: where they are written, and how they are titled."""
+"""Where commands write audio: whole files, and raw audio while it is generated."""
 
+import errno
+import io
+import os
 import sys
 from pathlib import Path
 
 from higgs_native.audio.files.formats import find_format
 from higgs_native.audio.files.writing import check_output_path
+from higgs_native.audio.samples import pcm_samples
 from higgs_native.cli.console import notice
-from higgs_native.errors import ParameterError
+from higgs_native.errors import AudioError, ParameterError
+from higgs_native.streaming import SpeechStream
+from higgs_native.utils.files import check_file_can_be_made
 
 
 _MAX_TITLE = 80
@@ -41,3 +47,58 @@ def shortened(text: str) -> str:
     """Return a text's beginning in one line, for a title."""
     line = " ".join(text.split())
     return line if len(line) <= _MAX_TITLE else line[: _MAX_TITLE - 1].rsplit(" ", 1)[0] + "…"
+
+
+def check_stream_path(path: Path) -> None:
+    """Raise ParameterError if raw audio can't be written to `path`: a file, a named pipe, or `-`."""
+    if str(path) == "-":
+        if sys.stdout is None:
+            raise ParameterError("--stream must be a file or a named pipe, got -, and standard output is closed")
+        return
+    try:
+        if path.is_dir() or not path.parent.is_dir():
+            raise ParameterError(f"--stream must be a file, a named pipe, or -, got {path}")
+        if not path.exists():
+            check_file_can_be_made(path)
+        elif path.is_file():
+            path.open("ab").close()  # its contents are kept until there is audio
+        elif not os.access(path, os.W_OK):  # opening a pipe would wait for its reader
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ParameterError(f"{path} can't be written: {error.strerror}") from None
+
+
+def _opened_stream(path: Path) -> io.RawIOBase:
+    if str(path) == "-":
+        return open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)
+    try:
+        return path.open("wb", buffering=0)
+    except OSError as error:
+        raise ParameterError(f"{path} can't be written: {error.strerror}") from None
+
+
+def write_stream(speech: SpeechStream, path: Path) -> None:
+    """Write the chunks of `speech` as they come, as 16-bit PCM, to a file, or to standard output if `path` is `-`."""
+    written, closed = 0, False
+    with _opened_stream(path) as file:
+        os.set_blocking(file.fileno(), True)
+        for chunk in speech:
+            rest = memoryview(pcm_samples(chunk.samples).tobytes())
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except BrokenPipeError:
+                notice("The reader has closed the pipe.")
+                closed = True
+                break
+            except OSError as error:
+                raise ParameterError(f"{path} can't be written: {error.strerror}") from None
+            written += len(chunk.samples)
+    if written == 0 and not closed:
+        raise AudioError("the model made no audio to write")
+    report = f"{path}: {written / speech.sampling_rate:.2f} s of audio"
+    if speech.first_audio_seconds is not None:
+        report += f", the first after {speech.first_audio_seconds:.2f} s"
+    if speech.underrun_margin_seconds is not None:
+        report += f", under-run margin {speech.underrun_margin_seconds:.2f} s (below zero, playback would pause)"
+    notice(f"{report}, seed {speech.seed}")

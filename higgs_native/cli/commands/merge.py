@@ -16,7 +16,8 @@ def merge(
     """Write a checkpoint with an adapter merged into its weights, in the layout of the checkpoint."""
     from higgs_native.checkpoint.adapter import Adapter
     from higgs_native.checkpoint.config import HiggsAudioConfig
-    from higgs_native.checkpoint.files import LanguageModelFiles, resolve_folder
+    from higgs_native.checkpoint.files import resolve_folder
+    from higgs_native.checkpoint.language_model import LanguageModelFiles
     from higgs_native.checkpoint.packed import check_target
     from higgs_native.checkpoint.rewriting import write_rewritten
 

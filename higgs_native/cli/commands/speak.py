@@ -115,8 +115,7 @@ def speak(
         read_text,
         sampling_params,
     )
-    from higgs_native.cli.output import check_output, shortened, write_output
-    from higgs_native.cli.stream import check_stream_path, write_stream
+    from higgs_native.cli.output import check_output, check_stream_path, shortened, write_output, write_stream
     from higgs_native.manuscript.pauses import split_pauses, without_pauses
     from higgs_native.manuscript.preparation import prepare_text
     from higgs_native.prompt.normalize import normalize_text
