@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.convention import Convention
 from higgs_native.errors import PromptError
-from higgs_native.generation.conventions.rules import GenerationMode, Rules
-from higgs_native.generation.stop import completes_stop_string
+from higgs_native.generation.conventions.rules import GenerationMode, Rules, completes_stop_string
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.sampling import StateField
 

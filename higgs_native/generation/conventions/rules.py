@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+from tokenizers import Tokenizer
 
 from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.convention import Convention
@@ -100,3 +101,17 @@ class Rules(ABC):
     def ends_reply(self, model: LanguageModel, ids: Sequence[int], stop_strings: Sequence[str] | None) -> bool:
         """Return whether the last of the text tokens `ids` ends the reply."""
         return False
+
+
+def completes_stop_string(tokenizer: Tokenizer | None, ids: Sequence[int], stop_strings: Sequence[str]) -> bool:
+    """Return whether the last of the text tokens `ids` completes a stop string."""
+    if tokenizer is None:
+        return False
+    # A stop string of n bytes spans at most n tokens; the last token may also hold text after it.
+    for stop in stop_strings:
+        tail = ids[-len(stop.encode()) :]
+        with_last = tokenizer.decode(tail, skip_special_tokens=False)
+        without_last = tokenizer.decode(tail[:-1], skip_special_tokens=False)
+        if stop in with_last and stop not in without_last:
+            return True
+    return False
