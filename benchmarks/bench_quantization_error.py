@@ -24,7 +24,8 @@ from benchmarks.measure import write_json
 from higgs_native import HiggsAudio, build_prompt
 from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model
 from higgs_native.checkpoint.config import HiggsAudioConfig
-from higgs_native.checkpoint.files import expected_tensors, resolve_folder
+from higgs_native.checkpoint.files import resolve_folder
+from higgs_native.checkpoint.language_model import expected_tensors
 from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.model.batch import Batch
 from higgs_native.model.transformer import LanguageModel

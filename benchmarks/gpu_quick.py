@@ -30,7 +30,7 @@ from benchmarks.bench_cuda import frames_of_native
 from benchmarks.measure import ReadBandwidth, commit, seconds, synchronize
 from higgs_native import HiggsAudioModel, ops
 from higgs_native.checkpoint.config import HiggsAudioConfig
-from higgs_native.checkpoint.files import AUDIO_LM_HEAD, expected_tensors
+from higgs_native.checkpoint.language_model import AUDIO_LM_HEAD, expected_tensors
 from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from higgs_native import ops
 from higgs_native.checkpoint.config import HiggsAudioConfig
-from higgs_native.checkpoint.files import AUDIO_LM_HEAD, AUDIO_TABLE, TEXT_LM_HEAD, load_tokenizer
+from higgs_native.checkpoint.files import load_tokenizer
+from higgs_native.checkpoint.language_model import AUDIO_LM_HEAD, AUDIO_TABLE, TEXT_LM_HEAD
 from higgs_native.checkpoint.packed import PACKED_FILE
 from higgs_native.checkpoint.quantization import PARTS, Quantization
 from higgs_native.errors import CheckpointError, ParameterError, PromptError

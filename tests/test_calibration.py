@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from higgs_native import HiggsAudioModel, calibration, ops, reference
 from higgs_native.calibration import DEFAULT_TEXTS, States, calibrated_model, speak, text_prompt
-from higgs_native.checkpoint.files import AUDIO_LM_HEAD, TEXT_LM_HEAD
+from higgs_native.checkpoint.language_model import AUDIO_LM_HEAD, TEXT_LM_HEAD
 from higgs_native.checkpoint.packed import PACKED_FILE
 from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.cli import main

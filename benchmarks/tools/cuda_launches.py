@@ -24,7 +24,7 @@ import higgs_native
 from benchmarks.tools.sass import demangle
 from higgs_native import _C, ops
 from higgs_native.checkpoint.config import HiggsAudioConfig
-from higgs_native.checkpoint.files import TEXT_LM_HEAD, expected_tensors
+from higgs_native.checkpoint.language_model import TEXT_LM_HEAD, expected_tensors
 from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.generation.steps.model_runner import CapturedStep
 from higgs_native.generation.steps.sampler import SamplerState

@@ -18,7 +18,7 @@ import torch
 
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.weights import tensor_shapes
-from higgs_native.checkpoint.files import expected_tensors
+from higgs_native.checkpoint.language_model import expected_tensors
 from higgs_native.errors import HiggsNativeError
 from higgs_native.testing.configs import LAYOUTS, REAL_SIZE_CONFIG, REAL_SIZE_TTS_3_CONFIG
 from higgs_native.testing.random_checkpoint import write_audio_tokenizer, write_language_model

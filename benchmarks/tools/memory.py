@@ -15,7 +15,7 @@ from benchmarks.measure import write_json
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.checkpoint.config import HiggsAudioConfig
-from higgs_native.checkpoint.files import expected_tensors
+from higgs_native.checkpoint.language_model import expected_tensors
 from higgs_native.ops.formats import WEIGHT_FORMATS
 from higgs_native.testing.configs import REAL_SIZE_CONFIG
 

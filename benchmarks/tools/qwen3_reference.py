@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from benchmarks.tools.transformers_baseline import import_transformers
 from higgs_native.checkpoint.config import HiggsAudioConfig
-from higgs_native.checkpoint.files import AUDIO_TABLE, LanguageModelFiles, expected_tensors
+from higgs_native.checkpoint.language_model import AUDIO_TABLE, LanguageModelFiles, expected_tensors
 
 
 class Qwen3Reference(torch.nn.Module):

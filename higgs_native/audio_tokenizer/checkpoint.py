@@ -8,7 +8,8 @@ import torch
 
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.weights import tensor_shapes
-from higgs_native.checkpoint.files import BUNDLED_AUDIO_TOKENIZER, TensorFiles, listed
+from higgs_native.checkpoint.files import TensorFiles, listed
+from higgs_native.checkpoint.language_model import BUNDLED_AUDIO_TOKENIZER
 from higgs_native.checkpoint.other_kinds import kind_of_folder, kind_of_tensors
 from higgs_native.errors import CheckpointError
 from higgs_native.ops.formats import STORED_DTYPES

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from higgs_native.checkpoint.files import BUNDLED_CONFIG_FILE
+from higgs_native.checkpoint.language_model import BUNDLED_CONFIG_FILE
 from higgs_native.checkpoint.other_kinds import read_config
 from higgs_native.errors import ConfigError, short_repr
 from higgs_native.utils.fields import MAX_INTEGER, Fields

@@ -9,7 +9,8 @@ from safetensors import SafetensorError, safe_open
 from typing_extensions import Self
 
 from higgs_native.checkpoint.config import HiggsAudioConfig
-from higgs_native.checkpoint.files import TEXT_LM_HEAD, LanguageModelFiles, expected_tensors, listed, original_name
+from higgs_native.checkpoint.files import listed
+from higgs_native.checkpoint.language_model import TEXT_LM_HEAD, LanguageModelFiles, expected_tensors, original_name
 from higgs_native.errors import CheckpointError, short_repr
 from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.fields import Fields

@@ -27,16 +27,13 @@ from safetensors.torch import save_file
 
 from higgs_native.checkpoint.adapter import Adapter
 from higgs_native.checkpoint.config import HiggsAudioConfig
-from higgs_native.checkpoint.files import (
-    AUDIO_TOKENIZER_FOLDER,
+from higgs_native.checkpoint.files import AUDIO_TOKENIZER_FOLDER, READER_FILES, TensorFiles, weight_files
+from higgs_native.checkpoint.language_model import (
     BUNDLED_AUDIO_TOKENIZER,
     BUNDLED_CONFIG_FILE,
-    READER_FILES,
     TEXT_LM_HEAD,
     LanguageModelFiles,
-    TensorFiles,
     expected_tensors,
-    weight_files,
 )
 from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.errors import CheckpointError

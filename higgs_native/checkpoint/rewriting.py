@@ -9,7 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from higgs_native.checkpoint.config import HiggsAudioConfig
-from higgs_native.checkpoint.files import AUDIO_TOKENIZER_FOLDER, READER_FILES, LanguageModelFiles, weight_files
+from higgs_native.checkpoint.files import AUDIO_TOKENIZER_FOLDER, READER_FILES, weight_files
+from higgs_native.checkpoint.language_model import LanguageModelFiles
 from higgs_native.checkpoint.packed import PACKED_FILE, check_target
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.utils.files import replacing

@@ -9,7 +9,7 @@ from typing_extensions import Self
 from higgs_native import ops
 from higgs_native.checkpoint.adapter import Adapter
 from higgs_native.checkpoint.config import HiggsAudioConfig
-from higgs_native.checkpoint.files import AUDIO_LM_HEAD, AUDIO_TABLE, TEXT_LM_HEAD, expected_tensors
+from higgs_native.checkpoint.language_model import AUDIO_LM_HEAD, AUDIO_TABLE, TEXT_LM_HEAD, expected_tensors
 from higgs_native.ops import LowRank, PackedWeight
 from higgs_native.utils.tensors import fingerprint
 

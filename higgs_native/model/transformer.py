@@ -12,8 +12,9 @@ from typing_extensions import Self, Unpack
 from higgs_native import ops
 from higgs_native.checkpoint.adapter import Adapter
 from higgs_native.checkpoint.config import HiggsAudioConfig
-from higgs_native.checkpoint.files import AUDIO_LM_HEAD, AUDIO_TABLE, TEXT_LM_HEAD, load_tokenizer, resolve_folder
+from higgs_native.checkpoint.files import load_tokenizer, resolve_folder
 from higgs_native.checkpoint.hub import HubOptions
+from higgs_native.checkpoint.language_model import AUDIO_LM_HEAD, AUDIO_TABLE, TEXT_LM_HEAD
 from higgs_native.checkpoint.packed import PackedWeights, named_tensors
 from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.errors import CheckpointError, ParameterError, one_line, short_repr

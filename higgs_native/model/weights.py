@@ -10,7 +10,7 @@ import torch
 from higgs_native import ops
 from higgs_native.checkpoint.adapter import Adapter
 from higgs_native.checkpoint.config import HiggsAudioConfig, configured_dtype
-from higgs_native.checkpoint.files import LanguageModelFiles
+from higgs_native.checkpoint.language_model import LanguageModelFiles
 from higgs_native.checkpoint.packed import PACKED_FILE, PackedWeights
 from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.errors import CheckpointError, ParameterError

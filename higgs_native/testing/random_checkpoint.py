@@ -19,7 +19,7 @@ import torch
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.checkpoint.config import HiggsAudioConfig
-from higgs_native.checkpoint.files import (
+from higgs_native.checkpoint.language_model import (
     AUDIO_LM_HEAD,
     AUDIO_TABLE,
     BUNDLED_AUDIO_TOKENIZER,

@@ -14,7 +14,12 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from higgs_native.checkpoint.config import HiggsAudioConfig
-from higgs_native.checkpoint.files import TEXT_LM_HEAD, LanguageModelFiles, expected_tensors, transformers_name
+from higgs_native.checkpoint.language_model import (
+    TEXT_LM_HEAD,
+    LanguageModelFiles,
+    expected_tensors,
+    transformers_name,
+)
 from higgs_native.model.rope import rope_table
 from higgs_native.training.data.rows import PackedRows
 from higgs_native.training.loss import Losses, LossWeights, TargetCounts, losses_of

@@ -19,12 +19,8 @@ from tqdm import tqdm
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.checkpoint.adapter import Adapter
 from higgs_native.checkpoint.config import HiggsAudioConfig
-from higgs_native.checkpoint.files import (
-    LanguageModelFiles,
-    load_tokenizer,
-    resolve_folder,
-    transformers_name,
-)
+from higgs_native.checkpoint.files import load_tokenizer, resolve_folder
+from higgs_native.checkpoint.language_model import LanguageModelFiles, transformers_name
 from higgs_native.checkpoint.packed import PACKED_FILE
 from higgs_native.checkpoint.rewriting import write_rewritten
 from higgs_native.convention import Convention

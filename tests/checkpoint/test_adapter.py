@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from higgs_native.checkpoint.adapter import BASE_KEY, CONFIG_FILE, WEIGHTS_FILE, Adapter
-from higgs_native.checkpoint.files import LanguageModelFiles
+from higgs_native.checkpoint.language_model import LanguageModelFiles
 from higgs_native.checkpoint.packed import write_packed
 from higgs_native.checkpoint.rewriting import write_rewritten
 from higgs_native.errors import CheckpointError, HiggsNativeError, ParameterError

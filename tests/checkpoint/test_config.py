@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from higgs_native.checkpoint.config import MAX_LAYERS, HiggsAudioConfig
-from higgs_native.checkpoint.files import expected_tensors
+from higgs_native.checkpoint.language_model import expected_tensors
 from higgs_native.errors import ConfigError
 from higgs_native.model.rope import rope_table
 from higgs_native.testing.configs import DEMO_CONFIG, config_json

@@ -13,7 +13,7 @@ from higgs_native.audio_tokenizer.checkpoint import folded_shapes
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.checkpoint.config import HiggsAudioConfig
-from higgs_native.checkpoint.files import expected_tensors
+from higgs_native.checkpoint.language_model import expected_tensors
 from higgs_native.model.rope import rope_table
 from higgs_native.model.transformer import LanguageModel
 from tests.fuzz import mutations

@@ -8,7 +8,7 @@ import torch
 
 from higgs_native.checkpoint.adapter import BASE_KEY
 from higgs_native.checkpoint.config import HiggsAudioConfig
-from higgs_native.checkpoint.files import LanguageModelFiles, expected_tensors, transformers_name
+from higgs_native.checkpoint.language_model import LanguageModelFiles, expected_tensors, transformers_name
 from higgs_native.checkpoint.packed import write_packed
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.model.batch import Batch

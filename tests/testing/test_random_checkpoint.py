@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.checkpoint.config import HiggsAudioConfig
-from higgs_native.checkpoint.files import LanguageModelFiles, expected_tensors
+from higgs_native.checkpoint.language_model import LanguageModelFiles, expected_tensors
 from higgs_native.errors import CheckpointError, ConfigError
 from higgs_native.testing.byte_tokenizer import build_tokenizer
 from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, DEMO_CONFIG, REAL_SIZE_CONFIG

@@ -5,7 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from higgs_native.checkpoint.files import TEXT_LM_HEAD, LanguageModelFiles, expected_tensors, transformers_name
+from higgs_native.checkpoint.language_model import (
+    TEXT_LM_HEAD,
+    LanguageModelFiles,
+    expected_tensors,
+    transformers_name,
+)
 from higgs_native.model.batch import Batch
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.testing.configs import DEMO_CONFIG

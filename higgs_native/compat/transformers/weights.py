@@ -11,7 +11,7 @@ from transformers import (
 
 from higgs_native import ops
 from higgs_native.checkpoint.config import HiggsAudioConfig
-from higgs_native.checkpoint.files import TEXT_LM_HEAD, expected_tensors, transformers_name
+from higgs_native.checkpoint.language_model import TEXT_LM_HEAD, expected_tensors, transformers_name
 from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.errors import CheckpointError
 from higgs_native.model.transformer import checked_dtype
