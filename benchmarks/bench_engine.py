@@ -24,8 +24,8 @@ from benchmarks.bench_frame import frame_bytes, transformers_model
 from benchmarks.measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
 from higgs_native import HiggsAudio, HiggsAudioModel
 from higgs_native.checkpoint.files import resolve_folder
+from higgs_native.generation.requests import GenerationRequest
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.prompt.chat import build_prompt, speech_messages
 from higgs_native.utils.files import read_json_object
 

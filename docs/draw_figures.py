@@ -22,7 +22,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from higgs_native import Convention, HiggsAudioModel, SamplingParams, ops
 from higgs_native.generation.engine import Engine
 from higgs_native.generation.handle import RequestHandle
-from higgs_native.generation.sequence import GenerationRequest
+from higgs_native.generation.requests import GenerationRequest
 from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, WEIGHT_FORMATS
 from higgs_native.testing.configs import DEMO_CONFIG, REAL_SIZE_CONFIG
 from higgs_native.testing.random_checkpoint import write_language_model

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
         PromptError,
         exit_on_bad_input,
     )
+    from higgs_native.generation.conventions.rules import GenerationMode
     from higgs_native.generation.model import HiggsAudioModel
+    from higgs_native.generation.requests import GenerationOutput
     from higgs_native.generation.sampling_params import SamplingParams
-    from higgs_native.generation.sequence import GenerationMode, GenerationOutput
     from higgs_native.long_form.chunk_store import SpokenChunk
     from higgs_native.long_form.chunking import TextChunk, chunk_text
     from higgs_native.long_form.long_speech import LongSpeech
@@ -101,7 +102,8 @@ _NAMES = {
     ),
     "generation.model": ("HiggsAudioModel",),
     "generation.sampling_params": ("SamplingParams",),
-    "generation.sequence": ("GenerationMode", "GenerationOutput"),
+    "generation.conventions.rules": ("GenerationMode",),
+    "generation.requests": ("GenerationOutput",),
     "long_form.chunk_store": ("SpokenChunk",),
     "long_form.chunking": ("TextChunk", "chunk_text"),
     "long_form.long_speech": ("LongSpeech",),

@@ -23,7 +23,7 @@ from higgs_native.checkpoint.quantization import PARTS, Quantization
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
 from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
-from higgs_native.generation.sequence import GenerationRequest
+from higgs_native.generation.requests import GenerationRequest
 from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.layers import FeedForward, Layer, read_layer

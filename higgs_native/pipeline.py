@@ -26,8 +26,8 @@ from higgs_native.failure_checks import Failure, detect_failures, frame_levels
 from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
+from higgs_native.generation.requests import GenerationOutput, GenerationRequest, OnFrame, OnToken, WantsItems
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
-from higgs_native.generation.sequence import GenerationOutput, GenerationRequest, OnFrame, OnToken, WantsItems
 from higgs_native.manuscript.lexicon import LexiconLike
 from higgs_native.manuscript.passages import Passages
 from higgs_native.manuscript.pauses import split_pauses, without_pauses

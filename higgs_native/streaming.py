@@ -16,7 +16,7 @@ from higgs_native.errors import ParameterError
 from higgs_native.failure_checks import Failure, detect_failures, frame_levels
 from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.delay_pattern import SegmentReader
-from higgs_native.generation.sequence import GenerationOutput, OnFrame, OnToken, WantsItems
+from higgs_native.generation.requests import GenerationOutput, OnFrame, OnToken, WantsItems
 from higgs_native.manuscript.passages import Passages
 from higgs_native.utils.background_iterator import BackgroundIterator
 from higgs_native.utils.checks import check_integer, check_number

@@ -10,7 +10,7 @@ from higgs_native import pipeline
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.errors import AudioError, CheckpointError, ConfigError, ParameterError, PromptError
 from higgs_native.generation.delay_pattern import build_delay_pattern
-from higgs_native.generation.sequence import GenerationOutput
+from higgs_native.generation.requests import GenerationOutput
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import spoken_turns

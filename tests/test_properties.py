@@ -32,7 +32,7 @@ from higgs_native import (
 from higgs_native.cli.main import app, main
 from higgs_native.generation.engine import Engine
 from higgs_native.generation.model import generate_batch
-from higgs_native.generation.sequence import GenerationRequest
+from higgs_native.generation.requests import GenerationRequest
 from tests.helpers.drawn_values import (
     LARGE,
     TEXTS,

@@ -11,7 +11,7 @@ import torch
 from higgs_native import pipeline, streaming
 from higgs_native.errors import ParameterError, PromptError
 from higgs_native.generation.delay_pattern import SegmentReader
-from higgs_native.generation.sequence import GenerationOutput
+from higgs_native.generation.requests import GenerationOutput
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.streaming import ChunkSizes
 from higgs_native.testing.configs import DEMO_CONFIG

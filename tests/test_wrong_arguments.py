@@ -29,7 +29,7 @@ from higgs_native import (
 from higgs_native.audio_tokenizer.graph_decoder import DecoderWindows, WindowedDecoder
 from higgs_native.generation.engine import Engine
 from higgs_native.generation.model import generate_batch
-from higgs_native.generation.sequence import GenerationRequest
+from higgs_native.generation.requests import GenerationRequest
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint
 
 

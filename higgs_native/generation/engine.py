@@ -10,30 +10,26 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from dataclasses import replace
 
 import torch
 
 from higgs_native.errors import GenerationError, ParameterError
+from higgs_native.generation.conventions.rules import GenerationMode
 from higgs_native.generation.driver import Driver
+from higgs_native.generation.expansion import begin_sequence
 from higgs_native.generation.handle import RequestHandle
-from higgs_native.generation.sequence import (
-    Frame,
-    GenerationMode,
-    GenerationRequest,
-    SequenceState,
-    begin_sequence,
-)
+from higgs_native.generation.metrics import EngineMetrics
+from higgs_native.generation.requests import GenerationRequest
+from higgs_native.generation.sequence import SequenceState
+from higgs_native.generation.steps.drawing import Drawn, draw
 from higgs_native.generation.steps.model_runner import DecodeRow, ModelRunner
 from higgs_native.generation.steps.pages import PagePool
+from higgs_native.generation.steps.pending_rows import pending_rows
 from higgs_native.generation.steps.scheduler import Scheduler, Step
-from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
-from higgs_native.model.low_rank import PackedAdapter, RowAdapters
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.utils.checks import check_instance, check_integer
 from higgs_native.utils.uncopyable import Shareable
@@ -48,48 +44,6 @@ _PAGES_AHEAD = 4
 """Pages that a step on a GPU takes in advance: while they last, the host changes nothing that a step reads."""
 _REAL_TIME_FRAMES = 8
 """Frames after which it is decided again which streams are urgent."""
-
-
-@dataclass(frozen=True)
-class EngineMetrics:
-    """The state of an engine, and totals since it was made.
-
-    Attributes:
-        waiting, running: requests.
-        finished, aborted, failed: requests that have ended.
-        preempted: how often a request has lost its slot for want of pages.
-        underruns: how often the playback of a real-time stream had to pause.
-        steps, rows: steps, and rows that they computed.
-        prompt_rows: the rows among them that belong to prompts.
-        prefill_seconds, decode_seconds: time of the steps with rows of prompts, and of the others.
-        frames: frames drawn; 25 are a second of audio.
-        scheduling_seconds: time in which a step did not compute.
-        pages_held, pages: of the cache.
-    """
-
-    waiting: int
-    running: int
-    finished: int
-    aborted: int
-    failed: int
-    preempted: int
-    underruns: int
-    steps: int
-    rows: int
-    prompt_rows: int
-    prefill_seconds: float
-    decode_seconds: float
-    frames: int
-    scheduling_seconds: float
-    pages_held: int
-    pages: int
-
-
-_Sample = Callable[[slice, torch.Tensor], torch.Tensor]
-
-
-def _sample_at(sample: _Sample, rows: slice, _: slice, slots: torch.Tensor) -> torch.Tensor:
-    return sample(rows, slots)
 
 
 class Engine(Driver, Shareable):
@@ -149,9 +103,8 @@ class Engine(Driver, Shareable):
         self._handles: dict[SequenceState, RequestHandle] = {}
         self._members: list[SequenceState] = []  # of the model runner's steps
         self._launches_left = 0
-        self._finished = self._aborted = self._failed = 0
-        self._steps = self._rows = self._prompt_rows = self._frames = 0
-        self._prefill_seconds = self._decode_seconds = self._step_seconds = 0.0
+        self._totals = EngineMetrics()
+        self._step_seconds = 0.0
 
         self._incoming: deque[RequestHandle] = deque()
         self._aborting: deque[RequestHandle] = deque()
@@ -187,26 +140,19 @@ class Engine(Driver, Shareable):
     @property
     def metrics(self) -> EngineMetrics:
         """The state and the totals; may be read while requests run."""
-        scheduler = self._scheduler if self._is_prepared else None
-        computing = self._prefill_seconds + self._decode_seconds
-        return EngineMetrics(
-            waiting=len(self._incoming) + (scheduler.waiting if scheduler else 0),
-            running=len(scheduler.running) if scheduler else 0,
-            finished=self._finished,
-            aborted=self._aborted,
-            failed=self._failed,
-            preempted=scheduler.preempted if scheduler else 0,
-            underruns=scheduler.underruns if scheduler else 0,
-            steps=self._steps,
-            rows=self._rows,
-            prompt_rows=self._prompt_rows,
-            prefill_seconds=self._prefill_seconds,
-            decode_seconds=self._decode_seconds,
-            frames=self._frames,
+        computing = self._totals.prefill_seconds + self._totals.decode_seconds
+        metrics = replace(
+            self._totals,
+            waiting=len(self._incoming),
             scheduling_seconds=max(self._step_seconds - computing, 0.0),
-            pages_held=scheduler.pages.held if scheduler else 0,
-            pages=scheduler.pages.num_pages if scheduler else 0,
         )
+        if self._is_prepared:
+            scheduler = self._scheduler
+            metrics.waiting += scheduler.waiting
+            metrics.running = len(scheduler.running)
+            metrics.preempted, metrics.underruns = scheduler.preempted, scheduler.underruns
+            metrics.pages_held, metrics.pages = scheduler.pages.held, scheduler.pages.num_pages
+        return metrics
 
     # Requests
 
@@ -314,7 +260,7 @@ class Engine(Driver, Shareable):
             handle = self._aborting.popleft()
             if not handle.future.done():
                 handle.sequence.finish_reason = "aborted"
-                self._aborted += 1
+                self._totals.aborted += 1
                 self._end(handle)
 
     def _advance(self) -> None:
@@ -368,23 +314,19 @@ class Engine(Driver, Shareable):
             self._compute(Step(pieces=[(sequence, 1) for sequence in self._members]))
             return
         self._read_frame()
-        self._decode_seconds += self._clock() - begin
+        self._totals.decode_seconds += self._clock() - begin
 
     def _read_frame(self) -> None:
         frames = self._runner.read()
-        now = self._clock()
-        self._steps += 1
+        self._totals.steps += 1
         for sequence, frame in zip(self._members, frames, strict=True):
             if sequence.finish_reason is not None or sequence.mode is GenerationMode.TEXT:
                 continue  # it ended in an earlier step, when this one was in flight
-            self._rows += 1
+            self._totals.rows += 1
             sequence.computed += 1
             sequence.steps += 1
-            if min(frame.codes) < 0:
-                self._fail(sequence, "a code")
-                continue
-            self._add_frame(sequence, frame.codes, now)
-            self._end_step(sequence, frame.is_active)
+            codes = None if min(frame.codes) < 0 else frame.codes
+            self._take(Drawn(sequence, codes, frame.is_active))
 
     def _drain(self) -> None:
         """Take the frames of all steps in flight."""
@@ -395,116 +337,53 @@ class Engine(Driver, Shareable):
     def _compute(self, step: Step) -> None:
         """Compute pending rows in one pass, and draw for the sequences that have none left."""
         begin = self._clock()
-        rows, last = _pending_rows(self._model, step.pieces)
+        rows, last = pending_rows(self._model, step.pieces)
         states = self._model.forward(rows, self._runner.cache)
         self._scheduler.computed(step.pieces)
         drawing = [(sequence, row) for (sequence, _), row in zip(step.pieces, last, strict=True) if row >= 0]
         if drawing:
-            self._draw(drawing, states)
+            for drawn in draw(self._model, self._runner.sampler, drawing, states):
+                self._take(drawn)
         num_rows = len(rows.slots)
         prompt_rows = sum(count for _, count in step.pieces if count > 1)
         seconds = self._clock() - begin
-        self._steps += 1
-        self._rows += num_rows
-        self._prompt_rows += prompt_rows
+        self._totals.steps += 1
+        self._totals.rows += num_rows
+        self._totals.prompt_rows += prompt_rows
         if prompt_rows:
-            self._prefill_seconds += seconds
+            self._totals.prefill_seconds += seconds
             self._scheduler.measured(prompt_rows, seconds)
         else:
-            self._decode_seconds += seconds
-
-    def _draw(self, drawing: Sequence[tuple[SequenceState, int]], states: torch.Tensor) -> None:
-        """Draw the next frame or token of sequences from the states of their last rows."""
-        model, sampler = self._model, self._runner.sampler
-        by_mode: dict[GenerationMode, list[tuple[SequenceState, int]]] = {mode: [] for mode in GenerationMode}
-        for sequence, row in drawing:
-            sequence.steps += 1
-            by_mode[sequence.mode].append((sequence, row))
-        now = self._clock()
-        for sequence, row in by_mode[GenerationMode.AUDIO_INIT]:
-            if sequence.output_logits and model.text_head is not None:
-                sequence.text_logits.append(model.text_logits(states[row : row + 1], self._adapters([sequence]))[0])
-            sequence.mode = GenerationMode.AUDIO_IN_PROGRESS
-            self._add_frame(sequence, tuple(sampler.begin_segment(sequence.slot).tolist()), now)
-            self._end_step(sequence, True)
-        if audio := by_mode[GenerationMode.AUDIO_IN_PROGRESS]:
-            self._draw_audio([sequence for sequence, _ in audio], states[[row for _, row in audio]])
-        if text := by_mode[GenerationMode.TEXT]:
-            self._draw_text([sequence for sequence, _ in text], states[[row for _, row in text]])
-
-    def _draw_audio(self, sequences: Sequence[SequenceState], states: torch.Tensor) -> None:
-        sampler = self._runner.sampler
-        logits = self._model.audio_logits(states, adapters=self._adapters(sequences))
-        frames = self._drawn(sequences, "a code", lambda rows, slots: sampler.sample_audio_frame(logits[rows], slots))
-        now = self._clock()
-        for row, (sequence, frame) in enumerate(zip(sequences, frames, strict=True)):
-            if frame is None:
-                continue
-            if sequence.output_logits:
-                sequence.audio_logits.append(logits[row])
-            self._add_frame(sequence, tuple(frame), now)
-            self._end_step(sequence, sampler.is_active(sequence.slot))
-
-    def _draw_text(self, sequences: Sequence[SequenceState], states: torch.Tensor) -> None:
-        model, sampler = self._model, self._runner.sampler
-        logits = model.text_logits(states, self._adapters(sequences))
-        steps = torch.tensor([sequence.steps for sequence in sequences], dtype=torch.int32, device=model.device)
-        tokens = self._drawn(
-            sequences, "a token", lambda rows, slots: sampler.sample_text(logits[rows], slots, steps[rows])
-        )
-        for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
-            if token is None:
-                continue
-            if sequence.output_logits:
-                sequence.text_logits.append(logits[row])
-            sequence.add_token(token)
-            self._note_item(sequence, self._clock())
-            if token == model.config.audio_out_bos_token_id:
-                sequence.mode = GenerationMode.AUDIO_INIT
-                sequence.segments.append([])
-            elif self._ends_reply(sequence):
-                sequence.finish_reason = "stop"
-            self._end_step(sequence, True)
-
-    def _adapters(self, sequences: Sequence[SequenceState]) -> RowAdapters | None:
-        """Return the adapters of a row of each sequence."""
-        return RowAdapters.of([sequence.adapter for sequence in sequences], self._model.device)
-
-    def _drawn(
-        self,
-        sequences: Sequence[SequenceState],
-        name: str,
-        sample: _Sample,
-    ) -> list[Any]:
-        """Sample a list of codes, or a token, for each sequence; None where logits can't be drawn from: it fails."""
-        slots = torch.tensor([sequence.slot for sequence in sequences], dtype=torch.int32, device=self._model.device)
-        try:
-            drawn = sample(slice(None), slots)
-        except RuntimeError as error:
-            if len(sequences) == 1:
-                self._fail(sequences[0], name, error)
-                return [None]
-            # The sampler has drawn nothing. One by one, the others are drawn.
-            return [
-                self._drawn([sequence], name, partial(_sample_at, sample, slice(row, row + 1)))[0]
-                for row, sequence in enumerate(sequences)
-            ]
-        lowest = drawn.view(len(sequences), -1).amin(dim=1).tolist()
-        for sequence, low in zip(sequences, lowest, strict=True):
-            if low < 0:
-                self._fail(sequence, name)
-        return [None if low < 0 else values for values, low in zip(drawn.tolist(), lowest, strict=True)]
+            self._totals.decode_seconds += seconds
 
     # The end of a step
 
-    def _add_frame(self, sequence: SequenceState, frame: Frame, now: float) -> None:
-        sequence.add_frame(frame)
-        self._frames += 1
-        self._note_item(sequence, now)
+    def _take(self, drawn: Drawn) -> None:
+        """Take what was drawn for a sequence, and what follows from it."""
+        sequence, item = drawn.sequence, drawn.item
+        if item is None:
+            self._fail(sequence, drawn.error)
+            return
+        if isinstance(item, int):
+            self._add_token(sequence, item)
+        else:
+            sequence.add_frame(item)
+            self._totals.frames += 1
+            self._note_item(sequence)
+        self._end_step(sequence, drawn.is_active)
 
-    def _note_item(self, sequence: SequenceState, now: float) -> None:
+    def _add_token(self, sequence: SequenceState, token: int) -> None:
+        sequence.add_token(token)
+        self._note_item(sequence)
+        if token == self._model.config.audio_out_bos_token_id:
+            sequence.mode = GenerationMode.AUDIO_INIT
+            sequence.segments.append([])
+        elif self._ends_reply(sequence):
+            sequence.finish_reason = "stop"
+
+    def _note_item(self, sequence: SequenceState) -> None:
         """Wake the reader of a sequence's items."""
-        handle = self._handles[sequence]
+        handle, now = self._handles[sequence], self._clock()
         if handle.first_item_seconds is None:
             handle.first_item_seconds = now - handle.added
         if sequence.request.real_time:
@@ -523,15 +402,16 @@ class Engine(Driver, Shareable):
         sequence.end_at_limit(self._model)
         if sequence.finish_reason is not None:
             self._model.verify()
-            self._finished += 1
+            self._totals.finished += 1
             self._end(self._handles[sequence])
 
     def _ends_reply(self, sequence: SequenceState) -> bool:
         stop_strings = sequence.request.known_sampling.stop_strings
         return sequence.rules.ends_reply(self._model, sequence.text_ids, stop_strings)
 
-    def _fail(self, sequence: SequenceState, name: str, error: Exception | None = None) -> None:
-        """End a request whose logits can't be drawn from; on a GPU, the sampler reports them by values below 0."""
+    def _fail(self, sequence: SequenceState, error: Exception | None = None) -> None:
+        """End a request whose logits can't be drawn from."""
+        name = "a token" if sequence.mode is GenerationMode.TEXT else "a code"
         self._model.verify()
         failure = GenerationError(
             f"{name} can't be drawn: its logits hold a NaN or +inf, exceed float32 when divided by the temperature, "
@@ -539,7 +419,7 @@ class Engine(Driver, Shareable):
         )
         failure.__cause__ = error
         sequence.finish_reason = "aborted"
-        self._failed += 1
+        self._totals.failed += 1
         self._end(self._handles[sequence], failure)
 
     def _fail_all(self, error: BaseException) -> None:
@@ -553,7 +433,7 @@ class Engine(Driver, Shareable):
         running = [self._handles[sequence] for sequence in self._scheduler.running] if self._is_prepared else []
         for handle in running or [*self._handles.values(), *self._incoming]:
             handle.sequence.finish_reason = "aborted"
-            self._failed += 1
+            self._totals.failed += 1
             self._end(handle, error)
         self._incoming = deque(handle for handle in self._incoming if not handle.future.done())
 
@@ -591,43 +471,3 @@ def _default_cache_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 4
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8
-
-
-def _pending_rows(model: LanguageModel, pieces: Sequence[tuple[SequenceState, int]]) -> tuple[Batch, list[int]]:
-    """Gather pending rows, text first; return them and the index of each sequence's last row, -1 if rows are left."""
-    ids: list[int] = []
-    frames: list[Frame] = []
-    text_rows: list[tuple[int, int, int]] = []
-    audio_rows: list[tuple[int, int]] = []
-    text_adapters: list[PackedAdapter | None] = []
-    audio_adapters: list[PackedAdapter | None] = []
-    last: list[tuple[bool, int]] = []
-    for sequence, count in pieces:
-        for position in range(sequence.computed, sequence.computed + count):
-            row = sequence.rows[position]
-            if isinstance(row, int):
-                text_rows.append((sequence.slot, position, sequence.text_computed))
-                ids.append(row)
-                text_adapters.append(sequence.adapter)
-                sequence.text_computed += 1
-            else:
-                audio_rows.append((sequence.slot, position))
-                frames.append(row)
-                audio_adapters.append(sequence.adapter)
-        is_text = isinstance(row, int)
-        is_last = sequence.computed + count == len(sequence.rows)
-        last.append((is_text, (len(ids if is_text else frames) - 1) if is_last else -1))
-
-    def int32(values: Sequence[int] | Sequence[Frame]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=model.device)
-
-    rows = [row[:2] for row in text_rows] + audio_rows
-    batch = Batch(
-        token_ids=int32(ids),
-        codes=int32(frames).view(-1, model.config.num_codebooks),
-        slots=int32([slot for slot, _ in rows]),
-        positions=int32([position for _, position in rows]),
-        text_positions=int32([text_position for _, _, text_position in text_rows]),
-        adapters=RowAdapters.of(text_adapters + audio_adapters, model.device),
-    )
-    return batch, [index if is_text or index < 0 else len(ids) + index for is_text, index in last]

@@ -8,7 +8,8 @@ from concurrent.futures import Future
 import torch
 
 from higgs_native.generation.driver import Driver
-from higgs_native.generation.sequence import GenerationOutput, Row, SequenceState
+from higgs_native.generation.requests import GenerationOutput
+from higgs_native.generation.sequence import Row, SequenceState
 from higgs_native.utils.uncopyable import Uncopyable
 
 

@@ -12,8 +12,8 @@ from higgs_native.errors import ParameterError
 from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.engine import Engine
 from higgs_native.generation.handle import RequestHandle
+from higgs_native.generation.requests import GenerationOutput, GenerationRequest, OnFrame, OnToken
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
-from higgs_native.generation.sequence import GenerationOutput, GenerationRequest, OnFrame, OnToken
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.utils.checks import check_flag, check_instance
 

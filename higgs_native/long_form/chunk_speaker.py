@@ -8,8 +8,8 @@ import torch
 
 from higgs_native.errors import GenerationError
 from higgs_native.generation.handle import RequestHandle
+from higgs_native.generation.requests import GenerationOutput, OnFrame
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.generation.sequence import GenerationOutput, OnFrame
 from higgs_native.long_form.chunk_store import Attempt, ChunkStore
 from higgs_native.long_form.chunking import TextChunk
 from higgs_native.long_form.joining import trim_silence

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from higgs_native.generation.engine import EngineMetrics
+from higgs_native.generation.metrics import EngineMetrics
 
 
 LOGGER = logging.getLogger("higgs_native.server")

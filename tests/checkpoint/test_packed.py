@@ -18,8 +18,8 @@ from higgs_native.checkpoint import packed
 from higgs_native.checkpoint.packed import PACKED_FILE, checksum, write_packed
 from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.errors import CheckpointError, ParameterError
+from higgs_native.generation.requests import GenerationRequest
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint, write_language_model
 from tests.helpers.devices import DEVICES
@@ -145,7 +145,7 @@ def test_a_damaged_or_foreign_file_is_refused(source, tmp_path, damage, message)
 @pytest.fixture
 def large_and_damaged(source, tmp_path, monkeypatch) -> Path:
     """A packed checkpoint that counts as large, with a changed byte among the weights."""
-    monkeypatch.setattr(packed_checkpoint, "_CHECKED_AT_LOAD", 0)
+    monkeypatch.setattr(packed, "_CHECKED_AT_LOAD", 0)
     write(HiggsAudioModel.from_pretrained(source, quantization="int8"), source, tmp_path / "packed")
     change_byte(tmp_path / "packed" / PACKED_FILE, -1)
     return tmp_path / "packed"
@@ -164,13 +164,13 @@ def test_a_large_damaged_file_generates_nothing_that_is_complete(large_and_damag
 
 def test_damage_that_is_found_late_ends_requests(large_and_damaged, monkeypatch):
     begin = threading.Event()
-    checked = packed_checkpoint.checksum
+    checked = packed.checksum
 
     def late(tensor, go_on):
         assert begin.wait(60)
         return checked(tensor, go_on)
 
-    monkeypatch.setattr(packed_checkpoint, "checksum", late)
+    monkeypatch.setattr(packed, "checksum", late)
     model = HiggsAudioModel.from_pretrained(large_and_damaged)
     handle = model.engine.add(GenerationRequest(PROMPT, convention="transformers", sampling=SamplingParams(seed=1)))
     model.engine.step()
@@ -190,7 +190,7 @@ def test_damaged_weights_are_not_written_again(large_and_damaged, tmp_path):
 
 
 def test_weights_on_a_cpu_are_the_mapped_file(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(packed_checkpoint, "_CHECKED_AT_LOAD", 0)
+    monkeypatch.setattr(packed, "_CHECKED_AT_LOAD", 0)
     model = HiggsAudioModel.from_pretrained(source, quantization="int8")
     write(model, source, tmp_path / "packed")
     loaded = HiggsAudioModel.from_pretrained(tmp_path / "packed")

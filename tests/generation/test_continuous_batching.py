@@ -16,8 +16,8 @@ from higgs_native.generation import engine as engine_module
 from higgs_native.generation.engine import Engine
 from higgs_native.generation.handle import RequestHandle
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
+from higgs_native.generation.requests import GenerationRequest
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.generation.steps.model_runner import ModelRunner
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
 from higgs_native.ops._library import EMULATES_CUDA

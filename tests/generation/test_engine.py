@@ -12,8 +12,8 @@ from higgs_native import ops
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
 from higgs_native.generation.delay_pattern import revert_delay_pattern
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
+from higgs_native.generation.requests import GenerationRequest
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.generation.sequence import GenerationRequest
 
 
 FOLDER = Path(__file__).parents[1] / "golden" / "boson_lm"

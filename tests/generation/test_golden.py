@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from higgs_native.convention import Convention
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
+from higgs_native.generation.requests import GenerationRequest
 from higgs_native.generation.sampling_params import DEFAULT_STOP_STRINGS, SamplingParams
-from higgs_native.generation.sequence import GenerationRequest
 from tests.helpers.devices import DEVICES
 
 

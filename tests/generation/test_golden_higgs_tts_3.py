@@ -13,8 +13,8 @@ from higgs_native.errors import ParameterError, PromptError
 from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.delay_pattern import SegmentReader, build_delay_pattern, num_delayed, segment_codes
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
+from higgs_native.generation.requests import GenerationRequest
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.ops._library import EMULATES_CUDA
 from tests.helpers.devices import DEVICES
 

@@ -8,8 +8,8 @@ import torch
 from higgs_native import ops
 from higgs_native.convention import Convention
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
+from higgs_native.generation.requests import GenerationRequest
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.ops._library import EMULATES_CUDA
 from tests.helpers import transformers_reference as reference
 from tests.helpers.devices import DEVICES

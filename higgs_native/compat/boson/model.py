@@ -20,7 +20,7 @@ from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError, PromptError, short_repr
 from higgs_native.generation.model import HiggsAudioModel as NativeModel
 from higgs_native.generation.model import generate_batch
-from higgs_native.generation.sequence import GenerationRequest, OnFrame, OnToken
+from higgs_native.generation.requests import GenerationRequest, OnFrame, OnToken
 from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH
 from higgs_native.utils.checks import check_flag
 from higgs_native.utils.tensors import integer_tensor

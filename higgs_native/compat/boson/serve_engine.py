@@ -18,8 +18,8 @@ from higgs_native.compat.boson.streamer import DELTAS_AHEAD, HiggsAudioStreamerD
 from higgs_native.compat.boson.text_tokenizer import TextTokenizer
 from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ParameterError, short_repr
+from higgs_native.generation.requests import GenerationOutput
 from higgs_native.generation.sampling_params import DEFAULT_STOP_STRINGS
-from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.model.transformer import check_cache_length
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import build_prompt

@@ -29,8 +29,8 @@ from higgs_native.compat.transformers.rows import AllRowsStopped, Rows, next_ids
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError, PromptError
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
+from higgs_native.generation.requests import GenerationOutput, GenerationRequest
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.generation.sequence import GenerationOutput, GenerationRequest
 
 
 _USED = ("attention_mask", "audio_input_ids", "audio_input_ids_mask", "position_ids", "past_key_values")

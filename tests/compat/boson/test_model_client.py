@@ -12,7 +12,7 @@ from higgs_native.compat.boson import (
     revert_delay_pattern,
 )
 from higgs_native.errors import ParameterError, PromptError
-from higgs_native.generation.sequence import GenerationOutput
+from higgs_native.generation.requests import GenerationOutput
 from higgs_native.pipeline import EMBEDDED_VOICE
 from tests.compat.boson.golden import FOLDER, RATE, references, sample
 

@@ -29,8 +29,8 @@ from higgs_native.compat.boson import (
 from higgs_native.compat.boson.text_tokenizer import TextTokenizer
 from higgs_native.errors import AudioError, CheckpointError, ParameterError, PromptError
 from higgs_native.generation.model import generate_batch
+from higgs_native.generation.requests import GenerationOutput
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.generation.sequence import GenerationOutput
 from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG
 from higgs_native.testing.random_checkpoint import write_audio_tokenizer

@@ -9,8 +9,8 @@ import torch
 
 from higgs_native.generation.engine import Engine
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
+from higgs_native.generation.requests import GenerationRequest
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.generation.sequence import GenerationRequest
 from higgs_native.generation.steps import model_runner
 from higgs_native.testing.configs import DEMO_CONFIG
 from higgs_native.testing.random_checkpoint import write_language_model

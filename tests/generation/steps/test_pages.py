@@ -8,8 +8,8 @@ import torch
 
 from higgs_native.generation.engine import DEFAULT_PREFIX_BYTES, Engine
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
+from higgs_native.generation.requests import GenerationOutput, GenerationRequest
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.generation.sequence import GenerationOutput, GenerationRequest
 from higgs_native.generation.steps.pages import PagePool, page_keys
 from higgs_native.model.kv_cache import PAGE_SIZE
 from higgs_native.ops.formats import QUANTIZED_FORMATS
