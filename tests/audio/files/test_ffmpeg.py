@@ -56,7 +56,7 @@ def test_a_part_beyond_the_end(decoder):
 
 
 def test_longer_audio_than_can_be_used_is_not_decoded_to_its_end(decoder, monkeypatch):
-    for module in ("decoding", "ffmpeg", "samples"):
+    for module in ("files.decoding", "files.ffmpeg", "samples"):
         monkeypatch.setattr(f"higgs_native.audio.{module}.MAX_SECONDS", 0.25)
     with pytest.raises(AudioError, match=r"a\.webm must last at most 0\.25 s, got more"):
         decode_file(RECORDINGS / "tone.webm", 0, None, "a.webm")
