@@ -140,13 +140,13 @@ class Pronouncer:
         parts: list[str] = []
         missing = []
         after = None  # the phonemes of the next word of the same phrase
-        for place in reversed(range(len(words))):
-            word = words[place]
+        for index in reversed(range(len(words))):
+            word = words[index]
             if word in PAUSES:
                 parts.append(word)
                 after = None
                 continue
-            spoken = self._word(words, place, after, shouted)
+            spoken = self._word(words, index, after, shouted)
             if spoken is None:
                 missing.append(word)
                 spoken = ""
@@ -162,17 +162,17 @@ class Pronouncer:
         # The teacher's alphabet has its own sign for a flap, and no glottal stop.
         return joined.replace("ɾ", "T").replace("ʔ", "t"), missing[::-1]
 
-    def _word(self, words: list[str], place: int, after: str | None, shouted: bool) -> str | None:
-        word = words[place]
+    def _word(self, words: list[str], index: int, after: str | None, shouted: bool) -> str | None:
+        word = words[index]
         lower = word.lower()
-        before = words[place - 1].lower() if place else ""
+        before = words[index - 1].lower() if index else ""
         vowel = None if after is None else next((c in _VOWELS for c in after if c not in _STRESSES), False)
         if lower == "the":
             return "ði" if vowel else "ðə"
         if len(word) == 1:
-            if word == "a" or (word == "A" and not self._among_letters(words, place)):
+            if word == "a" or (word == "A" and not self._among_letters(words, index)):
                 return "ɐ"
-            if word == "I" and not self._among_letters(words, place):
+            if word == "I" and not self._among_letters(words, index):
                 return "ˌI"
             return self._spelled(word)
         if lower == "to":
@@ -184,34 +184,34 @@ class Pronouncer:
         if lower == "am" and vowel is not None:
             return "ɐm"
         if lower == "used":
-            following = words[place + 1].lower() if place + 1 < len(words) else ""
+            following = words[index + 1].lower() if index + 1 < len(words) else ""
             return "jˈust" if following == "to" and before not in _PARTICIPLE_HERALDS else "jˈuzd"
         if word.isupper() and not shouted:
             return self._capitals(word)
         entry = self.entries.get(lower)
         if vowel is None and isinstance(entry, dict) and entry.get("None"):
             return entry["None"]  # a function word at the end of a phrase is stressed
-        tag = self._tag(words, place)
+        tag = self._tag(words, index)
         return self.get(word, tag) or (self.unknown(lower) if self.unknown else None)
 
     @staticmethod
-    def _among_letters(words: list[str], place: int) -> bool:
+    def _among_letters(words: list[str], index: int) -> bool:
         """Whether a capital stands beside another, and so is spelled."""
-        beside = [words[i] for i in (place - 1, place + 1) if 0 <= i < len(words)]
+        beside = [words[i] for i in (index - 1, index + 1) if 0 <= i < len(words)]
         return any(len(word) == 1 and word.isupper() for word in beside)
 
     @staticmethod
-    def _tag(words: list[str], place: int) -> str:
+    def _tag(words: list[str], index: int) -> str:
         """A guess at the part of speech, from the word before; for words whose sound depends on it."""
-        before = words[place - 1].lower() if place else ""
-        following = words[place + 1].lower() if place + 1 < len(words) else ""
+        before = words[index - 1].lower() if index else ""
+        following = words[index + 1].lower() if index + 1 < len(words) else ""
         if before in _PARTICIPLE_HERALDS:
             return "VBN"
         if before in _VERB_HERALDS:
             return "VBD" if before in _NO_VERB_BEFORE else "VERB"
         if before in _DETERMINERS:
             return "NOUN"
-        if place == 0 and following in _DETERMINERS:
+        if index == 0 and following in _DETERMINERS:
             return "VERB"
         return "DEFAULT"
 
