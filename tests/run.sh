@@ -15,16 +15,16 @@ if [ "$emulates" != 0 ]; then
 fi
 # For the packages that the build needs, too; pip 25.3 and later take them from the second variable.
 export PIP_CONSTRAINT=$PWD/constraints.txt PIP_BUILD_CONSTRAINT=$PWD/constraints.txt
-"$bin/pip" install -v --disable-pip-version-check '.[test]' >build/install.log 2>&1 ||
-  { tail -n 50 build/install.log; exit 1; }
+# The build takes its tools and torch from this environment: a second copy of torch would be written and removed.
+"$bin/pip" install -q --disable-pip-version-check scikit-build-core cmake ninja torch
+PATH=$PWD/$bin:$PATH "$bin/pip" install -v --disable-pip-version-check --no-build-isolation --check-build-dependencies \
+  '.[test]' >build/install.log 2>&1 || { tail -n 50 build/install.log; exit 1; }
 
 if [ "$("$bin/python" -I -c 'from higgs_native._C import build_info as b; print(b()["cuda"])')" = True ]; then
   "$bin/python" benchmarks/cuda_resources.py build/install.log --out build/cuda_resources.txt
 fi
 # -I: import the installed package, not the sources here.
 "$bin/higgs-native" info
-echo "Types:"
-"$bin/mypy"
 used=$("$bin/python" -I -c 'from higgs_native._C import build_info as b; print(b()["cpu_instruction_set"])')
 sets=$("$bin/python" -I -c 'from higgs_native._C import build_info as b; print(*b()["cpu_instruction_sets_supported"])')
 # Tests that compare with transformers must run from Python 3.11 on, which it needs.
@@ -34,14 +34,24 @@ export HIGGS_NATIVE_REQUIRE_TRANSFORMERS
 # Waiting threads sleep instead of spinning: with the small models of the tests they wait most of the time.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
-# A process per core; the tests of a file share their fixtures in one.
-pytest=("$bin/pytest" -q -n auto --dist loadfile)
+# Runs commands side by side, one per core, and prints the output of each when it ends.
+side_by_side() {
+  printf '%s\0' "$@" | xargs -0 -n 1 -P "$(nproc)" bash -c \
+    'output=$(eval "$1" 2>&1) && status=0 || status=$?; printf "\$ %s\n%s\n" "$1" "$output"; exit "$status"' -
+}
+
+if [ "$HIGGS_NATIVE_REQUIRE_TRANSFORMERS" = 1 ]; then compared=; else compared=--no-transformers; fi
+jobs=()
 for set in $sets; do
-  if [ "$set" != "$used" ]; then
-    echo "Operators with the $set kernels:"
-    HIGGS_NATIVE_ISA=$set "${pytest[@]}" tests/ops
-  fi
+  # With a thread: the loops over threads are the same for all instruction sets.
+  [ "$set" = "$used" ] || jobs+=("HIGGS_NATIVE_ISA=$set OMP_NUM_THREADS=1 $bin/pytest -q -r fE tests/ops")
 done
+echo "Types, operators with each other instruction set, and benchmarks at toy size:"
+side_by_side "$bin/python -m benchmarks --quick $compared --json build/benchmarks.json" "${jobs[@]}" "$bin/mypy" \
+  "$bin/python -m benchmarks.bench_cuda --quick --device cpu $compared --json build/gpu_benchmarks.json"
+
+# A process per core. They share the tests of a file only at the end: its fixtures are made once in each process.
+pytest=("$bin/pytest" -q -n auto --dist worksteal)
 echo "Everything with the $used kernels:"
 "${pytest[@]}" "$@"
 if [ "$emulates" != 0 ]; then
@@ -53,8 +63,3 @@ if [ "$emulates" != 0 ]; then
     tests/audio_tokenizer/test_graph_decoder.py::test_audio_that_ends_within_a_window_and_at_its_end $quantization::test_rounding \
     $quantization::test_extreme_matrices $quantization::test_a_quantized_model_is_near_the_whole_one
 fi
-
-if [ "$HIGGS_NATIVE_REQUIRE_TRANSFORMERS" = 1 ]; then compared=; else compared=--no-transformers; fi
-echo "Benchmarks at toy size:"
-"$bin/python" -m benchmarks --quick $compared --json build/benchmarks.json
-"$bin/python" -m benchmarks.bench_cuda --quick --device cpu $compared --json build/gpu_benchmarks.json
