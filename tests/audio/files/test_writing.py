@@ -14,15 +14,15 @@ from higgs_native.errors import ParameterError
 
 RATE = 24000
 
-# Writes 20 s of noise over a file of each suffix, each in its own process, which gets SIGTERM while the library is in
-# a function, or as the function returns. Prints the exit codes.
+# Writes noise over a file of each suffix, each in its own process, which gets SIGTERM while the library is in a
+# function, or as the function returns. Prints the exit codes.
 SAVE_AND_SIGNAL = """
 import os, signal, sys, threading
 import numpy as np, soundfile
 from higgs_native.audio.files.writing import writing_audio
 
 library = soundfile._snd
-samples = np.random.default_rng(0).standard_normal(20 * 24000).astype(np.float32) * 0.1
+noise = np.random.default_rng(0).standard_normal(20 * 24000).astype(np.float32) * 0.1
 
 class Library:
     def __init__(self, name, moment):
@@ -53,7 +53,8 @@ def save(path, name, moment):
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     soundfile._snd = Library(name, moment)
     with writing_audio(path, 24000) as file:
-        file.write(samples)
+        # 20 s take the library long enough to be in its function when the signal comes.
+        file.write(noise if moment == "during" else noise[:24000])
 
 for argument in sys.argv[1:]:
     path, name, moment = argument.split(",")
