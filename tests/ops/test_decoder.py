@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from higgs_native import ops, reference
+from higgs_native.ops._library import EMULATES_CUDA
 from tests.helpers.devices import value_case
 from tests.ops.pages import random_page_table
 from tests.ops.tensors import int32, random
 
 
+# Layers: 1 marks those that only text rows pass. The emulation is slow: it gets those of all kinds at once.
+SKIPS = [[0, 1, 0]] if EMULATES_CUDA else [[0], [0, 0, 0], [0, 1, 0], [1, 1]]
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, ROWS = 40, 4, 2, 8, 50, 5
 
 
@@ -93,7 +96,7 @@ def with_adapters(values: dict, *rows: int, dtype: torch.dtype = torch.float32) 
 @pytest.mark.parametrize("format", [None, "fp8", "int8", "int4"])
 @pytest.mark.parametrize("num_text", [0, 2, ROWS])
 @pytest.mark.parametrize("normalized", [False, True])
-@pytest.mark.parametrize("skips", [[0], [0, 0, 0], [0, 1, 0], [1, 1]])
+@pytest.mark.parametrize("skips", SKIPS)
 def test_layers_equal_their_operators(skips, normalized, num_text, format):
     one_call, by_operator = (arguments(skips, num_text, format, normalized) for _ in range(2))
     ops.decoder_layers(**one_call)
@@ -133,9 +136,9 @@ def test_decoder_layers_equal_reference(skips, normalized, format):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("format", [None, "fp8", "int8", "int4"])
-@pytest.mark.parametrize("normalized", [False, True])
-@pytest.mark.parametrize("skips", [[0], [0, 1, 0]])
-def test_layers_with_adapters_equal_reference(skips, normalized, format, dtype):
+@pytest.mark.parametrize("normalized", [True] if EMULATES_CUDA else [False, True])
+def test_layers_with_adapters_equal_reference(normalized, format, dtype):
+    skips = [0, 1, 0]
     ours, expected = (
         with_adapters(arguments(skips, 2, format, normalized), 1, -1, 0, 1, 0, dtype=dtype) for _ in range(2)
     )
