@@ -7,11 +7,9 @@ import json
 import random
 import re
 import shutil
-import signal
 import string
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -197,43 +195,52 @@ def test_a_shard_gives_back_what_was_written(tmp_path):
         np.testing.assert_array_equal(features["ends"], speech.ends)
 
 
-_WRITE_SHARDS = """
-import sys
+# Each writer is forked from a process that has imported torch, which takes seconds.
+_KILL_WRITERS = """
+import os, random, signal, sys, time
 import numpy as np
 from pathlib import Path
-from recipe.shards import finished_shards, shard_path, write_shard
+from recipe import shards
 from recipe.teacher import Rendered
-folder = Path(sys.argv[1])
-for number in range(30):
-    if number not in finished_shards(folder):
-        values = np.full(30000, number / 100, np.float32)
-        speech = [Rendered(values, values[:100], values[:100], np.full(9, number))] * 4
-        write_shard(shard_path(folder, number), [{"id": number}] * 4, speech)
-        print(number, flush=True)
+
+folder, delays = Path(sys.argv[1]), random.Random(0)
+
+def start():
+    reader, writer = os.pipe()
+    process = os.fork()
+    if process == 0:
+        for number in set(range(30)) - set(shards.finished_shards(folder)):
+            values = np.full(30000, number / 100, np.float32)
+            speech = [Rendered(values, values[:100], values[:100], np.full(9, number))] * 4
+            shards.write_shard(shards.shard_path(folder, number), [{"id": number}] * 4, speech)
+            os.write(writer, bytes([number]))
+        os._exit(0)
+    os.close(writer)
+    return process, reader
+
+for _ in range(6):
+    process, reader = start()
+    os.read(reader, 1)  # so that the kill comes while it writes
+    time.sleep(delays.uniform(0, 0.05))
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    for number in shards.finished_shards(folder):
+        path = shards.shard_path(folder, number)
+        assert len(shards.read_audio(path)) == 120000
+        assert [int(features["ends"][0]) for features in shards.read_features(path)] == [number] * 4
+finished = shards.finished_shards(folder)
+assert 6 <= len(finished) < 30, finished
+process, reader = start()
+assert os.waitpid(process, 0)[1] == 0
+assert sorted([*finished, *os.read(reader, 30)]) == list(range(30))
+assert sorted(path.name for path in (folder / "shards").iterdir()) == [f"{number:05}" for number in range(30)]
 """
 
 
 def test_shards_are_whole_or_absent_after_a_kill(tmp_path):
-    delays = random.Random(0)
-    for _ in range(6):
-        process = subprocess.Popen(
-            [sys.executable, "-c", _WRITE_SHARDS, str(tmp_path)], cwd=RECIPE, stdout=subprocess.PIPE
-        )
-        process.stdout.readline()  # so that the kill comes while it writes
-        time.sleep(delays.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        for number in shards.finished_shards(tmp_path):
-            path = shards.shard_path(tmp_path, number)
-            assert len(shards.read_audio(path)) == 120000
-            assert [int(features["ends"][0]) for features in shards.read_features(path)] == [number] * 4
-    finished = shards.finished_shards(tmp_path)
-    assert finished
-    done = subprocess.run(
-        [sys.executable, "-c", _WRITE_SHARDS, str(tmp_path)], cwd=RECIPE, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == [str(number) for number in range(30) if number not in finished]
-    assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == [f"{number:05}" for number in range(30)]
+    program = [sys.executable, "-c", _KILL_WRITERS, str(tmp_path)]
+    finished = subprocess.run(program, cwd=RECIPE, stderr=subprocess.PIPE, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_a_step_runs_once_in_a_folder(tmp_path):
