@@ -18,9 +18,9 @@ import regex
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError
 from higgs_native.long_form.settings import Boundary
-from higgs_native.manuscript.pauses import PAUSE, pause_seconds
+from higgs_native.manuscript.pauses import pause_seconds
 from higgs_native.prompt.chat import clean_text, normalized_text
-from higgs_native.prompt.markup import CONTROL_TAG, SPEAKER_TAG
+from higgs_native.prompt.markup import CONTROL_TAG, PAUSE, SPEAKER_TAG
 from higgs_native.prompt.normalize import SPEAKABLE, drop_invisible, is_speakable, nothing_to_say
 from higgs_native.prompt.pace import spoken_milliseconds
 from higgs_native.prompt.sentences import (

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 import regex
 
 from higgs_native.errors import ParameterError
-from higgs_native.manuscript.pauses import PAUSE
-from higgs_native.prompt.markup import SPEAKER_TAG
+from higgs_native.prompt.markup import PAUSE, SPEAKER_TAG
 from higgs_native.prompt.normalize import SOUND_EFFECT
 
 

@@ -1,17 +1,17 @@
-"""Pauses in a text: `[pause:1s]` or `[pause:250ms]` is silence of that length."""
+"""Pauses in a text: `[pause:1s]` or `[pause:250ms]` is silence of that length, `[pause]` that before a paragraph."""
 
 from dataclasses import dataclass
 
 import regex
 
 from higgs_native.errors import PromptError, short_repr
-from higgs_native.prompt.markup import CONTROL_TAG, SPEAKER_TAG
+from higgs_native.prompt.markup import CONTROL_TAG, PAUSE, SPEAKER_TAG
 from higgs_native.prompt.normalize import is_speakable, nothing_to_say
 
 
+DEFAULT_PAUSE_SECONDS = 0.7
 MAX_PAUSE_SECONDS = 60.0
-PAUSE = regex.compile(r"\[pause\b[^\[\]]*\]", regex.IGNORECASE)
-"""A tag of a pause, right or wrong."""
+_DEFAULT = "[pause]"
 _LENGTH = regex.compile(r"\[pause: ?(\d{1,6}(?:\.\d{1,6})?) ?(s|ms)\]", regex.IGNORECASE)
 
 
@@ -30,9 +30,11 @@ class Passage:
 
 def pause_seconds(tag: str) -> float:
     """Return the length of a pause. Raises PromptError if its tag is none, or the pause is too long."""
+    if tag.lower() == _DEFAULT:
+        return DEFAULT_PAUSE_SECONDS
     match = _LENGTH.fullmatch(tag)
     if match is None:
-        raise PromptError(f"a pause must be written as [pause:1s] or [pause:250ms], got {short_repr(tag)}")
+        raise PromptError(f"a pause must be written as [pause], [pause:1s] or [pause:250ms], got {short_repr(tag)}")
     seconds = float(match[1]) / (1000 if match[2].lower() == "ms" else 1)
     if seconds > MAX_PAUSE_SECONDS:
         raise PromptError(f"a pause must be at most {MAX_PAUSE_SECONDS:g} s, got {short_repr(tag)}")

@@ -5,9 +5,8 @@ import regex
 from higgs_native.english.normalize import normalize as normalize_english
 from higgs_native.manuscript.lexicon import Lexicon, LexiconLike
 from higgs_native.manuscript.markup import strip_markup as strip
-from higgs_native.manuscript.pauses import PAUSE
 from higgs_native.manuscript.ssml import is_ssml, read_ssml
-from higgs_native.prompt.markup import CONTROL_TAG, SPEAKER_TAG
+from higgs_native.prompt.markup import CONTROL_TAG, PAUSE, SPEAKER_TAG
 from higgs_native.prompt.normalize import SOUND_EFFECT, check_unicode
 from higgs_native.utils.checks import check_flag
 

@@ -1,6 +1,6 @@
 """A part of SSML, the W3C's markup of speech, as plain text with pauses.
 
-`<speak>` holds everything; `<p>` is a paragraph, `<s>` a sentence, `<break time="1s"/>` a pause, and
+`<speak>` holds everything; `<p>` is a paragraph, `<s>` a sentence, `<break time="1s"/>` or `<break/>` a pause, and
 `<sub alias="engine x">nginx</sub>` says its alias. Other elements and attributes are refused by name.
 """
 
@@ -71,17 +71,15 @@ class _Reader:
         self._flush()
         if name in ("p", "speak"):
             self._parts.append("\n\n")
-        elif name in ("break", "sub"):
-            (key,) = _ATTRIBUTES[name]
-            if key not in given:
-                raise PromptError(f"<{name}> must have the attribute {key}, got none")
-            if name == "sub":
-                self._parts.append(" ".join(given["alias"].split()))
-                self._in_sub += 1
-            else:
-                tag = f"[pause:{given['time'].strip().removeprefix('+')}]"
-                pause_seconds(tag)
-                self._parts.append(tag)
+        elif name == "sub":
+            if "alias" not in given:
+                raise PromptError("<sub> must have the attribute alias, got none")
+            self._parts.append(" ".join(given["alias"].split()))
+            self._in_sub += 1
+        elif name == "break":
+            tag = f"[pause:{given['time'].strip().removeprefix('+')}]" if "time" in given else "[pause]"
+            pause_seconds(tag)
+            self._parts.append(tag)
 
     def end(self, name: str) -> None:
         name = _local(name)

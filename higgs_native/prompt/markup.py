@@ -9,6 +9,9 @@ SPEAKER_TAG = re.compile(r"\[SPEAKER\d{1,9}\]")
 CONTROL_TAG = re.compile(r"<\|[^|<>]*\|>")
 """Changes how Higgs TTS 3 speaks; nobody says it."""
 
+PAUSE = re.compile(r"\[pause\b[^\[\]]*\]", re.IGNORECASE)
+"""A pause, written rightly or wrongly; nobody says it."""
+
 AUDIO_IN = "<|audio_bos|><|AUDIO|><|audio_eos|>"
 AUDIO_OUT = "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>"
 AUDIO_PLACEHOLDERS = ("<|AUDIO|>", "<|AUDIO_OUT|>")

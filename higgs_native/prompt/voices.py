@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 
 from higgs_native.errors import ConfigError, ParameterError, PromptError, short_repr
+from higgs_native.prompt.markup import PAUSE
 from higgs_native.prompt.messages import AudioContent
 from higgs_native.prompt.normalize import check_unicode, drop_invisible
 from higgs_native.prompt.recordings import Recording, RecordingLike
@@ -38,7 +39,7 @@ class Voice:
     Attributes:
         reference_audio: a recording in any form that `Recording.read` takes; None if `profile` is set.
         reference_text: the words spoken in it. Without them the recording is part of the scene, not a turn. Space
-            around them and invisible characters (see `drop_invisible`) are dropped.
+            around them, invisible characters (see `drop_invisible`) and tags of pauses are dropped.
         profile: a description such as `male; british accent`; None if `reference_audio` is set.
 
     Raises:
@@ -60,7 +61,8 @@ class Voice:
         if self.profile is not None:
             object.__setattr__(self, "profile", drop_invisible(self.profile, "profile"))
         elif self.reference_text is not None:
-            words = drop_invisible(self.reference_text, "reference_text").strip()
+            words = drop_invisible(self.reference_text, "reference_text")
+            words = " ".join(part.strip() for part in PAUSE.split(words)).strip()
             object.__setattr__(self, "reference_text", words or None)
 
 

@@ -254,6 +254,7 @@ def test_the_words_of_a_voice_are_visible():
     words = Voice("a.wav", "\ufeff Hel\u200blo\u00ad there.\u200e\n")
     assert words == Voice("a.wav", "Hello there.")
     assert Voice("a.wav", " \u200b") == Voice("a.wav")
+    assert Voice("a.wav", "[pause] Hello [pause:1s] there. [pause:9]") == Voice("a.wav", "Hello there.")
     assert Voice(profile="\ufeffold") == Voice(profile="old")
     for fields in ({"reference_audio": "a.wav", "reference_text": 5}, {"profile": 5}):
         with pytest.raises(PromptError, match="must be a string, got 5"):
