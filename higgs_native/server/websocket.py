@@ -21,6 +21,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 
 from higgs_native.manuscript.pauses import without_pauses
 from higgs_native.manuscript.preparation import prepare_text
+from higgs_native.prompt.markup import PAUSE
 from higgs_native.prompt.normalize import SPEAKABLE
 from higgs_native.prompt.recordings import Recording
 from higgs_native.prompt.sentences import split_sentences
@@ -50,8 +51,9 @@ class SpeechSession:
         self._websocket = websocket
         self._key = key
         self._unfinished = ""  # the beginning of a sentence
+        self._pauses = ""  # before the next sentence
         self._sentences: asyncio.Queue[str | None] = asyncio.Queue()  # None ends the session
-        self._buffered = 0  # characters of both
+        self._buffered = 0  # characters of all three
         self._speaking: asyncio.Task | None = None
         self._last_activity = time.monotonic()
         self._index = 0
@@ -179,15 +181,23 @@ class SpeechSession:
         self._unfinished = ""
 
     def _queue(self, sentence: str) -> None:
-        if SPEAKABLE.search(without_pauses(sentence)):
-            self._sentences.put_nowait(sentence)
-        else:
-            self._buffered -= len(sentence)
+        """Have a sentence spoken. Pauses after its last word, or without any, go to the next sentence."""
+        sentence = self._pauses + sentence
+        end = len(sentence)
+        for pause in reversed(list(PAUSE.finditer(sentence))):
+            if SPEAKABLE.search(sentence, pause.end(), end):
+                break
+            end = pause.start()
+        spoken = sentence[:end] if SPEAKABLE.search(without_pauses(sentence[:end])) else ""
+        self._pauses = "".join(PAUSE.findall(sentence[len(spoken) :]))
+        if spoken:
+            self._sentences.put_nowait(spoken)
+        self._buffered -= len(sentence) - len(spoken) - len(self._pauses)
 
     def _cancel(self) -> None:
         while not self._sentences.empty():
             self._sentences.get_nowait()
-        self._unfinished, self._buffered = "", 0
+        self._unfinished, self._pauses, self._buffered = "", "", 0
         if self._speaking is not None:
             self._speaking.cancel()
 

@@ -104,6 +104,33 @@ def test_text_without_an_end_waits_for_a_flush(server):
         assert [message["type"] for message in received(socket)[0]] == ["done"]
 
 
+def test_a_pause_alone_is_before_the_next_sentence(server, streamed):
+    """Whatever the pieces: a pause after the last sentence is left out, as in a whole text."""
+    pieces = ["Hello", "[pause:1s]", " [pause:500ms]", "Good morning. [pause] ", "We walk home", "[pause:2s]"]
+    with connected(server, voice="alloy", seed=5) as socket:
+        for piece in pieces:
+            send(socket, type="text", text=piece)
+            send(socket, type="flush")
+        send(socket, type="done")
+        messages, audio = received(socket)
+    texts = [message["text"] for message in messages if message["type"] == "sentence.start"]
+    assert texts == ["Hello", "[pause:1s][pause:500ms]Good morning.", "[pause]We walk home"]
+    assert audio == [streamed(text, seed=5 + index).tobytes() for index, text in enumerate(texts)]
+    leading = [np.flatnonzero(np.frombuffer(samples, "<i2"))[0] / 24_000 for samples in audio]
+    assert leading[0] < 0.7 <= leading[2] < 1.5 <= leading[1]
+
+
+def test_cancel_drops_pauses(server, streamed):
+    with connected(server, voice="alloy", seed=5) as socket:
+        send(socket, type="text", text="[pause:30s]")
+        send(socket, type="flush")
+        send(socket, type="cancel")
+        send(socket, type="text", text="Hello.")
+        send(socket, type="done")
+        _, audio = received(socket)
+    assert audio == [streamed("Hello.", seed=5).tobytes()]
+
+
 def test_paragraphs_end_sentences(server):
     with connected(server, voice="alloy") as socket:
         send(socket, type="text", text="Hello\n\nGood morning")
