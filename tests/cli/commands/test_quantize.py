@@ -12,6 +12,7 @@ from higgs_native import HiggsAudio, HiggsAudioModel, LongSpeech
 from higgs_native.checkpoint.packed import PACKED_FILE
 from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.cli import main
+from higgs_native.cli.commands.quantize import size_text
 from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.testing.random_checkpoint import write_language_model
 from tests.model.test_transformer import config
@@ -117,3 +118,8 @@ def test_the_command_refuses_bad_input(source, tmp_path, capsys, arguments, mess
     assert message in err
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_sizes_have_fitting_units():
+    sizes = (12_340, 999_999, 1_000_000, 4_700_000_000)
+    assert [size_text(size) for size in sizes] == ["12.34 kB", "1000.00 kB", "1.00 MB", "4.70 GB"]

@@ -15,6 +15,7 @@ import higgs_native
 from higgs_native import HiggsAudio
 from higgs_native.utils.files import locked
 from tests.cli.conftest import RATE
+from tests.manuscript.books.epubs import page, write_epub
 
 
 BOOK = 'The sun rises in the east.\n\n"Good morning," she said. They drink tea.\n\nIt is cold.'
@@ -167,3 +168,27 @@ def test_read_tells_what_is_wrong_before_weights_are_loaded(arguments, message, 
     assert err.startswith("error: ")
     assert message in err
     assert [file.name for file in run.work.iterdir()] == ["other"]
+
+
+def test_a_book_is_read_by_chapters(run, model):
+    pytest.importorskip("markdown_it")
+    (run.work / "notes.md").write_text("# One\n\nHello **there**.\n\n# Two\n\nIt is 5.\n")
+    options = ("--model", model, "--seed", 1, "--max-retries", 0)
+    assert run("read", "notes.md", *options, "--out", "chapters", "--format", "flac", "--normalize")[0] == 0
+    assert sorted(path.name for path in (run.work / "chapters").iterdir()) == ["01 One.flac", "02 Two.flac"]
+    assert not (run.work / "chapters.parts").exists()
+    write_epub(run.work / "book.epub", {"a.xhtml": page("<h1>One</h1><p>Hello.</p>")})
+    assert run("read", "book.epub", *options, "--out", "whole.mp3")[0] == 0
+    with soundfile.SoundFile(run.work / "whole.mp3") as file:
+        assert file.title == "The Book"
+    code, _, err = run("read", "Hello.", *options, "--out", "folder")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "path must end in .wav" in err
+
+
+def test_a_resumed_run_says_so(run, model):
+    options = ("--model", model, "--seed", 1, "--folder", "parts", "--max-retries", 0, "--chunk-seconds", 2)
+    assert run("read", "Hello there. It is a good day for a long walk.", *options)[0] == 0
+    (run.work / "parts" / "00001.json").unlink()
+    _, _, err = run("read", "Hello there. It is a good day for a long walk.", *options)
+    assert re.search(r"^parts: 1 of \d chunks are finished\.$", err, re.MULTILINE)
