@@ -12,7 +12,6 @@ from higgs_native.cli import main
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.testing.random_checkpoint import write_language_model
-from tests.checkpoint.test_hub import endpoint  # noqa: F401 (a fixture)
 from tests.model.test_transformer import config
 
 
@@ -116,7 +115,7 @@ def test_a_folder_without_a_checkpoint_is_refused(api, tmp_path):
     assert api.made == []
 
 
-def test_what_the_hub_refuses_is_told_before_the_work(endpoint, source, tmp_path, capsys):  # noqa: F811
+def test_what_the_hub_refuses_is_told_before_the_work(endpoint, source, tmp_path, capsys):
     endpoint.failure = (403, {"X-Error-Message": "You may not write here"})
     assert run("quantize", source, tmp_path / "packed", "--push-to-hub", "owner/name") == 2
     error = capsys.readouterr().err
