@@ -125,17 +125,21 @@ def divergence(model: HiggsAudioModel, truth: HiggsAudioModel, spoken) -> float:
     return float(torch.stack(total).mean())
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.fixture(scope="module", params=DEVICES)
+def truth(request):
+    """The embedded voice in float32, and what it says that it was not calibrated with."""
+    model = HiggsAudioModel.from_pretrained(EMBEDDED_VOICE, request.param, dtype="float32")
+    return model, speak(model, [text_prompt(text, model.tokenizer, model.config) for text in HELD_OUT])
+
+
 @pytest.mark.parametrize(
     ("quantization", "share"), [("fp8", 0.7), ("int8", 0.95), ("int4", 0.7), ("int4,heads=int8", 0.7)]
 )
-def test_the_embedded_voice_loses_less(quantization, share, device):
-    """On sentences that it was not calibrated with."""
-    truth = HiggsAudioModel.from_pretrained(EMBEDDED_VOICE, device, dtype="float32")
-    spoken = speak(truth, [text_prompt(text, truth.tokenizer, truth.config) for text in HELD_OUT])
-    plain = HiggsAudioModel.from_pretrained(EMBEDDED_VOICE, device, quantization=quantization)
+def test_the_embedded_voice_loses_less(quantization, share, truth):
+    truth, spoken = truth
+    plain = HiggsAudioModel.from_pretrained(EMBEDDED_VOICE, truth.device, quantization=quantization)
     texts = DEFAULT_TEXTS.read_text(encoding="utf-8").splitlines()
-    calibrated = calibrated_model(EMBEDDED_VOICE, Quantization.parse(quantization), texts, torch.device(device))
+    calibrated = calibrated_model(EMBEDDED_VOICE, Quantization.parse(quantization), texts, truth.device)
     assert calibrated.nbytes == plain.nbytes
     assert calibrated.quantization == plain.quantization
     assert divergence(calibrated, truth, spoken) < share * divergence(plain, truth, spoken)

@@ -92,17 +92,23 @@ def test_an_engine_that_is_loaded_computes_the_same_from_then_on(state, folder, 
     assert_equal(outputs(engine), expected)
 
 
-def test_a_quantized_checkpoint_is_the_same(state, folder, tmp_path):
-    def written(target: Path) -> bytes:
-        quantization = Quantization.parse(FORMATS)
-        model = calibrated_model(folder, quantization, [TEXT], torch.device("cpu"))
-        write_packed(model.named_weights(), model.quantization, folder, target, calibrated=True)
-        LanguageModel.from_pretrained(target)
-        return (target / "higgs_native.safetensors").read_bytes()
+def quantized(folder: Path, target: Path) -> bytes:
+    """A checkpoint's file of quantized weights."""
+    model = calibrated_model(folder, Quantization.parse(FORMATS), [TEXT], torch.device("cpu"))
+    write_packed(model.named_weights(), model.quantization, folder, target, calibrated=True)
+    LanguageModel.from_pretrained(target)
+    return (target / "higgs_native.safetensors").read_bytes()
 
+
+@pytest.fixture(scope="module")
+def expected_file(folder, tmp_path_factory):
+    return quantized(folder, tmp_path_factory.mktemp("quantized") / "expected")
+
+
+def test_a_quantized_checkpoint_is_the_same(state, folder, expected_file, tmp_path):
     with state():
-        found = written(tmp_path / "found")
-    assert found == written(tmp_path / "expected")
+        found = quantized(folder, tmp_path / "found")
+    assert found == expected_file
 
 
 CONSTRUCTORS = {"arange", "as_tensor", "asarray", "empty", "eye", "full", "linspace", "ones", "rand", "randint"}
