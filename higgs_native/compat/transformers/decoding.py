@@ -34,8 +34,8 @@ from higgs_native.generation.sampling_params import SamplingParams
 
 
 _USED = ("attention_mask", "audio_input_ids", "audio_input_ids_mask", "position_ids", "past_key_values")
-# `tokenizer` is for stop strings, whose criterion has it already.
-_WITHOUT_EFFECT = ("use_cache", "logits_to_keep", "tokenizer")
+# `tokenizer` is for stop strings, whose criterion has it already; `labels` are for a loss, which nobody gets.
+_WITHOUT_EFFECT = ("use_cache", "logits_to_keep", "tokenizer", "labels")
 
 
 def decode_frames(

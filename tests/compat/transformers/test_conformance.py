@@ -147,6 +147,93 @@ def test_the_signature_is_that_of_transformers(model):
         assert inspect.signature(getattr(type(model), name)) == inspect.signature(getattr(plain, name))
 
 
+class OneCode(transformers.LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        return scores.index_fill(-1, torch.tensor([3]), -torch.inf)
+
+
+# What transformers' tests of generation pass beside the lengths and the draws: it refuses the most.
+OPTIONS = {
+    "nothing": {},
+    "assistant_model": {"assistant_model": reference.tiny_model(0, config=CONFIG)},
+    "bad_words_ids": {"bad_words_ids": [[3]]},
+    "beams": {"num_beams": 2},
+    "beams that are sampled": {"num_beams": 2, "do_sample": True},
+    "begin_suppress_tokens": {"begin_suppress_tokens": [3]},
+    "bos_token_id": {"bos_token_id": 1},
+    "cache_implementation, dynamic": {"cache_implementation": "dynamic"},
+    "cache_implementation, unknown": {"cache_implementation": "other"},
+    "compile_config": {"compile_config": transformers.CompileConfig()},
+    "contrastive search": {"penalty_alpha": 0.6, "top_k": 4},
+    "custom_generate": {"custom_generate": lambda model, input_ids, **options: input_ids},
+    "disable_compile": {"disable_compile": True},
+    "dola_layers": {"dola_layers": "low"},
+    "early_stopping": {"early_stopping": True},
+    "epsilon_cutoff": {"do_sample": True, "epsilon_cutoff": 0.1},
+    "eta_cutoff": {"do_sample": True, "eta_cutoff": 0.1},
+    "forced_bos_token_id": {"forced_bos_token_id": 2},
+    "forced_eos_token_id": {"forced_eos_token_id": 2},
+    "guidance_scale": {"guidance_scale": 1.5},
+    "inputs_embeds": {"inputs_embeds": torch.zeros(3, 14, 32)},
+    "labels": {"labels": torch.zeros(3, 14, dtype=torch.int64)},
+    "length_penalty": {"length_penalty": 2.0},
+    "logits_processor": {"logits_processor": transformers.LogitsProcessorList([OneCode()])},
+    "low_memory": {"low_memory": True},
+    "max_time": {"max_time": 1000.0},
+    "min_length": {"min_length": 20},
+    "min_new_tokens": {"min_new_tokens": 2},
+    "min_p": {"do_sample": True, "min_p": 0.9},
+    "no_repeat_ngram_size": {"no_repeat_ngram_size": 2},
+    "num_return_sequences": {"num_return_sequences": 2},
+    "pad_token_id": {"pad_token_id": 1},
+    "prefix_allowed_tokens_fn": {"prefix_allowed_tokens_fn": lambda index, ids: [1, 2]},
+    "prompt_lookup_num_tokens": {"prompt_lookup_num_tokens": 2},
+    "remove_invalid_values": {"remove_invalid_values": True},
+    "renormalize_logits": {"renormalize_logits": True},
+    "repetition_penalty": {"repetition_penalty": 1.3},
+    "sequence_bias": {"sequence_bias": {(3,): -10.0}},
+    "suppress_tokens": {"suppress_tokens": [3]},
+    "token_healing": {"token_healing": True},
+    "trust_remote_code": {"trust_remote_code": False},
+    "typical_p": {"do_sample": True, "typical_p": 0.5},
+    "unknown": {"other": 1},
+    "watermarking_config": {"watermarking_config": transformers.WatermarkingConfig()},
+}
+
+
+@pytest.fixture(scope="module")
+def models():
+    plain = reference.tiny_model(0, config=CONFIG)
+    return plain, compat.accelerate(reference.tiny_model(0, config=CONFIG))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_does_or_says_what_it_does_there(models, inputs, name):
+    found = []
+    for model in models:
+        try:
+            found.append(generate(model, inputs, **OPTIONS[name]).tolist())
+        except Exception as error:
+            found.append(repr(error))
+    assert found[0] == found[1]
+
+
+def test_a_prompt_in_chunks_changes_nothing(models, inputs):
+    """Of text; in transformers a prompt with frames loses those of later chunks."""
+    text = {name: inputs[name][:, :4] for name in ("input_ids", "attention_mask")}
+    for size in (1, 3, 4):
+        plain, accelerated = (generate(model, text, prefill_chunk_size=size) for model in models)
+        assert torch.equal(accelerated, plain)
+    whole = generate(models[1], inputs)
+    assert torch.equal(generate(models[1], inputs, prefill_chunk_size=5), whole)
+
+
+def test_it_can_generate(models):
+    for model in models:
+        assert isinstance(model, transformers.GenerationMixin)
+        assert model.can_generate()
+
+
 def right_padded(inputs):
     mask = inputs["attention_mask"].clone()
     mask[0, -2:] = 0
