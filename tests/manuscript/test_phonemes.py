@@ -11,7 +11,7 @@ from higgs_native.errors import CheckpointError, ConfigError, PromptError
 from higgs_native.long_form.chunking import TextChunk
 from higgs_native.long_form.conversation import Conversation
 from higgs_native.long_form.long_speech import LongSpeech
-from higgs_native.manuscript.books import Book, Chapter
+from higgs_native.manuscript.books.book import Book, Chapter
 from higgs_native.manuscript.phonemes import VOICES_FILE, PhonemeReader
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.messages import Message
