@@ -381,7 +381,9 @@ class HiggsAudio:
         """Cut a prepared text at its pauses; `opening` begins the prompt of each passage."""
         recorded = bool(voices) and all(voice.reference_audio is not None for voice in voices)
         needs_context = not recorded and not self.voices_with(adapter)
-        return Passages.of(split_pauses(text), opening, needs_context, self.spelling(voices), self.convention)
+        return Passages.of(
+            split_pauses(text), opening, needs_context, self.spelling(voices), self.can_read, self.convention
+        )
 
     def generate(
         self,
@@ -453,6 +455,10 @@ class HiggsAudio:
             voices: of SPEAKER0, SPEAKER1, ...; each may have an accent.
         """
         return _unchanged if self.phonemes is None else partial(self.phonemes.spell, voices=voices)
+
+    def can_read(self, text: str) -> bool:
+        """Return whether the checkpoint's voices can read a word of a text, which is normalized."""
+        return self.phonemes is None or self.phonemes.can_read(text)
 
     def unreadable_words(self, text: str) -> list[str]:
         """Return the words that the checkpoint's voices can't read and leave out; none if they read words."""

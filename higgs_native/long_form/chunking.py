@@ -110,7 +110,11 @@ def check_chunk_seconds(max_seconds: float) -> None:
 
 
 def chunk_text(
-    text: str, max_seconds: float, join_sentences: bool = True, convention: Convention = Convention.BOSON
+    text: str,
+    max_seconds: float,
+    join_sentences: bool = True,
+    convention: Convention = Convention.BOSON,
+    can_read: Callable[[str], bool] | None = None,
 ) -> list[TextChunk]:
     """Cut a text into chunks of at most `max_seconds` each by `spoken_seconds`.
 
@@ -128,6 +132,7 @@ def chunk_text(
         max_seconds: `MIN_CHUNK_SECONDS` to `MAX_CHUNK_SECONDS`.
         join_sentences: let a chunk hold as many sentences of a paragraph as fit, instead of one.
         convention: decides how the text is normalized.
+        can_read: whether the voice can read a word of a piece; others are left out. None: it reads all.
 
     Raises:
         PromptError: the text holds neither letters nor digits, is no valid Unicode, or has a wrong pause.
@@ -138,6 +143,7 @@ def chunk_text(
     convention = Convention.parse(convention)
     text = drop_invisible(text, "text")
     limit = int(1000 * max_seconds)
+    says_something = False
     chunks: list[TextChunk] = []
     tag = last_tag = ""
     pause: float | None = None
@@ -159,11 +165,15 @@ def chunk_text(
             control = ""
             sentences = [words] if join_sentences else split_sentences(words)
             for piece, inner in itertools.chain.from_iterable(_split(sentence, limit) for sentence in sentences):
-                if is_speakable(piece):
+                if not is_speakable(piece):
+                    continue
+                says_something = True
+                if can_read is None or can_read(piece):
                     chunks.append(TextChunk(piece.strip(), tag, boundary or inner, pause))
                     boundary = pause = None
-            first, last_tag = "sentence", tag
-    if not chunks:
+            if boundary is None:
+                first, last_tag = "sentence", tag
+    if not says_something:
         raise nothing_to_say(text)
     return chunks
 

@@ -162,8 +162,10 @@ class LongSpeech:
         texts = [prepare_text(chapter, normalize, strip_markup, words) for _, chapter in chapters]
         for (title, _), prepared in zip(chapters, texts, strict=True):
             chunks = chunk_text(
-                prepared, chunk_seconds, join_sentences=not engine.is_embedded_voice, convention=engine.convention
+                prepared, chunk_seconds, not engine.is_embedded_voice, engine.convention, engine.can_read
             )
+            if not chunks:
+                continue
             if self.chunks:
                 chunks[0] = replace(chunks[0], boundary="chapter")
             self._chapters.append((title, len(self.chunks)))

@@ -1,7 +1,7 @@
 """The passages between a text's pauses, and the prompt of each."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -35,11 +35,24 @@ class Passages:
         opening: Sequence[Message],
         needs_context: bool,
         spell: Callable[[str], str],
+        can_read: Callable[[str], bool],
         convention: Convention,
     ) -> "Passages":
-        """Normalize the texts as the convention does. Raises PromptError if one is wrong."""
-        normalized = [replace(passage, text=normalized_text(passage.text, convention)) for passage in passages]
-        return cls(normalized, opening, needs_context, spell)
+        """Normalize the texts as the convention does, and leave out those that can't be read.
+
+        A pause before what is left out is added to the next one.
+
+        Raises:
+            PromptError: a text is wrong.
+        """
+        kept: list[Passage] = []
+        pause = 0.0
+        for passage in passages:
+            text, pause = normalized_text(passage.text, convention), pause + passage.pause
+            if can_read(text):
+                kept.append(Passage(text, pause))
+                pause = 0.0
+        return cls(kept, opening, needs_context, spell)
 
     def messages(self, index: int, first: torch.Tensor | None) -> list[Message]:
         """Return the prompt of a passage.

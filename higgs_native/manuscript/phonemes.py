@@ -77,6 +77,10 @@ class PhonemeReader:
             raise PromptError(f"text must hold words that the voice can read, got {short_repr(text)}")
         return spelled
 
+    def can_read(self, text: str) -> bool:
+        """Return whether a text has a word that can be read."""
+        return any(phonemes for _, phonemes, _ in self._parts(text, ()))
+
     def unreadable(self, text: str) -> list[str]:
         """Return the words of a text that can't be read, such as those of other scripts, each once."""
         return list(dict.fromkeys(word for _, _, missing in self._parts(text, ()) for word in missing))

@@ -11,6 +11,7 @@ from higgs_native.errors import CheckpointError, ConfigError, PromptError
 from higgs_native.long_form.chunking import TextChunk
 from higgs_native.long_form.conversation import Conversation
 from higgs_native.long_form.long_speech import LongSpeech
+from higgs_native.manuscript.books.book import Book, Chapter
 from higgs_native.manuscript.phonemes import VOICES_FILE, PhonemeReader
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.messages import Message
@@ -96,6 +97,43 @@ def test_words_that_cannot_be_read_are_named(engine):
     assert engine.unreadable_words("The 猫 cat. [pause:1s] 犬 猫") == ["猫", "犬"]
     with pytest.raises(PromptError, match="text must hold words that the voice can read, got '猫"):
         engine.speak("猫")
+
+
+def test_passages_without_a_word_that_can_be_read_are_left_out(engine, conversations):
+    options = {"seed": 1, "max_new_tokens": 20}
+    text = "The cat. [pause:1s] 猫。 [pause:0.5s] The bath. [pause:2s] 犬"
+    speech = engine.speak(text, **options)
+    assert [conversation[-1].content for conversation in conversations] == ["ðə kˈæt.", "ðə bˈæθ."]
+    np.testing.assert_array_equal(speech.audio, engine.speak("The cat. [pause:1.5s] The bath.", **options).audio)
+    chunks = list(engine.stream(text, **options))
+    np.testing.assert_array_equal(np.concatenate([chunk.samples for chunk in chunks]), speech.audio)
+    first = engine.speak("猫 [pause:1s] The cat.", **options)
+    assert conversations[-1][-1].content == "ðə kˈæt."
+    assert not first.audio[: first.sampling_rate].any()
+
+
+def test_chunks_and_chapters_without_a_word_that_can_be_read_are_left_out(engine, conversations):
+    text = "[SPEAKER0] The cat.\n\n猫。\n\n[SPEAKER1] 犬。 [pause:2s] 猫 [pause:1s] The bath."
+    speech = LongSpeech(engine, text, voice="heart,emma", seed=1, max_retries=0)
+    list(speech)
+    assert [(chunk.text, chunk.tag, chunk.boundary, chunk.pause) for chunk in speech.chunks] == [
+        ("The cat.", "[SPEAKER0]", "turn", None),
+        ("The bath.", "[SPEAKER1]", "turn", 3.0),
+    ]
+    assert [conversation[-1].content for conversation in conversations] == [
+        "[SPEAKER0] ðə kˈæt.",
+        "[SPEAKER1] ðə bˈɑːθ.",
+    ]
+    chapters = (Chapter("One", "The cat."), Chapter("Two", "猫。"), Chapter("Three", "The bath."))
+    book = LongSpeech(engine, Book("A book", chapters), seed=1, max_retries=0)
+    assert [(chunk.text, chunk.boundary) for chunk in book.chunks] == [
+        ("The cat.", "paragraph"),
+        ("The bath.", "chapter"),
+    ]
+    with pytest.raises(PromptError, match="text must hold words that the voice can read, got '猫"):
+        LongSpeech(engine, "猫。\n\n犬。")
+    with pytest.raises(PromptError, match="must hold something to say"):
+        LongSpeech(engine, "* * *")
 
 
 def test_other_checkpoints_read_words(demo_folder):
