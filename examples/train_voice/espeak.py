@@ -1,7 +1,7 @@
 """Speech by eSpeak NG, in the four voices that the embedded voice learns.
 
 Each voice speaks at a constant pitch that is a multiple of the frame rate: a frame of 40 ms holds whole periods, so a
-decoder that never learns the phase of the voice can still join frames without a seam.
+decoder that never learns the phase of the voice can still join frames smoothly.
 """
 
 import ctypes

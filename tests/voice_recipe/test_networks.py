@@ -2,18 +2,14 @@
 
 import shutil
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
-
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "examples" / "train_voice"))
 from codec_networks import AcousticEncoder, Snake
 from recipe import matrix_networks, snake, teacher, teacher_decoder, tokenizer_networks
+from torch.nn import functional as F
 
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles Snake with g++")
