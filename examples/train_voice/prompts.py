@@ -26,6 +26,7 @@ _DEFAULT_VOICE_SHARE = 0.5
 _SPELLED_SHARE = 0.06
 _MASKED_SPAN = 6
 _NOISE_SHARE = 0.3
+_PADDED = 16
 
 
 @dataclass
@@ -283,9 +284,14 @@ def _distinct(prefixes: list[list[int]]) -> Prefixes:
     return Prefixes(text_segment([list(row) for row in rows]), chosen)
 
 
+def padded_length(length: int | np.ndarray) -> int | np.ndarray:
+    """What rows of this length are padded to: one of few lengths, since a CPU makes kernels for each new shape."""
+    return -(-length // _PADDED) * _PADDED
+
+
 def text_segment(rows: list[list[int]]) -> Segment:
-    """Token ids, padded to the longest row."""
-    longest = -(-max(map(len, rows)) // 4) * 4
+    """Token ids, padded to one length."""
+    longest = padded_length(max(map(len, rows)))
     ids, valid = torch.zeros(len(rows), longest, dtype=torch.int64), torch.zeros(len(rows), longest, dtype=torch.bool)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = torch.tensor(row)
@@ -294,8 +300,8 @@ def text_segment(rows: list[list[int]]) -> Segment:
 
 
 def audio_segment(rows: list[np.ndarray]) -> Segment:
-    """Delayed codes [codebooks, columns] each, padded to the longest."""
-    longest = -(-max(row.shape[1] for row in rows) // 4) * 4
+    """Delayed codes [codebooks, columns] each, padded to one length."""
+    longest = padded_length(max(row.shape[1] for row in rows))
     ids = np.full((len(rows), longest, CODEBOOKS), EOS)
     valid = torch.zeros(len(rows), longest, dtype=torch.bool)
     for index, row in enumerate(rows):

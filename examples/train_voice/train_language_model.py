@@ -75,15 +75,23 @@ def model_config(tokenizer: Tokenizer) -> HiggsAudioConfig:
 def losses(model: LanguageModel, batch: Batch, device: torch.device) -> torch.Tensor:
     """The mean cross-entropy of each codebook, in nats: [codebooks]."""
     batch = batch.to(device)
-    rows, targets = batch.segments[-1].valid, batch.targets
+    targets = batch.targets.flatten(0, 1)
     with torch.autocast(device.type, torch.bfloat16):
         hidden = model(batch.prefixes, batch.segments)
-        logits = model.audio_lm_head(hidden[rows]).unflatten(1, (CODEBOOKS, -1))
+        logits = model.audio_lm_head(hidden.flatten(0, 1))
+    counted = (targets != IGNORED).sum(0).clamp(min=1)
+    return cross_entropies(logits, targets) / counted
+
+
+def cross_entropies(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The sum over rows of each codebook's cross-entropy: logits [rows, codebooks * codes] -> [codebooks]."""
     by_code = F.cross_entropy(
-        logits.float().flatten(0, 1), targets[rows].flatten(), ignore_index=IGNORED, reduction="none"
+        logits.float().view(-1, logits.shape[1] // CODEBOOKS),
+        targets.flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
     )
-    counted = (targets[rows] != IGNORED).sum(0).clamp(min=1)
-    return by_code.view(-1, CODEBOOKS).sum(0) / counted
+    return by_code.view(-1, CODEBOOKS).sum(0)
 
 
 def held_out(folder: Path) -> Utterances:

@@ -54,6 +54,7 @@ class Pool:
         self._random = random.Random(seed)
         self._shards: list[dict[str, torch.Tensor]] = []
         self._queue: list[int] = []
+        self._known: set[int] = set()
         numbers = self._numbers()
         if not numbers:
             raise SystemExit(f"{self._codes} must hold the codes of some shards: run recipe.codes")
@@ -64,9 +65,13 @@ class Pool:
         return sorted(int(path.stem) for path in self._codes.glob("[0-9]" * 5 + ".npz"))
 
     def exchange(self) -> None:
-        """Take in the next shard, in place of the oldest if the pool is full."""
+        """Take in the next shard, in place of the oldest if the pool is full; first those that came since."""
+        new = sorted(set(self._numbers()) - self._known)
+        self._known.update(new)
+        self._random.shuffle(new)
+        self._queue += new
         if not self._queue:
-            self._queue = self._numbers()
+            self._queue = sorted(self._known)
             self._random.shuffle(self._queue)
         shard = self._load(self._queue.pop())
         if len(shard["audio"]) < HOP_LENGTH:

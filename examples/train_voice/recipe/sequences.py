@@ -6,7 +6,17 @@ from pathlib import Path
 
 import numpy as np
 from language_model import Prefixes
-from prompts import IGNORED, Batch, BatchMaker, audio_segment, delayed, delayed_targets, prompt_ids, text_segment
+from prompts import (
+    IGNORED,
+    Batch,
+    BatchMaker,
+    audio_segment,
+    delayed,
+    delayed_targets,
+    padded_length,
+    prompt_ids,
+    text_segment,
+)
 from quantizer import CODEBOOKS
 from torch import tensor
 
@@ -26,6 +36,10 @@ _REFERENCE_SHARE, _DIALOGUE_SHARE = 0.15, 0.08
 _TURN_GAP = 4
 """Frames of silence that are put between two speakers, beside what their utterances end and begin with."""
 _PLACEHOLDER = "ˈA"
+_DELAYED = CODEBOOKS
+"""Rows that an utterance has beyond its frames."""
+_SHOWN = 128
+"""About so many more, where a recording is shown before it or another speaker follows."""
 
 
 class Corpus:
@@ -173,19 +187,22 @@ class SequenceMaker(BatchMaker):
         frames = self.utterances.frames
         allowed = np.flatnonzero(frames <= longest)
         pool = self.numpy.choice(allowed, min(len(allowed), 4096), replace=False)
-        pool = pool[np.argsort(frames[pool] + self.numpy.uniform(0, 8, len(pool)))]
-        found, first = [], 0
-        while first < len(pool):
-            kind = self.random.choices(
-                ("reference", "dialogue", "single"),
-                (_REFERENCE_SHARE, _DIALOGUE_SHARE, 1 - _REFERENCE_SHARE - _DIALOGUE_SHARE),
-            )[0]
-            last = first + 1
-            extra = 9 if kind == "single" else 130
-            while last < len(pool) and (last + 1 - first) * (frames[pool[last]] + extra) <= rows:
-                last += 1
-            found.append((pool[first:last].tolist(), kind))
-            first = last
+        lengths = padded_length(frames[pool] + _DELAYED)
+        found = []
+        for length in np.unique(lengths):
+            alike = pool[lengths == length]
+            first = 0
+            while first < len(alike):
+                kind = self.random.choices(
+                    ("reference", "dialogue", "single"),
+                    (_REFERENCE_SHARE, _DIALOGUE_SHARE, 1 - _REFERENCE_SHARE - _DIALOGUE_SHARE),
+                )[0]
+                count = max(1, rows // int(length + (0 if kind == "single" else _SHOWN)))
+                taken = alike[first : first + count]
+                # All batches of a length are as large: the last one repeats some.
+                more = self.numpy.choice(alike, count - len(taken))
+                found.append(([*taken.tolist(), *more.tolist()], kind))
+                first += count
         self.random.shuffle(found)
         return found
 

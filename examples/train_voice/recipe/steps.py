@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -12,13 +11,21 @@ import torch
 from torch import nn
 
 
+_WARM_UP = 200
+"""Steps."""
+_LAST_PART = 0.3
+"""Of the steps."""
+_LEAST = 0.01
+"""Of the peak."""
+
+
 class Steps:
     """A training that ends after a number of steps, however often it is killed and started again.
 
     Args:
         models: what is trained and kept, by name.
-        optimizers: by name; their learning rates are the peaks of the schedule: a linear warm-up, then a cosine
-            down to a hundredth.
+        optimizers: by name; their learning rates are the peaks of the schedule: a linear warm-up, the peak, and in the
+            last part a line down to a hundredth. Until that part begins, a training goes on well with more steps.
         folder: where the state (`NAME.pt`) and the curves (`NAME.jsonl`) are kept.
         name: of the training.
         steps: in all.
@@ -34,7 +41,7 @@ class Steps:
         name: str,
         steps: int,
         averaged: str,
-        average: float = 0.9995,
+        average: float = 0.999,
     ) -> None:
         self.models, self.optimizers, self.steps, self.name = models, optimizers, steps, name
         self.path, self.curves = folder / f"{name}.pt", folder / f"{name}.jsonl"
@@ -67,8 +74,8 @@ class Steps:
 
     def update(self, loss: torch.Tensor, *names: str, clip: float = 1.0) -> None:
         """Go down the gradient of `loss` with the optimizers of these names."""
-        warm_up = min(1.0, (self.step + 1) / max(1.0, 0.02 * self.steps))
-        factor = warm_up * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.progress)))
+        factor = min((self.step + 1) / _WARM_UP, (1 - self.progress) / _LAST_PART, 1.0)
+        factor = max(factor, _LEAST)
         for name in names:
             self.optimizers[name].zero_grad(set_to_none=True)
         loss.backward()

@@ -12,11 +12,13 @@ import argparse
 
 import torch
 from quantizer import CODEBOOKS
+from torch import nn
 from train_codec import SpectralLoss
 
 from recipe.codes import codes_folder
 from recipe.discriminator import Discriminator, discriminator_loss, generator_losses
 from recipe.folder import add_folder_option, only_one, use_packages
+from recipe.matrix_optimizer import muon
 from recipe.pool import Pool
 from recipe.snake import has_matrix_units
 from recipe.speech_quantizer import Quantizer
@@ -24,8 +26,9 @@ from recipe.steps import Steps, choose_device, weights_of
 from recipe.tokenizer_networks import DECODER_CHANNELS, TaughtDecoder, tokenizer_config
 
 
-_PHASE_SHARE = 0.1
-"""Of the steps: so long the first blocks learn the phase alone, which they don't find beside the spectra."""
+_PHASE_STEPS, _PHASE_SHARE = 300, 0.1
+"""So many steps, and no larger share of all, the first blocks learn the phase alone: they don't find it beside the
+spectra."""
 _WAVEFORM_FFT, _WAVEFORM_BINS = 1024, 64
 """The waveform is compared up to 1.5 kHz, as complex spectra."""
 
@@ -40,6 +43,14 @@ def waveform_loss(made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
         for x in (made, true)
     )
     return (a - b).norm() / b.norm().clamp(min=1e-2)
+
+
+def split_weights(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The weights that map many channels to many, and the others."""
+    wide, narrow = [], []
+    for weight in network.parameters():
+        (wide if weight.dim() == 3 and min(weight.shape[:2]) > 1 else narrow).append(weight)
+    return wide, narrow
 
 
 def training_name(pitch: bool, adversarial: bool) -> str:
@@ -71,9 +82,12 @@ def main() -> None:
         quantizer = Quantizer.load(codes_folder(folder, pitch) / "quantizer.safetensors")
         fast = device.type == "cpu" and has_matrix_units()
         network = TaughtDecoder(tokenizer_config(quantizer.latent, options.channels), fast).to(device)
-        models, optimizers = {"decoder": network}, {}
-        rate = options.learning_rate * (0.2 if options.adversarial else 1.0)
-        optimizers["decoder"] = torch.optim.AdamW(network.parameters(), rate, betas=(0.8, 0.99), weight_decay=0.01)
+        models, rate = {"decoder": network}, options.learning_rate * (0.2 if options.adversarial else 1.0)
+        wide, narrow = split_weights(network.decoder)
+        optimizers = {
+            "matrices": muon(wide, rate, weight_decay=0.01),
+            "others": torch.optim.AdamW([*narrow, *network.probes.parameters()], rate, betas=(0.8, 0.99)),
+        }
         if options.adversarial:
             network.load_state_dict(weights_of(folder / f"{training_name(pitch, False)}.pt"))
             models["discriminator"] = Discriminator().to(device)
@@ -85,6 +99,7 @@ def main() -> None:
         judged = (
             Pool(folder, pitch, held_out=True, size=options.shards, seed=0).draw(16, 2 * options.frames).to(device)
         )
+        phase_alone = 0 if not pitch or options.adversarial else min(_PHASE_STEPS, _PHASE_SHARE * options.steps)
         table, spectral = quantizer.table().to(device), SpectralLoss().to(device)
 
         def latents(codes: torch.Tensor) -> torch.Tensor:
@@ -92,10 +107,10 @@ def main() -> None:
 
         while not training.done:
             clips = pool.draw(options.batch, options.frames).to(device)
-            if pitch and not options.adversarial and training.progress < _PHASE_SHARE:
+            if training.step < phase_alone:
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     phase = network.phase_loss(network.first_blocks(latents(clips.codes)), clips.fine_phase)
-                training.update(phase, "decoder")
+                training.update(phase, "matrices", "others")
                 training.advance()
                 training.note(phase=phase)
                 training.log(options.log_every)
@@ -118,7 +133,7 @@ def main() -> None:
                 verdict, features = generator_losses(discriminator(clips.audio), discriminator(made))
                 total = total + 0.2 * verdict + 0.5 * features
                 losses |= {"discriminator": against, "verdict": verdict, "features": features}
-            training.update(total, "decoder")
+            training.update(total, "matrices", "others")
             training.advance()
             training.note(**losses)
             if training.step % 500 == 0:
