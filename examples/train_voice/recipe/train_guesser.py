@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from higgs_native.english.guess import LETTERS, PHONEMES, Guesser, decode_places, encode_letters
 from recipe.dictionary import ACCENTS, read_entries
 from recipe.folder import add_folder_option, only_one
+from recipe.matrix_optimizer import muon
 from recipe.steps import Steps, choose_device, weights_of
 
 
@@ -79,10 +80,10 @@ def share_right(model: Guesser, pairs: list[Pair], device: torch.device) -> floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_folder_option(parser)
-    parser.add_argument("--steps", type=int, default=12000)
-    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--log-every", type=int, default=100, help="steps")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", help="default: a GPU where there is one")
@@ -93,8 +94,14 @@ def main() -> None:
     device = choose_device(options.device)
     with only_one(folder, "guesser"):
         model = Guesser(options.width, 3 * options.width).to(device)
-        optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, weight_decay=0.01)
-        training = Steps({"guesser": model}, {"guesser": optimizer}, folder, "guesser", options.steps, "guesser")
+        matrices = [weight for weight in model.encoder.parameters() if weight.dim() == 2]
+        chosen = set(map(id, matrices))
+        others = [weight for weight in model.parameters() if id(weight) not in chosen]
+        optimizers = {
+            "matrices": muon(matrices, options.learning_rate, weight_decay=0.01),
+            "others": torch.optim.AdamW(others, options.learning_rate, weight_decay=0.01),
+        }
+        training = Steps({"guesser": model}, optimizers, folder, "guesser", options.steps, "guesser")
         pairs, judged = (read_pairs(folder / "materials", held_out) for held_out in (False, True))
         print(f"{len(pairs)} words, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
         # Words of one length make batches without padding.
@@ -103,7 +110,7 @@ def main() -> None:
         while not training.done:
             start = rng.randrange(max(1, len(pairs) - options.batch + 1))
             loss = loss_of(model, pairs[start : start + options.batch], device)
-            training.update(loss, "guesser")
+            training.update(loss, "matrices", "others")
             training.advance()
             training.note(loss=loss)
             if training.step % (10 * options.log_every) == 0:
