@@ -75,12 +75,17 @@ def model_config(tokenizer: Tokenizer) -> HiggsAudioConfig:
 def losses(model: LanguageModel, batch: Batch, device: torch.device) -> torch.Tensor:
     """The mean cross-entropy of each codebook, in nats: [codebooks]."""
     batch = batch.to(device)
-    targets = batch.targets.flatten(0, 1)
     with torch.autocast(device.type, torch.bfloat16):
         hidden = model(batch.prefixes, batch.segments)
+    return code_losses(model, hidden, batch.targets)
+
+
+def code_losses(model: LanguageModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The same, from the hidden states [batch, rows, width] and targets [batch, rows, codebooks]."""
+    with torch.autocast(hidden.device.type, torch.bfloat16):
         logits = model.audio_lm_head(hidden.flatten(0, 1))
-    counted = (targets != IGNORED).sum(0).clamp(min=1)
-    return cross_entropies(logits, targets) / counted
+    counted = (targets != IGNORED).sum((0, 1)).clamp(min=1)
+    return cross_entropies(logits, targets.flatten(0, 1)) / counted
 
 
 def cross_entropies(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,13 @@ def test_frames_tell_pitch_and_phase():
         frames.cut(np.zeros(3000, np.int16), f0[:10], phase[:10], 1.0)
 
 
+def test_a_frame_speaks_the_phoneme_at_its_middle():
+    # Silence of 50 ms, phonemes of 75 and 25 ms, silence; frames of 40 ms begin 20 ms after the speech.
+    found = frames.spoken_at(6, 480, np.array([2, 5, 6, 9]))
+    # Middles at 40, 80, 120, 160, 200, 240 ms.
+    assert found.tolist() == [-1, 0, 0, 2, 2, 3]
+
+
 def test_codes_hold_pitch_and_phase(spectral_noise, tmp_path):
     fitted = speech_quantizer.fit(spectral_noise, pitch=True)
     fitted.save(tmp_path / "quantizer.safetensors")

@@ -3,8 +3,9 @@
 import json
 
 import numpy as np
+import torch
 from language_model import LanguageModel
-from prompts import padded_length
+from prompts import IGNORED, padded_length
 from recipe import phoneme_tokenizer, sequences, steps, texts, train_guesser, train_language_model
 
 from higgs_native.english.guess import Guesser, encode_letters
@@ -54,6 +55,21 @@ def test_sequences_are_the_prompts_that_the_engine_builds(rendered):
             said = row_of(batch.segments[-1], row)
             frames_of_it = len(said) - 8
             assert (frames_of_it > corpus.frames[row]) == (kind == "dialogue")
+    spoken = {kind: maker.make([1, 2], augmented=True, kind=kind) for kind in ("single", "dialogue")}
+    for row, index in enumerate((1, 2)):
+        said = spoken["single"].spoken[row]
+        frames = corpus.frames[index]
+        places = corpus.spoken[corpus.starts[index] : corpus.starts[index + 1]]
+        known = [(frame, place) for frame, place in enumerate(places) if place >= 0]
+        assert known
+        for frame, place in known:
+            # A stress mark is one token with its vowel.
+            assert corpus.phonemes[index][place] in tokenizer.decode([said[frame]])
+        assert (said[: known[0][0]] == IGNORED).all()
+        assert (said[frames:] == IGNORED).all()
+        both = spoken["dialogue"].spoken[row]
+        assert torch.equal(both[:frames], said[:frames])
+        assert (both[frames + 4 :] != IGNORED).any()
     batch = maker.make([1, 2], augmented=False, kind="reference")
     ids = row_of(batch.prefixes.segment, batch.prefixes.chosen[0]) + row_of(batch.segments[0], 0)
     ids += [tokenizer.token_to_id("<|AUDIO_OUT|>"), *row_of(batch.segments[2], 0)]

@@ -17,7 +17,7 @@ import torch
 from spectra import frame_spectra
 
 from recipe.folder import add_folder_option, only_one, use_packages, write_json
-from recipe.frames import Frames, cut
+from recipe.frames import Frames, cut, spoken_at
 from recipe.shards import finished_shards, read_audio, read_features, read_utterances, shard_path
 from recipe.speech_quantizer import Quantizer, fit
 
@@ -74,11 +74,11 @@ def encode(quantizer: Quantizer, frames: Frames) -> torch.Tensor:
     return quantizer.encode(latents).byte()
 
 
-def write_codes(path: Path, codes: list[torch.Tensor]) -> None:
-    """Codes of a shard's utterances, one behind another, and where each begins."""
+def write_codes(path: Path, codes: list[torch.Tensor], spoken: list[np.ndarray]) -> None:
+    """Codes of a shard's utterances, one behind another, which phoneme is spoken meanwhile, and where each begins."""
     starts = np.cumsum([0] + [part.shape[1] for part in codes])
     partial = path.with_suffix(".partial.npz")
-    np.savez(partial, codes=torch.cat(codes, 1).numpy(), starts=starts)
+    np.savez(partial, codes=torch.cat(codes, 1).numpy(), spoken=np.concatenate(spoken), starts=starts)
     partial.rename(path)
 
 
@@ -86,6 +86,12 @@ def read_codes(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Codes uint8 [codebooks, frames] and starts int64 [utterances + 1] of a shard."""
     with np.load(path) as stored:
         return stored["codes"], stored["starts"]
+
+
+def read_spoken(path: Path) -> np.ndarray:
+    """Which of its utterance's phonemes each frame of a shard speaks: int16 [frames] (see `frames.spoken_at`)."""
+    with np.load(path) as stored:
+        return stored["spoken"]
 
 
 def main() -> None:
@@ -113,8 +119,11 @@ def main() -> None:
         for number in numbers:
             path = out / f"{number:05}.npz"
             if not path.exists():
-                codes = [encode(quantizer, frames) for frames in read_frames(folder, number, gains)]
-                write_codes(path, codes)
+                speech = read_frames(folder, number, gains)
+                codes = [encode(quantizer, frames) for frames in speech]
+                ends = [features["ends"] for features in read_features(shard_path(folder, number))]
+                spoken = [spoken_at(len(f.f0), f.begin, e) for f, e in zip(speech, ends, strict=True)]
+                write_codes(path, codes, spoken)
                 print(
                     f"{time.strftime('%H:%M:%S')} shard {number}: {sum(c.shape[1] for c in codes)} frames", flush=True
                 )

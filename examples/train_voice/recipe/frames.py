@@ -14,6 +14,7 @@ PHASE_HOP = 6
 """Samples between two values of the phase that the decoder's training looks at: 4 kHz."""
 
 _TEACHER_HOP = 300
+_ALIGNMENT_HOP = 600
 _VOICED = 45.0
 """Hz; the teacher's F0 falls below 10 where nothing is voiced, and passes through all values on its way."""
 _SILENCE = 0.003
@@ -34,12 +35,14 @@ class Frames:
             voiced stretch it is the teacher's.
         phase: float32 [frames], of the fundamental at the middle of the frame, in cycles from 0 to 1.
         fine_phase: float32 [160 * frames], the phase at every sixth sample, in cycles; NaN where nothing is voiced.
+        begin: the sample of the uncut speech at which the first frame begins.
     """
 
     audio: np.ndarray
     f0: np.ndarray
     phase: np.ndarray
     fine_phase: np.ndarray
+    begin: int
 
 
 def cut(audio: np.ndarray, f0: np.ndarray, phase: np.ndarray, gain: float) -> Frames:
@@ -70,7 +73,19 @@ def cut(audio: np.ndarray, f0: np.ndarray, phase: np.ndarray, gain: float) -> Fr
     places = places.clip(0, len(fine) - 1)
     fine = np.where(inside, fine[places], np.nan)
     frame_f0, frame_phase = _at_frames(fine.reshape(frames, -1), fine_f0[places].reshape(frames, -1))
-    return Frames(whole.clip(-1, 1), frame_f0, frame_phase, fine.astype(np.float32))
+    return Frames(whole.clip(-1, 1), frame_f0, frame_phase, fine.astype(np.float32), int(begin))
+
+
+def spoken_at(frames: int, begin: int, ends: np.ndarray) -> np.ndarray:
+    """Which phoneme is spoken at the middle of each frame: int16 [frames], -1 in the silence before the first.
+
+    Args:
+        frames: how many.
+        begin: sample at which the first frame begins.
+        ends: of the phonemes and of the silences around them, in steps of 25 ms.
+    """
+    middles = (begin + HOP_LENGTH * (np.arange(frames) + 0.5)) / _ALIGNMENT_HOP
+    return (np.searchsorted(ends, middles, side="right") - 1).astype(np.int16)
 
 
 def own_phase(audio: np.ndarray, f0: np.ndarray, phase: np.ndarray) -> np.ndarray:

@@ -2,9 +2,11 @@
 
 import random
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from language_model import Prefixes
 from prompts import (
     IGNORED,
@@ -21,7 +23,7 @@ from quantizer import CODEBOOKS
 from torch import tensor
 
 from higgs_native.prompt.voices import Voice
-from recipe.codes import codes_folder, read_codes
+from recipe.codes import codes_folder, read_codes, read_spoken
 from recipe.phoneme_tokenizer import VOICES, build_tokenizer
 from recipe.screen import rejected
 from recipe.shards import read_utterances, shard_path
@@ -49,6 +51,7 @@ class Corpus:
         phonemes: of each utterance.
         voices: uint8 [n], the index in `phoneme_tokenizer.VOICES`.
         starts: int64 [n + 1], where each begins in `codes` uint8 [codebooks, frames].
+        spoken: int16 [frames], which of its utterance's phonemes each frame speaks; -1 in the silence before.
 
     Args:
         folder: of the recipe.
@@ -59,20 +62,21 @@ class Corpus:
         teacher_names = list(VOICES.values())
         bad = rejected(folder)
         self.phonemes: list[str] = []
-        voices, lengths, parts = [], [0], []
+        voices, lengths, parts, spoken = [], [0], [], []
         self.shards = sorted(codes_folder(folder, pitch=True).glob("[0-9]" * 5 + ".npz"))
         for path in self.shards:
-            codes, starts = read_codes(path)
+            (codes, starts), said = read_codes(path), read_spoken(path)
             for index, utterance in enumerate(read_utterances(shard_path(folder, int(path.stem)))):
                 if bool(utterance["held_out"]) != held_out or utterance["id"] in bad:
                     continue
                 self.phonemes.append(str(utterance["phonemes"]))
                 voices.append(teacher_names.index(str(utterance["voice"])))
                 parts.append(codes[:, starts[index] : starts[index + 1]])
+                spoken.append(said[starts[index] : starts[index + 1]])
                 lengths.append(parts[-1].shape[1])
         self.voices = np.array(voices, np.uint8)
         self.starts = np.cumsum(lengths)
-        self.codes = np.concatenate(parts, 1)
+        self.codes, self.spoken = np.concatenate(parts, 1), np.concatenate(spoken)
 
     @property
     def frames(self) -> np.ndarray:
@@ -84,6 +88,18 @@ class Corpus:
         return self.codes[:, self.starts[index] : self.starts[index + 1]]
 
 
+@dataclass
+class SpokenBatch(Batch):
+    """A batch, and what it speaks.
+
+    Attributes:
+        spoken: int64 [batch, rows], the token of the phoneme that is spoken in the frame whose first code follows each
+            row of the last segment; IGNORED where there is none.
+    """
+
+    spoken: torch.Tensor
+
+
 class SequenceMaker(BatchMaker):
     """Makes batches of a corpus: of single utterances, of references and what follows, and of two speakers."""
 
@@ -93,6 +109,7 @@ class SequenceMaker(BatchMaker):
         self.random, self.numpy = random.Random(seed), np.random.default_rng(seed)
         self.tokenizer = build_tokenizer()
         self.text_ids = [encoding.ids for encoding in self.tokenizer.encode_batch(corpus.phonemes)]
+        self._lengths = {token: len(self.tokenizer.decode([token])) for ids in self.text_ids for token in ids}
         self._cached: dict[tuple[str | None, ...], tuple[list[int], list[int]]] = {}
         self._by_voice = [np.flatnonzero(corpus.voices == voice) for voice in range(len(VOICES))]
         self._short = [which[(corpus.frames[which] >= 30) & (corpus.frames[which] <= 120)] for which in self._by_voice]
@@ -100,7 +117,9 @@ class SequenceMaker(BatchMaker):
         # Silence, as utterances begin with it.
         self._gap = np.repeat(corpus.codes[:, corpus.starts[:1]], _TURN_GAP, 1)
 
-    def make(self, indices: list[int], augmented: bool, kind: str = "single", texts: list[int] | None = None) -> Batch:
+    def make(
+        self, indices: list[int], augmented: bool, kind: str = "single", texts: list[int] | None = None
+    ) -> SpokenBatch:
         """Make a batch.
 
         Args:
@@ -111,6 +130,7 @@ class SequenceMaker(BatchMaker):
         """
         corpus = self.utterances
         audio = [corpus.codes_of(index).astype(np.int64) for index in indices]
+        spoken = [self._spoken(index) for index in indices]
         ids = [self.text_ids[index] for index in texts or indices]
         before: list[Iterable[int]] = []
         if kind == "reference":
@@ -130,7 +150,10 @@ class SequenceMaker(BatchMaker):
                     named = () if voice == 0 and self.random.random() < _DEFAULT_VOICE_SHARE else (_NAMES[voice],)
                     frame, text = self._frame_of(*named), ids[row]
                 else:
-                    frame, text, audio[row] = self._dialogue(voice, ids[row], audio[row])
+                    frame, text, other = self._dialogue(voice, ids[row])
+                    audio[row] = np.concatenate([audio[row], self._gap, corpus.codes_of(other)], 1)
+                    silence = np.full(_TURN_GAP, IGNORED)
+                    spoken[row] = np.concatenate([spoken[row], silence, self._spoken(other)])
                 before.append(frame[0])
                 rows.append([*text, *frame[1]])
             segments = [text_segment(rows)]
@@ -138,21 +161,27 @@ class SequenceMaker(BatchMaker):
         targets = [delayed_targets(codes) for codes in audio]
         last = audio_segment([delayed(codes)[:, :-1] for codes in heard])
         padded = np.full((len(indices), last.ids.shape[1], CODEBOOKS), IGNORED)
-        for row, target in enumerate(targets):
+        said = np.full(padded.shape[:2], IGNORED)
+        for row, (target, tokens) in enumerate(zip(targets, spoken, strict=True)):
             padded[row, : target.shape[1]] = target.T
-        return Batch(_distinct(before), [*segments, last], tensor(padded))
+            said[row, : len(tokens)] = tokens
+        return SpokenBatch(_distinct(before), [*segments, last], tensor(padded), tensor(said))
 
-    def _dialogue(
-        self, voice: int, text: list[int], audio: np.ndarray
-    ) -> tuple[tuple[list[int], list[int]], list[int], np.ndarray]:
-        """An utterance with that of another speaker behind it: the prompt's frame, its text, and the codes."""
+    def _spoken(self, index: int) -> np.ndarray:
+        """The token of the phoneme that each frame of an utterance speaks: [frames]."""
+        corpus, ids = self.utterances, self.text_ids[index]
+        tokens = np.repeat(ids, [self._lengths[token] for token in ids])
+        places = corpus.spoken[corpus.starts[index] : corpus.starts[index + 1]]
+        return np.where(places < 0, IGNORED, tokens[places.clip(0, len(tokens) - 1)])
+
+    def _dialogue(self, voice: int, text: list[int]) -> tuple[tuple[list[int], list[int]], list[int], int]:
+        """The prompt's frame and text of an utterance and that of another speaker behind it, and which one that is."""
         other = self.random.choice([v for v in range(len(VOICES)) if v != voice and len(self._by_voice[v])])
         index = self._other(other)
         unnamed = (_UNNAMED.get(voice), _UNNAMED.get(other)) == ("feminine", "masculine")
         names = () if unnamed and self.random.random() < 0.5 else (_NAMES[voice], _NAMES[other])
         first, second = (self.tokenizer.encode(piece).ids for piece in ("[SPEAKER0] ", "\n[SPEAKER1] "))
-        joined = np.concatenate([audio, self._gap, self.utterances.codes_of(index)], 1)
-        return self._frame_of(*names, dialogue=True), [*first, *text, *second, *self.text_ids[index]], joined
+        return self._frame_of(*names, dialogue=True), [*first, *text, *second, *self.text_ids[index]], index
 
     def _other(self, voice: int) -> int:
         return int(self.random.choice(self._short[voice] if len(self._short[voice]) else self._by_voice[voice]))

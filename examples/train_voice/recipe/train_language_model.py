@@ -2,8 +2,9 @@
 
     python -m recipe.train_language_model
 
-Beside the loss on held-out utterances stands the same with the texts swapped: the gap between them is what the model
-takes from the text, and not from the sound before.
+What the teacher says when is known, so a layer beside that of the codes learns the phoneme of each frame. Beside the
+loss on held-out utterances stands the same with the texts swapped: the gap between them is what the model takes from
+the text, and not from the sound before.
 """
 
 import argparse
@@ -12,9 +13,12 @@ import language_model
 import torch
 import train_language_model
 from language_model import LanguageModel
+from prompts import IGNORED
 from quantizer import CODEBOOKS, CODES
 from tokenizers import Tokenizer
-from train_language_model import losses
+from torch import nn
+from torch.nn import functional as F
+from train_language_model import code_losses, losses
 
 from higgs_native.checkpoint.config import HiggsAudioConfig
 from recipe.codes import codes_folder
@@ -32,6 +36,9 @@ _WEIGHTS = (3.0, 2.0, 1.3, 1.1, 0.9, 0.8, 0.7, 0.8)
 # Short utterances first: from this step on, up to so many frames.
 _CURRICULUM = ((0, 140), (600, 260), (1500, 640))
 _CORRUPTED_SHARE = 0.5
+_SPOKEN_WEIGHT = 0.3
+"""Of the cross-entropy of the phoneme that is spoken, which a layer of its own tells: so that text and sound are
+aligned early."""
 
 
 def model_config(tokenizer: Tokenizer, hidden: int = 320, inner: int = 512, layers: int = LAYERS) -> HiggsAudioConfig:
@@ -132,7 +139,10 @@ def main() -> None:
             ),
             "others": torch.optim.AdamW(others, options.learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
         }
-        training = Steps({"model": model}, optimizers, folder, "language_model", options.steps, averaged="model")
+        spoken = nn.Linear(model.config.hidden_size, model.config.vocab_size).to(device)
+        optimizers["spoken"] = torch.optim.AdamW(spoken.parameters(), options.learning_rate, betas=(0.9, 0.98))
+        models = {"model": model, "spoken": spoken}
+        training = Steps(models, optimizers, folder, "language_model", options.steps, averaged="model")
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
         if not options.eager:
             compile_passes()
@@ -152,11 +162,18 @@ def main() -> None:
             # Once it reads the text, it should learn to rely on the sound before too.
             maker.corrupted_share = _CORRUPTED_SHARE * min(1.0, 1.8 - 1.6 * training.progress)
             indices, kind = queue.pop()
-            by_codebook = losses(model, maker.make(indices, True, kind), device)
-            training.update((weights * by_codebook).sum(), "matrices", "others")
+            made = maker.make(indices, True, kind)
+            batch, said = made.to(device), made.spoken.to(device)
+            with torch.autocast(device.type, torch.bfloat16):
+                hidden = model(batch.prefixes, batch.segments)
+                guessed = spoken(hidden.flatten(0, 1))
+            by_codebook = code_losses(model, hidden, batch.targets)
+            loss = (weights * by_codebook).sum()
+            aligned = F.cross_entropy(guessed.float(), said.flatten(), ignore_index=IGNORED)
+            training.update(loss + _SPOKEN_WEIGHT * aligned, *optimizers)
             training.advance()
             first, pitch, phase = by_codebook.detach()[[0, 1, -1]]
-            training.note(loss=(weights * by_codebook.detach()).sum(), first=first, pitch=pitch, phase=phase)
+            training.note(loss=loss, spoken=aligned, first=first, pitch=pitch, phase=phase)
             if training.step % (5 * options.log_every) == 0:
                 true, swapped = evaluate(training.averaged, evaluator, device)
                 training.note(held_out=true.mean(), held_out_first=true[0], swapped_first=swapped[0])
