@@ -185,26 +185,22 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
     def _begin_segment(self) -> None:
         self._reader = SegmentReader(self._config, self._convention)
         self._decoder = self._audio_tokenizer.streaming_decoder(self._lookahead)
-        self._frames: list[torch.Tensor] = []  # that are not read yet
-        self._columns: list[torch.Tensor] = []
-        self._ready = -self._lookahead  # frames that are final once `_columns` are decoded
+        self._frames: list[torch.Tensor] = []  # of the next chunk
+        self._chunk_frames = self._reader.delay + self._lookahead + int(self._size)  # that complete it
         self._is_text = False  # whether text came last
 
     def _wants_items(self, num_items: int) -> bool:
-        """Return whether the next chunk may be complete. This thread wakes once a chunk, not at each frame."""
-        return self.consumer_left or len(self._frames) + num_items >= int(self._size) - self._ready
+        """Return whether the next chunk is complete. This thread wakes once a chunk, not at each frame."""
+        return self.consumer_left or len(self._frames) + num_items >= self._chunk_frames
 
     def _on_frame(self, frame: torch.Tensor) -> None:
         self.check()
         self._is_text = False
         self._frames.append(frame)
-        if not self._wants_items(0):
-            return
-        self._read()
-        if self._ready >= int(self._size):
+        if self._wants_items(0):
             self._put(self._decode())
-            self._ready = 0
             self._size = self._sizes.after(self._size)
+            self._chunk_frames = int(self._size)
 
     def _on_token(self, token: int) -> None:
         """Text ends the audio segment before it."""
@@ -216,18 +212,11 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
                 self._put(rest)
         self._is_text = True
 
-    def _read(self) -> None:
-        if self._frames:
-            self._columns.append(self._reader.read(torch.stack(self._frames, dim=1)))
-            self._frames = []
-            self._ready += self._columns[-1].shape[1]
-
     def _decode(self, is_last: bool = False) -> np.ndarray:
-        self._read()
         none = torch.empty(self._config.num_codebooks, 0, dtype=torch.int64, device="cpu")
-        codes = torch.cat([none, *self._columns], dim=1)
+        codes = self._reader.read(torch.stack(self._frames, dim=1) if self._frames else none)
         codes = rules_of(self._convention).decodable(codes, self._audio_tokenizer.codebook_size)
-        self._columns = []
+        self._frames = []
         self._codes.append(codes)
         samples = self._decoder.decode(codes, is_last).numpy()
         self._levels.append(frame_levels(samples, self._audio_tokenizer.hop_length))

@@ -174,6 +174,14 @@ def test_a_segment_read_in_pieces_is_the_segment_read_whole(engines, rule, piece
         assert torch.equal(codes.clamp(0, 1023), engine._codes(segment)), frames
 
 
+@pytest.mark.parametrize("rule", ["boson", "transformers"])
+def test_codes_come_after_the_delay(engines, rule):
+    reader = SegmentReader(engines[rule].model.config, rule)
+    frame = torch.arange(8)[:, None]
+    counts = [reader.read(frame).shape[1] for _ in range(reader.delay + 3)]
+    assert counts == [0] * reader.delay + [1] * 3
+
+
 def scripted(monkeypatch, engine, script):
     """Let generation call back as `script(on_frame, on_token)` does."""
 

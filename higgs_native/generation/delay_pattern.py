@@ -94,6 +94,9 @@ def segment_codes(segment: torch.Tensor, config: HiggsAudioConfig, convention: C
 class SegmentReader:
     """Reads the codes of a segment while it is generated. What `read` returns, joined, equals `segment_codes`.
 
+    Attributes:
+        delay: the number of delayed frames before the first one that completes codes.
+
     Args:
         config: the codebooks and special ids.
         convention: the convention that generates the segment.
@@ -102,8 +105,9 @@ class SegmentReader:
     def __init__(self, config: HiggsAudioConfig, convention: Convention) -> None:
         self._config = config
         self._rules = rules_of(convention)
-        # Frames that hold codes which are not final. Where the last frame's codes are dropped, codes are final only
-        # when the next ones are complete.
+        # Where the last frame's codes are dropped, codes are final only when the next ones are complete.
+        self.delay = config.num_codebooks - 1 + int(self._rules.has_bos_frame) + int(self._rules.drops_last_codes)
+        # Those that hold codes which are not final.
         self._frames = torch.empty(config.num_codebooks, 0, dtype=torch.int64, device="cpu")
         self._begun = not self._rules.has_bos_frame
         self._ended = False
