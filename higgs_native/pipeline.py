@@ -29,7 +29,7 @@ from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.requests import GenerationOutput, GenerationRequest, OnFrame, OnToken, WantsItems
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.manuscript.lexicon import LexiconLike
-from higgs_native.manuscript.passages import Passages
+from higgs_native.manuscript.passages import Passages, cut_ends
 from higgs_native.manuscript.pauses import split_pauses, without_pauses
 from higgs_native.manuscript.phonemes import PhonemeReader
 from higgs_native.manuscript.preparation import prepare_text
@@ -42,7 +42,7 @@ from higgs_native.prompt.normalize import drop_invisible
 from higgs_native.prompt.recordings import Recording, RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
 from higgs_native.speech import Speech, join_speeches
-from higgs_native.streaming import ChunkSizes, GeneratePassage, SpeechStream
+from higgs_native.streaming import ChunkSizes, GeneratePassage, SpeechStream, SpokenPassage
 from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer
 from higgs_native.utils.files import read_json_object
 from higgs_native.utils.tensors import fingerprint, integer_tensor
@@ -248,7 +248,7 @@ class HiggsAudio:
             progress = None if on_progress is None else partial(_report, on_progress, seconds)
             speech = self.generate(messages, True, progress, passage_sampling(params, index), adapter=adapter)
             speeches.append(replace(speech, failures=self.failures(speech, passage.text), script=passage.text))
-            trimmer = SilenceTrimmer(self.audio_tokenizer.hop_length, *passages.is_cut(index))
+            trimmer = SilenceTrimmer(self.audio_tokenizer.hop_length, *cut_ends(passages.passages, index))
             silence = np.zeros(round(passage.pause * speech.sampling_rate), dtype=np.float32)
             sounds += [silence, trimmer.trim(speech.audio)]
         return join_speeches(speeches, np.concatenate(sounds))
@@ -307,14 +307,15 @@ class HiggsAudio:
         opening = self.speech_messages(without_pauses(text), voices, scene)[:-1]
         passages = self._passages(text, voices, opening, adapter)
 
-        def prepared(index: int, codes: torch.Tensor | None) -> GeneratePassage:
-            sampling = passage_sampling(params, index)
-            return self.prepare(passages.messages(index, codes), True, sampling, real_time=True, adapter=adapter)
+        def prepared(spoken: Sequence[SpokenPassage]) -> GeneratePassage:
+            messages = passages.messages(len(spoken), spoken[0].codes if spoken else None)
+            sampling = passage_sampling(params, len(spoken))
+            return self.prepare(messages, True, sampling, real_time=True, adapter=adapter)
 
-        first = prepared(0, None)  # refuses what is wrong
+        first = prepared(())  # refuses what is wrong
 
-        def prepare(index: int, codes: torch.Tensor | None) -> GeneratePassage:
-            return prepared(index, codes) if index else first
+        def prepare(spoken: Sequence[SpokenPassage]) -> GeneratePassage:
+            return prepared(spoken) if spoken else first
 
         return SpeechStream(
             prepare,
@@ -323,7 +324,7 @@ class HiggsAudio:
             self.convention,
             sizes,
             context - low_latency,
-            passages,
+            passages.passages,
             params.known_seed,
         )
 

@@ -2,8 +2,9 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from higgs_native.failure_checks import Failure, detect_failures, frame_levels
 from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.delay_pattern import SegmentReader
 from higgs_native.generation.requests import GenerationOutput, OnFrame, OnToken, WantsItems
-from higgs_native.manuscript.passages import Passages
+from higgs_native.manuscript.passages import cut_ends
+from higgs_native.manuscript.pauses import Passage
 from higgs_native.utils.background_iterator import BackgroundIterator
 from higgs_native.utils.checks import check_integer, check_number
 from higgs_native.utils.tensors import equal_fields
@@ -27,6 +29,18 @@ _CHUNKS_AHEAD = 8
 
 GeneratePassage = Callable[[OnFrame, OnToken, WantsItems], GenerationOutput]
 """Generates a passage; given the callbacks of `GenerationRequest`."""
+
+
+class SpokenPassage(NamedTuple):
+    """A passage that has been spoken.
+
+    Attributes:
+        codes: [codebooks, frames], int64: all that were generated; nothing is trimmed.
+        failures: as in `Speech`.
+    """
+
+    codes: torch.Tensor
+    failures: tuple[Failure, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,26 +110,25 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         finish_reason, usage, failures: as in `Speech`; None before the end.
 
     Args:
-        prepare: given the index of a passage and the codes [codebooks, frames] of the first one, returns a function
-            that generates the passage.
+        prepare: given the passages that have been spoken, returns a function that generates the next one.
         config: of the language model.
         audio_tokenizer: decodes the codes.
         convention: the one that the generation follows.
         sizes: the chunks' lengths.
         lookahead: the decoder's, in frames; see `StreamingDecoder`.
-        passages: what is spoken.
+        passages: what is spoken, in order.
         seed: the seed of the first passage.
     """
 
     def __init__(
         self,
-        prepare: Callable[[int, torch.Tensor | None], GeneratePassage],
+        prepare: Callable[[Sequence[SpokenPassage]], GeneratePassage],
         config: HiggsAudioConfig,
         audio_tokenizer: HiggsAudioTokenizer,
         convention: Convention,
         sizes: ChunkSizes,
         lookahead: int,
-        passages: Passages,
+        passages: Sequence[Passage],
         seed: int,
     ) -> None:
         super().__init__(_speak, _CHUNKS_AHEAD)
@@ -138,61 +151,56 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
 
     def _speak(self) -> None:
         self._began = time.perf_counter()
-        first: torch.Tensor | None = None
+        spoken: list[SpokenPassage] = []
         finish_reasons: list[str] = []
         usage: Counter[str] = Counter()
-        found: list[Failure] = []
-        for index, passage in enumerate(self._passages.passages):
+        for index, passage in enumerate(self._passages):
             # The codes and levels of all frames of the passage so far, for the detection of failures.
             self._codes: list[torch.Tensor] = []
             self._levels: list[np.ndarray] = []
-            self._trimmer = SilenceTrimmer(self._audio_tokenizer.hop_length, *self._passages.is_cut(index))
+            self._trimmer = SilenceTrimmer(self._audio_tokenizer.hop_length, *cut_ends(self._passages, index))
             self._begin_segment()
             if passage.pause:
                 self._put_chunk(np.zeros(round(passage.pause * self.sampling_rate), dtype=np.float32), is_last=False)
-            output = self._prepare(index, first)(self._on_frame, self._on_token, self._wants_items)
+            output = self._prepare(spoken)(self._on_frame, self._on_token, self._wants_items)
             rest = self._decode(is_last=True)
             codes = torch.cat(self._codes, dim=1)
-            first = codes if first is None else first
             finish_reasons.append(output.finish_reason)
             usage.update(output.usage)
-            found += detect_failures(
+            failures = detect_failures(
                 passage.text,
                 np.concatenate(self._levels),
                 codes,
                 self._audio_tokenizer.frame_rate,
                 output.finish_reason,
             )
-            if index + 1 < len(self._passages.passages):
+            spoken.append(SpokenPassage(codes, failures))
+            if len(spoken) < len(self._passages):
                 self._put(rest)
         self.finish_reason = "length" if "length" in finish_reasons else "stop"
         self.usage = dict(usage)
-        self.failures = tuple(dict.fromkeys(found))
+        self.failures = tuple(dict.fromkeys(failure for passage in spoken for failure in passage.failures))
         self._put(rest, is_last=True)
 
     def _begin_segment(self) -> None:
         self._reader = SegmentReader(self._config, self._convention)
         self._decoder = self._audio_tokenizer.streaming_decoder(self._lookahead)
-        self._columns: list[torch.Tensor] = []
-        self._ready = -self._lookahead  # frames that are final once `_columns` are decoded
+        self._frames: list[torch.Tensor] = []  # of the next chunk
+        self._chunk_frames = self._reader.delay + self._lookahead + int(self._size)  # that complete it
         self._is_text = False  # whether text came last
 
     def _wants_items(self, num_items: int) -> bool:
-        """Return whether the next chunk may be complete. This thread wakes once a chunk, not at each frame."""
-        return self.consumer_left or num_items >= int(self._size) - self._ready
+        """Return whether the next chunk is complete. This thread wakes once a chunk, not at each frame."""
+        return self.consumer_left or len(self._frames) + num_items >= self._chunk_frames
 
     def _on_frame(self, frame: torch.Tensor) -> None:
         self.check()
         self._is_text = False
-        column = self._reader.read(frame)
-        if column is None:
-            return
-        self._columns.append(column)
-        self._ready += 1
-        if self._ready >= int(self._size):
+        self._frames.append(frame)
+        if self._wants_items(0):
             self._put(self._decode())
-            self._ready = 0
             self._size = self._sizes.after(self._size)
+            self._chunk_frames = int(self._size)
 
     def _on_token(self, token: int) -> None:
         """Text ends the audio segment before it."""
@@ -206,9 +214,9 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
 
     def _decode(self, is_last: bool = False) -> np.ndarray:
         none = torch.empty(self._config.num_codebooks, 0, dtype=torch.int64, device="cpu")
-        codes = torch.stack(self._columns, dim=1) if self._columns else none
+        codes = self._reader.read(torch.stack(self._frames, dim=1) if self._frames else none)
         codes = rules_of(self._convention).decodable(codes, self._audio_tokenizer.codebook_size)
-        self._columns = []
+        self._frames = []
         self._codes.append(codes)
         samples = self._decoder.decode(codes, is_last).numpy()
         self._levels.append(frame_levels(samples, self._audio_tokenizer.hop_length))

@@ -128,7 +128,7 @@ def test_books_have_spoken_chunks_as_context(engine, monkeypatch):
     spoken = list(speech)
     assert [chunk.text.text for chunk in spoken] == ["The first one.", "The second one <|sfx:laughter|>Haha."]
     conversation = speech._conversation()
-    conversation.add(spoken[0])
+    conversation.add(spoken[0].text, spoken[0].codes)
     messages = conversation.messages(speech.chunks[1], 100)
     assert [message.role for message in messages] == ["user", "assistant", "user"]
     request = engine.prepare_request(messages, True, engine.default_sampling)()

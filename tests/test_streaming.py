@@ -160,8 +160,9 @@ def test_streams_side_by_side_are_what_each_is_alone(engine):
         assert np.array_equal(audio, expected)
 
 
+@pytest.mark.parametrize("piece", [1, 3, 50])
 @pytest.mark.parametrize("rule", ["boson", "transformers"])
-def test_a_segment_read_frame_by_frame_is_the_segment_read_whole(engines, rule):
+def test_a_segment_read_in_pieces_is_the_segment_read_whole(engines, rule, piece):
     engine = engines[rule]
     generator = torch.Generator().manual_seed(0)
     for frames in [*range(13), 40]:
@@ -169,9 +170,16 @@ def test_a_segment_read_frame_by_frame_is_the_segment_read_whole(engines, rule):
         if rule == "transformers" and frames % 2:
             segment[:, frames * 2 // 3 :] = 1025
         reader = SegmentReader(engine.model.config, rule)
-        columns = [column for frame in segment.T if (column := reader.read(frame)) is not None]
-        codes = torch.stack(columns, dim=1) if columns else torch.empty(8, 0, dtype=torch.int64)
+        codes = torch.cat([reader.read(frames) for frames in segment.split(piece, dim=1)], dim=1)
         assert torch.equal(codes.clamp(0, 1023), engine._codes(segment)), frames
+
+
+@pytest.mark.parametrize("rule", ["boson", "transformers"])
+def test_codes_come_after_the_delay(engines, rule):
+    reader = SegmentReader(engines[rule].model.config, rule)
+    frame = torch.arange(8)[:, None]
+    counts = [reader.read(frame).shape[1] for _ in range(reader.delay + 3)]
+    assert counts == [0] * reader.delay + [1] * 3
 
 
 def scripted(monkeypatch, engine, script):

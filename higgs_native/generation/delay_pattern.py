@@ -5,8 +5,6 @@ frame are a diagonal over as many frames as there are codebooks. In the conventi
 and a segment begins with a frame of BOS in all codebooks; in that of Higgs TTS 3 entry 0 is the first code.
 """
 
-from collections import deque
-
 import torch
 
 from higgs_native import ops
@@ -96,6 +94,9 @@ def segment_codes(segment: torch.Tensor, config: HiggsAudioConfig, convention: C
 class SegmentReader:
     """Reads the codes of a segment while it is generated. What `read` returns, joined, equals `segment_codes`.
 
+    Attributes:
+        delay: the number of delayed frames before the first one that completes codes.
+
     Args:
         config: the codebooks and special ids.
         convention: the convention that generates the segment.
@@ -105,17 +106,23 @@ class SegmentReader:
         self._config = config
         self._rules = rules_of(convention)
         # Where the last frame's codes are dropped, codes are final only when the next ones are complete.
-        self._needed = config.num_codebooks + self._rules.drops_last_codes
-        self._frames: deque[torch.Tensor] = deque(maxlen=self._needed)
+        self.delay = config.num_codebooks - 1 + int(self._rules.has_bos_frame) + int(self._rules.drops_last_codes)
+        # Those that hold codes which are not final.
+        self._frames = torch.empty(config.num_codebooks, 0, dtype=torch.int64, device="cpu")
         self._begun = not self._rules.has_bos_frame
         self._ended = False
 
-    def read(self, frame: torch.Tensor) -> torch.Tensor | None:
-        """Take a delayed frame [codebooks]; return the codes [codebooks] of the frame that is final now, or None."""
-        self._ended |= bool(self._rules.is_end(frame, self._config))
-        if self._begun and not self._ended:
-            self._frames.append(frame)
-        self._begun = True
-        if self._ended or len(self._frames) < self._needed:
-            return None
-        return torch.stack([self._frames[k][k] for k in range(self._config.num_codebooks)])
+    def read(self, frames: torch.Tensor) -> torch.Tensor:
+        """Take the next delayed frames [codebooks, N]; return the codes [codebooks, T], int64, that are final now."""
+        ends = self._rules.is_end(frames, self._config).nonzero().flatten().tolist()
+        frames = frames[:, : 0 if self._ended else ends[0] if ends else None]
+        self._ended |= bool(ends)
+        if not self._begun and frames.shape[1]:
+            frames = frames[:, 1:]
+            self._begun = True
+        frames = torch.cat([self._frames, frames], dim=1)
+        codes = revert_delay_pattern(frames)
+        if self._rules.drops_last_codes:
+            codes = codes[:, :-1]
+        self._frames = frames[:, codes.shape[1] :]
+        return codes

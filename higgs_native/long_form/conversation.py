@@ -3,14 +3,22 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+import torch
 
 from higgs_native.errors import PromptError
 from higgs_native.generation.delay_pattern import num_delayed
-from higgs_native.long_form.chunk_store import SpokenChunk
 from higgs_native.long_form.chunking import TextChunk
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.chat import build_prompt, spoken_turns
 from higgs_native.prompt.messages import Message
+
+
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    text: TextChunk
+    codes: torch.Tensor
 
 
 class Conversation:
@@ -39,17 +47,18 @@ class Conversation:
         self._opening = opening
         self._recorded_tags = recorded_tags
         self._spell = spell
-        self._first: dict[str, SpokenChunk] = {}  # by speaker tag
-        self._last: deque[SpokenChunk] = deque(maxlen=context_chunks)
+        self._first: dict[str, _Turn] = {}  # by speaker tag
+        self._last: deque[_Turn] = deque(maxlen=context_chunks)
 
     def has_voice(self, tag: str) -> bool:
         """Return whether a recording or a spoken chunk shows a speaker's voice."""
         return tag in self._recorded_tags or tag in self._first
 
-    def add(self, chunk: SpokenChunk) -> None:
-        """Let the context of later chunks contain `chunk`."""
-        self._first.setdefault(chunk.text.tag, chunk)
-        self._last.append(chunk)
+    def add(self, text: TextChunk, codes: torch.Tensor) -> None:
+        """Let the context of later chunks contain a chunk, given the codes [codebooks, frames] of its speech."""
+        turn = _Turn(text, codes)
+        self._first.setdefault(text.tag, turn)
+        self._last.append(turn)
 
     def messages(self, text: TextChunk, max_new_tokens: int) -> list[Message]:
         """Return the prompt of a chunk, with as much context as fits the cache.

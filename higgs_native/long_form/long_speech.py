@@ -31,13 +31,14 @@ from higgs_native.long_form.settings import (
 )
 from higgs_native.manuscript.books.book import Book, file_names
 from higgs_native.manuscript.lexicon import Lexicon, LexiconLike
-from higgs_native.manuscript.pauses import without_pauses
+from higgs_native.manuscript.pauses import Passage, without_pauses
 from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.prompt.messages import AudioContent
+from higgs_native.prompt.messages import AudioContent, Message
 from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.recordings import RecordingLike, read_recording
 from higgs_native.prompt.voices import Voice
+from higgs_native.streaming import ChunkSizes, GeneratePassage, SpeechStream, SpokenPassage
 from higgs_native.subtitles import Cue, check_subtitles_path, chunk_cues, write_subtitles
 from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer
 
@@ -248,8 +249,35 @@ class LongSpeech:
                         f"chunk {index} failed with every seed: {'; '.join(tried)}; its text is {text.text!r}"
                     )
                 if not chunk.failures:
-                    conversation.add(chunk)
+                    conversation.add(text, chunk.codes)
                 yield chunk
+
+    def stream(self) -> SpeechStream:
+        """Speak the text for a listener who hears each chunk while it is generated.
+
+        Each chunk has the codes of its first attempt, also if that failed: it has been heard when failures are found.
+        Silence between chunks is cut as by `HiggsAudio.stream`. The folder has no part in it, nor have `max_retries`,
+        `strict`, `parallel`, `on_progress` and `is_cancelled`.
+        """
+        conversation = self._conversation()
+
+        def prepare(spoken: Sequence[SpokenPassage]) -> GeneratePassage:
+            index = len(spoken)
+            if spoken and not spoken[-1].failures:
+                conversation.add(self.chunks[index - 1], spoken[-1].codes)
+            messages, sampling = self._request(index, conversation)
+            return self._engine.prepare(messages, True, sampling, real_time=True, adapter=self._adapter)
+
+        return SpeechStream(
+            prepare,
+            self._engine.model.config,
+            self._engine.audio_tokenizer,
+            self._engine.convention,
+            ChunkSizes(),
+            self._engine.audio_tokenizer.context_frames,
+            [Passage(chunk.text, self._pause(index)) for index, chunk in enumerate(self.chunks)],
+            self.seed,
+        )
 
     def save(
         self,
@@ -381,11 +409,15 @@ class LongSpeech:
             if index > first and self._load(index) is not None:
                 stored.add(index)
                 continue
-            limit = self._max_new_tokens(text)
-            seed = (self.seed + _SEEDS_PER_CHUNK * index) % 2**64
-            sampling = replace(self._sampling, seed=seed, max_new_tokens=limit)
-            speaker.begin(index, text, conversation.messages(text, limit), sampling)
+            speaker.begin(index, text, *self._request(index, conversation))
             speaking.add(index)
+
+    def _request(self, index: int, conversation: Conversation) -> tuple[list[Message], SamplingParams]:
+        """Return the prompt of a chunk, and the sampling parameters of its first attempt."""
+        text = self.chunks[index]
+        limit = self._max_new_tokens(text)
+        seed = (self.seed + _SEEDS_PER_CHUNK * index) % 2**64
+        return conversation.messages(text, limit), replace(self._sampling, seed=seed, max_new_tokens=limit)
 
     def _max_new_tokens(self, text: TextChunk) -> int:
         """Return the bound of `detect_failures` in frames, plus BOS, EOS and the end of the delay pattern."""

@@ -66,6 +66,7 @@ class Passages:
             context = spoken_turns([(self.spell(self.passages[0].text), first)])
         return [*self.opening, *context, Message("user", self.spell(self.passages[index].text))]
 
-    def is_cut(self, index: int) -> tuple[bool, bool]:
-        """Return whether a pause is before a passage, and whether one is after it."""
-        return self.passages[index].pause > 0, index + 1 < len(self.passages)
+
+def cut_ends(passages: Sequence[Passage], index: int) -> tuple[bool, bool]:
+    """Return whether the silence is cut before a passage, and after it: beside a pause or another passage."""
+    return index > 0 or passages[index].pause > 0, index + 1 < len(passages)

@@ -235,7 +235,7 @@ class SpeechResponse(Response):
             make.cancel()
 
     async def _deliver(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._request.stream and self._request.stream_format == "audio":
+        if not self._utterance.is_live:
             await self._deliver_whole(scope, receive, send)
             return
         data = await self._pieces.get()
@@ -389,6 +389,7 @@ class BatchResponse(Response):
     async def _spoken(self, item: dict[str, Any]) -> dict[str, Any]:
         request = SpeechRequest.model_validate(item)
         utterance = await run_sync(self._service.speaker.utterance, request)
+        utterance.is_live = False  # the client gets all items at once
         encoder = AudioEncoder(request.response_format, self._service.speaker.sampling_rate, request.speed)
         pieces = self._service.encoded(utterance, encoder, self._key, Timing(self._arrived))
         async with aclosing(pieces):

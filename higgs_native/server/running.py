@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 import uvicorn
 
 from higgs_native.audio.quality import VoiceWarning
@@ -47,7 +48,11 @@ def run(
         HiggsNativeError: the weights, or the folder of voices, can't be read.
     """
     warnings.filterwarnings("ignore", category=VoiceWarning)  # uploads are answered with the same advice
-    app = create_app(load(), settings, worker)
+    engine = load()
+    if engine.is_embedded_voice:
+        # Requests run side by side on all cores. Sharing the small operators of one makes them wait for each other.
+        torch.set_num_threads(1)
+    app = create_app(engine, settings, worker)
     log_as_json(**({} if worker is None else {"worker": worker.index}))
     # Logs have a line per request already. Half a minute fits the pauses of clients that reuse connections.
     config = uvicorn.Config(

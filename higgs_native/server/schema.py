@@ -106,6 +106,11 @@ class SpeechRequest(BaseModel):
         names = [voice.id if isinstance(voice, VoiceId) else voice for voice in voices]
         return [part.strip() for name in names for part in name.split(",")]
 
+    @property
+    def is_live(self) -> bool:
+        """Whether the client hears the speech while it is made."""
+        return self.stream or self.stream_format == "sse"
+
     def sampling(self, seed: int, defaults: SamplingParams) -> SamplingParams:
         """Return the sampling parameters: the given ones, and the model's `defaults` for the others.
 

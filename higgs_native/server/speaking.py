@@ -1,7 +1,7 @@
-"""From a request to samples: a short text is streamed, a long one spoken in chunks."""
+"""From a request to samples: while they are made, or chunk by chunk where nobody hears them before the end."""
 
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -39,10 +39,11 @@ class Utterance:
         scene: where or how it is spoken.
         sampling: the seed is set.
         adapter: the name of the adapter that speaks; None: the checkpoint's own weights.
+        is_live: whether it is heard while it is made; otherwise failed chunks of a long text are spoken again.
         seconds: of audio that were made so far.
         failures: found in the speech (see `higgs_native.failure_checks`); those of a long text, of all chunks.
-        prompt_tokens: of the prompt; of a long text, those of the text. 0 before the end.
-        completion_tokens: of the reply. 0 before the end.
+        prompt_tokens: of the prompts; of a long text that is not live, those of the text. 0 before the end.
+        completion_tokens: of the replies. 0 before the end.
         audio: all samples, int16, where a list is set; None: they are not kept.
     """
 
@@ -51,6 +52,7 @@ class Utterance:
     scene: str | None
     sampling: SamplingParams
     adapter: str | None = None
+    is_live: bool = True
     seconds: float = 0.0
     failures: list[str] = field(default_factory=list)
     prompt_tokens: int = 0
@@ -112,7 +114,7 @@ class Speaker:
         else:
             voices = [self._voices.find(name, adapter) for name in names]
         text = prepare_text(request.input, request.normalize, request.strip_markup)
-        return Utterance(text, voices, request.instructions or None, sampling, adapter)
+        return Utterance(text, voices, request.instructions or None, sampling, adapter, request.is_live)
 
     def _adapter(self, request: SpeechRequest) -> tuple[str | None, list[str]]:
         """Return the adapter of a request, by its field or as its voice, and the other voices.
@@ -137,11 +139,8 @@ class Speaker:
         Raises:
             HiggsNativeError: the text or the references are wrong.
         """
-        chunks = (
-            self._spoken_long(utterance)
-            if await run_sync(self._is_long, utterance.text)
-            else self._streamed(utterance)
-        )
+        stream = await run_sync(self._stream, utterance)
+        chunks = self._chunks(utterance) if stream is None else self._streamed(utterance, stream)
         async with aclosing(chunks):
             async for samples in chunks:
                 utterance.seconds += len(samples) / self.sampling_rate
@@ -159,16 +158,30 @@ class Speaker:
             return len(chunk_text(text, EMBEDDED_VOICE_CHUNK_SECONDS, join_sentences=False)) > 1
         return spoken_seconds(text) > CHUNK_SECONDS
 
-    async def _streamed(self, utterance: Utterance) -> AsyncGenerator[np.ndarray, None]:
-        stream: SpeechStream = await run_sync(
-            lambda: self._engine.stream(
-                utterance.text,
-                voice=utterance.voices,
-                scene=utterance.scene,
-                adapter=utterance.adapter,
-                sampling=utterance.sampling,
-            )
+    def _stream(self, utterance: Utterance) -> SpeechStream | None:
+        """Return the stream of an utterance; None for a long one that is not live."""
+        if self._is_long(utterance.text):
+            return self._long_speech(utterance).stream() if utterance.is_live else None
+        return self._engine.stream(
+            utterance.text,
+            voice=utterance.voices,
+            scene=utterance.scene,
+            adapter=utterance.adapter,
+            sampling=utterance.sampling,
         )
+
+    def _long_speech(self, utterance: Utterance, is_cancelled: Callable[[], bool] | None = None) -> LongSpeech:
+        return LongSpeech(
+            self._engine,
+            utterance.text,
+            voice=utterance.voices,
+            scene=utterance.scene,
+            adapter=utterance.adapter,
+            sampling=utterance.sampling,
+            is_cancelled=is_cancelled,
+        )
+
+    async def _streamed(self, utterance: Utterance, stream: SpeechStream) -> AsyncGenerator[np.ndarray, None]:
         async with aclosing(aiter(stream)) as chunks:
             async for chunk in chunks:
                 if len(chunk.samples):
@@ -178,20 +191,10 @@ class Speaker:
             utterance.completion_tokens = stream.usage["completion_tokens"]
             utterance.failures += stream.failures
 
-    async def _spoken_long(self, utterance: Utterance) -> AsyncGenerator[np.ndarray, None]:
+    async def _chunks(self, utterance: Utterance) -> AsyncGenerator[np.ndarray, None]:
         def produce(chunks: BackgroundIterator[SpokenChunk]) -> None:
-            speech = LongSpeech(
-                self._engine,
-                utterance.text,
-                voice=utterance.voices,
-                scene=utterance.scene,
-                adapter=utterance.adapter,
-                sampling=utterance.sampling,
-                parallel=1,  # the client hears one chunk after the other
-                is_cancelled=lambda: chunks.consumer_left,
-            )
             try:
-                for chunk in speech:
+                for chunk in self._long_speech(utterance, lambda: chunks.consumer_left):
                     chunks.put(chunk)
             except GenerationError:
                 chunks.check()  # after the client has left, it is the end, and no error

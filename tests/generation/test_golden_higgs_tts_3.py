@@ -86,9 +86,9 @@ def test_references_as_codes_equal_their_delayed_rows(model, name):
 def test_codes_are_read_frame_by_frame(name):
     config = HiggsAudioModel.from_pretrained(FOLDER).config
     reader = SegmentReader(config, Convention.HIGGS_TTS_3)
-    read = [reader.read(row) for row in TENSORS[f"{name}.rows"].long()]
-    assert all(codes is None for codes in read[:7])
-    assert torch.equal(torch.stack(read[7:], dim=1), TENSORS[f"{name}.undelayed"].long())
+    read = [reader.read(row[:, None]) for row in TENSORS[f"{name}.rows"].long()]
+    assert [codes.shape[1] for codes in read] == [0] * 7 + [1] * (len(read) - 7)
+    assert torch.equal(torch.cat(read, dim=1), TENSORS[f"{name}.undelayed"].long())
 
 
 def test_the_defaults_are_those_of_the_published_endpoint(model):

@@ -78,7 +78,7 @@ def test_the_context_of_a_book_is_in_phonemes(engine):
     chunk = next(iter(LongSpeech(engine, "The cat.", seed=1, max_retries=0)))
     opening = [Message("system", "Generate audio following instruction.")]
     conversation = Conversation(engine, opening, set(), 1, engine.spelling([Voice(profile="emma")]))
-    conversation.add(chunk)
+    conversation.add(chunk.text, chunk.codes)
     messages = conversation.messages(TextChunk("The bath.", "", "sentence"), 100)
     assert [messages[1].content, messages[-1].content] == ["ðə kˈat.", "ðə bˈɑːθ."]
 

@@ -9,8 +9,8 @@ import time
 import httpx
 import pytest
 
-from higgs_native.generation.delay_pattern import SegmentReader
 from higgs_native.pipeline import HiggsAudio
+from higgs_native.streaming import SpeechStream
 from tests.server.conftest import TEXT, THREE_SENTENCES, events, until
 
 
@@ -31,14 +31,14 @@ class Slow:
     def __init__(self, monkeypatch):
         self.steps = threading.Semaphore(0)
         self.frames = 0
-        read = SegmentReader.read
+        on_frame = SpeechStream._on_frame
 
-        def slow(reader, frame):
+        def slow(stream, frame):
             self.steps.acquire()
             self.frames += 1
-            return read(reader, frame)
+            on_frame(stream, frame)
 
-        monkeypatch.setattr(SegmentReader, "read", slow)
+        monkeypatch.setattr(SpeechStream, "_on_frame", slow)
 
     def go_on(self):
         self.steps.release(10**6)
@@ -139,17 +139,17 @@ def test_a_request_ends_at_its_deadline(start, slow):
 def test_an_error_in_the_middle_breaks_the_connection(start, monkeypatch):
     """A client must not take the beginning for the whole. As events, the error has a shape."""
     server = start()
-    read = SegmentReader.read
+    on_frame = SpeechStream._on_frame
     frames = 0
 
-    def broken(reader, frame):
+    def broken(stream, frame):
         nonlocal frames
         frames += 1
         if frames % 25 == 0:
             raise RuntimeError("the device is gone")
-        return read(reader, frame)
+        on_frame(stream, frame)
 
-    monkeypatch.setattr(SegmentReader, "read", broken)
+    monkeypatch.setattr(SpeechStream, "_on_frame", broken)
     with pytest.raises(httpx.RemoteProtocolError):
         server.speak(response_format="pcm", seed=7)
     frames = 0

@@ -111,10 +111,27 @@ def test_voices_of_a_dialogue_are_listed(server, engine):
     for voice in ("masculine,child", ["masculine", {"id": "child"}]):
         response = server.speak(input=text, response_format="pcm", seed=2, voice=voice)
         speech = LongSpeech(engine, text, voice=["masculine", "child"], seed=2)
-        assert response.content == np.concatenate([chunk.pcm for chunk in speech]).tobytes()
+        assert response.content == heard(speech).tobytes()
 
 
-def test_a_long_text_is_spoken_in_chunks(server, engine):
+def heard(speech: LongSpeech) -> np.ndarray:
+    """What a listener hears: [samples], int16."""
+    return np.concatenate([pcm_samples(chunk.samples) for chunk in speech.stream()])
+
+
+@pytest.mark.parametrize("stream_format", ["audio", "sse"])
+def test_a_long_text_is_heard_while_it_is_made(server, engine, stream_format):
+    response = server.speak(input=THREE_SENTENCES, response_format="pcm", seed=2, stream_format=stream_format)
+    if stream_format == "sse":
+        *deltas, done = events(response)
+        audio = b"".join(base64.b64decode(delta["audio"]) for delta in deltas)
+        assert done["usage"]["output_tokens"] > 100
+    else:
+        audio = response.content
+    assert audio == heard(LongSpeech(engine, THREE_SENTENCES, voice="feminine", seed=2)).tobytes()
+
+
+def test_a_long_text_that_is_not_heard_is_spoken_in_chunks(server, engine):
     response = server.speak(input=THREE_SENTENCES, response_format="pcm", seed=2, stream=False)
     chunks = list(LongSpeech(engine, THREE_SENTENCES, voice="feminine", seed=2))
     assert len(chunks) == 3
