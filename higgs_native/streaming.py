@@ -107,6 +107,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
             played on arrival. Below zero, playback pauses for that long. Time in which the consumer kept the thread
             waiting does not count. None before the second chunk.
         seed: the given or drawn one, as in `Speech`.
+        script: the texts of the passages that have begun, each with the index of its first sample.
         finish_reason, usage, failures: as in `Speech`; None before the end.
 
     Args:
@@ -139,6 +140,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         self.usage: Mapping[str, int] | None = None
         self.failures: tuple[Failure, ...] | None = None
         self.seed = seed
+        self.script: list[tuple[str, int]] = []
         self._prepare = prepare
         self._config = config
         self._audio_tokenizer = audio_tokenizer
@@ -162,6 +164,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
             self._begin_segment()
             if passage.pause:
                 self._put_chunk(np.zeros(round(passage.pause * self.sampling_rate), dtype=np.float32), is_last=False)
+            self.script.append((passage.text, self._num_samples))
             output = self._prepare(spoken)(self._on_frame, self._on_token, self._wants_items)
             rest = self._decode(is_last=True)
             codes = torch.cat(self._codes, dim=1)

@@ -98,6 +98,9 @@ def _add_speech(app: FastAPI, service: SpeechService) -> None:
     async def create_speech(request: Request) -> Response:
         """Speak a text."""
         speech_request, upload = await _read_request(request)
+        if speech_request.timestamp_granularities and speech_request.stream_format != "sse":
+            message = "stream_format must be sse with timestamp_granularities, got audio, which has no room for times"
+            raise ApiError(400, message, "invalid_value", "stream_format")
         utterance = await run_sync(service.speaker.utterance, speech_request, upload)
         state = request.state
         return SpeechResponse(service, utterance, speech_request, state.key, state.arrived, state.log_fields)

@@ -315,6 +315,7 @@ class SpeechResponse(Response):
                 "seed": utterance.sampling.seed,
                 "seconds": round(utterance.seconds, 3),
                 "failures": utterance.failures,
+                **utterance.times(self._request.speed),
             }
         )
 
@@ -402,6 +403,7 @@ class BatchResponse(Response):
             "seed": utterance.sampling.seed,
             "seconds": round(utterance.seconds, 3),
             "failures": utterance.failures,
+            **utterance.times(request.speed),
         }
 
 

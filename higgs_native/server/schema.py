@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from starlette.exceptions import HTTPException
 
 from higgs_native.audio.tempo import MAX_SPEED, MIN_SPEED
@@ -37,6 +37,14 @@ class VoiceId(BaseModel):
 VoiceName = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Voices = Annotated[list[VoiceName | VoiceId], Field(min_length=1, max_length=16)]
 ResponseFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+
+
+def _split(value: object) -> object:
+    """Forms hold words separated by commas in place of a list."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+Granularities = Annotated[list[Literal["word", "segment"]], BeforeValidator(_split)]
 
 
 class SpeechRequest(BaseModel):
@@ -68,6 +76,11 @@ class SpeechRequest(BaseModel):
     stream: bool = Field(
         True,
         description="false: the response begins when the speech is complete; its headers say the length and failures.",
+    )
+    timestamp_granularities: Granularities | None = Field(
+        None,
+        description="Estimated times of words (`word`), of sentences or parts of them (`segment`): `words` and "
+        "`segments` of the last event of `stream_format` sse, of a batch's results, and of a WebSocket's sentences.",
     )
     normalize: bool = Field(False, description="Write out numbers, dates, units and the like of an English text.")
     strip_markup: bool = Field(False, description="Leave out the markup of Markdown, and emoji.")

@@ -1,9 +1,10 @@
 """From a request to samples: while they are made, or chunk by chunk where nobody hears them before the end."""
 
 import secrets
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from anyio.to_thread import run_sync
@@ -23,6 +24,7 @@ from higgs_native.server.schema import MODEL_ALIASES, ApiError, SpeechRequest
 from higgs_native.server.settings import ServerSettings
 from higgs_native.server.voices import VoiceStore
 from higgs_native.streaming import SpeechStream
+from higgs_native.subtitles import Cue, phrase_cues, word_cues
 from higgs_native.utils.background_iterator import BackgroundIterator
 
 
@@ -45,6 +47,9 @@ class Utterance:
         prompt_tokens: of the prompts; of a long text that is not live, those of the text. 0 before the end.
         completion_tokens: of the replies. 0 before the end.
         audio: all samples, int16, where a list is set; None: they are not kept.
+        granularities: of the times that the client asked for: `word`, `segment`.
+        script: the texts that were spoken so far, each with the index of its first sample.
+        words: with their times, where these were asked for. Empty before the end.
     """
 
     text: str
@@ -58,6 +63,22 @@ class Utterance:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     audio: list[np.ndarray] | None = None
+    granularities: Collection[str] = ()
+    script: list[tuple[str, int]] = field(default_factory=list)
+    words: list[Cue] = field(default_factory=list)
+
+    def times(self, speed: float) -> dict[str, list[dict[str, Any]]]:
+        """Return the times that the client asked for, in seconds of audio of a speed."""
+
+        def described(name: str, cues: Sequence[Cue]) -> list[dict[str, Any]]:
+            return [{name: c.text, "start": round(c.start / speed, 3), "end": round(c.end / speed, 3)} for c in cues]
+
+        times = {}
+        if "word" in self.granularities:
+            times["words"] = described("word", self.words)
+        if "segment" in self.granularities:
+            times["segments"] = described("text", phrase_cues(self.words))
+        return times
 
     @property
     def usage(self) -> dict[str, int]:
@@ -114,7 +135,16 @@ class Speaker:
         else:
             voices = [self._voices.find(name, adapter) for name in names]
         text = prepare_text(request.input, request.normalize, request.strip_markup)
-        return Utterance(text, voices, request.instructions or None, sampling, adapter, request.is_live)
+        granularities = frozenset(request.timestamp_granularities or ())
+        return Utterance(
+            text,
+            voices,
+            request.instructions or None,
+            sampling,
+            adapter,
+            request.is_live,
+            granularities=granularities,
+        )
 
     def _adapter(self, request: SpeechRequest) -> tuple[str | None, list[str]]:
         """Return the adapter of a request, by its field or as its voice, and the other voices.
@@ -141,17 +171,30 @@ class Speaker:
         """
         stream = await run_sync(self._stream, utterance)
         chunks = self._chunks(utterance) if stream is None else self._streamed(utterance, stream)
+        timed: list[np.ndarray] = []
         async with aclosing(chunks):
             async for samples in chunks:
                 utterance.seconds += len(samples) / self.sampling_rate
                 if utterance.audio is not None:
                     utterance.audio.append(samples)
+                if utterance.granularities:
+                    timed.append(samples)
                 yield samples
+        if timed:
+            utterance.words = await run_sync(self._timed_words, utterance.script, np.concatenate(timed))
 
     def invents_voice(self, utterance: Utterance) -> bool:
         """Return whether another seed would give an utterance another voice."""
         recorded = any(voice.reference_audio is not None for voice in utterance.voices)
         return not recorded and len(utterance.voices) <= 1 and not self._engine.voices_with(utterance.adapter)
+
+    def _timed_words(self, script: Sequence[tuple[str, int]], audio: np.ndarray) -> list[Cue]:
+        ends = [*(begin for _, begin in script[1:]), len(audio)]
+        words: list[Cue] = []
+        for (text, begin), end in zip(script, ends, strict=True):
+            samples = audio[begin:end].astype(np.float32)
+            words += word_cues(text, samples, self.sampling_rate, begin / self.sampling_rate)
+        return words
 
     def _is_long(self, text: str) -> bool:
         if self._engine.is_embedded_voice:  # of several sentences, it often speaks only the first
@@ -186,6 +229,7 @@ class Speaker:
             async for chunk in chunks:
                 if len(chunk.samples):
                     yield pcm_samples(chunk.samples)
+        utterance.script = stream.script
         if stream.usage is not None and stream.failures is not None:
             utterance.prompt_tokens = stream.usage["prompt_tokens"]
             utterance.completion_tokens = stream.usage["completion_tokens"]
@@ -201,7 +245,10 @@ class Speaker:
                 raise
 
         async with aclosing(aiter(BackgroundIterator(produce, _SPOKEN_AHEAD))) as chunks:
+            num_samples = 0
             async for chunk in chunks:
+                utterance.script.append((chunk.text.text, num_samples))
+                num_samples += len(chunk.pcm)
                 utterance.completion_tokens += chunk.codes.shape[1]
                 utterance.failures += chunk.failures
                 if len(chunk.pcm):

@@ -225,6 +225,8 @@ class SpeechSession:
             text=prepare_text(sentence, self._request.normalize, self._request.strip_markup),
             sampling=replace(self._template.sampling, seed=seed),
             failures=[],
+            script=[],
+            words=[],
             audio=None if self._template.audio is None else [],
         )
         await self._send({"type": "sentence.start", "index": self._index, "text": sentence})
@@ -244,6 +246,7 @@ class SpeechSession:
                 "index": self._index,
                 "seconds": round(utterance.seconds, 3),
                 "failures": utterance.failures,
+                **utterance.times(self._request.speed),
             }
         )
 
