@@ -149,7 +149,9 @@ class Model:
         """Name, n, k, rows of x and norm of each product, in the order of the launches."""
         hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
         all_rows = case.get("batch") or case["text"] + case["audio"]
-        segments = [("", case["batch"])] if "batch" in case else [("text ", case["text"]), ("audio ", case["audio"])]
+        # Rows of a prompt take a single feed-forward network together.
+        split = "batch" not in case and config.is_dual(0)
+        segments = [("text ", case["text"]), ("audio ", case["audio"])] if split else [("", all_rows)]
         yield "qkv", (heads + 2 * config.num_key_value_heads) * config.head_dim, hidden, all_rows, True
         yield "o", hidden, heads * config.head_dim, all_rows, False
         for name, rows in segments:
