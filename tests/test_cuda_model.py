@@ -119,20 +119,7 @@ def frame_launches(gpu: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_products_leave_instruction_slots_free():
-    """Quantized products at an H100's full bandwidth, on the multiprocessors that have blocks.
-
-    The listed ones take a larger share of the slots; no other may, and a smaller share must be noted here.
-    """
-    known = {
-        "v2 int4 qkv": 0.95,
-        "v2 int4 o": 1.11,
-        "v2 int4 down": 1.11,
-        "v2 int4 head": 0.91,
-        "tts_3 int4 qkv": 0.91,
-        "tts_3 int4 o": 1.33,
-        "tts_3 int4 down": 1.33,
-        "tts_3 int4 head": 0.91,
-    }
+    """Quantized products at an H100's full bandwidth, on the multiprocessors that have blocks."""
     gpu = GPUS["H100"]
     shares = {}
     for name, launch in frame_launches("H100"):
@@ -140,7 +127,7 @@ def test_products_leave_instruction_slots_free():
             busy = min(launch["blocks"], gpu.multiprocessors)
             instructions_per_us = launch["instructions_per_kb"] * gpu.peak_gb_per_s * 1e3 / 1024
             shares[name] = instructions_per_us / (busy * SCHEDULERS * gpu.clock_ghz * 1e3)
-    assert {name: round(share, 2) for name, share in shares.items() if share > 1 - SPARE_ISSUE} == known
+    assert {name: round(share, 2) for name, share in shares.items() if share > 1 - SPARE_ISSUE} == {}
 
 
 def test_products_of_a_frame_keep_enough_weights_in_flight():
