@@ -1,12 +1,23 @@
-"""Predicted times of CUDA kernels: the launches that they rest on, and the simulation of instructions."""
+"""Predicted times of CUDA kernels: the launches that they rest on, the simulation, and rules on the stored report."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.tools.cuda_launches import EMULATION, record
+from benchmarks.tools.cuda_launches import EMULATION, MODELS, record
 from benchmarks.tools.cuda_model import CASES, GPUS, Library, Model, total_us
 from benchmarks.tools.sass import LIBRARY, Instruction, find_cuobjdump, read_kernels
-from benchmarks.tools.warp_simulation import L2_CYCLES, dependencies, repeat, simulate
+from benchmarks.tools.warp_simulation import L2_CYCLES, SCHEDULERS, dependencies, repeat, simulate
 
+
+REPORT = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "cuda_model.json").read_text())
+MIN_KB_IN_FLIGHT = 40
+"""Per multiprocessor: its share of 3.35 TB/s for 1.5 us."""
+SPARE_ISSUE = 0.1
+"""The share of a GPU's instruction slots that a product leaves free at full bandwidth."""
 
 needs_emulation = pytest.mark.skipif(not EMULATION.is_file(), reason="the package was built without the emulation")
 
@@ -29,6 +40,16 @@ def test_the_launches_of_a_frame():
         ("sample_audio_frame", "sample_audio_codes_kernel", 8),
         ("sample_audio_frame", "finish_audio_frames_kernel", 1),
     ]
+
+
+@needs_emulation
+def test_a_prompt_takes_a_single_feed_forward_network_once():
+    """Higgs TTS 3 has one for text and audio rows; V2 has one for each."""
+    case = {"format": "int8", "text": 83, "audio": 167}
+    launches = [[launch for launch in record(132, {"model": m, **case}) if launch.op == "dual_ffn"] for m in MODELS]
+    kernels = [[launch.kernel.partition("<")[0] for launch in of_model] for of_model in launches]
+    one_pass = ["pack_activations_kernel", "gemm_kernel"] * 2
+    assert dict(zip(MODELS, kernels, strict=True)) == {"v2": 2 * one_pass, "tts_3": one_pass}
 
 
 @needs_emulation
@@ -86,6 +107,68 @@ def test_a_load_is_waited_for_where_it_is_used():
 def test_a_path_is_repeated_in_part():
     path = [instruction("NOP"), instruction("EXIT")]
     assert [i.opcode for i in repeat(path, 1.5)] == ["NOP", "EXIT", "NOP"]
+
+
+def frame_launches(gpu: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The launches of a frame of each model and format in the stored report, with their names."""
+    for model, formats in REPORT[gpu].items():
+        for format, entry in formats.items():
+            for launch in entry["launches"]["frame"]:
+                if launch["kernel"]:
+                    yield f"{model} {format} {launch['name']}", launch
+
+
+def test_products_leave_instruction_slots_free():
+    """Quantized products at an H100's full bandwidth, on the multiprocessors that have blocks."""
+    gpu = GPUS["H100"]
+    shares = {}
+    for name, launch in frame_launches("H100"):
+        if "instructions_per_kb" in launch and "bfloat16" not in name:
+            busy = min(launch["blocks"], gpu.multiprocessors)
+            instructions_per_us = launch["instructions_per_kb"] * gpu.peak_gb_per_s * 1e3 / 1024
+            shares[name] = instructions_per_us / (busy * SCHEDULERS * gpu.clock_ghz * 1e3)
+    assert {name: round(share, 2) for name, share in shares.items() if share > 1 - SPARE_ISSUE} == {}
+
+
+def test_products_of_a_frame_keep_enough_weights_in_flight():
+    """On each multiprocessor that has a block."""
+    in_flight = {
+        name: launch["prefetched_kb_per_multiprocessor"]
+        for name, launch in frame_launches("H100")
+        if "prefetched_kb_per_multiprocessor" in launch
+    }
+    assert len(in_flight) == 5 * 7
+    assert {name: kb for name, kb in in_flight.items() if kb < MIN_KB_IN_FLIGHT} == {}
+
+
+def test_kernels_of_a_frame_use_all_multiprocessors():
+    """Unless their bytes don't need them: all multiprocessors keep more in flight, or their own blocks do.
+
+    The listed ones have fewer blocks, and this share of what should be in flight; no other may, and a larger share
+    must be noted here.
+    """
+    known = dict.fromkeys((f"v2 {format} qkv" for format in ("bfloat16", "fp8", "int4")), 0.97)
+    known |= dict.fromkeys((f"tts_3 {f} {name}" for f in ("bfloat16", "int8", "int4") for name in ("o", "down")), 0.97)
+    gpu = GPUS["H100"]
+    needed_kb = MIN_KB_IN_FLIGHT * gpu.multiprocessors
+    shares = {}
+    for name, launch in frame_launches("H100"):
+        kb = 1e6 / 1024 * (launch.get("weights_mb", 0) + launch.get("kv_mb", 0))
+        share = launch["blocks"] * launch.get("prefetched_kb_per_multiprocessor", 0) / needed_kb
+        if launch["blocks"] < gpu.multiprocessors and kb > needed_kb and share < 1:
+            shares[name] = round(share, 2)
+    assert shares == known
+
+
+@needs_emulation
+def test_the_stored_report_is_of_the_launches_of_today():
+    launches = record(GPUS["H100"].multiprocessors, {"model": "v2", "format": "int4", "batch": 1})
+    stored = [
+        (launch["kernel"], launch["blocks"])
+        for launch in REPORT["H100"]["v2"]["int4"]["launches"]["frame"]
+        if launch["kernel"]
+    ]
+    assert sorted(stored) == sorted((launch.kernel, launch.blocks) for launch in launches)
 
 
 @needs_emulation

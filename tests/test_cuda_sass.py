@@ -143,6 +143,22 @@ def test_the_path_of_a_product_goes_by_its_weights_and_passes_the_slow_loads_by(
     assert kernel.prefetched_bytes(warps=8) == 16 * 32 * 8
 
 
+def test_the_main_loop_may_follow_a_barrier_and_code_behind_it_is_none():
+    kernel = parsed(
+        WEIGHT,  # 0x00
+        WAIT,
+        "BAR.SYNC 0x0",
+        WEIGHT,  # 0x30: the loop
+        "@P0 BRA 0x70",
+        "@P1 BRA 0x30",
+        "BAR.SYNC 0x0",
+        "BRA 0x50",  # 0x70: seldom run
+        END,
+    )
+    assert kernel.main_loop == (0x30, 0x50)
+    assert kernel.prefetched_bytes(warps=1) == 16 * 32
+
+
 @pytest.mark.parametrize(("threads", "shared", "blocks"), [(256, 0, 2), (128, 0, 4), (256, 200_000, 1)])
 def test_blocks_that_fit_on_a_multiprocessor(threads, shared, blocks):
     """Of 126 registers a thread, which are given out as 128."""

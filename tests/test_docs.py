@@ -157,6 +157,13 @@ def test_the_tables_of_performance_are_those_of_the_reports():
     busy = report("contention")
     for name in ("embedded_voice", "bfloat16", "int4", "transformers"):
         rows.append([f"{busy[name][count]['times_idle']:.1f}" for count in ("1", "2", "4", "6")])
+    for gpu in ("H100", "H200"):
+        for model, title in (("v2", "Higgs Audio V2"), ("tts_3", "Higgs TTS 3")):
+            for format, entry in report("cuda_model")[gpu][model].items():
+                ms, streams = entry["frame_ms_at_1k"], entry["batch_64_at_512_audio_s_per_s"]
+                frame = f"{ms['expected']:.2f} ms ({ms['best']:.2f} to {ms['worst']:.2f})"
+                prompt = f"{entry['prompt_of_250_ms']['expected']:.1f} ms"
+                rows.append([f"{gpu}, {title}, {format}", frame, f"{streams['expected']} s", prompt])
     assert [row for row in rows if f"| {' | '.join(row)} |" not in page] == []
 
 

@@ -16,7 +16,7 @@ this one.
 import argparse
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,9 @@ class Model:
         """Name, n, k, rows of x and norm of each product, in the order of the launches."""
         hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
         all_rows = case.get("batch") or case["text"] + case["audio"]
-        segments = [("", case["batch"])] if "batch" in case else [("text ", case["text"]), ("audio ", case["audio"])]
+        # Rows of a prompt take a single feed-forward network together.
+        split = "batch" not in case and config.is_dual(0)
+        segments = [("text ", case["text"]), ("audio ", case["audio"])] if split else [("", all_rows)]
         yield "qkv", (heads + 2 * config.num_key_value_heads) * config.head_dim, hidden, all_rows, True
         yield "o", hidden, heads * config.head_dim, all_rows, False
         for name, rows in segments:
@@ -176,7 +178,9 @@ class Model:
         left, cycles = math.ceil(launch.blocks / gpu.multiprocessors), 0
         while left > 0:
             resident = min(left, fitting)
-            cycles += self.library.cycles((launch.kernel, norm), path, times, resident * warps // SCHEDULERS)
+            scheduled = resident * warps // SCHEDULERS
+            cycles += self.library.cycles((launch.kernel, norm), path, times, scheduled)
+            cycles += self._round_cycles(launch, kernel, rows, math.ceil(k / STEP_COLUMNS[format]), norm, scheduled)
             left -= resident
         busy = min(launch.blocks, gpu.multiprocessors)
         # x comes from L2: packed, as the main loop loads it beside weights; else each block reads its rows.
@@ -209,6 +213,19 @@ class Model:
         }
         return Prediction(name, launch.kernel, launch.blocks, us, bound, details)
 
+    def _round_cycles(self, launch: Launch, kernel: Kernel, rows: int, steps: int, norm: bool, warps: int) -> int:
+        """Cycles until a block has rounded its rows of x, if it keeps them in shared memory, and their squares."""
+        cycles = 0
+        for loop in self._outer_loops(kernel):
+            stores = any(i.name == "STS" for i in kernel.body(loop))
+            if loop[1] < kernel.main_loop[0] and (stores or norm):
+                # Four lanes round a row of a step; a warp sums the squares of all rows of a step.
+                lanes = rows * 4 if stores else WARP
+                times = math.ceil(steps * lanes / launch.threads)
+                path = kernel.path(loop, self._pack_score(norm))
+                cycles += self.library.cycles((launch.kernel, norm, loop), path, times, warps)
+        return cycles
+
     def prefetched_kb(self, launch: Launch, kernel: Kernel, share: float = 1) -> float:
         """KB of weights in flight per multiprocessor that has a block. `share`: of a path, if a warp has less."""
         fitting = kernel.blocks_per_multiprocessor(launch.threads, launch.shared_bytes)
@@ -235,14 +252,6 @@ class Model:
         name, _, k, _, norm = product
         kernel = self.kernels[launch.kernel]
 
-        def score(i: Instruction) -> tuple[float, ...]:
-            loads_norm = i.is_global_load and i.load_bytes == 8
-            return (
-                loads_norm if norm else -loads_norm,
-                i.is_global_load and i.load_bytes == LOAD_BYTES,
-                -(i.is_global_load and i.load_bytes <= 4),
-            )
-
         warps = launch.threads // WARP
         steps = math.ceil(k / STEP_COLUMNS[format])
         cycles = 0
@@ -251,10 +260,24 @@ class Model:
             # A loop without stores sums the squares of a norm, in one block for all steps.
             if stores or norm:
                 times = math.ceil(steps / (warps * (launch.y if stores else 1)))
-                path = kernel.path(loop, score)
+                path = kernel.path(loop, self._pack_score(norm))
                 cycles += self.library.cycles((launch.kernel, norm, loop), path, times, warps // SCHEDULERS)
         us = {at: cycles / self._cycles_per_us + GAP_US.at(at) for at in CASES}
         return Prediction(f"{name}: pack", launch.kernel, launch.blocks, us, "instructions", {})
+
+    @staticmethod
+    def _pack_score(norm: bool) -> Callable[[Instruction], tuple[float, ...]]:
+        """The way of complete and aligned rows through a loop that rounds them; a norm's weights are of 16 bits."""
+
+        def score(i: Instruction) -> tuple[float, ...]:
+            loads_norm = i.is_global_load and i.load_bytes == 8
+            return (
+                loads_norm if norm else -loads_norm,
+                i.is_global_load and i.load_bytes == LOAD_BYTES,
+                -(i.is_global_load and i.load_bytes <= 4),
+            )
+
+        return score
 
     @staticmethod
     def _outer_loops(kernel: Kernel) -> list[tuple[int, int]]:

@@ -12,7 +12,6 @@ import functools
 import importlib.util
 import itertools
 import json
-import math
 import os
 import re
 import shutil
@@ -146,10 +145,13 @@ class Kernel:
     @functools.cached_property
     def main_loop(self) -> tuple[int, int]:
         """The longest loop that loads weights."""
-        loops = [loop for loop in self.loops() if any(i.is_weight_load for i in self.body(loop))]
-        # Code that is seldom run lies behind the rest of a kernel, and jumps back from there.
-        barrier = min((i.address for i in self.instructions if i.name == "BAR"), default=math.inf)
-        return max((loop for loop in loops if loop[1] < barrier), key=lambda loop: loop[1] - loop[0])
+        # Code that is seldom run lies behind the rest of a kernel, and jumps back from there: past a barrier.
+        loops = [
+            loop
+            for loop in self.loops()
+            if any(i.is_weight_load for i in self.body(loop)) and not any(i.name == "BAR" for i in self.body(loop))
+        ]
+        return max(loops, key=lambda loop: loop[1] - loop[0])
 
     def product_path(self, normalizes: bool) -> list[Instruction]:
         """The way through the main loop of a product, with the weights' loads of all its steps.

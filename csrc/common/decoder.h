@@ -10,6 +10,25 @@
 
 namespace higgs_native {
 
+// Whether text and audio rows of a layer have the same feed-forward weights, adapters included: the very tensors. Then
+// one pass over the weights serves all rows.
+inline bool shares_feed_forward(
+    const DecoderLayers& args, const std::vector<Tensor>& weights, const std::vector<Tensor>& factors, size_t layer) {
+  auto same = [](const Tensor& text, const Tensor& audio) { return text.const_data_ptr() == audio.const_data_ptr(); };
+  const Tensor* w = &weights[layer * kLayerWeights];
+  for (int i = 0; i < kAudioNorm - kTextNorm; ++i) {
+    if (!same(w[kTextNorm + i], w[kAudioNorm + i])) return false;
+  }
+  const size_t text = 2 * kTextGateUpProduct, audio = 2 * kAudioGateUpProduct;
+  for (size_t adapter = 0; adapter < args.num_adapters; ++adapter) {
+    const Tensor* f = &factors[(adapter * args.layers + layer) * kLayerFactors];
+    for (size_t i = 0; i < audio - text; ++i) {
+      if (!same(f[text + i], f[audio + i])) return false;
+    }
+  }
+  return true;
+}
+
 // `operators` has the four operators of a layer for one backend: qkv_rope_cache, attention, linear and dual_ffn. The
 // last argument of those with products says what adapters add to them.
 template <typename Operators>
@@ -42,7 +61,8 @@ void run_decoder_layers(
     operators.linear(states, values, w[kO], scales(kO), states, low_rank(kOProduct));
     operators.dual_ffn(
         states, states, w[kTextNorm], w[kTextGateUp], scales(kTextGateUp), w[kTextDown], scales(kTextDown),
-        w[kAudioNorm], w[kAudioGateUp], scales(kAudioGateUp), w[kAudioDown], scales(kAudioDown), eps, num_text_rows,
+        w[kAudioNorm], w[kAudioGateUp], scales(kAudioGateUp), w[kAudioDown], scales(kAudioDown), eps,
+        shares_feed_forward(args, weights, factors, layer) ? 0 : num_text_rows,
         {low_rank(kTextGateUpProduct), low_rank(kTextDownProduct)},
         {low_rank(kAudioGateUpProduct), low_rank(kAudioDownProduct)});
   }

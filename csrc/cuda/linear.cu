@@ -38,9 +38,10 @@ void launch_gemm(const Launch& launch, const Gemm& p, const PackedActivations& p
   const int64_t panel_blocks = ceil_div(ceil_div(p.weight.n, kPanel), kPanels);
   // Blocks that share a panel are neighbors, so that all but the first find it in L2.
   const dim3 grid(static_cast<unsigned>(row_blocks), static_cast<unsigned>(panel_blocks));
+  const size_t activations = kKeepsActivations<F, kPacked> ? SharedActivations<F>::bytes(steps, p.rows) : 0;
   launch(
-      gemm_kernel<F, kPanels, kTiles, kPacked>, grid, kThreads, shared_bytes<F, kPanels, kTiles>(), p, packed, steps,
-      pair_distance, launch.is_first());
+      gemm_kernel<F, kPanels, kTiles, kPacked>, grid, kThreads, kSumBytes<F, kPanels, kTiles> + activations, p, packed,
+      steps, pair_distance, launch.is_first());
 }
 
 template <WeightFormat F>
@@ -49,7 +50,10 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
   const int steps = static_cast<int>(ceil_div(p.weight.units, S::kUnits));
   const int64_t panels = ceil_div(p.weight.n, kPanel);
   const bool two_panels = pair_distance > 0 || panels >= 2 * launch.multiprocessors();
-  if (F == WeightFormat::f32 || p.rows <= kRowTile) {
+  // What a block may have on all GPUs (99 KB), less its sums. More columns than those of any published model are packed.
+  constexpr size_t kMaxActivationBytes = 88 << 10;
+  const bool fits = !S::kInteger || SharedActivations<F>::bytes(steps, p.rows) <= kMaxActivationBytes;
+  if (F == WeightFormat::f32 || (p.rows <= kRowTile && fits)) {
     auto* run = two_panels ? launch_gemm<F, 2, 1, false> : launch_gemm<F, 1, 1, false>;
     run(launch, p, PackedActivations(), steps, pair_distance);
     return;

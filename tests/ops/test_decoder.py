@@ -121,6 +121,36 @@ def test_layers_equal_their_operators(skips, normalized, num_text, format):
             assert torch.equal(ours, theirs)
 
 
+def with_one_feed_forward(tensors: list[torch.Tensor], count: int, text: slice, audio: slice, copy: bool) -> list:
+    """A list of `count` tensors per layer, with those of text rows for audio rows too: the same ones, or copies."""
+    tensors = list(tensors)
+    for first in range(0, len(tensors), count):
+        of_layer = tensors[first : first + count]
+        of_layer[audio] = [tensor.clone() if copy else tensor for tensor in of_layer[text]]
+        tensors[first : first + count] = of_layer
+    return tensors
+
+
+@pytest.mark.parametrize("format", [None, "fp8", "int8", "int4"])
+@pytest.mark.parametrize("num_text", [2, ROWS])
+@pytest.mark.parametrize("skips", [[0, 0], [0, 1]])
+@pytest.mark.parametrize("adapters", ["none", "shared", "different"])
+def test_a_feed_forward_of_both_kinds_of_rows_takes_them_together(adapters, skips, num_text, format):
+    """In one pass where the tensors are the same, in two where they are equal: the bits don't differ."""
+    results = []
+    for copy in (False, True):
+        values = arguments(skips, num_text, format)
+        count = len(values["weights"]) // len(skips)
+        values["weights"] = with_one_feed_forward(values["weights"], count, slice(6, 11), slice(11, 16), copy)
+        if adapters != "none":
+            values = with_adapters(values, 1, -1, 0, 1, 0)
+        if adapters == "shared":
+            values["factors"] = with_one_feed_forward(values["factors"], 12, slice(4, 8), slice(8, 12), copy)
+        ops.decoder_layers(**values)
+        results.append(values["x"])
+    assert torch.equal(*results)
+
+
 @pytest.mark.parametrize("format", [None, "int8"])
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("skips", [[0], [0, 1, 0]])

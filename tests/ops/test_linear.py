@@ -170,6 +170,23 @@ def test_a_row_does_not_depend_on_its_batch(dtype, k):
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_rows_too_long_for_shared_memory_have_the_same_bits(normalized, dtype):
+    """8 rows of 11,008 columns are too many for a block's shared memory on CUDA, one row is not."""
+    x, weight, norm = activations(8, 11_008), packed(4, 11_008, dtype), 1 + 0.1 * random((11_008,), seed=2)
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(len(x), 4)
+        if normalized:
+            ops.rms_norm_linear(out, x, norm, 1e-5, weight)
+        else:
+            ops.linear(out, x, weight)
+        return out
+
+    assert torch.equal(product(x), torch.cat([product(row[None]) for row in x]))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
 def test_products_with_integers_pass_nan_on(dtype, wrong):
     x, weight, out = random((2, 300)), packed(4, 300, dtype), torch.empty(2, 4)

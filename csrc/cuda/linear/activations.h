@@ -1,5 +1,6 @@
 // GEMM activations: read, normalized and rounded to the format of the weights, in the order of the tensor
-// cores' fragments. Up to kRowTile rows are read by every block; more rows are packed once, by pack_activations_kernel.
+// cores' fragments. Up to kRowTile rows are read by every block, and rounded to integers once per block; more rows are
+// packed once, by pack_activations_kernel.
 #pragma once
 
 #include "cuda/linear.h"
@@ -185,6 +186,84 @@ __device__ __forceinline__ Activations<F> read_activations(float& squares, const
   return a;
 }
 
+// The squares of the lane's share of row `row` of x in the warp's steps, if there is a norm: added in the order in which
+// a warp reads them that multiplies these steps.
+template <WeightFormat F>
+__device__ __forceinline__ float sum_squares(const Gemm& p, int row, int steps) {
+  using S = Step<F>;
+  float squares = 0;
+  if (!p.norm.text_weight || row >= p.rows) return squares;
+  const int k = static_cast<int>(p.weight.k);
+  for (int step = warp_index(); step < steps; step += kWarps) {
+    float v[S::kLaneColumns];
+    const int column = step * S::kColumns + lane_in_group() * S::kLaneColumns;
+    load_row(v, p.x + static_cast<int64_t>(row) * k, column, k, p.vectorized);
+    add_squares(squares, v);
+  }
+  return squares;
+}
+
+// Up to kRowTile rows of x in shared memory, rounded to integers. If each warp rounded what it multiplies, the lanes of
+// rows that x lacks would idle; here all lanes of the block share the rows that there are.
+template <WeightFormat F>
+struct SharedActivations {
+  using S = Step<F>;
+  int rows, count;
+  uint32_t* words;            // [steps, rows, 4 lanes, kWords]
+  float* scales;              // [steps, rows]
+  int32_t* zero_corrections;  // [steps, rows], of 4-bit weights
+
+  static size_t bytes(int steps, int rows) {
+    return (4 * S::kWords * sizeof(uint32_t) + sizeof(float) + sizeof(int32_t)) * steps * rows;
+  }
+
+  __device__ __forceinline__ SharedActivations(char* memory, int steps, int num_rows)
+      : rows(num_rows),
+        count(steps * num_rows),
+        words(reinterpret_cast<uint32_t*>(memory)),
+        scales(reinterpret_cast<float*>(words + count * 4 * S::kWords)),
+        zero_corrections(reinterpret_cast<int32_t*>(scales + count)) {}
+
+  __device__ __forceinline__ uint4* lane_words(int at) const {
+    return reinterpret_cast<uint4*>(words + (at * 4 + lane_in_group()) * S::kWords);
+  }
+
+  // Rounds all rows: four lanes take a row of a step at a time. A barrier must follow.
+  __device__ __forceinline__ void fill(const Gemm& p) const {
+    for (int first = warp_index() * kRowTile; first < count; first += kWarps * kRowTile) {
+      const int at = first + group_lane();
+      float squares = 0;  // sum_squares() adds them, in its own order
+      const Activations<F> a = read_activations<F>(squares, p, at < count ? at % rows : p.rows, at / rows);
+      if (at >= count) continue;
+#pragma unroll
+      for (int i = 0; i < S::kWords / 4; ++i) {
+        lane_words(at)[i] = make_uint4(a.words[4 * i], a.words[4 * i + 1], a.words[4 * i + 2], a.words[4 * i + 3]);
+      }
+      if (lane_in_group() > 0) continue;
+      scales[at] = a.scale;
+      if constexpr (F == WeightFormat::int4) zero_corrections[at] = a.zero_correction;
+    }
+  }
+
+  // The lane's share in a step; zeros of rows that x lacks.
+  __device__ __forceinline__ Activations<F> read(int step) const {
+    Activations<F> x = {};
+    if (group_lane() >= rows) return x;
+    const int at = step * rows + group_lane();
+#pragma unroll
+    for (int i = 0; i < S::kWords / 4; ++i) {
+      const uint4 four = lane_words(at)[i];
+      x.words[4 * i] = four.x;
+      x.words[4 * i + 1] = four.y;
+      x.words[4 * i + 2] = four.z;
+      x.words[4 * i + 3] = four.w;
+    }
+    x.scale = scales[at];
+    if constexpr (F == WeightFormat::int4) x.zero_correction = zero_corrections[at];
+    return x;
+  }
+};
+
 // RMSNorm's factor of the lane's row of x, group_lane(), from each warp's sum of squares.
 __device__ __forceinline__ float norm_factor(float squares, float (*shared)[kRowTile], const Gemm& p) {
   squares = group_sum(squares);
@@ -224,16 +303,7 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   if (blockIdx.y > 0) return;
-  float squares = 0;
-  if (p.norm.text_weight && row < p.rows) {
-    const int k = static_cast<int>(p.weight.k);
-    for (int step = warp_index(); step < steps; step += kWarps) {
-      float v[S::kLaneColumns];
-      const int column = step * S::kColumns + lane_in_group() * S::kLaneColumns;
-      load_row(v, p.x + static_cast<int64_t>(row) * k, column, k, p.vectorized);
-      add_squares(squares, v);
-    }
-  }
+  const float squares = sum_squares<F>(p, row, steps);
   const float factor = norm_factor(squares, shared, p);
   if (warp_index() == 0 && lane_in_group() == 0) to.norm_factors[tile * kRowTile + group_lane()] = factor;
 }

@@ -156,13 +156,15 @@ __device__ __forceinline__ void store_sums(float* values, const Sums<F, kPanels,
   }
 }
 
-// Bytes of shared memory: the sums that warps exchange, then what finish() reads.
+// Whether a block keeps its rows of x in shared memory.
+template <WeightFormat F, bool kPacked>
+inline constexpr bool kKeepsActivations = Step<F>::kInteger && !kPacked;
+
+// Bytes of shared memory: the sums that warps exchange, then what finish() reads. SharedActivations follow.
 template <WeightFormat F, int kPanels, int kTiles>
-constexpr size_t shared_bytes() {
-  return (kWarps / 2 * Sums<F, kPanels, kTiles>::kCount * kWarp + kPanels * kPanel * BlockSums<kTiles>::kStride +
-          kTiles * kRowTile) *
-         sizeof(float);
-}
+inline constexpr size_t kSumBytes = (kWarps / 2 * Sums<F, kPanels, kTiles>::kCount * kWarp +
+                                     kPanels * kPanel * BlockSums<kTiles>::kStride + kTiles * kRowTile) *
+                                    sizeof(float);
 
 // A block takes kPanels panels and kTiles tiles of rows. `pair_distance`: if above 0, the distance of a block's two
 // panels (half a head, for Epilogue::kRope).
@@ -209,10 +211,18 @@ __global__ void __launch_bounds__(kThreads)
   allow_next_launch();
   wait_for_earlier_launches();
 
+  float squares = 0;
+  constexpr bool kShared = kKeepsActivations<F, kPacked>;
+  const SharedActivations<F> shared_x(dynamic_shared() + kSumBytes<F, kPanels, kTiles>, steps, p.rows);
+  if constexpr (kShared) {
+    shared_x.fill(p);
+    squares = sum_squares<F>(p, group_lane(), steps);
+    __syncthreads();
+  }
+
   LaneSums sums;
 #pragma unroll
   for (int i = 0; i < LaneSums::kCount; ++i) sums.v[i] = 0;
-  float squares = 0;
   const int first_tile = static_cast<int>(blockIdx.x) * kTiles;
   for (int first = warp; first < steps; first += kPrefetchDepth * kWarps) {
     // Unrolled, so that prefetched weights stay in the registers that they are loaded into.
@@ -224,6 +234,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int tile = 0; tile < kTiles; ++tile) {
         Activations<F> x;
         if constexpr (kPacked) x = packed.template read<F>(first_tile + tile, step, steps);
+        else if constexpr (kShared) x = shared_x.read(step);
         else x = read_activations<F>(squares, p, first_tile * kRowTile + group_lane(), step);
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) multiply(sums, panel, tile, prefetched[i], x);
