@@ -149,13 +149,13 @@ class RowAdapters:
         present = tuple(dict.fromkeys(adapter for adapter in adapters if adapter is not None))
         if not present:
             return None
-        places = {adapter: index for index, adapter in enumerate(present)}
-        indices = [-1 if adapter is None else places[adapter] for adapter in adapters]
-        rows = [[row for row, index in enumerate(indices) if index == place] for place in range(len(present))]
+        index_of = {adapter: index for index, adapter in enumerate(present)}
+        indices = [-1 if adapter is None else index_of[adapter] for adapter in adapters]
+        rows = [[row for row, index in enumerate(indices) if index == of_rows] for of_rows in range(len(present))]
         return cls(
             present,
             torch.tensor(indices, dtype=torch.int32, device=device),
-            tuple(torch.tensor(of_adapter, dtype=torch.int64, device=device) for of_adapter in rows),
+            tuple(torch.tensor(own, dtype=torch.int64, device=device) for own in rows),
             [factor for adapter in present for factor in adapter.layers],
         )
 

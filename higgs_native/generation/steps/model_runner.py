@@ -88,13 +88,13 @@ class CapturedStep(GraphedWork):
 
     def begin(self, rows: Sequence[DecodeRow], padding: Sequence[tuple[int, int]]) -> None:
         """Set the rows to continue, and the slots and positions that fill the step up."""
-        places = torch.tensor(
+        slots_and_positions = torch.tensor(
             [*((row.slot, row.position) for row in rows), *padding[: self.num_rows - len(rows)]],
             dtype=torch.int32,
             device="cpu",
         )
-        self._batch.slots.copy_(places[:, 0])
-        self._batch.positions.copy_(places[:, 1])
+        self._batch.slots.copy_(slots_and_positions[:, 0])
+        self._batch.positions.copy_(slots_and_positions[:, 1])
         codes = torch.tensor([row.codes for row in rows], dtype=torch.int32, device="cpu")
         self._batch.codes[: len(rows)].copy_(codes)
         self._batch.adapters = RowAdapters.of([row.adapter for row in rows], self._model.device)
@@ -165,7 +165,7 @@ class ModelRunner:
         return STEPS_AHEAD if self._is_cuda else 1
 
     def write_pages(self, entries: Sequence[tuple[int, int, int]]) -> None:
-        """Write entries (slot, index, page) of the page table; of several for the same place the last one counts."""
+        """Write entries (slot, index, page) of the page table; the last one of a slot and index counts."""
         if entries:
             last = {(slot, index): page for slot, index, page in entries}
             slots, indices = torch.tensor(list(last), dtype=torch.int64, device=self._model.device).T
