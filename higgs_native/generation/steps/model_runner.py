@@ -50,8 +50,8 @@ class DrawnFrame(NamedTuple):
     """A frame that a step has drawn.
 
     Attributes:
-        codes: delayed, one per codebook. They mean nothing if the sequence ended in an earlier step. On a GPU, a code
-            below 0 tells of logits that the sampler can't draw from.
+        codes: delayed, one per codebook; without meaning if the sequence ended in an earlier step. On a GPU, a code
+            below 0 reports logits that the sampler can't draw from.
         is_active: whether the sequence is inside its audio segment after the frame.
     """
 
@@ -87,7 +87,7 @@ class CapturedStep(GraphedWork):
         self._logits = torch.empty(shape, dtype=torch.float32, device=model.device)
 
     def begin(self, rows: Sequence[DecodeRow], padding: Sequence[tuple[int, int]]) -> None:
-        """Set the rows to continue, and the slots and positions that fill the step up."""
+        """Set the rows to continue; padding rows take the rest of the step, from `padding`: slots and positions."""
         slots_and_positions = torch.tensor(
             [*((row.slot, row.position) for row in rows), *padding[: self.num_rows - len(rows)]],
             dtype=torch.int32,
