@@ -50,7 +50,7 @@ struct {
   bool next_begins_behind = false;  // some block was behind its wait when the next launch could begin
   bool all_fenced = true;           // no thread returned with writes that it had not fenced
   std::vector<std::string> found;   // the messages
-  std::set<std::tuple<int, uint32_t, uint32_t>> reported;  // fault and the code of both accesses, of each
+  std::set<std::tuple<int, uint32_t, uint32_t>> reported;  // their faults, and the code of both accesses
 } launch;
 
 struct Launched {
