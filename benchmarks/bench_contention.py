@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from benchmarks.bench_frame import native_frame, transformers_frames, transformers_model
-from benchmarks.measure import seconds, summary, write_json
+from benchmarks.measure import in_format, seconds, summary, write_json
 from higgs_native import HiggsAudio
 from higgs_native.checkpoint.files import resolve_folder
+from higgs_native.convention import Convention
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.utils.files import read_json_object
 
 
 FORMATS = ("bfloat16", "int4")
@@ -106,10 +106,7 @@ def frame_works(
     works: dict[str, Callable[[], float]] = {}
     generator = torch.Generator().manual_seed(0)
     for format in formats:
-        whole = format == "bfloat16"
-        model = LanguageModel.from_pretrained(
-            folder, dtype=format if whole else "auto", quantization=None if whole else format
-        )
+        model = LanguageModel.from_pretrained(folder, **in_format(format))
         codes = torch.randint(
             0, model.config.audio_stream_bos_id, (frames, model.config.num_codebooks), generator=generator
         )
@@ -122,8 +119,7 @@ def frame_works(
             ),
             frames,
         )
-        # A nested configuration is the original layout, which transformers can't read.
-        if whole and with_transformers and "text_config" not in read_json_object(folder / "config.json"):
+        if format == "bfloat16" and with_transformers and model.config.convention is Convention.TRANSFORMERS:
             reference = transformers_frames(transformers_model(model, folder), cache, codes, POSITION)
             works["transformers"] = median_frame(reference, frames)
     return works

@@ -1,4 +1,4 @@
-"""Time everything on a GPU: products, frames by position and by batch, prompts, the codec, and the first sound.
+"""Time everything on a GPU: GEMMs, frames by position and by batch, prompts, the audio tokenizer, the first sound.
 
     python -m benchmarks.tools.make_checkpoint --out /data/higgs-random
     python -m benchmarks.bench_cuda --model /data/higgs-random --json benchmarks/results/cuda.json
@@ -44,7 +44,7 @@ from higgs_native.testing.random_checkpoint import write_demo_checkpoint
 
 
 FORMATS = ("bfloat16", "float16", "fp8", "int8", "int4")
-SECTIONS = ("products", "frame", "batch", "prompt", "codec", "first_sound")
+SECTIONS = ("gemm", "frame", "batch", "prompt", "audio_tokenizer", "first_sound")
 TEXT = "The sun rises in the east and sets in the west."
 
 
@@ -52,13 +52,13 @@ TEXT = "The sun rises in the east and sets in the west."
 class Sizes:
     """What is timed, and how often."""
 
-    products: Sequence[tuple[str, int, int]]
+    gemms: Sequence[tuple[str, int, int]]
     rows: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
     positions: Sequence[int] = (256, 1024, 4096, 8000)
     batches: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
     batch_position: int = 512
     prompts: Sequence[int] = (64, 256, 1024)
-    codec_frames: Sequence[int] = (4, 12, 25, 100, 250)
+    decoder_frames: Sequence[int] = (4, 12, 25, 100, 250)
     frames: int = 50
     repeats: int = 15
     read_bytes: int = 4 << 30
@@ -92,7 +92,7 @@ def real_sizes() -> Sizes:
     key_value = 2 * config.num_key_value_heads * config.head_dim
     heads = config.num_codebooks * config.codebook_size
     return Sizes(
-        products=[
+        gemms=[
             ("qkv", query + key_value, hidden),
             ("o", hidden, query),
             ("gate_up", 2 * config.intermediate_size, hidden),
@@ -105,8 +105,8 @@ def real_sizes() -> Sizes:
 def quick_sizes() -> Sizes:
     """Small enough for any machine."""
     return Sizes(
-        products=[("small", 96, 64)], rows=(1, 16), positions=(16,), batches=(1, 3), batch_position=16, prompts=(12,),
-        codec_frames=(4,), frames=3, repeats=2, read_bytes=8 << 20,
+        gemms=[("small", 96, 64)], rows=(1, 16), positions=(16,), batches=(1, 3), batch_position=16, prompts=(12,),
+        decoder_frames=(4,), frames=3, repeats=2, read_bytes=8 << 20,
     )  # fmt: skip
 
 
@@ -124,8 +124,8 @@ def run(
         "read_gb_per_s": summary([bandwidth.measure() for _ in range(sizes.repeats)], digits=1),
     }
     print(f"{report['read_gb_per_s']['median']} GB/s read")
-    if "products" in sections:
-        report["products"] = bench_products(device, sizes, bandwidth)
+    if "gemm" in sections:
+        report["gemm"] = bench_gemms(device, sizes, bandwidth)
     engines: dict[str, HiggsAudio] = {}
     for format in formats:
         engines[format] = HiggsAudio.from_pretrained(
@@ -145,18 +145,18 @@ def run(
         "frame": lambda: [bench_frames(models, reference, bandwidth, position, sizes) for position in sizes.positions],
         "batch": lambda: [bench_batch(models, bandwidth, batch, sizes) for batch in sizes.batches],
         "prompt": lambda: [bench_prompt(models, reference, count, sizes) for count in sizes.prompts],
-        "codec": lambda: bench_codec(first, sizes),
+        "audio_tokenizer": lambda: bench_audio_tokenizer(first, sizes),
         "first_sound": lambda: {format: bench_first_sound(engine, sizes) for format, engine in engines.items()},
     }
     return report | {name: timed[name]() for name in sections if name in timed}
 
 
 @torch.inference_mode()
-def bench_products(device: torch.device, sizes: Sizes, bandwidth: ReadBandwidth) -> list[dict[str, Any]]:
-    """Each matrix of a layer, by itself, beside torch's product in bfloat16 (cuBLAS)."""
+def bench_gemms(device: torch.device, sizes: Sizes, bandwidth: ReadBandwidth) -> list[dict[str, Any]]:
+    """Each matrix of a layer, by itself, beside torch's GEMM in bfloat16 (cuBLAS)."""
     results = []
-    for name, n, k in sizes.products:
-        # Together larger than a second-level cache.
+    for name, n, k in sizes.gemms:
+        # Together larger than L2.
         copies = max(1, min(8, (256 << 20) // (2 * n * k)))
         plain = [torch.randn(n, k, device=device).bfloat16() / k**0.5 for _ in range(copies)]
         packed = {format: [ops.pack_linear(weight, format=format) for weight in plain] for format in FORMATS}
@@ -313,7 +313,7 @@ def bench_batch(
 
 
 def figures(times: Sequence[float], num_bytes: int, read: dict[str, float]) -> dict[str, Any]:
-    """Of times in milliseconds, in which `num_bytes` must be read."""
+    """The figures of times in milliseconds, in each of which `num_bytes` must be read."""
     ms = summary(list(times))
     rate = num_bytes / ms["median"] / 1e6
     return {
@@ -362,7 +362,7 @@ def bench_prompt(models: dict[str, LanguageModel], reference: Any, count: int, s
     return result
 
 
-def bench_codec(engine: HiggsAudio, sizes: Sizes) -> dict[str, Any]:
+def bench_audio_tokenizer(engine: HiggsAudio, sizes: Sizes) -> dict[str, Any]:
     """Decoding codes, all of an audio and a chunk of a stream, and encoding five seconds of audio.
 
     On a GPU the audio tokenizer decodes by windows; beside it the decoder that goes layer by layer.
@@ -377,7 +377,7 @@ def bench_codec(engine: HiggsAudio, sizes: Sizes) -> dict[str, Any]:
     report: dict[str, Any] = {}
     for kind in ("decode", "chunk"):
         report[kind] = []
-        for frames in sizes.codec_frames:
+        for frames in sizes.decoder_frames:
             codes = torch.randint(config.codebook_size, (config.num_codebooks, frames))
             times: dict[str, list[float]] = {name: [] for name in decoders}
             for _ in range(sizes.repeats + 2):

@@ -21,13 +21,13 @@ import torch
 from torch.nn.functional import pad
 
 from benchmarks.bench_frame import frame_bytes, transformers_model
-from benchmarks.measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
+from benchmarks.measure import ReadBandwidth, in_format, seconds, share_of_reading, summary, write_json
 from higgs_native import HiggsAudio, HiggsAudioModel
 from higgs_native.checkpoint.files import resolve_folder
+from higgs_native.convention import Convention
 from higgs_native.generation.requests import GenerationRequest
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.prompt.chat import build_prompt, speech_messages
-from higgs_native.utils.files import read_json_object
 
 
 FORMATS = ("bfloat16", "int8", "int4")
@@ -87,14 +87,11 @@ def run(
     """Time the checkpoint in each format and the embedded voice; print and return the figures."""
     report: dict[str, Any] = {"frames": frames}
     for format in formats:
-        whole = format == "bfloat16"
-        model = HiggsAudioModel.from_pretrained(
-            folder, dtype=format if whole else "auto", quantization=None if whole else format
-        )
+        model = HiggsAudioModel.from_pretrained(folder, **in_format(format))
         report["model"] = {"layers": model.config.num_hidden_layers, "hidden_size": model.config.hidden_size}
         report[format] = bench(model, format, counts, frames, repeats)
-        # A nested configuration is the original layout, which transformers can't read.
-        if whole and with_transformers and "text_config" not in read_json_object(folder / "config.json"):
+        # transformers can't read the original layout, whose convention is Boson's.
+        if format == "bfloat16" and with_transformers and model.config.convention is Convention.TRANSFORMERS:
             report["transformers"] = bench_transformers(model, folder, frames, repeats)
     report["embedded_voice"] = bench(HiggsAudio.from_pretrained().model, "embedded", counts, frames, repeats)
     return report

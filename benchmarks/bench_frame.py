@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import ReadBandwidth, seconds, share_of_reading, summary, write_json
+from benchmarks.measure import ReadBandwidth, in_format, seconds, share_of_reading, summary, write_json
 from benchmarks.tools.qwen3_reference import Qwen3Reference
 from benchmarks.tools.transformers_baseline import import_transformers
 from higgs_native.checkpoint.files import resolve_folder
@@ -29,7 +29,7 @@ from higgs_native.convention import Convention
 from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.transformer import LanguageModel
-from higgs_native.ops.formats import QUANTIZED_FORMATS, WEIGHT_FORMATS
+from higgs_native.ops.formats import WEIGHT_FORMATS
 
 
 REFERENCE = "transformers"
@@ -76,10 +76,7 @@ def run(
     natives, load_seconds = {}, {}
     for format in formats:
         start = time.perf_counter()
-        whole = format not in QUANTIZED_FORMATS
-        natives[format] = LanguageModel.from_pretrained(
-            folder, dtype=format if whole else "auto", quantization=None if whole else format
-        )
+        natives[format] = LanguageModel.from_pretrained(folder, **in_format(format))
         load_seconds[format] = round(time.perf_counter() - start, 1)
     reference = None
     if with_transformers and natives[formats[0]].config.convention is not Convention.BOSON:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import seconds, summary, write_json
+from benchmarks.measure import in_format, seconds, summary, write_json
 from higgs_native.checkpoint.files import TensorFiles, resolve_folder
 from higgs_native.checkpoint.packed import write_packed
 from higgs_native.model.batch import Batch
@@ -45,7 +45,7 @@ def run(folder: Path, formats: Sequence[str], repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         packed = {format: Path(temporary) / format for format in formats}
         for format, target in packed.items():
-            model = load(folder, format)
+            model = LanguageModel.from_pretrained(folder, **in_format(format))
             write_packed(model.named_weights(), model.quantization, folder, target)
             report["model"] = {"layers": model.config.num_hidden_layers, "hidden_size": model.config.hidden_size}
             del model
@@ -71,13 +71,6 @@ def run(folder: Path, formats: Sequence[str], repeats: int) -> dict[str, Any]:
     return report
 
 
-def load(folder: Path, format: str) -> LanguageModel:
-    whole = format == "bfloat16"
-    return LanguageModel.from_pretrained(
-        folder, dtype=format if whole else "auto", quantization=None if whole else format
-    )
-
-
 def copy_all(folder: Path) -> None:
     files = TensorFiles(folder)
     copies = [files.get(name).clone() for name in files.names()]
@@ -91,7 +84,7 @@ def time_format(folder: Path, packed: Path, format: str) -> dict[str, float]:
     def keep(make: Callable[[], LanguageModel]) -> Callable[[], None]:
         return lambda: models.append(make())
 
-    load_seconds = seconds(keep(lambda: load(folder, format)))
+    load_seconds = seconds(keep(lambda: LanguageModel.from_pretrained(folder, **in_format(format))))
     models.clear()
     packed_seconds = seconds(keep(lambda: LanguageModel.from_pretrained(packed)))
     frame_seconds = seconds(lambda: first_frame(models[0]))

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.bench_frame import frame_bytes, prompt_bytes
 from benchmarks.bench_speech import REFERENCE_TEXT, decoder_bytes
-from benchmarks.measure import ReadBandwidth, seconds, summary, write_json
+from benchmarks.measure import ReadBandwidth, in_format, seconds, summary, write_json
 from higgs_native import HiggsAudio, HiggsAudioModel, HiggsAudioTokenizer
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.checkpoint.files import resolve_folder
@@ -56,10 +56,7 @@ def run(
     reference = np.resize(spoken.audio, round(reference_seconds * spoken.sampling_rate)), spoken.sampling_rate
     report: dict[str, Any] = {"reference_s": reference_seconds}
     for format in formats:
-        whole = format == "bfloat16"
-        model = HiggsAudioModel.from_pretrained(
-            folder, dtype=format if whole else "auto", quantization=None if whole else format
-        )
+        model = HiggsAudioModel.from_pretrained(folder, **in_format(format))
         report["model"] = {"layers": model.config.num_hidden_layers, "hidden_size": model.config.hidden_size}
         report[format] = bench(HiggsAudio(model, audio_tokenizer), reference, repeats)
         for name in ("prompt", "first_audio"):

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bench_frame import frame_bytes
-from benchmarks.measure import ReadBandwidth, summary, write_json
+from benchmarks.measure import ReadBandwidth, in_format, summary, write_json
 from higgs_native import HiggsAudio
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.weights import tensor_shapes
-from higgs_native.ops.formats import QUANTIZED_FORMATS, WEIGHT_FORMATS
+from higgs_native.ops.formats import WEIGHT_FORMATS
 
 
 SENTENCE = "The sun rises in the east and sets in the west."
@@ -69,11 +69,7 @@ def bench(model: str | None, format: str, frames: int, repeats: int) -> dict[str
         samples = np.resize(spoken.audio, round(REFERENCE_SECONDS * spoken.sampling_rate))
         reference = {"reference_audio": (samples, spoken.sampling_rate), "reference_text": REFERENCE_TEXT}
     start = time.perf_counter()
-    engine = HiggsAudio.from_pretrained(
-        model,
-        dtype="auto" if format in QUANTIZED_FORMATS else format,
-        quantization=format if format in QUANTIZED_FORMATS else None,
-    )
+    engine = HiggsAudio.from_pretrained(model, **in_format(format))
     load_seconds = time.perf_counter() - start
     # The prefix cache would save the prompt of a known voice, so every speech starts with an empty one.
     result = run(engine, frames, repeats, ReadBandwidth(64 << 20), reference, new_voice=model is not None)

@@ -15,6 +15,7 @@ import torch
 
 import higgs_native
 from higgs_native import _C
+from higgs_native.ops.formats import QUANTIZED_FORMATS
 from higgs_native.utils.memory import empty_weight
 
 
@@ -44,6 +45,12 @@ class ReadBandwidth:
     def measure(self) -> float:
         """Read the memory once by each reduction; return the fastest in GB/s."""
         return self._num_bytes / min(seconds(one_pass) for one_pass in self._passes) / 1e9
+
+
+def in_format(format: str) -> dict[str, str | None]:
+    """Return the arguments of `from_pretrained` that load a checkpoint in a format of weights."""
+    is_quantized = format in QUANTIZED_FORMATS
+    return {"dtype": "auto" if is_quantized else format, "quantization": format if is_quantized else None}
 
 
 def seconds(function: Callable[[], object]) -> float:

@@ -2,9 +2,9 @@
 
 python -m benchmarks.voice_report [--json benchmarks/results/voice.json] [--quick]
 
-Needs eSpeak NG. Printed are shares of the sentences: of the codec (re-synthesised speech is nearest to its own
-original), of the speech (nearest to the rendering of its own sentence, in the same voice), of its end and its
-duration, of the voice that was asked for by name or shown by a recording, and the time that it all takes.
+Needs eSpeak NG. It prints the shares of sentences in which the audio tokenizer's resynthesis is nearest to its own
+original; in which the speech is nearest to the rendering of its own sentence in the same voice, ends by itself, has
+the right duration, and has the voice that was named or recorded. It also prints how long all of it takes.
 """
 
 import argparse
@@ -68,7 +68,7 @@ class Report:
             for voice in VOICES
         }
 
-    def codec(self) -> dict[str, float]:
+    def audio_tokenizer(self) -> dict[str, float]:
         """Encode and decode the renderings."""
         right = []
         for index in range(len(self.sentences)):
@@ -178,14 +178,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="24 sentences")
     parser.add_argument("--temperature", type=float, default=0.3)
     parser.add_argument("--ras-win-len", type=int, default=7)
-    parser.add_argument("--only", nargs="*", choices=("codec", "speech", "cloning", "words", "formats", "cold_start"))
+    parts = "audio_tokenizer", "speech", "cloning", "words", "formats", "cold_start"
+    parser.add_argument("--only", nargs="*", choices=parts)
     parser.add_argument("--json", type=Path, help="where to write the figures")
     args = parser.parse_args()
 
     options = {"temperature": args.temperature, "ras_win_len": args.ras_win_len, "max_new_tokens": 400}
     report = Report(HiggsAudio.from_pretrained(args.model), 24 if args.quick else args.sentences, options)
-    parts = {
-        "codec": report.codec,
+    measurements = {
+        "audio_tokenizer": report.audio_tokenizer,
         "speech": report.speech,
         "cloning": report.cloning,
         "words": report.words,
@@ -193,7 +194,7 @@ def main() -> None:
         "cold_start": cold_start,
     }
     figures: dict[str, Any] = {"sentences": len(report.sentences), "options": options}
-    for name, part in parts.items():
+    for name, part in measurements.items():
         if args.only and name not in args.only:
             continue
         found = part()

@@ -1,4 +1,4 @@
-// qkv_rope_cache: RMSNorm, the query, key and value products, RMSNorm of the query and key heads if they have one,
+// qkv_rope_cache: RMSNorm, the projection to query, key and value, RMSNorm of query and key heads if they have one,
 //                 rotary embedding, and the write into the KV cache.
 // attention: softmax(scale * q K^T) V of every row over its own sequence, up to and including its own cache position.
 //

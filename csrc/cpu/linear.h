@@ -1,4 +1,4 @@
-// Products with packed weights, for all families that have them.
+// GEMM with packed weights, for all families that multiply by them.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +28,7 @@ void pack_f32(char* packed, const float* weight, int64_t n, int64_t k);
 // out = RMSNorm of x [k] with `weight`; out may be x.
 void rms_norm(float* out, const float* x, const Tensor& weight, int64_t k, float eps);
 
-// RMSNorm before a product: rows below `num_text_rows` have `text_weight`, the others `audio_weight`.
+// RMSNorm before a GEMM: rows below `num_text_rows` have `text_weight`, the others `audio_weight`.
 struct RowNorm {
   const Tensor& text_weight;
   const Tensor& audio_weight;
@@ -36,7 +36,7 @@ struct RowNorm {
   float eps;
 };
 
-// Packs activations x [rows, weight.k] for products with `weight`, normalized first if `norm` is given. The result
+// Packs activations x [rows, weight.k] for GEMMs with `weight`, normalized first if `norm` is given. The result
 // lives until the calling thread's next call with the same tag.
 template <typename Tag>
 const char* pack_activations(const PackedWeight& weight, const float* x, int64_t rows, const RowNorm* norm = nullptr);

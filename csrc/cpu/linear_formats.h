@@ -1,4 +1,4 @@
-// The weight formats of the CPU's products, for linear_kernels.cpp. A format says how activations are packed for it,
+// The weight formats of the CPU's GEMM, for linear_kernels.cpp. A format says how activations are packed for it,
 // and how sums take one unit of weights.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Products with packed weights, out[r][n] = sum_k x[r][k] * weight[n][k]: by tiles where the set has them for the
+// GEMM with packed weights, out[r][n] = sum_k x[r][k] * weight[n][k]: by tiles where the set has them for the
 // weights' format (linear_tiles.h), else by vectors (linear_vectors.h).
 // Bytes moved: the weight, once for 240 rows, or 512 by tiles.
 #include "cpu/linear_kernels.h"

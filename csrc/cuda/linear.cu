@@ -1,5 +1,4 @@
-// Products with packed weights: out[r][n] = sum_k x[r][k] * weight[n][k], with RMSNorm of x before and an epilogue
-// after.
+// GEMM with packed weights: out[r][n] = sum_k x[r][k] * weight[n][k], with RMSNorm of x before and an epilogue after.
 //
 // A block takes one or two panels of the weight (common/weight_format.h) and 8, 16, 32 or 64 rows of x. Its warps share
 // the depth k, taking K-steps in turn, and their sums are added in a fixed order: the bits of an output depend on its
@@ -95,8 +94,8 @@ void dispatch_gemm(const Launch& launch, const Gemm& p, const Tensor& like, int 
   }
 }
 
-// For heads that no block has whole, if they are normalized, or whose halves none has together: the sums go through
-// memory, and a second kernel finishes them.
+// For heads that are normalized, which needs the whole head, or whose halves lie in different blocks: the sums go
+// through memory, and rope_kernel finishes them.
 void gemm_then_rope(const Launch& launch, const Gemm& p, const Tensor& like) {
   const Tensor projected = torch::stable::new_empty(like, {p.rows, p.weight.n}, ScalarType::Float);
   Gemm plain = p;

@@ -115,10 +115,10 @@ RasWinMaxNumRepeatOption = Annotated[
 OUT_HELP = "The audio file to write: .wav, .flac, .mp3, .ogg or .opus."
 FormatOption = Annotated[
     str | None,
-    typer.Option(help=f"Its format: {', '.join(FORMATS)}.", show_default="that of its ending, with 16 bit"),
+    typer.Option(help=f"Its format: {', '.join(FORMATS)}.", show_default="that of its ending, with 16 bits"),
 ]
 SubtitlesOption = Annotated[
-    Path | None, typer.Option(help="Where to write subtitles, too: a .srt or .vtt file.", show_default="nowhere")
+    Path | None, typer.Option(help="Also write subtitles: a .srt or .vtt file.", show_default="nowhere")
 ]
 SubtitleWordsOption = Annotated[
     bool, typer.Option("--subtitle-words", help="Subtitles word by word, instead of by sentences.")
@@ -135,7 +135,7 @@ NormalizeOption = Annotated[
 ]
 LexiconOption = Annotated[
     Path | None,
-    typer.Option(help="A file that says how words are spelled to be spoken right: lines such as nginx = engine x."),
+    typer.Option(help="A file of spellings that are spoken right, in lines such as nginx = engine x."),
 ]
 StripMarkupOption = Annotated[
     bool,

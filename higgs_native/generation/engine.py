@@ -1,7 +1,8 @@
 """The engine: requests join and leave at each step, and share its passes over the weights.
 
 A step computes rows of any number of sequences in one forward pass, and draws a frame or a token for each sequence
-that has no row left. While all are inside audio and no prompt is computed, the model runner draws frames alone.
+whose rows are then all computed. While all are inside audio and no prompt is computed, the model runner draws the
+frames by itself.
 All ways to generate are clients of the same engine (`generation.model`).
 """
 
@@ -10,7 +11,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -80,12 +81,13 @@ class Engine(Driver, Shareable):
         if not 1 <= num_slots <= _MAX_SLOTS or num_slots & (num_slots - 1):
             raise ParameterError(f"num_slots must be a power of two up to {_MAX_SLOTS}, got {num_slots}")
         config = model.config
-        position = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
-        self._page_bytes = position * PAGE_SIZE
-        least = pages_for(model.max_cache_length)
-        if cache_bytes is not None and cache_bytes < least * self._page_bytes:
+        layer_values = 2 * config.num_key_value_heads * config.head_dim  # a key and a value
+        position_bytes = config.num_hidden_layers * layer_values * model.dtype.itemsize
+        self._page_bytes = position_bytes * PAGE_SIZE
+        min_bytes = pages_for(model.max_cache_length) * self._page_bytes
+        if cache_bytes is not None and cache_bytes < min_bytes:
             raise ParameterError(
-                f"cache_bytes must be at least {least * self._page_bytes} for {model.max_cache_length} positions "
+                f"cache_bytes must be at least {min_bytes} for {model.max_cache_length} positions "
                 f"(max_cache_length), got {cache_bytes}"
             )
         self._model: LanguageModel = weakref.proxy(model)
@@ -102,7 +104,7 @@ class Engine(Driver, Shareable):
 
         self._handles: dict[SequenceState, RequestHandle] = {}
         self._members: list[SequenceState] = []  # of the model runner's steps
-        self._launches_left = 0
+        self._launches_left = 0  # steps that the model runner may launch before the next one is planned
         self._totals = EngineMetrics()
         self._step_seconds = 0.0
 
@@ -185,7 +187,7 @@ class Engine(Driver, Shareable):
         self.end_turn()
 
     def end_turn(self) -> None:
-        """End aborted requests now, unless a step is being computed: the one who computes it looks again after it."""
+        """End aborted requests now. If a step is being computed, its caller or thread calls this again after it."""
         while self._aborting and self._step_lock.acquire(blocking=False):
             try:
                 with self._on_stream():
@@ -231,6 +233,7 @@ class Engine(Driver, Shareable):
                 yield
 
     def _prepare(self) -> None:
+        """Allocate the cache and the sampler, once."""
         if self._is_prepared:
             return
         model = self._model
@@ -264,6 +267,7 @@ class Engine(Driver, Shareable):
                 self._end(handle)
 
     def _advance(self) -> None:
+        """Compute one step: repeat the last one by the model runner, or plan the next."""
         if not self._launches_left:
             self._drain()
             step = self._scheduler.plan(self._frames_ahead)
@@ -276,7 +280,7 @@ class Engine(Driver, Shareable):
                 self._compute(step)
                 return
             self._begin_frames(step)
-        self._draw_frame()
+        self._draw_frames()
 
     def _decodes(self, sequence: SequenceState) -> bool:
         """Return whether the model runner can do a sequence's next step.
@@ -298,7 +302,7 @@ class Engine(Driver, Shareable):
             [DecodeRow(s.slot, s.computed, row, s.adapter) for s, row in last if not isinstance(row, int)]
         )
 
-    def _draw_frame(self) -> None:
+    def _draw_frames(self) -> None:
         """Launch the next steps of the model runner, and take the oldest one's frames."""
         runner = self._runner
         begin = self._clock()
@@ -309,29 +313,32 @@ class Engine(Driver, Shareable):
         except RuntimeError:
             if self._stream is not None:
                 raise
-            # On the CPU, the sampler refuses the logits of all for those of one. A pass of its own tells which.
+            # On the CPU, the sampler raises if one row's logits can't be drawn from, and has then drawn none.
+            # `_compute` finds that row, and draws for the others.
             self._launches_left = 0
             self._compute(Step(pieces=[(sequence, 1) for sequence in self._members]))
             return
-        self._read_frame()
+        self._read_frames()
         self._totals.decode_seconds += self._clock() - begin
 
-    def _read_frame(self) -> None:
-        frames = self._runner.read()
-        self._totals.steps += 1
-        for sequence, frame in zip(self._members, frames, strict=True):
+    def _read_frames(self) -> None:
+        """Take the frames of the oldest step in flight."""
+        drawn = []
+        for sequence, frame in zip(self._members, self._runner.read(), strict=True):
             if sequence.finish_reason is not None or sequence.mode is GenerationMode.TEXT:
-                continue  # it ended in an earlier step, when this one was in flight
-            self._totals.rows += 1
+                continue  # its audio ended in an earlier step, when this one was in flight
             sequence.computed += 1
             sequence.steps += 1
             codes = None if min(frame.codes) < 0 else frame.codes
-            self._take(Drawn(sequence, codes, frame.is_active))
+            drawn.append(Drawn(sequence, codes, frame.is_active))
+        self._totals.steps += 1
+        self._totals.rows += len(drawn)
+        self._take(drawn)
 
     def _drain(self) -> None:
         """Take the frames of all steps in flight."""
         while self._runner.in_flight:
-            self._read_frame()
+            self._read_frames()
         self._launches_left = 0
 
     def _compute(self, step: Step) -> None:
@@ -342,8 +349,7 @@ class Engine(Driver, Shareable):
         self._scheduler.computed(step.pieces)
         drawing = [(sequence, row) for (sequence, _), row in zip(step.pieces, last, strict=True) if row >= 0]
         if drawing:
-            for drawn in draw(self._model, self._runner.sampler, drawing, states):
-                self._take(drawn)
+            self._take(list(draw(self._model, self._runner.sampler, drawing, states)))
         num_rows = len(rows.slots)
         prompt_rows = sum(count for _, count in step.pieces if count > 1)
         seconds = self._clock() - begin
@@ -358,32 +364,33 @@ class Engine(Driver, Shareable):
 
     # The end of a step
 
-    def _take(self, drawn: Drawn) -> None:
-        """Take what was drawn for a sequence, and what follows from it."""
-        sequence, item = drawn.sequence, drawn.item
-        if item is None:
-            self._fail(sequence, drawn.error)
-            return
-        if isinstance(item, int):
-            self._add_token(sequence, item)
-        else:
-            sequence.add_frame(item)
-            self._totals.frames += 1
-            self._note_item(sequence)
-        self._end_step(sequence, drawn.is_active)
+    def _take(self, drawn: Sequence[Drawn]) -> None:
+        """Append what a step has drawn to its sequences, and end those that it ends."""
+        now = self._clock()
+        for sequence, item, is_active, error in drawn:
+            if item is None:
+                self._fail(sequence, error)
+                continue
+            if isinstance(item, int):
+                self._add_token(sequence, item)
+            else:
+                sequence.add_frame(item)
+                self._totals.frames += 1
+            self._note_item(sequence, now)
+            self._end_step(sequence, is_active)
 
     def _add_token(self, sequence: SequenceState, token: int) -> None:
+        """Append a text token: it may begin an audio segment, or end the reply."""
         sequence.add_token(token)
-        self._note_item(sequence)
         if token == self._model.config.audio_out_bos_token_id:
             sequence.mode = GenerationMode.AUDIO_INIT
             sequence.segments.append([])
         elif self._ends_reply(sequence):
             sequence.finish_reason = "stop"
 
-    def _note_item(self, sequence: SequenceState) -> None:
-        """Wake the reader of a sequence's items."""
-        handle, now = self._handles[sequence], self._clock()
+    def _note_item(self, sequence: SequenceState, now: float) -> None:
+        """Note the time of a sequence's new item, and wake whoever waits for it."""
+        handle = self._handles[sequence]
         if handle.first_item_seconds is None:
             handle.first_item_seconds = now - handle.added
         if sequence.request.real_time:
@@ -392,7 +399,7 @@ class Engine(Driver, Shareable):
             handle.wake()
 
     def _end_step(self, sequence: SequenceState, is_active: bool) -> None:
-        """Take the end of an audio segment, of a reply, and of what may be generated."""
+        """End the sequence's audio segment, its reply, or both, if the item does, or at the limits of its length."""
         if not is_active:
             next_token = sequence.rules.text_after_audio(self._model)
             sequence.end_audio(self._model, next_token)
@@ -423,7 +430,7 @@ class Engine(Driver, Shareable):
         self._end(self._handles[sequence], failure)
 
     def _fail_all(self, error: BaseException) -> None:
-        """End all running requests: nobody knows how far the step has come."""
+        """End all running requests with an error in mid-step: what the step has changed is unknown."""
         if not isinstance(error, Exception):
             error = GenerationError(f"the step that computed this request was ended by {type(error).__name__}")
         self._launches_left = 0
@@ -455,6 +462,7 @@ class Engine(Driver, Shareable):
             handle.wake()
 
     def _reset_slot(self, sequence: SequenceState) -> None:
+        """Set the sampler's tensors to the state of a sequence that has got a slot."""
         is_resumed = sequence.mode is GenerationMode.AUDIO_IN_PROGRESS
         self._runner.sampler.reset_slot(
             sequence.slot,

@@ -1,4 +1,4 @@
-"""From a request to its sequence: it is checked, and the placeholders of its prompt are expanded."""
+"""Makes a sequence of a request: checks it, and expands the placeholders of its prompt into rows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,8 +22,8 @@ def begin_sequence(model: LanguageModel, request: GenerationRequest) -> Sequence
     """Check a request, and expand the placeholders of its prompt.
 
     Raises:
-        ParameterError: `request` is no GenerationRequest, of a convention that the model does not follow, or of an
-            adapter that it does not have.
+        ParameterError: `request` is no GenerationRequest, or the model does not follow its convention, or does not
+            have its adapter.
         PromptError: the prompt does not fit the model, its references, or the cache.
         CheckpointError: text is asked for, and the checkpoint has no text head.
     """

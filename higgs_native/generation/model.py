@@ -101,21 +101,21 @@ def generate_batch(
     try:
         for request in requests:
             handles.append(engine.add(request, output_logits))
-        heard = [
+        with_callbacks = [
             (handle, request)
             for handle, request in zip(handles, requests, strict=True)
             if request.on_frame is not None or request.on_token is not None
         ]
-        while heard:
-            engine.drive(partial(_any_is_ready, heard))
-            for handle, request in heard:
+        while with_callbacks:
+            engine.drive(partial(_any_is_ready, with_callbacks))
+            for handle, request in with_callbacks:
                 for item in handle.take():
                     if isinstance(item, torch.Tensor):
                         if request.on_frame is not None:
                             request.on_frame(item)
                     elif request.on_token is not None:
                         request.on_token(item)
-            heard = [entry for entry in heard if not entry[0].is_exhausted]
+            with_callbacks = [entry for entry in with_callbacks if not entry[0].is_exhausted]
         engine.drive(lambda: all(handle.future.done() for handle in handles))
         return [handle.future.result() for handle in handles]
     finally:
@@ -123,9 +123,9 @@ def generate_batch(
             handle.abort()
 
 
-def _any_is_ready(heard: Sequence[tuple[RequestHandle, GenerationRequest]]) -> bool:
+def _any_is_ready(with_callbacks: Sequence[tuple[RequestHandle, GenerationRequest]]) -> bool:
     return any(
         handle.future.done()
         or (handle.num_items > 0 and (request.wants_items is None or request.wants_items(handle.num_items)))
-        for handle, request in heard
+        for handle, request in with_callbacks
     )

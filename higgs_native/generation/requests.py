@@ -89,9 +89,8 @@ class GenerationOutput:
     """The output of a request.
 
     Attributes:
-        audio_segments: [codebooks, N] int64 each, still delayed, from the first frame on, which is BOS but with Higgs
-            TTS 3.
-        text_ids: the text tokens; one audio placeholder stands for a whole segment.
+        audio_segments: [codebooks, N] int64 each, still delayed. The first frame is BOS, except with Higgs TTS 3.
+        text_ids: the text tokens; one audio placeholder represents a whole segment.
         finish_reason: "stop" (a stop string, or the end of audio that no text follows), "length"
             (`max_new_tokens`, or the cache is full) or "aborted" (its caller ended it).
         prompt_tokens: positions of the prompt, the references' frames included.

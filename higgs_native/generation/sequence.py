@@ -29,7 +29,7 @@ class SequenceState:
         prompt_tokens: positions of the whole prompt.
         history: the frames that repetition-aware sampling counts: those of the prompt, then those generated.
         prompt_ids: the prompt's ids, one per position.
-        adapter: of all its rows.
+        adapter: the adapter of all its rows; None: none.
         page_keys: the keys of the prompt's whole pages (see `generation.steps.pages`).
         emit: called with each frame and each text token as it is drawn.
         output_logits: keep the logits that each step drew from.
@@ -40,6 +40,8 @@ class SequenceState:
         cached_tokens: positions of the prompt that were found in shared pages when it was first computed.
         steps: steps made so far.
         segments: the frames of each audio segment.
+        text_ids: the text tokens, and an audio placeholder per finished segment.
+        audio_logits, text_logits: with `output_logits`, the logits of each frame and of each text step.
         finish_reason: as in `GenerationOutput`; None while the sequence is generated.
     """
 
@@ -77,9 +79,9 @@ class SequenceState:
 
     @property
     def decodes(self) -> bool:
-        """Whether the model runner can do the next step alone: one pending frame, inside audio."""
+        """Whether the model runner can draw the next item: one pending frame, inside audio."""
         return (
-            len(self.rows) - self.computed == 1
+            self.num_pending == 1
             and self.mode is GenerationMode.AUDIO_IN_PROGRESS
             and not isinstance(self.rows[-1], int)
             and not self.output_logits
@@ -95,26 +97,26 @@ class SequenceState:
         return min(steps, self.max_length(model) - len(self.rows) + 1)
 
     def add_frame(self, frame: Frame) -> None:
-        """Take the next frame."""
+        """Append the next frame."""
         self.segments[-1].append(frame)
         self.history.append(frame)
         self.rows.append(frame)
         self.emit(frame)
 
     def add_token(self, token: int) -> None:
-        """Take the next text token."""
+        """Append the next text token."""
         self.text_ids.append(token)
         self.rows.append(token)
         self.emit(token)
 
     def end_audio(self, model: LanguageModel, next_token: int | None) -> None:
-        """Take the end of an audio segment: `next_token` follows it, or nothing."""
+        """End an audio segment: `next_token` follows it, or with None, the reply ends too."""
         if next_token is None:
             self.finish_reason = "stop"
         else:
             self.text_ids.append(model.config.audio_out_token_id)
             self.mode = GenerationMode.TEXT
-            self.rows.pop()  # the token stands in place of the last frame
+            self.rows.pop()  # the token takes the position of the last frame
             self.add_token(next_token)
 
     def end_at_limit(self, model: LanguageModel) -> None:

@@ -1,4 +1,4 @@
-"""Adapters of single rows: products of low rank beside the weights of the base, which stay as they are."""
+"""Adapters of single rows: low-rank factors beside the weights of the base, which stay as they are."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,8 +52,8 @@ class PackedAdapter:
             attention = prefix + "self_attn."
             text = packing.feed_forward(prefix)
             layers += ops.layer_factors(
-                packing.product(*(f"{attention}{kind}_proj.weight" for kind in "qkv")),
-                packing.product(attention + "o_proj.weight"),
+                packing.linear(*(f"{attention}{kind}_proj.weight" for kind in "qkv")),
+                packing.linear(attention + "o_proj.weight"),
                 *text,
                 *(packing.feed_forward(prefix + "audio_") if config.is_dual(index) else text),
             )
@@ -63,8 +63,8 @@ class PackedAdapter:
             adapter.speakers,
             fingerprint(str(adapter.scale), factors),
             layers,
-            packing.product(AUDIO_TABLE if config.tied_audio_head else AUDIO_LM_HEAD),
-            packing.product(TEXT_LM_HEAD),
+            packing.linear(AUDIO_TABLE if config.tied_audio_head else AUDIO_LM_HEAD),
+            packing.linear(TEXT_LM_HEAD),
             packing.table("embed_tokens.weight"),
             packing.table(AUDIO_TABLE),
         )
@@ -84,7 +84,7 @@ class _Packing:
         self._adapter, self._dtype, self._device = adapter, dtype, device
         self._shapes = expected_tensors(config)
 
-    def product(self, *names: str) -> LowRank | None:
+    def linear(self, *names: str) -> LowRank | None:
         """Return the factors of matrices that are packed together along n; None if none of them has any."""
         stacked = self._stacked(names)
         if stacked is None:
@@ -95,7 +95,7 @@ class _Packing:
     def feed_forward(self, prefix: str) -> tuple[LowRank | None, LowRank | None]:
         """Return the factors of gate and up, and of down."""
         mlp = prefix + "mlp."
-        down = self.product(mlp + "down_proj.weight")
+        down = self.linear(mlp + "down_proj.weight")
         stacked = self._stacked((mlp + "gate_proj.weight", mlp + "up_proj.weight"))
         if stacked is None:
             return None, down
@@ -149,13 +149,13 @@ class RowAdapters:
         present = tuple(dict.fromkeys(adapter for adapter in adapters if adapter is not None))
         if not present:
             return None
-        places = {adapter: index for index, adapter in enumerate(present)}
-        indices = [-1 if adapter is None else places[adapter] for adapter in adapters]
-        rows = [[row for row, index in enumerate(indices) if index == place] for place in range(len(present))]
+        index_of = {adapter: index for index, adapter in enumerate(present)}
+        indices = [-1 if adapter is None else index_of[adapter] for adapter in adapters]
+        rows = [[row for row, index in enumerate(indices) if index == of_rows] for of_rows in range(len(present))]
         return cls(
             present,
             torch.tensor(indices, dtype=torch.int32, device=device),
-            tuple(torch.tensor(of_adapter, dtype=torch.int64, device=device) for of_adapter in rows),
+            tuple(torch.tensor(own, dtype=torch.int64, device=device) for own in rows),
             [factor for adapter in present for factor in adapter.layers],
         )
 

@@ -298,6 +298,25 @@ def test_a_long_prompt_is_computed_in_pieces_between_frames(model):
     assert_equal(joining.result(), generate_batch(model, [replace(long, input_ids=ids)])[0])
 
 
+def test_a_step_reads_the_clock_as_often_for_many_requests_as_for_one(model):
+    """Frames of a step are drawn at the same time, and reading the clock for each would cost a crowded step."""
+    counts = {}
+    request = random_request(model, 4)
+    request = replace(request, sampling=replace(request.sampling, max_new_tokens=12))
+    for num_requests in (1, 4):
+        reads = []
+        engine = Engine(model, NUM_SLOTS, clock=lambda reads=reads: float(len(reads.append(None) or reads)))
+        handles = [engine.add(request) for _ in range(num_requests)]
+        while not all(handle.sequence.decodes for handle in handles):
+            engine.step()
+        engine.step()
+        before = len(reads)
+        engine.step()
+        counts[num_requests] = len(reads) - before
+        assert engine.metrics.running == num_requests
+    assert counts[4] == counts[1]
+
+
 def test_threads_share_the_steps(model):
     """Callers drive the engine in turn; nobody waits for a caller that has gone."""
     engine, outputs = model.engine, {}

@@ -16,7 +16,7 @@ def random_page_table(slots: int, length: int, page_size: int, seed: int = 0) ->
 
 
 def in_pages(sequences: torch.Tensor, page_table: torch.Tensor, num_pages: int, page_size: int) -> torch.Tensor:
-    """Keys or values of sequences [slots, KV heads, length, head_dim] as a cache, with NaN in all other places."""
+    """Keys or values of sequences [slots, KV heads, length, head_dim] as a cache, with NaN in all other entries."""
     _, kv_heads, length, head_dim = sequences.shape
     cache = torch.full((num_pages, kv_heads, page_size, head_dim), torch.nan, dtype=sequences.dtype)
     positions = torch.arange(length)

@@ -45,7 +45,7 @@ def test_qkv_rope_cache_equals_reference(rows, page_size, query_heads, kv_heads,
     shape = num_pages, kv_heads, page_size, head_dim
     weight = ops.pack_linear(random(((query_heads + 2 * kv_heads) * head_dim, hidden), dtype, 1))
     generator = torch.Generator().manual_seed(2)
-    places = torch.randperm(slots * length, generator=generator)[:rows].int()
+    entries = torch.randperm(slots * length, generator=generator)[:rows].int()
     positions = torch.randint(0, 50, (rows,), generator=generator, dtype=torch.int32)
     x, norms = random((rows, hidden)), (random((hidden,), dtype, 3), random((hidden,), dtype, 4))
     head_norms = [random((head_dim,), dtype, 7 + i) if part in normalized else None for i, part in enumerate(PARTS)]
@@ -63,9 +63,9 @@ def test_qkv_rope_cache_equals_reference(rows, page_size, query_heads, kv_heads,
             weight,
             rope_table(50, head_dim),
             table,
-            places // length,
+            entries // length,
             positions,
-            places % length,
+            entries % length,
             rows // 2,
             *head_norms,
         )
@@ -80,7 +80,7 @@ def test_qkv_rope_cache_equals_reference(rows, page_size, query_heads, kv_heads,
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("query_heads", "kv_heads", "head_dim"), HEADS)
 @pytest.mark.parametrize(
-    ("places", "page_size"),
+    ("cache_positions", "page_size"),
     [
         ((0,), 16),
         ((3, 0, 7), 32),
@@ -91,14 +91,14 @@ def test_qkv_rope_cache_equals_reference(rows, page_size, query_heads, kv_heads,
         (tuple(range(90)), 64),
     ],
 )
-def test_attention_equals_reference(places, page_size, query_heads, kv_heads, head_dim, dtype):
-    rows = len(places)
-    keys, values, table = paged(*sequences(2, kv_heads, max(places) + 3, head_dim, dtype), page_size)
+def test_attention_equals_reference(cache_positions, page_size, query_heads, kv_heads, head_dim, dtype):
+    rows = len(cache_positions)
+    keys, values, table = paged(*sequences(2, kv_heads, max(cache_positions) + 3, head_dim, dtype), page_size)
     query = random((rows, query_heads * head_dim)) * 2
     slots = torch.arange(rows, dtype=torch.int32) % 2
     out, expected = torch.full_like(query, torch.nan), torch.empty_like(query)
-    ops.attention(out, query, keys, values, table, slots, int32(*places), head_dim**-0.5)
-    reference.attention(expected, query, keys, values, table, slots, int32(*places), head_dim**-0.5)
+    ops.attention(out, query, keys, values, table, slots, int32(*cache_positions), head_dim**-0.5)
+    reference.attention(expected, query, keys, values, table, slots, int32(*cache_positions), head_dim**-0.5)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -116,16 +116,16 @@ def test_reference_reads_the_positions_of_a_sequence():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [20, 128])
-@pytest.mark.parametrize("places", [(700, 5, 64), tuple(range(530, 570))])
-def test_the_place_and_the_size_of_pages_change_no_bit(places, head_dim, dtype):
-    keys, values = sequences(len(places), 2, max(places) + 1, head_dim, dtype)
-    query, slots = random((len(places), 6 * head_dim)), torch.arange(len(places), dtype=torch.int32)
+@pytest.mark.parametrize("cache_positions", [(700, 5, 64), tuple(range(530, 570))])
+def test_the_order_and_the_size_of_pages_change_no_bit(cache_positions, head_dim, dtype):
+    keys, values = sequences(len(cache_positions), 2, max(cache_positions) + 1, head_dim, dtype)
+    query, slots = random((len(cache_positions), 6 * head_dim)), torch.arange(len(cache_positions), dtype=torch.int32)
     results = []
     for page_size in PAGE_SIZES:
         for seed in (0, 1):
             results.append(torch.full_like(query, torch.nan))
             cache = paged(keys, values, page_size, seed)
-            ops.attention(results[-1], query, *cache, slots, int32(*places), head_dim**-0.5)
+            ops.attention(results[-1], query, *cache, slots, int32(*cache_positions), head_dim**-0.5)
     for result in results[1:]:
         assert torch.equal(result, results[0])
 
@@ -137,14 +137,14 @@ def test_sequences_share_pages(page_size):
     keys, values = (t.clone() for t in sequences(3, 2, shared + 9, 16, torch.bfloat16))
     for tensor in (keys, values):
         tensor[1:, :, :shared] = tensor[0, :, :shared]
-    query, slots, places = random((3, 64)), int32(0, 1, 2), int32(shared + 8, shared, shared - 1)
+    query, slots, cache_positions = random((3, 64)), int32(0, 1, 2), int32(shared + 8, shared, shared - 1)
     out, expected = torch.empty_like(query), torch.empty_like(query)
     own_keys, own_values, table = paged(keys, values, page_size)
-    ops.attention(expected, query, own_keys, own_values, table, slots, places, 0.25)
+    ops.attention(expected, query, own_keys, own_values, table, slots, cache_positions, 0.25)
     for pages in table[1:, :2]:
         own_keys[pages.long()] = own_values[pages.long()] = torch.nan
     table[1:, :2] = table[0, :2]
-    ops.attention(out, query, own_keys, own_values, table, slots, places, 0.25)
+    ops.attention(out, query, own_keys, own_values, table, slots, cache_positions, 0.25)
     assert torch.equal(out, expected)
 
 
@@ -153,12 +153,12 @@ def test_entries_of_unused_positions_are_not_read(page_size):
     """A table has room for longer sequences: its rest may hold anything."""
     length = 70
     keys, values, table = paged(*sequences(2, 1, length, 16, torch.bfloat16), page_size)
-    query, slots, places = random((2, 16)), int32(1, 0), int32(length - 1, page_size - 1)
+    query, slots, cache_positions = random((2, 16)), int32(1, 0), int32(length - 1, page_size - 1)
     out, expected = torch.empty_like(query), torch.empty_like(query)
-    ops.attention(expected, query, keys, values, table, slots, places, 0.25)
+    ops.attention(expected, query, keys, values, table, slots, cache_positions, 0.25)
     table[0, 1:] = -1
     wide = torch.nn.functional.pad(table, (0, 70), value=2**31 - 1)
-    ops.attention(out, query, keys, values, wide, slots, places, 0.25)
+    ops.attention(out, query, keys, values, wide, slots, cache_positions, 0.25)
     assert torch.equal(out, expected)
 
 
@@ -199,23 +199,23 @@ def test_the_cache_holds_numbers_rounded_to_nearest(dtype):
 
 
 def test_attention_of_extreme_scores():
-    """A towering score takes all the weight, in whichever piece it stands, and nothing overflows."""
+    """A towering score takes all the weight, in whichever piece it is, and nothing overflows."""
     keys, values = sequences(1, 1, 1200, 16, torch.float32)
     query = torch.ones(1, 16)
-    for place in (0, 600, 1199):
+    for position in (0, 600, 1199):
         spiked = keys.clone()
-        spiked[0, 0, place] = 1e4
+        spiked[0, 0, position] = 1e4
         out = torch.empty(1, 16)
         ops.attention(out, query, *paged(spiked, values), int32(0), int32(1199), 1.0)
-        torch.testing.assert_close(out[0], values[0, 0, place])
+        torch.testing.assert_close(out[0], values[0, 0, position])
 
 
 def test_a_row_does_not_depend_on_its_batch():
     """Few rows split a long sequence over the threads, many rows don't: the bits are the same."""
     cache = paged(*sequences(1, 2, 1400, 16, torch.bfloat16))
-    query, place = random((64, 64)), int32(*([1399] * 64))
+    query, cache_positions = random((64, 64)), int32(*([1399] * 64))
     many, one = torch.empty(64, 64), torch.empty(1, 64)
-    ops.attention(many, query, *cache, int32(*([0] * 64)), place, 0.25)
+    ops.attention(many, query, *cache, int32(*([0] * 64)), cache_positions, 0.25)
     for row in (0, 63):
         ops.attention(one, query[row : row + 1].contiguous(), *cache, int32(0), int32(1399), 0.25)
         assert torch.equal(one[0], many[row])
@@ -226,10 +226,10 @@ def test_rows_of_many_prompts():
     """More than a grid of CUDA's is high."""
     cache = paged(*sequences(1, 1, 3, 8, torch.bfloat16))
     rows = 70_000
-    query, places, slots = random((rows, 8)), torch.arange(rows, dtype=torch.int32) % 3, int32(*[0] * rows)
+    query, cache_positions, slots = random((rows, 8)), torch.arange(rows, dtype=torch.int32) % 3, int32(*[0] * rows)
     out, expected = torch.empty_like(query), torch.empty(9, 8)
-    ops.attention(out, query, *cache, slots, places, 0.5)
-    reference.attention(expected, query[-9:], *cache, slots[-9:], places[-9:], 0.5)
+    ops.attention(out, query, *cache, slots, cache_positions, 0.5)
+    reference.attention(expected, query[-9:], *cache, slots[-9:], cache_positions[-9:], 0.5)
     torch.testing.assert_close(out[-9:], expected)
 
 

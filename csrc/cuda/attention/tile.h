@@ -34,7 +34,7 @@ __device__ __forceinline__ void widen(float (&v)[kLaneDims], const uint4& words)
   }
 }
 
-// The places of a lane's keys or values of a tile in the cache: positions half + j * kHalves for j < kPositions.
+// A lane's keys or values of a tile, by their offsets in the cache: positions half + j * kHalves for j < kPositions.
 struct Tile {
   const int64_t* rows;  // [kPositions], shared: where position j * kHalves lies; the next kHalves - 1 follow it
   int half, count;      // positions from `count` on are not in the tile

@@ -50,7 +50,7 @@ struct {
   bool next_begins_behind = false;  // some block was behind its wait when the next launch could begin
   bool all_fenced = true;           // no thread returned with writes that it had not fenced
   std::vector<std::string> found;   // the messages
-  std::set<std::tuple<int, uint32_t, uint32_t>> places;  // of them
+  std::set<std::tuple<int, uint32_t, uint32_t>> reported;  // their faults, and the code of both accesses
 } launch;
 
 struct Launched {
@@ -104,7 +104,7 @@ uintptr_t running_stack = 0, running_stack_bytes = 0;
 
 // ---- What is found
 
-std::string block_place(uint32_t number) {
+std::string block_name(uint32_t number) {
   const uint32_t i = number - launch.first_block;
   const dim3& grid = registers.grid_dim;
   std::ostringstream text;
@@ -130,14 +130,14 @@ enum Fault { kBetweenThreads, kBetweenBlocks, kUnwritten, kReadInFlight, kReadOf
 constexpr const char* kTorch = "what torch may have launched before the operator";
 
 void report(Fault fault, Access kind, const Page& page, uintptr_t at, uint32_t code, const Record& other, bool wrote) {
-  constexpr size_t kMost = 8;
-  if (launch.found.size() >= kMost || !launch.places.insert({fault, code, other.code}).second) return;
+  constexpr size_t kMaxFound = 8;
+  if (launch.found.size() >= kMaxFound || !launch.reported.insert({fault, code, other.code}).second) return;
   std::ostringstream text;
   text << (kind == Access::read    ? "a read"
            : kind == Access::write ? "a write"
                                    : "an atomic")
        << " of " << (page.shared ? "shared" : "global") << " memory at 0x" << std::hex << at << std::dec
-       << " by thread " << running_index << " of " << block_place(block.number);
+       << " by thread " << running_index << " of " << block_name(block.number);
   const char* kind_of_other = other.atomic ? "an atomic" : wrote ? "a write" : "a read";
   switch (fault) {
     case kBetweenThreads:
@@ -146,7 +146,7 @@ void report(Fault fault, Access kind, const Page& page, uintptr_t at, uint32_t c
       break;
     case kBetweenBlocks:
       text << " is not ordered by fences and an atomic with " << kind_of_other << " by thread " << other.thread
-           << " of " << block_place(other.block) << (other.many_blocks ? " and others" : "");
+           << " of " << block_name(other.block) << (other.many_blocks ? " and others" : "");
       break;
     case kUnwritten: text << " finds what no thread of the block has written"; break;
     case kReadInFlight:
@@ -339,7 +339,7 @@ void begin_launch(const char* op, uint32_t call, unsigned num_threads, const voi
 void end_launch() {
   std::vector<std::string> found;
   std::swap(found, launch.found);
-  launch.places.clear();
+  launch.reported.clear();
   if (found.empty()) return;
   // Whoever is told of it begins anew.
   launch.at_start.add({launch.number, {}});

@@ -1,5 +1,4 @@
-// GEMM epilogues: finished sums are added to a residual, combined by SiLU, or rotated and written into the KV
-// cache.
+// GEMM epilogues: finished sums are added to a residual, combined by SiLU, or rotated and written into the KV cache.
 #pragma once
 
 #include "args/dual_ffn.h"
@@ -61,6 +60,7 @@ struct BlockSums {
   }
 };
 
+// Applies the epilogue to a block's sums, and writes its outputs. `paired`: the two panels hold the halves of a head.
 template <int kPanels, int kTiles>
 __device__ __forceinline__ void finish(const Gemm& p, const BlockSums<kTiles>& sums, int first_row, bool paired) {
   constexpr int kRows = kTiles * kRowTile, kPanelRows = static_cast<int>(kPanel);
@@ -84,7 +84,6 @@ __device__ __forceinline__ void finish(const Gemm& p, const BlockSums<kTiles>& s
       p.out[static_cast<int64_t>(first_row + row) * p.n_out + column] = gate / (1 + expf(-gate)) * up;
     }
   } else if (paired) {
-    // The two panels hold dimensions half a head apart.
     const int weight_row = sums.panels[0] * kPanelRows, head = weight_row / p.rope.head_dim;
     for (int i = thread; i < kPanelRows * rows; i += kThreads) {
       const int r = i % kPanelRows, row = i / kPanelRows;

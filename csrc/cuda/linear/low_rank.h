@@ -1,5 +1,5 @@
-// What adapters (LoRA) add to a GEMM, before its epilogue: rows of adapter i get B_i (A_i x). A row's adapter is read on
-// the device; its bits depend on the row and the adapter alone.
+// What adapters (LoRA) add to a GEMM, before its epilogue: rows of adapter i get B_i (A_i x). A row's adapter is read
+// on the device; its bits depend on the row and the adapter alone.
 // Bytes moved: the factors of a row's adapter, for each row; other rows of the adapter find them in L2.
 #pragma once
 
@@ -9,7 +9,7 @@ namespace higgs_native::cuda {
 
 namespace {
 
-// The factors of each adapter, packed; null if it leaves the product as it is.
+// The factors of each adapter, packed; null if it adds nothing to this GEMM.
 struct Factors {
   const char *a[kMaxAdapters], *b[kMaxAdapters];
   int a_units[kMaxAdapters], b_units[kMaxAdapters];
@@ -24,7 +24,8 @@ struct LowRankRows {
   int k, panels, sums_stride;
 };
 
-// The lane's word of a unit times the values from `x` on: T is the numbers' type.
+// The lane's word of a unit times the values of its columns: `first`, and `second` if T, the type of the factors, has
+// 16 bits.
 template <typename T>
 __device__ __forceinline__ float multiply_word(const char* unit, float first, float second) {
   uint32_t word;
@@ -39,7 +40,7 @@ __device__ __forceinline__ float multiply_word(const char* unit, float first, fl
 // sums = A @ norm(x): a block takes a row and a panel of A, its warps share the columns.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) multiply_a_kernel(LowRankRows p, Factors factors) {
-  constexpr int kColumns = 4 / sizeof(T);
+  constexpr int kColumns = 4 / sizeof(T);  // of a word
   __shared__ float partial_sums[kWarps][kWarp];
   __shared__ float partial_squares[kWarps];
   // The first launch of an operator lets others start only after its wait: see cuda/device.h.
@@ -47,6 +48,7 @@ __global__ void __launch_bounds__(kThreads) multiply_a_kernel(LowRankRows p, Fac
   allow_next_launch();
   const int row = static_cast<int>(blockIdx.x), panel = static_cast<int>(blockIdx.y);
   const int adapter = p.adapters[row], warp = warp_index(), lane = static_cast<int>(threadIdx.x) % kWarp;
+  // The grid has the panels of the highest rank. B has as many columns as this adapter's A has rows.
   if (adapter < 0 || !factors.a[adapter] || panel * kWarp >= factors.b_units[adapter] * kColumns) return;
   const float* x = p.x + static_cast<int64_t>(row) * p.k;
   const void* norm = row < p.norm.num_text_rows ? p.norm.text_weight : p.norm.audio_weight;

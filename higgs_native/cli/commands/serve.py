@@ -47,7 +47,7 @@ def serve(
         Path | None,
         typer.Option(
             help="A file with the keys of clients, one per line.",
-            show_default=f"those of ${KEYS_VARIABLE}, separated by commas; without keys, all may speak",
+            show_default=f"those of ${KEYS_VARIABLE}, separated by commas; without keys, everybody may speak",
         ),
     ] = None,
     cors_origin: Annotated[
@@ -76,7 +76,10 @@ def serve(
     wyoming_port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65535, help="Speak to Home Assistant, too, by the Wyoming protocol.", show_default="none"
+            min=0,
+            max=65535,
+            help="Also serve the Wyoming protocol (Home Assistant), at this port.",
+            show_default="none",
         ),
     ] = None,
     device: DeviceOption = "auto",

@@ -67,7 +67,7 @@ def speak(
         ),
     ] = None,
     play: Annotated[
-        bool, typer.Option("--play", help="Then play it here, by sounddevice or a program such as aplay.")
+        bool, typer.Option("--play", help="Play the finished speech, by sounddevice or a program such as aplay.")
     ] = False,
     normalize: NormalizeOption = False,
     strip_markup: StripMarkupOption = False,

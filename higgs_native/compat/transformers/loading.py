@@ -123,8 +123,8 @@ def _one_device(device: str | torch.device | None, device_map: Any) -> torch.dev
         raise ParameterError("both device and device_map are given; expected one of them")
     if device_map is None:
         return checked_device("cpu" if device is None else device)
-    places = list(device_map.values()) if isinstance(device_map, dict) else [device_map]
-    devices = {checked_device(f"cuda:{place}" if isinstance(place, int) else place) for place in places}
+    named = list(device_map.values()) if isinstance(device_map, dict) else [device_map]
+    devices = {checked_device(f"cuda:{device}" if isinstance(device, int) else device) for device in named}
     if len(devices) != 1:
         raise ParameterError(f"device_map must name one device for the whole model, got {short_repr(device_map)}")
     return devices.pop()

@@ -31,13 +31,13 @@ class Rules(ABC):
     """How prompts are expanded, segments are opened and closed, and replies end, in one convention.
 
     Attributes:
-        convention: whose rules they are.
+        convention: the convention.
         default_sampling: how to draw where a caller says nothing.
         recording_convention: how recordings are encoded (see `HiggsAudioTokenizer.encode`). Both conventions of V2
-            have Boson's length rule: it takes every length, and where both do they agree.
-        has_bos_frame: whether a segment begins with a frame of BOS in all codebooks, and a reference has such a frame
-            before and one of EOS behind it.
-        drops_last_codes: whether the last codes of a segment are left out.
+            encode as Boson's, which accepts every length. Where transformers' accepts it too, the codes are equal.
+        has_bos_frame: whether a segment begins with a frame of BOS in all codebooks. A reference then begins with such
+            a frame, and ends with one of EOS.
+        drops_last_codes: whether the codes of a segment's last frame are left out.
     """
 
     convention: ClassVar[Convention]
@@ -48,10 +48,10 @@ class Rules(ABC):
 
     @abstractmethod
     def placeholders(self, model: LanguageModel) -> tuple[int | None, ...]:
-        """Return the ids of which each stands for a recording in a prompt."""
+        """Return the ids that are placeholders of recordings in a prompt; None is no id."""
 
     def frame_placeholders(self, config: HiggsAudioConfig) -> tuple[int | None, ...]:
-        """Return the ids of which each stands for a delayed frame in an expanded prompt; none if there are no such."""
+        """Return the ids that are placeholders of single delayed frames in an expanded prompt; () if none are."""
         return ()
 
     def ids_of_frames(self, placeholder: int, count: int, config: HiggsAudioConfig) -> list[int]:
@@ -59,7 +59,7 @@ class Rules(ABC):
         return [placeholder] * count
 
     def counts_repetitions(self, placeholder: int, config: HiggsAudioConfig) -> bool:
-        """Return whether repetition-aware sampling counts the codes of a prompt's recording."""
+        """Return whether repetition-aware sampling counts the codes of a recording with this placeholder."""
         return True
 
     @abstractmethod
@@ -72,7 +72,7 @@ class Rules(ABC):
             resumes: whether an unfinished segment follows the prompt.
 
         Raises:
-            PromptError: the prompt has no such end.
+            PromptError: the prompt's end does not fit the convention.
             CheckpointError: text is generated, and the checkpoint has no text head.
         """
 
@@ -80,14 +80,19 @@ class Rules(ABC):
     def state(
         self, prompt_ids: Sequence[int], begun: Sequence[Sequence[int]], config: HiggsAudioConfig
     ) -> dict[StateField, int]:
-        """Return the state of the delay pattern after a prompt and the delayed frames `begun` of a segment.
+        """Return the fields of the delay pattern's state with which a sequence begins.
+
+        Args:
+            prompt_ids: of the prompt, one per position.
+            begun: the delayed frames of an unfinished segment after it; empty if there is none.
+            config: the codebooks and special ids.
 
         Raises:
             PromptError: the segment has ended.
         """
 
     def is_end(self, frames: torch.Tensor, config: HiggsAudioConfig) -> torch.Tensor:
-        """Return for delayed frames [codebooks, ...] whether each ends the codes of a segment without being of it."""
+        """Return for delayed frames [codebooks, ...] whether each ends a segment's codes, and has none itself."""
         return torch.zeros(frames.shape[1:], dtype=torch.bool, device=frames.device)
 
     def decodable(self, codes: torch.Tensor, num_codes: int) -> torch.Tensor:

@@ -1,1 +1,1 @@
-"""The steps of the engine: their sequences, their pages of the cache, and how they draw."""
+"""The steps of an engine: the rows that each computes, their slots and pages, and how frames and tokens are drawn."""

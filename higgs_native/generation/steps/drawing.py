@@ -31,13 +31,13 @@ class Drawn(NamedTuple):
 def draw(
     model: LanguageModel, sampler: SamplerState, last_rows: Sequence[tuple[SequenceState, int]], states: torch.Tensor
 ) -> Iterator[Drawn]:
-    """Draw for sequences that have no row left.
+    """Draw for sequences whose rows are all computed.
 
     Args:
         model: the language model.
         sampler: the sampler of all slots.
         last_rows: sequences, and the index of each one's last row.
-        states: of all rows.
+        states: [rows, hidden], of all rows of the step.
     """
     by_mode: dict[GenerationMode, list[tuple[SequenceState, int]]] = {mode: [] for mode in GenerationMode}
     for sequence, row in last_rows:
@@ -90,7 +90,7 @@ def _draw_text(
 
 
 def _sampled(sample: Callable[[slice], torch.Tensor], num_rows: int) -> list[Any]:
-    """Sample rows; where the logits of one can't be drawn from, the sampler's error is in its place."""
+    """Return what is sampled for each row, or the sampler's error if its logits can't be drawn from."""
     try:
         return sample(slice(None)).tolist()
     except RuntimeError as error:

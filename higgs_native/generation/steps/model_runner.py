@@ -50,8 +50,8 @@ class DrawnFrame(NamedTuple):
     """A frame that a step has drawn.
 
     Attributes:
-        codes: delayed, one per codebook. They mean nothing if the sequence ended in an earlier step. On a GPU, a code
-            below 0 tells of logits that the sampler can't draw from.
+        codes: delayed, one per codebook; without meaning if the sequence ended in an earlier step. On a GPU, a code
+            below 0 reports logits that the sampler can't draw from.
         is_active: whether the sequence is inside its audio segment after the frame.
     """
 
@@ -87,14 +87,14 @@ class CapturedStep(GraphedWork):
         self._logits = torch.empty(shape, dtype=torch.float32, device=model.device)
 
     def begin(self, rows: Sequence[DecodeRow], padding: Sequence[tuple[int, int]]) -> None:
-        """Set the rows to continue, and the slots and positions that fill the step up."""
-        places = torch.tensor(
+        """Set the rows to continue; padding rows take the rest of the step, from `padding`: slots and positions."""
+        slots_and_positions = torch.tensor(
             [*((row.slot, row.position) for row in rows), *padding[: self.num_rows - len(rows)]],
             dtype=torch.int32,
             device="cpu",
         )
-        self._batch.slots.copy_(places[:, 0])
-        self._batch.positions.copy_(places[:, 1])
+        self._batch.slots.copy_(slots_and_positions[:, 0])
+        self._batch.positions.copy_(slots_and_positions[:, 1])
         codes = torch.tensor([row.codes for row in rows], dtype=torch.int32, device="cpu")
         self._batch.codes[: len(rows)].copy_(codes)
         self._batch.adapters = RowAdapters.of([row.adapter for row in rows], self._model.device)
@@ -165,7 +165,7 @@ class ModelRunner:
         return STEPS_AHEAD if self._is_cuda else 1
 
     def write_pages(self, entries: Sequence[tuple[int, int, int]]) -> None:
-        """Write entries (slot, index, page) of the page table; of several for the same place the last one counts."""
+        """Write entries (slot, index, page) of the page table; the last one of a slot and index counts."""
         if entries:
             last = {(slot, index): page for slot, index, page in entries}
             slots, indices = torch.tensor(list(last), dtype=torch.int64, device=self._model.device).T

@@ -82,9 +82,9 @@ class SamplerState:
         self.state[slot] = torch.tensor(fields, dtype=torch.int32, device="cpu")
         kept = frames[-self.history.shape[1] :]
         if kept:
-            places = torch.arange(count - len(kept), count, dtype=torch.int64, device=self.history.device)
-            ring = places % self.history.shape[1]
-            self.history[slot, ring] = torch.tensor(kept, dtype=torch.int32, device=self.history.device)
+            entries = torch.arange(count - len(kept), count, dtype=torch.int64, device=self.history.device)
+            entries %= self.history.shape[1]
+            self.history[slot, entries] = torch.tensor(kept, dtype=torch.int32, device=self.history.device)
         self.temperature[slot] = float(sampling.temperature)
         self.top_k[slot] = sampling.top_k or 0
         self.top_p[slot] = 1.0 if sampling.top_p is None else float(sampling.top_p)

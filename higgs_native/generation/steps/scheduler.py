@@ -1,10 +1,10 @@
 """The scheduler: which requests have a slot, which pages they hold, and which rows the next step computes.
 
 Requests wait by priority, then in the order in which they came. One gets a slot as soon as its prompt is the next to
-be computed and its pages are available. Prompts are computed in pieces between frames. A piece has as many rows as the
-real-time streams can wait for: each is played while it is generated, so the audio that it is ahead of its listener is
-the time that it can spare. Streams that have almost none go first. If pages run out, the sequence that came last loses
-its slot and is computed again later.
+be computed and its pages are available. Prompts are computed in pieces between frames. A real-time stream is played
+while it is generated: it can wait as long as the audio lasts that its listener has not heard yet, its slack. A piece
+has as many rows as all streams can wait for, and streams with almost no slack go first. If pages run out, the request
+that has the lowest priority, and came last, loses its slot and is computed again later.
 """
 
 import heapq
@@ -20,7 +20,7 @@ FRAME_SECONDS = 0.04
 MAX_PROMPT_ROWS = 512
 """Rows of prompts in a step that no stream waits for: more rows compute no faster, and take memory."""
 _URGENT_SECONDS, _AHEAD_SECONDS = 0.2, 0.6
-"""While a stream has less than the first, those that have more than the second pause."""
+"""While a stream has less slack than the first, those that have more than the second pause."""
 _MAX_PAUSED_STEPS = 8
 
 
@@ -37,7 +37,7 @@ class _Playback:
     num_frames: int = 0
 
     def slack(self, now: float) -> float:
-        """The seconds of audio that are not played yet; below zero, playback has paused."""
+        """Return the seconds of audio that are not played yet; below zero, playback has paused."""
         return self.start + self.num_frames * FRAME_SECONDS - now
 
 
@@ -49,7 +49,7 @@ class Step:
         pieces: sequences, and how many of their pending rows are computed.
         new_pages: (slot, index, page): entries of the page table to write before the step.
         admitted: sequences that got their slot in this step.
-        num_frames: how often the step can be repeated, if nobody joins or leaves, if it is one frame per sequence.
+        num_frames: if the step is one frame per sequence, how many such steps their pages have room for.
     """
 
     pieces: list[tuple[SequenceState, int]] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Scheduler:
         num_slots: the maximum number of running requests.
         pages: the pages of the cache; they hold at least one sequence of `max_length` positions.
         max_pages: the maximum number of pages of a sequence.
-        min_piece: rows of a prompt that a step takes even if no stream can wait.
+        min_piece: rows of prompts that a step computes even if no stream can wait.
         clock: the time in seconds.
 
     Attributes:
@@ -166,7 +166,7 @@ class Scheduler:
         self._row_seconds = row if not self._row_seconds else 0.7 * self._row_seconds + 0.3 * row
 
     def _slack(self, sequence: SequenceState, now: float) -> float:
-        """The seconds that a stream can wait; requests that nobody listens to can wait for long."""
+        """Return the seconds that a request can wait: no limit if nobody listens, 0 before the first frame."""
         if not sequence.request.real_time:
             return float("inf")
         playback = self._playbacks.get(sequence)
@@ -199,7 +199,7 @@ class Scheduler:
         return max(self._min_piece, min(rows, MAX_PROMPT_ROWS))
 
     def _admit(self, step: Step) -> bool:
-        """Give the first waiting request a slot; return whether it could be."""
+        """Give the first waiting request a slot and pages; return False if it must wait."""
         sequence = self._waiting[0][2]
         keys = sequence.page_keys
         num_known = self.pages.num_known(keys)

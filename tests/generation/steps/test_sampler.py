@@ -159,8 +159,8 @@ def test_the_ring_holds_the_last_frames_of_the_prompt(convention, count):
     sampler = SamplerState(3, TRANSFORMERS, length)
     reset(sampler, 2, convention, frames=past if count else None, prompt_ids=[AUDIO_BOS])
     assert sampler.state[2, StateField.HISTORY_COUNT] == count
-    for place in range(max(0, count - length), count):
-        assert torch.equal(sampler.history[2, place % length].long(), past[place])
+    for frame in range(max(0, count - length), count):
+        assert torch.equal(sampler.history[2, frame % length].long(), past[frame])
 
 
 def test_a_new_sequence_finds_nothing_of_the_last_one():
