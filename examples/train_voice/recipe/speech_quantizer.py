@@ -3,7 +3,7 @@
 Plain, it is the quantizer of the voice before: each level takes the nearest of 256 centres among the 16 strongest
 directions of what the levels before left over of the spectrum.
 
-With pitch, level 1 says F0 and the last level says the phase of the fundamental; the other six share the spectrum. So
+With pitch, level 1 says F0 and level 2 the phase of the fundamental; the other six share the spectrum. So
 a decoder knows where each period of a voice begins, which 25 frames a second can't tell otherwise. A level's 16
 numbers hold what a network can use at once: cosines and sines of the turn that the pitch makes in some milliseconds,
 and of multiples of the phase. Only the first two of them are searched; all centres of a level are equally far from
@@ -22,7 +22,9 @@ from safetensors.torch import load_file, save_file
 
 SPECTRAL = LATENT
 """Strongest directions of the spectra that are quantized."""
-PITCH_LEVEL, PHASE_LEVEL = 1, CODEBOOKS - 1
+PITCH_LEVEL, PHASE_LEVEL = 1, 2
+"""One behind the other: when the phase is predicted, the pitch of its frame and the phase of the frame before stand in
+the same row of the delay pattern, and it follows from these two."""
 LOWEST_F0, HIGHEST_F0 = 55.0, 600.0
 PHASES = 64
 UNVOICED = 0

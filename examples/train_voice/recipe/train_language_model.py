@@ -25,14 +25,14 @@ from recipe.codes import codes_folder
 from recipe.folder import add_folder_option, only_one, use_packages
 from recipe.phoneme_tokenizer import build_tokenizer
 from recipe.sequences import Corpus, SequenceMaker
-from recipe.speech_quantizer import Quantizer
+from recipe.speech_quantizer import PHASE_LEVEL, PITCH_LEVEL, Quantizer
 from recipe.steps import Steps, choose_device
 
 
 EVALUATED = 96
 LAYERS = 6
-# Of each codebook: the first says which sound it is, the second the pitch; the last one, the phase, follows from it.
-_WEIGHTS = (3.0, 2.0, 1.3, 1.1, 0.9, 0.8, 0.7, 0.8)
+# Of each codebook: the first says which sound it is, the second the pitch; the third, the phase, follows from it.
+_WEIGHTS = (3.0, 2.0, 1.0, 1.3, 1.1, 0.9, 0.8, 0.7)
 # Short utterances first: from this step on, up to so many frames.
 _CURRICULUM = ((0, 140), (600, 260), (1500, 640))
 _CORRUPTED_SHARE = 0.5
@@ -172,12 +172,12 @@ def main() -> None:
             aligned = F.cross_entropy(guessed.float(), said.flatten(), ignore_index=IGNORED)
             training.update(loss + _SPOKEN_WEIGHT * aligned, *optimizers)
             training.advance()
-            first, pitch, phase = by_codebook.detach()[[0, 1, -1]]
+            first, pitch, phase = by_codebook.detach()[[0, PITCH_LEVEL, PHASE_LEVEL]]
             training.note(loss=loss, spoken=aligned, first=first, pitch=pitch, phase=phase)
             if training.step % (5 * options.log_every) == 0:
                 true, swapped = evaluate(training.averaged, evaluator, device)
                 training.note(held_out=true.mean(), held_out_first=true[0], swapped_first=swapped[0])
-                training.note(held_out_pitch=true[1], held_out_phase=true[-1])
+                training.note(held_out_pitch=true[PITCH_LEVEL], held_out_phase=true[PHASE_LEVEL])
             training.log(options.log_every)
             training.save(every=180)
         training.save()
