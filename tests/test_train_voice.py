@@ -23,12 +23,12 @@ import export
 import prompts
 import quantizer
 import spectra
-from codec_networks import AcousticDecoder, AcousticEncoder
+from audio_tokenizer_networks import AcousticDecoder, AcousticEncoder
 from espeak import VOICES
 from language_model import LanguageModel
 from sentences import held_out_sentences, is_held_out, read_words, sentences
 from text_tokenizer import build_tokenizer
-from train_codec import CONFIG
+from train_audio_tokenizer import CONFIG
 from train_language_model import losses, model_config
 
 

@@ -16,7 +16,7 @@ from make_corpus import load_quantizer
 from quantizer import CODEBOOKS, LATENT, Quantizer
 from safetensors.torch import save_file
 from text_tokenizer import build_tokenizer
-from train_codec import CONFIG
+from train_audio_tokenizer import CONFIG
 from train_language_model import model_config
 
 from higgs_native.audio_tokenizer.weights import tensor_shapes

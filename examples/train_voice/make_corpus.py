@@ -1,9 +1,9 @@
-"""Make the training corpus: the quantizer, audio for the codec, and codes for the language model.
+"""Make the training corpus: the quantizer, audio for the audio tokenizer, and codes for the language model.
 
     python make_corpus.py FOLDER
 
-Writes `quantizer.safetensors`, `audio.pt` (some hours of it, for the codec) and `codes-N.pt`, shard by shard; what is
-there already is kept, so that it may be interrupted and gone on with. No GPU is used.
+Writes `quantizer.safetensors`, `audio.pt` (some hours of it, for the audio tokenizer) and `codes-N.pt`, shard by
+shard. It keeps what is there already, so an interrupted run goes on. No GPU is used.
 """
 
 import argparse

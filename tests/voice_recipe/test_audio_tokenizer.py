@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from codec_networks import AcousticDecoder, AcousticEncoder
+from audio_tokenizer_networks import AcousticDecoder, AcousticEncoder
 from recipe import export, pool, speech_quantizer, steps, tokenizer_networks, train_decoder, train_encoder
 
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from codec_networks import AcousticEncoder, Snake
+from audio_tokenizer_networks import AcousticEncoder, Snake
 from recipe import matrix_networks, snake, teacher, teacher_decoder, tokenizer_networks
 from torch.nn import functional as F
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import torch
-from codec_networks import AcousticDecoder, AcousticEncoder
+from audio_tokenizer_networks import AcousticDecoder, AcousticEncoder
 from language_model import LanguageModel
 from recipe import (
     export,

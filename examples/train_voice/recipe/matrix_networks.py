@@ -5,7 +5,7 @@ memory, and each Snake is one pass each way.
 """
 
 import torch
-from codec_networks import AcousticDecoder, AcousticEncoder, DecoderBlock, EncoderBlock, ResidualUnit, Snake
+from audio_tokenizer_networks import AcousticDecoder, AcousticEncoder, DecoderBlock, EncoderBlock, ResidualUnit, Snake
 from torch import nn
 from torch.nn import functional as F
 

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from codec_networks import AcousticDecoder
+from audio_tokenizer_networks import AcousticDecoder
 from quantizer import CODEBOOKS, CODES, DIMENSION
 from torch import nn
 

@@ -13,7 +13,7 @@ import argparse
 import torch
 from quantizer import CODEBOOKS
 from torch import nn
-from train_codec import SpectralLoss
+from train_audio_tokenizer import SpectralLoss
 
 from recipe.codes import codes_folder
 from recipe.discriminator import Discriminator, discriminator_loss, generator_losses

@@ -9,7 +9,7 @@ import argparse
 from functools import partial
 
 import torch
-from codec_networks import AcousticEncoder
+from audio_tokenizer_networks import AcousticEncoder
 from spectra import frame_spectra
 from torch.nn import functional as F
 

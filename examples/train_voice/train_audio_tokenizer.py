@@ -1,7 +1,7 @@
 """Train the audio tokenizer's encoder or its decoder, for a quantizer that is fitted already.
 
-    python train_codec.py decoder FOLDER --minutes 82
-    python train_codec.py encoder FOLDER --minutes 25
+    python train_audio_tokenizer.py decoder FOLDER --minutes 82
+    python train_audio_tokenizer.py encoder FOLDER --minutes 25
 
 The decoder learns sound from codes: its loss compares magnitudes of short-time spectra at several resolutions, and mel
 spectra. The encoder learns the latents that the quantizer was fitted to. Neither needs the other.
@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from codec_networks import AcousticDecoder, AcousticEncoder
+from audio_tokenizer_networks import AcousticDecoder, AcousticEncoder
 from make_corpus import load_quantizer
 from quantizer import CODEBOOKS, CODES, DIMENSION, LATENT
 from safetensors.torch import load_file
