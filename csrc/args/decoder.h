@@ -26,19 +26,19 @@ enum LayerWeight {
   kLayerWeights
 };
 
-// The products of a layer that adapters (LoRA) add to. `factors` holds A [rank, k] and B [n, rank] of each, packed in
-// one of the formats without scales, for each layer of each adapter; both are empty if the adapter leaves the product
+// The linear operators of a layer that adapters (LoRA) add to. `factors` holds A [rank, k] and B [n, rank] of each,
+// packed in one of the formats without scales, for each layer of each adapter; both are empty if the adapter leaves it
 // as it is.
-enum LayerProduct {
-  kQkvProduct,
-  kOProduct,
-  kTextGateUpProduct,
-  kTextDownProduct,
-  kAudioGateUpProduct,
-  kAudioDownProduct,
-  kLayerProducts
+enum LayerLinear {
+  kQkvLinear,
+  kOLinear,
+  kTextGateUpLinear,
+  kTextDownLinear,
+  kAudioGateUpLinear,
+  kAudioDownLinear,
+  kLayerLinears
 };
-inline constexpr size_t kLayerFactors = 2 * kLayerProducts;
+inline constexpr size_t kLayerFactors = 2 * kLayerLinears;
 inline constexpr size_t kMaxAdapters = 32;  // in one call
 
 // What adapters add to one product of a layer: rows of adapter i get B_i (A_i x).
@@ -76,9 +76,9 @@ struct DecoderLayers {
   size_t num_adapters;
 
   LowRank low_rank(
-      const OptionalTensor& adapters, const std::vector<Tensor>& factors, size_t layer, LayerProduct product) const {
+      const OptionalTensor& adapters, const std::vector<Tensor>& factors, size_t layer, LayerLinear linear) const {
     if (!adapters || num_adapters == 0) return {};
-    return {&*adapters, &factors[layer * kLayerFactors + 2 * product], layers * kLayerFactors, num_adapters};
+    return {&*adapters, &factors[layer * kLayerFactors + 2 * linear], layers * kLayerFactors, num_adapters};
   }
 };
 

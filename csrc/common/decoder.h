@@ -19,7 +19,7 @@ inline bool shares_feed_forward(
   for (int i = 0; i < kAudioNorm - kTextNorm; ++i) {
     if (!same(w[kTextNorm + i], w[kAudioNorm + i])) return false;
   }
-  const size_t text = 2 * kTextGateUpProduct, audio = 2 * kAudioGateUpProduct;
+  const size_t text = 2 * kTextGateUpLinear, audio = 2 * kAudioGateUpLinear;
   for (size_t adapter = 0; adapter < args.num_adapters; ++adapter) {
     const Tensor* f = &factors[(adapter * args.layers + layer) * kLayerFactors];
     for (size_t i = 0; i < audio - text; ++i) {
@@ -50,21 +50,21 @@ void run_decoder_layers(
     const Tensor row_slots = first(slots, rows);
     const Tensor& cache_positions = skips_audio[layer] ? text_positions : positions;
     const Tensor &keys = key_caches[layer], &cached_values = value_caches[layer];
-    auto low_rank = [&](LayerProduct product) { return args.low_rank(adapters, factors, layer, product); };
+    auto low_rank = [&](LayerLinear linear) { return args.low_rank(adapters, factors, layer, linear); };
     operators.qkv_rope_cache(
         queries, keys, cached_values, states, w[kTextInputNorm], w[kAudioInputNorm], eps, w[kQkv], scales(kQkv),
         rope_table, page_table, row_slots, first(positions, rows), cache_positions, num_text_rows, optional(kQueryNorm),
-        optional(kKeyNorm), low_rank(kQkvProduct));
+        optional(kKeyNorm), low_rank(kQkvLinear));
     operators.attention(
         values, queries, keys, cached_values, page_table, row_slots, cache_positions,
         1 / std::sqrt(static_cast<double>(keys.size(3))));
-    operators.linear(states, values, w[kO], scales(kO), states, low_rank(kOProduct));
+    operators.linear(states, values, w[kO], scales(kO), states, low_rank(kOLinear));
     operators.dual_ffn(
         states, states, w[kTextNorm], w[kTextGateUp], scales(kTextGateUp), w[kTextDown], scales(kTextDown),
         w[kAudioNorm], w[kAudioGateUp], scales(kAudioGateUp), w[kAudioDown], scales(kAudioDown), eps,
         shares_feed_forward(args, weights, factors, layer) ? 0 : num_text_rows,
-        {low_rank(kTextGateUpProduct), low_rank(kTextDownProduct)},
-        {low_rank(kAudioGateUpProduct), low_rank(kAudioDownProduct)});
+        {low_rank(kTextGateUpLinear), low_rank(kTextDownLinear)},
+        {low_rank(kAudioGateUpLinear), low_rank(kAudioDownLinear)});
   }
 }
 
