@@ -1,5 +1,6 @@
 """The checkpoint that is made of the trainings, and its judges."""
 
+import functools
 import json
 
 import numpy as np
@@ -19,12 +20,11 @@ from recipe import (
 from safetensors.torch import save_file
 
 from higgs_native.english.guess import Guesser
-from higgs_native.english.reader import Reader
 from higgs_native.pipeline import HiggsAudio
 from tests.voice_recipe.helpers import run_step
 
 
-def test_what_was_trained_becomes_a_checkpoint_that_speaks(rendered, materials, tmp_path):
+def test_what_was_trained_becomes_a_checkpoint_that_speaks(rendered, materials, tmp_path, monkeypatch):
     tokenizer = phoneme_tokenizer.build_tokenizer()
     torch.manual_seed(0)
     language_model = LanguageModel(train_language_model.model_config(tokenizer, 128, layers=1))
@@ -38,10 +38,19 @@ def test_what_was_trained_becomes_a_checkpoint_that_speaks(rendered, materials, 
     export.write_reader(materials, tmp_path / "g", tmp_path)
     voices = json.loads((tmp_path / export.VOICES_FILE).read_text())
     assert voices["emma"] == {"accent": "gb"}
-    text, missing = Reader(tmp_path).phonemes("The cat sees two dogs.")
-    assert (text[:2], missing) == ("ðə", [])
-    speech = HiggsAudio.from_pretrained(tmp_path).speak(text, max_new_tokens=12, seed=1)
-    assert speech.audio.shape[-1] > 0
+    spoken = []
+    original = HiggsAudio.prepare_request
+
+    def prepare_request(self, conversation, *arguments, **options):
+        spoken.append(conversation[-1].content)
+        return original(self, conversation, *arguments, **options)
+
+    monkeypatch.setattr(HiggsAudio, "prepare_request", prepare_request)
+    monkeypatch.setattr(HiggsAudio, "speak", functools.partialmethod(HiggsAudio.speak, max_new_tokens=12))
+    audio, stopped = report.speak(tmp_path, [{"id": 1, "voice": "bf_emma", "normalized": "the cat sees"}])
+    assert spoken == ["ðə cˈæt sˈæs."]
+    assert len(audio) == len(stopped) == 1
+    assert audio[0].shape[-1] > 0
 
 
 def test_the_judges_measures():

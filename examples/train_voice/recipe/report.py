@@ -15,10 +15,8 @@ import numpy as np
 import torch
 from quantizer import CODEBOOKS
 
-from higgs_native.english.reader import Reader
 from higgs_native.pipeline import HiggsAudio
 from recipe.codes import codes_folder, read_codes, read_frames
-from recipe.dictionary import accent_of
 from recipe.folder import add_folder_option, use_packages, write_json
 from recipe.judge import Quality, Recognizer, pitch_spread
 from recipe.phoneme_tokenizer import VOICES
@@ -82,13 +80,12 @@ def judge(audio: list[np.ndarray], texts: list[str], recognizer: Recognizer, qua
 
 def speak(voice: Path, utterances: list[dict[str, object]]) -> tuple[list[np.ndarray], list[bool]]:
     """What a checkpoint speaks, and whether it stopped by itself."""
-    engine, reader = HiggsAudio.from_pretrained(voice), Reader(voice)
+    engine = HiggsAudio.from_pretrained(voice)
     names = {teacher: name for name, teacher in VOICES.items()}
     audio, stopped = [], []
     for utterance in utterances:
-        teacher = str(utterance["voice"])
-        phonemes, _ = reader.phonemes(str(utterance["text"]), accent_of(teacher))
-        speech = engine.speak(phonemes, voice=f"profile:{names[teacher]}", seed=int(utterance["id"]))
+        name = names[str(utterance["voice"])]
+        speech = engine.speak(str(utterance["normalized"]), voice=name, seed=int(utterance["id"]))
         audio.append(speech.audio)
         stopped.append(speech.finish_reason == "stop")
     return audio, stopped
