@@ -157,6 +157,9 @@ def test_the_tables_of_performance_are_those_of_the_reports():
     busy = report("contention")
     for name in ("embedded_voice", "bfloat16", "int4", "transformers"):
         rows.append([f"{busy[name][count]['times_idle']:.1f}" for count in ("1", "2", "4", "6")])
+    load = report("load")
+    for name in ("load_s", "packed_load_s", "packed_first_frame_s"):
+        rows.append([f"{load[f'{format}_{name}']['median']:.2f} s" for format in ("bfloat16", "int8", "int4")])
     for gpu in ("H100", "H200"):
         for model, title in (("v2", "Higgs Audio V2"), ("tts_3", "Higgs TTS 3")):
             for format, entry in report("cuda_model")[gpu][model].items():

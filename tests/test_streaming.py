@@ -383,7 +383,7 @@ def test_memory_stays_flat_for_ten_minutes(engine, monkeypatch):
         if chunk.start_frame > 1500:
             most.append(resident_bytes())
     assert chunk.start_frame > 14_900
-    # The audio alone has 57 million bytes. What the allocator keeps in a process of many tests is less than half of it.
+    # The audio alone has 57 million bytes. What the allocator keeps in a process of many tests is less than half.
     assert max(most) - most[0] < 25 << 20
 
 
