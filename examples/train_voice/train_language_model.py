@@ -91,7 +91,7 @@ def code_losses(model: LanguageModel, hidden: torch.Tensor, targets: torch.Tenso
 def cross_entropies(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The sum over rows of each codebook's cross-entropy: logits [rows, codebooks * codes] -> [codebooks]."""
     by_code = F.cross_entropy(
-        logits.float().view(-1, logits.shape[1] // CODEBOOKS),
+        logits.float().view(-1, CODES + 2),  # a number that is known, or compiled code divides at each logit
         targets.flatten(),
         ignore_index=IGNORED,
         reduction="none",

@@ -32,7 +32,8 @@ from recipe.steps import Steps, choose_device
 EVALUATED = 96
 LAYERS = 6
 # Of each codebook: the first says which sound it is, the second the pitch; the third, the phase, follows from it.
-_WEIGHTS = (3.0, 2.0, 1.0, 1.3, 1.1, 0.9, 0.8, 0.7)
+_WEIGHTS = (3.0, 2.0, 3.0, 1.3, 1.1, 0.9, 0.8, 0.7)
+_PITCH_SCALE = 3.0
 # Short utterances first: from this step on, up to so many frames.
 _CURRICULUM = ((0, 140), (600, 260), (1500, 640))
 _CORRUPTED_SHARE = 0.5
@@ -84,6 +85,9 @@ def initialise(model: LanguageModel, quantizer: Quantizer) -> None:
     rotation = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q[: quantizer.latent]
     audio = model.model.embed_audio_tokens.embed_audio_tokens.weight.data.view(CODEBOOKS, CODES + 2, width)
     audio[:, :CODES] = 0.15 * table @ rotation + 0.2 * audio[:, :CODES]
+    # Or what is learned of the other levels' codes drowns the cosines of which the phase is a product.
+    for level in (PITCH_LEVEL, PHASE_LEVEL):
+        audio[level, :CODES] *= _PITCH_SCALE
     head = model.audio_lm_head.weight.data.view(CODEBOOKS, CODES + 2, width)
     scale = table.std((1, 2), keepdim=True).clamp(min=1e-3)
     head[:, :CODES] = 0.05 * table / scale @ rotation + 0.5 * head[:, :CODES]
