@@ -357,9 +357,9 @@ def test_a_thread_of_the_engine(model):
 
 
 class HeldEngine(Engine):
-    """Computes no more than 20 steps before `left` is set."""
+    """Computes no more than 10 steps before `left` is set: the request that is left ends by itself after 18."""
 
-    steps_before = 20
+    steps_before = 10
 
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
