@@ -49,7 +49,8 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
   const int steps = static_cast<int>(ceil_div(p.weight.units, S::kUnits));
   const int64_t panels = ceil_div(p.weight.n, kPanel);
   const bool two_panels = pair_distance > 0 || panels >= 2 * launch.multiprocessors();
-  // What a block may have on all GPUs (99 KB), less its sums. More columns than those of any published model are packed.
+  // A block has 99 KB of shared memory on every GPU, and needs part of it for its sums. No published model has so many
+  // columns that this is too little.
   constexpr size_t kMaxActivationBytes = 88 << 10;
   const bool fits = !S::kInteger || SharedActivations<F>::bytes(steps, p.rows) <= kMaxActivationBytes;
   if (F == WeightFormat::f32 || (p.rows <= kRowTile && fits)) {

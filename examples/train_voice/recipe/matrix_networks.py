@@ -59,7 +59,7 @@ def blocks(network: AcousticDecoder, latents: torch.Tensor, count: int) -> list[
 
 
 def ending(network: AcousticDecoder, x: torch.Tensor) -> torch.Tensor:
-    """What the last block gave -> audio [batch, samples]."""
+    """Turn the output of the last block into audio [batch, samples]."""
     return _convolved(network.conv2, _snaked(network.snake1, laid(x[:, :, None], torch.bfloat16)))[:, 0, 0]
 
 

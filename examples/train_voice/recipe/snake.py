@@ -65,7 +65,7 @@ def _shaped(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 class _Snake(torch.autograd.Function):
     @staticmethod
     def forward(context: torch.autograd.function.FunctionCtx, x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-        # So many steps of time make a row that it is a whole number of vectors.
+        # A row takes as many time steps as fill a whole number of vectors.
         repeats = _VECTOR // math.gcd(x.shape[1], _VECTOR)
         repeats = repeats if x.numel() % (repeats * x.shape[1]) == 0 else 1
         context.save_for_backward(x, alpha)

@@ -12,11 +12,11 @@ from torch import nn
 
 
 _WARM_UP = 200
-"""Steps."""
+"""Steps in which the learning rate rises to its peak."""
 _LAST_PART = 0.3
-"""Of the steps."""
+"""The share of the steps, at the end, in which it falls."""
 _LEAST = 0.01
-"""Of the peak."""
+"""The lowest share of the peak."""
 
 
 class Steps:
