@@ -2,9 +2,9 @@
 
     python -m benchmarks.tools.sass --update
 
-prints the instructions of each product's main loop per KB of weights. With --update they become the budget that
-tests/test_cuda_sass.py holds later builds to. cuobjdump disassembles: it is part of the CUDA toolkit, and of the
-package `nvidia-cuda-cuobjdump`. No GPU is needed.
+prints the instructions of each product's main loop per KB of weights. With --update they become the budget to which
+tests/benchmarks/test_cuda_sass.py holds later builds. cuobjdump disassembles: it is part of the CUDA toolkit and of
+the package `nvidia-cuda-cuobjdump`. No GPU is needed.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from benchmarks.tools.sass import LIBRARY, Instruction, find_cuobjdump, read_ker
 from benchmarks.tools.warp_simulation import L2_CYCLES, SCHEDULERS, dependencies, repeat, simulate
 
 
-REPORT = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "cuda_model.json").read_text())
+REPORT = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "cuda_model.json").read_text())
 MIN_KB_IN_FLIGHT = 40
 """Per multiprocessor: its share of 3.35 TB/s for 1.5 us."""
 SPARE_ISSUE = 0.1

@@ -8,7 +8,7 @@ import pytest
 
 from higgs_native.subtitles import phrase_cues, word_cues
 from tests.server.conftest import TEXT, THREE_SENTENCES, events
-from tests.server.test_websocket import connected, received, send
+from tests.server.http.test_websocket import connected, received, send
 
 
 BOTH = ["word", "segment"]

@@ -16,7 +16,7 @@ from higgs_native.testing.random_checkpoint import write_language_model
 def test_a_wrong_model_fails_before_anything_is_measured():
     finished = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--no-transformers", "--model", "nonexist"],
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=Path(__file__).resolve().parents[2],
         env={**os.environ, "PYTHONPATH": str(Path(higgs_native.__file__).parent.parent)},
         capture_output=True,
         text=True,
@@ -28,7 +28,7 @@ def test_a_wrong_model_fails_before_anything_is_measured():
 
 def test_a_gpu_run_finds_the_library_that_it_has():
     """If its check failed, it would compile the library, and its time would be over."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     script = (root / "benchmarks/gpu_quick.sh").read_text(encoding="utf-8")
     (check,) = re.findall(r"^load_check='(.*?)'$", script, re.MULTILINE | re.DOTALL)
     environment = {**os.environ, "PYTHONPATH": str(Path(higgs_native.__file__).parent.parent)}

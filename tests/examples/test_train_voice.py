@@ -18,7 +18,7 @@ from higgs_native.prompt.chat import build_prompt, speech_messages
 from higgs_native.prompt.voices import Voice
 
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "examples" / "train_voice"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "train_voice"))
 import export
 import prompts
 import quantizer

@@ -2,7 +2,7 @@
 
 Two hundred requests drawn from the OpenAPI document run by default, the same ones in every run. More, and others:
 
-    HIGGS_NATIVE_API_CASES=10000 python -m pytest tests/server/test_adversarial.py -n 0 -s
+    HIGGS_NATIVE_API_CASES=10000 python -m pytest tests/server/http/test_adversarial.py -n 0 -s
 """
 
 import gzip

@@ -10,7 +10,7 @@ import soundfile
 
 
 pytest.importorskip("markdown_it")  # its book is Markdown
-NOTEBOOK = json.loads((Path(__file__).resolve().parents[1] / "examples" / "tour.ipynb").read_text(encoding="utf-8"))
+NOTEBOOK = json.loads((Path(__file__).resolve().parents[2] / "examples" / "tour.ipynb").read_text(encoding="utf-8"))
 CELLS = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 
 

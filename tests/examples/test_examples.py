@@ -24,7 +24,7 @@ from higgs_native import HiggsAudio, HiggsAudioModel, SpeechStream, find_voice
 from higgs_native.pipeline import EMBEDDED_VOICE, EMBEDDED_VOICE_KEY
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 RATE = 24000
 SUNRISE = "The sun rises in the east and sets in the west."
