@@ -1,50 +1,31 @@
 """Requests that join and leave at each step: each gets what it gets alone, to the bit."""
 
-import asyncio
 import gc
 import os
 import random
-import threading
 from dataclasses import replace
 
 import pytest
 import torch
 
 from higgs_native.convention import Convention
-from higgs_native.errors import GenerationError, ParameterError
+from higgs_native.errors import ParameterError
 from higgs_native.generation import engine as engine_module
 from higgs_native.generation.engine import Engine
-from higgs_native.generation.handle import RequestHandle
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
-from higgs_native.generation.requests import GenerationRequest
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.steps.model_runner import ModelRunner
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
 from higgs_native.ops._library import EMULATES_CUDA
-from higgs_native.ops.formats import QUANTIZED_FORMATS
-from higgs_native.prompt.chat import build_prompt
-from higgs_native.prompt.messages import AudioContent, Message
 from higgs_native.testing.configs import DEMO_TTS_3_CONFIG
 from higgs_native.testing.random_checkpoint import write_language_model
+from tests.generation.random_requests import MAX_LENGTH, NUM_SLOTS, assert_equal, load, random_request
 from tests.helpers.memory import resident_bytes
 from tests.model.test_low_rank import ATTENTION, EVERY, write_factors
-from tests.model.test_transformer import config
 
 
-MAX_LENGTH = 256
-NUM_SLOTS = 8
 # The emulation is slow.
 REQUESTS = int(os.environ.get("HIGGS_NATIVE_REQUESTS", "4" if EMULATES_CUDA else "100"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    # Wide enough for a group of quantized weights.
-    write_language_model(
-        folder, config(hidden_size=128, intermediate_size=128), layout="original", dtype=torch.float32, endless=True
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -55,66 +36,10 @@ def folders(folder, tmp_path_factory):
     return {"higgs_audio_v2": folder, "higgs_tts_3": tts_3}
 
 
-def load(folder, format: str = "float32") -> HiggsAudioModel:
-    quantized = format in QUANTIZED_FORMATS
-    return HiggsAudioModel.from_pretrained(
-        folder,
-        dtype="auto" if quantized else format,
-        quantization=format if quantized else None,
-        max_cache_length=MAX_LENGTH,
-    )
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return load(folder)
-
-
 def small_engine(model: HiggsAudioModel) -> Engine:
     """An engine whose pages hold one of the longest sequences: requests lose their slots."""
     page = model.engine._page_bytes
     return Engine(model, NUM_SLOTS, cache_bytes=pages_for(MAX_LENGTH) * page)
-
-
-def random_request(model: HiggsAudioModel, index: int) -> GenerationRequest:
-    """A request of its own length, convention and sampling; some begin alike, some write text."""
-    rng = random.Random(index)
-    convention = rng.choice([Convention.BOSON, Convention.TRANSFORMERS])
-    voice = rng.randrange(3)
-    generator = torch.Generator().manual_seed(voice)
-    codes = [torch.randint(0, 10, (model.config.num_codebooks, 20 + 15 * voice), generator=generator)]
-    ends_in_audio = convention == Convention.TRANSFORMERS or rng.random() < 0.8
-    text = "".join(rng.choice("abcdefgh ") for _ in range(rng.randrange(1, 60)))
-    prompt = f"<|begin_of_text|>Voice {voice}.<|AUDIO_OUT|> {text}" + "<|audio_out_bos|>" * ends_in_audio
-    ids = torch.tensor([model.tokenizer.encode(prompt, add_special_tokens=False).ids])
-    if model.config.convention is Convention.HIGGS_TTS_3:
-        convention = Convention.HIGGS_TTS_3
-        prompt = [Message("system", [f"Voice {voice}.", AudioContent(codes=codes[0])]), Message("user", text)]
-        ids = build_prompt(prompt, model.tokenizer, convention).input_ids
-    return GenerationRequest(
-        ids,
-        codes,
-        convention,
-        SamplingParams(
-            temperature=rng.choice([0.0, 0.7, 1.0]),
-            top_k=rng.choice([None, 5, 50]),
-            top_p=rng.choice([None, 0.9]),
-            ras_win_len=rng.choice([None, 7, 20]),
-            seed=index,
-            max_new_tokens=rng.randrange(4, 12) if EMULATES_CUDA else rng.randrange(1, 90),
-        ),
-        adapter=rng.choice([None, *model.adapters]),
-    )
-
-
-def assert_equal(ours, alone):
-    assert (ours.text_ids, ours.finish_reason, ours.completion_tokens) == (
-        alone.text_ids,
-        alone.finish_reason,
-        alone.completion_tokens,
-    )
-    assert len(ours.audio_segments) == len(alone.audio_segments)
-    assert all(torch.equal(a, b) for a, b in zip(ours.audio_segments, alone.audio_segments, strict=True))
 
 
 def run_randomly(model: HiggsAudioModel, engine: Engine, count: int, seed: int):
@@ -315,148 +240,3 @@ def test_a_step_reads_the_clock_as_often_for_many_requests_as_for_one(model):
         counts[num_requests] = len(reads) - before
         assert engine.metrics.running == num_requests
     assert counts[4] == counts[1]
-
-
-def test_threads_share_the_steps(model):
-    """Callers drive the engine in turn; nobody waits for a caller that has gone."""
-    engine, outputs = model.engine, {}
-    before = engine.metrics.steps
-
-    def call(index: int) -> None:
-        outputs[index] = generate_batch(model, [random_request(model, index)])[0]
-
-    threads = [threading.Thread(target=call, args=(index,)) for index in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert engine.metrics.steps - before <= sum(output.completion_tokens for output in outputs.values())
-    for index, output in outputs.items():
-        assert_equal(output, generate_batch(model, [random_request(model, index)])[0])
-
-
-def test_a_thread_of_the_engine(model):
-    engine = Engine(model, NUM_SLOTS)
-    engine.start()
-    try:
-        with pytest.raises(ParameterError, match="must be stopped"):
-            engine.start()
-        handles = [engine.add(random_request(model, index)) for index in range(20)]
-        handles[3].abort()
-        items = [list(handle) for handle in handles]
-        assert [handle.sequence.request.sampling.seed for handle in handles] == list(range(20))
-    finally:
-        engine.stop()
-    for index, handle in enumerate(handles):
-        alone = generate_batch(model, [random_request(model, index)])[0]
-        if index != 3:
-            assert_equal(handle.result(), alone)
-            assert sum(not isinstance(item, int) for item in items[index]) == sum(
-                segment.shape[1] for segment in alone.audio_segments
-            )
-
-
-class HeldEngine(Engine):
-    """Computes no more than 10 steps before `left` is set: the request that is left ends by itself after 18."""
-
-    steps_before = 10
-
-    def __init__(self, *arguments) -> None:
-        super().__init__(*arguments)
-        self.left = threading.Event()
-
-    def step(self) -> bool:
-        if self.steps_before == 0 and not self.left.wait(0.001):
-            return True
-        self.steps_before -= self.steps_before > 0
-        return super().step()
-
-
-def test_a_handle_in_an_event_loop(model):
-    """Without a thread of the engine, and with one; leaving the loop aborts the request."""
-
-    async def read(engine: HeldEngine, index: int) -> list:
-        return [item async for item in engine.add(random_request(model, index))]
-
-    async def leave(engine: HeldEngine) -> RequestHandle:
-        handle = engine.add(replace(random_request(model, 0), sampling=SamplingParams(seed=0, max_new_tokens=80)))
-        items = aiter(handle)
-        await anext(items)
-        await items.aclose()
-        engine.left.set()
-        return handle
-
-    async def all_of_them(engine: HeldEngine) -> tuple:
-        return await asyncio.gather(leave(engine), *(read(engine, index) for index in range(1, 8)))
-
-    for starts in (False, True):
-        engine = HeldEngine(model, NUM_SLOTS)
-        if starts:
-            engine.start()
-        try:
-            left, *items = asyncio.run(all_of_them(engine))
-            left.result()
-        finally:
-            engine.stop()
-        assert left.future.result().finish_reason == "aborted"
-        for index, got in enumerate(items, 1):
-            alone = generate_batch(model, [random_request(model, index)])[0]
-            frames = [item for item in got if not isinstance(item, int)]
-            drawn = [frame for segment in alone.audio_segments for frame in segment.T]
-            assert len(frames) == len(drawn)
-            assert all(torch.equal(ours, theirs) for ours, theirs in zip(frames, drawn, strict=True))
-
-
-def test_a_failed_step_ends_its_requests_and_frees_their_pages(model, monkeypatch):
-    """An interrupt is raised where it came; other callers get an error of their own."""
-    engine = Engine(model, NUM_SLOTS)
-    handles = [engine.add(random_request(model, index)) for index in range(3)]
-    engine.step()
-    monkeypatch.setattr(engine, "_advance", raising(KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
-        engine.step()
-    monkeypatch.undo()
-    for handle in handles:
-        with pytest.raises(GenerationError, match="ended by KeyboardInterrupt"):
-            handle.result()
-    assert engine.metrics.pages_held == engine.metrics.running == 0
-    assert_equal(engine.add(random_request(model, 1)).result(), generate_batch(model, [random_request(model, 1)])[0])
-
-
-def raising(error: BaseException):
-    def function():
-        raise error
-
-    return function
-
-
-def test_bad_logits_end_their_request_alone(folder):
-    """The others go on, and get what they get alone."""
-    model = load(folder)
-    expected = [generate_batch(model, [random_request(model, index)])[0] for index in range(6)]
-    bad_token = 120  # no other prompt has it
-    model.text_table[bad_token] = torch.inf
-    request = random_request(model, 6)
-    ids = torch.cat([torch.tensor([[bad_token]]), request.input_ids], dim=1)
-    engine = Engine(model, NUM_SLOTS)
-    handles = [engine.add(random_request(model, index)) for index in range(6)]
-    failing = engine.add(replace(request, input_ids=ids))
-    while engine.step():
-        pass
-    with pytest.raises(GenerationError, match="can't be drawn: its logits hold a NaN"):
-        failing.result()
-    for handle, alone in zip(handles, expected, strict=True):
-        assert_equal(handle.result(), alone)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_slots": 3}, "num_slots must be a power of two up to 1024, got 3"),
-        ({"cache_bytes": 1000}, r"cache_bytes must be at least \d+ for 256 positions"),
-        ({"prefix_bytes": -1}, "prefix_bytes must be at least 0, got -1"),
-    ],
-)
-def test_sizes_out_of_range_are_refused(model, options, message):
-    with pytest.raises(ParameterError, match=message):
-        Engine(model, **options)
