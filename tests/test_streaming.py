@@ -10,7 +10,6 @@ import torch
 
 from higgs_native import pipeline, streaming
 from higgs_native.errors import ParameterError, PromptError
-from higgs_native.generation.delay_pattern import SegmentReader
 from higgs_native.generation.requests import GenerationOutput
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.streaming import ChunkSizes
@@ -158,28 +157,6 @@ def test_streams_side_by_side_are_what_each_is_alone(engine):
 
     for audio, expected in zip(asyncio.run(together()), alone, strict=True):
         assert np.array_equal(audio, expected)
-
-
-@pytest.mark.parametrize("piece", [1, 3, 50])
-@pytest.mark.parametrize("rule", ["boson", "transformers"])
-def test_a_segment_read_in_pieces_is_the_segment_read_whole(engines, rule, piece):
-    engine = engines[rule]
-    generator = torch.Generator().manual_seed(0)
-    for frames in [*range(13), 40]:
-        segment = torch.randint(1026, (8, frames), generator=generator)
-        if rule == "transformers" and frames % 2:
-            segment[:, frames * 2 // 3 :] = 1025
-        reader = SegmentReader(engine.model.config, rule)
-        codes = torch.cat([reader.read(frames) for frames in segment.split(piece, dim=1)], dim=1)
-        assert torch.equal(codes.clamp(0, 1023), engine._codes(segment)), frames
-
-
-@pytest.mark.parametrize("rule", ["boson", "transformers"])
-def test_codes_come_after_the_delay(engines, rule):
-    reader = SegmentReader(engines[rule].model.config, rule)
-    frame = torch.arange(8)[:, None]
-    counts = [reader.read(frame).shape[1] for _ in range(reader.delay + 3)]
-    assert counts == [0] * reader.delay + [1] * 3
 
 
 def scripted(monkeypatch, engine, script):

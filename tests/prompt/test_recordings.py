@@ -1,12 +1,7 @@
-"""Recordings: where they come from, what they keep, and how often their files are opened."""
+"""Recordings: where they come from, and what they keep."""
 
 import base64
-import ctypes
 import io
-import os
-import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +11,6 @@ import torch
 
 from higgs_native.audio import quality
 from higgs_native.audio.quality import check_recording
-from higgs_native.cli import main
 from higgs_native.compat.boson.audio_tokenizer import BosonAudioTokenizer
 from higgs_native.errors import AudioError, PromptError
 from higgs_native.long_form.long_speech import LongSpeech
@@ -48,100 +42,6 @@ def engine(folder):
 def path(tmp_path):
     soundfile.write(tmp_path / "anna.wav", syllables(5), RATE, subtype="FLOAT")
     return tmp_path / "anna.wav"
-
-
-@contextmanager
-def counting_opens(path: Path) -> Iterator[Callable[[], int]]:
-    """Count how often any library of any process opens a file, by Linux' inotify.
-
-    Inotify merges equal events in a row, so that accesses and closes are watched, too.
-    """
-    in_access, in_close, in_open = 0x1, 0x18, 0x20
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = libc.inotify_init1(os.O_NONBLOCK)
-    try:
-        if libc.inotify_add_watch(descriptor, os.fsencode(path), in_access | in_close | in_open) < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-        def count() -> int:
-            opens = 0
-            try:
-                while events := os.read(descriptor, 4096):
-                    while events:
-                        mask, length = struct.unpack_from("=4xI4xI", events)
-                        opens += bool(mask & in_open)
-                        events = events[16 + length :]
-            except BlockingIOError:
-                return opens
-
-        yield count
-    finally:
-        os.close(descriptor)
-
-
-def speak(engine, folder, path):
-    engine.speak(TEXT, reference_audio=path, reference_text=WORDS, max_new_tokens=12)
-
-
-def stream(engine, folder, path):
-    list(engine.stream(TEXT, reference_audio=path, reference_text=WORDS, max_new_tokens=12))
-
-
-def generate(engine, folder, path):
-    shown = [Message("user", "Hello."), Message("assistant", AudioContent(str(path)))]
-    engine.generate([Message("system", "Speak."), *shown, Message("user", TEXT)], True, max_new_tokens=12)
-
-
-def long_form(engine, folder, path):
-    speech = LongSpeech(
-        engine, f"{TEXT} {TEXT}", reference_audio=path, reference_text=WORDS, chunk_seconds=2, max_retries=0
-    )
-    assert len(list(speech)) == 2
-
-
-def command(*arguments):
-    def run(engine, folder, path):
-        reference = ("--reference-audio", path, "--reference-text", WORDS, "--model", folder)
-        with pytest.raises(SystemExit) as exit:
-            main([str(argument) for argument in (*arguments, *reference)])
-        assert exit.value.code == 0
-
-    return run
-
-
-def voices_command(engine, folder, path):
-    with pytest.raises(SystemExit) as exit:
-        main(["voices", str(path.parent)])
-    assert exit.value.code == 0
-
-
-@pytest.mark.parametrize(
-    "use",
-    [
-        speak,
-        stream,
-        generate,
-        long_form,
-        command("speak", TEXT, "--max-new-tokens", 12),
-        command("speak", TEXT, "--max-new-tokens", 12, "--stream", "out.pcm"),
-        command("read", TEXT, "--max-retries", 0),
-        voices_command,
-    ],
-    ids=["speak", "stream", "generate", "long_form", "cli_speak", "cli_stream", "cli_read", "cli_voices"],
-)
-def test_a_recording_is_opened_once(use, engine, folder, path, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with counting_opens(path) as count:
-        use(engine, folder, path)
-        assert count() == 1
-
-
-def test_opens_are_counted(path):
-    with counting_opens(path) as count:
-        assert count() == 0
-        path.read_bytes()
-        soundfile.read(path)
-        assert count() == 2
 
 
 def test_what_was_checked_is_what_is_spoken_with(engine, path):

@@ -8,8 +8,6 @@ import pytest
 import soundfile
 
 from higgs_native.cli.options import MODEL_NAME
-from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.generation.steps.sampler import SamplerState
 from tests.audio.test_quality import syllables
 from tests.cli.conftest import RATE, tone
 
@@ -52,29 +50,6 @@ def test_the_seed_and_the_parameters_reach_the_model(run, model):
             == 0
         )
     assert (run.work / "greedy.wav").read_bytes() == (run.work / "same.wav").read_bytes()
-
-
-@pytest.mark.parametrize("options", [("--out", "out.wav"), ("--stream", "out.pcm")])
-def test_sampling_params_are_built_once_and_unpacked_once(run, model, options, monkeypatch):
-    """From the command line to the device tensors: one object, handed on whole."""
-    built, unpacked = [], []
-    check, reset_slot = SamplingParams.__post_init__, SamplerState.reset_slot
-
-    def recorded_check(params):
-        built.append(params)
-        check(params)
-
-    def recorded_reset(sampler, slot, convention, sampling, *arguments, **keywords):
-        unpacked.append(sampling)
-        reset_slot(sampler, slot, convention, sampling, *arguments, **keywords)
-
-    monkeypatch.setattr(SamplingParams, "__post_init__", recorded_check)
-    monkeypatch.setattr(SamplerState, "reset_slot", recorded_reset)
-    arguments = ("--model", model, "--seed", 3, "--temperature", 0.7, "--top-k", 9, "--max-new-tokens", 20)
-    code, _, err = run("speak", "Hello there.", *arguments, *options)
-    assert code == 0, err
-    assert built == unpacked == [SamplingParams(0.7, 9, seed=3, max_new_tokens=20)]
-    assert built[0] is unpacked[0]
 
 
 @pytest.mark.parametrize("options", [("--out", "out.wav"), ("--stream", "out.pcm")])

@@ -15,6 +15,7 @@ from higgs_native.pipeline import HiggsAudio
 from higgs_native.server.encoder import MEDIA_TYPES
 from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, DEMO_TTS_3_CONFIG
 from higgs_native.testing.random_checkpoint import write_language_model
+from tests.helpers.counts import recorded_sampling
 from tests.server.conftest import THREE_SENTENCES, correlation, decoded, events, running
 
 
@@ -57,6 +58,17 @@ def test_the_seed_is_told_and_repeats_the_speech(server):
     assert server.speak(response_format="pcm", temperature=1.0).content != first.content
     again = server.speak(response_format="pcm", temperature=1.0, seed=int(first.headers["x-seed"]))
     assert again.content == first.content
+
+
+@pytest.mark.parametrize("fields", [{}, {"stream": False}, {"stream_format": "sse"}], ids=["stream", "whole", "sse"])
+def test_sampling_params_are_built_once_and_unpacked_once(server, monkeypatch, fields):
+    """From the request to the device tensors: one object, handed on whole."""
+    built, unpacked = recorded_sampling(monkeypatch)
+    assert server.speak(temperature=0.7, top_k=9, seed=3, max_new_tokens=20, **fields).status_code == 200
+    (params,) = built
+    assert (params.temperature, params.top_k, params.seed, params.max_new_tokens) == (0.7, 9, 3, 20)
+    (reached,) = unpacked
+    assert reached is params
 
 
 def test_sampling_parameters_arrive(server, streamed):

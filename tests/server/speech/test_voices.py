@@ -12,6 +12,7 @@ import soundfile
 from higgs_native.checkpoint.adapter import SPEAKERS_KEY
 from higgs_native.prompt.voices import list_voices
 from higgs_native.server.voices import OPENAI_VOICES
+from tests.helpers.counts import counting_opens
 from tests.model.test_low_rank import ATTENTION, write_factors
 from tests.server.conftest import TEXT, until
 
@@ -88,6 +89,14 @@ def test_an_uploaded_voice_speaks_until_it_is_deleted(server, folder, sample, en
     assert list(folder.iterdir()) == []
     assert server.speak(voice="anna").status_code == 400
     assert server.client.delete("/v1/audio/voices/anna").status_code == 404
+
+
+def test_a_recording_is_opened_once_for_all_its_requests(server, folder, sample):
+    assert upload(server, sample=sample, ref_text=WORDS).status_code == 200
+    with counting_opens(folder / "anna.wav") as count:
+        for seed in range(2):
+            assert server.speak(voice="anna", seed=seed, max_new_tokens=20).status_code == 200
+        assert count() == 1
 
 
 def test_a_poor_recording_gets_advice(server, sample):
