@@ -13,7 +13,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.server.app import create_app
+from higgs_native.server.http.app import create_app
 from higgs_native.server.observing import log_as_json
 from higgs_native.server.settings import ServerSettings
 

@@ -15,10 +15,10 @@ import uvicorn
 
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.server.app import create_app
-from higgs_native.server.delivery import SpeechService
+from higgs_native.server.http.app import create_app
 from higgs_native.server.observing import log, log_as_json
 from higgs_native.server.settings import ServerSettings
+from higgs_native.server.speech.service import SpeechService
 from higgs_native.server.workers import Worker
 
 

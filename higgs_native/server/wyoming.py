@@ -19,11 +19,11 @@ from wyoming.server import AsyncEventHandler
 from wyoming.tts import Synthesize
 
 import higgs_native
-from higgs_native.server.admission import Refused
-from higgs_native.server.delivery import SpeechService, Timing
-from higgs_native.server.encoder import AudioEncoder
 from higgs_native.server.observing import LOGGER, log
-from higgs_native.server.schema import ApiError, SpeechRequest
+from higgs_native.server.speech.admission import Refused
+from higgs_native.server.speech.encoder import AudioEncoder
+from higgs_native.server.speech.schema import ApiError, SpeechRequest
+from higgs_native.server.speech.service import SpeechService, Timing
 
 
 # Errors of reading from a client that has left, is silent, or sends something else than events.

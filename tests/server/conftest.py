@@ -22,9 +22,9 @@ import uvicorn
 import higgs_native
 from higgs_native.audio.samples import pcm_samples
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.server.app import create_app
-from higgs_native.server.delivery import SpeechService
+from higgs_native.server.http.app import create_app
 from higgs_native.server.settings import ServerSettings
+from higgs_native.server.speech.service import SpeechService
 
 
 THREE_SENTENCES = "The sun rises in the east. We walk home. The water is cold and clear."

@@ -8,7 +8,7 @@ import pytest
 
 from higgs_native.cli import main
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.server.app import create_app
+from higgs_native.server.http.app import create_app
 from higgs_native.server.settings import ServerSettings
 from tests.server.conftest import LONG_TEXT, TEXT
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from higgs_native.server import app
+from higgs_native.server.http import app
 
 
 PAGE = app._PAGE

@@ -12,7 +12,7 @@ import soundfile
 from higgs_native.audio.samples import pcm_samples
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.server.encoder import MEDIA_TYPES
+from higgs_native.server.speech.encoder import MEDIA_TYPES
 from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, DEMO_TTS_3_CONFIG
 from higgs_native.testing.random_checkpoint import write_language_model
 from tests.helpers.counts import recorded_sampling

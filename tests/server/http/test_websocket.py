@@ -9,7 +9,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from higgs_native.server.encoder import MEDIA_TYPES
+from higgs_native.server.speech.encoder import MEDIA_TYPES
 from tests.server.conftest import decoded, until
 
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from higgs_native.server.admission import Admission, Refused
+from higgs_native.server.speech.admission import Admission, Refused
 
 
 async def hold(admission: Admission, release: asyncio.Event, order: list, name: object, key: str = "key") -> None:

@@ -12,7 +12,7 @@ import soundfile
 
 from higgs_native.audio.samples import pcm_samples
 from higgs_native.errors import ParameterError
-from higgs_native.server.encoder import MEDIA_TYPES, AudioEncoder, wav_header
+from higgs_native.server.speech.encoder import MEDIA_TYPES, AudioEncoder, wav_header
 from tests.server.conftest import correlation, decoded
 
 

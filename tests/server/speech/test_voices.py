@@ -11,7 +11,7 @@ import soundfile
 
 from higgs_native.checkpoint.adapter import SPEAKERS_KEY
 from higgs_native.prompt.voices import list_voices
-from higgs_native.server.voices import OPENAI_VOICES
+from higgs_native.server.speech.voices import OPENAI_VOICES
 from tests.helpers.counts import counting_opens
 from tests.model.test_low_rank import ATTENTION, write_factors
 from tests.server.conftest import TEXT, until

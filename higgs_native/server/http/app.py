@@ -1,10 +1,6 @@
-"""The HTTP application: its routes, and the gate before them."""
+"""The HTTP application: its routes, and how errors are answered."""
 
-import hmac
-import re
 import time
-import urllib.parse
-import uuid
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,28 +11,25 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from pydantic import ValidationError
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.datastructures import UploadFile as FormFile
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import higgs_native
 from higgs_native.errors import HiggsNativeError
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.server.admission import Refused
-from higgs_native.server.delivery import BatchResponse, SpeechResponse, SpeechService
-from higgs_native.server.encoder import MEDIA_TYPES
-from higgs_native.server.observing import LOGGER, log, merged_metrics
-from higgs_native.server.schema import ApiError, BatchRequest, SpeechRequest, described_request
+from higgs_native.server.http.gate import Gate, checked_origin_and_key
+from higgs_native.server.http.responses import BatchResponse, SpeechResponse
+from higgs_native.server.http.websocket import SpeechSession
+from higgs_native.server.observing import merged_metrics
 from higgs_native.server.settings import ServerSettings
-from higgs_native.server.websocket import SpeechSession
+from higgs_native.server.speech.admission import Refused
+from higgs_native.server.speech.encoder import MEDIA_TYPES
+from higgs_native.server.speech.schema import ApiError, BatchRequest, SpeechRequest, described_request
+from higgs_native.server.speech.service import SpeechService
 from higgs_native.server.workers import Worker
 
 
-_REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _MAX_FIELDS = 64  # of a form
-_ANONYMOUS = "anonymous"
 _PAGE = Path(__file__).with_name("page")
 # Nothing from another host, and nothing inline.
 _POLICY = "default-src 'self'; media-src blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
@@ -66,7 +59,7 @@ def create_app(engine: HiggsAudio, settings: ServerSettings | None = None, worke
     _add_page(app)
     for kind in (ApiError, HiggsNativeError, ValidationError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
-    app.add_middleware(_Gate, service=service)
+    app.add_middleware(Gate, service=service)
     if service.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -117,7 +110,7 @@ def _add_speech(app: FastAPI, service: SpeechService) -> None:
     @app.websocket("/v1/audio/speech/stream")
     async def stream_speech(websocket: WebSocket) -> None:
         try:
-            key = _checked_origin_and_key(service.settings, websocket.headers)
+            key = checked_origin_and_key(service.settings, websocket.headers)
             with service.session():
                 await SpeechSession(service, websocket, key).run()
         except (ApiError, Refused) as error:
@@ -252,120 +245,3 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     answer = ApiError.of(error)
     request.state.log_fields["code"] = answer.code
     return answer.response()
-
-
-class _Gate:
-    """Gives each request an id and a line in the log, checks its key, and limits its body.
-
-    It is plain ASGI: middleware of Starlette's base class would hide that a client has left.
-    """
-
-    def __init__(self, app: ASGIApp, service: SpeechService) -> None:
-        self._app = app
-        self._service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        arrived = time.monotonic()
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        log_fields: dict[str, Any] = {}
-        status = None
-        scope.setdefault("state", {}).update(arrived=arrived, log_fields=log_fields, request_id=request_id)
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-
-        try:
-            scope["state"]["key"] = self._checked_key(scope, headers)
-            await self._app(scope, self._limited(headers, receive), send_with_id)
-        except ClientDisconnect:
-            self._service.metrics.left.inc()
-            log_fields["client_left"] = True
-        except Exception as error:
-            answer = ApiError.of(error)
-            log_fields["code"] = answer.code
-            if answer.status == 500:
-                LOGGER.exception("request failed", extra={"fields": {"request_id": request_id}})
-            if status is None:
-                await answer.response()(scope, receive, send_with_id)
-        finally:
-            route = getattr(scope.get("route"), "path", "unknown")
-            if "code" in log_fields:
-                self._service.metrics.errors.labels(log_fields["code"]).inc()
-            self._service.metrics.requests.labels(route, str(status or "none")).inc()
-            log(
-                "request",
-                request_id=request_id,
-                client=scope["client"][0] if scope.get("client") else None,
-                key=scope["state"].get("key"),
-                method=scope["method"],
-                path=scope["path"],
-                status=status,
-                seconds=round(time.monotonic() - arrived, 4),
-                **log_fields,
-            )
-
-    def _checked_key(self, scope: Scope, headers: Headers) -> str:
-        """Return the name of the client's key; pages and health checks need none."""
-        if not self._service.settings.api_keys or not scope["path"].startswith("/v1/"):
-            return _ANONYMOUS
-        return checked_key(self._service.settings, headers.get("authorization", ""))
-
-    def _limited(self, headers: Headers, receive: Receive) -> Receive:
-        """Return `receive` for a body of limited length."""
-        limit, received = self._service.settings.max_body_bytes, 0
-
-        def check(length: int) -> None:
-            if length > limit:
-                raise ApiError(413, f"the body must have at most {limit} bytes, got more", "request_too_large")
-
-        length = headers.get("content-length", "")
-        check(int(length[:20]) if length.isdecimal() else 0)
-
-        async def limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            check(received)
-            return message
-
-        return limited
-
-
-def _checked_origin_and_key(settings: ServerSettings, headers: Headers) -> str:
-    """Return the name of the client's key.
-
-    Browsers let any page open a WebSocket, so its origin is checked here.
-
-    Raises:
-        ApiError: the key or the origin is another one.
-    """
-    origin = headers.get("origin")
-    own = origin is None or urllib.parse.urlsplit(origin).netloc == headers.get("host")
-    if not own and not {origin, "*"} & set(settings.cors_origins):
-        message = f"the origin of the page must be allowed by the server, got {origin!r:.100}"
-        raise ApiError(403, message, "origin_not_allowed")
-    return checked_key(settings, headers.get("authorization", "")) if settings.api_keys else _ANONYMOUS
-
-
-def checked_key(settings: ServerSettings, authorization: str) -> str:
-    """Return the name of the key in an Authorization header, for the log and for limits.
-
-    Raises:
-        ApiError: it is no key of the settings.
-    """
-    given = authorization.removeprefix("Bearer ").strip().encode()
-    # All are compared, each in constant time: how long it takes tells nothing of a key.
-    equal = [hmac.compare_digest(given, key.encode()) for key in settings.api_keys]
-    if not any(equal):
-        message = "the Authorization header must be `Bearer KEY`, got no key of this server"
-        raise ApiError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-    return f"key-{equal.index(True)}"

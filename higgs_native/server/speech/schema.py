@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from higgs_native.audio.tempo import MAX_SPEED, MIN_SPEED
 from higgs_native.errors import HiggsNativeError, one_line, short_repr
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.server.admission import Refused
+from higgs_native.server.speech.admission import Refused
 
 
 MODEL_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")

@@ -20,9 +20,9 @@ from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.voices import Voice
-from higgs_native.server.schema import MODEL_ALIASES, ApiError, SpeechRequest
 from higgs_native.server.settings import ServerSettings
-from higgs_native.server.voices import VoiceStore
+from higgs_native.server.speech.schema import MODEL_ALIASES, ApiError, SpeechRequest
+from higgs_native.server.speech.voices import VoiceStore
 from higgs_native.streaming import SpeechStream
 from higgs_native.subtitles import Cue, phrase_cues, word_cues
 from higgs_native.utils.background_iterator import BackgroundIterator

@@ -19,8 +19,8 @@ from higgs_native.errors import AudioError, HiggsNativeError
 from higgs_native.prompt.normalize import check_unicode
 from higgs_native.prompt.recordings import Recording
 from higgs_native.prompt.voices import Voice, check_voice, list_voices
-from higgs_native.server.schema import ApiError
 from higgs_native.server.settings import ServerSettings
+from higgs_native.server.speech.schema import ApiError
 from higgs_native.utils.files import locked, replacing
 
 

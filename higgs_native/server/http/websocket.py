@@ -26,11 +26,11 @@ from higgs_native.prompt.normalize import SPEAKABLE
 from higgs_native.prompt.recordings import Recording
 from higgs_native.prompt.sentences import split_sentences
 from higgs_native.prompt.voices import Voice
-from higgs_native.server.delivery import SpeechService, Timing
-from higgs_native.server.encoder import AudioEncoder
 from higgs_native.server.observing import LOGGER, log
-from higgs_native.server.schema import ApiError, SessionRequest
-from higgs_native.server.speaking import Utterance
+from higgs_native.server.speech.encoder import AudioEncoder
+from higgs_native.server.speech.schema import ApiError, SessionRequest
+from higgs_native.server.speech.service import SpeechService, Timing
+from higgs_native.server.speech.speaking import Utterance
 
 
 _PARAGRAPH = re.compile(r"(?<=\n\n)")

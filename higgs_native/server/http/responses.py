@@ -1,161 +1,26 @@
-"""A speech on its way to a client: it waits for its turn, is made, encoded, and sent as fast as the client reads."""
+"""Responses that hold speech: sent as fast as the client reads, and ended when it leaves."""
 
 import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import aclosing
 from typing import Any
 
 from anyio.to_thread import run_sync
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from higgs_native.pipeline import HiggsAudio
-from higgs_native.server.admission import Admission, Refused
-from higgs_native.server.encoder import MEDIA_TYPES, AudioEncoder, wav_header
-from higgs_native.server.observing import LOGGER, Metrics
-from higgs_native.server.schema import ApiError, SpeechRequest
-from higgs_native.server.settings import ServerSettings
-from higgs_native.server.speaking import Speaker, Utterance
-from higgs_native.server.voices import VoiceStore
+from higgs_native.server.observing import LOGGER
+from higgs_native.server.speech.encoder import MEDIA_TYPES, AudioEncoder, wav_header
+from higgs_native.server.speech.schema import ApiError, SpeechRequest
+from higgs_native.server.speech.service import SpeechService, Timing
+from higgs_native.server.speech.speaking import Utterance
 
 
 # Encoded pieces that may wait for a slow client, two seconds of audio or less each. A text that is streamed has fewer,
 # so that its slot is free as soon as it is made.
 _MAX_PIECES = 64
-
-
-class SpeechService:
-    """The state that the routes of one server share.
-
-    Args:
-        engine: speaks.
-        settings: of the operator.
-
-    Attributes:
-        settings, voices, admission, metrics, speaker: see their classes.
-        sessions: the number of open WebSockets.
-    """
-
-    def __init__(self, engine: HiggsAudio, settings: ServerSettings) -> None:
-        model_id = settings.model_id or ("embedded-voice" if engine.is_embedded_voice else "higgs-audio-v2")
-        self.settings = settings
-        self.voices = VoiceStore(
-            settings,
-            engine.trained_voices,
-            lambda: {name: adapter.speakers for name, adapter in engine.model.adapters.items()},
-        )
-        self.admission = Admission(settings.max_running, settings.max_queued, settings.max_per_key)
-        self.metrics = Metrics(
-            lambda: self.admission.running, lambda: self.admission.queued, lambda: engine.model.engine.metrics
-        )
-        self.sessions = 0
-        self.speaker = Speaker(engine, self.voices, settings, model_id)
-
-    @property
-    def status(self) -> str:
-        """`ready`, or `draining`: new requests are refused."""
-        return "draining" if self.admission.is_draining else "ready"
-
-    def report(self) -> dict[str, str]:
-        """Return what other processes of the server tell of this one."""
-        return {"status": self.status, "metrics": self.metrics.text().decode()}
-
-    @contextmanager
-    def session(self) -> Iterator[None]:
-        """Count a WebSocket, which may hold no slot for long.
-
-        Raises:
-            Refused: the server drains, or there are as many as requests may run and wait.
-        """
-        limit = self.settings.max_running + self.settings.max_queued
-        if self.admission.is_draining:
-            raise Refused("the server is shutting down and takes no new requests", True, 1)
-        if self.sessions >= limit:
-            raise Refused(f"sessions must be at most {limit}, got one more", False, 1)
-        self.sessions += 1
-        try:
-            yield
-        finally:
-            self.sessions -= 1
-
-    async def encoded(
-        self, utterance: Utterance, encoder: AudioEncoder, key: str, timing: "Timing"
-    ) -> AsyncGenerator[bytes, None]:
-        """Wait for a turn, then yield encoded audio as it is made. Leaving the loop frees the slot.
-
-        Args:
-            utterance: to speak.
-            encoder: a new one, which is closed at the end.
-            key: of the client.
-            timing: of the request, which is written down here.
-
-        Raises:
-            Refused: there is no room in the queue.
-            HiggsNativeError: the text or the references are wrong.
-            ApiError: there is no audio.
-        """
-        with closing(encoder):
-            async with self.admission.slot(key):
-                timing.started = time.monotonic()
-                self.metrics.queue_time.observe(timing.started - timing.arrived)
-                async with aclosing(self.speaker.speak(utterance)) as pieces:
-                    async for samples in pieces:
-                        data = await run_sync(encoder.encode, samples)
-                        if self._is_late(timing, len(samples) / self.speaker.sampling_rate):
-                            self.metrics.under_runs.inc()
-                        if data:
-                            yield data
-                if not utterance.seconds:
-                    raise ApiError(500, "the model must make audio, got none for this text and seed", "no_audio")
-                self._count(utterance, timing)
-            rest = await run_sync(encoder.finish)
-            if rest:
-                yield rest
-
-    def _is_late(self, timing: "Timing", seconds: float) -> bool:
-        """Return whether a piece comes after all before it has been played, if the first was played on arrival."""
-        now = time.monotonic()
-        if timing.first_audio is None:
-            timing.first_audio = timing.played = now
-            self.metrics.first_audio.observe(now - timing.arrived)
-        late = now > timing.played
-        timing.played = max(timing.played, now) + seconds
-        return late
-
-    def _count(self, utterance: Utterance, timing: "Timing") -> None:
-        self.metrics.audio_seconds.inc(utterance.seconds)
-        if timing.started is not None:
-            self.metrics.real_time_factor.observe((time.monotonic() - timing.started) / utterance.seconds)
-        self.metrics.tokens.labels("input").inc(utterance.prompt_tokens)
-        self.metrics.tokens.labels("output").inc(utterance.completion_tokens)
-        for failure in utterance.failures:
-            self.metrics.failures.labels(failure).inc()
-
-
-@dataclass
-class Timing:
-    """Moments of a request, by the monotonic clock.
-
-    Attributes:
-        arrived: when its headers were read.
-        started: when its turn came.
-        first_audio: when its first samples were made.
-        played: when a client that plays at once has played everything so far.
-    """
-
-    arrived: float
-    started: float | None = None
-    first_audio: float | None = None
-    played: float = 0.0
-
-    def fields(self) -> dict[str, float]:
-        """Return the durations for the log."""
-        moments = {"queue_seconds": self.started, "first_audio_seconds": self.first_audio}
-        return {name: round(moment - self.arrived, 4) for name, moment in moments.items() if moment is not None}
 
 
 class SpeechResponse(Response):

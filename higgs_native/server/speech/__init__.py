@@ -1,0 +1,1 @@
+"""From a request to encoded speech, for every protocol."""
