@@ -34,7 +34,7 @@ measure() { # LIMIT NAME SECTIONS... --formats FORMATS...
   step "$limit" "$name" "$python" -m benchmarks.gpu_quick "$facts" "$@" ${rehearse:+--rehearse}
 }
 
-# Runs a product: the library is there, is loaded, and has code for this device.
+# Runs a linear operator: the library is there, is loaded, and has code for this device.
 load_check='import sys, torch
 from higgs_native import ops
 weight, x, out = (torch.ones(*shape, device=sys.argv[1]) for shape in ((32, 32), (1, 32), (1, 32)))

@@ -1,4 +1,4 @@
-"""Weights quantized for the inputs that they meet: the same size, and products that err less."""
+"""Weights quantized for the inputs that they meet: the same size, and outputs that err less."""
 
 from importlib import import_module
 
@@ -50,7 +50,7 @@ def feedback_of(x: torch.Tensor, count: int | None = None) -> ops.ErrorFeedback:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("format", QUANTIZED_FORMATS)
 @pytest.mark.parametrize("shape", [(40, 300), (2100, 128), (7, 129)])
-def test_products_err_less(format, shape, device):
+def test_outputs_err_less(format, shape, device):
     n, k = shape
     weight, x = random((n, k), seed=3), correlated_inputs(4 * k, k)
     feedback = feedback_of(x.to(device))
@@ -146,8 +146,8 @@ def test_the_embedded_voice_loses_less(quantization, share, truth):
 
 
 def recorded_inputs(monkeypatch, layer: Layer, states: torch.Tensor, rows: Batch, cfg) -> list[torch.Tensor]:
-    """What the products of a layer take, by its operators in plain PyTorch: qkv, o, and gate_up and down, of text rows
-    and of audio rows.
+    """The inputs of a layer's linear operators, by operators in plain PyTorch: qkv, o, and gate_up and down, of text
+    rows and of audio rows.
     """
     inputs = []
 
@@ -182,7 +182,7 @@ def recorded_inputs(monkeypatch, layer: Layer, states: torch.Tensor, rows: Batch
 @pytest.mark.parametrize(
     ("adapter", "dual"), [("dual_ffn", (0, 1, 2, 3)), ("dual_ffn_fast_forward", (1, 3)), ("stack", ())]
 )
-def test_moments_are_those_of_what_products_take(tmp_path, monkeypatch, adapter, dual):
+def test_moments_are_those_of_what_linear_operators_take(tmp_path, monkeypatch, adapter, dual):
     cfg = config(audio_adapter_type=adapter, audio_dual_ffn_layers=dual)
     write_language_model(tmp_path / "model", cfg, layout="original")
     weights = CheckpointWeights(tmp_path / "model", cfg, torch.float32, Quantization(), CPU)
@@ -247,7 +247,7 @@ def test_the_command(tmp_path, capsys):
             assert packed.metadata()["calibrated"] == ("false" if target == "plain" else "true")
     models = {target: HiggsAudioModel.from_pretrained(tmp_path / target) for target in ("own", "default", "plain")}
     expected = calibrated_model(EMBEDDED_VOICE, Quantization.parse("int4"), TEXTS, CPU).audio_head.data
-    # Sums of torch's products may differ in their last bits from run to run, and then a few values.
+    # Sums of torch's matrix operators may differ in their last bits from run to run, and then a few values.
     differing = {name: float((model.audio_head.data != expected).float().mean()) for name, model in models.items()}
     assert differing["own"] < 0.01 < 0.05 < min(differing["default"], differing["plain"]), differing
     # A copy is calibrated as it was.

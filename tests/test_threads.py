@@ -13,29 +13,29 @@ from higgs_native import ops
 from higgs_native._C import cpu_quota
 
 
-# The same product by a process that has threads, and by its forked child, which has none of them.
+# The same linear operator by a process that has threads, and by its forked child, which has none of them.
 FORK = """
 import os, sys, torch
 from higgs_native import ops
 torch.set_num_threads(2)
 weight = ops.pack_linear(torch.randn(4096, 512))
 x = torch.randn(3, 512)
-def product():
+def linear():
     out = torch.empty(3, 4096)
     ops.linear(out, x, weight)
     return out
-expected = product()
+expected = linear()
 child = os.fork()
 if child == 0:
-    os._exit(0 if all(torch.equal(product(), expected) for _ in range(100)) else 1)
-assert torch.equal(product(), expected)
+    os._exit(0 if all(torch.equal(linear(), expected) for _ in range(100)) else 1)
+assert torch.equal(linear(), expected)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
 @pytest.fixture
-def product():
-    """A function that computes a product which several threads share."""
+def linear():
+    """A function that computes a linear operator which several threads share."""
     generator = torch.Generator().manual_seed(0)
     weight = ops.pack_linear(torch.randn(4096, 512, generator=generator))
     x = torch.randn(5, 512, generator=generator)
@@ -53,17 +53,17 @@ def product():
     return compute
 
 
-def test_any_number_of_threads_computes_the_same_bits(product):
-    expected = product(1)
+def test_any_number_of_threads_computes_the_same_bits(linear):
+    expected = linear(1)
     for threads in (2, 7, 3, 2):
         for _ in range(50):
-            assert torch.equal(product(threads), expected)
+            assert torch.equal(linear(threads), expected)
 
 
-def test_callers_may_compute_at_once(product):
-    expected = product(1)
+def test_callers_may_compute_at_once(linear):
+    expected = linear(1)
     with ThreadPoolExecutor(4) as callers:
-        results = callers.map(product, [3] * 400)
+        results = callers.map(linear, [3] * 400)
     assert all(torch.equal(result, expected) for result in results)
 
 
@@ -72,8 +72,8 @@ def test_a_forked_child_computes():
     assert forked.returncode == 0, forked.stderr
 
 
-def test_helpers_sleep_when_nothing_is_left(product):
-    product(4)
+def test_helpers_sleep_when_nothing_is_left(linear):
+    linear(4)
     time.sleep(0.1)
     before = time.process_time()
     time.sleep(0.5)

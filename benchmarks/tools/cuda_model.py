@@ -7,10 +7,10 @@ shared memory from the library's own launches at the published shapes (cuda_laun
 formats. The other inputs are constants of the machine, with their sources in cuda_constants.py. A guess has a range;
 the range of a prediction takes all of them at their best or at their worst.
 
-A product takes the longest of: reading its weights from memory; reading them and the rows of x from L2; the main loop
-of the multiprocessor with the most blocks, simulated (warp_simulation.py). Before and after it come the gap between
-launches and the tail, less the weights that blocks of the next launch have loaded by then, if they fit beside those of
-this one.
+A linear operator takes the longest of: reading its weights from memory; reading them and the rows of x from L2; the
+main loop of the multiprocessor with the most blocks, simulated (warp_simulation.py). Before and after it come the gap
+between launches and the tail, less the weights that blocks of the next launch have loaded by then, if they fit beside
+those of this one.
 """
 
 import argparse
@@ -111,7 +111,7 @@ class Model:
         """
         config = MODELS[case["model"]]
         launches = self.library.launches(self.gpu.multiprocessors, case)
-        rows = iter(self._products(config, case))
+        rows = iter(self._linears(config, case))
         layer: list[Prediction] = []
         rest: list[Prediction] = []
         previous: Launch | None = None
@@ -123,9 +123,9 @@ class Model:
                 current = next(rows)
                 to.append(self._pack(launch, current, case["format"]))
             elif launch.kernel.startswith("gemm_kernel"):
-                product = current or next(rows)
+                linear = current or next(rows)
                 current = None
-                to.append(self._product(launch, product, case["format"], previous))
+                to.append(self._linear(launch, linear, case["format"], previous))
             elif launch.op == "attention":
                 to.append(self._attention(launch, config, position, "batch" in case))
             elif launch.kernel == "rope_kernel":
@@ -145,8 +145,8 @@ class Model:
         return self.gpu.clock_ghz * 1e3
 
     @staticmethod
-    def _products(config: HiggsAudioConfig, case: dict[str, Any]) -> Iterable[tuple[str, int, int, int, bool]]:
-        """Name, n, k, rows of x and norm of each product, in the order of the launches."""
+    def _linears(config: HiggsAudioConfig, case: dict[str, Any]) -> Iterable[tuple[str, int, int, int, bool]]:
+        """Name, n, k, rows of x and norm of each linear operator, in the order of the launches."""
         hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
         all_rows = case.get("batch") or case["text"] + case["audio"]
         # Rows of a prompt take a single feed-forward network together.
@@ -159,13 +159,13 @@ class Model:
             yield name + "down", hidden, inner, rows, False
         yield "head", config.num_codebooks * config.codebook_size, hidden, case.get("batch", 1), True
 
-    def _product(
-        self, launch: Launch, product: tuple[str, int, int, int, bool], format: str, previous: Launch | None
+    def _linear(
+        self, launch: Launch, linear: tuple[str, int, int, int, bool], format: str, previous: Launch | None
     ) -> Prediction:
-        name, n, k, rows, norm = product
+        name, n, k, rows, norm = linear
         kernel, gpu = self.kernels[launch.kernel], self.gpu
         packed = launch.kernel.endswith("true>")
-        path = kernel.product_path(norm and not packed)
+        path = kernel.linear_path(norm and not packed)
         path_bytes = sum(i.is_weight_load for i in path) * LOAD_BYTES * WARP
         weights = WEIGHT_FORMATS[format].packed_nbytes(n, k)
         warps = launch.threads // WARP
@@ -248,8 +248,8 @@ class Model:
         alone = kernel.blocks_per_multiprocessor(launch.threads, launch.shared_bytes)
         return min(launch.blocks, empty * alone + (count - empty) * beside)
 
-    def _pack(self, launch: Launch, product: tuple[str, int, int, int, bool], format: str) -> Prediction:
-        name, _, k, _, norm = product
+    def _pack(self, launch: Launch, linear: tuple[str, int, int, int, bool], format: str) -> Prediction:
+        name, _, k, _, norm = linear
         kernel = self.kernels[launch.kernel]
 
         warps = launch.threads // WARP

@@ -20,14 +20,14 @@ from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.weights import tensor_shapes
 from higgs_native.checkpoint.language_model import expected_tensors
 from higgs_native.errors import HiggsNativeError
-from higgs_native.testing.configs import LAYOUTS, REAL_SIZE_CONFIG, REAL_SIZE_TTS_3_CONFIG
+from higgs_native.testing.configs import CHECKPOINT_LAYOUTS, REAL_SIZE_CONFIG, REAL_SIZE_TTS_3_CONFIG
 from higgs_native.testing.random_checkpoint import write_audio_tokenizer, write_language_model
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; it must hold no model")
-    parser.add_argument("--layout", choices=LAYOUTS, default="transformers")
+    parser.add_argument("--layout", choices=CHECKPOINT_LAYOUTS, default="transformers")
     parser.add_argument("--layers", type=int, help="default: those of the published model of the layout")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,10 +1,10 @@
-"""Read the compiled kernels of a CUDA library: resources, instructions, loops, and the path that a product takes.
+"""Read the compiled kernels of a CUDA library: resources, instructions, loops, and the path through a linear kernel.
 
     python -m benchmarks.tools.sass --update
 
-prints the instructions of each product's main loop per KB of weights. With --update they become the budget to which
-tests/benchmarks/test_cuda_sass.py holds later builds. cuobjdump disassembles: it is part of the CUDA toolkit and of
-the package `nvidia-cuda-cuobjdump`. No GPU is needed.
+prints the instructions of each linear kernel's main loop per KB of weights. With --update they become the budget of
+tests/benchmarks/test_cuda_sass.py, which holds later builds to it. cuobjdump disassembles: it is part of the CUDA
+toolkit and of the package `nvidia-cuda-cuobjdump`. No GPU is needed.
 """
 
 import argparse
@@ -153,8 +153,8 @@ class Kernel:
         ]
         return max(loops, key=lambda loop: loop[1] - loop[0])
 
-    def product_path(self, normalizes: bool) -> list[Instruction]:
-        """The way through the main loop of a product, with the weights' loads of all its steps.
+    def linear_path(self, normalizes: bool) -> list[Instruction]:
+        """The way through the main loop of a linear kernel, with the weights' loads of all its steps.
 
         The rows of x are complete and aligned. A norm's weights are of 16 bits, as in the published models.
         """
@@ -233,7 +233,7 @@ def missing_waits(kernel: Kernel) -> list[str]:
     Before it a kernel may load weights, and the scales of 4-bit ones, which are 8 bytes per lane. A wait with a
     condition is none.
     """
-    is_product = kernel.name.startswith("gemm_kernel")
+    is_linear = kernel.name.startswith("gemm_kernel")
     waited = dict.fromkeys(kernel.blocks, True)
     waited[kernel.instructions[0].address] = False
 
@@ -253,7 +253,7 @@ def missing_waits(kernel: Kernel) -> list[str]:
         done = waited[start]
         for i in block:
             done = done or (i.name == "ACQBULK" and not i.predicate)
-            allowed = i.is_weight_load or (is_product and i.is_global_load and i.load_bytes == 8)
+            allowed = i.is_weight_load or (is_linear and i.is_global_load and i.load_bytes == 8)
             touches = i.is_global_load or i.name in ("STG", "ST", "ATOM", "ATOMG", "RED", "LDGSTS", "UBLKCP", "EXIT")
             if touches and not done and not allowed:
                 wrong.append(f"{i.address:#x}: {i.opcode}")
@@ -275,8 +275,8 @@ def instructions_per_kb(path: list[Instruction]) -> float:
     return len(path) / (sum(i.is_weight_load for i in path) * LOAD_BYTES * WARP / 1024)
 
 
-def products(kernels: dict[str, Kernel]) -> dict[str, Kernel]:
-    """The products on tensor cores; float32 serves comparisons alone."""
+def linear_kernels(kernels: dict[str, Kernel]) -> dict[str, Kernel]:
+    """The linear kernels on tensor cores; float32 serves comparisons alone."""
     return {
         name: kernel
         for name, kernel in kernels.items()
@@ -285,14 +285,14 @@ def products(kernels: dict[str, Kernel]) -> dict[str, Kernel]:
 
 
 def measure_budget(kernels: dict[str, Kernel]) -> dict[str, dict[str, float]]:
-    """Instructions per KB of each product, with and without a norm before it."""
+    """Instructions per KB of each linear kernel, with and without a norm before it."""
     return {
         name: {
-            case: round(instructions_per_kb(kernel.product_path(case == "norm")), 2)
+            case: round(instructions_per_kb(kernel.linear_path(case == "norm")), 2)
             # Packed rows are normalized already.
             for case in (("plain",) if name.endswith("true>") else ("plain", "norm"))
         }
-        for name, kernel in sorted(products(kernels).items())
+        for name, kernel in sorted(linear_kernels(kernels).items())
     }
 
 

@@ -41,14 +41,14 @@ enum LayerLinear {
 inline constexpr size_t kLayerFactors = 2 * kLayerLinears;
 inline constexpr size_t kMaxAdapters = 32;  // in one call
 
-// What adapters add to one product of a layer: rows of adapter i get B_i (A_i x).
+// What adapters add to one linear operator of a layer: rows of adapter i get B_i (A_i x).
 struct LowRank {
   const Tensor* adapters = nullptr;  // [rows of the batch], int32: of each row; -1 if it has none
   const Tensor* factors = nullptr;   // of adapter 0: A, then B
   size_t stride = 0;                 // from them to those of the next adapter
   size_t count = 0;                  // of adapters
 
-  // The factors of a product of k columns and n rows; without data if the adapter has none. A may have fewer columns:
+  // The factors of an operator of k columns and n rows; without data if the adapter has none. A may have fewer columns:
   // the intermediate columns of a feed-forward network are rounded up, by less than half a panel.
   PackedWeight a(size_t adapter, int64_t k) const {
     const Tensor& packed = factors[adapter * stride];

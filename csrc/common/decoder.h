@@ -30,7 +30,7 @@ inline bool shares_feed_forward(
 }
 
 // `operators` has the four operators of a layer for one backend: qkv_rope_cache, attention, linear and dual_ffn. The
-// last argument of those with products says what adapters add to them.
+// last argument of all but attention says what adapters add to them.
 template <typename Operators>
 void run_decoder_layers(
     const Operators& operators, const DecoderLayers& args, const Tensor& x, const Tensor& query, const Tensor& attended,

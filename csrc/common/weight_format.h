@@ -1,7 +1,7 @@
 // The layout of a packed weight matrix, on every device.
 //
 // A weight matrix [n, k] is packed into panels of kPanel rows. A panel is a sequence of units of 128 bytes, in the
-// order of k, so that a product reads it front to back. A unit holds 4 bytes of each of its 32 rows in turn:
+// order of k, so that a kernel reads it front to back. A unit holds 4 bytes of each of its 32 rows in turn:
 //   f32   one weight;
 //   bf16  two weights;
 //   f16   two weights;

@@ -15,7 +15,7 @@ namespace higgs_native::cpu {
 
 namespace {
 
-// Max rows between the two products: bounds the scratch memory of a long prompt.
+// Max rows between the two linear operators: bounds the scratch memory of a long prompt.
 constexpr int64_t kMaxRows = 480;
 
 // Rows [begin, end) of x and out, both [*, hidden].

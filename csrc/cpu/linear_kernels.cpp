@@ -26,7 +26,7 @@ constexpr FormatKernels tile_kernels() {
   }
 }
 
-// ---- RMSNorm before a product, SiLU after it
+// ---- RMSNorm before a linear operator, SiLU after it
 
 template <typename T>
 void rms_norm(float* out, const float* x, const T* weight, int64_t k, float eps) {

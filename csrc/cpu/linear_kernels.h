@@ -1,4 +1,4 @@
-// The inner kernels of products with a packed weight matrix (common/weight_format.h), for one thread.
+// The inner kernels of linear operators with a packed weight matrix (common/weight_format.h), for one thread.
 #pragma once
 
 #include <cstdint>
@@ -20,12 +20,12 @@ struct GemmBlock {
   int64_t rows, n, units;
 };
 
-// Activations are packed once per product, in groups of rows: in the order in which the kernels read them, and rounded
+// Activations are packed once per call, in groups of rows: in the order in which the kernels read them, and rounded
 // to bfloat16 (bfloat16 and fp8 weights, from avx512_bf16 on) or to 8-bit integers with a scale per row and group of
 // kQuantGroup columns (int8 and int4 weights).
 //
 // An output is added up in an order that depends on k alone, whatever the number of rows, columns and threads, so a
-// row's bits do not depend on its batch. int8 and int4 sums within a group are exact integers, so those products are
+// row's bits do not depend on its batch. int8 and int4 sums within a group are exact integers, so those outputs are
 // the same in every instruction set that has fused multiply-adds.
 struct GroupRows {
   int64_t count, begin, end;  // of the group, and those of them that are written

@@ -1,4 +1,4 @@
-// Products by tiles, for linear_kernels.cpp: 32 rows of x times one panel of the weight, or 16 rows times two panels.
+// Kernels by tiles, for linear_kernels.cpp: 32 rows of x times one panel of the weight, or 16 rows times two panels.
 // Their sums stay in tiles while the panels' units stream by. A tile of weights is 16 units as they are stored, or as
 // many as expand to 16.
 //

@@ -1,4 +1,4 @@
-// Products by vectors, for linear_kernels.cpp.
+// Kernels by vectors, for linear_kernels.cpp.
 //
 // A tile is a group of rows of x times one panel of the weight: its sums, kGroupRows by 32, stay in registers while the
 // panel's units stream by; each unit is loaded once and multiplied with a broadcast of every row. If all rows are one

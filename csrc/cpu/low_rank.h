@@ -1,6 +1,6 @@
-// What adapters (LoRA) add to a product: rows of adapter i get B_i (A_i x). A @ x is computed first, for all adapters;
-// columns of B @ (A @ x) are added as soon as those of the base are computed, by the thread that computes them.
-// A row's bits depend on the row and its adapter alone, as those of any product do.
+// What adapters (LoRA) add to a linear operator: rows of adapter i get B_i (A_i x). A @ x is computed first, for all
+// adapters; columns of B @ (A @ x) are added as soon as those of the base are computed, by the thread that computes
+// them. A row's bits depend on the row and its adapter alone, as those of any linear operator do.
 // Bytes moved: the factors of each adapter that has rows, once for up to 240 of them.
 #pragma once
 
@@ -14,10 +14,10 @@
 
 namespace higgs_native::cpu {
 
-// The sum of low rank of rows [first, first + rows) of a batch, which are row 0, ... of a product.
+// The sum of low rank of rows [first, first + rows) of a batch, which are row 0, ... of an operator.
 class LowRankSum {
  public:
-  // x [rows, k] are the product's inputs, n its columns. `norm` is applied first if it is given.
+  // x [rows, k] are the operator's inputs, n its columns. `norm` is applied first if it is given.
   LowRankSum(
       const LowRank& low_rank, const float* x, int64_t first, int64_t rows, int64_t n, int64_t k,
       const RowNorm* norm = nullptr) {

@@ -1,5 +1,5 @@
-// qkv_rope_cache: RMSNorm, the query, key and value products, rotary embedding, and the write into the KV cache, as one
-//                 product (linear.cu) with an epilogue. Heads that are normalized too take a second kernel.
+// qkv_rope_cache: RMSNorm, the query, key and value projections, rotary embedding, and the write into the KV cache, by
+//                 one gemm_kernel (linear.cu) with an epilogue. Heads that are normalized too take a second kernel.
 // attention: softmax(scale * q K^T) V of every row over its own sequence, up to and including its own cache position.
 //
 // The cache is [pages, KV heads, page size, head_dim]: a page holds consecutive positions of a sequence, and the page

@@ -1,5 +1,5 @@
 // out = x + down(silu(gate(z)) * up(z)), z = rms_norm(x), for text rows and audio rows, each with its own weights: two
-// products (linear.cu) for each segment that has rows.
+// linear kernels (linear.cu) for each segment that has rows.
 //
 // Rows are sorted: text rows, then audio rows. A panel of gate_up holds kHalfPanel rows of the gate and the same rows
 // of the up projection, so that the block that sums them multiplies the two.

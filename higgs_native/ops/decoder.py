@@ -50,7 +50,7 @@ def layer_weights(
 
 
 LowRank = tuple[PackedWeight, PackedWeight]
-"""The factors A [rank, k] and B [n, rank] of an adapter, packed without quantization; the product B A is added."""
+"""The factors A [rank, k] and B [n, rank] of an adapter, packed without quantization; B A is added to a weight."""
 
 
 def layer_factors(
@@ -61,16 +61,16 @@ def layer_factors(
     audio_gate_up: LowRank | None,
     audio_down: LowRank | None,
 ) -> list[torch.Tensor]:
-    """Return an adapter's factors of a layer in the order of `decoder_layers`; None: the product stays as it is.
+    """Return an adapter's factors of a layer in the order of `decoder_layers`; None: the weight stays as it is.
 
     B is packed as the weight that it is added to: that of gate and up by `pack_gate_up`.
     """
-    products = qkv, o, text_gate_up, text_down, audio_gate_up, audio_down
+    linears = qkv, o, text_gate_up, text_down, audio_gate_up, audio_down
     absent = torch.empty(0, dtype=torch.float32, device="cpu")
-    for pair in products:
+    for pair in linears:
         if pair is not None:
             absent = pair[0].data.new_empty(0)
-    return [part for pair in products for part in ((absent, absent) if pair is None else (w.data for w in pair))]
+    return [part for pair in linears for part in ((absent, absent) if pair is None else (w.data for w in pair))]
 
 
 def decoder_layers(
@@ -93,7 +93,7 @@ def decoder_layers(
 ) -> None:
     """For each layer `qkv_rope_cache`, `attention` with the scale head_dim ** -0.5, `linear` and `dual_ffn`.
 
-    Rows of adapter i (LoRA) get x @ W.T + (x @ A_i.T) @ B_i.T in place of a product x @ W.T that the adapter changes;
+    Rows of adapter i (LoRA) get x @ W.T + (x @ A_i.T) @ B_i.T in place of x @ W.T where the adapter changes W;
     all other rows have the bits that they have without adapters.
 
     Args:

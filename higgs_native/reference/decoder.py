@@ -11,7 +11,7 @@ from higgs_native.reference.linear import RowFactors, linear
 
 
 _TENSORS_OF_LAYER = 18
-_PRODUCTS_OF_LAYER = 6
+_LAYER_LINEARS = 6
 
 
 def decoder_layers(
@@ -53,10 +53,10 @@ def decoder_layers(
         query_norm, key_norm = (norm if norm.numel() else None for norm in tensors)
         layer_rows = rope_table, page_table, slots[rows], positions[rows], cache_positions
 
-        def row_factors(product: int, index=index, rows=rows) -> RowFactors | None:
+        def row_factors(linear_index: int, index=index, rows=rows) -> RowFactors | None:
             if adapters is None:
                 return None
-            first, step = index * _PRODUCTS_OF_LAYER + product, len(skips_audio) * _PRODUCTS_OF_LAYER
+            first, step = index * _LAYER_LINEARS + linear_index, len(skips_audio) * _LAYER_LINEARS
             return adapters[rows], pairs[first::step]
 
         inputs = query[rows], *caches, x[rows], *input_norms, eps, qkv
@@ -64,5 +64,5 @@ def decoder_layers(
         scale = caches[0].shape[-1] ** -0.5
         attention(attended[rows], query[rows], *caches, page_table, slots[rows], cache_positions, scale)
         linear(x[rows], attended[rows], o, x[rows], row_factors(1))
-        factors_of_ffn = [row_factors(product) for product in range(2, _PRODUCTS_OF_LAYER)]
+        factors_of_ffn = [row_factors(linear_index) for linear_index in range(2, _LAYER_LINEARS)]
         dual_ffn(x[rows], x[rows], *text, *audio, eps, num_text_rows, factors_of_ffn)

@@ -28,8 +28,8 @@ def dual_ffn(
     )
     for index, (rows, norm, gate_up, down) in enumerate(segments):
         gate_up_factors, down_factors = (
-            None if of_product is None else (of_product[0][rows], of_product[1])
-            for of_product in factors[2 * index : 2 * index + 2]
+            None if of_linear is None else (of_linear[0][rows], of_linear[1])
+            for of_linear in factors[2 * index : 2 * index + 2]
         )
         # A panel holds 16 rows of the gate, then 16 of the up projection.
         both = packed_linear(rms_norm(x[rows], norm, eps), gate_up, gate_up_factors).unflatten(1, (-1, 2, 16))

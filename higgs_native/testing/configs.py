@@ -12,7 +12,7 @@ from higgs_native.errors import ConfigError
 from higgs_native.ops.formats import STORED_DTYPES
 
 
-LAYOUTS = ("transformers", "original", "higgs_tts_3")
+CHECKPOINT_LAYOUTS = ("transformers", "original", "higgs_tts_3")
 
 TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
@@ -146,14 +146,14 @@ def config_json(config: HiggsAudioConfig, layout: str, dtype: torch.dtype) -> di
 
     Args:
         config: the configuration.
-        layout: one of `LAYOUTS`.
+        layout: one of `CHECKPOINT_LAYOUTS`.
         dtype: the dtype of the tensors beside it: float32, bfloat16 or float16.
 
     Raises:
         ConfigError: the layout or the dtype is another, or the layout can't express the configuration.
     """
-    if layout not in LAYOUTS:
-        raise ConfigError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
+    if layout not in CHECKPOINT_LAYOUTS:
+        raise ConfigError(f"layout must be one of {', '.join(map(repr, CHECKPOINT_LAYOUTS))}, got {layout!r}")
     if dtype not in STORED_DTYPES.values():
         raise ConfigError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
     scaling = config.rope_scaling

@@ -93,7 +93,7 @@ def write_language_model(
     Args:
         folder: the target; created if missing. It must not hold a model yet.
         config: shapes and special ids; ids that `layout` does not name may be None.
-        layout: one of `LAYOUTS`.
+        layout: one of `CHECKPOINT_LAYOUTS`.
         dtype: the dtype of all tensors: float32, bfloat16 or float16.
         seed: the seed of the weights.
         shard_bytes: the max size of a file, unless it holds a single tensor.

@@ -13,7 +13,7 @@ from higgs_native import ops
 from higgs_native.ops.formats import QUANTIZATION_GROUP
 
 
-class DequantizedProduct(torch.autograd.Function):
+class DequantizedLinear(torch.autograd.Function):
     """x @ dequantize(weight, scales).T. The backward pass dequantizes again, so that no such matrix is kept."""
 
     @staticmethod
@@ -48,7 +48,7 @@ class QuantizedLinear(nn.Linear):
         self.register_buffer("scales", scales)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return DequantizedProduct.apply(x, self.weight, self.scales)
+        return DequantizedLinear.apply(x, self.weight, self.scales)
 
 
 def _pairs(values: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,7 @@ def settle_trigonometry() -> None:
 
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """No autocast, no TF32 or bfloat16 in products of float32, deterministic cuDNN. Threads take turns."""
+    """No autocast, no TF32 or bfloat16 in matrix operators of float32, deterministic cuDNN. Threads take turns."""
     with _LOCK, no_autocast():
         before = [getattr(module, name) for module, name, _ in _SETTINGS]
         try:

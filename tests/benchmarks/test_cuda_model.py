@@ -17,7 +17,7 @@ REPORT = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "cud
 MIN_KB_IN_FLIGHT = 40
 """Per multiprocessor: its share of 3.35 TB/s for 1.5 us."""
 SPARE_ISSUE = 0.1
-"""The share of a GPU's instruction slots that a product leaves free at full bandwidth."""
+"""The share of a GPU's instruction slots that a linear kernel leaves free at full bandwidth."""
 
 needs_emulation = pytest.mark.skipif(not EMULATION.is_file(), reason="the package was built without the emulation")
 
@@ -118,8 +118,8 @@ def frame_launches(gpu: str) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield f"{model} {format} {launch['name']}", launch
 
 
-def test_products_leave_instruction_slots_free():
-    """Quantized products at an H100's full bandwidth, on the multiprocessors that have blocks."""
+def test_linear_kernels_leave_instruction_slots_free():
+    """Linear kernels with quantized weights, at an H100's full bandwidth, on the multiprocessors that have blocks."""
     gpu = GPUS["H100"]
     shares = {}
     for name, launch in frame_launches("H100"):
@@ -130,7 +130,7 @@ def test_products_leave_instruction_slots_free():
     assert {name: round(share, 2) for name, share in shares.items() if share > 1 - SPARE_ISSUE} == {}
 
 
-def test_products_of_a_frame_keep_enough_weights_in_flight():
+def test_linear_kernels_of_a_frame_keep_enough_weights_in_flight():
     """On each multiprocessor that has a block."""
     in_flight = {
         name: launch["prefetched_kb_per_multiprocessor"]

@@ -9,11 +9,11 @@ from benchmarks.tools.sass import (
     BUDGET,
     LIBRARY,
     find_cuobjdump,
+    linear_kernels,
     local_accesses,
     measure_budget,
     missing_waits,
     parse_kernels,
-    products,
     read_kernels,
     weight_load_widths,
 )
@@ -41,7 +41,7 @@ def kernels():
 
 def test_the_kernels_of_a_frame_are_there(kernels):
     frame = [name for name in kernels if FRAME_KERNELS.match(name)]
-    assert len(products(kernels)) == 20
+    assert len(linear_kernels(kernels)) == 20
     assert len(frame) > 40
 
 
@@ -56,16 +56,16 @@ def test_kernels_of_a_frame_keep_their_values_in_registers(kernels):
 
 
 def test_weights_are_loaded_16_bytes_at_a_time(kernels):
-    assert {name: weight_load_widths(kernel) for name, kernel in products(kernels).items()} == {
-        name: {16} for name in products(kernels)
+    assert {name: weight_load_widths(kernel) for name, kernel in linear_kernels(kernels).items()} == {
+        name: {16} for name in linear_kernels(kernels)
     }
 
 
-def test_products_keep_enough_weights_in_flight(kernels):
+def test_linear_kernels_keep_enough_weights_in_flight(kernels):
     """A block at a time, or as many as registers leave room for; blocks take 20 KB of shared memory or more."""
     in_flight = {
         name: kernel.blocks_per_multiprocessor(256, 21_000) * kernel.prefetched_bytes(warps=8)
-        for name, kernel in products(kernels).items()
+        for name, kernel in linear_kernels(kernels).items()
     }
     assert {name: count for name, count in in_flight.items() if count < MIN_BYTES_IN_FLIGHT} == {}
 
@@ -123,7 +123,7 @@ def test_the_width_of_a_load_is_read():
     assert weight_load_widths(parsed(WEIGHT, narrow, WAIT, END)) == {16, 8}
 
 
-def test_the_path_of_a_product_goes_by_its_weights_and_passes_the_slow_loads_by():
+def test_the_path_through_a_linear_kernel_goes_by_its_weights_and_passes_the_slow_loads_by():
     kernel = parsed(
         WEIGHT,  # 0x00
         WAIT,
@@ -138,7 +138,7 @@ def test_the_path_of_a_product_goes_by_its_weights_and_passes_the_slow_loads_by(
         "BAR.SYNC 0x0",
         END,
     )
-    path = kernel.product_path(normalizes=False)
+    path = kernel.linear_path(normalizes=False)
     assert [f"{i.address:x}" for i in path] == ["20", "30", "40", "60", "70", "80", "90"]
     assert kernel.prefetched_bytes(warps=8) == 16 * 32 * 8
 

@@ -58,7 +58,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return values
 
 
-def test_products_are_added(base, tmp_path):
+def test_factors_are_added(base, tmp_path):
     adapter = Adapter.from_pretrained(write_adapter(tmp_path / "adapter"))
     before = tensors_of(base)
     (a, b), (table_a, table_b) = list(factors().values())[:2], list(factors().values())[2:]

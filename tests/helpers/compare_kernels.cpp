@@ -1,5 +1,6 @@
-// Compares the NEON kernels with the generic ones, and a product's rows in a batch with the same rows alone: a program
-// for tests/cross_aarch64.sh. The generic kernels are the same sources as on x86, where tests/ops has references.
+// Compares the NEON kernels with the generic ones, and a linear kernel's rows in a batch with the same rows alone: a
+// program for tests/cross_aarch64.sh. The generic kernels are the same sources as on x86, where tests/ops has
+// references.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -80,7 +81,7 @@ class Lines {
   std::vector<char> memory_;
 };
 
-// ---- Products
+// ---- Linear
 
 constexpr int64_t kRows = 29, kN = 100, kPanels = (kN + kPanel - 1) / kPanel;
 
@@ -116,7 +117,7 @@ struct Weight {
   }
 };
 
-std::vector<float> product(const FormatKernels& kernels, Weight& weight, const float* x, int64_t rows) {
+std::vector<float> linear(const FormatKernels& kernels, Weight& weight, const float* x, int64_t rows) {
   const int64_t row_bytes = packed_row_bytes(weight.format, kernels, weight.units);
   Lines packed(rows * row_bytes);
   const int64_t groups = group_count(rows, kernels.group_rows);
@@ -133,7 +134,7 @@ std::vector<float> product(const FormatKernels& kernels, Weight& weight, const f
   return out;
 }
 
-void compare_products(const Set& generic, const Set& set) {
+void compare_linear(const Set& generic, const Set& set) {
   constexpr const char* kNames[] = {"f32", "bf16", "f16", "fp8", "int8", "int4"};
   for (int format = 0; format < kWeightFormats; ++format) {
     for (const int64_t k : {128, 512}) {
@@ -146,12 +147,12 @@ void compare_products(const Set& generic, const Set& set) {
         bits &= 0xffff0000;
         std::memcpy(&value, &bits, 4);
       }
-      const std::vector<float> whole = product(set.linear.formats[format], weight, x.data(), kRows);
-      const double apart = difference(product(generic.linear.formats[format], weight, x.data(), kRows), whole);
-      check(apart < 3e-6, "product, " + name, apart);
+      const std::vector<float> whole = linear(set.linear.formats[format], weight, x.data(), kRows);
+      const double apart = difference(linear(generic.linear.formats[format], weight, x.data(), kRows), whole);
+      check(apart < 3e-6, "linear, " + name, apart);
       for (const int64_t rows : {1, 2, 3, 5, 7, 12, 13}) {
         for (const int64_t first : {int64_t{0}, int64_t{9}, kRows - rows}) {
-          const std::vector<float> some = product(set.linear.formats[format], weight, x.data() + first * k, rows);
+          const std::vector<float> some = linear(set.linear.formats[format], weight, x.data() + first * k, rows);
           check(
               std::memcmp(some.data(), whole.data() + first * kN, some.size() * 4) == 0,
               std::to_string(rows) + " rows by themselves, " + name);
@@ -267,7 +268,7 @@ int compare(const std::string& name) {
   const Set set = name == "neon"           ? HIGGS_NATIVE_SET(neon)
                   : name == "neon_dotprod" ? HIGGS_NATIVE_SET(neon_dotprod)
                                            : HIGGS_NATIVE_SET(neon_bf16);
-  compare_products(generic, set);
+  compare_linear(generic, set);
   compare_attention<float>(generic, set, "float32");
   compare_attention<bfloat16>(generic, set, "bfloat16");
   compare_attention<float16>(generic, set, "float16");

@@ -33,7 +33,7 @@ STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "default dtype float64": lambda: _default_dtype(torch.float64),
     "default device meta": lambda: _setting(lambda: None, torch.set_default_device, "meta"),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "products in bfloat16": lambda: _setting(
+    "matrix operators in bfloat16": lambda: _setting(
         torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "medium"
     ),
     "convolutions in bfloat16": lambda: _convolution_precision("bf16"),

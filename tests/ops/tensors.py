@@ -19,7 +19,7 @@ def int32(*values: int) -> torch.Tensor:
 
 
 def tolerance(dtype: torch.dtype, k: int, scale: float = 1.0) -> dict[str, Any]:
-    """How far a product over k standard normal activations and weights of `dtype` may stray from the reference.
+    """How far a linear operator over k standard normal activations and weights of `dtype` may be from the reference.
 
     On CUDA, and where the processor multiplies bfloat16, activations are rounded to it: each is off by up to 2^-9; on
     CUDA likewise to float16, by 2^-12. Quantized weights meet activations that may be rounded to the neighbouring

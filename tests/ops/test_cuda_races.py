@@ -77,14 +77,14 @@ def test_kernel_and_lines_are_named():
 
 
 def test_a_message_does_not_depend_on_earlier_operators():
-    """The product before may still run, too, when the fault's launches begin; the fault is its own launch."""
-    output_of_a_product()
+    """The linear operator before may still run, too, when the fault's launches begin; the fault is its own launch."""
+    output_of_a_linear()
     with pytest.raises(RuntimeError, match=FAULTS["write before wait"]):
         run("write before wait", mended=False)
 
 
-def output_of_a_product() -> torch.Tensor:
-    """1,024 numbers that a product wrote: memory that is used again, whose last writer was a kernel."""
+def output_of_a_linear() -> torch.Tensor:
+    """1,024 numbers that a linear operator wrote: memory that is used again, whose last writer was a kernel."""
     out = torch.empty(32, 32)
     linear(out, random((32, 64)), pack_linear(random((32, 64))))
     return out.view(-1)
@@ -95,7 +95,7 @@ def test_memory_of_an_output_becomes_a_weight(rows):
     """That torch wrote it since, the emulation can't know; on a GPU it is torch's kernel that must be waited for."""
     x, weight = random((rows, 32)), random((32, 32), seed=1)
     packed = pack_linear(weight).data
-    reused = output_of_a_product().view(packed.shape)
+    reused = output_of_a_linear().view(packed.shape)
     reused.copy_(packed)
     out = torch.empty(rows, 32)
     linear(out, x, PackedWeight(reused))
@@ -104,11 +104,11 @@ def test_memory_of_an_output_becomes_a_weight(rows):
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if "wait" in name])
 def test_a_race_in_memory_of_an_output_is_found(name):
-    memory = output_of_a_product().view(torch.int32)
+    memory = output_of_a_linear().view(torch.int32)
     memory.zero_()
     with pytest.raises(RuntimeError, match=r"does not wait for"):
         torch.ops.higgs_native_emulation.fault(memory, name, False)
-    memory = output_of_a_product().view(torch.int32)
+    memory = output_of_a_linear().view(torch.int32)
     memory.zero_()
     torch.ops.higgs_native_emulation.fault(memory, name, True)
     assert memory.any()

@@ -65,7 +65,7 @@ def low_rank(n: int, k: int, rank: int, seed: int, dtype: torch.dtype) -> ops.Lo
 
 
 def layer_factors(rank: int, seed: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    """Factors of all products of a layer."""
+    """Factors of all linear operators of a layer."""
 
     def gate_up(seed: int) -> ops.LowRank:
         a, b = random((rank, HIDDEN), seed=seed) * HIDDEN**-0.5, random((2, INTERMEDIATE, rank), seed=seed + 1)
@@ -82,7 +82,7 @@ def layer_factors(rank: int, seed: int, dtype: torch.dtype = torch.float32) -> l
 
 
 def with_adapters(values: dict, *rows: int, dtype: torch.dtype = torch.float32) -> dict:
-    """The arguments with two adapters: one of all products, and one of rank 33 that changes two of them."""
+    """The arguments with two adapters: one of all linear operators, and one of rank 33 that changes two of them."""
     layers = len(values["skips_audio"])
     every = [part for i in range(layers) for part in layer_factors(3, 300 + 20 * i, dtype)]
     some = [

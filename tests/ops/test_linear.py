@@ -1,4 +1,4 @@
-"""The products with packed weights against plain PyTorch."""
+"""Linear operators with packed weights, against plain PyTorch."""
 
 import pytest
 import torch
@@ -175,7 +175,7 @@ def test_rows_too_long_for_shared_memory_have_the_same_bits(normalized, dtype):
     """8 rows of 11,008 columns are too many for a block's shared memory on CUDA, one row is not."""
     x, weight, norm = activations(8, 11_008), packed(4, 11_008, dtype), 1 + 0.1 * random((11_008,), seed=2)
 
-    def product(x: torch.Tensor) -> torch.Tensor:
+    def computed(x: torch.Tensor) -> torch.Tensor:
         out = torch.empty(len(x), 4)
         if normalized:
             ops.rms_norm_linear(out, x, norm, 1e-5, weight)
@@ -183,12 +183,12 @@ def test_rows_too_long_for_shared_memory_have_the_same_bits(normalized, dtype):
             ops.linear(out, x, weight)
         return out
 
-    assert torch.equal(product(x), torch.cat([product(row[None]) for row in x]))
+    assert torch.equal(computed(x), torch.cat([computed(row[None]) for row in x]))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
-def test_products_with_integers_pass_nan_on(dtype, wrong):
+def test_linear_operators_with_integers_pass_nan_on(dtype, wrong):
     x, weight, out = random((2, 300)), packed(4, 300, dtype), torch.empty(2, 4)
     x[0, 200] = wrong
     ops.linear(out, x, weight)

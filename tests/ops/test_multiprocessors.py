@@ -29,17 +29,17 @@ def with_multiprocessors(monkeypatch):
 
 @pytest.mark.parametrize("format", ["bfloat16", "int4"])
 @pytest.mark.parametrize("rows", [1, 40])
-def test_products_of_one_and_of_two_panels_a_block(with_multiprocessors, rows, format):
-    """The products of the published model's gate and up projections, 512 panels, take two a block on an H100."""
+def test_linear_operators_of_one_and_of_two_panels_a_block(with_multiprocessors, rows, format):
+    """Those of the published model's gate and up projections, 512 panels, take two a block on an H100."""
     n, k = 2 * H100 * PANEL, 72
     x, weight = random((rows, k)).bfloat16().float(), ops.pack_linear(random((n, k), seed=1), format=format)
 
-    def product():
+    def linear():
         out = torch.full((rows, n), torch.nan)
         ops.linear(out, x, weight)
         return out
 
-    two_panels, one_panel = (with_multiprocessors(count, product) for count in (H100, H100 + 1))
+    two_panels, one_panel = (with_multiprocessors(count, linear) for count in (H100, H100 + 1))
     assert torch.equal(two_panels, one_panel)
     expected = torch.empty(rows, n)
     reference.linear(expected, x, weight)
@@ -53,12 +53,12 @@ def test_rows_packed_by_one_block_and_by_several(with_multiprocessors, format):
     x, norm = random((rows, k)), random((k,), torch.bfloat16, seed=1)
     weight = ops.pack_linear(random((n, k), seed=2) / k**0.5, format=format)
 
-    def product():
+    def linear():
         out = torch.full((rows, n), torch.nan)
         ops.rms_norm_linear(out, x, norm, 1e-5, weight)
         return out
 
-    several, one = (with_multiprocessors(count, product) for count in (H100, 1))
+    several, one = (with_multiprocessors(count, linear) for count in (H100, 1))
     assert torch.equal(several, one)
     # The order of the sums of squares is that of rows that are not packed.
     alone = torch.full((1, n), torch.nan)

@@ -151,7 +151,7 @@ def test_temperature_zero_is_greedy(engine):
 def test_few_steps_give_little_or_no_audio(steps, layout, engines):
     speech = engines[layout].speak(TEXT, seed=1, temperature=0, max_new_tokens=steps)
     assert speech.finish_reason == "length"
-    # The all-BOS frame and seven delayed ones come first; Boson's rule gives up the column that stands for EOS.
+    # The all-BOS frame and seven delayed ones come first; Boson's convention gives up the column that stands for EOS.
     frames = max(0, steps - 8 - (layout == "boson"))
     assert speech.codes.shape == (8, frames)
     assert speech.audio.shape == (960 * frames,)

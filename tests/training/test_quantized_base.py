@@ -1,4 +1,4 @@
-"""The frozen base in int8 and int4: the products and gradients of the rounded matrices."""
+"""The frozen base in int8 and int4: the outputs and gradients of the rounded layers."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from higgs_native.testing.configs import DEMO_CONFIG
 from higgs_native.training.data.rows import PackedRows
 from higgs_native.training.loss import LossWeights, TargetCounts
 from higgs_native.training.model import TrainableModel
-from higgs_native.training.quantized_base import DequantizedProduct, QuantizedLinear, dequantize, quantize_layers
+from higgs_native.training.quantized_base import DequantizedLinear, QuantizedLinear, dequantize, quantize_layers
 from tests.training.samples import random_sample
 
 
@@ -42,7 +42,7 @@ def test_gradcheck():
     weight = torch.randint(-127, 128, (4, 6), generator=generator, dtype=torch.int8)
     scales = torch.rand(4, 1, generator=generator, dtype=torch.float64)
     x = torch.randn(3, 6, generator=generator, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: DequantizedProduct.apply(x, weight, scales), x)
+    assert torch.autograd.gradcheck(lambda x: DequantizedLinear.apply(x, weight, scales), x)
 
 
 def test_a_row_of_zeros_stays_zero():

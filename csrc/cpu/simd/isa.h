@@ -38,7 +38,7 @@ inline void pause_core() {
 }  // namespace higgs_native::cpu
 
 // Declares table() of the given type: the kernels of the instruction set in use. Each set defines a table of that name
-// in the namespace named after the set. Only products use AMX; other families have no kernels of their own for it.
+// in the namespace named after the set. Only the family linear uses AMX; others have no kernels of their own for it.
 #define HIGGS_NATIVE_DECLARE_TABLE(Type, table, isa) \
   namespace isa {                                    \
   extern const Type table;                           \

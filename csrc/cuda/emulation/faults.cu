@@ -255,7 +255,7 @@ constexpr struct {
        f.pass(kAllowThenWait);
        f.consume(f.mended ? kNothing : kWrite);
      }},
-    // Weights are packed; of two products behind it, the second one reads them early.
+    // Weights are packed; of two kernels behind it, the second one reads them early.
     {"weights of a launch that lets the next begin early",
      [](const Fault& f) {
        f.produce(f.mended ? kWaitOnly : kAllowThenWait, true);

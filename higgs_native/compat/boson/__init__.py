@@ -5,8 +5,8 @@
     engine = HiggsAudioServeEngine(model_path, audio_tokenizer_path)
     response = engine.generate(ChatMLSample([Message("user", "Hello there.")]), max_new_tokens=1024)
 
-`install()` puts it under the module names of `boson_multimodal`. Prompts and generation follow Boson's rule, whichever
-layout the checkpoint has. What differs from `boson_multimodal` is listed in `docs/compat_boson.md`.
+`install()` puts it under the module names of `boson_multimodal`. Prompts and generation follow Boson's convention,
+whichever layout the checkpoint has. What differs from `boson_multimodal` is listed in `docs/compat_boson.md`.
 """
 
 from higgs_native.compat.boson.audio_tokenizer import (
