@@ -372,21 +372,12 @@ class Engine(Driver, Shareable):
                 self._fail(sequence, error)
                 continue
             if isinstance(item, int):
-                self._add_token(sequence, item)
+                sequence.add_token(self._model, item)
             else:
                 sequence.add_frame(item)
                 self._totals.frames += 1
             self._note_item(sequence, now)
             self._end_step(sequence, is_active)
-
-    def _add_token(self, sequence: SequenceState, token: int) -> None:
-        """Append a text token: it may begin an audio segment, or end the reply."""
-        sequence.add_token(token)
-        if token == self._model.config.audio_out_bos_token_id:
-            sequence.mode = GenerationMode.AUDIO_INIT
-            sequence.segments.append([])
-        elif self._ends_reply(sequence):
-            sequence.finish_reason = "stop"
 
     def _note_item(self, sequence: SequenceState, now: float) -> None:
         """Note the time of a sequence's new item, and wake whoever waits for it."""
@@ -401,20 +392,13 @@ class Engine(Driver, Shareable):
     def _end_step(self, sequence: SequenceState, is_active: bool) -> None:
         """End the sequence's audio segment, its reply, or both, if the item does, or at the limits of its length."""
         if not is_active:
-            next_token = sequence.rules.text_after_audio(self._model)
-            sequence.end_audio(self._model, next_token)
-            if next_token is not None and self._ends_reply(sequence):
-                sequence.finish_reason = "stop"
+            sequence.end_audio(self._model)
             self._launches_left = 0
         sequence.end_at_limit(self._model)
         if sequence.finish_reason is not None:
             self._model.verify()
             self._totals.finished += 1
             self._end(self._handles[sequence])
-
-    def _ends_reply(self, sequence: SequenceState) -> bool:
-        stop_strings = sequence.request.known_sampling.stop_strings
-        return sequence.rules.ends_reply(self._model, sequence.text_ids, stop_strings)
 
     def _fail(self, sequence: SequenceState, error: Exception | None = None) -> None:
         """End a request whose logits can't be drawn from."""

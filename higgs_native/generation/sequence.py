@@ -103,21 +103,27 @@ class SequenceState:
         self.rows.append(frame)
         self.emit(frame)
 
-    def add_token(self, token: int) -> None:
-        """Append the next text token."""
-        self.text_ids.append(token)
-        self.rows.append(token)
-        self.emit(token)
+    def add_token(self, model: LanguageModel, token: int) -> None:
+        """Append the next text token: it may begin an audio segment, or end the reply."""
+        self._append_token(token)
+        if token == model.config.audio_out_bos_token_id:
+            self.mode = GenerationMode.AUDIO_INIT
+            self.segments.append([])
+        elif self._ends_reply(model):
+            self.finish_reason = "stop"
 
-    def end_audio(self, model: LanguageModel, next_token: int | None) -> None:
-        """End an audio segment: `next_token` follows it, or with None, the reply ends too."""
+    def end_audio(self, model: LanguageModel) -> None:
+        """End an audio segment: the convention's token follows it, or the reply ends too."""
+        next_token = self.rules.text_after_audio(model)
         if next_token is None:
             self.finish_reason = "stop"
-        else:
-            self.text_ids.append(model.config.audio_out_token_id)
-            self.mode = GenerationMode.TEXT
-            self.rows.pop()  # the token takes the position of the last frame
-            self.add_token(next_token)
+            return
+        self.text_ids.append(model.config.audio_out_token_id)
+        self.mode = GenerationMode.TEXT
+        self.rows.pop()  # the token takes the position of the last frame
+        self._append_token(next_token)
+        if self._ends_reply(model):
+            self.finish_reason = "stop"
 
     def end_at_limit(self, model: LanguageModel) -> None:
         """End the sequence if `max_new_tokens` or the end of the cache is reached."""
@@ -145,6 +151,14 @@ class SequenceState:
             no_tokens = torch.empty(0, config.vocab_size, dtype=torch.float32, device=model.device)
             output.text_logits = torch.stack(self.text_logits) if self.text_logits else no_tokens
         return output
+
+    def _append_token(self, token: int) -> None:
+        self.text_ids.append(token)
+        self.rows.append(token)
+        self.emit(token)
+
+    def _ends_reply(self, model: LanguageModel) -> bool:
+        return self.rules.ends_reply(model, self.text_ids, self.request.known_sampling.stop_strings)
 
 
 def _segment(frames: Sequence[Frame]) -> torch.Tensor:
