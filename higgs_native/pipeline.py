@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from typing_extensions import Unpack
 
 from higgs_native.audio.quality import VoiceWarning
@@ -16,17 +15,14 @@ from higgs_native.audio.silence import SilenceTrimmer
 from higgs_native.audio_tokenizer.checkpoint import has_audio_tokenizer
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.checkpoint.adapter import Adapter
-from higgs_native.checkpoint.config import AUDIO_PLACEHOLDER, HiggsAudioConfig
+from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.checkpoint.files import AUDIO_TOKENIZER_FOLDER, resolve_folder
 from higgs_native.checkpoint.hub import HubOptions, check_hub_options
 from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.convention import Convention
-from higgs_native.errors import CheckpointError, ConfigError, ParameterError, PromptError, one_line
+from higgs_native.errors import ConfigError, ParameterError, one_line
 from higgs_native.failure_checks import Failure, detect_failures, frame_levels
-from higgs_native.generation.conventions import rules_of
-from higgs_native.generation.delay_pattern import segment_codes
-from higgs_native.generation.model import HiggsAudioModel, generate_batch
-from higgs_native.generation.requests import GenerationOutput, GenerationRequest, OnFrame, OnToken, WantsItems
+from higgs_native.generation.model import HiggsAudioModel
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.manuscript.lexicon import LexiconLike
 from higgs_native.manuscript.passages import Passages, cut_ends
@@ -36,16 +32,17 @@ from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.model.transformer import checked_dtype
 from higgs_native.model.weights import open_weights
 from higgs_native.ops.device import checked_device
-from higgs_native.prompt.chat import build_prompt, check_plain_text, normalized_text, speech_messages, tagged_text
-from higgs_native.prompt.messages import ChatMLSample, Message
+from higgs_native.prompt.chat import check_plain_text, normalized_text, speech_messages, tagged_text
+from higgs_native.prompt.messages import Message
 from higgs_native.prompt.normalize import drop_invisible
-from higgs_native.prompt.recordings import Recording, RecordingLike, read_recording
+from higgs_native.prompt.recordings import Recording, RecordingLike
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
+from higgs_native.replies import ReplyGenerator
 from higgs_native.speech import Speech, join_speeches
 from higgs_native.streaming import ChunkSizes, GeneratePassage, SpeechStream, SpokenPassage
-from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer
+from higgs_native.utils.checks import check_callable, check_instance, check_integer
 from higgs_native.utils.files import read_json_object
-from higgs_native.utils.tensors import fingerprint, integer_tensor
+from higgs_native.utils.tensors import fingerprint
 
 
 AUDIO_TOKENIZER_NAME = "bosonai/higgs-audio-v2-tokenizer"
@@ -57,7 +54,7 @@ VOICES_KEY = "higgs_native_voices"
 """The key in `config.json` that lists the voices that a checkpoint was trained on, by the words that describe them."""
 
 
-class HiggsAudio:
+class HiggsAudio(ReplyGenerator):
     """A text-to-speech engine.
 
         engine = HiggsAudio.from_pretrained("bosonai/higgs-audio-v2-generation-3B-base")
@@ -89,31 +86,11 @@ class HiggsAudio:
         audio_tokenizer: HiggsAudioTokenizer,
         convention: str | Convention | None = None,
     ) -> None:
-        check_instance("model", model, HiggsAudioModel)
-        check_instance("audio_tokenizer", audio_tokenizer, HiggsAudioTokenizer)
-        model.require_tokenizer()
-        codebooks = model.config.num_codebooks, model.config.codebook_size - 2
-        if codebooks != (audio_tokenizer.num_codebooks, audio_tokenizer.codebook_size):
-            raise CheckpointError(
-                f"the model has {codebooks[0]} codebooks of {codebooks[1]} codes, but the audio tokenizer has "
-                f"{audio_tokenizer.num_codebooks} of {audio_tokenizer.codebook_size}"
-            )
-        self.model = model
-        self.audio_tokenizer = audio_tokenizer
-        if model.device.type == "cuda":
-            model.engine.prepare()
-        chosen = model.config.convention if convention is None else Convention.parse(convention)
-        self.convention = model.config.convention_of(chosen)
+        super().__init__(model, audio_tokenizer, convention)
         self.is_embedded_voice = False
         self.trained_voices: tuple[str, ...] = ()
         self._fingerprint: str | None = None
-        self.name: str | None = None
         self.phonemes: PhonemeReader | None = None
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The text tokenizer of the model."""
-        return self.model.require_tokenizer()
 
     @classmethod
     def from_pretrained(
@@ -386,32 +363,6 @@ class HiggsAudio:
             split_pauses(text), opening, needs_context, self.spelling(voices), self.can_read, self.convention
         )
 
-    def generate(
-        self,
-        conversation: ChatMLSample | Sequence[Message],
-        force_audio_gen: bool = False,
-        on_progress: Callable[[float], None] | None = None,
-        sampling: SamplingParams | None = None,
-        adapter: str | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> Speech:
-        """Generate the assistant's reply to a conversation, in audio, text or both.
-
-        Args:
-            conversation: the messages (see `prompt.chat`); special tokens in their texts stay special tokens.
-            force_audio_gen: begin with audio.
-            on_progress, sampling, adapter, options: as for `speak`.
-
-        Raises:
-            PromptError, AudioError, ParameterError: as for `speak`.
-            CheckpointError: the checkpoint has no text head, and `force_audio_gen` is not set.
-        """
-        check_callable("on_progress", on_progress, optional=True)
-        params = SamplingParams.of(sampling, options, self.default_sampling).with_seed()
-        generate = self.prepare(conversation, force_audio_gen, params, adapter=adapter)
-        output = generate(None if on_progress is None else self.frame_counter(on_progress))
-        return replace(self.speech(output), seed=params.seed, model=self.name)
-
     def speech_messages(self, text: str, voices: Sequence[Voice], scene: str | None) -> list[Message]:
         """Return the conversation in which `text` is spoken (see `higgs_native.prompt.chat.speech_messages`).
 
@@ -467,86 +418,6 @@ class HiggsAudio:
             return []
         return self.phonemes.unreadable(normalized_text(without_pauses(text), self.convention))
 
-    def prepare(
-        self,
-        conversation: ChatMLSample | Sequence[Message],
-        force_audio_gen: bool,
-        sampling: SamplingParams,
-        real_time: bool = False,
-        adapter: str | None = None,
-    ) -> Callable[..., GenerationOutput]:
-        """Check all that can be checked, and read the recordings, before anything is generated.
-
-        Args:
-            conversation, force_audio_gen: as for `generate`.
-            sampling: how to draw, and when to stop.
-            real_time, adapter: see `GenerationRequest`.
-
-        Returns:
-            A function that generates the reply, given the callbacks of `GenerationRequest` or none.
-
-        Raises:
-            PromptError, AudioError, ParameterError, CheckpointError: as for `generate`.
-        """
-        make_request = self.prepare_request(conversation, force_audio_gen, sampling, real_time, adapter)
-
-        def generate(
-            on_frame: OnFrame | None = None, on_token: OnToken | None = None, wants_items: WantsItems | None = None
-        ) -> GenerationOutput:
-            return generate_batch(self.model, [make_request(on_frame, on_token, wants_items)])[0]
-
-        return generate
-
-    def prepare_request(
-        self,
-        conversation: ChatMLSample | Sequence[Message],
-        force_audio_gen: bool,
-        sampling: SamplingParams,
-        real_time: bool = False,
-        adapter: str | None = None,
-    ) -> Callable[..., GenerationRequest]:
-        """Check and read what `prepare` does; return a function that encodes the recordings and makes the request.
-
-        `model.engine.add` takes the request, and `speech` decodes its output.
-        """
-        check_flag("force_audio_gen", force_audio_gen)
-        if adapter is not None:
-            self.model.require_adapter(adapter)
-        if not force_audio_gen and self.convention == Convention.TRANSFORMERS:
-            raise PromptError("force_audio_gen must be True in the convention 'transformers', got False")
-        if not force_audio_gen and self.model.text_head is None:
-            raise CheckpointError(
-                "this checkpoint has no text head (text_lm_head.weight), so it can't generate text; "
-                "with force_audio_gen=True it speaks"
-            )
-        prompt = build_prompt(conversation, self.tokenizer, self.convention, force_audio_gen)
-        recordings = [
-            read_recording(item) if item.codes is None else integer_tensor("codes", item.codes, PromptError)
-            for item in prompt.audio
-        ]
-
-        def make_request(
-            on_frame: OnFrame | None = None, on_token: OnToken | None = None, wants_items: WantsItems | None = None
-        ) -> GenerationRequest:
-            return GenerationRequest(
-                prompt.input_ids,
-                [item if isinstance(item, torch.Tensor) else self.encode_recording(item) for item in recordings],
-                self.convention,
-                sampling,
-                on_frame=on_frame,
-                on_token=on_token,
-                wants_items=wants_items,
-                adapter=adapter,
-                real_time=real_time,
-            )
-
-        return make_request
-
-    @property
-    def default_sampling(self) -> SamplingParams:
-        """The sampling parameters where a caller gives none."""
-        return rules_of(self.convention).default_sampling
-
     def tagged_text(self, text: str, emotion: str | None = None, style: str | None = None) -> str:
         """Return a text with control tags at the start of each sentence (Higgs TTS 3).
 
@@ -559,11 +430,6 @@ class HiggsAudio:
             PromptError: the model knows no such emotion or style.
         """
         return tagged_text(text, self.tokenizer, self.convention, emotion, style)
-
-    def encode_recording(self, recording: Recording) -> torch.Tensor:
-        """Return the codes [codebooks, frames] of a reference, as the model was trained with them."""
-        convention = rules_of(self.convention).recording_convention
-        return self.audio_tokenizer.encode(recording.samples, recording.sampling_rate, convention)
 
     def fingerprint(self) -> str:
         """A SHA-256 that tells this engine's checkpoints from others, whichever folder they lie in.
@@ -579,49 +445,10 @@ class HiggsAudio:
             self._fingerprint = fingerprint(settings, weights)
         return self._fingerprint
 
-    def frame_counter(self, on_progress: Callable[[float], None]) -> Callable[[torch.Tensor], None]:
-        """Return a callback for the frames of one request that reports seconds of audio.
-
-        A frame is complete when its last codebook is drawn.
-        """
-        # A frame of BOS sets the count back by the delay; without one, it begins there.
-        complete = 0 if rules_of(self.convention).has_bos_frame else 1 - self.model.config.num_codebooks
-
-        def on_frame(codes: torch.Tensor) -> None:
-            nonlocal complete
-            begins = bool((codes == self.model.config.audio_stream_bos_id).all())
-            complete += 1 - self.model.config.num_codebooks if begins else 1
-            on_progress(max(0, complete) / self.audio_tokenizer.frame_rate)
-
-        return on_frame
-
-    def speech(self, output: GenerationOutput) -> Speech:
-        """Decode a generated output."""
-        segments = [self._codes(segment) for segment in output.audio_segments]
-        sounds = [self.audio_tokenizer.decode(codes).cpu().numpy() for codes in segments if codes.shape[1]]
-        no_codes = torch.empty(self.model.config.num_codebooks, 0, dtype=torch.int64, device="cpu")
-        return Speech(
-            audio=np.concatenate([np.zeros(0, dtype=np.float32), *sounds]),
-            sampling_rate=self.audio_tokenizer.sampling_rate,
-            codes=torch.cat([no_codes, *segments], dim=1),
-            text=self._text(output),
-            finish_reason=output.finish_reason,
-            usage=output.usage,
-        )
-
     def failures(self, speech: Speech, text: str) -> tuple[Failure, ...]:
         """Return the failures of a speech of `text`, as generated (see `higgs_native.failure_checks`)."""
         levels = frame_levels(speech.audio, self.audio_tokenizer.hop_length)
         return detect_failures(text, levels, speech.codes, self.audio_tokenizer.frame_rate, speech.finish_reason)
-
-    def _text(self, output: GenerationOutput) -> str:
-        ids = [token for token in output.text_ids if token != AUDIO_PLACEHOLDER]
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-    def _codes(self, segment: torch.Tensor) -> torch.Tensor:
-        """The codes of a delayed segment, without BOS and EOS: [codebooks, N] -> [codebooks, T]."""
-        codes = segment_codes(segment, self.model.config, self.convention)
-        return rules_of(self.convention).decodable(codes, self.audio_tokenizer.codebook_size)
 
 
 def audio_tokenizer_of(folder: Path) -> Path | str:

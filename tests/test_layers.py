@@ -18,6 +18,7 @@ FLOORS = (
     ("higgs_native", "compat", "training"),  # higgs_native: the names that the package itself offers
     ("long_form",),
     ("pipeline",),
+    ("replies",),
     ("streaming", "speech", "calibration"),
     ("failure_checks", "subtitles"),
     ("generation", "manuscript"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from higgs_native import pipeline, streaming
+from higgs_native import replies, streaming
 from higgs_native.errors import ParameterError, PromptError
 from higgs_native.generation.requests import GenerationOutput
 from higgs_native.pipeline import HiggsAudio
@@ -166,7 +166,7 @@ def scripted(monkeypatch, engine, script):
         script(requests[0].on_frame, requests[0].on_token)
         return [GenerationOutput([], [], "stop", 1, 1)]
 
-    monkeypatch.setattr(pipeline, "generate_batch", generate_batch)
+    monkeypatch.setattr(replies, "generate_batch", generate_batch)
 
 
 def segment(frames: int) -> torch.Tensor:

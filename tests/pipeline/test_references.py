@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import torch
 
-from higgs_native import pipeline
+from higgs_native import replies
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.errors import AudioError
 from higgs_native.generation.requests import GenerationOutput
@@ -79,7 +79,7 @@ def test_what_the_model_reads(layout, engines, recording, tmp_path, monkeypatch)
         assert [codes.shape[0] for codes in request.reference_codes] == [8] * prompts[-1].count("<|AUDIO_OUT|>")
         return [GenerationOutput([], [], "stop", 1, 0)]
 
-    monkeypatch.setattr(pipeline, "generate_batch", generate_batch)
+    monkeypatch.setattr(replies, "generate_batch", generate_batch)
     (tmp_path / "voice.txt").write_text("Hello there.")
     engine.speak("你好，世界", voice="voice", voices_folder=tmp_path, scene="A room.")
     engine.speak("[SPEAKER0] a\n\n[SPEAKER1] b", voice="voice, voice", voices_folder=tmp_path)

@@ -14,7 +14,7 @@ import soundfile
 import torch
 from tokenizers import Tokenizer, normalizers
 
-from higgs_native import pipeline
+from higgs_native import replies
 from higgs_native.compat import boson
 from higgs_native.compat.boson import (
     AudioContent,
@@ -132,7 +132,7 @@ def test_an_error_in_the_thread_reaches_the_consumer(engine, tensors, monkeypatc
 
         return generate_batch(model, [replace(request, on_frame=on_third)])
 
-    monkeypatch.setattr(pipeline, "generate_batch", failing)
+    monkeypatch.setattr(replies, "generate_batch", failing)
     with pytest.raises(MemoryError, match="no more"):
         asyncio.run(collect(engine.generate_delta_stream(sample(tensors, "plain.force"), 40, force_audio_gen=True)))
 
@@ -157,7 +157,7 @@ def test_the_parameters_reach_the_model(engine, monkeypatch):
         seen.extend(requests)
         return [GenerationOutput([], [], "stop", 1, 0)]
 
-    monkeypatch.setattr(pipeline, "generate_batch", generate_batch)
+    monkeypatch.setattr(replies, "generate_batch", generate_batch)
     messages = ChatMLSample([Message("user", "Hello.")])
     response = engine.generate(messages, 7)
     assert seen[0].convention == "boson"
@@ -271,7 +271,7 @@ def test_recordings_in_every_role_reach_the_model_with_offset_and_duration(
         seen.extend(requests[0].reference_codes)
         return [GenerationOutput([], [], "stop", 1, 0)]
 
-    monkeypatch.setattr(pipeline, "generate_batch", generate_batch)
+    monkeypatch.setattr(replies, "generate_batch", generate_batch)
     path = str(tmp_path / "a.wav")
     messages = [
         Message("system", [TextContent("SPEAKER0: "), AudioContent(audio_url=path, offset=0.5, duration=1.0)]),
@@ -293,7 +293,7 @@ def test_text_that_ends_inside_of_a_character_comes_at_the_end(engine, tensors, 
         requests[0].on_token(begun[0])
         return [GenerationOutput([], begun, "length", 1, 1)]
 
-    monkeypatch.setattr(pipeline, "generate_batch", generate_batch)
+    monkeypatch.setattr(replies, "generate_batch", generate_batch)
     deltas = asyncio.run(collect(engine.generate_delta_stream(sample(tensors, "plain.force"), 1)))
     assert [delta.text for delta in deltas] == ["", "\ufffd", None]
     assert deltas[-1].finish_reason == "length"
