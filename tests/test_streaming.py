@@ -25,7 +25,7 @@ HOP = 960
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory):
-    """An engine of either layout."""
+    """An engine of each convention."""
     folder = tmp_path_factory.mktemp("demo")
     write_demo_checkpoint(folder)
     engines = {}
@@ -65,10 +65,10 @@ def joined(chunks):
     return np.concatenate([chunk.samples for chunk in chunks])
 
 
-@pytest.mark.parametrize("layout", ["boson", "transformers"])
+@pytest.mark.parametrize("convention", ["boson", "transformers"])
 @pytest.mark.parametrize("max_new_tokens", [1, 8, 9, 10, 11, 20, 90])
-def test_the_joined_stream_is_the_speech(engines, layout, max_new_tokens):
-    engine = engines[layout]
+def test_the_joined_stream_is_the_speech(engines, convention, max_new_tokens):
+    engine = engines[convention]
     options = {"seed": max_new_tokens, "temperature": 1.0, "max_new_tokens": max_new_tokens}
     speech = engine.speak(TEXT, **options)
     for sizes in ({}, {"first_chunk_frames": 1, "chunk_growth": 1.0}, {"first_chunk_frames": 33}):

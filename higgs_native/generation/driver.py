@@ -83,6 +83,7 @@ class Driver(ABC):
             self._thread = None
 
     def _run(self) -> None:
+        """Wait for the turn, then compute all steps until `stop`."""
         while (turn := self._claim_turn(lambda: self._stops)) is not None:
             turn.wait()
             if self._stops:
@@ -111,6 +112,7 @@ class Driver(ABC):
             return event
 
     def _pass_turn(self) -> None:
+        """Let another caller compute the steps."""
         with self._turn_lock:
             self._is_driven = False
         self._wake_waiters(passes_turn=True)

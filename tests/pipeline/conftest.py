@@ -28,7 +28,7 @@ def engine(folder):
 
 @pytest.fixture(scope="module")
 def engines(folder, engine, tmp_path_factory):
-    """An engine of either layout."""
+    """An engine of each convention."""
     engines = {}
     for layout, name in (("original", "boson"), ("transformers", "transformers")):
         model = tmp_path_factory.mktemp(layout)

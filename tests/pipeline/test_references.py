@@ -67,14 +67,14 @@ def test_a_reference_of_another_type_is_refused(engine, reference, error):
         engine.speak(TEXT, reference_audio=reference)
 
 
-@pytest.mark.parametrize("layout", ["boson", "transformers"])
-def test_what_the_model_reads(layout, engines, recording, tmp_path, monkeypatch):
-    engine = engines[layout]
+@pytest.mark.parametrize("convention", ["boson", "transformers"])
+def test_what_the_model_reads(convention, engines, recording, tmp_path, monkeypatch):
+    engine = engines[convention]
     prompts = []
 
     def generate_batch(model, requests):
         (request,) = requests
-        assert request.convention == layout
+        assert request.convention == convention
         prompts.append(engine.model.tokenizer.decode(request.input_ids[0].tolist(), skip_special_tokens=False))
         assert [codes.shape[0] for codes in request.reference_codes] == [8] * prompts[-1].count("<|AUDIO_OUT|>")
         return [GenerationOutput([], [], "stop", 1, 0)]

@@ -52,14 +52,14 @@ def test_generate_takes_a_conversation_and_may_answer_in_text(engines):
 
 
 @pytest.mark.parametrize("frames", [0, 1, 2, 9])
-@pytest.mark.parametrize("layout", ["boson", "transformers"])
-def test_codes_come_back_from_a_delayed_segment(layout, frames, engines):
-    engine = engines[layout]
+@pytest.mark.parametrize("convention", ["boson", "transformers"])
+def test_codes_come_back_from_a_delayed_segment(convention, frames, engines):
+    engine = engines[convention]
     codes = torch.randint(0, 1024, (8, frames), generator=torch.Generator().manual_seed(frames))
     # What follows the codes of a row is EOS; transformers ends in a frame that is EOS throughout.
     delayed = build_delay_pattern(codes, engine.model.config).T.long()
     assert torch.equal(engine._codes(delayed), codes)
-    if layout == "transformers" and frames:
+    if convention == "transformers" and frames:
         assert torch.equal(engine._codes(delayed[:, :-1]), codes)
         assert torch.equal(engine._codes(delayed[:, :-2])[:, : frames - 1], codes[:, : frames - 1])
 

@@ -15,9 +15,9 @@ from tests.pipeline.conftest import RATE, TEXT
 pytestmark = pytest.mark.filterwarnings("ignore::higgs_native.VoiceWarning")
 
 
-@pytest.mark.parametrize("layout", ["boson", "transformers"])
-def test_speech(layout, engines):
-    speech = engines[layout].speak(TEXT, seed=1, max_new_tokens=40)
+@pytest.mark.parametrize("convention", ["boson", "transformers"])
+def test_speech(convention, engines):
+    speech = engines[convention].speak(TEXT, seed=1, max_new_tokens=40)
     assert speech.audio.dtype == np.float32
     assert speech.audio.ndim == 1
     assert np.isfinite(speech.audio).all()
@@ -146,13 +146,13 @@ def test_temperature_zero_is_greedy(engine):
     assert torch.equal(one.codes, other.codes)
 
 
-@pytest.mark.parametrize("layout", ["boson", "transformers"])
+@pytest.mark.parametrize("convention", ["boson", "transformers"])
 @pytest.mark.parametrize("steps", [1, 2, 8, 9, 10, 11, 12])
-def test_few_steps_give_little_or_no_audio(steps, layout, engines):
-    speech = engines[layout].speak(TEXT, seed=1, temperature=0, max_new_tokens=steps)
+def test_few_steps_give_little_or_no_audio(steps, convention, engines):
+    speech = engines[convention].speak(TEXT, seed=1, temperature=0, max_new_tokens=steps)
     assert speech.finish_reason == "length"
     # The all-BOS frame and seven delayed ones come first; Boson's convention gives up the column that stands for EOS.
-    frames = max(0, steps - 8 - (layout == "boson"))
+    frames = max(0, steps - 8 - (convention == "boson"))
     assert speech.codes.shape == (8, frames)
     assert speech.audio.shape == (960 * frames,)
     assert speech.audio.dtype == np.float32

@@ -186,8 +186,8 @@ __device__ __forceinline__ Activations<F> read_activations(float& squares, const
   return a;
 }
 
-// The squares of the lane's share of row `row` of x in the warp's steps, if there is a norm: added in the order in which
-// a warp reads them that multiplies these steps.
+// The squares of the lane's share of row `row` of x in the warp's steps, if there is a norm: added in the same order as
+// by a warp that reads x while it multiplies.
 template <WeightFormat F>
 __device__ __forceinline__ float sum_squares(const Gemm& p, int row, int steps) {
   using S = Step<F>;
@@ -203,8 +203,8 @@ __device__ __forceinline__ float sum_squares(const Gemm& p, int row, int steps) 
   return squares;
 }
 
-// Up to kRowTile rows of x in shared memory, rounded to integers. If each warp rounded what it multiplies, the lanes of
-// rows that x lacks would idle; here all lanes of the block share the rows that there are.
+// Up to kRowTile rows of x in shared memory, rounded to integers. If each warp rounded what it multiplies, the lanes
+// without a row of x would idle; here all lanes of the block share the rows that there are.
 template <WeightFormat F>
 struct SharedActivations {
   using S = Step<F>;
