@@ -11,222 +11,28 @@ import re
 import unicodedata
 
 from higgs_native.english.numbers import cardinal, decimal, digits, ordinal, plural, roman, year
+from higgs_native.english.short_forms import (
+    ABBREVIATIONS,
+    CHARACTERS,
+    CURRENCIES,
+    DAYS,
+    FINAL,
+    MONTH_NAMES,
+    MONTHS,
+    SCALES,
+    SPELLED_ADDRESS,
+    SYMBOLS,
+    TITLES,
+    UNITS,
+    VULGAR,
+    WITHOUT_STOP,
+)
 
 
-_MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
-_MONTH_NAMES = {name[:3]: name for name in _MONTHS} | {name: name for name in _MONTHS} | {"Sept": "September"}
-_MONTH = "(?:" + "|".join(sorted(_MONTH_NAMES, key=len, reverse=True)) + r")\b\.?"
-_DAYS = {
-    "Mon": "Monday",
-    "Tue": "Tuesday",
-    "Tues": "Tuesday",
-    "Wed": "Wednesday",
-    "Thu": "Thursday",
-    "Thur": "Thursday",
-    "Thurs": "Thursday",
-    "Fri": "Friday",
-}
-
-# These end no sentence: the full stop goes with the abbreviation.
-_TITLES = {
-    "Mr": "Mister",
-    "Mrs": "Missus",
-    "Ms": "Miz",
-    "Dr": "Doctor",
-    "Prof": "Professor",
-    "Rev": "Reverend",
-    "Hon": "Honorable",
-    "Gen": "General",
-    "Col": "Colonel",
-    "Capt": "Captain",
-    "Lt": "Lieutenant",
-    "Sgt": "Sergeant",
-    "Sen": "Senator",
-    "Rep": "Representative",
-    "Gov": "Governor",
-    "Pres": "President",
-    "Mt": "Mount",
-    "Ft": "Fort",
-}
-_ABBREVIATIONS = {
-    "vs": "versus",
-    "etc": "et cetera",
-    "e.g": "for example",
-    "i.e": "that is",
-    "approx": "approximately",
-    "est": "estimated",
-    "dept": "department",
-    "Dept": "Department",
-    "govt": "government",
-    "Govt": "Government",
-    "Jr": "Junior",
-    "Sr": "Senior",
-    "Inc": "Incorporated",
-    "Corp": "Corporation",
-    "Ltd": "Limited",
-    "Co": "Company",
-    "Ave": "Avenue",
-    "Blvd": "Boulevard",
-    "Rd": "Road",
-    "Bros": "Brothers",
-    "cf": "compare",
-    "viz": "namely",
-    "ca": "circa",
-    "Vol": "Volume",
-    "vol": "volume",
-    "Ch": "Chapter",
-    "Fig": "Figure",
-    "fig": "figure",
-    "Sec": "Section",
-    "pp": "pages",
-    "misc": "miscellaneous",
-    "ext": "extension",
-    "tel": "telephone",
-    "max": "maximum",
-    "min": "minimum",
-    "avg": "average",
-}
-# These may end a sentence.
-_FINAL = {"etc", "Jr", "Sr", "Inc", "Corp", "Ltd", "Co", "Ave", "Blvd", "Rd", "Bros", "ext", "max", "min"}
-# A word when the full stop is missing too: these are no words of their own.
-_WITHOUT_STOP = {"vs", "etc", "govt", "Govt", "Blvd", "Jr", "Sr", "approx", "Mr", "Mrs", "Ms", "Dr"}
-
-# Singular; the plural is regular, unless it is given.
-_UNITS: dict[str, str | tuple[str, str]] = {
-    "km": "kilometer",
-    "m": "meter",
-    "cm": "centimeter",
-    "mm": "millimeter",
-    "nm": "nanometer",
-    "mi": "mile",
-    "ft": ("foot", "feet"),
-    "in.": ("inch", "inches"),
-    "yd": "yard",
-    "kg": "kilogram",
-    "g": "gram",
-    "mg": "milligram",
-    "lb": "pound",
-    "lbs": "pound",
-    "oz": "ounce",
-    "l": "liter",
-    "L": "liter",
-    "ml": "milliliter",
-    "mL": "milliliter",
-    "gal": "gallon",
-    "s": "second",
-    "sec": "second",
-    "ms": "millisecond",
-    "min": "minute",
-    "h": "hour",
-    "hr": "hour",
-    "hrs": "hour",
-    "Hz": ("hertz", "hertz"),
-    "kHz": ("kilohertz", "kilohertz"),
-    "MHz": ("megahertz", "megahertz"),
-    "GHz": ("gigahertz", "gigahertz"),
-    "W": "watt",
-    "kW": "kilowatt",
-    "MW": "megawatt",
-    "GW": "gigawatt",
-    "kWh": "kilowatt hour",
-    "V": "volt",
-    "mA": "milliamp",
-    "KB": "kilobyte",
-    "MB": "megabyte",
-    "GB": "gigabyte",
-    "TB": "terabyte",
-    "kB": "kilobyte",
-    "mph": ("mile per hour", "miles per hour"),
-    "km/h": ("kilometer per hour", "kilometers per hour"),
-    "kph": ("kilometer per hour", "kilometers per hour"),
-    "m/s": ("meter per second", "meters per second"),
-    "km2": ("square kilometer", "square kilometers"),
-    "km²": ("square kilometer", "square kilometers"),
-    "m2": ("square meter", "square meters"),
-    "m²": ("square meter", "square meters"),
-    "m³": ("cubic meter", "cubic meters"),
-    "sq km": ("square kilometer", "square kilometers"),
-    "sq mi": ("square mile", "square miles"),
-    "sq ft": ("square foot", "square feet"),
-    "cu m": ("cubic meter", "cubic meters"),
-    "°C": ("degree Celsius", "degrees Celsius"),
-    "°F": ("degree Fahrenheit", "degrees Fahrenheit"),
-    "°": ("degree", "degrees"),
-    "%": ("percent", "percent"),
-    "dB": "decibel",
-    "px": "pixel",
-    "bbl": "barrel",
-    "ha": "hectare",
-}
-_SCALES = {
-    "k": "thousand",
-    "K": "thousand",
-    "m": "million",
-    "M": "million",
-    "mn": "million",
-    "bn": "billion",
-    "b": "billion",
-    "B": "billion",
-    "tn": "trillion",
-    "T": "trillion",
-    "thousand": "thousand",
-    "million": "million",
-    "billion": "billion",
-    "trillion": "trillion",
-}
-_CURRENCIES = {
-    "$": ("dollar", "dollars", "cent", "cents"),
-    "£": ("pound", "pounds", "penny", "pence"),
-    "€": ("euro", "euros", "cent", "cents"),
-    "¥": ("yen", "yen", None, None),
-}
-_VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"}
-_SYMBOLS = {
-    "&": " and ",
-    "@": " at ",
-    "#": " number ",
-    "+": " plus ",
-    "=": " equals ",
-    "%": " percent ",
-    "×": " times ",
-    "÷": " divided by ",
-    "±": " plus or minus ",
-    "<": " less than ",
-    ">": " greater than ",
-    "°": " degrees ",
-    "~": " about ",
-    "≈": " about ",
-    "©": " copyright ",
-    "®": " ",
-    "™": " ",
-    "§": " section ",
-    "*": " ",
-    "_": " ",
-    "|": ", ",
-    "\\": " backslash ",
-    "^": " ",
-    "•": ", ",
-    "$": " dollars ",
-    "£": " pounds ",
-    "€": " euros ",
-}
+_MONTH = "(?:" + "|".join(sorted(MONTH_NAMES, key=len, reverse=True)) + r")\b\.?"
 _NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+"
 _DOMAINS = "com|org|net|edu|gov|io|co|uk|de|fr|info|dev|ai|app|us|ca|eu|me|tv"
-_UNIT = "|".join(re.escape(unit) for unit in sorted(_UNITS, key=len, reverse=True))
-_SPELLED_ADDRESS = {".": "dot", "/": "slash", "-": "dash", "_": "underscore", "@": "at", ":": "colon"}
+_UNIT = "|".join(re.escape(unit) for unit in sorted(UNITS, key=len, reverse=True))
 
 
 def _spell(letters: str) -> str:
@@ -254,8 +60,8 @@ def _address(match: re.Match) -> str:
     for part in re.findall(r"[A-Za-z ]+|\d+|.", text):
         if part[0].isdigit():
             parts.append(_code(part))
-        elif part in _SPELLED_ADDRESS:
-            parts.append(_SPELLED_ADDRESS[part])
+        elif part in SPELLED_ADDRESS:
+            parts.append(SPELLED_ADDRESS[part])
         elif part.isascii() and part.isalpha():
             spoken = len(part) > 3 or part in ("com", "org", "net", "gov", "the", "my", "go", "get", "app", "dev")
             parts.append(part if spoken or (len(part) > 2 and re.search("[aeiouy]", part)) else _spell(part))
@@ -288,10 +94,10 @@ def _ends_sentence(match: re.Match) -> bool:
 
 
 def _money(match: re.Match) -> str:
-    one, many, cent, cents = _CURRENCIES[match["symbol"]]
+    one, many, cent, cents = CURRENCIES[match["symbol"]]
     amount, scale = match["amount"].replace(",", ""), match["scale"]
     if scale:
-        return f"{_value(amount)} {_SCALES[scale]} {many}"
+        return f"{_value(amount)} {SCALES[scale]} {many}"
     whole, _, fraction = amount.partition(".")
     if not fraction or not cent or len(fraction) != 2:
         return f"{_value(amount)} {one if amount == '1' else many}"
@@ -305,7 +111,7 @@ def _money(match: re.Match) -> str:
 
 def _quantity(match: re.Match) -> str:
     """A number with a unit behind it."""
-    unit = _UNITS[match["unit"]]
+    unit = UNITS[match["unit"]]
     one, many = unit if isinstance(unit, tuple) else (unit, plural(unit))
     sign = "minus " if match["sign"] else ""
     singular = match["number"] == "1"
@@ -328,13 +134,13 @@ def _fraction(match: re.Match) -> str:
 
 def _month_first(match: re.Match) -> str:
     """May 3rd, 2021."""
-    words = f"{_MONTH_NAMES[match['month'].rstrip('.')]} {ordinal(int(match['day']))}"
+    words = f"{MONTH_NAMES[match['month'].rstrip('.')]} {ordinal(int(match['day']))}"
     return f"{words}, {year(int(match['year']))}" if match["year"] else words
 
 
 def _day_first(match: re.Match) -> str:
     """3 May 2021."""
-    words = f"the {ordinal(int(match['day']))} of {_MONTH_NAMES[match['month'].rstrip('.')]}"
+    words = f"the {ordinal(int(match['day']))} of {MONTH_NAMES[match['month'].rstrip('.')]}"
     return f"{words}, {year(int(match['year']))}" if match["year"] else words
 
 
@@ -345,14 +151,14 @@ def _slashed_date(match: re.Match) -> str:
     if not (1 <= month <= 12 and 1 <= day <= 31):
         return match[0]
     spoken = year(int(number)) if len(number) == 4 else cardinal(int(number))
-    return f"{_MONTHS[month - 1]} {ordinal(day)}, {spoken}"
+    return f"{MONTHS[month - 1]} {ordinal(day)}, {spoken}"
 
 
 def _iso_date(match: re.Match) -> str:
     month, day = int(match[2]), int(match[3])
     if not (1 <= month <= 12 and 1 <= day <= 31):
         return match[0]
-    return f"{_MONTHS[month - 1]} {ordinal(day)}, {year(int(match[1]))}"
+    return f"{MONTHS[month - 1]} {ordinal(day)}, {year(int(match[1]))}"
 
 
 def _years(match: re.Match) -> str:
@@ -373,12 +179,12 @@ def _initials(match: re.Match) -> str:
 
 def _abbreviation(match: re.Match) -> str:
     word, stop = match[1], match[2]
-    if word in _TITLES and (stop or word in _WITHOUT_STOP):
-        return _TITLES[word]
-    if word in _ABBREVIATIONS and (stop or word in _WITHOUT_STOP):
-        return _ABBREVIATIONS[word] + ("." if stop and word in _FINAL and _ends_sentence(match) else "")
-    if word in _DAYS and stop:
-        return _DAYS[word]
+    if word in TITLES and (stop or word in WITHOUT_STOP):
+        return TITLES[word]
+    if word in ABBREVIATIONS and (stop or word in WITHOUT_STOP):
+        return ABBREVIATIONS[word] + ("." if stop and word in FINAL and _ends_sentence(match) else "")
+    if word in DAYS and stop:
+        return DAYS[word]
     return match[0]
 
 
@@ -429,7 +235,7 @@ _RULES: tuple[tuple[re.Pattern, object], ...] = tuple(
         ),
         (
             rf"\b(?P<month>{_MONTH}),? (?P<year>[12]\d{{3}})\b",
-            lambda m: f"{_MONTH_NAMES[m['month'].rstrip('.')]} {year(int(m['year']))}",
+            lambda m: f"{MONTH_NAMES[m['month'].rstrip('.')]} {year(int(m['year']))}",
         ),
         (r"\b([12]\d{3})-(\d\d)-(\d\d)\b", _iso_date),
         (r"\b(\d{1,2})/(\d{1,2})/(\d{4}|\d\d)\b", _slashed_date),
@@ -450,7 +256,7 @@ _RULES: tuple[tuple[re.Pattern, object], ...] = tuple(
         ),
         (
             rf"\b({_NUMBER})\s?(k|K|M|bn|mn)\b",
-            lambda m: f"{_value(m[1])} {_SCALES[m[2]]}",
+            lambda m: f"{_value(m[1])} {SCALES[m[2]]}",
         ),
         (r"\b(\d+)\s?[x×]\s?(\d+)\b", lambda m: f"{cardinal(int(m[1]))} by {cardinal(int(m[2]))}"),
         (r"\b[Nn]o\. ?(?=\d)|#(?=\d)", "number "),
@@ -458,36 +264,16 @@ _RULES: tuple[tuple[re.Pattern, object], ...] = tuple(
         (r"(?<![\d.])(\d+(?:\.\d+){2,})\b", lambda m: " point ".join(_code(part) for part in m[1].split("."))),
         (rf"\b({'|'.join(_COUNTED)}|{_RULERS}) ([IVXLC]+)\b(?!')", _roman_ordinal),
         (r"\bSt\. (?=[A-Z])", "Saint "),
-        (r"\b(?:e\.g|i\.e)\.,?", lambda m: _ABBREVIATIONS[m[0].rstrip(".,")] + ","),
+        (r"\b(?:e\.g|i\.e)\.,?", lambda m: ABBREVIATIONS[m[0].rstrip(".,")] + ","),
         (r"\b(?:[A-Za-z]\.){2,}", _initials),
         (r"(?<![A-Z] )\b([A-Z])\. (?=[A-Z][a-z.])", r"\1 "),
-        (rf"\b({'|'.join(sorted({*_TITLES, *_ABBREVIATIONS, *_DAYS}, key=len, reverse=True))})\b(\.)?", _abbreviation),
+        (rf"\b({'|'.join(sorted({*TITLES, *ABBREVIATIONS, *DAYS}, key=len, reverse=True))})\b(\.)?", _abbreviation),
         # A number behind a place where a word might be is a year only if nothing groups or divides it.
         (r"(?<![\d.,])\b(1[1-9]\d\d|20[0-9]\d)\b(?![\d,]*\d|\.\d| [a-z]+s\b)", lambda m: year(int(m[1]))),
         (r"(?<![\w)])[-−](?=\.?\d)", "minus "),
         (r"(?<![\d.,])(?:0\d+|\d{10,})\b(?![.,]\d)", lambda m: digits(m[0])),
         (rf"{_NUMBER}", lambda m: f" {_value(m[0])} "),
     )
-)
-_CHARACTERS = str.maketrans(
-    {
-        "‘": "'",
-        "’": "'",
-        "ʼ": "'",
-        "`": "'",
-        "“": '"',
-        "”": '"',
-        "„": '"',
-        "«": '"',
-        "»": '"',
-        "–": "-",
-        "‐": "-",
-        "‑": "-",
-        "\u00a0": " ",
-        "\u202f": " ",
-        "−": "-",
-        "―": "—",
-    }
 )
 
 
@@ -500,18 +286,18 @@ def normalize(text: str) -> str:
     Returns:
         Words and punctuation on one line.
     """
-    for fraction, written in _VULGAR.items():
+    for fraction, written in VULGAR.items():
         text = re.sub(rf"(\d)\s?{fraction}", rf"\1 {written}", text).replace(fraction, written)
     text = re.sub(r"(?<=\d)–(?=\d)", "-", text)
     text = re.sub(r"\s[–-]\s|–|--+", " — ", text)
-    text = unicodedata.normalize("NFC", text.translate(_CHARACTERS))
+    text = unicodedata.normalize("NFC", text.translate(CHARACTERS))
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r"\.{3,}|\. \. \.", "…", text)
     for pattern, put in _RULES:
         text = pattern.sub(put, text)
     text = re.sub(r"\b(and)/(or)\b", r"\1 \2", text)
     text = re.sub(r"(?<=\w)/(?=\w)", " slash ", text)
-    for symbol, words in _SYMBOLS.items():
+    for symbol, words in SYMBOLS.items():
         text = text.replace(symbol, words)
     text = re.sub(r"[/{}\[\]]", " ", text)
     text = re.sub(r"\s+", " ", text).strip()
