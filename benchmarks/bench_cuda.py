@@ -365,13 +365,13 @@ def bench_prompt(models: dict[str, LanguageModel], reference: Any, count: int, s
 def bench_audio_tokenizer(engine: HiggsAudio, sizes: Sizes) -> dict[str, Any]:
     """Decoding codes, all of an audio and a chunk of a stream, and encoding five seconds of audio.
 
-    On a GPU the audio tokenizer decodes by windows; beside it the decoder that goes layer by layer.
+    On a GPU the audio tokenizer decodes by windows; beside it the decoder that keeps the ends of its layers' inputs.
     """
     tokenizer = engine.audio_tokenizer
     weights, config = tokenizer.named_weights(), tokenizer.config
     decoders: dict[str, Callable[[], StreamingDecoder | WindowedDecoder]] = {
         "tokenizer": tokenizer.streaming_decoder,
-        "layers": lambda: StreamingDecoder(weights, config),
+        "streaming": lambda: StreamingDecoder(weights, config),
     }
     before = torch.zeros(config.num_codebooks, 2 * config.decoder_context, dtype=torch.int64)
     report: dict[str, Any] = {}

@@ -66,6 +66,9 @@ STABLE_TORCH_LIBRARY(higgs_native, m) {
   m.def(
       "snake_conv_transpose1d(Tensor(a!) out, Tensor x, Tensor alpha, Tensor weight, Tensor bias, int first=0) -> ()");
   m.def(
+      "acoustic_decoder(Tensor(a!) audio, Tensor(b!) state, Tensor latent, Tensor[] weights, int[] dilations, "
+      "int frames_before, bool is_last) -> ()");
+  m.def(
       "rvq_encode(Tensor(a!) codes, Tensor embeddings, Tensor codebooks, Tensor in_weight, Tensor in_bias, "
       "Tensor out_weight, Tensor out_bias) -> ()");
   m.def("rvq_decode(Tensor(a!) out, Tensor codes, Tensor table, Tensor bias) -> ()");

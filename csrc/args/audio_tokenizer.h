@@ -1,7 +1,11 @@
 // The checked arguments of the audio tokenizer's operators. Activations are [batch, channels, time].
 //
-// A convolution writes columns `first` to `first` + columns of its result.
+// A convolution writes columns `first` to `first` + columns of its result. The channels of its input and its output are
+// `x_stride` and `out_stride` floats apart.
 #pragma once
+
+#include <algorithm>
+#include <vector>
 
 #include "args/checks.h"
 
@@ -11,7 +15,7 @@ struct Snake {
   float* out;  // [batch, channels, time]; may be `x`
   const float* x;
   const float* alpha;  // [channels]
-  int64_t batch, channels, time;
+  int64_t batch, channels, time, x_stride, out_stride;
 };
 
 struct Conv1d {
@@ -19,7 +23,7 @@ struct Conv1d {
   const float* x;       // [batch, in_channels, time]
   const float* weight;  // [out_channels, in_channels, taps]
   const float* bias;    // [out_channels]
-  int64_t batch, in_channels, out_channels, time, taps, columns, first;
+  int64_t batch, in_channels, out_channels, time, taps, columns, first, x_stride, out_stride;
 
   bool is_empty() const { return batch == 0 || in_channels == 0 || out_channels == 0 || columns == 0; }
 };
@@ -33,7 +37,7 @@ struct ResidualUnit {
   const float* alpha2;
   const float* weight2;  // [channels, channels]
   const float* bias2;
-  int64_t batch, channels, time, taps, dilation, columns, first;
+  int64_t batch, channels, time, taps, dilation, columns, first, x_stride, out_stride;
 
   bool is_empty() const { return batch == 0 || channels == 0 || columns == 0; }
 };
@@ -45,7 +49,7 @@ struct SnakeConvTranspose1d {
   const float* alpha;   // [in_channels]
   const float* weight;  // [out_channels, stride, in_channels, 2]
   const float* bias;    // [out_channels]
-  int64_t batch, in_channels, out_channels, time, stride, columns, first;
+  int64_t batch, in_channels, out_channels, time, stride, columns, first, x_stride, out_stride;
 
   bool is_empty() const { return batch == 0 || in_channels == 0 || out_channels == 0 || columns == 0; }
   int64_t padding() const { return (stride + 1) / 2; }
@@ -73,6 +77,36 @@ struct RvqDecode {
   int64_t levels, frames, entries, width;
 };
 
+// A layer of the acoustic decoder, for one audio.
+struct AcousticLayer {
+  enum Kind { kConv1d, kUpsampling, kResidualUnit, kSnake } kind;
+  const float* weights[6];  // in the order of the layer's own operator
+  int64_t in_channels, out_channels;
+  int64_t taps = 1, dilation = 1, stride = 1;
+
+  int64_t reach() const { return (taps - 1) * dilation; }
+  // Input columns, the last ones, that later output columns depend on.
+  int64_t keep() const { return kind == kUpsampling ? 1 : reach(); }
+  // Output columns, the last ones, that depend on input columns that follow.
+  int64_t lag() const { return kind == kUpsampling ? (stride + 1) / 2 : reach() / 2; }
+  // Output columns that can be computed from `columns` of the input.
+  int64_t computed(int64_t columns, bool is_whole) const {
+    return is_whole ? columns * stride : std::max<int64_t>(columns * stride - lag(), 0);
+  }
+};
+
+struct AcousticDecoder {
+  float* audio;         // [samples]
+  float* state;         // by layer: the end of its input [in_channels, keep()], at the right if there is less
+  const float* latent;  // [frames, channels]
+  std::vector<AcousticLayer> layers;
+  int64_t frames, frames_before;
+  bool is_last;
+};
+
+// Samples of an audio: years, so that no number of columns overflows.
+inline constexpr int64_t kMaxSamples = int64_t{1} << 48;
+
 // Columns that a convolution may reach across its taps. A thread's buffer has this many more columns than its tile.
 inline constexpr int64_t kMaxReach = 1 << 16;
 
@@ -96,7 +130,14 @@ inline Snake check_snake(const Tensor& out, const Tensor& x, const Tensor& alpha
   check_tensor(op, "alpha", alpha, ScalarType::Float, {channels});
   check_tensor(op, "out", out, ScalarType::Float, {batch, channels, time});
   return {
-      out.mutable_data_ptr<float>(), x.const_data_ptr<float>(), alpha.const_data_ptr<float>(), batch, channels, time};
+      out.mutable_data_ptr<float>(),
+      x.const_data_ptr<float>(),
+      alpha.const_data_ptr<float>(),
+      batch,
+      channels,
+      time,
+      time,
+      time};
 }
 
 inline Conv1d check_conv1d(
@@ -121,7 +162,9 @@ inline Conv1d check_conv1d(
       time,
       taps,
       columns,
-      first};
+      first,
+      time,
+      columns};
 }
 
 inline ResidualUnit check_residual_unit(
@@ -167,7 +210,9 @@ inline ResidualUnit check_residual_unit(
       taps,
       dilation,
       columns,
-      first};
+      first,
+      time,
+      columns};
   HIGGS_CHECK(
       args.is_empty() || args.x != args.out, op,
       ": out must be a tensor other than x, whose columns neighboring tiles "
@@ -199,7 +244,9 @@ inline SnakeConvTranspose1d check_snake_conv_transpose1d(
       time,
       stride,
       columns,
-      first};
+      first,
+      time,
+      columns};
 }
 
 inline RvqEncode check_rvq_encode(
@@ -260,6 +307,93 @@ inline RvqDecode check_rvq_decode(const Tensor& out, const Tensor& codes, const 
       frames,
       entries,
       width};
+}
+
+// `weights`: of the first convolution (weight, bias), of each block (of its transposed convolution alpha, weight and bias,
+// then of each of its residual units, one per dilation, the six of `residual_unit`), of the last Snake (alpha), and of
+// the last convolution.
+inline AcousticDecoder check_acoustic_decoder(
+    const Tensor& audio, const Tensor& state, const Tensor& latent, const std::vector<Tensor>& weights,
+    const std::vector<int64_t>& dilations, int64_t frames_before, bool is_last) {
+  const char* op = "acoustic_decoder";
+  const size_t units = dilations.size(), of_block = 3 + 6 * units, of_ends = 5;
+  HIGGS_CHECK(
+      weights.size() >= of_ends && (weights.size() - of_ends) % of_block == 0, op, ": weights must hold ", of_ends,
+      " tensors and ", of_block, " of each block, got ", weights.size());
+  check_devices(op, {{"audio", audio}, {"state", state}, {"latent", latent}});
+  check_tensor(op, "latent", latent, ScalarType::Float, {kAnySize, kAnySize});
+  HIGGS_CHECK(
+      frames_before >= 0 && frames_before <= kMaxSize, op, ": frames_before must be between 0 and ", kMaxSize, ", got ",
+      frames_before);
+  AcousticDecoder args = {nullptr, nullptr, nullptr, {}, latent.size(0), frames_before, is_last};
+
+  size_t taken = 0;
+  int64_t channels = latent.size(1);
+  auto take = [&](std::initializer_list<int64_t> shape) -> const Tensor& {
+    check_device(op, "weights", taken, weights[taken], latent);
+    check_tensor(op, "weights", weights[taken], ScalarType::Float, shape);
+    return weights[taken++];
+  };
+  auto check_reach = [&](const AcousticLayer& layer) {
+    HIGGS_CHECK(layer.taps % 2 == 1, op, ": weights must have an odd number of taps, got ", layer.taps);
+    const int64_t max_dilation = kMaxReach / std::max<int64_t>(layer.taps - 1, 1);
+    HIGGS_CHECK(
+        layer.dilation >= 1 && layer.dilation <= max_dilation, op, ": dilations must be 1 to ", max_dilation, " for ",
+        layer.taps, " taps, got ", layer.dilation);
+  };
+  auto conv1d = [&](int64_t out_channels) {
+    const Tensor& weight = take({out_channels, channels, kAnySize});
+    AcousticLayer layer = {AcousticLayer::kConv1d, {weight.const_data_ptr<float>()}, channels, weight.size(0)};
+    layer.taps = weight.size(2);
+    check_reach(layer);
+    channels = layer.out_channels;
+    layer.weights[1] = take({channels}).const_data_ptr<float>();
+    args.layers.push_back(layer);
+  };
+  auto upsampling = [&] {
+    const Tensor& alpha = take({channels});
+    const Tensor& weight = take({kAnySize, kAnySize, channels, 2});
+    AcousticLayer layer = {AcousticLayer::kUpsampling, {}, channels, weight.size(0)};
+    layer.stride = weight.size(1);
+    HIGGS_CHECK(layer.stride >= 2, op, ": weights must have at least 2 phases, got ", layer.stride);
+    channels = layer.out_channels;
+    layer.weights[0] = alpha.const_data_ptr<float>(), layer.weights[1] = weight.const_data_ptr<float>();
+    layer.weights[2] = take({channels}).const_data_ptr<float>();
+    args.layers.push_back(layer);
+  };
+  auto residual_unit = [&](int64_t dilation) {
+    AcousticLayer layer = {AcousticLayer::kResidualUnit, {}, channels, channels};
+    layer.dilation = dilation;
+    for (int i = 0; i < 6; ++i) {
+      const Tensor& tensor = i % 3 == 1 ? take({channels, channels, i == 1 ? kAnySize : 1}) : take({channels});
+      if (i == 1) layer.taps = tensor.size(2);
+      layer.weights[i] = tensor.const_data_ptr<float>();
+    }
+    check_reach(layer);
+    args.layers.push_back(layer);
+  };
+  conv1d(kAnySize);
+  for (size_t block = 0; block < (weights.size() - of_ends) / of_block; ++block) {
+    upsampling();
+    for (const int64_t dilation : dilations) residual_unit(dilation);
+  }
+  args.layers.push_back({AcousticLayer::kSnake, {take({channels}).const_data_ptr<float>()}, channels, channels});
+  conv1d(1);
+
+  int64_t before = frames_before, after = frames_before + args.frames, values = 0;
+  for (const AcousticLayer& layer : args.layers) {
+    values += layer.in_channels * layer.keep();
+    HIGGS_CHECK(
+        after <= kMaxSamples / layer.stride, op, ": frames must give at most ", kMaxSamples, " samples, got ",
+        args.frames, " frames after ", frames_before);
+    before = layer.computed(before, false), after = layer.computed(after, is_last);
+  }
+  check_tensor(op, "state", state, ScalarType::Float, {values});
+  check_tensor(op, "audio", audio, ScalarType::Float, {after - before});
+  args.audio = audio.mutable_data_ptr<float>();
+  args.state = state.mutable_data_ptr<float>();
+  args.latent = latent.const_data_ptr<float>();
+  return args;
 }
 
 }  // namespace higgs_native

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <vector>
 
+#include "common/audio_tokenizer.h"
 #include "cpu/audio_tokenizer_kernels.h"
 #include "cpu/linear.h"
 
@@ -44,37 +45,33 @@ int64_t parts_of_tile(int64_t tiles, int64_t blocks) {
   return std::min(blocks, ceil_div(threads, std::min(tiles, threads)));
 }
 
-// buffer[c][i] = snake(x[c][begin + i]) for 0 <= i < count, zero outside x.
+// buffer[c][i] = snake(x[c][begin + i]) for 0 <= i < count, zero outside x [channels, time].
 void load_snake(
-    float* buffer, int64_t stride, const float* x, int64_t channels, int64_t time, const float* alpha, int64_t begin,
-    int64_t count) {
+    float* buffer, int64_t stride, const float* x, int64_t x_stride, int64_t channels, int64_t time, const float* alpha,
+    int64_t begin, int64_t count) {
   const int64_t first = std::clamp<int64_t>(-begin, 0, count), last = std::clamp<int64_t>(time - begin, first, count);
   for (int64_t c = 0; c < channels; ++c) {
     float* row = buffer + c * stride;
     std::fill(row, row + first, 0.f);
-    audio_tokenizer_kernels().snake(row + first, x + c * time + begin + first, alpha[c], last - first);
+    audio_tokenizer_kernels().snake(row + first, x + c * x_stride + begin + first, alpha[c], last - first);
     std::fill(row + last, row + count, 0.f);
   }
 }
 
-void snake_cpu(const Tensor& out, const Tensor& x, const Tensor& alpha) {
-  const Snake args = check_snake(out, x, alpha);
+void snake(const Snake& args) {
   for_ranges(args.batch * args.channels, 4 * args.time, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       audio_tokenizer_kernels().snake(
-          args.out + row * args.time, args.x + row * args.time, args.alpha[row % args.channels], args.time);
+          args.out + row * args.out_stride, args.x + row * args.x_stride, args.alpha[row % args.channels], args.time);
     }
   });
 }
 
-void residual_unit_cpu(
-    const Tensor& out, const Tensor& x, const Tensor& alpha1, const Tensor& weight1, const Tensor& bias1,
-    const Tensor& alpha2, const Tensor& weight2, const Tensor& bias2, int64_t dilation, int64_t first) {
-  const ResidualUnit args =
-      check_residual_unit(out, x, alpha1, weight1, bias1, alpha2, weight2, bias2, dilation, first);
+void residual_unit(const ResidualUnit& args) {
   if (args.is_empty()) return;
   const int64_t batch = args.batch, channels = args.channels, time = args.time, taps = args.taps;
-  const int64_t out_time = args.columns;
+  const int64_t dilation = args.dilation, first = args.first, out_time = args.columns;
+  const int64_t x_stride = args.x_stride, out_stride = args.out_stride;
 
   const int64_t reach = (taps - 1) * dilation;
   const int64_t width = tile_columns(channels, out_time, batch), tiles = ceil_div(out_time, width);
@@ -86,9 +83,10 @@ void residual_unit_cpu(
     float* middle = scratch<Middle>(channels * width);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t t = task % tiles * width, count = std::min(width, out_time - t), columns = whole_columns(count);
-      const float* source = args.x + task / tiles * channels * time;
-      float* target = args.out + task / tiles * channels * out_time;
-      load_snake(input, input_stride, source, channels, time, args.alpha1, first + t - reach / 2, columns + reach);
+      const float* source = args.x + task / tiles * channels * x_stride;
+      float* target = args.out + task / tiles * channels * out_stride;
+      load_snake(
+          input, input_stride, source, x_stride, channels, time, args.alpha1, first + t - reach / 2, columns + reach);
       for (int64_t c = 0; c < channels; ++c) std::fill_n(middle + c * width, columns, args.bias1[c]);
       audio_tokenizer_kernels().convolve(
           {middle, width, input, input_stride, args.weight1, channels, channels, taps, dilation, columns});
@@ -97,25 +95,24 @@ void residual_unit_cpu(
       for (int64_t c = 0; c < channels; ++c) {
         audio_tokenizer_kernels().snake(middle + c * width, middle + c * width, args.alpha2[c], columns);
         float* row = output + c * width;
-        const float* added = source + c * time + first + t;
+        const float* added = source + c * x_stride + first + t;
         for (int64_t i = 0; i < count; ++i) row[i] = added[i] + args.bias2[c];
         std::fill(row + count, row + columns, 0.f);
       }
       audio_tokenizer_kernels().convolve(
           {output, width, middle, width, args.weight2, channels, channels, 1, 1, columns});
       for (int64_t c = 0; c < channels; ++c) {
-        std::memcpy(target + c * out_time + t, output + c * width, count * sizeof(float));
+        std::memcpy(target + c * out_stride + t, output + c * width, count * sizeof(float));
       }
     }
   });
 }
 
-void snake_conv_transpose1d_cpu(
-    const Tensor& out, const Tensor& x, const Tensor& alpha, const Tensor& weight, const Tensor& bias, int64_t first) {
-  const SnakeConvTranspose1d args = check_snake_conv_transpose1d(out, x, alpha, weight, bias, first);
+void snake_conv_transpose1d(const SnakeConvTranspose1d& args) {
   if (args.is_empty()) return;
   const int64_t batch = args.batch, in_channels = args.in_channels, out_channels = args.out_channels;
   const int64_t time = args.time, stride = args.stride, length = args.columns, padding = args.padding();
+  const int64_t x_stride = args.x_stride, out_stride = args.out_stride;
   // Columns outside `out` are dropped.
   const int64_t first_u = args.first_u(), positions = args.last_u() - first_u + 1, end_u = first_u + positions;
   const int64_t width = whole_columns(std::min(std::max(kTileFloats / in_channels, kMinColumns), positions));
@@ -134,7 +131,8 @@ void snake_conv_transpose1d_cpu(
       const int64_t part = task % parts, tile = task / parts % tiles, item = task / parts / tiles;
       const int64_t u = first_u + tile * width, count = std::min(width, end_u - u), columns = whole_columns(count);
       load_snake(
-          input, input_stride, args.x + item * in_channels * time, in_channels, time, args.alpha, u - 1, columns + 1);
+          input, input_stride, args.x + item * in_channels * x_stride, x_stride, in_channels, time, args.alpha, u - 1,
+          columns + 1);
       const int64_t last = std::min(out_channels, (part + 1) * blocks / parts * kUpsampledChannels);
       for (int64_t c = part * blocks / parts * kUpsampledChannels; c < last; c += kUpsampledChannels) {
         const int64_t channels = std::min(kUpsampledChannels, last - c), rows = channels * stride;
@@ -146,9 +144,9 @@ void snake_conv_transpose1d_cpu(
              columns});
         for (int64_t row = 0; row < rows; ++row) {
           const int64_t phase = row % stride;
-          float* target = args.out + (item * out_channels + c + row / stride) * length;
+          float* target = args.out + (item * out_channels + c + row / stride) * out_stride;
           // The column of `out` for u = 0 of this phase; negative if it is before `out`.
-          const int64_t shift = phase - padding - first;
+          const int64_t shift = phase - padding - args.first;
           const int64_t begin_i = std::max<int64_t>(ceil_div(std::max<int64_t>(-shift, 0), stride) - u, 0);
           const int64_t end_i = std::min(ceil_div(std::max<int64_t>(length - shift, 0), stride) - u, count);
           for (int64_t i = begin_i; i < end_i; ++i) target[(u + i) * stride + shift] = phases[row * width + i];
@@ -158,8 +156,7 @@ void snake_conv_transpose1d_cpu(
   });
 }
 
-void conv1d_cpu(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t first) {
-  const Conv1d args = check_conv1d(out, x, weight, bias, first);
+void conv1d(const Conv1d& args) {
   if (args.is_empty()) return;
   const int64_t batch = args.batch, in_channels = args.in_channels, out_channels = args.out_channels;
   const int64_t time = args.time, taps = args.taps, length = args.columns;
@@ -175,12 +172,12 @@ void conv1d_cpu(const Tensor& out, const Tensor& x, const Tensor& weight, const 
     for (int64_t task = begin; task < end; ++task) {
       const int64_t part = task % parts, tile = task / parts % tiles, item = task / parts / tiles;
       const int64_t t = tile * width, count = std::min(width, length - t), columns = whole_columns(count);
-      const int64_t reach = columns + taps - 1, at = first + t - taps / 2;
+      const int64_t reach = columns + taps - 1, at = args.first + t - taps / 2;
       const int64_t begin_i = std::clamp<int64_t>(-at, 0, reach);
       const int64_t end_i = std::clamp<int64_t>(time - at, begin_i, reach);
       for (int64_t c = 0; c < in_channels; ++c) {
         float* row = input + c * input_stride;
-        const float* source = args.x + (item * in_channels + c) * time + at;
+        const float* source = args.x + (item * in_channels + c) * args.x_stride + at;
         std::fill(row, row + begin_i, 0.f);
         std::copy(source + begin_i, source + end_i, row + begin_i);
         std::fill(row + end_i, row + reach, 0.f);
@@ -193,11 +190,56 @@ void conv1d_cpu(const Tensor& out, const Tensor& x, const Tensor& weight, const 
             {output, width, input, input_stride, args.weight + c * in_channels * taps, rows, in_channels, taps, 1,
              columns});
         for (int64_t row = 0; row < rows; ++row) {
-          std::copy_n(output + row * width, count, args.out + (item * out_channels + c + row) * length + t);
+          std::copy_n(output + row * width, count, args.out + (item * out_channels + c + row) * args.out_stride + t);
         }
       }
     }
   });
+}
+
+void snake_cpu(const Tensor& out, const Tensor& x, const Tensor& alpha) { snake(check_snake(out, x, alpha)); }
+
+void conv1d_cpu(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t first) {
+  conv1d(check_conv1d(out, x, weight, bias, first));
+}
+
+void residual_unit_cpu(
+    const Tensor& out, const Tensor& x, const Tensor& alpha1, const Tensor& weight1, const Tensor& bias1,
+    const Tensor& alpha2, const Tensor& weight2, const Tensor& bias2, int64_t dilation, int64_t first) {
+  residual_unit(check_residual_unit(out, x, alpha1, weight1, bias1, alpha2, weight2, bias2, dilation, first));
+}
+
+void snake_conv_transpose1d_cpu(
+    const Tensor& out, const Tensor& x, const Tensor& alpha, const Tensor& weight, const Tensor& bias, int64_t first) {
+  snake_conv_transpose1d(check_snake_conv_transpose1d(out, x, alpha, weight, bias, first));
+}
+
+struct Layers {
+  static void snake(const Snake& args) { cpu::snake(args); }
+  static void conv1d(const Conv1d& args) { cpu::conv1d(args); }
+  static void residual_unit(const ResidualUnit& args) { cpu::residual_unit(args); }
+  static void snake_conv_transpose1d(const SnakeConvTranspose1d& args) { cpu::snake_conv_transpose1d(args); }
+
+  static float* activations(int index, int64_t size) {
+    struct Even;
+    struct Odd;
+    return index == 0 ? scratch<Even>(size) : scratch<Odd>(size);
+  }
+
+  static void copy_columns(
+      float* to, int64_t to_stride, const float* from, int64_t from_stride, int64_t from_step, int64_t channels,
+      int64_t columns) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t i = 0; i < columns; ++i) to[c * to_stride + i] = from[c * from_stride + i * from_step];
+    }
+  }
+};
+
+void acoustic_decoder_cpu(
+    const Tensor& audio, const Tensor& state, const Tensor& latent, std::vector<Tensor> weights,
+    std::vector<int64_t> dilations, int64_t frames_before, bool is_last) {
+  run_acoustic_decoder(
+      Layers(), check_acoustic_decoder(audio, state, latent, weights, dilations, frames_before, is_last));
 }
 
 void rvq_encode_cpu(
@@ -296,6 +338,7 @@ STABLE_TORCH_LIBRARY_IMPL(higgs_native, CPU, m) {
   m.impl("conv1d", TORCH_BOX(&higgs_native::cpu::conv1d_cpu));
   m.impl("residual_unit", TORCH_BOX(&higgs_native::cpu::residual_unit_cpu));
   m.impl("snake_conv_transpose1d", TORCH_BOX(&higgs_native::cpu::snake_conv_transpose1d_cpu));
+  m.impl("acoustic_decoder", TORCH_BOX(&higgs_native::cpu::acoustic_decoder_cpu));
   m.impl("rvq_encode", TORCH_BOX(&higgs_native::cpu::rvq_encode_cpu));
   m.impl("rvq_decode", TORCH_BOX(&higgs_native::cpu::rvq_decode_cpu));
 }

@@ -1,8 +1,8 @@
 """The audio tokenizer's decoder, for codes that arrive all at once or a few frames at a time.
 
 A table holds the quantizer's entries after their linear layer; their sum goes through the DAC decoder (arXiv
-2306.06546) without its final tanh. Every layer is a convolution that keeps the end of its input. So each column is
-computed once, when all its input is there, with the same bits however the codes are divided.
+2306.06546) without its final tanh. Each sample is computed once, when all frames that it depends on are there, with
+the same bits however the codes are divided.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,17 +25,19 @@ class Layer:
     """A convolution over time, padded with zeros so that each input column gives `stride` output columns.
 
     Attributes:
-        run: called with (out, x, first), writes output columns from `first` on, as many as `out` has.
+        run: called with (out, x): writes all output columns.
+        weights: in the order of `ops.acoustic_decoder`.
         channels: of the output.
         lag: output columns, the last ones, that depend on input columns that follow.
-        keep: input columns, the last ones, that later output columns depend on.
+        kept: values of the input that later output columns depend on: the last columns of all channels.
         stride: output columns per input column.
     """
 
-    run: Callable[[torch.Tensor, torch.Tensor, int], None]
+    run: Callable[[torch.Tensor, torch.Tensor], None]
+    weights: tuple[torch.Tensor, ...]
     channels: int
     lag: int
-    keep: int
+    kept: int
     stride: int = 1
 
 
@@ -63,10 +65,12 @@ class StreamingDecoder(Uncopyable):
         self._exact = self.lookahead == config.decoder_context
         self._weights = weights
         self._config = config
-        self._layers = list(decoder_layers(weights, config))
-        # By layer: the end of its input, and the next output column to compute, counted from where that end begins.
-        self._inputs: list[torch.Tensor | None] = [None] * len(self._layers)
-        self._first = [0] * len(self._layers)
+        layers = list(decoder_layers(weights, config))
+        self._layer_weights = [weight for layer in layers for weight in layer.weights]
+        self._state = weights["decode.table"].new_zeros(sum(layer.kept for layer in layers))
+        self._lag = 0  # samples, the last ones, that depend on frames that follow
+        for layer in layers:
+            self._lag = self._lag * layer.stride + layer.lag
         self._num_frames = 0  # decoded so far
         self._ended = False
         # The computed samples that are not dropped yet, from sample `_first_sample` on. With less lookahead, samples
@@ -95,7 +99,6 @@ class StreamingDecoder(Uncopyable):
             raise ParameterError("codes must not follow the last ones; a new audio needs a new decoder")
         codes = checked_codes(codes, self._config)
         self._ended = is_last
-        self._num_frames += codes.shape[1]
         self._compute(codes, is_last)
         num_final = self._num_frames if is_last else max(self._num_frames - self.lookahead, 0)
         end = num_final * self._config.hop_length
@@ -103,7 +106,7 @@ class StreamingDecoder(Uncopyable):
         if not self._exact and not is_last and end > self._first_sample + len(self._computed):
             early = object.__new__(type(self))
             vars(early).update(vars(self))
-            early._inputs, early._first = list(self._inputs), list(self._first)
+            early._state = self._state.clone()
             early._compute(codes[:, :0], is_last=True)
         audio = early._computed[self._num_returned - self._first_sample : end - self._first_sample]
         self._num_returned += len(audio)
@@ -113,29 +116,16 @@ class StreamingDecoder(Uncopyable):
         return audio
 
     def _compute(self, codes: torch.Tensor, is_last: bool) -> None:
-        """Run codes through the layers, and append the resulting samples to `_computed`."""
+        """Append the samples of the next codes to `_computed`."""
         table = self._weights["decode.table"]
         latent = table.new_empty(codes.shape[1], self._config.acoustic_hidden_size)
         ops.rvq_decode(latent, codes.to(table.device), table, self._weights["decode.bias"])
-        x = latent.T[None].contiguous()
-        for index, layer in enumerate(self._layers):
-            x = self._advance(index, layer, x, is_last)
-        self._computed = torch.cat([self._computed, x[0, 0].cpu()])
-
-    def _advance(self, index: int, layer: Layer, x: torch.Tensor, is_last: bool) -> torch.Tensor:
-        """Run a layer on its next input columns [1, in, n]; return the output columns that depend on no later ones."""
-        kept, first = self._inputs[index], self._first[index]
-        if kept is not None and kept.shape[2]:
-            x = torch.cat([kept, x], dim=2)
-        columns = x.shape[2]
-        last = max(columns * layer.stride - (0 if is_last else layer.lag), first)
-        out = x.new_empty(1, layer.channels, last - first)
-        if last > first:
-            layer.run(out, x, first)
-        keep = min(layer.keep, columns)
-        self._inputs[index] = x[:, :, columns - keep :].contiguous() if keep < columns else x
-        self._first[index] = last - (columns - keep) * layer.stride
-        return out
+        before = self._num_frames
+        self._num_frames += codes.shape[1]
+        begin, end = (max(frames * self._config.hop_length - self._lag, 0) for frames in (before, self._num_frames))
+        audio = table.new_empty((self._num_frames * self._config.hop_length if is_last else end) - begin)
+        ops.acoustic_decoder(audio, self._state, latent, self._layer_weights, DILATIONS, before, is_last)
+        self._computed = torch.cat([self._computed, audio.cpu()])
 
 
 def checked_codes(codes: torch.Tensor | np.ndarray, config: HiggsAudioTokenizerConfig) -> torch.Tensor:
@@ -182,28 +172,28 @@ def decoder_layers(weights: Weights, config: HiggsAudioTokenizerConfig) -> Itera
 
 def _conv1d(weights: Weights, name: str) -> Layer:
     weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-    channels, _, taps = weight.shape
+    channels, in_channels, taps = weight.shape
 
-    def run(out: torch.Tensor, x: torch.Tensor, first: int) -> None:
-        ops.conv1d(out, x, weight, bias, first)
+    def run(out: torch.Tensor, x: torch.Tensor) -> None:
+        ops.conv1d(out, x, weight, bias)
 
-    return Layer(run, channels, lag=taps // 2, keep=taps - 1)
+    return Layer(run, (weight, bias), channels, taps // 2, in_channels * (taps - 1))
 
 
 def _snake(weights: Weights, name: str) -> Layer:
     alpha = weights[f"{name}.alpha"]
-    return Layer(lambda out, x, first: ops.snake(out, x, alpha), len(alpha), lag=0, keep=0)
+    return Layer(lambda out, x: ops.snake(out, x, alpha), (alpha,), len(alpha), lag=0, kept=0)
 
 
 def _upsampling(weights: Weights, block: str, stride: int) -> Layer:
     names = ("snake1.alpha", "conv_t1.weight", "conv_t1.bias")
     alpha, weight, bias = (weights[f"{block}.{name}"] for name in names)
 
-    def run(out: torch.Tensor, x: torch.Tensor, first: int) -> None:
-        ops.snake_conv_transpose1d(out, x, alpha, weight, bias, first)
+    def run(out: torch.Tensor, x: torch.Tensor) -> None:
+        ops.snake_conv_transpose1d(out, x, alpha, weight, bias)
 
     # An output column depends on two input columns, the first of them half a stride earlier.
-    return Layer(run, len(bias), lag=(stride + 1) // 2, keep=1, stride=stride)
+    return Layer(run, (alpha, weight, bias), len(bias), (stride + 1) // 2, kept=len(alpha), stride=stride)
 
 
 def _residual_unit(weights: Weights, name: str, dilation: int) -> Layer:
@@ -211,8 +201,8 @@ def _residual_unit(weights: Weights, name: str, dilation: int) -> Layer:
     alpha1, weight1, bias1, alpha2, weight2, bias2 = (weights[f"{name}.{parameter}"] for parameter in names)
     channels, _, taps = weight1.shape
 
-    def run(out: torch.Tensor, x: torch.Tensor, first: int) -> None:
-        ops.residual_unit(out, x, alpha1, weight1, bias1, alpha2, weight2, bias2, dilation, first)
+    def run(out: torch.Tensor, x: torch.Tensor) -> None:
+        ops.residual_unit(out, x, alpha1, weight1, bias1, alpha2, weight2, bias2, dilation)
 
     span = (taps - 1) * dilation
-    return Layer(run, channels, lag=span // 2, keep=span)
+    return Layer(run, (alpha1, weight1, bias1, alpha2, weight2, bias2), channels, span // 2, channels * span)

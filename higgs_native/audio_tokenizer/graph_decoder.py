@@ -101,7 +101,7 @@ class _Window(GraphedWork):
             # Layers pad with zeros at the end of their input, but the audio may end before the window does.
             x.view(x.shape[1], self.size, -1).masked_fill_(after_end, 0)
             out = x.new_empty(1, layer.channels, x.shape[2] * layer.stride)
-            layer.run(out, x, 0)
+            layer.run(out, x)
             x = out
         self.audio = x[0, 0]
 

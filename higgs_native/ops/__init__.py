@@ -7,6 +7,7 @@ Every operator writes into tensors that the caller owns, and runs on the device 
 from higgs_native.ops._library import check_instruction_set
 from higgs_native.ops.attention import attention, qkv_rope_cache
 from higgs_native.ops.audio_tokenizer import (
+    acoustic_decoder,
     conv1d,
     pack_conv_transpose1d,
     residual_unit,
@@ -37,6 +38,7 @@ __all__ = [
     "LowRank",
     "Moments",
     "PackedWeight",
+    "acoustic_decoder",
     "attention",
     "check_instruction_set",
     "conv1d",

@@ -5,12 +5,16 @@ Convolutions pad with zeros to keep the length, and write the columns of the res
 has the same bits however the result is divided into calls.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from higgs_native.ops._library import register_fakes
 
 
-register_fakes("snake", "conv1d", "residual_unit", "snake_conv_transpose1d", "rvq_encode", "rvq_decode")
+register_fakes(
+    "snake", "conv1d", "residual_unit", "snake_conv_transpose1d", "acoustic_decoder", "rvq_encode", "rvq_decode"
+)
 
 
 def snake(out: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor) -> None:
@@ -111,6 +115,41 @@ def pack_conv_transpose1d(weight: torch.Tensor) -> torch.Tensor:
     in_channels, out_channels, kernel = weight.shape
     taps = weight.view(in_channels, out_channels, 2, kernel // 2).flip(2)
     return taps.permute(1, 3, 0, 2).contiguous()
+
+
+def acoustic_decoder(
+    audio: torch.Tensor,
+    state: torch.Tensor,
+    latent: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    dilations: Sequence[int],
+    frames_before: int,
+    is_last: bool,
+) -> None:
+    """The next samples of an audio, by all layers of DAC's decoder (arXiv 2306.06546) but its final tanh.
+
+    The layers are a convolution; blocks of an upsampling transposed convolution and residual units; Snake; and a
+    convolution to one channel. Each computes the columns whose input is complete, and keeps the end of its input. So a
+    sample has the same bits however the frames are divided into calls.
+
+    Args:
+        audio: [samples], float32; written: all samples that can be computed from the frames so far, without those of
+            earlier calls.
+        state: [values], float32; read if there were frames before, and written. For each layer, the last columns of
+            its input that later ones depend on, [channels, columns], at the right if there are fewer: taps - 1
+            columns, a dilation apart; one of a transposed convolution.
+        latent: [frames, channels], float32: the next frames.
+        weights: float32, as the operators of the single layers have them: of the first convolution weight and bias; of
+            each block alpha, weight and bias of its transposed convolution, then alpha1, weight1, bias1, alpha2,
+            weight2 and bias2 of each residual unit; alpha of the last Snake; weight and bias of the last convolution.
+        dilations: of a block's residual units.
+        frames_before: the number of frames in earlier calls.
+        is_last: no frames follow.
+
+    Raises:
+        RuntimeError: a shape, dtype or value does not fit.
+    """
+    torch.ops.higgs_native.acoustic_decoder(audio, state, latent, weights, dilations, frames_before, is_last)
 
 
 def rvq_encode(

@@ -2,6 +2,7 @@
 
 from higgs_native.reference.attention import attention, qkv_rope_cache
 from higgs_native.reference.audio_tokenizer import (
+    acoustic_decoder,
     conv1d,
     residual_unit,
     rvq_decode,
@@ -27,6 +28,7 @@ from higgs_native.reference.sampling import process_logits, sample_audio_frame, 
 
 
 __all__ = [
+    "acoustic_decoder",
     "attention",
     "conv1d",
     "decoder_layers",

@@ -1,5 +1,6 @@
 """Valid arguments of every operator, by name, as its schema has them: packed weights as data and scales."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -27,10 +28,7 @@ def _one_row() -> tuple[torch.Tensor, ...]:
 
 def _audio_tokenizer(name: str) -> Callable[[], list[Any]]:
     def arguments() -> list[Any]:
-        return [
-            value.clone() if isinstance(value, torch.Tensor) else value
-            for value in test_audio_tokenizer.ARGUMENTS[name].values()
-        ]
+        return list(copy.deepcopy(test_audio_tokenizer.ARGUMENTS[name]).values())
 
     return arguments
 

@@ -187,6 +187,87 @@ def test_nothing_is_convolved(batch, time):
     ops.snake_conv_transpose1d(out, x, torch.ones(4), torch.ones(2, 3, 4, 2), torch.ones(2))
 
 
+def acoustic_decoder(frames: int, is_last: bool = True) -> dict:
+    """Two blocks of two residual units each, for the first frames of an audio."""
+    channels, weights = 7, []
+
+    def convolution(out_channels: int, taps: int) -> list[torch.Tensor]:
+        weight = random((out_channels, channels, taps), seed=len(weights)) / (channels * taps) ** 0.5
+        return [weight, random((out_channels,), seed=len(weights) + 1)]
+
+    weights += convolution(12, 7)
+    channels, lag = 12, 3
+    for stride in (3, 2):
+        weights += [positive(channels, len(weights)), random((5, stride, channels, 2), seed=1) / channels**0.5]
+        weights.append(random((5,), seed=2))
+        channels, lag = 5, lag * stride + (stride + 1) // 2
+        for dilation in (1, 4):
+            parameters = unit(1, channels, 1, dilation=dilation)
+            weights += [value for name, value in parameters.items() if name[:-1] in ("alpha", "weight", "bias")]
+            lag += 3 * dilation
+    weights.append(positive(channels))
+    weights += convolution(1, 7)
+    lag += 3
+    return {
+        "audio": torch.full((6 * frames - (0 if is_last else min(lag, 6 * frames)),), torch.nan),
+        "state": torch.full((7 * 6 + 12 + 5 * 30 + 5 + 5 * 30 + 5 * 6,), torch.nan),
+        "latent": random((frames, 7)),
+        "weights": weights,
+        "dilations": [1, 4],
+        "frames_before": 0,
+        "is_last": is_last,
+    }
+
+
+def run_pieces(implementation, device: str, sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The audio of the frames, decoded in pieces of these sizes, and the state at the end."""
+    arguments = acoustic_decoder(sum(sizes))
+    weights = [weight.to(device) for weight in arguments["weights"]]
+    latent, state, audio = arguments["latent"].to(device), arguments["state"].to(device), []
+    before, samples = 0, 0
+    for index, piece in enumerate(latent.split(sizes)):
+        is_last = index == len(sizes) - 1
+        end = len(acoustic_decoder(before + len(piece), is_last)["audio"])
+        audio.append(torch.full((end - samples,), torch.nan, device=device))
+        implementation.acoustic_decoder(audio[-1], state, piece, weights, [1, 4], before, is_last)
+        before, samples = before + len(piece), end
+    return torch.cat(audio).cpu(), state.cpu()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "sizes", [[1], [0, 1], [40], [100], [1] * 25, [3, 0, 9, 2, 0], [30, 70, 4], [12, 32, 1, 33, 64]], ids=str
+)
+def test_acoustic_decoder_equals_reference_in_pieces(sizes, device):
+    audio, state = run_pieces(ops, device, sizes)
+    expected, expected_state = run_pieces(reference, "cpu", sizes)
+    torch.testing.assert_close(audio, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state, expected_state, rtol=1e-4, atol=1e-5, equal_nan=True)
+    whole, _ = run_pieces(ops, device, [sum(sizes)])
+    assert torch.equal(audio, whole)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_acoustic_decoder_equals_its_layers(device):
+    arguments = acoustic_decoder(50)
+    weights = [weight.to(device) for weight in arguments["weights"]]
+    x = arguments["latent"].T[None].contiguous().to(device)
+
+    def layer(operator, channels: int, stride: int, parameters: list[torch.Tensor], *options: int) -> torch.Tensor:
+        out = x.new_empty(1, channels, x.shape[2] * stride)
+        operator(out, x, *parameters, *options)
+        return out
+
+    x = layer(ops.conv1d, 12, 1, weights[:2])
+    for block, stride in ((weights[2:17], 3), (weights[17:32], 2)):
+        x = layer(ops.snake_conv_transpose1d, 5, stride, block[:3])
+        x = layer(ops.residual_unit, 5, 1, block[3:9], 1)
+        x = layer(ops.residual_unit, 5, 1, block[9:], 4)
+    x = layer(ops.snake, 5, 1, weights[32:33])
+    x = layer(ops.conv1d, 1, 1, weights[33:])
+    assert torch.equal(run_pieces(ops, device, [50])[0], x[0, 0].cpu())
+
+
 def quantizer(levels: int, frames: int, entries: int, dim: int, width: int) -> dict[str, torch.Tensor]:
     return {
         "codes": torch.full((levels, frames), -1, dtype=torch.int32),
@@ -280,6 +361,7 @@ ARGUMENTS = {
     },
     "residual_unit": unit(1, 3, 4),
     "snake_conv_transpose1d": UPSAMPLE,
+    "acoustic_decoder": acoustic_decoder(4),
     "rvq_encode": quantizer(2, 4, 5, 3, 6),
     "rvq_decode": DECODE,
 }
@@ -288,7 +370,7 @@ ARGUMENTS = {
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_opcheck(name, device):
-    arguments = (v.to(device) if isinstance(v, torch.Tensor) else v for v in ARGUMENTS[name].values())
+    arguments = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), [*ARGUMENTS[name].values()])
     torch.library.opcheck(getattr(torch.ops.higgs_native, name).default, tuple(arguments))
 
 
@@ -316,6 +398,21 @@ def test_opcheck(name, device):
         ("snake_conv_transpose1d", {"out": torch.zeros(1, 2, 13)}, "out must have at most 12 columns, got 13"),
         ("snake_conv_transpose1d", {"out": torch.zeros(1, 3, 12)}, r"out must have shape \[1, 2, \*\]"),
         ("snake_conv_transpose1d", {"weight": torch.zeros(2, 1, 3, 2)}, "weight must have at least 2 phases, got 1"),
+        ("acoustic_decoder", {"audio": torch.zeros(23)}, r"audio must have shape \[24\], got \[23\]"),
+        ("acoustic_decoder", {"state": torch.zeros(9)}, r"state must have shape \[389\], got \[9\]"),
+        (
+            "acoustic_decoder",
+            {"latent": torch.zeros(4, 6)},
+            r"weights must have shape \[\*, 6, \*\], got \[12, 7, 7\]",
+        ),
+        (
+            "acoustic_decoder",
+            {"weights": ARGUMENTS["acoustic_decoder"]["weights"][:-1]},
+            "weights must hold 5 tensors and 15 of each block, got 34",
+        ),
+        ("acoustic_decoder", {"dilations": [1, 10923]}, "dilations must be 1 to 10922 for 7 taps, got 10923"),
+        ("acoustic_decoder", {"frames_before": -1}, "frames_before must be between 0 and 2147483647, got -1"),
+        ("acoustic_decoder", {"frames_before": 1}, r"audio must have shape \[\d+\], got \[24\]"),
         ("rvq_encode", {"codes": torch.zeros(2, 4, dtype=torch.int64)}, "codes must be int32, got int64"),
         ("rvq_encode", {"codebooks": torch.zeros(2, 0, 3)}, "codebooks must have at least one entry"),
         (

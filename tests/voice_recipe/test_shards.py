@@ -38,8 +38,8 @@ def test_a_shard_gives_back_what_was_written(tmp_path):
         np.testing.assert_array_equal(features["ends"], speech.ends)
 
 
-# Each writer is forked from a process that has imported torch, which takes seconds. Those that are killed write without
-# end, so that the kill comes while they write, however fast the machine is.
+# Each writer is forked from a process that has imported torch, which takes seconds. Those that are killed write
+# without end, so that the kill comes while they write, however fast the machine is.
 _KILL_WRITERS = """
 import itertools, os, random, signal, sys, time
 import numpy as np

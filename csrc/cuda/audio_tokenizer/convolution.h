@@ -25,16 +25,16 @@ constexpr int64_t kMaxSharedBytes = 96 << 10;
 // is zero outside its time. Row c * stride + phase, column i of the sums is column i * stride + phase + shift of output
 // channel c; columns outside `out` are dropped.
 struct Convolution {
-  const float* x;       // [batch, channels, time]
+  const float* x;       // [batch, channels, time], channels `x_stride` apart
   const float* alpha;   // [channels]: slopes of a Snake before the convolution, or null
   const float* weight;  // [rows, channels, taps]
-  int64_t channels, time, rows, taps, dilation, begin, count;
+  int64_t channels, time, x_stride, rows, taps, dilation, begin, count;
 
-  float* out;                 // [batch, rows / stride, columns]
+  float* out;                 // [batch, rows / stride, columns], channels `out_stride` apart
   const float* bias;          // [rows / stride]
   const float* output_alpha;  // [rows / stride]: slopes of a Snake after the convolution, or null
   const float* residual;      // added last: [batch, rows / stride, residual_stride], or null
-  int64_t columns, residual_stride, stride, shift;
+  int64_t columns, out_stride, residual_stride, stride, shift;
 
   int64_t reach() const { return (taps - 1) * dilation; }
 };
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(T::kThreads, 2) convolve_kernel(Convolution ar
   const int width = T::kColumns + (taps - 1) * dilation;
   const int64_t item = blockIdx.x / tiles, first_column = static_cast<int64_t>(blockIdx.x % tiles) * T::kColumns;
   const int64_t first_row = static_cast<int64_t>(blockIdx.y) * T::kRows;
-  const float* x = args.x + item * args.channels * args.time;
+  const float* x = args.x + item * args.channels * args.x_stride;
   const int64_t begin = args.begin + first_column;
 
   auto load = [&](const Stage<T>& stage, int64_t c0, int channels) {
@@ -115,7 +115,8 @@ __global__ void __launch_bounds__(T::kThreads, 2) convolve_kernel(Convolution ar
     }
     for_inputs<T>(channels, width, [&](int channel, int column) {
       const int64_t t = begin + column;
-      copy_async(stage.inputs + channel * width + column, x + (c0 + channel) * args.time + t, t >= 0 && t < args.time);
+      copy_async(
+          stage.inputs + channel * width + column, x + (c0 + channel) * args.x_stride + t, t >= 0 && t < args.time);
     });
   };
 
@@ -174,20 +175,20 @@ __global__ void __launch_bounds__(T::kThreads, 2) convolve_kernel(Convolution ar
       float value = sums[r][j] + args.bias[channel];
       if (args.output_alpha) value = SnakeSlope(args.output_alpha[channel])(value);
       if (args.residual) value += args.residual[at * args.residual_stride + column];
-      args.out[at * args.columns + column] = value;
+      args.out[at * args.out_stride + column] = value;
     }
   }
 }
 
 template <typename T, int kTaps>
-void launch_tiles(const Launch& launch, const char* op, const Convolution& args, int64_t batch) {
+void launch_tiles(const Launch& launch, const Convolution& args, int64_t batch) {
   constexpr int64_t kSteps = 32, kStages = 2;
   const int64_t width = T::kColumns + args.reach();
   const int64_t stage_channels =
       std::min<int64_t>(args.channels, std::max<int64_t>(1, std::min(kSteps / args.taps, 2048 / width)));
   const size_t bytes = kStages * Stage<T>::bytes(stage_channels, args.taps, width);
   HIGGS_CHECK(
-      bytes <= kMaxSharedBytes, op, ": taps and dilation must fit ", kMaxSharedBytes,
+      bytes <= kMaxSharedBytes, launch.op(), ": taps and dilation must fit ", kMaxSharedBytes,
       " bytes of a block's shared memory on CUDA, got ", args.taps, " and ", args.dilation, ", which take ", bytes);
   const int64_t tiles = ceil_div(args.count, T::kColumns);
   const dim3 grid(static_cast<unsigned>(tiles * batch), static_cast<unsigned>(ceil_div(args.rows, T::kRows)));
@@ -202,20 +203,20 @@ using ShortTile = Tile<8, 4, 1>;   // if large ones would leave most multiproces
 using SingleTile = Tile<8, 1, 4>;  // for the one channel of the audio
 
 template <int kTaps>
-void launch_taps(const Launch& launch, const char* op, const Convolution& args, int64_t batch) {
+void launch_taps(const Launch& launch, const Convolution& args, int64_t batch) {
   const int64_t tiles = ceil_div(args.count, LargeTile::kColumns) * batch * ceil_div(args.rows, LargeTile::kRows);
-  if (args.rows <= SingleTile::kRows) launch_tiles<SingleTile, kTaps>(launch, op, args, batch);
-  else if (2 * tiles < launch.multiprocessors()) launch_tiles<ShortTile, kTaps>(launch, op, args, batch);
-  else if (args.rows <= FlatTile::kRows) launch_tiles<FlatTile, kTaps>(launch, op, args, batch);
-  else launch_tiles<LargeTile, kTaps>(launch, op, args, batch);
+  if (args.rows <= SingleTile::kRows) launch_tiles<SingleTile, kTaps>(launch, args, batch);
+  else if (2 * tiles < launch.multiprocessors()) launch_tiles<ShortTile, kTaps>(launch, args, batch);
+  else if (args.rows <= FlatTile::kRows) launch_tiles<FlatTile, kTaps>(launch, args, batch);
+  else launch_tiles<LargeTile, kTaps>(launch, args, batch);
 }
 
-void convolve(const Launch& launch, const char* op, const Convolution& args, int64_t batch) {
+void convolve(const Launch& launch, const Convolution& args, int64_t batch) {
   switch (args.taps) {
-    case 1: return launch_taps<1>(launch, op, args, batch);
-    case 2: return launch_taps<2>(launch, op, args, batch);
-    case 7: return launch_taps<7>(launch, op, args, batch);
-    default: return launch_taps<0>(launch, op, args, batch);
+    case 1: return launch_taps<1>(launch, args, batch);
+    case 2: return launch_taps<2>(launch, args, batch);
+    case 7: return launch_taps<7>(launch, args, batch);
+    default: return launch_taps<0>(launch, args, batch);
   }
 }
 

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kSnakeThreads) snake_kernel(Snake args, int64_
 #pragma unroll
   for (int i = 0; i < kSnakeValues; ++i) {
     const int64_t t = first + i * kSnakeThreads;
-    if (t < args.time) args.out[row * args.time + t] = snake(args.x[row * args.time + t]);
+    if (t < args.time) args.out[row * args.out_stride + t] = snake(args.x[row * args.x_stride + t]);
   }
 }
 
