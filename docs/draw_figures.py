@@ -22,7 +22,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from higgs_native import Convention, HiggsAudioModel, SamplingParams, ops
 from higgs_native.generation.engine import Engine
 from higgs_native.generation.handle import RequestHandle
-from higgs_native.generation.requests import GenerationRequest
+from higgs_native.generation.requests import GenerationRequest, Playback
 from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, WEIGHT_FORMATS
 from higgs_native.testing.configs import DEMO_CONFIG, REAL_SIZE_CONFIG
 from higgs_native.testing.random_checkpoint import write_language_model
@@ -413,7 +413,7 @@ def draw_joint_steps() -> Figure:
                 ids = torch.tensor([model.tokenizer.encode(text, add_special_tokens=False).ids])
                 sampling = SamplingParams(seed=1, max_new_tokens=frames)
                 codes = [voice] if name in "BC" else []
-                request = GenerationRequest(ids, codes, Convention.TRANSFORMERS, sampling, real_time=True)
+                request = GenerationRequest(ids, codes, Convention.TRANSFORMERS, sampling, playback=Playback())
                 handles[name] = engine.add(request)
             before = {name: handle.sequence.computed for name, handle in handles.items()}
             engine.step()

@@ -287,7 +287,7 @@ class HiggsAudio(ReplyGenerator):
         def prepared(spoken: Sequence[SpokenPassage]) -> GeneratePassage:
             messages = passages.messages(len(spoken), spoken[0].codes if spoken else None)
             sampling = passage_sampling(params, len(spoken))
-            return self.prepare(messages, True, sampling, real_time=True, adapter=adapter)
+            return self.prepare(messages, True, sampling, adapter=adapter)
 
         first = prepared(())  # refuses what is wrong
 

@@ -15,7 +15,14 @@ from higgs_native.errors import CheckpointError, PromptError
 from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
-from higgs_native.generation.requests import GenerationOutput, GenerationRequest, OnFrame, OnToken, WantsItems
+from higgs_native.generation.requests import (
+    GenerationOutput,
+    GenerationRequest,
+    OnFrame,
+    OnToken,
+    Playback,
+    WantsItems,
+)
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.prompt.chat import build_prompt
 from higgs_native.prompt.messages import ChatMLSample, Message
@@ -105,7 +112,6 @@ class ReplyGenerator:
         conversation: ChatMLSample | Sequence[Message],
         force_audio_gen: bool,
         sampling: SamplingParams,
-        real_time: bool = False,
         adapter: str | None = None,
     ) -> Callable[..., GenerationOutput]:
         """Check all that can be checked, and read the recordings, before anything is generated.
@@ -113,20 +119,23 @@ class ReplyGenerator:
         Args:
             conversation, force_audio_gen: as for `generate`.
             sampling: how to draw, and when to stop.
-            real_time, adapter: see `GenerationRequest`.
+            adapter: see `GenerationRequest`.
 
         Returns:
-            A function that generates the reply, given the callbacks of `GenerationRequest` or none.
+            A function that generates the reply, given the callbacks and the playback of `GenerationRequest`, or none.
 
         Raises:
             PromptError, AudioError, ParameterError, CheckpointError: as for `generate`.
         """
-        make_request = self.prepare_request(conversation, force_audio_gen, sampling, real_time, adapter)
+        make_request = self.prepare_request(conversation, force_audio_gen, sampling, adapter)
 
         def generate(
-            on_frame: OnFrame | None = None, on_token: OnToken | None = None, wants_items: WantsItems | None = None
+            on_frame: OnFrame | None = None,
+            on_token: OnToken | None = None,
+            wants_items: WantsItems | None = None,
+            playback: Playback | None = None,
         ) -> GenerationOutput:
-            return generate_batch(self.model, [make_request(on_frame, on_token, wants_items)])[0]
+            return generate_batch(self.model, [make_request(on_frame, on_token, wants_items, playback)])[0]
 
         return generate
 
@@ -135,7 +144,6 @@ class ReplyGenerator:
         conversation: ChatMLSample | Sequence[Message],
         force_audio_gen: bool,
         sampling: SamplingParams,
-        real_time: bool = False,
         adapter: str | None = None,
     ) -> Callable[..., GenerationRequest]:
         """Check and read what `prepare` does; return a function that encodes the recordings and makes the request.
@@ -159,7 +167,10 @@ class ReplyGenerator:
         ]
 
         def make_request(
-            on_frame: OnFrame | None = None, on_token: OnToken | None = None, wants_items: WantsItems | None = None
+            on_frame: OnFrame | None = None,
+            on_token: OnToken | None = None,
+            wants_items: WantsItems | None = None,
+            playback: Playback | None = None,
         ) -> GenerationRequest:
             return GenerationRequest(
                 prompt.input_ids,
@@ -170,7 +181,7 @@ class ReplyGenerator:
                 on_token=on_token,
                 wants_items=wants_items,
                 adapter=adapter,
-                real_time=real_time,
+                playback=playback,
             )
 
         return make_request

@@ -17,7 +17,7 @@ from higgs_native.errors import ParameterError
 from higgs_native.failure_checks import Failure, detect_failures, frame_levels
 from higgs_native.generation.conventions import rules_of
 from higgs_native.generation.delay_pattern import SegmentReader
-from higgs_native.generation.requests import GenerationOutput, OnFrame, OnToken, WantsItems
+from higgs_native.generation.requests import GenerationOutput, OnFrame, OnToken, Playback, WantsItems
 from higgs_native.manuscript.passages import cut_ends
 from higgs_native.manuscript.pauses import Passage
 from higgs_native.utils.background_iterator import BackgroundIterator
@@ -27,8 +27,8 @@ from higgs_native.utils.tensors import equal_fields
 
 _CHUNKS_AHEAD = 8
 
-GeneratePassage = Callable[[OnFrame, OnToken, WantsItems], GenerationOutput]
-"""Generates a passage; given the callbacks of `GenerationRequest`."""
+GeneratePassage = Callable[[OnFrame, OnToken, WantsItems, Playback], GenerationOutput]
+"""Generates a passage; given the callbacks and the playback of `GenerationRequest`."""
 
 
 class SpokenPassage(NamedTuple):
@@ -165,7 +165,9 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
             if passage.pause:
                 self._put_chunk(np.zeros(round(passage.pause * self.sampling_rate), dtype=np.float32), is_last=False)
             self.script.append((passage.text, self._num_samples))
-            output = self._prepare(spoken)(self._on_frame, self._on_token, self._wants_items)
+            generate = self._prepare(spoken)
+            playback = Playback(self._reader.delay + self._lookahead, int(self._size), max(self._margin(), 0.0))
+            output = generate(self._on_frame, self._on_token, self._wants_items, playback)
             rest = self._decode(is_last=True)
             codes = torch.cat(self._codes, dim=1)
             finish_reasons.append(output.finish_reason)
@@ -233,16 +235,24 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
 
     def _put_chunk(self, samples: np.ndarray, is_last: bool) -> None:
         if len(samples):
-            now = time.perf_counter() - self._began - self.waited
             if self.first_audio_seconds is None:
-                self.first_audio_seconds = now
+                self.first_audio_seconds = self._now()
             else:
-                heard = self.first_audio_seconds + self._num_samples / self.sampling_rate
-                margins = [heard - now, self.underrun_margin_seconds]
+                margins = [self._margin(), self.underrun_margin_seconds]
                 self.underrun_margin_seconds = min(margin for margin in margins if margin is not None)
         start_frame = self._num_samples // self._audio_tokenizer.hop_length
         self.put(AudioChunk(samples, self.sampling_rate, start_frame, is_last))
         self._num_samples += len(samples)
+
+    def _now(self) -> float:
+        """Return the seconds since the start that did not go by while the consumer kept the thread waiting."""
+        return time.perf_counter() - self._began - self.waited
+
+    def _margin(self) -> float:
+        """Return the seconds of audio that are still to be played, if the first chunk was played on arrival."""
+        if self.first_audio_seconds is None:
+            return 0.0
+        return self.first_audio_seconds + self._num_samples / self.sampling_rate - self._now()
 
 
 def _speak(stream: BackgroundIterator[AudioChunk]) -> None:

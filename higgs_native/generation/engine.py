@@ -294,7 +294,7 @@ class Engine(Driver, Shareable):
         """Let the model runner draw the next frames of the step's sequences."""
         self._members = [sequence for sequence, _ in step.pieces]
         frames = min(step.num_frames, *(sequence.steps_left(self._model) for sequence in self._members))
-        if any(sequence.request.real_time for sequence in self._members):
+        if any(sequence.request.playback for sequence in self._members):
             frames = min(frames, _REAL_TIME_FRAMES)
         self._launches_left = frames
         last = [(s, s.rows[-1]) for s in self._members]
@@ -384,7 +384,7 @@ class Engine(Driver, Shareable):
         handle = self._handles[sequence]
         if handle.first_item_seconds is None:
             handle.first_item_seconds = now - handle.added
-        if sequence.request.real_time:
+        if sequence.request.playback is not None:
             self._scheduler.drawn(sequence, now)
         if handle.wake is not None:
             handle.wake()

@@ -7,15 +7,39 @@ from typing import Literal
 import torch
 
 from higgs_native.convention import Convention
-from higgs_native.errors import PromptError, short_repr
+from higgs_native.errors import ParameterError, PromptError, short_repr
 from higgs_native.generation.sampling_params import SamplingParams
-from higgs_native.utils.checks import check_callable, check_flag, check_instance, check_integer, check_string
+from higgs_native.utils.checks import check_callable, check_instance, check_integer, check_number, check_string
 
 
 FinishReason = Literal["stop", "length", "aborted"]
 OnFrame = Callable[[torch.Tensor], None]
 OnToken = Callable[[int], None]
 WantsItems = Callable[[int], bool]
+
+
+@dataclass(frozen=True)
+class Playback:
+    """The playback of audio while it is generated. The engine plans for one that begins early, and has no pauses.
+
+    Attributes:
+        lag: frames that must follow a frame before it can be played: by the delay pattern, and by the decoder.
+        first: frames with which the playback begins.
+        ahead: seconds of earlier audio that are still to be played when the request is added.
+    """
+
+    lag: int = 0
+    first: int = 1
+    ahead: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_integer("lag", self.lag)
+        check_integer("first", self.first)
+        check_number("ahead", self.ahead)
+        if self.lag < 0 or self.first < 1 or not 0 <= self.ahead < float("inf"):
+            raise ParameterError(
+                f"lag and ahead must be at least 0 and first at least 1, got {self.lag}, {self.ahead} and {self.first}"
+            )
 
 
 @dataclass(frozen=True)
@@ -39,7 +63,7 @@ class GenerationRequest:
             returns whether to call back for them now; asked after each step, maybe by another thread. None: at once.
         adapter: the name of an adapter that the model has loaded; None: none.
         priority: requests of higher priority get a slot first.
-        real_time: each frame is played as it comes; the engine plans for a playback without pauses.
+        playback: of the audio while it is generated; None: it is heard later.
     """
 
     input_ids: torch.Tensor
@@ -53,7 +77,7 @@ class GenerationRequest:
     wants_items: WantsItems | None = None
     adapter: str | None = None
     priority: int = 0
-    real_time: bool = False
+    playback: Playback | None = None
 
     def __post_init__(self) -> None:
         if self.convention is not None:
@@ -64,7 +88,8 @@ class GenerationRequest:
         check_callable("on_token", self.on_token, optional=True)
         check_string("adapter", self.adapter, optional=True)
         check_integer("priority", self.priority)
-        check_flag("real_time", self.real_time)
+        if self.playback is not None:
+            check_instance("playback", self.playback, Playback)
         try:
             object.__setattr__(self, "reference_codes", tuple(self.reference_codes))
         except TypeError:

@@ -266,7 +266,7 @@ class LongSpeech:
             if spoken and not spoken[-1].failures:
                 conversation.add(self.chunks[index - 1], spoken[-1].codes)
             messages, sampling = self._request(index, conversation)
-            return self._engine.prepare(messages, True, sampling, real_time=True, adapter=self._adapter)
+            return self._engine.prepare(messages, True, sampling, adapter=self._adapter)
 
         return SpeechStream(
             prepare,

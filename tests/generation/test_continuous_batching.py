@@ -13,6 +13,7 @@ from higgs_native.errors import ParameterError
 from higgs_native.generation import engine as engine_module
 from higgs_native.generation.engine import Engine
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
+from higgs_native.generation.requests import Playback
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.generation.steps.model_runner import ModelRunner
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
@@ -51,7 +52,9 @@ def run_randomly(model: HiggsAudioModel, engine: Engine, count: int, seed: int):
     while waiting or not all(handle.future.done() for handle in handles):
         while waiting and rng.random() < 0.4:
             index = len(handles)
-            request = replace(waiting.pop(0), priority=rng.randrange(3), real_time=rng.random() < 0.3)
+            request = replace(
+                waiting.pop(0), priority=rng.randrange(3), playback=Playback() if rng.random() < 0.3 else None
+            )
             handles.append(engine.add(request))
             received.append([])
             if index in aborted:
@@ -209,7 +212,7 @@ def test_a_prefix_is_held_once(model):
 def test_a_long_prompt_is_computed_in_pieces_between_frames(model):
     """While a stream has no audio to spare, a step takes the smallest piece."""
     engine = Engine(model, NUM_SLOTS, clock=lambda: 0.0)
-    stream = engine.add(replace(random_request(model, 4), real_time=True))
+    stream = engine.add(replace(random_request(model, 4), playback=Playback()))
     while not stream.take():
         engine.step()
     long = random_request(model, 3)

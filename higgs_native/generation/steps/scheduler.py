@@ -1,16 +1,18 @@
 """The scheduler: which requests have a slot, which pages they hold, and which rows the next step computes.
 
 Requests wait by priority, then in the order in which they came. One gets a slot as soon as its prompt is the next to
-be computed and its pages are available. Prompts are computed in pieces between frames. A real-time stream is played
-while it is generated: it can wait as long as the audio lasts that its listener has not heard yet, its slack. A piece
-has as many rows as all streams can wait for, and streams with almost no slack go first. If pages run out, the request
-that has the lowest priority, and came last, loses its slot and is computed again later.
+be computed and its pages are available. Prompts are computed in pieces between frames. A stream is played while it is
+generated: it can wait as long as the audio lasts that its listener has not heard yet, its slack; before its first
+audio, not at all. A piece has as many rows as all streams that are played can wait for, and streams with almost no
+slack go first. If pages run out, the request that has the lowest priority, and came last, loses its slot and is
+computed again later.
 """
 
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from higgs_native.generation.requests import Playback
 from higgs_native.generation.sequence import SequenceState
 from higgs_native.generation.steps.pages import PagePool
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
@@ -22,23 +24,42 @@ MAX_PROMPT_ROWS = 512
 _URGENT_SECONDS, _AHEAD_SECONDS = 0.2, 0.6
 """While a stream has less slack than the first, those that have more than the second pause."""
 _MAX_PAUSED_STEPS = 8
+_LONGEST_STEP = FRAME_SECONDS / 4
+"""The seconds that a step may take while a stream's next audio needs several."""
 
 
-@dataclass
-class _Playback:
-    """The playback of a real-time stream, if its listener plays each frame as it comes.
+class _Listener:
+    """Who plays a stream, each frame as soon as it can be played.
+
+    Args:
+        playback: of the stream's request.
+        now: when the request was added.
 
     Attributes:
-        start: when the first frame was drawn, later by the length of each pause.
-        num_frames: frames drawn.
+        underruns: how often the playback had to pause.
     """
 
-    start: float
-    num_frames: int = 0
+    def __init__(self, playback: Playback, now: float) -> None:
+        self.underruns = 0
+        self._missing = playback.lag + playback.first  # frames, until the playback begins or goes on
+        self._first = playback.first
+        self._end = now + playback.ahead if playback.ahead else None  # of what can be played; None: nothing yet
 
-    def slack(self, now: float) -> float:
-        """Return the seconds of audio that are not played yet; below zero, playback has paused."""
-        return self.start + self.num_frames * FRAME_SECONDS - now
+    def slack(self, now: float) -> float | None:
+        """Return how long the stream's next frame can wait, in seconds; None if it has not begun to be played."""
+        return None if self._end is None else self._end - self._missing * _LONGEST_STEP - now
+
+    def take(self, now: float) -> None:
+        """Count a frame that was drawn."""
+        if self._missing:
+            self._missing -= 1
+            if self._missing:
+                return
+        new = FRAME_SECONDS * self._first
+        self._first = 1
+        if self._end is not None and now > self._end:
+            self.underruns += 1
+        self._end = max(now, self._end or now) + new
 
 
 @dataclass
@@ -72,7 +93,7 @@ class Scheduler:
         waiting: the number of requests without a slot.
         running: the requests with a slot, the first admitted first.
         preempted: how often a request has lost its slot.
-        underruns: how often a real-time stream's playback had to pause.
+        underruns: how often a stream's playback had to pause.
     """
 
     def __init__(
@@ -88,7 +109,7 @@ class Scheduler:
         self._max_pages = max_pages
         self._min_piece = min_piece
         self._clock = clock
-        self._playbacks: dict[SequenceState, _Playback] = {}
+        self._listeners: dict[SequenceState, _Listener] = {}
         self._computing: set[bytes] = set()
         self._paused_steps = 0
         self._row_seconds = 0.0  # the measured time of a row of a prompt
@@ -101,6 +122,8 @@ class Scheduler:
         """Let a request wait."""
         self._order[sequence] = self._arrivals
         self._arrivals += 1
+        if sequence.request.playback is not None:
+            self._listeners[sequence] = _Listener(sequence.request.playback, self._clock())
         heapq.heappush(self._waiting, (-sequence.request.priority, self._order[sequence], sequence))
 
     def remove(self, sequence: SequenceState) -> None:
@@ -111,7 +134,7 @@ class Scheduler:
             self._waiting = [entry for entry in self._waiting if entry[2] is not sequence]
             heapq.heapify(self._waiting)
         self._order.pop(sequence, None)
-        self._playbacks.pop(sequence, None)
+        self._listeners.pop(sequence, None)
 
     def plan(self, num_ahead: int = 1) -> Step:
         """Return the next step; its rows count as computed only after `computed`.
@@ -152,31 +175,25 @@ class Scheduler:
                     self._computing.discard(keys[index])
 
     def drawn(self, sequence: SequenceState, now: float) -> None:
-        """Count a frame of a real-time stream."""
-        playback = self._playbacks.setdefault(sequence, _Playback(now))
-        late = -playback.slack(now)
-        if playback.num_frames and late > 0:
-            self.underruns += 1
-            playback.start += late
-        playback.num_frames += 1
+        """Count a frame of a stream."""
+        listener = self._listeners[sequence]
+        before = listener.underruns
+        listener.take(now)
+        self.underruns += listener.underruns - before
 
     def measured(self, num_rows: int, seconds: float) -> None:
         """Take the time of a step that computed `num_rows` rows of prompts."""
         row = seconds / num_rows
         self._row_seconds = row if not self._row_seconds else 0.7 * self._row_seconds + 0.3 * row
 
-    def _slack(self, sequence: SequenceState, now: float) -> float:
-        """Return the seconds that a request can wait: no limit if nobody listens, 0 before the first frame."""
-        if not sequence.request.real_time:
-            return float("inf")
-        playback = self._playbacks.get(sequence)
-        return 0.0 if playback is None else playback.slack(now)
-
     def _urgent(self, ready: list[SequenceState], now: float) -> list[SequenceState]:
-        """Return the requests whose next frame is drawn now: all, unless a stream is about to run dry."""
-        if not any(sequence.request.real_time for sequence in ready):
+        """Return the requests whose next frame is drawn now: all, unless a stream needs its next audio soon."""
+        if not any(sequence in self._listeners for sequence in ready):
             return ready
-        slacks = [self._slack(sequence, now) for sequence in ready]
+        slacks = [
+            (self._listeners[sequence].slack(now) or 0.0) if sequence in self._listeners else float("inf")
+            for sequence in ready
+        ]
         if min(slacks) >= _URGENT_SECONDS or max(slacks) <= _AHEAD_SECONDS or self._paused_steps == _MAX_PAUSED_STEPS:
             self._paused_steps = 0
             return ready
@@ -184,18 +201,22 @@ class Scheduler:
         return [sequence for sequence, slack in zip(ready, slacks, strict=True) if slack <= _AHEAD_SECONDS]
 
     def _prompt_rows(self, now: float) -> int:
-        """Return how many rows of prompts the streams can wait for."""
+        """Return how many rows of prompts the streams can wait for.
+
+        Those that are not played yet wait for their first audio, as those whose prompts are computed do.
+        """
         slacks = [
-            self._slack(sequence, now)
+            self._listeners[sequence].slack(now)
             for sequence in self.running
-            if sequence.request.real_time and sequence.num_pending == 1
+            if sequence in self._listeners and sequence.num_pending == 1
         ]
         if not slacks:
             return MAX_PROMPT_ROWS
         if not self._row_seconds:
             return self._min_piece
         # Half of what can be spared: the step also has the streams' own rows.
-        rows = int(min(slacks) / 2 / self._row_seconds)
+        shortest = min(_URGENT_SECONDS if slack is None else slack for slack in slacks)
+        rows = int(shortest / 2 / self._row_seconds)
         return max(self._min_piece, min(rows, MAX_PROMPT_ROWS))
 
     def _admit(self, step: Step) -> bool:

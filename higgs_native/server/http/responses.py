@@ -7,6 +7,7 @@ import time
 from contextlib import aclosing
 from typing import Any
 
+from anyio import fail_after
 from anyio.to_thread import run_sync
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -65,7 +66,7 @@ class SpeechResponse(Response):
         watch = asyncio.create_task(self._watch(receive, make))
         try:
             await self._deliver(scope, receive, send)
-        except asyncio.TimeoutError:  # of a client that does not read
+        except TimeoutError:  # of a client that does not read
             self._has_left = True
         finally:
             for task in (watch, make):
@@ -163,7 +164,8 @@ class SpeechResponse(Response):
     async def _send(self, send: Send, data: bytes, more: bool = True) -> None:
         self._is_complete = not more
         message = {"type": "http.response.body", "body": data, "more_body": more}
-        await asyncio.wait_for(send(message), self._service.settings.idle_seconds)
+        with fail_after(self._service.settings.idle_seconds):
+            await send(message)
 
     @staticmethod
     def _as_event(data: bytes) -> bytes:

@@ -83,6 +83,11 @@ class AudioEncoder:
         """The number of samples that were encoded, after the change of speed."""
         return self._position
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether encoding only copies the samples, so that an event loop need not be spared it."""
+        return self._container is None and self._tempo is None
+
     def encode(self, samples: np.ndarray) -> bytes:
         """Encode samples [samples], int16, and return the bytes that are complete; nothing after `close`."""
         with self._busy:

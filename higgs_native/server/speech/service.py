@@ -93,7 +93,10 @@ class SpeechService:
                 self.metrics.queue_time.observe(timing.started - timing.arrived)
                 async with aclosing(self.speaker.speak(utterance)) as pieces:
                     async for samples in pieces:
-                        data = await run_sync(encoder.encode, samples)
+                        if encoder.is_copy:  # a turn of another thread would take longer
+                            data = encoder.encode(samples)
+                        else:
+                            data = await run_sync(encoder.encode, samples)
                         if self._is_late(timing, len(samples) / self.speaker.sampling_rate):
                             self.metrics.under_runs.inc()
                         if data:
