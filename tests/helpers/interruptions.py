@@ -15,17 +15,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import higgs_native
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint
+from tests.helpers.waiting import PATIENCE
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 COMMANDS = ("speak", "read", "stream", "quantize")
 TEXT = "The sun rises in the east. The water is cold.\n\nGood morning, she said."
-PATIENCE = 300
-"""Seconds after which a command counts as hung."""
 
 # Imports the command, which takes seconds, then runs it in a forked process for each line: its folder and arguments.
 # Answers with the process's id, then with its exit code.
@@ -127,7 +127,8 @@ class Interruption:
         self._server.stdin.write(json.dumps([str(self._work), self._arguments]).encode() + b"\n")
         process = int(self._server.stdout.readline())
         if not self._answers(moment):
-            os.kill(process, number)
+            with suppress(ProcessLookupError):  # it ends by itself at this moment
+                os.kill(process, number)
             assert self._answers(PATIENCE), f"{self.command} hangs after signal {number}"
         return int(self._server.stdout.readline()), self._printed.read_text()
 

@@ -1,13 +1,13 @@
 """A server in a thread, and what clients need to speak to it."""
 
 import io
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
+from websockets.sync.client import ClientConnection, connect
 
 import higgs_native
 from higgs_native.audio.samples import pcm_samples
@@ -25,20 +26,25 @@ from higgs_native.pipeline import HiggsAudio
 from higgs_native.server.http.app import create_app
 from higgs_native.server.settings import ServerSettings
 from higgs_native.server.speech.service import SpeechService
+from higgs_native.streaming import SpeechStream
+from tests.helpers.waiting import PATIENCE, join, until
 
 
 THREE_SENTENCES = "The sun rises in the east. We walk home. The water is cold and clear."
 TEXT = "The sun rises in the east."
 LONG_TEXT = f"{THREE_SENTENCES} " * 3
+ENDLESS = {"input": LONG_TEXT * 20, "response_format": "pcm", "speed": 0.25}
+"""A speech of 60 MB, more than all buffers hold: it goes on as long as its client does not read."""
 
 
 @dataclass
 class Running:
-    """A server that runs, with a client for it."""
+    """A server that runs, with a client for it, and the thread of its event loop."""
 
     url: str
     service: SpeechService
     client: httpx.Client
+    thread: threading.Thread
 
     def speak(self, **fields) -> httpx.Response:
         return self.client.post("/v1/audio/speech", json={"input": TEXT, "voice": "alloy", **fields})
@@ -50,14 +56,6 @@ class Running:
         return float(value)
 
 
-def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    """Wait until a condition holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.01)
-
-
 @contextmanager
 def running(engine: HiggsAudio, **settings) -> Iterator[Running]:
     app = create_app(engine, ServerSettings(**settings))
@@ -67,12 +65,11 @@ def running(engine: HiggsAudio, **settings) -> Iterator[Running]:
     thread.start()
     url = f"http://127.0.0.1:{bound.getsockname()[1]}"
     try:
-        with httpx.Client(base_url=url, timeout=60) as client:
-            yield Running(url, app.state.service, client)
+        with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+            yield Running(url, app.state.service, client, thread)
     finally:
         server.should_exit = True
-        thread.join(20)
-    assert not thread.is_alive()
+        join(thread)
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +101,31 @@ def streamed(engine) -> Callable[..., np.ndarray]:
     return speak
 
 
+class Held:
+    """Lets speeches go on frame by frame: `steps` allows frames. A speech whose client has left ends."""
+
+    def __init__(self, monkeypatch):
+        self.steps = threading.Semaphore(0)
+        on_frame = SpeechStream._on_frame
+
+        def held(stream, frame):
+            while not self.steps.acquire(timeout=0.01):
+                stream.check()
+            on_frame(stream, frame)
+
+        monkeypatch.setattr(SpeechStream, "_on_frame", held)
+
+    def go_on(self):
+        self.steps.release(10**6)
+
+
+@pytest.fixture
+def held(monkeypatch) -> Iterator[Held]:
+    held = Held(monkeypatch)
+    yield held
+    held.go_on()
+
+
 @pytest.fixture
 def serve(tmp_path) -> Iterator[Callable[..., tuple[subprocess.Popen, str, Path]]]:
     """Starts the command with options; gives the process, the address and the file of its log."""
@@ -123,9 +145,10 @@ def serve(tmp_path) -> Iterator[Callable[..., tuple[subprocess.Popen, str, Path]
 
         def address():
             assert process.poll() is None, log.read_text()
-            return [line for line in log.read_text().splitlines() if line.startswith("Speech at ")]
+            complete, _, _ = log.read_text().rpartition("\n")
+            return [line for line in complete.splitlines() if line.startswith("Speech at ")]
 
-        until(lambda: bool(address()), 300)
+        until(lambda: bool(address()))
         url = address()[0].removeprefix("Speech at ").removesuffix("/v1/audio/speech")
         until(lambda: answers(url))
         return process, url, log
@@ -138,14 +161,36 @@ def serve(tmp_path) -> Iterator[Callable[..., tuple[subprocess.Popen, str, Path]
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(url + "/health").status_code == 200
+        return get(url, "/health").status_code == 200
     except httpx.ConnectError:
         return False
 
 
+def get(url: str, path: str, **options) -> httpx.Response:
+    """Ask a server in a process."""
+    return httpx.get(url + path, timeout=PATIENCE, **options)
+
+
 def speak(url: str, **fields) -> httpx.Response:
     """Send a request to a server in a process."""
-    return httpx.post(url + "/v1/audio/speech", json={"voice": "alloy", "seed": 1, **fields}, timeout=60)
+    return httpx.post(url + "/v1/audio/speech", json={"voice": "alloy", "seed": 1, **fields}, timeout=PATIENCE)
+
+
+@contextmanager
+def speech_begun(url: str, **fields) -> Iterator[Iterator[bytes]]:
+    """A speech that has begun: what follows of its audio, which the client doesn't read by itself."""
+    body = {"voice": "alloy", "seed": 1, "response_format": "pcm", **fields}
+    with httpx.stream("POST", url + "/v1/audio/speech", json=body, timeout=PATIENCE) as response:
+        pieces = response.iter_raw()
+        first = next(pieces)
+        yield itertools.chain([first], pieces)
+
+
+def open_session(server: Running, **options) -> ClientConnection:
+    """Open a WebSocket, to be used as a context manager."""
+    url = server.url.replace("http", "ws") + "/v1/audio/speech/stream"
+    limits = {"open_timeout": PATIENCE, "close_timeout": PATIENCE, "ping_interval": None}
+    return connect(url, proxy=None, **limits, **options)
 
 
 def decoded(data: bytes, format: str | None = None) -> tuple[np.ndarray, int]:

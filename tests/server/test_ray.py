@@ -16,7 +16,8 @@ import pytest
 
 import higgs_native
 from higgs_native.long_form.long_speech import LongSpeech
-from tests.server.conftest import LONG_TEXT, TEXT, until
+from tests.helpers.waiting import PATIENCE, until
+from tests.server.conftest import LONG_TEXT, TEXT
 
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
@@ -75,7 +76,7 @@ def speech(cluster):
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         settings = ServerSettings(max_running=4, max_queued=4)
         serve.run(application(SpeechOptions(min_replicas=2, max_replicas=2, settings=settings)))
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client:
             yield client
     finally:
         serve.shutdown()
@@ -155,14 +156,14 @@ def test_no_request_is_lost_silently_when_a_replica_dies(speech):
 
     with ThreadPoolExecutor(6) as pool:
         clients = [pool.submit(client) for _ in range(6)]
-        until(lambda: len(ends) >= 12, 300)
+        until(lambda: len(ends) >= 12)
         os.kill(processes("ray::ServeReplica")[0], signal.SIGKILL)
         killed.set()
         for job in clients:
             job.result()
     assert len(ends) == 72
     assert ends.count(("spoken", True)) >= 20, ends
-    until(lambda: len(processes("ray::ServeReplica")) == 2, 300)
+    until(lambda: len(processes("ray::ServeReplica")) == 2)
     assert speak(speech, seed=1, input=THREE).content == expected[1]
 
 
@@ -186,9 +187,9 @@ def test_a_job_that_was_killed_does_only_what_is_missing(cluster, tmp_path, engi
     manifest.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": "wrong", "text": "<|AUDIO|>"}]))
     arguments = (manifest, "--out", out, "--actors", 2, "--parallel", 2)
     with job(cluster, *arguments) as killed:
-        until(lambda: out.is_dir() and len(list(out.glob("*.wav"))) >= 4, 120)
+        until(lambda: out.is_dir() and len(list(out.glob("*.wav"))) >= 4)
         killed.kill()
-    until(lambda: not processes("ray::MapWorker"), 300)
+    until(lambda: not processes("ray::MapWorker"))
     done = {path: path.stat().st_mtime_ns for path in out.glob("*.wav")}
     assert 4 <= len(done) < 16
     with job(cluster, *arguments) as again:
@@ -213,9 +214,9 @@ def test_a_shelf_of_books_goes_on_within_a_book(cluster, tmp_path, engine):
         (shelf / f"{name}.txt").write_text(LONG_TEXT * 4)
     arguments = (shelf, "--out", out, "--actors", 2, "--voice", "masculine", "--seed", 3)
     with job(cluster, *arguments) as killed:
-        until(lambda: len(list(out.glob("*.parts/*.json"))) >= 6, 120)
+        until(lambda: len(list(out.glob("*.parts/*.json"))) >= 6)
         killed.kill()
-    until(lambda: not processes("ray::MapWorker"), 300)
+    until(lambda: not processes("ray::MapWorker"))
     assert list(out.glob("*.wav")) == []
     with job(cluster, *arguments) as again:
         assert sorted(again.communicate()[0].splitlines()[1:]) == [str(out / "one.wav"), str(out / "two.wav")]

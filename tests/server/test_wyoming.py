@@ -10,6 +10,7 @@ from higgs_native.cli import main
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.server.http.app import create_app
 from higgs_native.server.settings import ServerSettings
+from tests.helpers.waiting import PATIENCE
 from tests.server.conftest import LONG_TEXT, TEXT
 
 
@@ -29,7 +30,7 @@ async def connected(engine, **settings):
     """A client of a server in this event loop; gives the service, too."""
     service = create_app(engine, ServerSettings(**settings)).state.service
     bound = socket.create_server(("127.0.0.1", 0))
-    async with serving_wyoming(service, bound), AsyncTcpClient(*bound.getsockname(), read_timeout=60) as client:
+    async with serving_wyoming(service, bound), AsyncTcpClient(*bound.getsockname(), read_timeout=PATIENCE) as client:
         yield client, service
 
 
@@ -137,7 +138,7 @@ def test_what_is_no_event_ends_the_connection_only(engine, sent):
             client._writer.write(sent)
             assert await client.read_event() is None
             assert service.sessions == 0
-            async with AsyncTcpClient(*client._writer.get_extra_info("peername"), read_timeout=60) as other:
+            async with AsyncTcpClient(*client._writer.get_extra_info("peername"), read_timeout=PATIENCE) as other:
                 await other.write_event(Describe().event())
                 assert Info.is_type((await other.read_event()).type)
 
@@ -149,7 +150,7 @@ def test_connections_have_a_limit(engine):
         async with connected(engine, max_running=1, max_queued=0) as (client, _):
             await client.write_event(Describe().event())
             assert Info.is_type((await client.read_event()).type)
-            async with AsyncTcpClient(*client._writer.get_extra_info("peername"), read_timeout=60) as other:
+            async with AsyncTcpClient(*client._writer.get_extra_info("peername"), read_timeout=PATIENCE) as other:
                 assert (await error(other))[0] == "rate_limit_exceeded"
                 assert await other.read_event() is None
 
@@ -163,10 +164,9 @@ def test_a_client_that_leaves_frees_its_slot(engine):
             while not AudioChunk.is_type((await client.read_event()).type):
                 pass
             await client.disconnect()
-            for _ in range(1000):
-                if not service.sessions and not service.admission.running:
-                    return service.metrics.text().decode()
-                await asyncio.sleep(0.02)
+            while service.sessions or service.admission.running:
+                await asyncio.sleep(0.01)
+            return service.metrics.text().decode()
 
     assert "higgs_native_clients_left_total 1.0" in asyncio.run(scenario())
 
@@ -177,7 +177,7 @@ def test_the_command_serves_both(serve):
     host, port = line.removeprefix("Wyoming at tcp://").split(":")
 
     async def scenario():
-        async with AsyncTcpClient(host, int(port), read_timeout=60) as client:
+        async with AsyncTcpClient(host, int(port), read_timeout=PATIENCE) as client:
             await client.write_event(Synthesize("Hello.").event())
             return await heard(client)
 
@@ -185,7 +185,7 @@ def test_the_command_serves_both(serve):
     assert types[-1] == "audio-stop"
     assert len(audio) > 10_000
     process.terminate()
-    assert process.wait(120) == 0
+    assert process.wait(PATIENCE) == 0
 
 
 def test_keys_and_the_protocol_exclude_each_other(monkeypatch, capsys):

@@ -15,7 +15,7 @@ import wave
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 
 import httpx
 import numpy as np
@@ -24,9 +24,9 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
 
-from tests.server.conftest import until
+from tests.helpers.waiting import until
+from tests.server.conftest import open_session
 
 
 CASES = int(os.environ.get("HIGGS_NATIVE_API_CASES", "200"))
@@ -123,7 +123,7 @@ def test_a_body_of_100_megabytes_is_refused_before_it_is_read(server, path, cont
     before = peak_memory()
     try:
         response = server.client.post(path, content=body(), headers=headers)
-    except httpx.WriteError:  # the server has closed the connection while the client was still sending
+    except (httpx.NetworkError, httpx.ProtocolError):  # the server has closed the connection before it was all sent
         assert sent < 100 << 20
     else:
         assert response.status_code == 413
@@ -200,24 +200,21 @@ def test_a_path_leads_nowhere_else(server, path):
 
 def test_a_flood_of_sessions_is_refused(start):
     server = start(max_running=2, max_queued=6)
-    url = server.url.replace("http", "ws") + "/v1/audio/speech/stream"
     refusals = []
-    opened = []
-    try:
+    num_opened = 0
+    with ExitStack() as sessions:
         for _ in range(30):
             try:
-                opened.append(connect(url, proxy=None))
+                sessions.enter_context(open_session(server))
+                num_opened += 1
             except InvalidStatus as error:
                 refusals.append(error.response)
         for response in refusals:
             assert response.status_code == 429
             assert set(json.loads(response.body)["error"]) == {"message", "type", "param", "code"}
-        assert (len(opened), len(refusals)) == (8, 22)
+        assert (num_opened, len(refusals)) == (8, 22)
         assert server.client.get("/health").status_code == 200
         assert server.speak().status_code == 200
-    finally:
-        for socket in opened:
-            socket.close()
     until(lambda: server.service.sessions == 0)
 
 
@@ -234,9 +231,8 @@ def test_a_flood_of_sessions_is_refused(start):
 )
 def test_a_flood_of_messages_ends_the_session_only(start, message, count):
     server = start(max_running=2, max_characters=2000)
-    url = server.url.replace("http", "ws") + "/v1/audio/speech/stream"
     before = peak_memory()
-    with connect(url, proxy=None) as socket, ThreadPoolExecutor(1) as pool:
+    with open_session(server) as socket, ThreadPoolExecutor(1) as pool:
         socket.send('{"type": "session", "voice": "alloy"}')
 
         def flood():
@@ -249,7 +245,7 @@ def test_a_flood_of_messages_ends_the_session_only(start, message, count):
 
         job = pool.submit(flood)
         for _ in range(3):
-            assert server.client.get("/health", timeout=5).status_code == 200
+            assert server.client.get("/health").status_code == 200
         job.result()
     until(lambda: server.service.sessions == 0)
     until(lambda: server.service.admission.running == 0)

@@ -5,7 +5,8 @@ import base64
 import httpx
 import pytest
 
-from tests.server.conftest import TEXT, decoded, until
+from tests.helpers.waiting import PATIENCE, until
+from tests.server.conftest import TEXT, decoded
 
 
 def batch(server, *items, **options) -> httpx.Response:
@@ -40,10 +41,11 @@ def test_a_body_that_is_no_batch_is_refused(server, body):
     assert error["param"] == (None if body == [] else "items")
 
 
-def test_a_client_that_leaves_ends_its_batch(start):
+def test_a_client_that_leaves_ends_its_batch(start, held):
     server = start(max_running=1, max_queued=1)
     with pytest.raises(httpx.ReadTimeout):
-        batch(server, *[{"input": f"{TEXT} " * 10}] * 20, timeout=1)
+        batch(server, *[{"input": TEXT}] * 20, timeout=httpx.Timeout(PATIENCE, read=0.5))
     until(lambda: server.service.admission.running == 0)
     until(lambda: server.metric("higgs_native_clients_left_total") == 1)
+    held.go_on()
     assert server.speak().status_code == 200

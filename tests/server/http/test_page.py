@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from higgs_native.server.http import app
+from tests.helpers.waiting import PATIENCE
 
 
 PAGE = app._PAGE
@@ -86,6 +87,7 @@ def test_a_browser_speaks_records_and_downloads(start, browser, tmp_path, scheme
     (tmp_path / "voices").mkdir()
     server = start(voices_folder=tmp_path / "voices")
     context = browser.new_context(color_scheme=scheme, accept_downloads=True, permissions=["microphone"])
+    context.set_default_timeout(1000 * PATIENCE)
     page = context.new_page()
     problems = []
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
@@ -101,7 +103,7 @@ def test_a_browser_speaks_records_and_downloads(start, browser, tmp_path, scheme
     page.get_by_text("Scene and settings").click()
     page.fill("#seed", "7")
     page.keyboard.press("Control+Enter")
-    page.wait_for_selector("#download:not([hidden])", timeout=30_000)
+    page.wait_for_selector("#download:not([hidden])")
     assert "seed 7" in page.inner_text("#status")
     with page.expect_download() as download:
         page.click("#download")
@@ -118,7 +120,7 @@ def test_a_browser_speaks_records_and_downloads(start, browser, tmp_path, scheme
     page.click("#record")
     page.wait_for_timeout(1500)
     page.click("#record")
-    page.wait_for_selector("#advice li", timeout=15_000)
+    page.wait_for_selector("#advice li")
     assert "its words are not given" in page.inner_text("#advice")
     page.fill("#name", "me")
     page.click("#keep")

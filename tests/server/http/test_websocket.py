@@ -1,16 +1,15 @@
 """Text in pieces, speech by sentence."""
 
 import json
-import time
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
 
 from higgs_native.server.speech.encoder import MEDIA_TYPES
-from tests.server.conftest import decoded, until
+from tests.helpers.waiting import PATIENCE, until
+from tests.server.conftest import decoded, open_session
 
 
 PIECES = ["The sun rises", " in the ea", "st. We walk home", ". The", " water is cold and clear."]
@@ -19,8 +18,7 @@ SENTENCES = ["The sun rises in the east.", "We walk home.", "The water is cold a
 
 @contextmanager
 def connected(server, headers=None, origin=None, **settings):
-    url = server.url.replace("http", "ws") + "/v1/audio/speech/stream"
-    with connect(url, additional_headers=headers, origin=origin, proxy=None) as socket:
+    with open_session(server, additional_headers=headers, origin=origin) as socket:
         if settings:
             send(socket, type="session", **settings)
         yield socket
@@ -30,11 +28,11 @@ def send(socket, **message):
     socket.send(json.dumps(message))
 
 
-def received(socket, until_type="done", timeout=60):
+def received(socket, until_type="done"):
     """The messages until one of a type, and the audio of each sentence."""
     messages, audio = [], []
     while True:
-        message = socket.recv(timeout)
+        message = socket.recv(PATIENCE)
         if isinstance(message, bytes):
             if not audio:
                 audio.append(b"")  # of a sentence whose start was received before
@@ -58,7 +56,7 @@ def test_sentences_are_spoken_as_their_text_comes(server, streamed):
         send(socket, type="done")
         rest, more = received(socket)
         with pytest.raises(ConnectionClosed) as closed:
-            socket.recv(10)
+            socket.recv(PATIENCE)
         assert closed.value.rcvd.code == 1000
     messages, audio = first + rest, audio + more
     assert messages[0] == {
@@ -142,20 +140,19 @@ def test_paragraphs_end_sentences(server):
     ]
 
 
-def test_cancel_drops_what_is_not_spoken(server):
+def test_cancel_drops_what_is_not_spoken(server, held):
     with connected(server, voice="alloy") as socket:
         send(socket, type="text", text="The sun rises in the east. " * 40)
         received(socket, "sentence.start")
         send(socket, type="cancel")
-        messages, _ = received(socket, "sentence.end")
+        messages, audio = received(socket, "sentence.end")
+        assert (messages, audio) == ([{"type": "sentence.end", "index": 0, "cancelled": True}], [])
+        held.go_on()
         send(socket, type="text", text="Hello. ")
         send(socket, type="done")
         rest, _ = received(socket)
-    texts = [message["text"] for message in rest if message["type"] == "sentence.start"]
-    assert texts[-1] == "Hello."
-    assert len(texts) <= 2  # the first one may have ended before it was cancelled
-    ends = [message for message in messages + rest if message["type"] == "sentence.end"]
-    assert len([end for end in ends if end.get("cancelled")]) <= 1
+    assert [message["text"] for message in rest if message["type"] == "sentence.start"] == ["Hello."]
+    assert [message["index"] for message in rest if message["type"] == "sentence.end"] == [1]
     until(lambda: server.service.admission.running == 0)
 
 
@@ -186,7 +183,7 @@ def test_wrong_messages_are_told_and_end_the_session(server, messages, code):
         assert set(error["error"]) == {"message", "type", "param", "code"}
         assert error["error"]["code"] == code
         with pytest.raises(ConnectionClosed) as closed:
-            socket.recv(10)
+            socket.recv(PATIENCE)
         assert closed.value.rcvd.code == 1008
     until(lambda: server.service.sessions == 0)
 
@@ -203,9 +200,7 @@ def test_a_silent_client_is_sent_away(start):
     server = start(idle_seconds=0.5)
     for settings in ({}, {"voice": "alloy"}):
         with connected(server, **settings) as socket:
-            begin = time.monotonic()
             assert received(socket)[0][-1]["error"]["code"] == "idle_timeout"
-            assert 0.3 < time.monotonic() - begin < 10
     until(lambda: server.service.sessions == 0)
 
 
@@ -223,7 +218,7 @@ def test_pings_are_answered_while_it_speaks(server):
     with connected(server, voice="alloy") as socket:
         send(socket, type="text", text="The sun rises in the east. " * 5)
         received(socket, "sentence.start")
-        assert socket.ping().wait(5)
+        assert socket.ping().wait(PATIENCE)
         send(socket, type="cancel")
         send(socket, type="done")
         received(socket)

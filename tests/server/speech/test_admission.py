@@ -6,6 +6,7 @@ import random
 import pytest
 
 from higgs_native.server.speech.admission import Admission, Refused
+from tests.helpers.waiting import PATIENCE
 
 
 async def hold(admission: Admission, release: asyncio.Event, order: list, name: object, key: str = "key") -> None:
@@ -80,14 +81,14 @@ def test_a_key_has_its_share():
 def test_draining_refuses_new_requests_and_waits_for_the_others():
     async def scenario():
         admission, order, release = Admission(1, 5), [], asyncio.Event()
-        assert await Admission(1, 1).drain(1)
+        assert await Admission(1, 1).drain(PATIENCE)
         tasks = [asyncio.create_task(hold(admission, release, order, i)) for i in range(2)]
         await settle()
         assert not await admission.drain(0.01)
         with pytest.raises(Refused, match="shutting down") as refused:
             await hold(admission, release, order, "new")
         assert refused.value.is_draining
-        draining = asyncio.create_task(admission.drain(10))
+        draining = asyncio.create_task(admission.drain(PATIENCE))
         await settle()
         assert not draining.done()
         release.set()
@@ -130,6 +131,6 @@ def test_no_turn_is_lost_whoever_leaves(seed):
         assert (admission.running, admission.queued) == (0, 0)
         assert most == 3
         assert refused < 200
-        assert await admission.drain(1)
+        assert await admission.drain(PATIENCE)
 
     asyncio.run(scenario())

@@ -13,8 +13,9 @@ from higgs_native.checkpoint.adapter import SPEAKERS_KEY
 from higgs_native.prompt.voices import list_voices
 from higgs_native.server.speech.voices import OPENAI_VOICES
 from tests.helpers.counts import counting_opens
+from tests.helpers.waiting import join, until
 from tests.model.test_low_rank import ATTENTION, write_factors
-from tests.server.conftest import TEXT, until
+from tests.server.conftest import TEXT
 
 
 RATE = 24_000
@@ -208,7 +209,7 @@ def elsewhere(sample):
         thread.start()
         yield f"http://127.0.0.1:{host.server_port}", asked
         host.shutdown()
-        thread.join()
+        join(thread)
 
 
 @pytest.mark.filterwarnings("ignore::higgs_native.VoiceWarning")
