@@ -1,7 +1,6 @@
 """Runs generated cases, and judges how each one ends; see `tests/fuzz/__init__.py`."""
 
 import faulthandler
-import gc
 import os
 import random
 import resource
@@ -13,13 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from higgs_native.errors import MAX_MESSAGE, HiggsNativeError
+from tests.helpers.descriptors import no_descriptor_stays
+from tests.helpers.waiting import PATIENCE
 
 
 CASES = int(os.environ.get("HIGGS_NATIVE_FUZZ_CASES", "1000"))
 ONLY = os.environ.get("HIGGS_NATIVE_FUZZ_ONLY")
 MAX_SECONDS = 20
 """Processor time of a case."""
-MAX_WAIT = 120
+MAX_WAIT = round(PATIENCE)
 """Seconds after which a case that waits is over, on a machine that may be busy."""
 MAX_BYTES = 4 << 30
 
@@ -30,6 +31,7 @@ class Hang(BaseException):
     """A case takes too long. No `except Exception` holds it up."""
 
 
+@no_descriptor_stays()
 def run_cases(
     name: str, share: float, case: Callable[[random.Random, Path], None], folder: Path, record_property: Callable
 ) -> None:
@@ -45,8 +47,6 @@ def run_cases(
     """
     numbers = range(round(CASES * share)) if ONLY is None else [int(ONLY)]
     ends, failures, slowest = Counter(), [], 0.0
-    gc.collect()  # what earlier tests have left open
-    open_files = len(os.listdir("/proc/self/fd"))
     limit = resource.getrlimit(resource.RLIMIT_AS)
     handlers = [(alarm, signal.signal(alarm, _on_alarm)) for alarm in (signal.SIGPROF, signal.SIGALRM)]
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MAX_BYTES, limit[1]))
@@ -65,8 +65,6 @@ def run_cases(
     counts = ", ".join(f"{count} {end}" for end, count in ends.most_common())
     record_property("fuzz", f"{name}: {len(numbers)} cases, {counts}, the slowest {slowest:.1f} s")
     assert not failures, "\n".join(failures[:_SHOWN_FAILURES])
-    gc.collect()
-    assert len(os.listdir("/proc/self/fd")) <= open_files, "descriptors stay open"
 
 
 def _end_of(case: Callable[[random.Random, Path], None], generator: random.Random, folder: Path) -> str:

@@ -48,8 +48,8 @@ def refuse() -> None:
 
 
 def test_good_ends_are_counted(tmp_path):
-    assert run(lambda: None, tmp_path, 3)["fuzz"].startswith("test: 3 cases, 3 accepted, the slowest 0.")
-    assert run(refuse, tmp_path, 3)["fuzz"].startswith("test: 3 cases, 3 refused, the slowest 0.")
+    assert run(lambda: None, tmp_path, 3)["fuzz"].startswith("test: 3 cases, 3 accepted, the slowest ")
+    assert run(refuse, tmp_path, 3)["fuzz"].startswith("test: 3 cases, 3 refused, the slowest ")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,6 +13,7 @@ from higgs_native.generation.handle import RequestHandle
 from higgs_native.generation.model import generate_batch
 from higgs_native.generation.sampling_params import SamplingParams
 from tests.generation.random_requests import NUM_SLOTS, assert_equal, random_request
+from tests.helpers.waiting import join
 
 
 def test_threads_share_the_steps(model):
@@ -27,7 +28,7 @@ def test_threads_share_the_steps(model):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        join(thread)
     assert engine.metrics.steps - before <= sum(output.completion_tokens for output in outputs.values())
     for index, output in outputs.items():
         assert_equal(output, generate_batch(model, [random_request(model, index)])[0])

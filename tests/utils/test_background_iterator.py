@@ -1,14 +1,17 @@
 import asyncio
 import gc
-import os
 import random
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from higgs_native.errors import ParameterError
+from higgs_native.utils import background_iterator
 from higgs_native.utils.background_iterator import BackgroundIterator
+from tests.helpers.descriptors import no_descriptor_stays
+from tests.helpers.waiting import PATIENCE, join, until
 
 
 def running() -> list[str]:
@@ -68,16 +71,22 @@ def test_an_error_comes_after_the_items_before_it():
         next(items)
 
 
-def test_a_slow_consumer_holds_the_thread_up():
+def test_a_slow_consumer_holds_the_thread_up(monkeypatch):
     made: list[int] = []
+    reads: list[float] = []  # of a clock that goes on while the consumer works
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: reads.append(clock.now) or clock.now)
+    monkeypatch.setattr(background_iterator, "time", clock)
     background = BackgroundIterator(count_to(10**6, made), 4)
     for item in background:
-        time.sleep(0.05)
-        # The taken items, the waiting items, and one that the thread is about to put.
-        assert len(made) <= item + 1 + 4 + 1
+        # The taken items, the waiting items, and one that the thread is about to put. It has read the clock before
+        # and after each wait but the one that it is in.
+        num_made = item + 1 + 4 + 1
+        until(lambda num_reads=2 * num_made - 1: len(reads) == num_reads)
+        assert len(made) == num_made
+        clock.now += 1.0
         if item == 3:
             break
-    assert background.waited > 0.1
+    assert background.waited == 4.0
 
 
 def test_leaving_the_loop_ends_the_thread():
@@ -103,11 +112,10 @@ def test_leaving_an_asynchronous_loop_ends_the_thread():
     async def run():
         assert await collect(BackgroundIterator(count_to(10**6, made), 4), max_items=3) == [0, 1, 2]
         gc.collect()
-        for _ in range(100):
+        end = time.monotonic() + PATIENCE
+        while running():
+            assert time.monotonic() < end, "the thread goes on"
             await asyncio.sleep(0.01)
-            if not running():
-                return
-        raise AssertionError("the thread goes on")
 
     asyncio.run(run())
     assert len(made) <= 8
@@ -135,20 +143,27 @@ def test_check_ends_a_function_that_puts_nothing():
 
 
 def test_closing_from_another_thread_ends_the_loop():
+    begun = threading.Event()
+
     def make(background):
+        begun.set()
         while True:
             time.sleep(0.001)
             background.check()
 
+    def close():
+        assert begun.wait(PATIENCE)
+        background.close()
+
     background = BackgroundIterator(make, 1)
-    threading.Timer(0.05, background.close).start()
+    other = threading.Thread(target=close)
+    other.start()
     assert list(background) == []
-    time.sleep(0.05)  # the timer's own thread
+    join(other)
 
 
 def test_leaving_at_random_moments_leaves_nothing():
     generator = random.Random(0)
-    handles = len(os.listdir("/proc/self/fd"))
 
     async def run(seconds):
         task = asyncio.create_task(collect(BackgroundIterator(count_to(10**6, pause=1e-4), 4)))
@@ -157,15 +172,15 @@ def test_leaving_at_random_moments_leaves_nothing():
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    for _ in range(100):
-        moment = generator.random() * 0.01
-        asyncio.run(run(moment))
-        end = time.perf_counter() + moment
-        for _ in BackgroundIterator(count_to(10**6, pause=1e-4), 4):
-            if time.perf_counter() > end:
-                break
-        assert not running()
-    assert len(os.listdir("/proc/self/fd")) == handles
+    with no_descriptor_stays():
+        for _ in range(100):
+            moment = generator.random() * 0.01
+            asyncio.run(run(moment))
+            end = time.perf_counter() + moment
+            for _ in BackgroundIterator(count_to(10**6, pause=1e-4), 4):
+                if time.perf_counter() > end:
+                    break
+            assert not running()
 
 
 def test_a_second_cancellation_leaves_no_thread_behind():
@@ -174,12 +189,12 @@ def test_a_second_cancellation_leaves_no_thread_behind():
     def make(background):
         background.put(0)
         inside.set()
-        go_on.wait(5)
+        go_on.wait(PATIENCE)
         background.check()
 
     async def run():
         task = asyncio.create_task(collect(BackgroundIterator(make, 4)))
-        await asyncio.to_thread(inside.wait, 5)
+        await asyncio.to_thread(inside.wait, PATIENCE)
         for _ in range(3):
             task.cancel()
             await asyncio.sleep(0.01)
@@ -198,7 +213,7 @@ def test_a_cancellation_while_the_thread_ends_is_not_lost():
 
     def make(background):
         background.put(0)
-        go_on.wait(5)
+        go_on.wait(PATIENCE)
         background.check()
 
     async def leave():
@@ -226,5 +241,4 @@ def test_an_event_loop_that_is_closed_ends_the_thread():
     iterator = aiter(background)
     assert loop.run_until_complete(anext(iterator)) == 0
     loop.close()
-    background._thread.join(5)
-    assert not background._thread.is_alive()
+    join(background._thread)
