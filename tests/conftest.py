@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,17 @@ import pytest
 
 # Last, so that plain `pytest` tests an installed higgs_native, not the sources in the repository.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test draws without a seed is the same each time, whichever tests ran before it in its process."""
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 (packages draw from it)
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -59,10 +59,10 @@ def test_any_speech_has_times_in_order(text, samples):
 def test_two_minutes_take_seconds():
     generator = np.random.default_rng(0)
     parts = [float(value) for _ in range(240) for value in (generator.uniform(0.1, 0.5), -0.12)]
-    began = time.perf_counter()
+    began = time.process_time()
     cues = word_cues("word " * 300, speech_of(*parts), RATE)
     assert len(cues) == 300
-    assert time.perf_counter() - began < 30
+    assert time.process_time() - began < 30
 
 
 def test_cues_are_sentences_of_two_lines():

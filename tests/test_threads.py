@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 
 from higgs_native import ops
 from higgs_native._C import cpu_quota
+from tests.helpers.waiting import PATIENCE
 
 
 # The same linear operator by a process that has threads, and by its forked child, which has none of them.
@@ -30,6 +30,23 @@ if child == 0:
     os._exit(0 if all(torch.equal(linear(), expected) for _ in range(100)) else 1)
 assert torch.equal(linear(), expected)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+SLEEPING = """
+import os, sys, time, torch
+from pathlib import Path
+from higgs_native import ops
+
+torch.set_num_threads(4)
+ops.linear(torch.empty(5, 4096), torch.randn(5, 512), ops.pack_linear(torch.randn(4096, 512)))
+main = os.getpid()
+helpers = [Path(f"/proc/self/task/{task}/stat") for task in os.listdir("/proc/self/task") if int(task) != main]
+assert len(helpers) >= 3
+end = time.monotonic() + float(sys.argv[1])
+while any(helper.read_text().rpartition(") ")[2][0] == "R" for helper in helpers):
+    assert time.monotonic() < end, "the helpers don't sleep"
+    time.sleep(0.01)
 """
 
 
@@ -68,16 +85,16 @@ def test_callers_may_compute_at_once(linear):
 
 
 def test_a_forked_child_computes():
-    forked = subprocess.run([sys.executable, "-c", FORK], timeout=120, check=False, capture_output=True, text=True)
+    forked = subprocess.run(
+        [sys.executable, "-c", FORK], timeout=PATIENCE, check=False, capture_output=True, text=True
+    )
     assert forked.returncode == 0, forked.stderr
 
 
-def test_helpers_sleep_when_nothing_is_left(linear):
-    linear(4)
-    time.sleep(0.1)
-    before = time.process_time()
-    time.sleep(0.5)
-    assert time.process_time() - before < 0.2
+def test_helpers_sleep_when_nothing_is_left(run_python):
+    """A helper that looked for work all the time would always be running, in /proc: R."""
+    finished = run_python(SLEEPING, str(PATIENCE))
+    assert finished.returncode == 0, finished.stderr
 
 
 def written(root: Path, files: dict[str, str]) -> str:

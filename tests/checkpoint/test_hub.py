@@ -81,10 +81,8 @@ def test_a_hub_that_never_answers_ends_the_wait(endpoint, monkeypatch, at):
     monkeypatch.setattr(hub, "HUB_TIMEOUT", 0.2)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     endpoint.failure, endpoint.at = "silence", at
-    start = time.perf_counter()
     message = refusal()
     assert message.endswith("got owner/name, which could not be fetched: the Hub did not answer within 0.2 seconds")
-    assert time.perf_counter() - start < 60
 
 
 def test_a_hub_that_is_not_there_is_named(endpoint, monkeypatch):
@@ -183,10 +181,8 @@ FACES = [HiggsAudio.from_pretrained, HiggsAudioModel.from_pretrained, HiggsAudio
 @pytest.mark.parametrize("load", [*FACES, load_boson_config, load_boson_model], ids=lambda load: load.__qualname__)
 def test_every_face_hands_options_on(endpoint, tmp_path, load):
     endpoint.failure = "silence"  # not asked
-    start = time.perf_counter()
     with pytest.raises(CheckpointError, match="could not be fetched: Cannot find an appropriate cached snapshot"):
         load("owner/name", cache_dir=tmp_path / "mine", local_files_only=True, token="secret", revision="v1")
-    assert time.perf_counter() - start < 60
 
 
 @pytest.mark.parametrize("load", FACES, ids=lambda load: load.__qualname__)

@@ -23,6 +23,7 @@ from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint, write_language_model
 from tests.helpers.devices import DEVICES
+from tests.helpers.waiting import PATIENCE
 from tests.model.test_transformer import config
 
 
@@ -167,7 +168,7 @@ def test_damage_that_is_found_late_ends_requests(large_and_damaged, monkeypatch)
     checked = packed.checksum
 
     def late(tensor, go_on):
-        assert begin.wait(60)
+        assert begin.wait(PATIENCE)
         return checked(tensor, go_on)
 
     monkeypatch.setattr(packed, "checksum", late)

@@ -11,6 +11,7 @@ import pytest
 
 import higgs_native
 from tests.helpers.interruptions import COMMANDS, SIGNALS, Interruption
+from tests.helpers.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -31,14 +32,14 @@ def start(run, monkeypatch):
     return start
 
 
-SAVE_SLOWLY = """
+SAVE_SLOWLY = f"""
 import sys, time
 import soundfile
 from higgs_native.cli import main
 
 def write_slowly(file, samples):
     print("writing", flush=True)
-    time.sleep(60)
+    time.sleep({PATIENCE})
 
 soundfile.SoundFile.write = write_slowly
 main(sys.argv[1:])

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 import higgs_native
+from tests.helpers.waiting import join
 
 
 def test_a_stream_is_the_speech_as_raw_samples(run, model, monkeypatch):
@@ -68,8 +69,8 @@ def test_a_stream_can_go_through_a_named_pipe(run, model):
     reader = threading.Thread(target=lambda: heard.append((run.work / "pipe").read_bytes()))
     reader.start()
     code, _, err = run("speak", "Hi.", "--model", model, "--stream", "pipe", "--max-new-tokens", 30)
-    reader.join(5)
     assert code == 0, err
+    join(reader)
     assert len(heard[0]) == 22 * 1920
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.helpers.waiting import join
 from tests.manuscript.voices import write_phoneme_voice
 
 
@@ -21,7 +22,7 @@ def test_the_text_comes_from_an_argument_a_file_or_standard_input(run, model, mo
     writer.start()
     for index, text in enumerate(("Hello, 世界.", "text.txt", "-", "pipe")):
         assert run("speak", text, *options, "--out", f"{index}.wav")[0] == 0
-    writer.join(5)
+    join(writer)
     assert len({(run.work / f"{index}.wav").read_bytes() for index in range(4)}) == 1
 
 

@@ -201,14 +201,16 @@ def test_long_chinese_is_cut_as_a_whole_by_jieba():
     "letter", ["的", "🇩", "क्", "م", "あ", "a", "1", "\u1100", "👩\u200d", "的a", "[SPEAKER", '."', "…"]
 )
 def test_the_time_grows_with_the_length(letter):
-    seconds = []
-    for length in (2_000, 20_000):
+    def seconds(length: int) -> float:
         text = "a" + letter * (length // len(letter))
         begin = time.process_time()
         chunks = chunk_text(text, 20)
-        seconds.append(time.process_time() - begin)
+        took = time.process_time() - begin
         assert normalize_text(text).startswith("".join(chunk.text for chunk in chunks).removesuffix("."))
-    assert seconds[1] < 30 * max(seconds[0], 0.02)  # with the square of the length it would be 100
+        return took
+
+    # With the square of the length it would be 100 each time. A processor is not as fast at all times.
+    assert any(seconds(20_000) < 30 * max(seconds(2_000), 0.02) for _ in range(5))
 
 
 def test_characters_are_grapheme_clusters():

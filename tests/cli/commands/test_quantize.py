@@ -15,6 +15,7 @@ from higgs_native.cli import main
 from higgs_native.cli.commands.quantize import size_text
 from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.testing.random_checkpoint import write_language_model
+from tests.helpers.waiting import PATIENCE
 from tests.model.test_transformer import config
 
 
@@ -63,7 +64,7 @@ def test_a_quantized_copy_of_the_embedded_voice_is_one(tmp_path, capsys):
     assert len(LongSpeech(engine, sentences)) == 2  # one sentence per chunk, as in training
 
 
-WRITE_SLOWLY = """
+WRITE_SLOWLY = f"""
 import sys, time
 from higgs_native.checkpoint import packed
 from higgs_native.cli import main
@@ -71,7 +72,7 @@ from higgs_native.cli import main
 def write_half(tensors, path, metadata):
     path.write_bytes(b"half")
     print("writing", flush=True)
-    time.sleep(60)
+    time.sleep({PATIENCE})
 
 packed.save_file = write_half
 main(sys.argv[1:])
@@ -86,7 +87,7 @@ def test_what_a_killed_command_wrote_is_removed(source, tmp_path, capsys, monkey
     with subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "writing\n"
         process.send_signal(number)
-        code = process.wait()
+        code = process.wait(PATIENCE)
     left = [path.name for path in tmp_path.iterdir()]
     if number == signal.SIGTERM:
         assert (code, left) == (128 + number, [])

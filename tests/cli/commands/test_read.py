@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import higgs_native
 from higgs_native import HiggsAudio
 from higgs_native.utils.files import locked
 from tests.cli.conftest import RATE
+from tests.helpers.waiting import PATIENCE, until
 from tests.manuscript.books.epubs import page, write_epub
 
 
@@ -55,14 +55,45 @@ def test_read_speaks_the_same_side_by_side(run):
     assert (run.work / "again.wav").read_bytes() == (run.work / "one.wav").read_bytes()
 
 
-def test_read_goes_on_where_it_was_killed(run, monkeypatch):
+# The command, which waits instead of storing a chunk: it never ends by itself, however fast the machine is.
+NEVER_ENDS = """
+import signal, sys, time
+from higgs_native.cli import main
+from higgs_native.long_form.chunk_store import ChunkStore
+
+last, store = int(sys.argv.pop(1)), ChunkStore.store
+
+def store_all_but_the_last(self, index, *arguments):
+    while index == last:
+        time.sleep(0.01)
+    store(self, index, *arguments)
+
+ChunkStore.store = store_all_but_the_last
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background doesn't have
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def read_but_last(run, monkeypatch):
+    """Starts the command, and waits for a file of its folder."""
     monkeypatch.setenv("PYTHONPATH", str(Path(higgs_native.__file__).parent.parent))
+
+    def start(last, awaited, *arguments):
+        program = [sys.executable, "-c", NEVER_ENDS, str(last), *arguments]
+        process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
+        until(lambda: awaited.exists() or process.poll() is not None)
+        return process
+
+    return start
+
+
+def test_read_goes_on_where_it_was_killed(run, read_but_last):
     arguments = ["read", BOOK, "--seed", "1", "--out", "cut.wav"]
-    with subprocess.Popen([sys.executable, "-m", "higgs_native", *arguments], stderr=subprocess.DEVNULL) as process:
-        while not (run.work / "cut.wav.parts" / "00000.json").exists():
-            assert process.poll() is None
-            time.sleep(0.005)
+    with read_but_last(3, run.work / "cut.wav.parts" / "00000.json", *arguments) as process:
         process.kill()
+        _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
     assert not (run.work / "cut.wav").exists()
     code, _, err = run(*arguments)
     assert code == 0
@@ -72,27 +103,13 @@ def test_read_goes_on_where_it_was_killed(run, monkeypatch):
     assert (run.work / "whole.wav").read_bytes() == (run.work / "cut.wav").read_bytes()
 
 
-READ_MANY = """
-import signal, sys
-from higgs_native.cli import main
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background doesn't have
-main(sys.argv[1:])
-"""
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_chunks_that_are_spoken_side_by_side(run, number, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(higgs_native.__file__).parent.parent))
+def test_a_signal_ends_chunks_that_are_spoken_side_by_side(run, read_but_last, number):
     arguments = ["read", "\n\n".join([BOOK] * 10), "--seed", "1", "--parallel", "4", "--folder", "parts"]
-    program = [sys.executable, "-c", READ_MANY, *arguments]
-    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
-        while not (run.work / "parts" / "00003.json").exists():
-            assert process.poll() is None
-            time.sleep(0.005)
+    with read_but_last(39, run.work / "parts" / "00003.json", *arguments) as process:
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
     left = os.listdir(run.work / "parts")
     assert os.listdir(run.work) == ["parts"]

@@ -35,6 +35,7 @@ from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG
 from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 from tests.compat.boson.golden import CASES, FOLDER, GREEDY, RATE, collect, noise, sample
+from tests.helpers.waiting import join
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -146,8 +147,7 @@ def test_leaving_the_deltas_early_ends_the_thread(engine, tensors):
     asyncio.run(run())
     for thread in threading.enumerate():
         if thread.name == "higgs-native":  # in its last step
-            thread.join(5)
-            assert not thread.is_alive()
+            join(thread)
 
 
 def test_the_parameters_reach_the_model(engine, monkeypatch):

@@ -11,6 +11,7 @@ import torch
 from higgs_native.compat.boson import AsyncHiggsAudioStreamer
 from higgs_native.errors import ParameterError
 from higgs_native.utils.background_iterator import ConsumerLeft
+from tests.helpers.waiting import PATIENCE, join
 
 
 async def collect(streamer) -> list:
@@ -38,7 +39,7 @@ def test_the_streamer():
         thread = threading.Thread(target=put)
         thread.start()
         deltas = await collect(streamer)
-        thread.join()
+        join(thread)
         return deltas
 
     *texts, audio = asyncio.run(run(skip_prompt=True))
@@ -91,7 +92,7 @@ def test_after_the_streamers_end_there_is_nothing():
         assert (await anext(streamer)).text == "A"
         for _ in range(3):
             try:
-                await asyncio.wait_for(anext(streamer), 1)
+                await asyncio.wait_for(anext(streamer), PATIENCE)
             except (StopAsyncIteration, ZeroDivisionError) as error:
                 yield type(error)
 
@@ -143,10 +144,9 @@ def test_the_streamer_waits_for_a_slow_consumer_and_ends_with_it():
                 assert len(puts) <= 3 + 64
             if taken == 200:
                 break
-        await asyncio.to_thread(thread.join, 5)
-        return thread.is_alive()
+        await asyncio.to_thread(join, thread)
 
-    assert not asyncio.run(run())
+    asyncio.run(run())
     assert 200 <= len(puts) <= 200 + 64
 
 
@@ -161,6 +161,5 @@ def test_a_closed_event_loop_ends_the_streamers_thread():
         return thread
 
     thread = asyncio.run(run())
-    thread.join(5)
-    assert not thread.is_alive()
+    join(thread)
     assert len(puts) <= 65
