@@ -25,6 +25,18 @@ def test_a_build_has_no_upper_bounds():
     assert not re.search(r"<|==|~=", requires)
 
 
+def test_packages_that_build_and_test_have_versions():
+    """A new release of one changes nothing by itself: it comes with a change of constraints.txt."""
+    listed = re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    script = (ROOT / "tests" / "run.sh").read_text(encoding="utf-8")
+    (tools,) = re.findall(r"pip\" install -q --disable-pip-version-check (.*)$", script, re.MULTILINE)
+    (tested,) = re.findall(r"^test = \[(.*?)^\]$", PROJECT, re.MULTILINE | re.DOTALL)
+    names = [*tools.split(), *re.findall(r'^ *"([\w-]+)', tested, re.MULTILINE), "ruff", "clang-format"]
+    assert {"cmake", "pytest"} <= set(names)
+    missing = {name.lower() for name in names} - {"higgs-native", *listed}
+    assert not missing
+
+
 def test_forms_and_workflows_are_yaml():
     files = [*(ROOT / ".github").rglob("*.yml"), ROOT / "CITATION.cff"]
     assert len(files) >= 5
