@@ -50,8 +50,9 @@ echo "Types, operators with each other instruction set, and benchmarks at toy si
 side_by_side "$bin/python -m benchmarks --quick $compared --json build/benchmarks.json" "${jobs[@]}" "$bin/mypy" \
   "$bin/python -m benchmarks.bench_cuda --quick --device cpu $compared --json build/gpu_benchmarks.json"
 
-# A process per core. They share the tests of a file only at the end: its fixtures are made once in each process.
-pytest=("$bin/pytest" -q -n auto --dist worksteal)
+# A process per core, and one more: tests of commands and servers wait for other processes. They share the tests of a
+# file only at the end: its fixtures are made once in each process.
+pytest=("$bin/pytest" -q -n "$(($(nproc) + 1))" --dist worksteal)
 echo "Everything with the $used kernels:"
 "${pytest[@]}" "$@"
 if [ "$emulates" != 0 ]; then

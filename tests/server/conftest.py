@@ -126,18 +126,18 @@ def held(monkeypatch) -> Iterator[Held]:
     held.go_on()
 
 
-@pytest.fixture
-def serve(tmp_path) -> Iterator[Callable[..., tuple[subprocess.Popen, str, Path]]]:
-    """Starts the command with options; gives the process, the address and the file of its log."""
+@contextmanager
+def serving(folder: Path) -> Iterator[Callable[..., tuple[subprocess.Popen, str, Path]]]:
+    """Starts the command with options in a folder; gives the process, the address and the file of its log."""
     processes = []
 
     def start(*options, **variables):
-        log = tmp_path / f"{len(processes)}.log"
+        log = folder / f"{len(processes)}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, "-m", "higgs_native", "serve", "--port", "0", *options],
                 env={**os.environ, "PYTHONPATH": str(Path(higgs_native.__file__).parent.parent), **variables},
-                cwd=tmp_path,
+                cwd=folder,
                 stdout=subprocess.DEVNULL,
                 stderr=file,
             )
@@ -153,10 +153,19 @@ def serve(tmp_path) -> Iterator[Callable[..., tuple[subprocess.Popen, str, Path]
         until(lambda: answers(url))
         return process, url, log
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
+    try:
+        yield start
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def serve(tmp_path) -> Iterator[Callable[..., tuple[subprocess.Popen, str, Path]]]:
+    """See `serving`."""
+    with serving(tmp_path) as start:
+        yield start
 
 
 def answers(url: str) -> bool:

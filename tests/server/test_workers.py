@@ -18,7 +18,7 @@ from higgs_native.cli import main
 from higgs_native.server.observing import merged_metrics
 from higgs_native.server.supervisor import _share_cores
 from tests.helpers.waiting import PATIENCE, until
-from tests.server.conftest import ENDLESS, LONG_TEXT, get, speak, speech_begun
+from tests.server.conftest import ENDLESS, LONG_TEXT, get, serving, speak, speech_begun
 
 
 def statuses(url: str) -> list[str]:
@@ -64,9 +64,18 @@ def spoken(url: str) -> list[float]:
     return list(counts.values())
 
 
-def test_processes_share_one_port_and_tell_of_each_other(serve, tmp_path):
-    (tmp_path / "voices").mkdir()
-    process, url, _ = serve("--devices", "cpu,cpu", "--voices", "voices")
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A server of two processes, which takes voices."""
+    folder = tmp_path_factory.mktemp("pair")
+    (folder / "voices").mkdir()
+    with serving(folder) as start:
+        yield start("--devices", "cpu,cpu", "--voices", "voices")
+
+
+def test_processes_share_one_port_and_tell_of_each_other(pair):
+    process, url, _ = pair
+    before = spoken(url)
     assert get(url, "/health").json() == {
         "status": "ok",
         "workers": [{"worker": index, "device": "cpu", "status": "ready"} for index in (0, 1)],
@@ -76,7 +85,7 @@ def test_processes_share_one_port_and_tell_of_each_other(serve, tmp_path):
         with stopped(other), ThreadPoolExecutor(8) as pool:
             answers |= set(pool.map(lambda _: speak(url, input="Hello.", response_format="pcm").content, range(8)))
     assert len(answers) == 1
-    assert spoken(url) == [8, 8]
+    assert [now - then for now, then in zip(spoken(url), before, strict=True)] == [8, 8]
     metrics = get(url, "/metrics").text
     assert metrics.count("# TYPE higgs_native_requests_running gauge") == 1
     for index in ("0", "1"):
@@ -101,12 +110,10 @@ def test_processes_share_one_port_and_tell_of_each_other(serve, tmp_path):
     for other in workers(process):
         with stopped(other):
             assert speak(url, input="Hello.", voice="anna").status_code == 200
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(PATIENCE) == 0
 
 
-def test_a_process_that_dies_is_started_again(serve):
-    process, url, log = serve("--devices", "cpu,cpu")
+def test_a_process_that_dies_is_started_again(pair):
+    process, url, log = pair
     expected = speak(url, input=LONG_TEXT, response_format="pcm").content
     first, second = workers(process)
     with ExitStack() as streams:
@@ -128,8 +135,6 @@ def test_a_process_that_dies_is_started_again(serve):
             assert speak(url, input=LONG_TEXT, response_format="pcm").content == expected
     (line,) = [line for line in log.read_text().splitlines() if "worker died" in line]
     assert {"worker": 1, "device": "cpu", "exit_code": -9}.items() <= json.loads(line).items()
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(PATIENCE) == 0
 
 
 def test_sigterm_drains_all(serve):
