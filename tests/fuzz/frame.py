@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from higgs_native.errors import MAX_MESSAGE, HiggsNativeError
 from tests.helpers.descriptors import no_descriptor_stays
 from tests.helpers.waiting import PATIENCE
@@ -49,7 +51,9 @@ def run_cases(
     ends, failures, slowest = Counter(), [], 0.0
     limit = resource.getrlimit(resource.RLIMIT_AS)
     handlers = [(alarm, signal.signal(alarm, _on_alarm)) for alarm in (signal.SIGPROF, signal.SIGALRM)]
+    threads = torch.get_num_threads()
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MAX_BYTES, limit[1]))
+    torch.set_num_threads(1)  # those of small operators would wait for each other
     try:
         for number in numbers:
             begin = time.process_time()
@@ -59,6 +63,7 @@ def run_cases(
             if end not in ("accepted", "refused"):
                 failures.append(f"case {number} {end}")
     finally:
+        torch.set_num_threads(threads)
         resource.setrlimit(resource.RLIMIT_AS, limit)
         for alarm, handler in handlers:
             signal.signal(alarm, handler)

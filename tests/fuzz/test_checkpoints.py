@@ -3,8 +3,6 @@
 import random
 from pathlib import Path
 
-import torch
-
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.model.transformer import LanguageModel
 from tests.fuzz import mutations
@@ -47,5 +45,4 @@ def case(generator: random.Random, folder: Path) -> None:
 
 
 def test_checkpoints(tmp_path, record_property):
-    torch.set_num_threads(1)
     run_cases("checkpoints", 0.3, case, tmp_path, record_property)

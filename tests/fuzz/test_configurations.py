@@ -88,5 +88,4 @@ def case(generator: random.Random, folder: Path) -> None:
 
 
 def test_configurations(tmp_path, record_property):
-    torch.set_num_threads(1)
     run_cases("configurations", 0.2, case, tmp_path, record_property)

@@ -77,5 +77,4 @@ def case(generator: random.Random, folder: Path) -> None:
 
 
 def test_packed_checkpoints(tmp_path, record_property):
-    torch.set_num_threads(1)
     run_cases("packed checkpoints", 0.1, case, tmp_path, record_property)
