@@ -13,8 +13,8 @@
 // loaded.
 // Bytes moved: the weight, once from memory; other blocks of rows find it in L2. Each block reads x from L2.
 //
-// linear/: weight_formats.h, activations.h, mainloop.h and epilogues.h are the parts of the kernel, in this order.
-// low_rank.h has the kernels of adapters, whose sums an epilogue adds.
+// linear/ has the parts of the kernel: weight_formats.h, activations.h, mainloop.h and epilogues.h. low_rank.h has the
+// kernels of adapters, whose sums are added before the epilogue. This file chooses and launches the kernels.
 #include "cuda/linear.h"
 
 #include <torch/csrc/stable/library.h>
@@ -73,7 +73,7 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
     packed.scales = reinterpret_cast<float*>(packed.words + words);
     packed.zero_corrections = reinterpret_cast<int32_t*>(packed.scales + scales);
     packed.norm_factors = reinterpret_cast<float*>(packed.zero_corrections + zero_corrections);
-    // A block per multiprocessor, but a step for each of its warps.
+    // One block per multiprocessor, but at least one K-step per warp.
     const int64_t shares = std::min(ceil_div(steps, kWarps), ceil_div(launch.multiprocessors(), tiles));
     launch(
         pack_activations_kernel<F>, dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(shares)), kThreads, 0, p,
@@ -141,6 +141,7 @@ void pack_linear_cuda(const Tensor& packed, const Tensor& weight, int64_t first_
   launch(pack_linear_kernel, dim3(static_cast<unsigned>(ceil_div(words, kThreads))), kThreads, 0, p);
 }
 
+// The operator `linear`, which has no adapters.
 void linear_registered(
     const Tensor& out, const Tensor& x, const Tensor& weight, const OptionalTensor& scales,
     const OptionalTensor& residual) {

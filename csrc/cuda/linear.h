@@ -61,11 +61,11 @@ struct Gemm {
   bool vectorized = false;  // x and the norms' weights can be read 4 values at a time; gemm() sets it
 };
 
-// Runs the GEMM. `like`: a tensor on the device that working memory is allocated on.
+// Runs the GEMM. `like`: a tensor on the device where working memory is allocated.
 void gemm(const Launch& launch, const Gemm& p, const Tensor& like);
 
-// What adapters add to a GEMM whose weight, x, rows and norm are set: `Gemm::added`, in memory of the result. The
-// adapters of its rows are those of the batch from row `first` on.
+// Computes the sums that adapters add to a GEMM whose weight, x, rows and norm are set, and points `Gemm::added` to
+// them. The result owns their memory. Row r of the GEMM has the adapter of the batch's row `first` + r.
 Tensor add_low_rank(const Launch& launch, Gemm& p, const LowRank& low_rank, int64_t first, const Tensor& like);
 
 }  // namespace higgs_native::cuda

@@ -1,8 +1,8 @@
 """The delay pattern: builds the frames of references, and reads the codes of generated segments.
 
-In a delayed segment, codebook k is k frames late: frame n holds entry n - k of codebook k. So the codes of one audio
-frame are a diagonal over as many frames as there are codebooks. In the conventions of Higgs Audio V2 entry 0 is BOS,
-and a segment begins with a frame of BOS in all codebooks; in that of Higgs TTS 3 entry 0 is the first code.
+In a delayed segment, codebook k is k frames late: delayed frame n holds entry n - k of codebook k. So the codes of one
+frame lie on a diagonal, in as many delayed frames as there are codebooks. In the conventions of Higgs Audio V2, entry
+0 is BOS, and a segment begins with a frame of BOS in all codebooks. In that of Higgs TTS 3, entry 0 is the first code.
 """
 
 import torch
@@ -105,9 +105,9 @@ class SegmentReader:
     def __init__(self, config: HiggsAudioConfig, convention: Convention) -> None:
         self._config = config
         self._rules = rules_of(convention)
-        # Where the last frame's codes are dropped, codes are final only when the next ones are complete.
+        # If the codes of the last frame are dropped, codes are final only once the next ones are complete.
         self.delay = config.num_codebooks - 1 + int(self._rules.has_bos_frame) + int(self._rules.drops_last_codes)
-        # Those that hold codes which are not final.
+        # Frames with codes that are not final.
         self._frames = torch.empty(config.num_codebooks, 0, dtype=torch.int64, device="cpu")
         self._begun = not self._rules.has_bos_frame
         self._ended = False

@@ -1,4 +1,4 @@
-"""Who computes an engine's steps: its callers in turn, or a thread."""
+"""The driver: computes an engine's steps in the threads of its callers, in turn, or in a background thread."""
 
 import atexit
 import threading
@@ -10,10 +10,10 @@ from higgs_native.errors import GenerationError, ParameterError
 
 
 class Driver(ABC):
-    """Computes steps while somebody waits for their results. Thread-safe.
+    """Computes steps while a caller waits for their results. Thread-safe.
 
-    Callers take turns: whoever waits computes steps for all, or waits for the caller who does. `start` begins a thread
-    that computes them instead.
+    One caller at a time has the turn: it computes steps for all, and the others wait. `start` begins a thread that has
+    the turn instead.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Driver(ABC):
 
     @abstractmethod
     def end_turn(self) -> None:
-        """Called when nobody computes steps any more."""
+        """Called after each turn."""
 
     @property
     def has_thread(self) -> bool:
@@ -42,7 +42,7 @@ class Driver(ABC):
         self._work.set()
 
     def drive(self, ready: Callable[[], bool]) -> None:
-        """Compute steps until `ready()` is true, or wait for the caller or the thread that does.
+        """Compute steps until `ready()` is true, or wait while another caller or the thread computes them.
 
         Raises:
             GenerationError: no work is left that could make it true.
@@ -64,7 +64,7 @@ class Driver(ABC):
         """Begin a thread that computes steps until `stop`.
 
         Raises:
-            ParameterError: it has begun.
+            ParameterError: the thread has begun already.
         """
         if self._thread is not None:
             raise ParameterError("the engine must be stopped before it is started again")
@@ -99,7 +99,7 @@ class Driver(ABC):
             self._pass_turn()
 
     def _claim_turn(self, ready: Callable[[], bool]) -> threading.Event | None:
-        """Become the one who computes steps, or return an event: `ready()` is true, or it may be claimed again."""
+        """Take the turn and return None, or return an event: once set, `ready()` is true or the turn is free."""
         with self._turn_lock:
             if not self._is_driven:
                 self._is_driven = True
@@ -112,14 +112,14 @@ class Driver(ABC):
             return event
 
     def _pass_turn(self) -> None:
-        """Let another caller compute the steps."""
+        """Give the turn up."""
         with self._turn_lock:
             self._is_driven = False
         self._wake_waiters(passes_turn=True)
         self.end_turn()
 
     def _wake_waiters(self, passes_turn: bool = False) -> None:
-        """Wake the callers whose wait is over, and one other if the turn is free."""
+        """Wake the waiters that are ready, and with `passes_turn` one more, to take the turn."""
         if not self._waiters:
             return
         with self._turn_lock:

@@ -1,9 +1,8 @@
 """The engine: requests join and leave at each step, and share its passes over the weights.
 
 A step computes rows of any number of sequences in one forward pass, and draws a frame or a token for each sequence
-whose rows are then all computed. While all are inside audio and no prompt is computed, the model runner draws the
-frames by itself.
-All ways to generate are clients of the same engine (`generation.model`).
+whose rows are then all computed. While all sequences draw frames and no prompt is computed, the model runner repeats
+one step. All ways to generate are clients of the same engine (`generation.model`).
 """
 
 import os
@@ -41,10 +40,12 @@ DEFAULT_PREFIX_BYTES = 256 << 20
 """2,340 positions of the published size in bfloat16: about seven voices with ten seconds of reference audio each."""
 _MAX_SLOTS = 1024
 _CPU_MIN_PIECE, _CUDA_MIN_PIECE = 16, 64
+"""Minimum rows of prompts per step (see `Scheduler`)."""
 _PAGES_AHEAD = 4
-"""Pages that a step on a GPU takes in advance: while they last, the host changes nothing that a step reads."""
+"""Pages that a sequence takes in advance on a GPU. Until they are full, the page table need not change, and captured
+steps can be launched ahead of the host."""
 _REAL_TIME_FRAMES = 8
-"""Frames after which it is decided again which streams are urgent."""
+"""Maximum frames between two plans while a stream is played: a plan decides which streams are urgent."""
 
 
 class Engine(Driver, Shareable):
@@ -59,8 +60,8 @@ class Engine(Driver, Shareable):
         num_slots: the maximum number of requests that run at once, a power of two up to 1024.
         cache_bytes: the memory of the KV cache; None: an eighth of the machine's memory or a quarter of the GPU's
             free memory, at most what all slots can use. On the CPU, memory that no request has used is not taken.
-        prefix_bytes: the maximum part of it that keeps prefixes of prompts which no running request holds.
-        clock: the time in seconds.
+        prefix_bytes: the maximum part of `cache_bytes` that keeps prefixes which no running request holds.
+        clock: returns the time in seconds.
 
     Raises:
         ParameterError: a value is out of range, or the memory holds less than one sequence of `max_cache_length`.
@@ -95,7 +96,7 @@ class Engine(Driver, Shareable):
         self._cache_bytes = cache_bytes
         self._prefix_bytes = 0
         self._clock = clock
-        # Both are made for the first request, by `_prepare`.
+        # Both are made for the first request, by `_allocate`.
         self._runner: ModelRunner
         self._scheduler: Scheduler
         self._is_prepared = False
@@ -191,7 +192,7 @@ class Engine(Driver, Shareable):
         while self._aborting and self._step_lock.acquire(blocking=False):
             try:
                 with self._on_stream():
-                    self._prepare()
+                    self._allocate()
                     self._accept()
             finally:
                 self._step_lock.release()
@@ -202,7 +203,7 @@ class Engine(Driver, Shareable):
         """Allocate the cache, and on a GPU capture all graphs and load all kernels, before the first request."""
         with self._step_lock, self._on_stream():
             is_new = not self._is_prepared
-            self._prepare()
+            self._allocate()
             if is_new and self._stream is not None:
                 self._runner.warm_up()
 
@@ -212,7 +213,7 @@ class Engine(Driver, Shareable):
             begin = self._clock()
             try:
                 with self._on_stream():
-                    self._prepare()
+                    self._allocate()
                     self._accept()
                     self._advance()
             except BaseException as error:
@@ -232,7 +233,7 @@ class Engine(Driver, Shareable):
             with torch.cuda.stream(self._stream):
                 yield
 
-    def _prepare(self) -> None:
+    def _allocate(self) -> None:
         """Allocate the cache and the sampler, once."""
         if self._is_prepared:
             return
@@ -267,7 +268,7 @@ class Engine(Driver, Shareable):
                 self._end(handle)
 
     def _advance(self) -> None:
-        """Compute one step: repeat the last one by the model runner, or plan the next."""
+        """Compute one step: launch the model runner again for the same sequences, or plan the next step."""
         if not self._launches_left:
             self._drain()
             step = self._scheduler.plan(self._frames_ahead)
@@ -283,7 +284,7 @@ class Engine(Driver, Shareable):
         self._draw_frames()
 
     def _decodes(self, sequence: SequenceState) -> bool:
-        """Return whether the model runner can do a sequence's next step.
+        """Return whether the model runner can draw a sequence's next frame.
 
         The graphs that it captures on a GPU hold no adapters, which come and go: a step with one is launched kernel by
         kernel.
@@ -342,7 +343,7 @@ class Engine(Driver, Shareable):
         self._launches_left = 0
 
     def _compute(self, step: Step) -> None:
-        """Compute pending rows in one pass, and draw for the sequences that have none left."""
+        """Compute pending rows in one forward pass, and draw for the sequences that have none left."""
         begin = self._clock()
         rows, last = pending_rows(self._model, step.pieces)
         states = self._model.forward(rows, self._runner.cache)
@@ -380,7 +381,7 @@ class Engine(Driver, Shareable):
             self._end_step(sequence, is_active)
 
     def _note_item(self, sequence: SequenceState, now: float) -> None:
-        """Note the time of a sequence's new item, and wake whoever waits for it."""
+        """Record the time of a sequence's new item, and wake its waiters."""
         handle = self._handles[sequence]
         if handle.first_item_seconds is None:
             handle.first_item_seconds = now - handle.added
@@ -390,7 +391,7 @@ class Engine(Driver, Shareable):
             handle.wake()
 
     def _end_step(self, sequence: SequenceState, is_active: bool) -> None:
-        """End the sequence's audio segment, its reply, or both, if the item does, or at the limits of its length."""
+        """End the sequence's audio segment if the item ended it, and the request at its end or limit."""
         if not is_active:
             sequence.end_audio(self._model)
             self._launches_left = 0
@@ -414,7 +415,7 @@ class Engine(Driver, Shareable):
         self._end(self._handles[sequence], failure)
 
     def _fail_all(self, error: BaseException) -> None:
-        """End all running requests with an error in mid-step: what the step has changed is unknown."""
+        """End all running requests after an error within a step: the state of their sequences is unknown."""
         if not isinstance(error, Exception):
             error = GenerationError(f"the step that computed this request was ended by {type(error).__name__}")
         self._launches_left = 0
@@ -429,7 +430,7 @@ class Engine(Driver, Shareable):
         self._incoming = deque(handle for handle in self._incoming if not handle.future.done())
 
     def _end(self, handle: RequestHandle, error: BaseException | None = None) -> None:
-        """Free what a request holds, and give its output or its error to whoever waits."""
+        """Free the slot and pages of a request, and set its output or its error."""
         self._launches_left = 0
         sequence = handle.sequence
         self._handles.pop(sequence, None)

@@ -1,4 +1,4 @@
-"""Makes a sequence of a request: checks it, and expands the placeholders of its prompt into rows."""
+"""From a request to a sequence: checks the request, and expands its placeholders into rows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,7 +42,7 @@ def begin_sequence(model: LanguageModel, request: GenerationRequest) -> Sequence
             f"input_ids must take fewer than {model.max_cache_length} positions (max_cache_length), references "
             f"included, got {sequence.prompt_tokens}"
         )
-    # Layers that audio rows skip number their positions by text rows, so a page of theirs depends on later rows too.
+    # In a layer that audio rows skip, positions count text rows, so the content of a page depends on later rows too.
     if not any(map(model.config.skips_audio, range(model.config.num_hidden_layers))):
         # The last row is always computed: the first step draws from its state.
         sequence.page_keys = page_keys(sequence.rows[:-1], "" if adapter is None else adapter.fingerprint)
@@ -66,7 +66,7 @@ def _checked_ids(model: LanguageModel, input_ids: torch.Tensor, rules: Rules) ->
 
 
 def _begin_prompt(model: LanguageModel, request: GenerationRequest, ids: list[int]) -> SequenceState:
-    """Begin after a prompt with one placeholder per recording."""
+    """Begin a sequence whose prompt has one placeholder per recording."""
     rows, prompt_ids, prompt_frames = _expand_placeholders(model, request, ids)
     mode = rules_of(request.known_convention).first_mode(model, ids, request.partial_audio is not None)
     segments: list[list[Frame]] = [] if mode is GenerationMode.TEXT else [[]]
@@ -115,7 +115,7 @@ def _resume_audio(sequence: SequenceState, frames: Sequence[Frame]) -> None:
 
 
 def _begin_expanded(model: LanguageModel, request: GenerationRequest, ids: list[int]) -> SequenceState:
-    """Begin after a prompt with one placeholder per frame."""
+    """Begin a sequence whose prompt has one placeholder per delayed frame."""
     config, frames = model.config, integer_tensor("delayed_frames", request.delayed_frames, PromptError)
     placeholders = rules_of(request.known_convention).frame_placeholders(config)
     if not placeholders or request.reference_codes or request.partial_audio is not None:
@@ -132,9 +132,9 @@ def _begin_expanded(model: LanguageModel, request: GenerationRequest, ids: list[
     _check_codes("delayed_frames", frames, config.codebook_size)
     prompt_frames = _frames(frames)
     remaining = iter(prompt_frames)
-    pending = [next(remaining) if audio else token for token, audio in zip(ids, is_audio, strict=True)]
+    rows = [next(remaining) if audio else token for token, audio in zip(ids, is_audio, strict=True)]
     mode = GenerationMode.AUDIO_IN_PROGRESS
-    return SequenceState(request, mode, pending, len(pending), prompt_frames, ids, segments=[[]])
+    return SequenceState(request, mode, rows, len(rows), prompt_frames, ids, segments=[[]])
 
 
 def _checked_partial_audio(model: LanguageModel, request: GenerationRequest) -> list[Frame]:

@@ -23,7 +23,9 @@ class RequestHandle(Uncopyable):
     Attributes:
         future: holds the `GenerationOutput` at the end, or the error that ended the request.
         added: when it was added, by the engine's clock.
-        first_item_seconds: from then to the first frame or token; None before it.
+        first_item_seconds: from `added` to the first frame or token; None before it.
+        sequence: the state of the request.
+        wake: called by the engine after a step that has drawn items of this request, and at its end; or None.
     """
 
     _instead = "; its items and its output may be"
@@ -36,7 +38,6 @@ class RequestHandle(Uncopyable):
         self.first_item_seconds: float | None = None
         self.sequence = sequence
         self.wake: Callable[[], object] | None = None
-        """Called by the engine after a step that has drawn items of this request, and at its end."""
         self._driver = driver
         self._abort = abort
         self._items: deque[Row] = deque()

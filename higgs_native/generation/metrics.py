@@ -1,4 +1,4 @@
-"""What an engine measures and counts."""
+"""The metrics of an engine."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ class EngineMetrics:
     """The state of an engine, and totals since it was made.
 
     Attributes:
-        waiting, running: requests.
+        waiting, running: requests without and with a slot.
         finished, aborted, failed: requests that have ended.
         preempted: how often a request has lost its slot for want of pages.
         underruns: how often the playback of a real-time stream had to pause.
@@ -16,8 +16,8 @@ class EngineMetrics:
         prompt_rows: the rows among them that belong to prompts.
         prefill_seconds, decode_seconds: time of the steps with rows of prompts, and of the others.
         frames: frames drawn; 25 are a second of audio.
-        scheduling_seconds: time in which a step did not compute.
-        pages_held, pages: of the cache.
+        scheduling_seconds: time of the steps that is neither `prefill_seconds` nor `decode_seconds`.
+        pages_held, pages: pages of the cache that sequences hold, and all pages.
     """
 
     waiting: int = 0

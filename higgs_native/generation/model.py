@@ -1,4 +1,4 @@
-"""A language model that generates, after one prompt or after several side by side."""
+"""`HiggsAudioModel`, a language model with an engine, and generation for one or several prompts."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -26,7 +26,7 @@ class HiggsAudioModel(LanguageModel):
     >>> codes = segment_codes(output.audio_segments[0], model.config, Convention.BOSON)
 
     Attributes:
-        engine: generates all requests; another `Engine` of this model may be set before the first one.
+        engine: generates all requests; another `Engine` of this model may be set before the first request.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -47,7 +47,7 @@ class HiggsAudioModel(LanguageModel):
         adapter: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> GenerationOutput:
-        """Generate after one prompt; see `GenerationRequest` and `generate_batch`.
+        """Generate for one prompt; see `GenerationRequest` and `generate_batch`.
 
         Args:
             input_ids: [1, S], integers, one placeholder per item of `reference_codes`.
@@ -77,7 +77,7 @@ def generate_batch(
     requests: Sequence[GenerationRequest],
     output_logits: bool = False,
 ) -> list[GenerationOutput]:
-    """Generate after several prompts side by side; each result is what its request gives alone.
+    """Generate for several prompts side by side; each result equals that of its request alone.
 
     Requests of other callers share the steps. Callbacks are called in this thread.
 

@@ -20,11 +20,11 @@ WantsItems = Callable[[int], bool]
 
 @dataclass(frozen=True)
 class Playback:
-    """The playback of audio while it is generated. The engine plans for one that begins early, and has no pauses.
+    """The playback of audio while it is generated. The engine plans for an early start and no pauses.
 
     Attributes:
-        lag: frames that must follow a frame before it can be played: by the delay pattern, and by the decoder.
-        first: frames with which the playback begins.
+        lag: frames that must follow a frame before it can be played: the delay and the decoder's lookahead.
+        first: frames of the first chunk that is played.
         ahead: seconds of earlier audio that are still to be played when the request is added.
     """
 
@@ -44,7 +44,7 @@ class Playback:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A prompt, and how to generate after it.
+    """A prompt, and how to generate for it.
 
     Attributes:
         input_ids: [1, S] or [S], integers; one audio placeholder per item of `reference_codes`.
@@ -53,17 +53,17 @@ class GenerationRequest:
             Higgs TTS 3 `higgs_tts_3`.
         sampling: how to draw, and when to stop; None: the defaults of the convention.
         partial_audio: [codebooks, N] integers, or None: delayed frames of an unfinished audio segment, BOS frame
-            first, which generation continues. The prompt then ends in `<|audio_out_bos|>`.
+            first; generation continues them. The prompt then ends in `<|audio_out_bos|>`.
         delayed_frames: [N, codebooks] integers, or None: the frames of `input_ids` that the caller has expanded, one
             per audio placeholder and, as transformers' processor has them, delay token. They replace
             `reference_codes`; generation continues wherever they end (not in Boson's convention).
         on_frame: called with each frame [codebooks], int64, as it is drawn, still delayed.
         on_token: called with each text token as it is drawn, after the end of any audio segment before it.
-        wants_items: given the number of frames and tokens that were drawn since the last call of a callback,
-            returns whether to call back for them now; asked after each step, maybe by another thread. None: at once.
+        wants_items: takes the number of items (frames and tokens) that no callback has had yet, and returns whether
+            to call back for them now. It is called after each step, maybe in another thread. None: always.
         adapter: the name of an adapter that the model has loaded; None: none.
         priority: requests of higher priority get a slot first.
-        playback: of the audio while it is generated; None: it is heard later.
+        playback: set if the audio is played while it is generated.
     """
 
     input_ids: torch.Tensor
@@ -98,13 +98,13 @@ class GenerationRequest:
 
     @property
     def known_convention(self) -> Convention:
-        """The convention of a request that an engine has taken."""
+        """The convention; set once an engine has accepted the request."""
         assert self.convention is not None
         return self.convention
 
     @property
     def known_sampling(self) -> SamplingParams:
-        """The sampling parameters of a request that an engine has taken."""
+        """The sampling parameters; set once an engine has accepted the request."""
         assert self.sampling is not None
         return self.sampling
 

@@ -1,4 +1,4 @@
-"""The sampling parameters of a request, built and checked once, where a call enters the package."""
+"""The sampling parameters of a request, built and checked once, where a caller's arguments enter the package."""
 
 import secrets
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ class SamplingParams:
 
     @property
     def known_seed(self) -> int:
-        """The seed of what `with_seed` has returned."""
+        """The seed; `with_seed` has set it."""
         assert self.seed is not None
         return int(self.seed)
 
@@ -87,12 +87,12 @@ class SamplingParams:
     def of(
         cls, sampling: "SamplingParams | None", options: "SamplingOptions", defaults: "SamplingParams | None" = None
     ) -> "SamplingParams":
-        """Return `sampling`, or if it is None, parameters made of `options` and `defaults`.
+        """Return `sampling`, or parameters of `options` and `defaults` if it is None.
 
         Args:
             sampling: the parameters, or None.
             options: attributes by name.
-            defaults: the others; None: those of this class.
+            defaults: the values of the other attributes; None: those of this class.
 
         Raises:
             ParameterError: both are given, `sampling` is something else, or an option is unknown or outside its range.

@@ -30,9 +30,9 @@ class SequenceState:
         history: the frames that repetition-aware sampling counts: those of the prompt, then those generated.
         prompt_ids: the prompt's ids, one per position.
         adapter: the adapter of all its rows; None: none.
-        page_keys: the keys of the prompt's whole pages (see `generation.steps.pages`).
+        page_keys: the keys of the prompt's full pages (see `generation.steps.pages`).
         emit: called with each frame and each text token as it is drawn.
-        output_logits: keep the logits that each step drew from.
+        output_logits: whether the logits that each step draws from are kept.
         slot: its slot in the cache and in the sampler; -1 while it waits.
         pages: the pages of the cache that it holds, in order of their positions.
         computed: the number of rows whose keys and values are in the cache.
@@ -79,7 +79,7 @@ class SequenceState:
 
     @property
     def decodes(self) -> bool:
-        """Whether the model runner can draw the next item: one pending frame, inside audio."""
+        """Whether the next step can be the model runner's: one pending frame, inside audio, no logits kept."""
         return (
             self.num_pending == 1
             and self.mode is GenerationMode.AUDIO_IN_PROGRESS

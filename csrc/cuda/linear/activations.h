@@ -1,6 +1,6 @@
-// GEMM activations: read, normalized and rounded to the format of the weights, in the order of the tensor
-// cores' fragments. Up to kRowTile rows are read by every block, and rounded to integers once per block; more rows are
-// packed once, by pack_activations_kernel.
+// GEMM activations: x, multiplied by the norm's weight and rounded to the format of the weights, in the order of the
+// tensor cores' fragments. Up to kRowTile rows are read by every block (and rounded to integers once per block); more
+// rows are packed once, by pack_activations_kernel.
 #pragma once
 
 #include "cuda/linear.h"
@@ -14,12 +14,12 @@ namespace {
 template <WeightFormat F>
 struct Activations {
   uint32_t words[Step<F>::kWords];
-  // For the lane's row of x, group_lane(); the same in the four lanes of a row.
+  // Of the lane's row of x, group_lane(), in this step; the same in the four lanes of a row.
   float scale;              // if x is rounded to integers
   int32_t zero_correction;  // for 4-bit weights, stored as w + 8: 8 times the sum of the row's integers
 };
 
-// x in the order of the fragments, for more rows than one tile.
+// x in the order of the fragments, in memory, for more rows than one tile.
 struct PackedActivations {
   uint32_t* words;            // [tiles, steps, kWords / 4, 32 lanes, 4]
   float* scales;              // [tiles, steps, kRowTile]
@@ -74,7 +74,7 @@ __device__ __forceinline__ void load_row(float (&v)[kCount], const float* row, i
   }
 }
 
-// Multiplies with values [column, column + kCount) of a norm's weight.
+// Multiplies v by values [column, column + kCount) of a norm's weight. norm_factor() has the other factor of RMSNorm.
 template <int kCount>
 __device__ __forceinline__ void multiply_norm(
     float (&v)[kCount], const RowNorm& norm, const void* weight, int column, int k, bool vectorized) {
@@ -186,8 +186,8 @@ __device__ __forceinline__ Activations<F> read_activations(float& squares, const
   return a;
 }
 
-// The squares of the lane's share of row `row` of x in the warp's steps, if there is a norm: added in the same order as
-// by a warp that reads x while it multiplies.
+// Sums the squares of the lane's share of row `row` of x over the warp's steps; 0 without a norm. The order of
+// additions is that of gemm_kernel without packed or shared activations, so the bits are equal.
 template <WeightFormat F>
 __device__ __forceinline__ float sum_squares(const Gemm& p, int row, int steps) {
   using S = Step<F>;
@@ -203,8 +203,8 @@ __device__ __forceinline__ float sum_squares(const Gemm& p, int row, int steps) 
   return squares;
 }
 
-// Up to kRowTile rows of x in shared memory, rounded to integers. If each warp rounded what it multiplies, the lanes
-// without a row of x would idle; here all lanes of the block share the rows that there are.
+// Up to kRowTile rows of x in shared memory, rounded to integers. If each warp rounded its own steps, lanes without a
+// row of x would idle; here all lanes of the block share the rounding.
 template <WeightFormat F>
 struct SharedActivations {
   using S = Step<F>;
@@ -228,7 +228,7 @@ struct SharedActivations {
     return reinterpret_cast<uint4*>(words + (at * 4 + lane_in_group()) * S::kWords);
   }
 
-  // Rounds all rows: four lanes take a row of a step at a time. A barrier must follow.
+  // Rounds all rows of all steps; four lanes share a row of a step. A barrier must follow.
   __device__ __forceinline__ void fill(const Gemm& p) const {
     for (int first = warp_index() * kRowTile; first < count; first += kWarps * kRowTile) {
       const int at = first + group_lane();
@@ -245,7 +245,7 @@ struct SharedActivations {
     }
   }
 
-  // The lane's share in a step; zeros of rows that x lacks.
+  // The lane's share in a step; zeros for a row that x lacks.
   __device__ __forceinline__ Activations<F> read(int step) const {
     Activations<F> x = {};
     if (group_lane() >= rows) return x;
@@ -264,7 +264,8 @@ struct SharedActivations {
   }
 };
 
-// RMSNorm's factor of the lane's row of x, group_lane(), from each warp's sum of squares.
+// RMSNorm's factor of the lane's row of x, group_lane(), from the warps' sums of squares; 1 without a norm. `shared`:
+// memory for the sums.
 __device__ __forceinline__ float norm_factor(float squares, float (*shared)[kRowTile], const Gemm& p) {
   squares = group_sum(squares);
   if (lane_in_group() == 0) shared[warp_index()][group_lane()] = squares;
@@ -274,8 +275,8 @@ __device__ __forceinline__ float norm_factor(float squares, float (*shared)[kRow
   return p.norm.text_weight ? 1 / sqrtf(sum / static_cast<float>(p.weight.k) + p.norm.eps) : 1.f;
 }
 
-// Blocks along x pack a tile of 8 rows each; those along y share its steps. The first of them also sums the squares of
-// the norm, with the steps and in the order of gemm_kernel's warps.
+// Packs x. Block (x, y) packs tile x of 8 rows; the blocks along y share its K-steps. Block y = 0 also sums the squares
+// of the norm. `steps`: K-steps of the weight. `is_first`: whether this is the first launch of the operator.
 template <WeightFormat F>
 __global__ void __launch_bounds__(kThreads)
     pack_activations_kernel(Gemm p, PackedActivations to, int steps, bool is_first) {

@@ -1,4 +1,5 @@
-// GEMM epilogues: finished sums are added to a residual, combined by SiLU, or rotated and written into the KV cache.
+// GEMM epilogues (see Epilogue): a residual is added to the finished sums, or SiLU combines them, or they are rotated
+// and written into the KV cache.
 #pragma once
 
 #include "args/dual_ffn.h"
@@ -49,7 +50,7 @@ struct BlockSums {
   const float* norm_factors;   // [kTiles * kRowTile], of RMSNorm
   const float* weight_scales;  // of weight rows: [panels of the weight, kPanel]; or null
   const int* panels;           // the block's panels, by their index in the weight
-  const float* added;          // to the block's first row; or null
+  const float* added;          // Gemm::added from the block's first row on; or null
   int added_stride;
 
   __device__ __forceinline__ float operator()(int panel, int weight_row, int row) const {
@@ -60,7 +61,8 @@ struct BlockSums {
   }
 };
 
-// Applies the epilogue to a block's sums, and writes its outputs. `paired`: the two panels hold the halves of a head.
+// Applies the epilogue to a block's sums, and writes its outputs. `first_row`: the block's first row of x. `paired`:
+// the block's two panels hold the two halves of a head.
 template <int kPanels, int kTiles>
 __device__ __forceinline__ void finish(const Gemm& p, const BlockSums<kTiles>& sums, int first_row, bool paired) {
   constexpr int kRows = kTiles * kRowTile, kPanelRows = static_cast<int>(kPanel);
@@ -109,7 +111,7 @@ __device__ __forceinline__ float norm_weight(const void* weight, NumberType type
   return to_float(static_cast<const float16*>(weight)[i]);
 }
 
-// After the GEMM: a warp normalizes a head, if it has a norm, rotates and writes it.
+// A launch after the GEMM: each warp normalizes one head (if it has a norm), rotates it and writes it.
 __global__ void __launch_bounds__(kThreads)
     rope_kernel(QkvTargets rope, const float* projected, int n, int rows, NumberType norm_type, float eps) {
   allow_next_launch();

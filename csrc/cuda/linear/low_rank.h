@@ -1,6 +1,6 @@
-// What adapters (LoRA) add to a GEMM, before its epilogue: rows of adapter i get B_i (A_i x). A row's adapter is read
-// on the device; its bits depend on the row and the adapter alone.
-// Bytes moved: the factors of a row's adapter, for each row; other rows of the adapter find them in L2.
+// Adapters (LoRA): a row x with adapter i adds B_i (A_i x) to the sums of a GEMM, before its epilogue. The index of a
+// row's adapter is read on the device; the bits of its sums depend on the row and the adapter alone.
+// Bytes moved: the factors of its adapter for each row; further rows of the same adapter find them in L2.
 #pragma once
 
 #include "cuda/linear/epilogues.h"
@@ -9,7 +9,7 @@ namespace higgs_native::cuda {
 
 namespace {
 
-// The factors of each adapter, packed; null if it adds nothing to this GEMM.
+// The packed factors of each adapter; null if it adds nothing to this GEMM. Units are per panel.
 struct Factors {
   const char *a[kMaxAdapters], *b[kMaxAdapters];
   int a_units[kMaxAdapters], b_units[kMaxAdapters];
@@ -17,7 +17,7 @@ struct Factors {
 
 struct LowRankRows {
   const float* x;           // [rows, k]
-  const int32_t* adapters;  // [rows]
+  const int32_t* adapters;  // [rows], -1 for none
   float* sums;              // A @ x, [rows, sums_stride]
   float* added;             // B @ sums, [rows, panels * kPanel]
   RowNorm norm;             // before A
@@ -37,7 +37,7 @@ __device__ __forceinline__ float multiply_word(const char* unit, float first, fl
   }
 }
 
-// sums = A @ norm(x): a block takes a row and a panel of A, its warps share the columns.
+// sums = A @ norm(x): a block takes a row of x and a panel of A; its warps share the units.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) multiply_a_kernel(LowRankRows p, Factors factors) {
   constexpr int kColumns = 4 / sizeof(T);  // of a word
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads) multiply_a_kernel(LowRankRows p, Fac
   p.sums[static_cast<int64_t>(row) * p.sums_stride + panel * kWarp + lane] = sum;
 }
 
-// added = B @ sums, zeros for rows without an adapter: a warp takes a row and a panel of B.
+// added = B @ sums, and zeros for rows without an adapter: a warp takes a row of x and a panel of B.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) multiply_b_kernel(LowRankRows p, Factors factors) {
   constexpr int kColumns = 4 / sizeof(T);

@@ -1,4 +1,5 @@
-// GEMM mainloop: warps share the depth k, and their sums are added in a fixed order before the epilogue.
+// GEMM mainloop, in gemm_kernel: warps share the depth k, and their sums are added in a fixed order before the
+// epilogue.
 #pragma once
 
 #include "cuda/linear/activations.h"
@@ -47,7 +48,8 @@ __device__ __forceinline__ void multiply(
       multiply_pairs<Number>(to[kTiles + tile], {w[c].z, w[c].w, w[c + 1].z, w[c + 1].w}, b);
     }
   } else if constexpr (F == WeightFormat::fp8) {
-    // Widened at each use: the compiler hoists it out of the loop over tiles, and fewer registers are live.
+    // Widened at each use: the compiler hoists this out of the loop over tiles, and fewer registers are live than if
+    // the whole step were widened first.
     float (*to)[4] = reinterpret_cast<float (*)[4]>(sums.v + panel * 8 * kTiles);
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c) {
@@ -103,8 +105,8 @@ __device__ __forceinline__ void multiply(
   }
 }
 
-// Adds the sums of all warps in a fixed order; those of warp 0 are then complete. `exchanged` holds the sums of half
-// the warps.
+// Adds the sums of all warps in a fixed order, to those of warp 0. `exchanged`: shared memory for the sums of half the
+// warps.
 template <WeightFormat F, int kPanels, int kTiles>
 __device__ __forceinline__ void reduce_warps(Sums<F, kPanels, kTiles>& sums, float* exchanged, int warp, int lane) {
   using LaneSums = Sums<F, kPanels, kTiles>;
@@ -166,8 +168,9 @@ inline constexpr size_t kSumBytes = (kWarps / 2 * Sums<F, kPanels, kTiles>::kCou
                                      kPanels * kPanel * BlockSums<kTiles>::kStride + kTiles * kRowTile) *
                                     sizeof(float);
 
-// A block takes kPanels panels and kTiles tiles of rows. `pair_distance`: if above 0, the distance of a block's two
-// panels (half a head, for Epilogue::kRope).
+// A block multiplies kPanels panels and kTiles tiles of rows. kPacked: x is read from `packed`. `steps`: K-steps of the
+// weight. `pair_distance`: if above 0, the distance of a block's two panels, in panels (half a head, for
+// Epilogue::kRope). `is_first`: whether this is the first launch of the operator.
 template <WeightFormat F, int kPanels, int kTiles, bool kPacked>
 __global__ void __launch_bounds__(kThreads)
     gemm_kernel(Gemm p, PackedActivations packed, int steps, int pair_distance, bool is_first) {
@@ -197,8 +200,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 
   // Prefetch depth: K-steps in flight per warp. With few blocks, a warp needs 8 KB outstanding to saturate bandwidth.
-  // Packed rows need less: each load is multiplied by 4 or more tiles, whose sums take the registers. Those of int4 leave
-  // room for one block per multiprocessor at either depth, which must then have its 8 KB a warp in flight alone.
+  // With packed activations, a load is multiplied by 4 or more tiles, whose sums take the registers: depth 2. The sums
+  // of int4 leave room for one block per multiprocessor at either depth, so it needs the 8 KB per warp: depth 4.
   constexpr bool kIsDeep = kPanels * Step<F>::kChunks == 4 && (!kPacked || F == WeightFormat::int4);
   constexpr int kPrefetchDepth = kIsDeep ? 4 : 2;
   Weights<F, kPanels> prefetched[kPrefetchDepth];

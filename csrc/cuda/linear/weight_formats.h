@@ -15,9 +15,9 @@ namespace higgs_native::cuda {
 namespace {
 
 constexpr int kWarps = 8, kThreads = kWarps * kWarp;
-constexpr int kRowTile = 8;  // rows of x that a tensor core multiplies at a time
+constexpr int kRowTile = 8;  // rows of x per tensor-core instruction
 
-// A K-step: the units of a panel that a warp takes at a time.
+// A K-step: the units of a panel that a warp multiplies in one turn of the mainloop, and how four lanes share them.
 template <WeightFormat F>
 struct Step {
   static constexpr bool kInteger = is_integer(F), kRowScales = has_row_scales(F);
@@ -34,6 +34,7 @@ static_assert(Step<WeightFormat::int8>::kColumns == kQuantGroup && Step<WeightFo
 template <WeightFormat F>
 using TensorCoreType = std::conditional_t<F == WeightFormat::f16, float16, bfloat16>;
 
+// Lane 4 * g + t: g, the group of four lanes that share a row of x, and t, the place in the group.
 __device__ __forceinline__ int group_lane() { return static_cast<int>(threadIdx.x) % kWarp / 4; }
 __device__ __forceinline__ int lane_in_group() { return static_cast<int>(threadIdx.x) % 4; }
 __device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
@@ -45,7 +46,8 @@ struct Weights {
   uint2 scales[F == WeightFormat::int4 ? kPanels : 1];
 };
 
-// `panels` and `scales` point to the lane's first bytes in each panel; null if there is no panel.
+// Loads the weights of K-step `step`. `panels` and `scales` point to the lane's first bytes in each panel; null if
+// there is no panel. `units`: of a panel; units past the last are zeros.
 template <WeightFormat F, int kPanels>
 __device__ __forceinline__ void load_weights(
     Weights<F, kPanels>& to, const char* const (&panels)[kPanels], const uint16_t* const (&scales)[kPanels], int step,

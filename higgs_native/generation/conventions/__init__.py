@@ -1,4 +1,4 @@
-"""What generation does by convention: a module per convention, each with one implementation of `Rules`."""
+"""The rules of generation, one implementation of `Rules` per convention."""
 
 from higgs_native.convention import Convention
 from higgs_native.generation.conventions.boson import BosonRules

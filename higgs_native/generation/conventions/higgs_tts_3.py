@@ -3,8 +3,8 @@
 Neither a segment nor a reference has whole frames of BOS or EOS: codebook k of T frames is k times BOS, its T codes,
 then EOS in the rest of the T + codebooks - 1 rows. The first row is drawn from the state of the prompt's last
 position. Only an EOS of codebook 0 ends a segment, and only after the first rows, in which delays open; codebooks - 2
-rows follow it. What codebooks draw past their end is the next input as it is. BOS and EOS among the codes are decoded
-as 0.
+rows follow it. What a codebook draws past its end is fed back unchanged. BOS and EOS among the codes are decoded as
+code 0.
 """
 
 from collections.abc import Sequence

@@ -32,7 +32,7 @@ class Rules(ABC):
 
     Attributes:
         convention: the convention.
-        default_sampling: how to draw where a caller says nothing.
+        default_sampling: the sampling parameters if a caller gives none.
         recording_convention: how recordings are encoded (see `HiggsAudioTokenizer.encode`). Both conventions of V2
             encode as Boson's, which accepts every length. Where transformers' accepts it too, the codes are equal.
         has_bos_frame: whether a segment begins with a frame of BOS in all codebooks. A reference then begins with such
@@ -48,7 +48,7 @@ class Rules(ABC):
 
     @abstractmethod
     def placeholders(self, model: LanguageModel) -> tuple[int | None, ...]:
-        """Return the ids that are placeholders of recordings in a prompt; None is no id."""
+        """Return the ids that are placeholders of recordings in a prompt; None for one that the model lacks."""
 
     def frame_placeholders(self, config: HiggsAudioConfig) -> tuple[int | None, ...]:
         """Return the ids that are placeholders of single delayed frames in an expanded prompt; () if none are."""
@@ -84,7 +84,7 @@ class Rules(ABC):
 
         Args:
             prompt_ids: of the prompt, one per position.
-            begun: the delayed frames of an unfinished segment after it; empty if there is none.
+            begun: the delayed frames of an unfinished segment after the prompt; empty if there is none.
             config: the codebooks and special ids.
 
         Raises:
@@ -92,11 +92,11 @@ class Rules(ABC):
         """
 
     def is_end(self, frames: torch.Tensor, config: HiggsAudioConfig) -> torch.Tensor:
-        """Return for delayed frames [codebooks, ...] whether each ends a segment's codes, and has none itself."""
+        """Return for each delayed frame [codebooks, ...] whether it ends its segment and holds none of the codes."""
         return torch.zeros(frames.shape[1:], dtype=torch.bool, device=frames.device)
 
     def decodable(self, codes: torch.Tensor, num_codes: int) -> torch.Tensor:
-        """Return codes that can be decoded, 0 to `num_codes` - 1, in place of those that hold BOS and EOS too."""
+        """Return `codes` with BOS and EOS replaced by codes that can be decoded, 0 to `num_codes` - 1."""
         return codes.clamp(0, num_codes - 1)
 
     def text_after_audio(self, model: LanguageModel) -> int | None:

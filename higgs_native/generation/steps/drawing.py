@@ -1,4 +1,4 @@
-"""Drawing: the next frame or text token of each sequence, from the states of their last rows."""
+"""Draws the next frame or text token of each sequence, from the hidden state of its last row."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,8 +18,8 @@ class Drawn(NamedTuple):
     Attributes:
         sequence: the sequence.
         item: a frame or a text token; None if its logits can't be drawn from.
-        is_active: False if the frame has ended its audio segment.
-        error: the sampler's, if it raises one; on a GPU it reports such logits by values below 0.
+        is_active: whether the audio segment goes on after the frame.
+        error: the sampler's error, on a CPU. On a GPU, it reports such logits by values below 0.
     """
 
     sequence: SequenceState
@@ -96,7 +96,7 @@ def _sampled(sample: Callable[[slice], torch.Tensor], num_rows: int) -> list[Any
     except RuntimeError as error:
         if num_rows == 1:
             return [error]
-    # The sampler has drawn nothing. One by one, the others are drawn.
+    # The sampler has drawn nothing. Drawing one by one finds the rows at fault, and draws for the others.
     drawn: list[Any] = []
     for row in range(num_rows):
         try:

@@ -1,7 +1,7 @@
 """Runs steps that draw one frame of several sequences: embed, layers, audio head, sample, advance.
 
-All that a step depends on stays on the device: the last codes, positions, page table, the state of the delay pattern,
-and the counters of the random numbers. On a GPU, a step is one captured CUDA graph per number of rows (1, 2, 4, 8,
+All inputs of a step stay on the device: the last codes, positions, page table, the state of the delay pattern, and the
+counters of the random numbers. On a GPU, a step is one captured CUDA graph per number of rows (1, 2, 4, 8,
 ...), launched ahead of the host, which reads finished frames from pinned memory. A step leaves sequences that have
 ended unchanged.
 """
@@ -24,7 +24,7 @@ from higgs_native.utils.cuda_graph import CAPTURE_LOCK, GraphedWork, capture_gra
 
 
 STEPS_AHEAD = 4
-"""Steps that a GPU may be ahead of the host."""
+"""Maximum steps in flight on a GPU."""
 _WARM_UP_ROWS = 96
 """Text rows, and audio rows, of the prompt that loads kernels: more than any kernel computes at once."""
 
@@ -37,7 +37,7 @@ class DecodeRow:
         slot: its slot in the cache and in the sampler.
         position: the cache position of `codes`.
         codes: of its last frame, delayed, one per codebook.
-        adapter: of its rows; on a GPU, rows with one are not drawn here.
+        adapter: of its rows; None on a GPU, where captured graphs hold no adapters.
     """
 
     slot: int
@@ -50,7 +50,7 @@ class DrawnFrame(NamedTuple):
     """A frame that a step has drawn.
 
     Attributes:
-        codes: delayed, one per codebook; without meaning if the sequence ended in an earlier step. On a GPU, a code
+        codes: delayed, one per codebook; meaningless if the sequence ended in an earlier step. On a GPU, a code
             below 0 reports logits that the sampler can't draw from.
         is_active: whether the sequence is inside its audio segment after the frame.
     """
@@ -87,7 +87,7 @@ class CapturedStep(GraphedWork):
         self._logits = torch.empty(shape, dtype=torch.float32, device=model.device)
 
     def begin(self, rows: Sequence[DecodeRow], padding: Sequence[tuple[int, int]]) -> None:
-        """Set the rows to continue; padding rows take the rest of the step, from `padding`: slots and positions."""
+        """Set the rows to continue. Padding rows fill the step, with slots and positions from `padding`."""
         slots_and_positions = torch.tensor(
             [*((row.slot, row.position) for row in rows), *padding[: self.num_rows - len(rows)]],
             dtype=torch.int32,
@@ -113,7 +113,7 @@ class ModelRunner:
     Attributes:
         cache: the KV cache.
         sampler: the sampler.
-        in_flight: the number of steps that are launched and not read.
+        in_flight: the number of steps that were launched and not read yet.
 
     Args:
         model: the language model.

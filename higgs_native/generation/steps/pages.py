@@ -1,9 +1,8 @@
-"""Pages of the KV cache: which sequence holds them, and which hold a prefix that later prompts can share.
+"""Pages of the KV cache: how many sequences hold each, and which hold a prefix that later prompts can share.
 
-A page has `PAGE_SIZE` positions. A whole page of a prompt is known by a key, the hash of all token ids and delayed
-codes up to its end, so an equal key means an equal prefix. A sequence whose prompt begins alike holds the same page:
-keys and values of a position depend on the rows before it and on the adapter alone, not on the batch that computed
-them. The key of a page depends on the adapter, too.
+A page has `PAGE_SIZE` positions. A full page of a prompt has a key: the hash of the adapter, and of all token ids and
+delayed codes up to the end of the page. So an equal key means an equal prefix, and prompts with the same prefix share
+pages: keys and values of a position depend on the adapter and the rows up to it, not on the batch that computed them.
 """
 
 import hashlib
@@ -15,9 +14,11 @@ from higgs_native.model.kv_cache import PAGE_SIZE
 
 
 def page_keys(rows: Sequence[int | tuple[int, ...]], adapter: str = "") -> list[bytes]:
-    """Return the keys of the whole pages of a prompt: token ids, and the delayed codes of frames.
+    """Return the keys of the full pages of a prompt.
 
-    `adapter` is the fingerprint of the one that its rows have.
+    Args:
+        rows: token ids, and the delayed codes of frames.
+        adapter: the fingerprint of the adapter of all rows; empty for none.
     """
     digest = hashlib.sha256(adapter.encode())
     keys = []
@@ -30,7 +31,7 @@ def page_keys(rows: Sequence[int | tuple[int, ...]], adapter: str = "") -> list[
 
 
 class PagePool:
-    """The pages of a cache. A page is free, held by sequences, or unused: held by none, but known by a key.
+    """The pages of a cache. A page is free, held by sequences, or unused: held by none, but found by its key.
 
     Args:
         num_pages: pages 0 to `num_pages` - 1.
@@ -75,11 +76,11 @@ class PagePool:
         return pages
 
     def num_known(self, keys: Sequence[bytes]) -> int:
-        """Return how many of the keys, from the first on, pages are known by."""
+        """Return the number of leading keys whose pages are known."""
         return next((index for index, key in enumerate(keys) if key not in self._pages), len(keys))
 
     def num_unused(self, keys: Sequence[bytes]) -> int:
-        """Return how many of the known pages of `keys` are unused, and so counted as available."""
+        """Return how many of the pages of `keys`, all known, are unused, and so counted as available."""
         return sum(self._pages[key] in self._unused for key in keys)
 
     def share(self, keys: Sequence[bytes]) -> list[int]:
@@ -91,14 +92,14 @@ class PagePool:
         return pages
 
     def know(self, key: bytes, page: int) -> None:
-        """Let later prompts find a page whose positions are computed, unless another page has the key."""
+        """Register a computed page by its key, so that later prompts find it, unless another page has the key."""
         if key not in self._pages:
             self._pages[key] = page
             self._keys[page] = key
 
     def release(self, pages: Sequence[int]) -> None:
         """Take pages back from a sequence."""
-        # The first page is released last: it must be freed after the others, which are found through it.
+        # The first page is released last, so it is freed last: without it, the others are not found.
         for page in reversed(pages):
             self._num_holders[page] -= 1
             if self._num_holders[page]:

@@ -11,7 +11,15 @@ from higgs_native.model.transformer import LanguageModel
 
 
 def pending_rows(model: LanguageModel, pieces: Sequence[tuple[SequenceState, int]]) -> tuple[Batch, list[int]]:
-    """Gather pending rows, text first; return them and the index of each sequence's last row, -1 if rows are left."""
+    """Gather the next rows of each sequence into a batch, text rows first.
+
+    Args:
+        model: the language model.
+        pieces: sequences, and how many of their pending rows to take.
+
+    Returns:
+        The batch, and for each sequence the index of its last row in the batch; -1 if it has more pending rows.
+    """
     ids: list[int] = []
     frames: list[Frame] = []
     text_rows: list[tuple[int, int, int]] = []

@@ -1,7 +1,7 @@
-"""The sampler's tensors: per slot the sampling parameters, the state of the delay pattern, and the last frames.
+"""The sampler: for each slot the sampling parameters, the state of the delay pattern, and the last frames.
 
-They stay on the device. One operator samples a frame and advances every sequence; the host reads fields only outside
-the model runner's loop (`begin_segment`, `is_active`).
+They are tensors on the device. One operator samples a frame and advances every sequence; the host reads fields only
+outside the model runner's loop (`begin_segment`, `is_active`).
 """
 
 from collections.abc import Sequence

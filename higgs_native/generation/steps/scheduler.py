@@ -1,11 +1,14 @@
 """The scheduler: which requests have a slot, which pages they hold, and which rows the next step computes.
 
-Requests wait by priority, then in the order in which they came. One gets a slot as soon as its prompt is the next to
-be computed and its pages are available. Prompts are computed in pieces between frames. A stream is played while it is
-generated: it can wait as long as the audio lasts that its listener has not heard yet, its slack; before its first
-audio, not at all. A piece has as many rows as all streams that are played can wait for, and streams with almost no
-slack go first. If pages run out, the request that has the lowest priority, and came last, loses its slot and is
-computed again later.
+Requests wait by priority, then by arrival. A request gets a slot when its prompt is the next to be computed and its
+pages are available. Prompts are computed in pieces between frames.
+
+A stream is a request whose audio is played while it is generated. Its slack is the time that its next frame can wait:
+the audio that is generated and not played yet, and 0 before the first. The smallest slack bounds the rows of a piece,
+and streams with little slack go first.
+
+If pages run out, the request with the lowest priority (of several, the last to arrive) loses its slot, and is computed
+again later.
 """
 
 import heapq
@@ -20,20 +23,21 @@ from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
 
 FRAME_SECONDS = 0.04
 MAX_PROMPT_ROWS = 512
-"""Rows of prompts in a step that no stream waits for: more rows compute no faster, and take memory."""
+"""Maximum rows of prompts in a step: more rows compute no faster, and take memory."""
 _URGENT_SECONDS, _AHEAD_SECONDS = 0.2, 0.6
-"""While a stream has less slack than the first, those that have more than the second pause."""
+"""While a stream has less slack than `_URGENT_SECONDS`, requests with more than `_AHEAD_SECONDS` pause."""
 _MAX_PAUSED_STEPS = 8
+"""Steps after which paused requests get one."""
 _LONGEST_STEP = FRAME_SECONDS / 4
-"""The seconds that a step may take while a stream's next audio needs several."""
+"""Assumed seconds per step, for a stream that needs several frames before it can play on."""
 
 
 class _Listener:
-    """Who plays a stream, each frame as soon as it can be played.
+    """The listener of a stream, who plays each frame as soon as it can be played.
 
     Args:
         playback: of the stream's request.
-        now: when the request was added.
+        now: the time when the request was added.
 
     Attributes:
         underruns: how often the playback had to pause.
@@ -41,12 +45,13 @@ class _Listener:
 
     def __init__(self, playback: Playback, now: float) -> None:
         self.underruns = 0
-        self._missing = playback.lag + playback.first  # frames, until the playback begins or goes on
+        self._missing = playback.lag + playback.first  # frames until the first chunk can be played
         self._first = playback.first
-        self._end = now + playback.ahead if playback.ahead else None  # of what can be played; None: nothing yet
+        # The time at which all audio so far has been played; None before the first.
+        self._end = now + playback.ahead if playback.ahead else None
 
     def slack(self, now: float) -> float | None:
-        """Return how long the stream's next frame can wait, in seconds; None if it has not begun to be played."""
+        """Return the seconds that the stream's next frame can wait; None before the playback begins."""
         return None if self._end is None else self._end - self._missing * _LONGEST_STEP - now
 
     def take(self, now: float) -> None:
@@ -68,9 +73,9 @@ class Step:
 
     Attributes:
         pieces: sequences, and how many of their pending rows are computed.
-        new_pages: (slot, index, page): entries of the page table to write before the step.
+        new_pages: entries (slot, index, page) to write into the page table before the step.
         admitted: sequences that got their slot in this step.
-        num_frames: if the step is one frame per sequence, how many such steps their pages have room for.
+        num_frames: if the step draws one frame per sequence, the number of such steps that fit their pages.
     """
 
     pieces: list[tuple[SequenceState, int]] = field(default_factory=list)
@@ -87,13 +92,13 @@ class Scheduler:
         pages: the pages of the cache; they hold at least one sequence of `max_length` positions.
         max_pages: the maximum number of pages of a sequence.
         min_piece: rows of prompts that a step computes even if no stream can wait.
-        clock: the time in seconds.
+        clock: returns the time in seconds.
 
     Attributes:
         waiting: the number of requests without a slot.
         running: the requests with a slot, the first admitted first.
         preempted: how often a request has lost its slot.
-        underruns: how often a stream's playback had to pause.
+        underruns: how often the playback of a stream had to pause.
     """
 
     def __init__(
@@ -112,14 +117,14 @@ class Scheduler:
         self._listeners: dict[SequenceState, _Listener] = {}
         self._computing: set[bytes] = set()
         self._paused_steps = 0
-        self._row_seconds = 0.0  # the measured time of a row of a prompt
+        self._row_seconds = 0.0  # estimated time per row of a prompt
 
     @property
     def waiting(self) -> int:
         return len(self._waiting)
 
     def add(self, sequence: SequenceState) -> None:
-        """Let a request wait."""
+        """Add a request to the waiting ones."""
         self._order[sequence] = self._arrivals
         self._arrivals += 1
         if sequence.request.playback is not None:
@@ -127,7 +132,7 @@ class Scheduler:
         heapq.heappush(self._waiting, (-sequence.request.priority, self._order[sequence], sequence))
 
     def remove(self, sequence: SequenceState) -> None:
-        """Take a request out: it has ended."""
+        """Remove a request that has ended."""
         if sequence in self.running:
             self._release(sequence)
         else:
@@ -140,7 +145,7 @@ class Scheduler:
         """Return the next step; its rows count as computed only after `computed`.
 
         Args:
-            num_ahead: frames that the pages of each sequence must hold.
+            num_ahead: frames that the pages of each sequence should have room for; one frame is guaranteed.
         """
         step = Step()
         now = self._clock()
@@ -175,14 +180,14 @@ class Scheduler:
                     self._computing.discard(keys[index])
 
     def drawn(self, sequence: SequenceState, now: float) -> None:
-        """Count a frame of a stream."""
+        """Count a drawn frame of a stream."""
         listener = self._listeners[sequence]
         before = listener.underruns
         listener.take(now)
         self.underruns += listener.underruns - before
 
     def measured(self, num_rows: int, seconds: float) -> None:
-        """Take the time of a step that computed `num_rows` rows of prompts."""
+        """Update the estimated time per row from a step that computed `num_rows` rows of prompts."""
         row = seconds / num_rows
         self._row_seconds = row if not self._row_seconds else 0.7 * self._row_seconds + 0.3 * row
 
@@ -201,9 +206,9 @@ class Scheduler:
         return [sequence for sequence, slack in zip(ready, slacks, strict=True) if slack <= _AHEAD_SECONDS]
 
     def _prompt_rows(self, now: float) -> int:
-        """Return how many rows of prompts the streams can wait for.
+        """Return how many rows of prompts the next step may compute while the streams wait.
 
-        Those that are not played yet wait for their first audio, as those whose prompts are computed do.
+        A stream before its first audio counts as one with `_URGENT_SECONDS`: the prompts wait for first audio, too.
         """
         slacks = [
             self._listeners[sequence].slack(now)
@@ -214,7 +219,7 @@ class Scheduler:
             return MAX_PROMPT_ROWS
         if not self._row_seconds:
             return self._min_piece
-        # Half of what can be spared: the step also has the streams' own rows.
+        # Half of the slack: the step also has the streams' own rows.
         shortest = min(_URGENT_SECONDS if slack is None else slack for slack in slacks)
         rows = int(shortest / 2 / self._row_seconds)
         return max(self._min_piece, min(rows, MAX_PROMPT_ROWS))
@@ -227,7 +232,7 @@ class Scheduler:
         if num_known < len(keys) and keys[num_known] in self._computing:
             return False  # another sequence computes the next page of the same prefix
         needed = pages_for(len(sequence.rows)) - num_known
-        # A page for each running sequence is left, so that the next frames preempt nobody.
+        # One page per running sequence stays available, so that the next frames preempt nobody.
         if needed + len(self.running) > self.pages.available - self.pages.num_unused(keys[:num_known]):
             return False
         heapq.heappop(self._waiting)
@@ -260,7 +265,7 @@ class Scheduler:
         return False
 
     def _preempt(self) -> None:
-        """Take the slot of the running request that has the lowest priority, and came last."""
+        """Take the slot of the running request of lowest priority; of several, that of the last to arrive."""
         sequence = max(self.running, key=lambda sequence: (-sequence.request.priority, self._order[sequence]))
         self._release(sequence)
         sequence.computed = sequence.text_computed = 0
