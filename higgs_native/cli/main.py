@@ -49,7 +49,7 @@ def _options(
             "--verbose", "-v", count=True, help="Show what is loaded, from where and how fast; -vv: details."
         ),
     ] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors alone: no notices, no bars.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only, no notices, no bars.")] = False,
 ) -> None:
     """Text-to-speech with Higgs Audio V2 and Higgs TTS 3."""
     if verbose and quiet:

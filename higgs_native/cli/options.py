@@ -55,8 +55,8 @@ AudioTokenizerOption = Annotated[
 VoiceOption = Annotated[
     str | None,
     typer.Option(
-        help="A voice in the folder of voices: anna, or profile:NAME for a description; or one of the model: the "
-        "embedded one has feminine, masculine, scottish, child. Several, separated by commas, speak as SPEAKER0, ..."
+        help="A voice in the folder of voices (anna; profile:NAME for a description) or of the model (the embedded "
+        "voice has feminine, masculine, scottish, child). Several, separated by commas, are SPEAKER0, SPEAKER1, ..."
     ),
 ]
 AdapterOption = Annotated[
@@ -83,7 +83,7 @@ SeedOption = Annotated[
 TemperatureOption = Annotated[
     float | None,
     typer.Option(
-        help="Sampling temperature; 0 takes the most likely code, except where RAS redraws.",
+        help="Sampling temperature; 0 takes the most likely code, unless RAS (--ras-win-len) redraws it.",
         show_default=default_text("temperature"),
     ),
 ]
@@ -115,33 +115,34 @@ RasWinMaxNumRepeatOption = Annotated[
 OUT_HELP = "The audio file to write: .wav, .flac, .mp3, .ogg or .opus."
 FormatOption = Annotated[
     str | None,
-    typer.Option(help=f"Its format: {', '.join(FORMATS)}.", show_default="that of its ending, with 16 bits"),
+    typer.Option(help=f"Format of the audio: {', '.join(FORMATS)}.", show_default="by the file's extension, 16 bits"),
 ]
 SubtitlesOption = Annotated[
     Path | None, typer.Option(help="Also write subtitles: a .srt or .vtt file.", show_default="nowhere")
 ]
 SubtitleWordsOption = Annotated[
-    bool, typer.Option("--subtitle-words", help="Subtitles word by word, instead of by sentences.")
+    bool, typer.Option("--subtitle-words", help="A subtitle per word, instead of per sentence.")
 ]
 LoudnessOption = Annotated[
     float | None,
-    typer.Option(help="Its loudness in LUFS, such as -16, or less if it would clip. Default: as the model made it."),
+    typer.Option(help="Loudness of the audio in LUFS, such as -16; less if it would clip. Default: as generated."),
 ]
 SpeedOption = Annotated[
-    float, typer.Option(help="Its speed, 0.25 to 4; the pitch stays. Other speeds than 1 need PyAV (pip install av).")
+    float,
+    typer.Option(
+        help="Speed of the audio, 0.25 to 4; the pitch stays. Speeds other than 1 need PyAV (pip install av)."
+    ),
 ]
 NormalizeOption = Annotated[
     bool, typer.Option("--normalize", help="Write out numbers, dates, units and the like of an English text.")
 ]
 LexiconOption = Annotated[
     Path | None,
-    typer.Option(help="A file of spellings that are spoken right, in lines such as nginx = engine x."),
+    typer.Option(help="A file of words and how to spell them for speech, in lines such as nginx = engine x."),
 ]
 StripMarkupOption = Annotated[
     bool,
-    typer.Option(
-        "--strip-markup", help="Leave out the markup of Markdown, and emoji (needs pip install markdown-it-py)."
-    ),
+    typer.Option("--strip-markup", help="Leave out Markdown's markup, and emoji (needs pip install markdown-it-py)."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")]
 DtypeOption = Annotated[

@@ -1,1 +1,1 @@
-"""Speech over HTTP, with the interface of OpenAI's speech API. Needs the extra `serve`; see docs/serving.md."""
+"""The speech server, with the interface of OpenAI's speech API. Needs the extra `serve`; see docs/serving.md."""

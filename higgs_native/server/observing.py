@@ -1,4 +1,4 @@
-"""For operators: metrics for Prometheus, and a log line in JSON per request."""
+"""Metrics for Prometheus, and logs as lines of JSON."""
 
 import json
 import logging
@@ -24,8 +24,8 @@ class Metrics:
     """The metrics of one server, in a registry of its own.
 
     Args:
-        running, queued: tell how many requests run, and wait.
-        engine: tells the state of the engine.
+        running, queued: return the number of requests that run, and that wait.
+        engine: returns the metrics of the engine.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ def merged_metrics(texts: Sequence[str | None], devices: Sequence[str]) -> bytes
     """Return the metrics of several processes as one text, each with the label `worker`.
 
     Args:
-        texts: of `Metrics.text`, one per process; None of one that is down.
-        devices: of the processes.
+        texts: what `Metrics.text` returned in each process; None for a process that is down.
+        devices: the device of each process.
     """
     up = Metric("higgs_native_worker_up", "Whether a process of the server answers.", "gauge")
     families = {up.name: up}
@@ -125,7 +125,7 @@ def log_as_json(**fields: Any) -> None:
     """Write the logs of this server and of uvicorn to standard error, a JSON object per line.
 
     Args:
-        fields: of each line.
+        fields: added to each line.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter(fields))

@@ -2,8 +2,8 @@
 
     serve run higgs_native.server.ray:application model=NAME num_gpus=1 min_replicas=1 max_replicas=8
 
-Serve chooses the replica of a request when it has read the headers. One that names its voice in the header
-`serve_multiplexed_model_id`, too, goes to a replica that has spoken with that voice and has its prefix in the cache.
+Serve chooses the replica of a request by its headers. If the header `serve_multiplexed_model_id` names the voice, too,
+Serve prefers a replica that has spoken with that voice, whose cache holds its prefix.
 """
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,9 +19,9 @@ from higgs_native.server.settings import ServerSettings
 
 
 _MAX_VOICES = 64
-"""Voices that a replica counts as its own."""
+"""Maximum voices that Serve remembers per replica."""
 _TARGET_LOAD = 0.6
-"""Share of the slots in use above which there are more replicas. Below 1, requests need not wait for a new one."""
+"""Share of `max_running` above which Serve adds a replica; below 1, so that it starts before requests must wait."""
 
 
 class SpeechOptions(BaseModel):
@@ -78,7 +78,7 @@ def application(options: SpeechOptions) -> serve.Application:
 
 @serve.multiplexed(max_num_models_per_replica=_MAX_VOICES)
 async def _keep(voice: str) -> str:
-    """Tell Serve that this replica has a voice. The engine's cache of prefixes holds what is costly."""
+    """Tell Serve that this replica has spoken with a voice, so that the engine's cache holds its prefix."""
     return voice
 
 

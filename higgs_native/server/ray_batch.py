@@ -3,9 +3,9 @@
     python -m higgs_native.server.ray_batch manifest.csv --out speeches --actors 4 --gpus 1
     python -m higgs_native.server.ray_batch books/ --out audiobooks --actors 4 --gpus 1
 
-Each actor of a pool has a GPU and speaks several texts side by side. A text is done if its file exists, which is
-written whole or not at all; a book keeps its finished chunks beside it until then. So the same command, run again
-after it was interrupted, or while nodes come and go, speaks only what is missing, with the same bits.
+Each actor of a pool speaks several texts side by side, with `--gpus 1` on a GPU. A text is done if its file exists:
+files are written whole or not at all. A book keeps its finished chunks beside it until then. So the same command, run
+again after an interruption, or while nodes come and go, speaks only what is missing, with the same bits.
 
 All nodes must see the folder `--out`. Texts and recordings are read here and sent along.
 """
@@ -49,7 +49,7 @@ class TextSpeaker:
         self._out = out
 
     def __call__(self, texts: dict[str, np.ndarray]) -> dict[str, list[str] | list[bool]]:
-        """Speak a batch of texts side by side. Return, for each, what there is to tell, and whether it failed."""
+        """Speak a batch of texts side by side. Return for each its file or error (`message`), and if it failed."""
         rows = [dict(zip(texts, values, strict=True)) for values in zip(*texts.values(), strict=True)]
         with ThreadPoolExecutor(len(rows)) as pool:  # its calls share the passes over the weights
             told = list(pool.map(self._tell, rows))
@@ -83,14 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("texts", type=Path, help="a manifest (.csv, .jsonl), or a folder of books (.txt)")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write, which all nodes must see")
-    parser.add_argument("--address", help="of the cluster; default: RAY_ADDRESS, or else one on this machine")
+    parser.add_argument("--address", help="address of the cluster; default: RAY_ADDRESS, or else one on this machine")
     parser.add_argument("--actors", type=int, default=1, help="maximum size of the pool")
-    parser.add_argument("--gpus", type=float, default=0, help="of an actor; 0: it runs on the CPU")
-    parser.add_argument("--cpus", type=float, default=1, help="of an actor")
-    parser.add_argument("--parallel", type=int, default=8, help="texts of a manifest that an actor speaks at a time")
+    parser.add_argument("--gpus", type=float, default=0, help="GPUs per actor; 0: it runs on the CPU")
+    parser.add_argument("--cpus", type=float, default=1, help="cores per actor")
+    parser.add_argument("--parallel", type=int, default=8, help="texts of a manifest per actor, side by side")
     parser.add_argument("--voices", type=Path, help="the folder of voices")
-    parser.add_argument("--voice", help="of the books")
-    parser.add_argument("--seed", type=int, default=0, help="of the books")
+    parser.add_argument("--voice", help="voice of the books")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the books")
     parser.add_argument("--model", help="a folder or a Hub name; default: the embedded voice")
     parser.add_argument("--audio-tokenizer")
     parser.add_argument("--dtype", default="auto")
@@ -120,7 +120,7 @@ def _read_voices(folder: Path | None, model: str | None) -> dict[str, Voice]:
 
 
 def _rows(options: argparse.Namespace, voices: Mapping[str, Voice]) -> Iterator[dict[str, Any]]:
-    """Yield what there is to speak."""
+    """Yield the texts to speak, each with its id, voice and seed."""
     if not options.texts.is_dir():
         for row in read_manifest(options.texts, voices):
             yield {**vars(row), "voice": row.voice or "", "seed": str(row.seed), "is_book": False}

@@ -1,4 +1,4 @@
-"""One process of a server, from its socket to its end: it serves until a signal, then drains."""
+"""One process of a server: it serves until a signal, then drains."""
 
 import asyncio
 import contextlib
@@ -37,9 +37,9 @@ def run(
 
     Args:
         load: returns the engine.
-        settings: of the operator.
+        settings: of the server.
         bound: the socket to listen at.
-        on_listening: called when connections are taken.
+        on_listening: called when connections are accepted.
         worker: this process, if it is one of several. Its supervisor sends one signal, and kills it instead of sending
             a second; service managers may have sent theirs to both.
         wyoming: the socket for clients of that protocol.
@@ -79,9 +79,9 @@ class _Server(uvicorn.Server):
 
 
 class _SharedSocket(socket.socket):
-    """Gives one connection at a time to an event loop, which asks until there is none.
+    """Gives an event loop one connection per wake-up.
 
-    Otherwise the first of several processes that wakes up takes all connections that have come at once.
+    asyncio accepts until no connection is left, so the first of several processes to wake up would take all of them.
     """
 
     _is_asked_again = True

@@ -1,4 +1,4 @@
-"""The settings of an operator: the limits, the keys, and what clients may refer to."""
+"""The settings of a server: limits, keys, and what clients may refer to."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +20,16 @@ class ServerSettings:
         max_running: requests that are spoken at once.
         max_queued: further requests that wait for their turn; more are refused with 429.
         max_per_key: running and waiting requests of one key; None: no limit.
-        deadline_seconds: time from a request's arrival to the end of its speech.
+        deadline_seconds: maximum time from a request's arrival to the end of its speech.
         idle_seconds: time without a message after which a WebSocket is closed, and for which a client may refuse to
             read what it was sent.
         drain_seconds: time that running requests get to finish after SIGTERM.
-        max_characters: of a text.
-        max_body_bytes: of a request, uploads included.
-        max_uploaded_voices: number of voices in the folder from which uploads are refused.
-        reference_urls: beginnings of the URLs that `ref_audio` may name, such as `https://voices.example/`.
+        max_characters: maximum length of a text.
+        max_body_bytes: maximum size of a request, uploads included.
+        max_uploaded_voices: number of voices in the folder at which uploads are refused.
+        reference_urls: prefixes of the URLs that `ref_audio` may name, such as `https://voices.example/`.
         reference_folders: folders whose files `ref_audio` may name by `file://`.
-        max_batch: items of a batch.
+        max_batch: maximum number of items in a batch.
 
     Raises:
         ParameterError: a value is of a wrong type, or outside its range.

@@ -1,8 +1,8 @@
 """One server of several processes, one per device, behind one port.
 
-The processes inherit one socket, and the kernel gives each connection to one of those that wait for it. A process that
-dies after it has served is started again, while the others go on. One that dies before it serves would die again: it
-ends the server, after the others have drained.
+The processes inherit one socket, and the kernel gives each connection to one that waits for it. A process that dies
+after it has served is started again, while the others go on. A process that dies before it serves would die again, so
+the server ends, after the others have drained.
 """
 
 import asyncio
@@ -35,12 +35,12 @@ class WorkerError(RuntimeError):
 
 
 class Supervisor:
-    """Starts the processes, starts those again that die, and ends them all.
+    """Starts the processes, restarts those that die, and ends them all.
 
     Args:
         devices: one per process; a device may be named several times.
         load: returns the engine on a `device`. It is pickled.
-        settings: of the operator. Limits hold for each process.
+        settings: of the server. Limits hold for each process.
         bound: the socket to listen at.
         on_listening: called when all processes serve for the first time.
         wyoming: the socket for clients of that protocol.
@@ -94,7 +94,7 @@ class Supervisor:
         self._is_stopping = True
 
     async def _keep(self, worker: Worker) -> None:
-        """Have a process, and another one if it dies, until the server ends. An error ends the server."""
+        """Keep a worker running, in a new process if one dies, until the server ends. An error ends the server."""
         try:
             while not self._is_stopping:
                 await self._watch(worker)
@@ -118,7 +118,7 @@ class Supervisor:
         self._check(worker, process.exitcode or 0, serves)  # None: not ended, which `join` has waited for
 
     def _start(self, worker: Worker) -> tuple[BaseProcess, Connection]:
-        """Start a process. Return it with the pipe in which it says that it serves, or which error ended it."""
+        """Start a process. Return it with the pipe that tells that it serves, or which error ended it."""
         messages, sender = _SPAWN.Pipe(duplex=False)
         arguments = (worker, self._load, self._settings, self._bound, self._wyoming, sender)
         process = _SPAWN.Process(target=_work, args=arguments, name=f"worker {worker.index}")
@@ -142,7 +142,7 @@ class Supervisor:
         return True
 
     def _check(self, worker: Worker, exit_code: int, has_served: bool) -> None:
-        """Raise WorkerError if a process has ended and the server must, too."""
+        """Raise WorkerError if the end of a process must end the server."""
         device = self._devices[worker.index]
         if self._is_stopping:
             if exit_code not in (0, -signal.SIGTERM, -signal.SIGKILL):

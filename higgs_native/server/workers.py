@@ -1,4 +1,4 @@
-"""Reports between the processes of one server: each process can answer for all."""
+"""Reports between the processes of one server, so that each process can answer for all."""
 
 import asyncio
 import json

@@ -1,7 +1,7 @@
 """Speech for Home Assistant, by the Wyoming protocol, beside HTTP. Needs the extra `wyoming`.
 
-A client asks what there is (`describe`), or for the speech of a text (`synthesize`), which is sent as it is made. The
-protocol has no keys.
+A client asks for the voices (`describe`), or for the speech of a text (`synthesize`), which is sent as it is
+generated. The protocol has no keys.
 """
 
 import asyncio
@@ -29,14 +29,14 @@ from higgs_native.server.speech.service import SpeechService, Timing
 # Errors of reading from a client that has left, is silent, or sends something else than events.
 _NO_EVENTS = (OSError, EOFError, asyncio.TimeoutError, AttributeError, TypeError, KeyError, RecursionError)
 _KEY = "wyoming"
-"""The name under which the clients are counted: those of HTTP have one per key."""
+"""The key of all clients in limits and counts; clients of HTTP have their own."""
 _LANGUAGES = ("en", "zh", "de", "ko")
 """The languages on the card of the published model."""
 
 
 @asynccontextmanager
 async def serving_wyoming(service: SpeechService, bound: socket.socket) -> AsyncIterator[None]:
-    """Speak to the clients of a socket, too."""
+    """Serve the clients of a socket within the `async with`."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _Client(service, reader, writer).run()
@@ -82,7 +82,7 @@ class _Client(AsyncEventHandler):
             log("wyoming client sent away", reason=repr(error))
 
     async def handle_event(self, event: Event) -> bool:
-        """Answer an event. Others than these two are ignored, as the protocol has it."""
+        """Answer `describe` and `synthesize`; other events are ignored, as the protocol demands."""
         if not isinstance(event.data, dict):
             raise TypeError("the data of an event must be an object")
         if Describe.is_type(event.type):

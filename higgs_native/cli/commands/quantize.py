@@ -18,7 +18,7 @@ def quantize(
         str,
         typer.Option(
             help="fp8, int8, int4, or one format per part (attention, text_ffn, audio_ffn, heads): "
-            "int4,heads=int8 is int4 for all parts but the heads. bfloat16 keeps the values, and loads at once."
+            "int4,heads=int8 is int4 for all parts but the heads. bfloat16 keeps the values, and loads as fast."
         ),
     ] = "int8",
     clip: Annotated[
@@ -30,8 +30,8 @@ def quantize(
     calibrate: Annotated[
         bool,
         typer.Option(
-            help="Let the model speak first, and round its weights for the inputs seen then (GPTQ). The error is "
-            "smaller at the same size. Needs the memory of the whole model, and about a minute per layer on two cores."
+            help="Let the model speak first, and round its weights for the inputs seen then (GPTQ): less error at the "
+            "same size. Needs the memory of the whole model, and about a minute per layer on two cores."
         ),
     ] = False,
     texts: Annotated[
@@ -43,12 +43,12 @@ def quantize(
     ] = None,
     push_to_hub: Annotated[
         str | None,
-        typer.Option(help="Upload it to this repository of the Hub (owner/name), which is created if missing."),
+        typer.Option(help="Upload the result to this repository of the Hub (owner/name), created if missing."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the repository of --push-to-hub private.")] = False,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Write a quantized checkpoint, which loads at once: its files are mapped into memory."""
+    """Write a quantized checkpoint, which loads in a moment: its files are mapped into memory."""
     from higgs_native.calibration import DEFAULT_TEXTS, calibrated_model, check_calibration
     from higgs_native.checkpoint import publishing
     from higgs_native.checkpoint.files import resolve_folder

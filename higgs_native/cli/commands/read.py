@@ -45,8 +45,8 @@ def read(
     out: Annotated[
         Path,
         typer.Option(
-            help=f"{OUT_HELP} Of a book (.epub, .md) also .m4b, which has marks of the chapters, or a folder, which "
-            "gets a file per chapter."
+            help=f"{OUT_HELP} For a book (.epub, .md), also .m4b, which has chapter marks, or a folder, which gets a "
+            "file per chapter."
         ),
     ] = Path("out.wav"),
     format: FormatOption = None,
@@ -57,9 +57,9 @@ def read(
     folder: Annotated[
         Path | None,
         typer.Option(
-            help="Where finished chunks are kept, with every attempt. After an interruption, the same command resumes "
-            "from this folder.",
-            show_default="the name of --out and .parts, removed at the end",
+            help="The folder that keeps finished chunks and every attempt. After an interruption, the same command "
+            "resumes from it.",
+            show_default="--out with .parts appended, removed at the end",
         ),
     ] = None,
     chunk_seconds: Annotated[

@@ -34,12 +34,13 @@ _EXTRAS = {
 
 
 def serve(
-    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 for all interfaces.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 chooses a free one.")] = 8000,
     model: ModelOption = None,
     audio_tokenizer: AudioTokenizerOption = None,
     model_id: Annotated[
-        str | None, typer.Option(help="The name of the model in /v1/models.", show_default="that of the kind of model")
+        str | None,
+        typer.Option(help="Name of the model in /v1/models.", show_default="embedded-voice or higgs-audio-v2"),
     ] = None,
     voices: VoicesOption = None,
     adapter: AdapterOption = None,
@@ -56,16 +57,16 @@ def serve(
     max_running: Annotated[int, typer.Option(help="Maximum number of requests that are spoken at once.")] = 16,
     max_queued: Annotated[int, typer.Option(help="Maximum number of requests that wait; more get status 429.")] = 64,
     max_per_key: Annotated[
-        int | None, typer.Option(help="Maximum number of running and waiting requests of a key.", show_default="none")
+        int | None, typer.Option(help="Maximum number of running and waiting requests per key.", show_default="none")
     ] = None,
-    deadline: Annotated[float, typer.Option(help="Maximum seconds of a request.")] = 600.0,
+    deadline: Annotated[float, typer.Option(help="Maximum seconds from a request's arrival to its end.")] = 600.0,
     drain: Annotated[float, typer.Option(help="Maximum seconds that running requests get after SIGTERM.")] = 60.0,
-    max_characters: Annotated[int, typer.Option(help="Maximum length of a text.")] = 50_000,
-    max_body_bytes: Annotated[int, typer.Option(help="Maximum size of a request, uploads included.")] = 16 << 20,
+    max_characters: Annotated[int, typer.Option(help="Maximum number of characters of a text.")] = 50_000,
+    max_body_bytes: Annotated[int, typer.Option(help="Maximum bytes of a request, uploads included.")] = 16 << 20,
     reference_url: Annotated[
         list[str] | None,
         typer.Option(
-            help="Beginning of URLs that ref_audio may name, such as https://voices.example/; may be repeated.",
+            help="A prefix of URLs that ref_audio may name, such as https://voices.example/; may be repeated.",
             show_default="none",
         ),
     ] = None,
@@ -86,7 +87,7 @@ def serve(
     devices: Annotated[
         str | None,
         typer.Option(
-            help="A process per device, behind one port, such as cuda:0,cuda:1. The limits above hold for each.",
+            help="Devices such as cuda:0,cuda:1: a process for each, behind one port. The limits hold per process.",
             show_default="one process, on --device",
         ),
     ] = None,

@@ -51,7 +51,8 @@ def speak(
     out: Annotated[
         Path | None,
         typer.Option(
-            help=f"{OUT_HELP} - is standard output, such as --out - --format mp3 | mpv -", show_default="out.wav"
+            help=f"{OUT_HELP} - writes to standard output, such as --out - --format mp3 | mpv -",
+            show_default="out.wav",
         ),
     ] = None,
     format: FormatOption = None,
@@ -62,8 +63,8 @@ def speak(
     stream: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of --out: where to write raw PCM (16 bit, little-endian, mono, 24 kHz) as it is generated: "
-            "a file, a named pipe, or - for standard output, such as --stream - | aplay -f S16_LE -r 24000"
+            help="Write raw PCM (16 bit, little-endian, mono, 24 kHz) while it is generated, instead of --out: to a "
+            "file, a named pipe, or - for standard output, such as --stream - | aplay -f S16_LE -r 24000"
         ),
     ] = None,
     play: Annotated[
@@ -89,7 +90,7 @@ def speak(
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
-            help="The maximum number of steps; 25 steps are one second of audio.",
+            help="Maximum number of steps; 25 steps are one second of audio.",
             show_default=default_text("max_new_tokens"),
         ),
     ] = None,

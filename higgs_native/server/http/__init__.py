@@ -1,1 +1,1 @@
-"""The HTTP interface: routes, the gate before them, responses, WebSockets and the page."""
+"""The HTTP interface: routes, the gate in front of them, responses, WebSockets and the page."""

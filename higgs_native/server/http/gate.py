@@ -1,4 +1,4 @@
-"""The gate before the routes: ids, log lines, keys, and limits of bodies."""
+"""The gate in front of the routes: ids, log lines, keys, and the limit of bodies."""
 
 import hmac
 import re
@@ -113,7 +113,7 @@ def checked_origin_and_key(settings: ServerSettings, headers: Headers) -> str:
     Browsers let any page open a WebSocket, so its origin is checked here.
 
     Raises:
-        ApiError: the key or the origin is another one.
+        ApiError: the key is unknown, or the origin is not allowed.
     """
     origin = headers.get("origin")
     own = origin is None or urllib.parse.urlsplit(origin).netloc == headers.get("host")
@@ -127,10 +127,10 @@ def _key_of(settings: ServerSettings, authorization: str) -> str:
     """Return the name of the key in an Authorization header, for the log and for limits.
 
     Raises:
-        ApiError: it is no key of the settings.
+        ApiError: the key is unknown.
     """
     given = authorization.removeprefix("Bearer ").strip().encode()
-    # All are compared, each in constant time: how long it takes tells nothing of a key.
+    # All keys are compared, each in constant time, so the time tells nothing about a key.
     equal = [hmac.compare_digest(given, key.encode()) for key in settings.api_keys]
     if not any(equal):
         message = "the Authorization header must be `Bearer KEY`, got no key of this server"

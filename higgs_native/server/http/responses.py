@@ -1,4 +1,4 @@
-"""Responses that hold speech: sent as fast as the client reads, and ended when it leaves."""
+"""Responses with speech: sent as fast as the client reads, and ended when it leaves."""
 
 import asyncio
 import base64
@@ -19,24 +19,24 @@ from higgs_native.server.speech.service import SpeechService, Timing
 from higgs_native.server.speech.speaking import Utterance
 
 
-# Encoded pieces that may wait for a slow client, two seconds of audio or less each. A text that is streamed has fewer,
-# so that its slot is free as soon as it is made.
+# Maximum encoded pieces that wait for a slow client, each of at most two seconds of audio. A streamed text has fewer,
+# so its slot is freed as soon as it is generated, however slow the client is.
 _MAX_PIECES = 64
 
 
 class SpeechResponse(Response):
-    """The response to a speech request. Its status is known when the first audio is there, or none can be.
+    """The response to a speech request. Its status is sent with the first audio, or with the error before it.
 
-    A client that leaves ends the generation, also while it waits for its turn. An error after the first audio breaks
-    the connection, so that the client does not take what it got for the whole; as `sse` it is an event.
+    If the client leaves, the generation ends, also while the request waits for its turn. An error after the first
+    audio breaks the connection, so that the client does not take a part for the whole; with `sse` it is an event.
 
     Args:
         service: speaks.
         utterance: to speak.
-        request: what the client asked for.
+        request: the client's request.
         key: of the client.
-        arrived: when the request came, by the monotonic clock.
-        log_fields: of the request's log line; filled here.
+        arrived: when the request arrived, by the monotonic clock.
+        log_fields: fields of the request's log line, which the response adds to.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Text in pieces, as a language model writes it; speech out, sentence by sentence, in one voice.
+"""WebSockets: text comes in pieces, as a language model writes it, and is spoken sentence by sentence, in one voice.
 
 The client sends objects in JSON: `{"type": "session", ...}` first, with the fields of a speech request but `input`,
 then `{"type": "text", "text": "..."}` any number of times, `{"type": "flush"}` to have the rest of a sentence spoken
@@ -38,7 +38,7 @@ _MIN_REFERENCE_SECONDS = 1.0
 
 
 class SpeechSession:
-    """One connection. `run` returns when it is over.
+    """One connection. `run` serves it and returns at its end.
 
     Args:
         service: speaks.
@@ -181,7 +181,7 @@ class SpeechSession:
         self._unfinished = ""
 
     def _queue(self, sentence: str) -> None:
-        """Have a sentence spoken. Pauses after its last word, or without any, go to the next sentence."""
+        """Queue a sentence. Pauses after its last word go to the next sentence, as do those without words."""
         sentence = self._pauses + sentence
         end = len(sentence)
         for pause in reversed(list(PAUSE.finditer(sentence))):
@@ -265,7 +265,7 @@ class SpeechSession:
             raise WebSocketDisconnect(1006, "the client does not read") from None
 
     def _keep_voice(self, utterance: Utterance) -> None:
-        """Let later sentences clone the first one, where only its seed chose the voice."""
+        """Let later sentences clone the first one, if the voice follows from its seed alone."""
         audio, utterance.audio = utterance.audio, None
         if not audio:
             return

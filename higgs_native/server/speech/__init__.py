@@ -1,1 +1,1 @@
-"""From a request to encoded speech, for every protocol."""
+"""From a request to encoded speech, for all protocols (HTTP, WebSocket, Wyoming)."""

@@ -11,7 +11,7 @@ class Refused(Exception):
 
     Attributes:
         is_draining: the server is about to end; otherwise its queue, or the share of the client's key, is full.
-        retry_seconds: when another try makes sense.
+        retry_seconds: seconds after which another try makes sense.
     """
 
     def __init__(self, message: str, is_draining: bool, retry_seconds: int) -> None:
@@ -100,7 +100,7 @@ class Admission:
             )
 
     def _retry(self, ahead: int) -> int:
-        """The seconds until `ahead` requests have had their turn, roughly."""
+        """Return roughly the seconds until `ahead` requests have had their turn."""
         return min(60, max(1, round(self._mean_seconds * ahead / self._max_running)))
 
     async def _turn(self) -> None:

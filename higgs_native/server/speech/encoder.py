@@ -1,4 +1,4 @@
-"""Samples into an audio format, piece by piece while they are made."""
+"""Encodes samples in an audio format, piece by piece while they are generated."""
 
 import threading
 
@@ -10,7 +10,7 @@ from higgs_native.audio.tempo import Tempo, audio_frame, check_speed
 from higgs_native.errors import ParameterError
 
 
-# A stream is encoded by FFmpeg, which writes no header at the end. What files share has the name of their format.
+# Formats that files can have, too, share their media type.
 MEDIA_TYPES = {
     "mp3": FORMATS["mp3"].media_type,
     "opus": FORMATS["opus"].media_type,
@@ -20,8 +20,8 @@ MEDIA_TYPES = {
     "pcm": "audio/pcm",
 }
 
-# FFmpeg's container, codec, options of the container, and bits per second. The options leave out headers that would
-# be written again at the end, which a stream can't do, and keep pages of Ogg short: by default they hold a second.
+# FFmpeg's container, codec, options of the container, and bits per second. The options leave out headers that FFmpeg
+# would rewrite at the end, which a stream can't, and keep pages of Ogg short: by default they hold a second.
 _CODECS = {
     "mp3": ("mp3", "libmp3lame", {"write_xing": "0", "id3v2_version": "0"}, 128_000),
     "opus": ("ogg", "libopus", {"page_duration": "100000"}, 64_000),
@@ -85,7 +85,7 @@ class AudioEncoder:
 
     @property
     def is_copy(self) -> bool:
-        """Whether encoding only copies the samples, so that an event loop need not be spared it."""
+        """Whether encoding only copies the samples, so that it may run in the event loop."""
         return self._container is None and self._tempo is None
 
     def encode(self, samples: np.ndarray) -> bytes:
@@ -126,7 +126,7 @@ class AudioEncoder:
 
 
 class _Sink:
-    """Bytes that a container writes. It finds no `seek`, so it writes a stream."""
+    """Collects the bytes that a container writes. Without `seek`, the container writes a stream."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()

@@ -1,4 +1,4 @@
-"""The contract: requests as clients write them, and errors as they read them."""
+"""The contract with clients: their requests, and the errors that they get."""
 
 import re
 from asyncio import CancelledError
@@ -18,7 +18,7 @@ from higgs_native.server.speech.admission import Refused
 
 
 MODEL_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
-"""Models of OpenAI, which many clients ask for unasked."""
+"""Models of OpenAI, which many clients ask for by default."""
 MAX_INSTRUCTIONS = 4096
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -183,7 +183,7 @@ class ApiError(Exception):
 
     @classmethod
     def of(cls, error: BaseException) -> "ApiError":
-        """Return what a client is told about an error. Of an unexpected one, it is told nothing."""
+        """Return the error as a client is told it. Details of unexpected errors are kept from it."""
         match error:
             case ApiError():
                 return error

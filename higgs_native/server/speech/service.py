@@ -1,4 +1,4 @@
-"""What all clients of a server share: speech waits for its turn, is made and encoded, and is counted."""
+"""The service behind all protocols: speech waits for its turn, is generated, encoded and counted."""
 
 import time
 from collections.abc import AsyncGenerator, Iterator
@@ -22,7 +22,7 @@ class SpeechService:
 
     Args:
         engine: speaks.
-        settings: of the operator.
+        settings: of the server.
 
     Attributes:
         settings, voices, admission, metrics, speaker: see their classes.
@@ -50,7 +50,7 @@ class SpeechService:
         return "draining" if self.admission.is_draining else "ready"
 
     def report(self) -> dict[str, str]:
-        """Return what other processes of the server tell of this one."""
+        """Return the status and metrics of this process, for the other processes of the server."""
         return {"status": self.status, "metrics": self.metrics.text().decode()}
 
     @contextmanager
@@ -74,13 +74,13 @@ class SpeechService:
     async def encoded(
         self, utterance: Utterance, encoder: AudioEncoder, key: str, timing: "Timing"
     ) -> AsyncGenerator[bytes, None]:
-        """Wait for a turn, then yield encoded audio as it is made. Leaving the loop frees the slot.
+        """Wait for a turn, then yield encoded audio as it is generated. Leaving the loop frees the slot.
 
         Args:
             utterance: to speak.
             encoder: a new one, which is closed at the end.
             key: of the client.
-            timing: of the request, which is written down here.
+            timing: the moments of the request, which this sets.
 
         Raises:
             Refused: there is no room in the queue.
@@ -109,7 +109,7 @@ class SpeechService:
                 yield rest
 
     def _is_late(self, timing: "Timing", seconds: float) -> bool:
-        """Return whether a piece comes after all before it has been played, if the first was played on arrival."""
+        """Return whether a piece comes too late for a client that plays from the first piece on."""
         now = time.monotonic()
         if timing.first_audio is None:
             timing.first_audio = timing.played = now

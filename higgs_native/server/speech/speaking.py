@@ -1,4 +1,4 @@
-"""From a request to samples: while they are made, or chunk by chunk where nobody hears them before the end."""
+"""From a request to samples: streamed as they are generated, or chunk by chunk if the client waits for the end."""
 
 import secrets
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
@@ -28,7 +28,7 @@ from higgs_native.subtitles import Cue, phrase_cues, word_cues
 from higgs_native.utils.background_iterator import BackgroundIterator
 
 
-_SPOKEN_AHEAD = 2  # chunks of a long text that may wait for the client
+_SPOKEN_AHEAD = 2  # maximum chunks of a long text that wait for the client
 
 
 @dataclass
@@ -41,15 +41,15 @@ class Utterance:
         scene: where or how it is spoken.
         sampling: the seed is set.
         adapter: the name of the adapter that speaks; None: the checkpoint's own weights.
-        is_live: whether it is heard while it is made; otherwise failed chunks of a long text are spoken again.
-        seconds: of audio that were made so far.
-        failures: found in the speech (see `higgs_native.failure_checks`); those of a long text, of all chunks.
+        is_live: whether it is heard while it is generated; otherwise failed chunks of a long text are spoken again.
+        seconds: of audio so far.
+        failures: found in the speech (see `higgs_native.failure_checks`), in a long text those of all chunks.
         prompt_tokens: of the prompts; of a long text that is not live, those of the text. 0 before the end.
         completion_tokens: of the replies. 0 before the end.
-        audio: all samples, int16, where a list is set; None: they are not kept.
+        audio: all samples, int16; None: they are not kept.
         granularities: of the times that the client asked for: `word`, `segment`.
         script: the texts that were spoken so far, each with the index of its first sample.
-        words: with their times, where these were asked for. Empty before the end.
+        words: with their times, if the client asked for times. Empty before the end.
     """
 
     text: str
@@ -164,7 +164,7 @@ class Speaker:
         return (adapters[0], []) if adapters else (None, names)
 
     async def speak(self, utterance: Utterance) -> AsyncGenerator[np.ndarray, None]:
-        """Yield samples [samples], int16, as they are made. Leaving the loop ends the generation.
+        """Yield samples [samples], int16, as they are generated. Leaving the loop ends the generation.
 
         Raises:
             HiggsNativeError: the text or the references are wrong.
@@ -241,7 +241,7 @@ class Speaker:
                 for chunk in self._long_speech(utterance, lambda: chunks.consumer_left):
                     chunks.put(chunk)
             except GenerationError:
-                chunks.check()  # after the client has left, it is the end, and no error
+                chunks.check()  # raises if the client has left: then this is no error
                 raise
 
         async with aclosing(aiter(BackgroundIterator(produce, _SPOKEN_AHEAD))) as chunks:

@@ -1,4 +1,4 @@
-"""The voices that clients name, upload, and send along with a request."""
+"""The voices that clients name, upload, or send with a request."""
 
 import base64
 import os
@@ -68,12 +68,12 @@ class ListedVoice:
 
 
 class VoiceStore:
-    """The voices of a folder, those of the checkpoint, and OpenAI's names for them. Its methods may block.
+    """The voices of a folder, of the checkpoint and of adapters, and OpenAI's names. Its methods may block.
 
     Args:
         settings: name the folder, and what `ref_audio` may refer to.
         trained: the voices of the checkpoint; each name is its own description.
-        adapters: the speakers of each adapter, by its name; asked at each request.
+        adapters: returns the speakers of each adapter by its name; called at each request.
 
     Raises:
         PromptError: the folder can't be read.
@@ -285,7 +285,7 @@ for _handler in (
 
 
 def _aliases(trained: Sequence[str]) -> dict[str, str]:
-    """Return OpenAI's voices in words that the checkpoint knows."""
+    """Return a description that the checkpoint knows for each of OpenAI's voices."""
     return {
         name: description if not trained or description in trained else trained[index % len(trained)]
         for index, (name, description) in enumerate(OPENAI_VOICES.items())
