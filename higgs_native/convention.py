@@ -6,7 +6,7 @@ from higgs_native.errors import ParameterError, short_repr
 
 
 class Convention(str, enum.Enum):
-    """Whose conventions a checkpoint follows. A member equals its name, so the name is accepted in its place.
+    """The convention that a checkpoint follows. A member equals its name, so the name is accepted in its place.
 
     Models of Higgs Audio V2 follow `boson` or `transformers`, those of Higgs TTS 3 `higgs_tts_3`. Prompts and
     generation have a module per convention.

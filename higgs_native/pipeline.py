@@ -149,7 +149,7 @@ class HiggsAudio(ReplyGenerator):
         for name, item in beside.items():
             model.load_adapter(name, item)
         engine = cls(model, audio_tokenizer)
-        # Of a folder only the last part, since files that are given away hold it.
+        # For a folder, only its last part: files of speech hold the name, and are given away.
         is_name = path_or_name is not None and not Path(path_or_name).expanduser().exists()
         engine.name = str(path_or_name) if is_name else folder.resolve().name
         engine.phonemes = PhonemeReader.from_folder(folder)

@@ -41,7 +41,7 @@ _SENTENCE_END = regex.compile(r"[.!?。！？…][\"'”’)\]]*$")
 
 @dataclass(frozen=True)
 class Cue:
-    """What is spoken in a span of time.
+    """The text that is spoken in a span of time.
 
     Attributes:
         start, end: in seconds.

@@ -41,7 +41,7 @@ enum LayerLinear {
 inline constexpr size_t kLayerFactors = 2 * kLayerLinears;
 inline constexpr size_t kMaxAdapters = 32;  // in one call
 
-// What adapters add to one linear operator of a layer: rows of adapter i get B_i (A_i x).
+// The adapters of one linear operator of a layer: a row x with adapter i adds B_i (A_i x) to the sums.
 struct LowRank {
   const Tensor* adapters = nullptr;  // [rows of the batch], int32: of each row; -1 if it has none
   const Tensor* factors = nullptr;   // of adapter 0: A, then B

@@ -1,4 +1,4 @@
-// What adapters (LoRA) add to a linear operator: rows of adapter i get B_i (A_i x). A @ x is computed first, for all
+// Adapters (LoRA) of a linear operator: a row x with adapter i adds B_i (A_i x). A @ x is computed first, for all
 // adapters; columns of B @ (A @ x) are added as soon as those of the base are computed, by the thread that computes
 // them. A row's bits depend on the row and its adapter alone, as those of any linear operator do.
 // Bytes moved: the factors of each adapter that has rows, once for up to 240 of them.

@@ -142,7 +142,7 @@ class HiggsAudioConfig:
             raise ConfigError(f"model_type must be {expected}, got {short_repr(model_type)}")
         if model_type == "higgs_multimodal_qwen3":
             config = _read_higgs_tts_3(fields)
-        # Of V2, only the original layout nests a text_config. model_type does not tell: some files mix the two.
+        # In V2, only the original layout nests a text_config. model_type does not tell: some files mix the two.
         elif "text_config" in fields:
             config = _read_original(fields, None if generation is None else Fields(generation, _GENERATION_SOURCE))
         else:

@@ -1,4 +1,4 @@
-"""Where commands write audio: whole files, and raw audio while it is generated."""
+"""The audio output of commands: whole files, and raw audio while it is generated."""
 
 import errno
 import io

@@ -11,7 +11,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz'"
 PHONEMES = "AIOQWYaiuæɑɒɔəɛɜɪʊʌᵻɐbdfhjklmnpstvwzðŋɡɹɾʃʒʔʤʧθᵊˈˌː"
 
 _WIDEST = 3
-"""Phonemes and stress marks that a letter may stand for: x stands for ks."""
+"""Maximum phonemes and stress marks of a letter: x is ks."""
 _LONGEST = 40
 _ACCENTS = 2
 

@@ -155,7 +155,7 @@ class Pronouncer:
         joined = ""
         for part in reversed(parts):
             if part in PAUSES:
-                # Of several marks in a row one is heard, the last of them.
+                # If several marks follow each other, only the last is heard.
                 joined = joined.rstrip(PAUSES) + (part if joined else "")
             elif part:
                 joined += (" " if joined else "") + part
@@ -196,7 +196,7 @@ class Pronouncer:
 
     @staticmethod
     def _among_letters(words: list[str], index: int) -> bool:
-        """Whether a capital stands beside another, and so is spelled."""
+        """Whether a capital is next to another one, and so is spelled."""
         beside = [words[i] for i in (index - 1, index + 1) if 0 <= i < len(words)]
         return any(len(word) == 1 and word.isupper() for word in beside)
 

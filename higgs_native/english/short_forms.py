@@ -1,4 +1,4 @@
-"""What English writes short or as a symbol, and the words for it."""
+"""Short forms and symbols of English, and the words for them."""
 
 MONTHS = [
     "January",
@@ -87,7 +87,7 @@ ABBREVIATIONS = {
 }
 # These may end a sentence.
 FINAL = {"etc", "Jr", "Sr", "Inc", "Corp", "Ltd", "Co", "Ave", "Blvd", "Rd", "Bros", "ext", "max", "min"}
-# A word when the full stop is missing too: these are no words of their own.
+# Short forms also without their full stop: no other word has this spelling.
 WITHOUT_STOP = {"vs", "etc", "govt", "Govt", "Blvd", "Jr", "Sr", "approx", "Mr", "Mrs", "Ms", "Dr"}
 
 # Singular; the plural is regular, unless it is given.

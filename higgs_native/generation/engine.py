@@ -440,7 +440,7 @@ class Engine(Driver, Shareable):
             handle.future.set_exception(error)
         else:
             if sequence.output_logits and self._stream is not None:
-                self._stream.synchronize()  # the caller reads the logits on a stream of its own
+                self._stream.synchronize()  # the caller reads the logits on another stream
             with torch.inference_mode(False):  # so that results are ordinary tensors
                 handle.future.set_result(sequence.output(self._model))
         if handle.wake is not None:

@@ -17,7 +17,7 @@ PARALLEL_CHUNKS = 8
 """Chunks without context that are spoken side by side. Each adds a row to a step, which reads the weights once."""
 
 Boundary = Literal["chapter", "paragraph", "turn", "sentence", "word"]
-"""What begins at the start of a chunk."""
+"""The kind of text unit that begins with a chunk."""
 
 _MAX_PAUSE_SECONDS = 60.0
 

@@ -1,8 +1,8 @@
 """A lexicon: how words are spelled so that they are spoken right.
 
 A file has an entry per line, `nginx = engine x`. Empty lines and lines that begin with `#` are comments. A word, or
-several, in lower case stands for every case; one with a capital letter stands for itself only: `IT = I T` leaves `it`
-alone. Only whole words are replaced.
+several, in lower case matches any case; one with a capital letter matches only itself: `IT = I T` leaves `it` alone.
+Only whole words are replaced.
 """
 
 import os
@@ -106,4 +106,4 @@ _BEGINS, _ENDS = r"(?<![\p{L}\p{M}\p{N}])", r"(?![\p{L}\p{M}\p{N}])"
 _SPACE = regex.compile(r"(?:\\ | )+")
 
 LexiconLike = Lexicon | Mapping[str, str] | str | os.PathLike
-"""What `Lexicon.of` takes."""
+"""The arguments that `Lexicon.of` takes."""

@@ -267,7 +267,7 @@ class LanguageModel(Shareable):
         return adapter
 
     def new_cache(self, slots: int, length: int) -> KVCache:
-        """Allocate a cache for `slots` sequences of up to `length` positions, each with pages of its own."""
+        """Allocate a cache for `slots` sequences of up to `length` positions, each with its own pages."""
         return KVCache.with_own_pages(self.config, slots, length, self.dtype, self.device)
 
     def forward(self, batch: Batch, cache: KVCache, buffers: Buffers | None = None) -> torch.Tensor:

@@ -49,7 +49,7 @@ def check_instruction_set() -> None:
 
 
 def _check_devices(name: str, arguments: Iterable[tuple[str, Any]]) -> None:
-    """Raise RuntimeError where a meta tensor meets tensors of a device: the dispatcher then comes here, not there."""
+    """Raise RuntimeError for meta tensors beside tensors of a device, whose calls the dispatcher also sends here."""
     tensors = []
     for argument, value in arguments:
         if isinstance(value, torch.Tensor):

@@ -1,4 +1,4 @@
-"""Where sentences end, in any script."""
+"""Splits texts into sentences, in any script."""
 
 import itertools
 import re

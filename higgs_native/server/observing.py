@@ -21,7 +21,7 @@ _RATIOS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1, 1.2, 1.5, 2, 4, 8)
 
 
 class Metrics:
-    """The metrics of one server, in a registry of its own.
+    """The metrics of one server, in their own registry.
 
     Args:
         running, queued: return the number of requests that run, and that wait.

@@ -32,7 +32,7 @@ class BackgroundCheck:
     def raise_error(self) -> None:
         """Raise the error that the check has found so far."""
         if isinstance(self._error, HiggsNativeError):
-            raise type(self._error)(str(self._error))  # a new one: each has a traceback of its own
+            raise type(self._error)(str(self._error))  # a new error, with its own traceback
         if self._error is not None:
             raise self._error
 

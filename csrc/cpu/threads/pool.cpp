@@ -171,7 +171,7 @@ class ThreadPool {
   // Threads that were begun; they never end.
   int64_t helpers_ = 0, max_helpers_ = kMaxHelpers;
   std::unique_ptr<Sleeper[]> sleepers_{new Sleeper[kMaxHelpers]};
-  // Of the open loop. The caller writes them while no helper has joined; helpers also read `wanted_` before they join.
+  // State of the open loop. The caller writes it while no helper has joined; helpers read `wanted_` before they join.
   const Loop* loop_ = nullptr;
   std::atomic<int64_t> wanted_{0};  // the first helpers
   std::exception_ptr failure_;

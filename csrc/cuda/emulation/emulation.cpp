@@ -178,7 +178,7 @@ void run(
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
-        // What a block leaves in shared memory, the next one must not rely on.
+        // A block must not rely on what the block before it left in shared memory.
         std::memset(shared, 0xff, shared_bytes);
         races::begin_block();
         run_block(dim3(x, y, z), block.x);

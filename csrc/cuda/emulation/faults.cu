@@ -85,7 +85,7 @@ __global__ void atomic_and_write_kernel(int32_t* memory, bool mended) {
   if (threadIdx.x == 0) memory[0] = 1;
 }
 
-// What a copy brings is there for its own thread only.
+// After its copy is complete, a thread sees the data; the other threads don't.
 __global__ void missing_barrier_of_copies_kernel(int32_t* memory, bool mended) {
   __shared__ float values[kThreads];
   wait_for_earlier_launches();
@@ -243,7 +243,7 @@ constexpr struct {
        f.produce(kAllowThenWait);
        f.consume(f.mended ? kNothing : kRead);
      }},
-    // What torch wrote, or an operator before.
+    // Reads the results of torch or of an earlier operator.
     {"read before wait of the first launch", [](const Fault& f) { f.consume(f.mended ? kNothing : kRead); }},
     {"first launch that lets the next begin before it waits",
      [](const Fault& f) {

@@ -176,7 +176,7 @@ void report(Fault fault, Access kind, const Page& page, uintptr_t at, uint32_t c
 
 // ---- The rules
 
-// Of the running thread's block.
+// Whether an access in the running thread's block is ordered before it.
 bool ordered_in_block(const Record& other) {
   const Thread& t = *running;
   if (other.epoch < t.epoch) return true;
@@ -185,7 +185,7 @@ bool ordered_in_block(const Record& other) {
   return !other.many_lanes && other.thread == running_index;
 }
 
-// Of another block of the launch.
+// Whether an access in another block of the launch is ordered before it, by atomics.
 bool ordered_by_atomics(const Record& other) {
   if (other.many_blocks) return false;
   const Thread& t = *running;
@@ -201,7 +201,7 @@ bool ordered_by_atomics(const Record& other) {
   return false;
 }
 
-// Of an earlier launch.
+// Whether an access in an earlier launch is complete.
 bool is_complete(const Record& other) {
   if (other.block < running->complete_blocks) return true;
   return (running->waited ? launch.behind_wait : launch.at_start).has(launch_of(other.block));

@@ -59,7 +59,7 @@ void end_thread();
 // For accesses whose code was not compiled as above. `code` is a return address in the kernel.
 void access(const volatile void* at, size_t size, Access kind, const void* code);
 
-// What orders them. The first is called once all threads of the block have arrived, the others by the thread.
+// Events that order accesses. The first is called once all threads of the block have arrived, the others by the thread.
 void block_barrier();
 void warp_barrier(bool other_waited);
 bool has_waited();

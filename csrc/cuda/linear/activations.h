@@ -14,7 +14,7 @@ namespace {
 template <WeightFormat F>
 struct Activations {
   uint32_t words[Step<F>::kWords];
-  // Of the lane's row of x, group_lane(), in this step; the same in the four lanes of a row.
+  // For the lane's row of x, group_lane(), in this step; the same in the four lanes of a row.
   float scale;              // if x is rounded to integers
   int32_t zero_correction;  // for 4-bit weights, stored as w + 8: 8 times the sum of the row's integers
 };

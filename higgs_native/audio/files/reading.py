@@ -17,7 +17,7 @@ FORMS = (
     "a file's path, its contents, an open file, a data: URL, base64, (samples, sampling rate) or "
     '{"waveform": samples, "sample_rate": rate}'
 )
-"""What `read_audio` takes, for messages."""
+"""The forms of audio that `read_audio` takes, for messages."""
 
 _MIN_BASE64 = 64  # characters; all recordings are longer
 _BASE64_BEGIN = re.compile(rb"[A-Za-z0-9+/\s]{%d}" % _MIN_BASE64)  # no audio file begins like this

@@ -31,7 +31,7 @@ _WITHOUT_EFFECT = ("attention_mask", "audio_out_ids_start_group_loc", "use_cache
 
 
 class HiggsAudioGenerationOutput(NamedTuple):
-    """What `generate` returns.
+    """The output of `generate`.
 
     Attributes:
         sequences: [1, S], the prompt's ids and the reply's, of which `<|AUDIO_OUT|>` stands for an audio segment.

@@ -1,11 +1,11 @@
-"""What a book's file is read into: headings and blocks of text in their order."""
+"""The outline of a book: its headings and blocks of text, in order."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Heading:
-    """Where a part of a book begins. Its words are spoken only if they are a block, too.
+    """The heading of a part of a book. Its words are spoken only if they are a block, too.
 
     Attributes:
         level: 1 is the outermost.

@@ -3,7 +3,7 @@
 The client sends objects in JSON: `{"type": "session", ...}` first, with the fields of a speech request but `input`,
 then `{"type": "text", "text": "..."}` any number of times, `{"type": "flush"}` to have the rest of a sentence spoken
 at once, `{"type": "cancel"}` to drop what is not spoken yet, and `{"type": "done"}`. The server sends the audio of
-each sentence in binary messages between `sentence.start` and `sentence.end`, each sentence a file of its own.
+each sentence in binary messages between `sentence.start` and `sentence.end`; each sentence is a separate file.
 """
 
 import asyncio
