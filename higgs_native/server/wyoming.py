@@ -109,7 +109,7 @@ class _Client(AsyncEventHandler):
             TtsVoice(name=voice.id, description=voice.description or voice.id, languages=list(_LANGUAGES), **described)
             for voice in self._service.voices.listed()
         ]
-        return Info(tts=[TtsProgram(name="higgs-native", description="Higgs Audio V2", voices=voices, **described)])
+        return Info(tts=[TtsProgram(name="higgs-native", description=self._service.model_name, voices=voices, **described)])
 
     async def _speak(self, event: Event) -> None:
         arrived = time.monotonic()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from anyio.to_thread import run_sync
 
+from higgs_native.convention import Convention
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.server.observing import Metrics
 from higgs_native.server.settings import ServerSettings
@@ -17,6 +18,14 @@ from higgs_native.server.speech.speaking import Speaker, Utterance
 from higgs_native.server.speech.voices import VoiceStore
 
 
+def _model_name(engine: HiggsAudio) -> str:
+    if engine.is_embedded_voice:
+        return "Embedded voice"
+    if engine.convention is Convention.HIGGS_TTS_3:
+        return "Higgs TTS 3 (license: research and non-commercial use)"
+    return "Higgs Audio V2"
+
+
 class SpeechService:
     """The state that the routes of one server share.
 
@@ -25,12 +34,14 @@ class SpeechService:
         settings: of the server.
 
     Attributes:
+        model_name: of the model, for people; where its license forbids uses, with what it allows.
         settings, voices, admission, metrics, speaker: see their classes.
         sessions: the number of open WebSockets.
     """
 
     def __init__(self, engine: HiggsAudio, settings: ServerSettings) -> None:
-        model_id = settings.model_id or ("embedded-voice" if engine.is_embedded_voice else "higgs-audio-v2")
+        self.model_name = _model_name(engine)
+        model_id = settings.model_id or self.model_name.split(" (")[0].lower().replace(" ", "-")
         self.settings = settings
         self.voices = VoiceStore(
             settings,
