@@ -1,0 +1,131 @@
+"""The language model's training pass on a CPU with matrix units, against torch's own layers in float32."""
+
+import pytest
+import torch
+from language_model import LanguageModel
+from recipe import packed_pass, phoneme_tokenizer, row_kernels, sequences, train_language_model
+from torch import nn
+from torch.nn import functional as F
+
+
+pytestmark = pytest.mark.skipif(not row_kernels.can_compile(), reason="g++ is needed, and is not there")
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def assert_near(found, expected, share=0.01):
+    difference = (found.float() - expected.float()).norm() / expected.float().norm()
+    assert difference < share
+
+
+def gradients(outputs, inputs, above):
+    return torch.autograd.grad(outputs, inputs, above.float())
+
+
+@pytest.mark.parametrize("width", [5, 64, 72])
+def test_the_norm_and_its_gradient(width):
+    x, above, before = noise(7, width), noise(7, width, seed=1), noise(7, width, seed=2)
+    weight = noise(width, seed=3).float()
+    normed, inverse, of_weight = torch.empty_like(x), torch.empty(7), torch.zeros(width)
+    row_kernels.run("rms_norm", x, weight, normed, inverse, 7, width, 1e-5)
+    wide, leaf = x.float().requires_grad_(), weight.clone().requires_grad_()
+    expected = F.rms_norm(wide, (width,), leaf, 1e-5)
+    assert_near(normed, expected)
+    of_x, expected_of_weight = gradients(expected, (wide, leaf), above)
+    found = before.clone()
+    row_kernels.run("rms_norm_backward", above, x, weight, inverse, found, of_weight, 7, width)
+    assert_near(found, before + of_x)
+    assert_near(of_weight, expected_of_weight)
+
+
+def test_the_gated_product_and_its_gradient():
+    gates, above = 4 * noise(6, 2 * 40), noise(6, 40, seed=1)
+    gates[0, 0], gates[1, 0] = 100, -100
+    product = torch.empty(6, 40, dtype=torch.bfloat16)
+    row_kernels.run("silu_mul", gates, product, 6, 40)
+    wide = gates.float().requires_grad_()
+    gate, up = wide.chunk(2, 1)
+    assert_near(product, F.silu(gate) * up)
+    (expected,) = gradients(F.silu(gate) * up, wide, above)
+    row_kernels.run("silu_mul_backward", above, gates, 6, 40)
+    assert_near(gates, expected)
+
+
+def test_the_softmax_of_the_keys_that_are_seen_and_its_gradient():
+    scores, above = 5 * noise(2, 3, 4, 37), noise(2, 3, 4, 37, seed=1)
+    seen = torch.tensor([[1, 5, 36, 37], [2, 17, 20, 0]], dtype=torch.int32)
+    wide = scores.float().requires_grad_()
+    hidden = torch.arange(37) >= seen[:, None, :, None]
+    # A query that sees nothing gets zeros, not a softmax over nothing.
+    expected = (wide * 0.5).masked_fill(hidden, -1e9).softmax(-1) * ~hidden
+    (of_scores,) = gradients(expected, wide, above)
+    row_kernels.run("masked_softmax", scores, seen, *scores.shape, 0.5)
+    assert_near(scores, expected)
+    assert not scores[1, :, 3].any()
+    row_kernels.run("masked_softmax_backward", scores, above, seen, *scores.shape, 0.5)
+    assert_near(above, of_scores, 0.02)
+
+
+def test_the_cross_entropy_and_its_gradient():
+    logits = 3 * noise(5, 2, 33)
+    targets = torch.tensor([[0, 32], [-100, 4], [7, -100], [-100, -100], [1, 1]])
+    wide = logits.float().requires_grad_()
+    expected = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none").view(5, 2).sum(0)
+    (of_logits,) = gradients(expected, wide, torch.ones(2))
+    losses = torch.zeros(2, dtype=torch.float64)
+    row_kernels.run("cross_entropy", logits, targets, losses, 5, 2, 33)
+    torch.testing.assert_close(losses.float(), expected, rtol=1e-5, atol=1e-5)
+    assert_near(logits, of_logits)
+
+
+@pytest.mark.parametrize("kind", ["single", "reference", "dialogue"])
+def test_the_pass_and_its_gradients_are_those_of_the_layers(rendered, kind):
+    torch.manual_seed(0)
+    config = train_language_model.model_config(phoneme_tokenizer.build_tokenizer(), 128, 96, layers=2)
+    model = LanguageModel(config)
+    spoken = nn.Linear(128, config.vocab_size)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    maker = sequences.SequenceMaker(sequences.Corpus(rendered, held_out=False), seed=0)
+    # Prompts of two kinds, texts and audio of several lengths.
+    made = maker.make([0, 1, 2, 5, 6, 7], augmented=True, kind=kind)
+    found = train_language_model.packed_losses(model, spoken, made)
+    weights = torch.arange(1.0, 9.0)
+    parameters = dict(model.named_parameters()) | dict(spoken.named_parameters(prefix="spoken"))
+
+    def differentiate(by_codebook, aligned):
+        total = (weights * by_codebook).sum() + aligned
+        return torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+
+    found_gradients = differentiate(*found)
+    hidden = model(made.prefixes, made.segments)
+    logits = model.audio_lm_head(hidden).unflatten(2, (8, -1)).transpose(1, 3)
+    mean = [F.cross_entropy(logits[:, :, book], made.targets[..., book]) for book in range(8)]
+    expected = torch.stack(mean), F.cross_entropy(spoken(hidden).transpose(1, 2), made.spoken)
+    for part, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(part, right, rtol=2e-3, atol=2e-3)
+    for name, gradient, right in zip(parameters, found_gradients, differentiate(*expected), strict=True):
+        assert (gradient is None) == (right is None), name
+        if right is not None:
+            assert (gradient - right).norm() < 0.03 * right.norm(), name
+
+
+def test_rows_are_those_of_the_batch_without_padding(rendered):
+    maker = sequences.SequenceMaker(sequences.Corpus(rendered, held_out=False), seed=0)
+    made = maker.make([0, 1, 2, 5], augmented=False, kind="reference")
+    packing = packed_pass.Packing(made)
+    whole = packing.groups[1]
+    for index in range(4):
+        rows = whole.keys[index][whole.keys[index] >= 0].tolist()
+        ids = [
+            packing.text[row].tolist() if row < len(packing.text) else packing.audio[row - len(packing.text)].tolist()
+            for row in rows
+        ]
+        prefix = made.prefixes.segment
+        expected = prefix.ids[made.prefixes.chosen[index]][prefix.valid[made.prefixes.chosen[index]]].tolist()
+        for segment in made.segments:
+            expected += segment.ids[index][segment.valid[index]].tolist()
+        assert ids == expected
