@@ -62,21 +62,23 @@ class RMSNorm(nn.Module):
 class FeedForward(nn.Module):
     """down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = dropout
         self.gate_proj = nn.Linear(width, inner, bias=False)
         self.up_proj = nn.Linear(width, inner, bias=False)
         self.down_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(F.dropout(F.silu(self.gate_proj(x)) * self.up_proj(x), self.dropout, self.training))
 
 
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, config: HiggsAudioConfig) -> None:
+    def __init__(self, config: HiggsAudioConfig, dropout: float) -> None:
         super().__init__()
+        self.dropout = dropout
         self.head_dim = config.head_dim
         query, key_value = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, query, bias=False)
@@ -108,7 +110,7 @@ class Attention(nn.Module):
         scores = (grouped @ k.mT * self.head_dim**-0.5).unflatten(2, (groups, queries)) + mask[:, :, None, -queries:]
         weights = scores.softmax(-1).flatten(2, 3)
         mixed = (weights @ v).unflatten(2, (groups, queries)).flatten(1, 2)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2)), own
+        return self.o_proj(F.dropout(mixed.transpose(1, 2).flatten(2), self.dropout, self.training)), own
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -119,11 +121,11 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 class Layer(nn.Module):
     """A dual layer: attention is shared, norms and feed-forward networks are not."""
 
-    def __init__(self, config: HiggsAudioConfig) -> None:
+    def __init__(self, config: HiggsAudioConfig, dropout: float) -> None:
         super().__init__()
         width, inner, eps = config.hidden_size, config.intermediate_size, config.rms_norm_eps
-        self.self_attn = Attention(config)
-        self.mlp, self.audio_mlp = FeedForward(width, inner), FeedForward(width, inner)
+        self.self_attn = Attention(config, dropout)
+        self.mlp, self.audio_mlp = FeedForward(width, inner, dropout), FeedForward(width, inner, dropout)
         self.input_layernorm, self.audio_input_layernorm = RMSNorm(width, eps), RMSNorm(width, eps)
         self.post_attention_layernorm, self.audio_post_attention_layernorm = RMSNorm(width, eps), RMSNorm(width, eps)
 
@@ -171,11 +173,11 @@ class AudioEmbedding(nn.Module):
 class Transformer(nn.Module):
     """Everything below the heads."""
 
-    def __init__(self, config: HiggsAudioConfig) -> None:
+    def __init__(self, config: HiggsAudioConfig, dropout: float) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_audio_tokens = AudioEmbedding(config)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(config, dropout) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
@@ -183,13 +185,18 @@ class LanguageModel(nn.Module):
     """Codes' logits for a batch of segments.
 
     Weights start small in the way of GPT-2: what adds to the residual stream is scaled by the depth.
+
+    Args:
+        config: the shapes.
+        dropout: in training, the share of what comes out of attention, and of gates, that becomes 0.
     """
 
-    def __init__(self, config: HiggsAudioConfig) -> None:
+    def __init__(self, config: HiggsAudioConfig, dropout: float = 0.0) -> None:
         super().__init__()
         assert config.rope_scaling is None, "rotary frequencies are not scaled here"
         self.config = config
-        self.model = Transformer(config)
+        self.dropout = dropout
+        self.model = Transformer(config, dropout)
         self.audio_lm_head = nn.Linear(config.hidden_size, config.num_codebooks * config.codebook_size, bias=False)
         frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2) / config.head_dim)
         self.register_buffer("frequencies", frequencies, persistent=False)

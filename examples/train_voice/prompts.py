@@ -25,7 +25,6 @@ _REFERENCE_SHARE = 0.15
 _DEFAULT_VOICE_SHARE = 0.5
 _SPELLED_SHARE = 0.06
 _MASKED_SPAN = 6
-_NOISE_SHARE = 0.3
 _PADDED = 16
 
 
@@ -95,7 +94,12 @@ class BatchMaker:
 
     Attributes:
         corrupted_share: of the utterances, in an augmented batch, whose audio has spans hidden or exchanged.
+        noisy_share: of the utterances, in an augmented batch, of whose codes some are exchanged,
+        most_noise: and the largest share of these codes.
     """
+
+    noisy_share = 0.3
+    most_noise = 0.2
 
     def __init__(self, utterances: Utterances, seed: int) -> None:
         self.utterances = utterances
@@ -213,8 +217,8 @@ class BatchMaker:
                     else:
                         source = self.random.randrange(other.shape[1] - length + 1)
                         codes[:, start : start + length] = other[:, source : source + length]
-            if self.random.random() < _NOISE_SHARE:
-                share = self.random.uniform(0.02, 0.2)
+            if self.random.random() < self.noisy_share:
+                share = self.random.uniform(0.02, self.most_noise)
                 wrong = self.numpy.random(codes.shape) < share
                 codes = np.where(wrong, self.numpy.integers(0, CODES, codes.shape), codes)
             heard.append(codes)

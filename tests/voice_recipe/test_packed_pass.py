@@ -129,3 +129,56 @@ def test_rows_are_those_of_the_batch_without_padding(rendered):
         for segment in made.segments:
             expected += segment.ids[index][segment.valid[index]].tolist()
         assert ids == expected
+
+
+def test_dropout_is_a_function_of_the_seed():
+    def dropped(seed, number, share=0.25):
+        x = torch.ones(100, 50, dtype=torch.bfloat16)
+        packed_pass.Dropout(share, seed).apply(x, number)
+        return x
+
+    x = dropped(1, 0)
+    assert set(x.unique().tolist()) == {0, dropped(2, 0).max().item()}
+    assert x.max().item() == pytest.approx(4 / 3, rel=4e-3)
+    assert (x == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(x, dropped(1, 0))
+    for other in (dropped(1, 1), dropped(2, 0)):
+        assert (x != other).float().mean() > 0.3
+    assert (dropped(1, 0, share=0.0) == 1).all()
+
+
+def test_the_gradient_is_that_of_the_pass_with_dropout(rendered):
+    torch.manual_seed(0)
+    config = train_language_model.model_config(phoneme_tokenizer.build_tokenizer(), 128, 96, layers=2)
+    model = LanguageModel(config, dropout=0.5)
+    # So that layers say much, and what they drop counts.
+    for name, parameter in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            parameter.data *= 10
+    maker = sequences.SequenceMaker(sequences.Corpus(rendered, held_out=False), seed=0)
+    made = maker.make([0, 1, 2, 5, 6, 7], augmented=True)
+    packing = packed_pass.Packing(made)
+    layers = list(model.model.layers.parameters())
+
+    def loss(change=0.0):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter, part in zip(layers, direction, strict=True):
+                parameter += change * part
+        hidden = packed_pass.hidden_states(model, packing)
+        value = packed_pass.packed_code_losses(model, hidden, made.targets[packing.chosen]).sum()
+        with torch.no_grad():
+            for parameter, part in zip(layers, direction, strict=True):
+                parameter -= change * part
+        return value
+
+    direction = [torch.zeros_like(parameter) for parameter in layers]
+    found = torch.autograd.grad(loss(), layers, allow_unused=True)
+    direction = [torch.zeros_like(p) if part is None else part for p, part in zip(layers, found, strict=True)]
+    slope = sum(part.square().sum() for part in direction)
+    change = 0.2 / slope
+    assert (loss(change) - loss(-change)).item() == pytest.approx(0.4, rel=0.1)
+    dropped = packed_pass.hidden_states(model, packing)
+    model.eval()
+    whole = packed_pass.hidden_states(model, packing)
+    assert (dropped - whole).norm() > 0.1 * whole.norm()

@@ -205,11 +205,25 @@ def _attend_backward(
         _scatter(*arguments, rows, added)
 
 
+@dataclass
+class Dropout:
+    """Which numbers of a layer's inner activations become 0: known from a seed, so that no mask is kept."""
+
+    share: float
+    seed: int
+
+    def apply(self, x: torch.Tensor, number: int) -> None:
+        """In place; the same for activations and their gradient, which have the same number."""
+        if self.share > 0:
+            seed = (self.seed * 8 + number) * 0x9E3779B1 % 2**32
+            run("drop_out", x, x.numel(), seed, int(self.share * 2**32), 1 / (1 - self.share))
+
+
 class _Layer(Function):
     """A dual layer. Its gradient is written out: autograd would copy and cast between the products."""
 
     @staticmethod
-    def forward(ctx, x, packing, turns, last, width, eps, *weights):
+    def forward(ctx, x, packing, turns, last, width, eps, dropout, *weights):
         text_norm, audio_norm, second_text_norm, second_audio_norm, q, k, v, o, *feed_forward = weights
         first = packing.first if last else 0
         groups = packing.last if last else packing.groups
@@ -220,6 +234,7 @@ class _Layer(Function):
         projected = normed @ into.T
         attended = torch.zeros(len(x) - first, o.shape[1], dtype=torch.bfloat16)
         saved = [_attend(projected, group, turns, width, attended) for group in groups]
+        dropout.apply(attended, 0)
         middle = torch.addmm(x[first:], attended, back.T)
         kinds = [(text, second_text_norm, feed_forward[:3]), (audio, second_audio_norm, feed_forward[3:])]
         if last:
@@ -233,25 +248,29 @@ class _Layer(Function):
             gates = second_normed[rows] @ gate_up.T
             product = torch.empty(len(gates), len(gate), dtype=torch.bfloat16)
             run("silu_mul", gates, product, *product.shape)
+            dropout.apply(product, 1 + len(inner))
             torch.addmm(middle[rows], product, down.T, out=out[rows])
             inner.append((rows, gate_up, down, gates, product))
-        ctx.before = x, packing.shared, turns, first, groups, saved, norms, normed, inverse, into
+        ctx.before = x, packing.shared, turns, first, groups, saved, norms, normed, inverse, into, dropout
         ctx.behind = attended, back, middle, second_norms, second_normed, second_inverse, inner
         return out
 
     @staticmethod
     def backward(ctx, gradient):
-        x, shared, turns, first, groups, saved, norms, normed, inverse, into = ctx.before
+        x, shared, turns, first, groups, saved, norms, normed, inverse, into, dropout = ctx.before
         attended, back, middle, second_norms, second_normed, second_inverse, inner = ctx.behind
         of_middle, of_normed = gradient.clone(), torch.empty_like(middle)
         of_feed_forward = []
-        for rows, gate_up, down, gates, product in inner:
-            run("silu_mul_backward", gradient[rows] @ down, gates, *product.shape)
+        for number, (rows, gate_up, down, gates, product) in enumerate(inner, 1):
+            of_product = gradient[rows] @ down
+            dropout.apply(of_product, number)
+            run("silu_mul_backward", of_product, gates, *product.shape)
             torch.mm(gates, gate_up, out=of_normed[rows])
             of_gate_up = (gates.T @ second_normed[rows]).float()
             of_feed_forward += [*of_gate_up.chunk(2), (gradient[rows].T @ product).float()]
         of_second_norms = _norm_backward(of_normed, middle, second_norms, second_inverse, of_middle)
         of_attended = of_middle @ back
+        dropout.apply(of_attended, 0)
         of_projected = torch.zeros(len(x), len(into), dtype=torch.bfloat16)
         sums = torch.zeros(shared, len(into))
         for group, tensors in zip(groups, saved, strict=True):
@@ -262,7 +281,7 @@ class _Layer(Function):
         of_norms = _norm_backward(of_projected @ into, x, norms, inverse, of_x)
         unused = [None] * (2 - len(inner))  # in the last layer no text rows come out
         of_weights = *of_norms, *unused, *of_second_norms, *of_heads.chunk(3), of_output, *unused * 3, *of_feed_forward
-        return of_x, None, None, None, None, None, *of_weights
+        return of_x, None, None, None, None, None, None, *of_weights
 
 
 class _Norm(Function):
@@ -317,7 +336,8 @@ def hidden_states(model: LanguageModel, packing: Packing) -> torch.Tensor:
             *(p.weight for p in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)),
             *(p.weight for m in (layer.mlp, layer.audio_mlp) for p in (m.gate_proj, m.up_proj, m.down_proj)),
         )
-        x = _Layer.apply(x, packing, turns, last, attention.head_dim, eps, *weights)
+        dropout = Dropout(model.dropout if model.training else 0.0, int(torch.randint(2**24, ())))
+        x = _Layer.apply(x, packing, turns, last, attention.head_dim, eps, dropout, *weights)
     return _Norm.apply(x[: packing.count], inner.norm.weight, eps)
 
 

@@ -34,6 +34,14 @@ inline int64_t whole_vectors(int64_t count, int64_t total) { return std::min((co
 
 constexpr bfloat16 kLowest = 0xFF7F;
 
+// Dropout without stored masks: what is kept is a function of seed and place. `dropped` is a share of 2^32.
+inline float kept(uint32_t place, uint32_t seed, uint32_t dropped) {
+  uint32_t mixed = (place ^ seed) * 0x9E3779B1u;
+  mixed = (mixed ^ (mixed >> 15)) * 0x85EBCA77u;
+  mixed ^= mixed >> 13;
+  return mixed >= dropped ? 1.0f : 0.0f;
+}
+
 inline float sigmoid(float x) { return 1 / (1 + exponential(-x)); }
 
 }  // namespace
@@ -73,6 +81,12 @@ void rms_norm_backward(
       x_gradient[i] = narrow(widen(x_gradient[i]) + change);
     }
   }
+}
+
+// Sets a share of the numbers to 0, and multiplies the others by `scale`, in place.
+void drop_out(bfloat16* x, int64_t count, int64_t seed, int64_t dropped, float scale) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) x[i] = narrow(widen(x[i]) * scale * kept(i, seed, dropped));
 }
 
 // gates [rows, 2 * width] -> silu(left half) * right half [rows, width].

@@ -46,7 +46,7 @@ class Steps:
         self.models, self.optimizers, self.steps, self.name = models, optimizers, steps, name
         self.path, self.curves = folder / f"{name}.pt", folder / f"{name}.jsonl"
         self.step, self.seconds = 0, 0.0
-        self.averaged = copy.deepcopy(models[averaged]).requires_grad_(False)
+        self.averaged = copy.deepcopy(models[averaged]).requires_grad_(False).eval()
         self._followed, self._average = models[averaged], average
         self._peaks = {key: [group["lr"] for group in optimizer.param_groups] for key, optimizer in optimizers.items()}
         self._sums: dict[str, list[float]] = {}

@@ -39,7 +39,7 @@ _WEIGHTS = (3.0, 2.0, 1.0, 1.3, 1.1, 0.9, 0.8, 0.7)
 _PITCH_SCALE = 3.0
 # Short utterances first: from this step on, up to so many frames.
 _CURRICULUM = ((0, 140), (600, 260), (1500, 640))
-_CORRUPTED_SHARE = 0.5
+_DROPOUT = 0.1
 _SPOKEN_WEIGHT = 0.3
 """Of the cross-entropy of the phoneme that is spoken, which a layer of its own tells: so that text and sound are
 aligned early."""
@@ -159,7 +159,7 @@ def main() -> None:
     device = choose_device(options.device)
     with only_one(folder, "language_model"):
         quantizer = Quantizer.load(codes_folder(folder, pitch=True) / "quantizer.safetensors")
-        model = LanguageModel(model_config(build_tokenizer(), options.hidden, layers=options.layers))
+        model = LanguageModel(model_config(build_tokenizer(), options.hidden, layers=options.layers), _DROPOUT)
         initialise(model, quantizer)
         model.to(device)
         matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "layers" in name]
@@ -191,8 +191,6 @@ def main() -> None:
                     corpus = Corpus(folder, held_out=False)  # more was rendered meanwhile
                     maker = SequenceMaker(corpus, training.step)
                 queue = maker.batches(options.rows, longest)
-            # Once it reads the text, it should learn to rely on the sound before too.
-            maker.corrupted_share = _CORRUPTED_SHARE * min(1.0, 1.8 - 1.6 * training.progress)
             indices, kind = queue.pop()
             made = maker.make(indices, True, kind)
             losses_of = packed_losses(model, spoken, made) if packed else padded_losses(model, spoken, made, device)
