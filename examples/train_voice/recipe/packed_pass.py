@@ -259,6 +259,7 @@ class _Layer(Function):
     def backward(ctx, gradient):
         x, shared, turns, first, groups, saved, norms, normed, inverse, into, dropout = ctx.before
         attended, back, middle, second_norms, second_normed, second_inverse, inner = ctx.behind
+        del ctx.before, ctx.behind  # or they would live as long as the loss, into the next step
         of_middle, of_normed = gradient.clone(), torch.empty_like(middle)
         of_feed_forward = []
         for number, (rows, gate_up, down, gates, product) in enumerate(inner, 1):
@@ -314,6 +315,7 @@ class _CodeLosses(Function):
     @staticmethod
     def backward(ctx, gradient):
         hidden, head, of_logits = ctx.kept
+        del ctx.kept
         of_logits = (of_logits.view(len(hidden), CODEBOOKS, -1) * gradient.bfloat16()[:, None]).flatten(1)
         return of_logits @ head, (of_logits.T @ hidden).float(), None
 
