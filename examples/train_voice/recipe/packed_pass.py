@@ -19,6 +19,8 @@ from recipe.row_kernels import run
 _PADDED_ROWS = 256
 """oneDNN makes kernels for each new shape, so few numbers of rows occur."""
 _PADDED_LENGTH = 32
+_SEQUENCES = 4
+"""That attend in one product. oneDNN makes and keeps kernels for each shape, so few numbers of sequences occur."""
 
 
 @dataclass
@@ -42,8 +44,13 @@ class Sequences:
     zeros: torch.Tensor
 
     @classmethod
-    def of(cls, rows: list[np.ndarray], starts: list[int], first: int) -> "Sequences":
+    def split(cls, rows: list[np.ndarray], starts: list[int], first: int) -> "list[Sequences]":
         """Make tables from the rows of each sequence, of which those from `starts` on attend."""
+        firsts = range(0, len(rows), _SEQUENCES)
+        return [cls._of(rows[i : i + _SEQUENCES], starts[i : i + _SEQUENCES], first) for i in firsts]
+
+    @classmethod
+    def _of(cls, rows: list[np.ndarray], starts: list[int], first: int) -> "Sequences":
         keys = _table(rows)
         queries = _table([own[start:] for own, start in zip(rows, starts, strict=True)])
         began = np.array(starts, np.int32)
@@ -75,7 +82,7 @@ class Packing:
         first: the first row of the last segments.
         count: how many rows there are from it on, before padding.
         chosen: bool [batch, length], which places of the last segment these are.
-        groups: of sequences, for all layers but the last one.
+        groups: of sequences, prefixes first, for all layers but the last one.
         last: the same for the last layer, which computes the last segments alone.
     """
 
@@ -111,8 +118,8 @@ class Packing:
         starts = [len(rows) for rows in beginnings]
         ends = [len(rows) - len(last) for rows, last in zip(whole, parts[-1], strict=True)]
         own = numbers[id(prefix)]
-        self.groups = [Sequences.of(own, [0] * len(own), 0), Sequences.of(whole, starts, 0)]
-        self.last = [Sequences.of(whole, ends, self.first)]
+        self.groups = [*Sequences.split(own, [0] * len(own), 0), *Sequences.split(whole, starts, 0)]
+        self.last = Sequences.split(whole, ends, self.first)
 
 
 def _norm(x: torch.Tensor, layers: list[tuple[slice, torch.Tensor]], eps: float) -> tuple[torch.Tensor, torch.Tensor]:
