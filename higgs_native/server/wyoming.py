@@ -109,7 +109,8 @@ class _Client(AsyncEventHandler):
             TtsVoice(name=voice.id, description=voice.description or voice.id, languages=list(_LANGUAGES), **described)
             for voice in self._service.voices.listed()
         ]
-        return Info(tts=[TtsProgram(name="higgs-native", description=self._service.model_name, voices=voices, **described)])
+        name = self._service.model_name
+        return Info(tts=[TtsProgram(name="higgs-native", description=name, voices=voices, **described)])
 
     async def _speak(self, event: Event) -> None:
         arrived = time.monotonic()

@@ -40,7 +40,7 @@ def serve(
     audio_tokenizer: AudioTokenizerOption = None,
     model_id: Annotated[
         str | None,
-        typer.Option(help="Name of the model in /v1/models.", show_default="embedded-voice, higgs-audio-v2 or higgs-tts-3"),
+        typer.Option(help="Name of the model in /v1/models.", show_default="that of its kind, such as higgs-audio-v2"),
     ] = None,
     voices: VoicesOption = None,
     adapter: AdapterOption = None,
