@@ -18,7 +18,7 @@ def test_the_embedded_voice_has_its_name(engine):
 @pytest.mark.parametrize(
     ("config", "layout", "name", "model_id"),
     [
-        (DEMO_CONFIG, "boson", "Higgs Audio V2", "higgs-audio-v2"),
+        (DEMO_CONFIG, "original", "Higgs Audio V2", "higgs-audio-v2"),
         (
             DEMO_TTS_3_CONFIG,
             "higgs_tts_3",
