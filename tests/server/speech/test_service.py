@@ -6,7 +6,7 @@ from higgs_native import HiggsAudio
 from higgs_native.server.settings import ServerSettings
 from higgs_native.server.speech.service import SpeechService
 from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, DEMO_CONFIG, DEMO_TTS_3_CONFIG
-from higgs_native.testing.random_checkpoint import write_language_model
+from higgs_native.testing.random_checkpoint import write_audio_tokenizer, write_language_model
 
 
 def test_the_embedded_voice_has_its_name(engine):
@@ -28,7 +28,8 @@ def test_the_embedded_voice_has_its_name(engine):
     ],
 )
 def test_a_model_has_the_name_of_its_kind(tmp_path, config, layout, name, model_id):
-    write_language_model(tmp_path, config, layout, audio_tokenizer=DEMO_AUDIO_TOKENIZER_CONFIG)
-    engine = HiggsAudio.from_pretrained(tmp_path, "cpu")
+    write_language_model(tmp_path / "model", config, layout)
+    write_audio_tokenizer(tmp_path / "tokenizer", DEMO_AUDIO_TOKENIZER_CONFIG)
+    engine = HiggsAudio.from_pretrained(tmp_path / "model", "cpu", audio_tokenizer=tmp_path / "tokenizer")
     service = SpeechService(engine, ServerSettings())
     assert (service.model_name, service.speaker.models[0]) == (name, model_id)
