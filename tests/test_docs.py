@@ -130,6 +130,16 @@ def test_the_table_of_speed_is_that_of_the_reports():
     assert [row for row in cells if f"| {' | '.join(row)} |" not in readme] == []
 
 
+def test_the_table_of_the_server_is_that_of_its_report():
+    report = json.loads((ROOT / "benchmarks" / "results" / "serving.json").read_text())
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    for rate in report["rates"]:
+        first = rate["first_audio_ms"]
+        late = f"{rate['streams_with_under_runs']} of {rate['outcomes']['complete']}"
+        streams = f"{rate['audio_seconds_per_second']:.0f}"
+        assert f"| {rate['rate']:g} | {first['p50']:.0f} ms | {first['p95']:.0f} ms | {late} | {streams} |" in page
+
+
 def test_the_tables_of_performance_are_those_of_the_reports():
     results = ROOT / "benchmarks" / "results"
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
