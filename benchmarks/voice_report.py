@@ -3,7 +3,7 @@
 python -m benchmarks.voice_report [--json benchmarks/results/voice.json] [--quick]
 
 Needs eSpeak NG. It prints how often the audio tokenizer's resynthesis is nearest to its own original. Of the speech it
-prints how often it is nearest to the rendering of its own sentence in the same voice, ends by itself, has the right
+prints how often it is nearest to the rendering of the same sentence in the same voice, ends by itself, has the right
 duration, and has the voice that was named or recorded. It also prints how long all of it takes.
 """
 

@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """What a test draws without a seed is the same each time, whichever tests ran before it in its process."""
+    """Seed each test, so that it draws the same numbers whichever tests ran before it in its process."""
     import numpy as np
     import torch
 

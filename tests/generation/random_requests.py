@@ -29,7 +29,7 @@ def load(folder, format: str = "float32") -> HiggsAudioModel:
 
 
 def random_request(model: HiggsAudioModel, index: int) -> GenerationRequest:
-    """A request of its own length, convention and sampling; some begin alike, some write text."""
+    """Return a request whose length, convention and sampling depend on `index`; some begin alike, some write text."""
     rng = random.Random(index)
     convention = rng.choice([Convention.BOSON, Convention.TRANSFORMERS])
     voice = rng.randrange(3)

@@ -1,4 +1,4 @@
-"""What the installation is."""
+"""The description of the installation by `higgs-native info`."""
 
 import higgs_native
 from higgs_native._C import build_info

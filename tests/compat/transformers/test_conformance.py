@@ -219,7 +219,7 @@ def test_an_option_does_or_says_what_it_does_there(models, inputs, name):
 
 
 def test_a_prompt_in_chunks_changes_nothing(models, inputs):
-    """Of text; in transformers a prompt with frames loses those of later chunks."""
+    """A prompt of text in chunks; in transformers, one with frames loses those of later chunks."""
     text = {name: inputs[name][:, :4] for name in ("input_ids", "attention_mask")}
     for size in (1, 3, 4):
         plain, accelerated = (generate(model, text, prefill_chunk_size=size) for model in models)

@@ -1,4 +1,4 @@
-"""What the routes of a server share."""
+"""The names that a server gives its model."""
 
 import pytest
 
