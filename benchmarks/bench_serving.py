@@ -5,9 +5,9 @@
 
 Requests arrive as a Poisson process (open loop): they do not wait for each other, as users don't, and each is timed
 from its scheduled arrival, so that a server that stalls can't hide it. A speech that is played while it is made
-under-runs if a piece of it comes after the sound before it has been played.
+underruns if a piece of it comes after the sound before it has been played.
 
-The report has, per rate: the time to the first audio and to the first audible sample, under-runs, the seconds of audio
+The report has, per rate: the time to the first audio and to the first audible sample, underruns, the seconds of audio
 per second (the number of real-time streams that the server sustained), refused requests, and errors.
 """
 
@@ -75,7 +75,7 @@ class Outcome:
         first_audible: time of the first piece of pcm that can be heard.
         end: time of the last byte.
         audio: seconds of audio, of pcm only.
-        under_runs: number of late pieces, of pcm only; None for other formats.
+        underruns: number of late pieces, of pcm only; None for other formats.
         error: what failed.
     """
 
@@ -84,7 +84,7 @@ class Outcome:
     first_audible: float | None = None
     end: float = 0.0
     audio: float = 0.0
-    under_runs: int | None = None
+    underruns: int | None = None
     error: str = ""
 
 
@@ -104,7 +104,7 @@ class Report:
 
     def summary(self) -> dict[str, Any]:
         complete = [outcome for outcome in self.outcomes if outcome.kind == "complete"]
-        heard = [outcome for outcome in complete if outcome.under_runs is not None]
+        heard = [outcome for outcome in complete if outcome.underruns is not None]
         return {
             "rate": self.rate,
             "requests": len(self.outcomes),
@@ -113,8 +113,8 @@ class Report:
             "errors": dict(Counter(outcome.error for outcome in self.outcomes if outcome.error)),
             "first_audio_ms": percentiles([outcome.first_audio for outcome in complete]),
             "first_audible_ms": percentiles([outcome.first_audible for outcome in heard]),
-            "streams_with_under_runs": sum(outcome.under_runs > 0 for outcome in heard),
-            "under_runs": sum(outcome.under_runs for outcome in heard),
+            "streams_with_underruns": sum(outcome.underruns > 0 for outcome in heard),
+            "underruns": sum(outcome.underruns for outcome in heard),
             "audio_seconds_per_second": round(sum(outcome.audio for outcome in self.outcomes) / self.seconds, 3),
             "requests_per_second": round(len(complete) / self.seconds, 3),
         }
@@ -133,7 +133,7 @@ class Listener:
 
     def __init__(self) -> None:
         self.first_audible: float | None = None
-        self.under_runs = 0
+        self.underruns = 0
         self.num_samples = 0
         self._odd = b""
         self._played = 0.0  # when all so far has been played
@@ -146,7 +146,7 @@ class Listener:
         if not len(samples):
             return
         if self.num_samples and now > self._played:
-            self.under_runs += 1
+            self.underruns += 1
         begin = max(now, self._played)
         loud = np.flatnonzero(np.abs(samples.astype(np.int32)) > AUDIBLE * 32768)
         if self.first_audible is None and len(loud):
@@ -191,7 +191,7 @@ async def request(client: httpx.AsyncClient, load: Load, draw: random.Random, sc
                     listener.add(data, now())
             outcome.kind = "complete"
             if format == "pcm":
-                outcome.under_runs, outcome.first_audible = listener.under_runs, listener.first_audible
+                outcome.underruns, outcome.first_audible = listener.underruns, listener.first_audible
 
     try:
         await asyncio.wait_for(read(), leaves)
@@ -242,7 +242,7 @@ def table(summaries: Sequence[dict[str, Any]]) -> str:
             f"{summary['rate']:g}",
             times(summary, "first_audio_ms"),
             times(summary, "first_audible_ms"),
-            f"{summary['streams_with_under_runs']} of {summary['outcomes'].get('complete', 0)}",
+            f"{summary['streams_with_underruns']} of {summary['outcomes'].get('complete', 0)}",
             f"{summary['audio_seconds_per_second']:.2f}",
             f"{summary['requests_per_second']:.2f}",
             str(summary["outcomes"].get("refused", 0)),
@@ -254,7 +254,7 @@ def table(summaries: Sequence[dict[str, Any]]) -> str:
         "requests/s",
         "first audio, ms, p50 / p95 / p99",
         "first audible, ms",
-        "streams with under-runs",
+        "streams with underruns",
         "audio-s/s",
         "complete/s",
         "refused",

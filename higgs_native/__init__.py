@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         PromptError,
         exit_on_bad_input,
     )
-    from higgs_native.generation.conventions.rules import GenerationMode
+    from higgs_native.generation.conventions.behavior import GenerationMode
     from higgs_native.generation.model import HiggsAudioModel
     from higgs_native.generation.requests import GenerationOutput
     from higgs_native.generation.sampling_params import SamplingParams
@@ -102,7 +102,7 @@ _NAMES = {
     ),
     "generation.model": ("HiggsAudioModel",),
     "generation.sampling_params": ("SamplingParams",),
-    "generation.conventions.rules": ("GenerationMode",),
+    "generation.conventions.behavior": ("GenerationMode",),
     "generation.requests": ("GenerationOutput",),
     "long_form.chunk_store": ("SpokenChunk",),
     "long_form.chunking": ("TextChunk", "chunk_text"),

@@ -21,7 +21,7 @@ from higgs_native.checkpoint.language_model import AUDIO_LM_HEAD, AUDIO_TABLE, T
 from higgs_native.checkpoint.packed import PACKED_FILE
 from higgs_native.checkpoint.quantization import PARTS, Quantization
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
-from higgs_native.generation.conventions import rules_of
+from higgs_native.generation.conventions import behavior_of
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.requests import GenerationRequest
 from higgs_native.model.batch import Batch
@@ -129,7 +129,7 @@ def text_prompt(text: str, tokenizer: Tokenizer, config: HiggsAudioConfig) -> to
 
 def speak(model: HiggsAudioModel, prompts: Sequence[torch.Tensor], progress: bool = False) -> Spoken:
     """Generate after prompts [1, S], up to 16,384 positions, with the default sampling parameters."""
-    default_sampling = rules_of(model.config.convention).default_sampling
+    default_sampling = behavior_of(model.config.convention).default_sampling
     requests = [
         GenerationRequest(
             prompt,

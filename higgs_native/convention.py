@@ -11,7 +11,7 @@ class Convention(str, enum.Enum):
     Models of Higgs Audio V2 follow `boson` or `transformers`, those of Higgs TTS 3 `higgs_tts_3`. Prompts and
     generation have a module per convention.
 
-    | | `boson` | `transformers` | `higgs_tts_3` | its place |
+    | | `boson` | `transformers` | `higgs_tts_3` | implemented by |
     |---|---|---|---|---|
     | prompt | a chat, tokenized in parts | a chat, tokenized whole | blocks | `prompt` |
     | first frame | BOS in all codebooks | BOS in all codebooks | drawn | `generation.conventions` |

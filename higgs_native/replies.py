@@ -12,7 +12,7 @@ from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.checkpoint.config import AUDIO_PLACEHOLDER
 from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, PromptError
-from higgs_native.generation.conventions import rules_of
+from higgs_native.generation.conventions import behavior_of
 from higgs_native.generation.delay_pattern import segment_codes
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.requests import (
@@ -79,7 +79,7 @@ class ReplyGenerator:
     @property
     def default_sampling(self) -> SamplingParams:
         """The sampling parameters where a caller gives none."""
-        return rules_of(self.convention).default_sampling
+        return behavior_of(self.convention).default_sampling
 
     def generate(
         self,
@@ -188,7 +188,7 @@ class ReplyGenerator:
 
     def encode_recording(self, recording: Recording) -> torch.Tensor:
         """Return the codes [codebooks, frames] of a reference, as the model was trained with them."""
-        convention = rules_of(self.convention).recording_convention
+        convention = behavior_of(self.convention).recording_convention
         return self.audio_tokenizer.encode(recording.samples, recording.sampling_rate, convention)
 
     def frame_counter(self, on_progress: Callable[[float], None]) -> Callable[[torch.Tensor], None]:
@@ -197,7 +197,7 @@ class ReplyGenerator:
         A frame is complete when its last codebook is drawn.
         """
         # A frame of BOS sets the count back by the delay; without one, it begins there.
-        complete = 0 if rules_of(self.convention).has_bos_frame else 1 - self.model.config.num_codebooks
+        complete = 0 if behavior_of(self.convention).has_bos_frame else 1 - self.model.config.num_codebooks
 
         def on_frame(codes: torch.Tensor) -> None:
             nonlocal complete
@@ -228,4 +228,4 @@ class ReplyGenerator:
     def _codes(self, segment: torch.Tensor) -> torch.Tensor:
         """The codes of a delayed segment, without BOS and EOS: [codebooks, N] -> [codebooks, T]."""
         codes = segment_codes(segment, self.model.config, self.convention)
-        return rules_of(self.convention).decodable(codes, self.audio_tokenizer.codebook_size)
+        return behavior_of(self.convention).decodable(codes, self.audio_tokenizer.codebook_size)

@@ -15,7 +15,7 @@ from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError
 from higgs_native.failure_checks import Failure, detect_failures, frame_levels
-from higgs_native.generation.conventions import rules_of
+from higgs_native.generation.conventions import behavior_of
 from higgs_native.generation.delay_pattern import SegmentReader
 from higgs_native.generation.requests import GenerationOutput, OnFrame, OnToken, Playback, WantsItems
 from higgs_native.manuscript.passages import cut_ends
@@ -220,7 +220,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
     def _decode(self, is_last: bool = False) -> np.ndarray:
         none = torch.empty(self._config.num_codebooks, 0, dtype=torch.int64, device="cpu")
         codes = self._reader.read(torch.stack(self._frames, dim=1) if self._frames else none)
-        codes = rules_of(self._convention).decodable(codes, self._audio_tokenizer.codebook_size)
+        codes = behavior_of(self._convention).decodable(codes, self._audio_tokenizer.codebook_size)
         self._frames = []
         self._codes.append(codes)
         samples = self._decoder.decode(codes, is_last).numpy()

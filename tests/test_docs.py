@@ -135,7 +135,7 @@ def test_the_table_of_the_server_is_that_of_its_report():
     page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     for rate in report["rates"]:
         first = rate["first_audio_ms"]
-        late = f"{rate['streams_with_under_runs']} of {rate['outcomes']['complete']}"
+        late = f"{rate['streams_with_underruns']} of {rate['outcomes']['complete']}"
         streams = f"{rate['audio_seconds_per_second']:.0f}"
         assert f"| {rate['rate']:g} | {first['p50']:.0f} ms | {first['p95']:.0f} ms | {late} | {streams} |" in page
 

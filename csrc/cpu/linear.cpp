@@ -58,7 +58,7 @@ struct Int4Words {
   int64_t row_bytes() const { return k; }
 
   // Zero is stored as 8.
-  static uint32_t join(uint64_t bytes) {
+  static uint32_t word(uint64_t bytes) {
     const uint64_t stored = (bytes & 0x0f0f0f0f0f0f0f0f) ^ 0x0808080808080808;
     return static_cast<uint32_t>(stored) | static_cast<uint32_t>(stored >> 32) << 4;
   }
@@ -66,13 +66,13 @@ struct Int4Words {
   uint32_t operator()(const char* from, int64_t u) const {
     uint64_t bytes;
     std::memcpy(&bytes, from + u * 8, 8);
-    return join(bytes);
+    return word(bytes);
   }
 
   uint32_t rest(const char* from) const {
     uint64_t bytes = 0;
     std::memcpy(&bytes, from + count() * 8, k % 8);
-    return join(bytes);
+    return word(bytes);
   }
 };
 
@@ -81,7 +81,7 @@ struct Int4Words {
 template <typename Words>
 void pack_block(char* packed, const char* from, int64_t rows, int64_t units, const Words& words) {
   constexpr int64_t kBlock = 16;
-  const uint32_t zeros = std::is_same_v<Words, Int4Words> ? Int4Words::join(0) : 0;
+  const uint32_t zeros = std::is_same_v<Words, Int4Words> ? Int4Words::word(0) : 0;
   const int64_t whole = from ? words.count() : 0, stride = words.row_bytes();
   for (int64_t begin = 0; begin < whole; begin += kBlock) {
     const int64_t end = std::min(begin + kBlock, whole);

@@ -127,8 +127,8 @@ class BatchMaker:
         """The tokens before and after the text of a prompt."""
         voices = [] if profile is None else [Voice(profile=VOICES[profile].profile)]
         ids = prompt_ids("assistant", voices, scene, self.tokenizer)
-        place = ids.index(self.tokenizer.encode("assistant").ids[0])
-        return ids[:place], ids[place + 1 :]
+        index = ids.index(self.tokenizer.encode("assistant").ids[0])
+        return ids[:index], ids[index + 1 :]
 
     def _prefix(self, index: int, augmented: bool) -> list[int]:
         """The tokens before the text of a prompt that names the voice of an utterance, or leaves it to the model."""
@@ -195,8 +195,8 @@ class BatchMaker:
             voice = Voice(reference_audio=(np.zeros(1), 1), reference_text="one")
             ids = prompt_ids("two", [voice], None, self.tokenizer)
             start = ids.index(self.tokenizer.token_to_id("<|AUDIO_OUT|>")) + 1
-            place = ids.index(self.tokenizer.encode("two").ids[0])
-            self._turn = ids[start:place], ids[place + 1 :]
+            index = ids.index(self.tokenizer.encode("two").ids[0])
+            self._turn = ids[start:index], ids[index + 1 :]
         return [*self._turn[0], *text, *self._turn[1]]
 
     def _corrupt(self, audio: list[np.ndarray]) -> list[np.ndarray]:

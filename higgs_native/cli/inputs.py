@@ -19,7 +19,7 @@ from higgs_native.checkpoint.files import resolve_folder
 from higgs_native.cli.console import notice
 from higgs_native.cli.options import MODEL_NAME
 from higgs_native.errors import ParameterError, PromptError, short_repr
-from higgs_native.generation.conventions import rules_of
+from higgs_native.generation.conventions import behavior_of
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio, read_trained_voices
 from higgs_native.prompt.recordings import Recording
@@ -99,7 +99,7 @@ def sampling_params(model: str | None, **options: Any) -> SamplingParams:
     The model is fetched if it is on the Hub, but no weights are loaded.
     """
     folder = EMBEDDED_VOICE if model is None else resolve_folder(model)
-    defaults = rules_of(HiggsAudioConfig.from_pretrained(folder).convention).default_sampling
+    defaults = behavior_of(HiggsAudioConfig.from_pretrained(folder).convention).default_sampling
     given: Any = {name: value for name, value in options.items() if value is not None}
     return SamplingParams.of(None, given, defaults)
 

@@ -100,5 +100,5 @@ def write_stream(speech: SpeechStream, path: Path) -> None:
     if speech.first_audio_seconds is not None:
         report += f", the first after {speech.first_audio_seconds:.2f} s"
     if speech.underrun_margin_seconds is not None:
-        report += f", under-run margin {speech.underrun_margin_seconds:.2f} s (below zero, playback would pause)"
+        report += f", underrun margin {speech.underrun_margin_seconds:.2f} s (below zero, playback would pause)"
     notice(f"{report}, seed {speech.seed}")

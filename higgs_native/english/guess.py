@@ -17,24 +17,24 @@ _ACCENTS = 2
 
 
 class Guesser(nn.Module):
-    """Letters to phonemes by connectionist temporal classification: every letter has three places for phonemes.
+    """Letters to phonemes by connectionist temporal classification: every letter has three outputs for phonemes.
 
     Args:
-        width, inner, layers: of the transformer over the places.
+        width, inner, layers: of the transformer over the outputs.
     """
 
     def __init__(self, width: int = 128, inner: int = 384, layers: int = 4) -> None:
         super().__init__()
         self.shape = {"width": width, "inner": inner, "layers": layers}
         self.letters = nn.Embedding(len(LETTERS) + 1, width)
-        self.places = nn.Embedding(_WIDEST * _LONGEST, width)
+        self.positions = nn.Embedding(_WIDEST * _LONGEST, width)
         self.accents = nn.Embedding(_ACCENTS, width)
         layer = nn.TransformerEncoderLayer(width, width // 32, inner, 0.0, "gelu", batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.head = nn.Linear(width, len(PHONEMES) + 1)
 
     def forward(self, letters: torch.Tensor, accents: torch.Tensor) -> torch.Tensor:
-        """Logits of the blank and the phonemes at each place.
+        """Logits of the blank and the phonemes at each output.
 
         Args:
             letters: int64 [batch, length], 0 behind a word's end; else 1 + the index in `LETTERS`.
@@ -44,7 +44,7 @@ class Guesser(nn.Module):
             [batch, 3 * length, phonemes + 1]
         """
         ids = letters.repeat_interleave(_WIDEST, 1)
-        x = self.letters(ids) + self.places.weight[: ids.shape[1]] + self.accents(accents)[:, None]
+        x = self.letters(ids) + self.positions.weight[: ids.shape[1]] + self.accents(accents)[:, None]
         return self.head(self.encoder(x, src_key_padding_mask=ids == 0))
 
     @torch.inference_mode()
@@ -54,7 +54,7 @@ class Guesser(nn.Module):
         if not ids:
             return ""
         logits = self(torch.tensor([ids]), torch.tensor([int(british)]))
-        return decode_places(logits[0].argmax(-1).tolist())
+        return decode_outputs(logits[0].argmax(-1).tolist())
 
     @classmethod
     def load(cls, path: Path) -> "Guesser":
@@ -71,7 +71,7 @@ def encode_letters(word: str) -> list[int]:
     return [LETTERS.index(letter) + 1 for letter in word.lower() if letter in LETTERS][:_LONGEST]
 
 
-def decode_places(places: list[int]) -> str:
-    """Phonemes of the best class of each place: of equals in a row one counts, and blanks part them."""
-    kept = [place for place, before in zip(places, [0, *places], strict=False) if place and place != before]
-    return "".join(PHONEMES[place - 1] for place in kept)
+def decode_outputs(outputs: list[int]) -> str:
+    """Phonemes of the best class of each output: of equals in a row one counts, and blanks part them."""
+    kept = [output for output, before in zip(outputs, [0, *outputs], strict=False) if output and output != before]
+    return "".join(PHONEMES[output - 1] for output in kept)

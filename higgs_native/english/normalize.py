@@ -268,7 +268,7 @@ _RULES: tuple[tuple[re.Pattern, object], ...] = tuple(
         (r"\b(?:[A-Za-z]\.){2,}", _initials),
         (r"(?<![A-Z] )\b([A-Z])\. (?=[A-Z][a-z.])", r"\1 "),
         (rf"\b({'|'.join(sorted({*TITLES, *ABBREVIATIONS, *DAYS}, key=len, reverse=True))})\b(\.)?", _abbreviation),
-        # A number behind a place where a word might be is a year only if nothing groups or divides it.
+        # A number after what may be a word is a year only if nothing groups or divides it.
         (r"(?<![\d.,])\b(1[1-9]\d\d|20[0-9]\d)\b(?![\d,]*\d|\.\d| [a-z]+s\b)", lambda m: year(int(m[1]))),
         (r"(?<![\w)])[-−](?=\.?\d)", "minus "),
         (r"(?<![\d.,])(?:0\d+|\d{10,})\b(?![.,]\d)", lambda m: digits(m[0])),

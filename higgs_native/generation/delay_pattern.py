@@ -11,7 +11,7 @@ from higgs_native import ops
 from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError, PromptError
-from higgs_native.generation.conventions import rules_of
+from higgs_native.generation.conventions import behavior_of
 from higgs_native.utils.tensors import integer_tensor
 
 
@@ -42,14 +42,14 @@ def build_delay_pattern(
     codes = codes.to(device="cpu", dtype=torch.int32).contiguous()
     frames = codes.new_empty(config.num_codebooks, codes.shape[1] + config.num_codebooks + 1)
     ops.delay_pattern_build(frames, codes, config.audio_stream_bos_id, config.audio_stream_eos_id)
-    if not rules_of(convention).has_bos_frame:
+    if not behavior_of(convention).has_bos_frame:
         frames = frames[:, 1:-1]
     return frames.T.contiguous()
 
 
 def num_delayed(num_frames: int, config: HiggsAudioConfig, convention: Convention) -> int:
     """Return the number of delayed frames of a reference of `num_frames` frames."""
-    bounds = 2 if rules_of(convention).has_bos_frame else 0
+    bounds = 2 if behavior_of(convention).has_bos_frame else 0
     return num_frames + config.num_codebooks - 1 + bounds
 
 
@@ -85,10 +85,10 @@ def segment_codes(segment: torch.Tensor, config: HiggsAudioConfig, convention: C
         frames but the first, which is BOS, and the last, which is EOS or was cut off; for transformers' those between
         the frame of BOS and the frame of EOS in all codebooks; for that of Higgs TTS 3 those of all frames.
     """
-    rules = rules_of(convention)
-    ends = rules.is_end(segment, config).nonzero().flatten().tolist()
-    codes = revert_delay_pattern(segment[:, int(rules.has_bos_frame) : ends[0] if ends else None])
-    return codes[:, :-1] if rules.drops_last_codes else codes
+    behavior = behavior_of(convention)
+    ends = behavior.is_end(segment, config).nonzero().flatten().tolist()
+    codes = revert_delay_pattern(segment[:, int(behavior.has_bos_frame) : ends[0] if ends else None])
+    return codes[:, :-1] if behavior.drops_last_codes else codes
 
 
 class SegmentReader:
@@ -104,17 +104,17 @@ class SegmentReader:
 
     def __init__(self, config: HiggsAudioConfig, convention: Convention) -> None:
         self._config = config
-        self._rules = rules_of(convention)
+        self._behavior = behavior = behavior_of(convention)
         # If the codes of the last frame are dropped, codes are final only once the next ones are complete.
-        self.delay = config.num_codebooks - 1 + int(self._rules.has_bos_frame) + int(self._rules.drops_last_codes)
+        self.delay = config.num_codebooks - 1 + int(behavior.has_bos_frame) + int(behavior.drops_last_codes)
         # Frames with codes that are not final.
         self._frames = torch.empty(config.num_codebooks, 0, dtype=torch.int64, device="cpu")
-        self._begun = not self._rules.has_bos_frame
+        self._begun = not self._behavior.has_bos_frame
         self._ended = False
 
     def read(self, frames: torch.Tensor) -> torch.Tensor:
         """Take the next delayed frames [codebooks, N]; return the codes [codebooks, T], int64, that are final now."""
-        ends = self._rules.is_end(frames, self._config).nonzero().flatten().tolist()
+        ends = self._behavior.is_end(frames, self._config).nonzero().flatten().tolist()
         frames = frames[:, : 0 if self._ended else ends[0] if ends else None]
         self._ended |= bool(ends)
         if not self._begun and frames.shape[1]:
@@ -122,7 +122,7 @@ class SegmentReader:
             self._begun = True
         frames = torch.cat([self._frames, frames], dim=1)
         codes = revert_delay_pattern(frames)
-        if self._rules.drops_last_codes:
+        if self._behavior.drops_last_codes:
             codes = codes[:, :-1]
         self._frames = frames[:, codes.shape[1] :]
         return codes

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 
 from higgs_native.errors import GenerationError, ParameterError
-from higgs_native.generation.conventions.rules import GenerationMode
+from higgs_native.generation.conventions.behavior import GenerationMode
 from higgs_native.generation.driver import Driver
 from higgs_native.generation.expansion import begin_sequence
 from higgs_native.generation.handle import RequestHandle

@@ -7,8 +7,8 @@ import torch
 
 from higgs_native.convention import Convention
 from higgs_native.errors import PromptError
-from higgs_native.generation.conventions import rules_of
-from higgs_native.generation.conventions.rules import GenerationMode, Rules
+from higgs_native.generation.conventions import behavior_of
+from higgs_native.generation.conventions.behavior import Behavior, GenerationMode
 from higgs_native.generation.delay_pattern import build_delay_pattern
 from higgs_native.generation.requests import GenerationRequest
 from higgs_native.generation.sequence import Frame, Row, SequenceState
@@ -29,9 +29,9 @@ def begin_sequence(model: LanguageModel, request: GenerationRequest) -> Sequence
     """
     check_instance("request", request, GenerationRequest)
     convention = model.config.convention_of(request.convention)
-    rules = rules_of(convention)
-    ids = _checked_ids(model, request.input_ids, rules)
-    sampling = rules.default_sampling if request.sampling is None else request.sampling
+    behavior = behavior_of(convention)
+    ids = _checked_ids(model, request.input_ids, behavior)
+    sampling = behavior.default_sampling if request.sampling is None else request.sampling
     request = replace(request, convention=convention, sampling=sampling.with_seed())
     adapter = None if request.adapter is None else model.require_adapter(request.adapter)
     begin = _begin_prompt if request.delayed_frames is None else _begin_expanded
@@ -49,13 +49,13 @@ def begin_sequence(model: LanguageModel, request: GenerationRequest) -> Sequence
     return sequence
 
 
-def _checked_ids(model: LanguageModel, input_ids: torch.Tensor, rules: Rules) -> list[int]:
+def _checked_ids(model: LanguageModel, input_ids: torch.Tensor, behavior: Behavior) -> list[int]:
     input_ids = integer_tensor("input_ids", input_ids, PromptError)
     prompt = input_ids[0] if input_ids.dim() == 2 and input_ids.shape[0] == 1 else input_ids
     if prompt.dim() != 1 or len(prompt) == 0:
         raise PromptError(f"input_ids must have shape [1, S] with S of at least 1, got {list(input_ids.shape)}")
     ids: list[int] = prompt.tolist()
-    placeholders = rules.placeholders(model)
+    placeholders = behavior.placeholders(model)
     tokens = [token for token in ids if token not in placeholders]
     low, high = min(tokens, default=0), max(tokens, default=0)
     if low < 0 or high >= model.config.vocab_size:
@@ -68,7 +68,7 @@ def _checked_ids(model: LanguageModel, input_ids: torch.Tensor, rules: Rules) ->
 def _begin_prompt(model: LanguageModel, request: GenerationRequest, ids: list[int]) -> SequenceState:
     """Begin a sequence whose prompt has one placeholder per recording."""
     rows, prompt_ids, prompt_frames = _expand_placeholders(model, request, ids)
-    mode = rules_of(request.known_convention).first_mode(model, ids, request.partial_audio is not None)
+    mode = behavior_of(request.known_convention).first_mode(model, ids, request.partial_audio is not None)
     segments: list[list[Frame]] = [] if mode is GenerationMode.TEXT else [[]]
     sequence = SequenceState(request, mode, rows, len(rows), prompt_frames, prompt_ids, segments=segments)
     if request.partial_audio is not None:
@@ -80,8 +80,8 @@ def _expand_placeholders(
     model: LanguageModel, request: GenerationRequest, ids: list[int]
 ) -> tuple[list[Row], list[int], list[Frame]]:
     """Return the prompt's rows, its ids (one per row), and the frames that repetition-aware sampling counts."""
-    config, rules = model.config, rules_of(request.known_convention)
-    placeholders = rules.placeholders(model)
+    config, behavior = model.config, behavior_of(request.known_convention)
+    placeholders = behavior.placeholders(model)
     count = sum(token in placeholders for token in ids)
     if count != len(request.reference_codes):
         raise PromptError(
@@ -99,8 +99,8 @@ def _expand_placeholders(
             continue
         frames = _frames(build_delay_pattern(next(references), config, request.known_convention))
         rows += frames
-        prompt_ids += rules.ids_of_frames(token, len(frames), config)
-        if rules.counts_repetitions(token, config):
+        prompt_ids += behavior.ids_of_frames(token, len(frames), config)
+        if behavior.counts_repetitions(token, config):
             prompt_frames += frames
     return rows, prompt_ids, prompt_frames
 
@@ -117,7 +117,7 @@ def _resume_audio(sequence: SequenceState, frames: Sequence[Frame]) -> None:
 def _begin_expanded(model: LanguageModel, request: GenerationRequest, ids: list[int]) -> SequenceState:
     """Begin a sequence whose prompt has one placeholder per delayed frame."""
     config, frames = model.config, integer_tensor("delayed_frames", request.delayed_frames, PromptError)
-    placeholders = rules_of(request.known_convention).frame_placeholders(config)
+    placeholders = behavior_of(request.known_convention).frame_placeholders(config)
     if not placeholders or request.reference_codes or request.partial_audio is not None:
         raise PromptError(
             f"delayed_frames must be None in the convention {Convention.BOSON.value!r}, and with reference_codes or "
@@ -147,8 +147,8 @@ def _checked_partial_audio(model: LanguageModel, request: GenerationRequest) -> 
         )
     _check_codes("partial_audio", partial, config.codebook_size)
     frames = _frames(partial.T)
-    rules = rules_of(request.known_convention)
-    if rules.has_bos_frame and set(frames[0]) != {config.audio_stream_bos_id}:
+    behavior = behavior_of(request.known_convention)
+    if behavior.has_bos_frame and set(frames[0]) != {config.audio_stream_bos_id}:
         raise PromptError(f"partial_audio must begin with a frame of BOS in all codebooks, got {list(frames[0])}")
     if set(frames[-1]) == {config.audio_stream_eos_id}:
         raise PromptError("partial_audio must not have ended, got EOS in all codebooks of its last frame")

@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError
-from higgs_native.generation.conventions import rules_of
+from higgs_native.generation.conventions import behavior_of
 from higgs_native.generation.engine import Engine
 from higgs_native.generation.handle import RequestHandle
 from higgs_native.generation.requests import GenerationOutput, GenerationRequest, OnFrame, OnToken
@@ -57,12 +57,12 @@ class HiggsAudioModel(LanguageModel):
             sampling: how to draw and when to stop, or in its place `options`: the attributes of `SamplingParams`.
         """
         convention = None if convention is None else Convention.parse(convention)
-        rules = rules_of(self.config.convention_of(convention))
+        behavior = behavior_of(self.config.convention_of(convention))
         request = GenerationRequest(
             input_ids,
             reference_codes,
             convention,
-            SamplingParams.of(sampling, options, rules.default_sampling),
+            SamplingParams.of(sampling, options, behavior.default_sampling),
             partial_audio,
             delayed_frames,
             on_frame=on_frame,

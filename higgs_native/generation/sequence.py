@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from higgs_native.generation.conventions import rules_of
-from higgs_native.generation.conventions.rules import GenerationMode, Rules
+from higgs_native.generation.conventions import behavior_of
+from higgs_native.generation.conventions.behavior import Behavior, GenerationMode
 from higgs_native.generation.requests import FinishReason, GenerationOutput, GenerationRequest
 from higgs_native.model.low_rank import PackedAdapter
 from higgs_native.model.transformer import LanguageModel
@@ -68,9 +68,9 @@ class SequenceState:
     finish_reason: FinishReason | None = None
 
     @property
-    def rules(self) -> Rules:
-        """The rules of the request's convention."""
-        return rules_of(self.request.known_convention)
+    def behavior(self) -> Behavior:
+        """The behavior of the request's convention."""
+        return behavior_of(self.request.known_convention)
 
     @property
     def num_pending(self) -> int:
@@ -114,7 +114,7 @@ class SequenceState:
 
     def end_audio(self, model: LanguageModel) -> None:
         """End an audio segment: the convention's token follows it, or the reply ends too."""
-        next_token = self.rules.text_after_audio(model)
+        next_token = self.behavior.text_after_audio(model)
         if next_token is None:
             self.finish_reason = "stop"
             return
@@ -158,7 +158,7 @@ class SequenceState:
         self.emit(token)
 
     def _ends_reply(self, model: LanguageModel) -> bool:
-        return self.rules.ends_reply(model, self.text_ids, self.request.known_sampling.stop_strings)
+        return self.behavior.ends_reply(model, self.text_ids, self.request.known_sampling.stop_strings)
 
 
 def _segment(frames: Sequence[Frame]) -> torch.Tensor:

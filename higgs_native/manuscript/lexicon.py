@@ -77,14 +77,14 @@ class Lexicon:
         """Return a text with its words replaced; what replaces a word is not searched again."""
         return text if self._pattern is None else self._pattern.sub(self._replacement, text)
 
-    def _add(self, word: str, spelling: str, place: str) -> None:
+    def _add(self, word: str, spelling: str, location: str) -> None:
         for name, value in (("word", word), ("spelling", spelling)):
-            check_unicode(value, f"{place}: {name}")
+            check_unicode(value, f"{location}: {name}")
             if not value.strip() or _BREAKS.search(value):
-                raise PromptError(f"{place}: {name} must be text without brackets, got {short_repr(value)}")
+                raise PromptError(f"{location}: {name} must be text without brackets, got {short_repr(value)}")
         word = " ".join(word.split())
         if word in self._spellings:
-            raise PromptError(f"{place}: word must be given once, got {short_repr(word)} again")
+            raise PromptError(f"{location}: word must be given once, got {short_repr(word)} again")
         self._spellings[word] = spelling.strip()
 
     def _compile(self) -> None:

@@ -58,9 +58,7 @@ class Metrics:
         self.requests = counter("requests", "Finished requests.", "route", "status")
         self.errors = counter("errors", "Requests that ended with an error, by its code.", "code")
         self.left = counter("clients_left", "Clients that left before the end of their speech.")
-        self.under_runs = counter(
-            "under_runs", "Pieces of audio that came after the sound before them had been played."
-        )
+        self.underruns = counter("underruns", "Pieces of audio that came after the sound before them had been played.")
         self.failures = counter("speech_failures", "Failures of speech: no end, silence, ...", "kind")
         self.audio_seconds = counter("audio_seconds", "Seconds of audio, before a change of speed.")
         self.tokens = counter("tokens", "Tokens of prompts, and frames and tokens of replies.", "kind")

@@ -3,15 +3,15 @@
 import torch
 from safetensors.torch import save_file
 
-from higgs_native.english.guess import PHONEMES, Guesser, decode_places, encode_letters
+from higgs_native.english.guess import PHONEMES, Guesser, decode_outputs, encode_letters
 
 
 def test_letters_and_places():
     assert encode_letters("Café's") == [3, 1, 6, 27, 19]
     assert len(encode_letters("a" * 99)) == 40
     a, b = PHONEMES.index("k") + 1, PHONEMES.index("æ") + 1
-    assert decode_places([0, a, a, 0, a, b, b, 0]) == "kkæ"
-    assert decode_places([]) == decode_places([0, 0]) == ""
+    assert decode_outputs([0, a, a, 0, a, b, b, 0]) == "kkæ"
+    assert decode_outputs([]) == decode_outputs([0, 0]) == ""
 
 
 def test_a_guesser_that_is_written_and_read_guesses_alike(tmp_path):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from higgs_native import ops
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError, PromptError
-from higgs_native.generation.conventions import rules_of
+from higgs_native.generation.conventions import behavior_of
 from higgs_native.generation.delay_pattern import SegmentReader, build_delay_pattern, num_delayed, segment_codes
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.requests import GenerationRequest
@@ -67,7 +67,7 @@ def test_generation_equals_the_original(model, name):
     torch.testing.assert_close(output.audio_logits.cpu(), TENSORS[f"{name}.logits"], rtol=0, atol=1e-4)
     codes = segment_codes(segment, model.config, Convention.HIGGS_TTS_3)
     assert torch.equal(codes, TENSORS[f"{name}.undelayed"].long())
-    decodable = rules_of(Convention.HIGGS_TTS_3).decodable(codes, NUM_CODES)
+    decodable = behavior_of(Convention.HIGGS_TTS_3).decodable(codes, NUM_CODES)
     assert torch.equal(decodable, TENSORS[f"{name}.codes"].long())
 
 
@@ -92,7 +92,7 @@ def test_codes_are_read_frame_by_frame(name):
 
 
 def test_the_defaults_are_those_of_the_published_endpoint(model):
-    default = rules_of(Convention.HIGGS_TTS_3).default_sampling
+    default = behavior_of(Convention.HIGGS_TTS_3).default_sampling
     assert (default.temperature, default.top_p, default.top_k, default.max_new_tokens) == (0.8, 0.8, 30, 2048)
     assert default.ras_win_len is None
     chosen = model.generate(collapsed("tags"), seed=4, max_new_tokens=40)

@@ -16,7 +16,7 @@ def test_a_piece_that_comes_late_is_an_under_run():
     listener = Listener()
     for at in (0.5, 1.4, 2.4, 4.0, 4.1):  # played until 1.5, 2.5, 3.5, 5.0
         listener.add(SECOND, at)
-    assert listener.under_runs == 1
+    assert listener.underruns == 1
     assert listener.num_samples == 5 * 24_000
     assert listener.first_audible == 0.5
 
@@ -28,7 +28,7 @@ def test_silence_is_not_heard():
     assert listener.first_audible is None
     listener.add(bytes(1199) + SECOND, 0.4)
     assert listener.first_audible == pytest.approx(0.2 + 0.5 + 0.25 + 0.025)
-    assert listener.under_runs == 0
+    assert listener.underruns == 0
 
 
 def test_percentiles_are_in_milliseconds():

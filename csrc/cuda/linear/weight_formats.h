@@ -34,7 +34,7 @@ static_assert(Step<WeightFormat::int8>::kColumns == kQuantGroup && Step<WeightFo
 template <WeightFormat F>
 using TensorCoreType = std::conditional_t<F == WeightFormat::f16, float16, bfloat16>;
 
-// Lane 4 * g + t: g, the group of four lanes that share a row of x, and t, the place in the group.
+// Lane 4 * g + t: g, the group of four lanes that share a row of x, and t, its index in the group.
 __device__ __forceinline__ int group_lane() { return static_cast<int>(threadIdx.x) % kWarp / 4; }
 __device__ __forceinline__ int lane_in_group() { return static_cast<int>(threadIdx.x) % 4; }
 __device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }

@@ -68,11 +68,11 @@ def cut(audio: np.ndarray, f0: np.ndarray, phase: np.ndarray, gain: float) -> Fr
     whole[inside.start - begin : inside.stop - begin] = audio[inside]
     frames = len(whole) // HOP_LENGTH
     fine, fine_f0 = own_phase(audio, f0, phase), pitch_of(len(audio) // PHASE_HOP, f0)
-    places = (begin + PHASE_HOP * np.arange(len(whole) // PHASE_HOP)) // PHASE_HOP
-    inside = (places >= 0) & (places < len(fine))
-    places = places.clip(0, len(fine) - 1)
-    fine = np.where(inside, fine[places], np.nan)
-    frame_f0, frame_phase = _at_frames(fine.reshape(frames, -1), fine_f0[places].reshape(frames, -1))
+    samples = (begin + PHASE_HOP * np.arange(len(whole) // PHASE_HOP)) // PHASE_HOP
+    inside = (samples >= 0) & (samples < len(fine))
+    samples = samples.clip(0, len(fine) - 1)
+    fine = np.where(inside, fine[samples], np.nan)
+    frame_f0, frame_phase = _at_frames(fine.reshape(frames, -1), fine_f0[samples].reshape(frames, -1))
     return Frames(whole.clip(-1, 1), frame_f0, frame_phase, fine.astype(np.float32), int(begin))
 
 

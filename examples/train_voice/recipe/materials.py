@@ -166,12 +166,12 @@ def _austen(temporary: Path) -> Iterator[str]:
     """Paragraphs of six novels, from R's serialized vectors of lines."""
     file = _deb(temporary, "r-cran-janeaustenr") / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
     data = file.read_bytes()
-    place = 0
-    while place < len(data):
+    offset = 0
+    while offset < len(data):
         # Each block: the size of its contents in four bytes, then the contents as a zlib stream.
         stream = zlib.decompressobj()
-        block = stream.decompress(data[place + 4 :])
-        place = len(data) - len(stream.unused_data)
+        block = stream.decompress(data[offset + 4 :])
+        offset = len(data) - len(stream.unused_data)
         paragraph: list[str] = []
         for line in _r_strings(block):
             if line.strip():

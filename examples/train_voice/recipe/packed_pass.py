@@ -81,7 +81,7 @@ class Packing:
         shared: how many rows, at the beginning, belong to several sequences.
         first: the first row of the last segments.
         count: how many rows there are from it on, before padding.
-        chosen: bool [batch, length], which places of the last segment these are.
+        chosen: bool [batch, length], which positions of the last segment these are.
         groups: of sequences, prefixes first, for all layers but the last one.
         last: the same for the last layer, which computes the last segments alone.
     """

@@ -97,7 +97,7 @@ class Pool:
         return {name: torch.from_numpy(np.concatenate(values, -1)) for name, values in parts.items()}
 
     def draw(self, batch: int, frames: int) -> Clips:
-        """Draw clips, each from any place of any shard of the pool, at the beginning of a frame."""
+        """Draw clips, each from anywhere in any shard of the pool, at the beginning of a frame."""
         clips = []
         long_enough = [shard for shard in self._shards if len(shard["f0"]) >= frames]
         lengths = [len(shard["f0"]) for shard in long_enough]

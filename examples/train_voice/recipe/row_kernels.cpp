@@ -34,9 +34,9 @@ inline int64_t whole_vectors(int64_t count, int64_t total) { return std::min((co
 
 constexpr bfloat16 kLowest = 0xFF7F;
 
-// Dropout without stored masks: what is kept is a function of seed and place. `dropped` is a share of 2^32.
-inline float kept(uint32_t place, uint32_t seed, uint32_t dropped) {
-  uint32_t mixed = (place ^ seed) * 0x9E3779B1u;
+// Dropout without stored masks: what is kept is a function of seed and index. `dropped` is a share of 2^32.
+inline float kept(uint32_t index, uint32_t seed, uint32_t dropped) {
+  uint32_t mixed = (index ^ seed) * 0x9E3779B1u;
   mixed = (mixed ^ (mixed >> 15)) * 0x85EBCA77u;
   mixed ^= mixed >> 13;
   return mixed >= dropped ? 1.0f : 0.0f;
@@ -201,7 +201,7 @@ void scatter_heads(
       const float* cosines = turns == nullptr ? nullptr : turns + (starts[sequence] + t) * width;
       for (int64_t head = 0; head < heads; ++head) {
         const bfloat16* from = gathered + (head * length + t) * width;
-        const int64_t place = table[t] * stride + head * width;
+        const int64_t index = table[t] * stride + head * width;
         if (turns == nullptr) {
 #pragma omp simd
           for (int64_t i = 0; i < width; ++i) turned[i] = widen(from[i]);
@@ -216,10 +216,10 @@ void scatter_heads(
         }
         if (table[t] < shared) {
 #pragma omp simd
-          for (int64_t i = 0; i < width; ++i) sums[place + i] += turned[i];
+          for (int64_t i = 0; i < width; ++i) sums[index + i] += turned[i];
         } else {
 #pragma omp simd
-          for (int64_t i = 0; i < width; ++i) rows[place + i] = narrow(turned[i]);
+          for (int64_t i = 0; i < width; ++i) rows[index + i] = narrow(turned[i]);
         }
       }
     }
@@ -231,8 +231,8 @@ void scatter_heads(
 void cross_entropy(
     bfloat16* logits, const int64_t* targets, double* losses, int64_t rows, int64_t books, int64_t codes) {
   std::vector<float> powers(codes);
-  for (int64_t place = 0; place < rows * books; ++place, logits += codes) {
-    const int64_t target = targets[place];
+  for (int64_t index = 0; index < rows * books; ++index, logits += codes) {
+    const int64_t target = targets[index];
     if (target < 0) {
       std::fill_n(logits, codes, bfloat16{0});
       continue;
@@ -245,7 +245,7 @@ void cross_entropy(
       powers[code] = exponential(widen(logits[code]) - highest);
       sum += powers[code];
     }
-    losses[place % books] += std::log(sum) + highest - widen(logits[target]);
+    losses[index % books] += std::log(sum) + highest - widen(logits[target]);
     const float factor = 1 / sum;
     powers[target] -= sum;
 #pragma omp simd

@@ -177,8 +177,8 @@ class SequenceMaker(BatchMaker):
         """The token of the phoneme that each frame of an utterance speaks: [frames]."""
         corpus, ids = self.utterances, self.text_ids[index]
         tokens = np.repeat(ids, [self._lengths[token] for token in ids])
-        places = corpus.spoken[corpus.starts[index] : corpus.starts[index + 1]]
-        return np.where(places < 0, IGNORED, tokens[places.clip(0, len(tokens) - 1)])
+        phonemes = corpus.spoken[corpus.starts[index] : corpus.starts[index + 1]]
+        return np.where(phonemes < 0, IGNORED, tokens[phonemes.clip(0, len(tokens) - 1)])
 
     def _dialogue(self, voice: int, text: list[int]) -> tuple[tuple[list[int], list[int]], list[int], int]:
         """The prompt's frame and text of an utterance and that of another speaker behind it, and which one that is."""
@@ -199,8 +199,8 @@ class SequenceMaker(BatchMaker):
             text = f"[SPEAKER0] {_PLACEHOLDER}\n[SPEAKER1] {_PLACEHOLDER}" if dialogue else _PLACEHOLDER
             ids = prompt_ids(text, [Voice(profile=name) for name in names], None, self.tokenizer)
             inner = self.tokenizer.encode(text).ids
-            place = next(i for i in range(len(ids)) if ids[i : i + len(inner)] == inner)
-            self._cached[key] = ids[:place], ids[place + len(inner) :]
+            index = next(i for i in range(len(ids)) if ids[i : i + len(inner)] == inner)
+            self._cached[key] = ids[:index], ids[index + len(inner) :]
         return self._cached[key]
 
     def _turn_ids(self) -> tuple[list[int], list[int]]:

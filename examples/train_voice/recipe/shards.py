@@ -2,7 +2,7 @@
 
 `shards/00012` holds `speech.flac` (its utterances one after another, 24 kHz, 16 bits), `utterances.jsonl` (one line
 for each: what `utterances.jsonl` of the whole says of it, its first sample and its number of samples) and
-`features.npz` (F0, phase and alignment, with the place at which each utterance begins).
+`features.npz` (F0, phase and alignment, with the index at which each utterance begins).
 """
 
 import json
@@ -37,7 +37,7 @@ def write_shard(path: Path, utterances: list[dict[str, object]], rendered: Itera
     import soundfile
 
     lines, audio, arrays = [], [], {"f0": [], "phase": [], "ends": []}
-    places = {name: [0] for name in arrays}
+    starts = {name: [0] for name in arrays}
     start = 0
     for utterance, speech in zip(utterances, rendered, strict=True):
         samples = (speech.audio * 32767).round().clip(-32768, 32767).astype(np.int16)
@@ -47,14 +47,14 @@ def write_shard(path: Path, utterances: list[dict[str, object]], rendered: Itera
         for name, dtype in (("f0", np.float16), ("phase", np.float32), ("ends", np.uint16)):
             values = getattr(speech, name).astype(dtype)
             arrays[name].append(values)
-            places[name].append(places[name][-1] + len(values))
+            starts[name].append(starts[name][-1] + len(values))
     with whole_folder(path) as partial:
         soundfile.write(partial / "speech.flac", np.concatenate(audio), SAMPLING_RATE, subtype="PCM_16")
         (partial / "utterances.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         np.savez_compressed(
             partial / "features.npz",
             **{name: np.concatenate(values) for name, values in arrays.items()},
-            **{f"{name}_starts": np.array(values, np.int64) for name, values in places.items()},
+            **{f"{name}_starts": np.array(values, np.int64) for name, values in starts.items()},
         )
     return start / SAMPLING_RATE
 

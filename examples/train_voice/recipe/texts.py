@@ -103,10 +103,10 @@ class Writer:
         multiplier = int(len(sentences) * 0.618) or 1
         while math.gcd(multiplier, len(sentences)) != 1:
             multiplier += 1
-        place = (number * multiplier + self.seed) % len(sentences)
-        text = sentences[place]
+        index = (number * multiplier + self.seed) % len(sentences)
+        text = sentences[index]
         if len(text) < 100 and rng.random() < 0.3:
-            text = f"{text} {sentences[(place + 1) % len(sentences)]}"
+            text = f"{text} {sentences[(index + 1) % len(sentences)]}"
         return source, text
 
     @staticmethod

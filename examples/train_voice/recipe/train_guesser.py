@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from higgs_native.english.guess import LETTERS, PHONEMES, Guesser, decode_places, encode_letters
+from higgs_native.english.guess import LETTERS, PHONEMES, Guesser, decode_outputs, encode_letters
 from recipe.dictionary import ACCENTS, read_entries
 from recipe.folder import add_folder_option, only_one
 from recipe.matrix_optimizer import muon
@@ -58,8 +58,8 @@ def batch_of(pairs: list[Pair]) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 def loss_of(model: Guesser, pairs: list[Pair], device: torch.device) -> torch.Tensor:
     letters, accents, phonemes, counts = batch_of(pairs)
     logs = model(letters.to(device), accents.to(device)).float().log_softmax(-1).transpose(0, 1)
-    places = (letters > 0).sum(1) * (logs.shape[0] // letters.shape[1])
-    return F.ctc_loss(logs.cpu(), phonemes, places, counts, zero_infinity=True)
+    outputs = (letters > 0).sum(1) * (logs.shape[0] // letters.shape[1])
+    return F.ctc_loss(logs.cpu(), phonemes, outputs, counts, zero_infinity=True)
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def share_right(model: Guesser, pairs: list[Pair], device: torch.device) -> floa
         widest = best.shape[1] // letters.shape[1]
         for row, (ids, signs, _) in enumerate(chosen):
             expected = "".join(PHONEMES[sign - 1] for sign in signs)
-            right += decode_places(best[row, : widest * len(ids)].tolist()) == expected
+            right += decode_outputs(best[row, : widest * len(ids)].tolist()) == expected
     return right / len(pairs)
 
 

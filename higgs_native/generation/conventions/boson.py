@@ -5,19 +5,19 @@ from collections.abc import Sequence
 from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.convention import Convention
 from higgs_native.errors import PromptError
-from higgs_native.generation.conventions.rules import GenerationMode, Rules, completes_stop_string
+from higgs_native.generation.conventions.behavior import Behavior, GenerationMode, completes_stop_string
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.sampling import StateField
 
 
-class BosonRules(Rules):
-    """The rules of `boson_multimodal`."""
+class BosonBehavior(Behavior):
+    """Generation in the convention of `boson_multimodal`."""
 
     convention = Convention.BOSON
     drops_last_codes = True
 
     def placeholders(self, model: LanguageModel) -> tuple[int | None, ...]:
-        """See `Rules.placeholders`: one in a system or user message, another in an assistant message."""
+        """See `Behavior.placeholders`: one in a system or user message, another in an assistant message."""
         audio_in = model.config.audio_in_token_id
         # The configuration of the transformers layout leaves this token to the tokenizer.
         if audio_in is None and model.tokenizer is not None:
@@ -25,11 +25,11 @@ class BosonRules(Rules):
         return audio_in, model.config.audio_out_token_id
 
     def counts_repetitions(self, placeholder: int, config: HiggsAudioConfig) -> bool:
-        """See `Rules.counts_repetitions`: the assistant's audio alone."""
+        """See `Behavior.counts_repetitions`: the assistant's audio alone."""
         return placeholder == config.audio_out_token_id
 
     def first_mode(self, model: LanguageModel, ids: Sequence[int], resumes: bool) -> GenerationMode:
-        """See `Rules.first_mode`."""
+        """See `Behavior.first_mode`."""
         if ids[-1] == model.config.audio_out_bos_token_id:
             return GenerationMode.AUDIO_INIT
         if resumes:
@@ -40,7 +40,7 @@ class BosonRules(Rules):
     def state(
         self, prompt_ids: Sequence[int], begun: Sequence[Sequence[int]], config: HiggsAudioConfig
     ) -> dict[StateField, int]:
-        """See `Rules.state`."""
+        """See `Behavior.state`."""
         opened, remaining = _resumed(begun, config) if begun else (0, -1)
         return {
             StateField.ACTIVE: int(bool(begun)),
@@ -49,7 +49,7 @@ class BosonRules(Rules):
         }
 
     def text_after_audio(self, model: LanguageModel) -> int | None:
-        """See `Rules.text_after_audio`."""
+        """See `Behavior.text_after_audio`."""
         if model.text_head is None:
             return None
         # The configuration of the transformers layout leaves this token to the tokenizer.
@@ -58,7 +58,7 @@ class BosonRules(Rules):
         return model.config.audio_eos_token_id
 
     def ends_reply(self, model: LanguageModel, ids: Sequence[int], stop_strings: Sequence[str] | None) -> bool:
-        """See `Rules.ends_reply`: an end token, or the end of a stop string."""
+        """See `Behavior.ends_reply`: an end token, or the end of a stop string."""
         if ids[-1] in (model.config.end_token_ids or ()):
             return True
         return completes_stop_string(model.tokenizer, ids, stop_strings or ())

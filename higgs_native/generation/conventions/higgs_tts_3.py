@@ -14,14 +14,14 @@ import torch
 from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.convention import Convention
 from higgs_native.errors import PromptError
-from higgs_native.generation.conventions.rules import GenerationMode, Rules
+from higgs_native.generation.conventions.behavior import Behavior, GenerationMode
 from higgs_native.generation.sampling_params import HIGGS_TTS_3_SAMPLING
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.sampling import StateField
 
 
-class HiggsTts3Rules(Rules):
-    """The rules of Higgs TTS 3."""
+class HiggsTts3Behavior(Behavior):
+    """Generation in the convention of Higgs TTS 3."""
 
     convention = Convention.HIGGS_TTS_3
     default_sampling = HIGGS_TTS_3_SAMPLING
@@ -29,21 +29,21 @@ class HiggsTts3Rules(Rules):
     has_bos_frame = False
 
     def placeholders(self, model: LanguageModel) -> tuple[int | None, ...]:
-        """See `Rules.placeholders`."""
+        """See `Behavior.placeholders`."""
         return (model.config.audio_out_token_id,)
 
     def frame_placeholders(self, config: HiggsAudioConfig) -> tuple[int | None, ...]:
-        """See `Rules.frame_placeholders`."""
+        """See `Behavior.frame_placeholders`."""
         return (config.audio_out_token_id,)
 
     def first_mode(self, model: LanguageModel, ids: Sequence[int], resumes: bool) -> GenerationMode:
-        """See `Rules.first_mode`."""
+        """See `Behavior.first_mode`."""
         return GenerationMode.AUDIO_IN_PROGRESS
 
     def state(
         self, prompt_ids: Sequence[int], begun: Sequence[Sequence[int]], config: HiggsAudioConfig
     ) -> dict[StateField, int]:
-        """See `Rules.state`."""
+        """See `Behavior.state`."""
         num_codebooks = config.num_codebooks
         ends = [row for row in range(num_codebooks, len(begun)) if begun[row][0] == config.audio_stream_eos_id]
         remaining = -1 if not ends else max(num_codebooks - 2, 0) - (len(begun) - 1 - ends[0])
@@ -56,5 +56,5 @@ class HiggsTts3Rules(Rules):
         }
 
     def decodable(self, codes: torch.Tensor, num_codes: int) -> torch.Tensor:
-        """See `Rules.decodable`."""
+        """See `Behavior.decodable`."""
         return codes.masked_fill(codes >= num_codes, 0)

@@ -7,26 +7,26 @@ import torch
 from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.convention import Convention
 from higgs_native.errors import PromptError
-from higgs_native.generation.conventions.rules import GenerationMode, Rules, completes_stop_string
+from higgs_native.generation.conventions.behavior import Behavior, GenerationMode, completes_stop_string
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.ops.sampling import StateField
 
 
-class TransformersRules(Rules):
-    """The rules of `transformers`."""
+class TransformersBehavior(Behavior):
+    """Generation in the convention of `transformers`."""
 
     convention = Convention.TRANSFORMERS
 
     def placeholders(self, model: LanguageModel) -> tuple[int | None, ...]:
-        """See `Rules.placeholders`."""
+        """See `Behavior.placeholders`."""
         return model.config.audio_in_token_id, model.config.audio_out_token_id
 
     def frame_placeholders(self, config: HiggsAudioConfig) -> tuple[int | None, ...]:
-        """See `Rules.frame_placeholders`: the processor marks the frames that close a delay pattern."""
+        """See `Behavior.frame_placeholders`: the processor marks the frames that close a delay pattern."""
         return config.audio_out_token_id, config.audio_delay_token_id
 
     def ids_of_frames(self, placeholder: int, count: int, config: HiggsAudioConfig) -> list[int]:
-        """See `Rules.ids_of_frames`."""
+        """See `Behavior.ids_of_frames`."""
         delay = config.audio_delay_token_id
         if delay is None:
             return [placeholder] * count
@@ -34,7 +34,7 @@ class TransformersRules(Rules):
         return [placeholder] * (count - closing) + [delay] * closing
 
     def first_mode(self, model: LanguageModel, ids: Sequence[int], resumes: bool) -> GenerationMode:
-        """See `Rules.first_mode`."""
+        """See `Behavior.first_mode`."""
         if ids[-1] != model.config.audio_out_bos_token_id:
             raise PromptError(
                 f"input_ids must end in <|audio_out_bos|> in the convention 'transformers', got {ids[-1]}"
@@ -44,7 +44,7 @@ class TransformersRules(Rules):
     def state(
         self, prompt_ids: Sequence[int], begun: Sequence[Sequence[int]], config: HiggsAudioConfig
     ) -> dict[StateField, int]:
-        """See `Rules.state`.
+        """See `Behavior.state`.
 
         Codebook k's counters start at k + 1, minus the distance from `<|audio_out_bos|>` (or the first delay token) to
         the end. The distance is measured in a window of as many ids as codebooks, even if the prompt is shorter.
@@ -71,9 +71,9 @@ class TransformersRules(Rules):
         }
 
     def is_end(self, frames: torch.Tensor, config: HiggsAudioConfig) -> torch.Tensor:
-        """See `Rules.is_end`: a frame of EOS in all codebooks."""
+        """See `Behavior.is_end`: a frame of EOS in all codebooks."""
         return (frames == config.audio_stream_eos_id).all(dim=0)
 
     def ends_reply(self, model: LanguageModel, ids: Sequence[int], stop_strings: Sequence[str] | None) -> bool:
-        """See `Rules.ends_reply`."""
+        """See `Behavior.ends_reply`."""
         return completes_stop_string(model.tokenizer, ids, stop_strings or ())

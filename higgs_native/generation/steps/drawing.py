@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from higgs_native.generation.conventions.rules import GenerationMode
+from higgs_native.generation.conventions.behavior import GenerationMode
 from higgs_native.generation.sequence import Row, SequenceState
 from higgs_native.generation.steps.sampler import SamplerState
 from higgs_native.model.low_rank import RowAdapters

@@ -11,7 +11,7 @@ import torch
 from higgs_native import ops
 from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.convention import Convention
-from higgs_native.generation.conventions import rules_of
+from higgs_native.generation.conventions import behavior_of
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.ops.sampling import NUM_STATE_FIELDS, StateField
 
@@ -101,7 +101,7 @@ class SamplerState:
         fields = [0] * NUM_STATE_FIELDS
         fields[StateField.HISTORY_COUNT] = history_count
         fields[StateField.CONVENTION] = convention.state_value
-        for field, value in rules_of(convention).state(prompt_ids, begun, self.config).items():
+        for field, value in behavior_of(convention).state(prompt_ids, begun, self.config).items():
             fields[field] = value
         return fields
 

@@ -159,7 +159,7 @@ class _TextReader(HTMLParser):
         self._contents = contents
         self._words: list[str] = []
         self._skipped: list[str] = []  # open elements within one that is not spoken
-        self._shown: tuple[int, int] | None = None  # an open heading of the text: its level and its place in `items`
+        self._shown: tuple[int, int] | None = None  # an open heading of the text: its level and its index in `items`
         self._mark("")
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -195,10 +195,10 @@ class _TextReader(HTMLParser):
         if _BLOCKS.fullmatch(tag):
             self._flush()
         if self._shown is not None and _HEADING.fullmatch(tag):
-            level, place = self._shown
-            title = " ".join(item for item in self.items[place:] if isinstance(item, str))
+            level, index = self._shown
+            title = " ".join(item for item in self.items[index:] if isinstance(item, str))
             if title:
-                self.items.insert(place, Heading(level, title))
+                self.items.insert(index, Heading(level, title))
             self._shown = None
 
     def handle_data(self, data: str) -> None:

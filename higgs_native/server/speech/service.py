@@ -109,7 +109,7 @@ class SpeechService:
                         else:
                             data = await run_sync(encoder.encode, samples)
                         if self._is_late(timing, len(samples) / self.speaker.sampling_rate):
-                            self.metrics.under_runs.inc()
+                            self.metrics.underruns.inc()
                         if data:
                             yield data
                 if not utterance.seconds:

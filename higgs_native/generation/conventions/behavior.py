@@ -27,7 +27,7 @@ class GenerationMode(enum.Enum):
     AUDIO_IN_PROGRESS = "audio_in_progress"
 
 
-class Rules(ABC):
+class Behavior(ABC):
     """How prompts are expanded, segments are opened and closed, and replies end, in one convention.
 
     Attributes:
