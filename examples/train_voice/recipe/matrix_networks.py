@@ -1,4 +1,4 @@
-"""The audio tokenizer's networks in bfloat16 on a CPU with matrix units: the same layers and parameters, faster.
+"""The audio tokenizer's networks on a CPU that multiplies bfloat16: the same layers and parameters, faster.
 
 A training step of the decoder takes 0.4 of the time that it takes in float32: activations keep time before channels in
 memory, and each Snake is one pass each way.

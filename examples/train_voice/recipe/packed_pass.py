@@ -1,4 +1,4 @@
-"""The language model's training pass on a CPU with matrix units: the same parameters and results, in bfloat16.
+"""The language model's training pass on a CPU that multiplies bfloat16: the same parameters and results, in bfloat16.
 
 Rows of all sequences lie one behind another without padding, text before audio, so that each product takes all rows of
 a kind; between the products stand the kernels of row_kernels.cpp. Only attention sees sequences.

@@ -90,11 +90,11 @@ def snake(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     return _Snake.apply(x, alpha)
 
 
-def has_matrix_units() -> bool:
-    """Whether this CPU multiplies matrices of bfloat16 by itself."""
-    return torch.cpu._is_amx_tile_supported()
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 by itself: with AMX or AVX-512 BF16."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def laid(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The same numbers, time before channels in memory, as convolutions on a CPU's matrix units want them."""
+    """The same numbers, time before channels in memory, as a CPU's convolutions in bfloat16 want them."""
     return x.to(dtype).contiguous(memory_format=torch.channels_last)

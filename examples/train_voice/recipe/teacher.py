@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from recipe.snake import has_matrix_units
+from recipe.snake import multiplies_bfloat16
 from recipe.teacher_decoder import STYLE, TeacherDecoder, read_weights
 
 
@@ -86,7 +86,7 @@ class Teacher:
         torch.set_num_threads(1)
         folder = materials / "teacher"
         model = onnx.load(folder / "kokoro.onnx")
-        dtype = torch.bfloat16 if has_matrix_units() else torch.float32
+        dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
         self._decoder = TeacherDecoder(read_weights(model.graph), dtype)
         _reduce(model.graph, (_SOUNDS, _F0, _ENERGY, _SOURCE, _ENDS, _PHASE))
         options = onnxruntime.SessionOptions()

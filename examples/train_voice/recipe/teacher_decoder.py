@@ -1,4 +1,4 @@
-"""The teacher's decoder in bfloat16, which a CPU with matrix units runs several times as fast as its graph.
+"""The teacher's decoder in bfloat16, which a CPU that multiplies bfloat16 runs several times as fast as its graph.
 
 Nearly all of the graph's time goes here. Its weights, of 8 bits, are made whole numbers times a scale again. The graph
 rounds what goes into each layer to 8 bits too, with one scale for a whole utterance; bfloat16 doesn't.

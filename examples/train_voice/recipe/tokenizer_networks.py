@@ -45,7 +45,7 @@ class TaughtDecoder(nn.Module):
 
     Args:
         config: its shapes.
-        fast: compute in bfloat16, for a CPU with matrix units.
+        fast: compute in bfloat16, for a CPU that multiplies bfloat16.
     """
 
     def __init__(self, config: HiggsAudioTokenizerConfig, fast: bool = False) -> None:

@@ -20,7 +20,7 @@ from recipe.discriminator import Discriminator, discriminator_loss, generator_lo
 from recipe.folder import add_folder_option, only_one, use_packages
 from recipe.matrix_optimizer import muon
 from recipe.pool import Pool
-from recipe.snake import has_matrix_units
+from recipe.snake import multiplies_bfloat16
 from recipe.speech_quantizer import Quantizer
 from recipe.steps import Steps, choose_device, weights_of
 from recipe.tokenizer_networks import DECODER_CHANNELS, TaughtDecoder, tokenizer_config
@@ -80,7 +80,7 @@ def main() -> None:
     name = training_name(pitch, options.adversarial)
     with only_one(folder, name):
         quantizer = Quantizer.load(codes_folder(folder, pitch) / "quantizer.safetensors")
-        fast = device.type == "cpu" and has_matrix_units()
+        fast = device.type == "cpu" and multiplies_bfloat16()
         network = TaughtDecoder(tokenizer_config(quantizer.latent, options.channels), fast).to(device)
         models, rate = {"decoder": network}, options.learning_rate * (0.2 if options.adversarial else 1.0)
         wide, narrow = split_weights(network.decoder)

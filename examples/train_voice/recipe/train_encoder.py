@@ -18,7 +18,7 @@ from recipe.folder import add_folder_option, only_one, use_packages
 from recipe.frames import HOP_LENGTH, PHASE_HOP, SAMPLING_RATE
 from recipe.matrix_networks import encode
 from recipe.pool import Clips, Pool
-from recipe.snake import has_matrix_units
+from recipe.snake import multiplies_bfloat16
 from recipe.speech_quantizer import Quantizer
 from recipe.steps import Steps, choose_device
 from recipe.tokenizer_networks import tokenizer_config
@@ -79,7 +79,7 @@ def main() -> None:
         if device.type == "cuda":
             run = torch.compile(network)
         else:
-            run = partial(encode, network) if has_matrix_units() else network
+            run = partial(encode, network) if multiplies_bfloat16() else network
         while not training.done:
             offset = PHASE_HOP * int(torch.randint(HOP_LENGTH // PHASE_HOP, (), generator=generator))
             gains = 10 ** (0.15 * torch.randn(options.batch, generator=generator))

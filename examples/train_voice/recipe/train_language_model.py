@@ -27,7 +27,7 @@ from recipe.packed_pass import Packing, hidden_states, packed_code_losses
 from recipe.phoneme_tokenizer import build_tokenizer
 from recipe.row_kernels import can_compile
 from recipe.sequences import Corpus, SequenceMaker, SpokenBatch
-from recipe.snake import has_matrix_units
+from recipe.snake import multiplies_bfloat16
 from recipe.speech_quantizer import PHASE_LEVEL, PITCH_LEVEL, Quantizer
 from recipe.steps import Steps, choose_device
 
@@ -97,7 +97,7 @@ def initialise(model: LanguageModel, quantizer: Quantizer) -> None:
 
 
 def packed_losses(model: LanguageModel, spoken: nn.Linear, made: SpokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean cross-entropies of each codebook, and of the phonemes that are spoken, on a CPU with matrix units."""
+    """The mean cross-entropies of each codebook, and of the phonemes spoken, on a CPU that multiplies bfloat16."""
     packing = Packing(made)
     hidden = hidden_states(model, packing)
     by_codebook = packed_code_losses(model, hidden, made.targets[packing.chosen])
@@ -175,7 +175,7 @@ def main() -> None:
         models = {"model": model, "spoken": spoken}
         training = Steps(models, optimizers, folder, "language_model", options.steps, averaged="model")
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
-        packed = device.type == "cpu" and has_matrix_units() and can_compile()
+        packed = device.type == "cpu" and multiplies_bfloat16() and can_compile()
         if not packed and not options.eager:
             compile_passes()
         corpus = Corpus(folder, held_out=False)
