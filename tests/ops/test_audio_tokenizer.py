@@ -241,8 +241,9 @@ def run_pieces(implementation, device: str, sizes: list[int]) -> tuple[torch.Ten
 def test_acoustic_decoder_equals_reference_in_pieces(sizes, device):
     audio, state = run_pieces(ops, device, sizes)
     expected, expected_state = run_pieces(reference, "cpu", sizes)
-    torch.testing.assert_close(audio, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(state, expected_state, rtol=1e-4, atol=1e-5, equal_nan=True)
+    # Audio and inputs of layers reach 20: sums of terms that cancel have the rounding errors of their terms.
+    torch.testing.assert_close(audio, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+    torch.testing.assert_close(state, expected_state, rtol=1e-4, atol=1e-4, equal_nan=True)
     whole, _ = run_pieces(ops, device, [sum(sizes)])
     assert torch.equal(audio, whole)
 
