@@ -6,7 +6,17 @@ import numpy as np
 import torch
 from language_model import LanguageModel
 from prompts import IGNORED, padded_length
-from recipe import phoneme_tokenizer, sequences, steps, texts, train_guesser, train_language_model
+from quantizer import CODEBOOKS, CODES
+from recipe import (
+    initial_weights,
+    phoneme_tokenizer,
+    sequences,
+    speech_quantizer,
+    steps,
+    texts,
+    train_guesser,
+    train_language_model,
+)
 
 from higgs_native.english.guess import Guesser, encode_letters
 from higgs_native.prompt.chat import build_prompt, speech_messages
@@ -24,6 +34,29 @@ def test_phonemes_are_tokens():
         assert len(tokenizer.encode(name).ids) == 1
     assert tokenizer.decode(tokenizer.encode("A quiet room, ünknown.").ids) == "A quiet room, ünknown."
     assert list(phoneme_tokenizer.VOICES.values()) == list(texts.VOICES)
+
+
+def test_the_first_weights_turn_the_phase_by_the_pitch():
+    """The row in which a phase is predicted holds the pitch of its frame, and the phase of the frame before."""
+    quantizer = speech_quantizer.fit(torch.randn(600, 80, generator=torch.Generator().manual_seed(0)), pitch=True)
+    model = LanguageModel(train_language_model.model_config(phoneme_tokenizer.build_tokenizer(), layers=1))
+    initial_weights.initialise(model, quantizer)
+    rows, levels, phases = 400, (speech_quantizer.PITCH_LEVEL, speech_quantizer.PHASE_LEVEL), speech_quantizer.PHASES
+    codes = torch.randint(0, CODES, (rows, CODEBOOKS))
+    f0, phase = 70 + 300 * torch.rand(rows), torch.rand(rows)
+    latents = quantizer.latents(torch.randn(rows, 80), f0, phase)
+    for level in levels:
+        codes[:, level] = quantizer.encode(latents)[level]
+    with torch.no_grad():
+        x = model.model.embed_audio_tokens(codes[None])
+        layer = model.model.layers[0]
+        hidden = model.model.norm(x + layer.audio_mlp(layer.audio_post_attention_layernorm(x)))
+        logits = model.audio_lm_head(hidden).unflatten(2, (CODEBOOKS, -1))[0, :, levels[1]]
+    drawn = (logits.argmax(1) - 1) / phases
+    differences = phases * ((drawn - phase - f0 * 0.04 + 0.5) % 1 - 0.5)
+    # The pitch is rounded, by up to 0.5 % of 3 to 15 turns.
+    assert (differences.abs() < 5).float().mean() > 0.9
+    assert differences.abs().median() < 2
 
 
 def test_sequences_are_the_prompts_that_the_engine_builds(rendered):
@@ -59,12 +92,12 @@ def test_sequences_are_the_prompts_that_the_engine_builds(rendered):
     for row, index in enumerate((1, 2)):
         said = spoken["single"].spoken[row]
         frames = corpus.frames[index]
-        places = corpus.spoken[corpus.starts[index] : corpus.starts[index + 1]]
-        known = [(frame, place) for frame, place in enumerate(places) if place >= 0]
+        indices = corpus.spoken[corpus.starts[index] : corpus.starts[index + 1]]
+        known = [(frame, index_of_phoneme) for frame, index_of_phoneme in enumerate(indices) if index_of_phoneme >= 0]
         assert known
-        for frame, place in known:
+        for frame, index_of_phoneme in known:
             # A stress mark is one token with its vowel.
-            assert corpus.phonemes[index][place] in tokenizer.decode([said[frame]])
+            assert corpus.phonemes[index][index_of_phoneme] in tokenizer.decode([said[frame]])
         assert (said[: known[0][0]] == IGNORED).all()
         assert (said[frames:] == IGNORED).all()
         both = spoken["dialogue"].spoken[row]

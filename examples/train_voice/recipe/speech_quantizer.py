@@ -30,7 +30,7 @@ PHASES = 64
 UNVOICED = 0
 """The code of a frame without voice, in both levels."""
 
-_TURNS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.02, 0.04)
+TURNS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.02, 0.04)
 """Seconds; the pitch level holds the turn that the fundamental makes in each. The last one is a frame: the next
 phase follows from the last by that turn."""
 _FAR = 100.0
@@ -119,10 +119,10 @@ def _height(f0: torch.Tensor) -> torch.Tensor:
 def _pitch_centres() -> torch.Tensor:
     """[CODES, DIMENSION]: height, voiced, and cosines and sines of turns; the first code is no voice."""
     f0 = LOWEST_F0 * (HIGHEST_F0 / LOWEST_F0) ** (torch.arange(CODES - 1) / (CODES - 2))
-    turns = 2 * math.pi * f0[:, None] * torch.tensor(_TURNS)
+    turns = 2 * math.pi * f0[:, None] * torch.tensor(TURNS)
     voiced = torch.cat([_height(f0)[:, None], torch.ones(CODES - 1, 1), turns.cos(), turns.sin()], 1)
     silent = torch.zeros(1, DIMENSION)
-    silent[0, 1], silent[0, 2] = -1.0, len(_TURNS) ** 0.5
+    silent[0, 1], silent[0, 2] = -1.0, len(TURNS) ** 0.5
     return torch.cat([silent, voiced])
 
 

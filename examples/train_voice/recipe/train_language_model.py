@@ -23,6 +23,7 @@ from train_language_model import code_losses, losses
 from higgs_native.checkpoint.config import HiggsAudioConfig
 from recipe.codes import codes_folder
 from recipe.folder import add_folder_option, only_one, use_packages
+from recipe.initial_weights import initialise
 from recipe.packed_pass import Packing, hidden_states, packed_code_losses
 from recipe.phoneme_tokenizer import build_tokenizer
 from recipe.row_kernels import can_compile
@@ -36,7 +37,6 @@ EVALUATED = 96
 LAYERS = 6
 # Of each codebook: the first says which sound it is, the second the pitch; the third, the phase, follows from it.
 _WEIGHTS = (3.0, 2.0, 1.0, 1.3, 1.1, 0.9, 0.8, 0.7)
-_PITCH_SCALE = 3.0
 # Short utterances first: from this step on, up to so many frames.
 _CURRICULUM = ((0, 140), (600, 260), (1500, 640))
 _DROPOUT = 0.1
@@ -74,26 +74,6 @@ def model_config(tokenizer: Tokenizer, hidden: int = 320, inner: int = 512, laye
         pad_token_id=token("<|end_of_text|>"),
         eos_token_id=token("<|eot_id|>"),
     )
-
-
-def initialise(model: LanguageModel, quantizer: Quantizer) -> None:
-    """Begin with embeddings that say how codes sound: a linear map of what each adds to the latent.
-
-    So pitch and phase come as the cosines and sines that the next phase is a product of.
-    """
-    table = quantizer.table()
-    table = table.where(table.abs() < 20, 0)  # codes that are never taken
-    width = model.config.hidden_size
-    generator = torch.Generator().manual_seed(0)
-    rotation = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q[: quantizer.latent]
-    audio = model.model.embed_audio_tokens.embed_audio_tokens.weight.data.view(CODEBOOKS, CODES + 2, width)
-    audio[:, :CODES] = 0.15 * table @ rotation + 0.2 * audio[:, :CODES]
-    # Or what is learned of the other levels' codes drowns the cosines of which the phase is a product.
-    for level in (PITCH_LEVEL, PHASE_LEVEL):
-        audio[level, :CODES] *= _PITCH_SCALE
-    head = model.audio_lm_head.weight.data.view(CODEBOOKS, CODES + 2, width)
-    scale = table.std((1, 2), keepdim=True).clamp(min=1e-3)
-    head[:, :CODES] = 0.05 * table / scale @ rotation + 0.5 * head[:, :CODES]
 
 
 def packed_losses(model: LanguageModel, spoken: nn.Linear, made: SpokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
