@@ -58,6 +58,24 @@ def test_the_encoder_learns_latents_of_shifted_clips(rendered):
     assert "step 4 of 4" in run_step(train_encoder, rendered, *small)
 
 
+def test_trainings_begin_with_the_weights_of_a_checkpoint(rendered, tmp_path):
+    fitted = speech_quantizer.Quantizer.load(rendered / "codes" / "quantizer.safetensors")
+    torch.manual_seed(0)
+    config = tokenizer_networks.tokenizer_config(fitted.latent, 32)
+    networks = {"encoder": AcousticEncoder(config), "decoder": AcousticDecoder(config)}
+    parts = [network.state_dict() for network in networks.values()]
+    export.write_audio_tokenizer(*parts, fitted, tmp_path / "audio_tokenizer")
+    path = tmp_path / "copy"
+    shutil.copytree(rendered, path, ignore=shutil.ignore_patterns("*coder.*"))
+    given = ["--steps", "0", "--device", "cpu", "--init-from", str(tmp_path)]
+    run_step(train_encoder, path, *given)
+    run_step(train_decoder, path, *given, "--channels", "32")
+    for (name, network), prefix in zip(networks.items(), ("", "decoder."), strict=True):
+        found = steps.weights_of(path / f"{name}.pt")
+        for key, weight in network.state_dict().items():
+            assert torch.equal(found[prefix + key], weight.half().float())
+
+
 @torch.no_grad()
 def test_the_written_audio_tokenizer_is_what_was_trained(spectral_noise, tmp_path):
     torch.manual_seed(0)

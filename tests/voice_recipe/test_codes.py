@@ -1,6 +1,7 @@
 """Frames, codes and clips of rendered speech."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,8 +78,23 @@ def test_codes_of_shards(rendered):
         assert found.shape == (8, starts[-1])
         assert len(starts) == 9
     assert "shard" not in run_step(codes, rendered, "--fit-shards", "2")  # they are there
-    with pytest.raises(SystemExit, match="shards must be 12 or more to fit to, got 2"):
-        run_step(codes, rendered)
+
+
+def test_the_quantizer_is_the_recipe_s_unless_it_is_fitted(rendered, tmp_path):
+    (tmp_path / "shards").symlink_to(rendered / "shards")
+    with pytest.raises(SystemExit, match="--fit-shards must be at most 2, the finished shards, got 12"):
+        run_step(codes, tmp_path, "--fit-shards", "12")
+    with pytest.raises(SystemExit, match="--fit-shards must be given with --plain"):
+        run_step(codes, tmp_path, "--plain")
+    run_step(codes, tmp_path)
+    for name in ("gains.json", "codes/quantizer.safetensors"):
+        assert (tmp_path / name).read_bytes() == (codes.FITTED / Path(name).name).read_bytes()
+    found, _ = codes.read_codes(tmp_path / "codes" / "00001.npz")
+    fitted, _ = codes.read_codes(rendered / "codes" / "00001.npz")
+    assert found.shape == fitted.shape
+    # Pitch and phase are not fitted.
+    assert (found[[1, 2]] == fitted[[1, 2]]).all()
+    assert not (found[0] == fitted[0]).all()
 
 
 def test_the_pool_keeps_held_out_speech_apart(rendered):

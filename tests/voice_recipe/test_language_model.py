@@ -1,6 +1,7 @@
 """What turns letters to phonemes, and phonemes to codes."""
 
 import json
+import shutil
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from language_model import LanguageModel
 from prompts import IGNORED, padded_length
 from quantizer import CODEBOOKS, CODES
 from recipe import (
+    export,
     initial_weights,
     phoneme_tokenizer,
     sequences,
@@ -138,6 +140,18 @@ def test_the_language_model_s_training_goes_on_where_it_was(rendered):
     network.load_state_dict(steps.weights_of(rendered / "language_model.pt"))
     whole = LanguageModel(train_language_model.model_config(tokenizer))
     assert 9e6 < sum(parameter.numel() for parameter in whole.parameters()) < 12e6
+
+
+def test_the_language_model_s_training_begins_with_the_weights_of_a_checkpoint(rendered, tmp_path):
+    torch.manual_seed(1)
+    model = LanguageModel(train_language_model.model_config(phoneme_tokenizer.build_tokenizer(), 128, layers=1))
+    export.write_language_model(model.state_dict(), tmp_path)
+    path = tmp_path / "copy"
+    shutil.copytree(rendered, path, ignore=shutil.ignore_patterns("language_model.*"))
+    small = ["--hidden", "128", "--layers", "1", "--steps", "0", "--device", "cpu", "--eager"]
+    run_step(train_language_model, path, *small, "--init-from", str(tmp_path))
+    found = steps.weights_of(path / "language_model.pt")
+    assert all(torch.equal(found[name], weight.bfloat16().float()) for name, weight in model.state_dict().items())
 
 
 def test_the_guesser_learns_the_dictionary_s_words(materials, tmp_path):

@@ -2,12 +2,14 @@
 
     python -m recipe.codes
 
-The first run fits the quantizer to the first shards, and brings all voices to one level. Shards that are rendered
-later are encoded by the same command.
+The quantizer, and the gains that bring all voices to one level, are those beside this file: codes are the same
+wherever they are made, and trainings go on elsewhere. `--fit-shards` fits both anew, to the first shards, on the first
+run. Shards that are rendered later are encoded by the same command.
 """
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -22,7 +24,8 @@ from recipe.shards import finished_shards, read_audio, read_features, read_utter
 from recipe.speech_quantizer import Quantizer, fit
 
 
-FITTED_SHARDS = 12
+FITTED = Path(__file__).with_name("fitted")
+"""The quantizer and the gains, fitted to 12 shards: 1.2 hours."""
 LEVEL = 0.08
 """Root mean square that each voice is brought to, where it speaks."""
 
@@ -94,11 +97,23 @@ def read_spoken(path: Path) -> np.ndarray:
         return stored["spoken"]
 
 
+def _fit(folder: Path, numbers: list[int], count: int, path: Path, pitch: bool) -> None:
+    """Fit the quantizer to the first shards, and the gains if there are none."""
+    if len(numbers) < count:
+        raise SystemExit(f"--fit-shards must be at most {len(numbers)}, the finished shards, got {count}")
+    gains_path = folder / "gains.json"
+    if not gains_path.exists():
+        write_json(gains_path, measure_gains(folder, numbers[:count]))
+    gains = json.loads(gains_path.read_text(encoding="utf-8"))
+    parts = [spectra_of(frames) for number in numbers[:count] for frames in read_frames(folder, number, gains)]
+    fit(torch.cat(parts), pitch=pitch).save(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_folder_option(parser)
     parser.add_argument("--plain", action="store_true", help="no pitch in the codes: for the comparison")
-    parser.add_argument("--fit-shards", type=int, default=FITTED_SHARDS, help="default: %(default)s, 1.2 hours")
+    parser.add_argument("--fit-shards", type=int, help="fit to so many shards; default: take what was fitted before")
     options = parser.parse_args()
     folder, out = options.folder, codes_folder(options.folder, not options.plain)
     torch.set_num_threads(1)
@@ -106,15 +121,16 @@ def main() -> None:
         use_packages(folder)
         out.mkdir(exist_ok=True)
         numbers = finished_shards(folder)
-        if len(numbers) < options.fit_shards:
-            raise SystemExit(f"shards must be {options.fit_shards} or more to fit to, got {len(numbers)}")
         gains_path, quantizer_path = folder / "gains.json", out / "quantizer.safetensors"
-        if not gains_path.exists():
-            write_json(gains_path, measure_gains(folder, numbers[: options.fit_shards]))
-        gains = json.loads(gains_path.read_text(encoding="utf-8"))
         if not quantizer_path.exists():
-            parts = [spectra_of(f) for n in numbers[: options.fit_shards] for f in read_frames(folder, n, gains)]
-            fit(torch.cat(parts), pitch=not options.plain).save(quantizer_path)
+            if options.fit_shards is not None:
+                _fit(folder, numbers, options.fit_shards, quantizer_path, pitch=not options.plain)
+            elif options.plain:
+                raise SystemExit("--fit-shards must be given with --plain, whose quantizer is not kept")
+            else:
+                for kept in (gains_path, quantizer_path):
+                    shutil.copy(FITTED / kept.name, kept)
+        gains = json.loads(gains_path.read_text(encoding="utf-8"))
         quantizer = Quantizer.load(quantizer_path)
         for number in numbers:
             path = out / f"{number:05}.npz"

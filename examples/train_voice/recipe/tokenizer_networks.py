@@ -1,10 +1,12 @@
 """The audio tokenizer of the new voice: its shapes, and a decoder whose inner layers are taught the phase."""
 
 import math
+from pathlib import Path
 
 import torch
 from audio_tokenizer_networks import AcousticDecoder
 from quantizer import CODEBOOKS, CODES, DIMENSION
+from safetensors.torch import load_file
 from torch import nn
 
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig
@@ -104,3 +106,10 @@ class TaughtDecoder(nn.Module):
             errors = (found.float() - target).square().mean(1)
             losses.append((errors * voiced).sum() / voiced.sum().clamp(min=1))
         return sum(losses) / len(losses)
+
+
+def begin_from(network: nn.Module, folder: Path, part: str) -> None:
+    """Load `acoustic_decoder` or `acoustic_encoder` of a checkpoint that `recipe.export` wrote."""
+    stored = load_file(folder / "audio_tokenizer" / "model.safetensors")
+    prefix = f"{part}."
+    network.load_state_dict({n.removeprefix(prefix): t.float() for n, t in stored.items() if n.startswith(prefix)})

@@ -9,6 +9,7 @@ below 1.5 kHz is compared too, and the first blocks are taught the phase.
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 from quantizer import CODEBOOKS
@@ -23,7 +24,7 @@ from recipe.pool import Pool
 from recipe.snake import multiplies_bfloat16
 from recipe.speech_quantizer import Quantizer
 from recipe.steps import Steps, choose_device, weights_of
-from recipe.tokenizer_networks import DECODER_CHANNELS, TaughtDecoder, tokenizer_config
+from recipe.tokenizer_networks import DECODER_CHANNELS, TaughtDecoder, begin_from, tokenizer_config
 
 
 _PHASE_STEPS, _PHASE_SHARE = 300, 0.1
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=DECODER_CHANNELS)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--shards", type=int, default=20, help="in memory at a time")
+    parser.add_argument("--init-from", type=Path, help="a folder that recipe.export wrote: begin with its weights")
     parser.add_argument("--log-every", type=int, default=100, help="steps")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", help="default: a GPU where there is one")
@@ -82,6 +84,8 @@ def main() -> None:
         quantizer = Quantizer.load(codes_folder(folder, pitch) / "quantizer.safetensors")
         fast = device.type == "cpu" and multiplies_bfloat16()
         network = TaughtDecoder(tokenizer_config(quantizer.latent, options.channels), fast).to(device)
+        if options.init_from:
+            begin_from(network.decoder, options.init_from, "acoustic_decoder")
         models, rate = {"decoder": network}, options.learning_rate * (0.2 if options.adversarial else 1.0)
         wide, narrow = split_weights(network.decoder)
         optimizers = {
@@ -99,7 +103,8 @@ def main() -> None:
         judged = (
             Pool(folder, pitch, held_out=True, size=options.shards, seed=0).draw(16, 2 * options.frames).to(device)
         )
-        phase_alone = 0 if not pitch or options.adversarial else min(_PHASE_STEPS, _PHASE_SHARE * options.steps)
+        knows_phase = not pitch or options.adversarial or options.init_from
+        phase_alone = 0 if knows_phase else min(_PHASE_STEPS, _PHASE_SHARE * options.steps)
         table, spectral = quantizer.table().to(device), SpectralLoss().to(device)
 
         def latents(codes: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ Clips begin at any sample and have any level, since a user's recording is not al
 
 import argparse
 from functools import partial
+from pathlib import Path
 
 import torch
 from audio_tokenizer_networks import AcousticEncoder
@@ -21,7 +22,7 @@ from recipe.pool import Clips, Pool
 from recipe.snake import multiplies_bfloat16
 from recipe.speech_quantizer import Quantizer
 from recipe.steps import Steps, choose_device
-from recipe.tokenizer_networks import tokenizer_config
+from recipe.tokenizer_networks import begin_from, tokenizer_config
 
 
 def shifted(clips: Clips, quantizer: Quantizer, offset: int, gains: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=21)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--shards", type=int, default=20, help="in memory at a time")
+    parser.add_argument("--init-from", type=Path, help="a folder that recipe.export wrote: begin with its weights")
     parser.add_argument("--log-every", type=int, default=100, help="steps")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", help="default: a GPU where there is one")
@@ -68,6 +70,8 @@ def main() -> None:
     with only_one(folder, "encoder"):
         quantizer = Quantizer.load(codes_folder(folder, pitch=True) / "quantizer.safetensors")
         network = AcousticEncoder(tokenizer_config(quantizer.latent)).to(device)
+        if options.init_from:
+            begin_from(network, options.init_from, "acoustic_encoder")
         optimizer = torch.optim.AdamW(
             network.parameters(), options.learning_rate, betas=(0.8, 0.99), weight_decay=0.01
         )

@@ -8,6 +8,7 @@ the text, and not from the sound before.
 """
 
 import argparse
+from pathlib import Path
 
 import language_model
 import torch
@@ -15,6 +16,7 @@ import train_language_model
 from language_model import LanguageModel
 from prompts import IGNORED
 from quantizer import CODEBOOKS, CODES
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
@@ -127,6 +129,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--hidden", type=int, default=320)
     parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument("--init-from", type=Path, help="a folder that recipe.export wrote: begin with its weights")
     parser.add_argument("--log-every", type=int, default=100, help="steps")
     parser.add_argument("--eager", action="store_true", help="compile nothing: a minute less at the start")
     parser.add_argument("--threads", type=int, default=1)
@@ -140,7 +143,10 @@ def main() -> None:
     with only_one(folder, "language_model"):
         quantizer = Quantizer.load(codes_folder(folder, pitch=True) / "quantizer.safetensors")
         model = LanguageModel(model_config(build_tokenizer(), options.hidden, layers=options.layers), _DROPOUT)
-        initialise(model, quantizer)
+        if options.init_from:
+            model.load_state_dict(load_file(options.init_from / "model.safetensors"))  # bfloat16
+        else:
+            initialise(model, quantizer)
         model.to(device)
         matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "layers" in name]
         others = [p for name, p in model.named_parameters() if p.dim() != 2 or "layers" not in name]
