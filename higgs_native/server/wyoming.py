@@ -30,8 +30,6 @@ from higgs_native.server.speech.service import SpeechService, Timing
 _NO_EVENTS = (OSError, EOFError, asyncio.TimeoutError, AttributeError, TypeError, KeyError, RecursionError)
 _KEY = "wyoming"
 """The key of all clients in limits and counts; clients of HTTP have their own."""
-_LANGUAGES = ("en", "zh", "de", "ko")
-"""The languages on the card of the published model."""
 
 
 @asynccontextmanager
@@ -105,8 +103,9 @@ class _Client(AsyncEventHandler):
             "installed": True,
             "version": higgs_native.__version__,
         }
+        languages = list(self._service.languages)
         voices = [
-            TtsVoice(name=voice.id, description=voice.description or voice.id, languages=list(_LANGUAGES), **described)
+            TtsVoice(name=voice.id, description=voice.description or voice.id, languages=languages, **described)
             for voice in self._service.voices.listed()
         ]
         name = self._service.model_name

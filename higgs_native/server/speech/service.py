@@ -35,12 +35,15 @@ class SpeechService:
 
     Attributes:
         model_name: of the model, for people; where its license forbids uses, with what it allows.
+        languages: that it speaks, by their codes. Those of Higgs TTS 3, over a hundred, are not listed anywhere: it
+            has those of Higgs Audio V2.
         settings, voices, admission, metrics, speaker: see their classes.
         sessions: the number of open WebSockets.
     """
 
     def __init__(self, engine: HiggsAudio, settings: ServerSettings) -> None:
         self.model_name = _model_name(engine)
+        self.languages = ("en",) if engine.is_embedded_voice else ("en", "zh", "de", "ko")  # as on the model's card
         model_id = settings.model_id or self.model_name.split(" (")[0].lower().replace(" ", "-")
         self.settings = settings
         self.voices = VoiceStore(

@@ -1,4 +1,4 @@
-"""The names that a server gives its model."""
+"""The names and languages that a server gives its model."""
 
 import pytest
 
@@ -12,6 +12,7 @@ from higgs_native.testing.random_checkpoint import write_audio_tokenizer, write_
 def test_the_embedded_voice_has_its_name(engine):
     service = SpeechService(engine, ServerSettings())
     assert (service.model_name, service.speaker.models[0]) == ("Embedded voice", "embedded-voice")
+    assert service.languages == ("en",)
     assert SpeechService(engine, ServerSettings(model_id="mine")).speaker.models[0] == "mine"
 
 
@@ -33,3 +34,4 @@ def test_a_model_has_the_name_of_its_kind(tmp_path, config, layout, name, model_
     engine = HiggsAudio.from_pretrained(tmp_path / "model", "cpu", audio_tokenizer=tmp_path / "tokenizer")
     service = SpeechService(engine, ServerSettings())
     assert (service.model_name, service.speaker.models[0]) == (name, model_id)
+    assert service.languages == ("en", "zh", "de", "ko")
