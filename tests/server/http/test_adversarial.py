@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.helpers.waiting import until
+from tests.helpers.waiting import PATIENCE, until
 from tests.server.conftest import open_session
 
 
@@ -71,7 +71,7 @@ def test_requests_drawn_from_the_document_are_answered(start, tmp_path):
             @given(case=operation.as_strategy(mode))
             def answered(case):
                 try:
-                    response = case.call()
+                    response = case.call(timeout=PATIENCE)
                 except ChunkedEncodingError:  # the deadline came after the first audio
                     answers[case.operation.label, "broken"] += 1
                     return
