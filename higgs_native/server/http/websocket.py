@@ -10,12 +10,13 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from anyio import fail_after
 from anyio.to_thread import run_sync
 from fastapi import WebSocket, WebSocketDisconnect
 
@@ -258,10 +259,12 @@ class SpeechSession:
     async def _send(self, message: dict[str, Any]) -> None:
         await self._read_in_time(self._websocket.send_json(message))
 
-    async def _read_in_time(self, sending: Coroutine[Any, Any, None]) -> None:
+    async def _read_in_time(self, sending: Awaitable[None]) -> None:
+        # Before Python 3.12, `asyncio.wait_for` loses a cancellation that comes when the message has just been sent.
         try:
-            await asyncio.wait_for(sending, self._service.settings.idle_seconds)
-        except asyncio.TimeoutError:
+            with fail_after(self._service.settings.idle_seconds):
+                await sending
+        except TimeoutError:
             raise WebSocketDisconnect(1006, "the client does not read") from None
 
     def _keep_voice(self, utterance: Utterance) -> None:

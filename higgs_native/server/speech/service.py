@@ -116,7 +116,8 @@ class SpeechService:
                         if data:
                             yield data
                 if not utterance.seconds:
-                    raise ApiError(500, "the model must make audio, got none for this text and seed", "no_audio")
+                    # A short max_new_tokens, or a high temperature: the server is in order.
+                    raise ApiError(422, "the model must make audio, got none for this text and seed", "no_audio")
                 self._count(utterance, timing)
             rest = await run_sync(encoder.finish)
             if rest:

@@ -238,6 +238,7 @@ WRONG = [
     ({"temperature": -1}, 400, "temperature", "invalid_value"),
     ({"top_p": 0}, 400, "top_p", "invalid_value"),
     ({"max_new_tokens": 0}, 400, "max_new_tokens", "invalid_value"),
+    ({"max_new_tokens": 1}, 422, None, "no_audio"),
     ({"ref_audio": "%%%"}, 400, "ref_audio", "invalid_value"),
     ({"ref_audio": "AAAA"}, 400, "ref_audio", "invalid_value"),
     ({"ref_audio": "data:audio/wav,abc"}, 400, "ref_audio", "invalid_value"),

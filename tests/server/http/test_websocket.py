@@ -1,12 +1,15 @@
 """Text in pieces, speech by sentence."""
 
+import asyncio
 import json
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from starlette.websockets import WebSocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from higgs_native.server.http.websocket import SpeechSession
 from higgs_native.server.speech.encoder import MEDIA_TYPES
 from tests.helpers.waiting import PATIENCE, until
 from tests.server.conftest import decoded, open_session
@@ -138,6 +141,28 @@ def test_paragraphs_end_sentences(server):
         "Hello",
         "Good morning",
     ]
+
+
+def test_cancel_counts_at_the_moment_when_a_message_is_sent(server, monkeypatch):
+    sessions = []
+    begin, send_json = SpeechSession._begin, WebSocket.send_json
+
+    async def begun(session):
+        sessions.append(session)
+        await begin(session)
+
+    async def sent(websocket, message):
+        await send_json(websocket, message)
+        if message["type"] == "sentence.start":
+            asyncio.get_running_loop().call_soon(sessions[0]._cancel)
+
+    monkeypatch.setattr(SpeechSession, "_begin", begun)
+    monkeypatch.setattr(WebSocket, "send_json", sent)
+    with connected(server, voice="alloy") as socket:
+        send(socket, type="text", text="The sun rises in the east.")
+        send(socket, type="flush")
+        *_, end = received(socket, "sentence.end")[0]
+        assert end == {"type": "sentence.end", "index": 0, "cancelled": True}
 
 
 def test_cancel_drops_what_is_not_spoken(server, held):
