@@ -1,4 +1,4 @@
-"""Audio files where the system has no files in memory (macOS), no reads at a position and other descriptors (Windows)."""
+"""Audio files without what macOS lacks (files in memory) and Windows (reads at a position, shared descriptors)."""
 
 import sys
 
