@@ -48,6 +48,7 @@ for set in $sets; do
 done
 echo "Types, operators with each other instruction set, and benchmarks at toy size:"
 side_by_side "$bin/python -m benchmarks --quick $compared --json build/benchmarks.json" "${jobs[@]}" "$bin/mypy" \
+  "$bin/mypy --platform win32 --cache-dir build/mypy-win32" \
   "$bin/python -m benchmarks.bench_cuda --quick --device cpu $compared --json build/gpu_benchmarks.json"
 
 # A process per core, and one more: tests of commands and servers wait for other processes. They share the tests of a

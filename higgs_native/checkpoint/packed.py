@@ -42,6 +42,7 @@ from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, STORED_DTYPES, W
 from higgs_native.utils.background_check import BackgroundCheck
 from higgs_native.utils.files import check_file_can_be_made, replacing
 from higgs_native.utils.memory import release_mapped
+from higgs_native.utils.progress import with_bar
 from higgs_native.utils.tensors import is_finite
 
 
@@ -243,12 +244,13 @@ def write_packed(
         ParameterError: as for `check_target`.
     """
     check_target(target)
+    described = with_bar(tensors.items(), "checksums", len(tensors), "tensor")
     metadata = {
         "higgs_native": _VERSION,
         **_layout(),
         "quantization": json.dumps(quantization.to_dict()),
         "calibrated": json.dumps(calibrated),
-        "checksums": json.dumps({name: checksum(tensor) for name, tensor in tensors.items()}),
+        "checksums": json.dumps({name: checksum(tensor) for name, tensor in described}),
         **_origin(source),
     }
     texts = [path for path in _regular_files(source) if path.suffix in (".json", ".txt") or path.name in READER_FILES]
@@ -316,7 +318,8 @@ def _origin(folder: Path) -> dict[str, str]:
     # The Hub's cache has folders models--owner--name/snapshots/revision.
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
         return {"source": f"{repository.removeprefix('models--').replace('--', '/')}@{folder.name}", "base": base}
-    digests = {path.name: _sha256(path) for path in weight_files(folder)}
+    paths = weight_files(folder)
+    digests = {path.name: _sha256(path) for path in with_bar(paths, "digests of the source", len(paths), "file")}
     return {"source": folder.name, "source_sha256": json.dumps(digests), "base": base}
 
 

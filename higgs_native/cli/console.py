@@ -76,7 +76,10 @@ def ending_by_signals() -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP remove half-written files, and end the program with the exit code of the signal."""
     before = {}
     if threading.current_thread() is threading.main_thread():  # no other may set a handler
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if sys.platform != "win32":
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             if signal.getsignal(number) != signal.SIG_IGN:  # as in a background job, or under nohup
                 before[number] = signal.signal(number, _end)
     try:

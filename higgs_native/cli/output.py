@@ -81,7 +81,8 @@ def write_stream(speech: SpeechStream, path: Path) -> None:
     """Write the chunks of `speech` as they come, as 16-bit PCM, to a file, or to standard output if `path` is `-`."""
     written, closed = 0, False
     with _opened_stream(path) as file:
-        os.set_blocking(file.fileno(), True)
+        if sys.platform != "win32":
+            os.set_blocking(file.fileno(), True)
         for chunk in speech:
             rest = memoryview(pcm_samples(chunk.samples).tobytes())
             try:

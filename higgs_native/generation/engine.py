@@ -5,7 +5,6 @@ whose rows are then all computed. While all sequences draw frames and no prompt 
 one step. All ways to generate are clients of the same engine (`generation.model`).
 """
 
-import os
 import threading
 import time
 import weakref
@@ -32,6 +31,7 @@ from higgs_native.generation.steps.scheduler import Scheduler, Step
 from higgs_native.model.kv_cache import PAGE_SIZE, pages_for
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.utils.checks import check_instance, check_integer
+from higgs_native.utils.memory import physical_memory
 from higgs_native.utils.uncopyable import Shareable
 
 
@@ -463,4 +463,4 @@ class Engine(Driver, Shareable):
 def _default_cache_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 4
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8
+    return physical_memory() // 8

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,13 @@ EMULATES_CUDA = os.environ.get(EMULATE_CUDA_VARIABLE) == "1"
 def _load() -> None:
     # In a checkout without compiled files this is the installed package's folder (see higgs_native/__init__.py).
     folder = Path(_C.__file__).parent
-    cpu_library = folder / f"libhiggs_native_{'cuda_emulation' if EMULATES_CUDA else 'cpu'}.so"
+    suffix = ".dll" if sys.platform == "win32" else ".so"  # those of CMake's modules, also on macOS
+    cpu_library = folder / f"libhiggs_native_{'cuda_emulation' if EMULATES_CUDA else 'cpu'}{suffix}"
     if not cpu_library.is_file():
         raise ImportError(f"{cpu_library} must be a file beside higgs_native._C; build and install it: pip install .")
     torch.ops.load_library(cpu_library)
     _LOGGER.debug("operators: %s", cpu_library)
-    cuda_library = folder / "libhiggs_native_cuda.so"
+    cuda_library = folder / f"libhiggs_native_cuda{suffix}"
     if cuda_library.is_file() and torch.cuda.is_available():
         torch.ops.load_library(cuda_library)
         _LOGGER.debug("operators: %s", cuda_library)

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import signal
 import socket
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -108,10 +109,12 @@ async def _serve(
         stopping.set()
 
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, stop)
-    if worker is None:
-        loop.add_signal_handler(signal.SIGINT, stop)
-    else:
+    for number in (signal.SIGTERM, signal.SIGINT) if worker is None else (signal.SIGTERM,):
+        if sys.platform == "win32":  # whose event loops handle no signals
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
+        else:
+            loop.add_signal_handler(number, stop)
+    if worker is not None:
         parent = multiprocessing.parent_process()
         assert parent is not None
         supervisor = parent.sentinel

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,6 +27,8 @@ from higgs_native.server.running import run
 from higgs_native.server.settings import ServerSettings
 from higgs_native.server.workers import Worker
 
+
+assert sys.platform != "win32"  # whose processes inherit no socket; `higgs-native serve` refuses --devices there
 
 _SPAWN = multiprocessing.get_context("spawn")  # a forked process can't use CUDA
 
@@ -175,7 +178,10 @@ def _share_cores(devices: tuple[str, ...]) -> None:
     """Give each process on the CPU its share of the cores: more threads than cores wait for each other."""
     on_cpu = devices.count("cpu")
     if on_cpu > 1:
-        cores = len(os.sched_getaffinity(0))
+        if sys.platform == "linux":
+            cores = len(os.sched_getaffinity(0))
+        else:
+            cores = os.cpu_count() or 1
         cores = min(cores, cpu_quota("") or cores)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // on_cpu)))
 

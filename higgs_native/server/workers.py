@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class Worker:
 
         path = self._socket(self.index)
         path.unlink(missing_ok=True)  # of a process that this one replaces
+        if sys.platform == "win32":
+            raise NotImplementedError  # a server there is one process
         server = await asyncio.start_unix_server(answer, path)
         try:
             yield
@@ -58,6 +61,8 @@ class Worker:
             return None
 
     async def _read(self, index: int) -> dict[str, Any]:
+        if sys.platform == "win32":
+            raise NotImplementedError  # a server there is one process
         reader, writer = await asyncio.open_unix_connection(self._socket(index))
         with closing(writer):
             return json.loads(await reader.read())

@@ -1,12 +1,12 @@
 """Files and folders: written whole or not at all, locked, checked, and read as JSON."""
 
 import errno
-import fcntl
 import glob
 import json
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +17,10 @@ from higgs_native.errors import ConfigError, ParameterError
 
 MAX_SMALL_FILE = 16 << 20
 """Maximum size of a configuration or an index, in bytes."""
+
+# O_NONBLOCK: opening a named pipe would wait for its writer. O_BINARY: Windows would change line ends.
+READING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""Flags of `os.open` for the contents of a file, which may turn out to be a pipe."""
 
 
 # Temporary paths that this process writes.
@@ -64,17 +68,37 @@ def locked(folder: Path, waits: bool = False) -> Iterator[None]:
     Raises:
         ParameterError: another holds the lock.
     """
+    if sys.platform == "win32":  # which locks files alone
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=-1 if waits else 0)
+        except Timeout:
+            raise _in_use(folder) from None
+        try:
+            yield
+        finally:
+            lock.release()
+        return
+
+    import fcntl
+
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno == errno.EWOULDBLOCK:
-                raise ParameterError(f"folder must be free, got {folder}, which is in use by another run") from None
+                raise _in_use(folder) from None
             # Other errors: some network file systems have no locks.
         yield
     finally:
         os.close(descriptor)
+
+
+def _in_use(folder: Path) -> ParameterError:
+    return ParameterError(f"folder must be free, got {folder}, which is in use by another run")
 
 
 def check_file_can_be_made(path: Path) -> None:
@@ -111,7 +135,7 @@ def _temporary(path: Path) -> Path:
 
 def _create(path: Path) -> None:
     """Create a file that only its owner can read. Raises FileExistsError rather than follow a link."""
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -136,6 +160,8 @@ def _remove(path: Path) -> None:
 
 
 def _is_running(process: int) -> bool:
+    if sys.platform == "win32":
+        return True  # unknown: `os.kill` would end it
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -151,8 +177,7 @@ def read_small_file(path: str | os.PathLike, max_bytes: int = MAX_SMALL_FILE) ->
     Raises:
         OSError: there is no such file, it can't be read, is not regular, or is larger.
     """
-    # O_NONBLOCK: opening a named pipe would wait for its writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, READING)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")

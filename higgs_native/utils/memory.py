@@ -3,6 +3,8 @@
 import ctypes
 import math
 import mmap
+import os
+import sys
 
 import torch
 
@@ -16,7 +18,7 @@ def empty_weight(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devic
     A frame streams gigabytes of weights; with 4 KiB pages, address translation takes part of that time.
     """
     num_bytes = math.prod(shape) * dtype.itemsize
-    if device.type != "cpu" or num_bytes < 2 * _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if sys.platform != "linux" or device.type != "cpu" or num_bytes < 2 * _HUGE_PAGE:
         return torch.empty(shape, dtype=dtype, device=device)
     # A separate mapping, larger than needed for alignment: pages that are never touched take no memory.
     mapping = mmap.mmap(-1, num_bytes + 2 * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -38,13 +40,22 @@ def release_mapped(part: torch.Tensor) -> None:
 
 def release_freed() -> None:
     """Return memory to the system that the allocator keeps for later: hundreds of megabytes after loading."""
-    if hasattr(_libc, "malloc_trim"):  # glibc only
+    if _libc is not None and hasattr(_libc, "malloc_trim"):  # glibc only
         _libc.malloc_trim(0)
+
+
+def physical_memory() -> int:
+    """Return the bytes of memory of this machine."""
+    if sys.platform != "win32":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    kilobytes = ctypes.c_ulonglong()
+    ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes))
+    return kilobytes.value << 10
 
 
 def _advise(tensor: torch.Tensor, page: int, advice: str) -> None:
     """Advise the system about the whole pages inside `tensor`, if it takes such advice."""
-    if tensor.device.type != "cpu" or not hasattr(mmap, advice):
+    if _libc is None or tensor.device.type != "cpu" or not hasattr(mmap, advice):
         return
     begin = -(-tensor.data_ptr() // page) * page
     end = (tensor.data_ptr() + tensor.nbytes) // page * page
@@ -52,4 +63,5 @@ def _advise(tensor: torch.Tensor, page: int, advice: str) -> None:
         _libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), getattr(mmap, advice))
 
 
-_libc = ctypes.CDLL(None)
+# Windows has neither function.
+_libc = None if sys.platform == "win32" else ctypes.CDLL(None)

@@ -22,9 +22,11 @@ from higgs_native.generation.requests import GenerationRequest
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint, write_language_model
+from higgs_native.utils import progress
 from tests.helpers.devices import DEVICES
 from tests.helpers.waiting import PATIENCE
 from tests.model.test_transformer import config
+from tests.utils.test_progress import Terminal
 
 
 PROMPT = torch.tensor([[*range(40), 269]])
@@ -314,6 +316,15 @@ def test_the_same_checkpoint_has_the_same_bytes(source, tmp_path):
     assert len(files) == 1
     with safe_open(tmp_path / "one" / PACKED_FILE, framework="pt") as packed:
         assert json.loads(packed.metadata()["quantization"]) == model.quantization.to_dict()
+
+
+def test_a_terminal_shows_what_is_read_before_writing(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "_SECONDS_BEFORE_A_BAR", 0.0)
+    model = LanguageModel.from_pretrained(source, quantization="int8")
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    write_packed(model.named_weights(), model.quantization, source, tmp_path / "packed")
+    assert "checksums:" in terminal.getvalue()
+    assert "digests of the source:" in terminal.getvalue()
 
 
 @pytest.mark.parametrize(("mask", "bits"), [(0o022, 0o644), (0o077, 0o600)])

@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 
 from higgs_native.audio.files.ffmpeg import decode_with_ffmpeg
-from higgs_native.audio.files.libsndfile import SequentialReader, memory_file
+from higgs_native.audio.files.libsndfile import SequentialReader, memory_file, read_at, write_at
 from higgs_native.audio.samples import (
     MAX_CHANNELS,
     MAX_SECONDS,
@@ -19,6 +19,7 @@ from higgs_native.audio.samples import (
     part_range,
 )
 from higgs_native.errors import AudioError
+from higgs_native.utils.files import READING
 
 
 MAX_FILE_BYTES = 128 << 20
@@ -70,8 +71,7 @@ def decode_bytes(contents: bytes, offset: float, duration: float | None, name: s
 def _opened(path: str | os.PathLike, name: str) -> Iterator[int]:
     """Yield the descriptor of a regular file. A pipe or a device, which may never end, is refused."""
     try:
-        # O_NONBLOCK: opening a named pipe would wait for its writer.
-        descriptor = os.open(os.path.expanduser(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(os.path.expanduser(path), READING)
     except PermissionError as error:
         raise AudioError(f"{name} can't be read as audio: {error.strerror}") from None
     except (OSError, ValueError):  # ValueError: a zero byte, or a letter that is in no file name
@@ -90,7 +90,7 @@ def _decode_memory(descriptor: int, offset: float, duration: float | None, name:
     """Decode a file in memory, which can be changed."""
     position = _open_size(descriptor)
     if position is not None:
-        os.pwrite(descriptor, _UNKNOWN_SIZE, position)
+        write_at(descriptor, _UNKNOWN_SIZE, position)
     return _decode(descriptor, offset, duration, name)
 
 
@@ -98,7 +98,7 @@ def _decode(
     descriptor: int, offset: float, duration: float | None, name: str, path: str | None = None
 ) -> tuple[np.ndarray, int]:
     """Decode an open file; `path` names it, if it has a name."""
-    is_pcm = os.pread(descriptor, 4, 0) in (b"RIFF", b"RF64", b"FORM")
+    is_pcm = read_at(descriptor, 4, 0) in (b"RIFF", b"RF64", b"FORM")
     max_bytes, num_bytes = MAX_PCM_FILE_BYTES if is_pcm else MAX_FILE_BYTES, os.fstat(descriptor).st_size
     if num_bytes > max_bytes:
         raise AudioError(f"{name} must hold at most {max_bytes} bytes, got {num_bytes}")
@@ -154,13 +154,13 @@ def _open_size(descriptor: int) -> int | None:
 
     So does a writer that can't return to the header, since it writes to a pipe. The size of such a file is wrong, too.
     """
-    header = os.pread(descriptor, 12, 0)
+    header = read_at(descriptor, 12, 0)
     num_bytes = os.fstat(descriptor).st_size
     if header[:4] != b"RIFF" or header[8:] != b"WAVE" or header[4:8] == (num_bytes - 8).to_bytes(8, "little")[:4]:
         return None
     position = 12
     for _ in range(_MAX_CHUNKS):
-        chunk = os.pread(descriptor, 8, position)
+        chunk = read_at(descriptor, 8, position)
         size = int.from_bytes(chunk[4:], "little")
         if len(chunk) < 8 or chunk[:4] == b"data":
             return position + 4 if chunk[:4] == b"data" and not size else None
@@ -171,8 +171,8 @@ def _open_size(descriptor: int) -> int | None:
 def _copy(source: int, target: int) -> None:
     """Copy a file, at most `MAX_MEMORY_BYTES`."""
     position = 0
-    while position < MAX_MEMORY_BYTES and (block := os.pread(source, _COPY_BYTES, position)):
-        position += os.pwrite(target, block, position)
+    while position < MAX_MEMORY_BYTES and (block := read_at(source, _COPY_BYTES, position)):
+        position += write_at(target, block, position)
 
 
 def _reason(error: soundfile.SoundFileError) -> str:

@@ -8,8 +8,10 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 import time
 from types import ModuleType
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -50,8 +52,14 @@ def decode_with_ffmpeg(
     offset, seconds = part_seconds(offset, duration)
     seconds = min(seconds, MAX_SECONDS + 1)
     path = f"file:/dev/fd/{descriptor}"  # neither a name with a meaning to FFmpeg nor a file that was replaced
+    os.lseek(descriptor, 0, os.SEEK_SET)  # the path's position on macOS, too
     av, program = _pyav(), shutil.which("ffmpeg")
-    if av is not None:
+    if sys.platform == "win32":  # where descriptors have no paths, and a program gets none
+        program = None
+    if av is not None and sys.platform == "win32":
+        with open(descriptor, "rb", closefd=False) as file:
+            decoded = _decode_with_pyav(av, file, offset, seconds)
+    elif av is not None:
         decoded = _decode_with_pyav(av, path, offset, seconds)
     elif program is not None:
         decoded = _decode_with_program(program, descriptor, path, offset, seconds)
@@ -75,13 +83,15 @@ def _pyav() -> ModuleType | None:
     return av
 
 
-def _decode_with_pyav(av: ModuleType, path: str, offset: float, seconds: float) -> tuple[np.ndarray, int] | None:
+def _decode_with_pyav(
+    av: ModuleType, file: str | BinaryIO, offset: float, seconds: float
+) -> tuple[np.ndarray, int] | None:
     """Return mono samples and their rate; None if there is no audio, or decoding takes too long."""
     deadline = time.monotonic() + TIMEOUT
     blocks, rate, position, end = [], 0, 0, math.inf
     try:
         options = {"protocol_whitelist": _PROTOCOLS, "format_whitelist": _CONTAINERS}
-        with av.open(path, options=options) as container:
+        with av.open(file, options=options) as container:
             resampler = av.AudioResampler(format="flt")  # keeps the rate and the channels
             for frame in container.decode(audio=0):
                 for piece in resampler.resample(frame):

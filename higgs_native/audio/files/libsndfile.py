@@ -6,8 +6,10 @@ damaged audio seems complete. With a file descriptor, no Python code runs inside
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -18,8 +20,12 @@ _BLOCK_VALUES = 1 << 20  # read at a time, which bounds the memory
 
 @contextmanager
 def memory_file(contents: bytes = b"") -> Iterator[int]:
-    """Yield the descriptor of a file in memory that holds `contents`, positioned at its beginning."""
-    descriptor = os.memfd_create("audio")
+    """Yield the descriptor of a file that holds `contents`, positioned at its beginning: in memory on Linux."""
+    if sys.platform == "linux":
+        descriptor = os.memfd_create("audio")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
     try:
         rest = memoryview(contents)
         while rest:
@@ -28,6 +34,32 @@ def memory_file(contents: bytes = b"") -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def read_at(descriptor: int, count: int, position: int) -> bytes:
+    """As `os.pread`, which Windows lacks."""
+    if sys.platform != "win32":
+        return os.pread(descriptor, count, position)
+    with _positioned(descriptor, position):
+        return os.read(descriptor, count)
+
+
+def write_at(descriptor: int, data: bytes, position: int) -> int:
+    """As `os.pwrite`, which Windows lacks."""
+    if sys.platform != "win32":
+        return os.pwrite(descriptor, data, position)
+    with _positioned(descriptor, position):
+        return os.write(descriptor, data)
+
+
+@contextmanager
+def _positioned(descriptor: int, position: int) -> Iterator[None]:
+    before = os.lseek(descriptor, 0, os.SEEK_CUR)
+    os.lseek(descriptor, position, os.SEEK_SET)
+    try:
+        yield
+    finally:
+        os.lseek(descriptor, before, os.SEEK_SET)
 
 
 class SoundFile(soundfile.SoundFile):
@@ -39,8 +71,12 @@ class SoundFile(soundfile.SoundFile):
 
     _is_open = False
 
-    def __init__(self, *arguments, **options) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, file: int | bytes, mode: str = "r", *arguments, **options) -> None:
+        opened: int | bytes | BinaryIO = file
+        if sys.platform == "win32" and isinstance(file, int):
+            # There the library has a C runtime of its own, which does not know the descriptor.
+            opened = os.fdopen(file, "rb" if mode == "r" else "r+b", buffering=0, closefd=False)
+        super().__init__(opened, mode, *arguments, **options)
         self._is_open = True
 
     def close(self) -> None:

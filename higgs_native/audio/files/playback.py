@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def play(samples: np.ndarray, sampling_rate: int) -> None:
 
 def _play_by_program(samples: np.ndarray, sampling_rate: int) -> None:
     command = next((command for name, command in PLAYERS.items() if shutil.which(name)), None)
-    if command is None:
+    if command is None or sys.platform == "win32":  # where a program gets no descriptors
         raise AudioError(
             f"playback needs sounddevice (pip install sounddevice) or one of the programs {', '.join(PLAYERS)}, "
             "and none is installed"

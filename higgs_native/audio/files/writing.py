@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 
 from higgs_native.audio.files.formats import AudioFormat, find_format, format_of
-from higgs_native.audio.files.libsndfile import SoundFile, memory_file
+from higgs_native.audio.files.libsndfile import SoundFile, memory_file, read_at, write_at
 from higgs_native.errors import ParameterError
 from higgs_native.utils.checks import expanded_path
 from higgs_native.utils.files import check_file_can_be_made, replacing
@@ -103,8 +103,8 @@ class AudioWriter:
     def _copy(self, begin: int, end: int) -> None:
         try:
             while begin < end:
-                piece = os.pread(self._memory, min(end - begin, _COPY_BYTES), begin)
-                begin += os.pwrite(self._target, piece, begin)
+                piece = read_at(self._memory, min(end - begin, _COPY_BYTES), begin)
+                begin += write_at(self._target, piece, begin)
         except OSError as error:
             raise self._error(error) from None
 
@@ -112,7 +112,7 @@ class AudioWriter:
         """Raise ParameterError if a file of this size can't grow, even in memory (RLIMIT_FSIZE)."""
         size = os.fstat(self._memory).st_size
         try:
-            os.pwrite(self._memory, b"\0", size)
+            write_at(self._memory, b"\0", size)
         except OSError as error:
             raise self._error(error) from None
         os.ftruncate(self._memory, size)
@@ -172,7 +172,7 @@ def encode_audio(
     with memory_file() as target:
         with _encoding("the audio", target, sampling_rate, find_format(format), tags) as writer:
             writer.write(samples)
-        return os.pread(target, os.fstat(target).st_size, 0)
+        return read_at(target, os.fstat(target).st_size, 0)
 
 
 @contextmanager

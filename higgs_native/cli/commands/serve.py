@@ -138,7 +138,7 @@ def serve(
         quantization=quantization,
         adapters=adapters,
     )
-    if workers is None:
+    if workers is None or sys.platform == "win32":
         from higgs_native.server.running import run
 
         run(partial(load, device=device), settings, bound, lambda: _announce(bound, wyoming), wyoming=wyoming)
@@ -179,6 +179,8 @@ def _checked_devices(devices: str, device: str) -> tuple[str, ...]:
 
     if device != "auto":
         raise ParameterError(f"--device must be left out with --devices, got {device}")
+    if sys.platform == "win32":  # whose processes inherit no socket
+        raise ParameterError(f"--devices must be left out on Windows, got {devices}")
     return tuple(str(checked_device(name.strip())) for name in devices.split(","))
 
 
