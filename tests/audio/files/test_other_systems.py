@@ -1,10 +1,11 @@
 """Audio files without what macOS lacks (files in memory) and Windows (reads at a position, shared descriptors)."""
 
-import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from higgs_native.audio.files import libsndfile
 from higgs_native.audio.files.decoding import decode_bytes, decode_file
 from higgs_native.audio.files.libsndfile import read_at, write_at
 from higgs_native.audio.files.writing import encode_audio, writing_audio
@@ -13,12 +14,18 @@ from higgs_native.audio.files.writing import encode_audio, writing_audio
 SAMPLES = np.sin(np.arange(200_000, dtype=np.float32) / 20) / 2
 
 
+@pytest.fixture
+def on(monkeypatch):
+    """Lets the module take this system for another one. Packages that are imported meanwhile know the truth."""
+    return lambda platform: monkeypatch.setattr(libsndfile, "sys", SimpleNamespace(platform=platform))
+
+
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 @pytest.mark.parametrize("format", ["wav", "flac", "mp3"])
-def test_files_are_the_same(platform, format, monkeypatch, tmp_path):
+def test_files_are_the_same(platform, format, on, tmp_path):
     expected = encode_audio(SAMPLES, 24000, format)
     decoded, rate = decode_bytes(expected, 0.0, None, "x")
-    monkeypatch.setattr(sys, "platform", platform)
+    on(platform)
     assert encode_audio(SAMPLES, 24000, format) == expected
     path = tmp_path / f"x.{format}"
     with writing_audio(path, 24000) as writer:
@@ -30,8 +37,8 @@ def test_files_are_the_same(platform, format, monkeypatch, tmp_path):
         np.testing.assert_array_equal(samples, decoded)
 
 
-def test_reads_and_writes_at_a_position_leave_the_position(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "platform", "win32")
+def test_reads_and_writes_at_a_position_leave_the_position(on, tmp_path):
+    on("win32")
     with open(tmp_path / "x", "w+b", buffering=0) as file:
         file.write(b"abcdef")
         file.seek(1)
