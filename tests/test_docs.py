@@ -140,6 +140,19 @@ def test_the_table_of_the_server_is_that_of_its_report():
         assert f"| {rate['rate']:g} | {first['p50']:.0f} ms | {first['p95']:.0f} ms | {late} | {streams} |" in page
 
 
+def test_the_table_of_clients_is_that_of_its_report():
+    report = json.loads((ROOT / "benchmarks" / "results" / "serving_clients.json").read_text())
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+
+    def span(runs: list[dict], clients: int, digits: int = 1) -> str:
+        figures = [run["audio_seconds_per_second"] for run in runs if run["clients"] == clients]
+        return f"{min(figures):.{digits}f} to {max(figures):.{digits}f}"
+
+    assert f"| 10 s | {span(report['runs'], 1)} | {span(report['runs'], 8)} | |" in page
+    ours, plain = report["beside_transformers"].values()
+    assert f"| 2 s | | {span(ours, 8)} | {span(plain, 8, 2)} |" in page
+
+
 def test_the_tables_of_performance_are_those_of_the_reports():
     results = ROOT / "benchmarks" / "results"
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
