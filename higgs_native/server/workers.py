@@ -39,8 +39,8 @@ class Worker:
 
         path = self._socket(self.index)
         path.unlink(missing_ok=True)  # of a process that this one replaces
-        if sys.platform == "win32":
-            raise NotImplementedError  # a server there is one process
+        if sys.platform == "win32":  # a condition, since mypy does not follow an `assert` in a function
+            raise AssertionError("a server is one process on Windows")
         server = await asyncio.start_unix_server(answer, path)
         try:
             yield
@@ -61,8 +61,8 @@ class Worker:
             return None
 
     async def _read(self, index: int) -> dict[str, Any]:
-        if sys.platform == "win32":
-            raise NotImplementedError  # a server there is one process
+        if sys.platform == "win32":  # a condition, since mypy does not follow an `assert` in a function
+            raise AssertionError("a server is one process on Windows")
         reader, writer = await asyncio.open_unix_connection(self._socket(index))
         with closing(writer):
             return json.loads(await reader.read())

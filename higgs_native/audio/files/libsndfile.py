@@ -74,7 +74,7 @@ class SoundFile(soundfile.SoundFile):
     def __init__(self, file: int | bytes, mode: str = "r", *arguments, **options) -> None:
         opened: int | bytes | BinaryIO = file
         if sys.platform == "win32" and isinstance(file, int):
-            # There the library has a C runtime of its own, which does not know the descriptor.
+            # The library has another C runtime there, which does not know the descriptor.
             opened = os.fdopen(file, "rb" if mode == "r" else "r+b", buffering=0, closefd=False)
         super().__init__(opened, mode, *arguments, **options)
         self._is_open = True

@@ -189,7 +189,7 @@ def test_silly_tavern_speaks(server):
 
 
 def test_pipecat_streams_pcm(server, streamed):
-    """It asks for pcm, gives instructions only if it has some, and reads pieces of its own size."""
+    """It asks for pcm without instructions, and reads pieces of 1,024 bytes."""
     body = {"input": TEXT, "model": "gpt-4o-mini-tts", "voice": "alloy", "response_format": "pcm", "seed": 7}
     with server.client.stream("POST", "/v1/audio/speech", json=body) as response:
         assert response.status_code == 200
