@@ -65,6 +65,28 @@ struct TileMajor {
   }
 };
 
+// Tile after tile, with rows in pairs: 8 bytes of each of the two in turn. A last row without another has the same order
+// as above. Words come by twos.
+struct PairedTileMajor {
+  HIGGS_INLINE void write(char* to, int64_t rows, int64_t m, int64_t first, const void* words, int64_t count) {
+    constexpr int64_t kWords = kTileBytes / 4;
+    const char* from = static_cast<const char*>(words);
+    const int64_t in_pair = m % 2 * 8, step = m % 2 == 1 || m + 1 < rows ? 16 : 8;
+    for (int64_t word = first; word < first + count; word += 2, from += 8) {
+      memcpy(to + (word / kWords * rows + m / 2 * 2) * kTileBytes + word % kWords / 2 * step + in_pair, from, 8);
+    }
+  }
+};
+
+template <bool kRowsInPairs>
+struct TileOrder {
+  using Type = TileMajor;
+};
+template <>
+struct TileOrder<true> {
+  using Type = PairedTileMajor;
+};
+
 // ---- Weights that are multiplied in float32
 
 // Activations stay float32; columns beyond k are zero.

@@ -16,11 +16,12 @@ constexpr FormatKernels format_kernels() {
   return {kGroupRows, F::kPackedUnitBytes, 1, 1, F::template pack<Interleaved>, gemm_vectors<F>};
 }
 
-// The kernels of a format that tiles can multiply.
+// The kernels of a format that tiles can multiply, if the set has such tiles.
 template <typename F, typename T = Tiles>
 constexpr FormatKernels tile_kernels() {
-  if constexpr (kHasTiles) {
-    return {kTileRows, F::kPackedUnitBytes, kTileUnits<F>, kBlockPanels, F::template pack<TileMajor>, gemm_tiles<T, F>};
+  if constexpr (is_integer(F::kFormat) ? kHasByteTiles : kHasPairTiles) {
+    using Order = TileOrder<T::kRowsInPairs>::Type;
+    return {kTileRows, F::kPackedUnitBytes, kTileUnits<F>, kBlockPanels, F::template pack<Order>, gemm_tiles<T, F>};
   } else {
     return format_kernels<F>();
   }

@@ -66,6 +66,6 @@ inline int64_t packed_row_bytes(WeightFormat format, const FormatKernels& kernel
   return filled_units(kernels, units) * kernels.packed_unit_bytes + quantization;
 }
 
-HIGGS_NATIVE_KERNEL_TABLE_WITH_AMX(LinearKernels, linear_kernels)
+HIGGS_NATIVE_KERNEL_TABLE_WITH_TILES(LinearKernels, linear_kernels)
 
 }  // namespace higgs_native::cpu

@@ -104,6 +104,7 @@ void run_tiles(const TileBlock& b) {
   const char* x[2] = {b.x[0] + b.begin * x_bytes[0], b.x[1] + b.begin * x_bytes[1]};
   const char* weight[2] = {b.weight[0], b.weight[1]};
   const char* ahead = b.ahead;
+  T tiles(b.rows0, b.rows1);
   const auto multiply = [&] {
     if constexpr (kGroups == 2) {
       for (int64_t i = 0; i < b.lines; ++i, ahead += 64) __builtin_prefetch(ahead, 0, 2);
@@ -111,26 +112,26 @@ void run_tiles(const TileBlock& b) {
     if constexpr (kGroups == 1 && kStored<F>) {
       for (int i = 0; i < kPanels; ++i) fetch<kPanelTile>(weight[i] + kBytesAhead);
     }
-    T::template multiply<is_integer(F::kFormat), kGroups, kPanels>(x[0], x[1], weight[0], weight[1]);
+    tiles.template multiply<is_integer(F::kFormat), kGroups, kPanels>(x[0], x[1], weight[0], weight[1]);
     for (int i = 0; i < 2; ++i) {
       x[i] += x_bytes[i];
       weight[i] += kPanelTile;
     }
   };
   if constexpr (!is_integer(F::kFormat)) {
-    if (b.begin == 0) T::zero_sums();
-    else T::template load_sums<kGroups, kPanels>(b.sums, b.rows0);
+    if (b.begin == 0) tiles.zero_sums();
+    else tiles.template load_sums<kGroups, kPanels>(b.sums, b.rows0);
     for (int64_t t = b.begin; t < b.end; ++t) multiply();
-    T::template store_sums<kGroups, kPanels>(b.sums, b.rows0);
+    tiles.template store_sums<kGroups, kPanels>(b.sums, b.rows0);
   } else {
     constexpr int64_t kGroupTiles = kQuantGroup / kTileBytes;
     constexpr int J = kPanels * kParts;
     // While tiles multiply a quantization group, vectors scale the products of the one before it.
     alignas(64) int32_t integers[2][kGroups * kTileRows * kPanels * kPanel];
     const auto multiply_group = [&](int64_t g) {
-      T::zero_sums();
+      tiles.zero_sums();
       for (int64_t t = 0; t < kGroupTiles; ++t) multiply();
-      T::template store_sums<kGroups, kPanels>(integers[g % 2], b.rows0);
+      tiles.template store_sums<kGroups, kPanels>(integers[g % 2], b.rows0);
     };
     const auto add_rows = [&](int64_t g, int64_t first, int64_t rows, const char* x) {
       Vec panel_scales[J];

@@ -9,7 +9,7 @@ Activations are float32, rounded for some formats:
 |---|---|---|
 | float32 | float32 | float32 |
 | float16 | float32 | float16 |
-| bfloat16, fp8 | float32; bfloat16 with avx512_bf16, amx or neon_bf16 | bfloat16 |
+| bfloat16, fp8 | float32; bfloat16 with avx512_bf16, amx, neon_bf16 or neon_i8mm | bfloat16 |
 | int8, int4 | 8 bits in groups of 128 columns | 8 bits in groups of 128 columns |
 """
 

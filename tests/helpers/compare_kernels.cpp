@@ -30,10 +30,10 @@ struct Set {
   const QuantizationKernels& quantization;
 };
 
-#define HIGGS_NATIVE_SET(isa)                                                                         \
-  Set {                                                                                               \
-    isa::linear_kernels, isa::attention_kernels, isa::audio_tokenizer_kernels, isa::sampling_kernels, \
-        isa::quantization_kernels                                                                     \
+#define HIGGS_NATIVE_SET(tiles, isa)                                                                    \
+  Set {                                                                                                 \
+    tiles::linear_kernels, isa::attention_kernels, isa::audio_tokenizer_kernels, isa::sampling_kernels, \
+        isa::quantization_kernels                                                                       \
   }
 
 int num_checks = 0, num_failures = 0;
@@ -264,10 +264,11 @@ void compare_quantization(const Set& generic, const Set& set) {
 }
 
 int compare(const std::string& name) {
-  const Set generic = HIGGS_NATIVE_SET(generic);
-  const Set set = name == "neon"           ? HIGGS_NATIVE_SET(neon)
-                  : name == "neon_dotprod" ? HIGGS_NATIVE_SET(neon_dotprod)
-                                           : HIGGS_NATIVE_SET(neon_bf16);
+  const Set generic = HIGGS_NATIVE_SET(generic, generic);
+  const Set set = name == "neon"           ? HIGGS_NATIVE_SET(neon, neon)
+                  : name == "neon_dotprod" ? HIGGS_NATIVE_SET(neon_dotprod, neon_dotprod)
+                  : name == "neon_bf16"    ? HIGGS_NATIVE_SET(neon_bf16, neon_bf16)
+                                           : HIGGS_NATIVE_SET(neon_i8mm, neon_bf16);
   compare_linear(generic, set);
   compare_attention<float>(generic, set, "float32");
   compare_attention<bfloat16>(generic, set, "bfloat16");

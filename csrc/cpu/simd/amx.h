@@ -6,7 +6,8 @@
 
 namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 
-inline constexpr bool kHasTiles = true;
+inline constexpr bool kHasByteTiles = true;
+inline constexpr bool kHasPairTiles = true;
 
 // While it lives, vectors take subnormal numbers for zero, and make none, as tiles do.
 class FlushSubnormals {
@@ -26,6 +27,9 @@ class FlushSubnormals {
 //   6-7  weights of the halves of a panel: a row holds 4 bytes of 16 weight rows
 struct Tiles {
   using Flush = FlushSubnormals;
+  static constexpr bool kRowsInPairs = false;
+
+  Tiles(int64_t, int64_t) {}
 
   // Sets the tiles' shapes for groups of `rows0` and `rows1` rows, at most 16. Their contents are lost.
   HIGGS_INLINE void configure(int64_t rows0, int64_t rows1) {

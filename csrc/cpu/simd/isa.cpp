@@ -68,6 +68,7 @@ bool has_amx() { return false; }
 // Bits of the Linux kernel's interface, which old headers lack.
 bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
 bool has_bf16() { return getauxval(AT_HWCAP2) >> 14 & 1; }
+bool has_i8mm() { return getauxval(AT_HWCAP2) >> 13 & 1; }
 #elif defined(__aarch64__) && defined(__APPLE__)
 bool has_feature(const char* name) {
   int value = 0;
@@ -77,9 +78,11 @@ bool has_feature(const char* name) {
 
 bool has_dotprod() { return has_feature("hw.optional.arm.FEAT_DotProd"); }
 bool has_bf16() { return has_feature("hw.optional.arm.FEAT_BF16"); }
+bool has_i8mm() { return has_feature("hw.optional.arm.FEAT_I8MM"); }
 #else
 bool has_dotprod() { return false; }
 bool has_bf16() { return false; }
+bool has_i8mm() { return false; }
 #endif
 
 // "a, b or c", of the sets that are built.
@@ -120,13 +123,14 @@ bool isa_supported(Isa isa) {
     case Isa::neon: return std::find(std::begin(kIsas), std::end(kIsas), Isa::neon) != std::end(kIsas);
     case Isa::neon_dotprod: return has_dotprod();
     case Isa::neon_bf16: return has_dotprod() && has_bf16();
+    case Isa::neon_i8mm: return has_dotprod() && has_bf16() && has_i8mm();
   }
   return false;
 }
 
 const char* isa_name(Isa isa) {
   constexpr const char* kNames[] = {"generic", "avx2", "avx512",       "avx512_bf16",
-                                    "amx",     "neon", "neon_dotprod", "neon_bf16"};
+                                    "amx",     "neon", "neon_dotprod", "neon_bf16", "neon_i8mm"};
   return kNames[static_cast<int>(isa)];
 }
 
@@ -149,6 +153,7 @@ std::string cpu_features() {
 #elif defined(__aarch64__)
   add("dotprod", has_dotprod());
   add("bf16", has_bf16());
+  add("i8mm", has_i8mm());
 #endif
   return features;
 }

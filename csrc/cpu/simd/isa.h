@@ -7,13 +7,13 @@
 namespace higgs_native::cpu {
 
 // avx2 includes FMA and F16C; avx512 is F, BW, VL, DQ and VNNI; amx has tiles of bytes and of bfloat16; neon_bf16 has
-// DotProd too.
-enum class Isa { generic, avx2, avx512, avx512_bf16, amx, neon, neon_dotprod, neon_bf16 };
+// DotProd too, and neon_i8mm both.
+enum class Isa { generic, avx2, avx512, avx512_bf16, amx, neon, neon_dotprod, neon_bf16, neon_i8mm };
 // Those that are built, from the narrowest to the widest.
 #if defined(__x86_64__)
 inline constexpr Isa kIsas[] = {Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::amx};
 #elif defined(__aarch64__)
-inline constexpr Isa kIsas[] = {Isa::generic, Isa::neon, Isa::neon_dotprod, Isa::neon_bf16};
+inline constexpr Isa kIsas[] = {Isa::generic, Isa::neon, Isa::neon_dotprod, Isa::neon_bf16, Isa::neon_i8mm};
 #else
 inline constexpr Isa kIsas[] = {Isa::generic};
 #endif
@@ -22,8 +22,8 @@ inline constexpr Isa kIsas[] = {Isa::generic};
 Isa active_isa();
 bool isa_supported(Isa isa);
 const char* isa_name(Isa isa);
-// The features among avx2, avx512, avx512_vnni, avx512_bf16 and amx, or dotprod and bf16, that the machine has, separated
-// by spaces.
+// The features among avx2, avx512, avx512_vnni, avx512_bf16 and amx, or dotprod, bf16 and i8mm, that the machine has,
+// separated by spaces.
 std::string cpu_features();
 
 // Tells the core that the thread spins.
@@ -38,7 +38,8 @@ inline void pause_core() {
 }  // namespace higgs_native::cpu
 
 // Declares table() of the given type: the kernels of the instruction set in use. Each set defines a table of that name
-// in the namespace named after the set. Only the family linear uses AMX; others have no kernels of their own for it.
+// in the namespace named after the set. Only the family linear uses tiles; others have no kernels of their own for the
+// sets amx and neon_i8mm.
 #define HIGGS_NATIVE_DECLARE_TABLE(Type, table, isa) \
   namespace isa {                                    \
   extern const Type table;                           \
@@ -58,27 +59,30 @@ inline void pause_core() {
     return chosen;                                                                      \
   }
 #define HIGGS_NATIVE_KERNEL_TABLE(Type, table) HIGGS_NATIVE_KERNEL_TABLE_UP_TO(avx512_bf16, Type, table)
-#define HIGGS_NATIVE_KERNEL_TABLE_WITH_AMX(Type, table) \
-  HIGGS_NATIVE_DECLARE_TABLE(Type, table, amx)          \
+#define HIGGS_NATIVE_KERNEL_TABLE_WITH_TILES(Type, table) \
+  HIGGS_NATIVE_DECLARE_TABLE(Type, table, amx)            \
   HIGGS_NATIVE_KERNEL_TABLE_UP_TO(amx, Type, table)
-#else
-#if defined(__aarch64__)
-#define HIGGS_NATIVE_KERNEL_TABLE(Type, table)                                            \
+#elif defined(__aarch64__)
+#define HIGGS_NATIVE_KERNEL_TABLE_UP_TO(widest, Type, table)                              \
   HIGGS_NATIVE_DECLARE_TABLE(Type, table, generic)                                        \
   HIGGS_NATIVE_DECLARE_TABLE(Type, table, neon)                                           \
   HIGGS_NATIVE_DECLARE_TABLE(Type, table, neon_dotprod)                                   \
   HIGGS_NATIVE_DECLARE_TABLE(Type, table, neon_bf16)                                      \
   inline const Type& table() {                                                            \
-    static const Type& chosen = active_isa() == Isa::neon_bf16      ? neon_bf16::table    \
+    static const Type& chosen = active_isa() == Isa::neon_i8mm      ? widest::table       \
+                                : active_isa() == Isa::neon_bf16    ? neon_bf16::table    \
                                 : active_isa() == Isa::neon_dotprod ? neon_dotprod::table \
                                 : active_isa() == Isa::neon         ? neon::table         \
                                                                     : generic::table;     \
     return chosen;                                                                        \
   }
+#define HIGGS_NATIVE_KERNEL_TABLE(Type, table) HIGGS_NATIVE_KERNEL_TABLE_UP_TO(neon_bf16, Type, table)
+#define HIGGS_NATIVE_KERNEL_TABLE_WITH_TILES(Type, table) \
+  HIGGS_NATIVE_DECLARE_TABLE(Type, table, neon_i8mm)      \
+  HIGGS_NATIVE_KERNEL_TABLE_UP_TO(neon_i8mm, Type, table)
 #else
 #define HIGGS_NATIVE_KERNEL_TABLE(Type, table)     \
   HIGGS_NATIVE_DECLARE_TABLE(Type, table, generic) \
   inline const Type& table() { return generic::table; }
-#endif
-#define HIGGS_NATIVE_KERNEL_TABLE_WITH_AMX HIGGS_NATIVE_KERNEL_TABLE
+#define HIGGS_NATIVE_KERNEL_TABLE_WITH_TILES HIGGS_NATIVE_KERNEL_TABLE
 #endif

@@ -48,8 +48,10 @@
 
 #if defined(__AMX_TILE__)
 #include "cpu/simd/amx.h"
+#elif defined(HIGGS_NATIVE_NEON) && defined(__ARM_FEATURE_MATMUL_INT8)
+#include "cpu/simd/neon_i8mm.h"
 #else
-#include "cpu/simd/no_amx.h"
+#include "cpu/simd/no_tiles.h"
 #endif
 
 namespace higgs_native::cpu::HIGGS_NATIVE_ISA {

@@ -3,7 +3,8 @@
 
 namespace higgs_native::cpu::HIGGS_NATIVE_ISA {
 
-inline constexpr bool kHasTiles = false;
+inline constexpr bool kHasByteTiles = false;
+inline constexpr bool kHasPairTiles = false;
 struct Tiles;
 
 }  // namespace higgs_native::cpu::HIGGS_NATIVE_ISA
