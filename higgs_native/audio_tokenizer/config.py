@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from higgs_native.audio.samples import MIN_SECONDS
 from higgs_native.checkpoint.language_model import BUNDLED_CONFIG_FILE
 from higgs_native.checkpoint.other_kinds import read_config
 from higgs_native.errors import ConfigError, short_repr
@@ -281,6 +282,12 @@ class HiggsAudioTokenizerConfig:
         _require(self.unit_kernel_size % 2 == 1, "unit_kernel_size", "odd", self.unit_kernel_size)
         lengths = len(hubert.conv_dim), len(hubert.conv_kernel), len(hubert.conv_stride)
         _require(len(set(lengths)) == 1, "conv_dim, conv_kernel and conv_stride", "of the same length", lengths)
+        _require(
+            self.min_samples <= MIN_SECONDS * self.sampling_rate,
+            "conv_kernel and conv_stride",
+            f"small enough for {MIN_SECONDS} s of audio",
+            (hubert.conv_kernel, hubert.conv_stride),
+        )
         for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
             divisor = getattr(hubert, name)
             _require(

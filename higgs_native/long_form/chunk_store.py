@@ -9,8 +9,8 @@ moment the work is interrupted, and a chunk whose files were changed is missing.
 import hashlib
 import io
 import json
-import math
 import re
+import sys
 import wave
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -287,11 +287,11 @@ def _read_attempt(seed: object, duration: object, failures: object) -> Attempt:
     """Return an attempt as a record holds it. Raises ValueError for values that no run writes."""
     if type(seed) is not int or not 0 <= seed < 2**64:
         raise ValueError
-    if not isinstance(duration, int | float) or not 0 <= duration < math.inf:
+    if not isinstance(duration, int | float) or not 0 <= duration <= sys.float_info.max:
         raise ValueError
     if not isinstance(failures, list) or not all(failure in get_args(Failure) for failure in failures):
         raise ValueError
-    return Attempt(seed, duration, tuple(failures))
+    return Attempt(seed, float(duration), tuple(failures))
 
 
 def _read_codes(rows: object) -> torch.Tensor:

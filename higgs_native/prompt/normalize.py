@@ -102,7 +102,7 @@ def normalize_text(text: str) -> str:
         PromptError: no letter or digit is left to say, or the text is no str or not valid Unicode.
     """
     normalized = clean_text(text)
-    if not SPEAKABLE.search(SPEAKER_TAG.sub("", normalized)):
+    if not is_speakable(normalized):
         raise nothing_to_say(text)
     return normalized if normalized.endswith(_ENDINGS) else normalized + "."
 

@@ -112,6 +112,10 @@ def test_defaults_are_the_published_values():
             r"conv_dim, conv_kernel and conv_stride must be of the same length, got \(1, 7, 7\)",
         ),
         (
+            PUBLISHED.to_dict() | {"semantic_model_config": {"conv_stride": [5, 2, 2, 2, 2, 200, 2]}},
+            r"conv_kernel and conv_stride must be small enough for 0.1 s of audio, got",
+        ),
+        (
             PUBLISHED.to_dict() | {"semantic_model_config": {"num_attention_heads": 5}},
             "hidden_size must be a multiple of its num_attention_heads, 5, got 768",
         ),

@@ -89,6 +89,7 @@ def test_invalid_records_are_made_again(engine, fake, tmp_path):
                 {"kept": False},
                 {"attempts": [attempt | {"duration": math.nan}]},
                 {"attempts": [attempt | {"duration": "1"}]},
+                {"attempts": [attempt | {"duration": 2**1024}]},
                 {"attempts": [attempt | {"seed": -1}]},
                 {"attempts": [attempt | {"seed": 1e3}]},
                 {"attempts": [attempt | {"failures": "silence"}]},

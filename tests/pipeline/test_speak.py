@@ -168,7 +168,7 @@ def test_progress_counts_whole_frames(engine):
     ("arguments", "name"),
     [
         ({"text": "a <|eot_id|> b"}, "text"),
-        ({"text": "《|eot_id|》"}, "text"),
+        ({"text": "《|eot_id|》 a"}, "text"),
         ({"text": TEXT, "scene": "<|scene_desc_end|>"}, "scene"),
         ({"text": TEXT, "voice": Voice("a.wav", "<|AUDIO_OUT|>")}, "reference text"),
         ({"text": TEXT, "voice": Voice(profile="<|eot_id|>")}, "profile"),

@@ -91,6 +91,7 @@ def test_the_order_of_the_rules():
             "[SPEAKER0]",
             "【SPEAKER0】 ...",
             "[SPEAKER0] 🎉 [SPEAKER1]",
+            "<|d|>",
         ),
     ],
 )

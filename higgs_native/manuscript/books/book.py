@@ -11,7 +11,7 @@ from higgs_native.errors import PromptError, short_repr
 from higgs_native.manuscript.books.epub import read_epub
 from higgs_native.manuscript.books.outline import Heading, Item
 from higgs_native.manuscript.markup import markdown_parser, plain_blocks, plain_line, protected
-from higgs_native.prompt.normalize import SPEAKABLE
+from higgs_native.prompt.normalize import is_speakable
 from higgs_native.utils.checks import check_instance, check_string, expanded_path
 from higgs_native.utils.files import read_small_file
 
@@ -112,7 +112,7 @@ def _chapters(items: Sequence[Item], title: str) -> list[Chapter]:
 
     def finish() -> None:
         text = "\n\n".join(blocks)
-        if SPEAKABLE.search(text):
+        if is_speakable(text):
             chapters.append(Chapter(heading, text))
 
     for item in items:

@@ -22,7 +22,7 @@ from higgs_native.checkpoint.config import AUDIO_PLACEHOLDER
 from higgs_native.errors import PromptError, short_repr
 from higgs_native.prompt.markup import CONTROL_TAG, SPEAKER_TAG
 from higgs_native.prompt.messages import AudioContent, Message, TextContent
-from higgs_native.prompt.normalize import SPEAKABLE, check_unicode, drop_invisible, nothing_to_say
+from higgs_native.prompt.normalize import check_unicode, drop_invisible, is_speakable, nothing_to_say
 from higgs_native.prompt.voices import Voice, audio_content
 
 
@@ -144,7 +144,7 @@ def normalize_text(text: str) -> str:
         PromptError: no letter or digit is left to say, or as for `clean_text`.
     """
     cleaned = clean_text(text)
-    if not SPEAKABLE.search(CONTROL_TAG.sub("", cleaned)):
+    if not is_speakable(cleaned):
         raise nothing_to_say(text)
     return cleaned
 

@@ -81,7 +81,7 @@ WRONG_LINES = {
     "no audio": ({"text": "Hello."}, ConfigError, "must have audio or codes, got neither"),
     "no text": ({"audio": "0.wav"}, ConfigError, "has no 'text'"),
     "empty text": ({"audio": "0.wav", "text": " "}, PromptError, "text must be the words spoken"),
-    "special token": ({"audio": "0.wav", "text": "<|eot_id|>"}, PromptError, "text must be plain text"),
+    "special token": ({"audio": "0.wav", "text": "Hi. <|eot_id|>"}, PromptError, "text must be plain text"),
     "number": ({"audio": 5, "text": "Hello."}, ConfigError, "audio must be a string, got 5"),
     "words of no reference": ({**GOOD, "ref_text": "Hi."}, ConfigError, "ref_text must be given with ref_audio"),
     "no messages": ({"messages": []}, ConfigError, "messages must be a list of messages"),
