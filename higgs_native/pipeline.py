@@ -20,7 +20,7 @@ from higgs_native.checkpoint.files import AUDIO_TOKENIZER_FOLDER, resolve_folder
 from higgs_native.checkpoint.hub import HubOptions, check_hub_options
 from higgs_native.checkpoint.quantization import Quantization
 from higgs_native.convention import Convention
-from higgs_native.errors import ConfigError, ParameterError, one_line
+from higgs_native.errors import ConfigError, ParameterError, one_line, short_repr
 from higgs_native.failure_checks import Failure, detect_failures, frame_levels
 from higgs_native.generation.model import HiggsAudioModel
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
@@ -128,6 +128,8 @@ class HiggsAudio(ReplyGenerator):
             ParameterError: there is no such device, dtype or quantization.
         """
         check_hub_options(hub)
+        if adapters is not None and not isinstance(adapters, Mapping):
+            raise ParameterError(f"adapters must be folders by name, got {short_repr(adapters)}")
         device = checked_device(device)
         weights_dtype = checked_dtype(dtype)
         if quantization is not None:

@@ -91,6 +91,8 @@ def test_what_is_wrong_is_refused_before_work_starts(engine, folders, tmp_path):
         engine.load_adapter("foreign", foreign)
     with pytest.raises(CheckpointError, match="must be of this base, got one of another base"):
         HiggsAudio.from_pretrained(folders / "base", adapters={"foreign": foreign})
+    with pytest.raises(ParameterError, match="adapters must be folders by name, got 1"):
+        HiggsAudio.from_pretrained(folders / "base", adapters=1)
     pickled = tmp_path / "pickled"
     pickled.mkdir()
     (pickled / "adapter_config.json").write_bytes((foreign / "adapter_config.json").read_bytes())

@@ -35,7 +35,7 @@ from higgs_native.prompt.sentences import (
     opening_quotes,
     split_sentences,
 )
-from higgs_native.utils.checks import check_flag, check_number
+from higgs_native.utils.checks import check_callable, check_flag, check_number
 
 
 MIN_CHUNK_SECONDS, MAX_CHUNK_SECONDS = 2.0, 30.0
@@ -140,6 +140,7 @@ def chunk_text(
     """
     check_chunk_seconds(max_seconds)
     check_flag("join_sentences", join_sentences)
+    check_callable("can_read", can_read, optional=True)
     convention = Convention.parse(convention)
     text = drop_invisible(text, "text")
     limit = int(1000 * max_seconds)

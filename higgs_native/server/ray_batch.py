@@ -121,7 +121,7 @@ def _read_voices(folder: Path | None, model: str | None) -> dict[str, Voice]:
 
 def _rows(options: argparse.Namespace, voices: Mapping[str, Voice]) -> Iterator[dict[str, Any]]:
     """Yield the texts to speak, each with its id, voice and seed."""
-    if not options.texts.is_dir():
+    if not os.path.isdir(options.texts):
         for row in read_manifest(options.texts, voices):
             yield {**vars(row), "voice": row.voice or "", "seed": str(row.seed), "is_book": False}
         return

@@ -1,5 +1,6 @@
 """The settings of a server: limits, keys, and what clients may refer to."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +78,7 @@ class ServerSettings:
             if scheme not in ("http", "https") or "/" not in rest or "@" in rest:
                 raise ParameterError(f"reference_urls must be such as https://voices.example/, got {prefix!r:.100}")
         for folder in self.reference_folders:
-            if not folder.is_dir():
+            if not os.path.isdir(folder):  # a name that is too long is none
                 raise ParameterError(f"reference_folders must be existing folders, got {folder}")
         if any(not key or not key.isascii() or not key.isprintable() or " " in key for key in self.api_keys):
             raise ParameterError("api_keys must be printable ASCII without spaces, got another or an empty one")

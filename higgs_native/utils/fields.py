@@ -9,6 +9,7 @@ from higgs_native.errors import ConfigError, short_repr
 MAX_INTEGER = 2**31 - 1
 """The largest integer of a configuration, of either sign. Products and quotients of a few fit 64 bits and a float."""
 _REQUIRED = object()
+_KINDS = bool | int | float | str | list | tuple | dict
 
 
 class Fields:
@@ -34,10 +35,11 @@ class Fields:
         return name in self._raw
 
     def value(self, name: str, default: Any = _REQUIRED) -> Any:
-        """Return a value of any kind."""
+        """Return a value of any kind that JSON has."""
         value = self._raw.get(name)
         if value is None and default is _REQUIRED:
             raise ConfigError(f"{self._source} has no {name!r}")
+        self.require(name, value is None or isinstance(value, _KINDS), "a value of JSON", value)
         return default if value is None else value
 
     def integer(self, name: str, default: Any = _REQUIRED, maximum: int = MAX_INTEGER) -> Any:

@@ -299,6 +299,11 @@ def test_limit_out_of_range_is_refused(seconds):
         chunk_text("Hello.", seconds)
 
 
+def test_what_decides_whether_a_chunk_can_be_read_must_be_a_function():
+    with pytest.raises(ParameterError, match="can_read must be a function or None, got 0"):
+        chunk_text("Hello.", 2, can_read=0)
+
+
 @pytest.mark.parametrize("text", ["a line\n" * 40_000, "." * 40_000 + "a", "!" * 40_000 + "a", "," * 40_000 + "a"])
 def test_time_is_linear_in_the_text(text):
     """With quadratic time each of these takes minutes."""

@@ -26,7 +26,12 @@ def tolerance(dtype: torch.dtype, k: int, scale: float = 1.0) -> dict[str, Any]:
     integer, one in thousands.
     """
     on_cuda = EMULATES_CUDA or torch.get_default_device().type == "cuda"
-    multiplies_bfloat16 = on_cuda or build_info()["cpu_instruction_set"] in ("avx512_bf16", "amx", "neon_bf16", "neon_i8mm")
+    multiplies_bfloat16 = on_cuda or build_info()["cpu_instruction_set"] in (
+        "avx512_bf16",
+        "amx",
+        "neon_bf16",
+        "neon_i8mm",
+    )
     if dtype in (torch.bfloat16, torch.float8_e4m3fn) and multiplies_bfloat16:
         return {"rtol": 1e-5, "atol": scale * 12 * 2**-9 * k**0.5}
     if dtype == torch.float16 and on_cuda:

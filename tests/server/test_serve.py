@@ -96,7 +96,8 @@ def test_wrong_options_are_told_before_weights_are_loaded(fails, tmp_path, monke
     assert "--api-keys must be a text file" in fails("--api-keys", "none")
     (tmp_path / "keys").touch()
     assert "--api-keys must hold at least one key" in fails("--api-keys", str(tmp_path / "keys"))
-    assert "reference_folders must be existing" in fails("--reference-folder", "none")
+    for name in ("none", "x" * 300):
+        assert "reference_folders must be existing" in fails("--reference-folder", name)
     assert "the folder of voices must exist" in fails("--voices", "none")
     monkeypatch.setenv("HIGGS_NATIVE_API_KEYS", "a b")
     assert "api_keys must be printable" in fails()

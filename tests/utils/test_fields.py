@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from higgs_native.errors import ConfigError
@@ -80,3 +81,9 @@ def test_a_nested_object_names_its_place():
         nested.integer("inner")
     with pytest.raises(ConfigError, match=r"^file: name must be a JSON object, got \[1\]$"):
         fields([1]).nested("name")
+
+
+def test_a_value_that_json_lacks_is_refused():
+    """An array has no truth value, so no comparison with it would do."""
+    with pytest.raises(ConfigError, match=r"a\.json: a must be a value of JSON, got array\(\[0, 1\]\)"):
+        Fields({"a": np.arange(2)}, "a.json").value("a")

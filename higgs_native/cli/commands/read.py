@@ -1,5 +1,6 @@
 """`higgs-native read`: a long text into an audio file, in chunks."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -143,7 +144,7 @@ def read(
 
     if not out.name:
         raise ParameterError(f"--out must name a file or a folder to make, got {out}")
-    is_file = not is_book(text) or (out.suffix and not out.is_dir())
+    is_file = not is_book(text) or (out.suffix and not os.path.isdir(out))
     find_format(format or "mp3")
     if is_file and not is_m4b(out):
         check_output_path(out, format)
