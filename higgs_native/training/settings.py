@@ -43,7 +43,8 @@ class TrainingSettings:
         held_out_share: that share.
         method: `lora`: factors of low rank, in PEFT's format; `full`: the parts themselves.
         parts: what is trained: attention, text_ffn, audio_ffn, heads, embeddings, and with `full` norms.
-        rank, alpha, dropout: of LoRA.
+        rank, alpha: of LoRA.
+        dropout: of the inputs of LoRA's factors, or with `full` of attention's output and of the inner activations.
         adapter: an adapter of the same parts and rank to begin with.
         dtype: of frozen weights and of activations, `bfloat16` or `float32`. Trained weights are float32.
         int8_base: whether the frozen matrices of the layers are rounded to int8, for LoRA: half their memory.

@@ -198,7 +198,8 @@ class Trainer:
         # The whole matrices of a quantized base never lie on a GPU.
         bits = 8 if settings.int8_base else 4 if settings.int4_base else None
         loaded_on = torch.device("cpu") if bits else self.device
-        model = TrainableModel.from_pretrained(self.folder, _DTYPES[settings.dtype], loaded_on)
+        dropout = settings.dropout if settings.method == "full" else 0.0  # with LoRA it is that of the factors
+        model = TrainableModel.from_pretrained(self.folder, _DTYPES[settings.dtype], loaded_on, dropout)
         if settings.text_weight and model.text_lm_head is None:
             raise CheckpointError("text_weight must be 0 for a checkpoint without a text head, got another value")
         if not settings.text_weight:
