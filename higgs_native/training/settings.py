@@ -59,6 +59,7 @@ class TrainingSettings:
         text_weight: the weight of the loss of the assistant's text; 0: it is not learned.
         checkpoint_gradients: compute activations again in the backward pass, which saves memory.
         compile: compile the model with torch.compile.
+        shard: with several processes, each keeps a share of all weights (FSDP).
         evaluate_every: steps between evaluations.
         speech_samples: held-out texts that are spoken at each evaluation.
         speech_device: where they are spoken.
@@ -97,6 +98,7 @@ class TrainingSettings:
     text_weight: float = 0.0
     checkpoint_gradients: bool = True
     compile: bool = False
+    shard: bool = False
     evaluate_every: int = 100
     speech_samples: int = 2
     speech_device: str = "cpu"
@@ -124,6 +126,8 @@ class TrainingSettings:
         for name in ("int8_base", "int4_base"):
             self._require(name, not getattr(self, name) or self.method == "lora", "false unless method is lora")
         self._require("int4_base", not (self.int4_base and self.int8_base), "false with int8_base")
+        others = self.int8_base or self.int4_base or self.compile
+        self._require("shard", not (self.shard and others), "false with int8_base, int4_base or compile")
         self._require("adapter", self.adapter is None or self.method == "lora", "left out unless method is lora")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
