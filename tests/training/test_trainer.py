@@ -251,6 +251,12 @@ def test_full_training_changes_its_parts_alone(settings, base, tmp_path):
     HiggsAudio.from_pretrained(tmp_path / "run" / "model")
 
 
+def test_full_training_has_dropout(settings):
+    options = {"method": "full", "parts": ("audio_ffn",), "dtype": "float32", "steps": 1}
+    plain = run(settings(**options))
+    assert run(settings(**options, dropout=0.5, output=settings().output + "2")) != plain
+
+
 def test_a_run_begins_with_an_adapter(settings, tmp_path):
     first = run(settings(output=str(tmp_path / "first"), steps=12))
     second = run(settings(adapter=str(tmp_path / "first" / "adapter")))
