@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 import torch
 from prompts import padded_length
 from quantizer import CODEBOOKS, CODES
@@ -157,15 +158,20 @@ def test_batches_of_a_length_are_alike(rendered):
     assert not maker.batches(rows=400, longest=10)
 
 
-def test_the_language_model_s_training_goes_on_where_it_was(rendered):
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_language_model_s_training_goes_on_where_it_was(rendered, tmp_path, monkeypatch, packed):
+    path = tmp_path / "copy"
+    shutil.copytree(rendered, path, ignore=shutil.ignore_patterns("language_model.*"))
+    if not packed:
+        monkeypatch.setattr(train_language_model, "can_compile", lambda: False)
     small = ["--hidden", "128", "--layers", "1", "--rows", "300", "--log-every", "2", "--device", "cpu", "--eager"]
-    assert "step 2 of 2" in run_step(train_language_model, rendered, *small, "--steps", "2")
-    again = run_step(train_language_model, rendered, *small, "--steps", "12")
+    assert "step 2 of 2" in run_step(train_language_model, path, *small, "--steps", "2")
+    again = run_step(train_language_model, path, *small, "--steps", "12")
     assert "goes on at step 2 of 12" in again
     assert "swapped_first" in again
     tokenizer = phoneme_tokenizer.build_tokenizer()
     network = TrainableModel(train_language_model.model_config(tokenizer, 128, layers=1), text_head=False)
-    network.load_state_dict(steps.weights_of(rendered / "language_model.pt"))
+    network.load_state_dict(steps.weights_of(path / "language_model.pt"))
     whole = TrainableModel(train_language_model.model_config(tokenizer), text_head=False)
     assert 9e6 < sum(parameter.numel() for parameter in whole.parameters()) < 12e6
 
