@@ -22,7 +22,7 @@ from recipe.row_kernels import run
 _PADDED_ROWS = 128
 """oneDNN makes kernels for each new shape, so few numbers of rows occur."""
 _PADDED_LENGTH = 32
-_SAMPLES = 4
+_SAMPLES = 8
 """That attend in one product. oneDNN makes and keeps kernels for each shape, so few numbers of samples occur."""
 
 
@@ -299,8 +299,10 @@ def packed_states(model: TrainableModel, rows: PackedRows) -> torch.Tensor:
     packing = Packing(rows)
     inner = model.model
     eps = model.config.rms_norm_eps
-    embedded = inner.embed_tokens(packing.text), inner.embed_audio_tokens(packing.audio)
-    x = torch.cat([part.bfloat16() for part in embedded])
+    offsets = torch.arange(packing.audio.shape[1]) * model.config.codebook_size
+    # In half the time of `inner.embed_audio_tokens`, which adds up a copy of each code's row.
+    audio = F.embedding_bag(packing.audio + offsets, inner.embed_audio_tokens.embed_audio_tokens.weight, mode="sum")
+    x = torch.cat([part.bfloat16() for part in (inner.embed_tokens(packing.text), audio)])
     turns = rope_table(model.config, max(rows.lengths))
     for layer in inner.layers:
         last = layer is inner.layers[-1]
