@@ -49,6 +49,7 @@ class Adapter:
         transposed: the names of the tensors to which the transposed product is added: tables.
         scale: of all products.
         base: the fingerprint of the weights that it was trained on; None if it is unknown.
+        base_name: the folder or the Hub name of these weights; empty if it is unknown.
         speakers: names of the speakers that it was trained on.
     """
 
@@ -57,6 +58,7 @@ class Adapter:
     transposed: frozenset[str]
     scale: float
     base: str | None
+    base_name: str
     speakers: tuple[str, ...]
 
     @classmethod
@@ -85,7 +87,9 @@ class Adapter:
             raise CheckpointError(f"{folder / WEIGHTS_FILE} is missing or damaged: {error}") from None
         factors, transposed = _pairs(tensors, rank, folder)
         speakers = tuple(name for name in metadata.get(SPEAKERS_KEY, "").splitlines() if name)
-        return cls(folder, factors, frozenset(transposed), scale, metadata.get(BASE_KEY), speakers)
+        base = raw.get("base_model_name_or_path")
+        name = base if isinstance(base, str) else ""
+        return cls(folder, factors, frozenset(transposed), scale, metadata.get(BASE_KEY), name, speakers)
 
     def check_base(self, files: LanguageModelFiles, config: HiggsAudioConfig) -> None:
         """Raise CheckpointError if the adapter does not fit a checkpoint, or was trained on other weights."""

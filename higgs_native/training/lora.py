@@ -12,6 +12,7 @@ from higgs_native.checkpoint.adapter import BASE_KEY, SPEAKERS_KEY, WEIGHTS_FILE
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.training.model import TrainableModel
 from higgs_native.training.settings import PARTS
+from higgs_native.training.sharding import whole
 from higgs_native.utils.files import replacing
 
 
@@ -58,11 +59,16 @@ def train_parts(model: TrainableModel, parts: tuple[str, ...]) -> None:
             parameter.data = parameter.data.to(torch.float32)
 
 
-def save_adapter(model: PeftModel, folder: Path, base: str, speakers: list[str]) -> None:
-    """Write an adapter in PEFT's format, with the fingerprint of its base and the names of its speakers."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_adapter(model: PeftModel, folder: Path, base: str, speakers: list[str], writes: bool = True) -> None:
+    """Write an adapter in PEFT's format, with the fingerprint of its base and the names of its speakers.
+
+    All processes of a sharded model call this, and one of them `writes`.
+    """
     tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
+    if not writes:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS_FILE) as path:
         save_file(tensors, path, {"format": "pt", BASE_KEY: base, SPEAKERS_KEY: "\n".join(speakers)})
     config = model.peft_config["default"]

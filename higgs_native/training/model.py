@@ -54,21 +54,23 @@ class Reorder(torch.autograd.Function):
 class FeedForward(nn.Module):
     """down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: HiggsAudioConfig) -> None:
+    def __init__(self, config: HiggsAudioConfig, dropout: float) -> None:
         super().__init__()
+        self.dropout = dropout
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(F.dropout(F.silu(self.gate_proj(x)) * self.up_proj(x), self.dropout, self.training))
 
 
 class Attention(nn.Module):
     """Causal attention within each sample; the weights are shared by text rows and audio rows."""
 
-    def __init__(self, config: HiggsAudioConfig) -> None:
+    def __init__(self, config: HiggsAudioConfig, dropout: float) -> None:
         super().__init__()
+        self.dropout = dropout
         self.head_dim = config.head_dim
         query, key_value = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, query, bias=False)
@@ -90,9 +92,12 @@ class Attention(nn.Module):
         )
         query, key = rotate(query, angles), rotate(key, angles)
         if text_only:
-            return attend(query, key, value, rows.text_lengths).flatten(1)
-        query, key, value = (Reorder.apply(states, rows.by_sample, rows.by_kind) for states in (query, key, value))
-        return Reorder.apply(attend(query, key, value, rows.lengths).flatten(1), rows.by_kind, rows.by_sample)
+            attended = attend(query, key, value, rows.text_lengths).flatten(1)
+        else:
+            query, key, value = (Reorder.apply(states, rows.by_sample, rows.by_kind) for states in (query, key, value))
+            attended = attend(query, key, value, rows.lengths).flatten(1)
+            attended = Reorder.apply(attended, rows.by_kind, rows.by_sample)
+        return F.dropout(attended, self.dropout, self.training)
 
 
 def rotate(states: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
@@ -123,14 +128,16 @@ class Layer(nn.Module):
     audio_input_layernorm: "RMSNorm"
     post_attention_layernorm: "RMSNorm"
 
-    def __init__(self, config: HiggsAudioConfig, index: int) -> None:
+    def __init__(self, config: HiggsAudioConfig, index: int, dropout: float) -> None:
         super().__init__()
         self.is_dual, self.skips_audio = config.is_dual(index), config.skips_audio(index)
-        self.self_attn = Attention(config)
-        for path in ("", "audio_") if self.is_dual else ("",):
-            setattr(self, f"{path}mlp", FeedForward(config))
-            setattr(self, f"{path}input_layernorm", RMSNorm(config.hidden_size, config.rms_norm_eps))
-            setattr(self, f"{path}post_attention_layernorm", RMSNorm(config.hidden_size, config.rms_norm_eps))
+        self.self_attn = Attention(config, dropout)
+        paths = ("", "audio_") if self.is_dual else ("",)
+        for path in paths:
+            setattr(self, f"{path}mlp", FeedForward(config, dropout))
+        for name in ("input", "post_attention"):
+            for path in paths:
+                setattr(self, f"{path}{name}_layernorm", RMSNorm(config.hidden_size, config.rms_norm_eps))
 
     def forward(
         self, text: torch.Tensor, audio: torch.Tensor, angles: torch.Tensor, rows: PackedRows, is_last: bool
@@ -182,11 +189,11 @@ class AudioEmbeddings(nn.Module):
 class Decoder(nn.Module):
     """The embeddings, the layers and the final norm."""
 
-    def __init__(self, config: HiggsAudioConfig) -> None:
+    def __init__(self, config: HiggsAudioConfig, dropout: float) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_audio_tokens = AudioEmbeddings(config)
-        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(config, index, dropout) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
@@ -197,20 +204,26 @@ class TrainableModel(nn.Module):
         config: shapes and special ids.
         checkpoints_gradients: whether a layer's activations are computed again in the backward pass, which takes the
             memory of one layer instead of all, and a third more time.
+
+    Args:
+        config: shapes and special ids.
+        text_head: whether there is a head for text.
+        dropout: in training, the share of attention's output and of the inner activations that becomes 0.
     """
 
-    def __init__(self, config: HiggsAudioConfig, text_head: bool = True) -> None:
+    def __init__(self, config: HiggsAudioConfig, text_head: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
         self.config = config
+        self.dropout = dropout
         self.checkpoints_gradients = False
-        self.model = Decoder(config)
+        self.model = Decoder(config, dropout)
         audio_rows = config.num_codebooks * config.codebook_size
         self.audio_lm_head = nn.Linear(config.hidden_size, audio_rows, bias=False)
         self.text_lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False) if text_head else None
         self._angles = torch.empty(0, config.head_dim)
 
     @classmethod
-    def from_pretrained(cls, folder: Path, dtype: torch.dtype, device: torch.device) -> Self:
+    def from_pretrained(cls, folder: Path, dtype: torch.dtype, device: torch.device, dropout: float = 0.0) -> Self:
         """Load a checkpoint of either layout.
 
         Raises:
@@ -219,7 +232,7 @@ class TrainableModel(nn.Module):
         config = HiggsAudioConfig.from_pretrained(folder)
         files = LanguageModelFiles(folder, config)
         with torch.device("meta"):
-            model = cls(config, text_head=TEXT_LM_HEAD in files)
+            model = cls(config, TEXT_LM_HEAD in files, dropout)
         model.to(dtype).to_empty(device=device)
         model._angles = torch.empty(0, config.head_dim)
         parameters = dict(model.named_parameters())

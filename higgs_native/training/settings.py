@@ -43,7 +43,8 @@ class TrainingSettings:
         held_out_share: that share.
         method: `lora`: factors of low rank, in PEFT's format; `full`: the parts themselves.
         parts: what is trained: attention, text_ffn, audio_ffn, heads, embeddings, and with `full` norms.
-        rank, alpha, dropout: of LoRA.
+        rank, alpha: of LoRA.
+        dropout: of the inputs of LoRA's factors, or with `full` of attention's output and of the inner activations.
         adapter: an adapter of the same parts and rank to begin with.
         dtype: of frozen weights and of activations, `bfloat16` or `float32`. Trained weights are float32.
         int8_base: whether the frozen matrices of the layers are rounded to int8, for LoRA: half their memory.
@@ -58,6 +59,7 @@ class TrainingSettings:
         text_weight: the weight of the loss of the assistant's text; 0: it is not learned.
         checkpoint_gradients: compute activations again in the backward pass, which saves memory.
         compile: compile the model with torch.compile.
+        shard: with several processes, each keeps a share of all weights (FSDP).
         evaluate_every: steps between evaluations.
         speech_samples: held-out texts that are spoken at each evaluation.
         speech_device: where they are spoken.
@@ -96,6 +98,7 @@ class TrainingSettings:
     text_weight: float = 0.0
     checkpoint_gradients: bool = True
     compile: bool = False
+    shard: bool = False
     evaluate_every: int = 100
     speech_samples: int = 2
     speech_device: str = "cpu"
@@ -123,6 +126,8 @@ class TrainingSettings:
         for name in ("int8_base", "int4_base"):
             self._require(name, not getattr(self, name) or self.method == "lora", "false unless method is lora")
         self._require("int4_base", not (self.int4_base and self.int8_base), "false with int8_base")
+        others = self.int8_base or self.int4_base or self.compile
+        self._require("shard", not (self.shard and others), "false with int8_base, int4_base or compile")
         self._require("adapter", self.adapter is None or self.method == "lora", "left out unless method is lora")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from tokenizers import Tokenizer
+from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
@@ -38,6 +39,7 @@ from higgs_native.training.model import TrainableModel
 from higgs_native.training.quantized_base import quantize_layers
 from higgs_native.training.records import Records
 from higgs_native.training.settings import TrainingSettings
+from higgs_native.training.sharding import shard, share_of, synchronize_gradients, whole
 from higgs_native.utils.files import locked, replacing
 from higgs_native.utils.progress import bars_hidden
 
@@ -86,6 +88,7 @@ class Trainer:
 
         self.accelerator = Accelerator(cpu=settings.device == "cpu")
         self.device = self.accelerator.device
+        self.is_sharded = settings.shard and self.accelerator.num_processes > 1
         self.learned, self.evaluated = self._read_data(tokenizer)
         self.learned_samples = [sample for _, sample in self.learned]
         self.speakers = sorted({entry.speaker for entry, _ in self.learned if entry.speaker})
@@ -163,6 +166,8 @@ class Trainer:
     def _train(self) -> None:
         settings, accelerator = self.settings, self.accelerator
         model = self._load_model()
+        if self.is_sharded:
+            shard(model, self.device, accelerator.num_processes)
         parameters = list(trained_parameters(model).values())
         trained = sum(parameter.numel() for parameter in parameters)
         self._say(
@@ -172,7 +177,9 @@ class Trainer:
             parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
         )
         first = self._resume(model, optimizer)
-        prepared, optimizer = accelerator.prepare(torch.compile(model) if settings.compile else model, optimizer)
+        prepared = model
+        if not self.is_sharded:
+            prepared, optimizer = accelerator.prepare(torch.compile(model) if settings.compile else model, optimizer)
         records = Records(self.output, first, accelerator.is_main_process)
         bar = tqdm(total=settings.steps, initial=first, desc="steps", disable=self._bars_hidden())
         for step, passes in itertools.islice(enumerate(self._steps()), first, settings.steps):
@@ -188,9 +195,8 @@ class Trainer:
                 self._save(model, optimizer, done)
         bar.close()
         records.close()
-        if accelerator.is_main_process:
-            self._write_result(model)
-            self._say(f"the {'adapter' if settings.method == 'lora' else 'checkpoint'} is in {self.result}")
+        self._write_result(model)
+        self._say(f"the {'adapter' if settings.method == 'lora' else 'checkpoint'} is in {self.result}")
 
     def _load_model(self) -> torch.nn.Module:
         settings = self.settings
@@ -198,7 +204,8 @@ class Trainer:
         # The whole matrices of a quantized base never lie on a GPU.
         bits = 8 if settings.int8_base else 4 if settings.int4_base else None
         loaded_on = torch.device("cpu") if bits else self.device
-        model = TrainableModel.from_pretrained(self.folder, _DTYPES[settings.dtype], loaded_on)
+        dropout = settings.dropout if settings.method == "full" else 0.0  # with LoRA it is that of the factors
+        model = TrainableModel.from_pretrained(self.folder, _DTYPES[settings.dtype], loaded_on, dropout)
         if settings.text_weight and model.text_lm_head is None:
             raise CheckpointError("text_weight must be 0 for a checkpoint without a text head, got another value")
         if not settings.text_weight:
@@ -245,9 +252,12 @@ class Trainer:
         own = packed[accelerator.process_index :: accelerator.num_processes]
         sums: list[Losses] = []
         for rows in own:
-            with nullcontext() if rows is own[-1] else accelerator.no_sync(model):
+            is_last = rows is own[-1]
+            if self.is_sharded:
+                synchronize_gradients(model, is_last)
+            with nullcontext() if is_last or self.is_sharded else accelerator.no_sync(model):
                 sums.append(self._backward(model, rows, counts))
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
         optimizer.step()
         optimizer.zero_grad()
         losses = accelerator.reduce(add_losses(sums), "sum")
@@ -266,7 +276,8 @@ class Trainer:
     @torch.no_grad()
     def _evaluate(self, model: torch.nn.Module, records: Records, step: int) -> None:
         """Record the losses of the held-out samples, and speak some of them."""
-        if not self.accelerator.is_main_process:
+        is_main = self.accelerator.is_main_process
+        if not (is_main or self.is_sharded):
             return
         model.eval()
         samples = [sample for _, sample in self.evaluated]
@@ -282,10 +293,12 @@ class Trainer:
         spoken = [entry for entry, _ in self.evaluated or self.learned][: self.settings.speech_samples]
         if spoken:
             self._write_result(model)
+        if spoken and is_main:
             folder = self.output / "samples" / f"{step + 1:06}"
             self._speak(spoken, folder)
             records.sounds(step, sorted(folder.glob("*.wav")))
-        records.draw()
+        if is_main:
+            records.draw()
 
     def _speak(self, entries: Sequence[Entry], folder: Path) -> None:
         """Speak the replies of conversations with what was trained so far."""
@@ -311,13 +324,15 @@ class Trainer:
 
     def _save(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, done: int) -> None:
         """Write the state from which the run goes on after `done` steps; it appears whole or not at all."""
-        if not self.accelerator.is_main_process:
+        if not (self.accelerator.is_main_process or self.is_sharded):
             return
         state = {
             "step": done,
-            "parameters": {name: parameter.detach() for name, parameter in trained_parameters(model).items()},
-            "optimizer": optimizer.state_dict(),
+            "parameters": {name: whole(parameter.detach()) for name, parameter in trained_parameters(model).items()},
+            "optimizer": tree_map_only(torch.Tensor, whole, optimizer.state_dict()),
         }
+        if not self.accelerator.is_main_process:
+            return
         with replacing(self.output / STATE_FILE) as path:
             torch.save(state, path)
 
@@ -328,9 +343,13 @@ class Trainer:
             return 0
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
+            parameters = trained_parameters(model)
             with torch.no_grad():
-                for name, parameter in trained_parameters(model).items():
-                    parameter.copy_(state["parameters"][name])
+                for name, parameter in parameters.items():
+                    parameter.copy_(share_of(state["parameters"][name], parameter))
+            moments, trained = state["optimizer"]["state"], list(parameters.values())
+            for index, values in moments.items():
+                moments[index] = {name: share_of(value, trained[index]) for name, value in values.items()}
             optimizer.load_state_dict(state["optimizer"])
         # torch raises several kinds for a damaged file.
         except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
@@ -339,15 +358,18 @@ class Trainer:
         return state["step"]
 
     def _write_result(self, model: torch.nn.Module) -> None:
-        """Write the adapter, or the whole checkpoint in the layout of the base."""
+        """Write the adapter, or the whole checkpoint in the layout of the base; all processes call this."""
+        is_main = self.accelerator.is_main_process
         if self.settings.method == "lora":
-            save_adapter(model, self.result, self.base, self.speakers)
+            save_adapter(model, self.result, self.base, self.speakers, is_main)
             return
-        trained = trained_parameters(model)
+        trained = {name: whole(parameter.detach()) for name, parameter in trained_parameters(model).items()}
+        if not is_main:
+            return
 
         def changed(name: str, tensor: torch.Tensor) -> torch.Tensor:
             parameter = trained.get(transformers_name(name))
-            return tensor if parameter is None else parameter.detach().to("cpu", tensor.dtype)
+            return tensor if parameter is None else parameter.to("cpu", tensor.dtype)
 
         written = self.output / "model.new"
         for old in (written, self.result):

@@ -21,18 +21,23 @@ from pathlib import Path
 import higgs_native
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint
 from tests.helpers.waiting import PATIENCE
+from tests.training.conftest import write_manifest, write_recording
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
-COMMANDS = ("speak", "read", "stream", "quantize")
+COMMANDS = ("speak", "read", "stream", "quantize", "train")
+COMPARED = ("log.jsonl", "adapter_model.safetensors")
+"""What a training run writes to the bit; other files hold times."""
 TEXT = "The sun rises in the east. The water is cold.\n\nGood morning, she said."
 
-# Imports the command, which takes seconds, then runs it in a forked process for each line: its folder and arguments.
-# Answers with the process's id, then with its exit code.
+# Imports the command and the named modules, which takes seconds, then runs it in a forked process for each line: its
+# folder and arguments. Answers with the process's id, then with its exit code.
 SERVER = """
-import json, os, signal, sys
+import importlib, json, os, signal, sys
 from higgs_native.cli import main
 
+for name in sys.argv[1:]:
+    importlib.import_module(name)
 for line in sys.stdin:
     folder, arguments = json.loads(line)
     process = os.fork()
@@ -63,17 +68,20 @@ class Interruption:
         model = folder / "model"
         write_demo_checkpoint(model)
         options = ["--model", str(model), "--seed", "1", "--max-new-tokens", "100"]
+        if command == "train":
+            write_training(folder, model)
         self._arguments, output = {
             "speak": (["speak", TEXT, *options, "--out", "out.wav"], "out.wav"),
             "read": (["read", TEXT, "--seed", "1", "--out", "out.wav"], "out.wav"),
             "stream": (["speak", TEXT, *options, "--stream", "out.pcm"], "out.pcm"),
             "quantize": (["quantize", str(model), "out"], "out"),
+            "train": (["train", "../train.yaml"], "run"),
         }[command]
         self._output = self._work / output
         self._work.mkdir()
         package = str(Path(higgs_native.__file__).parent.parent)
         self._server = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
+            [sys.executable, "-c", SERVER, *(["higgs_native.training.trainer"] if command == "train" else [])],
             env={**os.environ, "PYTHONPATH": package, "XDG_CACHE_HOME": str(folder / "cache")},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -101,7 +109,7 @@ class Interruption:
         problems = []
         shutil.rmtree(self._work)
         self._work.mkdir()
-        if self.command != "quantize":  # which demands that there is no output
+        if self.command not in ("quantize", "train"):  # which demand that there is no other output
             self._output.write_bytes(b"old")
         code, errors = self._run(number, moment)
         if code not in (-number, 128 + number, 0):
@@ -109,7 +117,7 @@ class Interruption:
         if "Traceback" in errors or "Exception" in errors:
             problems.append(f"a traceback: {errors}")
         contents = self._contents()
-        if contents not in (self._expected, {Path(): b"old"}, {}) and self.command != "stream":
+        if contents not in (self._expected, {Path(): b"old"}, {}) and self.command not in ("stream", "train"):
             problems.append("half-written output")
         if self.command == "quantize" and contents:
             shutil.rmtree(self._output)
@@ -140,18 +148,38 @@ class Interruption:
         if not self._output.exists():
             return {}
         files = [self._output] if self._output.is_file() else sorted(self._output.rglob("*"))
+        if self.command == "train":
+            files = [path for path in files if path.name in COMPARED]
         return {path.relative_to(self._output): path.read_bytes() for path in files if path.is_file()}
+
+
+def write_training(folder: Path, model: Path) -> None:
+    """Write recordings, and the settings of a run that trains `model` on them, with dropout."""
+    clips = folder / "clips"
+    clips.mkdir()
+    lines = []
+    for index in range(6):
+        write_recording(clips / f"{index}.wav", 0.4 + 0.12 * index, index)
+        lines.append({"audio": f"{index}.wav", "text": f"Number {index}.", "speaker": "anna"})
+    write_manifest(clips / "train.jsonl", lines)
+    settings = {"model": str(model), "data": str(clips / "train.jsonl"), "output": "run", "device": "cpu"}
+    settings |= {"steps": 12, "max_rows": 160, "accumulate": 2, "dropout": 0.2, "learning_rate": 0.01}
+    settings |= {"save_every": 2, "evaluate_every": 4, "speech_samples": 0}
+    (folder / "train.yaml").write_text(json.dumps(settings))  # JSON is YAML, too
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moments", type=int, default=60, help="of each command and signal")
+    parser.add_argument("--command", choices=COMMANDS, action="append", help="default: all")
+    parser.add_argument("--signal", choices=[number.name for number in SIGNALS], action="append", help="default: all")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     draw, failed = random.Random(options.seed), 0
-    for command in COMMANDS:
+    signals = [number for number in SIGNALS if number.name in (options.signal or number.name)]
+    for command in options.command or COMMANDS:
         with tempfile.TemporaryDirectory() as folder, Interruption(command, Path(folder)) as interruption:
-            for number in SIGNALS:
+            for number in signals:
                 for _ in range(options.moments):
                     moment = draw.uniform(0, interruption.seconds)
                     problems = interruption.problems(number, moment)

@@ -134,11 +134,31 @@ def test_losses_equal_those_of_transformers_over_20_steps():
     assert losses[1].item() < 0.9 * first
 
 
-def test_checkpointed_gradients_are_the_same_to_the_bit():
-    _, ours = pair(4)
+def test_dropout_changes_training_alone():
+    _, ours = pair(7)
+    dropping = TrainableModel(ours.config, dropout=0.3)
+    dropping.load_state_dict(ours.state_dict())
+    rows = PackedRows.pack([random_sample(ours.config, runs, seed) for seed, runs in enumerate(RUNS)])
+    with torch.no_grad():
+        whole = ours.states(rows)
+        assert torch.equal(dropping.eval().states(rows), whole)
+        first, second = (dropping.train().states(rows) for _ in range(2))
+        assert not torch.equal(first, second)
+        # What is left is scaled up, so the mean stays.
+        network, x = dropping.model.layers[0].audio_mlp, torch.randn(8, ours.config.hidden_size)
+        mean = torch.stack([network(x) for _ in range(400)]).mean(dim=0)
+        torch.testing.assert_close(mean.norm(), network.eval()(x).norm(), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_checkpointed_gradients_are_the_same_to_the_bit(dropout):
+    _, model = pair(4)
+    ours = TrainableModel(model.config, dropout=dropout)
+    ours.load_state_dict(model.state_dict())
     rows = PackedRows.pack([random_sample(ours.config, runs, seed) for seed, runs in enumerate(RUNS)])
     grads = []
     for checkpoints in (False, True):
+        torch.manual_seed(0)
         ours.checkpoints_gradients = checkpoints
         ours.zero_grad()
         ours(rows, LossWeights((1.0,) * 8, 1.0), TargetCounts.of(rows)).total.backward()

@@ -51,6 +51,7 @@ WRONG = {
     "int8": ({"int8_base": True, "method": "full"}, "int8_base must be false unless method is lora, got True"),
     "int4": ({"int4_base": True, "method": "full"}, "int4_base must be false unless method is lora, got True"),
     "both": ({"int4_base": True, "int8_base": True}, "int4_base must be false with int8_base, got True"),
+    "shard": ({"shard": True, "int8_base": True}, "shard must be false with int8_base, int4_base or compile"),
     "adapter": ({"adapter": "a", "method": "full"}, "adapter must be left out unless method is lora, got 'a'"),
 }
 

@@ -131,36 +131,76 @@ def test_a_run_killed_at_20_random_moments_has_the_same_losses_to_the_bit(settin
         assert torch.equal(resumed[name], tensor), name
 
 
+# Ends after the step of that number, if it is given.
 TRAIN = """
-import sys
+import os, sys
 
 sys.path.append(sys.argv[2])
 from tests.helpers import transformers_reference  # before peft, which imports transformers
 from higgs_native.cli.main import main
+from higgs_native.training.trainer import Trainer
 
+save, last = Trainer._save, int(sys.argv[3])
+
+def save_and_end(self, model, optimizer, done):
+    save(self, model, optimizer, done)
+    if done == last:
+        os._exit(0)
+
+Trainer._save = save_and_end
 sys.argv[1:] = ["train", sys.argv[1]]
 main()
 """
 
 
-def test_two_processes_learn_what_one_learns_with_twice_the_passes(settings, tmp_path, run_python):
+@pytest.fixture
+def run_twice(tmp_path, run_python):
+    """Trains with two processes; returns the losses."""
+
+    def run_twice(settings: TrainingSettings, last: int = 0) -> list[float]:
+        (tmp_path / "two.yaml").write_text(json.dumps(settings.to_dict()))  # JSON is YAML, too
+        (tmp_path / "train.py").write_text(TRAIN)
+        result = run_python(
+            "from torch.distributed.run import main; main()",
+            *("--standalone", "--nproc_per_node=2", str(tmp_path / "train.py")),
+            *(str(tmp_path / "two.yaml"), str(ROOT), str(last)),
+            ACCELERATE_USE_CPU="true",
+            OMP_NUM_THREADS="1",
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        return losses(settings)
+
+    return run_twice
+
+
+def assert_alike(folder: Path, other: Path, rtol: float = 1e-3) -> None:
+    """The weights of two runs are equal but for the order of sums."""
+    first, second = (load_file(next(path.glob("*.safetensors"))) for path in (folder, other))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=rtol, atol=1e-6)
+
+
+def test_two_processes_learn_what_one_learns_with_twice_the_passes(settings, tmp_path, run_twice):
     options = {"dtype": "float32", "max_rows": 160, "steps": 4}
     expected = run(settings(accumulate=2, output=str(tmp_path / "one"), **options))
-    several = settings(output=str(tmp_path / "two"), **options)
-    (tmp_path / "two.yaml").write_text(json.dumps(several.to_dict()))  # JSON is YAML, too
-    (tmp_path / "train.py").write_text(TRAIN)
-    result = run_python(
-        "from torch.distributed.run import main; main()",
-        *("--standalone", "--nproc_per_node=2", str(tmp_path / "train.py"), str(tmp_path / "two.yaml"), str(ROOT)),
-        ACCELERATE_USE_CPU="true",
-        OMP_NUM_THREADS="1",
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert losses(several) == pytest.approx(expected, rel=1e-6)
-    one, two = (load_file(tmp_path / name / "adapter" / WEIGHTS_FILE) for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-6)
+    assert run_twice(settings(output=str(tmp_path / "two"), **options)) == pytest.approx(expected, rel=1e-6)
+    assert_alike(tmp_path / "one" / "adapter", tmp_path / "two" / "adapter")
+
+
+@pytest.mark.parametrize(("method", "dtype", "tolerance"), [("lora", "bfloat16", 1e-3), ("full", "float32", 1e-6)])
+def test_two_processes_that_share_the_weights_learn_the_same(settings, tmp_path, run_twice, method, dtype, tolerance):
+    """With LoRA in two runs, of which the second one resumes from what the first one wrote."""
+    parts = ("attention", "audio_ffn", "heads", "embeddings")
+    options = {"method": method, "dtype": dtype, "parts": parts, "max_rows": 160, "steps": 4, "evaluate_every": 2}
+    expected = run(settings(accumulate=4, output=str(tmp_path / "one"), **options))
+    shared = settings(accumulate=2, output=str(tmp_path / "two"), shard=True, **options)
+    if method == "lora":
+        assert run_twice(shared, last=2) == pytest.approx(expected[:2], rel=tolerance)
+    assert run_twice(shared) == pytest.approx(expected, rel=tolerance)
+    if method == "full":
+        # The checkpoint is bfloat16.
+        assert_alike(tmp_path / "one" / "model", tmp_path / "two" / "model", rtol=2**-7)
 
 
 def test_passes_of_a_step_add_up_to_one_large_pass(settings, tmp_path):
@@ -209,6 +249,12 @@ def test_full_training_changes_its_parts_alone(settings, base, tmp_path):
     for name in before.names():
         assert torch.equal(before.get(name), after.get(name)) == (".audio_mlp." not in name), name
     HiggsAudio.from_pretrained(tmp_path / "run" / "model")
+
+
+def test_full_training_has_dropout(settings):
+    options = {"method": "full", "parts": ("audio_ffn",), "dtype": "float32", "steps": 1}
+    plain = run(settings(**options))
+    assert run(settings(**options, dropout=0.5, output=settings().output + "2")) != plain
 
 
 def test_a_run_begins_with_an_adapter(settings, tmp_path):

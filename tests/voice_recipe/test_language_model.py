@@ -4,9 +4,9 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 import torch
-from language_model import LanguageModel
-from prompts import IGNORED, padded_length
+from prompts import padded_length
 from quantizer import CODEBOOKS, CODES
 from recipe import (
     export,
@@ -23,6 +23,8 @@ from recipe import (
 from higgs_native.english.guess import Guesser, encode_letters
 from higgs_native.prompt.chat import build_prompt, speech_messages
 from higgs_native.prompt.voices import Voice
+from higgs_native.training.data.rows import IGNORED
+from higgs_native.training.model import TrainableModel
 from tests.voice_recipe.helpers import run_step
 
 
@@ -41,7 +43,8 @@ def test_phonemes_are_tokens():
 def test_the_first_weights_turn_the_phase_by_the_pitch():
     """The row in which a phase is predicted holds the pitch of its frame, and the phase of the frame before."""
     quantizer = speech_quantizer.fit(torch.randn(600, 80, generator=torch.Generator().manual_seed(0)), pitch=True)
-    model = LanguageModel(train_language_model.model_config(phoneme_tokenizer.build_tokenizer(), layers=1))
+    config = train_language_model.model_config(phoneme_tokenizer.build_tokenizer(), layers=1)
+    model = TrainableModel(config, text_head=False)
     initial_weights.initialise(model, quantizer)
     rows, levels, phases = 400, (speech_quantizer.PITCH_LEVEL, speech_quantizer.PHASE_LEVEL), speech_quantizer.PHASES
     codes = torch.randint(0, CODES, (rows, CODEBOOKS))
@@ -50,10 +53,10 @@ def test_the_first_weights_turn_the_phase_by_the_pitch():
     for level in levels:
         codes[:, level] = quantizer.encode(latents)[level]
     with torch.no_grad():
-        x = model.model.embed_audio_tokens(codes[None])
+        x = model.model.embed_audio_tokens(codes)
         layer = model.model.layers[0]
         hidden = model.model.norm(x + layer.audio_mlp(layer.audio_post_attention_layernorm(x)))
-        logits = model.audio_lm_head(hidden).unflatten(2, (CODEBOOKS, -1))[0, :, levels[1]]
+        logits = model.audio_lm_head(hidden).unflatten(1, (CODEBOOKS, -1))[:, levels[1]]
     drawn = (logits.argmax(1) - 1) / phases
     differences = phases * ((drawn - phase - f0 * 0.04 + 0.5) % 1 - 0.5)
     # The pitch is rounded, by up to 0.5 % of 3 to 15 turns.
@@ -69,14 +72,23 @@ def test_sequences_are_the_prompts_that_the_engine_builds(rendered):
     tokenizer = maker.tokenizer
     names = list(phoneme_tokenizer.VOICES)
 
-    def row_of(segment, row):
-        return segment.ids[row][segment.valid[row]].tolist()
+    def parts_of(rows, row):
+        """The token ids of a sample, and the number of its audio rows."""
+        texts = np.cumsum((0, *rows.text_lengths))
+        first, last = texts[row : row + 2]
+        return rows.token_ids[first:last].tolist(), rows.lengths[row] - rows.text_lengths[row]
+
+    def tokens_of(made, row):
+        """What the frames of a sample speak."""
+        frames = [length - texts for length, texts in zip(made.rows.lengths, made.rows.text_lengths, strict=True)]
+        return made.spoken.split(frames)[row]
 
     for kind in ("single", "dialogue"):
-        batch = maker.make(list(range(12)), augmented=False, kind=kind)
+        rows = maker.make(list(range(12)), augmented=False, kind=kind).rows
+        assert len(rows.kept_audio) == len(rows.codes)
+        assert len(rows.kept_text) == 0
         for row in range(12):
-            prefix = batch.prefixes.segment
-            ids = row_of(prefix, batch.prefixes.chosen[row]) + row_of(batch.segments[0], row)
+            ids, audio_rows = parts_of(rows, row)
             voice, text = names[corpus.voices[row]], corpus.phonemes[row]
             candidates = [[Voice(profile=voice)], []]
             if kind == "dialogue":
@@ -87,12 +99,10 @@ def test_sequences_are_the_prompts_that_the_engine_builds(rendered):
                 for voices in candidates
             ]
             assert ids in [prompt.input_ids[0].tolist() for prompt in built]
-            said = row_of(batch.segments[-1], row)
-            frames_of_it = len(said) - 8
-            assert (frames_of_it > corpus.frames[row]) == (kind == "dialogue")
+            assert (audio_rows - 8 > corpus.frames[row]) == (kind == "dialogue")
     spoken = {kind: maker.make([1, 2], augmented=True, kind=kind) for kind in ("single", "dialogue")}
     for row, index in enumerate((1, 2)):
-        said = spoken["single"].spoken[row]
+        said = tokens_of(spoken["single"], row)
         frames = corpus.frames[index]
         indices = corpus.spoken[corpus.starts[index] : corpus.starts[index + 1]]
         known = [(frame, index_of_phoneme) for frame, index_of_phoneme in enumerate(indices) if index_of_phoneme >= 0]
@@ -102,15 +112,36 @@ def test_sequences_are_the_prompts_that_the_engine_builds(rendered):
             assert corpus.phonemes[index][index_of_phoneme] in tokenizer.decode([said[frame]])
         assert (said[: known[0][0]] == IGNORED).all()
         assert (said[frames:] == IGNORED).all()
-        both = spoken["dialogue"].spoken[row]
+        both = tokens_of(spoken["dialogue"], row)
         assert torch.equal(both[:frames], said[:frames])
         assert (both[frames + 4 :] != IGNORED).any()
-    batch = maker.make([1, 2], augmented=False, kind="reference")
-    ids = row_of(batch.prefixes.segment, batch.prefixes.chosen[0]) + row_of(batch.segments[0], 0)
-    ids += [tokenizer.token_to_id("<|AUDIO_OUT|>"), *row_of(batch.segments[2], 0)]
+    rows = maker.make([1, 2], augmented=False, kind="reference").rows
+    ids, audio_rows = parts_of(rows, 0)
     shown = Voice(reference_audio=(np.zeros(1), 1), reference_text=corpus.phonemes[0])
     messages = speech_messages(corpus.phonemes[1], [shown], None, "transformers")
-    assert ids == build_prompt(messages, tokenizer, "transformers", True).input_ids[0].tolist()
+    prompt = build_prompt(messages, tokenizer, "transformers", True).input_ids[0].tolist()
+    recording = prompt.index(tokenizer.token_to_id("<|AUDIO_OUT|>"))
+    assert ids == prompt[:recording] + prompt[recording + 1 :]
+    # The recording lies where its placeholder is, and is not learned.
+    order = rows.by_sample[: rows.lengths[0]]
+    is_audio = (order >= len(rows.token_ids)).tolist()
+    first = is_audio.index(True)
+    assert first == recording
+    assert False in is_audio[first:]
+    assert (rows.kept_audio < audio_rows).sum() == corpus.frames[1] + 8 < audio_rows
+
+
+def test_the_end_of_speech_is_learned(rendered):
+    corpus = sequences.Corpus(rendered, held_out=False)
+    rows = sequences.SequenceMaker(corpus, seed=0).make([3], augmented=False).rows
+    codes = torch.from_numpy(corpus.codes_of(3).astype(np.int64))
+    frames = codes.shape[1]
+    for book in range(CODEBOOKS):
+        expected = [*[IGNORED] * book, *codes[book].tolist(), CODES + 1, *[IGNORED] * (CODEBOOKS - 1 - book)]
+        assert rows.audio_targets[:, book].tolist() == expected
+        # Each row is what the row before it should predict, and BOS before the first.
+        assert rows.codes[: book + 1, book].tolist() == [CODES] * (book + 1)
+        assert torch.equal(rows.codes[book + 1 : book + 1 + frames, book], codes[book, : len(rows.codes) - book - 1])
 
 
 def test_batches_of_a_length_are_alike(rendered):
@@ -123,28 +154,32 @@ def test_batches_of_a_length_are_alike(rendered):
         for indices, kind in found:
             (length,) = {padded_length(corpus.frames[index] + 8) for index in indices}
             assert len(indices) == max(1, 400 // (length + (0 if kind == "single" else 128)))
-            rows = maker.make(indices, augmented=True, kind=kind).segments[-1].ids
-            assert rows.shape[:2] == (len(indices), length) or kind == "dialogue"
     assert seen == set(range(12))
     assert not maker.batches(rows=400, longest=10)
 
 
-def test_the_language_model_s_training_goes_on_where_it_was(rendered):
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_language_model_s_training_goes_on_where_it_was(rendered, tmp_path, monkeypatch, packed):
+    path = tmp_path / "copy"
+    shutil.copytree(rendered, path, ignore=shutil.ignore_patterns("language_model.*"))
+    if not packed:
+        monkeypatch.setattr(train_language_model, "can_compile", lambda: False)
     small = ["--hidden", "128", "--layers", "1", "--rows", "300", "--log-every", "2", "--device", "cpu", "--eager"]
-    assert "step 2 of 2" in run_step(train_language_model, rendered, *small, "--steps", "2")
-    again = run_step(train_language_model, rendered, *small, "--steps", "12")
+    assert "step 2 of 2" in run_step(train_language_model, path, *small, "--steps", "2")
+    again = run_step(train_language_model, path, *small, "--steps", "12")
     assert "goes on at step 2 of 12" in again
     assert "swapped_first" in again
     tokenizer = phoneme_tokenizer.build_tokenizer()
-    network = LanguageModel(train_language_model.model_config(tokenizer, 128, layers=1))
-    network.load_state_dict(steps.weights_of(rendered / "language_model.pt"))
-    whole = LanguageModel(train_language_model.model_config(tokenizer))
+    network = TrainableModel(train_language_model.model_config(tokenizer, 128, layers=1), text_head=False)
+    network.load_state_dict(steps.weights_of(path / "language_model.pt"))
+    whole = TrainableModel(train_language_model.model_config(tokenizer), text_head=False)
     assert 9e6 < sum(parameter.numel() for parameter in whole.parameters()) < 12e6
 
 
 def test_the_language_model_s_training_begins_with_the_weights_of_a_checkpoint(rendered, tmp_path):
     torch.manual_seed(1)
-    model = LanguageModel(train_language_model.model_config(phoneme_tokenizer.build_tokenizer(), 128, layers=1))
+    config = train_language_model.model_config(phoneme_tokenizer.build_tokenizer(), 128, layers=1)
+    model = TrainableModel(config, text_head=False)
     export.write_language_model(model.state_dict(), tmp_path)
     path = tmp_path / "copy"
     shutil.copytree(rendered, path, ignore=shutil.ignore_patterns("language_model.*"))

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from language_model import LanguageModel
-from recipe import packed_pass, phoneme_tokenizer, row_kernels, sequences, train_language_model
+from recipe import initial_weights, packed_pass, phoneme_tokenizer, row_kernels, sequences, train_language_model
 from torch import nn
 from torch.nn import functional as F
+
+from higgs_native.training.loss import LossWeights, TargetCounts, losses_of
+from higgs_native.training.model import TrainableModel
 
 
 pytestmark = pytest.mark.skipif(not row_kernels.can_compile(), reason="g++ is needed, and is not there")
@@ -80,55 +82,44 @@ def test_the_cross_entropy_and_its_gradient():
     assert_near(logits, of_logits)
 
 
-@pytest.mark.parametrize("kind", ["single", "reference", "dialogue"])
-def test_the_pass_and_its_gradients_are_those_of_the_layers(rendered, kind):
+WEIGHTS = LossWeights(tuple(map(float, range(1, 9))))
+
+
+def small_model(dropout=0.0):
     torch.manual_seed(0)
     config = train_language_model.model_config(phoneme_tokenizer.build_tokenizer(), 128, 96, layers=2)
-    model = LanguageModel(config)
-    spoken = nn.Linear(128, config.vocab_size)
+    model = TrainableModel(config, text_head=False, dropout=dropout)
+    initial_weights.initialise_layers(model)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["single", "reference", "dialogue"])
+def test_the_pass_and_its_gradients_are_those_of_the_model(rendered, kind):
+    model = small_model()
     for name, parameter in model.named_parameters():
         if "norm" in name:
             nn.init.uniform_(parameter, 0.5, 1.5)
     maker = sequences.SequenceMaker(sequences.Corpus(rendered, held_out=False), seed=0)
     # Prompts of two kinds, texts and audio of several lengths.
-    made = maker.make([0, 1, 2, 5, 6, 7], augmented=True, kind=kind)
-    found = train_language_model.packed_losses(model, spoken, made)
-    weights = torch.arange(1.0, 9.0)
-    parameters = dict(model.named_parameters()) | dict(spoken.named_parameters(prefix="spoken"))
+    rows = maker.make([0, 1, 2, 5, 6, 7], augmented=True, kind=kind).rows
+    parameters = dict(model.named_parameters())
 
-    def differentiate(by_codebook, aligned):
-        total = (weights * by_codebook).sum() + aligned
-        return torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    def differentiate(losses, states):
+        total = losses.total + states.float().square().mean()
+        return torch.autograd.grad(total, list(parameters.values()), materialize_grads=True)
 
-    found_gradients = differentiate(*found)
-    hidden = model(made.prefixes, made.segments)
-    logits = model.audio_lm_head(hidden).unflatten(2, (8, -1)).transpose(1, 3)
-    mean = [F.cross_entropy(logits[:, :, book], made.targets[..., book]) for book in range(8)]
-    expected = torch.stack(mean), F.cross_entropy(spoken(hidden).transpose(1, 2), made.spoken)
-    for part, right in zip(found, expected, strict=True):
-        torch.testing.assert_close(part, right, rtol=2e-3, atol=2e-3)
-    for name, gradient, right in zip(parameters, found_gradients, differentiate(*expected), strict=True):
-        assert (gradient is None) == (right is None), name
-        if right is not None:
-            assert (gradient - right).norm() < 0.03 * right.norm(), name
-
-
-def test_rows_are_those_of_the_batch_without_padding(rendered):
-    maker = sequences.SequenceMaker(sequences.Corpus(rendered, held_out=False), seed=0)
-    made = maker.make([0, 1, 2, 5, 6, 7], augmented=False, kind="reference")
-    packing = packed_pass.Packing(made)
-    whole = [row for group in packing.groups for row in group.keys][-6:]
-    for index, keys in enumerate(whole):
-        rows = keys[keys >= 0].tolist()
-        ids = [
-            packing.text[row].tolist() if row < len(packing.text) else packing.audio[row - len(packing.text)].tolist()
-            for row in rows
-        ]
-        prefix = made.prefixes.segment
-        expected = prefix.ids[made.prefixes.chosen[index]][prefix.valid[made.prefixes.chosen[index]]].tolist()
-        for segment in made.segments:
-            expected += segment.ids[index][segment.valid[index]].tolist()
-        assert ids == expected
+    states = packed_pass.packed_states(model, rows)
+    found = packed_pass.packed_losses(states, rows, model.audio_lm_head, WEIGHTS)
+    found_gradients = differentiate(found, states)
+    expected_states = model.states(rows)
+    expected = losses_of(expected_states, rows, model.audio_lm_head, None, WEIGHTS, TargetCounts.of(rows))
+    assert_near(states, expected_states)
+    torch.testing.assert_close(found.total, expected.total, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(found.codebooks, expected.codebooks, rtol=2e-3, atol=2e-3)
+    for name, gradient, right in zip(
+        parameters, found_gradients, differentiate(expected, expected_states), strict=True
+    ):
+        assert (gradient - right).norm() <= 0.03 * right.norm(), name
 
 
 def test_dropout_is_a_function_of_the_seed():
@@ -148,16 +139,13 @@ def test_dropout_is_a_function_of_the_seed():
 
 
 def test_the_gradient_is_that_of_the_pass_with_dropout(rendered):
-    torch.manual_seed(0)
-    config = train_language_model.model_config(phoneme_tokenizer.build_tokenizer(), 128, 96, layers=2)
-    model = LanguageModel(config, dropout=0.5)
+    model = small_model(dropout=0.5)
     # So that layers say much, and what they drop counts.
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             parameter.data *= 10
     maker = sequences.SequenceMaker(sequences.Corpus(rendered, held_out=False), seed=0)
-    made = maker.make([0, 1, 2, 5, 6, 7], augmented=True)
-    packing = packed_pass.Packing(made)
+    rows = maker.make([0, 1, 2, 5, 6, 7], augmented=True).rows
     layers = list(model.model.layers.parameters())
 
     def loss(change=0.0):
@@ -165,20 +153,19 @@ def test_the_gradient_is_that_of_the_pass_with_dropout(rendered):
         with torch.no_grad():
             for parameter, part in zip(layers, direction, strict=True):
                 parameter += change * part
-        hidden = packed_pass.hidden_states(model, packing)
-        value = packed_pass.packed_code_losses(model, hidden, made.targets[packing.chosen]).sum()
+        states = packed_pass.packed_states(model, rows)
+        value = packed_pass.packed_losses(states, rows, model.audio_lm_head, LossWeights((1.0,) * 8)).total
         with torch.no_grad():
             for parameter, part in zip(layers, direction, strict=True):
                 parameter -= change * part
         return value
 
     direction = [torch.zeros_like(parameter) for parameter in layers]
-    found = torch.autograd.grad(loss(), layers, allow_unused=True)
-    direction = [torch.zeros_like(p) if part is None else part for p, part in zip(layers, found, strict=True)]
+    direction = torch.autograd.grad(loss(), layers, materialize_grads=True)
     slope = sum(part.square().sum() for part in direction)
     change = 0.2 / slope
     assert (loss(change) - loss(-change)).item() == pytest.approx(0.4, rel=0.1)
-    dropped = packed_pass.hidden_states(model, packing)
+    dropped = packed_pass.packed_states(model, rows)
     model.eval()
-    whole = packed_pass.hidden_states(model, packing)
+    whole = packed_pass.packed_states(model, rows)
     assert (dropped - whole).norm() > 0.1 * whole.norm()

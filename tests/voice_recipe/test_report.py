@@ -6,7 +6,6 @@ import json
 import numpy as np
 import torch
 from audio_tokenizer_networks import AcousticDecoder, AcousticEncoder
-from language_model import LanguageModel
 from recipe import (
     export,
     judge,
@@ -21,13 +20,15 @@ from safetensors.torch import save_file
 
 from higgs_native.english.guess import Guesser
 from higgs_native.pipeline import HiggsAudio
+from higgs_native.training.model import TrainableModel
 from tests.voice_recipe.helpers import run_step
 
 
 def test_what_was_trained_becomes_a_checkpoint_that_speaks(rendered, materials, tmp_path, monkeypatch):
     tokenizer = phoneme_tokenizer.build_tokenizer()
     torch.manual_seed(0)
-    language_model = LanguageModel(train_language_model.model_config(tokenizer, 128, layers=1))
+    config = train_language_model.model_config(tokenizer, 128, layers=1)
+    language_model = TrainableModel(config, text_head=False)
     export.write_language_model(language_model.state_dict(), tmp_path)
     fitted = speech_quantizer.Quantizer.load(rendered / "codes" / "quantizer.safetensors")
     config = tokenizer_networks.tokenizer_config(fitted.latent, 32)

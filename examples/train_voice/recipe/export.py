@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from language_model import LanguageModel
 from quantizer import CODEBOOKS
 from safetensors.torch import save_file
 
@@ -20,6 +19,7 @@ from higgs_native.compat.processor_files import write_processor_files
 from higgs_native.english.reader import DICTIONARY_FILE, GUESSER_FILE, write_dictionary
 from higgs_native.pipeline import EMBEDDED_VOICE_KEY, VOICES_KEY
 from higgs_native.testing.configs import config_json
+from higgs_native.training.model import TrainableModel
 from recipe.codes import codes_folder
 from recipe.dictionary import ACCENTS, accent_of, read_entries
 from recipe.folder import add_folder_option, write_json
@@ -40,7 +40,7 @@ def write_language_model(state: dict[str, torch.Tensor], folder: Path) -> None:
     hidden = state["model.norm.weight"].shape[0]
     layers = sum(name.endswith("o_proj.weight") for name in state)
     config = model_config(tokenizer, hidden, layers=layers)
-    LanguageModel(config).load_state_dict(state)
+    TrainableModel(config, text_head=False).load_state_dict(state)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.bfloat16().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -3,9 +3,10 @@
 import math
 
 import torch
-from language_model import LanguageModel
 from quantizer import CODEBOOKS, CODES, DIMENSION
+from torch import nn
 
+from higgs_native.training.model import TrainableModel
 from recipe.speech_quantizer import PHASE_LEVEL, PHASES, PITCH_LEVEL, SPECTRAL, TURNS, Quantizer
 
 
@@ -14,11 +15,12 @@ _PRODUCT_SCALE, _PHASE_SHARPNESS = 0.5, 0.6
 """With these, the head is about as sure of a phase as it is right."""
 
 
-def initialise(model: LanguageModel, quantizer: Quantizer) -> None:
-    """Set embeddings and heads to a linear map of what each code adds to the latent.
+def initialise(model: TrainableModel, quantizer: Quantizer) -> None:
+    """Set embeddings and heads to a linear map of what each code adds to the latent, and all else at random.
 
     So pitch and phase come as the cosines and sines that the next phase is a product of.
     """
+    initialise_layers(model)
     table = quantizer.table()
     table = table.where(table.abs() < 20, 0)  # codes that are never taken
     width = model.config.hidden_size
@@ -37,7 +39,16 @@ def initialise(model: LanguageModel, quantizer: Quantizer) -> None:
         _predict_phase(model, rotation, free)
 
 
-def _predict_phase(model: LanguageModel, rotation: torch.Tensor, free: torch.Tensor) -> None:
+def initialise_layers(model: TrainableModel) -> None:
+    """Set all matrices as GPT-2 does: small, and what adds to the residual stream scaled by the depth."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            nn.init.normal_(parameter, std=0.02 if "embed" not in name else 0.05)
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.data /= (2 * model.config.num_hidden_layers) ** 0.5
+
+
+def _predict_phase(model: TrainableModel, rotation: torch.Tensor, free: torch.Tensor) -> None:
     """Let the first layer compute the next phase: the last one, turned by the pitch.
 
     Cosine and sine of a sum are sums of products of cosines and sines. A pair of gated units multiplies exactly:

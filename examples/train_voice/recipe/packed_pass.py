@@ -1,39 +1,42 @@
-"""The language model's training pass on a CPU that multiplies bfloat16: the same parameters and results, in bfloat16.
+"""`TrainableModel.states` and the loss on a CPU that multiplies bfloat16: the same results, in bfloat16.
 
-Rows of all sequences lie one behind another without padding, text before audio, so that each product takes all rows of
-a kind; between the products stand the kernels of row_kernels.cpp. Only attention sees sequences.
+Each product takes all rows of a kind; between the products stand the kernels of row_kernels.cpp, and the gradient of a
+layer is written out. Layers are dual, each head has keys of its own, and the rows that predict are the last ones of
+each sample.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from language_model import LanguageModel
-from prompts import IGNORED, Batch
-from quantizer import CODEBOOKS
 from torch.autograd import Function
+from torch.nn import functional as F
 
+from higgs_native.model.rope import rope_table
+from higgs_native.training.data.rows import IGNORED, PackedRows
+from higgs_native.training.loss import Losses, LossWeights
+from higgs_native.training.model import TrainableModel
 from recipe.row_kernels import run
 
 
-_PADDED_ROWS = 256
+_PADDED_ROWS = 128
 """oneDNN makes kernels for each new shape, so few numbers of rows occur."""
 _PADDED_LENGTH = 32
-_SEQUENCES = 4
-"""That attend in one product. oneDNN makes and keeps kernels for each shape, so few numbers of sequences occur."""
+_SAMPLES = 8
+"""That attend in one product. oneDNN makes and keeps kernels for each shape, so few numbers of samples occur."""
 
 
 @dataclass
-class Sequences:
-    """Sequences that attend alike.
+class Attending:
+    """Samples that attend in one product.
 
     Attributes:
-        keys: int32 [sequences, keys], the row of each position; -1 behind the end.
-        queries: int32 [sequences, queries], likewise of those that attend.
-        written: the same, counted from the first row that a layer computes.
-        starts: int32 [sequences], the position of the first query.
-        seen: int32 [sequences, queries], how many keys each query attends to.
-        zeros: int32 [sequences].
+        keys: int32 [samples, keys], the row of each position; -1 behind the end.
+        queries: int32 [samples, queries], likewise of those that attend, the last ones.
+        written: the same, as indices into the rows that the layer returns.
+        starts: int32 [samples], the position of the first query.
+        seen: int32 [samples, queries], how many keys each query attends to.
+        zeros: int32 [samples].
     """
 
     keys: torch.Tensor
@@ -44,19 +47,17 @@ class Sequences:
     zeros: torch.Tensor
 
     @classmethod
-    def split(cls, rows: list[np.ndarray], starts: list[int], first: int) -> "list[Sequences]":
-        """Make tables from the rows of each sequence, of which those from `starts` on attend."""
-        firsts = range(0, len(rows), _SEQUENCES)
-        return [cls._of(rows[i : i + _SEQUENCES], starts[i : i + _SEQUENCES], first) for i in firsts]
+    def split(cls, rows: list[np.ndarray], written: list[np.ndarray]) -> "list[Attending]":
+        """Make tables from the rows of each sample, and where those of its last rows that attend are written."""
+        firsts = range(0, len(rows), _SAMPLES)
+        return [cls._of(rows[i : i + _SAMPLES], written[i : i + _SAMPLES]) for i in firsts]
 
     @classmethod
-    def _of(cls, rows: list[np.ndarray], starts: list[int], first: int) -> "Sequences":
-        keys = _table(rows)
+    def _of(cls, rows: list[np.ndarray], written: list[np.ndarray]) -> "Attending":
+        starts = np.array([len(own) - len(out) for own, out in zip(rows, written, strict=True)], np.int32)
         queries = _table([own[start:] for own, start in zip(rows, starts, strict=True)])
-        began = np.array(starts, np.int32)
-        seen = np.where(queries < 0, 0, began[:, None] + np.arange(queries.shape[1]) + 1).astype(np.int32)
-        written = np.where(queries < 0, -1, queries - first).astype(np.int32)
-        tables = (keys, queries, written, began, seen, np.zeros(len(rows), np.int32))
+        seen = np.where(queries < 0, 0, starts[:, None] + np.arange(queries.shape[1]) + 1).astype(np.int32)
+        tables = _table(rows), queries, _table(written), starts, seen, np.zeros(len(rows), np.int32)
         return cls(*map(torch.from_numpy, tables))
 
 
@@ -68,58 +69,35 @@ def _table(rows: list[np.ndarray]) -> np.ndarray:
     return table
 
 
-def _padded(count: int) -> int:
-    return -(-count // _PADDED_ROWS) * _PADDED_ROWS
+def _padding(count: int) -> int:
+    return -count % _PADDED_ROWS
 
 
 class Packing:
-    """The rows of a batch: prefixes, text, audio that is shown, and last the audio that is predicted.
+    """The rows of a pass: text, then audio, each kind padded.
 
     Attributes:
         text: int64 [text rows], token ids.
         audio: int64 [audio rows, codebooks], delayed codes.
-        shared: how many rows, at the beginning, belong to several sequences.
-        first: the first row of the last segments.
-        count: how many rows there are from it on, before padding.
-        chosen: bool [batch, length], which positions of the last segment these are.
-        groups: of sequences, prefixes first, for all layers but the last one.
-        last: the same for the last layer, which computes the last segments alone.
+        kept: int64, the rows that predict, padded with others.
+        count: how many of them there are before padding.
+        all: of the samples, for all layers but the last one.
+        last: the same for the last layer, which returns the kept rows alone.
     """
 
-    def __init__(self, batch: Batch) -> None:
-        prefix = batch.prefixes.segment
-        texts = [prefix, *(segment for segment in batch.segments if not segment.is_audio)]
-        audios = [segment for segment in batch.segments if segment.is_audio]
-        self.shared = int(prefix.valid.sum())
-        self.chosen = audios[-1].valid
-        self.count = int(self.chosen.sum())
-        blocks = [texts, audios[:-1], audios[-1:]]
-        ids, numbers, total = [], {}, 0
-        for block in blocks:
-            start = total
-            for segment in block:
-                ids.append(segment.ids[segment.valid])
-                count = len(ids[-1])
-                numbers[id(segment)] = np.split(
-                    np.arange(total, total + count, dtype=np.int32), segment.valid.sum(1).cumsum(0)[:-1].tolist()
-                )
-                total += count
-            if padding := start + _padded(total - start) - total:
-                ids.append(torch.zeros((padding, *block[0].ids.shape[2:]), dtype=torch.int64))
-                total += padding
-            if block is texts:
-                self.text = torch.cat(ids)
-                ids = []
-        self.audio = torch.cat(ids)
-        self.first = total - _padded(self.count)
-        beginnings = [numbers[id(prefix)][index] for index in batch.prefixes.chosen.tolist()]
-        parts = [numbers[id(segment)] for segment in batch.segments]
-        whole = [np.concatenate(rows) for rows in zip(beginnings, *parts, strict=True)]
-        starts = [len(rows) for rows in beginnings]
-        ends = [len(rows) - len(last) for rows, last in zip(whole, parts[-1], strict=True)]
-        own = numbers[id(prefix)]
-        self.groups = [*Sequences.split(own, [0] * len(own), 0), *Sequences.split(whole, starts, 0)]
-        self.last = Sequences.split(whole, ends, self.first)
+    def __init__(self, rows: PackedRows) -> None:
+        texts = len(rows.token_ids)
+        self.text = F.pad(rows.token_ids, (0, _padding(texts)))
+        self.audio = F.pad(rows.codes, (0, 0, 0, _padding(len(rows.codes))))
+        kept = rows.kept_audio + len(self.text)
+        self.count = len(kept)
+        self.kept = F.pad(kept, (0, _padding(self.count)))
+        order = rows.by_sample + (rows.by_sample >= texts) * (len(self.text) - texts)
+        whole = np.split(order.numpy().astype(np.int32), np.cumsum(rows.lengths)[:-1])
+        numbers = np.full(len(self.text) + len(self.audio), -1, np.int32)
+        numbers[kept.numpy()] = np.arange(self.count)
+        self.all = Attending.split(whole, whole)
+        self.last = Attending.split(whole, [numbers[own][numbers[own] >= 0] for own in whole])
 
 
 def _norm(x: torch.Tensor, layers: list[tuple[slice, torch.Tensor]], eps: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,31 +129,23 @@ def _norm_backward(
 def _gather(
     rows: torch.Tensor, table: torch.Tensor, starts: torch.Tensor, turns: torch.Tensor | None, width: int
 ) -> torch.Tensor:
-    """Heads [sequences, heads, length, width] of rows [rows, heads * width]."""
-    sequences, length = table.shape
+    """Heads [samples, heads, length, width] of rows [rows, heads * width]."""
+    samples, length = table.shape
     heads = rows.shape[1] // width
-    gathered = torch.empty(sequences, heads, length, width, dtype=torch.bfloat16)
-    run("gather_heads", rows, rows.stride(0), table, starts, turns, sequences, heads, length, width, gathered)
+    gathered = torch.empty(samples, heads, length, width, dtype=torch.bfloat16)
+    run("gather_heads", rows, rows.stride(0), table, starts, turns, samples, heads, length, width, gathered)
     return gathered
 
 
 def _scatter(
-    gathered: torch.Tensor,
-    table: torch.Tensor,
-    starts: torch.Tensor,
-    turns: torch.Tensor | None,
-    rows: torch.Tensor,
-    sums: torch.Tensor | None = None,
+    gathered: torch.Tensor, table: torch.Tensor, starts: torch.Tensor, turns: torch.Tensor | None, rows: torch.Tensor
 ) -> None:
-    """The reverse; the first rows are added up in `sums`."""
-    sequences, heads, length, width = gathered.shape
-    shared = 0 if sums is None else len(sums)
-    shapes = sequences, heads, length, width, shared
-    run("scatter_heads", gathered, rows.stride(0), table, starts, turns, *shapes, rows, sums)
+    """The reverse."""
+    run("scatter_heads", gathered, rows.stride(0), table, starts, turns, *gathered.shape, rows)
 
 
 def _attend(
-    projected: torch.Tensor, group: Sequences, turns: torch.Tensor, width: int, out: torch.Tensor
+    projected: torch.Tensor, group: Attending, turns: torch.Tensor, width: int, out: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
     """Write what each query of a group attends to into `out`; return what the gradient needs."""
     queries, keys, values = projected.chunk(3, 1)
@@ -190,26 +160,21 @@ def _attend(
 
 def _attend_backward(
     gradient: torch.Tensor,
-    group: Sequences,
+    group: Attending,
     turns: torch.Tensor,
     saved: tuple[torch.Tensor, ...],
     into: torch.Tensor,
-    sums: torch.Tensor,
 ) -> None:
-    """Write the gradient of the projections into `into`, and add that of shared rows to `sums`."""
+    """Write the gradient of the projections into `into`."""
     q, k, v, weights = saved
     width = q.shape[-1]
     above = _gather(gradient, group.written, group.starts, None, width)
     of_scores = above @ v.mT
     run("masked_softmax_backward", weights, of_scores, group.seen, *weights.shape, width**-0.5)
-    parts = zip(into.chunk(3, 1), sums.chunk(3, 1), strict=True)
-    found = (
-        (of_scores @ k, group.queries, group.starts, turns),
-        (of_scores.mT @ q, group.keys, group.zeros, turns),
-        (weights.mT @ above, group.keys, group.zeros, None),
-    )
-    for (rows, added), arguments in zip(parts, found, strict=True):
-        _scatter(*arguments, rows, added)
+    queries, keys, values = into.chunk(3, 1)
+    _scatter(of_scores @ k, group.queries, group.starts, turns, queries)
+    _scatter(of_scores.mT @ q, group.keys, group.zeros, turns, keys)
+    _scatter(weights.mT @ above, group.keys, group.zeros, None, values)
 
 
 @dataclass
@@ -232,17 +197,17 @@ class _Layer(Function):
     @staticmethod
     def forward(ctx, x, packing, turns, last, width, eps, dropout, *weights):
         text_norm, audio_norm, second_text_norm, second_audio_norm, q, k, v, o, *feed_forward = weights
-        first = packing.first if last else 0
-        groups = packing.last if last else packing.groups
+        groups = packing.last if last else packing.all
         text, audio = slice(0, len(packing.text)), slice(len(packing.text), len(x))
         norms = [(text, text_norm), (audio, audio_norm)]
         normed, inverse = _norm(x, norms, eps)
         into, back = torch.cat([q, k, v]).bfloat16(), o.bfloat16()
         projected = normed @ into.T
-        attended = torch.zeros(len(x) - first, o.shape[1], dtype=torch.bfloat16)
+        before = x.index_select(0, packing.kept) if last else x
+        attended = torch.zeros(len(before), o.shape[1], dtype=torch.bfloat16)
         saved = [_attend(projected, group, turns, width, attended) for group in groups]
         dropout.apply(attended, 0)
-        middle = torch.addmm(x[first:], attended, back.T)
+        middle = torch.addmm(before, attended, back.T)
         kinds = [(text, second_text_norm, feed_forward[:3]), (audio, second_audio_norm, feed_forward[3:])]
         if last:
             kinds = [(slice(0, len(middle)), *kinds[1][1:])]
@@ -258,13 +223,14 @@ class _Layer(Function):
             dropout.apply(product, 1 + len(inner))
             torch.addmm(middle[rows], product, down.T, out=out[rows])
             inner.append((rows, gate_up, down, gates, product))
-        ctx.before = x, packing.shared, turns, first, groups, saved, norms, normed, inverse, into, dropout
+        kept = packing.kept[: packing.count] if last else None
+        ctx.before = x, turns, kept, groups, saved, norms, normed, inverse, into, dropout
         ctx.behind = attended, back, middle, second_norms, second_normed, second_inverse, inner
         return out
 
     @staticmethod
     def backward(ctx, gradient):
-        x, shared, turns, first, groups, saved, norms, normed, inverse, into, dropout = ctx.before
+        x, turns, kept, groups, saved, norms, normed, inverse, into, dropout = ctx.before
         attended, back, middle, second_norms, second_normed, second_inverse, inner = ctx.behind
         del ctx.before, ctx.behind  # or they would live as long as the loss, into the next step
         of_middle, of_normed = gradient.clone(), torch.empty_like(middle)
@@ -280,12 +246,12 @@ class _Layer(Function):
         of_attended = of_middle @ back
         dropout.apply(of_attended, 0)
         of_projected = torch.zeros(len(x), len(into), dtype=torch.bfloat16)
-        sums = torch.zeros(shared, len(into))
         for group, tensors in zip(groups, saved, strict=True):
-            _attend_backward(of_attended, group, turns, tensors, of_projected, sums)
-        of_projected[:shared] = sums
+            _attend_backward(of_attended, group, turns, tensors, of_projected)
         of_output, of_heads = (of_middle.T @ attended).float(), (of_projected.T @ normed).float()
-        of_x = of_middle if first == 0 else torch.cat([of_middle.new_zeros(first, x.shape[1]), of_middle])
+        of_x = of_middle
+        if kept is not None:
+            of_x = torch.zeros_like(x).index_copy_(0, kept, of_middle[: len(kept)])
         of_norms = _norm_backward(of_projected @ into, x, norms, inverse, of_x)
         unused = [None] * (2 - len(inner))  # in the last layer no text rows come out
         of_weights = *of_norms, *unused, *of_second_norms, *of_heads.chunk(3), of_output, *unused * 3, *of_feed_forward
@@ -314,8 +280,9 @@ class _CodeLosses(Function):
     def forward(ctx, hidden, head, targets):
         head = head.bfloat16()
         logits = hidden @ head.T
-        losses = torch.zeros(CODEBOOKS, dtype=torch.float64)
-        run("cross_entropy", logits, targets, losses, *targets.shape, logits.shape[1] // CODEBOOKS)
+        books = targets.shape[1]
+        losses = torch.zeros(books, dtype=torch.float64)
+        run("cross_entropy", logits, targets, losses, *targets.shape, logits.shape[1] // books)
         ctx.kept = hidden, head, logits
         return losses.float()
 
@@ -323,21 +290,22 @@ class _CodeLosses(Function):
     def backward(ctx, gradient):
         hidden, head, of_logits = ctx.kept
         del ctx.kept
-        of_logits = (of_logits.view(len(hidden), CODEBOOKS, -1) * gradient.bfloat16()[:, None]).flatten(1)
+        of_logits = (of_logits.view(len(hidden), len(gradient), -1) * gradient.bfloat16()[:, None]).flatten(1)
         return of_logits @ head, (of_logits.T @ hidden).float(), None
 
 
-def hidden_states(model: LanguageModel, packing: Packing) -> torch.Tensor:
-    """The hidden states after the final norm of the last segments' rows, without padding: [rows, width]."""
+def packed_states(model: TrainableModel, rows: PackedRows) -> torch.Tensor:
+    """The states of the kept rows [rows, hidden], after the final norm."""
+    packing = Packing(rows)
     inner = model.model
     eps = model.config.rms_norm_eps
-    embedded = inner.embed_tokens(packing.text), inner.embed_audio_tokens(packing.audio[None])[0]
-    x = torch.cat([part.bfloat16() for part in embedded])
-    length = max(group.keys.shape[1] for group in packing.groups)
-    angles = torch.arange(length)[:, None] * model.frequencies
-    turns = torch.cat([angles.cos(), angles.sin()], 1)
-    for number, layer in enumerate(inner.layers):
-        last = number == len(inner.layers) - 1
+    offsets = torch.arange(packing.audio.shape[1]) * model.config.codebook_size
+    # In half the time of `inner.embed_audio_tokens`, which adds up a copy of each code's row.
+    audio = F.embedding_bag(packing.audio + offsets, inner.embed_audio_tokens.embed_audio_tokens.weight, mode="sum")
+    x = torch.cat([part.bfloat16() for part in (inner.embed_tokens(packing.text), audio)])
+    turns = rope_table(model.config, max(rows.lengths))
+    for layer in inner.layers:
+        last = layer is inner.layers[-1]
         attention = layer.self_attn
         weights = (
             *(layer.input_layernorm.weight, layer.audio_input_layernorm.weight),
@@ -350,7 +318,8 @@ def hidden_states(model: LanguageModel, packing: Packing) -> torch.Tensor:
     return _Norm.apply(x[: packing.count], inner.norm.weight, eps)
 
 
-def packed_code_losses(model: LanguageModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The mean cross-entropy of each codebook, of rows [rows, width] and targets [rows, codebooks]: [codebooks]."""
-    counted = (targets != IGNORED).sum(0).clamp(min=1)
-    return _CodeLosses.apply(hidden, model.audio_lm_head.weight, targets) / counted
+def packed_losses(states: torch.Tensor, rows: PackedRows, head: torch.nn.Linear, weights: LossWeights) -> Losses:
+    """The losses of a pass, of which all kept rows are audio; see `higgs_native.training.loss.losses_of`."""
+    counts = (rows.audio_targets != IGNORED).sum(0).clamp(min=1)
+    codebooks = _CodeLosses.apply(states, head.weight, rows.audio_targets) / counts
+    return Losses((torch.tensor(weights.codebooks) * codebooks).sum(), codebooks.detach(), torch.zeros(()))

@@ -188,38 +188,28 @@ void gather_heads(
   }
 }
 
-// The reverse, rotated back: rows from `shared` on are written, those before it, which sequences share, are added to
-// `sums` [shared, stride].
+// The reverse, rotated back.
 void scatter_heads(
     const bfloat16* gathered, int64_t stride, const int32_t* table, const int32_t* starts, const float* turns,
-    int64_t sequences, int64_t heads, int64_t length, int64_t width, int64_t shared, bfloat16* rows, float* sums) {
+    int64_t sequences, int64_t heads, int64_t length, int64_t width, bfloat16* rows) {
   const int64_t half = width / 2;
-  std::vector<float> turned(width);
   for (int64_t sequence = 0; sequence < sequences; ++sequence, table += length, gathered += heads * length * width) {
     for (int64_t t = 0; t < length; ++t) {
       if (table[t] < 0) continue;
       const float* cosines = turns == nullptr ? nullptr : turns + (starts[sequence] + t) * width;
       for (int64_t head = 0; head < heads; ++head) {
         const bfloat16* from = gathered + (head * length + t) * width;
-        const int64_t index = table[t] * stride + head * width;
+        bfloat16* to = rows + table[t] * stride + head * width;
         if (turns == nullptr) {
-#pragma omp simd
-          for (int64_t i = 0; i < width; ++i) turned[i] = widen(from[i]);
-        } else {
-#pragma omp simd
-          for (int64_t i = 0; i < half; ++i) {
-            const float first = widen(from[i]), second = widen(from[half + i]);
-            const float cosine = cosines[i], sine = cosines[half + i];
-            turned[i] = first * cosine + second * sine;
-            turned[half + i] = second * cosine - first * sine;
-          }
+          std::copy_n(from, width, to);
+          continue;
         }
-        if (table[t] < shared) {
 #pragma omp simd
-          for (int64_t i = 0; i < width; ++i) sums[index + i] += turned[i];
-        } else {
-#pragma omp simd
-          for (int64_t i = 0; i < width; ++i) rows[index + i] = narrow(turned[i]);
+        for (int64_t i = 0; i < half; ++i) {
+          const float first = widen(from[i]), second = widen(from[half + i]);
+          const float cosine = cosines[i], sine = cosines[half + i];
+          to[i] = narrow(first * cosine + second * sine);
+          to[half + i] = narrow(second * cosine - first * sine);
         }
       }
     }

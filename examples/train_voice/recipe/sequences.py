@@ -1,28 +1,17 @@
 """Training sequences of the new voice: prompts as the engine builds them, of phonemes, and the codes that follow."""
 
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from language_model import Prefixes
-from prompts import (
-    IGNORED,
-    Batch,
-    BatchMaker,
-    audio_segment,
-    delayed,
-    delayed_targets,
-    padded_length,
-    prompt_ids,
-    text_segment,
-)
+from prompts import BatchMaker, delayed, padded_length, prompt_ids
 from quantizer import CODEBOOKS
-from torch import tensor
 
 from higgs_native.prompt.voices import Voice
+from higgs_native.training.data.rows import IGNORED, PackedRows, Sample
+from higgs_native.training.data.samples import frame_targets
 from recipe.codes import codes_folder, read_codes, read_spoken
 from recipe.phoneme_tokenizer import VOICES, build_tokenizer
 from recipe.screen import rejected
@@ -89,14 +78,16 @@ class Corpus:
 
 
 @dataclass
-class SpokenBatch(Batch):
-    """A batch, and what it speaks.
+class SpokenRows:
+    """The rows of a pass, and what they speak.
 
     Attributes:
-        spoken: int64 [batch, rows], the token of the phoneme that is spoken in the frame whose first code follows each
-            row of the last segment; IGNORED where there is none.
+        rows: of the pass.
+        spoken: int64 [kept rows], the token of the phoneme that is spoken in the frame whose first code follows each
+            row; IGNORED where there is none.
     """
 
+    rows: PackedRows
     spoken: torch.Tensor
 
 
@@ -125,8 +116,8 @@ class SequenceMaker(BatchMaker):
 
     def make(
         self, indices: list[int], augmented: bool, kind: str = "single", texts: list[int] | None = None
-    ) -> SpokenBatch:
-        """Make a batch.
+    ) -> SpokenRows:
+        """Make the rows of a pass.
 
         Args:
             indices: of the utterances.
@@ -137,41 +128,29 @@ class SequenceMaker(BatchMaker):
         corpus = self.utterances
         audio = [corpus.codes_of(index).astype(np.int64) for index in indices]
         spoken = [self._spoken(index) for index in indices]
-        ids = [self.text_ids[index] for index in texts or indices]
-        before: list[Iterable[int]] = []
-        if kind == "reference":
-            shown = [self._other(int(corpus.voices[index])) for index in indices]
-            frame = self._frame_of()
-            before = [frame[0]] * len(indices)
-            segments = [
-                text_segment([[*self.text_ids[index], *self._turn[0]] for index in shown]),
-                audio_segment([delayed(self._reference(index)) for index in shown]),
-                text_segment([[*self._turn[1], *text, *frame[1]] for text in ids]),
-            ]
-        else:
-            rows = []
-            for row, index in enumerate(indices):
-                voice = int(corpus.voices[index])
-                if kind == "single":
-                    named = () if voice == 0 and self.random.random() < _DEFAULT_VOICE_SHARE else (_NAMES[voice],)
-                    frame, text = self._frame_of(*named), ids[row]
-                else:
-                    frame, text, other = self._dialogue(voice, ids[row])
-                    audio[row] = np.concatenate([audio[row], self._gap, corpus.codes_of(other)], 1)
-                    silence = np.full(_TURN_GAP, IGNORED)
-                    spoken[row] = np.concatenate([spoken[row], silence, self._spoken(other)])
-                before.append(frame[0])
-                rows.append([*text, *frame[1]])
-            segments = [text_segment(rows)]
+        prompts: list[list[list[int] | np.ndarray]] = []
+        for row, index in enumerate(indices):
+            voice, ids = int(corpus.voices[index]), self.text_ids[(texts or indices)[row]]
+            if kind == "reference":
+                shown, frame = self._other(voice), self._frame_of()
+                recording = delayed(self._reference(shown))
+                before = [*frame[0], *self.text_ids[shown], *self._turn[0]]
+                prompts.append([before, recording, [*self._turn[1], *ids, *frame[1]]])
+                continue
+            if kind == "single":
+                named = () if voice == 0 and self.random.random() < _DEFAULT_VOICE_SHARE else (_NAMES[voice],)
+                frame, text = self._frame_of(*named), ids
+            else:
+                frame, text, other = self._dialogue(voice, ids)
+                audio[row] = np.concatenate([audio[row], self._gap, corpus.codes_of(other)], 1)
+                silence = np.full(_TURN_GAP, IGNORED)
+                spoken[row] = np.concatenate([spoken[row], silence, self._spoken(other)])
+            prompts.append([[*frame[0], *text, *frame[1]]])
         heard = self._corrupt(audio) if augmented else audio
-        targets = [delayed_targets(codes) for codes in audio]
-        last = audio_segment([delayed(codes)[:, :-1] for codes in heard])
-        padded = np.full((len(indices), last.ids.shape[1], CODEBOOKS), IGNORED)
-        said = np.full(padded.shape[:2], IGNORED)
-        for row, (target, tokens) in enumerate(zip(targets, spoken, strict=True)):
-            padded[row, : target.shape[1]] = target.T
-            said[row, : len(tokens)] = tokens
-        return SpokenBatch(_distinct(before), [*segments, last], tensor(padded), tensor(said))
+        parts = zip(prompts, heard, audio, strict=True)
+        samples = [_sample([*prompt, delayed(codes)[:, :-1]], right) for prompt, codes, right in parts]
+        said = [np.concatenate([tokens, np.full(_DELAYED, IGNORED)]) for tokens in spoken]
+        return SpokenRows(PackedRows.pack(samples), torch.from_numpy(np.concatenate(said)))
 
     def _spoken(self, index: int) -> np.ndarray:
         """The token of the phoneme that each frame of an utterance speaks: [frames]."""
@@ -242,6 +221,21 @@ class SequenceMaker(BatchMaker):
         return found
 
 
-def _distinct(prefixes: list[Iterable[int]]) -> Prefixes:
-    rows = list(dict.fromkeys(tuple(prefix) for prefix in prefixes))
-    return Prefixes(text_segment([list(row) for row in rows]), tensor([rows.index(tuple(p)) for p in prefixes]))
+def _sample(parts: list[list[int] | np.ndarray], codes: np.ndarray) -> Sample:
+    """Make a sample.
+
+    Args:
+        parts: token ids and delayed codes [codebooks, frames] in turn; the last one is what is heard of `codes`.
+        codes: [codebooks, frames], what should come out.
+    """
+    is_audio = np.concatenate([np.full(np.shape(part)[-1], isinstance(part, np.ndarray)) for part in parts])
+    targets = torch.full((len(is_audio), CODEBOOKS), IGNORED)
+    learned = frame_targets(torch.from_numpy(delayed(codes).T))[1:]
+    targets[-len(learned) :] = learned
+    return Sample(
+        token_ids=torch.tensor([token for part in parts if isinstance(part, list) for token in part]),
+        codes=torch.from_numpy(np.concatenate([part.T for part in parts if isinstance(part, np.ndarray)])),
+        is_audio=torch.from_numpy(is_audio),
+        text_targets=torch.full((len(is_audio),), IGNORED),
+        audio_targets=targets,
+    )

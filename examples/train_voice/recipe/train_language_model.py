@@ -8,28 +8,27 @@ the text, and not from the sound before.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
-import language_model
 import torch
-import train_language_model
-from language_model import LanguageModel
-from prompts import IGNORED
 from quantizer import CODEBOOKS, CODES
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
-from train_language_model import code_losses, losses
 
 from higgs_native.checkpoint.config import HiggsAudioConfig
+from higgs_native.training.data.rows import IGNORED
+from higgs_native.training.loss import Losses, LossWeights, TargetCounts, losses_of
+from higgs_native.training.model import TrainableModel
 from recipe.codes import codes_folder
 from recipe.folder import add_folder_option, only_one, use_packages
 from recipe.initial_weights import initialise
-from recipe.packed_pass import Packing, hidden_states, packed_code_losses
+from recipe.packed_pass import packed_losses, packed_states
 from recipe.phoneme_tokenizer import build_tokenizer
 from recipe.row_kernels import can_compile
-from recipe.sequences import Corpus, SequenceMaker, SpokenBatch
+from recipe.sequences import Corpus, SequenceMaker, SpokenRows
 from recipe.snake import multiplies_bfloat16
 from recipe.speech_quantizer import PHASE_LEVEL, PITCH_LEVEL, Quantizer
 from recipe.steps import Steps, choose_device
@@ -38,7 +37,7 @@ from recipe.steps import Steps, choose_device
 EVALUATED = 96
 LAYERS = 6
 # Of each codebook: the first says which sound it is, the second the pitch; the third, the phase, follows from it.
-_WEIGHTS = (3.0, 2.0, 1.0, 1.3, 1.1, 0.9, 0.8, 0.7)
+_WEIGHTS = LossWeights(tuple(weight / 10.8 for weight in (3.0, 2.0, 1.0, 1.3, 1.1, 0.9, 0.8, 0.7)))
 # Short utterances first: from this step on, up to so many frames.
 _CURRICULUM = ((0, 140), (600, 260), (1500, 640))
 _DROPOUT = 0.1
@@ -78,46 +77,44 @@ def model_config(tokenizer: Tokenizer, hidden: int = 320, inner: int = 512, laye
     )
 
 
-def packed_losses(model: LanguageModel, spoken: nn.Linear, made: SpokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean cross-entropies of each codebook, and of the phonemes spoken, on a CPU that multiplies bfloat16."""
-    packing = Packing(made)
-    hidden = hidden_states(model, packing)
-    by_codebook = packed_code_losses(model, hidden, made.targets[packing.chosen])
-    return by_codebook, spoken_loss(spoken, hidden, made.spoken[packing.chosen])
+def losses_of_pass(
+    model: TrainableModel, spoken: nn.Linear | None, made: SpokenRows, states_of: Callable
+) -> tuple[Losses, torch.Tensor]:
+    """Return the losses of the codes, and the mean cross-entropy of the phonemes spoken; without `spoken`, 0.
 
-
-def padded_losses(
-    model: LanguageModel, spoken: nn.Linear, made: SpokenBatch, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same by torch's own layers, on any device."""
-    batch, said = made.to(device), made.spoken.to(device)
+    Args:
+        model: the language model.
+        spoken: tells the phoneme of each row.
+        made: the rows.
+        states_of: `packed_states`, or `TrainableModel.states`, compiled or not.
+    """
+    head = model.audio_lm_head
+    device = head.weight.device
+    rows, said = made.rows.to(device), made.spoken.to(device)
+    if states_of is packed_states:
+        states = packed_states(model, rows)
+        losses = packed_losses(states, rows, head, _WEIGHTS)
+    else:
+        with torch.autocast(device.type, torch.bfloat16):
+            states = states_of(model, rows)
+            losses = losses_of(states, rows, head, None, _WEIGHTS, TargetCounts.of(rows))
+    if spoken is None:
+        return losses, torch.zeros(())
     with torch.autocast(device.type, torch.bfloat16):
-        hidden = model(batch.prefixes, batch.segments)
-    return code_losses(model, hidden, batch.targets), spoken_loss(spoken, hidden.flatten(0, 1), said.flatten())
-
-
-def spoken_loss(spoken: nn.Linear, hidden: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
-    with torch.autocast(hidden.device.type, torch.bfloat16):
-        guessed = spoken(hidden)
-    return F.cross_entropy(guessed.float(), said, ignore_index=IGNORED)
-
-
-def compile_passes() -> None:
-    """Fuse what lies between the products: it takes half of the time."""
-    language_model.Layer.forward = torch.compile(language_model.Layer.forward, dynamic=True)
-    train_language_model.cross_entropies = torch.compile(train_language_model.cross_entropies, dynamic=True)
+        guessed = spoken(states)
+    return losses, F.cross_entropy(guessed.float(), said, ignore_index=IGNORED)
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")
-def evaluate(model: LanguageModel, maker: SequenceMaker, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def evaluate(model: TrainableModel, maker: SequenceMaker, states_of: Callable) -> tuple[torch.Tensor, torch.Tensor]:
     """The codebooks' losses on held-out utterances, with their own texts, and with those of others as long."""
     order = maker.utterances.frames.argsort()[: EVALUATED * 2 : 2].tolist()
     true, swapped = [], []
     for first in range(0, len(order), 16):
         indices = order[first : first + 16]
-        true.append(losses(model, maker.make(indices, augmented=False), device))
-        swapped.append(losses(model, maker.make(indices, False, texts=[*indices[1:], indices[0]]), device))
+        for found, texts in ((true, None), (swapped, [*indices[1:], indices[0]])):
+            made = maker.make(indices, augmented=False, texts=texts)
+            found.append(losses_of_pass(model, None, made, states_of)[0].codebooks)
     return torch.stack(true).mean(0), torch.stack(swapped).mean(0)
 
 
@@ -142,7 +139,8 @@ def main() -> None:
     device = choose_device(options.device)
     with only_one(folder, "language_model"):
         quantizer = Quantizer.load(codes_folder(folder, pitch=True) / "quantizer.safetensors")
-        model = LanguageModel(model_config(build_tokenizer(), options.hidden, layers=options.layers), _DROPOUT)
+        config = model_config(build_tokenizer(), options.hidden, layers=options.layers)
+        model = TrainableModel(config, text_head=False, dropout=_DROPOUT)
         if options.init_from:
             model.load_state_dict(load_file(options.init_from / "model.safetensors"))  # bfloat16
         else:
@@ -156,17 +154,17 @@ def main() -> None:
             ),
             "others": torch.optim.AdamW(others, options.learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
         }
-        spoken = nn.Linear(model.config.hidden_size, model.config.vocab_size).to(device)
+        spoken = nn.Linear(config.hidden_size, config.vocab_size).to(device)
         optimizers["spoken"] = torch.optim.AdamW(spoken.parameters(), options.learning_rate, betas=(0.9, 0.98))
         models = {"model": model, "spoken": spoken}
         training = Steps(models, optimizers, folder, "language_model", options.steps, averaged="model")
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
         packed = device.type == "cpu" and multiplies_bfloat16() and can_compile()
-        if not packed and not options.eager:
-            compile_passes()
+        states_of = packed_states if packed else TrainableModel.states
+        # Fuses what lies between the products: it takes half of the time.
+        fused = states_of if packed or options.eager else torch.compile(states_of, dynamic=True)
         corpus = Corpus(folder, held_out=False)
         maker, evaluator = SequenceMaker(corpus, training.step), SequenceMaker(Corpus(folder, held_out=True), 0)
-        weights = torch.tensor(_WEIGHTS, device=device) / sum(_WEIGHTS)
         queue: list[tuple[list[int], str]] = []
         stage = 0
         while not training.done:
@@ -178,16 +176,13 @@ def main() -> None:
                     maker = SequenceMaker(corpus, training.step)
                 queue = maker.batches(options.rows, longest)
             indices, kind = queue.pop()
-            made = maker.make(indices, True, kind)
-            losses_of = packed_losses(model, spoken, made) if packed else padded_losses(model, spoken, made, device)
-            by_codebook, aligned = losses_of
-            loss = (weights * by_codebook).sum()
-            training.update(loss + _SPOKEN_WEIGHT * aligned, *optimizers)
+            losses, aligned = losses_of_pass(model, spoken, maker.make(indices, True, kind), fused)
+            training.update(losses.total + _SPOKEN_WEIGHT * aligned, *optimizers)
             training.advance()
-            first, pitch, phase = by_codebook.detach()[[0, PITCH_LEVEL, PHASE_LEVEL]]
-            training.note(loss=loss, spoken=aligned, first=first, pitch=pitch, phase=phase)
+            first, pitch, phase = losses.codebooks[[0, PITCH_LEVEL, PHASE_LEVEL]]
+            training.note(loss=losses.total, spoken=aligned, first=first, pitch=pitch, phase=phase)
             if training.step % (5 * options.log_every) == 0:
-                true, swapped = evaluate(training.averaged, evaluator, device)
+                true, swapped = evaluate(training.averaged, evaluator, states_of)
                 training.note(held_out=true.mean(), held_out_first=true[0], swapped_first=swapped[0])
                 training.note(held_out_pitch=true[PITCH_LEVEL], held_out_phase=true[PHASE_LEVEL])
             training.log(options.log_every)

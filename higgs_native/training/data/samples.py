@@ -53,7 +53,7 @@ def build_sample(
             delayed = build_delay_pattern(cache.codes(next(clips)), config).to(torch.int64)
             rows += delayed.unbind(0)
             text_targets += [IGNORED] * len(delayed)
-            audio_targets += _frame_targets(delayed).unbind(0) if is_learned else [nothing] * len(delayed)
+            audio_targets += frame_targets(delayed).unbind(0) if is_learned else [nothing] * len(delayed)
         is_audio = torch.tensor([not isinstance(row, int) for row in rows])
         frames = [row for row in rows if not isinstance(row, int)]
         # Row n predicts row n + 1.
@@ -69,7 +69,7 @@ def build_sample(
         )
 
 
-def _frame_targets(frames: torch.Tensor) -> torch.Tensor:
+def frame_targets(frames: torch.Tensor) -> torch.Tensor:
     """Return the targets [N, codebooks] of a segment: its codes and the EOS after them, without what fills up."""
     num_frames, num_codebooks = frames.shape
     entries = torch.arange(num_frames)[:, None] - torch.arange(num_codebooks)
