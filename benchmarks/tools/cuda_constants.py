@@ -48,7 +48,6 @@ FRAME_US = {
     "embed": Range(1.5, 2.5, 4),
     "sample_audio_codes_kernel": Range(6, 12, 18),
     "finish_audio_frames_kernel": Range(1.5, 3, 5),
-    "zeroed counters": Range(1.5, 2.5, 4),
     "copy to the host between graphs": Range(4, 6.5, 9),
 }
 """Guesses: what a frame does beside layers and head. Loops of the sampler depend on the logits."""
@@ -83,5 +82,7 @@ def rests_on() -> dict[str, Any]:
             "L2 gb_per_s": dataclasses.asdict(Gpu(0).l2_gb_per_s),
             "us": {name: dataclasses.asdict(guess) for name, guess in ranges.items()},
         },
+        "assumptions": "prefetched weights stay in L2 until they are read, and arrive while memory would idle; "
+        "reads of L2 do not wait behind them",
         "not counted": "the audio tokenizer's decoder, the host before the first launch, power limits",
     }

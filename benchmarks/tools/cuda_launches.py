@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -42,7 +43,11 @@ _RECORD = "HIGGS_NATIVE_RECORD_LAUNCHES"
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """A launch of a kernel: its operator, blocks along x and y, threads, and bytes of dynamic shared memory."""
+    """A launch of a kernel.
+
+    Its operator, blocks along x and y, threads, bytes of dynamic shared memory, and bytes of weights that it loads
+    into L2 for later launches.
+    """
 
     op: str
     kernel: str
@@ -50,6 +55,7 @@ class Launch:
     y: int
     threads: int
     shared_bytes: int
+    prefetched_bytes: int
 
     @property
     def blocks(self) -> int:
@@ -57,13 +63,14 @@ class Launch:
 
 
 class _Weights:
-    """Weights of zeros; implements `higgs_native.model.weights.Weights`."""
+    """Weights of zeros, the same for all layers; implements `higgs_native.model.weights.Weights`."""
 
     dtype = torch.bfloat16
 
     def __init__(self, config: HiggsAudioConfig, format: str) -> None:
         self.quantization = Quantization.parse(None if format == "bfloat16" else format)
         self._shapes = expected_tensors(config)
+        self._packed: dict[tuple[str, ...], ops.PackedWeight] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._shapes and name != TEXT_LM_HEAD
@@ -74,15 +81,27 @@ class _Weights:
 
     def linear(self, part: str, name: str, *names: str) -> ops.PackedWeight:
         """Matrices, concatenated and packed."""
-        return ops.pack_linear(*map(self.tensor, names or (name,)), format=getattr(self.quantization, part))
+        key = self._in_any_layer(part, *(names or (name,)))
+        if key not in self._packed:
+            matrices = map(self.tensor, names or (name,))
+            self._packed[key] = ops.pack_linear(*matrices, format=getattr(self.quantization, part))
+        return self._packed[key]
 
     def gate_up(self, part: str, name: str, gate: str, up: str) -> ops.PackedWeight:
         """The gate and up projections, packed together."""
-        return ops.pack_gate_up(self.tensor(gate), self.tensor(up), format=getattr(self.quantization, part))
+        key = self._in_any_layer(part, gate, up)
+        if key not in self._packed:
+            format = getattr(self.quantization, part)
+            self._packed[key] = ops.pack_gate_up(self.tensor(gate), self.tensor(up), format=format)
+        return self._packed[key]
+
+    @staticmethod
+    def _in_any_layer(*names: str) -> tuple[str, ...]:
+        return tuple(re.sub(r"\blayers\.\d+\.", "layers.0.", name) for name in names)
 
 
 def record(multiprocessors: int, case: dict[str, Any]) -> list[Launch]:
-    """The launches of a pass over one layer and the head.
+    """The launches of a pass over two layers and the head. The last layer has no other to prefetch weights for.
 
     Args:
         multiprocessors: of the GPU.
@@ -113,7 +132,7 @@ def main() -> None:
     parser.add_argument("case", type=json.loads)
     case = parser.parse_args().case
     whole = MODELS[case["model"]]
-    config = dataclasses.replace(whole, num_hidden_layers=1, audio_dual_ffn_layers=whole.audio_dual_ffn_layers[:1])
+    config = dataclasses.replace(whole, num_hidden_layers=2, audio_dual_ffn_layers=whole.audio_dual_ffn_layers[:2])
     model = LanguageModel(config, _Weights(config, case["format"]), None, torch.device("cpu"), 8192)
     Path(os.environ[_RECORD]).unlink()  # the launches that packed weights
     with torch.inference_mode():

@@ -10,14 +10,16 @@ the range of a prediction takes all of them at their best or at their worst.
 A linear operator takes the longest of: reading its weights from memory; reading them and the rows of x from L2; the
 main loop of the multiprocessor with the most blocks, simulated (warp_simulation.py). Before and after it come the gap
 between launches and the tail, less the weights that blocks of the next launch have loaded by then, if they fit beside
-those of this one.
+those of this one. Weights that earlier launches prefetch into L2 take no time of memory as far as they arrive while it
+would idle: between launches, and in attention but for its own keys and values. Attention takes the path of its
+multiprocessor with the most blocks through a tile and behind it, simulated, and its fences.
 """
 
 import argparse
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +51,9 @@ from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, WEIGHT_FORMATS
 
 
-DEPENDENT_LOADS = 4
-"""Loads of attention that wait for each other before its first tile: cache position, page, rows of the tile, keys."""
-TILE_POSITIONS, MAX_SPLITS = 64, 16
+DEPENDENT_LOADS = 2
+"""Loads of attention that wait for each other before its first keys: cache position and slot, then pages."""
+TILE_POSITIONS, MAX_SPLITS = 64, 32
 """kTile and kMaxSplits of csrc/cuda/attention.cu."""
 
 STEP_COLUMNS = {"bfloat16": 32, "fp8": 64, "int8": QUANTIZATION_GROUP, "int4": QUANTIZATION_GROUP}
@@ -71,6 +73,8 @@ class Prediction:
     us: dict[str, float]
     bound: str
     details: dict[str, float]
+    idle_us: dict[str, float] = field(default_factory=dict)
+    """In which memory can load weights of later launches."""
 
 
 class Library:
@@ -111,11 +115,13 @@ class Model:
         """
         config = MODELS[case["model"]]
         launches = self.library.launches(self.gpu.multiprocessors, case)
-        rows = iter(self._linears(config, case))
+        linears = list(self._linears(config, case))
+        rows = iter([*linears[:-1], *linears])
         layer: list[Prediction] = []
         rest: list[Prediction] = []
         previous: Launch | None = None
         current: tuple[str, int, int, int, bool] | None = None
+        in_l2: dict[str, dict[str, float]] = {}  # bytes by linear operator and case
         for launch in launches:
             outside = launch.op in ("embed", "rms_norm_linear", "sample_audio_frame")
             to = rest if outside else layer
@@ -125,9 +131,12 @@ class Model:
             elif launch.kernel.startswith("gemm_kernel"):
                 linear = current or next(rows)
                 current = None
-                to.append(self._linear(launch, linear, case["format"], previous))
+                arrived = in_l2.pop(linear[0], None)
+                to.append(self._linear(launch, linear, case["format"], previous, arrived))
+                self._prefetch(in_l2, launch, to[-1], linears, case["format"])
             elif launch.op == "attention":
-                to.append(self._attention(launch, config, position, "batch" in case))
+                to.append(self._attention(launch, config, position, "batch" in case, previous))
+                self._prefetch(in_l2, launch, to[-1], linears, case["format"])
             elif launch.kernel == "rope_kernel":
                 us = {at: GAP_US.at(at) + 3 * L2_CYCLES / self._cycles_per_us for at in CASES}
                 to.append(Prediction("rope", launch.kernel, launch.blocks, us, "latency", {}))
@@ -136,9 +145,31 @@ class Model:
                 us = {at: guess.at(at) for at in CASES}
                 to.append(Prediction(launch.kernel, launch.kernel, launch.blocks, us, "guess", {}))
             previous = launch
-        for name in ("zeroed counters", *(["copy to the host between graphs"] if "batch" in case else [])):
+        if "batch" in case:
+            name = "copy to the host between graphs"
             rest.append(Prediction(name, "", 0, {at: FRAME_US[name].at(at) for at in CASES}, "guess", {}))
-        return layer, rest
+        return layer[len(layer) // 2 :], rest
+
+    def _prefetch(
+        self,
+        in_l2: dict[str, dict[str, float]],
+        launch: Launch,
+        done: Prediction,
+        linears: list[tuple[str, int, int, int, bool]],
+        format: str,
+    ) -> None:
+        """Add the weights of later operators that arrive in L2 while memory would idle in a launch."""
+        following = {"attention": ("o", "gate_up"), "o": ("gate_up",), "gate_up": ("down",), "down": ("qkv",)}
+        sizes = {name: WEIGHT_FORMATS[format].packed_nbytes(n, k) for name, n, k, *_ in linears}
+        left = dict.fromkeys(CASES, float(launch.prefetched_bytes))
+        for name in following.get(done.name, ()) if launch.prefetched_bytes else ():
+            of_name = in_l2.setdefault(name, dict.fromkeys(CASES, 0.0))
+            for at in CASES:
+                bandwidth = self.gpu.peak_gb_per_s * self.gpu.read_share.at(at) * 1e3  # bytes per us
+                fits = min(left[at], done.idle_us[at] * bandwidth, sizes[name] - of_name[at])
+                of_name[at] += fits
+                done.idle_us[at] -= fits / bandwidth
+                left[at] -= fits
 
     @property
     def _cycles_per_us(self) -> float:
@@ -160,7 +191,12 @@ class Model:
         yield "head", config.num_codebooks * config.codebook_size, hidden, case.get("batch", 1), True
 
     def _linear(
-        self, launch: Launch, linear: tuple[str, int, int, int, bool], format: str, previous: Launch | None
+        self,
+        launch: Launch,
+        linear: tuple[str, int, int, int, bool],
+        format: str,
+        previous: Launch | None,
+        in_l2: dict[str, float] | None,
     ) -> Prediction:
         name, n, k, rows, norm = linear
         kernel, gpu = self.kernels[launch.kernel], self.gpu
@@ -180,7 +216,9 @@ class Model:
             resident = min(left, fitting)
             scheduled = resident * warps // SCHEDULERS
             cycles += self.library.cycles((launch.kernel, norm), path, times, scheduled)
-            cycles += self._round_cycles(launch, kernel, rows, math.ceil(k / STEP_COLUMNS[format]), norm, scheduled)
+            cycles += self._round_cycles(
+                launch, kernel, rows, STEP_COLUMNS[format], math.ceil(k / STEP_COLUMNS[format]), norm, scheduled
+            )
             left -= resident
         busy = min(launch.blocks, gpu.multiprocessors)
         # x comes from L2: packed, as the main loop loads it beside weights; else each block reads its rows.
@@ -188,19 +226,24 @@ class Model:
         x_bytes = launch.blocks * (warps * times * loads * LOAD_BYTES * WARP if packed else rows * k * 4)
         from_l2 = weights * launch.x + x_bytes
         ahead = self._blocks_ahead(launch, previous) * kernel.prefetched_bytes(warps)
-        us, bound = {}, ""
+        us, bound, idle_us = {}, "", {}
         for at in CASES:
             bandwidth = gpu.peak_gb_per_s * gpu.read_share.at(at) / 1e3
+            between = GAP_US.at(at) + TAIL_US.at(at)
+            # Blocks of this launch that wait already have loaded the same bytes as prefetches: each panel's first.
+            # That is faster only if memory limits the launch: nothing is multiplied before the wait.
+            in_l2_us = in_l2[at] / 1e6 / bandwidth if in_l2 else 0
+            early_us = max(in_l2_us, min(ahead / 1e6 / bandwidth, between - GAP_US.at("best")))
             times_us = {
-                "memory": weights / 1e6 / bandwidth,
+                "memory": max(0.0, weights / 1e6 / bandwidth - early_us),
                 "L2": from_l2 / 1e6 / (gpu.l2_gb_per_s.at(at) / 1e3),
                 "port": from_l2 / busy / (PORT_BYTES * self._cycles_per_us),
                 "instructions": cycles / self._cycles_per_us,
             }
             limit = max(times_us, key=lambda what: times_us[what])
-            between = GAP_US.at(at) + TAIL_US.at(at)
-            credit = min(ahead / 1e6 / bandwidth, between - GAP_US.at("best"), times_us["memory"])
-            us[at] = times_us[limit] + between - credit
+            us[at] = times_us[limit] + between
+            # `o` prefetches at once, as L2 has its weights; the others behind their last loads.
+            idle_us[at] = us[at] - times_us["memory"] if name == "o" else between - GAP_US.at("best")
             if at == "expected":
                 bound, expected = limit, times_us
         details = {
@@ -211,9 +254,16 @@ class Model:
             "instructions_per_kb": instructions_per_kb(path),
             **{f"{what}_us": value for what, value in expected.items()},
         }
-        return Prediction(name, launch.kernel, launch.blocks, us, bound, details)
+        return Prediction(name, launch.kernel, launch.blocks, us, bound, details, idle_us)
 
-    def _round_cycles(self, launch: Launch, kernel: Kernel, rows: int, steps: int, norm: bool, warps: int) -> int:
+    @staticmethod
+    def _steps_of(path: list[Instruction], step_columns: int) -> float:
+        """K-steps of x that a path loads; a lane loads a quarter of the columns, 4 at a time."""
+        return sum(i.is_global_load and i.load_bytes == LOAD_BYTES for i in path) / (step_columns / 16)
+
+    def _round_cycles(
+        self, launch: Launch, kernel: Kernel, rows: int, step_columns: int, steps: int, norm: bool, warps: int
+    ) -> int:
         """Cycles until a block has rounded its rows of x, if it keeps them in shared memory, and their squares."""
         cycles = 0
         for loop in self._outer_loops(kernel):
@@ -221,8 +271,8 @@ class Model:
             if loop[1] < kernel.main_loop[0] and (stores or norm):
                 # Four lanes round a row of a step; a warp sums the squares of all rows of a step.
                 lanes = rows * 4 if stores else WARP
-                times = math.ceil(steps * lanes / launch.threads)
                 path = kernel.path(loop, self._pack_score(norm))
+                times = math.ceil(steps * lanes / launch.threads / self._steps_of(path, step_columns))
                 cycles += self.library.cycles((launch.kernel, norm, loop), path, times, warps)
         return cycles
 
@@ -257,11 +307,13 @@ class Model:
         cycles = 0
         for loop in self._outer_loops(kernel):
             stores = any(i.name == "STG" for i in kernel.body(loop))
-            # A loop without stores sums the squares of a norm, in one block for all steps.
+            # A loop without stores sums the squares of a norm, in a separate block for all steps.
             if stores or norm:
-                times = math.ceil(steps / (warps * (launch.y if stores else 1)))
                 path = kernel.path(loop, self._pack_score(norm))
-                cycles += self.library.cycles((launch.kernel, norm, loop), path, times, warps // SCHEDULERS)
+                shares = launch.y - 1 if stores else 1
+                times = math.ceil(steps / (warps * shares * self._steps_of(path, STEP_COLUMNS[format])))
+                of_loop = self.library.cycles((launch.kernel, norm, loop), path, times, warps // SCHEDULERS)
+                cycles = max(cycles, of_loop)
         us = {at: cycles / self._cycles_per_us + GAP_US.at(at) for at in CASES}
         return Prediction(f"{name}: pack", launch.kernel, launch.blocks, us, "instructions", {})
 
@@ -288,12 +340,15 @@ class Model:
         ]
         return [a for a in loops if not any(b[0] <= a[0] and a[1] <= b[1] and a != b for b in loops)]
 
-    def _attention(self, launch: Launch, config: HiggsAudioConfig, position: int, own_sequences: bool) -> Prediction:
+    def _attention(
+        self, launch: Launch, config: HiggsAudioConfig, position: int, own_sequences: bool, previous: Launch | None
+    ) -> Prediction:
         kernel, gpu = self.kernels[launch.kernel], self.gpu
         tiles = math.ceil((position + 1) / TILE_POSITIONS)
         tiles_of_split = math.ceil(tiles / min(tiles, MAX_SPLITS))
-        splits = math.ceil(tiles / tiles_of_split) if launch.y > 1 else 1
-        tiles_of_block = tiles_of_split if launch.y > 1 else tiles
+        splits = math.ceil(tiles / tiles_of_split)
+        splits_of_block = math.ceil(splits / launch.y)
+        tiles_of_block = tiles_of_split * splits_of_block
 
         def loads(i: Instruction) -> tuple[float, ...]:
             return (i.is_global_load and i.load_bytes == LOAD_BYTES, i.name == "FFMA")
@@ -302,22 +357,28 @@ class Model:
             (loop for loop in kernel.loops() if self._loads_of(kernel, loop) >= 8), key=lambda loop: loop[1] - loop[0]
         )
         path = kernel.path(tile_loop, loads)
-        live, fitting = launch.x * splits, kernel.blocks_per_multiprocessor(launch.threads, launch.shared_bytes)
+        live, fitting = launch.x * min(splits, launch.y), kernel.blocks_per_multiprocessor(launch.threads, 0)
         resident = min(fitting, math.ceil(live / gpu.multiprocessors))
+        scheduled = resident * launch.threads // WARP // SCHEDULERS
         waves = live / (gpu.multiprocessors * fitting) if live > gpu.multiprocessors * fitting else 1
-        cycles = DEPENDENT_LOADS * L2_CYCLES + MEMORY_CYCLES - L2_CYCLES
-        cycles += self.library.cycles(
-            (launch.kernel, "tile"), path, tiles_of_block, resident * launch.threads // WARP // SCHEDULERS
-        )
-        merge, fences = 0, 0
-        if splits > 1:
-            fences = 3  # before and after the counter, and the counter
-            for loop in self._merge_loops(kernel):
-                merged = kernel.path(loop, lambda i: (i.is_global_load,))
-                per_path = sum(i.is_global_load for i in merged) // 3  # sum, maximum and total of a split
-                merge += self.library.cycles((launch.kernel, loop), merged, splits / per_path, 1)
+        # Blocks that start before qkv ends have found their pages by then, and prefetched the first two tiles.
+        starts_early = self._blocks_ahead(launch, previous) >= live
+        cycles = L2_CYCLES
+        if not starts_early:
+            cycles += DEPENDENT_LOADS * L2_CYCLES + MEMORY_CYCLES - L2_CYCLES
+        cycles += max(0, tiles_of_block - 2) * (MEMORY_CYCLES - L2_CYCLES)
+        cycles += self.library.cycles((launch.kernel, "tile"), path, tiles_of_block, scheduled)
+        # Behind the tiles: sums of warps, then what the last block does. All instructions count, also of other cases.
+        behind = [i for i in kernel.instructions if i.address > tile_loop[1]]
+        counter = next(index for index, i in enumerate(behind) if i.name == "ATOMG")
+        end = next(index for index, i in enumerate(behind) if i.name == "EXIT" and not i.predicate)
+        merges = min(splits, launch.y) > 1
+        cycles += self.library.cycles((launch.kernel, "sums"), behind[:counter], splits_of_block, scheduled)
+        alone = launch.threads // WARP // SCHEDULERS  # the last blocks of the items are on different multiprocessors
+        merge = self.library.cycles((launch.kernel, "merge"), behind[counter:end], 1, alone) if merges else 0
+        fences = 2 if merges else 0  # one before the counter, and the counter
         kv = launch.x * (position + 1) * config.head_dim * 2 * 2
-        us, bound = {}, ""
+        us, bound, idle_us = {}, "", {}
         for at in CASES:
             # The rows of a prompt share their keys and values, which stay in L2.
             bandwidth = gpu.peak_gb_per_s * gpu.read_share.at(at) if own_sequences else gpu.l2_gb_per_s.at(at)
@@ -325,25 +386,22 @@ class Model:
             blocks = (waves * cycles + merge) / self._cycles_per_us + fences * FENCE_US.at(at)
             blocks += (launch.blocks - live) / (gpu.multiprocessors * fitting) * EMPTY_BLOCK_US.at(at)
             us[at] = GAP_US.at(at) + max(memory, blocks)
+            # Weights come behind the first keys and values.
+            idle_us[at] = max(0.0, max(memory, blocks) - memory - 2 * L2_CYCLES / self._cycles_per_us)
             if at == "expected":
                 bound = ("memory" if own_sequences else "L2") if memory > blocks else "latency"
         details = {
             "live_blocks": live,
             "kv_mb": kv / 1e6,
+            "starts_early": starts_early,
             "tiles_us": waves * cycles / self._cycles_per_us,
             "merge_us": merge / self._cycles_per_us,
         }
-        return Prediction("attention", launch.kernel, launch.blocks, us, bound, details)
+        return Prediction("attention", launch.kernel, launch.blocks, us, bound, details, idle_us)
 
     @staticmethod
     def _loads_of(kernel: Kernel, loop: tuple[int, int]) -> int:
         return sum(i.is_global_load and i.load_bytes == LOAD_BYTES for i in kernel.body(loop))
-
-    @staticmethod
-    def _merge_loops(kernel: Kernel) -> list[tuple[int, int]]:
-        """The innermost loops of volatile loads, of several splits at a time."""
-        loops = [loop for loop in kernel.loops() if sum("STRONG" in i.opcode for i in kernel.body(loop)) >= 6]
-        return [a for a in loops if not any(a[0] <= b[0] and b[1] <= a[1] and a != b for b in loops)]
 
 
 def total_us(layers: int, parts: tuple[list[Prediction], list[Prediction]]) -> dict[str, float]:

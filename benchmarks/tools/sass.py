@@ -230,10 +230,10 @@ def _cuobjdump(what: str, library: Path, architecture: str) -> str:
 def missing_waits(kernel: Kernel) -> list[str]:
     """Instructions that may run before the wait for earlier launches, and must not: see csrc/cuda/device.h.
 
-    Before it a kernel may load weights, and the scales of 4-bit ones, which are 8 bytes per lane. A wait with a
-    condition is none.
+    Before it a linear kernel may load weights, and the scales of 4-bit ones, which are 8 bytes per lane; attention may
+    load positions, slots and pages, of 4 bytes. A wait with a condition is none.
     """
-    is_linear = kernel.name.startswith("gemm_kernel")
+    before_wait = {"gemm_kernel": 8, "attention_kernel": 4}.get(kernel.name.partition("<")[0])
     waited = dict.fromkeys(kernel.blocks, True)
     waited[kernel.instructions[0].address] = False
 
@@ -253,7 +253,7 @@ def missing_waits(kernel: Kernel) -> list[str]:
         done = waited[start]
         for i in block:
             done = done or (i.name == "ACQBULK" and not i.predicate)
-            allowed = i.is_weight_load or (is_linear and i.is_global_load and i.load_bytes == 8)
+            allowed = i.is_weight_load or (i.is_global_load and i.load_bytes == before_wait)
             touches = i.is_global_load or i.name in ("STG", "ST", "ATOM", "ATOMG", "RED", "LDGSTS", "UBLKCP", "EXIT")
             if touches and not done and not allowed:
                 wrong.append(f"{i.address:#x}: {i.opcode}")

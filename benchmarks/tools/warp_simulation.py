@@ -18,7 +18,7 @@ INTERVALS = {
     **dict.fromkeys(("IMAD", "HADD2"), ("fma", 2)),
     **dict.fromkeys(("MUFU", "F2I", "I2F"), ("special", 8)),
     "SHFL": ("shuffle", 4),
-    **dict.fromkeys(("LDG", "STG", "LDS", "STS", "LD", "ST"), ("memory", 4)),
+    **dict.fromkeys(("LDG", "STG", "LDS", "STS", "LD", "ST", "ATOMG"), ("memory", 4)),
     **dict.fromkeys(("HMMA", "IMMA"), ("tensor", 8)),
     **dict.fromkeys(("BRA", "BSSY", "BSYNC", "NOP", "WARPSYNC", "YIELD"), ("control", 1)),
 }

@@ -30,10 +30,11 @@ inline bool shares_feed_forward(
 }
 
 // `operators` has the four operators of a layer for one backend: qkv_rope_cache, attention, linear and dual_ffn. The
-// last argument of all but attention says what adapters add to them.
+// last argument of all but attention says what adapters add to them. begin_layer() gets the weights of a layer, and
+// those of the one behind it or null, before its operators run.
 template <typename Operators>
 void run_decoder_layers(
-    const Operators& operators, const DecoderLayers& args, const Tensor& x, const Tensor& query, const Tensor& attended,
+    Operators operators, const DecoderLayers& args, const Tensor& x, const Tensor& query, const Tensor& attended,
     const std::vector<Tensor>& key_caches, const std::vector<Tensor>& value_caches, const std::vector<Tensor>& weights,
     const std::vector<int64_t>& skips_audio, double eps, const Tensor& rope_table, const Tensor& page_table,
     const Tensor& slots, const Tensor& positions, const Tensor& text_positions, int64_t num_text_rows,
@@ -44,6 +45,7 @@ void run_decoder_layers(
     const int64_t rows = skips_audio[layer] ? num_text_rows : args.rows;
     if (rows == 0) continue;
     const Tensor* w = &weights[layer * kLayerWeights];
+    operators.begin_layer(w, layer + 1 < args.layers ? w + kLayerWeights : nullptr);
     auto optional = [&](int i) { return w[i].numel() == 0 ? OptionalTensor() : OptionalTensor(w[i]); };
     auto scales = [&](int matrix) { return optional(matrix + 1); };
     const Tensor states = first(x, rows), queries = first(query, rows), values = first(attended, rows);

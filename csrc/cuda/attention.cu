@@ -4,13 +4,14 @@
 //
 // The cache is [pages, KV heads, page size, head_dim]: a page holds consecutive positions of a sequence, and the page
 // table [slots, max pages] says which pages a sequence has. Split-KV: a sequence is divided into at most kMaxSplits
-// splits of whole tiles of kTile positions, by its length alone; a tile is 1, 2 or 4 pages. With few rows a block takes
-// one split of a row and KV head, for all query heads that share it, and the last block to finish merges the splits.
-// With many rows one block takes all splits. They are merged in order either way, so the result depends neither on the
-// batch nor on the pages.
+// splits of whole tiles of kTile positions, by its length alone; a tile is 1, 2 or 4 pages. A block takes the splits of a
+// row and KV head, for all query heads that share it. With few rows, several blocks share out the splits, and the last
+// one to finish merges their results. Splits are merged in order either way, so the result depends neither on the batch
+// nor on the pages.
 // Threads: half a warp takes a position, 16 bytes (8 dimensions of 16 bits) per lane. A tile's keys give scores, then
-// its softmax is computed, then its values, loaded by then, are weighted. Lengths and pages of sequences are read on
-// the device, the pages of a tile during the tile before.
+// its softmax is computed, then its values are weighted; the keys and values of the next tile are in flight meanwhile.
+// Lengths and pages of sequences are read on the device, those of a row before the wait for earlier launches, which do
+// not write them; its first keys and values are prefetched into L2 by then.
 // Bytes moved: the keys and values of each row's sequence, once.
 #include "args/attention.h"
 
@@ -27,7 +28,8 @@ namespace higgs_native::cuda {
 
 namespace {
 
-constexpr int kMaxSplits = 16;
+constexpr int kMaxSplits = kWarp;  // a lane of a warp merges one
+constexpr int kPairs = kMaxHeadDim / 2;
 
 struct AttentionArguments {
   float* out;          // [rows, heads * group * head_dim]
@@ -35,13 +37,24 @@ struct AttentionArguments {
   const void *keys, *values;
   const int32_t* page_table;               // [slots, max_pages]
   const int32_t *slots, *cache_positions;  // [rows]
-  float* partials;                         // [rows, heads, parts, splits, kGroup, head_dim + 2]: sums, maximum, total
-  int32_t* split_counters;                 // [rows, heads, parts]
+  float2* sums;                            // [rows, heads, parts, splits, kGroup, kPairs]: partial results
+  float2* states;                          // [rows, heads, parts, splits, kGroup]: maximum and total of each
+  int32_t* split_counters;                 // [rows, heads, parts], zeros
   int64_t max_pages, page_stride;          // page_stride: numbers between two pages
   int page_shift;                          // a page has 1 << page_shift positions
   int heads, group, head_dim, splits;
+  int pairs;  // of dimensions
   int parts;  // blocks that share a group larger than kGroup
   float scale;
+  bool is_first;  // whether this is the first launch of the operator
+  AttentionPrefetch prefetch;
+
+  // Where the heads of an item begin in `query` and `out`.
+  __device__ __forceinline__ int64_t first_column(int item, int heads_of_part) const {
+    return (static_cast<int64_t>(item / parts) * group + item % parts * heads_of_part) * head_dim;
+  }
+
+  int64_t prefetched_bytes() const { return prefetch.o.bytes() + prefetch.gate_up.bytes(); }
 };
 
 // The splits of a sequence.
@@ -55,186 +68,233 @@ struct Splits {
   }
 };
 
-// Merges the next split's element and softmax state into those of the splits before it.
-__device__ __forceinline__ void merge_next(
-    float& sum, float& maximum, float& total, float next_sum, float next_maximum, float next_total) {
-  const SoftmaxMerge merged = merge({maximum, total}, {next_maximum, next_total});
-  sum = merged.sum(sum, next_sum);
-  maximum = merged.state.maximum;
-  total = merged.state.total;
+// The softmax state before the first split.
+constexpr SoftmaxState kNothing = {-kMaxFloat, 0};
+
+// How a split joins those before it: factors of their sum and of its own, and its total by its own factor.
+struct alignas(16) MergeFactors {
+  float keep, add, total;
+};
+
+// The factors of all splits of a head, by a warp: those that merge() gives one after the other, from kNothing on.
+__device__ __forceinline__ MergeFactors merge_factors(SoftmaxState split) {
+  float maximum = split.maximum;
+#pragma unroll
+  for (int by = 1; by < kWarp; by *= 2) maximum = fmaxf(maximum, __shfl_up_sync(kAllLanes, maximum, by));
+  const float before = __shfl_up_sync(kAllLanes, maximum, 1);
+  const bool is_first = threadIdx.x % kWarp == 0;
+  const float add = expf(split.maximum - maximum);
+  return {expf((is_first ? kNothing.maximum : before) - maximum), add, split.total * add};
 }
 
-// kVectorized: see TileRows; kSerial: one block takes all splits.
-template <typename T, int kGroup, bool kVectorized, bool kSerial>
-__global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArguments a) {
+// kVectorized: see TileRows. Blocks along y share out the splits of a row and KV head.
+template <typename T, int kGroup, bool kVectorized>
+__global__ void __launch_bounds__(kThreads, 2) attention_kernel(AttentionArguments a) {
+  alignas(16) __shared__ float query[kGroup][kMaxHeadDim];
   __shared__ float scores[kGroup][kTile];
-  __shared__ float keep[kGroup], maxima[kGroup], totals[kGroup];
-  __shared__ float half_sums[kHalves][kGroup][kMaxHeadDim];
-  __shared__ int64_t tile_rows[2][kPositions];
+  __shared__ float keep[kGroup];
+  __shared__ SoftmaxState states[kGroup];
+  __shared__ float2 warp_sums[kWarps][kGroup][kMaxHeadDim / 2];
+  __shared__ int64_t tile_rows[3][kPositions];
+  __shared__ MergeFactors factors[kGroup][kMaxSplits];
   __shared__ bool is_last;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   const int half = thread / 16, lane16 = thread % 16;
   const int item = static_cast<int>(blockIdx.x), row = item / (a.heads * a.parts), head = item / a.parts % a.heads;
-  const int first_head = item % a.parts * kGroup, group = min(kGroup, a.group - first_head);
+  const int group = min(kGroup, a.group - item % a.parts * kGroup);
+  const int first_split = static_cast<int>(blockIdx.y), stride = static_cast<int>(gridDim.y);
+  if (a.is_first) wait_for_earlier_launches();
   allow_next_launch();
-  wait_for_earlier_launches();
 
+  // No launch of the operator writes the positions, slots and pages of its rows: see cuda/device.h on weights.
   const int length = a.cache_positions[row] + 1;
-  const Splits splits(length);
-  if (!kSerial && static_cast<int>(blockIdx.y) >= splits.count) return;
   const int32_t* pages = a.page_table + a.slots[row] * a.max_pages;
+  const Splits splits(length);
+  const bool is_empty = first_split >= splits.count, is_alone = stride == 1 || splits.count == 1;
   const T *keys = static_cast<const T*>(a.keys), *values = static_cast<const T*>(a.values);
-  const int64_t query_at = (static_cast<int64_t>(row) * a.heads * a.group + head * a.group + first_head) * a.head_dim;
-
-  float query[kGroup][kLaneDims];
-#pragma unroll
-  for (int g = 0; g < kGroup; ++g) {
-    const int dimension = lane16 * kLaneDims;
-    load_dims(query[g], a.query + query_at + (g < group ? g : 0) * a.head_dim, dimension, a.head_dim);
-  }
-  const int first_split = kSerial ? 0 : static_cast<int>(blockIdx.y),
-            last_split = kSerial ? splits.count : first_split + 1;
-  // The last warp, which has no query head if there are fewer than warps, finds the rows of the tile at `position`.
-  auto find_rows = [&](int position) {
+  // The position of the tile behind that at `position`: of the same split, or of the block's next one.
+  auto next_tile = [&](int position) {
+    position += kTile;
+    return position % splits.positions == 0 ? position + (stride - 1) * splits.positions : position;
+  };
+  // The last warp, which has no query head, finds the rows of the tile at `position`. `slot`: in tile_rows, in turn.
+  auto find_rows = [&](int position, int slot, bool is_ahead) {
     position += lane * kHalves;
-    if (warp != kThreads / kWarp - 1 || lane >= kPositions || position >= length) return;
+    if (warp != kWarps - 1 || lane >= kPositions || position >= length) return;
     const int64_t page = pages[position >> a.page_shift];
     const int64_t in_page = (static_cast<int64_t>(head) << a.page_shift) + (position & ((1 << a.page_shift) - 1));
-    tile_rows[position / kTile % 2][lane] = page * a.page_stride + in_page * a.head_dim;
+    const int64_t at = page * a.page_stride + in_page * a.head_dim;
+    tile_rows[slot][lane] = at;
+    if (kVectorized && is_ahead) {
+      const uint32_t bytes = static_cast<uint32_t>(min(kHalves, length - position) * a.head_dim) * sizeof(T);
+      prefetch_l2(keys + at, bytes);
+      prefetch_l2(values + at, bytes);
+    }
   };
-  find_rows(first_split * splits.positions);  // while the query is on its way
-  __syncthreads();
-#pragma unroll
-  for (int g = 0; g < kGroup; ++g) {
-#pragma unroll
-    for (int i = 0; i < kLaneDims; ++i) query[g][i] *= a.scale;
+  int position = first_split * splits.positions, slot = 0;
+  if (!is_empty) {
+    find_rows(position, 0, true);
+    find_rows(next_tile(position), 1, true);
+  }
+  wait_for_earlier_launches();
+  const int block = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x);
+  const int blocks = static_cast<int>(gridDim.y * gridDim.x);
+  if (is_empty) {
+    a.prefetch.o.prefetch(block, blocks);
+    a.prefetch.gate_up.prefetch(block, blocks);
+    return;
   }
 
-  // Elements of [kGroup, head_dim] that this thread merges.
+  // Elements of [kGroup, kMaxHeadDim] of the query, loaded while the barrier waits.
   constexpr int kElements = (kGroup * kMaxHeadDim + kThreads - 1) / kThreads;
-  float merged[kElements] = {}, merged_maximum[kElements] = {}, merged_total[kElements] = {};
-  for (int split = first_split; split < last_split; ++split) {
-    const int begin = split * splits.positions, count = min(splits.positions, length - begin);
+  float elements[kElements];
+#pragma unroll
+  for (int e = 0; e < kElements; ++e) {
+    const int at = thread + e * kThreads, g = at / kMaxHeadDim, dimension = at % kMaxHeadDim;
+    const bool is_there = g < group && dimension < a.head_dim;
+    elements[e] = is_there ? a.query[a.first_column(item, kGroup) + g * a.head_dim + dimension] : 0.f;
+  }
+  auto tile_at = [&](int at, int slot_of_tile) {
+    return Tile{tile_rows[slot_of_tile], half, min(kTile, length - at), lane16 * kLaneDims, a.head_dim};
+  };
+  __syncthreads();
+  TileRows<T, kVectorized> key_rows, value_rows;
+  key_rows.load(keys, tile_at(position, 0));
+  value_rows.load(values, tile_at(position, 0));
+  a.prefetch.o.prefetch(block, blocks);
+  a.prefetch.gate_up.prefetch(block, blocks);
+#pragma unroll
+  for (int e = 0; e < kElements; ++e) {
+    const int at = thread + e * kThreads;
+    if (at < kGroup * kMaxHeadDim) query[at / kMaxHeadDim][at % kMaxHeadDim] = elements[e] * a.scale;
+  }
+  __syncthreads();
+
+  // The two dimensions of a query head that this thread merges.
+  static_assert(kMaxGroup * kPairs == kThreads);
+  const int element_head = thread / kPairs, pair = thread % kPairs;
+  const bool has_element = element_head < group && pair < a.pairs;
+  float2 merged = make_float2(0, 0);
+  SoftmaxState merged_state = kNothing;
+  for (int split = first_split; split < splits.count; split += stride) {
     float sums[kGroup][kLaneDims] = {};
-    float maximum = -kMaxFloat, total = 0;  // of query head `warp`, in all its lanes
-    for (int first = 0; first < count; first += kTile) {
-      const Tile tile = {
-          tile_rows[(begin + first) / kTile % 2], half, min(kTile, count - first), lane16 * kLaneDims, a.head_dim};
-      TileRows<T, kVectorized> key_rows, value_rows;
-      key_rows.load(keys, tile);
-      value_rows.load(values, tile);
+    float maximum = kNothing.maximum, total = kNothing.total;  // of query head `warp`, in all its lanes
+    const int end = min((split + 1) * splits.positions, length);
+    while (position < end) {
+      const int next = next_tile(position), next_slot = (slot + 1) % 3;
+      const Tile tile = tile_at(position, slot), following = tile_at(next, next_slot);
       score_tile(scores, query, key_rows, keys, tile, lane16);
+      key_rows.load(keys, following);
       __syncthreads();
-      find_rows(begin + first + kTile);  // in the other half of tile_rows: weigh_tile still reads this one
+      find_rows(next_tile(next), (slot + 2) % 3, false);  // for the tile before this one, nobody reads the slot now
       if (warp < kGroup) {
         const float factor = softmax_tile(scores[warp], maximum, total, lane, tile.count);
         if (lane == 0) keep[warp] = factor;
       }
       __syncthreads();
       weigh_tile(sums, scores, keep, value_rows, values, tile);
+      value_rows.load(values, following);
       __syncthreads();
+      position = next;
+      slot = next_slot;
     }
 #pragma unroll
     for (int g = 0; g < kGroup; ++g) {
 #pragma unroll
-      for (int i = 0; i < kLaneDims; ++i) half_sums[half][g][lane16 * kLaneDims + i] = sums[g][i];
-    }
-    if (warp < kGroup && lane == 0) {
-      maxima[warp] = maximum;
-      totals[warp] = total;
-    }
-    __syncthreads();
-    float* partial = a.partials + (static_cast<int64_t>(item) * a.splits + split) * kGroup * (a.head_dim + 2);
+      for (int i = 0; i < kLaneDims; ++i) sums[g][i] += __shfl_xor_sync(kAllLanes, sums[g][i], 16);
+      if (lane == lane16) {
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-      const int at = thread + e * kThreads, g = at / a.head_dim, dimension = at % a.head_dim;
-      if (g >= group) continue;
-      float sum = 0;
-#pragma unroll
-      for (int h = 0; h < kHalves; ++h) sum += half_sums[h][g][dimension];
-      if (!kSerial && splits.count > 1) {
-        partial[g * (a.head_dim + 2) + dimension] = sum;
-        if (dimension == 0) {
-          partial[g * (a.head_dim + 2) + a.head_dim] = maxima[g];
-          partial[g * (a.head_dim + 2) + a.head_dim + 1] = totals[g];
+        for (int i = 0; i < kLaneDims; i += 2) {
+          warp_sums[warp][g][(lane16 * kLaneDims + i) / 2] = make_float2(sums[g][i], sums[g][i + 1]);
         }
-      } else if (split == first_split) {
-        merged[e] = sum;
-        merged_maximum[e] = maxima[g];
-        merged_total[e] = totals[g];
+      }
+    }
+    if (warp < kGroup && lane == 0) states[warp] = {maximum, total};
+    __syncthreads();
+    if (has_element) {
+      float2 sum = make_float2(0, 0);
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        const float2 part = warp_sums[w][element_head][pair];
+        sum.x += part.x;
+        sum.y += part.y;
+      }
+      const SoftmaxState state = states[element_head];
+      if (is_alone) {
+        const SoftmaxMerge m = merge(merged_state, state);
+        merged = make_float2(m.sum(merged.x, sum.x), m.sum(merged.y, sum.y));
+        merged_state = m.state;
       } else {
-        merge_next(merged[e], merged_maximum[e], merged_total[e], sum, maxima[g], totals[g]);
+        const int64_t at = (static_cast<int64_t>(item) * a.splits + split) * kGroup + element_head;
+        a.sums[at * kPairs + pair] = sum;
+        if (pair == 0) a.states[at] = make_float2(state.maximum, state.total);
       }
     }
     __syncthreads();
   }
 
-  if (!kSerial && splits.count > 1) {
-    __threadfence();
-    __syncthreads();
-    if (thread == 0) {
-      is_last = atomicAdd(a.split_counters + item, 1) == splits.count - 1;
-      if (is_last) a.split_counters[item] = 0;  // for the next launch
-    }
+  if (!is_alone) {
+    if (thread == 0) is_last = fenced_add(a.split_counters + item, 1) == min(stride, splits.count) - 1;
     __syncthreads();
     if (!is_last) return;
-    __threadfence();
-    const volatile float* partials = a.partials + static_cast<int64_t>(item) * a.splits * kGroup * (a.head_dim + 2);
+    const int64_t first = static_cast<int64_t>(item) * a.splits * kGroup;
+    float2 parts[kMaxSplits];
+    const float2* from = a.sums + (first + element_head) * kPairs + pair;
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-      const int at = thread + e * kThreads, g = at / a.head_dim, dimension = at % a.head_dim;
-      if (g >= group) continue;
-      for (int split = 0; split < splits.count; ++split) {
-        const volatile float* partial = partials + (static_cast<int64_t>(split) * kGroup + g) * (a.head_dim + 2);
-        const float sum = partial[dimension], maximum = partial[a.head_dim], total = partial[a.head_dim + 1];
-        if (split == 0) {
-          merged[e] = sum;
-          merged_maximum[e] = maximum;
-          merged_total[e] = total;
-        } else {
-          merge_next(merged[e], merged_maximum[e], merged_total[e], sum, maximum, total);
+    for (int split = 0; split < kMaxSplits; ++split) {
+      const bool is_there = split < splits.count && has_element;
+      parts[split] = is_there ? load_l2(from + split * kGroup * kPairs) : make_float2(0, 0);
+    }
+    if (warp < group) {
+      const float2 state = lane < splits.count ? load_l2(a.states + first + lane * kGroup + warp)
+                                               : make_float2(kNothing.maximum, kNothing.total);
+      factors[warp][lane] = merge_factors({state.x, state.y});
+    }
+    __syncthreads();
+    if (has_element) {
+#pragma unroll
+      for (int first_of_eight = 0; first_of_eight < kMaxSplits; first_of_eight += 8) {
+        if (first_of_eight >= splits.count) break;
+#pragma unroll
+        for (int split = first_of_eight; split < first_of_eight + 8; ++split) {  // those that don't exist add nothing
+          const MergeFactors f = factors[element_head][split];
+          merged.x = scaled_sum(merged.x, f.keep, parts[split].x * f.add);
+          merged.y = scaled_sum(merged.y, f.keep, parts[split].y * f.add);
+          merged_state.total = scaled_sum(merged_state.total, f.keep, f.total);
         }
       }
     }
   }
-#pragma unroll
-  for (int e = 0; e < kElements; ++e) {
-    const int at = thread + e * kThreads, g = at / a.head_dim, dimension = at % a.head_dim;
-    if (g < group) a.out[query_at + static_cast<int64_t>(g) * a.head_dim + dimension] = merged[e] / merged_total[e];
+  if (has_element) {
+    float* out = a.out + a.first_column(item, kGroup) + element_head * a.head_dim + 2 * pair;
+    out[0] = merged.x / merged_state.total;
+    if (2 * pair + 1 < a.head_dim) out[1] = merged.y / merged_state.total;
   }
-}
-
-template <typename T, int kGroup, bool kVectorized>
-void run_attention(const Launch& launch, const AttentionArguments& a, int64_t rows, bool serial) {
-  // Rows are along x: a grid may have 2^31 - 1 blocks along x, but 65,535 along y and z.
-  const dim3 grid(static_cast<unsigned>(rows * a.heads * a.parts), static_cast<unsigned>(serial ? 1 : a.splits));
-  if (serial) launch(attention_kernel<T, kGroup, kVectorized, true>, grid, kThreads, 0, a);
-  else launch(attention_kernel<T, kGroup, kVectorized, false>, grid, kThreads, 0, a);
 }
 
 template <typename T, int kGroup>
-void attention_of_group(const Launch& launch, const AttentionArguments& a, int64_t rows, bool serial) {
+void attention_of_group(const Launch& launch, const AttentionArguments& a, dim3 grid) {
   if constexpr (sizeof(T) == 2) {
     const bool vectorized = a.head_dim % kLaneDims == 0 && is_aligned(a.keys) && is_aligned(a.values);
-    if (vectorized) return run_attention<T, kGroup, true>(launch, a, rows, serial);
+    if (vectorized) return launch(attention_kernel<T, kGroup, true>, grid, kThreads, 0, a);
   }
-  run_attention<T, kGroup, false>(launch, a, rows, serial);
+  launch(attention_kernel<T, kGroup, false>, grid, kThreads, 0, a);
 }
 
 template <typename T>
-void attention_of_dtype(const Launch& launch, const AttentionArguments& a, int64_t rows, bool serial) {
+void attention_of_dtype(const Launch& launch, const AttentionArguments& a, dim3 grid) {
   switch (std::min(a.group, kMaxGroup)) {
-    case 1: return attention_of_group<T, 1>(launch, a, rows, serial);
-    case 2: return attention_of_group<T, 2>(launch, a, rows, serial);
-    case 3: return attention_of_group<T, 3>(launch, a, rows, serial);
-    default: return attention_of_group<T, 4>(launch, a, rows, serial);
+    case 1: return attention_of_group<T, 1>(launch, a, grid);
+    case 2: return attention_of_group<T, 2>(launch, a, grid);
+    case 3: return attention_of_group<T, 3>(launch, a, grid);
+    default: return attention_of_group<T, 4>(launch, a, grid);
   }
 }
 
 void attention_registered(
     const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
     const Tensor& page_table, const Tensor& slots, const Tensor& cache_positions, double scale) {
-  attention_cuda(out, query, key_cache, value_cache, page_table, slots, cache_positions, scale, nullptr);
+  attention_cuda(out, query, key_cache, value_cache, page_table, slots, cache_positions, scale, nullptr, {});
 }
 
 void qkv_rope_cache_registered(
@@ -245,7 +305,7 @@ void qkv_rope_cache_registered(
     const OptionalTensor& key_norm) {
   qkv_rope_cache_cuda(
       query, key_cache, value_cache, x, text_norm, audio_norm, eps, qkv_weight, qkv_scales, rope_table, page_table,
-      slots, positions, cache_positions, num_text_rows, query_norm, key_norm, {});
+      slots, positions, cache_positions, num_text_rows, query_norm, key_norm, {}, nullptr);
 }
 
 }  // namespace
@@ -255,7 +315,7 @@ void qkv_rope_cache_cuda(
     const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const OptionalTensor& qkv_scales,
     const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
     const Tensor& cache_positions, int64_t num_text_rows, const OptionalTensor& query_norm,
-    const OptionalTensor& key_norm, const LowRank& low_rank) {
+    const OptionalTensor& key_norm, const LowRank& low_rank, const Tensor* split_counters) {
   const char* op = "qkv_rope_cache";
   const QkvRopeCache checked = check_qkv_rope_cache(
       query, key_cache, value_cache, x, text_norm, audio_norm, qkv_weight, qkv_scales, rope_table, page_table, slots,
@@ -284,6 +344,10 @@ void qkv_rope_cache_cuda(
       checked.cache.page_shift(),
       query_norm ? query_norm->const_data_ptr() : nullptr,
       key_norm ? key_norm->const_data_ptr() : nullptr};
+  if (split_counters) {
+    p.zeroed = split_counters->mutable_data_ptr<int32_t>();
+    p.num_zeroed = static_cast<int>(checked.rows * checked.query_heads);
+  }
   const Launch launch(op, query);
   const Tensor added = add_low_rank(launch, p, low_rank, 0, query);
   gemm(launch, p, query);
@@ -292,7 +356,7 @@ void qkv_rope_cache_cuda(
 void attention_cuda(
     const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
     const Tensor& page_table, const Tensor& slots, const Tensor& cache_positions, double scale,
-    const Tensor* split_counters) {
+    const Tensor* split_counters, const AttentionPrefetch& prefetch) {
   const char* op = "attention";
   const auto [cache, rows, group] =
       check_attention(out, query, key_cache, value_cache, page_table, slots, cache_positions);
@@ -319,20 +383,29 @@ void attention_cuda(
   const int group_of_block = std::min(a.group, kMaxGroup);
   a.parts = static_cast<int>(ceil_div(a.group, group_of_block));
   a.scale = static_cast<float>(scale);
+  a.pairs = static_cast<int>(ceil_div(a.head_dim, 2));
+  a.is_first = launch.is_first();
+  a.prefetch = prefetch;
   const int64_t items = rows * a.heads * a.parts;
-  const bool serial = a.splits == 1 || items >= 4 * launch.multiprocessors();
-  Tensor partials, own_counters;
-  if (!serial) {
-    partials = torch::stable::new_empty(out, {items * a.splits * group_of_block * (a.head_dim + 2)}, ScalarType::Float);
-    a.partials = partials.mutable_data_ptr<float>();
+  // Blocks along y: enough for two on each multiprocessor, but none without a split.
+  const int64_t blocks = std::clamp<int64_t>(ceil_div(2 * launch.multiprocessors(), items), 1, a.splits);
+  Tensor sums, states, own_counters;
+  if (blocks > 1) {
+    const int64_t heads = items * a.splits * group_of_block;
+    sums = torch::stable::new_empty(out, {heads * kPairs * 2}, ScalarType::Float);
+    states = torch::stable::new_empty(out, {heads * 2}, ScalarType::Float);
+    a.sums = static_cast<float2*>(sums.mutable_data_ptr());
+    a.states = static_cast<float2*>(states.mutable_data_ptr());
     if (!split_counters) {
       own_counters = torch::stable::new_zeros(out, {items}, ScalarType::Int);
       split_counters = &own_counters;
     }
     a.split_counters = split_counters->mutable_data_ptr<int32_t>();
   }
+  // Rows are along x: a grid may have 2^31 - 1 blocks along x, but 65,535 along y and z.
+  const dim3 grid(static_cast<unsigned>(items), static_cast<unsigned>(blocks));
   with_weight_type(key_cache, [&](auto* numbers) {
-    attention_of_dtype<std::remove_cv_t<std::remove_pointer_t<decltype(numbers)>>>(launch, a, rows, serial);
+    attention_of_dtype<std::remove_cv_t<std::remove_pointer_t<decltype(numbers)>>>(launch, a, grid);
   });
 }
 

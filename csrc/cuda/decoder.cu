@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+
 #include "cuda/decoder.h"
 #include "cuda/launch.h"
 
@@ -10,16 +12,54 @@ namespace higgs_native::cuda {
 
 namespace {
 
-struct Operators {
-  decltype(&qkv_rope_cache_cuda) qkv_rope_cache = qkv_rope_cache_cuda;
-  decltype(&linear_cuda) linear = linear_cuda;
-  decltype(&dual_ffn_cuda) dual_ffn = dual_ffn_cuda;
-  Tensor split_counters;  // of all layers, which run one after the other
+// Bytes of weights that a launch loads into L2 for later ones. At 3 TB/s, 8 MB take as long as the time between the last
+// loads of a launch and the first of the next; attention, and `o` with weights that L2 has, leave memory idle for longer.
+// L2 holds 50 MB, of which data that all multiprocessors read may take twice its size.
+constexpr int64_t kPrefetchRows = 8;  // above it the rows of x are packed, and launches wait for L2, not for memory
+constexpr int64_t kAttentionPrefetch = 12 << 20, kOPrefetch = 12 << 20, kLinearPrefetch = 8 << 20;
 
-  void attention(
-      const Tensor& out, const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
-      const Tensor& page_table, const Tensor& slots, const Tensor& cache_positions, double scale) const {
-    attention_cuda(out, query, key_cache, value_cache, page_table, slots, cache_positions, scale, &split_counters);
+// The operators of a layer, and what they do for each other.
+struct Operators {
+  bool prefetches;        // the rows are few, so that the time to read the weights is the time of a layer
+  Tensor split_counters;  // of all layers, which run one after the other
+  int64_t num_text_rows;
+
+  // Of the layer that runs.
+  AttentionPrefetch of_attention;
+  NextWeights of_o, of_down;
+
+  void begin_layer(const Tensor* layer, const Tensor* following) {
+    if (!prefetches) return;
+    const Tensor& gate_up = layer[num_text_rows > 0 ? kTextGateUp : kAudioGateUp];
+    of_attention.o = next_weights(layer[kO], kAttentionPrefetch);
+    of_attention.gate_up = next_weights(gate_up, kAttentionPrefetch - of_attention.o.bytes());
+    of_o = next_weights(gate_up, kOPrefetch, of_attention.gate_up.bytes());
+    of_down = following ? next_weights(following[kQkv], kLinearPrefetch) : NextWeights();
+  }
+
+  template <typename... Arguments>
+  void qkv_rope_cache(const Arguments&... arguments) const {
+    qkv_rope_cache_cuda(arguments..., &split_counters);
+  }
+  template <typename... Arguments>
+  void attention(const Arguments&... arguments) const {
+    attention_cuda(arguments..., &split_counters, of_attention);
+  }
+  template <typename... Arguments>
+  void linear(const Arguments&... arguments) const {
+    // Attention has loaded most of its weights: the others come behind those of gate_up.
+    linear_cuda(arguments..., of_o, true);
+  }
+  void dual_ffn(
+      const Tensor& out, const Tensor& x, const Tensor& text_norm, const Tensor& text_gate_up,
+      const OptionalTensor& text_gate_up_scales, const Tensor& text_down, const OptionalTensor& text_down_scales,
+      const Tensor& audio_norm, const Tensor& audio_gate_up, const OptionalTensor& audio_gate_up_scales,
+      const Tensor& audio_down, const OptionalTensor& audio_down_scales, double eps, int64_t text_rows,
+      const FeedForwardLowRank& text_low_rank, const FeedForwardLowRank& audio_low_rank) const {
+    dual_ffn_cuda(
+        out, x, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales, audio_norm, audio_gate_up,
+        audio_gate_up_scales, audio_down, audio_down_scales, eps, text_rows, text_low_rank, audio_low_rank,
+        prefetches ? kLinearPrefetch : 0, of_down);
   }
 };
 
@@ -32,9 +72,12 @@ void decoder_layers_cuda(
       x, query, attended, key_caches, value_caches, weights, skips_audio, rope_table, page_table, slots, positions,
       text_positions, num_text_rows, adapters, factors);
   const Launch launch("decoder_layers", x);
-  Operators operators;
-  // Large enough: each KV head, or part of its group, has at least one column of `query`.
-  operators.split_counters = torch::stable::new_zeros(x, {query.numel()}, ScalarType::Int);
+  Operators operators = {};
+  operators.prefetches = args.rows <= kPrefetchRows;
+  operators.num_text_rows = num_text_rows;
+  // A counter for each row and query head: attention needs no more.
+  const int64_t head_dim = args.layers > 0 ? std::max<int64_t>(key_caches[0].size(3), 1) : 1;
+  operators.split_counters = torch::stable::new_empty(x, {query.numel() / head_dim}, ScalarType::Int);
   run_decoder_layers(
       operators, args, x, query, attended, key_caches, value_caches, weights, skips_audio, eps, rope_table, page_table,
       slots, positions, text_positions, num_text_rows, adapters, factors);

@@ -66,6 +66,25 @@ __device__ __forceinline__ uint4 load_streaming(const void* p) {
   return v;
 }
 
+// Begins to load `bytes` from `from` on into L2; both must be multiples of 16. It is a hint without a result, so what
+// other launches write there meanwhile does not matter. GPUs before sm_90 do nothing.
+__device__ __forceinline__ void prefetch_l2(const void* from, uint32_t bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
+#endif
+}
+
+// What other blocks of the launch wrote, which is in L2.
+__device__ __forceinline__ float2 load_l2(const float2* p) { return __ldcg(p); }
+
+// Adds to a counter that blocks share, between fences: behind a barrier, whoever reads the sum sees what this block
+// wrote before, and this block sees what those wrote that added before.
+__device__ __forceinline__ int32_t fenced_add(int32_t* to, int32_t value) {
+  int32_t before;
+  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;" : "=r"(before) : "l"(to), "r"(value) : "memory");
+  return before;
+}
+
 // The shared memory that a launch asks for.
 __device__ __forceinline__ char* dynamic_shared() {
   extern __shared__ __align__(128) char higgs_native_dynamic_shared[];
@@ -87,7 +106,8 @@ __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_
 // threads, so that all earlier launches are complete after the wait.
 // Weights may be read before the wait, except by the first launch of an operator: a launch just before, torch's or
 // ours, may have written them. The first launch waits, and only then lets the next one start. So whatever wrote weights
-// before the operator is complete when its other launches start, without a promise of the caller or a fence.
+// before the operator is complete when its other launches start, without a promise of the caller or a fence. The same is
+// true of what no launch of an operator writes: positions, slots and pages of its rows.
 
 __device__ __forceinline__ void wait_for_earlier_launches() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -19,7 +19,8 @@ namespace {
 // Rows [begin, end) of x and out, both [*, hidden].
 void run_segment(
     const Launch& launch, const Tensor& out, const Tensor& x, int64_t begin, int64_t end, double eps,
-    const FeedForward& weights, const FeedForwardLowRank& low_rank) {
+    const FeedForward& weights, const Tensor& packed_down, const FeedForwardLowRank& low_rank, int64_t prefetched_bytes,
+    const NextWeights& next) {
   const int64_t rows = end - begin, hidden = x.size(1), intermediate = weights.down.k;
   const Tensor activated = torch::stable::new_empty(x, {rows, intermediate}, ScalarType::Float);
   Gemm gate_up;
@@ -30,6 +31,7 @@ void run_segment(
   gate_up.epilogue = Epilogue::kSiluMul;
   gate_up.out = activated.mutable_data_ptr<float>();
   gate_up.n_out = static_cast<int>(intermediate);
+  gate_up.next = next_weights(packed_down, prefetched_bytes);
   const Tensor gate_up_added = add_low_rank(launch, gate_up, low_rank.gate_up, begin, x);
   gemm(launch, gate_up, x);
   Gemm down;
@@ -38,6 +40,7 @@ void run_segment(
   down.rows = gate_up.rows;
   down.out = out.mutable_data_ptr<float>() + begin * hidden;
   down.residual = gate_up.x;
+  down.next = next;
   const Tensor down_added = add_low_rank(launch, down, low_rank.down, begin, x);
   gemm(launch, down, x);
 }
@@ -49,7 +52,7 @@ void dual_ffn_registered(
     const Tensor& audio_down, const OptionalTensor& audio_down_scales, double eps, int64_t num_text_rows) {
   dual_ffn_cuda(
       out, x, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales, audio_norm, audio_gate_up,
-      audio_gate_up_scales, audio_down, audio_down_scales, eps, num_text_rows, {}, {});
+      audio_gate_up_scales, audio_down, audio_down_scales, eps, num_text_rows, {}, {}, 0, {});
 }
 
 }  // namespace
@@ -59,14 +62,23 @@ void dual_ffn_cuda(
     const OptionalTensor& text_gate_up_scales, const Tensor& text_down, const OptionalTensor& text_down_scales,
     const Tensor& audio_norm, const Tensor& audio_gate_up, const OptionalTensor& audio_gate_up_scales,
     const Tensor& audio_down, const OptionalTensor& audio_down_scales, double eps, int64_t num_text_rows,
-    const FeedForwardLowRank& text_low_rank, const FeedForwardLowRank& audio_low_rank) {
+    const FeedForwardLowRank& text_low_rank, const FeedForwardLowRank& audio_low_rank, int64_t prefetched_bytes,
+    const NextWeights& next) {
   const DualFfn args = check_dual_ffn(
       out, x, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales, audio_norm, audio_gate_up,
       audio_gate_up_scales, audio_down, audio_down_scales, num_text_rows);
   if (out.numel() == 0) return;
   const Launch launch("dual_ffn", out);
-  if (num_text_rows > 0) run_segment(launch, out, x, 0, num_text_rows, eps, args.text, text_low_rank);
-  if (num_text_rows < args.rows) run_segment(launch, out, x, num_text_rows, args.rows, eps, args.audio, audio_low_rank);
+  const bool has_audio = num_text_rows < args.rows;
+  if (num_text_rows > 0) {
+    run_segment(
+        launch, out, x, 0, num_text_rows, eps, args.text, text_down, text_low_rank, prefetched_bytes,
+        has_audio ? NextWeights() : next);
+  }
+  if (has_audio) {
+    run_segment(
+        launch, out, x, num_text_rows, args.rows, eps, args.audio, audio_down, audio_low_rank, prefetched_bytes, next);
+  }
 }
 
 }  // namespace higgs_native::cuda

@@ -61,8 +61,12 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
   if constexpr (F != WeightFormat::f32) {
     // Registers limit the rows of a block: they hold the sums, and separate integer sums for integer weights.
     constexpr int kTilesOfPair = S::kInteger ? 2 : F == WeightFormat::fp8 ? 4 : 8;
-    const bool pair = pair_distance > 0 || (!S::kInteger && two_panels && p.rows > 4 * kRowTile);
-    const int tiles_of_block = pair ? kTilesOfPair : 4;
+    constexpr int kTilesOfOne = std::max(4, kTilesOfPair);
+    // Larger blocks read less from L2, which limits many rows, unless a third of the multiprocessors would be idle.
+    const int64_t pairs = ceil_div(panels, 2) * ceil_div(p.rows, kTilesOfPair * kRowTile);
+    const bool many = p.rows > 4 * kRowTile, fills = two_panels || 3 * pairs >= 2 * launch.multiprocessors();
+    const bool pair = pair_distance > 0 || (!S::kInteger && many && fills);
+    const int tiles_of_block = pair ? kTilesOfPair : many ? kTilesOfOne : 4;
     const int64_t tiles = ceil_div(p.rows, tiles_of_block * kRowTile) * tiles_of_block;
     const int64_t words = tiles * steps * S::kWords * kWarp, rows = tiles * kRowTile;
     const int64_t scales = S::kInteger ? rows * steps : 0;
@@ -73,12 +77,14 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
     packed.scales = reinterpret_cast<float*>(packed.words + words);
     packed.zero_corrections = reinterpret_cast<int32_t*>(packed.scales + scales);
     packed.norm_factors = reinterpret_cast<float*>(packed.zero_corrections + zero_corrections);
-    // One block per multiprocessor, but at least one K-step per warp.
+    // One block per multiprocessor, but at least one K-step per warp; and one more per tile for the norm.
     const int64_t shares = std::min(ceil_div(steps, kWarps), ceil_div(launch.multiprocessors(), tiles));
     launch(
-        pack_activations_kernel<F>, dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(shares)), kThreads, 0, p,
-        packed, steps, launch.is_first());
-    auto* run = pair ? launch_gemm<F, 2, kTilesOfPair, true> : launch_gemm<F, 1, 4, true>;
+        pack_activations_kernel<F>, dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(shares + 1)), kThreads, 0,
+        p, packed, steps, launch.is_first());
+    auto* run = pair   ? launch_gemm<F, 2, kTilesOfPair, true>
+                : many ? launch_gemm<F, 1, kTilesOfOne, true>
+                       : launch_gemm<F, 1, 4, true>;
     run(launch, p, packed, steps, pair_distance);
   }
 }
@@ -145,7 +151,7 @@ void pack_linear_cuda(const Tensor& packed, const Tensor& weight, int64_t first_
 void linear_registered(
     const Tensor& out, const Tensor& x, const Tensor& weight, const OptionalTensor& scales,
     const OptionalTensor& residual) {
-  linear_cuda(out, x, weight, scales, residual, {});
+  linear_cuda(out, x, weight, scales, residual, {}, {}, false);
 }
 
 void rms_norm_linear_cuda(
@@ -218,9 +224,19 @@ Tensor add_low_rank(const Launch& launch, Gemm& p, const LowRank& low_rank, int6
   return memory;
 }
 
+NextWeights next_weights(const Tensor& packed, int64_t max_bytes, int64_t skipped_bytes) {
+  const int64_t panels = packed.size(0), panel_bytes = packed.size(1) * kUnitBytes;
+  const auto* data = static_cast<const char*>(packed.const_data_ptr());
+  if (panels == 0 || !is_aligned(data)) return {};
+  auto share = [&](int64_t bytes) {
+    return static_cast<uint32_t>(std::min(panel_bytes, bytes / panels / kUnitBytes * kUnitBytes));
+  };
+  return {data, panel_bytes, static_cast<int>(panels), share(skipped_bytes), share(skipped_bytes + max_bytes)};
+}
+
 void linear_cuda(
     const Tensor& out, const Tensor& x, const Tensor& weight, const OptionalTensor& scales,
-    const OptionalTensor& residual, const LowRank& low_rank) {
+    const OptionalTensor& residual, const LowRank& low_rank, const NextWeights& next, bool next_first) {
   const Linear args = check_linear(out, x, weight, scales, residual);
   if (out.numel() == 0) return;
   Gemm p;
@@ -229,6 +245,8 @@ void linear_cuda(
   p.rows = static_cast<int>(args.rows);
   p.residual = args.residual;
   p.out = args.out;
+  p.next = next;
+  p.next_first = next_first;
   const Launch launch("linear", out);
   const Tensor added = add_low_rank(launch, p, low_rank, 0, out);
   gemm(launch, p, out);

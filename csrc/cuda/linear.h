@@ -40,6 +40,34 @@ struct QkvTargets {
   __device__ __forceinline__ void rotate_and_write(int row, int head, int i, float a, float b) const;
 };
 
+// Weights of a later launch that this one loads into L2, where that launch finds them: the bytes [begin, end) of every
+// panel, so that all its blocks gain. Loads that are not waited for fill the time in which memory would idle: while
+// attention merges, and between the last loads of one launch and the first of the next.
+struct NextWeights {
+  static constexpr uint32_t kPiece = 16 << 10;  // bytes that a lane asks for at a time
+
+  const char* data = nullptr;
+  int64_t panel_bytes = 0;
+  int panels = 0;
+  uint32_t begin = 0, end = 0;
+
+  int64_t bytes() const { return static_cast<int64_t>(panels) * (end - begin); }
+
+  // Asks for a block's share; a lane per warp does, since the instruction takes one lane at a time.
+  __device__ __forceinline__ void prefetch(int block, int blocks) const {
+    if (threadIdx.x % kWarp != 0) return;
+    const int pieces = panels * static_cast<int>((end - begin + kPiece - 1) / kPiece);
+    const int first = block + static_cast<int>(threadIdx.x) / kWarp * blocks;
+    for (int i = first; i < pieces; i += blocks * static_cast<int>(blockDim.x) / kWarp) {
+      const uint32_t from = begin + static_cast<uint32_t>(i / panels) * kPiece;
+      prefetch_l2(data + i % panels * panel_bytes + from, min(kPiece, end - from));
+    }
+  }
+};
+
+// At most `max_bytes` of a packed weight, behind the first `skipped_bytes` of the same choice.
+NextWeights next_weights(const Tensor& packed, int64_t max_bytes, int64_t skipped_bytes = 0);
+
 enum class Epilogue {
   kResidual,  // out [rows, n] = sum + residual, if there is one
   kSiluMul,   // out [rows, n_out] = silu(gate) * up, from panels of kHalfPanel rows of each
@@ -58,7 +86,13 @@ struct Gemm {
   const float* added = nullptr;  // [rows, panels * kPanel]: to the sums, before the epilogue; or null
   int n_out = 0;                 // columns of `out`
   QkvTargets rope = {};
+  NextWeights next;
+  bool next_first = false;    // whether `next` is loaded before this launch's weights, which L2 has already
+  int32_t* zeroed = nullptr;  // counters of a later launch, set to zero
+  int num_zeroed = 0;
   bool vectorized = false;  // x and the norms' weights can be read 4 values at a time; gemm() sets it
+
+  int64_t prefetched_bytes() const { return next.bytes(); }
 };
 
 // Runs the GEMM. `like`: a tensor on the device where working memory is allocated.

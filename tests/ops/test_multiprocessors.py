@@ -46,9 +46,25 @@ def test_linear_operators_of_one_and_of_two_panels_a_block(with_multiprocessors,
     torch.testing.assert_close(two_panels, expected, rtol=1e-5, atol=0.05 if format.startswith("int") else 1e-4)
 
 
+@pytest.mark.parametrize("format", ["bfloat16", "fp8"])
+def test_blocks_of_many_rows_and_of_few(with_multiprocessors, format):
+    """40 rows take two panels a block with 2 multiprocessors, one with 132; 20 rows take fewer tiles."""
+    n, k = 3 * PANEL, 72
+    x, weight = random((40, k)).bfloat16().float(), ops.pack_linear(random((n, k), seed=1), format=format)
+
+    def linear(rows):
+        out = torch.full((rows, n), torch.nan)
+        ops.linear(out, x[:rows].contiguous(), weight)
+        return out
+
+    two_panels, one_panel = (with_multiprocessors(count, linear, 40) for count in (2, H100))
+    assert torch.equal(two_panels, one_panel)
+    assert torch.equal(with_multiprocessors(H100, linear, 20), one_panel[:20])
+
+
 @pytest.mark.parametrize("format", ["bfloat16", "fp8", "int8", "int4"])
 def test_rows_packed_by_one_block_and_by_several(with_multiprocessors, format):
-    """More than 8 rows are packed first: 17 steps of int4 are shared by 3 blocks per tile of rows on an H100."""
+    """More than 8 rows are packed first: on an H100 3 blocks per tile of rows share 17 steps of int4, one the norm."""
     rows, n, k = 20, 40, 17 * 128
     x, norm = random((rows, k)), random((k,), torch.bfloat16, seed=1)
     weight = ops.pack_linear(random((n, k), seed=2) / k**0.5, format=format)
@@ -69,10 +85,15 @@ def test_rows_packed_by_one_block_and_by_several(with_multiprocessors, format):
     torch.testing.assert_close(several, expected, rtol=1e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("places", [(600,), (3, 700, 0)])
-def test_attention_in_splits_and_in_one_block(with_multiprocessors, places):
-    table, num_pages = random_page_table(3, 704, 16)
-    keys, values = (in_pages(random((3, 2, 704, 32), torch.bfloat16, seed), table, num_pages, 16) for seed in (5, 6))
+@pytest.mark.parametrize("places", [(600,), (3, 700, 0), (2200,)])
+@pytest.mark.parametrize("count", [H100, 9])
+def test_attention_in_splits_and_in_one_block(with_multiprocessors, count, places):
+    """2,201 positions are 18 splits of two tiles. With 9 multiprocessors a block takes several splits."""
+    length = 704 if max(places) < 704 else 2208
+    table, num_pages = random_page_table(3, length, 16)
+    keys, values = (
+        in_pages(random((3, 2, length, 32), torch.bfloat16, seed), table, num_pages, 16) for seed in (5, 6)
+    )
     query = random((len(places), 6 * 32))
 
     def attention():
@@ -81,7 +102,12 @@ def test_attention_in_splits_and_in_one_block(with_multiprocessors, places):
         ops.attention(out, query, keys, values, table, slots, int32(*places), 32**-0.5)
         return out
 
-    assert torch.equal(with_multiprocessors(H100, attention), with_multiprocessors(1, attention))
+    in_splits = with_multiprocessors(count, attention)
+    assert torch.equal(in_splits, with_multiprocessors(1, attention))
+    expected = torch.empty_like(query)
+    slots = torch.arange(len(places), dtype=torch.int32)
+    reference.attention(expected, query, keys, values, table, slots, int32(*places), 32**-0.5)
+    torch.testing.assert_close(in_splits, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_convolutions_of_small_and_of_large_tiles(with_multiprocessors):

@@ -11,9 +11,9 @@ namespace higgs_native::cuda {
 
 namespace {
 
-constexpr int kThreads = 128, kHalves = kThreads / 16;   // half warps
-constexpr int kTile = 64, kPositions = kTile / kHalves;  // positions per half warp and tile
-constexpr int kLaneDims = 8;                             // dimensions per lane
+constexpr int kThreads = 256, kWarps = kThreads / kWarp, kHalves = kThreads / 16;  // half warps
+constexpr int kTile = 64, kPositions = kTile / kHalves;                            // positions per half warp and tile
+constexpr int kLaneDims = 8;                                                       // dimensions per lane
 constexpr int kMaxGroup = 4, kMaxHeadDim = 16 * kLaneDims;
 
 // 8 dimensions from `dimension` on, as floats; zeros from head_dim on.
@@ -70,27 +70,42 @@ struct TileRows {
   }
 };
 
-// The half warp's scores of a tile, to shared memory.
+// The half warp's scores of a tile, to shared memory. Lanes add their parts of a score pairwise: at first each lane of a
+// pair takes half of the positions, so that the additions of all positions take little more than those of one.
 template <int kGroup, typename T, bool kVectorized>
 __device__ __forceinline__ void score_tile(
-    float (&scores)[kGroup][kTile], const float (&query)[kGroup][kLaneDims], const TileRows<T, kVectorized>& key_rows,
+    float (&scores)[kGroup][kTile], const float (&query)[kGroup][kMaxHeadDim], const TileRows<T, kVectorized>& key_rows,
     const T* keys, const Tile& tile, int lane16) {
+  static_assert(kPositions == 4);
+  float key[kPositions][kLaneDims];
 #pragma unroll
-  for (int j = 0; j < kPositions; ++j) {
-    float score[kGroup] = {};
-    float key[kLaneDims];
-    key_rows.get(key, j, keys, tile);
+  for (int j = 0; j < kPositions; ++j) key_rows.get(key[j], j, keys, tile);
+  const bool takes_last_two = (lane16 & 8) != 0, takes_second = (lane16 & 4) != 0;
 #pragma unroll
-    for (int g = 0; g < kGroup; ++g) {
+  for (int g = 0; g < kGroup; ++g) {
+    float parts[kPositions] = {};
 #pragma unroll
-      for (int i = 0; i < kLaneDims; ++i) score[g] = fmaf(query[g][i], key[i], score[g]);
+    for (int i = 0; i < kLaneDims; i += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(&query[g][lane16 * kLaneDims + i]);
+#pragma unroll
+      for (int j = 0; j < kPositions; ++j) {
+        parts[j] = fmaf(four.x, key[j][i], parts[j]);
+        parts[j] = fmaf(four.y, key[j][i + 1], parts[j]);
+        parts[j] = fmaf(four.z, key[j][i + 2], parts[j]);
+        parts[j] = fmaf(four.w, key[j][i + 3], parts[j]);
+      }
     }
+    float two[2];
 #pragma unroll
-    for (int g = 0; g < kGroup; ++g) {
-#pragma unroll
-      for (int with = 8; with > 0; with /= 2) score[g] += __shfl_xor_sync(kAllLanes, score[g], with);
-      if (lane16 == 0) scores[g][tile.half + j * kHalves] = score[g];
+    for (int j = 0; j < 2; ++j) {
+      const float given = takes_last_two ? parts[j] : parts[j + 2];
+      two[j] = (takes_last_two ? parts[j + 2] : parts[j]) + __shfl_xor_sync(kAllLanes, given, 8);
     }
+    const float given = takes_second ? two[0] : two[1];
+    float score = (takes_second ? two[1] : two[0]) + __shfl_xor_sync(kAllLanes, given, 4);
+    score += __shfl_xor_sync(kAllLanes, score, 2);
+    score += __shfl_xor_sync(kAllLanes, score, 1);
+    if (lane16 % 4 == 0) scores[g][tile.half + lane16 / 4 * kHalves] = score;
   }
 }
 

@@ -26,6 +26,17 @@ inline uint32_t widen_e4m3(uint32_t word) {
 
 inline uint4 load_streaming(const void* p) { return *static_cast<const uint4*>(p); }
 
+inline void prefetch_l2(const void* from, uint32_t bytes) { emulation::prefetch(from, bytes); }
+
+inline float2 load_l2(const float2* p) { return *p; }
+
+inline int32_t fenced_add(int32_t* to, int32_t value) {
+  emulation::races::fence();
+  const int32_t before = atomicAdd(to, value);
+  emulation::races::fence();
+  return before;
+}
+
 inline char* dynamic_shared() { return emulation::registers.shared_memory; }
 
 inline void copy_async(float* to, const float* from, bool wanted) {

@@ -189,7 +189,8 @@ void run(
   races::end_launch();
 }
 
-bool record_launch(const char* op, const void* kernel, dim3 grid, int threads, size_t shared_bytes) {
+bool record_launch(
+    const char* op, const void* kernel, dim3 grid, int threads, size_t shared_bytes, int64_t prefetched_bytes) {
   const char* path = std::getenv("HIGGS_NATIVE_RECORD_LAUNCHES");
   if (!path || !*path) return false;
   Dl_info library;
@@ -197,9 +198,17 @@ bool record_launch(const char* op, const void* kernel, dim3 grid, int threads, s
   if (!file) throw std::runtime_error(std::string("HIGGS_NATIVE_RECORD_LAUNCHES must be a writable file, got ") + path);
   if (dladdr(kernel, &library) == 0) fail("a kernel must lie in a library");
   const auto address = static_cast<const char*>(kernel) - static_cast<const char*>(library.dli_fbase);
-  std::fprintf(file, "%s %tx %u %u %d %zu\n", op, address, grid.x, grid.y, threads, shared_bytes);
+  std::fprintf(
+      file, "%s %tx %u %u %d %zu %lld\n", op, address, grid.x, grid.y, threads, shared_bytes,
+      static_cast<long long>(prefetched_bytes));
   std::fclose(file);
   return true;
+}
+
+void prefetch(const void* from, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(from) % 16 != 0 || bytes % 16 != 0) fail("a prefetch must be of aligned 16 bytes");
+  const auto* memory = static_cast<const volatile char*>(from);
+  if (bytes > 0) static_cast<void>(memory[0] + memory[bytes - 1]);
 }
 
 void wait_for_block() {

@@ -68,8 +68,11 @@ uint32_t begin_operator();
 void run(
     const char* op, uint32_t call, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 // If launches are recorded, appends one to the file and returns true. A line holds the operator, the address of the kernel
-// in the library, blocks along x and y, threads, and bytes of dynamic shared memory.
-bool record_launch(const char* op, const void* kernel, dim3 grid, int threads, size_t shared_bytes);
+// in the library, blocks along x and y, threads, bytes of dynamic shared memory, and bytes prefetched for later launches.
+bool record_launch(
+    const char* op, const void* kernel, dim3 grid, int threads, size_t shared_bytes, int64_t prefetched_bytes);
+// Fails unless `from` and `bytes` are multiples of 16 and the memory can be read.
+void prefetch(const void* from, size_t bytes);
 void wait_for_block();
 // Copies 4 bytes, zeros from null. They are visible after wait_for_copies, and NaN until then.
 void copy_async(void* to, const void* from);

@@ -23,7 +23,10 @@ class Launch {
     // By reference, so that the arguments stay on the host's stack, which no kernel has written to.
     const auto call = [&] { kernel(arguments...); };
     call_.launches();
-    if (emulation::record_launch(op_, reinterpret_cast<const void*>(kernel), grid, threads, shared_bytes)) return;
+    const int64_t prefetched = (int64_t{0} + ... + prefetched_bytes(arguments));
+    if (emulation::record_launch(op_, reinterpret_cast<const void*>(kernel), grid, threads, shared_bytes, prefetched)) {
+      return;
+    }
     emulation::run(op_, call_.number(), grid, dim3(threads), shared_bytes, std::ref(call));
   }
 
@@ -32,6 +35,13 @@ class Launch {
   bool is_first() const { return !call_.has_launched(); }
 
  private:
+  // Of weights of later launches, which an argument may name.
+  template <typename T>
+  static int64_t prefetched_bytes(const T& argument) {
+    if constexpr (requires { argument.prefetched_bytes(); }) return argument.prefetched_bytes();
+    else return 0;
+  }
+
   const char* op_;
   OperatorCall call_{emulation::begin_operator};
 };

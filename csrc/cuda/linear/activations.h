@@ -149,22 +149,29 @@ __device__ __forceinline__ void add_squares(float& squares, const float (&v)[kCo
   for (int i = 0; i < kCount; ++i) squares = fmaf(v[i], v[i], squares);
 }
 
-// Reads the lane's share of row `row` of x in a step, and adds its squares to `squares`.
+// Reads the lane's share of row `row` of x in a step.
 template <WeightFormat F>
-__device__ __forceinline__ Activations<F> read_activations(float& squares, const Gemm& p, int row, int step) {
+__device__ __forceinline__ void load_activations(float (&v)[Step<F>::kLaneColumns], const Gemm& p, int row, int step) {
   using S = Step<F>;
-  const int k = static_cast<int>(p.weight.k), column = step * S::kColumns + lane_in_group() * S::kLaneColumns;
-  float v[S::kLaneColumns];
   if (row < p.rows) {
+    const int k = static_cast<int>(p.weight.k), column = step * S::kColumns + lane_in_group() * S::kLaneColumns;
     load_row(v, p.x + static_cast<int64_t>(row) * k, column, k, p.vectorized);
-    if (p.norm.text_weight) {
-      add_squares(squares, v);
-      const void* weight = row < p.norm.num_text_rows ? p.norm.text_weight : p.norm.audio_weight;
-      multiply_norm(v, p.norm, weight, column, k, p.vectorized);
-    }
   } else {
 #pragma unroll
     for (int i = 0; i < S::kLaneColumns; ++i) v[i] = 0;
+  }
+}
+
+// Adds the squares of what load_activations() has read to `squares`, applies the norm's weight and rounds.
+template <WeightFormat F>
+__device__ __forceinline__ Activations<F> round_activations(
+    float& squares, float (&v)[Step<F>::kLaneColumns], const Gemm& p, int row, int step) {
+  using S = Step<F>;
+  if (row < p.rows && p.norm.text_weight) {
+    add_squares(squares, v);
+    const int k = static_cast<int>(p.weight.k), column = step * S::kColumns + lane_in_group() * S::kLaneColumns;
+    const void* weight = row < p.norm.num_text_rows ? p.norm.text_weight : p.norm.audio_weight;
+    multiply_norm(v, p.norm, weight, column, k, p.vectorized);
   }
   Activations<F> a;
   if constexpr (S::kInteger) {
@@ -186,6 +193,13 @@ __device__ __forceinline__ Activations<F> read_activations(float& squares, const
   return a;
 }
 
+template <WeightFormat F>
+__device__ __forceinline__ Activations<F> read_activations(float& squares, const Gemm& p, int row, int step) {
+  float v[Step<F>::kLaneColumns];
+  load_activations<F>(v, p, row, step);
+  return round_activations<F>(squares, v, p, row, step);
+}
+
 // Sums the squares of the lane's share of row `row` of x over the warp's steps; 0 without a norm. The order of
 // additions is that of gemm_kernel without packed or shared activations, so the bits are equal.
 template <WeightFormat F>
@@ -194,11 +208,16 @@ __device__ __forceinline__ float sum_squares(const Gemm& p, int row, int steps) 
   float squares = 0;
   if (!p.norm.text_weight || row >= p.rows) return squares;
   const int k = static_cast<int>(p.weight.k);
-  for (int step = warp_index(); step < steps; step += kWarps) {
-    float v[S::kLaneColumns];
-    const int column = step * S::kColumns + lane_in_group() * S::kLaneColumns;
-    load_row(v, p.x + static_cast<int64_t>(row) * k, column, k, p.vectorized);
-    add_squares(squares, v);
+  constexpr int kInFlight = 32 / S::kLaneColumns > 1 ? 32 / S::kLaneColumns : 1;  // steps
+  for (int first = warp_index(); first < steps; first += kInFlight * kWarps) {
+    float v[kInFlight][S::kLaneColumns];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {  // zeros from the last step on
+      const int column = (first + i * kWarps) * S::kColumns + lane_in_group() * S::kLaneColumns;
+      load_row(v[i], p.x + static_cast<int64_t>(row) * k, column, k, p.vectorized);
+    }
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) add_squares(squares, v[i]);
   }
   return squares;
 }
@@ -275,8 +294,8 @@ __device__ __forceinline__ float norm_factor(float squares, float (*shared)[kRow
   return p.norm.text_weight ? 1 / sqrtf(sum / static_cast<float>(p.weight.k) + p.norm.eps) : 1.f;
 }
 
-// Packs x. Block (x, y) packs tile x of 8 rows; the blocks along y share its K-steps. Block y = 0 also sums the squares
-// of the norm. `steps`: K-steps of the weight. `is_first`: whether this is the first launch of the operator.
+// Packs x. Blocks (x, y) pack tile x of 8 rows, and share out its K-steps. The last one along y sums the squares of the
+// norm instead. `steps`: K-steps of the weight. `is_first`: whether this is the first launch of the operator.
 template <WeightFormat F>
 __global__ void __launch_bounds__(kThreads)
     pack_activations_kernel(Gemm p, PackedActivations to, int steps, bool is_first) {
@@ -288,8 +307,8 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_earlier_launches();
   const int64_t tile = blockIdx.x;
   const int row = static_cast<int>(tile) * kRowTile + group_lane(), lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int first = static_cast<int>(blockIdx.y) * kWarps + warp_index();
-  for (int step = first; step < steps; step += static_cast<int>(gridDim.y) * kWarps) {
+  const int shares = static_cast<int>(gridDim.y) - 1, share = static_cast<int>(blockIdx.y);
+  for (int step = share * kWarps + warp_index(); share < shares && step < steps; step += shares * kWarps) {
     float squares = 0;  // of this step alone
     const Activations<F> a = read_activations<F>(squares, p, row, step);
     auto* words = reinterpret_cast<uint4*>(to.words) + (tile * steps + step) * (S::kWords / 4) * kWarp + lane;
@@ -303,7 +322,7 @@ __global__ void __launch_bounds__(kThreads)
       if constexpr (F == WeightFormat::int4) to.zero_corrections[at] = a.zero_correction;
     }
   }
-  if (blockIdx.y > 0) return;
+  if (share < shares) return;
   const float squares = sum_squares<F>(p, row, steps);
   const float factor = norm_factor(squares, shared, p);
   if (warp_index() == 0 && lane_in_group() == 0) to.norm_factors[tile * kRowTile + group_lane()] = factor;

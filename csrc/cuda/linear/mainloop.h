@@ -201,8 +201,9 @@ __global__ void __launch_bounds__(kThreads)
 
   // Prefetch depth: K-steps in flight per warp. With few blocks, a warp needs 8 KB outstanding to saturate bandwidth.
   // With packed activations, a load is multiplied by 4 or more tiles, whose sums take the registers: depth 2. The sums
-  // of int4 leave room for one block per multiprocessor at either depth, so it needs the 8 KB per warp: depth 4.
-  constexpr bool kIsDeep = kPanels * Step<F>::kChunks == 4 && (!kPacked || F == WeightFormat::int4);
+  // of int4, and of 8 tiles, leave room for one block per multiprocessor at either depth, so it needs the 8 KB per warp:
+  // depth 4.
+  constexpr bool kIsDeep = kPanels * Step<F>::kChunks == 4 && (!kPacked || F == WeightFormat::int4 || kTiles == 8);
   constexpr int kPrefetchDepth = kIsDeep ? 4 : 2;
   Weights<F, kPanels> prefetched[kPrefetchDepth];
   if (is_first) wait_for_earlier_launches();  // see cuda/device.h: another launch may have written the weights
@@ -223,10 +224,19 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
   }
 
+  const int block = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x);
+  const int blocks = static_cast<int>(gridDim.y * gridDim.x);
+  if (!kPacked && p.next_first) p.next.prefetch(block, blocks);
+
   LaneSums sums;
 #pragma unroll
   for (int i = 0; i < LaneSums::kCount; ++i) sums.v[i] = 0;
   const int first_tile = static_cast<int>(blockIdx.x) * kTiles;
+  // With one panel, registers are left for x of the next step: weights that L2 has come faster than x would.
+  constexpr bool kLoadsAhead = kPanels == 1 && !kPacked && Step<F>::kWords == 4 && F != WeightFormat::f32;
+  const int own_row = first_tile * kRowTile + group_lane();
+  float ahead[kLoadsAhead ? Step<F>::kLaneColumns : 1];
+  if constexpr (kLoadsAhead) load_activations<F>(ahead, p, own_row, warp);
   for (int first = warp; first < steps; first += kPrefetchDepth * kWarps) {
     // Unrolled, so that prefetched weights stay in the registers that they are loaded into.
 #pragma unroll
@@ -238,13 +248,24 @@ __global__ void __launch_bounds__(kThreads)
         Activations<F> x;
         if constexpr (kPacked) x = packed.template read<F>(first_tile + tile, step, steps);
         else if constexpr (kShared) x = shared_x.read(step);
-        else x = read_activations<F>(squares, p, first_tile * kRowTile + group_lane(), step);
+        else if constexpr (kLoadsAhead) {
+          float v[Step<F>::kLaneColumns];
+#pragma unroll
+          for (int column = 0; column < Step<F>::kLaneColumns; ++column) v[column] = ahead[column];
+          load_activations<F>(ahead, p, own_row, step + kWarps);
+          x = round_activations<F>(squares, v, p, own_row, step);
+        } else x = read_activations<F>(squares, p, own_row, step);
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) multiply(sums, panel, tile, prefetched[i], x);
       }
       const int next = step + kPrefetchDepth * kWarps;
       if (next < steps) load_weights<F, kPanels>(prefetched[i], weight, scales, next, units);
     }
+  }
+
+  if (!kPacked && !p.next_first) p.next.prefetch(block, blocks);
+  for (int i = block * kThreads + static_cast<int>(threadIdx.x); i < p.num_zeroed; i += blocks * kThreads) {
+    p.zeroed[i] = 0;
   }
 
   if constexpr (F == WeightFormat::f32) {
