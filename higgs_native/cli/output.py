@@ -54,6 +54,10 @@ def check_stream_path(path: Path) -> None:
     if str(path) == "-":
         if sys.stdout is None:
             raise ParameterError("--stream must be a file or a named pipe, got -, and standard output is closed")
+        try:
+            sys.stdout.fileno()
+        except OSError:  # as in a notebook
+            raise ParameterError("--stream must be a file, got -, and standard output is none") from None
         return
     try:
         if path.is_dir() or not path.parent.is_dir():

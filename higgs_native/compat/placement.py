@@ -12,7 +12,7 @@ def check_stays(dtype: torch.dtype, device: torch.device, change: Callable[[torc
     try:
         asked = change(torch.empty(0, dtype=dtype, device=device))
         wish = f"can't be changed to {asked.dtype} on {asked.device}"
-    except (AssertionError, RuntimeError, TypeError) as error:  # torch has no such device or dtype
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # torch has no such device or dtype
         asked, wish = None, f"can't be moved ({str(error).splitlines()[0]})"
     if asked is None or (asked.dtype, asked.device) != (dtype, device):
         raise ParameterError(

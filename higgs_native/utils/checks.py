@@ -60,7 +60,8 @@ def check_strings(name: str, value: object) -> None:
     """Raise ParameterError unless `value` is a sequence of strings; a single string is refused."""
     if isinstance(value, str):
         raise ParameterError(f"{name} must be a list of strings, got the string {short_repr(value)}")
-    if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+    is_list = isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview)
+    if not is_list or not all(isinstance(item, str) for item in value):
         raise ParameterError(f"{name} must be a list of strings, got {short_repr(value)}")
 
 

@@ -1,5 +1,6 @@
 """Speech as a stream of raw samples."""
 
+import io
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 import soundfile
 
 import higgs_native
+from higgs_native.cli.output import check_stream_path
+from higgs_native.errors import ParameterError
 from tests.helpers.waiting import join
 
 
@@ -78,3 +81,9 @@ def test_a_stream_can_go_through_a_named_pipe(run, model):
 def test_a_stream_takes_no_option_of_files(run, option):
     code, _, err = run("speak", "Hello.", "--stream", "out.pcm", *option)
     assert (code, err) == (2, f"error: {option[0]} must not be given with --stream, got {option[1]}\n")
+
+
+def test_a_stream_needs_a_standard_output_with_a_descriptor(monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    with pytest.raises(ParameterError, match="--stream must be a file, got -, and standard output is none"):
+        check_stream_path(Path("-"))

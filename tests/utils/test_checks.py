@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from higgs_native.errors import ParameterError
-from higgs_native.utils.checks import check_flag, expanded_path
+from higgs_native.utils.checks import check_flag, check_strings, expanded_path
 
 
 @pytest.mark.parametrize("value", [True, False, np.True_, np.False_])
@@ -27,3 +27,9 @@ class BytesPath:
 def test_a_path_of_bytes_is_none(value):
     with pytest.raises(ParameterError, match=r"^model must be a string or a path, got "):
         expanded_path("model", value)
+
+
+@pytest.mark.parametrize("value", ["a", b"", bytearray(b"a"), memoryview(b""), {"a"}, ["a", 1]])
+def test_what_is_no_list_of_strings_is_refused(value):
+    with pytest.raises(ParameterError, match=r"^trained must be a list of strings, got "):
+        check_strings("trained", value)

@@ -92,6 +92,7 @@ OF_ENGINE = {
     "do_sample": (lambda e: generate(e, do_sample=np.zeros(2)), "do_sample must be True or False, got array"),
     "streamer": (lambda e: generate(e, streamer="a"), "streamer must have the methods put and end, got str"),
     "a place": (lambda e: e.model.to({}), "can't be moved (to() received an invalid combination of arguments"),
+    "a place of bytes": (lambda e: e.model.to(b"\x80"), "can't be moved ('utf-8' codec can't decode byte 0x80"),
     "put": (lambda e: streamed(e, 0), "value must be integers in a tensor or an array, got int"),
     "put without dimensions": (
         lambda e: streamed(e, torch.tensor(1)),
