@@ -129,8 +129,8 @@ bool isa_supported(Isa isa) {
 }
 
 const char* isa_name(Isa isa) {
-  constexpr const char* kNames[] = {"generic", "avx2", "avx512",       "avx512_bf16",
-                                    "amx",     "neon", "neon_dotprod", "neon_bf16", "neon_i8mm"};
+  constexpr const char* kNames[] = {"generic", "avx2",         "avx512",    "avx512_bf16", "amx",
+                                    "neon",    "neon_dotprod", "neon_bf16", "neon_i8mm"};
   return kNames[static_cast<int>(isa)];
 }
 
