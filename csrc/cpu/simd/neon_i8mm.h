@@ -84,9 +84,8 @@ struct Tiles {
       for (int p = 0; p < kRowPairs; ++p) {
         const char* at = x + 128 * p;
         const bool two = 2 * p + 1 < kRows;
-        const int8x16_t rows =
-            two ? load_bytes(at + 16 * step)
-                : vcombine_s8(vld1_s8(reinterpret_cast<const int8_t*>(at + 8 * step)), vdup_n_s8(0));
+        const int8x16_t rows = two ? load_bytes(at + 16 * step)
+                                   : vcombine_s8(vld1_s8(reinterpret_cast<const int8_t*>(at + 8 * step)), vdup_n_s8(0));
 #pragma GCC unroll 4
         for (int c = 0; c < 4; ++c) sums[p][c] = vmmlaq_s32(sums[p][c], rows, columns[c]);
       }
@@ -108,8 +107,7 @@ struct Tiles {
     }
   }
 
-  HIGGS_INLINE void multiply_block(
-      int32x4_t (*sums)[kColumnPairs], const char* x, const char* weights, int64_t rows) {
+  HIGGS_INLINE void multiply_block(int32x4_t (*sums)[kColumnPairs], const char* x, const char* weights, int64_t rows) {
     for (int64_t row = 0; row < rows; row += 2 * kPairsAtOnce) {
       multiply_rows(sums + row / 2, x + row * 64, weights, rows - row);
     }
