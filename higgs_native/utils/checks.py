@@ -56,7 +56,7 @@ def check_string(name: str, value: object, optional: bool = False) -> None:
     _check(name, value, str, "a string", optional)
 
 
-def check_strings(name: str, value: object) -> None:
+def check_strings(name: str, value: Any) -> None:
     """Raise ParameterError unless `value` is a sequence of strings; a single string is refused."""
     if isinstance(value, str):
         raise ParameterError(f"{name} must be a list of strings, got the string {short_repr(value)}")
