@@ -149,6 +149,8 @@ def test_the_handlers_of_the_caller_are_restored(run):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_signal_at_a_random_moment(command, tmp_path):
     if command == "train":
+        import tests.helpers.transformers_reference  # noqa: F401 (lets peft import beside any torchaudio)
+
         pytest.importorskip("peft", reason="training needs the extra `train`")
     draw = random.Random(COMMANDS.index(command))
     with Interruption(command, tmp_path) as interruption:

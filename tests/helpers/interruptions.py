@@ -26,6 +26,9 @@ from tests.training.conftest import write_manifest, write_recording
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 COMMANDS = ("speak", "read", "stream", "quantize", "train")
+ROOT = Path(__file__).parents[2]
+MODULES = ("tests.helpers.transformers_reference", "higgs_native.training.trainer")
+"""What training imports. The first one lets torchaudio, which peft's transformers imports, be of another torch."""
 COMPARED = ("log.jsonl", "adapter_model.safetensors")
 """What a training run writes to the bit; other files hold times."""
 TEXT = "The sun rises in the east. The water is cold.\n\nGood morning, she said."
@@ -79,10 +82,11 @@ class Interruption:
         }[command]
         self._output = self._work / output
         self._work.mkdir()
-        package = str(Path(higgs_native.__file__).parent.parent)
+        # The installed package comes before the sources.
+        places = os.pathsep.join([str(Path(higgs_native.__file__).parent.parent), str(ROOT)])
         self._server = subprocess.Popen(
-            [sys.executable, "-c", SERVER, *(["higgs_native.training.trainer"] if command == "train" else [])],
-            env={**os.environ, "PYTHONPATH": package, "XDG_CACHE_HOME": str(folder / "cache")},
+            [sys.executable, "-c", SERVER, *(MODULES if command == "train" else [])],
+            env={**os.environ, "PYTHONPATH": places, "XDG_CACHE_HOME": str(folder / "cache")},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
