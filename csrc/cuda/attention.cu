@@ -71,7 +71,7 @@ struct Splits {
 // The softmax state before the first split.
 constexpr SoftmaxState kNothing = {-kMaxFloat, 0};
 
-// How a split joins those before it: factors of their sum and of its own, and its total by its own factor.
+// A split joins those before it: their sum is multiplied by `keep`, its own by `add`. `total` is its total times `add`.
 struct alignas(16) MergeFactors {
   float keep, add, total;
 };

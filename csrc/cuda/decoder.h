@@ -1,4 +1,5 @@
-// The operators of a decoder layer, as functions. Each is registered, without adapters, under its name without `_cuda`, prefetching nothing.
+// The operators of a decoder layer, as functions. Each is registered under its name without `_cuda`; called so, it has
+// no adapters and prefetches nothing.
 #pragma once
 
 #include "args/decoder.h"

@@ -21,7 +21,7 @@ from pathlib import Path
 import higgs_native
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint
 from tests.helpers.waiting import PATIENCE
-from tests.training.conftest import write_manifest, write_recording
+from tests.training.conftest import write_recordings
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = ("tests.helpers.transformers_reference", "higgs_native.training.trainer")
 """What training imports. The first one lets torchaudio, which peft's transformers imports, be of another torch."""
 COMPARED = ("log.jsonl", "adapter_model.safetensors")
-"""What a training run writes to the bit; other files hold times."""
+"""A training run's files that are the same to the bit; other files hold times."""
 TEXT = "The sun rises in the east. The water is cold.\n\nGood morning, she said."
 
 # Imports the command and the named modules, which takes seconds, then runs it in a forked process for each line: its
@@ -160,12 +160,7 @@ class Interruption:
 def write_training(folder: Path, model: Path) -> None:
     """Write recordings, and the settings of a run that trains `model` on them, with dropout."""
     clips = folder / "clips"
-    clips.mkdir()
-    lines = []
-    for index in range(6):
-        write_recording(clips / f"{index}.wav", 0.4 + 0.12 * index, index)
-        lines.append({"audio": f"{index}.wav", "text": f"Number {index}.", "speaker": "anna"})
-    write_manifest(clips / "train.jsonl", lines)
+    write_recordings(clips)
     settings = {"model": str(model), "data": str(clips / "train.jsonl"), "output": "run", "device": "cpu"}
     settings |= {"steps": 12, "max_rows": 160, "accumulate": 2, "dropout": 0.2, "learning_rate": 0.01}
     settings |= {"save_every": 2, "evaluate_every": 4, "speech_samples": 0}

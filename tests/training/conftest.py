@@ -32,13 +32,18 @@ def write_recording(path: Path, seconds: float, seed: int, level: float = 0.3) -
 def recordings(tmp_path) -> Path:
     """A folder with 6 recordings and `train.jsonl`."""
     folder = tmp_path / "recordings"
+    write_recordings(folder)
+    return folder
+
+
+def write_recordings(folder: Path) -> None:
+    """Make a folder with 6 recordings and `train.jsonl`."""
     folder.mkdir()
     lines = []
     for index in range(6):
         write_recording(folder / f"{index}.wav", 0.4 + 0.12 * index, index)
         lines.append({"audio": f"{index}.wav", "text": f"Number {index}.", "speaker": "anna"})
     write_manifest(folder / "train.jsonl", lines)
-    return folder
 
 
 def write_manifest(path: Path, lines: list) -> None:

@@ -35,7 +35,7 @@ class Launch {
   bool is_first() const { return !call_.has_launched(); }
 
  private:
-  // Of weights of later launches, which an argument may name.
+  // The bytes of later launches' weights that a kernel with this argument prefetches.
   template <typename T>
   static int64_t prefetched_bytes(const T& argument) {
     if constexpr (requires { argument.prefetched_bytes(); }) return argument.prefetched_bytes();

@@ -1,8 +1,8 @@
 """`TrainableModel.states` and the loss on a CPU that multiplies bfloat16: the same results, in bfloat16.
 
 Each product takes all rows of a kind; between the products stand the kernels of row_kernels.cpp, and the gradient of a
-layer is written out. Layers are dual, each head has keys of its own, and the rows that predict are the last ones of
-each sample.
+layer is written out. It takes models in which all layers are dual and each head has keys of its own, and samples whose
+last rows predict.
 """
 
 from dataclasses import dataclass
