@@ -24,6 +24,7 @@ from higgs_native.errors import CheckpointError, ParameterError, PromptError
 from higgs_native.generation.conventions import behavior_of
 from higgs_native.generation.model import HiggsAudioModel, generate_batch
 from higgs_native.generation.requests import GenerationRequest
+from higgs_native.manuscript.phonemes import PhonemeReader
 from higgs_native.model.batch import Batch
 from higgs_native.model.kv_cache import KVCache
 from higgs_native.model.layers import FeedForward, Layer, read_layer
@@ -77,7 +78,8 @@ def calibrated_model(
     Args:
         folder: a checkpoint of either layout, not packed.
         quantization: the format of each part.
-        texts: what the model speaks, up to 16,384 positions; more texts give a smaller error.
+        texts: what the model speaks, up to 16,384 positions; more texts give a smaller error. Those without a word
+            that its voices can read are left out.
         device: where the model is calibrated, and stays.
         progress: show bars on standard error, if that is a terminal.
 
@@ -92,7 +94,12 @@ def calibrated_model(
     config, tokenizer = HiggsAudioConfig.from_pretrained(folder), load_tokenizer(folder)
     if tokenizer is None:
         raise CheckpointError(f"{folder} has no tokenizer.json")
-    prompts = [text_prompt(text, tokenizer, config) for text in texts]
+    phonemes = PhonemeReader.from_folder(folder)
+    if phonemes is not None:
+        texts = [text for text in texts if phonemes.can_read(text)]
+        if not texts:
+            raise PromptError("texts must hold words that the voice can read, got none")
+    prompts = [text_prompt(text, tokenizer, config, phonemes) for text in texts]
     model = HiggsAudioModel.from_pretrained(folder, device)
     spoken = speak(model, prompts, progress)
     del model
@@ -110,7 +117,9 @@ def calibrated_model(
         return LanguageModel(config, weights, tokenizer, device, DEFAULT_CACHE_LENGTH, layers)
 
 
-def text_prompt(text: str, tokenizer: Tokenizer, config: HiggsAudioConfig) -> torch.Tensor:
+def text_prompt(
+    text: str, tokenizer: Tokenizer, config: HiggsAudioConfig, phonemes: PhonemeReader | None = None
+) -> torch.Tensor:
     """The prompt [1, S] after which a text is spoken in a voice that the model chooses.
 
     Raises:
@@ -118,7 +127,7 @@ def text_prompt(text: str, tokenizer: Tokenizer, config: HiggsAudioConfig) -> to
     """
     text = normalized_text(text, config.convention)
     check_plain_text(text, tokenizer, convention=config.convention)
-    messages = speech_messages(text, convention=config.convention)
+    messages = speech_messages(phonemes.spell(text) if phonemes else text, convention=config.convention)
     ids = build_prompt(messages, tokenizer, config.convention, force_audio_gen=True).input_ids
     if ids.shape[1] > DEFAULT_CACHE_LENGTH - _MAX_FRAMES:
         raise PromptError(

@@ -26,6 +26,7 @@ from higgs_native.checkpoint.packed import PACKED_FILE
 from higgs_native.checkpoint.rewriting import write_rewritten
 from higgs_native.convention import Convention
 from higgs_native.errors import CheckpointError, ParameterError, PromptError
+from higgs_native.manuscript.phonemes import PhonemeReader
 from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio, audio_tokenizer_of
 from higgs_native.prompt.messages import AudioContent, Content
 from higgs_native.training.data.batches import held_out, pack_by_length, packs
@@ -105,11 +106,12 @@ class Trainer:
         ):
             raise CheckpointError(f"audio_tokenizer must have the codebooks of the model, got others in {name}")
         path = Path(settings.data)
-        entries = read_manifest(path, tokenizer, self.convention)
+        phonemes = PhonemeReader.from_folder(self.folder)
+        entries = read_manifest(path, tokenizer, self.convention, phonemes)
         if settings.held_out is None:
             learned, evaluated = held_out(len(entries), settings.held_out_share, settings.seed)
         else:
-            others = read_manifest(Path(settings.held_out), tokenizer, self.convention)
+            others = read_manifest(Path(settings.held_out), tokenizer, self.convention, phonemes)
             learned, evaluated = list(range(len(entries))), list(range(len(entries), len(entries) + len(others)))
             entries += others
         self.cache = CodesCache(audio_tokenizer, path.parent)

@@ -9,7 +9,7 @@ ignored.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,17 @@ from tokenizers import Tokenizer
 from higgs_native.audio.files.reading import is_data_url
 from higgs_native.convention import Convention
 from higgs_native.errors import ConfigError, HiggsNativeError, PromptError, short_repr
+from higgs_native.manuscript.phonemes import PhonemeReader
 from higgs_native.prompt.chat import check_plain_text, speech_messages
 from higgs_native.prompt.messages import AudioContent, Content, Message, TextContent
 from higgs_native.prompt.normalize import normalize_text
 from higgs_native.prompt.recordings import Recording, read_recording
 from higgs_native.prompt.voices import Voice
 from higgs_native.utils.fields import Fields
+
+
+Spelling = Callable[[str, Sequence[Voice]], str]
+"""Writes a text as the model reads it, given the voices of its speakers."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +92,23 @@ def located(location: str) -> Iterator[None]:
         raise type(error)(message if message.startswith(location) else f"{location}: {message}") from None
 
 
-def read_manifest(path: Path, tokenizer: Tokenizer, convention: Convention) -> list[Entry]:
+def read_manifest(
+    path: Path, tokenizer: Tokenizer, convention: Convention, phonemes: PhonemeReader | None = None
+) -> list[Entry]:
     """Read a manifest without its recordings.
 
     Args:
         path: the manifest.
         tokenizer: knows the special tokens, which texts must not hold.
         convention: the one that the model was trained with.
+        phonemes: writes texts of the user as the model reads them; None: it reads words.
 
     Raises:
         ConfigError: the file can't be read, or holds no line; or a line is no JSON object, or a value of it is missing
             or wrong.
-        PromptError: a text is empty or holds special tokens.
+        PromptError: a text is empty, holds special tokens, or has no word that the model can read.
     """
+    spell: Spelling = phonemes.spell if phonemes else lambda text, voices: text
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
@@ -117,13 +126,15 @@ def read_manifest(path: Path, tokenizer: Tokenizer, convention: Convention) -> l
             raise ConfigError(f"{location} must be JSON, got {short_repr(line)}: {error}") from None
         with located(location):
             read = _read_conversation if "messages" in fields else _read_clip
-            entries.append(read(fields, location, path.parent, tokenizer, convention))
+            entries.append(read(fields, location, path.parent, tokenizer, convention, spell))
     if not entries:
         raise ConfigError(f"{path} must hold a line per recording, got none")
     return entries
 
 
-def _read_clip(fields: Fields, location: str, folder: Path, tokenizer: Tokenizer, convention: Convention) -> Entry:
+def _read_clip(
+    fields: Fields, location: str, folder: Path, tokenizer: Tokenizer, convention: Convention, spell: Spelling
+) -> Entry:
     for name in ("audio", "codes", "speaker", "ref_audio", "ref_text", "scene", "language"):
         fields.text(name, "")
     text = fields.text("text")
@@ -142,19 +153,19 @@ def _read_clip(fields: Fields, location: str, folder: Path, tokenizer: Tokenizer
     if ref_audio:
         clip = Clip(AudioContent(str(folder / ref_audio)), text=ref_text or None)
         unread: Any = clip  # recordings are read when they are encoded
-        voices = [Voice(unread, ref_text or None)]
+        voices = [Voice(unread, spell(ref_text, ()) if ref_text else None)]
     target = Clip(
         AudioContent(str(folder / fields.text("audio"))) if "audio" in given else None,
         folder / fields.text("codes") if "codes" in given else None,
         text,
     )
-    messages = speech_messages(normalized, voices, scene or None, convention)
+    messages = speech_messages(spell(normalized, voices), voices, scene or None, convention)
     messages.append(Message("assistant", AudioContent(raw_audio=target)))
     return Entry(location, messages, len(messages) - 1, normalized, speaker or None)
 
 
 def _read_conversation(
-    fields: Fields, location: str, folder: Path, tokenizer: Tokenizer, convention: Convention
+    fields: Fields, location: str, folder: Path, tokenizer: Tokenizer, convention: Convention, spell: Spelling
 ) -> Entry:
     raw = fields.value("messages")
     fields.require("messages", isinstance(raw, list) and len(raw) > 0, "a list of messages", raw)
@@ -164,7 +175,10 @@ def _read_conversation(
         content = message.value("content")
         items = content if isinstance(content, list) else [content]
         contents = [_content(part, f"{location}: message {index}", folder) for part in items]
-        messages.append(Message(message.text("role"), contents, message.text("recipient", "") or None))
+        role = message.text("role")
+        if role == "user":
+            contents = [TextContent(spell(c.text, ())) if isinstance(c, TextContent) else c for c in contents]
+        messages.append(Message(role, contents, message.text("recipient", "") or None))
     has_reply = any(message.role == "assistant" for message in messages)
     fields.require("messages", has_reply, "a conversation with a reply of the assistant", raw)
     # Boson's samples learn all replies if there is no start_index.

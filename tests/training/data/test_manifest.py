@@ -10,6 +10,9 @@ from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.checkpoint.files import load_tokenizer
 from higgs_native.convention import Convention
 from higgs_native.errors import AudioError, CheckpointError, ConfigError, PromptError
+from higgs_native.manuscript.phonemes import PhonemeReader
+from higgs_native.pipeline import EMBEDDED_VOICE
+from higgs_native.prompt.voices import Voice
 from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG
 from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 from higgs_native.training.data.codes import CodesCache
@@ -26,11 +29,36 @@ def audio_tokenizer(base):
 def read(base, recordings):
     """Reads lines as a manifest in the folder of recordings."""
 
-    def read(*lines, convention=Convention.BOSON):
+    def read(*lines, convention=Convention.BOSON, phonemes=None):
         write_manifest(recordings / "some.jsonl", lines)
-        return read_manifest(recordings / "some.jsonl", load_tokenizer(base), convention)
+        return read_manifest(recordings / "some.jsonl", load_tokenizer(base), convention, phonemes)
 
     return read
+
+
+def test_texts_are_written_as_the_model_reads_them(read):
+    phonemes = PhonemeReader.from_folder(EMBEDDED_VOICE)
+    reply = {"role": "assistant", "content": {"type": "audio", "audio_url": "0.wav"}}
+    entries = read(
+        {"audio": "0.wav", "text": "Hello, 2 dogs", "speaker": "heart"},
+        {"audio": "0.wav", "text": "Hello.", "speaker": "emma"},
+        {"audio": "0.wav", "text": "Hello.", "ref_audio": "1.wav", "ref_text": "Two dogs."},
+        {"messages": [{"role": "system", "content": "Speak."}, {"role": "user", "content": "Hello."}, reply]},
+        phonemes=phonemes,
+    )
+    american, british = (entry.messages[1].content for entry in entries[:2])
+    assert american == phonemes.spell("Hello, two dogs.")
+    assert american != "Hello, 2 dogs."
+    assert british == phonemes.spell("Hello.", [Voice(profile="emma")]) != phonemes.spell("Hello.")
+    assert entries[0].text == "Hello, 2 dogs."
+    shown = [item.text for message in entries[2].messages for item in message.contents() if hasattr(item, "text")]
+    assert phonemes.spell("Two dogs.") in shown
+    said = [[item.text for item in message.contents()] for message in entries[3].messages[:2]]
+    assert said == [["Speak."], [phonemes.spell("Hello.")]]
+    with pytest.raises(
+        PromptError, match=r"some.jsonl, line 1: text must hold words that the voice can read, got '你好"
+    ):
+        read({"audio": "0.wav", "text": "你好"}, phonemes=phonemes)
 
 
 def test_a_line_becomes_the_conversation_that_speaks_it(read):
