@@ -33,7 +33,6 @@ from higgs_native.model.weights import CheckpointWeights
 from higgs_native.ops.formats import QUANTIZATION_GROUP, QUANTIZED_FORMATS
 from higgs_native.ops.quantization import quantize_linear
 from higgs_native.pipeline import EMBEDDED_VOICE
-from higgs_native.prompt.chat import speech_messages
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint
 
 
@@ -81,9 +80,7 @@ def compare_formats(folder: Path, max_frames: int) -> dict[str, Any]:
     print(f"{folder}:")
     engine = HiggsAudio.from_pretrained(folder, dtype="float32")
     prompts = [
-        build_prompt(
-            speech_messages(text, [], None, engine.convention), engine.model.tokenizer, engine.convention, True
-        )
+        build_prompt(engine.speech_messages(text, [], None), engine.model.tokenizer, engine.convention, True)
         for text in SENTENCES
     ]
     spoken = []
@@ -179,7 +176,9 @@ def rounded(weight: torch.Tensor, format: str, clip: bool) -> torch.Tensor:
     """The weight [n, k] after rounding to a format."""
     values, scales = quantize_linear(weight, format, clip)
     columns = scales.float().view(len(weight), -1)
-    return values.float() * columns.repeat_interleave(-(-weight.shape[1] // columns.shape[1]), dim=1)
+    if columns.shape[1] > 1:  # the last group of a row may have fewer columns
+        columns = columns.repeat_interleave(QUANTIZATION_GROUP, dim=1)[:, : weight.shape[1]]
+    return values.float() * columns
 
 
 def rounded_with_zero_points(weight: torch.Tensor) -> torch.Tensor:
@@ -187,7 +186,8 @@ def rounded_with_zero_points(weight: torch.Tensor) -> torch.Tensor:
 
     Each group clips at the scale with the least squared error.
     """
-    groups = weight.unflatten(1, (-1, QUANTIZATION_GROUP))
+    padded = torch.nn.functional.pad(weight, (0, -weight.shape[1] % QUANTIZATION_GROUP))
+    groups = padded.unflatten(1, (-1, QUANTIZATION_GROUP))
     lowest, highest = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     best, smallest = groups, torch.full_like(lowest, torch.inf)
     for share in torch.linspace(1, 0.55, 10):
@@ -197,7 +197,7 @@ def rounded_with_zero_points(weight: torch.Tensor) -> torch.Tensor:
         error = (found - groups).square().sum(-1, keepdim=True)
         best = torch.where(error < smallest, found, best)
         smallest = torch.minimum(error, smallest)
-    return best.flatten(1)
+    return best.flatten(1)[:, : weight.shape[1]]
 
 
 @torch.inference_mode()

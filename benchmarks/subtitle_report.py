@@ -1,60 +1,59 @@
-"""How exact the estimated times of words are: words of the embedded voice, spoken one by one and joined.
+"""How exact the estimated times of words are: on speech of the embedded voice's teacher, whose alignment is known.
 
-python -m benchmarks.subtitle_report [--json benchmarks/results/subtitles.json] [--sentences 100]
+python -m benchmarks.subtitle_report [--json benchmarks/results/subtitles.json] [--utterances 300]
 
-Each word of a held-out sentence is spoken alone, cut to its sound, and joined to the next one: without a pause, or
-with one of 0.15 to 0.4 seconds after a comma. So the times of all words are known. Words that are spoken alone are
-longer and more alike in length than words of a sentence, so this is no measure of other speech. Printed are errors of
-the words' begins in seconds, with and without the pauses that the signal shows.
+Needs what the steps `materials`, `texts` and `render` of examples/train_voice made. Printed are errors of the words'
+begins in seconds, with and without the pauses that the signal shows; the first word of an utterance does not count.
 """
 
 import argparse
+import itertools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.measure import write_json
-from higgs_native.pipeline import HiggsAudio
 from higgs_native.subtitles import MIN_PAUSE_SECONDS, word_cues
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "train_voice"))
-from sentences import held_out_sentences
+from recipe.folder import add_folder_option, use_packages
+from recipe.frames import SAMPLING_RATE
+from recipe.shards import finished_shards, read_audio, read_features, read_utterances, shard_path
 
 
-AUDIBLE = 0.03
-COMMA_SHARE = 0.2
+ALIGNMENT_SECONDS = 0.025
+"""The teacher's step: what its alignment can't tell."""
 
 
-def cut(audio: np.ndarray) -> np.ndarray:
-    """The sound of a word."""
-    audible = np.flatnonzero(np.abs(audio) > AUDIBLE * np.abs(audio).max())
-    return audio[audible[0] : audible[-1] + 1]
+def aligned(folder: Path) -> Iterator[tuple[str, np.ndarray, list[float]]]:
+    """Texts, audio, and when each word begins, in seconds; of utterances that have as many words in phonemes."""
+    for number in finished_shards(folder):
+        path = shard_path(folder, number)
+        samples = read_audio(path)
+        for utterance, features in zip(read_utterances(path), read_features(path), strict=True):
+            text, phonemes = str(utterance["normalized"]), str(utterance["phonemes"])
+            first = [0, *(index + 1 for index, sign in enumerate(phonemes) if sign == " ")]
+            if len(first) == len(text.split()):
+                start = int(utterance["start"])
+                audio = samples[start : start + int(utterance["samples"])] / np.float32(32768)
+                # Silence before the first phoneme comes first.
+                yield text, audio, [features["ends"][index] * ALIGNMENT_SECONDS for index in first]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_folder_option(parser)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--sentences", type=int, default=100)
+    parser.add_argument("--utterances", type=int, default=300)
     args = parser.parse_args()
-    engine, generator = HiggsAudio.from_pretrained(), np.random.default_rng(0)
-    rate, spoken = engine.audio_tokenizer.sampling_rate, {}
+    use_packages(args.folder)
     errors: dict[str, list[float]] = {"letters_and_pauses": [], "letters_alone": []}
-    for sentence in held_out_sentences(args.sentences):
-        words, pieces, begins, position = sentence.split(), [], [], 0
-        for index, word in enumerate(words):
-            if word not in spoken:
-                spoken[word] = cut(engine.speak(word, voice="feminine", seed=1).audio)
-            begins.append(position / rate)
-            pieces.append(spoken[word])
-            if index + 1 < len(words) and generator.random() < COMMA_SHARE:
-                words[index] = word.rstrip(",") + ","
-                pieces.append(np.zeros(round(generator.uniform(0.15, 0.4) * rate), dtype=np.float32))
-            position = sum(map(len, pieces))
-        audio = np.concatenate(pieces)
+    for text, audio, begins in itertools.islice(aligned(args.folder), args.utterances):
         for name, pause in (("letters_and_pauses", MIN_PAUSE_SECONDS), ("letters_alone", np.inf)):
-            cues = word_cues(" ".join(words), audio, rate, min_pause=pause)
+            cues = word_cues(text, audio, SAMPLING_RATE, min_pause=pause)
             errors[name] += [abs(cue.start - begin) for cue, begin in zip(cues, begins, strict=True)][1:]
     result = {
         name: {
@@ -68,7 +67,7 @@ def main() -> None:
     for name, figures in result.items():
         print(name, figures)
     if args.json:
-        write_json(args.json, {"sentences": args.sentences, "errors": result})
+        write_json(args.json, {"utterances": args.utterances, "errors": result})
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import soundfile
 from higgs_native import exit_on_bad_input
 from higgs_native.audio.files.writing import check_output_path
 from higgs_native.compat.boson import ChatMLSample, HiggsAudioServeEngine, Message
+from higgs_native.manuscript.phonemes import PhonemeReader
 from higgs_native.pipeline import EMBEDDED_VOICE
 
 
@@ -28,15 +29,16 @@ def main() -> None:
     args = parser.parse_args()
 
     check_output_path(args.out)  # fails before the work, not after it
-    model, audio_tokenizer = args.model, args.audio_tokenizer
-    if model is None:
+    text, model, audio_tokenizer = args.text, args.model, args.audio_tokenizer
+    if model is None:  # which reads phonemes
+        text = PhonemeReader.from_folder(EMBEDDED_VOICE).spell(text)
         model, audio_tokenizer = str(EMBEDDED_VOICE), str(EMBEDDED_VOICE / "audio_tokenizer")
     engine = HiggsAudioServeEngine(model, audio_tokenizer)
     output = engine.generate(
         chat_ml_sample=ChatMLSample(
             messages=[
                 Message(role="system", content="Generate audio following instruction."),
-                Message(role="user", content=args.text),
+                Message(role="user", content=text),
             ]
         ),
         max_new_tokens=1024,

@@ -1,6 +1,6 @@
 """Describe the surroundings and the voice in words.
 
-    python examples/scene_and_profiles.py --scene "Audio is recorded from a quiet room." --voice profile:child
+    python examples/scene_and_profiles.py --scene "Audio is recorded from a quiet room." --voice profile:puck
 
 A folder of voices holds recordings with their words, and descriptions (`profile.yaml`); `higgs-native voices FOLDER`
 lists them. A description also works without a folder: `Voice(profile="male; british accent; speaks slowly")`.
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("text", nargs="?", default="The old house stands between the river and the forest.")
     parser.add_argument("--model", help="a folder or a Hub name; default: the embedded voice")
     parser.add_argument("--scene", help="where or how it is spoken")
-    parser.add_argument("--voice", default="profile:scottish", help="a voice of the folder")
+    parser.add_argument("--voice", default="profile:george", help="a voice of the folder")
     parser.add_argument("--voices-folder", type=Path, default=VOICES_FOLDER)
     parser.add_argument("--out", default="scene_and_profiles.wav")
     parser.add_argument("--seed", type=int, default=0)

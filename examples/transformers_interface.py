@@ -20,6 +20,7 @@ from transformers import (
 from higgs_native import exit_on_bad_input
 from higgs_native.audio.files.writing import check_output_path
 from higgs_native.compat.transformers import accelerate
+from higgs_native.manuscript.phonemes import PhonemeReader
 from higgs_native.pipeline import EMBEDDED_VOICE
 
 
@@ -36,9 +37,10 @@ def main() -> None:
     model = accelerate(HiggsAudioV2ForConditionalGeneration.from_pretrained(args.model or EMBEDDED_VOICE))
     processor = AutoProcessor.from_pretrained(args.model) if args.model else embedded_processor()
     accelerate(processor.audio_tokenizer)
+    text = args.text if args.model else PhonemeReader.from_folder(EMBEDDED_VOICE).spell(args.text)
     conversation = [
         {"role": "system", "content": [{"type": "text", "text": "Generate audio following instruction."}]},
-        {"role": "user", "content": [{"type": "text", "text": args.text}]},
+        {"role": "user", "content": [{"type": "text", "text": text}]},
     ]
     inputs = processor.apply_chat_template(conversation, tokenize=True, return_dict=True, return_tensors="pt")
     torch.manual_seed(args.seed)

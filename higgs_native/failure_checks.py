@@ -34,7 +34,7 @@ REPETITION_FRAMES = 50
 MAX_PERIOD = 50
 MIN_AGREEMENT = 0.8
 """Speech repeats itself if, for a period of up to 2 seconds, four in five of 50 frames (2 seconds) have the first two
-codes of the frame one period before. The embedded voice, which speaks on one note, reaches 0.22. Not all frames must
+codes of the frame one period before. A voice that speaks on one note reaches 0.22. Not all frames must
 agree, since repetition-aware sampling varies loops without ending them."""
 
 _UNSPOKEN = regex.compile(r"[^\p{L}\p{M}\p{N}]")

@@ -132,7 +132,7 @@ def notice_unreadable(engine: HiggsAudio, text: str) -> None:
 def notice_embedded_voice(model: str | None) -> None:
     """Tell who speaks if no model is given."""
     if model is None:
-        notice("No --model is given: the embedded demonstration voice speaks, which knows about 1,500 English words.")
+        notice("No --model is given: the embedded demonstration voice speaks. It reads English only.")
         notice(f"For the published model: --model {MODEL_NAME}")
 
 

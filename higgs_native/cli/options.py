@@ -42,7 +42,7 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         help=f"The checkpoint: a folder, or a name on the Hub, such as {MODEL_NAME}. "
-        "Default: the embedded voice, which is small, trained on synthetic speech, and knows few words."
+        "Default: the embedded voice, which is small, trained on synthetic speech, and reads English only."
     ),
 ]
 AudioTokenizerOption = Annotated[
@@ -56,7 +56,7 @@ VoiceOption = Annotated[
     str | None,
     typer.Option(
         help="A voice in the folder of voices (anna; profile:NAME for a description) or of the model (the embedded "
-        "voice has feminine, masculine, scottish, child). Several, separated by commas, are SPEAKER0, SPEAKER1, ..."
+        "voice has heart, bella, fenrir, puck, emma, george). Several, separated by commas, are SPEAKER0, ..."
     ),
 ]
 AdapterOption = Annotated[

@@ -9,9 +9,9 @@ from higgs_native.utils.checks import check_number
 
 CHUNK_SECONDS = 20.0
 CONTEXT_CHUNKS = 2
-EMBEDDED_VOICE_CHUNK_SECONDS = 4.5
-"""The embedded voice was trained on single sentences of up to 16 words, after one recording at most. Its chunks hold
-one sentence at most: of several it often speaks only the first."""
+EMBEDDED_VOICE_CHUNK_SECONDS = 10.0
+"""The embedded voice was trained on one or two sentences of up to 20 seconds, most of them shorter than 8, after one
+recording at most. Its chunks hold one sentence at most."""
 MAX_RETRIES = 3
 PARALLEL_CHUNKS = 8
 """Chunks without context that are spoken side by side. Each adds a row to a step, which reads the weights once."""

@@ -12,7 +12,7 @@ HOP = 960
 SENTENCES = "[pause:0.5s] The sun rises in the east. The water is cold. [pause:1s] It is a good day."
 CASES = {
     "chunks": (TEXT, {"seed": 1}),
-    "pauses": (SENTENCES, {"seed": 2, "voice": "masculine"}),
+    "pauses": (SENTENCES, {"seed": 2, "voice": "fenrir"}),
     "context": (SENTENCES, {"seed": 3, "context_chunks": 1}),
     "speakers": ("[SPEAKER0] Good morning. [SPEAKER1] The sun rises in the east.", {"seed": 4}),
 }

@@ -35,12 +35,12 @@ def test_chunks_are_the_speech(engine, whole, tmp_path):
     assert [chunk.index for chunk in with_pauses] == list(range(7))
     assert [chunk.text for chunk in with_pauses] == speech.chunks
     assert [chunk.text.boundary for chunk in with_pauses] == [
-        "paragraph", "sentence", "paragraph", "sentence", "word", "paragraph", "sentence"
+        "paragraph", "sentence", "paragraph", "sentence", "paragraph", "sentence", "sentence"
     ]  # fmt: skip
     read, rate = soundfile.read(tmp_path / "book.wav", dtype="int16")
     assert rate == RATE
     np.testing.assert_array_equal(read, np.concatenate([chunk.pcm for chunk in with_pauses]))
-    for chunk, same, pause in zip(with_pauses, chunks, (0, 0.5, 1, 0.5, 0, 1, 0.5), strict=True):
+    for chunk, same, pause in zip(with_pauses, chunks, (0, 0.5, 1, 0.5, 1, 0.5, 0.5), strict=True):
         silence = round(pause * RATE)
         assert not chunk.pcm[:silence].any()
         voiced = np.flatnonzero(np.abs(chunk.audio) > 0.01 * np.abs(chunk.audio).max())

@@ -42,13 +42,14 @@ def test_the_embedded_voice_is_known(engine):
 def test_voices_of_the_checkpoint_have_names(engine, monkeypatch):
     monkeypatch.delenv(VOICES_VARIABLE, raising=False)
     embedded = HiggsAudio.from_pretrained()
-    assert embedded.trained_voices == ("feminine", "masculine", "scottish", "child")
-    named = embedded.speak("Hello.", voice="masculine", seed=1)
-    described = embedded.speak("Hello.", voice=Voice(profile="masculine"), seed=1)
+    assert embedded.trained_voices[:6] == ("heart", "bella", "fenrir", "puck", "emma", "george")
+    assert embedded.trained_voices[6:] == ("feminine", "masculine")
+    named = embedded.speak("Hello.", voice="fenrir", seed=1)
+    described = embedded.speak("Hello.", voice=Voice(profile="fenrir"), seed=1)
     assert torch.equal(named.codes, described.codes)
     assert engine.trained_voices == ()
     with pytest.raises(PromptError, match="the folder of voices must be given"):
-        engine.speak(TEXT, voice="masculine")
+        engine.speak(TEXT, voice="fenrir")
 
 
 @pytest.mark.parametrize("voices", ['"anna"', "[1]", '[" "]', "{}"])

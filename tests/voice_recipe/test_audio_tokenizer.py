@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
-from audio_tokenizer_networks import AcousticDecoder, AcousticEncoder
 from recipe import export, pool, speech_quantizer, steps, tokenizer_networks, train_decoder, train_encoder
+from recipe.acoustic_networks import AcousticDecoder, AcousticEncoder
 
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from tests.voice_recipe.helpers import run_step

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import quantizer
 import torch
-from recipe import codes, frames, pool, speech_quantizer
+from recipe import codes, frames, pool, spectral_quantizer, speech_quantizer
 
 from tests.voice_recipe.helpers import run_step, voiced
 
@@ -59,7 +58,7 @@ def test_codes_hold_pitch_and_phase(spectral_noise, tmp_path):
     lowest, highest = speech_quantizer.LOWEST_F0, speech_quantizer.HIGHEST_F0
     pitch = lowest * (highest / lowest) ** ((height + 3) / 6)
     torch.testing.assert_close(pitch, f0[1:], rtol=0.006, atol=0)
-    start = speech_quantizer.SPECTRAL + quantizer.DIMENSION
+    start = speech_quantizer.SPECTRAL + spectral_quantizer.DIMENSION
     turn = torch.atan2(found[1:, start + 1], found[1:, start]) / (2 * torch.pi)
     off = turn - phase[1:]
     assert (off - off.round()).abs().max() <= 0.5 / speech_quantizer.PHASES + 1e-4

@@ -6,8 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from prompts import padded_length
-from quantizer import CODEBOOKS, CODES
 from recipe import (
     export,
     initial_weights,
@@ -19,6 +17,7 @@ from recipe import (
     train_guesser,
     train_language_model,
 )
+from recipe.spectral_quantizer import CODEBOOKS, CODES
 
 from higgs_native.english.guess import Guesser, encode_letters
 from higgs_native.prompt.chat import build_prompt, speech_messages
@@ -83,14 +82,17 @@ def test_sequences_are_the_prompts_that_the_engine_builds(rendered):
         frames = [length - texts for length, texts in zip(made.rows.lengths, made.rows.text_lengths, strict=True)]
         return made.spoken.split(frames)[row]
 
-    for kind in ("single", "dialogue"):
+    for kind in ("single", "joined", "dialogue"):
         rows = maker.make(list(range(12)), augmented=False, kind=kind).rows
         assert len(rows.kept_audio) == len(rows.codes)
         assert len(rows.kept_text) == 0
         for row in range(12):
             ids, audio_rows = parts_of(rows, row)
             voice, text = names[corpus.voices[row]], corpus.phonemes[row]
-            candidates = [[Voice(profile=voice)], []]
+            described = {"heart": ["feminine"], "fenrir": ["masculine"]}.get(voice, [])
+            candidates = [*([Voice(profile=name)] for name in (voice, *described)), []]
+            if kind == "joined":
+                text = f"{text} {text}"
             if kind == "dialogue":
                 text = f"[SPEAKER0] {text}\n[SPEAKER1] {text}"
                 candidates = [[], *([Voice(profile=voice), Voice(profile=other)] for other in names)]
@@ -99,8 +101,9 @@ def test_sequences_are_the_prompts_that_the_engine_builds(rendered):
                 for voices in candidates
             ]
             assert ids in [prompt.input_ids[0].tolist() for prompt in built]
-            assert (audio_rows - 8 > corpus.frames[row]) == (kind == "dialogue")
-    spoken = {kind: maker.make([1, 2], augmented=True, kind=kind) for kind in ("single", "dialogue")}
+            assert (audio_rows - 8 > corpus.frames[row]) == (kind != "single")
+    kinds = ("single", "joined", "dialogue")
+    spoken = {kind: maker.make([1, 2], augmented=True, kind=kind) for kind in kinds}
     for row, index in enumerate((1, 2)):
         said = tokens_of(spoken["single"], row)
         frames = corpus.frames[index]
@@ -112,9 +115,10 @@ def test_sequences_are_the_prompts_that_the_engine_builds(rendered):
             assert corpus.phonemes[index][index_of_phoneme] in tokenizer.decode([said[frame]])
         assert (said[: known[0][0]] == IGNORED).all()
         assert (said[frames:] == IGNORED).all()
-        both = tokens_of(spoken["dialogue"], row)
-        assert torch.equal(both[:frames], said[:frames])
-        assert (both[frames + 4 :] != IGNORED).any()
+        for kind in ("joined", "dialogue"):
+            both = tokens_of(spoken[kind], row)
+            assert torch.equal(both[:frames], said[:frames])
+            assert (both[frames + 4 :] != IGNORED).any()
     rows = maker.make([1, 2], augmented=False, kind="reference").rows
     ids, audio_rows = parts_of(rows, 0)
     shown = Voice(reference_audio=(np.zeros(1), 1), reference_text=corpus.phonemes[0])
@@ -152,7 +156,7 @@ def test_batches_of_a_length_are_alike(rendered):
         found = maker.batches(rows=400, longest=100)
         seen.update(index for indices, _ in found for index in indices)
         for indices, kind in found:
-            (length,) = {padded_length(corpus.frames[index] + 8) for index in indices}
+            (length,) = {sequences.padded_length(corpus.frames[index] + 8) for index in indices}
             assert len(indices) == max(1, 400 // (length + (0 if kind == "single" else 128)))
     assert seen == set(range(12))
     assert not maker.batches(rows=400, longest=10)

@@ -7,8 +7,8 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from audio_tokenizer_networks import AcousticEncoder, Snake
 from recipe import matrix_networks, snake, teacher, teacher_decoder, tokenizer_networks
+from recipe.acoustic_networks import AcousticEncoder, Snake
 from torch.nn import functional as F
 
 

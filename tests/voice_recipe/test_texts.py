@@ -100,12 +100,14 @@ def test_every_template_can_be_filled(materials):
 
 
 def test_materials_are_checked(tmp_path, monkeypatch):
-    monkeypatch.setattr(materials_step, "CHECKSUMS", {"a/b": hashlib.sha256(b"right").hexdigest()})
-    with pytest.raises(SystemExit, match="a/b must be in"):
+    monkeypatch.setattr(materials_step, "CHECKSUMS", {"judges/b": hashlib.sha256(b"right").hexdigest()})
+    with pytest.raises(SystemExit, match="judges/b must be in"):
         materials_step.check(tmp_path)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "b").write_bytes(b"wrong")
-    with pytest.raises(SystemExit, match="a/b must have SHA-256"):
+    (tmp_path / "judges").mkdir()
+    (tmp_path / "judges" / "b").write_bytes(b"wrong")
+    with pytest.raises(SystemExit, match="judges/b must have SHA-256"):
         materials_step.check(tmp_path)
-    (tmp_path / "a" / "b").write_bytes(b"right")
-    assert materials_step.check(tmp_path)["a/b"]["bytes"] == 5
+    (tmp_path / "judges" / "b").write_bytes(b"right")
+    assert materials_step.check(tmp_path)["judges/b"]["bytes"] == 5
+    (tmp_path / "judges" / "b").write_bytes(b"wrong")
+    assert materials_step.check(tmp_path, ["teacher"])  # others are not looked at

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from spectra import frame_spectra
 
 from recipe.folder import add_folder_option, only_one, use_packages, write_json
 from recipe.frames import Frames, cut, spoken_at
 from recipe.shards import finished_shards, read_audio, read_features, read_utterances, shard_path
+from recipe.spectra import frame_spectra
 from recipe.speech_quantizer import Quantizer, fit
 
 

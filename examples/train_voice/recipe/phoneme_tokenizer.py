@@ -1,4 +1,4 @@
-"""The text tokenizer of the new voice: a phoneme is a token, and so is a stress mark with its vowel.
+"""The text tokenizer: a phoneme is a token, and so is a stress mark with its vowel.
 
 What is no phoneme (a scene in words) falls to bytes.
 """
@@ -19,6 +19,9 @@ VOICES = {
     "george": "bm_george",
 }
 """What a voice is called in a scene, and what the teacher calls it. The first one is the default voice."""
+
+DESCRIBED = {"heart": "feminine", "fenrir": "masculine"}
+"""How voices are called beside their names: by texts whose several speakers nobody describes, and by servers."""
 
 SPECIAL_TOKENS = (
     "<|begin_of_text|>",
@@ -51,8 +54,7 @@ _PHRASES = (
     "system",
     "user",
     "assistant",
-    "feminine",
-    "masculine",
+    *DESCRIBED.values(),
     "\n\n",
 )
 

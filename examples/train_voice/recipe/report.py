@@ -1,10 +1,9 @@
-"""Judge the teacher, the audio tokenizer and the voice on held-out utterances.
+"""Judge the teacher, and its speech through the decoder as far as it was trained, on held-out utterances.
 
-    python -m recipe.report                      # the teacher, and its speech through the decoder that was trained
-    python -m recipe.report --voice FOLDER       # what recipe.export wrote speaks the same texts
+    python -m recipe.report
 
-One utterance a window. Prints, and writes to report.json, the word error rate, DNSMOS, the spread of F0, and for a
-voice the share that stops by itself and the share whose duration is within 15 % of the teacher's.
+One utterance a window. Prints, and writes to report.json, the word error rate, DNSMOS and the spread of F0. What a
+checkpoint speaks is judged by `python -m benchmarks.voice_report`.
 """
 
 import argparse
@@ -13,22 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from quantizer import CODEBOOKS
 
-from higgs_native.pipeline import HiggsAudio
 from recipe.codes import codes_folder, read_codes, read_frames
 from recipe.folder import add_folder_option, use_packages, write_json
 from recipe.judge import Quality, Recognizer, pitch_spread
-from recipe.phoneme_tokenizer import VOICES
 from recipe.shards import read_utterances, shard_path
+from recipe.spectral_quantizer import CODEBOOKS
 from recipe.speech_quantizer import Quantizer
 from recipe.steps import weights_of
 from recipe.tokenizer_networks import TaughtDecoder, tokenizer_config
 from recipe.train_decoder import training_name
-
-
-TOLERANCE = 0.15
-"""Of the duration."""
 
 
 def held_out(folder: Path, count: int, pitch: bool) -> list[tuple[dict[str, object], np.ndarray, np.ndarray]]:
@@ -78,23 +71,9 @@ def judge(audio: list[np.ndarray], texts: list[str], recognizer: Recognizer, qua
     }
 
 
-def speak(voice: Path, utterances: list[dict[str, object]]) -> tuple[list[np.ndarray], list[bool]]:
-    """What a checkpoint speaks, and whether it stopped by itself."""
-    engine = HiggsAudio.from_pretrained(voice)
-    names = {teacher: name for name, teacher in VOICES.items()}
-    audio, stopped = [], []
-    for utterance in utterances:
-        name = names[str(utterance["voice"])]
-        speech = engine.speak(str(utterance["normalized"]), voice=name, seed=int(utterance["id"]))
-        audio.append(speech.audio)
-        stopped.append(speech.finish_reason == "stop")
-    return audio, stopped
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_folder_option(parser)
-    parser.add_argument("--voice", type=Path, help="a checkpoint that recipe.export wrote")
     parser.add_argument("--plain", action="store_true", help="the decoder of codes without pitch")
     parser.add_argument("--count", type=int, default=100)
     options = parser.parse_args()
@@ -103,19 +82,10 @@ def main() -> None:
     recognizer, quality = Recognizer(folder / "materials"), Quality(folder / "materials")
     utterances, audio, codes = zip(*held_out(folder, options.count, not options.plain), strict=True)
     texts = [str(utterance["normalized"]) for utterance in utterances]
-    made = {"teacher": list(audio)}
+    made = {"teacher": list(audio), "resynthesis": resynthesize(folder, list(codes), not options.plain)}
     results = {}
-    if options.voice:
-        made["voice"], stopped = speak(options.voice, list(utterances))
-        lengths = [len(a) / len(b) for a, b in zip(made["voice"], audio, strict=True)]
-        results["voice"] = {
-            "stopped": float(np.mean(stopped)),
-            "duration": float(np.mean([abs(length - 1) <= TOLERANCE for length in lengths])),
-        }
-    else:
-        made["resynthesis"] = resynthesize(folder, list(codes), not options.plain)
     for name, parts in made.items():
-        results[name] = judge(parts, texts, recognizer, quality) | results.get(name, {})
+        results[name] = judge(parts, texts, recognizer, quality)
         print(name, "  ".join(f"{key} {value:.4g}" for key, value in results[name].items()), flush=True)
     write_json(folder / "report.json", results)
 

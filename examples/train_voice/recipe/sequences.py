@@ -1,4 +1,4 @@
-"""Training sequences of the new voice: prompts as the engine builds them, of phonemes, and the codes that follow."""
+"""Training sequences: prompts as the engine builds them, of phonemes, and the codes that follow."""
 
 import random
 from dataclasses import dataclass
@@ -6,26 +6,34 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from prompts import BatchMaker, delayed, padded_length, prompt_ids
-from quantizer import CODEBOOKS
+from tokenizers import Tokenizer
 
+from higgs_native.prompt.chat import build_prompt, speech_messages
 from higgs_native.prompt.voices import Voice
 from higgs_native.training.data.rows import IGNORED, PackedRows, Sample
 from higgs_native.training.data.samples import frame_targets
 from recipe.codes import codes_folder, read_codes, read_spoken
-from recipe.phoneme_tokenizer import VOICES, build_tokenizer
+from recipe.phoneme_tokenizer import DESCRIBED, VOICES, build_tokenizer
 from recipe.screen import rejected
 from recipe.shards import read_utterances, shard_path
+from recipe.spectral_quantizer import CODEBOOKS, CODES
 
 
 _NAMES = list(VOICES)
-_UNNAMED = {0: "feminine", _NAMES.index("fenrir"): "masculine"}
-"""Voices of texts whose several speakers nobody describes."""
+_DESCRIBED = {_NAMES.index(name): description for name, description in DESCRIBED.items()}
 
-_DEFAULT_VOICE_SHARE = 0.5
-_REFERENCE_SHARE, _DIALOGUE_SHARE = 0.15, 0.08
+_BOS, _EOS = CODES, CODES + 1
+_LAYOUT = "transformers"
+
+_DEFAULT_VOICE_SHARE, _DESCRIBED_SHARE = 0.5, 0.15
+_KINDS = {"single": 0.67, "joined": 0.1, "reference": 0.15, "dialogue": 0.08}
+"""Of the batches."""
+# Codes are mostly noisy: a model that often hears an utterance as it is knows it by heart.
+_NOISY_SHARE, _MOST_NOISE = 0.9, 0.35
+_HIDDEN_SHARE, _HIDDEN_SPAN = 0.5, 6
+_PADDED = 16
 _TURN_GAP = 4
-"""Frames of silence that are put between two speakers, beside what their utterances end and begin with."""
+"""Frames of silence that are put between two utterances, beside what they end and begin with."""
 _PLACEHOLDER = "ˈA"
 _DELAYED = CODEBOOKS
 """Rows that an utterance has beyond its frames."""
@@ -91,18 +99,11 @@ class SpokenRows:
     spoken: torch.Tensor
 
 
-class SequenceMaker(BatchMaker):
-    """Makes batches of a corpus: of single utterances, of references and what follows, and of two speakers.
-
-    Codes are noisy nearly always: a model that often hears an utterance as it is knows it by heart.
-    """
-
-    noisy_share = 0.9
-    most_noise = 0.4
+class SequenceMaker:
+    """Makes batches of a corpus: of single utterances, two of a voice, references and what follows, two speakers."""
 
     def __init__(self, corpus: Corpus, seed: int) -> None:
         self.utterances = corpus
-        self.corrupted_share = 0.5
         self.random, self.numpy = random.Random(seed), np.random.default_rng(seed)
         self.tokenizer = build_tokenizer()
         self.text_ids = [encoding.ids for encoding in self.tokenizer.encode_batch(corpus.phonemes)]
@@ -111,6 +112,7 @@ class SequenceMaker(BatchMaker):
         self._by_voice = [np.flatnonzero(corpus.voices == voice) for voice in range(len(VOICES))]
         self._short = [which[(corpus.frames[which] >= 30) & (corpus.frames[which] <= 120)] for which in self._by_voice]
         self._turn = self._turn_ids()
+        self._space = self.tokenizer.encode(" ").ids
         # Silence, as utterances begin with it.
         self._gap = np.repeat(corpus.codes[:, corpus.starts[:1]], _TURN_GAP, 1)
 
@@ -122,7 +124,8 @@ class SequenceMaker(BatchMaker):
         Args:
             indices: of the utterances.
             augmented: corrupt the audio that goes in (not what should come out).
-            kind: `single`; `reference`, after a recording of the voice; `dialogue`, an utterance of another follows.
+            kind: `single`; `joined`, another utterance of the voice follows; `reference`, after a recording of the
+                voice; `dialogue`, an utterance of another voice follows.
             texts: take the texts of these utterances instead.
         """
         corpus = self.utterances
@@ -137,11 +140,14 @@ class SequenceMaker(BatchMaker):
                 before = [*frame[0], *self.text_ids[shown], *self._turn[0]]
                 prompts.append([before, recording, [*self._turn[1], *ids, *frame[1]]])
                 continue
-            if kind == "single":
-                named = () if voice == 0 and self.random.random() < _DEFAULT_VOICE_SHARE else (_NAMES[voice],)
-                frame, text = self._frame_of(*named), ids
-            else:
+            if kind == "dialogue":
                 frame, text, other = self._dialogue(voice, ids)
+            else:
+                frame, text, other = self._frame_of(*self._named(voice)), ids, None
+            if kind == "joined":
+                other = self._other(voice)
+                text = [*ids, *self._space, *self.text_ids[other]]
+            if other is not None:
                 audio[row] = np.concatenate([audio[row], self._gap, corpus.codes_of(other)], 1)
                 silence = np.full(_TURN_GAP, IGNORED)
                 spoken[row] = np.concatenate([spoken[row], silence, self._spoken(other)])
@@ -159,11 +165,18 @@ class SequenceMaker(BatchMaker):
         phonemes = corpus.spoken[corpus.starts[index] : corpus.starts[index + 1]]
         return np.where(phonemes < 0, IGNORED, tokens[phonemes.clip(0, len(tokens) - 1)])
 
+    def _named(self, voice: int) -> tuple[str, ...]:
+        """What a scene calls a voice that speaks alone: its name, or how it is described, or nothing."""
+        if voice == 0 and self.random.random() < _DEFAULT_VOICE_SHARE:
+            return ()
+        described = voice in _DESCRIBED and self.random.random() < _DESCRIBED_SHARE
+        return (_DESCRIBED[voice] if described else _NAMES[voice],)
+
     def _dialogue(self, voice: int, text: list[int]) -> tuple[tuple[list[int], list[int]], list[int], int]:
         """The prompt's frame and text of an utterance and that of another speaker behind it, and which one that is."""
         other = self.random.choice([v for v in range(len(VOICES)) if v != voice and len(self._by_voice[v])])
         index = self._other(other)
-        unnamed = (_UNNAMED.get(voice), _UNNAMED.get(other)) == ("feminine", "masculine")
+        unnamed = (_DESCRIBED.get(voice), _DESCRIBED.get(other)) == ("feminine", "masculine")
         names = () if unnamed and self.random.random() < 0.5 else (_NAMES[voice], _NAMES[other])
         first, second = (self.tokenizer.encode(piece).ids for piece in ("[SPEAKER0] ", "\n[SPEAKER1] "))
         return self._frame_of(*names, dialogue=True), [*first, *text, *second, *self.text_ids[index]], index
@@ -171,12 +184,43 @@ class SequenceMaker(BatchMaker):
     def _other(self, voice: int) -> int:
         return int(self.random.choice(self._short[voice] if len(self._short[voice]) else self._by_voice[voice]))
 
+    def _reference(self, index: int) -> np.ndarray:
+        """Codes as the trained encoder would give them: the finer the level, the more of them differ."""
+        codes = self.utterances.codes_of(index).astype(np.int64)
+        wrong = self.numpy.random(codes.shape) < np.linspace(0.1, 0.7, CODEBOOKS)[:, None]
+        return np.where(wrong, self.numpy.integers(0, CODES, codes.shape), codes)
+
+    def _corrupt(self, audio: list[np.ndarray]) -> list[np.ndarray]:
+        """Hide spans of frames, swap in others, and change single codes: so that the text must be read."""
+        heard = []
+        for index, codes in enumerate(audio):
+            frames = codes.shape[1]
+            if self.random.random() < _HIDDEN_SHARE:
+                codes = codes.copy()
+                share = self.random.uniform(0.1, 1.0)
+                spans = max(1, round(share * frames / _HIDDEN_SPAN))
+                other = audio[(index + 1) % len(audio)]
+                for _ in range(spans):
+                    length = min(frames, 1 + int(self.random.expovariate(1 / _HIDDEN_SPAN)))
+                    start = self.random.randrange(frames - length + 1)
+                    if self.random.random() < 0.75 or other.shape[1] < length:
+                        codes[:, start : start + length] = _BOS
+                    else:
+                        source = self.random.randrange(other.shape[1] - length + 1)
+                        codes[:, start : start + length] = other[:, source : source + length]
+            if self.random.random() < _NOISY_SHARE:
+                share = self.random.uniform(0.02, _MOST_NOISE)
+                wrong = self.numpy.random(codes.shape) < share
+                codes = np.where(wrong, self.numpy.integers(0, CODES, codes.shape), codes)
+            heard.append(codes)
+        return heard
+
     def _frame_of(self, *names: str, dialogue: bool = False) -> tuple[list[int], list[int]]:
         """The tokens before and after the text of a prompt with voices of these names."""
         key = (*names, "dialogue" if dialogue else None)
         if key not in self._cached:
             text = f"[SPEAKER0] {_PLACEHOLDER}\n[SPEAKER1] {_PLACEHOLDER}" if dialogue else _PLACEHOLDER
-            ids = prompt_ids(text, [Voice(profile=name) for name in names], None, self.tokenizer)
+            ids = _prompt_ids(text, [Voice(profile=name) for name in names], self.tokenizer)
             inner = self.tokenizer.encode(text).ids
             index = next(i for i in range(len(ids)) if ids[i : i + len(inner)] == inner)
             self._cached[key] = ids[:index], ids[index + len(inner) :]
@@ -186,7 +230,7 @@ class SequenceMaker(BatchMaker):
         """The tokens between a recording's words and the recording, and between that and the text."""
         (shown,) = self.tokenizer.encode(_PLACEHOLDER).ids
         voice = Voice(reference_audio=(np.zeros(1), 1), reference_text=_PLACEHOLDER)
-        ids = prompt_ids(_PLACEHOLDER, [voice], None, self.tokenizer)
+        ids = _prompt_ids(_PLACEHOLDER, [voice], self.tokenizer)
         first = ids.index(shown)
         audio = ids.index(self.tokenizer.token_to_id("<|AUDIO_OUT|>"))
         return ids[first + 1 : audio], ids[audio + 1 : ids.index(shown, first + 1)]
@@ -207,10 +251,7 @@ class SequenceMaker(BatchMaker):
             alike = pool[lengths == length]
             first = 0
             while first < len(alike):
-                kind = self.random.choices(
-                    ("reference", "dialogue", "single"),
-                    (_REFERENCE_SHARE, _DIALOGUE_SHARE, 1 - _REFERENCE_SHARE - _DIALOGUE_SHARE),
-                )[0]
+                (kind,) = self.random.choices(list(_KINDS), list(_KINDS.values()))
                 count = max(1, rows // int(length + (0 if kind == "single" else _SHOWN)))
                 taken = alike[first : first + count]
                 # All batches of a length are as large: the last one repeats some.
@@ -219,6 +260,27 @@ class SequenceMaker(BatchMaker):
                 first += count
         self.random.shuffle(found)
         return found
+
+
+def _prompt_ids(text: str, voices: list[Voice], tokenizer: Tokenizer) -> list[int]:
+    """The tokens that `HiggsAudio.speak` sends, a placeholder for each recording."""
+    messages = speech_messages(text, voices, None, _LAYOUT)
+    return build_prompt(messages, tokenizer, _LAYOUT, force_audio_gen=True).input_ids[0].tolist()
+
+
+def delayed(codes: np.ndarray) -> np.ndarray:
+    """Codes between BOS and EOS, codebook k shifted right by k: [codebooks, T] -> [codebooks, T + codebooks + 1]."""
+    frames = codes.shape[1]
+    out = np.full((CODEBOOKS, frames + CODEBOOKS + 1), _EOS)
+    for book in range(CODEBOOKS):
+        out[book, : book + 1] = _BOS
+        out[book, book + 1 : book + 1 + frames] = codes[book]
+    return out
+
+
+def padded_length(length: int | np.ndarray) -> int | np.ndarray:
+    """What rows of this length are padded to: one of few lengths, since a CPU makes kernels for each new shape."""
+    return -(-length // _PADDED) * _PADDED
 
 
 def _sample(parts: list[list[int] | np.ndarray], codes: np.ndarray) -> Sample:

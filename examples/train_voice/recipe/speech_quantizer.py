@@ -1,7 +1,7 @@
-"""The residual quantizer of the new voice: fitted before anything is trained, with or without pitch in its codes.
+"""The residual quantizer of speech: fitted before anything is trained, with or without pitch in its codes.
 
-Plain, it is the quantizer of the voice before: each level takes the nearest of 256 centres among the 16 strongest
-directions of what the levels before left over of the spectrum.
+Plain, each level takes the nearest of 256 centres among the 16 strongest directions of what the levels before left
+over of the spectrum.
 
 With pitch, level 1 says F0 and level 2 the phase of the fundamental; the other six share the spectrum. So
 a decoder knows where each period of a voice begins, which 25 frames a second can't tell otherwise. A level's 16
@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from quantizer import CODEBOOKS, CODES, DIMENSION, LATENT, nearest
-from quantizer import fit as fit_spectra
 from safetensors.torch import load_file, save_file
+
+from recipe.spectral_quantizer import CODEBOOKS, CODES, DIMENSION, LATENT, nearest
+from recipe.spectral_quantizer import fit as fit_spectra
 
 
 SPECTRAL = LATENT

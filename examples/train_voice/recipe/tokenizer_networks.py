@@ -1,17 +1,17 @@
-"""The audio tokenizer of the new voice: its shapes, and a decoder whose inner layers are taught the phase."""
+"""The audio tokenizer: its shapes, and a decoder whose inner layers are taught the phase."""
 
 import math
 from pathlib import Path
 
 import torch
-from audio_tokenizer_networks import AcousticDecoder
-from quantizer import CODEBOOKS, CODES, DIMENSION
 from safetensors.torch import load_file
 from torch import nn
 
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig, HubertConfig
 from recipe import matrix_networks
+from recipe.acoustic_networks import AcousticDecoder
 from recipe.frames import HOP_LENGTH, PHASE_HOP
+from recipe.spectral_quantizer import CODEBOOKS, CODES, DIMENSION
 
 
 DECODER_CHANNELS = 384

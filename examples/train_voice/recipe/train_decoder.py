@@ -12,9 +12,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from quantizer import CODEBOOKS
 from torch import nn
-from train_audio_tokenizer import SpectralLoss
 
 from recipe.codes import codes_folder
 from recipe.discriminator import Discriminator, discriminator_loss, generator_losses
@@ -22,6 +20,8 @@ from recipe.folder import add_folder_option, only_one, use_packages
 from recipe.matrix_optimizer import muon
 from recipe.pool import Pool
 from recipe.snake import multiplies_bfloat16
+from recipe.spectral_loss import SpectralLoss
+from recipe.spectral_quantizer import CODEBOOKS
 from recipe.speech_quantizer import Quantizer
 from recipe.steps import Steps, choose_device, weights_of
 from recipe.tokenizer_networks import DECODER_CHANNELS, TaughtDecoder, begin_from, tokenizer_config

@@ -10,16 +10,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from audio_tokenizer_networks import AcousticEncoder
-from spectra import frame_spectra
 from torch.nn import functional as F
 
+from recipe.acoustic_networks import AcousticEncoder
 from recipe.codes import codes_folder
 from recipe.folder import add_folder_option, only_one, use_packages
 from recipe.frames import HOP_LENGTH, PHASE_HOP, SAMPLING_RATE
 from recipe.matrix_networks import encode
 from recipe.pool import Clips, Pool
 from recipe.snake import multiplies_bfloat16
+from recipe.spectra import frame_spectra
 from recipe.speech_quantizer import Quantizer
 from recipe.steps import Steps, choose_device
 from recipe.tokenizer_networks import begin_from, tokenizer_config

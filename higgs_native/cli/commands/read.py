@@ -65,7 +65,7 @@ def read(
     ] = None,
     chunk_seconds: Annotated[
         float | None,
-        typer.Option(help="Maximum length of a chunk in seconds, 2 to 30.", show_default="20; embedded voice: 4.5"),
+        typer.Option(help="Maximum length of a chunk in seconds, 2 to 30.", show_default="20; embedded voice: 10"),
     ] = None,
     context_chunks: Annotated[
         int | None,

@@ -197,7 +197,7 @@ class Speaker:
         return words
 
     def _is_long(self, text: str) -> bool:
-        if self._engine.is_embedded_voice:  # of several sentences, it often speaks only the first
+        if self._engine.is_embedded_voice:  # it was trained on one sentence or two at a time
             return len(chunk_text(text, EMBEDDED_VOICE_CHUNK_SECONDS, join_sentences=False)) > 1
         return spoken_seconds(text) > CHUNK_SECONDS
 

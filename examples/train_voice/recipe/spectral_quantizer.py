@@ -1,15 +1,13 @@
-"""The residual quantizer, fitted to log-mel spectra by k-means before anything is trained.
+"""A residual quantizer, fitted to log-mel spectra by k-means before anything is trained.
 
 So the codes are final from the start: the language model, the encoder and the decoder train side by side, and no code
 is ever unused. A level projects the residual on its 16 strongest directions (project_in), takes the nearest of 256
 centres, and projects it back (project_out, the transpose), as the audio tokenizer's own quantizer does.
 """
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from safetensors.torch import load_file, save_file
 
 
 CODEBOOKS, CODES, DIMENSION = 8, 256, 16
@@ -18,8 +16,8 @@ LATENT = 64
 
 
 @dataclass
-class Quantizer:
-    """A fitted quantizer.
+class SpectralQuantizer:
+    """Fitted levels.
 
     Attributes:
         mean: [bands], and
@@ -33,43 +31,13 @@ class Quantizer:
     directions: torch.Tensor
     centres: torch.Tensor
 
-    @classmethod
-    def load(cls, path: Path) -> "Quantizer":
-        """Read what `save` wrote."""
-        return cls(**load_file(path))
-
-    def save(self, path: Path) -> None:
-        """Write a safetensors file."""
-        save_file({name: tensor.contiguous() for name, tensor in asdict(self).items()}, path)
-
-    def latents(self, spectra: torch.Tensor) -> torch.Tensor:
-        """[..., bands] -> [..., LATENT]."""
-        return (spectra - self.mean) @ self.basis.T
-
-    def encode(self, latents: torch.Tensor) -> torch.Tensor:
-        """[frames, LATENT] -> codes [CODEBOOKS, frames], int64."""
-        residual, codes = latents, []
-        for directions, centres in zip(self.directions, self.centres, strict=True):
-            chosen = nearest(residual @ directions.T, centres)
-            residual = residual - centres[chosen] @ directions
-            codes.append(chosen)
-        return torch.stack(codes)
-
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes [CODEBOOKS, ...] -> latents [..., LATENT]."""
-        return sum(table[level] for table, level in zip(self.table(), codes, strict=True))
-
-    def table(self) -> torch.Tensor:
-        """What each code adds to the latent: [CODEBOOKS, CODES, LATENT]."""
-        return self.centres @ self.directions
-
 
 def nearest(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
     """Index of the centre nearest to each point: [n, d], [k, d] -> [n], int64."""
     return (points @ centres.T - centres.square().sum(1) / 2).argmax(1)
 
 
-def fit(spectra: torch.Tensor, rounds: int = 25, seed: int = 0, levels: int = CODEBOOKS) -> Quantizer:
+def fit(spectra: torch.Tensor, rounds: int = 25, seed: int = 0, levels: int = CODEBOOKS) -> SpectralQuantizer:
     """Fit a quantizer to `spectra` [frames, bands]; prints the share of the variance that is left after each level."""
     generator = torch.Generator().manual_seed(seed)
     mean = spectra.mean(0)
@@ -86,7 +54,7 @@ def fit(spectra: torch.Tensor, rounds: int = 25, seed: int = 0, levels: int = CO
         residual = residual - centres[nearest(points, centres)] @ directions
         parts.append((directions, centres))
         print(f"level {level}: {residual.square().mean() / total:.4f} of the variance left", flush=True)
-    return Quantizer(mean, basis, *map(torch.stack, zip(*parts, strict=True)))
+    return SpectralQuantizer(mean, basis, *map(torch.stack, zip(*parts, strict=True)))
 
 
 def _strongest(points: torch.Tensor, count: int) -> torch.Tensor:
