@@ -1,12 +1,13 @@
 """Frames, codes and clips of rendered speech."""
 
+import itertools
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from recipe import codes, frames, pool, spectral_quantizer, speech_quantizer
+from recipe import codes, frames, pool, spectra, spectral_quantizer, speech_quantizer
 
 from tests.voice_recipe.helpers import run_step, voiced
 
@@ -124,3 +125,21 @@ def test_shards_that_come_later_are_drawn_from_first(rendered, tmp_path):
     (path / "00001.npz").rename(path / "codes" / "00001.npz")
     one.exchange()
     assert not torch.equal(one._shards[0]["audio"], first)
+
+
+def test_the_levels_of_a_spectrum_refine(spectral_noise):
+    fitted = spectral_quantizer.fit(spectral_noise, rounds=5)
+    latents = residual = (spectral_noise - fitted.mean) @ fitted.basis.T
+    left = [latents.square().mean()]
+    for directions, centres in zip(fitted.directions, fitted.centres, strict=True):
+        residual = residual - centres[spectral_quantizer.nearest(residual @ directions.T, centres)] @ directions
+        left.append(residual.square().mean())
+    assert all(after < before for before, after in itertools.pairwise(left))
+
+
+def test_spectra_are_of_their_own_frame():
+    tone = torch.sin(2 * torch.pi * 440 / 24000 * torch.arange(960))
+    found = spectra.frame_spectra(torch.cat([torch.zeros(1920), tone, torch.zeros(1920)]))
+    assert found.shape == (5, spectra.SUBFRAMES * spectra.BANDS)
+    assert found.mean(1).argmax() == 2
+    assert float(found[0].abs().max()) == float(found[4].abs().max()) == 0
