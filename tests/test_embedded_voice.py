@@ -64,6 +64,15 @@ def test_it_speaks_in_the_voice_that_is_named(speeches):
     assert sum(abs(octave) < 0.25 for octave in octaves) >= 18
 
 
+def test_two_speakers_take_turns(engine):
+    text = "[SPEAKER0] Good morning, my friend. [SPEAKER1] I am fine, thank you."
+    speech = engine.speak(text, voice="heart,fenrir", seed=0)
+    assert speech.finish_reason == "stop"
+    assert speech.duration > 1.5  # of the first turn alone it is half
+    half = len(speech.audio) // 2
+    assert np.log2(pitch(speech.audio[:half]) / pitch(speech.audio[half:])) > 0.25
+
+
 @pytest.mark.filterwarnings("ignore:.*it is short:higgs_native.VoiceWarning")
 def test_it_clones_a_recording(engine, speeches):
     for reference in (1, 16):

@@ -62,7 +62,7 @@ class PhonemeReader:
             raise CheckpointError(f"{folder} must hold a readable dictionary, got: {one_line(str(error))}") from None
 
     def spell(self, text: str, voices: Sequence[Voice] = ()) -> str:
-        """Return the phonemes of a text; tags of speakers stay.
+        """Return the phonemes of a text, a line for each turn; tags of speakers stay.
 
         Args:
             text: English. Words that can't be read (see `unreadable`) are left out.
@@ -72,7 +72,7 @@ class PhonemeReader:
             PromptError: no word can be read.
         """
         parts = self._parts(text, voices)
-        spelled = " ".join(part for tag, phonemes, _ in parts for part in (tag, phonemes) if part)
+        spelled = "\n".join(f"{tag} {phonemes}".strip() for tag, phonemes, _ in parts)
         if not any(phonemes for _, phonemes, _ in parts):
             raise PromptError(f"text must hold words that the voice can read, got {short_repr(text)}")
         return spelled

@@ -46,9 +46,9 @@ def conversations(engine, monkeypatch):
 def test_each_speaker_has_the_accent_of_the_voice(engine):
     heart, emma = Voice(profile="heart"), Voice(profile="emma")
     text = "[SPEAKER0] The cat. [SPEAKER1] A bath, 5!"
-    assert engine.phonemes.spell(text, [heart, emma]) == "[SPEAKER0] ðə kˈæt. [SPEAKER1] ɐ bˈɑːθ, fˈIv!"
-    assert engine.phonemes.spell(text, [emma, heart]) == "[SPEAKER0] ðə kˈat. [SPEAKER1] ɐ bˈæθ, fˈIv!"
-    assert engine.phonemes.spell(text) == "[SPEAKER0] ðə kˈæt. [SPEAKER1] ɐ bˈæθ, fˈIv!"
+    assert engine.phonemes.spell(text, [heart, emma]) == "[SPEAKER0] ðə kˈæt.\n[SPEAKER1] ɐ bˈɑːθ, fˈIv!"
+    assert engine.phonemes.spell(text, [emma, heart]) == "[SPEAKER0] ðə kˈat.\n[SPEAKER1] ɐ bˈæθ, fˈIv!"
+    assert engine.phonemes.spell(text) == "[SPEAKER0] ðə kˈæt.\n[SPEAKER1] ɐ bˈæθ, fˈIv!"
     assert engine.phonemes.spell("The bath.", [emma]) == "ðə bˈɑːθ."
 
 
