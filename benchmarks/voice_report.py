@@ -9,6 +9,7 @@ voice is the one that was named or recorded; and how long all of it takes.
 """
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -36,6 +37,20 @@ from recipe.report import held_out, judge
 
 TOLERANCE = 0.15
 """Of the duration."""
+EVERYDAY = (
+    "The sun rises in the east.",
+    "The sun rises in the east and sets in the west.",
+    "Hello and welcome, good morning.",
+    "Where is the key? It is on the table.",
+    "I would like a cup of tea, please.",
+    "My name is on the list, and my house is on the hill.",
+    "The meeting starts at 9:30 on Monday, March 3rd.",
+    "It costs $25, which is not much.",
+    "Dr. Smith lives at 42 Baker Street.",
+    "Is this the real life, or is it just fantasy?",
+    "She sells sea shells by the sea shore.",
+    "Thank you for calling, have a nice day!",
+)
 _KNOWN = 150
 """Held-out sentences that tell how a voice sounds."""
 _SHORTEST, _LONGEST = 2.0, 16.0
@@ -82,14 +97,11 @@ class Report:
     def speech(self, format: str | None = None) -> dict[str, float]:
         """Speak the sentences, the voice given by name."""
         engine = HiggsAudio.from_pretrained(self.model, quantization=format)
-        engine.speak("Hello.", seed=0)
-        made, took = [], 0.0
-        for index, (text, voice) in enumerate(zip(self.texts, self.voices, strict=True)):
-            start = time.perf_counter()
-            made.append(engine.speak(text, voice=voice, seed=index, **self.options))
-            took += time.perf_counter() - start
-        found = self._of_speech(made)
-        return found | {"real_time_factor": round(took / sum(speech.duration for speech in made), 4)}
+        made = [
+            engine.speak(text, voice=voice, seed=index, **self.options)
+            for index, (text, voice) in enumerate(zip(self.texts, self.voices, strict=True))
+        ]
+        return self._of_speech(made)
 
     def cloning(self) -> dict[str, float]:
         """Speak the sentences in the voice of a recording of the teacher."""
@@ -111,8 +123,17 @@ class Report:
         """Speak the sentences with quantized weights."""
         return {format: self.speech(format) for format in QUANTIZED_FORMATS}
 
-    def cold_start(self) -> dict[str, float]:
-        """Seconds from the command to a WAV of a sentence: the median of three."""
+    def everyday(self) -> dict[str, float]:
+        """Speak everyday sentences in the default voice."""
+        engine = HiggsAudio.from_pretrained(self.model)
+        heard = [
+            self.recognizer.hear(engine.speak(text, seed=index, **self.options).audio)
+            for index, text in enumerate(EVERYDAY)
+        ]
+        return {"word_error_rate": round(self.recognizer.word_error_rate(list(EVERYDAY), heard), 4)}
+
+    def speed(self) -> dict[str, float]:
+        """Seconds from the command to a WAV of a sentence (the median of three), and per second of speech."""
         program = "import sys; from higgs_native.cli import main; main(sys.argv[1:])"
         took = []
         with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +143,12 @@ class Report:
                 start = time.perf_counter()
                 subprocess.run([*command, "--out", f"{folder}/out.wav"], check=True, capture_output=True)
                 took.append(time.perf_counter() - start)
-        return {"seconds": round(statistics.median(took), 2)}
+        engine = HiggsAudio.from_pretrained(self.model)
+        engine.speak("Hello.", seed=0)
+        start = time.perf_counter()
+        spoken = sum(engine.speak(text, seed=0, **self.options).duration for text in EVERYDAY)
+        factor = (time.perf_counter() - start) / spoken
+        return {"cold_start_seconds": round(statistics.median(took), 2), "real_time_factor": round(factor, 4)}
 
     def size(self) -> dict[str, float]:
         """Megabytes of the checkpoint."""
@@ -157,15 +183,19 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="another checkpoint than the embedded voice")
     parser.add_argument("--sentences", type=int, default=100)
     parser.add_argument("--temperature", type=float, help="default: the checkpoint's")
-    parts = "size", "teacher", "resynthesis", "speech", "cloning", "formats", "cold_start"
+    parts = "size", "teacher", "resynthesis", "speech", "cloning", "formats", "everyday", "speed"
     parser.add_argument("--only", nargs="*", choices=parts)
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--json", type=Path, help="where to write the figures; those of other parts stay")
     args = parser.parse_args()
 
     use_packages(args.folder)
     options = {} if args.temperature is None else {"temperature": args.temperature}
     report = Report(args.folder, args.model, args.sentences, options)
-    figures: dict[str, Any] = {"sentences": len(report.texts), "options": options}
+    figures: dict[str, Any] = {}
+    if args.json and args.json.exists():
+        figures = json.loads(args.json.read_text(encoding="utf-8"))
+        del figures["machine"]
+    figures |= {"sentences": len(report.texts), "options": options}
     for name in parts:
         if not args.only or name in args.only:
             figures[name] = getattr(report, name)()

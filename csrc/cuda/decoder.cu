@@ -24,7 +24,7 @@ struct Operators {
   Tensor split_counters;  // of all layers, which run one after the other
   int64_t num_text_rows;
 
-  // What the launches of the running layer prefetch; begin_layer() sets it.
+  // The weights that launches of the running layer prefetch. begin_layer() sets it.
   AttentionPrefetch of_attention;
   NextWeights of_o, of_down;
 

@@ -27,7 +27,7 @@ _LAYOUT = "transformers"
 
 _DEFAULT_VOICE_SHARE, _DESCRIBED_SHARE = 0.5, 0.15
 _KINDS = {"single": 0.67, "joined": 0.1, "reference": 0.15, "dialogue": 0.08}
-"""Of the batches."""
+"""The share of each kind of batch."""
 # Codes are mostly noisy: a model that often hears an utterance as it is knows it by heart.
 _NOISY_SHARE, _MOST_NOISE = 0.9, 0.35
 _HIDDEN_SHARE, _HIDDEN_SPAN = 0.5, 6
@@ -166,7 +166,7 @@ class SequenceMaker:
         return np.where(phonemes < 0, IGNORED, tokens[phonemes.clip(0, len(tokens) - 1)])
 
     def _named(self, voice: int) -> tuple[str, ...]:
-        """What a scene calls a voice that speaks alone: its name, or how it is described, or nothing."""
+        """The name of a voice that speaks alone, as a scene has it, or its description; empty if it has neither."""
         if voice == 0 and self.random.random() < _DEFAULT_VOICE_SHARE:
             return ()
         described = voice in _DESCRIBED and self.random.random() < _DESCRIBED_SHARE
