@@ -65,7 +65,13 @@ def test_the_first_weights_turn_the_phase_by_the_pitch():
 
 def test_sequences_are_the_prompts_that_the_engine_builds(rendered):
     corpus = sequences.Corpus(rendered, held_out=False)
-    assert len(corpus.phonemes) == 12
+    # Twelve utterances of the two shards, in eight cuts of other codes.
+    assert len(corpus.phonemes) == 96
+    shard = len(corpus.phonemes) // 16
+    first, second = (corpus.codes_of(index) for index in (0, shard))
+    assert corpus.phonemes[0] == corpus.phonemes[shard]
+    assert abs(first.shape[1] - second.shape[1]) <= 1
+    assert not np.array_equal(first[:, :8], second[:, :8])
     assert corpus.codes.shape == (8, corpus.starts[-1])
     maker = sequences.SequenceMaker(corpus, seed=0)
     tokenizer = maker.tokenizer
@@ -158,7 +164,7 @@ def test_batches_of_a_length_are_alike(rendered):
         for indices, kind in found:
             (length,) = {sequences.padded_length(corpus.frames[index] + 8) for index in indices}
             assert len(indices) == max(1, 400 // (length + (0 if kind == "single" else 128)))
-    assert seen == set(range(12))
+    assert seen == set(range(96))
     assert not maker.batches(rows=400, longest=10)
 
 

@@ -8,6 +8,7 @@ run. Shards that are rendered later are encoded by the same command.
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import time
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from recipe.folder import add_folder_option, only_one, use_packages, write_json
-from recipe.frames import Frames, cut, spoken_at
+from recipe.frames import HOP_LENGTH, LEAD, Frames, cut, spoken_at
 from recipe.shards import finished_shards, read_audio, read_features, read_utterances, shard_path
 from recipe.spectra import frame_spectra
 from recipe.speech_quantizer import Quantizer, fit
@@ -26,6 +27,9 @@ from recipe.speech_quantizer import Quantizer, fit
 
 FITTED = Path(__file__).with_name("fitted")
 """The quantizer and the gains, fitted to 12 shards: 1.2 hours."""
+_CUTS = 8
+"""Ways to cut an utterance into frames, 5 ms apart. Its codes are others each time, so that a language model learns
+speech and not codes by heart."""
 LEVEL = 0.08
 """Root mean square that each voice is brought to, where it speaks."""
 
@@ -50,9 +54,9 @@ def measure_gains(folder: Path, numbers: list[int]) -> dict[str, float]:
 
 
 def read_frames(
-    folder: Path, number: int, gains: dict[str, float], chosen: Collection[int] | None = None
+    folder: Path, number: int, gains: dict[str, float], chosen: Collection[int] | None = None, lead: int = LEAD
 ) -> list[Frames]:
-    """The utterances of a shard, or those of the `chosen` indices, cut into frames."""
+    """The utterances of a shard, or those of the `chosen` indices, in frames; `lead` samples of silence come first."""
     path = shard_path(folder, number)
     audio = read_audio(path)
     return [
@@ -61,6 +65,7 @@ def read_frames(
             features["f0"],
             features["phase"],
             gains[str(utterance["voice"])],
+            lead,
         )
         for index, (utterance, features) in enumerate(zip(read_utterances(path), read_features(path), strict=True))
         if chosen is None or index in chosen
@@ -75,6 +80,17 @@ def encode(quantizer: Quantizer, frames: Frames) -> torch.Tensor:
     """uint8 [codebooks, frames]."""
     latents = quantizer.latents(spectra_of(frames), torch.from_numpy(frames.f0), torch.from_numpy(frames.phase))
     return quantizer.encode(latents).byte()
+
+
+def codes_path(out: Path, number: int, cut: int = 0) -> Path:
+    """The codes of a shard in one of its cuts; those that are compared with audio, and held out, are of the first."""
+    return out / (f"{number:05}.{cut}.npz" if cut else f"{number:05}.npz")
+
+
+def finished_codes(out: Path, every_cut: bool) -> list[Path]:
+    """The codes that are there, of all shards."""
+    cuts = [""] + [f".{cut}" for cut in range(1, _CUTS)] * every_cut
+    return sorted(path for cut in cuts for path in out.glob("[0-9]" * 5 + cut + ".npz"))
 
 
 def write_codes(path: Path, codes: list[torch.Tensor], spoken: list[np.ndarray]) -> None:
@@ -132,17 +148,17 @@ def main() -> None:
                     shutil.copy(FITTED / kept.name, kept)
         gains = json.loads(gains_path.read_text(encoding="utf-8"))
         quantizer = Quantizer.load(quantizer_path)
-        for number in numbers:
-            path = out / f"{number:05}.npz"
+        for number, index in itertools.product(numbers, range(_CUTS)):
+            path = codes_path(out, number, index)
             if not path.exists():
-                speech = read_frames(folder, number, gains)
+                lead = LEAD + index * HOP_LENGTH // _CUTS
+                speech = read_frames(folder, number, gains, lead=lead)
                 codes = [encode(quantizer, frames) for frames in speech]
                 ends = [features["ends"] for features in read_features(shard_path(folder, number))]
                 spoken = [spoken_at(len(f.f0), f.begin, e) for f, e in zip(speech, ends, strict=True)]
                 write_codes(path, codes, spoken)
-                print(
-                    f"{time.strftime('%H:%M:%S')} shard {number}: {sum(c.shape[1] for c in codes)} frames", flush=True
-                )
+                frames = sum(c.shape[1] for c in codes)
+                print(f"{time.strftime('%H:%M:%S')} shard {number}, cut {index}: {frames} frames", flush=True)
 
 
 if __name__ == "__main__":

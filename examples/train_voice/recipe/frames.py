@@ -45,13 +45,14 @@ class Frames:
     begin: int
 
 
-def cut(audio: np.ndarray, f0: np.ndarray, phase: np.ndarray, gain: float) -> Frames:
+def cut(audio: np.ndarray, f0: np.ndarray, phase: np.ndarray, gain: float, lead: int = LEAD) -> Frames:
     """Trim silence and cut an utterance into frames.
 
     Args:
         audio: int16 [samples], as the teacher spoke it.
         f0, phase: [samples / 300], the teacher's.
         gain: what the audio is multiplied with.
+        lead: samples of silence before the first sound.
 
     Raises:
         ValueError: it is silent.
@@ -61,7 +62,7 @@ def cut(audio: np.ndarray, f0: np.ndarray, phase: np.ndarray, gain: float) -> Fr
     loud = np.flatnonzero(np.abs(audio) > _SILENCE)
     if not len(loud):
         raise ValueError("audio must not be silent")
-    begin, end = loud[0] - LEAD, loud[-1] + 1 + TAIL
+    begin, end = loud[0] - lead, loud[-1] + 1 + TAIL
     end += -(end - begin) % HOP_LENGTH
     whole = np.zeros(end - begin, np.float32)
     inside = slice(max(begin, 0), min(end, len(audio)))

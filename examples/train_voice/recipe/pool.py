@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from recipe.codes import codes_folder, read_codes, read_frames
+from recipe.codes import codes_folder, codes_path, finished_codes, read_codes, read_frames
 from recipe.frames import HOP_LENGTH, PHASE_HOP
 from recipe.screen import rejected
 from recipe.shards import read_utterances, shard_path
@@ -62,7 +62,7 @@ class Pool:
             self.exchange()
 
     def _numbers(self) -> list[int]:
-        return sorted(int(path.stem) for path in self._codes.glob("[0-9]" * 5 + ".npz"))
+        return [int(path.stem) for path in finished_codes(self._codes, every_cut=False)]
 
     def exchange(self) -> None:
         """Take in the next shard, in place of the oldest if the pool is full; first those that came since."""
@@ -79,7 +79,7 @@ class Pool:
         self._shards = [*self._shards[-(self._size - 1) :], shard] if self._size > 1 else [shard]
 
     def _load(self, number: int) -> dict[str, torch.Tensor]:
-        codes, starts = read_codes(self._codes / f"{number:05}.npz")
+        codes, starts = read_codes(codes_path(self._codes, number))
         parts: dict[str, list[np.ndarray]] = {name: [] for name in ("audio", "codes", "f0", "phase", "fine_phase")}
         chosen = [
             index

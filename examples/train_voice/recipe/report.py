@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from recipe.codes import codes_folder, read_codes, read_frames
+from recipe.codes import codes_folder, finished_codes, read_codes, read_frames
 from recipe.folder import add_folder_option, use_packages, write_json
 from recipe.judge import Quality, Recognizer, pitch_spread
 from recipe.shards import read_utterances, shard_path
@@ -28,7 +28,7 @@ def held_out(folder: Path, count: int, pitch: bool) -> list[tuple[dict[str, obje
     """Held-out utterances with their audio and codes; words in random order are left out, which no one recognizes."""
     gains = json.loads((folder / "gains.json").read_text(encoding="utf-8"))
     found = []
-    for path in sorted(codes_folder(folder, pitch).glob("[0-9]" * 5 + ".npz")):
+    for path in finished_codes(codes_folder(folder, pitch), every_cut=False):
         codes, starts = read_codes(path)
         utterances = read_utterances(shard_path(folder, int(path.stem)))
         chosen = [

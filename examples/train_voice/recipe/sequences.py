@@ -12,7 +12,7 @@ from higgs_native.prompt.chat import build_prompt, speech_messages
 from higgs_native.prompt.voices import Voice
 from higgs_native.training.data.rows import IGNORED, PackedRows, Sample
 from higgs_native.training.data.samples import frame_targets
-from recipe.codes import codes_folder, read_codes, read_spoken
+from recipe.codes import codes_folder, finished_codes, read_codes, read_spoken
 from recipe.phoneme_tokenizer import DESCRIBED, VOICES, build_tokenizer
 from recipe.screen import rejected
 from recipe.shards import read_utterances, shard_path
@@ -52,7 +52,7 @@ class Corpus:
 
     Args:
         folder: of the recipe.
-        held_out: take the held-out utterances, and only them; else the others.
+        held_out: take the held-out utterances, and only them, in one cut; else the others, in each cut.
     """
 
     def __init__(self, folder: Path, held_out: bool) -> None:
@@ -60,10 +60,10 @@ class Corpus:
         bad = rejected(folder)
         self.phonemes: list[str] = []
         voices, lengths, parts, spoken = [], [0], [], []
-        self.shards = sorted(codes_folder(folder, pitch=True).glob("[0-9]" * 5 + ".npz"))
+        self.shards = finished_codes(codes_folder(folder, pitch=True), every_cut=not held_out)
         for path in self.shards:
             (codes, starts), said = read_codes(path), read_spoken(path)
-            for index, utterance in enumerate(read_utterances(shard_path(folder, int(path.stem)))):
+            for index, utterance in enumerate(read_utterances(shard_path(folder, int(path.name[:5])))):
                 if bool(utterance["held_out"]) != held_out or utterance["id"] in bad:
                     continue
                 self.phonemes.append(str(utterance["phonemes"]))

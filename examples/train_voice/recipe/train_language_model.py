@@ -21,7 +21,7 @@ from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.training.data.rows import IGNORED
 from higgs_native.training.loss import Losses, LossWeights, TargetCounts, losses_of
 from higgs_native.training.model import TrainableModel
-from recipe.codes import codes_folder
+from recipe.codes import codes_folder, finished_codes
 from recipe.folder import add_folder_option, only_one, use_packages
 from recipe.initial_weights import initialise
 from recipe.packed_pass import packed_losses, packed_states
@@ -177,7 +177,7 @@ def main() -> None:
             longest = [frames for start, frames in _CURRICULUM if training.step >= start][-1]
             if not queue or stage != longest:
                 stage = longest
-                if len(list(codes_folder(folder, pitch=True).glob("*.npz"))) > len(corpus.shards):
+                if len(finished_codes(codes_folder(folder, pitch=True), every_cut=True)) > len(corpus.shards):
                     corpus = Corpus(folder, held_out=False)  # more was rendered meanwhile
                     maker = SequenceMaker(corpus, training.step)
                 queue = maker.batches(options.rows, longest)
