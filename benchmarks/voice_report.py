@@ -101,7 +101,7 @@ class Report:
             engine.speak(text, voice=voice, seed=index, **self.options)
             for index, (text, voice) in enumerate(zip(self.texts, self.voices, strict=True))
         ]
-        return self._of_speech(made)
+        return self.of_speech(made)
 
     def cloning(self) -> dict[str, float]:
         """Speak the sentences in the voice of a recording of the teacher."""
@@ -117,7 +117,7 @@ class Report:
                 **self.options,
             )
             made.append(speech)
-        return self._of_speech(made)
+        return self.of_speech(made)
 
     def formats(self) -> dict[str, dict[str, float]]:
         """Speak the sentences with quantized weights."""
@@ -159,7 +159,7 @@ class Report:
         found = judge(audio, self.texts, self.recognizer, self.quality)
         return {name: round(value, 4) for name, value in found.items()}
 
-    def _of_speech(self, made: list[Speech]) -> dict[str, float]:
+    def of_speech(self, made: list[Speech]) -> dict[str, float]:
         lengths = [len(speech.audio) / len(audio) for speech, audio in zip(made, self.originals, strict=True)]
         nearest = [
             min(self.references, key=lambda name: voice_distance(speech.audio, *self.references[name]))

