@@ -36,7 +36,7 @@ from higgs_native.prompt.chat import check_plain_text, normalized_text, speech_m
 from higgs_native.prompt.messages import Message
 from higgs_native.prompt.normalize import drop_invisible
 from higgs_native.prompt.recordings import Recording, RecordingLike
-from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
+from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice, spelled_voice
 from higgs_native.replies import ReplyGenerator
 from higgs_native.speech import Speech, join_speeches
 from higgs_native.streaming import ChunkSizes, GeneratePassage, SpeechStream, SpokenPassage
@@ -386,18 +386,16 @@ class HiggsAudio(ReplyGenerator):
             raise ParameterError(f"voices must be a list of Voice, got {type(voices).__name__}")
         for voice in voices:
             check_instance("each of voices", voice, Voice)
-            check_plain_text(voice.reference_text or "", tokenizer, "reference text", self.convention)
+            for item in voice.recordings:
+                check_plain_text(item.reference_text or "", tokenizer, "reference text", self.convention)
             check_plain_text(voice.profile or "", tokenizer, "profile")
         voices = [read_voice(voice) for voice in voices]
-        for voice in voices:
-            if isinstance(voice.reference_audio, Recording) and (advice := check_voice(voice)):
-                message = one_line(f"{voice.reference_audio.name}: {'; '.join(advice)}")
+        for item in (item for voice in voices for item in voice.recordings):
+            if isinstance(item.reference_audio, Recording) and (advice := check_voice(item)):
+                message = one_line(f"{item.reference_audio.name}: {'; '.join(advice)}")
                 warnings.warn(message, VoiceWarning, stacklevel=3)
         spell = self.spelling(voices)
-        voices = [
-            voice if voice.reference_text is None else replace(voice, reference_text=spell(voice.reference_text))
-            for voice in voices
-        ]
+        voices = [spelled_voice(voice, spell) for voice in voices]
         return speech_messages(spell(text), voices, scene, self.convention)
 
     def spelling(self, voices: Sequence[Voice]) -> Callable[[str], str]:

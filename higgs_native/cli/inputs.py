@@ -23,7 +23,7 @@ from higgs_native.generation.conventions import behavior_of
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.pipeline import EMBEDDED_VOICE, HiggsAudio, read_trained_voices
 from higgs_native.prompt.recordings import Recording
-from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice
+from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice, voice_of
 
 
 _MAX_TEXT_BYTES = 64 << 20
@@ -33,22 +33,32 @@ _FILE_NAME = re.compile(r"\S+\.(?:txt|text|md|rst|html?|xml|json|srt|epub|pdf|do
 
 def checked_voices(
     voice: str | None,
-    reference_audio: Path | None,
-    reference_text: str | None,
+    reference_audio: Sequence[Path] | None,
+    reference_text: Sequence[str] | None,
     voices_folder: Path | None,
     model: str | None,
     speakers: Sequence[str] = (),
 ) -> list[Voice]:
     """Read the chosen voices, and print advice on poor recordings before weights are loaded.
 
-    `speakers` are those of an adapter, which are voices, too.
+    Several recordings are those of one speaker, each with its text. `speakers` are those of an adapter, which are
+    voices, too.
     """
+    audio, texts = reference_audio or (), reference_text or ()
+    if (len(audio) > 1 or len(texts) > 1) and len(audio) != len(texts):
+        raise ParameterError(
+            f"--reference-text must be given once per --reference-audio, got {len(texts)} for {len(audio)}"
+        )
     folder = EMBEDDED_VOICE if model is None else Path(model).expanduser()
     # A checkpoint that is on the Hub has none: it was not written by a recipe of this package.
     trained = read_trained_voices(folder) if (folder / "config.json").is_file() else ()
-    names = choose_voices(voice, reference_audio, reference_text, voices_folder, (*speakers, *trained))
+    names = choose_voices(
+        voice, next(iter(audio), None), next(iter(texts), None), voices_folder, (*speakers, *trained)
+    )
+    if audio:
+        names = [voice_of([*names, *map(Voice, audio[1:], texts[1:])])]
     chosen = [read_voice(item) for item in names]
-    for item in chosen:
+    for item in (item for voice in chosen for item in voice.recordings):
         if isinstance(item.reference_audio, Recording):
             for advice in check_voice(item):
                 notice(f"warning: {item.reference_audio.name}: {advice}")

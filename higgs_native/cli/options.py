@@ -68,8 +68,16 @@ AdapterOption = Annotated[
     ),
 ]
 VoicesOption = Annotated[Path | None, typer.Option(help="The folder of voices.", show_default=f"${VOICES_VARIABLE}")]
-ReferenceAudioOption = Annotated[Path | None, typer.Option(help="A recording of the voice to clone.")]
-ReferenceTextOption = Annotated[str | None, typer.Option(help="The words spoken in the recording.")]
+ReferenceAudioOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="A recording of the voice to clone; may be repeated, each with its --reference-text.", show_default="none"
+    ),
+]
+ReferenceTextOption = Annotated[
+    list[str] | None,
+    typer.Option(help="The words spoken in the recording; may be repeated, in the same order.", show_default="none"),
+]
 SceneOption = Annotated[
     str | None,
     typer.Option(

@@ -212,7 +212,11 @@ class LongSpeech:
         self._store.claim(
             {
                 "text": [_without_none(asdict(chunk)) for chunk in self.chunks],
-                "voices": [[voice.profile, voice.reference_text] for voice in voices],
+                # More recordings are further items.
+                "voices": [
+                    [voice.profile, voice.reference_text, *(item.reference_text for item in voice.more_recordings)]
+                    for voice in voices
+                ],
                 "recordings": recordings,
                 "scene": scene,
                 **asdict(self._sampling),

@@ -107,10 +107,10 @@ def speech_messages(
 ) -> list[Message]:
     """Return the conversation that asks for `text` to be spoken.
 
-    If all voices have reference audio and its words, they become earlier turns: the words from the user, the recording
-    from the assistant. Otherwise all voices are listed in the scene, as `SPEAKER0: ...`, `SPEAKER1: ...`. Without
-    voices, a text with several `[SPEAKER*]` tags gets alternating feminine and masculine speakers; for any other text
-    the model chooses the voice.
+    If all voices have reference audio and its words, each recording becomes an earlier turn: the words from the user,
+    the recording from the assistant. Otherwise all voices are listed in the scene, as `SPEAKER0: ...`,
+    `SPEAKER1: ...`, and each has one recording at most. Without voices, a text with several `[SPEAKER*]` tags gets
+    alternating feminine and masculine speakers; for any other text the model chooses the voice.
 
     Args:
         text: what to say, normalized (see `prompt.normalize`); `[SPEAKER0]`, `[SPEAKER1]`, ... mark the turns of

@@ -4,6 +4,7 @@ A folder may hold, side by side:
 
 - `NAME.wav`, a recording, and `NAME.txt`, the words spoken in it. It may also be a .flac, .aiff, .ogg, .opus, .mp3,
   .m4a, .aac, .webm or .wma file; of several of one name, the first in this order is the voice;
+- `NAME/`, a folder with several recordings of one voice, each with its words: `1.wav`, `1.txt`, `2.wav`, ...;
 - `config.json`: `{"NAME": {"audio_file": "FILE", "transcript": "WORDS"}, ...}`, which overrides `NAME.txt`;
 - `profile.yaml`: descriptions by name under the key `profiles`; these voices are called `profile:NAME`.
 
@@ -11,7 +12,7 @@ Hidden files, whose names begin with a dot, are no voices. `NAME.txt` and `profi
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from higgs_native.prompt.markup import PAUSE
 from higgs_native.prompt.messages import AudioContent
 from higgs_native.prompt.normalize import check_unicode, drop_invisible
 from higgs_native.prompt.recordings import Recording, RecordingLike
-from higgs_native.utils.checks import check_string, check_strings, expanded_path
+from higgs_native.utils.checks import check_instance, check_string, check_strings, expanded_path
 from higgs_native.utils.files import read_json_object, read_small_file
 from higgs_native.utils.variables import VOICES_VARIABLE
 
@@ -41,23 +42,36 @@ class Voice:
         reference_text: the words spoken in it. Without them the recording is part of the scene, not a turn. Space
             around them, invisible characters (see `drop_invisible`) and tags of pauses are dropped.
         profile: a description such as `male; british accent`; None if `reference_audio` is set.
+        more_recordings: of the same speaker, each a voice with reference audio and its words.
 
     Raises:
-        PromptError: both or neither of `reference_audio` and `profile` are set, a profile has a reference text, or a
-            text is no str or not valid Unicode.
+        PromptError: both or neither of `reference_audio` and `profile` are set, a profile has a reference text or
+            recordings, or a text is no str or not valid Unicode.
+        ParameterError: `more_recordings` are no voices with one recording each.
     """
 
     reference_audio: RecordingLike | None = None
     reference_text: str | None = None
     profile: str | None = None
+    more_recordings: Sequence["Voice"] = ()
 
     def __post_init__(self) -> None:
+        check_instance("more_recordings", self.more_recordings, Sequence)
+        for voice in self.more_recordings:
+            check_instance("each of more_recordings", voice, Voice)
+            if len(voice.recordings) != 1:
+                count = len(voice.recordings)
+                raise ParameterError(f"each of more_recordings must be a voice with one recording, got {count}")
+        object.__setattr__(self, "more_recordings", tuple(self.more_recordings))
         if (self.reference_audio is None) == (self.profile is None):
             got = "neither" if self.profile is None else "both"
             raise PromptError(f"a voice must have reference_audio or a profile, got {got}")
         if self.profile is not None and self.reference_text is not None:
             got = short_repr(self.reference_text)
             raise PromptError(f"reference_text of a voice with a profile must be None, got {got}")
+        if self.profile is not None and self.more_recordings:
+            count = len(self.more_recordings)
+            raise PromptError(f"more_recordings of a voice with a profile must be empty, got {count}")
         if self.profile is not None:
             object.__setattr__(self, "profile", drop_invisible(self.profile, "profile"))
         elif self.reference_text is not None:
@@ -65,33 +79,78 @@ class Voice:
             words = " ".join(part.strip() for part in PAUSE.split(words)).strip()
             object.__setattr__(self, "reference_text", words or None)
 
+    @property
+    def recordings(self) -> "tuple[Voice, ...]":
+        """Its recordings, each as a voice with that one alone; none if it has a profile."""
+        return () if self.profile is not None else (replace(self, more_recordings=()), *self.more_recordings)
+
+    @property
+    def words(self) -> str:
+        """The words of its recordings, as far as they are known."""
+        return " ".join(item.reference_text or "" for item in self.recordings).strip()
+
+    @property
+    def has_words(self) -> bool:
+        """Whether it is recorded, and the words of each recording are known."""
+        return self.profile is None and all(item.reference_text is not None for item in self.recordings)
+
+
+def voice_of(recordings: Sequence[Voice]) -> Voice:
+    """Return the voice of one or more recordings of the same speaker, each given as a voice."""
+    return replace(recordings[0], more_recordings=recordings[1:])
+
 
 def read_voice(voice: Voice) -> Voice:
-    """Return the voice with its reference audio as a `Recording`; a voice with a profile is returned as it is.
+    """Return the voice with its reference audio as `Recording`s; a voice with a profile is returned as it is.
 
     Raises:
         AudioError: the reference audio can't be read or used.
     """
-    if voice.reference_audio is None or isinstance(voice.reference_audio, Recording):
+    if all(isinstance(item.reference_audio, Recording) for item in voice.recordings):
         return voice
-    return replace(voice, reference_audio=Recording.read(voice.reference_audio))
+    return voice_of(
+        [
+            replace(item, reference_audio=Recording.read(item.reference_audio))
+            for item in voice.recordings
+            if item.reference_audio is not None
+        ]
+    )
+
+
+def spelled_voice(voice: Voice, spell: Callable[[str], str]) -> Voice:
+    """Return the voice with its reference texts written by `spell`."""
+    if voice.reference_audio is None:
+        return voice
+    return voice_of(
+        [
+            item if item.reference_text is None else replace(item, reference_text=spell(item.reference_text))
+            for item in voice.recordings
+        ]
+    )
 
 
 def audio_content(voice: Voice) -> AudioContent:
-    """Return the reference audio of a voice as a part of a message."""
+    """Return the first recording of a voice as a part of a message."""
     if isinstance(voice.reference_audio, str | os.PathLike):
         return AudioContent(audio_url=os.fspath(voice.reference_audio))
     return AudioContent(raw_audio=voice.reference_audio)
 
 
 def check_voice(voice: Voice) -> list[str]:
-    """Return advice on a voice's reference audio, one phrase per flaw; none for a voice with a profile.
+    """Return advice on a voice's recordings, one phrase per flaw; none for a voice with a profile.
+
+    Of several recordings, each phrase names its own by its number.
 
     Raises:
         AudioError: the reference audio can't be read or used.
     """
-    recording = read_voice(voice).reference_audio
-    return recording.advice(voice.reference_text) if isinstance(recording, Recording) else []
+    recordings = read_voice(voice).recordings
+    return [
+        f"recording {number}: {advice}" if len(recordings) > 1 else advice
+        for number, item in enumerate(recordings, start=1)
+        if isinstance(item.reference_audio, Recording)
+        for advice in item.reference_audio.advice(item.reference_text)
+    ]
 
 
 def choose_voices(
@@ -168,11 +227,10 @@ def list_voices(folder: str | Path | None = None) -> dict[str, Voice]:
     if not os.path.isdir(folder):  # unlike Path.is_dir, it takes names of any length
         raise PromptError(f"the folder of voices must exist, got {folder}")
     voices = {}
-    for path in _audio_files(folder):
-        words = path.with_suffix(".txt")
-        # A name that is not UTF-8 can't be printed or typed: its bytes are written as \\xff.
-        name = os.fsencode(path.stem).decode(errors="backslashreplace")
-        voices[name] = Voice(path, _read_text(words) if words.exists() else None)
+    for within in _visible(folder, lambda path: path.is_dir() and os.access(path, os.R_OK | os.X_OK)):
+        if recordings := _recordings(within):
+            voices[_written(within.name)] = voice_of(list(recordings.values()))
+    voices |= _recordings(folder)
     if (folder / "config.json").exists():
         voices |= _configured_voices(folder)
     if (folder / "profile.yaml").exists():
@@ -181,14 +239,32 @@ def list_voices(folder: str | Path | None = None) -> dict[str, Voice]:
     return dict(sorted(voices.items()))
 
 
-def _audio_files(folder: Path) -> list[Path]:
-    """Return the visible audio files, sorted, the preferred one of a name last."""
+def _recordings(folder: Path) -> dict[str, Voice]:
+    """Return the recordings in a folder by name, each as a voice."""
+    # The preferred one of a name comes last, and replaces the others.
+    paths = sorted(
+        _visible(folder, lambda path: path.suffix.lower() in _AUDIO_SUFFIXES and not path.is_dir()),
+        key=lambda path: (-_AUDIO_SUFFIXES.index(path.suffix.lower()), path.name),
+    )
+    chosen = {path.stem: path for path in paths}
+    voices = {}
+    for stem, path in sorted(chosen.items()):
+        words = path.with_suffix(".txt")
+        voices[_written(stem)] = Voice(path, _read_text(words) if words.exists() else None)
+    return voices
+
+
+def _written(name: str) -> str:
+    """Return the name of a file as it can be printed and typed: bytes that are no UTF-8 are written as \\xff."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _visible(folder: Path, is_wanted: Callable[[Path], bool]) -> list[Path]:
+    """Return the visible files in a folder that are wanted."""
     try:
-        files = [path for path in folder.iterdir() if path.suffix.lower() in _AUDIO_SUFFIXES]
+        return [path for path in folder.iterdir() if not path.name.startswith(".") and is_wanted(path)]
     except OSError as error:
         raise PromptError(f"the folder of voices can't be read, got {folder}: {error.strerror}") from None
-    visible = (path for path in files if not path.name.startswith("."))
-    return sorted(visible, key=lambda path: (-_AUDIO_SUFFIXES.index(path.suffix.lower()), path.name))
 
 
 def _configured_voices(folder: Path) -> dict[str, Voice]:

@@ -1,6 +1,7 @@
 """Recordings to clone, and the prompt that the model reads for them."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from higgs_native import replies
 from higgs_native.audio.quality import VoiceWarning
 from higgs_native.errors import AudioError
 from higgs_native.generation.requests import GenerationOutput
+from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.prompt.voices import Voice
 from tests.audio.test_quality import syllables
 from tests.pipeline.conftest import RATE, TEXT
@@ -65,6 +67,30 @@ def test_a_poor_reference_is_told(engine, tmp_path):
 def test_a_reference_of_another_type_is_refused(engine, reference, error):
     with pytest.raises(AudioError, match=error):
         engine.speak(TEXT, reference_audio=reference)
+
+
+def test_several_recordings_are_turns_of_the_prompt(engine, samples):
+    recordings = [Voice((samples[: len(samples) // part], RATE), f"Hello {part}.") for part in (1, 2)]
+    voice = replace(recordings[0], more_recordings=recordings[1:])
+    spoken = [engine.speak(TEXT, voice=voice, seed=1, max_new_tokens=16) for _ in range(2)]
+    assert torch.equal(spoken[0].codes, spoken[1].codes)
+    streamed = engine.stream(TEXT, voice=voice, seed=1, max_new_tokens=16)
+    np.testing.assert_array_equal(np.concatenate([chunk.samples for chunk in streamed]), spoken[0].audio)
+    chunk = next(iter(LongSpeech(engine, TEXT, voice=voice, seed=1, max_retries=0)))
+    length = min(chunk.codes.shape[1], spoken[0].codes.shape[1])
+    assert torch.equal(chunk.codes[:, :length], spoken[0].codes[:, :length])
+    alone = engine.speak(TEXT, voice=recordings[0], seed=1, max_new_tokens=16)
+    assert alone.usage["prompt_tokens"] < spoken[0].usage["prompt_tokens"]
+
+
+def test_a_poor_one_of_several_recordings_is_told(engine, tmp_path):
+    for name, seconds in (("good", 5), ("short", 2)):
+        soundfile.write(tmp_path / f"{name}.wav", syllables(seconds), RATE)
+    short = Voice(tmp_path / "short.wav", "Two words.")
+    voice = Voice(tmp_path / "good.wav", "Words as many as fit into it.", more_recordings=[short])
+    with pytest.warns(VoiceWarning, match=r"short\.wav: it is short") as caught:
+        engine.speak(TEXT, voice=voice, max_new_tokens=10, seed=1)
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize("convention", ["boson", "transformers"])

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -295,6 +296,20 @@ def test_speech_messages(text, voices, scene, boson, transformers, tokenizer):
 def test_speech_messages_cut_the_system_text_only_at_recordings():
     system = speech_messages("Hi.", [BARE, OLD], ROOM)[0]
     assert [type(item).__name__ for item in system.contents()] == ["TextContent", "AudioContent", "TextContent"]
+
+
+@pytest.mark.parametrize("convention", [Convention.BOSON, Convention.TRANSFORMERS])
+def test_each_recording_of_a_voice_is_a_turn(convention, tokenizer):
+    voices = [replace(PAIR, more_recordings=[Voice("d.wav", "Hey.")]), OTHER]
+    prompt = build_prompt(speech_messages("Hi.", voices, None, convention), tokenizer, convention)
+    turns = [("[SPEAKER0] Hello."), ("[SPEAKER0] Hey."), ("[SPEAKER1] Ho.")]
+    expected = "".join(f"{USER}{words}{ASSISTANT}{AUDIO_OUT}" for words in turns)
+    assert rendered(prompt, tokenizer) == f"{SYSTEM}{INSTRUCTION}{expected}{USER}Hi.{ASSISTANT}"
+    assert [audio.audio_url for audio in prompt.audio] == ["a.wav", "d.wav", "b.wav"]
+    error = "reference_text must be given for all recordings if a voice has several, got one without it"
+    for wrong in ([voices[0], BARE], [voices[0], OLD], [replace(PAIR, more_recordings=[BARE])]):
+        with pytest.raises(PromptError, match=error):
+            speech_messages("Hi.", wrong, None, convention)
 
 
 def test_samples_are_carried_as_raw_audio():

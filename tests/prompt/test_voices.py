@@ -57,6 +57,45 @@ def test_a_folder_holds_recordings_configured_voices_and_profiles(folder):
     assert find_voice("profile:male_en", folder).profile.startswith("Male")
 
 
+def test_a_folder_in_the_folder_is_a_voice_with_several_recordings(tmp_path):
+    for name in ("1", "2", ".3"):
+        (tmp_path / "eva").mkdir(exist_ok=True)
+        (tmp_path / "eva" / f"{name}.wav").write_bytes(b"")
+        (tmp_path / "eva" / f"{name}.txt").write_text(f"Words {name}.", encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "anna").mkdir()
+    (tmp_path / "anna" / "1.wav").write_bytes(b"")
+    (tmp_path / "anna.wav").write_bytes(b"")
+    second = Voice(tmp_path / "eva" / "2.wav", "Words 2.")
+    eva = Voice(tmp_path / "eva" / "1.wav", "Words 1.", more_recordings=[second])
+    assert list_voices(tmp_path) == {"anna": Voice(tmp_path / "anna.wav"), "eva": eva}
+    assert eva.words == "Words 1. Words 2."
+    assert [item.reference_text for item in eva.recordings] == ["Words 1.", "Words 2."]
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        ("b.wav", "each of more_recordings must be of the class Voice, got str"),
+        ([Voice(profile="male")], "each of more_recordings must be a voice with one recording, got 0"),
+        ([Voice("b.wav", more_recordings=[Voice("c.wav")])], "must be a voice with one recording, got 2"),
+        (3, "more_recordings must be of the class Sequence, got int"),
+    ],
+)
+def test_more_recordings_are_voices_with_one(more, error):
+    with pytest.raises(ParameterError, match=error):
+        Voice("a.wav", "Hello.", more_recordings=more)
+    with pytest.raises(PromptError, match="more_recordings of a voice with a profile must be empty, got 1"):
+        Voice(profile="male", more_recordings=[Voice("a.wav")])
+
+
+def test_the_advice_on_several_recordings_names_each():
+    words = "These are about as many words as one says in five seconds of speech."
+    voice = Voice((syllables(5), RATE), words, more_recordings=[Voice((syllables(1), RATE), "Words.")])
+    (advice,) = check_voice(voice.more_recordings[0])
+    assert check_voice(voice) == [f"recording 2: {advice}"]
+
+
 def test_the_environment_names_the_folder(folder, monkeypatch):
     monkeypatch.setenv(VOICES_VARIABLE, str(folder))
     assert find_voice("anna").reference_text == "Hello there."

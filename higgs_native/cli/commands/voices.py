@@ -28,7 +28,7 @@ def voices(
         notice(f"{source} holds no voices: neither recordings nor config.json nor profile.yaml")
     unusable = []
     for name, voice in listed.items():
-        print(f"{one_line(name)}\t{one_line(voice.profile or voice.reference_text or '')}")
+        print(f"{one_line(name)}\t{one_line(voice.profile or voice.words)}")
         try:
             advice = check_voice(voice)
         except AudioError as error:

@@ -70,15 +70,25 @@ def chat_messages(
         system_text = MULTIPLE_SPEAKERS_SYSTEM_TEXT
         for index, name in enumerate(names):
             speakers.append((f"{name}:", ("feminine", "masculine")[index % 2]))
-    elif all(voice.reference_text is not None for voice in voices):
+    elif all(voice.has_words for voice in voices):
         for index, voice in enumerate(voices):
             tag = f"[SPEAKER{index}] " if len(voices) > 1 else ""
-            words = voice.reference_text or ""
-            turns += [Message("user", tag + words), Message("assistant", audio_content(voice))]
+            turns += recorded_turns(voice.recordings, tag)
+    elif any(voice.more_recordings for voice in voices):
+        raise PromptError("reference_text must be given for all recordings if a voice has several, got one without it")
     else:
         for index, voice in enumerate(voices):
             speakers.append((f"SPEAKER{index}:", audio_content(voice) if voice.profile is None else voice.profile))
     return [*system_messages(system_text, scene, speakers), *turns, Message("user", text)]
+
+
+def recorded_turns(recordings: Sequence[Voice], tag: str = "") -> list[Message]:
+    """Return recordings as earlier turns of the conversation: the words, and the audio."""
+    return [
+        message
+        for item in recordings
+        for message in (Message("user", tag + (item.reference_text or "")), Message("assistant", audio_content(item)))
+    ]
 
 
 def check_text(text: str, tokenizer: Tokenizer, name: str = "text") -> None:

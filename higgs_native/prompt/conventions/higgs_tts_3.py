@@ -5,9 +5,9 @@
     <|text|> text <|audio|>
 
 There is no space or line break between the parts. A system message holds a voice: a recording, and before it its words
-if they are known. The user's messages hold texts, and the assistant's the audio of earlier ones. The model was trained
-on such turns, but no published server writes them: their form is unverified. Each text is tokenized by itself and not
-normalized.
+if they are known; more recordings of it are earlier turns. The user's messages hold texts, and the assistant's the
+audio of earlier ones. The model was trained on such turns, but no published server writes them: their form is
+unverified. Each text is tokenized by itself and not normalized.
 
 Control tags such as `<|emotion:amusement|>` or `<|prosody:pause|>` are tokens, and a part of the text. The tokenizer
 says which ones there are.
@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from higgs_native.checkpoint.config import AUDIO_PLACEHOLDER
 from higgs_native.errors import PromptError, short_repr
+from higgs_native.prompt.conventions.chatml import recorded_turns
 from higgs_native.prompt.markup import CONTROL_TAG, SPEAKER_TAG
 from higgs_native.prompt.messages import AudioContent, Message, TextContent
 from higgs_native.prompt.normalize import check_unicode, drop_invisible, is_speakable, nothing_to_say
@@ -114,6 +115,11 @@ def speech_messages(text: str, voices: Sequence[Voice], scene: str | None) -> li
             )
         words = [] if voice.reference_text is None else [voice.reference_text]
         opening.append(Message("system", [*words, audio_content(voice)]))
+        if any(item.reference_text is None for item in voice.more_recordings):
+            raise PromptError(
+                "reference_text must be given for all recordings after the first one, got one without it"
+            )
+        opening += recorded_turns(voice.more_recordings)
     return [*opening, Message("user", text)]
 
 

@@ -1,6 +1,7 @@
 """The HTTP application: its routes, and how errors are answered."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from starlette.exceptions import HTTPException
 import higgs_native
 from higgs_native.errors import HiggsNativeError
 from higgs_native.pipeline import HiggsAudio
+from higgs_native.prompt.recordings import Recording
 from higgs_native.server.http.gate import Gate, checked_origin_and_key
 from higgs_native.server.http.responses import BatchResponse, SpeechResponse
 from higgs_native.server.http.websocket import SpeechSession
@@ -24,12 +26,30 @@ from higgs_native.server.observing import merged_metrics
 from higgs_native.server.settings import ServerSettings
 from higgs_native.server.speech.admission import Refused
 from higgs_native.server.speech.encoder import MEDIA_TYPES
-from higgs_native.server.speech.schema import ApiError, BatchRequest, SpeechRequest, described_request
+from higgs_native.server.speech.schema import (
+    MAX_RECORDINGS,
+    ApiError,
+    BatchRequest,
+    RecordedText,
+    SpeechRequest,
+    described_request,
+)
 from higgs_native.server.speech.service import SpeechService
 from higgs_native.server.workers import Worker
 
 
 _MAX_FIELDS = 64  # of a form
+Samples = Annotated[
+    list[UploadFile],
+    File(
+        min_length=1,
+        max_length=MAX_RECORDINGS,
+        description="A recording: wav, flac, ogg or mp3; or several of one speaker, each with its `ref_text`.",
+    ),
+]
+RecordedTexts = Annotated[
+    Sequence[RecordedText], Form(max_length=MAX_RECORDINGS, description="The words spoken in each recording.")
+]
 _PAGE = Path(__file__).with_name("page")
 # Nothing from another host, and nothing inline.
 _POLICY = "default-src 'self'; media-src blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
@@ -74,7 +94,8 @@ def create_app(engine: HiggsAudio, settings: ServerSettings | None = None, worke
 def _add_speech(app: FastAPI, service: SpeechService) -> None:
     schema = described_request(service.speaker.default_sampling)
     definitions = schema.pop("$defs")
-    form = {**schema, "properties": {**schema["properties"], "ref_audio": {"type": "string", "format": "binary"}}}
+    uploads = {"type": "array", "items": {"type": "string", "format": "binary"}, "maxItems": MAX_RECORDINGS}
+    form = {**schema, "properties": {**schema["properties"], "ref_audio": uploads}}
     audio = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in MEDIA_TYPES.values()}
 
     @app.post(
@@ -90,11 +111,11 @@ def _add_speech(app: FastAPI, service: SpeechService) -> None:
     )
     async def create_speech(request: Request) -> Response:
         """Speak a text."""
-        speech_request, upload = await _read_request(request)
+        speech_request, uploads = await _read_request(request)
         if speech_request.timestamp_granularities and speech_request.stream_format != "sse":
             message = "stream_format must be sse with timestamp_granularities, got audio, which has no room for times"
             raise ApiError(400, message, "invalid_value", "stream_format")
-        utterance = await run_sync(service.speaker.utterance, speech_request, upload)
+        utterance = await run_sync(service.speaker.utterance, speech_request, uploads)
         state = request.state
         return SpeechResponse(service, utterance, speech_request, state.key, state.arrived, state.log_fields)
 
@@ -126,22 +147,22 @@ def _add_speech(app: FastAPI, service: SpeechService) -> None:
     setattr(app, "openapi", openapi)  # noqa: B010 (FastAPI's way to extend the description)
 
 
-async def _read_request(request: Request) -> tuple[SpeechRequest, bytes | None]:
-    """Return a request for speech, and the file that came with it."""
+async def _read_request(request: Request) -> tuple[SpeechRequest, list[bytes]]:
+    """Return a request for speech, and the recordings that came with it as files."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return SpeechRequest.model_validate_json(await request.body()), None
-    upload = None
-    async with request.form(max_files=1, max_fields=_MAX_FIELDS) as form:
+        return SpeechRequest.model_validate_json(await request.body()), []
+    uploads: list[bytes] = []
+    async with request.form(max_files=MAX_RECORDINGS, max_fields=_MAX_FIELDS) as form:
         fields: dict[str, Any] = {}
         for name in form:
             values = form.getlist(name)
             if isinstance(values[0], FormFile):
                 if name not in ("ref_audio", "reference_audio"):
                     raise ApiError(400, f"a file must be ref_audio, got {name!r:.80}", "invalid_value", "ref_audio")
-                upload = await values[0].read()
+                uploads = [await value.read() for value in values if isinstance(value, FormFile)]
             else:
                 fields[name] = values if len(values) > 1 else values[0]
-    return SpeechRequest.model_validate(fields), upload
+    return SpeechRequest.model_validate(fields), uploads
 
 
 def _add_models_and_voices(app: FastAPI, service: SpeechService) -> None:
@@ -176,23 +197,27 @@ def _add_models_and_voices(app: FastAPI, service: SpeechService) -> None:
     @app.post("/v1/audio/voices")
     async def create_voice(
         name: Annotated[str, Form(max_length=256)],
-        audio_sample: Annotated[UploadFile, File(description="A recording: wav, flac, ogg or mp3.")],
-        ref_text: Annotated[str, Form(max_length=10_000, description="The words spoken in it.")] = "",
+        audio_sample: Samples,
+        ref_text: RecordedTexts = (),
         consent: Annotated[str | None, Form(description="Accepted for OpenAI's clients.")] = None,
         type: Annotated[str | None, Form(description="Accepted for OpenAI's clients.")] = None,
     ) -> dict[str, Any]:
-        """Keep a recording as a voice. `advice` says what would make it a better one."""
-        voice, advice = await run_sync(service.voices.add, name, await audio_sample.read(), ref_text)
+        """Keep a recording, or several of one speaker, as a voice. `advice` says what would make it a better one."""
+        files = [await sample.read() for sample in audio_sample]
+        voice, advice = await run_sync(service.voices.add, name, files, ref_text)
         return {**voice.as_json(), "created_at": int(time.time()), "advice": advice}
 
     @app.post("/v1/audio/voices/check")
     async def check_voice(
-        audio_sample: Annotated[UploadFile, File(description="A recording: wav, flac, ogg or mp3.")],
-        ref_text: Annotated[str, Form(max_length=10_000, description="The words spoken in it.")] = "",
+        audio_sample: Samples,
+        ref_text: RecordedTexts = (),
     ) -> dict[str, Any]:
-        """Give the advice on a recording that keeping it as a voice would give."""
-        recording, advice = await run_sync(service.voices.check, await audio_sample.read(), ref_text)
-        return {"seconds": round(len(recording.samples) / recording.sampling_rate, 3), "advice": advice}
+        """Give the advice on recordings that keeping them as a voice would give."""
+        files = [await sample.read() for sample in audio_sample]
+        voice, advice = await run_sync(service.voices.check, files, ref_text)
+        audio = [item.reference_audio for item in voice.recordings]
+        seconds = sum(len(item.samples) / item.sampling_rate for item in audio if isinstance(item, Recording))
+        return {"seconds": round(seconds, 3), "advice": advice}
 
     @app.delete("/v1/audio/voices/{voice}")
     async def delete_voice(voice: str) -> dict[str, Any]:

@@ -34,6 +34,9 @@ class VoiceId(BaseModel):
     id: Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
+MAX_RECORDINGS = 16
+"""Of one voice, in a request."""
+RecordedText = Annotated[str, StringConstraints(max_length=10_000)]
 VoiceName = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Voices = Annotated[list[VoiceName | VoiceId], Field(min_length=1, max_length=16)]
 ResponseFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
@@ -42,6 +45,10 @@ ResponseFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 def _split(value: object) -> object:
     """Forms hold words separated by commas in place of a list."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 Granularities = Annotated[list[Literal["word", "segment"]], BeforeValidator(_split)]
@@ -100,15 +107,16 @@ class SpeechRequest(BaseModel):
         description="The name of an adapter that the server has loaded; `voice` may then be one of its speakers. An "
         "adapter is a voice, too: naming it there says the same.",
     )
-    ref_audio: str | None = Field(
+    ref_audio: str | Annotated[list[str], Field(min_length=1, max_length=MAX_RECORDINGS)] | None = Field(
         None,
-        description="A recording to clone instead of `voice`: a file in base64, or a data URL. A multipart request "
-        "may upload it. URLs only as far as the operator allows.",
+        description="A recording to clone instead of `voice`: a file in base64, or a data URL; or several of one "
+        "speaker, each with its words in `ref_text`. A multipart request may upload them. URLs only as far as the "
+        "operator allows.",
         validation_alias=AliasChoices("ref_audio", "reference_audio"),
     )
-    ref_text: Annotated[str, StringConstraints(max_length=10_000)] | None = Field(
+    ref_text: RecordedText | Annotated[list[RecordedText], Field(max_length=MAX_RECORDINGS)] | None = Field(
         None,
-        description="The words spoken in `ref_audio`.",
+        description="The words spoken in `ref_audio`; of several recordings, a list in their order.",
         validation_alias=AliasChoices("ref_text", "reference_text"),
     )
 
@@ -118,6 +126,17 @@ class SpeechRequest(BaseModel):
         voices = self.voice if isinstance(self.voice, list) else [] if self.voice is None else [self.voice]
         names = [voice.id if isinstance(voice, VoiceId) else voice for voice in voices]
         return [part.strip() for name in names for part in name.split(",")]
+
+    @property
+    def recordings(self) -> list[str]:
+        """`ref_audio` as a list, without empty items."""
+        return [audio for audio in _listed(self.ref_audio) if audio]
+
+    @property
+    def recorded_texts(self) -> list[str]:
+        """`ref_text` as a list; empty if it holds no words."""
+        texts = _listed(self.ref_text)
+        return texts if any(text.strip() for text in texts) else []
 
     @property
     def is_live(self) -> bool:

@@ -105,12 +105,12 @@ class Speaker:
         self.sampling_rate = engine.audio_tokenizer.sampling_rate
         self.default_sampling = engine.default_sampling
 
-    def utterance(self, request: SpeechRequest, upload: bytes | None = None) -> Utterance:
+    def utterance(self, request: SpeechRequest, uploads: Sequence[bytes] = ()) -> Utterance:
         """Check a request before it waits for its turn. It may block.
 
         Args:
             request: what to speak, and how.
-            upload: the contents of an uploaded `ref_audio`.
+            uploads: the contents of each uploaded `ref_audio`.
 
         Raises:
             ApiError, HiggsNativeError: the request is wrong.
@@ -127,10 +127,9 @@ class Speaker:
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         sampling = request.sampling(seed, self.default_sampling)
         adapter, names = self._adapter(request)
-        reference = request.ref_audio if upload is None else upload
-        if reference:
-            voices = [self._voices.reference(reference, request.ref_text)]
-        elif request.ref_text is not None and request.ref_text.strip():
+        if references := uploads or request.recordings:
+            voices = [self._voices.reference(references, request.recorded_texts)]
+        elif request.recorded_texts:
             raise ApiError(400, "ref_audio must be given with ref_text, got none", "invalid_value", "ref_audio")
         else:
             voices = [self._voices.find(name, adapter) for name in names]

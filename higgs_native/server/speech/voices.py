@@ -3,12 +3,13 @@
 import base64
 import os
 import re
+import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
@@ -18,7 +19,7 @@ from higgs_native.audio.files.writing import writing_audio
 from higgs_native.errors import AudioError, HiggsNativeError
 from higgs_native.prompt.normalize import check_unicode
 from higgs_native.prompt.recordings import Recording
-from higgs_native.prompt.voices import Voice, check_voice, list_voices
+from higgs_native.prompt.voices import Voice, check_voice, list_voices, voice_of
 from higgs_native.server.settings import ServerSettings
 from higgs_native.server.speech.schema import ApiError
 from higgs_native.utils.files import locked, replacing
@@ -44,6 +45,7 @@ OPENAI_VOICES = {
 _PROFILE_PREFIX = "profile:"
 # No leading dot, no slash: a name is a file's stem. No comma: it separates voices.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}")
+_UPLOADED = re.compile(r"\d+\.(?:wav|txt)", re.ASCII)  # of several recordings of a voice
 _FETCH_SECONDS = 20.0
 _CACHED_RECORDINGS = 64
 
@@ -100,17 +102,17 @@ class VoiceStore:
         }
         for name, voice in self._in_folder().items():
             kind = "recording" if voice.profile is None else "description"
-            found.setdefault(name, ListedVoice(name, kind, voice.profile or voice.reference_text or ""))
+            found.setdefault(name, ListedVoice(name, kind, voice.profile or voice.words))
         for name, description in self._described.items():
             found.setdefault(name, ListedVoice(name, "alias" if name in OPENAI_VOICES else "description", description))
         return list(found.values())
 
     def find(self, name: str, adapter: str | None = None) -> Voice:
-        """Return a voice, its recording read; an adapter's speakers come first.
+        """Return a voice, its recordings read; an adapter's speakers come first.
 
         Raises:
             ApiError: there is no such voice.
-            AudioError: its recording can't be used.
+            AudioError: a recording can't be used.
         """
         if adapter is not None and name in self._adapters()[adapter]:
             return Voice(profile=name)
@@ -123,36 +125,43 @@ class VoiceStore:
             return Voice(profile=self._described[name])
         if voice.profile is not None:
             return voice
+        return voice_of([self._with_recording(item, name) for item in voice.recordings])
+
+    def _with_recording(self, voice: Voice, name: str) -> Voice:
         assert isinstance(voice.reference_audio, str | os.PathLike)  # voices in folders are files
         path = Path(voice.reference_audio)
         try:
             status = path.stat()
         except OSError as error:
             raise AudioError(f"voice must have a recording that can be read, got {name!r}: {error.strerror}") from None
-        return Voice(self._read(path, (status.st_mtime_ns, status.st_size)), voice.reference_text)
+        return replace(voice, reference_audio=self._read(path, (status.st_mtime_ns, status.st_size)))
 
-    def check(self, data: bytes, words: str) -> tuple[Recording, list[str]]:
-        """Read the recording in a file, and return it with advice on it as the reference of a voice.
+    def check(self, files: Sequence[bytes], words: Sequence[str]) -> tuple[Voice, list[str]]:
+        """Read the recordings in files, and return their voice with advice on them.
+
+        Args:
+            files: the contents of one or more audio files.
+            words: spoken in each; may be empty. Those of a single file may be left out.
 
         Raises:
-            AudioError: the recording can't be used.
+            ApiError: there are not as many words as files.
+            AudioError: a recording can't be used.
             PromptError: the words are not valid Unicode.
         """
-        check_unicode(words, "ref_text")
-        recording = _read_bytes(data, "audio_sample")
-        return recording, check_voice(Voice(recording, words.strip() or None))
+        voice = _voice_of_files(files, words, "audio_sample")
+        return voice, check_voice(voice)
 
-    def add(self, name: str, data: bytes, words: str) -> tuple[ListedVoice, list[str]]:
-        """Keep an uploaded recording as a voice. Return it with advice on the recording.
+    def add(self, name: str, files: Sequence[bytes], words: Sequence[str]) -> tuple[ListedVoice, list[str]]:
+        """Keep uploaded recordings as a voice. Return it with advice on the recordings.
 
         Args:
             name: the new voice's.
-            data: the contents of an audio file.
-            words: spoken in it; may be empty.
+            files, words: as for `check`.
 
         Raises:
-            ApiError: uploads are not allowed, the name is taken or not allowed, or there are too many voices.
-            AudioError: the recording can't be used.
+            ApiError: uploads are not allowed, the name is taken or not allowed, there are too many voices, or as for
+                `check`.
+            AudioError: a recording can't be used.
             PromptError: the words are not valid Unicode.
         """
         if self._folder is None:
@@ -160,24 +169,23 @@ class VoiceStore:
         if not _NAME.fullmatch(name) or name.endswith((" ", ".")):
             expected = "1 to 64 letters, digits, spaces, '_', '.' and '-', without a dot or space at an end"
             raise ApiError(400, f"name must be {expected}, got {name!r:.80}", "invalid_value", "name")
-        words = " ".join(words.split())
-        recording, advice = self.check(data, words)
+        voice, advice = self.check(files, [" ".join(text.split()) for text in words])
         with locked(self._folder, waits=True):  # against other processes, too
             in_folder = self._in_folder()
             taken = in_folder.keys() | self._adapters().keys() | (self._described.keys() - OPENAI_VOICES.keys())
-            if name in taken:
+            if name in taken or (voice.more_recordings and (self._folder / name).exists()):
                 raise ApiError(409, f"name must be new, got {name!r}, which exists", "voice_exists", "name")
             if len(in_folder) >= self._settings.max_uploaded_voices:
                 limit = self._settings.max_uploaded_voices
                 raise ApiError(403, f"voices in the folder must be at most {limit}, got one more", "too_many_voices")
-            # The words first: without them, a voice that is read between the two is another one. Decoded and encoded
-            # again, the file holds nothing but samples.
-            if words:
-                with replacing(self._words_file(name)) as temporary:
-                    temporary.write_text(words, encoding="utf-8")
-            with writing_audio(self._audio_file(name), recording.sampling_rate) as file:
-                file.write(recording.samples)
-        return ListedVoice(name, "recording", words), advice
+            if voice.more_recordings:
+                with replacing(self._folder / name) as temporary:
+                    temporary.mkdir()
+                    for number, item in enumerate(voice.recordings, start=1):
+                        _write(item, temporary / f"{number}.wav")
+            else:
+                _write(voice, self._audio_file(name))
+        return ListedVoice(name, "recording", voice.words), advice
 
     def remove(self, name: str) -> None:
         """Delete an uploaded voice.
@@ -188,24 +196,30 @@ class VoiceStore:
         with nullcontext() if self._folder is None else locked(self._folder, waits=True):
             if name not in {voice.id for voice in self.listed()}:
                 raise ApiError(404, f"voice must exist, got {name!r:.80}", "voice_not_found", "voice")
-            if not _NAME.fullmatch(name) or self._folder is None or not self._audio_file(name).is_file():
+            if not _NAME.fullmatch(name) or self._folder is None or not self._is_upload(name):
                 raise ApiError(403, f"voice must be an uploaded one, got {name!r:.80}", "voice_is_fixed", "voice")
+            if not self._audio_file(name).is_file():
+                deleted = self._folder / f".{name}.deleted"  # hidden: requests never see a part of it
+                (self._folder / name).rename(deleted)
+                shutil.rmtree(deleted)
+                return
             self._audio_file(name).unlink()
-            self._words_file(name).unlink(missing_ok=True)
+            _words_file(self._audio_file(name)).unlink(missing_ok=True)
 
-    def reference(self, ref_audio: str | bytes, words: str | None) -> Voice:
-        """Return the voice of a recording that came with a request.
+    def reference(self, ref_audio: Sequence[str | bytes], words: Sequence[str]) -> Voice:
+        """Return the voice of the recordings that came with a request.
 
         Args:
-            ref_audio: the contents of a file, or text: base64, a data URL, or a URL that the settings allow.
-            words: spoken in it.
+            ref_audio: one or more: the contents of a file, or text: base64, a data URL, or a URL that the settings
+                allow.
+            words: spoken in each; those of a single one may be left out.
 
         Raises:
-            ApiError: it names something that the settings don't allow.
-            AudioError: the recording can't be used.
+            ApiError: there are not as many words, or a recording names something that the settings don't allow.
+            AudioError: a recording can't be used.
         """
-        data = ref_audio if isinstance(ref_audio, bytes) else self._fetched(ref_audio)
-        return Voice(_read_bytes(data, "ref_audio"), (words or "").strip() or None)
+        files = [data if isinstance(data, bytes) else self._fetched(data) for data in ref_audio]
+        return _voice_of_files(files, words, "ref_audio")
 
     def _in_folder(self) -> dict[str, Voice]:
         return {} if self._folder is None else list_voices(self._folder)
@@ -214,9 +228,12 @@ class VoiceStore:
         assert self._folder is not None
         return self._folder / f"{name}.wav"
 
-    def _words_file(self, name: str) -> Path:
-        assert self._folder is not None
-        return self._folder / f"{name}.txt"
+    def _is_upload(self, name: str) -> bool:
+        """Return whether a voice has the files of an uploaded one, and no others."""
+        if self._audio_file(name).is_file():
+            return True
+        folder = self._audio_file(name).with_suffix("")
+        return folder.is_dir() and all(_UPLOADED.fullmatch(path.name) and path.is_file() for path in folder.iterdir())
 
     def _fetched(self, text: str) -> bytes:
         scheme, separator, _ = text[:4096].partition(":")
@@ -295,6 +312,35 @@ def _aliases(trained: Sequence[str]) -> dict[str, str]:
 def _not_allowed(reference: str) -> ApiError:
     message = f"ref_audio must be a recording or a URL that the server allows, got {reference!r:.80}"
     return ApiError(403, message, "reference_not_allowed", "ref_audio")
+
+
+def _voice_of_files(files: Sequence[bytes], words: Sequence[str], name: str) -> Voice:
+    """Return the voice of recordings, given the contents of their files; `name` is the field that holds these."""
+    if len(words) != len(files) and (len(files) > 1 or len(words) > 1):
+        message = f"ref_text must be given for each {name} if there are several, got {len(words)} for {len(files)}"
+        raise ApiError(400, message, "invalid_value", "ref_text")
+    for text in words:
+        check_unicode(text, "ref_text")
+    texts = [text.strip() or None for text in words] or [None]
+    return voice_of([Voice(_read_bytes(data, name), text) for data, text in zip(files, texts, strict=True)])
+
+
+def _write(voice: Voice, path: Path) -> None:
+    """Write a recording and its words.
+
+    The words come first: without them, a voice that is read between the two is another one. Decoded and encoded again,
+    the file holds nothing but samples.
+    """
+    assert isinstance(voice.reference_audio, Recording)
+    if voice.reference_text is not None:
+        with replacing(_words_file(path)) as temporary:
+            temporary.write_text(voice.reference_text, encoding="utf-8")
+    with writing_audio(path, voice.reference_audio.sampling_rate) as file:
+        file.write(voice.reference_audio.samples)
+
+
+def _words_file(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.txt")
 
 
 def _read_bytes(data: bytes, name: str) -> Recording:

@@ -99,6 +99,25 @@ def test_cloning_from_a_recording_and_from_the_folder_of_voices(run, model, monk
     assert a != c
 
 
+def test_several_recordings_of_one_voice(run, model):
+    (run.work / "anna").mkdir()
+    reference = []
+    for number in (1, 2):
+        soundfile.write(run.work / "anna" / f"{number}.wav", tone(number), RATE)
+        (run.work / "anna" / f"{number}.txt").write_text(f"Hello {number}.")
+        reference += ["--reference-audio", f"anna/{number}.wav", "--reference-text", f"Hello {number}."]
+    options = ("--model", model, "--max-new-tokens", 16, "--temperature", 0, "--seed", 1)
+    assert run("speak", "Hi.", *options, *reference, "--out", "a.wav")[0] == 0
+    assert run("speak", "Hi.", *options, "--voice", "anna", "--voices", ".", "--out", "b.wav")[0] == 0
+    assert run("speak", "Hi.", *options, *reference[:4], "--out", "c.wav")[0] == 0
+    a, b, c = ((run.work / f"{name}.wav").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+    code, _, err = run("speak", "Hi.", *options, *reference[:-2])
+    assert code == 2
+    assert "--reference-text must be given once per --reference-audio, got 1 for 2" in err
+
+
 def test_a_poor_reference_is_told_once_and_early(run, model):
     soundfile.write(run.work / "anna.wav", syllables(2), RATE)
     for more in ((), ("--stream", "out.pcm")):

@@ -158,6 +158,21 @@ def test_other_voices_and_scenes_are_refused():
             speech_messages("Hi.", voices, scene, TTS_3)
 
 
+def test_more_recordings_are_earlier_turns():
+    voice = Voice("a.wav", more_recordings=[Voice("b.wav", "Ho.")])
+    prompt = build_prompt(speech_messages("Hi.", [voice], None, TTS_3), TOKENIZER, TTS_3)
+    expected = [
+        Message("system", AudioContent("a.wav")),
+        Message("user", "Ho."),
+        Message("assistant", AudioContent("b.wav")),
+        Message("user", "Hi."),
+    ]
+    assert torch.equal(prompt.input_ids, build_prompt(expected, TOKENIZER, TTS_3).input_ids)
+    assert [audio.audio_url for audio in prompt.audio] == ["a.wav", "b.wav"]
+    with pytest.raises(PromptError, match="reference_text must be given for all recordings after the first one"):
+        speech_messages("Hi.", [Voice("a.wav", more_recordings=[Voice("b.wav")])], None, TTS_3)
+
+
 @pytest.mark.parametrize(
     ("text", "tagged"),
     [

@@ -92,6 +92,44 @@ def test_an_uploaded_voice_speaks_until_it_is_deleted(server, folder, sample, en
     assert server.client.delete("/v1/audio/voices/anna").status_code == 404
 
 
+def several(*samples):
+    return [("audio_sample", ("a.wav", sample)) for sample in samples]
+
+
+def test_several_recordings_are_one_voice(server, folder, sample, engine):
+    """Kept, or sent with a request as files or in base64."""
+    half = audio(soundfile.read(io.BytesIO(sample), dtype="int16")[0][: 3 * RATE])
+    files, texts = [sample, half], [f"{WORDS} One.", f"{WORDS} Two."]
+    post = server.client.post
+    checked = post("/v1/audio/voices/check", data={"ref_text": texts}, files=several(*files)).json()
+    response = post("/v1/audio/voices", data={"name": "anna", "ref_text": texts}, files=several(*files))
+    assert response.status_code == 200, response.text
+    assert response.json()["description"] == " ".join(texts)
+    assert response.json()["advice"] == checked["advice"]
+    assert sorted(path.name for path in (folder / "anna").iterdir()) == ["1.txt", "1.wav", "2.txt", "2.wav"]
+    assert post("/v1/audio/voices", data={"name": "anna"}, files=several(sample)).status_code == 409
+    spoken = server.speak(voice="anna", response_format="pcm", seed=1)
+    expected = [chunk.samples for chunk in engine.stream(TEXT, voice="anna", voices_folder=folder, seed=1)]
+    assert spoken.content == (np.concatenate(expected).clip(-1, 1) * 32767).round().astype("<i2").tobytes()
+    fields = {"input": TEXT, "response_format": "pcm", "seed": 1, "ref_text": texts}
+    sent = post("/v1/audio/speech", data=fields, files=[("ref_audio", ("a.wav", file)) for file in files])
+    assert sent.content == spoken.content
+    encoded = [base64.b64encode(file).decode() for file in files]
+    assert server.speak(**fields, ref_audio=encoded).content == spoken.content
+    refused = server.speak(**{**fields, "ref_text": texts[:1]}, ref_audio=encoded)
+    assert refused.json()["error"]["param"] == "ref_text"
+    assert server.client.delete("/v1/audio/voices/anna").status_code == 200
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_with_other_files_is_not_deleted(server, folder, sample):
+    (folder / "anna").mkdir()
+    (folder / "anna" / "1.wav").write_bytes(sample)
+    (folder / "anna" / "notes.md").touch()
+    assert server.client.delete("/v1/audio/voices/anna").json()["error"]["code"] == "voice_is_fixed"
+    assert (folder / "anna" / "1.wav").is_file()
+
+
 def test_a_recording_is_opened_once_for_all_its_requests(server, folder, sample):
     assert upload(server, sample=sample, ref_text=WORDS).status_code == 200
     with counting_opens(folder / "anna.wav") as count:
