@@ -185,7 +185,8 @@ class HiggsAudio(ReplyGenerator):
                 normalized by `higgs_native.normalize_text`; for Higgs TTS 3 it may hold control tags instead.
                 `[pause:1s]` or `[pause:250ms]` is silence of that length: what is between pauses is spoken by itself,
                 in the same voice; the first part has the seed, and each other part the next one. A text that begins
-                with `<speak>` is read as SSML (see `higgs_native.manuscript.ssml`).
+                with `<speak>` is read as SSML (see `higgs_native.manuscript.ssml`). For a voice that reads phonemes,
+                `[[...]]` holds some (see `higgs_native.english.pronunciation`).
             voice: the name of a voice in `voices_folder` or in `trained_voices`, or a `Voice`; several, in a list or
                 separated by commas, are those of SPEAKER0, SPEAKER1, ...
             reference_audio: a recording to clone instead: an audio file, its contents, `(samples, sampling rate)`, or
@@ -216,7 +217,7 @@ class HiggsAudio(ReplyGenerator):
         params = SamplingParams.of(sampling, options, self.default_sampling)
         check_callable("on_progress", on_progress, optional=True)
         params = params.with_seed()
-        text = prepare_text(text, normalize, strip_markup, lexicon)
+        text = self.prepare_text(text, normalize, strip_markup, lexicon)
         opening = self.speech_messages(without_pauses(text), voices, scene)[:-1]
         passages = self._passages(text, voices, opening, adapter)
         speeches: list[Speech] = []
@@ -282,7 +283,7 @@ class HiggsAudio(ReplyGenerator):
         if not 0 <= low_latency <= context:
             raise ParameterError(f"low_latency must be between 0 and {context} frames, got {low_latency}")
         params = SamplingParams.of(sampling, options, self.default_sampling).with_seed()
-        text = prepare_text(text, normalize, strip_markup, lexicon)
+        text = self.prepare_text(text, normalize, strip_markup, lexicon)
         opening = self.speech_messages(without_pauses(text), voices, scene)[:-1]
         passages = self._passages(text, voices, opening, adapter)
 
@@ -397,6 +398,22 @@ class HiggsAudio(ReplyGenerator):
         spell = self.spelling(voices)
         voices = [spelled_voice(voice, spell) for voice in voices]
         return speech_messages(spell(text), voices, scene, self.convention)
+
+    def prepare_text(
+        self,
+        text: str,
+        normalize: bool = False,
+        strip_markup: bool = False,
+        lexicon: LexiconLike | None = None,
+    ) -> str:
+        """Return a text as `speak` prepares it, with the same arguments; phonemes in it are checked.
+
+        Raises:
+            PromptError, ParameterError: as for `higgs_native.manuscript.preparation.prepare_text`.
+        """
+        if self.phonemes is None:
+            return prepare_text(text, normalize, strip_markup, lexicon)
+        return self.phonemes.prepared(prepare_text(text, normalize, strip_markup, lexicon, phonemes=True))
 
     def spelling(self, voices: Sequence[Voice]) -> Callable[[str], str]:
         """Return a function that writes a text as the checkpoint's voices read it: in phonemes, or as it is.

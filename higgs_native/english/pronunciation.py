@@ -15,10 +15,13 @@ Entry = str | dict[str, str | None]
 PAUSES = ",.!?;:—…"
 """Punctuation that is heard."""
 
+VERBATIM = re.compile(r"\[\[([^\[\]]*)\]\]")
+"""Phonemes in a text, which are read as they are."""
+
 _VOWELS = frozenset("AIOQWYaiuæɑɒɔəɛɜɪʊʌᵻɐ")
 _STRESSES = "ˈˌ"
 _FLAPPING = frozenset("AIOWYiuæɑəɛɪɹʊʌ")
-_TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*['’]?|[,.!?;:…—]|[^\s]")
+_TOKEN = re.compile(r"\[\[[^\[\]]*\]\]|[^\W\d_]+(?:['’][^\W\d_]+)*['’]?|[,.!?;:…—]|[^\s]")
 
 _DETERMINERS = frozenset(
     [
@@ -128,13 +131,17 @@ class Pronouncer:
         self.entries, self.unknown, self.british = entries, unknown, british
 
     def phonemes(self, text: str) -> tuple[str, list[str]]:
-        """Phonemes of normalized text.
+        """Phonemes of normalized text, which may hold `[[phonemes]]`.
 
         Returns:
             The phonemes, and the words that nothing is known of.
         """
         text = re.sub(r"[()]", ",", text.replace("’", "'"))
-        tokens = [token for token in _TOKEN.findall(text) if token[0].isalpha() or token in PAUSES]
+        tokens = [
+            token
+            for token in _TOKEN.findall(text)
+            if token[0].isalpha() or token in PAUSES or VERBATIM.fullmatch(token)
+        ]
         words = [token.rstrip("'") if not token.endswith("s'") else token for token in tokens]
         shouted = sum(w.isupper() for w in words if len(w) > 2) > 3
         parts: list[str] = []
@@ -146,7 +153,8 @@ class Pronouncer:
                 parts.append(word)
                 after = None
                 continue
-            spoken = self._word(words, index, after, shouted)
+            verbatim = VERBATIM.fullmatch(word)
+            spoken = verbatim[1].strip() if verbatim else self._word(words, index, after, shouted)
             if spoken is None:
                 missing.append(word)
                 spoken = ""

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from higgs_native.english.guess import Guesser
 from higgs_native.english.normalize import normalize
-from higgs_native.english.pronunciation import Entry, Pronouncer
+from higgs_native.english.pronunciation import VERBATIM, Entry, Pronouncer
 
 
 DICTIONARY_FILE, GUESSER_FILE = "pronunciations.tsv.xz", "guesser.safetensors"
 ACCENTS = ("us", "gb")
 
+_VERBATIM = re.compile(rf"(\s*{VERBATIM.pattern.replace('(', '(?:')}\s*)")
 _SPEAKER = re.compile(r"(\s*\[SPEAKER\d+\]\s*)")
 
 
@@ -89,7 +90,7 @@ class Reader:
         }
 
     def phonemes(self, text: str, accent: str = "us") -> tuple[str, list[str]]:
-        """Phonemes of a text; `[SPEAKER0]` and the like stay where they are.
+        """Phonemes of a text; `[SPEAKER0]` and the like stay where they are, as does what `[[...]]` holds.
 
         Returns:
             The phonemes, and the words that can't be read: of other scripts.
@@ -99,7 +100,8 @@ class Reader:
             if _SPEAKER.fullmatch(part):
                 parts.append(part)
             elif part.strip():
-                spoken, unread = pronouncer.phonemes(normalize(part))
+                words = (piece if _VERBATIM.fullmatch(piece) else normalize(piece) for piece in _VERBATIM.split(part))
+                spoken, unread = pronouncer.phonemes("".join(words))
                 parts.append(spoken)
                 missing += unread
         return "".join(parts).strip(), missing

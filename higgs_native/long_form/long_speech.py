@@ -32,7 +32,6 @@ from higgs_native.long_form.settings import (
 from higgs_native.manuscript.books.book import Book, file_names
 from higgs_native.manuscript.lexicon import Lexicon, LexiconLike
 from higgs_native.manuscript.pauses import Passage, without_pauses
-from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.messages import AudioContent, Message
 from higgs_native.prompt.pace import spoken_seconds
@@ -160,7 +159,7 @@ class LongSpeech:
         self.chunks: list[TextChunk] = []
         self._chapters: list[tuple[str, int]] = []  # title and first chunk
         words = None if lexicon is None else Lexicon.of(lexicon)
-        texts = [prepare_text(chapter, normalize, strip_markup, words) for _, chapter in chapters]
+        texts = [engine.prepare_text(chapter, normalize, strip_markup, words) for _, chapter in chapters]
         for (title, _), prepared in zip(chapters, texts, strict=True):
             chunks = chunk_text(
                 prepared, chunk_seconds, not engine.is_embedded_voice, engine.convention, engine.can_read

@@ -2,7 +2,7 @@
 
 A file has an entry per line, `nginx = engine x`. Empty lines and lines that begin with `#` are comments. A word, or
 several, in lower case matches any case; one with a capital letter matches only itself: `IT = I T` leaves `it` alone.
-Only whole words are replaced.
+Only whole words are replaced. For a voice that reads phonemes, a spelling may hold some: `nginx = [[ˈɛnʤən ˈɛks]]`.
 """
 
 import os
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import regex
 
+from higgs_native.english.pronunciation import VERBATIM
 from higgs_native.errors import PromptError, short_repr
 from higgs_native.prompt.normalize import check_unicode
 from higgs_native.utils.checks import check_instance, expanded_path
@@ -29,10 +30,14 @@ class Lexicon:
 
     Raises:
         PromptError: a word or a spelling is empty, no str, or has a bracket or a line break, or a word is given twice.
+
+    Attributes:
+        phonemes: the first spelling that holds phonemes; None if there is none.
     """
 
     def __init__(self, entries: Mapping[str, str]) -> None:
         check_instance("lexicon", entries, Mapping)
+        self.phonemes: str | None = None
         self._spellings: dict[str, str] = {}
         for word, spelling in entries.items():
             self._add(word, spelling, "lexicon")
@@ -80,11 +85,14 @@ class Lexicon:
     def _add(self, word: str, spelling: str, location: str) -> None:
         for name, value in (("word", word), ("spelling", spelling)):
             check_unicode(value, f"{location}: {name}")
-            if not value.strip() or _BREAKS.search(value):
+            plain = VERBATIM.sub(" ", value) if name == "spelling" else value
+            if not value.strip() or _BREAKS.search(plain):
                 raise PromptError(f"{location}: {name} must be text without brackets, got {short_repr(value)}")
         word = " ".join(word.split())
         if word in self._spellings:
             raise PromptError(f"{location}: word must be given once, got {short_repr(word)} again")
+        if self.phonemes is None and VERBATIM.search(spelling):
+            self.phonemes = spelling.strip()
         self._spellings[word] = spelling.strip()
 
     def _compile(self) -> None:

@@ -6,11 +6,14 @@ Such a checkpoint's folder holds what `higgs_native.english.reader` reads, and `
 
 import hashlib
 import lzma
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from higgs_native.english.guess import PHONEMES
+from higgs_native.english.pronunciation import PAUSES, VERBATIM
 from higgs_native.english.reader import ACCENTS, DICTIONARY_FILE, GUESSER_FILE, Reader
 from higgs_native.errors import CheckpointError, ConfigError, PromptError, one_line, short_repr
 from higgs_native.prompt.markup import SPEAKER_TAG
@@ -20,6 +23,8 @@ from higgs_native.utils.files import read_json_object, read_small_file
 
 VOICES_FILE = "voices.json"
 _MAX_FILE = 64 << 20
+_SYMBOLS = f"{PHONEMES}Tg"  # T: a flap; g: as typed, for ɡ
+_WORD = re.compile(f"[^\\s{PAUSES}]+")
 
 
 class PhonemeReader:
@@ -61,6 +66,14 @@ class PhonemeReader:
         except (OSError, EOFError, lzma.LZMAError, SafetensorError, ValueError, RuntimeError, TypeError) as error:
             raise CheckpointError(f"{folder} must hold a readable dictionary, got: {one_line(str(error))}") from None
 
+    def prepared(self, text: str) -> str:
+        """Return a text with each word of its phonemes in brackets: `[[a b.]]` becomes `[[a]] [[b]].`
+
+        Raises:
+            PromptError: the voice does not know a symbol.
+        """
+        return VERBATIM.sub(_checked, text)
+
     def spell(self, text: str, voices: Sequence[Voice] = ()) -> str:
         """Return the phonemes of a text, a line for each turn; tags of speakers stay.
 
@@ -69,7 +82,7 @@ class PhonemeReader:
             voices: of SPEAKER0, SPEAKER1, ...
 
         Raises:
-            PromptError: no word can be read.
+            PromptError: no word can be read, or phonemes are unknown.
         """
         parts = self._parts(text, voices)
         spelled = "\n".join(f"{tag} {phonemes}".strip() for tag, phonemes, _ in parts)
@@ -87,6 +100,7 @@ class PhonemeReader:
 
     def _parts(self, text: str, voices: Sequence[Voice]) -> list[tuple[str, str, list[str]]]:
         """Return the tag, the phonemes and the unreadable words of each turn."""
+        text = self.prepared(text)
         turns, tag = [], ""
         begins = [*SPEAKER_TAG.finditer(text), None]
         position = 0
@@ -102,3 +116,15 @@ class PhonemeReader:
         speaker = int(tag[len("[SPEAKER") : -1]) if tag else 0
         profile = voices[speaker].profile if speaker < len(voices) else None
         return self._default if profile is None else self._accents.get(profile, self._default)
+
+
+def _checked(match: re.Match[str]) -> str:
+    """Return phonemes in brackets, word by word. Raises PromptError if one is unknown."""
+    for word in _WORD.findall(match[1]):
+        for symbol in word:
+            if symbol not in _SYMBOLS:
+                raise PromptError(
+                    f"text must hold phonemes that the voice knows in [[...]] ({PHONEMES}), "
+                    f"got {short_repr(symbol)} in {short_repr(match[0])}"
+                )
+    return _WORD.sub(lambda word: f"[[{word[0].replace('g', 'ɡ')}]]", match[1])

@@ -3,6 +3,8 @@
 import regex
 
 from higgs_native.english.normalize import normalize as normalize_english
+from higgs_native.english.pronunciation import VERBATIM
+from higgs_native.errors import PromptError
 from higgs_native.manuscript.lexicon import Lexicon, LexiconLike
 from higgs_native.manuscript.markup import strip_markup as strip
 from higgs_native.manuscript.ssml import is_ssml, read_ssml
@@ -12,9 +14,10 @@ from higgs_native.utils.checks import check_flag
 
 
 # These stay as they are written.
-_TAGS = regex.compile(
-    rf"(\s*(?:{'|'.join(tag.pattern for tag in (SPEAKER_TAG, SOUND_EFFECT, PAUSE, CONTROL_TAG))})\s*)",
-    regex.IGNORECASE,
+_PATTERNS = [tag.pattern for tag in (SPEAKER_TAG, SOUND_EFFECT, PAUSE, CONTROL_TAG)]
+_TAGS = regex.compile(rf"(\s*(?:{'|'.join(_PATTERNS)})\s*)", regex.IGNORECASE)
+_TAGS_AND_PHONEMES = regex.compile(
+    rf"(\s*(?:{'|'.join([*_PATTERNS, VERBATIM.pattern.replace('(', '(?:')])})\s*)", regex.IGNORECASE
 )
 
 
@@ -23,6 +26,7 @@ def prepare_text(
     normalize: bool = False,
     strip_markup: bool = False,
     lexicon: LexiconLike | None = None,
+    phonemes: bool = False,
 ) -> str:
     """Return a text as it is spoken, which may hold pauses and speakers' tags. Plain text stays as it is.
 
@@ -32,27 +36,33 @@ def prepare_text(
             `higgs_native.english.normalize`. Tags, such as `[SPEAKER0]` and `[laugh]`, and line breaks stay.
         strip_markup: leave out the markup of Markdown, and emoji; see `higgs_native.manuscript.markup`.
         lexicon: replaces words; a file, its entries, or a `Lexicon`. It comes before the normalization.
+        phonemes: whether the voice reads phonemes, so that `[[...]]` stays as it is written.
 
     Raises:
-        PromptError: the text is no str or not valid Unicode, its SSML is wrong, or the lexicon.
+        PromptError: the text is no str or not valid Unicode, its SSML is wrong, or the lexicon, which may hold
+            phonemes only with `phonemes`.
         ParameterError: an option is none, or `strip_markup` lacks a package.
     """
     check_unicode(text, "text")
     check_flag("normalize", normalize)
     check_flag("strip_markup", strip_markup)
+    check_flag("phonemes", phonemes)
+    tags = _TAGS_AND_PHONEMES if phonemes else _TAGS
     if is_ssml(text):
         text = read_ssml(text)
     elif strip_markup:
         text = strip(text)
     if lexicon is not None:
         words = Lexicon.of(lexicon)
-        text = "".join(part if _TAGS.fullmatch(part) else words.apply(part) for part in _TAGS.split(text))
+        if words.phonemes is not None and not phonemes:
+            raise PromptError(f"lexicon must hold spellings for a model that reads words, got {words.phonemes}")
+        text = "".join(part if tags.fullmatch(part) else words.apply(part) for part in tags.split(text))
     if normalize:
-        text = "\n".join(map(_normalized, text.splitlines()))
+        text = "\n".join(_normalized(line, tags) for line in text.splitlines())
     return text
 
 
-def _normalized(line: str) -> str:
+def _normalized(line: str, tags: regex.Pattern[str]) -> str:
     return "".join(
-        part if _TAGS.fullmatch(part) or not part.strip() else normalize_english(part) for part in _TAGS.split(line)
+        part if tags.fullmatch(part) or not part.strip() else normalize_english(part) for part in tags.split(line)
     )

@@ -49,6 +49,14 @@ def test_a_bad_line_is_named(contents, message, tmp_path):
         Lexicon.of(path)
 
 
+def test_a_spelling_may_hold_phonemes_a_word_none():
+    assert Lexicon({"a": "b [[kˈæt]]"}).phonemes == "b [[kˈæt]]"
+    assert Lexicon({"a": "b"}).phonemes is None
+    for entry in ({"a": "[[b]"}, {"a": "[b]"}, {"[[a]]": "b"}):
+        with pytest.raises(PromptError, match="must be text without brackets"):
+            Lexicon(entry)
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(PromptError, match="which can't be read: No such file"):
         Lexicon.of(tmp_path / "none.txt")

@@ -83,6 +83,41 @@ def test_the_context_of_a_book_is_in_phonemes(engine):
     assert [messages[1].content, messages[-1].content] == ["ðə kˈat.", "ðə bˈɑːθ."]
 
 
+def test_phonemes_in_a_text_are_read_as_they_are(engine, conversations):
+    """Also beside words whose sound depends on the next one, and next to punctuation."""
+    assert engine.prepare_text("The [[ˈæpəl, kˈæt.]] The [[gˈO]].") == "The [[ˈæpəl]], [[kˈæt]]. The [[ɡˈO]]."
+    assert engine.phonemes.spell("The [[ˈæpəl]], the [[kˈæt]]!") == "ði ˈæpəl, ðə kˈæt!"
+    assert engine.unreadable_words("The [[ˈæpəl]] 猫") == ["猫"]
+    text, options = "[SPEAKER0] 5 [[ɹˈuts bˈæθ]]", {"seed": 1, "max_new_tokens": 20}
+    speech = engine.speak(text, normalize=True, **options)
+    assert conversations[-1][-1].content == "[SPEAKER0] fˈIv ɹˈuts bˈæθ."
+    assert speech.script == "[SPEAKER0] five [[ɹˈuts]] [[bˈæθ]]."
+    list(engine.stream(text, normalize=True, **options))
+    assert conversations[-1][-1].content == "[SPEAKER0] fˈIv ɹˈuts bˈæθ."
+    book = LongSpeech(engine, "[[kˈæt. bˈæθ]] five.\n\nThe cat.", seed=1, max_retries=0, chunk_seconds=2)
+    assert [chunk.text for chunk in book.chunks] == ["[[kˈæt]]. [[bˈæθ]] five.", "The cat."]
+    list(book)
+    assert conversations[-2][-1].content == "kˈæt. bˈæθ fˈIv."
+
+
+def test_a_lexicon_may_hold_phonemes(engine):
+    lexicon = {"nginx": "[[ˈɛnʤən ˈɛks]]", "kitty": "cat [[bˈæθ]]"}
+    prepared = engine.prepare_text("nginx, kitty 5", normalize=True, lexicon=lexicon)
+    assert prepared == "[[ˈɛnʤən]] [[ˈɛks]], cat [[bˈæθ]] five"
+
+
+@pytest.mark.parametrize(("text", "symbol"), [("See [[Paris]].", "P"), ("[[kˈæt5]]", "5"), ("[[kˈ猫]]", "猫")])
+def test_unknown_phonemes_are_refused_before_work(engine, text, symbol):
+    error = rf"text must hold phonemes that the voice knows in \[\[\.\.\.\]\] \(A.*\), got '{symbol}' in '\[\["
+    for speak in (engine.speak, engine.stream, lambda text: LongSpeech(engine, text)):
+        with pytest.raises(PromptError, match=error):
+            speak(text)
+
+
+def test_brackets_without_their_other_half_are_no_phonemes(engine):
+    assert engine.phonemes.spell("The [[ cat ]").split() == ["ðə", "kˈæt"]
+
+
 def test_the_words_of_a_recording_are_in_phonemes(engine, conversations):
     recording = (0.5 * np.sin(np.arange(24000) / 17)).astype(np.float32), 24000
     with pytest.warns(UserWarning, match="the reference audio"):
@@ -141,6 +176,10 @@ def test_other_checkpoints_read_words(demo_folder):
     assert engine.phonemes is None
     assert engine.unreadable_words("猫") == []
     assert engine.spelling([])("The cat.") == "The cat."
+    assert engine.prepare_text("See [[Paris]].") == "See [[Paris]]."
+    assert engine.prepare_text("See [[cat]].", lexicon={"cat": "dog"}) == "See [[dog]]."
+    with pytest.raises(PromptError, match=r"lexicon must hold spellings for a model that reads words, got \[\[kˈæt"):
+        engine.speak("The cat.", lexicon={"cat": "[[kˈæt]]"})
 
 
 def test_the_dictionary_is_part_of_the_fingerprint(folder, engine, tmp_path):

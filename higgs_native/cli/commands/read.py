@@ -164,7 +164,7 @@ def read(
     words = None if lexicon is None else Lexicon.read(lexicon)
     parts = []
     for part in [manuscript] if isinstance(manuscript, str) else [chapter.text for chapter in manuscript.chapters]:
-        parts.append(prepare_text(part, normalize, strip_markup, words))
+        parts.append(prepare_text(part, normalize, strip_markup, words, phonemes=True))
         chunk_text(parts[-1], CHUNK_SECONDS if chunk_seconds is None else chunk_seconds)
     adapters = parsed_adapters(adapter)
     speaking = ChosenAdapter.of(voice, adapters)

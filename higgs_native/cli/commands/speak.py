@@ -117,6 +117,7 @@ def speak(
         sampling_params,
     )
     from higgs_native.cli.output import check_output, check_stream_path, shortened, write_output, write_stream
+    from higgs_native.manuscript.lexicon import Lexicon
     from higgs_native.manuscript.pauses import split_pauses, without_pauses
     from higgs_native.manuscript.preparation import prepare_text
     from higgs_native.prompt.normalize import normalize_text
@@ -143,9 +144,11 @@ def speak(
             if value is not None:
                 raise ParameterError(f"{name} must not be given with --stream, got {value}")
         check_stream_path(stream)
-    text = prepare_text(read_text(text), normalize, strip_markup, lexicon)
-    split_pauses(text)
-    title = shortened(normalize_text(without_pauses(text)))
+    text = read_text(text)
+    words = None if lexicon is None else Lexicon.read(lexicon)
+    prepared = prepare_text(text, normalize, strip_markup, words, phonemes=True)
+    split_pauses(prepared)
+    title = shortened(normalize_text(without_pauses(prepared)))
     adapters = parsed_adapters(adapter)
     speaking = ChosenAdapter.of(voice, adapters)
     chosen = checked_voices(speaking.voice, reference_audio, reference_text, voices, model, speaking.speakers)
@@ -160,7 +163,7 @@ def speak(
         max_new_tokens=max_new_tokens,
     )
     engine = load_engine(model, audio_tokenizer, device, dtype, quantization, adapters)
-    text = engine.tagged_text(text, emotion, style)
+    text = engine.tagged_text(engine.prepare_text(text, normalize, strip_markup, words), emotion, style)
     notice_unreadable(engine, text)
     if stream is not None:
         speech_stream = engine.stream(

@@ -21,7 +21,6 @@ from anyio.to_thread import run_sync
 from fastapi import WebSocket, WebSocketDisconnect
 
 from higgs_native.manuscript.pauses import without_pauses
-from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.prompt.markup import PAUSE
 from higgs_native.prompt.normalize import SPEAKABLE
 from higgs_native.prompt.recordings import Recording
@@ -223,7 +222,7 @@ class SpeechSession:
         seed = (self._template.sampling.known_seed + self._index) % 2**64
         utterance = replace(
             self._template,
-            text=prepare_text(sentence, self._request.normalize, self._request.strip_markup),
+            text=self._service.speaker.prepared(sentence, self._request),
             sampling=replace(self._template.sampling, seed=seed),
             failures=[],
             script=[],

@@ -16,7 +16,6 @@ from higgs_native.long_form.chunk_store import SpokenChunk
 from higgs_native.long_form.chunking import chunk_text
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.long_form.settings import CHUNK_SECONDS, EMBEDDED_VOICE_CHUNK_SECONDS
-from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.voices import Voice
@@ -133,7 +132,7 @@ class Speaker:
             raise ApiError(400, "ref_audio must be given with ref_text, got none", "invalid_value", "ref_audio")
         else:
             voices = [self._voices.find(name, adapter) for name in names]
-        text = prepare_text(request.input, request.normalize, request.strip_markup)
+        text = self.prepared(request.input, request)
         granularities = frozenset(request.timestamp_granularities or ())
         return Utterance(
             text,
@@ -144,6 +143,10 @@ class Speaker:
             request.is_live,
             granularities=granularities,
         )
+
+    def prepared(self, text: str, request: SpeechRequest) -> str:
+        """Return a text as a request wants it prepared. Raises PromptError or ParameterError if that is impossible."""
+        return self._engine.prepare_text(text, request.normalize, request.strip_markup)
 
     def _adapter(self, request: SpeechRequest) -> tuple[str | None, list[str]]:
         """Return the adapter of a request, by its field or as its voice, and the other voices.

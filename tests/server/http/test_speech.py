@@ -224,6 +224,7 @@ WRONG = [
     ({"input": " ... "}, 400, "input", "invalid_value"),
     ({"input": "a" * 50_001}, 400, "input", "string_above_max_length"),
     ({"input": "<|AUDIO|>"}, 400, "input", "invalid_value"),
+    ({"input": "See [[Paris]]."}, 400, "input", "invalid_value"),
     ({"model": "whisper-1"}, 404, "model", "model_not_found"),
     ({"voice": "zoe"}, 400, "voice", "voice_not_found"),
     ({"voice": "../../etc/passwd"}, 400, "voice", "voice_not_found"),
