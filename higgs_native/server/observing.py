@@ -26,10 +26,15 @@ class Metrics:
     Args:
         running, queued: return the number of requests that run, and that wait.
         engine: returns the metrics of the engine.
+        loaded: returns whether the model is in memory.
     """
 
     def __init__(
-        self, running: Callable[[], int], queued: Callable[[], int], engine: Callable[[], EngineMetrics]
+        self,
+        running: Callable[[], int],
+        queued: Callable[[], int],
+        engine: Callable[[], EngineMetrics],
+        loaded: Callable[[], bool],
     ) -> None:
         self._registry = registry = CollectorRegistry()
 
@@ -44,6 +49,7 @@ class Metrics:
 
         gauge("requests_running", "Requests that are spoken now.", running)
         gauge("requests_queued", "Requests that wait for a slot.", queued)
+        gauge("model_loaded", "Whether the model is in memory.", loaded)
         gauge("sequences_running", "Sequences that share the steps of the engine.", lambda: engine().running)
         gauge("cache_pages_held", "Pages of the KV cache in use.", lambda: engine().pages_held)
         gauge("cache_pages", "Pages of the KV cache.", lambda: engine().pages)

@@ -9,6 +9,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ _BACKLOG = 2048
 
 
 def run(
-    load: Callable[[], HiggsAudio],
+    load: Callable[..., HiggsAudio],
     settings: ServerSettings,
     bound: socket.socket,
     on_listening: Callable[[], None],
@@ -37,7 +38,7 @@ def run(
     """Load the weights and serve until SIGTERM or SIGINT, then drain. A second signal ends the server at once.
 
     Args:
-        load: returns the engine.
+        load: returns the engine; it takes `local_files_only`, as `HiggsAudio.from_pretrained`.
         settings: of the server.
         bound: the socket to listen at.
         on_listening: called when connections are accepted.
@@ -53,7 +54,9 @@ def run(
     if engine.is_embedded_voice:
         # Requests run side by side on all cores. Sharing the small operators of one makes them wait for each other.
         torch.set_num_threads(1)
-    app = create_app(engine, settings, worker)
+    # A name on the Hub stays the version that was loaded first.
+    app = create_app(engine, settings, worker, partial(load, local_files_only=True))
+    del engine  # the application alone holds it, so that it can be released
     log_as_json(**({} if worker is None else {"worker": worker.index}))
     # Logs have a line per request already. Half a minute fits the pauses of clients that reuse connections.
     config = uvicorn.Config(
@@ -131,6 +134,9 @@ async def _serve(
             from higgs_native.server.wyoming import serving_wyoming
 
             await beside.enter_async_context(serving_wyoming(service, wyoming))
+        if (seconds := service.settings.unload_seconds) is not None:
+            releasing = asyncio.create_task(service.release_when_idle(seconds))
+            beside.callback(releasing.cancel)
         serving = asyncio.create_task(server.serve([bound]))
         stopped = asyncio.create_task(stopping.wait())
         await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)

@@ -31,6 +31,7 @@ class ServerSettings:
         reference_urls: prefixes of the URLs that `ref_audio` may name, such as `https://voices.example/`.
         reference_folders: folders whose files `ref_audio` may name by `file://`.
         max_batch: maximum number of items in a batch.
+        unload_seconds: time without speech after which the model is released until the next request; None: never.
 
     Raises:
         ParameterError: a value is of a wrong type, or outside its range.
@@ -52,6 +53,7 @@ class ServerSettings:
     reference_urls: tuple[str, ...] = ()
     reference_folders: tuple[Path, ...] = ()
     max_batch: int = 32
+    unload_seconds: float | None = None
 
     def __post_init__(self) -> None:
         for name, minimum in (
@@ -67,10 +69,10 @@ class ServerSettings:
             check_integer(name, value, optional=name == "max_per_key")
             if value is not None and value < minimum:
                 raise ParameterError(f"{name} must be at least {minimum}, got {value}")
-        for name in ("deadline_seconds", "idle_seconds", "drain_seconds"):
+        for name in ("deadline_seconds", "idle_seconds", "drain_seconds", "unload_seconds"):
             value = getattr(self, name)
-            check_number(name, value)
-            if not 0 < value < float("inf"):
+            check_number(name, value, optional=name == "unload_seconds")
+            if value is not None and not 0 < value < float("inf"):
                 raise ParameterError(f"{name} must be above 0 and finite, got {value}")
         for prefix in self.reference_urls:
             scheme, _, rest = prefix.partition("://")

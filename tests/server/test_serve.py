@@ -1,5 +1,6 @@
 """The command `higgs-native serve`, in a process."""
 
+import json
 import signal
 import socket
 import sys
@@ -25,6 +26,33 @@ def test_sigterm_drains_and_exits_with_0(serve):
             until(lambda: get(url, "/ready").status_code == 503)
             assert speak(url, input="Hello.").status_code == 503
         assert waiting.result().content == alone
+    assert process.wait(PATIENCE) == 0
+    assert "Traceback" not in log.read_text()
+
+
+def test_an_idle_server_frees_the_model_and_loads_it_again(serve):
+    process, url, log = serve("--unload-after", "0.5")
+    fields = {"input": LONG_TEXT, "response_format": "pcm"}
+    before = speak(url, **fields).content
+    assert before
+
+    def unloaded():
+        return get(url, "/health").json() == {"status": "ok", "model": "unloaded"}
+
+    until(unloaded)
+    assert get(url, "/ready").status_code == 200
+    assert "higgs_native_model_loaded 0.0" in get(url, "/metrics").text
+    assert get(url, "/v1/audio/voices").status_code == 200
+    assert unloaded()  # asking for voices loads nothing
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda _: speak(url, **fields).content, range(3)))
+    assert answers == [before] * 3
+    events = [json.loads(line).get("event") for line in log.read_text().splitlines() if line.startswith("{")]
+    assert [event for event in events if event in ("loaded", "unloaded")][:2] == ["unloaded", "loaded"]
+    until(unloaded)
+    with speech_begun(url, **fields) as pieces:
+        process.send_signal(signal.SIGTERM)
+        assert b"".join(pieces) == before
     assert process.wait(PATIENCE) == 0
     assert "Traceback" not in log.read_text()
 

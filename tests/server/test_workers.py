@@ -78,7 +78,7 @@ def test_processes_share_one_port_and_tell_of_each_other(pair):
     before = spoken(url)
     assert get(url, "/health").json() == {
         "status": "ok",
-        "workers": [{"worker": index, "device": "cpu", "status": "ready"} for index in (0, 1)],
+        "workers": [{"worker": index, "device": "cpu", "status": "ready", "model": "loaded"} for index in (0, 1)],
     }
     answers = set()
     for other in reversed(workers(process)):

@@ -60,6 +60,13 @@ def serve(
         int | None, typer.Option(help="Maximum number of running and waiting requests per key.", show_default="none")
     ] = None,
     deadline: Annotated[float, typer.Option(help="Maximum seconds from a request's arrival to its end.")] = 600.0,
+    unload_after: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds without speech after which the model's memory is freed; the next request loads it again.",
+            show_default="never",
+        ),
+    ] = None,
     drain: Annotated[float, typer.Option(help="Maximum seconds that running requests get after SIGTERM.")] = 60.0,
     max_characters: Annotated[int, typer.Option(help="Maximum number of characters of a text.")] = 50_000,
     max_body_bytes: Annotated[int, typer.Option(help="Maximum bytes of a request, uploads included.")] = 16 << 20,
@@ -116,6 +123,7 @@ def serve(
         max_per_key=max_per_key,
         deadline_seconds=deadline,
         drain_seconds=drain,
+        unload_seconds=unload_after,
         max_characters=max_characters,
         max_body_bytes=max_body_bytes,
         reference_urls=tuple(reference_url or ()),

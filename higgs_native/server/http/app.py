@@ -1,7 +1,7 @@
 """The HTTP application: its routes, and how errors are answered."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,18 +55,25 @@ _PAGE = Path(__file__).with_name("page")
 _POLICY = "default-src 'self'; media-src blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 
 
-def create_app(engine: HiggsAudio, settings: ServerSettings | None = None, worker: Worker | None = None) -> FastAPI:
+def create_app(
+    engine: HiggsAudio,
+    settings: ServerSettings | None = None,
+    worker: Worker | None = None,
+    load: Callable[[], HiggsAudio] | None = None,
+) -> FastAPI:
     """Return the application of a server.
 
     Args:
         engine: speaks all requests.
         settings: of the operator.
         worker: this process, if it is one of several that are one server.
+        load: returns the engine again after its release, for `SpeechService.release_when_idle`.
 
     Raises:
         PromptError: the folder of voices can't be read.
+        ParameterError: the settings release the engine, and `load` is None.
     """
-    service = SpeechService(engine, settings or ServerSettings())
+    service = SpeechService(engine, settings or ServerSettings(), load)
     app = FastAPI(
         title="higgs-native",
         version=higgs_native.__version__,
@@ -229,16 +236,24 @@ def _add_models_and_voices(app: FastAPI, service: SpeechService) -> None:
 def _add_health(app: FastAPI, service: SpeechService, worker: Worker | None) -> None:
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        """Answer as long as the process is alive. Of several processes, tell which are: `degraded` if one is down."""
+        """Answer as long as the process is alive. Of several processes, tell which are: `degraded` if one is down.
+
+        `model` is `loaded`, or `unloaded`: the next request loads it again.
+        """
         if worker is None:
-            return {"status": "ok"}
+            return {"status": "ok", "model": service.model_status}
         reports = await worker.reports()
         statuses = ["down" if report is None else report["status"] for report in reports]
         return {
             "status": "degraded" if "down" in statuses else "ok",
             "workers": [
-                {"worker": index, "device": device, "status": status}
-                for index, (device, status) in enumerate(zip(worker.devices, statuses, strict=True))
+                {
+                    "worker": index,
+                    "device": device,
+                    "status": status,
+                    "model": None if report is None else report["model"],
+                }
+                for index, (device, status, report) in enumerate(zip(worker.devices, statuses, reports, strict=True))
             ],
         }
 

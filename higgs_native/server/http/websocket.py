@@ -222,7 +222,7 @@ class SpeechSession:
         seed = (self._template.sampling.known_seed + self._index) % 2**64
         utterance = replace(
             self._template,
-            text=self._service.speaker.prepared(sentence, self._request),
+            text=self._template.engine.prepare_text(sentence, self._request.normalize, self._request.strip_markup),
             sampling=replace(self._template.sampling, seed=seed),
             failures=[],
             script=[],

@@ -1,18 +1,21 @@
 """The service behind all protocols: speech waits for its turn, is generated, encoded and counted."""
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass
 
 from anyio.to_thread import run_sync
 
 from higgs_native.convention import Convention
+from higgs_native.errors import ParameterError
 from higgs_native.pipeline import HiggsAudio
-from higgs_native.server.observing import Metrics
+from higgs_native.server.observing import Metrics, log
 from higgs_native.server.settings import ServerSettings
 from higgs_native.server.speech.admission import Admission, Refused
 from higgs_native.server.speech.encoder import AudioEncoder
+from higgs_native.server.speech.holder import EngineHolder
 from higgs_native.server.speech.schema import ApiError
 from higgs_native.server.speech.speaking import Speaker, Utterance
 from higgs_native.server.speech.voices import VoiceStore
@@ -32,40 +35,65 @@ class SpeechService:
     Args:
         engine: speaks.
         settings: of the server.
+        load: returns the engine again after its release; needed if the settings release it.
+
+    Raises:
+        ParameterError: it is needed and missing.
 
     Attributes:
         model_name: of the model, for people; where its license forbids uses, with what it allows.
         languages: that it speaks, by their codes. Those of Higgs TTS 3, over a hundred, are not listed anywhere: it
             has those of Higgs Audio V2.
-        settings, voices, admission, metrics, speaker: see their classes.
+        settings, engines, voices, admission, metrics, speaker: see their classes.
         sessions: the number of open WebSockets.
     """
 
-    def __init__(self, engine: HiggsAudio, settings: ServerSettings) -> None:
+    def __init__(
+        self, engine: HiggsAudio, settings: ServerSettings, load: Callable[[], HiggsAudio] | None = None
+    ) -> None:
+        if settings.unload_seconds is not None and load is None:
+            raise ParameterError(
+                f"unload_seconds must be None if the model can't be loaded again, got {settings.unload_seconds}"
+            )
         self.model_name = _model_name(engine)
         self.languages = ("en",) if engine.is_embedded_voice else ("en", "zh", "de", "ko")  # as on the model's card
         model_id = settings.model_id or self.model_name.split(" (")[0].lower().replace(" ", "-")
         self.settings = settings
-        self.voices = VoiceStore(
-            settings,
-            engine.trained_voices,
-            lambda: {name: adapter.speakers for name, adapter in engine.model.adapters.items()},
-        )
+        self.engines = EngineHolder(engine, load)
+        self.voices = VoiceStore(settings, engine.trained_voices, self.engines.adapters)
         self.admission = Admission(settings.max_running, settings.max_queued, settings.max_per_key)
         self.metrics = Metrics(
-            lambda: self.admission.running, lambda: self.admission.queued, lambda: engine.model.engine.metrics
+            lambda: self.admission.running,
+            lambda: self.admission.queued,
+            self.engines.metrics,
+            lambda: self.engines.is_loaded,
         )
         self.sessions = 0
-        self.speaker = Speaker(engine, self.voices, settings, model_id)
+        self.speaker = Speaker(self.engines, self.voices, settings, model_id)
 
     @property
     def status(self) -> str:
         """`ready`, or `draining`: new requests are refused."""
         return "draining" if self.admission.is_draining else "ready"
 
+    @property
+    def model_status(self) -> str:
+        """`loaded`, or `unloaded`: the next request loads the model again."""
+        return "loaded" if self.engines.is_loaded else "unloaded"
+
     def report(self) -> dict[str, str]:
         """Return the status and metrics of this process, for the other processes of the server."""
-        return {"status": self.status, "metrics": self.metrics.text().decode()}
+        return {"status": self.status, "model": self.model_status, "metrics": self.metrics.text().decode()}
+
+    async def release_when_idle(self, seconds: float) -> None:
+        """Release the engine whenever nothing has been spoken for a time. It runs until it is cancelled."""
+        while True:
+            if self.admission.running or self.admission.queued or self.sessions:
+                self.engines.touch()
+            left = seconds - (time.monotonic() - self.engines.last_used)
+            if left <= 0 and await run_sync(self.engines.release, seconds):
+                log("unloaded")
+            await asyncio.sleep(left if left > 0 else seconds)
 
     @contextmanager
     def session(self) -> Iterator[None]:

@@ -20,6 +20,7 @@ from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.voices import Voice
 from higgs_native.server.settings import ServerSettings
+from higgs_native.server.speech.holder import EngineHolder
 from higgs_native.server.speech.schema import MODEL_ALIASES, ApiError, SpeechRequest
 from higgs_native.server.speech.voices import VoiceStore
 from higgs_native.streaming import SpeechStream
@@ -35,6 +36,7 @@ class Utterance:
     """A text that is about to be spoken, or is.
 
     Attributes:
+        engine: speaks it.
         text: to speak.
         voices: of SPEAKER0, SPEAKER1, ...
         scene: where or how it is spoken.
@@ -51,6 +53,7 @@ class Utterance:
         words: with their times, if the client asked for times. Empty before the end.
     """
 
+    engine: HiggsAudio
     text: str
     voices: Sequence[Voice]
     scene: str | None
@@ -90,14 +93,15 @@ class Speaker:
     """Speaks requests with an engine.
 
     Args:
-        engine: speaks.
+        engines: holds the engine.
         voices: that requests name.
         settings: the limits.
         model_id: the name of the model.
     """
 
-    def __init__(self, engine: HiggsAudio, voices: VoiceStore, settings: ServerSettings, model_id: str) -> None:
-        self._engine = engine
+    def __init__(self, engines: EngineHolder, voices: VoiceStore, settings: ServerSettings, model_id: str) -> None:
+        engine = engines.get()
+        self._engines = engines
         self._voices = voices
         self._settings = settings
         self.models = (model_id, *MODEL_ALIASES)
@@ -125,16 +129,18 @@ class Speaker:
             raise ApiError(400, message, "string_above_max_length", "input")
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         sampling = request.sampling(seed, self.default_sampling)
-        adapter, names = self._adapter(request)
+        engine = self._engines.get()
+        adapter, names = self._adapter(request, engine)
         if references := uploads or request.recordings:
             voices = [self._voices.reference(references, request.recorded_texts)]
         elif request.recorded_texts:
             raise ApiError(400, "ref_audio must be given with ref_text, got none", "invalid_value", "ref_audio")
         else:
             voices = [self._voices.find(name, adapter) for name in names]
-        text = self.prepared(request.input, request)
+        text = engine.prepare_text(request.input, request.normalize, request.strip_markup)
         granularities = frozenset(request.timestamp_granularities or ())
         return Utterance(
+            engine,
             text,
             voices,
             request.instructions or None,
@@ -144,11 +150,7 @@ class Speaker:
             granularities=granularities,
         )
 
-    def prepared(self, text: str, request: SpeechRequest) -> str:
-        """Return a text as a request wants it prepared. Raises PromptError or ParameterError if that is impossible."""
-        return self._engine.prepare_text(text, request.normalize, request.strip_markup)
-
-    def _adapter(self, request: SpeechRequest) -> tuple[str | None, list[str]]:
+    def _adapter(self, request: SpeechRequest, engine: HiggsAudio) -> tuple[str | None, list[str]]:
         """Return the adapter of a request, by its field or as its voice, and the other voices.
 
         Raises:
@@ -156,9 +158,9 @@ class Speaker:
             ApiError: an adapter is one of several voices: all speakers of a text have the same one.
         """
         names = request.voice_names
-        adapters = [name for name in names if name in self._engine.model.adapters]
+        adapters = [name for name in names if name in engine.model.adapters]
         if request.adapter is not None:
-            self._engine.model.require_adapter(request.adapter)
+            engine.model.require_adapter(request.adapter)
             return request.adapter, [name for name in names if name != request.adapter]
         if adapters and len(names) > 1:
             message = f"voice must be one alone if it is an adapter, got {', '.join(names):.100}"
@@ -176,6 +178,7 @@ class Speaker:
         timed: list[np.ndarray] = []
         async with aclosing(chunks):
             async for samples in chunks:
+                self._engines.touch()
                 utterance.seconds += len(samples) / self.sampling_rate
                 if utterance.audio is not None:
                     utterance.audio.append(samples)
@@ -188,7 +191,7 @@ class Speaker:
     def invents_voice(self, utterance: Utterance) -> bool:
         """Return whether another seed would give an utterance another voice."""
         recorded = any(voice.reference_audio is not None for voice in utterance.voices)
-        return not recorded and len(utterance.voices) <= 1 and not self._engine.voices_with(utterance.adapter)
+        return not recorded and len(utterance.voices) <= 1 and not utterance.engine.voices_with(utterance.adapter)
 
     def _timed_words(self, script: Sequence[tuple[str, int]], audio: np.ndarray) -> list[Cue]:
         ends = [*(begin for _, begin in script[1:]), len(audio)]
@@ -198,16 +201,16 @@ class Speaker:
             words += word_cues(text, samples, self.sampling_rate, begin / self.sampling_rate)
         return words
 
-    def _is_long(self, text: str) -> bool:
-        if self._engine.is_embedded_voice:  # it was trained on one sentence or two at a time
-            return len(chunk_text(text, EMBEDDED_VOICE_CHUNK_SECONDS, join_sentences=False)) > 1
-        return spoken_seconds(text) > CHUNK_SECONDS
+    def _is_long(self, utterance: Utterance) -> bool:
+        if utterance.engine.is_embedded_voice:  # it was trained on one sentence or two at a time
+            return len(chunk_text(utterance.text, EMBEDDED_VOICE_CHUNK_SECONDS, join_sentences=False)) > 1
+        return spoken_seconds(utterance.text) > CHUNK_SECONDS
 
     def _stream(self, utterance: Utterance) -> SpeechStream | None:
         """Return the stream of an utterance; None for a long one that is not live."""
-        if self._is_long(utterance.text):
+        if self._is_long(utterance):
             return self._long_speech(utterance).stream() if utterance.is_live else None
-        return self._engine.stream(
+        return utterance.engine.stream(
             utterance.text,
             voice=utterance.voices,
             scene=utterance.scene,
@@ -217,7 +220,7 @@ class Speaker:
 
     def _long_speech(self, utterance: Utterance, is_cancelled: Callable[[], bool] | None = None) -> LongSpeech:
         return LongSpeech(
-            self._engine,
+            utterance.engine,
             utterance.text,
             voice=utterance.voices,
             scene=utterance.scene,
@@ -255,5 +258,5 @@ class Speaker:
                 utterance.failures += chunk.failures
                 if len(chunk.pcm):
                     yield chunk.pcm
-        tokens = self._engine.tokenizer.encode(utterance.text, add_special_tokens=False)
+        tokens = utterance.engine.tokenizer.encode(utterance.text, add_special_tokens=False)
         utterance.prompt_tokens = len(tokens.ids)
