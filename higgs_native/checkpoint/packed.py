@@ -20,6 +20,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -42,7 +43,7 @@ from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, STORED_DTYPES, W
 from higgs_native.utils.background_check import BackgroundCheck
 from higgs_native.utils.files import check_file_can_be_made, replacing
 from higgs_native.utils.memory import release_mapped
-from higgs_native.utils.progress import with_bar
+from higgs_native.utils.progress import bar_of_bytes, with_bar
 from higgs_native.utils.tensors import is_finite
 
 
@@ -53,6 +54,16 @@ _SCALES = ".scales"
 _CHECKSUM_BLOCK = 32 << 10  # bytes
 _CHECKSUM_PIECE = 64 << 20
 """Bytes that are added up at a time: a check can end between two pieces."""
+_WRITTEN_PIECE = 16 << 20
+# In the order in which safetensors writes them: the widest first, so that all are aligned.
+_DTYPES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
 _CHECKED_AT_LOAD = 64 << 20
 """Bytes of weights that are checked before they are used, which takes some milliseconds."""
 
@@ -259,10 +270,7 @@ def write_packed(
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as temporary:
             temporary.mkdir()
-            save_file(dict(tensors), temporary / PACKED_FILE, metadata=metadata)
-            _sort_metadata(temporary / PACKED_FILE)
-            # save_file lets the owner alone read it; the folder has the bits that the umask allows.
-            (temporary / PACKED_FILE).chmod(temporary.stat().st_mode & 0o666)
+            write_tensors(tensors, metadata, temporary / PACKED_FILE)
             for path in texts:
                 if not path.name.endswith(".safetensors.index.json") and path.name != BUNDLED_CONFIG_FILE:
                     shutil.copyfile(path, temporary / path.name)
@@ -295,15 +303,25 @@ def _regular_files(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.is_file()]
 
 
-def _sort_metadata(path: Path) -> None:
-    """Sort the metadata of a safetensors file, so that the same checkpoint has the same bytes."""
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        sorted_header = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        file.seek(8)
-        file.write(sorted_header.ljust(size))
+def write_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path: Path) -> None:
+    """Write the safetensors file that `save_file` writes, but with a bar, and with sorted metadata.
+
+    So the same checkpoint has the same bytes.
+    """
+    dtypes = list(_DTYPES)
+    ordered = sorted(tensors.items(), key=lambda item: (dtypes.index(item[1].dtype), item[0]))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name, tensor in ordered:
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    head = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    head = head.ljust(-(-len(head) // 8) * 8)
+    with path.open("wb") as file, bar_of_bytes("writing", end) as bar:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for _, tensor in ordered:
+            for piece in tensor.contiguous().view(-1).view(torch.uint8).split(_WRITTEN_PIECE):
+                bar.update(file.write(piece.cpu().numpy().data))
 
 
 def _origin(folder: Path) -> dict[str, str]:

@@ -2,7 +2,11 @@
 
 import logging
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 T = TypeVar("T")
@@ -28,6 +32,21 @@ def with_bar(items: Iterable[T], description: str, total: int, unit: str) -> Ite
         description,
         total,
         unit=unit,
+        leave=False,
+        delay=_SECONDS_BEFORE_A_BAR,
+        disable=bars_hidden(),
+    )
+
+
+def bar_of_bytes(description: str, total: int) -> "tqdm[NoReturn]":
+    """Return a bar of `total` bytes to update, which shows if that takes a second or more on a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(
+        desc=description,
+        total=total,
+        unit="B",
+        unit_scale=True,
         leave=False,
         delay=_SECONDS_BEFORE_A_BAR,
         disable=bars_hidden(),

@@ -6,7 +6,9 @@ import os
 import shutil
 import stat
 import threading
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,11 +63,11 @@ def test_a_written_checkpoint_speaks_the_same_codes(source, tmp_path, quantizati
     "error", [KeyboardInterrupt, SafetensorError("I/O error: No space left on device"), OSError(28)]
 )
 def test_interrupted_writing_leaves_nothing(source, tmp_path, monkeypatch, error):
-    def half_written(tensors, path, metadata):
+    def half_written(tensors, metadata, path):
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(packed, "save_file", half_written)
+    monkeypatch.setattr(packed, "write_tensors", half_written)
     model = HiggsAudioModel.from_pretrained(source, quantization="int8")
     with pytest.raises((KeyboardInterrupt, CheckpointError)):
         write(model, source, tmp_path / "packed")
@@ -318,13 +320,47 @@ def test_the_same_checkpoint_has_the_same_bytes(source, tmp_path):
         assert json.loads(packed.metadata()["quantization"]) == model.quantization.to_dict()
 
 
-def test_a_terminal_shows_what_is_read_before_writing(source, tmp_path, monkeypatch):
+@pytest.mark.parametrize("quantization", ["fp8", "int8", "int4", "attention=fp8,text_ffn=int8,audio_ffn=int4", None])
+def test_the_file_is_that_of_safetensors(source, tmp_path, quantization):
+    """But for the order of the metadata."""
+    model = LanguageModel.from_pretrained(source, quantization=quantization)
+    write_packed(model.named_weights(), model.quantization, source, tmp_path / "packed")
+    written = (tmp_path / "packed" / PACKED_FILE).read_bytes()
+    save_file(dict(model.named_weights()), tmp_path / "expected", metadata_of(tmp_path / "packed"))
+    expected = (tmp_path / "expected").read_bytes()
+    size = int.from_bytes(expected[:8], "little")
+    assert written[:8] == expected[:8]
+    assert list(json.loads(written[8 : 8 + size]).items()) == list(json.loads(expected[8 : 8 + size]).items())
+    assert written[8 + size :] == expected[8 + size :]
+
+
+def test_a_terminal_shows_what_is_read_and_written(source, tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "_SECONDS_BEFORE_A_BAR", 0.0)
     model = LanguageModel.from_pretrained(source, quantization="int8")
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
     write_packed(model.named_weights(), model.quantization, source, tmp_path / "packed")
     assert "checksums:" in terminal.getvalue()
     assert "digests of the source:" in terminal.getvalue()
+    assert "writing:" in terminal.getvalue()
+
+
+def test_the_bar_moves_while_the_file_is_written(source, tmp_path, monkeypatch):
+    """In steps of at most a piece, until all bytes are written."""
+    steps, totals = [], []
+
+    @contextmanager
+    def bar(description, total):
+        totals.append(total)
+        yield SimpleNamespace(update=steps.append)
+
+    monkeypatch.setattr(packed, "bar_of_bytes", bar)
+    monkeypatch.setattr(packed, "_WRITTEN_PIECE", 1 << 10)
+    model = LanguageModel.from_pretrained(source, quantization="int8")
+    write_packed(model.named_weights(), model.quantization, source, tmp_path / "packed")
+    assert max(steps) == 1 << 10
+    assert len(steps) > 100
+    assert [sum(steps)] == totals
+    assert totals[0] < (tmp_path / "packed" / PACKED_FILE).stat().st_size
 
 
 @pytest.mark.parametrize(("mask", "bits"), [(0o022, 0o644), (0o077, 0o600)])
