@@ -118,6 +118,17 @@ class PhonemeReader:
         return self._default if profile is None else self._accents.get(profile, self._default)
 
 
+def whole_phonemes(pieces: Sequence[str]) -> list[str]:
+    """Return the pieces of a text, joined where it was cut within `[[...]]`."""
+    joined: list[str] = []
+    for piece in pieces:
+        if joined and joined[-1].rfind("[[") > joined[-1].rfind("]]"):
+            joined[-1] += piece
+        else:
+            joined.append(piece)
+    return joined
+
+
 def _checked(match: re.Match[str]) -> str:
     """Return phonemes in brackets, word by word. Raises PromptError if one is unknown."""
     for word in _WORD.findall(match[1]):

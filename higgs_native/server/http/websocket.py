@@ -21,6 +21,7 @@ from anyio.to_thread import run_sync
 from fastapi import WebSocket, WebSocketDisconnect
 
 from higgs_native.manuscript.pauses import without_pauses
+from higgs_native.manuscript.phonemes import whole_phonemes
 from higgs_native.prompt.markup import PAUSE
 from higgs_native.prompt.normalize import SPEAKABLE
 from higgs_native.prompt.recordings import Recording
@@ -170,9 +171,12 @@ class SpeechSession:
             raise ApiError(400, message, "string_above_max_length", "text")
         self._unfinished += text
         # A sentence is complete when the next one has begun: "3." may go on as "3.5".
-        *complete, self._unfinished = [
+        sentences = [
             sentence for part in _PARAGRAPH.split(self._unfinished) for sentence in split_sentences(part) or [""]
         ]
+        if self._template.engine.phonemes is not None:
+            sentences = whole_phonemes(sentences)
+        *complete, self._unfinished = sentences
         for sentence in complete:
             self._queue(sentence)
 

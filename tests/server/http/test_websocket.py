@@ -105,6 +105,19 @@ def test_text_without_an_end_waits_for_a_flush(server):
         assert [message["type"] for message in received(socket)[0]] == ["done"]
 
 
+def test_phonemes_that_come_in_pieces_stay_whole(server):
+    with connected(server, seed=1, voice="heart") as socket:
+        received(socket, "session.started")
+        for piece in ("Say [[kˈæt", ". dˈɔɡ! bˈɜɹd]", "] now. We walk", " home."):
+            send(socket, type="text", text=piece)
+        send(socket, type="done")
+        messages, _ = received(socket)
+    assert [m["text"] for m in messages if m["type"] == "sentence.start"] == [
+        "Say [[kˈæt. dˈɔɡ! bˈɜɹd]] now.",
+        "We walk home.",
+    ]
+
+
 def test_a_pause_alone_is_before_the_next_sentence(server, streamed):
     """Whatever the pieces: a pause after the last sentence is left out, as in a whole text."""
     pieces = ["Hello", "[pause:1s]", " [pause:500ms]", "Good morning. [pause] ", "We walk home", "[pause:2s]"]
