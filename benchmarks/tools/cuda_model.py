@@ -10,9 +10,10 @@ the range of a prediction takes all of them at their best or at their worst.
 A linear operator takes the longest of: reading its weights from memory; reading them and the rows of x from L2; the
 main loop of the multiprocessor with the most blocks, simulated (warp_simulation.py). Before and after it come the gap
 between launches and the tail, less the weights that blocks of the next launch have loaded by then, if they fit beside
-those of this one. Weights that earlier launches prefetch into L2 take no time of memory as far as they arrive while it
-would idle: between launches, and in attention but for its own keys and values. Attention takes the path of its
-multiprocessor with the most blocks through a tile and behind it, simulated, and its fences.
+those of this one. Wide blocks of many rows take the longest of the same; they prefetch nothing. Weights that earlier
+launches prefetch into L2 take no time of memory as far as they arrive while it would idle: between launches, and in
+attention but for its own keys and values. Attention takes the path of its multiprocessor with the most blocks through
+a tile and behind it, simulated, and its fences.
 """
 
 import argparse
@@ -134,6 +135,9 @@ class Model:
                 arrived = in_l2.pop(linear[0], None)
                 to.append(self._linear(launch, linear, case["format"], previous, arrived))
                 self._prefetch(in_l2, launch, to[-1], linears, case["format"])
+            elif launch.kernel.startswith("wide_gemm_kernel"):
+                to.append(self._wide_linear(launch, next(rows) if current is None else current, case["format"]))
+                current = None
             elif launch.op == "attention":
                 to.append(self._attention(launch, config, position, "batch" in case, previous))
                 self._prefetch(in_l2, launch, to[-1], linears, case["format"])
@@ -255,6 +259,48 @@ class Model:
             **{f"{what}_us": value for what, value in expected.items()},
         }
         return Prediction(name, launch.kernel, launch.blocks, us, bound, details, idle_us)
+
+    def _wide_linear(self, launch: Launch, linear: tuple[str, int, int, int, bool], format: str) -> Prediction:
+        name, n, k, rows, _ = linear
+        kernel, gpu = self.kernels[launch.kernel], self.gpu
+        loop = max(
+            (loop for loop in kernel.loops() if any(i.is_tensor_core for i in kernel.body(loop))),
+            key=lambda loop: loop[1] - loop[0],
+        )
+        # Copies to shared memory come ahead of time, as far as L2 and the port let them.
+        steps, warps = math.ceil(k / STEP_COLUMNS[format]), launch.threads // WARP
+        cycles = 0
+        for adds, times in ((True, min(steps, warps)), (False, max(0, steps - warps))):
+            path = kernel.path(loop, self._wide_score(adds))
+            cycles += self.library.cycles((launch.kernel, adds), path, times, warps // SCHEDULERS)
+        waves = math.ceil(launch.blocks / gpu.multiprocessors)
+        weights = WEIGHT_FORMATS[format].packed_nbytes(n, k)
+        x_bytes = rows * steps * STEP_COLUMNS[format] * 2
+        from_l2, busy = weights * launch.x + x_bytes * launch.y, min(launch.blocks, gpu.multiprocessors)
+        us, bound = {}, ""
+        for at in CASES:
+            times_us = {
+                "memory": weights / 1e3 / (gpu.peak_gb_per_s * gpu.read_share.at(at)),
+                "L2": from_l2 / 1e3 / gpu.l2_gb_per_s.at(at),
+                "port": from_l2 / busy / (PORT_BYTES * self._cycles_per_us),
+                "instructions": waves * cycles / self._cycles_per_us,
+            }
+            limit = max(times_us, key=lambda what: times_us[what])
+            us[at] = times_us[limit] + GAP_US.at(at) + TAIL_US.at(at)
+            if at == "expected":
+                bound, expected = limit, times_us
+        details = {"weights_mb": weights / 1e6, "registers": kernel.registers}
+        details |= {f"{what}_us": value for what, value in expected.items()}
+        return Prediction(name, launch.kernel, launch.blocks, us, bound, details)
+
+    @staticmethod
+    def _wide_score(adds: bool) -> Callable[[Instruction], tuple[float, ...]]:
+        """The way of a full step through the loop; `adds`: and the sums of a warp's steps are added."""
+
+        def score(i: Instruction) -> tuple[float, ...]:
+            return i.is_tensor_core, i.name == "LDGSTS", (i.name == "FADD") * (1 if adds else -1)
+
+        return score
 
     @staticmethod
     def _steps_of(path: list[Instruction], step_columns: int) -> float:

@@ -18,7 +18,7 @@ INTERVALS = {
     **dict.fromkeys(("IMAD", "HADD2"), ("fma", 2)),
     **dict.fromkeys(("MUFU", "F2I", "I2F"), ("special", 8)),
     "SHFL": ("shuffle", 4),
-    **dict.fromkeys(("LDG", "STG", "LDS", "STS", "LD", "ST", "ATOMG"), ("memory", 4)),
+    **dict.fromkeys(("LDG", "STG", "LDS", "STS", "LD", "ST", "ATOMG", "LDGSTS"), ("memory", 4)),
     **dict.fromkeys(("HMMA", "IMMA"), ("tensor", 8)),
     **dict.fromkeys(("BRA", "BSSY", "BSYNC", "NOP", "WARPSYNC", "YIELD"), ("control", 1)),
 }
@@ -41,7 +41,7 @@ def dependencies(i: Instruction) -> tuple[list[str], list[str]]:
     writes: list[str] = []
     reads = [i.predicate.lstrip("!")] if i.predicate else []
     # First come results: a register, which stores and comparisons don't have, and predicates on either side of it.
-    stores = i.name in ("STG", "ST", "STS", "STL", "RED", "BAR", "BRA", "EXIT", "BSSY", "BSYNC", "WARPSYNC")
+    stores = i.name in ("STG", "ST", "STS", "STL", "RED", "LDGSTS", "BAR", "BRA", "EXIT", "BSSY", "BSYNC", "WARPSYNC")
     has_register, leading = not stores and not i.name.endswith("SETP"), not stores
     for index, operand in enumerate(i.operands.split(",")):
         found = _REGISTER.findall(operand)
@@ -86,6 +86,8 @@ class _Step:
     def __init__(self, i: Instruction) -> None:
         self.unit, self.interval = INTERVALS.get(i.name, INTEGER_UNIT)
         self.latency = LATENCIES[self.unit]
+        if i.name == "LDS":
+            self.interval = i.load_bytes  # a multiprocessor's shared memory gives 128 bytes a cycle
         if i.is_global_load:
             self.latency = MEMORY_CYCLES if i.is_weight_load else L2_CYCLES
         self.writes, reads = dependencies(i)

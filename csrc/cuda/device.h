@@ -98,8 +98,24 @@ __device__ __forceinline__ void copy_async(float* to, const float* from, bool wa
                : "memory");
 }
 
+// The same for 16 aligned bytes.
+__device__ __forceinline__ void copy_async(uint4* to, const void* from, bool wanted) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(wanted ? 16 : 0)
+               : "memory");
+}
+
 // Waits for this thread's async copies; other threads see them after __syncthreads().
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// Makes a group of this thread's copies since the last one, which may be empty.
+__device__ __forceinline__ void end_group_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits for all groups but the last `kLeft`.
+template <int kLeft>
+__device__ __forceinline__ void wait_for_groups_of_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
 
 // ---- Launches that overlap (programmatic dependent launch, sm_90 and above): a kernel may start while earlier ones
 // run. It must wait before it reads what they wrote, and before it writes what they read. Every kernel waits in all its

@@ -1,9 +1,10 @@
 // GEMM with packed weights: out[r][n] = sum_k x[r][k] * weight[n][k], with RMSNorm of x before and an epilogue after.
 //
 // A block takes one or two panels of the weight (common/weight_format.h) and 8, 16, 32 or 64 rows of x. Its warps share
-// the depth k, taking K-steps in turn, and their sums are added in a fixed order: the bits of an output depend on its
-// row of x and the weight alone, not on the batch or on timing. Weights are read once for all rows of the block, and
-// the loads of the next steps are in flight while one is multiplied.
+// the depth k, taking K-steps in turn, and their sums are added in the order of the warps: the bits of an output depend
+// on its row of x and the weight alone, not on the batch or on timing. With weights of 16 bits and more than 64 rows, a
+// block takes 128 rows of both. Weights are read once for all rows of the block, and the loads of the next steps are in
+// flight while one is multiplied.
 //   bfloat16   x is rounded to bfloat16, sums are float32;
 //   float16    the same in float16: x must stay below 65520 after multiplication with the norm's weight;
 //   fp8        as bfloat16: e4m3 is widened to it in registers;
@@ -13,8 +14,9 @@
 // loaded.
 // Bytes moved: the weight, once from memory; other blocks of rows find it in L2. Each block reads x from L2.
 //
-// linear/ has the parts of the kernel: weight_formats.h, activations.h, mainloop.h and epilogues.h. low_rank.h has the
-// kernels of adapters, whose sums are added before the epilogue. This file chooses and launches the kernels.
+// linear/ has the parts of the kernels: weight_formats.h, activations.h, mainloop.h, wide_mainloop.h and epilogues.h.
+// low_rank.h has the kernels of adapters, whose sums are added before the epilogue. This file chooses and launches the
+// kernels.
 #include "cuda/linear.h"
 
 #include <torch/csrc/stable/library.h>
@@ -25,7 +27,7 @@
 #include "args/linear.h"
 #include "cuda/decoder.h"
 #include "cuda/linear/low_rank.h"
-#include "cuda/linear/mainloop.h"
+#include "cuda/linear/wide_mainloop.h"
 
 namespace higgs_native::cuda {
 
@@ -41,6 +43,15 @@ void launch_gemm(const Launch& launch, const Gemm& p, const PackedActivations& p
   launch(
       gemm_kernel<F, kPanels, kTiles, kPacked>, grid, kThreads, kSumBytes<F, kPanels, kTiles> + activations, p, packed,
       steps, pair_distance, launch.is_first());
+}
+
+template <WeightFormat F>
+void launch_wide_gemm(
+    const Launch& launch, const Gemm& p, const PackedActivations& packed, int steps, int pair_distance) {
+  const dim3 grid(
+      static_cast<unsigned>(ceil_div(p.rows, kWideRows)),
+      static_cast<unsigned>(ceil_div(ceil_div(p.weight.n, kPanel), kWidePanels)));
+  launch(wide_gemm_kernel<F>, grid, kThreads, kWideBytes<F>, p, packed, steps, pair_distance, launch.is_first());
 }
 
 template <WeightFormat F>
@@ -66,7 +77,12 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
     const int64_t pairs = ceil_div(panels, 2) * ceil_div(p.rows, kTilesOfPair * kRowTile);
     const bool many = p.rows > 4 * kRowTile, fills = two_panels || 3 * pairs >= 2 * launch.multiprocessors();
     const bool pair = pair_distance > 0 || (!S::kInteger && many && fills);
-    const int tiles_of_block = pair ? kTilesOfPair : many ? kTilesOfOne : 4;
+    // Many rows in 16 bits, unless the last wave of wide blocks would leave more than two fifths of all waves idle.
+    const int64_t wide_blocks = ceil_div(panels, kWidePanels) * ceil_div(p.rows, kWideRows);
+    const int64_t waves = ceil_div(wide_blocks, launch.multiprocessors());
+    constexpr bool kHasWide = F == WeightFormat::bf16 || F == WeightFormat::f16;
+    const bool wide = kHasWide && 2 * p.rows > kWideRows && 5 * wide_blocks >= 3 * waves * launch.multiprocessors();
+    const int tiles_of_block = wide ? 1 : pair ? kTilesOfPair : many ? kTilesOfOne : 4;
     const int64_t tiles = ceil_div(p.rows, tiles_of_block * kRowTile) * tiles_of_block;
     const int64_t words = tiles * steps * S::kWords * kWarp, rows = tiles * kRowTile;
     const int64_t scales = S::kInteger ? rows * steps : 0;
@@ -82,6 +98,9 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
     launch(
         pack_activations_kernel<F>, dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(shares + 1)), kThreads, 0,
         p, packed, steps, launch.is_first());
+    if constexpr (kHasWide) {
+      if (wide) return launch_wide_gemm<F>(launch, p, packed, steps, pair_distance);
+    }
     auto* run = pair   ? launch_gemm<F, 2, kTilesOfPair, true>
                 : many ? launch_gemm<F, 1, kTilesOfOne, true>
                        : launch_gemm<F, 1, 4, true>;

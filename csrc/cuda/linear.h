@@ -93,6 +93,12 @@ struct Gemm {
   bool vectorized = false;  // x and the norms' weights can be read 4 values at a time; gemm() sets it
 
   int64_t prefetched_bytes() const { return next.bytes(); }
+
+  // Sets a block's share of the counters to zero.
+  __device__ __forceinline__ void set_zeros(int block, int blocks) const {
+    const int threads = static_cast<int>(blockDim.x);
+    for (int i = block * threads + static_cast<int>(threadIdx.x); i < num_zeroed; i += blocks * threads) zeroed[i] = 0;
+  }
 };
 
 // Runs the GEMM. `like`: a tensor on the device where working memory is allocated.

@@ -87,17 +87,20 @@ def test_rows_are_packed_by_all_multiprocessors():
 
 @needs_emulation
 def test_many_rows_take_blocks_that_read_little_from_l2():
-    """For 64 rows o and down take 8 tiles of rows and a panel each; in prompts they take two."""
+    """For 64 rows o and down take 8 tiles of rows and a panel each; in prompts two; the others take wide blocks."""
     case = {"model": "v2", "format": "bfloat16"}
     batch, prompt = record(132, {**case, "batch": 64}), record(132, {**case, "text": 83, "audio": 167})
     shapes = [
-        [(launch.kernel.partition(" ")[2], launch.blocks) for launch in launches if launch.kernel.startswith("gemm")]
+        [(launch.kernel, launch.blocks) for launch in launches if "gemm" in launch.kernel]
         for launches in (batch, prompt)
     ]
-    pair, one = "2, 8, true>", "1, 8, true>"
+    pair, one, alone = (
+        f"gemm_kernel<(WeightFormat)1, {shape}>" for shape in ("2, 8, true", "1, 8, true", "1, 1, false")
+    )
+    wide = "wide_gemm_kernel<(WeightFormat)1>"
     assert shapes[0] == [*2 * [(pair, 80), (one, 96), (pair, 256), (one, 96)], (pair, 129)]
-    in_prompt = [(pair, 320), (pair, 192), (pair, 512), (pair, 96), (pair, 768), (pair, 144)]
-    assert shapes[1] == [*2 * in_prompt, ("1, 1, false>", 257)]
+    in_prompt = [(wide, 80), (pair, 192), (wide, 128), (pair, 96), (wide, 256), (pair, 144)]
+    assert shapes[1] == [*2 * in_prompt, (alone, 257)]
 
 
 @pytest.mark.parametrize(
@@ -106,6 +109,7 @@ def test_many_rows_take_blocks_that_read_little_from_l2():
         ("FFMA", "R1, R2, R3, R1", ["R1"], ["R2", "R3", "R1"]),
         ("LDG.E.128", "R4, desc[UR6][R2.64+0x10]", ["R4", "R5", "R6", "R7"], ["UR6", "R2", "R3"]),
         ("STG.E.64", "desc[UR6][R2.64], R8", [], ["UR6", "R2", "R3", "R8"]),
+        ("LDGSTS.E.BYPASS.128", "[R8], desc[UR6][R2.64]", [], ["R8", "UR6", "R2", "R3"]),
         ("ISETP.GE.AND", "P0, PT, R1, R2, PT", ["P0"], ["R1", "R2"]),
         ("IADD3", "R1, P2, R3, R4, RZ", ["R1", "P2"], ["R3", "R4"]),
         ("SHFL.BFLY", "PT, R1, R2, 0x1, 0x1f", ["R1"], ["R2"]),
@@ -134,6 +138,11 @@ def test_a_unit_takes_one_warp_at_a_time():
     shuffles = [instruction("SHFL.BFLY", f"PT, R{index}, R30, 0x1, 0x1f") for index in range(5)]
     assert simulate(shuffles, 1) == 4 * 4 + 24
     assert simulate(shuffles, 2) == 9 * 4 + 24
+
+
+def test_shared_memory_gives_wide_loads_in_turn():
+    loads = [instruction("LDS.128", f"R{4 * index}, [R30]") for index in range(5)]
+    assert simulate(loads, 1) == 4 * 16 + 30
 
 
 def test_a_load_is_waited_for_where_it_is_used():

@@ -20,7 +20,7 @@ from benchmarks.tools.sass import (
 
 
 FRAME_KERNELS = re.compile(
-    r"gemm_kernel|pack_activations_kernel|rope_kernel|embed_kernel<bfloat16|sample_audio_codes|finish_audio_frames|"
+    r"gemm_kernel|wide_gemm_kernel|pack_activations_kernel|rope_kernel|embed_kernel<bfloat16|sample_audio_codes|finish_audio_frames|"
     r"attention_kernel<b?float16, \d, true"
 )
 MIN_BYTES_IN_FLIGHT = 40 << 10

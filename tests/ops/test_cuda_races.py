@@ -29,6 +29,7 @@ FAULTS = {
     "same byte": f"a write of global {NOT_ORDERED_IN_BLOCK} write by thread",
     "atomic and write": f"a(n atomic| write) of global {NOT_ORDERED_IN_BLOCK}(n atomic| write) by thread",
     "missing barrier of copies": f"a read of shared {NOT_ORDERED_IN_BLOCK} write by thread",
+    "copies of a later group": f"a write of shared {NOT_ORDERED_IN_BLOCK} read by thread",
     "unwritten shared": UNWRITTEN,
     "unwritten dynamic shared": UNWRITTEN,
     "overlapping blocks": f"a write of {NOT_ORDERED_BETWEEN_BLOCKS}",

@@ -62,6 +62,33 @@ def test_blocks_of_many_rows_and_of_few(with_multiprocessors, format):
     assert torch.equal(with_multiprocessors(H100, linear, 20), one_panel[:20])
 
 
+@pytest.mark.parametrize("format", ["bfloat16", "float16"])
+@pytest.mark.parametrize("k", [72, 1500])
+def test_prompts_in_wide_blocks_and_in_others(with_multiprocessors, k, format):
+    """Blocks of 128 rows and 4 panels, which are not full at the ends, give the bits of the others.
+
+    72 columns are fewer K-steps than there are warps; 1,500 are more.
+    """
+    rows, n = 150, 9 * PANEL + 5
+    x, norm, residual = random((rows, k)), random((k,), torch.bfloat16, seed=1), random((rows, n), seed=3)
+    weight = ops.pack_linear(random((n, k), seed=2) / k**0.5, format=format)
+
+    def linear(rows=rows):
+        out, normed = torch.full((2, rows, n), torch.nan)
+        ops.linear(out, x[:rows].contiguous(), weight, residual[:rows].contiguous())
+        ops.rms_norm_linear(normed, x[:rows].contiguous(), norm, 1e-5, weight)
+        return torch.stack([out, normed])
+
+    # Six wide blocks; blocks of two panels; blocks of one.
+    wide, pairs, others = (with_multiprocessors(count, linear) for count in (6, 11, H100))
+    assert torch.equal(wide, pairs)
+    assert torch.equal(wide, others)
+    assert torch.equal(wide[:, :1], with_multiprocessors(H100, linear, 1))
+    expected = torch.empty(rows, n)
+    reference.linear(expected, x, weight, residual)
+    torch.testing.assert_close(wide[0], expected, rtol=1e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("format", ["bfloat16", "fp8", "int8", "int4"])
 def test_rows_packed_by_one_block_and_by_several(with_multiprocessors, format):
     """More than 8 rows are packed first: on an H100 3 blocks per tile of rows share 17 steps of int4, one the norm."""

@@ -40,10 +40,21 @@ inline int32_t fenced_add(int32_t* to, int32_t value) {
 inline char* dynamic_shared() { return emulation::registers.shared_memory; }
 
 inline void copy_async(float* to, const float* from, bool wanted) {
-  emulation::copy_async(to, wanted ? from : nullptr);
+  emulation::copy_async(to, wanted ? from : nullptr, sizeof *to);
+}
+
+inline void copy_async(uint4* to, const void* from, bool wanted) {
+  emulation::copy_async(to, wanted ? from : nullptr, sizeof *to);
 }
 
 inline void wait_for_copies() { emulation::wait_for_copies(); }
+
+inline void end_group_of_copies() { emulation::end_group_of_copies(); }
+
+template <int kLeft>
+inline void wait_for_groups_of_copies() {
+  emulation::wait_for_groups_of_copies(kLeft);
+}
 
 inline void wait_for_earlier_launches() { emulation::races::wait_for_earlier_launches(); }
 

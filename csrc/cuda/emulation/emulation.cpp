@@ -32,12 +32,20 @@ constexpr size_t kPageBytes = 4096;
 
 enum class Waiting { nothing, warp, block, finished };
 
+// An asynchronous copy; zeros from null.
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes, group;
+};
+
 struct Thread {
   jmp_buf at;
   Waiting waiting = Waiting::finished;
   bool started = false;
-  uint64_t round = 0;                                 // of its warp's collectives
-  std::vector<std::pair<void*, const void*>> copies;  // that it has begun
+  uint64_t round = 0;        // of its warp's collectives
+  std::vector<Copy> copies;  // that it has begun, and that are not there yet
+  int groups_of_copies = 0;  // that it has ended
   void* stack;
   ucontext_t first;  // enters the stack once; later switches jump
 };
@@ -60,6 +68,18 @@ std::mutex mutex;  // of all that is here, and of races.cpp
 void leave(Waiting waiting) {
   current->waiting = waiting;
   if (_setjmp(current->at) == 0) _longjmp(scheduler, 1);
+}
+
+// Completes the thread's copies of the groups before `end`.
+void complete_copies(int end, const void* code) {
+  std::vector<Copy>& copies = current->copies;
+  const auto left = std::find_if(copies.begin(), copies.end(), [&](const Copy& copy) { return copy.group >= end; });
+  for (auto copy = copies.begin(); copy != left; ++copy) {
+    races::access(copy->to, copy->bytes, races::Access::write, code);
+    if (copy->from) std::memcpy(copy->to, copy->from, copy->bytes);
+    else std::memset(copy->to, 0, copy->bytes);
+  }
+  copies.erase(copies.begin(), left);
 }
 
 // A warp's collective is complete once all that live have arrived.
@@ -216,21 +236,23 @@ void wait_for_block() {
   leave(Waiting::block);
 }
 
-void copy_async(void* to, const void* from) {
+void copy_async(void* to, const void* from, int bytes) {
   const void* code = __builtin_return_address(0);
-  races::access(to, 4, races::Access::write, code);
-  if (from) races::access(from, 4, races::Access::read, code);
-  std::memset(to, 0xff, 4);
-  current->copies.emplace_back(to, from);
+  if (reinterpret_cast<uintptr_t>(to) % bytes != 0 || reinterpret_cast<uintptr_t>(from) % bytes != 0) {
+    fail("an asynchronous copy must be aligned to its size");
+  }
+  races::access(to, bytes, races::Access::write, code);
+  if (from) races::access(from, bytes, races::Access::read, code);
+  std::memset(to, 0xff, bytes);
+  current->copies.push_back({to, from, bytes, current->groups_of_copies});
 }
 
-void wait_for_copies() {
-  for (const auto& [to, from] : current->copies) {
-    races::access(to, 4, races::Access::write, __builtin_return_address(0));
-    if (from) std::memcpy(to, from, 4);
-    else std::memset(to, 0, 4);
-  }
-  current->copies.clear();
+void wait_for_copies() { complete_copies(current->groups_of_copies + 1, __builtin_return_address(0)); }
+
+void end_group_of_copies() { ++current->groups_of_copies; }
+
+void wait_for_groups_of_copies(int left) {
+  complete_copies(current->groups_of_copies - left, __builtin_return_address(0));
 }
 
 const uint64_t* exchange(uint64_t value) {

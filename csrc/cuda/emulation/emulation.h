@@ -74,9 +74,11 @@ bool record_launch(
 // Fails unless `from` and `bytes` are multiples of 16 and the memory can be read.
 void prefetch(const void* from, size_t bytes);
 void wait_for_block();
-// Copies 4 bytes, zeros from null. They are visible after wait_for_copies, and NaN until then.
-void copy_async(void* to, const void* from);
+// Copies 4 or 16 aligned bytes, zeros from null. They are visible once they are waited for, and NaN until then.
+void copy_async(void* to, const void* from, int bytes);
 void wait_for_copies();
+void end_group_of_copies();
+void wait_for_groups_of_copies(int left);
 // Waits for every thread of the warp that has not returned; returns the 64 bits that each gave, zero for those that
 // returned.
 const uint64_t* exchange(uint64_t value);

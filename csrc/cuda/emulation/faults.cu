@@ -95,6 +95,22 @@ __global__ void missing_barrier_of_copies_kernel(int32_t* memory, bool mended) {
   memory[kThreads + threadIdx.x] = values[neighbour(kWarp)] == 0;
 }
 
+// Of two groups of copies, the first is complete.
+__global__ void later_group_of_copies_kernel(int32_t* memory, bool mended) {
+  __shared__ float values[2 * kThreads];
+  wait_for_earlier_launches();
+  for (int group = 0; group < 2; ++group) {
+    copy_async(values + group * kThreads + threadIdx.x, reinterpret_cast<float*>(memory) + threadIdx.x, true);
+    end_group_of_copies();
+  }
+  if (mended) wait_for_groups_of_copies<0>();
+  else wait_for_groups_of_copies<1>();
+  __syncthreads();
+  const bool first_is_there = values[neighbour(kWarp)] == 0;
+  memory[kThreads + threadIdx.x] = first_is_there && values[kThreads + neighbour(kWarp)] == 0;
+  wait_for_copies();
+}
+
 // ---- Shared memory that nobody has written
 
 __global__ void unwritten_shared_kernel(int32_t* memory, bool mended) {
@@ -226,6 +242,7 @@ constexpr struct {
     {"same byte", [](const Fault& f) { f.blocks(same_byte_kernel, 1); }},
     {"atomic and write", [](const Fault& f) { f.blocks(atomic_and_write_kernel, 1); }},
     {"missing barrier of copies", [](const Fault& f) { f.blocks(missing_barrier_of_copies_kernel, 1); }},
+    {"copies of a later group", [](const Fault& f) { f.blocks(later_group_of_copies_kernel, 1); }},
     {"unwritten shared", [](const Fault& f) { f.blocks(unwritten_shared_kernel, 2); }},
     {"unwritten dynamic shared",
      [](const Fault& f) { f.blocks(unwritten_dynamic_shared_kernel, 2, kThreads * sizeof(int32_t)); }},

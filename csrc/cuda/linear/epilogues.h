@@ -62,7 +62,7 @@ struct BlockSums {
 };
 
 // Applies the epilogue to a block's sums, and writes its outputs. `first_row`: the block's first row of x. `paired`:
-// the block's two panels hold the two halves of a head.
+// panels i and i + kPanels / 2 of the block hold the two halves of a head.
 template <int kPanels, int kTiles>
 __device__ __forceinline__ void finish(const Gemm& p, const BlockSums<kTiles>& sums, int first_row, bool paired) {
   constexpr int kRows = kTiles * kRowTile, kPanelRows = static_cast<int>(kPanel);
@@ -86,11 +86,14 @@ __device__ __forceinline__ void finish(const Gemm& p, const BlockSums<kTiles>& s
       p.out[static_cast<int64_t>(first_row + row) * p.n_out + column] = gate / (1 + expf(-gate)) * up;
     }
   } else if (paired) {
-    const int weight_row = sums.panels[0] * kPanelRows, head = weight_row / p.rope.head_dim;
-    for (int i = thread; i < kPanelRows * rows; i += kThreads) {
-      const int r = i % kPanelRows, row = i / kPanelRows;
+    constexpr int kPairs = kPanels > 1 ? kPanels / 2 : 1;
+    for (int i = thread; i < kPairs * kPanelRows * rows; i += kThreads) {
+      const int r = i % kPanelRows, pair = i / kPanelRows % kPairs, row = i / kPanelRows / kPairs;
+      const int weight_row = sums.panels[pair] * kPanelRows;
+      if (weight_row >= n) continue;
       p.rope.rotate_and_write(
-          first_row + row, head, weight_row % p.rope.head_dim + r, sums(0, r, row), sums(1, r, row));
+          first_row + row, weight_row / p.rope.head_dim, weight_row % p.rope.head_dim + r, sums(pair, r, row),
+          sums(pair + kPanels / 2, r, row));
     }
   } else {
     const int half = p.rope.head_dim / 2;

@@ -105,57 +105,64 @@ __device__ __forceinline__ void multiply(
   }
 }
 
-// Adds the sums of all warps in a fixed order, to those of warp 0. `exchanged`: shared memory for the sums of half the
-// warps.
+// Where BlockSums has sum `i` of lane `lane`, from the place of the lane's first panel and tile on; -1 for a copy.
 template <WeightFormat F, int kPanels, int kTiles>
-__device__ __forceinline__ void reduce_warps(Sums<F, kPanels, kTiles>& sums, float* exchanged, int warp, int lane) {
-  using LaneSums = Sums<F, kPanels, kTiles>;
-#pragma unroll
-  for (int half = kWarps / 2; half > 0; half /= 2) {
-    float* slot = exchanged + warp % half * LaneSums::kCount * kWarp + lane;
-    if (warp >= half && warp < 2 * half) {
-#pragma unroll
-      for (int i = 0; i < LaneSums::kCount; ++i) slot[i * kWarp] = sums.v[i];
-    }
-    __syncthreads();
-    if (warp < half) {
-#pragma unroll
-      for (int i = 0; i < LaneSums::kCount; ++i) sums.v[i] += slot[i * kWarp];
-    }
-    __syncthreads();
+__device__ __forceinline__ int index_of_sum(int i, int lane, int stride) {
+  constexpr int kOfPanel = Sums<F, kPanels, kTiles>::kOfPanel;
+  const int g = lane / 4, t = lane % 4;
+  const int first = i / kOfPanel * static_cast<int>(kPanel) + 4 * g, at = i % kOfPanel;
+  if constexpr (F == WeightFormat::f32) {
+    const int row = at % kRowTile;  // the four lanes of a group have the same sums
+    return row % 4 == t ? (first + at / kRowTile) * stride + row : -1;
+  } else {
+    const int half = at / (4 * kTiles), tile = at / 4 % kTiles, j = at % 4;
+    return (first + 2 * half + j / 2) * stride + tile * kRowTile + 2 * t + j % 2;
   }
 }
 
-// Writes warp 0's sums to shared memory as BlockSums reads them.
+// Adds the sums of all warps in the order of their numbers, and writes them as BlockSums reads them. `exchanged`: shared
+// memory for the sums of half the warps. A barrier must follow.
 template <WeightFormat F, int kPanels, int kTiles>
-__device__ __forceinline__ void store_sums(float* values, const Sums<F, kPanels, kTiles>& sums) {
-  constexpr int kStride = BlockSums<kTiles>::kStride;
-  const int g = group_lane(), t = lane_in_group();
+__device__ __forceinline__ void add_warps(
+    const Sums<F, kPanels, kTiles>& sums, float* exchanged, float* values, int warp, int lane) {
+  constexpr int kCount = Sums<F, kPanels, kTiles>::kCount, kOfThread = kCount * kWarp / kThreads;
+  constexpr int kTurns = 2, kOfTurn = kWarps / kTurns;
+  const int thread = static_cast<int>(threadIdx.x);
+  float total[kOfThread];
 #pragma unroll
-  for (int panel = 0; panel < kPanels; ++panel) {
-    float* to = values + (panel * kPanel + 4 * g) * kStride;
-    const float* from = sums.v + panel * Sums<F, kPanels, kTiles>::kOfPanel;
-    if constexpr (F == WeightFormat::f32) {
+  for (int turn = 0; turn < kTurns; ++turn) {
+    if (turn > 0) __syncthreads();
+    if (warp / kOfTurn == turn) {
+      float* slot = exchanged + warp % kOfTurn * kCount * kWarp + lane;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+      for (int i = 0; i < kCount; ++i) slot[i * kWarp] = sums.v[i];
+    }
+    __syncthreads();
 #pragma unroll
-        for (int row = 0; row < kRowTile; ++row) {
-          if (row % 4 == t) to[i * kStride + row] = from[i * kRowTile + row];
-        }
-      }
-    } else {
+    for (int j = 0; j < kOfThread; ++j) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            to[(2 * half + i / 2) * kStride + tile * kRowTile + 2 * t + i % 2] = from[(half * kTiles + tile) * 4 + i];
-          }
-        }
+      for (int of = 0; of < kOfTurn; ++of) {
+        const float sum = exchanged[of * kCount * kWarp + j * kThreads + thread];
+        total[j] = turn == 0 && of == 0 ? sum : total[j] + sum;
       }
     }
   }
+#pragma unroll
+  for (int j = 0; j < kOfThread; ++j) {
+    const int i = (j * kThreads + thread) / kWarp;
+    const int to = index_of_sum<F, kPanels, kTiles>(i, lane, BlockSums<kTiles>::kStride);
+    if (to >= 0) values[to] = total[j];
+  }
+}
+
+// Panel `i` of a block. With `pair_distance` above 0, panels i and i + kPanels / 2 are so far from each other: the halves
+// of a head.
+template <int kPanels>
+__device__ __forceinline__ int panel_of_block(int block, int i, int pair_distance) {
+  if (pair_distance == 0) return block * kPanels + i;
+  constexpr int kPairs = kPanels > 1 ? kPanels / 2 : 1;
+  const int pair = block * kPairs + i % kPairs;
+  return pair / pair_distance * 2 * pair_distance + pair % pair_distance + i / kPairs * pair_distance;
 }
 
 // Whether a block keeps its rows of x in shared memory.
@@ -186,10 +193,7 @@ __global__ void __launch_bounds__(kThreads)
   const uint16_t* scales[kPanels];  // of 4-bit weights
 #pragma unroll
   for (int i = 0; i < kPanels; ++i) {
-    const int block = static_cast<int>(blockIdx.y);
-    panels[i] = pair_distance > 0
-                    ? block / pair_distance * 2 * pair_distance + block % pair_distance + i * pair_distance
-                    : block * kPanels + i;
+    panels[i] = panel_of_block<kPanels>(static_cast<int>(blockIdx.y), i, pair_distance);
     weight[i] = panels[i] < num_panels
                     ? p.weight.data + static_cast<int64_t>(panels[i]) * units * kUnitBytes + group_lane() * 16
                     : nullptr;
@@ -237,6 +241,16 @@ __global__ void __launch_bounds__(kThreads)
   const int own_row = first_tile * kRowTile + group_lane();
   float ahead[kLoadsAhead ? Step<F>::kLaneColumns : 1];
   if constexpr (kLoadsAhead) load_activations<F>(ahead, p, own_row, warp);
+  // The same for packed x: else each tile would wait for L2 in turn. For fp8 it would take the registers of a second
+  // block.
+  constexpr bool kReadsAhead = kPanels == 1 && kPacked && Step<F>::kWords == 4;
+  Activations<F> next_x[kReadsAhead ? kTiles : 1];
+  if constexpr (kReadsAhead) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      if (warp < steps) next_x[tile] = packed.template read<F>(first_tile + tile, warp, steps);
+    }
+  }
   for (int first = warp; first < steps; first += kPrefetchDepth * kWarps) {
     // Unrolled, so that prefetched weights stay in the registers that they are loaded into.
 #pragma unroll
@@ -246,7 +260,12 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
         Activations<F> x;
-        if constexpr (kPacked) x = packed.template read<F>(first_tile + tile, step, steps);
+        if constexpr (kReadsAhead) {
+          x = next_x[tile];
+          if (step + kWarps < steps) {
+            next_x[tile] = packed.template read<F>(first_tile + tile, step + kWarps, steps);
+          }
+        } else if constexpr (kPacked) x = packed.template read<F>(first_tile + tile, step, steps);
         else if constexpr (kShared) x = shared_x.read(step);
         else if constexpr (kLoadsAhead) {
           float v[Step<F>::kLaneColumns];
@@ -264,9 +283,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 
   if (!kPacked && !p.next_first) p.next.prefetch(block, blocks);
-  for (int i = block * kThreads + static_cast<int>(threadIdx.x); i < p.num_zeroed; i += blocks * kThreads) {
-    p.zeroed[i] = 0;
-  }
+  p.set_zeros(block, blocks);
 
   if constexpr (F == WeightFormat::f32) {
 #pragma unroll
@@ -275,7 +292,7 @@ __global__ void __launch_bounds__(kThreads)
   auto* exchanged = reinterpret_cast<float*>(dynamic_shared());
   auto* values = exchanged + kWarps / 2 * LaneSums::kCount * kWarp;
   float* norm_factors = values + kPanels * kPanel * BlockSums<kTiles>::kStride;
-  reduce_warps(sums, exchanged, warp, lane);
+  add_warps(sums, exchanged, values, warp, lane);
   if constexpr (kPacked) {
     if (threadIdx.x < kTiles * kRowTile) {
       norm_factors[threadIdx.x] = packed.norm_factors[first_tile * kRowTile + threadIdx.x];
@@ -284,7 +301,6 @@ __global__ void __launch_bounds__(kThreads)
     const float factor = norm_factor(squares, squares_of_warps, p);
     if (warp == 0 && lane_in_group() == 0) norm_factors[group_lane()] = factor;
   }
-  if (warp == 0) store_sums(values, sums);
   __syncthreads();
   const BlockSums<kTiles> finished = {
       values,
