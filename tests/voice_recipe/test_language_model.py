@@ -208,9 +208,9 @@ def test_the_guesser_learns_the_dictionary_s_words(materials, tmp_path):
     assert encode_letters("cat") not in [letters for letters, _, _ in pairs[0]]
     small = ["--width", "64", "--batch", "16", "--log-every", "60", "--learning-rate", "0.003", "--device", "cpu"]
     printed = run_step(train_guesser, tmp_path, *small, "--steps", "60")
-    again = run_step(train_guesser, tmp_path, *small, "--steps", "120")
+    again = run_step(train_guesser, tmp_path, *small, "--steps", "180")
     assert "step 60 of 60" in printed
-    assert "goes on at step 60 of 120" in again
+    assert "goes on at step 60 of 180" in again
     losses = [json.loads(line)["loss"] for line in (tmp_path / "guesser.jsonl").read_text().splitlines()]
     assert losses[1] < 0.5 * losses[0]
     assert Guesser.load(tmp_path / "guesser.safetensors").guess("and")

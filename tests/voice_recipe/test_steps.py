@@ -1,5 +1,7 @@
 """Trainings of the voice's recipe: the schedule of their learning rates, and the optimizer of matrices."""
 
+import itertools
+
 import pytest
 import torch
 from recipe import matrix_optimizer, steps
@@ -12,14 +14,36 @@ def test_the_learning_rate_rises_stays_and_falls(tmp_path):
     training = steps.Steps({"n": network}, {"o": optimizer}, tmp_path, "n", 1000, averaged="n")
     rates = {}
     for step in range(1000):
-        training.step = step
         training.update(network(torch.ones(1, 2)).sum(), "o")
         rates[step] = optimizer.param_groups[0]["lr"]
-    assert rates[0] == pytest.approx(0.005)
+        training.advance()
+    assert rates[0] == pytest.approx(0.0025)
     assert rates[99] == pytest.approx(0.25)
-    assert {rates[step] for step in range(199, 700)} == {0.5}
+    assert {rates[step] for step in range(200, 700)} == {0.5}
     assert rates[850] == pytest.approx(0.25)
     assert rates[999] == pytest.approx(0.005)
+
+
+def test_the_learning_rate_rises_again_if_more_steps_are_given(tmp_path):
+    network = nn.Linear(2, 1)
+
+    def run(total, count):
+        optimizer = torch.optim.SGD(network.parameters(), 0.5)
+        training = steps.Steps({"n": network}, {"o": optimizer}, tmp_path, "n", total, averaged="n")
+        rates = []
+        for _ in range(count):
+            training.update(network(torch.ones(1, 2)).sum(), "o")
+            training.update(network(torch.ones(1, 2)).sum(), "o")
+            rates.append(optimizer.param_groups[0]["lr"])
+            training.advance()
+        training.save()
+        return rates
+
+    assert run(400, 400)[-1] == pytest.approx(0.005)
+    rates = run(4000, 300)
+    assert rates[0] == pytest.approx(0.0075)
+    assert max(after - before for before, after in itertools.pairwise(rates)) == pytest.approx(0.5 / 200)
+    assert rates[-1] == 0.5
 
 
 def test_muon_of_a_convolution_is_muon_of_its_matrix():

@@ -12,7 +12,8 @@ from torch import nn
 
 
 _WARM_UP = 200
-"""Steps in which the learning rate rises to its peak."""
+"""Steps in which the learning rate rises to its peak, also if a training that had nearly ended gets more steps: at its
+peak at once, it diverged, since Adam was used to small gradients."""
 _LAST_PART = 0.3
 """The share of the steps, at the end, in which it falls."""
 _LEAST = 0.01
@@ -45,7 +46,7 @@ class Steps:
     ) -> None:
         self.models, self.optimizers, self.steps, self.name = models, optimizers, steps, name
         self.path, self.curves = folder / f"{name}.pt", folder / f"{name}.jsonl"
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self._share_before = 0, 0.0, 0.0
         self.averaged = copy.deepcopy(models[averaged]).requires_grad_(False).eval()
         self._followed, self._average = models[averaged], average
         self._peaks = {key: [group["lr"] for group in optimizer.param_groups] for key, optimizer in optimizers.items()}
@@ -58,7 +59,7 @@ class Steps:
             for key, optimizer in optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][key])
             self.averaged.load_state_dict(state["averaged"])
-            self.step, self.seconds = state["step"], state["seconds"]
+            self.step, self.seconds, self._share_before = state["step"], state["seconds"], state["share_of_peak"]
             self._drop_later_curves()
             print(f"{name}: goes on at step {self.step} of {steps}", flush=True)
         self._clock = self._saved = time.monotonic()
@@ -74,8 +75,7 @@ class Steps:
 
     def update(self, loss: torch.Tensor, *names: str, clip: float = 1.0) -> None:
         """Go down the gradient of `loss` with the optimizers of these names."""
-        factor = min((self.step + 1) / _WARM_UP, (1 - self.progress) / _LAST_PART, 1.0)
-        factor = max(factor, _LEAST)
+        factor = self._share_of_peak()
         for name in names:
             self.optimizers[name].zero_grad(set_to_none=True)
         loss.backward()
@@ -86,12 +86,17 @@ class Steps:
         for name in names:
             self.optimizers[name].step()
 
+    def _share_of_peak(self) -> float:
+        """The learning rate of this step, as a share of its peak."""
+        return min(self._share_before + 1 / _WARM_UP, max((1 - self.progress) / _LAST_PART, _LEAST), 1.0)
+
     def _groups(self, name: str) -> Iterator[tuple[dict, float]]:
         """The parameter groups of an optimizer, with the peaks of their learning rates."""
         return zip(self.optimizers[name].param_groups, self._peaks[name], strict=True)
 
     def advance(self) -> None:
         """Count a step, and let the average follow."""
+        self._share_before = self._share_of_peak()
         self.step += 1
         # A young average would remember the random start for long.
         kept = min(self._average, (1 + self.step) / (10 + self.step))
@@ -134,6 +139,7 @@ class Steps:
             "optimizers": {key: optimizer.state_dict() for key, optimizer in self.optimizers.items()},
             "step": self.step,
             "seconds": self.seconds,
+            "share_of_peak": self._share_before,
         }
         partial = self.path.with_suffix(".partial")
         with partial.open("wb") as file:
