@@ -20,10 +20,15 @@ from tests.helpers.devices import DEVICES
 SAMPLING = SamplingParams(temperature=0.9, top_k=20, top_p=0.9, seed=3)
 
 
-@pytest.fixture(scope="module", params=DEVICES)
-def model(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     write_language_model(folder, DEMO_CONFIG, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def model(request, folder):
     return HiggsAudioModel.from_pretrained(folder, device=request.param)
 
 
@@ -111,14 +116,11 @@ def test_the_listener_may_stop_the_loop(model):
         assert_same(outputs(model, [request], "transformers", 9), expected)
 
 
-def test_a_full_cache_ends_the_loop(model):
+def test_a_full_cache_ends_the_loop(model, folder):
     (request,) = requests(model, 1, references=())
     length = request.input_ids.shape[1] + 6
-    before, model.max_cache_length = model.max_cache_length, length
-    try:
-        output = model.generate(request.input_ids, convention="transformers", max_new_tokens=50, temperature=0)
-    finally:
-        model.max_cache_length = before
+    short = HiggsAudioModel.from_pretrained(folder, device=model.device, max_cache_length=length)
+    output = short.generate(request.input_ids, convention="transformers", max_new_tokens=50, temperature=0)
     assert output.finish_reason == "length"
     assert output.audio_segments[0].shape[1] == 7
 
