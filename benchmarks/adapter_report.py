@@ -37,7 +37,7 @@ from recipe.teacher import Teacher
 
 
 NAME = UNHEARD.partition("_")[2]
-"""What the speaker is called in prompts."""
+"""The speaker's name in prompts."""
 MINUTES = 10.0
 _SHORTEST, _LONGEST = 2.0, 20.0
 """Seconds of a clip, as docs/training.md advises."""

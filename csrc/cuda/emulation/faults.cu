@@ -95,7 +95,7 @@ __global__ void missing_barrier_of_copies_kernel(int32_t* memory, bool mended) {
   memory[kThreads + threadIdx.x] = values[neighbour(kWarp)] == 0;
 }
 
-// Of two groups of copies, the first is complete.
+// Only the first of two groups of copies is waited for.
 __global__ void later_group_of_copies_kernel(int32_t* memory, bool mended) {
   __shared__ float values[2 * kThreads];
   wait_for_earlier_launches();

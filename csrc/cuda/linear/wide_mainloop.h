@@ -45,13 +45,13 @@ struct WideOrder {
   }
 };
 
-// What a lane copies of each K-step: a part of some panels, and of some tiles.
+// The parts of each K-step that a lane copies: 16 bytes of some panels and of some tiles.
 template <WeightFormat F>
 struct WideCopies {
   using S = Step<F>;
   static_assert(S::kWords == 4 && kWarps % S::kChunks == 0);
   static constexpr int kPanelsAtOnce = kWarps / S::kChunks;
-  const char* panels[kWidePanels / kPanelsAtOnce];  // the first step's; null if there is no panel
+  const char* panels[kWidePanels / kPanelsAtOnce];  // the first step's; null if there is no panel: zeros
   const uint4* tiles[kWideTiles / kWarps];          // null if there is no tile: zeros
   int first_unit, units;
 

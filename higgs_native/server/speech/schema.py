@@ -35,7 +35,7 @@ class VoiceId(BaseModel):
 
 
 MAX_RECORDINGS = 16
-"""Of one voice, in a request."""
+"""The maximum number of recordings of one voice in a request."""
 RecordedText = Annotated[str, StringConstraints(max_length=10_000)]
 VoiceName = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Voices = Annotated[list[VoiceName | VoiceId], Field(min_length=1, max_length=16)]
