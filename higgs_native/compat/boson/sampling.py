@@ -51,4 +51,8 @@ def sampling_params(
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
+    """Whether a float can hold this number; others `SamplingParams` refuses."""
+    try:
+        return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:
+        return False

@@ -1,5 +1,7 @@
 """Sampling parameters as programs for `boson_multimodal` give them."""
 
+from fractions import Fraction
+
 import pytest
 
 from higgs_native.compat.boson.sampling import sampling_params
@@ -52,6 +54,8 @@ def test_what_is_taken(given, expected):
         ({"temperature": -1}, "temperature must be"),
         ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
         ({"max_new_tokens": 0.0}, "max_new_tokens must be at least 1, got 0"),
+        ({"temperature": 10**5000}, "temperature must be at most 1.8e308, got"),
+        ({"max_new_tokens": Fraction(10**5000)}, "max_new_tokens must be an integer, got"),
         ({"max_new_tokens": float("inf")}, "max_new_tokens must be an integer, got inf"),
         ({"stop_strings": 5}, "stop_strings must be a list of strings, got 5"),
         ({"seed": 1.5}, "seed must be an integer or None, got 1.5"),
