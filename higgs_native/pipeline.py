@@ -1,5 +1,6 @@
 """From text to speech: prompt, model and audio tokenizer in one object."""
 
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -152,7 +153,7 @@ class HiggsAudio(ReplyGenerator):
             model.load_adapter(name, item)
         engine = cls(model, audio_tokenizer)
         # For a folder, only its last part: files of speech hold the name, and are given away.
-        is_name = path_or_name is not None and not Path(path_or_name).expanduser().exists()
+        is_name = path_or_name is not None and not os.path.exists(os.path.expanduser(path_or_name))
         engine.name = str(path_or_name) if is_name else folder.resolve().name
         engine.phonemes = PhonemeReader.from_folder(folder)
         engine.is_embedded_voice = read_json_object(folder / "config.json").get(EMBEDDED_VOICE_KEY) is True

@@ -49,7 +49,7 @@ def checked_voices(
         raise ParameterError(
             f"--reference-text must be given once per --reference-audio, got {len(texts)} for {len(audio)}"
         )
-    folder = EMBEDDED_VOICE if model is None else Path(model).expanduser()
+    folder = EMBEDDED_VOICE if model is None else Path(os.path.expanduser(model))
     # A checkpoint that is on the Hub has none: it was not written by a recipe of this package.
     trained = read_trained_voices(folder) if (folder / "config.json").is_file() else ()
     names = choose_voices(

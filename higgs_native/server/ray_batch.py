@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _read_voices(folder: Path | None, model: str | None) -> dict[str, Voice]:
     """Return the voices of the checkpoint and of the folder, by name, their recordings read."""
-    checkpoint = EMBEDDED_VOICE if model is None else Path(model).expanduser()
+    checkpoint = EMBEDDED_VOICE if model is None else Path(os.path.expanduser(model))
     trained = read_trained_voices(checkpoint) if checkpoint.is_dir() else ()
     has_folder = folder is not None or os.environ.get(VOICES_VARIABLE)
     in_folder = list_voices(folder) if has_folder else {}

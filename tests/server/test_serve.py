@@ -124,8 +124,10 @@ def test_wrong_options_are_told_before_weights_are_loaded(fails, tmp_path, monke
     assert "--api-keys must be a text file" in fails("--api-keys", "none")
     (tmp_path / "keys").touch()
     assert "--api-keys must hold at least one key" in fails("--api-keys", str(tmp_path / "keys"))
-    for name in ("none", "x" * 300):
+    for name in ("none", "x" * 300, "~nobody-has-this-name"):
         assert "reference_folders must be existing" in fails("--reference-folder", name)
-    assert "the folder of voices must exist" in fails("--voices", "none")
+    for name in ("none", "~nobody-has-this-name"):
+        assert "the folder of voices must exist" in fails("--voices", name)
+    assert "--api-keys must be a text file" in fails("--api-keys", "~nobody-has-this-name")
     monkeypatch.setenv("HIGGS_NATIVE_API_KEYS", "a b")
     assert "api_keys must be printable" in fails()

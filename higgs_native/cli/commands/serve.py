@@ -115,7 +115,7 @@ def serve(
     folder = voices or (Path(os.environ[VOICES_VARIABLE]) if os.environ.get(VOICES_VARIABLE) else None)
     settings = ServerSettings(
         model_id=model_id,
-        voices_folder=None if folder is None else folder.expanduser(),
+        voices_folder=None if folder is None else Path(os.path.expanduser(folder)),
         api_keys=_read_keys(api_keys),
         cors_origins=tuple(cors_origin or ()),
         max_running=max_running,
@@ -127,7 +127,7 @@ def serve(
         max_characters=max_characters,
         max_body_bytes=max_body_bytes,
         reference_urls=tuple(reference_url or ()),
-        reference_folders=tuple(path.expanduser() for path in reference_folder or ()),
+        reference_folders=tuple(Path(os.path.expanduser(path)) for path in reference_folder or ()),
     )
     if settings.voices_folder is not None:
         list_voices(settings.voices_folder)
@@ -172,7 +172,7 @@ def _read_keys(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return tuple(key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip())
     try:
-        lines = path.expanduser().read_text(encoding="utf-8").split("\n")
+        lines = Path(os.path.expanduser(path)).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ParameterError(f"--api-keys must be a text file, got {path}: {error}") from None
     keys = tuple(line.strip() for line in lines if line.strip())

@@ -21,7 +21,7 @@ from higgs_native.errors import ConfigError, ParameterError, short_repr
 from higgs_native.generation.model import HiggsAudioModel
 from higgs_native.model.transformer import DEFAULT_CACHE_LENGTH
 from higgs_native.ops.device import checked_device
-from higgs_native.utils.checks import expanded_path
+from higgs_native.utils.checks import check_string, expanded_path
 from higgs_native.utils.files import read_json_object
 
 
@@ -76,6 +76,7 @@ def from_pretrained(
             "from_pretrained, and accelerate(model); quantization=... packs it quantized"
         )
     name = expanded_path("pretrained_model_name_or_path", pretrained_model_name_or_path)
+    check_string("revision", revision, optional=True)
     chosen_device = _one_device(device, device_map)
     chosen_dtype = next((given for given in (dtype, torch_dtype) if given is not None), "auto")
     folder = resolve_folder(

@@ -136,6 +136,7 @@ def test_the_gpu_to_load_to(saved, options, monkeypatch):
         ({"config": 5}, "config must be a HiggsAudioV2Config or its path, got a int"),
         ({"torch_dtype": torch.float64}, "dtype must be one of"),
         ({"max_cache_length": "a"}, "max_cache_length must be an integer, got 'a'"),
+        ({"revision": [10**5000]}, "revision must be a string or None, got"),
     ],
 )
 def test_what_loading_does_not_take(saved, options, message):
