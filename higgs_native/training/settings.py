@@ -55,6 +55,8 @@ class TrainingSettings:
         learning_rate: after the warmup; it falls to a tenth by a half cosine.
         warmup_steps: steps in which the learning rate rises.
         weight_decay, max_grad_norm: of AdamW, and of the gradients of all parameters together.
+        code_noise: the largest share of the heard codes that random ones replace, drawn for each pass; targets stay.
+            A model that hears nothing but clean recordings attends to them instead of the text.
         codebook_weights: the weights of the losses of the codebooks; empty: all 1.
         text_weight: the weight of the loss of the assistant's text; 0: it is not learned.
         checkpoint_gradients: compute activations again in the backward pass, which saves memory.
@@ -94,6 +96,7 @@ class TrainingSettings:
     warmup_steps: int = 20
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    code_noise: float = 0.0
     codebook_weights: tuple[float, ...] = ()
     text_weight: float = 0.0
     checkpoint_gradients: bool = True
@@ -120,7 +123,7 @@ class TrainingSettings:
         for name in ("learning_rate", "max_grad_norm", "alpha"):
             self._require(name, getattr(self, name) > 0, "above 0")
         self._require("learning_rate", self.learning_rate <= 1, "at most 1")
-        for name in ("held_out_share", "dropout"):
+        for name in ("held_out_share", "dropout", "code_noise"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         self._require("codebook_weights", all(weight >= 0 for weight in self.codebook_weights), "at least 0 each")
         for name in ("int8_base", "int4_base"):

@@ -258,12 +258,18 @@ class Trainer:
             if self.is_sharded:
                 synchronize_gradients(model, is_last)
             with nullcontext() if is_last or self.is_sharded else accelerator.no_sync(model):
-                sums.append(self._backward(model, rows, counts))
+                sums.append(self._backward(model, self._noisy(rows), counts))
         norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
         optimizer.step()
         optimizer.zero_grad()
         losses = accelerator.reduce(add_losses(sums), "sum")
         return {**by_name(losses), "learning_rate": rate, "grad_norm": norm.item()}
+
+    def _noisy(self, rows: PackedRows) -> PackedRows:
+        most = self.settings.code_noise
+        if most == 0:  # draws no random numbers
+            return rows
+        return rows.with_noise(most * torch.rand(()).item(), self.config.codebook_size - 2)
 
     def _backward(self, model: torch.nn.Module, rows: PackedRows, counts: TargetCounts) -> Losses:
         losses = self._losses(model, rows, counts)

@@ -90,7 +90,7 @@ class Killed(BaseException):
 
 
 def test_a_run_killed_at_20_random_moments_has_the_same_losses_to_the_bit(settings, tmp_path, monkeypatch):
-    options = {"steps": 12, "save_every": 1, "dropout": 0.2, "accumulate": 2}
+    options = {"steps": 12, "save_every": 1, "dropout": 0.2, "code_noise": 0.3, "accumulate": 2}
     expected = run(settings(output=str(tmp_path / "whole"), **options))
     generator = random.Random(1)
     moments = []

@@ -1,7 +1,7 @@
 """The rows of one pass: samples packed without padding, sorted into text rows and audio rows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from typing_extensions import Self
@@ -90,6 +90,16 @@ class PackedRows:
             text_targets=text_targets[predicts_text],
             audio_targets=audio_targets[predicts_audio],
         )
+
+    def with_noise(self, share: float, num_codes: int) -> Self:
+        """Return the rows with a share of their codes replaced by random ones; the targets are the same.
+
+        Args:
+            share: of the codes. BOS and EOS stay.
+            num_codes: of a codebook, without BOS and EOS, which come behind them.
+        """
+        replaced = (torch.rand(self.codes.shape) < share) & (self.codes < num_codes)
+        return replace(self, codes=torch.where(replaced, torch.randint(num_codes, self.codes.shape), self.codes))
 
     def to(self, device: torch.device) -> Self:
         """Return the rows on a device."""
