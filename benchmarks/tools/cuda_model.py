@@ -93,11 +93,13 @@ class Library:
             self._launches[key] = record(multiprocessors, case)
         return self._launches[key]
 
-    def cycles(self, key: tuple[Any, ...], path: list[Instruction], times: float, warps: int) -> int:
+    def cycles(
+        self, key: tuple[Any, ...], path: list[Instruction], times: float, warps: int, refilled: float | None = None
+    ) -> int:
         """Cycles of a path that `warps` warps of a scheduler take several times. `key` names the path."""
-        key = (*key, times, warps)
+        key = (*key, times, warps, refilled)
         if key not in self._cycles:
-            self._cycles[key] = simulate(repeat(path, times), max(1, warps))
+            self._cycles[key] = simulate(repeat(path, times, refilled), max(1, warps))
         return self._cycles[key]
 
 
@@ -219,7 +221,8 @@ class Model:
         while left > 0:
             resident = min(left, fitting)
             scheduled = resident * warps // SCHEDULERS
-            cycles += self.library.cycles((launch.kernel, norm), path, times, scheduled)
+            # The steps of one turn of the loop are loaded before it.
+            cycles += self.library.cycles((launch.kernel, norm), path, times, scheduled, max(0.0, times - 1))
             cycles += self._round_cycles(
                 launch, kernel, rows, STEP_COLUMNS[format], math.ceil(k / STEP_COLUMNS[format]), norm, scheduled
             )

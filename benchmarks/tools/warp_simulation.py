@@ -123,7 +123,22 @@ class _Warp:
         return cycle + (step.latency if step.writes else 1)
 
 
-def repeat(path: list[Instruction], times: float) -> list[Instruction]:
-    """A path several times, the last time only in part."""
+def repeat(path: list[Instruction], times: float, refilled: float | None = None) -> list[Instruction]:
+    """A path several times, the last time only in part.
+
+    Args:
+        path: its instructions.
+        times: how often they run.
+        refilled: how often weights are loaded for later steps: the last steps have none; None: each time.
+    """
     whole = int(times)
-    return path * whole + path[: round((times - whole) * len(path))]
+    repeated = path * whole + path[: round((times - whole) * len(path))]
+    if refilled is None:
+        return repeated
+    loads = round(refilled * sum(i.is_weight_load for i in path))
+    kept = []
+    for i in repeated:
+        loads -= i.is_weight_load
+        if not i.is_weight_load or loads >= 0:
+            kept.append(i)
+    return kept

@@ -16,7 +16,7 @@ namespace {
 // loads of a launch and the first of the next; attention, and `o` with weights that L2 has, leave memory idle for longer.
 // L2 holds 50 MB, of which data that all multiprocessors read may take twice its size.
 constexpr int64_t kPrefetchRows = 8;  // above it the rows of x are packed, and launches wait for L2, not for memory
-constexpr int64_t kAttentionPrefetch = 12 << 20, kOPrefetch = 12 << 20, kLinearPrefetch = 8 << 20;
+constexpr int64_t kAttentionPrefetch = 16 << 20, kOPrefetch = 14 << 20, kLinearPrefetch = 8 << 20;
 
 // The operators of a layer, and what they do for each other.
 struct Operators {

@@ -138,6 +138,24 @@ __device__ __forceinline__ void allow_next_launch() {
 #endif
 }
 
+// ---- Rounding to 8 bits
+
+// x * factor rounded to the nearest integer, in the low byte, where its magnitude is at most 127. A conversion would take
+// 16 lanes per cycle of a multiprocessor.
+__device__ __forceinline__ uint32_t round_to_byte(float x, float factor) {
+  return __float_as_uint(__fadd_rn(__fmul_rn(x, factor), 0x1.8p23f));
+}
+
+// A word of the low bytes of four.
+__device__ __forceinline__ uint32_t pack_bytes(const uint32_t (&four)[4]) {
+  return __byte_perm(__byte_perm(four[0], four[1], 0x0040), __byte_perm(four[2], four[3], 0x0040), 0x5410);
+}
+
+// Adds the four signed bytes of a word.
+__device__ __forceinline__ void add_bytes(int32_t& sum, uint32_t word) {
+  sum = __dp4a(static_cast<int32_t>(word), 0x01010101, sum);
+}
+
 // ---- Tensor cores: sums += a x b, for a warp
 
 // bfloat16 or float16: a [16, 16], b [16, 8].

@@ -1,6 +1,6 @@
 // GEMM with packed weights: out[r][n] = sum_k x[r][k] * weight[n][k], with RMSNorm of x before and an epilogue after.
 //
-// A block takes one or two panels of the weight (common/weight_format.h) and 8, 16, 32 or 64 rows of x. Its warps share
+// A block takes one or two panels of the weight (common/weight_format.h) and 4, 8, 16, 32 or 64 rows of x. Its warps share
 // the depth k, taking K-steps in turn, and their sums are added in the order of the warps: the bits of an output depend
 // on its row of x and the weight alone, not on the batch or on timing. With weights of 16 bits and more than 64 rows, a
 // block takes 128 rows of both. Weights are read once for all rows of the block, and the loads of the next steps are in
@@ -33,15 +33,15 @@ namespace higgs_native::cuda {
 
 namespace {
 
-template <WeightFormat F, int kPanels, int kTiles, bool kPacked>
+template <WeightFormat F, int kPanels, int kRows, bool kPacked>
 void launch_gemm(const Launch& launch, const Gemm& p, const PackedActivations& packed, int steps, int pair_distance) {
-  const int64_t row_blocks = ceil_div(p.rows, kTiles * kRowTile);
+  const int64_t row_blocks = ceil_div(p.rows, kRows);
   const int64_t panel_blocks = ceil_div(ceil_div(p.weight.n, kPanel), kPanels);
   // Blocks that share a panel are neighbors, so that all but the first find it in L2.
   const dim3 grid(static_cast<unsigned>(row_blocks), static_cast<unsigned>(panel_blocks));
   const size_t activations = kKeepsActivations<F, kPacked> ? SharedActivations<F>::bytes(steps, p.rows) : 0;
   launch(
-      gemm_kernel<F, kPanels, kTiles, kPacked>, grid, kThreads, kSumBytes<F, kPanels, kTiles> + activations, p, packed,
+      gemm_kernel<F, kPanels, kRows, kPacked>, grid, kThreads, kSumBytes<F, kPanels, kRows> + activations, p, packed,
       steps, pair_distance, launch.is_first());
 }
 
@@ -65,7 +65,12 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
   constexpr size_t kMaxActivationBytes = 88 << 10;
   const bool fits = !S::kInteger || SharedActivations<F>::bytes(steps, p.rows) <= kMaxActivationBytes;
   if (F == WeightFormat::f32 || (p.rows <= kRowTile && fits)) {
-    auto* run = two_panels ? launch_gemm<F, 2, 1, false> : launch_gemm<F, 1, 1, false>;
+    auto* run = two_panels ? launch_gemm<F, 2, kRowTile, false> : launch_gemm<F, 1, kRowTile, false>;
+    if constexpr (S::kInteger) {
+      if (p.rows <= kHalfTile) {
+        run = two_panels ? launch_gemm<F, 2, kHalfTile, false> : launch_gemm<F, 1, kHalfTile, false>;
+      }
+    }
     run(launch, p, PackedActivations(), steps, pair_distance);
     return;
   }
@@ -101,9 +106,9 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
     if constexpr (kHasWide) {
       if (wide) return launch_wide_gemm<F>(launch, p, packed, steps, pair_distance);
     }
-    auto* run = pair   ? launch_gemm<F, 2, kTilesOfPair, true>
-                : many ? launch_gemm<F, 1, kTilesOfOne, true>
-                       : launch_gemm<F, 1, 4, true>;
+    auto* run = pair   ? launch_gemm<F, 2, kTilesOfPair * kRowTile, true>
+                : many ? launch_gemm<F, 1, kTilesOfOne * kRowTile, true>
+                       : launch_gemm<F, 1, 4 * kRowTile, true>;
     run(launch, p, packed, steps, pair_distance);
   }
 }

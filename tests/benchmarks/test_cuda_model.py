@@ -52,11 +52,12 @@ def test_the_launches_of_a_frame():
     [("bfloat16", (18.9, 100.7, 50.3, 31.5)), ("int8", (9.4, 50.3, 25.2, 15.7)), ("int4", (4.7, 25.2, 12.6, 7.9))],
 )
 def test_launches_of_a_frame_load_weights_of_later_ones(format, weights):
-    """In MB, without scales: attention 12 MiB of o and gate_up, o 12 MiB of gate_up, the others 8 of the next."""
+    """In MB, without scales: attention 16 MiB of o and gate_up, o 14 MiB of gate_up, the others 8 of the next."""
     o, gate_up, down, qkv = weights
     launches = record(132, {"model": "v2", "format": format, "batch": 1})
     prefetched = [launch.prefetched_bytes / 1e6 for launch in launches[1:11]]
-    expected = [min(12.6, o + gate_up), min(12.6, gate_up), min(8.4, down)]
+    of_attention = min(16.8, o + gate_up)
+    expected = [of_attention, min(14.7, gate_up - max(0, of_attention - o)), min(8.4, down)]
     assert prefetched == pytest.approx([0, *expected, min(8.4, qkv), 0, *expected, 0], abs=0.1)
 
 
@@ -95,7 +96,7 @@ def test_many_rows_take_blocks_that_read_little_from_l2():
         for launches in (batch, prompt)
     ]
     pair, one, alone = (
-        f"gemm_kernel<(WeightFormat)1, {shape}>" for shape in ("2, 8, true", "1, 8, true", "1, 1, false")
+        f"gemm_kernel<(WeightFormat)1, {shape}>" for shape in ("2, 64, true", "1, 64, true", "1, 8, false")
     )
     wide = "wide_gemm_kernel<(WeightFormat)1>"
     assert shapes[0] == [*2 * [(pair, 80), (one, 96), (pair, 256), (one, 96)], (pair, 129)]
@@ -156,6 +157,13 @@ def test_a_load_is_waited_for_where_it_is_used():
 def test_a_path_is_repeated_in_part():
     path = [instruction("NOP"), instruction("EXIT")]
     assert [i.opcode for i in repeat(path, 1.5)] == ["NOP", "EXIT", "NOP"]
+
+
+def test_the_last_steps_load_no_weights():
+    path = [instruction("LDG.E.NA.128.CONSTANT"), instruction("NOP")]
+    assert path[0].is_weight_load
+    opcodes = [[i.name for i in repeat(path, 3, refilled)] for refilled in (2, 0)]
+    assert opcodes == [["LDG", "NOP", "LDG", "NOP", "NOP"], ["NOP"] * 3]
 
 
 def frame_launches(gpu: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -41,7 +41,7 @@ def kernels():
 
 def test_the_kernels_of_a_frame_are_there(kernels):
     frame = [name for name in kernels if FRAME_KERNELS.match(name)]
-    assert len(linear_kernels(kernels)) == 22
+    assert len(linear_kernels(kernels)) == 26
     assert len(frame) > 40
 
 

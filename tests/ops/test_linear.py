@@ -169,6 +169,18 @@ def test_a_row_does_not_depend_on_its_batch(dtype, k):
             assert torch.equal(out, whole[first : first + rows])
 
 
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_a_row_behind_a_norm_does_not_depend_on_its_batch(dtype):
+    """Where CUDA's kernels change: half a tile, a tile, and more."""
+    x, weight, norm = activations(17, 1300), packed(40, 1300, dtype), 1 + 0.1 * random((1300,), seed=2)
+    whole = torch.empty(17, 40)
+    ops.rms_norm_linear(whole, x, norm, 1e-5, weight)
+    for rows in (1, 3, 4, 5, 8, 9):
+        out = torch.empty(rows, 40)
+        ops.rms_norm_linear(out, x[17 - rows :].contiguous(), norm, 1e-5, weight)
+        assert torch.equal(out, whole[17 - rows :])
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
 @pytest.mark.parametrize("normalized", [False, True])
 def test_rows_too_long_for_shared_memory_have_the_same_bits(normalized, dtype):

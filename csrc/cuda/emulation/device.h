@@ -60,6 +60,18 @@ inline void wait_for_earlier_launches() { emulation::races::wait_for_earlier_lau
 
 inline void allow_next_launch() { emulation::races::allow_next_launch(); }
 
+inline uint32_t round_to_byte(float x, float factor) { return float_as_bits(x * factor + 0x1.8p23f); }
+
+inline uint32_t pack_bytes(const uint32_t (&four)[4]) {
+  uint32_t word = 0;
+  for (int i = 0; i < 4; ++i) word |= (four[i] & 0xff) << (8 * i);
+  return word;
+}
+
+inline void add_bytes(int32_t& sum, uint32_t word) {
+  for (int i = 0; i < 4; ++i) sum += static_cast<int8_t>(word >> (8 * i));
+}
+
 // The words of a and b that all lanes bring: those of a's rows 0 .. 7 and 8 .. 15 are the halves of 64 bits, in two
 // parts.
 struct Fragments {

@@ -10,13 +10,22 @@ namespace higgs_native::cuda {
 
 namespace {
 
-// A lane's share of x in a step.
+// A lane's share of x in a step. Lanes of rows that x lacks have another row, whose sums are left out.
 template <WeightFormat F>
 struct Activations {
   uint32_t words[Step<F>::kWords];
-  // For the lane's row of x, group_lane(), in this step; the same in the four lanes of a row.
-  float scale;              // if x is rounded to integers
+};
+
+// What rounding to integers gives besides, for the lane's row of x, group_lane(); the same in the four lanes of a row.
+struct RowScale {
+  float scale;
   int32_t zero_correction;  // for 4-bit weights, stored as w + 8: 8 times the sum of the row's integers
+};
+
+// The same of the lane's columns of the fragments: rows 2 t and 2 t + 1 of x.
+struct alignas(16) ColumnScales {
+  float scales[2];
+  int32_t zero_corrections[2];
 };
 
 // x in the order of the fragments, in memory, for more rows than one tile.
@@ -42,11 +51,20 @@ struct PackedActivations {
       x.words[4 * i + 2] = four.z;
       x.words[4 * i + 3] = four.w;
     }
-    if constexpr (S::kInteger) {
-      x.scale = scales[at * kRowTile + lane / 4];
-    }
-    if constexpr (F == WeightFormat::int4) x.zero_correction = zero_corrections[at * kRowTile + lane / 4];
     return x;
+  }
+
+  template <WeightFormat F>
+  __device__ __forceinline__ ColumnScales columns(int tile, int step, int steps) const {
+    const int64_t at = (static_cast<int64_t>(tile) * steps + step) * kRowTile + 2 * lane_in_group();
+    const float2 two = *reinterpret_cast<const float2*>(scales + at);
+    ColumnScales columns = {{two.x, two.y}, {0, 0}};
+    if constexpr (F == WeightFormat::int4) {
+      const uint2 corrections = *reinterpret_cast<const uint2*>(zero_corrections + at);
+      columns.zero_corrections[0] = static_cast<int32_t>(corrections.x);
+      columns.zero_corrections[1] = static_cast<int32_t>(corrections.y);
+    }
+    return columns;
   }
 };
 
@@ -56,10 +74,16 @@ __device__ __forceinline__ float group_sum(float x) {
   return x + __shfl_xor_sync(kAllLanes, x, 2);
 }
 
+// Whether the columns of a whole step can be read 4 values at a time.
+template <WeightFormat F>
+__device__ __forceinline__ bool is_vectorized(const Gemm& p, int step) {
+  return p.vectorized && (step + 1) * Step<F>::kColumns <= static_cast<int>(p.weight.k);
+}
+
 // Values [column, column + kCount) of a row of k; zeros from k on.
 template <int kCount>
 __device__ __forceinline__ void load_row(float (&v)[kCount], const float* row, int column, int k, bool vectorized) {
-  if (column + kCount <= k && vectorized) {
+  if (vectorized) {
 #pragma unroll
     for (int i = 0; i < kCount; i += 4) {
       const float4 four = *reinterpret_cast<const float4*>(row + column + i);
@@ -89,7 +113,7 @@ __device__ __forceinline__ void multiply_norm(
     return norm.type == NumberType::bfloat16 ? unpack<bfloat16>(word) : unpack<float16>(word);
   };
   const uint16_t* row = static_cast<const uint16_t*>(weight) + column;
-  if (column + kCount <= k && vectorized) {
+  if (vectorized) {
 #pragma unroll
     for (int i = 0; i < kCount; i += 4) {
       const uint2 four = *reinterpret_cast<const uint2*>(row + i);
@@ -110,37 +134,31 @@ __device__ __forceinline__ void multiply_norm(
 // Rounds a lane's values to 8 bits with the scale of the group of 128 columns. A value that is not finite makes the
 // scale NaN.
 template <WeightFormat F>
-__device__ __forceinline__ void quantize(Activations<F>& to, const float (&v)[Step<F>::kLaneColumns]) {
-  float maximum = 0;
-  bool finite = true;
+__device__ __forceinline__ RowScale quantize(Activations<F>& to, const float (&v)[Step<F>::kLaneColumns]) {
+  uint32_t bits = 0;  // of magnitudes, whose order is that of their bits; what is not finite is above
 #pragma unroll
-  for (int i = 0; i < Step<F>::kLaneColumns; ++i) {
-    maximum = fmaxf(maximum, fabsf(v[i]));
-    finite &= fabsf(v[i]) <= kMaxFloat;
-  }
-  if (!finite) maximum = bits_as_float(0x7f800000u);
-  maximum = fmaxf(maximum, __shfl_xor_sync(kAllLanes, maximum, 1));
-  maximum = fmaxf(maximum, __shfl_xor_sync(kAllLanes, maximum, 2));
-  finite = maximum <= kMaxFloat;
+  for (int i = 0; i < Step<F>::kLaneColumns; ++i) bits = max(bits, float_as_bits(v[i]) & 0x7fffffffu);
+  bits = max(bits, __shfl_xor_sync(kAllLanes, bits, 1));
+  bits = max(bits, __shfl_xor_sync(kAllLanes, bits, 2));
+  const float maximum = bits_as_float(bits);
+  const bool finite = maximum <= kMaxFloat;
   const float inverse = maximum > kMinRounded && finite ? 127.f / maximum : 0.f;
   int32_t sum = 0;
 #pragma unroll
   for (int word = 0; word < Step<F>::kWords; ++word) {
-    uint32_t bytes = 0;
+    uint32_t four[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int32_t q = finite ? __float2int_rn(v[4 * word + i] * inverse) : 0;
-      sum += q;
-      bytes |= (static_cast<uint32_t>(q) & 0xffu) << (8 * i);
-    }
-    to.words[word] = bytes;
+    for (int i = 0; i < 4; ++i) four[i] = round_to_byte(v[4 * word + i], inverse);
+    to.words[word] = pack_bytes(four);
+    if constexpr (F == WeightFormat::int4) add_bytes(sum, to.words[word]);
   }
-  to.scale = finite ? maximum / 127.f : bits_as_float(0x7fc00000u);
+  RowScale scale = {finite ? maximum / 127.f : bits_as_float(0x7fc00000u), 0};
   if constexpr (F == WeightFormat::int4) {
     sum += __shfl_xor_sync(kAllLanes, sum, 1);
     sum += __shfl_xor_sync(kAllLanes, sum, 2);
-    to.zero_correction = 8 * sum;
+    scale.zero_correction = 8 * sum;
   }
+  return scale;
 }
 
 template <int kCount>
@@ -153,29 +171,25 @@ __device__ __forceinline__ void add_squares(float& squares, const float (&v)[kCo
 template <WeightFormat F>
 __device__ __forceinline__ void load_activations(float (&v)[Step<F>::kLaneColumns], const Gemm& p, int row, int step) {
   using S = Step<F>;
-  if (row < p.rows) {
-    const int k = static_cast<int>(p.weight.k), column = step * S::kColumns + lane_in_group() * S::kLaneColumns;
-    load_row(v, p.x + static_cast<int64_t>(row) * k, column, k, p.vectorized);
-  } else {
-#pragma unroll
-    for (int i = 0; i < S::kLaneColumns; ++i) v[i] = 0;
-  }
+  const int k = static_cast<int>(p.weight.k), column = step * S::kColumns + lane_in_group() * S::kLaneColumns;
+  load_row(v, p.x + static_cast<int64_t>(row) * k, column, k, is_vectorized<F>(p, step));
 }
 
-// Adds the squares of what load_activations() has read to `squares`, applies the norm's weight and rounds.
+// Adds the squares of what load_activations() has read to `squares`, applies the norm's weight and rounds. `scale`: of
+// integers.
 template <WeightFormat F>
 __device__ __forceinline__ Activations<F> round_activations(
-    float& squares, float (&v)[Step<F>::kLaneColumns], const Gemm& p, int row, int step) {
+    float& squares, float (&v)[Step<F>::kLaneColumns], const Gemm& p, int row, int step, RowScale* scale = nullptr) {
   using S = Step<F>;
-  if (row < p.rows && p.norm.text_weight) {
+  if (p.norm.text_weight) {
     add_squares(squares, v);
     const int k = static_cast<int>(p.weight.k), column = step * S::kColumns + lane_in_group() * S::kLaneColumns;
     const void* weight = row < p.norm.num_text_rows ? p.norm.text_weight : p.norm.audio_weight;
-    multiply_norm(v, p.norm, weight, column, k, p.vectorized);
+    multiply_norm(v, p.norm, weight, column, k, is_vectorized<F>(p, step));
   }
   Activations<F> a;
   if constexpr (S::kInteger) {
-    quantize<F>(a, v);
+    *scale = quantize<F>(a, v);
   } else if constexpr (F == WeightFormat::fp8) {
     // Columns 0 and 2 of each four, then 1 and 3: the order in which widening gives the weights.
 #pragma unroll
@@ -194,19 +208,20 @@ __device__ __forceinline__ Activations<F> round_activations(
 }
 
 template <WeightFormat F>
-__device__ __forceinline__ Activations<F> read_activations(float& squares, const Gemm& p, int row, int step) {
+__device__ __forceinline__ Activations<F> read_activations(
+    float& squares, const Gemm& p, int row, int step, RowScale* scale = nullptr) {
   float v[Step<F>::kLaneColumns];
   load_activations<F>(v, p, row, step);
-  return round_activations<F>(squares, v, p, row, step);
+  return round_activations<F>(squares, v, p, row, step, scale);
 }
 
 // Sums the squares of the lane's share of row `row` of x over the warp's steps; 0 without a norm. The order of
-// additions is that of gemm_kernel without packed or shared activations, so the bits are equal.
+// additions is that of gemm_kernel without packed activations, so the bits are equal.
 template <WeightFormat F>
 __device__ __forceinline__ float sum_squares(const Gemm& p, int row, int steps) {
   using S = Step<F>;
   float squares = 0;
-  if (!p.norm.text_weight || row >= p.rows) return squares;
+  if (!p.norm.text_weight) return squares;
   const int k = static_cast<int>(p.weight.k);
   constexpr int kInFlight = 32 / S::kLaneColumns > 1 ? 32 / S::kLaneColumns : 1;  // steps
   for (int first = warp_index(); first < steps; first += kInFlight * kWarps) {
@@ -214,10 +229,17 @@ __device__ __forceinline__ float sum_squares(const Gemm& p, int row, int steps) 
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {  // zeros from the last step on
       const int column = (first + i * kWarps) * S::kColumns + lane_in_group() * S::kLaneColumns;
-      load_row(v[i], p.x + static_cast<int64_t>(row) * k, column, k, p.vectorized);
+      load_row(v[i], p.x + static_cast<int64_t>(row) * k, column, k, is_vectorized<F>(p, first + i * kWarps));
     }
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i) add_squares(squares, v[i]);
+    for (int i = 0; i < kInFlight; ++i) {
+      if constexpr (S::kInteger) {
+        if (first + i * kWarps >= steps) break;
+        float of_step = 0;
+        add_squares(of_step, v[i]);
+        squares += group_sum(of_step);
+      } else add_squares(squares, v[i]);
+    }
   }
   return squares;
 }
@@ -227,66 +249,101 @@ __device__ __forceinline__ float sum_squares(const Gemm& p, int row, int steps) 
 template <WeightFormat F>
 struct SharedActivations {
   using S = Step<F>;
-  int rows, count;
-  uint32_t* words;            // [steps, rows, 4 lanes, kWords]
-  float* scales;              // [steps, rows]
-  int32_t* zero_corrections;  // [steps, rows], of 4-bit weights
+  static constexpr int kRowWords = S::kWords;  // 16 bytes each, of the four lanes of a row: 4 lanes * kWords / 4
+  uint4* words;                                // [steps, rows, 4 lanes, kWords / 4]
+  ColumnScales* scales;                        // [steps, pairs of rows]
+  uint4* zeros;                                // [kWords / 4]
+  float* squares;                              // [steps, rows], of x before the norm
+  int rows, steps;
+
+  static __host__ __device__ __forceinline__ int pairs(int rows) { return (rows + 1) / 2; }
 
   static size_t bytes(int steps, int rows) {
-    return (4 * S::kWords * sizeof(uint32_t) + sizeof(float) + sizeof(int32_t)) * steps * rows;
+    return (sizeof(uint4) * kRowWords * rows + sizeof(ColumnScales) * pairs(rows)) * steps +
+           S::kWords * sizeof(uint32_t) + sizeof(float) * steps * rows;
   }
 
-  __device__ __forceinline__ SharedActivations(char* memory, int steps, int num_rows)
-      : rows(num_rows),
-        count(steps * num_rows),
-        words(reinterpret_cast<uint32_t*>(memory)),
-        scales(reinterpret_cast<float*>(words + count * 4 * S::kWords)),
-        zero_corrections(reinterpret_cast<int32_t*>(scales + count)) {}
-
-  __device__ __forceinline__ uint4* lane_words(int at) const {
-    return reinterpret_cast<uint4*>(words + (at * 4 + lane_in_group()) * S::kWords);
-  }
+  __device__ __forceinline__ SharedActivations(char* memory, int num_steps, int num_rows)
+      : words(reinterpret_cast<uint4*>(memory)),
+        scales(reinterpret_cast<ColumnScales*>(words + num_steps * num_rows * kRowWords)),
+        zeros(reinterpret_cast<uint4*>(scales + num_steps * pairs(num_rows))),
+        squares(reinterpret_cast<float*>(zeros + S::kWords / 4)),
+        rows(num_rows),
+        steps(num_steps) {}
 
   // Rounds all rows of all steps; four lanes share a row of a step. A barrier must follow.
   __device__ __forceinline__ void fill(const Gemm& p) const {
+    const int count = steps * rows;
+    if (threadIdx.x < S::kWords / 4) zeros[threadIdx.x] = make_uint4(0, 0, 0, 0);
     for (int first = warp_index() * kRowTile; first < count; first += kWarps * kRowTile) {
-      const int at = first + group_lane();
-      float squares = 0;  // sum_squares() adds them, in its own order
-      const Activations<F> a = read_activations<F>(squares, p, at < count ? at % rows : p.rows, at / rows);
-      if (at >= count) continue;
+      const int at = min(first + group_lane(), count - 1), step = at / rows, row = at % rows;
+      float of_step = 0;
+      RowScale scale;
+      const Activations<F> a = read_activations<F>(of_step, p, row, step, &scale);
+      of_step = group_sum(of_step);
+      if (first + group_lane() >= count) continue;
+      uint4* to = words + at * kRowWords + lane_in_group() * (S::kWords / 4);
 #pragma unroll
       for (int i = 0; i < S::kWords / 4; ++i) {
-        lane_words(at)[i] = make_uint4(a.words[4 * i], a.words[4 * i + 1], a.words[4 * i + 2], a.words[4 * i + 3]);
+        to[i] = make_uint4(a.words[4 * i], a.words[4 * i + 1], a.words[4 * i + 2], a.words[4 * i + 3]);
       }
       if (lane_in_group() > 0) continue;
-      scales[at] = a.scale;
-      if constexpr (F == WeightFormat::int4) zero_corrections[at] = a.zero_correction;
+      squares[at] = of_step;
+      ColumnScales& pair = scales[step * pairs(rows) + row / 2];
+      pair.scales[row % 2] = scale.scale;
+      pair.zero_corrections[row % 2] = scale.zero_correction;
+      if (row % 2 == 0 && row == rows - 1) {
+        pair.scales[1] = 0;
+        pair.zero_corrections[1] = 0;
+      }
     }
   }
 
-  // The lane's share in a step; zeros for a row that x lacks.
-  __device__ __forceinline__ Activations<F> read(int step) const {
-    Activations<F> x = {};
-    if (group_lane() >= rows) return x;
-    const int at = step * rows + group_lane();
+  // The lane's share in a step.
+  __device__ __forceinline__ Activations<F> read(int step) const { return read_words(row_words(step, group_lane())); }
+
+  // The same of half a tile, which stands in columns 4 * half .. 4 * half + 3. The other columns are zeros.
+  __device__ __forceinline__ Activations<F> read_half(int step, int half) const {
+    return read_words(group_lane() / 4 == half ? row_words(step, group_lane() % 4) : zeros);
+  }
+
+  // `pair`: of rows.
+  __device__ __forceinline__ ColumnScales columns(int step, int pair) const {
+    return scales[step * pairs(rows) + min(pair, pairs(rows) - 1)];
+  }
+
+  // The sum of the squares of the lane's row over the warp's steps.
+  __device__ __forceinline__ float sum_squares() const {
+    float sum = 0;
+    for (int step = warp_index(); step < steps; step += kWarps) {
+      sum += squares[step * rows + min(group_lane(), rows - 1)];
+    }
+    return sum;
+  }
+
+  __device__ __forceinline__ const uint4* row_words(int step, int row) const {
+    return words + (step * rows + min(row, rows - 1)) * kRowWords + lane_in_group() * (S::kWords / 4);
+  }
+
+  static __device__ __forceinline__ Activations<F> read_words(const uint4* from) {
+    Activations<F> x;
 #pragma unroll
     for (int i = 0; i < S::kWords / 4; ++i) {
-      const uint4 four = lane_words(at)[i];
+      const uint4 four = from[i];
       x.words[4 * i] = four.x;
       x.words[4 * i + 1] = four.y;
       x.words[4 * i + 2] = four.z;
       x.words[4 * i + 3] = four.w;
     }
-    x.scale = scales[at];
-    if constexpr (F == WeightFormat::int4) x.zero_correction = zero_corrections[at];
     return x;
   }
 };
 
 // RMSNorm's factor of the lane's row of x, group_lane(), from the warps' sums of squares; 1 without a norm. `shared`:
 // memory for the sums.
+template <WeightFormat F>
 __device__ __forceinline__ float norm_factor(float squares, float (*shared)[kRowTile], const Gemm& p) {
-  squares = group_sum(squares);
+  if constexpr (!Step<F>::kInteger) squares = group_sum(squares);  // of integers it is that of the row's four lanes
   if (lane_in_group() == 0) shared[warp_index()][group_lane()] = squares;
   __syncthreads();
   float sum = 0;
@@ -306,11 +363,13 @@ __global__ void __launch_bounds__(kThreads)
   allow_next_launch();
   wait_for_earlier_launches();
   const int64_t tile = blockIdx.x;
-  const int row = static_cast<int>(tile) * kRowTile + group_lane(), lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int row = min(static_cast<int>(tile) * kRowTile + group_lane(), p.rows - 1);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int shares = static_cast<int>(gridDim.y) - 1, share = static_cast<int>(blockIdx.y);
   for (int step = share * kWarps + warp_index(); share < shares && step < steps; step += shares * kWarps) {
     float squares = 0;  // of this step alone
-    const Activations<F> a = read_activations<F>(squares, p, row, step);
+    RowScale scale;
+    const Activations<F> a = read_activations<F>(squares, p, row, step, &scale);
     auto* words = reinterpret_cast<uint4*>(to.words) + (tile * steps + step) * (S::kWords / 4) * kWarp + lane;
 #pragma unroll
     for (int i = 0; i < S::kWords / 4; ++i) {
@@ -318,13 +377,13 @@ __global__ void __launch_bounds__(kThreads)
     }
     if (S::kInteger && lane_in_group() == 0) {
       const int64_t at = (tile * steps + step) * kRowTile + group_lane();
-      to.scales[at] = a.scale;
-      if constexpr (F == WeightFormat::int4) to.zero_corrections[at] = a.zero_correction;
+      to.scales[at] = scale.scale;
+      if constexpr (F == WeightFormat::int4) to.zero_corrections[at] = scale.zero_correction;
     }
   }
   if (share < shares) return;
   const float squares = sum_squares<F>(p, row, steps);
-  const float factor = norm_factor(squares, shared, p);
+  const float factor = norm_factor<F>(squares, shared, p);
   if (warp_index() == 0 && lane_in_group() == 0) to.norm_factors[tile * kRowTile + group_lane()] = factor;
 }
 

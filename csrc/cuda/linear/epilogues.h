@@ -43,11 +43,11 @@ __device__ __forceinline__ void QkvTargets::rotate_and_write(int row, int head, 
 namespace {
 
 // The sums of a block in shared memory: [panel * 32 + weight row][row of x].
-template <int kTiles>
+template <int kRows>
 struct BlockSums {
-  static constexpr int kStride = kTiles * kRowTile + 1;
+  static constexpr int kStride = kRows + 1;
   float* values;
-  const float* norm_factors;   // [kTiles * kRowTile], of RMSNorm
+  const float* norm_factors;   // [kRows], of RMSNorm
   const float* weight_scales;  // of weight rows: [panels of the weight, kPanel]; or null
   const int* panels;           // the block's panels, by their index in the weight
   const float* added;          // Gemm::added from the block's first row on; or null
@@ -63,10 +63,9 @@ struct BlockSums {
 
 // Applies the epilogue to a block's sums, and writes its outputs. `first_row`: the block's first row of x. `paired`:
 // panels i and i + kPanels / 2 of the block hold the two halves of a head.
-template <int kPanels, int kTiles>
-__device__ __forceinline__ void finish(const Gemm& p, const BlockSums<kTiles>& sums, int first_row, bool paired) {
-  constexpr int kRows = kTiles * kRowTile, kPanelRows = static_cast<int>(kPanel);
-  constexpr int kHalf = static_cast<int>(kHalfPanel);
+template <int kPanels, int kRows>
+__device__ __forceinline__ void finish(const Gemm& p, const BlockSums<kRows>& sums, int first_row, bool paired) {
+  constexpr int kPanelRows = static_cast<int>(kPanel), kHalf = static_cast<int>(kHalfPanel);
   const int n = static_cast<int>(p.weight.n);
   const int thread = static_cast<int>(threadIdx.x), rows = min(kRows, p.rows - first_row);
   if (p.epilogue == Epilogue::kResidual) {

@@ -2,6 +2,8 @@
 // epilogue.
 #pragma once
 
+#include <algorithm>
+
 #include "cuda/linear/activations.h"
 #include "cuda/linear/epilogues.h"
 #include "cuda/linear/weight_formats.h"
@@ -10,20 +12,77 @@ namespace higgs_native::cuda {
 
 namespace {
 
+// Up to half a tile of rows of x, with integer weights. A fragment of 16 weight rows takes them from two loads, which the
+// compiler gathers by a move per word. Instead the words of one load are a fragment, whose two halves in k are weight
+// rows 4 g, 4 g + 1 and 4 g + 2, 4 g + 3; and x stands twice in the other one: columns 0 .. 3 multiply the first half
+// alone, columns 4 .. 7 the second. Sums of integers are exact, so the bits are those of a tile.
+constexpr int kHalfTile = kRowTile / 2;
+
 // Sums of a lane: [panel][tile of 16 weight rows][tile of 8 rows of x][fragment]. For float32 weights [panel][weight
-// row 4 g + i][row of x], over the lane's columns alone.
-template <WeightFormat F, int kPanels, int kTiles>
+// row 4 g + i][row of x], over the lane's columns alone. For half a tile [panel][fragment].
+template <WeightFormat F, int kPanels, int kRows>
 struct Sums {
-  static constexpr int kOfPanel = F == WeightFormat::f32 ? 4 * kRowTile : 8 * kTiles;
+  static constexpr int kOfPanel = F == WeightFormat::f32 ? 4 * kRowTile : kRows;
   static constexpr int kCount = kPanels * kOfPanel;
   float v[kCount];
 };
 
-// Multiplies panel `panel` and tile `tile` of x in one step, and adds the results to the sums.
-template <WeightFormat F, int kPanels, int kTiles>
-__device__ __forceinline__ void multiply(
-    Sums<F, kPanels, kTiles>& sums, int panel, int tile, const Weights<F, kPanels>& weights, const Activations<F>& x) {
+// Adds the integers of a group of columns, times the scales of x and, for 4-bit weights, of the weight row.
+template <WeightFormat F>
+__device__ __forceinline__ void add_scaled(
+    float& to, int32_t integer, const ColumnScales& x, int column, float weight_scale) {
+  if constexpr (F == WeightFormat::int4) {
+    to = fmaf(static_cast<float>(integer - x.zero_corrections[column]) * x.scales[column], weight_scale, to);
+  } else {
+    to = fmaf(static_cast<float>(integer), x.scales[column], to);
+  }
+}
+
+// The bits of 4-bit weights that are multiplied where they are: the sums of the high halves are 16 times as large.
+constexpr uint32_t kLow = 0x0f0f0f0fu, kHigh = ~kLow;
+
+// Multiplies panel `panel` and up to half a tile of x in one step, and adds the results to the sums. `first`: x in columns
+// 0 .. 3 and zeros in the others; `second`: in columns 4 .. 7.
+template <WeightFormat F, int kPanels>
+__device__ __forceinline__ void multiply_half_tile(
+    Sums<F, kPanels, kHalfTile>& sums, int panel, const Weights<F, kPanels>& weights, const Activations<F>& first,
+    const Activations<F>& second, const ColumnScales& columns) {
   using S = Step<F>;
+  // Each in two parts, since a product waits for the one before that has its sums.
+  int32_t integers[2][4] = {}, of_high[2][4] = {};
+#pragma unroll
+  for (int c = 0; c < S::kChunks; ++c) {
+    const uint4 w = weights.words[panel][c];
+    if constexpr (F == WeightFormat::int8) {
+      const uint32_t b[2] = {first.words[c], second.words[c]};
+      multiply_bytes<true>(integers[c % 2], {w.x, w.y, w.z, w.w}, b);
+    } else {
+      const uint32_t low[2] = {first.words[2 * c], second.words[2 * c]};
+      multiply_bytes<false>(integers[c % 2], {w.x & kLow, w.y & kLow, w.z & kLow, w.w & kLow}, low);
+      const uint32_t high[2] = {first.words[2 * c + 1], second.words[2 * c + 1]};
+      multiply_bytes<false>(of_high[c % 2], {w.x & kHigh, w.y & kHigh, w.z & kHigh, w.w & kHigh}, high);
+    }
+  }
+  float2 weight_scales = {1, 1};
+  if constexpr (F == WeightFormat::int4) {
+    const uint2 halves = weights.scales[panel];
+    weight_scales = unpack<float16>(lane_in_group() < 2 ? halves.x : halves.y);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    int32_t integer = integers[0][i] + integers[1][i];
+    if constexpr (F == WeightFormat::int4) integer += (of_high[0][i] + of_high[1][i]) >> 4;
+    add_scaled<F>(sums.v[4 * panel + i], integer, columns, i % 2, i < 2 ? weight_scales.x : weight_scales.y);
+  }
+}
+
+// Multiplies panel `panel` and tile `tile` of x in one step, and adds the results to the sums. `columns`: of integers.
+template <WeightFormat F, int kPanels, int kRows>
+__device__ __forceinline__ void multiply(
+    Sums<F, kPanels, kRows>& sums, int panel, int tile, const Weights<F, kPanels>& weights, const Activations<F>& x,
+    const ColumnScales& columns = {}) {
+  using S = Step<F>;
+  constexpr int kTiles = kRows / kRowTile;
   const uint4(&w)[S::kChunks] = weights.words[panel];
   if constexpr (F == WeightFormat::f32) {
     float* to = sums.v + panel * 4 * kRowTile;
@@ -40,7 +99,7 @@ __device__ __forceinline__ void multiply(
     }
   } else if constexpr (F == WeightFormat::bf16 || F == WeightFormat::f16) {
     using Number = TensorCoreType<F>;
-    float (*to)[4] = reinterpret_cast<float (*)[4]>(sums.v + panel * 8 * kTiles);
+    float (*to)[4] = reinterpret_cast<float (*)[4]>(sums.v + panel * kRows);
 #pragma unroll
     for (int c = 0; c < S::kChunks; c += 2) {
       const uint32_t b[2] = {x.words[c], x.words[c + 1]};
@@ -50,7 +109,7 @@ __device__ __forceinline__ void multiply(
   } else if constexpr (F == WeightFormat::fp8) {
     // Widened at each use: the compiler hoists this out of the loop over tiles, and fewer registers are live than if
     // the whole step were widened first.
-    float (*to)[4] = reinterpret_cast<float (*)[4]>(sums.v + panel * 8 * kTiles);
+    float (*to)[4] = reinterpret_cast<float (*)[4]>(sums.v + panel * kRows);
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c) {
       const uint32_t b[2] = {x.words[2 * c], x.words[2 * c + 1]};
@@ -70,22 +129,25 @@ __device__ __forceinline__ void multiply(
         multiply_bytes<true>(integers[1], {w[c].z, w[c].w, w[c + 1].z, w[c + 1].w}, b);
       }
     } else {
-      constexpr uint32_t kLow = 0x0f0f0f0fu;
+      int32_t of_high[2][4] = {};
 #pragma unroll
-      for (int c = 0; c < S::kChunks; ++c) {
-        const uint32_t b[2] = {x.words[2 * c], x.words[2 * c + 1]};
-        multiply_bytes<false>(integers[0], {w[c].x & kLow, w[c].y & kLow, w[c].x >> 4 & kLow, w[c].y >> 4 & kLow}, b);
-        multiply_bytes<false>(integers[1], {w[c].z & kLow, w[c].w & kLow, w[c].z >> 4 & kLow, w[c].w >> 4 & kLow}, b);
+      for (int c = 0; c < S::kChunks; c += 2) {
+        const uint4 first = w[c], second = w[c + 1];
+        const uint32_t low[2] = {x.words[2 * c], x.words[2 * c + 2]};
+        multiply_bytes<false>(integers[0], {first.x & kLow, first.y & kLow, second.x & kLow, second.y & kLow}, low);
+        multiply_bytes<false>(integers[1], {first.z & kLow, first.w & kLow, second.z & kLow, second.w & kLow}, low);
+        const uint32_t high[2] = {x.words[2 * c + 1], x.words[2 * c + 3]};
+        multiply_bytes<false>(of_high[0], {first.x & kHigh, first.y & kHigh, second.x & kHigh, second.y & kHigh}, high);
+        multiply_bytes<false>(of_high[1], {first.z & kHigh, first.w & kHigh, second.z & kHigh, second.w & kHigh}, high);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        integers[0][i] += of_high[0][i] >> 4;
+        integers[1][i] += of_high[1][i] >> 4;
       }
     }
-    // Scales of the fragments' columns, which are rows 2 t and 2 t + 1 of x.
-    const int from = 8 * lane_in_group();
-    const float scales[2] = {__shfl_sync(kAllLanes, x.scale, from), __shfl_sync(kAllLanes, x.scale, from + 4)};
-    int32_t zero_corrections[2] = {0, 0};
     float weight_scales[4] = {1, 1, 1, 1};
     if constexpr (F == WeightFormat::int4) {
-      zero_corrections[0] = __shfl_sync(kAllLanes, x.zero_correction, from);
-      zero_corrections[1] = __shfl_sync(kAllLanes, x.zero_correction, from + 4);
       const uint2 halves = weights.scales[panel];
       const float2 first = unpack<float16>(halves.x), second = unpack<float16>(halves.y);
       weight_scales[0] = first.x;
@@ -93,27 +155,29 @@ __device__ __forceinline__ void multiply(
       weight_scales[2] = second.x;
       weight_scales[3] = second.y;
     }
-    float* to = sums.v + panel * 8 * kTiles;
+    float* to = sums.v + panel * kRows;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        to[(half * kTiles + tile) * 4 + i] += static_cast<float>(integers[half][i] - zero_corrections[i % 2]) *
-                                              scales[i % 2] * weight_scales[2 * half + i / 2];
+        add_scaled<F>(
+            to[(half * kTiles + tile) * 4 + i], integers[half][i], columns, i % 2, weight_scales[2 * half + i / 2]);
       }
     }
   }
 }
 
 // Where BlockSums has sum `i` of lane `lane`, from the place of the lane's first panel and tile on; -1 for a copy.
-template <WeightFormat F, int kPanels, int kTiles>
+template <WeightFormat F, int kPanels, int kRows>
 __device__ __forceinline__ int index_of_sum(int i, int lane, int stride) {
-  constexpr int kOfPanel = Sums<F, kPanels, kTiles>::kOfPanel;
+  constexpr int kOfPanel = Sums<F, kPanels, kRows>::kOfPanel, kTiles = kRows / kRowTile;
   const int g = lane / 4, t = lane % 4;
   const int first = i / kOfPanel * static_cast<int>(kPanel) + 4 * g, at = i % kOfPanel;
   if constexpr (F == WeightFormat::f32) {
     const int row = at % kRowTile;  // the four lanes of a group have the same sums
     return row % 4 == t ? (first + at / kRowTile) * stride + row : -1;
+  } else if constexpr (kRows == kHalfTile) {
+    return (first + t / 2 * 2 + at / 2) * stride + t % 2 * 2 + at % 2;
   } else {
     const int half = at / (4 * kTiles), tile = at / 4 % kTiles, j = at % 4;
     return (first + 2 * half + j / 2) * stride + tile * kRowTile + 2 * t + j % 2;
@@ -122,13 +186,14 @@ __device__ __forceinline__ int index_of_sum(int i, int lane, int stride) {
 
 // Adds the sums of all warps in the order of their numbers, and writes them as BlockSums reads them. `exchanged`: shared
 // memory for the sums of half the warps. A barrier must follow.
-template <WeightFormat F, int kPanels, int kTiles>
+template <WeightFormat F, int kPanels, int kRows>
 __device__ __forceinline__ void add_warps(
-    const Sums<F, kPanels, kTiles>& sums, float* exchanged, float* values, int warp, int lane) {
-  constexpr int kCount = Sums<F, kPanels, kTiles>::kCount, kOfThread = kCount * kWarp / kThreads;
+    const Sums<F, kPanels, kRows>& sums, float* exchanged, float* values, int warp, int lane) {
+  constexpr int kCount = Sums<F, kPanels, kRows>::kCount, kOfThread = (kCount * kWarp + kThreads - 1) / kThreads;
   constexpr int kTurns = 2, kOfTurn = kWarps / kTurns;
   const int thread = static_cast<int>(threadIdx.x);
-  float total[kOfThread];
+  const bool adds = kCount * kWarp >= kThreads || thread < kCount * kWarp;
+  float total[kOfThread] = {};
 #pragma unroll
   for (int turn = 0; turn < kTurns; ++turn) {
     if (turn > 0) __syncthreads();
@@ -138,6 +203,7 @@ __device__ __forceinline__ void add_warps(
       for (int i = 0; i < kCount; ++i) slot[i * kWarp] = sums.v[i];
     }
     __syncthreads();
+    if (!adds) continue;
 #pragma unroll
     for (int j = 0; j < kOfThread; ++j) {
 #pragma unroll
@@ -147,10 +213,11 @@ __device__ __forceinline__ void add_warps(
       }
     }
   }
+  if (!adds) return;
 #pragma unroll
   for (int j = 0; j < kOfThread; ++j) {
     const int i = (j * kThreads + thread) / kWarp;
-    const int to = index_of_sum<F, kPanels, kTiles>(i, lane, BlockSums<kTiles>::kStride);
+    const int to = index_of_sum<F, kPanels, kRows>(i, lane, BlockSums<kRows>::kStride);
     if (to >= 0) values[to] = total[j];
   }
 }
@@ -170,18 +237,26 @@ template <WeightFormat F, bool kPacked>
 inline constexpr bool kKeepsActivations = Step<F>::kInteger && !kPacked;
 
 // Bytes of shared memory: the sums that warps exchange, then what finish() reads. SharedActivations follow.
-template <WeightFormat F, int kPanels, int kTiles>
-inline constexpr size_t kSumBytes = (kWarps / 2 * Sums<F, kPanels, kTiles>::kCount * kWarp +
-                                     kPanels * kPanel * BlockSums<kTiles>::kStride + kTiles * kRowTile) *
+template <WeightFormat F, int kPanels, int kRows>
+inline constexpr size_t kSumBytes = (kWarps / 2 * Sums<F, kPanels, kRows>::kCount * kWarp +
+                                     kPanels * kPanel * BlockSums<kRows>::kStride + std::max(kRows, kRowTile)) *
                                     sizeof(float);
 
-// A block multiplies kPanels panels and kTiles tiles of rows. kPacked: x is read from `packed`. `steps`: K-steps of the
-// weight. `pair_distance`: if above 0, the distance of a block's two panels, in panels (half a head, for
+// The least blocks that a multiprocessor must have room for. With 16 bits memory is the limit, and a second block loads
+// while the first one waits; with integers the registers are worth more to the loads of one block.
+template <WeightFormat F, bool kPacked>
+inline constexpr int kBlocksAtOnce = (F == WeightFormat::bf16 || F == WeightFormat::f16) && !kPacked ? 2 : 1;
+
+// A block multiplies kPanels panels and kRows rows of x: tiles, or half a tile. kPacked: x is read from `packed`. `steps`:
+// K-steps of the weight. `pair_distance`: if above 0, the distance of a block's two panels, in panels (half a head, for
 // Epilogue::kRope). `is_first`: whether this is the first launch of the operator.
-template <WeightFormat F, int kPanels, int kTiles, bool kPacked>
-__global__ void __launch_bounds__(kThreads)
+template <WeightFormat F, int kPanels, int kRows, bool kPacked>
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<F, kPacked>)
     gemm_kernel(Gemm p, PackedActivations packed, int steps, int pair_distance, bool is_first) {
-  using LaneSums = Sums<F, kPanels, kTiles>;
+  using LaneSums = Sums<F, kPanels, kRows>;
+  constexpr bool kIsHalfTile = kRows == kHalfTile;
+  static_assert(!kIsHalfTile || (Step<F>::kInteger && !kPacked));
+  constexpr int kTiles = kRows / kRowTile;  // none for half a tile
   __shared__ float squares_of_warps[kWarps][kRowTile];
   __shared__ int shared_panels[kPanels];
   const int warp = warp_index(), lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -194,21 +269,21 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < kPanels; ++i) {
     panels[i] = panel_of_block<kPanels>(static_cast<int>(blockIdx.y), i, pair_distance);
-    weight[i] = panels[i] < num_panels
-                    ? p.weight.data + static_cast<int64_t>(panels[i]) * units * kUnitBytes + group_lane() * 16
-                    : nullptr;
-    scales[i] = weight[i] ? static_cast<const uint16_t*>(p.weight.scales) +
-                                static_cast<int64_t>(panels[i]) * steps * kPanel + 4 * group_lane()
-                          : nullptr;
+    // Where there is no panel, the last one is read; finish() leaves its sums out.
+    const int64_t read = min(panels[i], num_panels - 1);
+    weight[i] = p.weight.data + read * units * kUnitBytes + group_lane() * 16;
+    scales[i] = static_cast<const uint16_t*>(p.weight.scales) + read * steps * kPanel + 4 * group_lane();
     if (threadIdx.x == 0) shared_panels[i] = panels[i];
   }
 
   // Prefetch depth: K-steps in flight per warp. With few blocks, a warp needs 8 KB outstanding to saturate bandwidth.
   // With packed activations, a load is multiplied by 4 or more tiles, whose sums take the registers: depth 2. The sums
   // of int4, and of 8 tiles, leave room for one block per multiprocessor at either depth, so it needs the 8 KB per warp:
-  // depth 4.
+  // depth 4. A warp has 3 steps of a model's 3072 columns: with half a tile all are in flight before it waits for x, but
+  // for the two panels of int8, whose registers would be too many.
   constexpr bool kIsDeep = kPanels * Step<F>::kChunks == 4 && (!kPacked || F == WeightFormat::int4 || kTiles == 8);
-  constexpr int kPrefetchDepth = kIsDeep ? 4 : 2;
+  constexpr bool kIsHalfDeep = kIsHalfTile && kPanels * Step<F>::kChunks == 8;
+  constexpr int kPrefetchDepth = kIsDeep ? 4 : kIsHalfDeep ? 3 : 2;
   Weights<F, kPanels> prefetched[kPrefetchDepth];
   if (is_first) wait_for_earlier_launches();  // see cuda/device.h: another launch may have written the weights
 #pragma unroll
@@ -221,11 +296,11 @@ __global__ void __launch_bounds__(kThreads)
 
   float squares = 0;
   constexpr bool kShared = kKeepsActivations<F, kPacked>;
-  const SharedActivations<F> shared_x(dynamic_shared() + kSumBytes<F, kPanels, kTiles>, steps, p.rows);
+  const SharedActivations<F> shared_x(dynamic_shared() + kSumBytes<F, kPanels, kRows>, steps, p.rows);
   if constexpr (kShared) {
     shared_x.fill(p);
-    squares = sum_squares<F>(p, group_lane(), steps);
     __syncthreads();
+    squares = shared_x.sum_squares();
   }
 
   const int block = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x);
@@ -238,7 +313,7 @@ __global__ void __launch_bounds__(kThreads)
   const int first_tile = static_cast<int>(blockIdx.x) * kTiles;
   // With one panel, registers are left for x of the next step: weights that L2 has come faster than x would.
   constexpr bool kLoadsAhead = kPanels == 1 && !kPacked && Step<F>::kWords == 4 && F != WeightFormat::f32;
-  const int own_row = first_tile * kRowTile + group_lane();
+  const int own_row = min(first_tile * kRowTile + group_lane(), p.rows - 1);
   float ahead[kLoadsAhead ? Step<F>::kLaneColumns : 1];
   if constexpr (kLoadsAhead) load_activations<F>(ahead, p, own_row, warp);
   // The same for packed x: else each tile would wait for L2 in turn. For fp8 it would take the registers of a second
@@ -257,9 +332,22 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < kPrefetchDepth; ++i) {
       const int step = first + i * kWarps;
       if (step >= steps) break;
+      if constexpr (kIsHalfTile) {
+        const Activations<F> first_half = shared_x.read_half(step, 0), second_half = shared_x.read_half(step, 1);
+        const ColumnScales columns = shared_x.columns(step, lane_in_group() % 2);
+#pragma unroll
+        for (int panel = 0; panel < kPanels; ++panel) {
+          multiply_half_tile(sums, panel, prefetched[i], first_half, second_half, columns);
+        }
+      }
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
         Activations<F> x;
+        ColumnScales columns = {};
+        if constexpr (Step<F>::kInteger) {
+          columns = kPacked ? packed.template columns<F>(first_tile + tile, step, steps)
+                            : shared_x.columns(step, lane_in_group());
+        }
         if constexpr (kReadsAhead) {
           x = next_x[tile];
           if (step + kWarps < steps) {
@@ -275,7 +363,7 @@ __global__ void __launch_bounds__(kThreads)
           x = round_activations<F>(squares, v, p, own_row, step);
         } else x = read_activations<F>(squares, p, own_row, step);
 #pragma unroll
-        for (int panel = 0; panel < kPanels; ++panel) multiply(sums, panel, tile, prefetched[i], x);
+        for (int panel = 0; panel < kPanels; ++panel) multiply(sums, panel, tile, prefetched[i], x, columns);
       }
       const int next = step + kPrefetchDepth * kWarps;
       if (next < steps) load_weights<F, kPanels>(prefetched[i], weight, scales, next, units);
@@ -291,25 +379,25 @@ __global__ void __launch_bounds__(kThreads)
   }
   auto* exchanged = reinterpret_cast<float*>(dynamic_shared());
   auto* values = exchanged + kWarps / 2 * LaneSums::kCount * kWarp;
-  float* norm_factors = values + kPanels * kPanel * BlockSums<kTiles>::kStride;
+  float* norm_factors = values + kPanels * kPanel * BlockSums<kRows>::kStride;
   add_warps(sums, exchanged, values, warp, lane);
   if constexpr (kPacked) {
     if (threadIdx.x < kTiles * kRowTile) {
       norm_factors[threadIdx.x] = packed.norm_factors[first_tile * kRowTile + threadIdx.x];
     }
   } else {
-    const float factor = norm_factor(squares, squares_of_warps, p);
+    const float factor = norm_factor<F>(squares, squares_of_warps, p);
     if (warp == 0 && lane_in_group() == 0) norm_factors[group_lane()] = factor;
   }
   __syncthreads();
-  const BlockSums<kTiles> finished = {
+  const BlockSums<kRows> finished = {
       values,
       norm_factors,
       Step<F>::kRowScales ? static_cast<const float*>(p.weight.scales) : nullptr,
       shared_panels,
       p.added ? p.added + static_cast<int64_t>(first_tile) * kRowTile * num_panels * kPanel : nullptr,
       num_panels * static_cast<int>(kPanel)};
-  finish<kPanels, kTiles>(p, finished, first_tile * kRowTile, pair_distance > 0);
+  finish<kPanels, kRows>(p, finished, first_tile * kRowTile, pair_distance > 0);
 }
 
 }  // namespace

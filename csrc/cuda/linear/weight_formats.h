@@ -46,25 +46,30 @@ struct Weights {
   uint2 scales[F == WeightFormat::int4 ? kPanels : 1];
 };
 
-// Loads the weights of K-step `step`. `panels` and `scales` point to the lane's first bytes in each panel; null if
-// there is no panel. `units`: of a panel; units past the last are zeros.
+// Loads the weights of K-step `step`. `panels` and `scales` point to the lane's first bytes in each panel. `units`: of a
+// panel; units past the last are zeros.
 template <WeightFormat F, int kPanels>
 __device__ __forceinline__ void load_weights(
     Weights<F, kPanels>& to, const char* const (&panels)[kPanels], const uint16_t* const (&scales)[kPanels], int step,
     int units) {
   using S = Step<F>;
   const int first = step * S::kUnits + lane_in_group() * S::kChunks;
+  const bool is_whole =
+      (step + 1) * S::kUnits <= units;  // of the warp, so that most steps need no check of their units
 #pragma unroll
   for (int panel = 0; panel < kPanels; ++panel) {
+    const char* from = panels[panel] + static_cast<int64_t>(first) * kUnitBytes;
+    if (is_whole) {
 #pragma unroll
-    for (int c = 0; c < S::kChunks; ++c) {
-      to.words[panel][c] = panels[panel] && first + c < units
-                               ? load_streaming(panels[panel] + static_cast<int64_t>(first + c) * kUnitBytes)
-                               : make_uint4(0, 0, 0, 0);
+      for (int c = 0; c < S::kChunks; ++c) to.words[panel][c] = load_streaming(from + c * kUnitBytes);
+    } else {
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c) {
+        to.words[panel][c] = first + c < units ? load_streaming(from + c * kUnitBytes) : make_uint4(0, 0, 0, 0);
+      }
     }
     if constexpr (F == WeightFormat::int4) {
-      to.scales[panel] =
-          scales[panel] ? *reinterpret_cast<const uint2*>(scales[panel] + step * kPanel) : make_uint2(0, 0);
+      to.scales[panel] = *reinterpret_cast<const uint2*>(scales[panel] + step * kPanel);
     }
   }
 }

@@ -27,7 +27,7 @@ constexpr int kWideStages = 4;  // K-steps that are copied ahead of the one in r
 
 template <WeightFormat F>
 inline constexpr size_t kWideBytes =
-    std::max(kWideStages * sizeof(WideStage<F>), kWidePanels * kPanel * BlockSums<kWideTiles>::kStride * sizeof(float));
+    std::max(kWideStages * sizeof(WideStage<F>), kWidePanels * kPanel * BlockSums<kWideRows>::kStride * sizeof(float));
 
 // Beside the static shared memory of a block, what every GPU has.
 static_assert(kWideBytes<WeightFormat::bf16> <= (98 << 10) && kWideBytes<WeightFormat::f16> <= (98 << 10));
@@ -108,7 +108,7 @@ template <WeightFormat F>
 __global__ void __launch_bounds__(kThreads)
     wide_gemm_kernel(Gemm p, PackedActivations packed, int steps, int pair_distance, bool is_first) {
   using S = Step<F>;
-  using LaneSums = Sums<F, 1, kWarpTiles>;
+  using LaneSums = Sums<F, 1, kWarpTiles * kRowTile>;
   __shared__ int shared_panels[kWidePanels];
   __shared__ float norm_factors[kWideRows];
   const int warp = warp_index(), lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -186,20 +186,21 @@ __global__ void __launch_bounds__(kThreads)
   p.set_zeros(static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x), static_cast<int>(gridDim.y * gridDim.x));
   __syncthreads();  // all stages are read, and their memory takes the sums
   auto* values = reinterpret_cast<float*>(dynamic_shared());
-  constexpr int kStride = BlockSums<kWideTiles>::kStride;
+  constexpr int kStride = BlockSums<kWideRows>::kStride;
   float* to = values + panel * static_cast<int>(kPanel) * kStride + warp_tile * kRowTile;
 #pragma unroll
-  for (int i = 0; i < LaneSums::kCount; ++i) to[index_of_sum<F, 1, kWarpTiles>(i, lane, kStride)] = total.v[i];
+  for (int i = 0; i < LaneSums::kCount; ++i)
+    to[index_of_sum<F, 1, kWarpTiles * kRowTile>(i, lane, kStride)] = total.v[i];
   __syncthreads();
   const int stride = static_cast<int>((p.weight.n + kPanel - 1) / kPanel * kPanel);
-  const BlockSums<kWideTiles> finished = {
+  const BlockSums<kWideRows> finished = {
       values,
       norm_factors,
       S::kRowScales ? static_cast<const float*>(p.weight.scales) : nullptr,
       shared_panels,
       p.added ? p.added + static_cast<int64_t>(first_row) * stride : nullptr,
       stride};
-  finish<kWidePanels, kWideTiles>(p, finished, first_row, pair_distance > 0);
+  finish<kWidePanels, kWideRows>(p, finished, first_row, pair_distance > 0);
 }
 
 }  // namespace
