@@ -242,16 +242,17 @@ inline constexpr size_t kSumBytes = (kWarps / 2 * Sums<F, kPanels, kRows>::kCoun
                                      kPanels * kPanel * BlockSums<kRows>::kStride + std::max(kRows, kRowTile)) *
                                     sizeof(float);
 
-// The least blocks that a multiprocessor must have room for. With 16 bits memory is the limit, and a second block loads
-// while the first one waits; with integers the registers are worth more to the loads of one block.
-template <WeightFormat F, bool kPacked>
-inline constexpr int kBlocksAtOnce = (F == WeightFormat::bf16 || F == WeightFormat::f16) && !kPacked ? 2 : 1;
+// The least blocks that a multiprocessor must have room for. Where memory is the limit a second block loads while the
+// first one waits; with integers the registers are worth more to the loads of one block.
+template <WeightFormat F, int kPanels, bool kPacked>
+inline constexpr int kBlocksAtOnce =
+    (kPacked ? F == WeightFormat::fp8 && kPanels == 1 : F == WeightFormat::bf16 || F == WeightFormat::f16) ? 2 : 1;
 
 // A block multiplies kPanels panels and kRows rows of x: tiles, or half a tile. kPacked: x is read from `packed`. `steps`:
 // K-steps of the weight. `pair_distance`: if above 0, the distance of a block's two panels, in panels (half a head, for
 // Epilogue::kRope). `is_first`: whether this is the first launch of the operator.
 template <WeightFormat F, int kPanels, int kRows, bool kPacked>
-__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<F, kPacked>)
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<F, kPanels, kPacked>)
     gemm_kernel(Gemm p, PackedActivations packed, int steps, int pair_distance, bool is_first) {
   using LaneSums = Sums<F, kPanels, kRows>;
   constexpr bool kIsHalfTile = kRows == kHalfTile;
