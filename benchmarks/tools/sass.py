@@ -173,10 +173,13 @@ class Kernel:
         return self.path(self.main_loop, score)
 
     def prefetched_bytes(self, warps: int) -> int:
-        """Bytes of weights that a block loads before its main loop."""
+        """Bytes of weights that a block loads before its main loop, on the way with the most of them."""
         first, _ = self.main_loop
-        loads = sum(i.is_weight_load for i in self.instructions if i.address < first)
-        return loads * LOAD_BYTES * WARP * warps
+        loads: dict[int, int] = {}  # from the beginning of a basic block on
+        for start in sorted((start for start in self.blocks if start < first), reverse=True):
+            later = (loads.get(following, 0) for following in self.successors(start) if following > start)
+            loads[start] = sum(i.is_weight_load for i in self.blocks[start]) + max(later, default=0)
+        return loads[self.instructions[0].address] * LOAD_BYTES * WARP * warps
 
     def blocks_per_multiprocessor(self, threads: int, dynamic_shared: int) -> int:
         """Blocks that fit on a multiprocessor at a time; registers are given out 8 to a thread."""

@@ -166,6 +166,23 @@ def test_the_main_loop_may_follow_a_barrier_and_code_behind_it_is_none():
     assert kernel.prefetched_bytes(warps=1) == 16 * 32
 
 
+def test_of_two_ways_before_the_main_loop_one_is_taken():
+    kernel = parsed(
+        "@P0 BRA 0x40",  # 0x00
+        WEIGHT,
+        WEIGHT,
+        "BRA 0x60",
+        WEIGHT,  # 0x40
+        WEIGHT,
+        WAIT,  # 0x60
+        WEIGHT,  # 0x70: the loop
+        "@P1 BRA 0x70",
+        "BAR.SYNC 0x0",
+        END,
+    )
+    assert kernel.prefetched_bytes(warps=1) == 2 * 16 * 32
+
+
 @pytest.mark.parametrize(("threads", "shared", "blocks"), [(256, 0, 2), (128, 0, 4), (256, 200_000, 1)])
 def test_blocks_that_fit_on_a_multiprocessor(threads, shared, blocks):
     """Of 126 registers a thread, which are given out as 128."""
