@@ -53,16 +53,22 @@ class Guesser(nn.Module):
         ids = encode_letters(word)
         if not ids:
             return ""
-        logits = self(torch.tensor([ids]), torch.tensor([int(british)]))
+        letters = torch.tensor([ids], dtype=torch.int64, device="cpu")
+        accents = torch.tensor([int(british)], dtype=torch.int64, device="cpu")
+        logits = self(letters, accents)
         return decode_outputs(logits[0].argmax(-1).tolist())
 
     @classmethod
     def load(cls, path: Path) -> "Guesser":
-        """Read what `recipe.train_guesser` wrote."""
+        """Read what `recipe.train_guesser` wrote.
+
+        The weights are float64, which autocast and torch's precision of matrix operators leave as it is.
+        """
         with safe_open(path, "pt") as file:
-            model = cls(**{name: int(value) for name, value in file.metadata().items()})
+            with torch.device("meta"):  # whatever the default device is
+                model = cls(**{name: int(value) for name, value in file.metadata().items()})
             names = file.keys()
-            model.load_state_dict({name: file.get_tensor(name).float() for name in names})
+            model.load_state_dict({name: file.get_tensor(name).double() for name in names}, assign=True)
         return model.eval()
 
 
