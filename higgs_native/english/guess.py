@@ -14,6 +14,8 @@ _WIDEST = 3
 """Maximum phonemes and stress marks of a letter: x is ks."""
 _LONGEST = 40
 _ACCENTS = 2
+_MAX_SIZE = 4096
+"""Maximum width and number of layers in a file: what is built before the tensors are compared stays small."""
 
 
 class Guesser(nn.Module):
@@ -63,12 +65,21 @@ class Guesser(nn.Module):
         """Read what `recipe.train_guesser` wrote.
 
         The weights are float64, which autocast and torch's precision of matrix operators leave as it is.
+
+        Raises:
+            OSError, SafetensorError, ValueError, TypeError, RuntimeError: the file is damaged.
         """
         with safe_open(path, "pt") as file:
+            shape = {name: int(value) for name, value in (file.metadata() or {}).items()}
+            if not all(0 < size <= _MAX_SIZE for size in shape.values()) or shape.get("width", 32) % 32:
+                raise ValueError(f"{path.name} must have sizes up to {_MAX_SIZE}, a width of 32 times n, got {shape}")
             with torch.device("meta"):  # whatever the default device is
-                model = cls(**{name: int(value) for name, value in file.metadata().items()})
+                model = cls(**shape)
             names = file.keys()
             model.load_state_dict({name: file.get_tensor(name).double() for name in names}, assign=True)
+        for name, weight in model.state_dict().items():
+            if not weight.isfinite().all():
+                raise ValueError(f"{path.name}: {name} must be finite, got NaN or infinity")
         return model.eval()
 
 

@@ -1,5 +1,7 @@
 """Text to phonemes, from the files that a voice comes with."""
 
+import lzma
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -33,6 +35,12 @@ def test_a_dictionary_is_read_as_it_was_written(tmp_path):
         assert len(entries) == len(expected[accent])
         for word in ("", "aa", "cats", "zz", "é", *ENTRIES["us"]):
             assert entries.get(word) == expected[accent].get(word)
+
+
+def test_a_damaged_line_is_no_error(tmp_path):
+    (tmp_path / "words").write_bytes(lzma.compress("cat\tkˈæt\n".encode() + b"dog\t\xff\t\n"))
+    found = read_dictionary(tmp_path / "words")
+    assert (found["us"]["cat"], found["gb"].get("cat"), found["us"]["dog"]) == ("kˈæt", None, "\ufffd")
 
 
 def test_both_accents(reader):
