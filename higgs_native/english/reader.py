@@ -16,8 +16,10 @@ ACCENTS = ("us", "gb")
 
 _MAX_BYTES = 128 << 20
 """Maximum size of an unpacked dictionary; the embedded voice's has 8 MB."""
-_VERBATIM = re.compile(rf"(\s*{VERBATIM.pattern.replace('(', '(?:')}\s*)")
-_SPEAKER = re.compile(r"(\s*\[SPEAKER\d+\]\s*)")
+# White space before these begins where it does, so that it is searched once.
+_SPACE = r"(?:(?<!\s)\s+)?"
+_VERBATIM = re.compile(rf"({_SPACE}{VERBATIM.pattern.replace('(', '(?:')}\s*)")
+_SPEAKER = re.compile(rf"({_SPACE}\[SPEAKER\d+\]\s*)")
 
 
 def write_dictionary(path: Path, accents: Mapping[str, Mapping[str, Entry]]) -> None:

@@ -59,3 +59,8 @@ def test_words_that_are_guessed_and_words_that_cannot_be_read(reader):
         [] if guessed else ["zorb"],
     )
     assert reader.phonemes("The 猫 cat.") == ("ðə kˈæt.", ["猫"])
+
+
+def test_time_is_linear_in_white_space(reader):
+    """With quadratic time this takes minutes."""
+    assert reader.phonemes("The cat." + "\n" * 300_000 + "5!") == ("ðə kˈæt. fˈIv!", [])
