@@ -12,7 +12,9 @@ from higgs_native import HiggsAudio, LongSpeech
 from higgs_native.calibration import calibrated_model
 from higgs_native.checkpoint.packed import write_packed
 from higgs_native.checkpoint.quantization import Quantization
+from higgs_native.manuscript.phonemes import PhonemeReader
 from higgs_native.model.transformer import LanguageModel
+from higgs_native.pipeline import EMBEDDED_VOICE
 from higgs_native.testing.random_checkpoint import write_demo_checkpoint
 from tests.helpers.torch_states import STATES
 
@@ -109,6 +111,17 @@ def test_a_quantized_checkpoint_is_the_same(state, folder, expected_file, tmp_pa
     with state():
         found = quantized(folder, tmp_path / "found")
     assert found == expected_file
+
+
+def test_words_are_guessed_the_same(state):
+    """Autocast would change the guesses of these words in float32."""
+    text = "Zenaserirt bamodol wiedoso hecocedol jakunoukean wuhuchol tiegrea guchoducax."
+    reader = PhonemeReader.from_folder(EMBEDDED_VOICE)
+    expected = reader.spell(text)
+    with state():
+        loaded = PhonemeReader.from_folder(EMBEDDED_VOICE)
+        assert [reader.spell(text), loaded.spell(text)] == [expected, expected]
+    assert loaded.spell(text) == expected
 
 
 CONSTRUCTORS = {"arange", "as_tensor", "asarray", "empty", "eye", "full", "linspace", "ones", "rand", "randint"}

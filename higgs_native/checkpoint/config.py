@@ -146,8 +146,7 @@ class HiggsAudioConfig:
         elif "text_config" in fields:
             config = _read_original(fields, None if generation is None else Fields(generation, _GENERATION_SOURCE))
         else:
-            # HiggsAudioV2Config's defaults that differ from LlamaConfig's.
-            config = _read_transformers(Fields({"num_key_value_heads": 8, "head_dim": 128, **raw}, _SOURCE))
+            config = _read_transformers(Fields({**_TRANSFORMERS_DEFAULTS, **raw}, _SOURCE))
         config._check()
         return config
 
@@ -248,6 +247,13 @@ def configured_dtype(folder: Path) -> torch.dtype | None:
     return next((dtype for dtype in STORED_DTYPES.values() if str(dtype) == f"torch.{name}"), None)
 
 
+# HiggsAudioV2Config's defaults that differ from LlamaConfig's.
+_TRANSFORMERS_DEFAULTS = {
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "eos_token_id": 128009,
+    "pad_token_id": 128001,
+}
 # HiggsAudioV2Config's values if `rope_parameters` is absent.
 _TRANSFORMERS_ROPE = {
     "rope_type": "llama3",
@@ -324,10 +330,15 @@ def _end_token_ids(fields: Fields, text: Fields, generation: Fields | None) -> t
     else:
         source = fields if fields.value("eos_token_id", None) is not None else text
     default = 2 if source is text and "eos_token_id" not in text else None  # LlamaConfig's
-    value = source.value("eos_token_id", default)
+    return _token_ids(source, default)
+
+
+def _token_ids(fields: Fields, default: int | None) -> tuple[int, ...]:
+    """Read `eos_token_id`: an id, a list of ids, or null."""
+    value = fields.value("eos_token_id", default)
     if isinstance(value, list):
-        return source.integers("eos_token_id")
-    return () if value is None else (source.integer("eos_token_id", default),)
+        return fields.integers("eos_token_id")
+    return () if value is None else (fields.integer("eos_token_id", default),)
 
 
 def _read_original(fields: Fields, generation: Fields | None) -> HiggsAudioConfig:
@@ -376,6 +387,7 @@ def _read_transformers(fields: Fields) -> HiggsAudioConfig:
         audio_out_bos_token_id=fields.integer("audio_bos_token_id"),
         audio_eos_token_id=None,
         audio_delay_token_id=fields.integer("audio_delay_token_id"),
+        end_token_ids=_token_ids(fields, None),
         pad_token_id=fields.integer("pad_token_id", None),
     )
 

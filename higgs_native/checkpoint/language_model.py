@@ -13,7 +13,7 @@ from higgs_native.checkpoint.other_kinds import kind_of_tensors
 from higgs_native.errors import CheckpointError, one_line
 from higgs_native.ops.formats import STORED_DTYPES
 from higgs_native.utils.memory import release_mapped
-from higgs_native.utils.tensors import fingerprint
+from higgs_native.utils.tensors import fingerprint, is_finite
 
 
 _FINGERPRINT_VALUES = 64
@@ -193,6 +193,15 @@ class LanguageModelFiles:
             target[row : row + part.shape[0]].copy_(part)
             row += part.shape[0]
             release_mapped(part)
+
+    def check_finite(self, name: str, tensor: torch.Tensor) -> None:
+        """Raise CheckpointError if `tensor`, read as `name`, holds NaN or infinity: maybe one too large for its dtype.
+
+        It would spread to all states, and show as noise or as a failure of the sampler.
+        """
+        if not is_finite(tensor):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{self.description(name)} must be finite in {dtype}, got NaN or infinity")
 
     @contextmanager
     def opened(self, name: str, dtype: torch.dtype) -> Iterator[torch.Tensor]:

@@ -264,7 +264,7 @@ def write_packed(
         "checksums": json.dumps({name: checksum(tensor) for name, tensor in described}),
         **_origin(source),
     }
-    texts = [path for path in _regular_files(source) if path.suffix in (".json", ".txt") or path.name in READER_FILES]
+    texts = [path for path in regular_files(source) if path.suffix in (".json", ".txt") or path.name in READER_FILES]
     audio_tokenizer = source / AUDIO_TOKENIZER_FOLDER
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -276,7 +276,7 @@ def write_packed(
                     shutil.copyfile(path, temporary / path.name)
             if audio_tokenizer.is_dir():
                 (temporary / AUDIO_TOKENIZER_FOLDER).mkdir()
-                for path in _regular_files(audio_tokenizer):
+                for path in regular_files(audio_tokenizer):
                     shutil.copyfile(path, temporary / AUDIO_TOKENIZER_FOLDER / path.name)
             elif not (source / PACKED_FILE).is_file():
                 _write_bundled(source, temporary / AUDIO_TOKENIZER_FOLDER)
@@ -298,7 +298,7 @@ def _write_bundled(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def _regular_files(folder: Path) -> list[Path]:
+def regular_files(folder: Path) -> list[Path]:
     """Return the files in a folder, without pipes and devices, which may never end, and without other folders."""
     return [path for path in folder.iterdir() if path.is_file()]
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.checkpoint.files import AUDIO_TOKENIZER_FOLDER, READER_FILES, weight_files
 from higgs_native.checkpoint.language_model import LanguageModelFiles
-from higgs_native.checkpoint.packed import PACKED_FILE, check_target
+from higgs_native.checkpoint.packed import PACKED_FILE, check_target, regular_files
 from higgs_native.errors import CheckpointError, ParameterError
 from higgs_native.utils.files import replacing
 
@@ -43,12 +43,14 @@ def write_rewritten(source: Path, target: Path, changed: Callable[[str, torch.Te
                     tensors = {name: files.changed(name, opened.get_tensor(name), changed) for name in names}
                     save_file(tensors, temporary / path.name, opened.metadata())
                 (temporary / path.name).chmod(temporary.stat().st_mode & 0o666)
-            for path in source.iterdir():
+            for path in regular_files(source):
                 is_index = path.name.endswith(".safetensors.index.json") and len(written) == 1
                 is_kept = path.suffix in (".json", ".txt", ".jinja") or path.name in READER_FILES
-                if path.is_file() and is_kept and not is_index:
+                if is_kept and not is_index:
                     shutil.copyfile(path, temporary / path.name)
             if (source / AUDIO_TOKENIZER_FOLDER).is_dir():
-                shutil.copytree(source / AUDIO_TOKENIZER_FOLDER, temporary / AUDIO_TOKENIZER_FOLDER)
+                (temporary / AUDIO_TOKENIZER_FOLDER).mkdir()
+                for path in regular_files(source / AUDIO_TOKENIZER_FOLDER):
+                    shutil.copyfile(path, temporary / AUDIO_TOKENIZER_FOLDER / path.name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{target} can't be written: {' '.join(str(error).split())}") from None

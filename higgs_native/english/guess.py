@@ -14,6 +14,8 @@ _WIDEST = 3
 """Maximum phonemes and stress marks of a letter: x is ks."""
 _LONGEST = 40
 _ACCENTS = 2
+_MAX_SIZE = 4096
+"""Maximum width and number of layers in a file: what is built before the tensors are compared stays small."""
 
 
 class Guesser(nn.Module):
@@ -53,16 +55,31 @@ class Guesser(nn.Module):
         ids = encode_letters(word)
         if not ids:
             return ""
-        logits = self(torch.tensor([ids]), torch.tensor([int(british)]))
+        letters = torch.tensor([ids], dtype=torch.int64, device="cpu")
+        accents = torch.tensor([int(british)], dtype=torch.int64, device="cpu")
+        logits = self(letters, accents)
         return decode_outputs(logits[0].argmax(-1).tolist())
 
     @classmethod
     def load(cls, path: Path) -> "Guesser":
-        """Read what `recipe.train_guesser` wrote."""
+        """Read what `recipe.train_guesser` wrote.
+
+        The weights are float64, which autocast and torch's precision of matrix operators leave as it is.
+
+        Raises:
+            OSError, SafetensorError, ValueError, TypeError, RuntimeError: the file is damaged.
+        """
         with safe_open(path, "pt") as file:
-            model = cls(**{name: int(value) for name, value in file.metadata().items()})
+            shape = {name: int(value) for name, value in (file.metadata() or {}).items()}
+            if not all(0 < size <= _MAX_SIZE for size in shape.values()) or shape.get("width", 32) % 32:
+                raise ValueError(f"{path.name} must have sizes up to {_MAX_SIZE}, a width of 32 times n, got {shape}")
+            with torch.device("meta"):  # whatever the default device is
+                model = cls(**shape)
             names = file.keys()
-            model.load_state_dict({name: file.get_tensor(name).float() for name in names})
+            model.load_state_dict({name: file.get_tensor(name).double() for name in names}, assign=True)
+        for name, weight in model.state_dict().items():
+            if not weight.isfinite().all():
+                raise ValueError(f"{path.name}: {name} must be finite, got NaN or infinity")
         return model.eval()
 
 

@@ -32,6 +32,8 @@ from higgs_native.english.short_forms import (
 _MONTH = "(?:" + "|".join(sorted(MONTH_NAMES, key=len, reverse=True)) + r")\b\.?"
 _NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+"
 _DOMAINS = "com|org|net|edu|gov|io|co|uk|de|fr|info|dev|ai|app|us|ca|eu|me|tv"
+_TEXT_END = re.compile(r"\s*\Z")
+_SENTENCE_END = re.compile(r"\s*\Z|[\"')\]”’]*\s+[\"'(“‘]*[A-Z]")
 _UNIT = "|".join(re.escape(unit) for unit in sorted(UNITS, key=len, reverse=True))
 
 
@@ -41,13 +43,13 @@ def _spell(letters: str) -> str:
 
 def _value(text: str) -> str:
     text = text.replace(",", "")
-    return decimal(text) if "." in text else cardinal(int(text))
+    return decimal(text) if "." in text else cardinal(text)
 
 
 def _code(text: str) -> str:
     """Digits of an address, a version or a name: as people say them, in pairs where there are few."""
     if len(text) <= 2 and not text.startswith("0"):
-        return cardinal(int(text))
+        return cardinal(text)
     return digits(text)
 
 
@@ -89,8 +91,7 @@ def _clock(match: re.Match) -> str:
 
 def _ends_sentence(match: re.Match) -> bool:
     """Whether the text ends after the match, or goes on with a capital letter."""
-    after = match.string[match.end() :]
-    return not after.strip() or bool(re.match(r"[\"')\]”’]*\s+[\"'(“‘]*[A-Z]", after))
+    return _SENTENCE_END.match(match.string, match.end()) is not None
 
 
 def _money(match: re.Match) -> str:
@@ -102,8 +103,9 @@ def _money(match: re.Match) -> str:
     if not fraction or not cent or len(fraction) != 2:
         return f"{_value(amount)} {one if amount == '1' else many}"
     parts = []
-    if int(whole or "0") or not int(fraction):
-        parts.append(f"{cardinal(int(whole or '0'))} {one if int(whole or '0') == 1 else many}")
+    whole = whole.lstrip("0")
+    if whole or not int(fraction):
+        parts.append(f"{cardinal(whole)} {one if whole == '1' else many}")
     if int(fraction):
         parts.append(f"{cardinal(int(fraction))} {cent if int(fraction) == 1 else cents}")
     return " and ".join(parts)
@@ -128,7 +130,7 @@ def _fraction(match: re.Match) -> str:
     if top > 1:
         name = "halves" if bottom == 2 else plural(name)
     if whole:
-        return f"{cardinal(int(whole))} and {'a' if top == 1 else cardinal(top)} {name}{joint}"
+        return f"{cardinal(whole)} and {'a' if top == 1 else cardinal(top)} {name}{joint}"
     return f"{cardinal(top)} {name}{joint}"
 
 
@@ -174,7 +176,7 @@ def _phone(match: re.Match) -> str:
 def _initials(match: re.Match) -> str:
     """U.S.A. -> U S A"""
     letters = match[0].replace(".", "")
-    return " ".join(letters) + ("." if not match.string[match.end() :].strip() else "")
+    return " ".join(letters) + ("." if _TEXT_END.match(match.string, match.end()) else "")
 
 
 def _abbreviation(match: re.Match) -> str:
@@ -219,9 +221,10 @@ _RULERS = (
 _RULES: tuple[tuple[re.Pattern, object], ...] = tuple(
     (re.compile(pattern), put)
     for pattern, put in (
-        (r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+", _address),
+        # Bounds keep the time linear in the text: a search begins at every character or word.
+        (r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+", _address),
         (r"\bhttps?://\S+|\bwww\.\S+", _address),
-        (rf"\b[a-z0-9-]+(?:\.[a-z0-9-]+)*\.(?:{_DOMAINS})\b(?:/\S*)?", _address),
+        (rf"\b[a-z0-9-]{{1,63}}(?:\.[a-z0-9-]{{1,63}}){{0,9}}\.(?:{_DOMAINS})\b(?:/\S*)?", _address),
         (r"\b(\d{1,2}):(\d\d)(?::(\d\d))?(?:\s*([AaPp]\.?\s?[Mm]\b\.?))?", _clock),
         (r"\b(\d{1,2})()()\s*([AaPp]\.[Mm]\.|[AaPp][Mm]\b)", _clock),
         (
@@ -245,7 +248,7 @@ _RULES: tuple[tuple[re.Pattern, object], ...] = tuple(
         ),
         (r"(?:\+\d{1,2}[ -])?\(?\b\d{3}\)?[ -]\d{3}[ -]\d{4}\b|\b\d{3}-\d{4}\b", _phone),
         (r"\b(\d{4}|\d{2})'?s\b", _years),
-        (r"\b(\d{1,3}(?:,\d{3})*)(?:st|nd|rd|th)\b", lambda m: ordinal(int(m[1].replace(",", "")))),
+        (r"\b(\d{1,3}(?:,\d{3})*)(?:st|nd|rd|th)\b", lambda m: ordinal(m[1].replace(",", ""))),
         (r"(?<![\d-])\b([12]\d{3}) ?- ?([12]\d{3})\b(?!-)", lambda m: f"{year(int(m[1]))} to {year(int(m[2]))}"),
         (r"(?<![\d.-])\b(\d{1,3}) ?- ?(\d{1,3})\b(?!-\d)", r"\1 to \2"),
         (r"\b(?:(?P<whole>\d+) )?(?P<top>\d{1,2})/(?P<bottom>\d{1,3})\b(?:-(?=[a-z]))?", _fraction),
@@ -258,7 +261,7 @@ _RULES: tuple[tuple[re.Pattern, object], ...] = tuple(
             rf"\b({_NUMBER})\s?(k|K|M|bn|mn)\b",
             lambda m: f"{_value(m[1])} {SCALES[m[2]]}",
         ),
-        (r"\b(\d+)\s?[x×]\s?(\d+)\b", lambda m: f"{cardinal(int(m[1]))} by {cardinal(int(m[2]))}"),
+        (r"\b(\d+)\s?[x×]\s?(\d+)\b", lambda m: f"{cardinal(m[1])} by {cardinal(m[2])}"),
         (r"\b[Nn]o\. ?(?=\d)|#(?=\d)", "number "),
         (r"(?<=[A-Za-z])-?(?=\d)|(?<=\d)-(?=[A-Za-z])", " "),
         (r"(?<![\d.])(\d+(?:\.\d+){2,})\b", lambda m: " point ".join(_code(part) for part in m[1].split("."))),

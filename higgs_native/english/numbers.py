@@ -24,6 +24,7 @@ _ONES = [
 ]
 _TENS = ["_", "_", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _GROUPS = ("", "thousand", "million", "billion", "trillion", "quadrillion", "quintillion")
+_MAX_DIGITS = 3 * len(_GROUPS)
 _IRREGULAR_ORDINALS = {
     "one": "first",
     "two": "second",
@@ -66,13 +67,18 @@ def _below_thousand(number: int) -> str:
     return " ".join(parts)
 
 
-def cardinal(number: int) -> str:
-    """42 -> "forty-two". Numbers of 22 digits or more are read digit by digit."""
+def cardinal(number: int | str) -> str:
+    """42 or "42" -> "forty-two". Numbers of 22 digits or more are read digit by digit."""
+    if isinstance(number, str):
+        significant = number.lstrip("0") or "0"
+        if len(significant) > _MAX_DIGITS:  # Python makes no integer of over 4,300 digits
+            return digits(significant)
+        number = int(significant)
     if number < 0:
         return f"minus {cardinal(-number)}"
     if number < 1000:
         return _below_thousand(number)
-    if number >= 1000 ** len(_GROUPS):
+    if number >= 10**_MAX_DIGITS:
         return digits(str(number))
     parts = []
     for group in reversed(range(len(_GROUPS))):
@@ -82,8 +88,8 @@ def cardinal(number: int) -> str:
     return " ".join(parts)
 
 
-def ordinal(number: int) -> str:
-    """42 -> "forty-second"."""
+def ordinal(number: int | str) -> str:
+    """42 or "42" -> "forty-second"."""
     words = cardinal(number)
     cut = max(words.rfind(" "), words.rfind("-")) + 1
     last = words[cut:]
@@ -114,7 +120,7 @@ def digits(text: str) -> str:
 def decimal(text: str) -> str:
     """ "3.14" -> "three point one four"."""
     whole, _, fraction = text.partition(".")
-    words = cardinal(int(whole or "0"))
+    words = cardinal(whole)
     return f"{words} point {digits(fraction)}" if fraction else words
 
 

@@ -1,5 +1,6 @@
 """English text to phonemes, for a voice that reads them: dictionary, rules and guesses from one folder."""
 
+import itertools
 import lzma
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -13,8 +14,12 @@ from higgs_native.english.pronunciation import VERBATIM, Entry, Pronouncer
 DICTIONARY_FILE, GUESSER_FILE = "pronunciations.tsv.xz", "guesser.safetensors"
 ACCENTS = ("us", "gb")
 
-_VERBATIM = re.compile(rf"(\s*{VERBATIM.pattern.replace('(', '(?:')}\s*)")
-_SPEAKER = re.compile(r"(\s*\[SPEAKER\d+\]\s*)")
+_MAX_BYTES = 128 << 20
+"""Maximum size of an unpacked dictionary; the embedded voice's has 8 MB."""
+# White space before these begins where it does, so that it is searched once.
+_SPACE = r"(?:(?<!\s)\s+)?"
+_VERBATIM = re.compile(rf"({_SPACE}{VERBATIM.pattern.replace('(', '(?:')}\s*)")
+_SPEAKER = re.compile(rf"({_SPACE}\[SPEAKER\d+\]\s*)")
 
 
 def write_dictionary(path: Path, accents: Mapping[str, Mapping[str, Entry]]) -> None:
@@ -25,8 +30,17 @@ def write_dictionary(path: Path, accents: Mapping[str, Mapping[str, Entry]]) -> 
 
 
 def read_dictionary(path: Path) -> dict[str, Mapping[str, Entry]]:
-    """Entries by accent and word."""
-    lines = lzma.decompress(path.read_bytes())
+    """Entries by accent and word.
+
+    Raises:
+        lzma.LZMAError, ValueError: the file is damaged, or unpacks to more than `_MAX_BYTES`.
+    """
+    unpacker = lzma.LZMADecompressor(memlimit=_MAX_BYTES)
+    lines = unpacker.decompress(path.read_bytes(), _MAX_BYTES)
+    if not unpacker.eof:
+        raise ValueError(f"{path.name} must unpack to at most {_MAX_BYTES} bytes, got more, or a part of a file")
+    if not lines.endswith(b"\n"):
+        raise ValueError(f"{path.name} must end with a line break, got a cut line")
     return {accent: _Entries(lines, column) for column, accent in enumerate(ACCENTS, start=1)}
 
 
@@ -44,7 +58,7 @@ class _Entries(Mapping[str, Entry]):
             end = self._lines.index(b"\n", middle)
             found, _, rest = self._lines[middle:end].partition(b"\t")
             if found == wanted:
-                return self._entry(word, rest.decode())
+                return self._entry(word, rest.decode(errors="replace"))
             if found < wanted:
                 first = end + 1
             else:
@@ -52,7 +66,7 @@ class _Entries(Mapping[str, Entry]):
         raise KeyError(word)
 
     def _entry(self, word: str, rest: str) -> Entry:
-        written = rest.split("\t")[self._column - 1]
+        written = next(itertools.islice(rest.split("\t"), self._column - 1, None), "")
         if not written:
             raise KeyError(word)
         if "=" not in written:

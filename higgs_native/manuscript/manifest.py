@@ -5,13 +5,19 @@ It may have a `voice`, and a `seed` (default 0).
 """
 
 import csv
+import io
 import json
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from higgs_native.errors import PromptError
+from higgs_native.errors import PromptError, short_repr
+
+
+_MAX_BYTES = 256 << 20
+_INTEGER = re.compile(r"-?[0-9]{1,20}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ def read_manifest(path: Path, voices: Collection[str]) -> Iterator[ManifestRow]:
 
     Raises:
         OSError: the file can't be read.
-        PromptError: a row is invalid; the message names its line.
+        PromptError: the file is too large or no UTF-8, or a row is invalid; the message names its line.
     """
     ids = set()
     for number, values in _read_lines(path):
@@ -53,30 +59,39 @@ def read_manifest(path: Path, voices: Collection[str]) -> Iterator[ManifestRow]:
         row_id, voice, seed = str(values["id"]), values.get("voice") or None, str(values.get("seed") or 0)
         if row_id in ids or Path(row_id).name != row_id:
             raise PromptError(f"{location}: id must be a file name that no other row has, got {row_id!r}")
-        if voice is not None and voice not in voices:
-            raise PromptError(f"{location}: voice must be one of {', '.join(voices)}, got {voice!r}")
-        if not seed.isdecimal():
-            raise PromptError(f"{location}: seed must be an integer of at least 0, got {seed!r}")
+        if voice is not None and not (isinstance(voice, str) and voice in voices):
+            raise PromptError(f"{location}: voice must be one of {', '.join(voices)}, got {short_repr(voice)}")
+        if not (_INTEGER.fullmatch(seed) and -(2**63) <= int(seed) < 2**64):
+            raise PromptError(
+                f"{location}: seed must be an integer from -2**63 to 2**64 - 1, got {short_repr(values['seed'])}"
+            )
         ids.add(row_id)
         yield ManifestRow(location, row_id, str(values["text"]), voice, int(seed))
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the rows of a CSV or JSON lines file as dictionaries, with their line numbers."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        if path.suffix != ".jsonl":
-            reader = csv.DictReader(file)
-            try:
-                for values in reader:
-                    yield reader.line_num, values
-            except csv.Error as error:
-                raise PromptError(f"{path}, line {reader.line_num}: row must be CSV, got: {error}") from None
-            return
-        for number, line in enumerate(file, 1):
-            try:
-                values = json.loads(line)
-            except ValueError as error:
-                raise PromptError(f"{path}, line {number}: row must be JSON, got: {error}") from None
-            if not isinstance(values, dict):
-                raise PromptError(f"{path}, line {number}: row must be a JSON object, got a {type(values).__name__}")
-            yield number, values
+    with path.open("rb") as binary:
+        contents = binary.read(_MAX_BYTES + 1)
+    if len(contents) > _MAX_BYTES:
+        raise PromptError(f"{path} must have at most {_MAX_BYTES} bytes, got more")
+    try:
+        file = io.StringIO(contents.decode("utf-8-sig"), newline="")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{path} must be UTF-8, got another encoding at byte {error.start}") from None
+    if path.suffix != ".jsonl":
+        reader = csv.DictReader(file)
+        try:
+            for values in reader:
+                yield reader.line_num, values
+        except csv.Error as error:
+            raise PromptError(f"{path}, line {reader.line_num}: row must be CSV, got: {error}") from None
+        return
+    for number, line in enumerate(file, 1):
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise PromptError(f"{path}, line {number}: row must be JSON, got: {error}") from None
+        if not isinstance(values, dict):
+            raise PromptError(f"{path}, line {number}: row must be a JSON object, got a {type(values).__name__}")
+        yield number, values

@@ -13,11 +13,12 @@ from higgs_native.prompt.normalize import SOUND_EFFECT, check_unicode
 from higgs_native.utils.checks import check_flag
 
 
-# These stay as they are written.
+# These stay as they are written. White space before them begins where it does, so that it is searched once.
+_SPACE = r"(?:(?<!\s)\s+)?"
 _PATTERNS = [tag.pattern for tag in (SPEAKER_TAG, SOUND_EFFECT, PAUSE, CONTROL_TAG)]
-_TAGS = regex.compile(rf"(\s*(?:{'|'.join(_PATTERNS)})\s*)", regex.IGNORECASE)
+_TAGS = regex.compile(rf"({_SPACE}(?:{'|'.join(_PATTERNS)})\s*)", regex.IGNORECASE)
 _TAGS_AND_PHONEMES = regex.compile(
-    rf"(\s*(?:{'|'.join([*_PATTERNS, VERBATIM.pattern.replace('(', '(?:')])})\s*)", regex.IGNORECASE
+    rf"({_SPACE}(?:{'|'.join([*_PATTERNS, VERBATIM.pattern.replace('(', '(?:')])})\s*)", regex.IGNORECASE
 )
 
 

@@ -13,11 +13,10 @@ from higgs_native.checkpoint.config import HiggsAudioConfig, configured_dtype
 from higgs_native.checkpoint.language_model import LanguageModelFiles
 from higgs_native.checkpoint.packed import PACKED_FILE, PackedWeights
 from higgs_native.checkpoint.quantization import Quantization
-from higgs_native.errors import CheckpointError, ParameterError
+from higgs_native.errors import ParameterError
 from higgs_native.ops import Moments, PackedWeight
 from higgs_native.ops.formats import QUANTIZED_FORMATS
 from higgs_native.utils.memory import empty_weight
-from higgs_native.utils.tensors import is_finite
 
 
 class Weights(Protocol):
@@ -100,7 +99,7 @@ class CheckpointWeights:
         tensor = empty_weight(self._files.shape(name), self.dtype, self._device)
         self._files.copy_into(tensor, name)
         tensor = self._adapted(name, tensor)
-        self._check_finite(name, tensor)
+        self._files.check_finite(name, tensor)
         return tensor
 
     def linear(self, part: str, name: str, *names: str) -> PackedWeight:
@@ -125,7 +124,7 @@ class CheckpointWeights:
                 for n in names
             ]
             for n, matrix in zip(names, matrices, strict=True):
-                self._check_finite(n, matrix)
+                self._files.check_finite(n, matrix)
             feedback = None
             if format in QUANTIZED_FORMATS and self.moments is not None:
                 feedback = ops.error_feedback(self.moments[name])
@@ -133,15 +132,6 @@ class CheckpointWeights:
 
     def _adapted(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if self._adapter is None else self._adapter.added(name, tensor)
-
-    def _check_finite(self, name: str, tensor: torch.Tensor) -> None:
-        """Raise CheckpointError if a tensor holds NaN or infinity, which may be a value too large for its dtype.
-
-        It would spread to all states, and show as noise or as a failure of the sampler.
-        """
-        if not is_finite(tensor):
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            raise CheckpointError(f"{self._files.description(name)} must be finite in {dtype}, got NaN or infinity")
 
 
 def open_weights(

@@ -227,7 +227,8 @@ class TrainableModel(nn.Module):
         """Load a checkpoint of either layout.
 
         Raises:
-            ConfigError, CheckpointError: files are missing or damaged, or describe another model.
+            ConfigError, CheckpointError: files are missing or damaged, or describe another model, or a weight is NaN
+                or infinite.
         """
         config = HiggsAudioConfig.from_pretrained(folder)
         files = LanguageModelFiles(folder, config)
@@ -239,7 +240,9 @@ class TrainableModel(nn.Module):
         with torch.no_grad():
             for name in expected_tensors(config):
                 if name in files:
-                    files.copy_into(parameters[transformers_name(name)], name)
+                    parameter = parameters[transformers_name(name)]
+                    files.copy_into(parameter, name)
+                    files.check_finite(name, parameter)
         return model
 
     def forward(self, rows: PackedRows, weights: LossWeights, counts: TargetCounts) -> Losses:

@@ -253,6 +253,9 @@ def test_rotary_fields_are_what_the_class_of_the_layout_takes(layout, form):
             ("rms_norm_eps", "max_position_embeddings", "num_key_value_heads", "head_dim"),
             (False,),
         ),
+        ("transformers", "eos_token_id", False),
+        ("transformers", "eos_token_id", True),
+        ("transformers", "pad_token_id", False),
         ("original", "num_key_value_heads", True),
         ("original", "head_dim", True),
         ("transformers", "head_dim", True),
@@ -294,6 +297,16 @@ def test_the_end_tokens_of_the_original_layout(text, top, generation, expected):
     raw["text_config"].update(text)
     config = HiggsAudioConfig.from_dict(raw | top, generation)
     assert config.end_token_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"), [({}, (128009,)), ({"eos_token_id": None}, ()), ({"eos_token_id": [7, 8]}, (7, 8))]
+)
+def test_the_end_tokens_of_the_transformers_layout(changes, expected):
+    """In Boson's convention."""
+    raw = written("transformers")
+    raw.pop("eos_token_id", None)
+    assert HiggsAudioConfig.from_dict(raw | changes).end_token_ids == expected
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.checkpoint.files import load_tokenizer
 from higgs_native.checkpoint.packed import PACKED_FILE, write_packed
+from higgs_native.checkpoint.rewriting import write_rewritten
 from higgs_native.errors import MAX_MESSAGE, CheckpointError, HiggsNativeError
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG, DEMO_CONFIG
@@ -103,9 +104,11 @@ def test_what_may_never_end_is_not_copied(tmp_path):
         (folder / "loop").symlink_to(".")
     model = LanguageModel.from_pretrained(tmp_path / "model")
     write_packed(model.named_weights(), model.quantization, tmp_path / "model", tmp_path / "packed")
-    written = sorted(str(path.relative_to(tmp_path / "packed")) for path in (tmp_path / "packed").rglob("*"))
-    files = ["audio_tokenizer", "audio_tokenizer/config.json", "audio_tokenizer/model.safetensors"]
-    assert written == [*files, "config.json", PACKED_FILE, "tokenizer.json", "tokenizer_config.json"]
+    write_rewritten(tmp_path / "model", tmp_path / "rewritten", lambda name, tensor: tensor)
+    files = ["audio_tokenizer", "audio_tokenizer/config.json", "audio_tokenizer/model.safetensors", "config.json"]
+    for folder, weights in (("packed", PACKED_FILE), ("rewritten", "model.safetensors")):
+        written = sorted(str(path.relative_to(tmp_path / folder)) for path in (tmp_path / folder).rglob("*"))
+        assert written == [*files, weights, "tokenizer.json", "tokenizer_config.json"]
 
 
 NAMES = ["a\x1b[2Jb", "a\nb", "\u202etxt", "\x9b31m", "a\u2028b", "n" * 5000]

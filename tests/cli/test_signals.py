@@ -39,7 +39,8 @@ from higgs_native.cli import main
 
 def write_slowly(file, samples):
     print("writing", flush=True)
-    time.sleep({PATIENCE})
+    for _ in range({round(PATIENCE * 20)}):  # a signal just before a sleep is handled after it
+        time.sleep(0.05)
 
 soundfile.SoundFile.write = write_slowly
 main(sys.argv[1:])

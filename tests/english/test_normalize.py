@@ -112,3 +112,18 @@ def test_the_other_numbers():
 )
 def test_normalize(text, words):
     assert normalize(text) == words
+
+
+@pytest.mark.parametrize(
+    "text", ["{} km", "${}", "${}.50", "2x{}", "{} 1/2", "{}", "{}.5", "1,{}st", "{}k", "Henry {}", "a@{}.com"]
+)
+def test_numbers_of_any_length_are_read_digit_by_digit(text):
+    """Python refuses to make integers of over 4,300 digits."""
+    number = ",".join(["222"] * 1700) if "," in text else "2" * 5100
+    assert " ".join(["two"] * 5000) in normalize(text.format(number))
+
+
+@pytest.mark.parametrize("unit", ["a", "a.", "1.", "0x", "a-", "U.S. "])
+def test_time_is_linear_in_the_text(unit):
+    """With quadratic time most of these take minutes."""
+    assert len(normalize(unit * 60_000)) >= 60_000

@@ -1,5 +1,7 @@
 """Text to phonemes, from the files that a voice comes with."""
 
+import lzma
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -35,6 +37,12 @@ def test_a_dictionary_is_read_as_it_was_written(tmp_path):
             assert entries.get(word) == expected[accent].get(word)
 
 
+def test_a_damaged_line_is_no_error(tmp_path):
+    (tmp_path / "words").write_bytes(lzma.compress("cat\tkˈæt\n".encode() + b"dog\t\xff\t\n"))
+    found = read_dictionary(tmp_path / "words")
+    assert (found["us"]["cat"], found["gb"].get("cat"), found["us"]["dog"]) == ("kˈæt", None, "\ufffd")
+
+
 def test_both_accents(reader):
     assert reader.phonemes("5 cats; the record.") == ("fˈIv kˈæts; ðə ɹˈɛkəɹd.", [])
     assert reader.phonemes("5 cats; the record.", "gb") == ("fˈIv kˈats; ðə ɹˈɛkɔːd.", [])
@@ -51,3 +59,8 @@ def test_words_that_are_guessed_and_words_that_cannot_be_read(reader):
         [] if guessed else ["zorb"],
     )
     assert reader.phonemes("The 猫 cat.") == ("ðə kˈæt.", ["猫"])
+
+
+def test_time_is_linear_in_white_space(reader):
+    """With quadratic time this takes minutes."""
+    assert reader.phonemes("The cat." + "\n" * 300_000 + "5!") == ("ðə kˈæt. fˈIv!", [])

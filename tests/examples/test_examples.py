@@ -341,7 +341,11 @@ def test_an_interrupted_batch_begins_no_other_text(run, tmp_path, monkeypatch):
         ("m.csv", "a,Hello.,,", "line 3: id must be a file name that no other row has, got 'a'"),
         ("m.csv", "../b,Hello.,,", "line 3: id must be a file name that no other row has, got '../b'"),
         ("m.csv", "b,Hello.,nobody,", "line 3: voice must be one of profile:feminine"),
-        ("m.csv", "b,Hello.,,-1", "line 3: seed must be an integer of at least 0, got '-1'"),
+        (
+            "m.csv",
+            f"b,Hello.,,{2**64}",
+            "line 3: seed must be an integer from -2**63 to 2**64 - 1, got '18446744073709551616'",
+        ),
         ("m.jsonl", "{", "line 2: row must be JSON, got: "),
         ("m.jsonl", "[]", "line 2: row must be a JSON object, got a list"),
     ],

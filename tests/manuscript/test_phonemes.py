@@ -1,11 +1,16 @@
 """A checkpoint with a dictionary gets its prompts in phonemes."""
 
+import lzma
 import shutil
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save
 
 from higgs_native.checkpoint.files import READER_FILES
+from higgs_native.english import reader
+from higgs_native.english.guess import Guesser
 from higgs_native.english.reader import DICTIONARY_FILE, GUESSER_FILE
 from higgs_native.errors import CheckpointError, ConfigError, PromptError
 from higgs_native.long_form.chunking import TextChunk
@@ -194,6 +199,16 @@ def test_copies_of_a_checkpoint_have_its_dictionary():
     assert READER_FILES == (DICTIONARY_FILE, GUESSER_FILE)
 
 
+SHAPE = {"width": "32", "inner": "32", "layers": "1"}
+
+
+def guesser(metadata: dict[str, str] | None, bias: float = 0.0) -> bytes:
+    """A file as `Guesser.load` takes it if the metadata is `SHAPE` and the bias is finite."""
+    model = Guesser(width=32, inner=32, layers=1)
+    torch.nn.init.constant_(model.head.bias, bias)
+    return save(model.state_dict(), metadata)
+
+
 @pytest.mark.parametrize(
     ("name", "contents", "error", "message"),
     [
@@ -202,7 +217,20 @@ def test_copies_of_a_checkpoint_have_its_dictionary():
         (VOICES_FILE, b'{"a": 1}', ConfigError, r"voices\.json must be"),
         (VOICES_FILE, None, ConfigError, r"has no voices\.json"),
         (DICTIONARY_FILE, b"no xz", CheckpointError, "must hold a readable dictionary, got: "),
+        (
+            DICTIONARY_FILE,
+            lzma.compress(b"the")[:-9],
+            CheckpointError,
+            "must unpack to at most .* or a part of a file",
+        ),
+        (DICTIONARY_FILE, lzma.compress(b"the\ta\tb"), CheckpointError, "must end with a line break, got a cut line"),
         (GUESSER_FILE, b"no tensors", CheckpointError, "must hold a readable dictionary, got: "),
+        (GUESSER_FILE, guesser(None), CheckpointError, r"Error\(s\) in loading state_dict for Guesser"),
+        (GUESSER_FILE, guesser({"width": "33"}), CheckpointError, "a width of 32 times n, got {'width': 33}"),
+        (GUESSER_FILE, guesser({"layers": "9" * 9}), CheckpointError, "must have sizes up to 4096"),
+        (GUESSER_FILE, guesser({"layers": "9" * 5000}), CheckpointError, "must hold a readable dictionary, got: "),
+        (GUESSER_FILE, guesser({"depth": "1"}), CheckpointError, "unexpected keyword argument 'depth'"),
+        (GUESSER_FILE, guesser(SHAPE, torch.nan), CheckpointError, r"head\.bias must be finite, got NaN or infinity"),
         (GUESSER_FILE, None, CheckpointError, "must hold a readable dictionary, got: "),
     ],
 )
@@ -213,4 +241,16 @@ def test_damaged_files(name, contents, error, message, folder, tmp_path):
     if contents is not None:
         (tmp_path / name).write_bytes(contents)
     with pytest.raises(error, match=message):
+        PhonemeReader.from_folder(tmp_path)
+
+
+def test_a_dictionary_is_not_unpacked_without_a_limit(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "_MAX_BYTES", 1 << 20)
+    for file in (*READER_FILES, VOICES_FILE):
+        shutil.copy(folder / file, tmp_path / file)
+    (tmp_path / DICTIONARY_FILE).write_bytes(lzma.compress(bytes(10 << 20), preset=0))
+    with pytest.raises(CheckpointError, match="must unpack to at most 1048576 bytes, got more"):
+        PhonemeReader.from_folder(tmp_path)
+    (tmp_path / DICTIONARY_FILE).write_bytes(lzma.compress(b"the", preset=9))
+    with pytest.raises(CheckpointError, match="Memory usage limit exceeded"):
         PhonemeReader.from_folder(tmp_path)

@@ -35,3 +35,8 @@ def test_options_are_flags(name):
         prepare_text("text", **{name: "yes"})
     with pytest.raises(PromptError, match="text must be a string, got None"):
         prepare_text(None)
+
+
+def test_time_is_linear_in_white_space():
+    """With quadratic time this takes hours."""
+    assert prepare_text("One" + " " * 200_000 + "[laugh] 2", normalize=True) == "One" + " " * 200_000 + "[laugh] two"

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from higgs_native.checkpoint.language_model import (
     TEXT_LM_HEAD,
@@ -11,6 +12,7 @@ from higgs_native.checkpoint.language_model import (
     expected_tensors,
     transformers_name,
 )
+from higgs_native.errors import CheckpointError
 from higgs_native.model.batch import Batch
 from higgs_native.model.transformer import LanguageModel
 from higgs_native.testing.configs import DEMO_CONFIG
@@ -198,6 +200,17 @@ def test_a_checkpoint_of_either_layout_loads(tmp_path, layout):
     for name in expected_tensors(DEMO_CONFIG):
         with files.opened(name, torch.float32) as stored:
             assert torch.equal(named[transformers_name(name)], stored)
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_weights_that_are_not_finite_are_named(tmp_path, value):
+    """Training would go on with losses of NaN, and write an adapter of NaN."""
+    write_language_model(tmp_path, DEMO_CONFIG, layout="transformers", dtype=torch.float32)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.norm.weight"][-1] = value
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight must be finite in float32, got NaN or infinity"):
+        TrainableModel.from_pretrained(tmp_path, torch.float32, torch.device("cpu"))
 
 
 def test_the_model_compiles():

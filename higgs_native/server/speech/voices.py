@@ -22,7 +22,7 @@ from higgs_native.prompt.recordings import Recording
 from higgs_native.prompt.voices import Voice, check_voice, list_voices, voice_of
 from higgs_native.server.settings import ServerSettings
 from higgs_native.server.speech.schema import ApiError
-from higgs_native.utils.files import locked, replacing
+from higgs_native.utils.files import locked, read_small_file, replacing
 
 
 OPENAI_VOICES = {
@@ -275,7 +275,7 @@ class VoiceStore:
                 raise _not_allowed(name)
             if path.stat().st_size > self._settings.max_body_bytes:
                 raise AudioError(f"ref_audio must be at most {self._settings.max_body_bytes} bytes, got more")
-            return path.read_bytes()
+            return read_small_file(path, self._settings.max_body_bytes)  # never from a pipe, which may have no end
         except (OSError, ValueError) as error:
             if isinstance(error, HiggsNativeError):
                 raise

@@ -27,7 +27,10 @@ from higgs_native.prompt.normalize import normalize_text
 from higgs_native.prompt.recordings import Recording, read_recording
 from higgs_native.prompt.voices import Voice
 from higgs_native.utils.fields import Fields
+from higgs_native.utils.files import read_small_file
 
+
+_MAX_BYTES = 1 << 30
 
 Spelling = Callable[[str, Sequence[Voice]], str]
 """Writes a text as the model reads it, given the voices of its speakers."""
@@ -110,7 +113,7 @@ def read_manifest(
     """
     spell: Spelling = phonemes.spell if phonemes else lambda text, voices: text
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_small_file(path, _MAX_BYTES).decode("utf-8-sig").splitlines()
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -275,6 +276,7 @@ def test_files_only_where_the_operator_allows_them(start, tmp_path, sample):
         folder.mkdir()
         (folder / "a voice.wav").write_bytes(sample)
     (allowed / "link.wav").symlink_to(other / "a voice.wav")
+    os.mkfifo(allowed / "pipe.wav")
     server = start(reference_folders=(allowed,))
 
     def speak(path):
@@ -283,7 +285,7 @@ def test_files_only_where_the_operator_allows_them(start, tmp_path, sample):
     assert speak(f"{allowed}/a%20voice.wav").status_code == 200
     for path in (f"{other}/a%20voice.wav", f"{allowed}/../other/a%20voice.wav", f"{allowed}/link.wav", "/etc/passwd"):
         assert speak(path).status_code == 403
-    for path in (f"{allowed}/none.wav", f"{allowed}", f"{allowed}/a%00b"):
+    for path in (f"{allowed}/none.wav", f"{allowed}", f"{allowed}/a%00b", f"{allowed}/pipe.wav"):
         assert speak(path).status_code in (400, 403)
 
 

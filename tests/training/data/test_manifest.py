@@ -1,5 +1,7 @@
 """Manifests, and the codes of their recordings: what is read, and one line for what can't be."""
 
+import os
+
 import numpy as np
 import pytest
 import soundfile
@@ -138,8 +140,15 @@ def test_files_that_are_no_manifests_are_refused(base, tmp_path):
         (tmp_path / "m.jsonl").write_bytes(contents)
         with pytest.raises(ConfigError, match=message):
             read_manifest(tmp_path / "m.jsonl", tokenizer, Convention.BOSON)
-    with pytest.raises(ConfigError, match="can't be read: No such file"):
-        read_manifest(tmp_path / "missing.jsonl", tokenizer, Convention.BOSON)
+    (tmp_path / "device.jsonl").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for name, reason in (
+        ("missing", "No such file"),
+        ("device", "it is not a regular file"),
+        ("pipe", "it is not a regular file"),
+    ):
+        with pytest.raises(ConfigError, match=f"can't be read: {reason}"):
+            read_manifest(tmp_path / f"{name}.jsonl", tokenizer, Convention.BOSON)
 
 
 def check(audio_tokenizer, recordings, entries) -> list[str]:
