@@ -205,7 +205,9 @@ def test_kernels_of_a_frame_use_all_multiprocessors():
     must be noted here.
     """
     known = dict.fromkeys(("v2 bfloat16 qkv", "v2 fp8 qkv"), 0.97)
-    known |= dict.fromkeys((f"tts_3 {format} {name}" for format in ("bfloat16", "int4") for name in ("o", "down")), 0.97)
+    known |= dict.fromkeys(
+        (f"tts_3 {format} {name}" for format in ("bfloat16", "int4") for name in ("o", "down")), 0.97
+    )
     gpu = GPUS["H100"]
     needed_kb = MIN_KB_IN_FLIGHT * gpu.multiprocessors
     shares = {}

@@ -243,16 +243,15 @@ inline constexpr size_t kSumBytes = (kWarps / 2 * Sums<F, kPanels, kRows>::kCoun
                                     sizeof(float);
 
 // The least blocks that a multiprocessor must have room for. Where memory is the limit a second block loads while the
-// first one waits; with integers the registers are worth more to the loads of one block.
-template <WeightFormat F, int kPanels, bool kPacked>
-inline constexpr int kBlocksAtOnce =
-    (kPacked ? F == WeightFormat::fp8 && kPanels == 1 : F == WeightFormat::bf16 || F == WeightFormat::f16) ? 2 : 1;
+// first one waits; with others the registers are worth more to the loads of one block.
+template <WeightFormat F, bool kPacked>
+inline constexpr int kBlocksAtOnce = !kPacked && (F == WeightFormat::bf16 || F == WeightFormat::f16) ? 2 : 1;
 
 // A block multiplies kPanels panels and kRows rows of x: tiles, or half a tile. kPacked: x is read from `packed`. `steps`:
 // K-steps of the weight. `pair_distance`: if above 0, the distance of a block's two panels, in panels (half a head, for
 // Epilogue::kRope). `is_first`: whether this is the first launch of the operator.
 template <WeightFormat F, int kPanels, int kRows, bool kPacked>
-__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<F, kPanels, kPacked>)
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<F, kPacked>)
     gemm_kernel(Gemm p, PackedActivations packed, int steps, int pair_distance, bool is_first) {
   using LaneSums = Sums<F, kPanels, kRows>;
   constexpr bool kIsHalfTile = kRows == kHalfTile;
@@ -279,10 +278,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<F, kPanels, kPacked>)
 
   // Prefetch depth: K-steps in flight per warp. With few blocks, a warp needs 8 KB outstanding to saturate bandwidth.
   // With packed activations, a load is multiplied by 4 or more tiles, whose sums take the registers: depth 2. The sums
-  // of int4, and of 8 tiles, leave room for one block per multiprocessor at either depth, so it needs the 8 KB per warp:
-  // depth 4. A warp has 3 steps of a model's 3072 columns: with half a tile all are in flight before it waits for x, but
-  // for the two panels of int8, whose registers would be too many.
-  constexpr bool kIsDeep = kPanels * Step<F>::kChunks == 4 && (!kPacked || F == WeightFormat::int4 || kTiles == 8);
+  // of int4 and fp8, and of 8 tiles, leave room for one block per multiprocessor at either depth, so it needs the 8 KB
+  // per warp: depth 4. A warp has 3 steps of a model's 3072 columns: with half a tile all are in flight before it waits
+  // for x, but for the two panels of int8, whose registers would be too many.
+  constexpr bool kHasOneBlock = F == WeightFormat::int4 || F == WeightFormat::fp8 || kTiles == 8;
+  constexpr bool kIsDeep = kPanels * Step<F>::kChunks == 4 && (!kPacked || kHasOneBlock);
   constexpr bool kIsHalfDeep = kIsHalfTile && kPanels * Step<F>::kChunks == 8;
   constexpr int kPrefetchDepth = kIsDeep ? 4 : kIsHalfDeep ? 3 : 2;
   Weights<F, kPanels> prefetched[kPrefetchDepth];
