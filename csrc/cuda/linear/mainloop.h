@@ -269,7 +269,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<F, kPacked>)
 #pragma unroll
   for (int i = 0; i < kPanels; ++i) {
     panels[i] = panel_of_block<kPanels>(static_cast<int>(blockIdx.y), i, pair_distance);
-    // Where there is no panel, the last one is read; finish() leaves its sums out.
+    // A block without a second panel reads the weight's last panel; finish() leaves these sums out.
     const int64_t read = min(panels[i], num_panels - 1);
     weight[i] = p.weight.data + read * units * kUnitBytes + group_lane() * 16;
     scales[i] = static_cast<const uint16_t*>(p.weight.scales) + read * steps * kPanel + 4 * group_lane();
