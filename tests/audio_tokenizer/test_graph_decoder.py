@@ -13,6 +13,7 @@ from higgs_native.audio_tokenizer.decoder import StreamingDecoder
 from higgs_native.audio_tokenizer.graph_decoder import SIZES, DecoderWindows, WindowedDecoder
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.errors import AudioError, ParameterError
+from higgs_native.ops._library import EMULATES_CUDA
 from higgs_native.testing.configs import DEMO_AUDIO_TOKENIZER_CONFIG
 from higgs_native.testing.random_checkpoint import write_audio_tokenizer
 from tests.audio_tokenizer.test_decoder import HOP, pieces, random_codes, random_sizes
@@ -51,7 +52,8 @@ def test_random_pieces_have_the_bits_of_the_streaming_decoder(tokenizer, windows
         assert all(torch.equal(a, b) for a, b in zip(given, expected, strict=True)), sizes
 
 
-@pytest.mark.parametrize("frames", [1, 4, 5, 6, 16, 17, 39, 40, 41, 60, 61])
+# The emulation is slow: it gets a short window, a long one, and one after it.
+@pytest.mark.parametrize("frames", [4, 16, 41] if EMULATES_CUDA else [1, 4, 5, 6, 16, 17, 39, 40, 41, 60, 61])
 def test_audio_that_ends_within_a_window_and_at_its_end(tokenizer, windows, frames):
     codes = random_codes(frames)
     audio = WindowedDecoder(windows).decode(codes, is_last=True)

@@ -26,7 +26,7 @@ from tests.model.test_low_rank import ATTENTION, EVERY, write_factors
 
 
 # The emulation is slow.
-REQUESTS = int(os.environ.get("HIGGS_NATIVE_REQUESTS", "4" if EMULATES_CUDA else "100"))
+REQUESTS = int(os.environ.get("HIGGS_NATIVE_REQUESTS", "3" if EMULATES_CUDA else "100"))
 
 
 @pytest.fixture(scope="module")
