@@ -57,6 +57,8 @@ class TrainingSettings:
         weight_decay, max_grad_norm: of AdamW, and of the gradients of all parameters together.
         code_noise: the largest share of the heard codes that random ones replace, drawn for each pass; targets stay.
             A model that hears nothing but clean recordings attends to them instead of the text.
+        cuts: how many times each recording is learned, each time cut into frames at another place: the k-th time it
+            begins k / cuts of a frame late, and has other codes. Few recordings are then not learned by heart so soon.
         codebook_weights: the weights of the losses of the codebooks; empty: all 1.
         text_weight: the weight of the loss of the assistant's text; 0: it is not learned.
         checkpoint_gradients: compute activations again in the backward pass, which saves memory.
@@ -97,6 +99,7 @@ class TrainingSettings:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     code_noise: float = 0.0
+    cuts: int = 1
     codebook_weights: tuple[float, ...] = ()
     text_weight: float = 0.0
     checkpoint_gradients: bool = True
@@ -116,7 +119,7 @@ class TrainingSettings:
             Convention.parse(self.convention)
         known = [part for part in PARTS if part != "norms" or self.method == "full"]
         self._require("parts", bool(self.parts) and set(self.parts) <= set(known), f"some of {', '.join(known)}")
-        for name in ("rank", "steps", "max_rows", "accumulate", "evaluate_every", "save_every"):
+        for name in ("rank", "steps", "max_rows", "accumulate", "cuts", "evaluate_every", "save_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("warmup_steps", "speech_samples", "seed", "weight_decay", "text_weight"):
             self._require(name, getattr(self, name) >= 0, "at least 0")

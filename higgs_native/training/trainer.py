@@ -114,6 +114,9 @@ class Trainer:
             others = read_manifest(Path(settings.held_out), tokenizer, self.convention, phonemes)
             learned, evaluated = list(range(len(entries))), list(range(len(entries), len(entries) + len(others)))
             entries += others
+        for index in learned if settings.cuts > 1 else []:
+            if any(clip.codes is not None for clip in entries[index].clips()):
+                raise ParameterError(f"{entries[index].location}: cuts must be 1 with codes, got {settings.cuts}")
         self.cache = CodesCache(audio_tokenizer, path.parent)
         advice: list[str] = []
         self.cache.check(entries, advice.append)
@@ -121,20 +124,20 @@ class Trainer:
             advice[MAX_ADVICE:] = [f"and {len(advice) - MAX_ADVICE} more of this kind"]
         for line in advice:
             self._say(f"warning: {line}")
+        wanted = [(entries[index], cut / settings.cuts) for cut in range(settings.cuts) for index in learned]
+        num_learned = len(wanted)
+        wanted += [(entries[index], 0.0) for index in evaluated]
+        learns_text, samples = settings.text_weight > 0, []
         with self.accelerator.main_process_first():  # the others find its codes in the cache
-            samples = [
-                build_sample(entry, self.cache, tokenizer, self.config, self.convention, settings.text_weight > 0)
-                for entry in tqdm(entries, desc="codes", disable=self._bars_hidden())
-            ]
-        for entry, sample in zip(entries, samples, strict=True):
-            if len(sample) > settings.max_rows:
-                raise PromptError(
-                    f"{entry.location}: a sample must take at most {settings.max_rows} rows (max_rows), "
-                    f"got {len(sample)}"
-                )
-        return [(entries[index], samples[index]) for index in learned], [
-            (entries[index], samples[index]) for index in evaluated
-        ]
+            for entry, offset in tqdm(wanted, desc="codes", disable=self._bars_hidden()):
+                sample = build_sample(entry, self.cache, tokenizer, self.config, self.convention, learns_text, offset)
+                if len(sample) > settings.max_rows:
+                    raise PromptError(
+                        f"{entry.location}: a sample must take at most {settings.max_rows} rows (max_rows), "
+                        f"got {len(sample)}"
+                    )
+                samples.append((entry, sample))
+        return samples[:num_learned], samples[num_learned:]
 
     def _say(self, line: str) -> None:
         if self.accelerator.is_main_process:

@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from higgs_native import HiggsAudio
+from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.checkpoint.adapter import WEIGHTS_FILE
 from higgs_native.checkpoint.files import TensorFiles
 from higgs_native.errors import CheckpointError, HiggsNativeError, ParameterError
+from higgs_native.generation.delay_pattern import build_delay_pattern
 from higgs_native.testing.configs import DEMO_CONFIG
 from higgs_native.testing.random_checkpoint import write_language_model
 from higgs_native.training.settings import TrainingSettings
@@ -83,6 +85,31 @@ def test_a_quantized_base_learns_and_its_adapter_speaks(settings, base, tmp_path
     assert result[-1] < 0.75 * result[0]
     adapted = HiggsAudio.from_pretrained(base, adapter=tmp_path / "run" / "adapter", quantization=format)
     assert adapted.speak("Number 1.", voice="anna", seed=1, max_new_tokens=20).codes.shape[1] > 0
+
+
+def test_each_cut_of_a_recording_is_a_sample_of_its_own(settings, tmp_path):
+    """A frame has 960 samples: each of four cuts begins 240 samples after the one before."""
+    whole = Trainer(settings(output=str(tmp_path / "whole"), held_out_share=0.4), print)
+    cut = Trainer(settings(held_out_share=0.4, cuts=4), print)
+    count = len(whole.learned)
+    assert [entry.location for entry, _ in cut.learned] == 4 * [entry.location for entry, _ in whole.learned]
+    assert all(torch.equal(a.codes, b.codes) for (_, a), (_, b) in zip(whole.evaluated, cut.evaluated, strict=True))
+    tokenizer = HiggsAudioTokenizer.from_pretrained(cut.audio_tokenizer_name)
+    for index, (entry, sample) in enumerate(cut.learned):
+        samples, rate = soundfile.read(entry.clips()[0].audio.audio_url, dtype="float32")
+        codes = tokenizer.encode(samples[240 * (index // count) :], rate)
+        assert torch.equal(sample.codes, build_delay_pattern(codes, cut.config).to(torch.int64))
+    assert not torch.equal(cut.learned[0][1].codes[:5], cut.learned[count][1].codes[:5])
+    cut.run()
+    assert len(losses(cut.settings)) == cut.settings.steps
+
+
+def test_codes_of_the_manifest_have_no_cuts(settings, recordings):
+    Trainer(settings(), print)
+    (codes,) = recordings.glob("0.wav.*.codes")
+    write_manifest(recordings / "train.jsonl", 3 * [{"codes": codes.name, "text": "Hello."}])
+    with pytest.raises(ParameterError, match=r"train.jsonl, line \d: cuts must be 1 with codes, got 2"):
+        Trainer(settings(cuts=2, output="elsewhere"), print)
 
 
 class Killed(BaseException):

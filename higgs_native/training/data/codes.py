@@ -56,15 +56,21 @@ class CodesCache:
                     for advice in advise(recording.quality, clip.text, is_reference=False):
                         on_advice(f"{entry.location}: {recording.name}: {advice}")
 
-    def codes(self, clip: Clip) -> torch.Tensor:
-        """Return the codes [codebooks, frames] of a recording; compute and store them if they are not cached."""
+    def codes(self, clip: Clip, offset: float = 0.0) -> torch.Tensor:
+        """Return the codes [codebooks, frames] of a recording; compute and store them if they are not cached.
+
+        Args:
+            clip: the recording, or its codes, which are returned whatever the offset.
+            offset: the share of a frame that is left out at the beginning, at least 0 and below 1.
+        """
         if clip.codes is not None:
             return self._load(clip.codes)
         recording = clip.read()
-        path = self._path(clip, recording)
+        first = round(offset * recording.sampling_rate / self._tokenizer.frame_rate)
+        path = self._path(clip, recording, first)
         if path.is_file():
             return self._load(path)
-        codes = self._tokenizer.encode(recording.samples, recording.sampling_rate)
+        codes = self._tokenizer.encode(recording.samples[first:], recording.sampling_rate)
         try:
             with replacing(path) as temporary:
                 save_file({"codes": codes.to(torch.int16)}, temporary, {_TOKENIZER_KEY: self._fingerprint})
@@ -72,8 +78,9 @@ class CodesCache:
             raise AudioError(f"codes must be cached beside the recording, got {path}: {error.strerror}") from None
         return codes
 
-    def _path(self, clip: Clip, recording: Recording) -> Path:
-        key = f"{recording.sha256} {recording.sampling_rate} {self._fingerprint}"
+    def _path(self, clip: Clip, recording: Recording, first: int) -> Path:
+        """The file of the codes from sample `first` on."""
+        key = f"{recording.sha256} {recording.sampling_rate} {self._fingerprint}" + f" from {first}" * (first > 0)
         name = f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.codes"
         file = Path((clip.audio and clip.audio.audio_url) or "")
         return file.with_name(f"{file.name}.{name}") if recording.name == str(file) else self._folder / name

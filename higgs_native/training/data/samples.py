@@ -21,12 +21,14 @@ def build_sample(
     config: HiggsAudioConfig,
     convention: Convention,
     learns_text: bool = False,
+    offset: float = 0.0,
 ) -> Sample:
     """Return the rows and targets of a conversation.
 
     Learned are the codes of the replies from `entry.start_index` on, EOS included. BOS, and the EOS that fill up the
     delay pattern, are no targets: generation sets them itself. With `learns_text`, their text is learned where text
-    precedes it: generation sets the token after audio itself, too.
+    precedes it: generation sets the token after audio itself, too. Recordings begin `offset` frames late (see
+    `CodesCache.codes`).
 
     Raises:
         PromptError, AudioError, CheckpointError: the convention can't express the conversation, or a recording can't
@@ -50,7 +52,7 @@ def build_sample(
                 text_targets.append(token if learns_text and is_learned and follows_text else IGNORED)
                 audio_targets.append(nothing)
                 continue
-            delayed = build_delay_pattern(cache.codes(next(clips)), config).to(torch.int64)
+            delayed = build_delay_pattern(cache.codes(next(clips), offset), config).to(torch.int64)
             rows += delayed.unbind(0)
             text_targets += [IGNORED] * len(delayed)
             audio_targets += frame_targets(delayed).unbind(0) if is_learned else [nothing] * len(delayed)

@@ -28,7 +28,7 @@ CODES = torch.randint(0, 16, (8, 5), generator=torch.Generator().manual_seed(1))
 class Cache:
     """Gives every recording the same codes."""
 
-    def codes(self, clip: Clip) -> torch.Tensor:
+    def codes(self, clip: Clip, offset: float) -> torch.Tensor:
         return CODES
 
 
