@@ -32,6 +32,11 @@ class Gpu:
     read_share: Range = Range(0.93, 0.91, 0.87)  # published copies and reads of large arrays
     l2_gb_per_s: Range = Range(6000, 5500, 4700)  # a guess, from published reads of arrays that fit L2
 
+    @property
+    def cycles_per_us(self) -> float:
+        """Cycles of a multiprocessor in a microsecond."""
+        return self.clock_ghz * 1e3
+
 
 GPUS = {"H100": Gpu(3350), "H200": Gpu(4800)}
 """SXM; bandwidth and multiprocessors from NVIDIA's data sheets."""

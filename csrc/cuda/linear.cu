@@ -14,9 +14,9 @@
 // loaded.
 // Bytes moved: the weight, once from memory; other blocks of rows find it in L2. Each block reads x from L2.
 //
-// linear/ has the parts of the kernels: weight_formats.h, activations.h, mainloop.h, wide_mainloop.h and epilogues.h.
-// low_rank.h has the kernels of adapters, whose sums are added before the epilogue. This file chooses and launches the
-// kernels.
+// linear/ has the parts of the kernels: weight_formats.h, activations.h, products.h, mainloop.h, wide_mainloop.h and
+// epilogues.h. low_rank.h has the kernels of adapters, whose sums are added before the epilogue. This file chooses and
+// launches the kernels.
 #include "cuda/linear.h"
 
 #include <torch/csrc/stable/library.h>

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.tools.cuda_constants import CASES, GPUS
 from benchmarks.tools.cuda_launches import EMULATION, MODELS, record
-from benchmarks.tools.cuda_model import CASES, GPUS, Library, Model, total_us
+from benchmarks.tools.cuda_model import Model, total_us
+from benchmarks.tools.cuda_prediction import Library
 from benchmarks.tools.sass import LIBRARY, Instruction, find_cuobjdump, read_kernels
 from benchmarks.tools.warp_simulation import L2_CYCLES, SCHEDULERS, dependencies, repeat, simulate
 
