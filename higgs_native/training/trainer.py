@@ -163,7 +163,8 @@ class Trainer:
         """Train until the last step.
 
         Raises:
-            ParameterError: another process trains in the folder.
+            ParameterError: another process trains in the folder, or gradients are no longer finite. The states that
+                were written stay.
         """
         with locked(self.output) if self.accelerator.is_main_process else nullcontext():
             self._train()
@@ -262,11 +263,15 @@ class Trainer:
                 synchronize_gradients(model, is_last)
             with nullcontext() if is_last or self.is_sharded else accelerator.no_sync(model):
                 sums.append(self._backward(model, self._noisy(rows), counts))
-        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)).item()
+        if not math.isfinite(norm):
+            raise ParameterError(
+                f"learning_rate must keep gradients finite, got {rate:g}: those of step {step + 1} are not"
+            )
         optimizer.step()
         optimizer.zero_grad()
         losses = accelerator.reduce(add_losses(sums), "sum")
-        return {**by_name(losses), "learning_rate": rate, "grad_norm": norm.item()}
+        return {**by_name(losses), "learning_rate": rate, "grad_norm": norm}
 
     def _noisy(self, rows: PackedRows) -> PackedRows:
         most = self.settings.code_noise

@@ -1,7 +1,9 @@
 """Training runs: they learn, go on to the bit after an interruption, and refuse bad input before they begin."""
 
 import importlib.util
+import itertools
 import json
+import math
 import random
 from pathlib import Path
 
@@ -110,6 +112,27 @@ def test_codes_of_the_manifest_have_no_cuts(settings, recordings):
     write_manifest(recordings / "train.jsonl", 3 * [{"codes": codes.name, "text": "Hello."}])
     with pytest.raises(ParameterError, match=r"train.jsonl, line \d: cuts must be 1 with codes, got 2"):
         Trainer(settings(cuts=2, output="elsewhere"), print)
+
+
+def test_a_run_whose_gradients_are_not_finite_ends(settings, monkeypatch):
+    """Before the weights change; it can go on from the last state."""
+    backward, numbers = Trainer._backward, itertools.count(1)
+
+    def diverge(self, model, *arguments):
+        result = backward(self, model, *arguments)
+        if next(numbers) == 4:
+            next(parameter for parameter in model.parameters() if parameter.requires_grad).grad[0] = torch.nan
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_backward", diverge)
+        expected = "learning_rate must keep gradients finite, got .* of step 4 are not"
+        with pytest.raises(ParameterError, match=expected):
+            Trainer(settings(), print).run()
+    said = []
+    Trainer(settings(), said.append).run()
+    assert "resuming after step 2 of 6" in said
+    assert all(map(math.isfinite, losses(settings())))
 
 
 class Killed(BaseException):
