@@ -16,9 +16,11 @@ fi
 # For the packages that the build needs, too; pip 25.3 and later take them from the second variable.
 export PIP_CONSTRAINT=$PWD/constraints.txt PIP_BUILD_CONSTRAINT=$PWD/constraints.txt
 # The build takes its tools and torch from this environment: a second copy of torch would be written and removed.
-"$bin/pip" install -q --disable-pip-version-check scikit-build-core cmake ninja torch
-PATH=$PWD/$bin:$PATH "$bin/pip" install -v --disable-pip-version-check --no-build-isolation --check-build-dependencies \
-  '.[test]' >build/install.log 2>&1 || { tail -n 50 build/install.log; exit 1; }
+# Packages are compiled to byte code when they are first imported: at once, all of it would take most of the time.
+unset PYTHONDONTWRITEBYTECODE
+"$bin/pip" install -q --disable-pip-version-check --no-compile scikit-build-core cmake ninja torch
+PATH=$PWD/$bin:$PATH "$bin/pip" install -v --disable-pip-version-check --no-compile --no-build-isolation \
+  --check-build-dependencies '.[test]' >build/install.log 2>&1 || { tail -n 50 build/install.log; exit 1; }
 
 if [ "$("$bin/python" -I -c 'from higgs_native._C import build_info as b; print(b()["cuda"])')" = True ]; then
   "$bin/python" benchmarks/cuda_resources.py build/install.log --out build/cuda_resources.txt

@@ -113,6 +113,18 @@ def test_a_recognizer_understands_it(speeches):
     assert np.mean(errors) < 0.6
 
 
+def test_the_first_sound_waits_for_no_compiler(run_python):
+    """torch's compiler takes a second to import. The guesser speaks, too: no dictionary has the name."""
+    program = """
+import sys
+from higgs_native import HiggsAudio
+HiggsAudio.from_pretrained().speak("Zorblaxy is here.", seed=1)
+print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules])
+"""
+    finished = run_python(program)
+    assert (finished.returncode, finished.stdout) == (0, "[]\n"), finished.stderr
+
+
 def test_it_is_small():
     # As it lies in a wheel.
     files = [path.read_bytes() for path in EMBEDDED_VOICE.rglob("*") if path.is_file()]

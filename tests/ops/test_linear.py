@@ -159,12 +159,13 @@ def test_a_packed_weight_must_be_aligned():
 @pytest.mark.parametrize("k", [64, 1500])
 def test_a_row_does_not_depend_on_its_batch(dtype, k):
     """The same row gives the same bits alone, among 2 .. 33 others, and in blocks of many, whatever its magnitude."""
-    batch = 300 if EMULATES_CUDA else 560  # two blocks of 128 rows and a part, or one of 512 and a part
+    # Blocks of rows and a part of another: of 512 on a CPU; on CUDA of 128 with weights of 16 bits, else of 64.
+    batch = 560 if not EMULATES_CUDA else 300 if dtype in (torch.bfloat16, torch.float16) else 130
     n = 600  # 18 panels and a part of another: two blocks of panels, and of rows, where tiles multiply
     x, weight = random((batch, k)) * torch.logspace(-40, 3, batch)[:, None], packed(n, k, dtype)
     whole = torch.empty(batch, n)
     ops.linear(whole, x, weight)
-    for first in (0, 13, 150, batch - 33):
+    for first in (0, 13, batch - 33):
         for rows in (1, 2, 3, 4, 5, 7, 16, 17, 33):
             out = torch.empty(rows, n)
             ops.linear(out, x[first : first + rows].contiguous(), weight)

@@ -251,7 +251,7 @@ def emit_frames(arguments, logits, device):
     return torch.stack(emitted), state.cpu(), history.cpu()
 
 
-@pytest.mark.parametrize(("num_slots", "vocabulary", "frames"), [(16, 130, 64), (2, 1026, 10)])
+@pytest.mark.parametrize(("num_slots", "vocabulary", "frames"), [(16, 130, 24), (2, 1026, 10)])
 def test_both_backends_emit_the_same_frames(num_slots, vocabulary, frames, on_other_backend):
     generator = torch.Generator().manual_seed(vocabulary)
 
