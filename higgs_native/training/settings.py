@@ -15,6 +15,8 @@ from higgs_native.utils.files import read_small_file
 
 METHODS = ("lora", "full")
 DTYPES = ("bfloat16", "float32")
+MAX_CUTS = 40
+"""A frame has 40 ms."""
 PARTS = {
     "attention": tuple(f"self_attn.{name}_proj" for name in "qkvo"),
     "text_ffn": tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
@@ -119,8 +121,9 @@ class TrainingSettings:
             Convention.parse(self.convention)
         known = [part for part in PARTS if part != "norms" or self.method == "full"]
         self._require("parts", bool(self.parts) and set(self.parts) <= set(known), f"some of {', '.join(known)}")
-        for name in ("rank", "steps", "max_rows", "accumulate", "cuts", "evaluate_every", "save_every"):
+        for name in ("rank", "steps", "max_rows", "accumulate", "evaluate_every", "save_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("cuts", 1 <= self.cuts <= MAX_CUTS, f"1 to {MAX_CUTS}")
         for name in ("warmup_steps", "speech_samples", "seed", "weight_decay", "text_weight"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("learning_rate", "max_grad_norm", "alpha"):

@@ -46,6 +46,7 @@ WRONG = {
     "method": ({"method": "dora"}, "method must be lora or full, got 'dora'"),
     "convention": ({"convention": "other"}, "convention must be 'boson', 'transformers' or 'higgs_tts_3'"),
     "share": ({"held_out_share": 1}, "held_out_share must be at least 0 and below 1, got 1"),
+    "cuts": ({"cuts": 41}, "cuts must be 1 to 40, got 41"),
     "rate": ({"learning_rate": 3}, "learning_rate must be at most 1, got 3"),
     "weights": ({"codebook_weights": [-1]}, "codebook_weights must be at least 0 each"),
     "int8": ({"int8_base": True, "method": "full"}, "int8_base must be false unless method is lora, got True"),
