@@ -1,4 +1,4 @@
-"""What the predictions of cuda_model.py share: kernels, their simulated loops, and blocks that start early."""
+"""Common parts of cuda_model.py and cuda_linears.py: kernels, simulated loops, and blocks that start early."""
 
 import json
 import math

@@ -18,8 +18,8 @@ _MAX_SIZE = 4096
 """Maximum width and number of layers in a file: what is built before the tensors are compared stays small."""
 
 
-class _Table(nn.Embedding):
-    """Without numbers on the meta device: drawing them there imports torch's compiler, which takes a second."""
+class _Embedding(nn.Embedding):
+    """Draws no initial values on the meta device: that would import torch's compiler, which takes a second."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
@@ -36,9 +36,9 @@ class Guesser(nn.Module):
     def __init__(self, width: int = 128, inner: int = 384, layers: int = 4) -> None:
         super().__init__()
         self.shape = {"width": width, "inner": inner, "layers": layers}
-        self.letters = _Table(len(LETTERS) + 1, width)
-        self.positions = _Table(_WIDEST * _LONGEST, width)
-        self.accents = _Table(_ACCENTS, width)
+        self.letters = _Embedding(len(LETTERS) + 1, width)
+        self.positions = _Embedding(_WIDEST * _LONGEST, width)
+        self.accents = _Embedding(_ACCENTS, width)
         layer = nn.TransformerEncoderLayer(width, width // 32, inner, 0.0, "gelu", batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.head = nn.Linear(width, len(PHONEMES) + 1)

@@ -16,7 +16,7 @@ from higgs_native.utils.files import read_small_file
 METHODS = ("lora", "full")
 DTYPES = ("bfloat16", "float32")
 MAX_CUTS = 40
-"""A frame has 40 ms."""
+"""A cut for each millisecond of a frame."""
 PARTS = {
     "attention": tuple(f"self_attn.{name}_proj" for name in "qkvo"),
     "text_ffn": tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
