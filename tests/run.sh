@@ -61,9 +61,10 @@ echo "Everything with the $used kernels:"
 if [ "$emulates" != 0 ]; then
   echo "Emulated CUDA kernels, with every memory access checked for races:"
   quantization=tests/checkpoint/test_quantization.py
-  HIGGS_NATIVE_EMULATE_CUDA=1 "${pytest[@]}" tests/ops tests/generation/steps/test_model_runner.py \
+  # The longest first: at the end, one core would wait for them.
+  HIGGS_NATIVE_EMULATE_CUDA=1 "${pytest[@]}" \
     tests/generation/test_continuous_batching.py::test_each_request_gets_what_it_gets_alone \
-    tests/generation/test_parity_transformers.py \
-    tests/audio_tokenizer/test_graph_decoder.py::test_audio_that_ends_within_a_window_and_at_its_end $quantization::test_rounding \
-    $quantization::test_extreme_matrices $quantization::test_a_quantized_model_is_near_the_whole_one
+    tests/audio_tokenizer/test_graph_decoder.py::test_audio_that_ends_within_a_window_and_at_its_end \
+    tests/generation/steps/test_model_runner.py tests/generation/test_parity_transformers.py $quantization::test_rounding \
+    $quantization::test_extreme_matrices $quantization::test_a_quantized_model_is_near_the_whole_one tests/ops
 fi

@@ -138,7 +138,7 @@ def truth(request):
 def test_the_embedded_voice_loses_less(quantization, share, truth):
     truth, spoken = truth
     plain = HiggsAudioModel.from_pretrained(EMBEDDED_VOICE, truth.device, quantization=quantization)
-    texts = DEFAULT_TEXTS.read_text(encoding="utf-8").splitlines()
+    texts = DEFAULT_TEXTS.read_text(encoding="utf-8").splitlines()[::2]
     calibrated = calibrated_model(EMBEDDED_VOICE, Quantization.parse(quantization), texts, truth.device)
     assert calibrated.nbytes == plain.nbytes
     assert calibrated.quantization == plain.quantization
@@ -237,8 +237,10 @@ def run_command(capsys, *arguments) -> tuple[int, str, str]:
     return exit_.value.code, captured.out, captured.err
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_command(tmp_path, capsys, monkeypatch):
     (tmp_path / "texts").write_text("\n\n".join(TEXTS) + "\n", encoding="utf-8")
+    (tmp_path / "some").write_text("".join(DEFAULT_TEXTS.open(encoding="utf-8").readlines()[:16]), encoding="utf-8")
+    monkeypatch.setattr(calibration, "DEFAULT_TEXTS", tmp_path / "some")
     for target, options in (("own", ["--texts", tmp_path / "texts"]), ("default", []), ("plain", None)):
         options = [] if options is None else ["--calibrate", *options]
         code, _, err = run_command(capsys, "quantize", EMBEDDED_VOICE, tmp_path / target, "--format", "int4", *options)

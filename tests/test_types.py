@@ -83,15 +83,19 @@ print(Speech.duration_seconds)
 """
 
 
-def check(program: str, tmp_path: Path) -> list[str]:
-    """Return the lines that mypy prints for a program."""
-    (tmp_path / "program.py").write_text(program)
+def check(tmp_path: Path, **programs: str) -> list[str]:
+    """Return the lines that mypy prints for programs."""
+    for name, program in programs.items():
+        (tmp_path / f"{name}.py").write_text(program)
     # mypy finds an installed package by itself.
     folder = Path(higgs_native.__file__).parent.parent
     search_path = {} if folder.name == "site-packages" else {"MYPYPATH": str(folder)}
     finished = subprocess.run(
         # silent: the package's own modules have their own check, .ci/run.
-        [sys.executable, "-m", "mypy", "--strict", "--follow-imports", "silent", "--config-file", "", "program.py"],
+        [
+            *(sys.executable, "-m", "mypy", "--strict", "--follow-imports", "silent", "--config-file", ""),
+            *(f"{name}.py" for name in programs),
+        ],
         cwd=tmp_path,
         env={**os.environ, **search_path},
         capture_output=True,
@@ -102,8 +106,7 @@ def check(program: str, tmp_path: Path) -> list[str]:
 
 
 def test_a_program_and_its_mistakes(tmp_path):
-    assert check(PROGRAM, tmp_path) == ["Success: no issues found in 1 source file"]
-    *found, _ = check(MISTAKES, tmp_path)
+    *found, _ = check(tmp_path, program=PROGRAM, mistakes=MISTAKES)
     expected = [
         ("2", '"Pause"', "[attr-defined]"),
         ("4", '"int"', "[arg-type]"),
@@ -114,7 +117,7 @@ def test_a_program_and_its_mistakes(tmp_path):
     errors = [line for line in found if " error: " in line]
     assert len(errors) == len(expected)
     for line, (number, name, kind) in zip(errors, expected, strict=True):
-        assert line.startswith(f"program.py:{number}: error: ")
+        assert line.startswith(f"mistakes.py:{number}: error: ")
         assert name in line
         assert line.endswith(kind)
 

@@ -157,3 +157,16 @@ def test_a_signal_at_a_random_moment(command, tmp_path):
     with Interruption(command, tmp_path) as interruption:
         for number in SIGNALS:
             assert interruption.problems(number, draw.uniform(0, interruption.seconds)) == []
+
+
+FROZEN = """
+import atexit, gc, sys
+atexit.register(lambda: print(gc.get_freeze_count() > 1000, file=sys.stderr))  # the last to run
+from higgs_native_command import main
+sys.argv = ["higgs-native", "--version"]
+main()
+"""
+
+
+def test_the_exit_of_python_collects_no_garbage(run_python):
+    assert run_python(FROZEN).stderr == "True\n"

@@ -27,8 +27,9 @@ from tests.training.conftest import write_recordings
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 COMMANDS = ("speak", "read", "stream", "quantize", "train")
 ROOT = Path(__file__).parents[2]
-MODULES = ("tests.helpers.transformers_reference", "higgs_native.training.trainer")
-"""What training imports. The first one lets torchaudio, which peft's transformers imports, be of another torch."""
+SPEAKING = ("higgs_native.pipeline", "higgs_native.long_form.saving", "higgs_native.cli.inputs", "soundfile")
+# The first one lets torchaudio, which peft's transformers imports, be of another torch.
+TRAINING = ("tests.helpers.transformers_reference", "higgs_native.training.trainer", "matplotlib.figure")
 COMPARED = ("log.jsonl", "adapter_model.safetensors")
 """A training run's files that are the same to the bit; other files hold times."""
 TEXT = "The sun rises.\n\nGood morning."
@@ -36,9 +37,10 @@ TEXT = "The sun rises.\n\nGood morning."
 # Imports the command and the named modules, which takes seconds, then runs it in a forked process for each line: its
 # folder and arguments. Answers with the process's id, then with its exit code.
 SERVER = """
-import importlib, json, os, signal, sys
+import atexit, gc, importlib, json, os, signal, sys
 from higgs_native.cli import main
 
+atexit.register(gc.freeze)  # as the command does
 for name in sys.argv[1:]:
     importlib.import_module(name)
 for line in sys.stdin:
@@ -85,7 +87,7 @@ class Interruption:
         # The installed package comes before the sources.
         places = os.pathsep.join([str(Path(higgs_native.__file__).parent.parent), str(ROOT)])
         self._server = subprocess.Popen(
-            [sys.executable, "-c", SERVER, *(MODULES if command == "train" else [])],
+            [sys.executable, "-c", SERVER, *SPEAKING, *(TRAINING if command == "train" else ())],
             env={**os.environ, "PYTHONPATH": places, "XDG_CACHE_HOME": str(folder / "cache")},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
