@@ -8,7 +8,7 @@ import torch
 
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
 from higgs_native.audio_tokenizer.weights import tensor_shapes
-from higgs_native.checkpoint.files import TensorFiles, listed
+from higgs_native.checkpoint.files import WEIGHT_FILES, TensorFiles, listed
 from higgs_native.checkpoint.language_model import BUNDLED_AUDIO_TOKENIZER
 from higgs_native.checkpoint.other_kinds import kind_of_folder, kind_of_tensors
 from higgs_native.errors import CheckpointError
@@ -196,7 +196,7 @@ def has_audio_tokenizer(folder: Path) -> bool:
 
 
 def _has_tensors(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+    return any((folder / name).is_file() for name in WEIGHT_FILES)
 
 
 def _is_bundled(names: list[str]) -> bool:

@@ -17,6 +17,8 @@ from higgs_native.utils.files import read_json_object, read_small_file
 
 AUDIO_TOKENIZER_FOLDER = "audio_tokenizer"
 """The folder of an audio tokenizer within a language model's checkpoint."""
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+"""What names a folder's tensors; the first one has priority."""
 _MAX_TOKENIZER_FILE = 128 << 20
 """Maximum size of `tokenizer.json` in bytes; the published one has 17 MB."""
 
@@ -130,7 +132,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         CheckpointError: the folder has neither, the index is damaged, or a shard is missing.
     """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = (folder / name for name in WEIGHT_FILES)
     if single.is_file():
         return [single]
     if not index.is_file():

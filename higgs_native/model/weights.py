@@ -1,5 +1,6 @@
 """The sources of the language model's weights: a checkpoint, packed on loading, or a packed file."""
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from higgs_native import ops
 from higgs_native.checkpoint.adapter import Adapter
 from higgs_native.checkpoint.config import HiggsAudioConfig, configured_dtype
+from higgs_native.checkpoint.files import WEIGHT_FILES
 from higgs_native.checkpoint.language_model import LanguageModelFiles
 from higgs_native.checkpoint.packed import PACKED_FILE, PackedWeights
 from higgs_native.checkpoint.quantization import Quantization
@@ -17,6 +19,9 @@ from higgs_native.errors import ParameterError
 from higgs_native.ops import Moments, PackedWeight
 from higgs_native.ops.formats import QUANTIZED_FORMATS
 from higgs_native.utils.memory import empty_weight
+
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class Weights(Protocol):
@@ -144,6 +149,8 @@ def open_weights(
 ) -> Weights:
     """Open the packed file of a checkpoint, or else its tensors, which are packed as they are read.
 
+    If there are both, a warning is logged.
+
     Args:
         folder: the checkpoint.
         config: its configuration.
@@ -165,6 +172,9 @@ def open_weights(
             f"adapter must be None for a packed checkpoint, got {adapter.folder}: merge it into the checkpoint that "
             "the packed one was made from, and quantize the result"
         )
+    original = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if original is not None:
+        _LOGGER.warning("%s holds %s and %s: the packed weights are used", folder, PACKED_FILE, original)
     packed = PackedWeights(folder, config, device)
     if dtype not in (None, packed.dtype):
         own, asked = (str(name).removeprefix("torch.") for name in (packed.dtype, dtype))

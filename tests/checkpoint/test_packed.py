@@ -59,6 +59,18 @@ def test_a_written_checkpoint_speaks_the_same_codes(source, tmp_path, quantizati
         write(model, source, moved)
 
 
+def test_a_packed_file_comes_before_the_weights_beside_it_with_a_warning(source, tmp_path, caplog):
+    model = HiggsAudioModel.from_pretrained(source, quantization="int4")
+    write(model, source, tmp_path / "packed")
+    assert torch.equal(codes(HiggsAudioModel.from_pretrained(tmp_path / "packed")), codes(model))
+    assert not caplog.records
+    shutil.copyfile(source / "model.safetensors", tmp_path / "packed" / "model.safetensors")
+    assert torch.equal(codes(HiggsAudioModel.from_pretrained(tmp_path / "packed")), codes(model))
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"packed holds {PACKED_FILE} and model.safetensors: the packed weights" in record.message
+
+
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt, SafetensorError("I/O error: No space left on device"), OSError(28)]
 )

@@ -61,6 +61,15 @@ def test_words_that_are_guessed_and_words_that_cannot_be_read(reader):
     assert reader.phonemes("The 猫 cat.") == ("ðə kˈæt.", ["猫"])
 
 
+def test_a_name_is_guessed_once(reader, monkeypatch):
+    guessed = []
+    monkeypatch.setattr(reader._guesser, "guess", lambda word, british: guessed.append((word, british)) or "zˈɔɹb")
+    assert reader.phonemes("Snorble! The cat Snorble, Snorble.")[0].count("zˈɔɹb") == 3
+    reader.phonemes("Snorble.")
+    reader.phonemes("Snorble.", "gb")
+    assert guessed == [("snorble", False), ("snorble", True)]
+
+
 def test_time_is_linear_in_white_space(reader):
     """With quadratic time this takes minutes."""
     assert reader.phonemes("The cat." + "\n" * 300_000 + "5!") == ("ðə kˈæt. fˈIv!", [])
