@@ -128,7 +128,7 @@ class Model:
         tiles_of_block = tiles_of_split * splits_of_block
 
         def loads(i: Instruction) -> tuple[float, ...]:
-            return (i.is_global_load and i.load_bytes == LOAD_BYTES, i.name == "FFMA")
+            return (i.is_global_load and i.load_bytes == LOAD_BYTES, i.is_tensor_core)
 
         tile_loop = min(
             (loop for loop in kernel.loops() if self._loads_of(kernel, loop) >= 8), key=lambda loop: loop[1] - loop[0]

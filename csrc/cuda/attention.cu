@@ -8,8 +8,8 @@
 // row and KV head, for all query heads that share it. With few rows, several blocks share out the splits, and the last
 // one to finish merges their results. Splits are merged in order either way, so the result depends neither on the batch
 // nor on the pages.
-// Threads: half a warp takes a position, 16 bytes (8 dimensions of 16 bits) per lane. A tile's keys give scores, then
-// its softmax is computed, then its values are weighted; the keys and values of the next tile are in flight meanwhile.
+// Threads: a warp takes a quarter of each tile of a split, and the warps' sums are added, in order, when the split ends
+// (attention/tile.h). The keys and values of a warp's next tile are in flight while it computes one.
 // Lengths and pages of sequences are read on the device, those of a row before the wait for earlier launches, which do
 // not write them; its first keys and values are prefetched into L2 by then.
 // Bytes moved: the keys and values of each row's sequence, once.
@@ -19,6 +19,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cuda/attention/tile.h"
 #include "cuda/decoder.h"
@@ -29,7 +30,8 @@ namespace higgs_native::cuda {
 namespace {
 
 constexpr int kMaxSplits = kWarp;  // a lane of a warp merges one
-constexpr int kPairs = kMaxHeadDim / 2;
+constexpr int kQuads = kMaxHeadDim / 4;
+constexpr int kMergedAtOnce = 16;
 
 struct AttentionArguments {
   float* out;          // [rows, heads * group * head_dim]
@@ -37,13 +39,12 @@ struct AttentionArguments {
   const void *keys, *values;
   const int32_t* page_table;               // [slots, max_pages]
   const int32_t *slots, *cache_positions;  // [rows]
-  float2* sums;                            // [rows, heads, parts, splits, kGroup, kPairs]: partial results
+  float4* sums;                            // [rows, heads, parts, splits, kGroup, kQuads]: partial results
   float2* states;                          // [rows, heads, parts, splits, kGroup]: maximum and total of each
   int32_t* split_counters;                 // [rows, heads, parts], zeros
   int64_t max_pages, page_stride;          // page_stride: numbers between two pages
   int page_shift;                          // a page has 1 << page_shift positions
   int heads, group, head_dim, splits;
-  int pairs;  // of dimensions
   int parts;  // blocks that share a group larger than kGroup
   float scale;
   bool is_first;  // whether this is the first launch of the operator
@@ -68,13 +69,17 @@ struct Splits {
   }
 };
 
-// The softmax state before the first split.
-constexpr SoftmaxState kNothing = {-kMaxFloat, 0};
-
 // A split joins those before it: their sum is multiplied by `keep`, its own by `add`. `total` is its total times `add`.
 struct alignas(16) MergeFactors {
   float keep, add, total;
 };
+
+// first * keep + second * add
+__device__ __forceinline__ float4 added(const float4& first, float keep, const float4& second, float add) {
+  return make_float4(
+      scaled_sum(first.x, keep, second.x * add), scaled_sum(first.y, keep, second.y * add),
+      scaled_sum(first.z, keep, second.z * add), scaled_sum(first.w, keep, second.w * add));
+}
 
 // The factors of all splits of a head, by a warp: those that merge() gives one after the other, from kNothing on.
 __device__ __forceinline__ MergeFactors merge_factors(SoftmaxState split) {
@@ -87,22 +92,17 @@ __device__ __forceinline__ MergeFactors merge_factors(SoftmaxState split) {
   return {expf((is_first ? kNothing.maximum : before) - maximum), add, split.total * add};
 }
 
-// kVectorized: see TileRows. Blocks along y share out the splits of a row and KV head.
-template <typename T, int kGroup, bool kVectorized>
-__global__ void __launch_bounds__(kThreads, 2) attention_kernel(AttentionArguments a) {
-  alignas(16) __shared__ float query[kGroup][kMaxHeadDim];
-  __shared__ float scores[kGroup][kTile];
-  __shared__ float keep[kGroup];
-  __shared__ SoftmaxState states[kGroup];
-  __shared__ float2 warp_sums[kWarps][kGroup][kMaxHeadDim / 2];
-  __shared__ int64_t tile_rows[3][kPositions];
-  __shared__ MergeFactors factors[kGroup][kMaxSplits];
+// kDims: head_dim, on tensor cores; 0: any, without them. Blocks along y share out the splits of a row and KV head.
+template <typename T, int kGroup, int kDims>
+__global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArguments a) {
+  __shared__ WarpSums<kGroup> warp_sums[kWarps];
+  __shared__ MergeFactors factors[kWarps][kMaxSplits];
   __shared__ bool is_last;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
-  const int half = thread / 16, lane16 = thread % 16;
   const int item = static_cast<int>(blockIdx.x), row = item / (a.heads * a.parts), head = item / a.parts % a.heads;
   const int group = min(kGroup, a.group - item % a.parts * kGroup);
   const int first_split = static_cast<int>(blockIdx.y), stride = static_cast<int>(gridDim.y);
+  const int head_dim = kDims != 0 ? kDims : a.head_dim;
   if (a.is_first) wait_for_earlier_launches();
   allow_next_launch();
 
@@ -112,29 +112,34 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(AttentionArgumen
   const Splits splits(length);
   const bool is_empty = first_split >= splits.count, is_alone = stride == 1 || splits.count == 1;
   const T *keys = static_cast<const T*>(a.keys), *values = static_cast<const T*>(a.values);
-  // The position of the tile behind that at `position`: of the same split, or of the block's next one.
-  auto next_tile = [&](int position) {
-    position += kTile;
-    return position % splits.positions == 0 ? position + (stride - 1) * splits.positions : position;
-  };
-  // The last warp, which has no query head, finds the rows of the tile at `position`. `slot`: in tile_rows, in turn.
-  auto find_rows = [&](int position, int slot, bool is_ahead) {
-    position += lane * kHalves;
-    if (warp != kWarps - 1 || lane >= kPositions || position >= length) return;
+  // Where the warp's keys and values at `position` lie, in one page; behind the end, where the last ones do.
+  auto row_at = [&](int position) {
+    position = min(position, length - 1);
     const int64_t page = pages[position >> a.page_shift];
     const int64_t in_page = (static_cast<int64_t>(head) << a.page_shift) + (position & ((1 << a.page_shift) - 1));
-    const int64_t at = page * a.page_stride + in_page * a.head_dim;
-    tile_rows[slot][lane] = at;
-    if (kVectorized && is_ahead) {
-      const uint32_t bytes = static_cast<uint32_t>(min(kHalves, length - position) * a.head_dim) * sizeof(T);
-      prefetch_l2(keys + at, bytes);
-      prefetch_l2(values + at, bytes);
-    }
+    return page * a.page_stride + in_page * head_dim;
   };
-  int position = first_split * splits.positions, slot = 0;
+  auto count_at = [&](int position) { return max(1, min(kWarpPositions, length - position)); };
+  auto prefetch_at = [&](int position, int64_t at) {
+    if (kDims == 0 || lane != 0) return;
+    const auto bytes = static_cast<uint32_t>(count_at(position) * head_dim * sizeof(T));
+    prefetch_l2(keys + at, bytes);
+    prefetch_l2(values + at, bytes);
+  };
+  // The tile behind the next one: of the same split, or of the block's next split.
+  int tiles_left = splits.positions / kTile;
+  auto tile_behind = [&](int position) {
+    if (--tiles_left > 0) return position + kTile;
+    tiles_left = splits.positions / kTile;
+    return position + kTile + (stride - 1) * splits.positions;
+  };
+  int position = first_split * splits.positions + warp * kWarpPositions, next = tile_behind(position);
+  int64_t row_now = 0, row_next = 0;
   if (!is_empty) {
-    find_rows(position, 0, true);
-    find_rows(next_tile(position), 1, true);
+    row_now = row_at(position);
+    row_next = row_at(next);
+    prefetch_at(position, row_now);
+    prefetch_at(next, row_next);
   }
   wait_for_earlier_launches();
   const int block = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x);
@@ -145,89 +150,56 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(AttentionArgumen
     return;
   }
 
-  // Elements of [kGroup, kMaxHeadDim] of the query, loaded while the barrier waits.
-  constexpr int kElements = (kGroup * kMaxHeadDim + kThreads - 1) / kThreads;
-  float elements[kElements];
-#pragma unroll
-  for (int e = 0; e < kElements; ++e) {
-    const int at = thread + e * kThreads, g = at / kMaxHeadDim, dimension = at % kMaxHeadDim;
-    const bool is_there = g < group && dimension < a.head_dim;
-    elements[e] = is_there ? a.query[a.first_column(item, kGroup) + g * a.head_dim + dimension] : 0.f;
-  }
-  auto tile_at = [&](int at, int slot_of_tile) {
-    return Tile{tile_rows[slot_of_tile], half, min(kTile, length - at), lane16 * kLaneDims, a.head_dim};
-  };
-  __syncthreads();
-  TileRows<T, kVectorized> key_rows, value_rows;
-  key_rows.load(keys, tile_at(position, 0));
-  value_rows.load(values, tile_at(position, 0));
+  std::conditional_t<kDims != 0, TensorTile<T, kGroup, kDims>, PlainTile<T, kGroup>> tile;
+  tile.load_keys(keys + row_now, count_at(position), lane);
+  tile.load_values(values + row_now, count_at(position), lane);
+  tile.load_query(a.query + a.first_column(item, kGroup), group, head_dim, a.scale, lane);
   a.prefetch.o.prefetch(block, blocks);
   a.prefetch.gate_up.prefetch(block, blocks);
-#pragma unroll
-  for (int e = 0; e < kElements; ++e) {
-    const int at = thread + e * kThreads;
-    if (at < kGroup * kMaxHeadDim) query[at / kMaxHeadDim][at % kMaxHeadDim] = elements[e] * a.scale;
-  }
-  __syncthreads();
 
-  // The two dimensions of a query head that this thread merges.
-  static_assert(kMaxGroup * kPairs == kThreads);
-  const int element_head = thread / kPairs, pair = thread % kPairs;
-  const bool has_element = element_head < group && pair < a.pairs;
-  float2 merged = make_float2(0, 0);
+  // The four dimensions of a query head that this thread merges.
+  static_assert(kMaxGroup == kWarps && kQuads == kWarp);
+  const bool has_element = warp < group && 4 * lane < head_dim;
+  float4 merged = make_float4(0, 0, 0, 0);
   SoftmaxState merged_state = kNothing;
   for (int split = first_split; split < splits.count; split += stride) {
-    float sums[kGroup][kLaneDims] = {};
-    float maximum = kNothing.maximum, total = kNothing.total;  // of query head `warp`, in all its lanes
+    tile.begin_split();
     const int end = min((split + 1) * splits.positions, length);
-    while (position < end) {
-      const int next = next_tile(position), next_slot = (slot + 1) % 3;
-      const Tile tile = tile_at(position, slot), following = tile_at(next, next_slot);
-      score_tile(scores, query, key_rows, keys, tile, lane16);
-      key_rows.load(keys, following);
-      __syncthreads();
-      find_rows(next_tile(next), (slot + 2) % 3, false);  // for the tile before this one, nobody reads the slot now
-      if (warp < kGroup) {
-        const float factor = softmax_tile(scores[warp], maximum, total, lane, tile.count);
-        if (lane == 0) keep[warp] = factor;
-      }
-      __syncthreads();
-      weigh_tile(sums, scores, keep, value_rows, values, tile);
-      value_rows.load(values, following);
-      __syncthreads();
+    for (int tiles = split * splits.positions; tiles < end; tiles += kTile) {
+      const int count = count_at(position), next_count = count_at(next);
+      const bool has_positions = position < length;
+      if (has_positions) tile.score(count, head_dim, lane);
+      tile.load_keys(keys + row_next, next_count, lane);
+      if (has_positions) tile.weigh(count, head_dim, lane);
+      tile.load_values(values + row_next, next_count, lane);
       position = next;
-      slot = next_slot;
+      next = tile_behind(next);
+      row_next = row_at(next);
     }
-#pragma unroll
-    for (int g = 0; g < kGroup; ++g) {
-#pragma unroll
-      for (int i = 0; i < kLaneDims; ++i) sums[g][i] += __shfl_xor_sync(kAllLanes, sums[g][i], 16);
-      if (lane == lane16) {
-#pragma unroll
-        for (int i = 0; i < kLaneDims; i += 2) {
-          warp_sums[warp][g][(lane16 * kLaneDims + i) / 2] = make_float2(sums[g][i], sums[g][i + 1]);
-        }
-      }
-    }
-    if (warp < kGroup && lane == 0) states[warp] = {maximum, total};
+    tile.end_split(warp_sums[warp], lane);
     __syncthreads();
     if (has_element) {
-      float2 sum = make_float2(0, 0);
+      SoftmaxState state = kNothing;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) state.maximum = fmaxf(state.maximum, warp_sums[w].states[warp].maximum);
+      float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) {
-        const float2 part = warp_sums[w][element_head][pair];
-        sum.x += part.x;
-        sum.y += part.y;
+        const float factor = expf(warp_sums[w].states[warp].maximum - state.maximum);
+        const float4 part = *reinterpret_cast<const float4*>(&warp_sums[w].sums[warp][4 * lane]);
+        sum = make_float4(
+            fmaf(part.x, factor, sum.x), fmaf(part.y, factor, sum.y), fmaf(part.z, factor, sum.z),
+            fmaf(part.w, factor, sum.w));
+        state.total = fmaf(warp_sums[w].states[warp].total, factor, state.total);
       }
-      const SoftmaxState state = states[element_head];
       if (is_alone) {
         const SoftmaxMerge m = merge(merged_state, state);
-        merged = make_float2(m.sum(merged.x, sum.x), m.sum(merged.y, sum.y));
+        merged = added(merged, m.keep, sum, m.add);
         merged_state = m.state;
       } else {
-        const int64_t at = (static_cast<int64_t>(item) * a.splits + split) * kGroup + element_head;
-        a.sums[at * kPairs + pair] = sum;
-        if (pair == 0) a.states[at] = make_float2(state.maximum, state.total);
+        const int64_t at = (static_cast<int64_t>(item) * a.splits + split) * kGroup + warp;
+        a.sums[at * kQuads + lane] = sum;
+        if (lane == 0) a.states[at] = make_float2(state.maximum, state.total);
       }
     }
     __syncthreads();
@@ -236,49 +208,50 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(AttentionArgumen
   if (!is_alone) {
     if (thread == 0) is_last = fenced_add(a.split_counters + item, 1) == min(stride, splits.count) - 1;
     __syncthreads();
-    if (!is_last) return;
-    const int64_t first = static_cast<int64_t>(item) * a.splits * kGroup;
-    float2 parts[kMaxSplits];
-    const float2* from = a.sums + (first + element_head) * kPairs + pair;
+    if (!is_last || warp >= group) return;
+    const int64_t first = static_cast<int64_t>(item) * a.splits * kGroup + warp;
+    const float2 state =
+        lane < splits.count ? load_l2(a.states + first + lane * kGroup) : make_float2(kNothing.maximum, kNothing.total);
+    factors[warp][lane] = merge_factors({state.x, state.y});
+    __syncwarp();
+    const float4* from = a.sums + first * kQuads + lane;
 #pragma unroll
-    for (int split = 0; split < kMaxSplits; ++split) {
-      const bool is_there = split < splits.count && has_element;
-      parts[split] = is_there ? load_l2(from + split * kGroup * kPairs) : make_float2(0, 0);
-    }
-    if (warp < group) {
-      const float2 state = lane < splits.count ? load_l2(a.states + first + lane * kGroup + warp)
-                                               : make_float2(kNothing.maximum, kNothing.total);
-      factors[warp][lane] = merge_factors({state.x, state.y});
-    }
-    __syncthreads();
-    if (has_element) {
+    for (int first_split = 0; first_split < kMaxSplits; first_split += kMergedAtOnce) {
+      if (first_split >= splits.count) break;
+      float4 parts[kMergedAtOnce];
 #pragma unroll
-      for (int first_of_eight = 0; first_of_eight < kMaxSplits; first_of_eight += 8) {
-        if (first_of_eight >= splits.count) break;
+      for (int i = 0; i < kMergedAtOnce; ++i) {
+        const int split = first_split + i;
+        parts[i] =
+            split < splits.count && has_element ? load_l2(from + split * kGroup * kQuads) : make_float4(0, 0, 0, 0);
+      }
 #pragma unroll
-        for (int split = first_of_eight; split < first_of_eight + 8; ++split) {  // those that don't exist add nothing
-          const MergeFactors f = factors[element_head][split];
-          merged.x = scaled_sum(merged.x, f.keep, parts[split].x * f.add);
-          merged.y = scaled_sum(merged.y, f.keep, parts[split].y * f.add);
-          merged_state.total = scaled_sum(merged_state.total, f.keep, f.total);
-        }
+      for (int i = 0; i < kMergedAtOnce; ++i) {  // those that don't exist add nothing
+        const MergeFactors f = factors[warp][first_split + i];
+        merged = added(merged, f.keep, parts[i], f.add);
+        merged_state.total = scaled_sum(merged_state.total, f.keep, f.total);
       }
     }
   }
   if (has_element) {
-    float* out = a.out + a.first_column(item, kGroup) + element_head * a.head_dim + 2 * pair;
-    out[0] = merged.x / merged_state.total;
-    if (2 * pair + 1 < a.head_dim) out[1] = merged.y / merged_state.total;
+    float* out = a.out + a.first_column(item, kGroup) + warp * head_dim + 4 * lane;
+    const float all[4] = {merged.x, merged.y, merged.z, merged.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (4 * lane + i < head_dim) out[i] = all[i] / merged_state.total;
+    }
   }
 }
 
 template <typename T, int kGroup>
 void attention_of_group(const Launch& launch, const AttentionArguments& a, dim3 grid) {
   if constexpr (sizeof(T) == 2) {
-    const bool vectorized = a.head_dim % kLaneDims == 0 && is_aligned(a.keys) && is_aligned(a.values);
-    if (vectorized) return launch(attention_kernel<T, kGroup, true>, grid, kThreads, 0, a);
+    if (is_aligned(a.query) && is_aligned(a.keys) && is_aligned(a.values)) {
+      if (a.head_dim == 128) return launch(attention_kernel<T, kGroup, 128>, grid, kThreads, 0, a);
+      if (a.head_dim == 64) return launch(attention_kernel<T, kGroup, 64>, grid, kThreads, 0, a);
+    }
   }
-  launch(attention_kernel<T, kGroup, false>, grid, kThreads, 0, a);
+  launch(attention_kernel<T, kGroup, 0>, grid, kThreads, 0, a);
 }
 
 template <typename T>
@@ -383,7 +356,6 @@ void attention_cuda(
   const int group_of_block = std::min(a.group, kMaxGroup);
   a.parts = static_cast<int>(ceil_div(a.group, group_of_block));
   a.scale = static_cast<float>(scale);
-  a.pairs = static_cast<int>(ceil_div(a.head_dim, 2));
   a.is_first = launch.is_first();
   a.prefetch = prefetch;
   const int64_t items = rows * a.heads * a.parts;
@@ -392,9 +364,9 @@ void attention_cuda(
   Tensor sums, states, own_counters;
   if (blocks > 1) {
     const int64_t heads = items * a.splits * group_of_block;
-    sums = torch::stable::new_empty(out, {heads * kPairs * 2}, ScalarType::Float);
+    sums = torch::stable::new_empty(out, {heads * kMaxHeadDim}, ScalarType::Float);
     states = torch::stable::new_empty(out, {heads * 2}, ScalarType::Float);
-    a.sums = static_cast<float2*>(sums.mutable_data_ptr());
+    a.sums = static_cast<float4*>(sums.mutable_data_ptr());
     a.states = static_cast<float2*>(states.mutable_data_ptr());
     if (!split_counters) {
       own_counters = torch::stable::new_zeros(out, {items}, ScalarType::Int);

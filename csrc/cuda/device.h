@@ -75,7 +75,10 @@ __device__ __forceinline__ void prefetch_l2(const void* from, uint32_t bytes) {
 }
 
 // What other blocks of the launch wrote, which is in L2.
-__device__ __forceinline__ float2 load_l2(const float2* p) { return __ldcg(p); }
+template <typename T>
+__device__ __forceinline__ T load_l2(const T* p) {
+  return __ldcg(p);
+}
 
 // Adds to a counter that blocks share, between fences: behind a barrier, whoever reads the sum sees what this block
 // wrote before, and this block sees what those wrote that added before.
@@ -144,6 +147,15 @@ __device__ __forceinline__ void allow_next_launch() {
 // 16 lanes per cycle of a multiprocessor.
 __device__ __forceinline__ uint32_t round_to_byte(float x, float factor) {
   return __float_as_uint(__fadd_rn(__fmul_rn(x, factor), 0x1.8p23f));
+}
+
+// The lower halves of two words, and the upper ones.
+__device__ __forceinline__ uint32_t lower_halves(uint32_t first, uint32_t second) {
+  return __byte_perm(first, second, 0x5410);
+}
+
+__device__ __forceinline__ uint32_t upper_halves(uint32_t first, uint32_t second) {
+  return __byte_perm(first, second, 0x7632);
 }
 
 // A word of the low bytes of four.

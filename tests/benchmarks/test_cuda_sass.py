@@ -21,7 +21,7 @@ from benchmarks.tools.sass import (
 
 FRAME_KERNELS = re.compile(
     r"gemm_kernel|wide_gemm_kernel|pack_activations_kernel|rope_kernel|embed_kernel<bfloat16|sample_audio_codes|finish_audio_frames|"
-    r"attention_kernel<b?float16, \d, true"
+    r"attention_kernel<b?float16, \d, (64|128)>"
 )
 MIN_BYTES_IN_FLIGHT = 40 << 10
 """Of a multiprocessor: its share of 3.35 TB/s in 1.5 us."""

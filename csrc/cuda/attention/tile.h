@@ -1,7 +1,7 @@
-// Attention over one tile of cache positions: scores, their softmax, and the weighted sum of the values.
+// Attention of a warp over its positions of a tile, for the query heads that share a KV head.
 //
-// A tile has kTile positions: 1, 2 or 4 pages of the cache, the last tile fewer. Half a warp takes one position at a
-// time, a lane kLaneDims of its dimensions.
+// A tile has kTile positions: 1, 2 or 4 pages of the cache, the last tile fewer. A warp takes kWarpPositions of them,
+// which lie in one page, and has a softmax state and sums of its own until the split ends.
 #pragma once
 
 #include "common/softmax_state.h"
@@ -11,153 +11,266 @@ namespace higgs_native::cuda {
 
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / kWarp, kHalves = kThreads / 16;  // half warps
-constexpr int kTile = 64, kPositions = kTile / kHalves;                            // positions per half warp and tile
-constexpr int kLaneDims = 8;                                                       // dimensions per lane
-constexpr int kMaxGroup = 4, kMaxHeadDim = 16 * kLaneDims;
+constexpr int kWarps = 4, kThreads = kWarps * kWarp;
+constexpr int kWarpPositions = 16, kTile = kWarps * kWarpPositions;
+constexpr int kMaxGroup = 4, kMaxHeadDim = 128;
 
-// 8 dimensions from `dimension` on, as floats; zeros from head_dim on.
-template <typename T>
-__device__ __forceinline__ void load_dims(float (&v)[kLaneDims], const T* row, int dimension, int head_dim) {
-#pragma unroll
-  for (int i = 0; i < kLaneDims; ++i) v[i] = dimension + i < head_dim ? to_float(row[dimension + i]) : 0.f;
-}
+// The softmax state before the first position.
+constexpr SoftmaxState kNothing = {-kMaxFloat, 0};
 
-template <typename T>
-__device__ __forceinline__ void widen(float (&v)[kLaneDims], const uint4& words) {
-  const uint32_t all[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 pair = unpack<T>(all[i]);
-    v[2 * i] = pair.x;
-    v[2 * i + 1] = pair.y;
-  }
-}
-
-// A lane's keys or values of a tile, by their offsets in the cache: positions half + j * kHalves for j < kPositions.
-struct Tile {
-  const int64_t* rows;  // [kPositions], shared: where position j * kHalves lies; the next kHalves - 1 follow it
-  int half, count;      // positions from `count` on are not in the tile
-  int dimension, head_dim;
-
-  __device__ __forceinline__ bool has(int j) const { return half + j * kHalves < count; }
-  __device__ __forceinline__ int64_t at(int j) const { return rows[j] + half * head_dim; }
+// What a warp hands over: per query head the softmax state, and the sum of values weighted with exp(score - maximum).
+template <int kGroup>
+struct WarpSums {
+  SoftmaxState states[kGroup];
+  alignas(16) float sums[kGroup][kMaxHeadDim];
 };
 
-// The lane's dimensions of the keys or values of a half warp's positions in a tile. kVectorized: rows of 16-bit numbers
-// that consist of aligned 16 bytes; they are not widened until they are used, so that all loads are in flight at once.
-template <typename T, bool kVectorized>
-struct TileRows {
-  uint4 words[kVectorized ? kPositions : 1];
+// On tensor cores, for aligned rows of kDims 16-bit numbers. Products have eight columns: for each query head its numbers
+// rounded to 16 bits, and what rounding left of them; likewise for its weights. In the notation of cuda/device.h, lane
+// 4 g + t has
+// - of the query: column g, which is part g % 2 of head g / 2;
+// - of the keys: positions g and g + 8, and of every 32 dimensions the 8 from 8 t on. The two products of these take
+//   dimensions in that order, so that words are used as they are loaded;
+// - of the scores: head t at positions g and g + 8;
+// - of the values: positions t, t + 4, t + 8, t + 12, and of every 64 dimensions the 8 from 8 g on. Each word and that of
+//   8 positions later become two rows of a product;
+// - of the sums: head t in the dimensions of its values.
+// Positions from `count` on are read as the last one, and weigh nothing.
+template <typename T, int kGroup, int kDims>
+struct TensorTile {
+  uint32_t query[kDims / 8];
+  uint4 keys[kDims / 32][2], values[kDims / 64][4];
+  float sums[kDims / 64][4][4];
+  float weights[2];
+  float maximum, total;
 
-  __device__ __forceinline__ void load(const T* cache, const Tile& tile) {
-    if constexpr (kVectorized) {
+  // `from`: the rows of the query heads.
+  __device__ __forceinline__ void load_query(const float* from, int group, int, float scale, int lane) {
+    const int head = lane / 8, first = lane % 4 * 8;
+    const bool is_rest = lane / 4 % 2 != 0;
+    float4 loaded[kDims / 16];
 #pragma unroll
-      for (int j = 0; j < kPositions; ++j) {
-        words[j] = tile.has(j) && tile.dimension < tile.head_dim
-                       ? *reinterpret_cast<const uint4*>(cache + tile.at(j) + tile.dimension)
-                       : make_uint4(0, 0, 0, 0);
+    for (int i = 0; i < kDims / 16; ++i) {
+      const int dimension = i / 2 * 32 + first + i % 2 * 4;
+      loaded[i] =
+          head < group ? *reinterpret_cast<const float4*>(from + head * kDims + dimension) : make_float4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int i = 0; i < kDims / 16; ++i) {
+      query[2 * i] = part_of(loaded[i].x * scale, loaded[i].y * scale, is_rest);
+      query[2 * i + 1] = part_of(loaded[i].z * scale, loaded[i].w * scale, is_rest);
+    }
+  }
+
+  // `rows`: of the warp's positions, of which there are `count`.
+  __device__ __forceinline__ void load_keys(const T* rows, int count, int lane) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const T* row = rows + min(lane / 4 + 8 * r, count - 1) * kDims + lane % 4 * 8;
+#pragma unroll
+      for (int i = 0; i < kDims / 32; ++i) keys[i][r] = *reinterpret_cast<const uint4*>(row + i * 32);
+    }
+  }
+
+  __device__ __forceinline__ void load_values(const T* rows, int count, int lane) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const T* row = rows + min(lane % 4 + 4 * r, count - 1) * kDims + lane / 4 * 8;
+#pragma unroll
+      for (int i = 0; i < kDims / 64; ++i) values[i][r] = *reinterpret_cast<const uint4*>(row + i * 64);
+    }
+  }
+
+  __device__ __forceinline__ void begin_split() {
+    maximum = kNothing.maximum;
+    total = kNothing.total;
+#pragma unroll
+    for (int i = 0; i < kDims / 64 * 16; ++i) sums[i / 16][i / 4 % 4][i % 4] = 0;
+  }
+
+  // The weights exp(score - maximum) of the positions. Sums so far are rescaled to the new maximum.
+  __device__ __forceinline__ void score(int count, int, int lane) {
+    float products[2][4] = {};
+#pragma unroll
+    for (int i = 0; i < kDims / 32; ++i) {
+      const uint4 first = keys[i][0], second = keys[i][1];
+      multiply_pairs<T>(products[0], {first.x, second.x, first.y, second.y}, {query[4 * i], query[4 * i + 1]});
+      multiply_pairs<T>(products[1], {first.z, second.z, first.w, second.w}, {query[4 * i + 2], query[4 * i + 3]});
+    }
+    float next_maximum = maximum;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float rounded = products[0][2 * r] + products[1][2 * r];
+      const float rest = products[0][2 * r + 1] + products[1][2 * r + 1];
+      weights[r] = lane / 4 + 8 * r < count ? rounded + rest : -INFINITY;
+      next_maximum = fmaxf(next_maximum, weights[r]);
+    }
+#pragma unroll
+    for (int with = 4; with < kWarp; with *= 2) {
+      next_maximum = fmaxf(next_maximum, __shfl_xor_sync(kAllLanes, next_maximum, with));
+    }
+    const float keep = expf(maximum - next_maximum);
+    maximum = next_maximum;
+    total *= keep;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      weights[r] = expf(weights[r] - maximum);
+      total += weights[r];
+    }
+#pragma unroll
+    for (int i = 0; i < kDims / 64 * 16; ++i) sums[i / 16][i / 4 % 4][i % 4] *= keep;
+  }
+
+  __device__ __forceinline__ void weigh(int, int, int lane) {
+    const uint32_t rounded = part_of(weights[0], weights[1], false), rest = part_of(weights[0], weights[1], true);
+    uint32_t columns[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int from = lane % 4 * 4 + lane / 8 + 16 * r;
+      const uint32_t of_rounded = __shfl_sync(kAllLanes, rounded, from), of_rest = __shfl_sync(kAllLanes, rest, from);
+      columns[r] = lane / 4 % 2 != 0 ? of_rest : of_rounded;
+    }
+#pragma unroll
+    for (int i = 0; i < kDims / 64; ++i) {
+      const auto& rows = values[i];
+      weigh_word(sums[i][0], rows[0].x, rows[2].x, rows[1].x, rows[3].x, columns);
+      weigh_word(sums[i][1], rows[0].y, rows[2].y, rows[1].y, rows[3].y, columns);
+      weigh_word(sums[i][2], rows[0].z, rows[2].z, rows[1].z, rows[3].z, columns);
+      weigh_word(sums[i][3], rows[0].w, rows[2].w, rows[1].w, rows[3].w, columns);
+    }
+  }
+
+  __device__ __forceinline__ void end_split(WarpSums<kGroup>& to, int lane) {
+#pragma unroll
+    for (int with = 4; with < kWarp; with *= 2) total += __shfl_xor_sync(kAllLanes, total, with);
+    const int head = lane % 4;
+    if (head >= kGroup) return;
+    if (lane < 4) to.states[head] = {maximum, total};
+#pragma unroll
+    for (int i = 0; i < kDims / 64; ++i) {
+#pragma unroll
+      for (int word = 0; word < 4; word += 2) {
+        const auto &a = sums[i][word], &b = sums[i][word + 1];
+        *reinterpret_cast<float4*>(&to.sums[head][i * 64 + lane / 4 * 8 + 2 * word]) =
+            make_float4(a[0] + a[1], a[2] + a[3], b[0] + b[1], b[2] + b[3]);
       }
     }
   }
 
-  __device__ __forceinline__ void get(float (&v)[kLaneDims], int j, const T* cache, const Tile& tile) const {
-    if constexpr (kVectorized) {
-      widen<T>(v, words[j]);
-    } else {
-      load_dims(v, cache + (tile.has(j) ? tile.at(j) : 0), tile.dimension, tile.has(j) ? tile.head_dim : 0);
-    }
+ private:
+  // A pair rounded to 16 bits, or what rounding leaves of it.
+  static __device__ __forceinline__ uint32_t part_of(float first, float second, bool is_rest) {
+    const uint32_t rounded = pack<T>(first, second);
+    const float2 wide = unpack<T>(rounded);
+    const uint32_t rest = pack<T>(first - wide.x, second - wide.y);
+    return is_rest ? rest : rounded;
+  }
+
+  // Adds two dimensions' values, in words of four positions, times the weights.
+  static __device__ __forceinline__ void weigh_word(
+      float (&sums)[4], uint32_t first, uint32_t first_later, uint32_t second, uint32_t second_later,
+      const uint32_t (&columns)[2]) {
+    multiply_pairs<T>(
+        sums,
+        {lower_halves(first, first_later), upper_halves(first, first_later), lower_halves(second, second_later),
+         upper_halves(second, second_later)},
+        columns);
   }
 };
 
-// The half warp's scores of a tile, to shared memory. Lanes add their parts of a score pairwise: at first each lane of a
-// pair takes half of the positions, so that the additions of all positions take little more than those of one.
-template <int kGroup, typename T, bool kVectorized>
-__device__ __forceinline__ void score_tile(
-    float (&scores)[kGroup][kTile], const float (&query)[kGroup][kMaxHeadDim], const TileRows<T, kVectorized>& key_rows,
-    const T* keys, const Tile& tile, int lane16) {
-  static_assert(kPositions == 4);
-  float key[kPositions][kLaneDims];
-#pragma unroll
-  for (int j = 0; j < kPositions; ++j) key_rows.get(key[j], j, keys, tile);
-  const bool takes_last_two = (lane16 & 8) != 0, takes_second = (lane16 & 4) != 0;
-#pragma unroll
-  for (int g = 0; g < kGroup; ++g) {
-    float parts[kPositions] = {};
-#pragma unroll
-    for (int i = 0; i < kLaneDims; i += 4) {
-      const float4 four = *reinterpret_cast<const float4*>(&query[g][lane16 * kLaneDims + i]);
-#pragma unroll
-      for (int j = 0; j < kPositions; ++j) {
-        parts[j] = fmaf(four.x, key[j][i], parts[j]);
-        parts[j] = fmaf(four.y, key[j][i + 1], parts[j]);
-        parts[j] = fmaf(four.z, key[j][i + 2], parts[j]);
-        parts[j] = fmaf(four.w, key[j][i + 3], parts[j]);
-      }
-    }
-    float two[2];
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const float given = takes_last_two ? parts[j] : parts[j + 2];
-      two[j] = (takes_last_two ? parts[j + 2] : parts[j]) + __shfl_xor_sync(kAllLanes, given, 8);
-    }
-    const float given = takes_second ? two[0] : two[1];
-    float score = (takes_second ? two[1] : two[0]) + __shfl_xor_sync(kAllLanes, given, 4);
-    score += __shfl_xor_sync(kAllLanes, score, 2);
-    score += __shfl_xor_sync(kAllLanes, score, 1);
-    if (lane16 % 4 == 0) scores[g][tile.half + lane16 / 4 * kHalves] = score;
-  }
-}
+// The same in float32, for caches of any numbers. A lane has 4 dimensions of the query, the keys, values and sums, and
+// the weights of one position.
+template <typename T, int kGroup>
+struct PlainTile {
+  static constexpr int kLaneDims = kMaxHeadDim / kWarp;
 
-// Replaces the warp's row of scores by exp(score - maximum), and adds the tile to the softmax state in `maximum` and
-// `total`. Returns the factor of earlier sums. (References to scalars and indices from the caller keep the registers of
-// one large function.)
-__device__ __forceinline__ float softmax_tile(
-    float (&scores)[kTile], float& maximum, float& total, int lane, int count) {
-  float lane_scores[kTile / kWarp];
-  float next_maximum = maximum;
-#pragma unroll
-  for (int i = 0; i < kTile / kWarp; ++i) {
-    const int position = lane + i * kWarp;
-    lane_scores[i] = position < count ? scores[position] : -INFINITY;
-    next_maximum = fmaxf(next_maximum, lane_scores[i]);
-  }
-  next_maximum = warp_max(next_maximum);
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < kTile / kWarp; ++i) {
-    const float weight = expf(lane_scores[i] - next_maximum);
-    scores[lane + i * kWarp] = weight;
-    sum += weight;
-  }
-  const float keep = expf(maximum - next_maximum);
-  total = fmaf(total, keep, warp_sum(sum));
-  maximum = next_maximum;
-  return keep;
-}
+  float query[kGroup][kLaneDims], sums[kGroup][kLaneDims];
+  float weights[kGroup];
+  float maximum[kGroup], total[kGroup];
+  const T *keys, *values;
 
-// Adds the tile's weighted values to the half warp's sums.
-template <int kGroup, typename T, bool kVectorized>
-__device__ __forceinline__ void weigh_tile(
-    float (&sums)[kGroup][kLaneDims], const float (&scores)[kGroup][kTile], const float (&keep)[kGroup],
-    const TileRows<T, kVectorized>& value_rows, const T* values, const Tile& tile) {
-#pragma unroll
-  for (int g = 0; g < kGroup; ++g) {
-#pragma unroll
-    for (int i = 0; i < kLaneDims; ++i) sums[g][i] *= keep[g];
-  }
-#pragma unroll
-  for (int j = 0; j < kPositions; ++j) {
-    float value[kLaneDims];
-    value_rows.get(value, j, values, tile);
+  __device__ __forceinline__ void load_query(const float* from, int group, int head_dim, float scale, int lane) {
 #pragma unroll
     for (int g = 0; g < kGroup; ++g) {
-      const float weight = scores[g][tile.half + j * kHalves];
+      load_dims(query[g], from + g * head_dim, g < group ? head_dim : 0, lane);
 #pragma unroll
-      for (int i = 0; i < kLaneDims; ++i) sums[g][i] = fmaf(weight, value[i], sums[g][i]);
+      for (int i = 0; i < kLaneDims; ++i) query[g][i] *= scale;
     }
   }
-}
+
+  __device__ __forceinline__ void load_keys(const T* rows, int, int) { keys = rows; }
+
+  __device__ __forceinline__ void load_values(const T* rows, int, int) { values = rows; }
+
+  __device__ __forceinline__ void begin_split() {
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) {
+      maximum[g] = kNothing.maximum;
+      total[g] = kNothing.total;
+#pragma unroll
+      for (int i = 0; i < kLaneDims; ++i) sums[g][i] = 0;
+    }
+  }
+
+  __device__ __forceinline__ void score(int count, int head_dim, int lane) {
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) weights[g] = -INFINITY;
+    for (int position = 0; position < count; ++position) {
+      float key[kLaneDims];
+      load_dims(key, keys + position * head_dim, head_dim, lane);
+#pragma unroll
+      for (int g = 0; g < kGroup; ++g) {
+        float score = 0;
+#pragma unroll
+        for (int i = 0; i < kLaneDims; ++i) score = fmaf(query[g][i], key[i], score);
+        score = warp_sum(score);
+        if (lane == position) weights[g] = score;
+      }
+    }
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) {
+      const float next_maximum = fmaxf(maximum[g], warp_max(weights[g])), keep = expf(maximum[g] - next_maximum);
+      maximum[g] = next_maximum;
+      weights[g] = expf(weights[g] - next_maximum);
+      total[g] = fmaf(total[g], keep, warp_sum(weights[g]));
+#pragma unroll
+      for (int i = 0; i < kLaneDims; ++i) sums[g][i] *= keep;
+    }
+  }
+
+  __device__ __forceinline__ void weigh(int count, int head_dim, int lane) {
+    for (int position = 0; position < count; ++position) {
+      float value[kLaneDims];
+      load_dims(value, values + position * head_dim, head_dim, lane);
+#pragma unroll
+      for (int g = 0; g < kGroup; ++g) {
+        const float weight = __shfl_sync(kAllLanes, weights[g], position);
+#pragma unroll
+        for (int i = 0; i < kLaneDims; ++i) sums[g][i] = fmaf(weight, value[i], sums[g][i]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void end_split(WarpSums<kGroup>& to, int lane) {
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) {
+      if (lane == 0) to.states[g] = {maximum[g], total[g]};
+#pragma unroll
+      for (int i = 0; i < kLaneDims; ++i) to.sums[g][lane * kLaneDims + i] = sums[g][i];
+    }
+  }
+
+ private:
+  // The lane's dimensions of a row as floats; zeros from head_dim on.
+  template <typename Number>
+  static __device__ __forceinline__ void load_dims(float (&v)[kLaneDims], const Number* row, int head_dim, int lane) {
+#pragma unroll
+    for (int i = 0; i < kLaneDims; ++i) {
+      const int dimension = lane * kLaneDims + i;
+      v[i] = dimension < head_dim ? to_float(row[dimension]) : 0.f;
+    }
+  }
+};
 
 }  // namespace
 

@@ -28,7 +28,10 @@ inline uint4 load_streaming(const void* p) { return *static_cast<const uint4*>(p
 
 inline void prefetch_l2(const void* from, uint32_t bytes) { emulation::prefetch(from, bytes); }
 
-inline float2 load_l2(const float2* p) { return *p; }
+template <typename T>
+inline T load_l2(const T* p) {
+  return *p;
+}
 
 inline int32_t fenced_add(int32_t* to, int32_t value) {
   emulation::races::fence();
@@ -61,6 +64,10 @@ inline void wait_for_earlier_launches() { emulation::races::wait_for_earlier_lau
 inline void allow_next_launch() { emulation::races::allow_next_launch(); }
 
 inline uint32_t round_to_byte(float x, float factor) { return float_as_bits(x * factor + 0x1.8p23f); }
+
+inline uint32_t lower_halves(uint32_t first, uint32_t second) { return (first & 0xffffu) | second << 16; }
+
+inline uint32_t upper_halves(uint32_t first, uint32_t second) { return first >> 16 | (second & 0xffff0000u); }
 
 inline uint32_t pack_bytes(const uint32_t (&four)[4]) {
   uint32_t word = 0;
