@@ -95,8 +95,7 @@ def train(data: Path, output: Path, steps: int, model: Path | None) -> float:
     path = output.with_suffix(".yaml")
     path.write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
     start = time.perf_counter()
-    program = "import sys; from higgs_native.cli import main; main(sys.argv[1:])"
-    subprocess.run([sys.executable, "-c", program, "train", str(path)], check=True)
+    subprocess.run([sys.executable, "-m", "higgs_native", "train", str(path)], check=True)
     return time.perf_counter() - start
 
 

@@ -134,10 +134,10 @@ class Report:
 
     def speed(self) -> dict[str, float]:
         """Seconds from the command to a WAV of a sentence (the median of three), and per second of speech."""
-        program = "import sys; from higgs_native.cli import main; main(sys.argv[1:])"
         took = []
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-c", program, "speak", "Hello and welcome, good morning.", "--seed", "1"]
+            text = "Hello and welcome, good morning."
+            command = [sys.executable, "-m", "higgs_native", "speak", text, "--seed", "1"]
             command += [] if self.model is None else ["--model", str(self.model)]
             for _ in range(3):
                 start = time.perf_counter()
