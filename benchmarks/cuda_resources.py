@@ -21,7 +21,7 @@ _USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 # are quantized once; and a few registers around a division of 64 bits don't show beside what embedding and the audio
 # tokenizer's quantizer wait for.
 _NOT_HOT = re.compile(
-    r"attention_kernel<float|attention_kernel<bfloat16, \d+, 0|quantize_linear_kernel|embed_kernel|rvq_encode"
+    r"attention_kernel<float,|attention_kernel<b?float16, \d+, 0>|quantize_linear_kernel|embed_kernel|rvq_encode"
 )
 
 

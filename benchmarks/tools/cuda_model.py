@@ -36,7 +36,7 @@ from higgs_native.ops.formats import WEIGHT_FORMATS
 DEPENDENT_LOADS = 2
 """Loads of attention that wait for each other before its first keys: cache position and slot, then pages."""
 TILE_POSITIONS, MAX_SPLITS = 64, 32
-"""kTile and kMaxSplits of csrc/cuda/attention.cu."""
+"""kTile of csrc/cuda/attention/tile.h, and kMaxSplits of csrc/cuda/attention.cu."""
 
 FIRST_FRAMES = 4
 """Frames of the first sound."""
@@ -127,20 +127,23 @@ class Model:
         splits_of_block = math.ceil(splits / launch.y)
         tiles_of_block = tiles_of_split * splits_of_block
 
-        def loads(i: Instruction) -> tuple[float, ...]:
+        def score(i: Instruction) -> tuple[float, ...]:
             return (i.is_global_load and i.load_bytes == LOAD_BYTES, i.is_tensor_core)
 
         tile_loop = min(
             (loop for loop in kernel.loops() if self._loads_of(kernel, loop) >= 8), key=lambda loop: loop[1] - loop[0]
         )
-        path = kernel.path(tile_loop, loads)
+        path = kernel.path(tile_loop, score)
         live, fitting = launch.x * min(splits, launch.y), kernel.blocks_per_multiprocessor(launch.threads, 0)
         resident = min(fitting, math.ceil(live / gpu.multiprocessors))
         scheduled = resident * launch.threads // WARP // SCHEDULERS
         waves = live / (gpu.multiprocessors * fitting) if live > gpu.multiprocessors * fitting else 1
         # Blocks that start before qkv ends have found their pages by then, and prefetched the first two tiles.
         starts_early = blocks_ahead(gpu, self.kernels, launch, previous) >= live
-        cycles = L2_CYCLES
+        # Between the wait and the tiles come the first keys and values, and the query. Prefetches count once.
+        ahead = [i for i in kernel.instructions if i.address < tile_loop[0]]
+        wait = max(index for index, i in enumerate(ahead) if i.name == "ACQBULK")
+        cycles = self.library.cycles((launch.kernel, "query"), ahead[wait + 1 :], 1, scheduled)
         if not starts_early:
             cycles += DEPENDENT_LOADS * L2_CYCLES + MEMORY_CYCLES - L2_CYCLES
         cycles += max(0, tiles_of_block - 2) * (MEMORY_CYCLES - L2_CYCLES)

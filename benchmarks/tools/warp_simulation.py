@@ -86,7 +86,7 @@ class _Step:
     def __init__(self, i: Instruction) -> None:
         self.unit, self.interval = INTERVALS.get(i.name, INTEGER_UNIT)
         self.latency = LATENCIES[self.unit]
-        if i.name == "LDS":
+        if i.name in ("LDS", "STS"):
             self.interval = i.load_bytes  # a multiprocessor's shared memory gives 128 bytes a cycle
         if i.is_global_load:
             self.latency = MEMORY_CYCLES if i.is_weight_load else L2_CYCLES

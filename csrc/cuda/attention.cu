@@ -112,28 +112,27 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
   const Splits splits(length);
   const bool is_empty = first_split >= splits.count, is_alone = stride == 1 || splits.count == 1;
   const T *keys = static_cast<const T*>(a.keys), *values = static_cast<const T*>(a.values);
-  // Where the warp's keys and values at `position` lie, in one page; behind the end, where the last ones do.
-  auto row_at = [&](int position) {
-    position = min(position, length - 1);
+  // The offset of the warp's keys and values at `position`, which lie in one page; or zero at the end.
+  auto row_at = [&](int position) -> int64_t {
+    if (position >= length) return 0;
     const int64_t page = pages[position >> a.page_shift];
     const int64_t in_page = (static_cast<int64_t>(head) << a.page_shift) + (position & ((1 << a.page_shift) - 1));
     return page * a.page_stride + in_page * head_dim;
   };
-  auto count_at = [&](int position) { return max(1, min(kWarpPositions, length - position)); };
   auto prefetch_at = [&](int position, int64_t at) {
-    if (kDims == 0 || lane != 0) return;
-    const auto bytes = static_cast<uint32_t>(count_at(position) * head_dim * sizeof(T));
+    if (kDims == 0 || lane != 0 || position >= length) return;
+    const auto bytes = static_cast<uint32_t>(min(kWarpPositions, length - position) * head_dim * sizeof(T));
     prefetch_l2(keys + at, bytes);
     prefetch_l2(values + at, bytes);
   };
-  // The tile behind the next one: of the same split, or of the block's next split.
+  // The tile after the next one: of the same split, or of the block's next split.
   int tiles_left = splits.positions / kTile;
-  auto tile_behind = [&](int position) {
+  auto tile_after = [&](int position) {
     if (--tiles_left > 0) return position + kTile;
     tiles_left = splits.positions / kTile;
     return position + kTile + (stride - 1) * splits.positions;
   };
-  int position = first_split * splits.positions + warp * kWarpPositions, next = tile_behind(position);
+  int position = first_split * splits.positions + warp * kWarpPositions, next = tile_after(position);
   int64_t row_now = 0, row_next = 0;
   if (!is_empty) {
     row_now = row_at(position);
@@ -151,8 +150,10 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
   }
 
   std::conditional_t<kDims != 0, TensorTile<T, kGroup, kDims>, PlainTile<T, kGroup>> tile;
-  tile.load_keys(keys + row_now, count_at(position), lane);
-  tile.load_values(values + row_now, count_at(position), lane);
+  if (position < length) {
+    tile.load_keys(keys + row_now, length - position, lane);
+    tile.load_values(values + row_now, length - position, lane);
+  }
   tile.load_query(a.query + a.first_column(item, kGroup), group, head_dim, a.scale, lane);
   a.prefetch.o.prefetch(block, blocks);
   a.prefetch.gate_up.prefetch(block, blocks);
@@ -165,15 +166,15 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
   for (int split = first_split; split < splits.count; split += stride) {
     tile.begin_split();
     const int end = min((split + 1) * splits.positions, length);
-    for (int tiles = split * splits.positions; tiles < end; tiles += kTile) {
-      const int count = count_at(position), next_count = count_at(next);
-      const bool has_positions = position < length;
-      if (has_positions) tile.score(count, head_dim, lane);
-      tile.load_keys(keys + row_next, next_count, lane);
-      if (has_positions) tile.weigh(count, head_dim, lane);
-      tile.load_values(values + row_next, next_count, lane);
+    for (int tile_position = split * splits.positions; tile_position < end; tile_position += kTile) {
+      // The rest of the sequence, of which the warp has kWarpPositions at most.
+      const int count = length - position, next_count = length - next;
+      if (count > 0) tile.score(min(kWarpPositions, count), head_dim, lane);
+      if (next_count > 0) tile.load_keys(keys + row_next, next_count, lane);
+      if (count > 0) tile.weigh(min(kWarpPositions, count), head_dim, lane);
+      if (next_count > 0) tile.load_values(values + row_next, next_count, lane);
       position = next;
-      next = tile_behind(next);
+      next = tile_after(next);
       row_next = row_at(next);
     }
     tile.end_split(warp_sums[warp], lane);
@@ -212,23 +213,27 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
     const int64_t first = static_cast<int64_t>(item) * a.splits * kGroup + warp;
     const float2 state =
         lane < splits.count ? load_l2(a.states + first + lane * kGroup) : make_float2(kNothing.maximum, kNothing.total);
-    factors[warp][lane] = merge_factors({state.x, state.y});
-    __syncwarp();
     const float4* from = a.sums + first * kQuads + lane;
-#pragma unroll
-    for (int first_split = 0; first_split < kMaxSplits; first_split += kMergedAtOnce) {
-      if (first_split >= splits.count) break;
-      float4 parts[kMergedAtOnce];
+    float4 split_sums[kMergedAtOnce];
+    auto load_sums = [&](int begin) {
 #pragma unroll
       for (int i = 0; i < kMergedAtOnce; ++i) {
-        const int split = first_split + i;
-        parts[i] =
+        const int split = begin + i;
+        split_sums[i] =
             split < splits.count && has_element ? load_l2(from + split * kGroup * kQuads) : make_float4(0, 0, 0, 0);
       }
+    };
+    load_sums(0);
+    factors[warp][lane] = merge_factors({state.x, state.y});
+    __syncwarp();
+#pragma unroll
+    for (int begin = 0; begin < kMaxSplits; begin += kMergedAtOnce) {
+      if (begin >= splits.count) break;
+      if (begin != 0) load_sums(begin);
 #pragma unroll
       for (int i = 0; i < kMergedAtOnce; ++i) {  // those that don't exist add nothing
-        const MergeFactors f = factors[warp][first_split + i];
-        merged = added(merged, f.keep, parts[i], f.add);
+        const MergeFactors f = factors[warp][begin + i];
+        merged = added(merged, f.keep, split_sums[i], f.add);
         merged_state.total = scaled_sum(merged_state.total, f.keep, f.total);
       }
     }

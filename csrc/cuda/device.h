@@ -43,6 +43,15 @@ __device__ __forceinline__ uint32_t pack(float first, float second) {
   return word;
 }
 
+// The lower halves of two words, and the upper ones.
+__device__ __forceinline__ uint32_t lower_halves(uint32_t first, uint32_t second) {
+  return __byte_perm(first, second, 0x5410);
+}
+
+__device__ __forceinline__ uint32_t upper_halves(uint32_t first, uint32_t second) {
+  return __byte_perm(first, second, 0x7632);
+}
+
 // The e4m3 in the upper bytes of both halves of a word as two bfloat16, exactly; the lower bytes are ignored. Scaling
 // corrects the exponent's offset, 7 instead of 127, and normalizes subnormal numbers.
 __device__ __forceinline__ uint32_t widen_e4m3(uint32_t word) {
@@ -147,15 +156,6 @@ __device__ __forceinline__ void allow_next_launch() {
 // 16 lanes per cycle of a multiprocessor.
 __device__ __forceinline__ uint32_t round_to_byte(float x, float factor) {
   return __float_as_uint(__fadd_rn(__fmul_rn(x, factor), 0x1.8p23f));
-}
-
-// The lower halves of two words, and the upper ones.
-__device__ __forceinline__ uint32_t lower_halves(uint32_t first, uint32_t second) {
-  return __byte_perm(first, second, 0x5410);
-}
-
-__device__ __forceinline__ uint32_t upper_halves(uint32_t first, uint32_t second) {
-  return __byte_perm(first, second, 0x7632);
 }
 
 // A word of the low bytes of four.

@@ -114,26 +114,27 @@ def test_rows_packed_by_one_block_and_by_several(with_multiprocessors, format):
 
 @pytest.mark.parametrize("places", [(600,), (3, 700, 0), (2200,)])
 @pytest.mark.parametrize("count", [H100, 9])
-def test_attention_in_splits_and_in_one_block(with_multiprocessors, count, places):
+@pytest.mark.parametrize("head_dim", [32, 64])
+def test_attention_in_splits_and_in_one_block(with_multiprocessors, head_dim, count, places):
     """2,201 positions are 18 splits of two tiles. With 9 multiprocessors a block takes several splits."""
     length = 704 if max(places) < 704 else 2208
     table, num_pages = random_page_table(3, length, 16)
     keys, values = (
-        in_pages(random((3, 2, length, 32), torch.bfloat16, seed), table, num_pages, 16) for seed in (5, 6)
+        in_pages(random((3, 2, length, head_dim), torch.bfloat16, seed), table, num_pages, 16) for seed in (5, 6)
     )
-    query = random((len(places), 6 * 32))
+    query = random((len(places), 6 * head_dim))
 
     def attention():
         out = torch.full_like(query, torch.nan)
         slots = torch.arange(len(places), dtype=torch.int32)
-        ops.attention(out, query, keys, values, table, slots, int32(*places), 32**-0.5)
+        ops.attention(out, query, keys, values, table, slots, int32(*places), head_dim**-0.5)
         return out
 
     in_splits = with_multiprocessors(count, attention)
     assert torch.equal(in_splits, with_multiprocessors(1, attention))
     expected = torch.empty_like(query)
     slots = torch.arange(len(places), dtype=torch.int32)
-    reference.attention(expected, query, keys, values, table, slots, int32(*places), 32**-0.5)
+    reference.attention(expected, query, keys, values, table, slots, int32(*places), head_dim**-0.5)
     torch.testing.assert_close(in_splits, expected, rtol=1e-3, atol=1e-4)
 
 

@@ -1,7 +1,7 @@
 // Attention of a warp over its positions of a tile, for the query heads that share a KV head.
 //
 // A tile has kTile positions: 1, 2 or 4 pages of the cache, the last tile fewer. A warp takes kWarpPositions of them,
-// which lie in one page, and has a softmax state and sums of its own until the split ends.
+// which lie in one page, and keeps its softmax state and its sums until the split ends.
 #pragma once
 
 #include "common/softmax_state.h"
@@ -18,11 +18,12 @@ constexpr int kMaxGroup = 4, kMaxHeadDim = 128;
 // The softmax state before the first position.
 constexpr SoftmaxState kNothing = {-kMaxFloat, 0};
 
-// What a warp hands over: per query head the softmax state, and the sum of values weighted with exp(score - maximum).
+// A warp's results of a split: per query head the softmax state, and the sum of values weighted with exp(score -
+// maximum). Rows are padded, so that stores of several heads fall into different banks.
 template <int kGroup>
 struct WarpSums {
   SoftmaxState states[kGroup];
-  alignas(16) float sums[kGroup][kMaxHeadDim];
+  alignas(16) float sums[kGroup][kMaxHeadDim + 8];
 };
 
 // On tensor cores, for aligned rows of kDims 16-bit numbers. Products have eight columns: for each query head its numbers
