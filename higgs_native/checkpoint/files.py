@@ -18,7 +18,7 @@ from higgs_native.utils.files import read_json_object, read_small_file
 AUDIO_TOKENIZER_FOLDER = "audio_tokenizer"
 """The folder of an audio tokenizer within a language model's checkpoint."""
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
-"""What names a folder's tensors; the first one has priority."""
+"""The files of a folder's tensors, or their index; the first one has priority."""
 _MAX_TOKENIZER_FILE = 128 << 20
 """Maximum size of `tokenizer.json` in bytes; the published one has 17 MB."""
 
