@@ -110,7 +110,7 @@ def test_a_recognizer_understands_it(speeches):
             min(1.0, recognizer.word_error_rate([normalize(text)], [recognizer.hear(speech.audio)]))
             for text, speech in zip(TEXTS, speeches, strict=True)
         ]
-    assert np.mean(errors) < 0.6
+    assert np.mean(errors) < 0.45
 
 
 def test_the_first_sound_waits_for_no_compiler(run_python):
