@@ -12,8 +12,8 @@ main loop of the multiprocessor with the most blocks, simulated (warp_simulation
 between launches and the tail, less the weights that blocks of the next launch have loaded by then, if they fit beside
 those of this one. Wide blocks of many rows take the longest of the same; they prefetch nothing. Weights that earlier
 launches prefetch into L2 take no time of memory as far as they arrive while it would idle: between launches, and in
-attention but for its own keys and values. Attention takes the path of its multiprocessor with the most blocks through
-a tile and behind it, simulated, and its fences.
+attention but for its own keys and values. Attention takes the path of its multiprocessor with the most blocks,
+simulated from the wait through its tiles to its end, and its fences.
 """
 
 import argparse
