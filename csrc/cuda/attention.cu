@@ -7,7 +7,7 @@
 // splits of whole tiles of kTile positions, by its length alone; a tile is 1, 2 or 4 pages. A block takes the splits of a
 // row and KV head, for all query heads that share it. With few rows, several blocks share out the splits, and the last
 // one to finish merges their results. Splits are merged in order either way, so the result depends neither on the batch
-// nor on the pages.
+// nor on the pages. Many rows take a warp each instead (attention/prompts.h).
 // Threads: a warp takes a quarter of each tile of a split, and the warps' sums are added, in order, when the split ends
 // (attention/tile.h). The keys and values of a warp's next tile are in flight while it computes one.
 // Lengths and pages of sequences are read on the device, those of a row before the wait for earlier launches, which do
@@ -21,76 +21,14 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "cuda/attention/tile.h"
+#include "cuda/attention/prompts.h"
+#include "cuda/attention/splits.h"
 #include "cuda/decoder.h"
 #include "cuda/linear.h"
 
 namespace higgs_native::cuda {
 
 namespace {
-
-constexpr int kMaxSplits = kWarp;  // a lane of a warp merges one
-constexpr int kQuads = kMaxHeadDim / 4;
-constexpr int kMergedAtOnce = 16;
-
-struct AttentionArguments {
-  float* out;          // [rows, heads * group * head_dim]
-  const float* query;  // likewise
-  const void *keys, *values;
-  const int32_t* page_table;               // [slots, max_pages]
-  const int32_t *slots, *cache_positions;  // [rows]
-  float4* sums;                            // [rows, heads, parts, splits, kGroup, kQuads]: partial results
-  float2* states;                          // [rows, heads, parts, splits, kGroup]: maximum and total of each
-  int32_t* split_counters;                 // [rows, heads, parts], zeros
-  int64_t max_pages, page_stride;          // page_stride: numbers between two pages
-  int page_shift;                          // a page has 1 << page_shift positions
-  int heads, group, head_dim, splits;
-  int parts;  // blocks that share a group larger than kGroup
-  float scale;
-  bool is_first;  // whether this is the first launch of the operator
-  AttentionPrefetch prefetch;
-
-  // Where the heads of an item begin in `query` and `out`.
-  __device__ __forceinline__ int64_t first_column(int item, int heads_of_part) const {
-    return (static_cast<int64_t>(item / parts) * group + item % parts * heads_of_part) * head_dim;
-  }
-
-  int64_t prefetched_bytes() const { return prefetch.o.bytes() + prefetch.gate_up.bytes(); }
-};
-
-// The splits of a sequence.
-struct Splits {
-  int count, positions;
-  __device__ __forceinline__ explicit Splits(int length) {
-    const int tiles = (length + kTile - 1) / kTile, max_splits = min(tiles, kMaxSplits);
-    const int split_tiles = (tiles + max_splits - 1) / max_splits;
-    positions = split_tiles * kTile;
-    count = (tiles + split_tiles - 1) / split_tiles;
-  }
-};
-
-// A split joins those before it: their sum is multiplied by `keep`, its own by `add`. `total` is its total times `add`.
-struct alignas(16) MergeFactors {
-  float keep, add, total;
-};
-
-// first * keep + second * add
-__device__ __forceinline__ float4 added(const float4& first, float keep, const float4& second, float add) {
-  return make_float4(
-      scaled_sum(first.x, keep, second.x * add), scaled_sum(first.y, keep, second.y * add),
-      scaled_sum(first.z, keep, second.z * add), scaled_sum(first.w, keep, second.w * add));
-}
-
-// The factors of all splits of a head, by a warp: those that merge() gives one after the other, from kNothing on.
-__device__ __forceinline__ MergeFactors merge_factors(SoftmaxState split) {
-  float maximum = split.maximum;
-#pragma unroll
-  for (int by = 1; by < kWarp; by *= 2) maximum = fmaxf(maximum, __shfl_up_sync(kAllLanes, maximum, by));
-  const float before = __shfl_up_sync(kAllLanes, maximum, 1);
-  const bool is_first = threadIdx.x % kWarp == 0;
-  const float add = expf(split.maximum - maximum);
-  return {expf((is_first ? kNothing.maximum : before) - maximum), add, split.total * add};
-}
 
 // kDims: head_dim, on tensor cores; 0: any, without them. Blocks along y share out the splits of a row and KV head.
 template <typename T, int kGroup, int kDims>
@@ -107,23 +45,15 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
   allow_next_launch();
 
   // No launch of the operator writes the positions, slots and pages of its rows: see cuda/device.h on weights.
-  const int length = a.cache_positions[row] + 1;
-  const int32_t* pages = a.page_table + a.slots[row] * a.max_pages;
+  const Sequence<T> sequence(a, row, head, head_dim);
+  const int length = sequence.length;
   const Splits splits(length);
   const bool is_empty = first_split >= splits.count, is_alone = stride == 1 || splits.count == 1;
-  const T *keys = static_cast<const T*>(a.keys), *values = static_cast<const T*>(a.values);
-  // The offset of the warp's keys and values at `position`, which lie in one page; or zero at the end.
-  auto row_at = [&](int position) -> int64_t {
-    if (position >= length) return 0;
-    const int64_t page = pages[position >> a.page_shift];
-    const int64_t in_page = (static_cast<int64_t>(head) << a.page_shift) + (position & ((1 << a.page_shift) - 1));
-    return page * a.page_stride + in_page * head_dim;
-  };
   auto prefetch_at = [&](int position, int64_t at) {
     if (kDims == 0 || lane != 0 || position >= length) return;
     const auto bytes = static_cast<uint32_t>(min(kWarpPositions, length - position) * head_dim * sizeof(T));
-    prefetch_l2(keys + at, bytes);
-    prefetch_l2(values + at, bytes);
+    prefetch_l2(sequence.keys + at, bytes);
+    prefetch_l2(sequence.values + at, bytes);
   };
   // The tile after the next one: of the same split, or of the block's next split.
   int tiles_left = splits.positions / kTile;
@@ -135,8 +65,8 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
   int position = first_split * splits.positions + warp * kWarpPositions, next = tile_after(position);
   int64_t row_now = 0, row_next = 0;
   if (!is_empty) {
-    row_now = row_at(position);
-    row_next = row_at(next);
+    row_now = sequence.row_at(position);
+    row_next = sequence.row_at(next);
     prefetch_at(position, row_now);
     prefetch_at(next, row_next);
   }
@@ -151,8 +81,8 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
 
   std::conditional_t<kDims != 0, TensorTile<T, kGroup, kDims>, PlainTile<T, kGroup>> tile;
   if (position < length) {
-    tile.load_keys(keys + row_now, length - position, lane);
-    tile.load_values(values + row_now, length - position, lane);
+    tile.load_keys(sequence.keys + row_now, length - position, lane);
+    tile.load_values(sequence.values + row_now, length - position, lane);
   }
   tile.load_query(a.query + a.first_column(item, kGroup), group, head_dim, a.scale, lane);
   a.prefetch.o.prefetch(block, blocks);
@@ -170,29 +100,18 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
       // The rest of the sequence, of which the warp has kWarpPositions at most.
       const int count = length - position, next_count = length - next;
       if (count > 0) tile.score(min(kWarpPositions, count), head_dim, lane);
-      if (next_count > 0) tile.load_keys(keys + row_next, next_count, lane);
+      if (next_count > 0) tile.load_keys(sequence.keys + row_next, next_count, lane);
       if (count > 0) tile.weigh(min(kWarpPositions, count), head_dim, lane);
-      if (next_count > 0) tile.load_values(values + row_next, next_count, lane);
+      if (next_count > 0) tile.load_values(sequence.values + row_next, next_count, lane);
       position = next;
       next = tile_after(next);
-      row_next = row_at(next);
+      row_next = sequence.row_at(next);
     }
     tile.end_split(warp_sums[warp], lane);
     __syncthreads();
     if (has_element) {
-      SoftmaxState state = kNothing;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) state.maximum = fmaxf(state.maximum, warp_sums[w].states[warp].maximum);
-      float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        const float factor = expf(warp_sums[w].states[warp].maximum - state.maximum);
-        const float4 part = *reinterpret_cast<const float4*>(&warp_sums[w].sums[warp][4 * lane]);
-        sum = make_float4(
-            fmaf(part.x, factor, sum.x), fmaf(part.y, factor, sum.y), fmaf(part.z, factor, sum.z),
-            fmaf(part.w, factor, sum.w));
-        state.total = fmaf(warp_sums[w].states[warp].total, factor, state.total);
-      }
+      float4 sum;
+      const SoftmaxState state = add_warps(sum, warp_sums, warp, lane);
       if (is_alone) {
         const SoftmaxMerge m = merge(merged_state, state);
         merged = added(merged, m.keep, sum, m.add);
@@ -239,12 +158,7 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
     }
   }
   if (has_element) {
-    float* out = a.out + a.first_column(item, kGroup) + warp * head_dim + 4 * lane;
-    const float all[4] = {merged.x, merged.y, merged.z, merged.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (4 * lane + i < head_dim) out[i] = all[i] / merged_state.total;
-    }
+    write_row(a.out + a.first_column(item, kGroup) + warp * head_dim, merged, merged_state.total, lane, head_dim);
   }
 }
 
@@ -252,6 +166,13 @@ template <typename T, int kGroup>
 void attention_of_group(const Launch& launch, const AttentionArguments& a, dim3 grid) {
   if constexpr (sizeof(T) == 2) {
     if (is_aligned(a.query) && is_aligned(a.keys) && is_aligned(a.values)) {
+      // A warp for each row, if that is enough for every multiprocessor.
+      const int64_t items_of_row = static_cast<int64_t>(a.heads) * a.parts, items = a.rows * items_of_row;
+      if (items >= kPromptWarps * launch.multiprocessors()) {
+        const auto blocks = static_cast<unsigned>(ceil_div(a.rows, kWarps) * items_of_row);
+        if (a.head_dim == 128) return launch(prompt_attention_kernel<T, kGroup, 128>, blocks, kThreads, 0, a);
+        if (a.head_dim == 64) return launch(prompt_attention_kernel<T, kGroup, 64>, blocks, kThreads, 0, a);
+      }
       if (a.head_dim == 128) return launch(attention_kernel<T, kGroup, 128>, grid, kThreads, 0, a);
       if (a.head_dim == 64) return launch(attention_kernel<T, kGroup, 64>, grid, kThreads, 0, a);
     }
@@ -283,7 +204,7 @@ void qkv_rope_cache_registered(
     const OptionalTensor& key_norm) {
   qkv_rope_cache_cuda(
       query, key_cache, value_cache, x, text_norm, audio_norm, eps, qkv_weight, qkv_scales, rope_table, page_table,
-      slots, positions, cache_positions, num_text_rows, query_norm, key_norm, {}, nullptr);
+      slots, positions, cache_positions, num_text_rows, query_norm, key_norm, {}, nullptr, {});
 }
 
 }  // namespace
@@ -293,7 +214,7 @@ void qkv_rope_cache_cuda(
     const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const OptionalTensor& qkv_scales,
     const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
     const Tensor& cache_positions, int64_t num_text_rows, const OptionalTensor& query_norm,
-    const OptionalTensor& key_norm, const LowRank& low_rank, const Tensor* split_counters) {
+    const OptionalTensor& key_norm, const LowRank& low_rank, const Tensor* split_counters, const NextWeights& next) {
   const char* op = "qkv_rope_cache";
   const QkvRopeCache checked = check_qkv_rope_cache(
       query, key_cache, value_cache, x, text_norm, audio_norm, qkv_weight, qkv_scales, rope_table, page_table, slots,
@@ -322,6 +243,7 @@ void qkv_rope_cache_cuda(
       checked.cache.page_shift(),
       query_norm ? query_norm->const_data_ptr() : nullptr,
       key_norm ? key_norm->const_data_ptr() : nullptr};
+  p.next = next;
   if (split_counters) {
     p.zeroed = split_counters->mutable_data_ptr<int32_t>();
     p.num_zeroed = static_cast<int>(checked.rows * checked.query_heads);
@@ -354,6 +276,7 @@ void attention_cuda(
   a.max_pages = cache.max_pages;
   a.page_stride = cache.heads * cache.page_size * cache.head_dim;
   a.page_shift = cache.page_shift();
+  a.rows = static_cast<int>(rows);
   a.heads = static_cast<int>(cache.heads);
   a.group = static_cast<int>(group);
   a.head_dim = static_cast<int>(cache.head_dim);

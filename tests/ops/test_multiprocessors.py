@@ -46,6 +46,28 @@ def test_linear_operators_of_one_and_of_two_panels_a_block(with_multiprocessors,
     torch.testing.assert_close(two_panels, expected, rtol=1e-5, atol=0.05 if format.startswith("int") else 1e-4)
 
 
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_blocks_that_take_panels_in_turn(with_multiprocessors, rows, format):
+    """Rows that are rounded to integers are rounded once on each multiprocessor; its block takes all its panels."""
+    n, k = 7 * PANEL + 5, 9 * 128
+    x, norm = random((rows, k)), random((k,), torch.bfloat16, seed=1)
+    weight = ops.pack_linear(random((n, k), seed=2) / k**0.5, format=format)
+
+    def linear():
+        out = torch.full((rows, n), torch.nan)
+        ops.rms_norm_linear(out, x, norm, 1e-5, weight)
+        return out
+
+    # Eight blocks of a panel; three of two or three panels; two of pairs, in two turns; one, in four.
+    alone, *in_turn = (with_multiprocessors(count, linear) for count in (H100, 3, 2, 1))
+    for result in in_turn:
+        assert torch.equal(result, alone)
+    expected = torch.empty(rows, n)
+    reference.rms_norm_linear(expected, x, norm, 1e-5, weight)
+    torch.testing.assert_close(alone, expected, rtol=1e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("format", ["bfloat16", "fp8"])
 def test_blocks_of_many_rows_and_of_few(with_multiprocessors, format):
     """40 rows take two panels a block with 2 multiprocessors, one with 132; 20 rows take fewer tiles."""
@@ -136,6 +158,30 @@ def test_attention_in_splits_and_in_one_block(with_multiprocessors, head_dim, co
     slots = torch.arange(len(places), dtype=torch.int32)
     reference.attention(expected, query, keys, values, table, slots, int32(*places), head_dim**-0.5)
     torch.testing.assert_close(in_splits, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("head_dim", "group"), [(64, 3), (128, 1), (128, 8)])
+@pytest.mark.parametrize("first", [0, 2040])
+def test_rows_of_a_prompt_by_a_warp_each_and_by_a_block_each(with_multiprocessors, first, head_dim, group, dtype):
+    """A prompt from position `first` on, and a row of another sequence; from 2,048 on a split has several tiles."""
+    rows, length = 18, 2112 if first else 32
+    table, num_pages = random_page_table(2, length, 16)
+    keys, values = (in_pages(random((2, 2, length, head_dim), dtype, seed), table, num_pages, 16) for seed in (5, 6))
+    query = random((rows, 2 * group * head_dim))
+    slots = torch.tensor([1] * (rows - 1) + [0], dtype=torch.int32)
+    places = int32(*range(first, first + rows - 1), 7)
+
+    def attention():
+        out = torch.full_like(query, torch.nan)
+        ops.attention(out, query, keys, values, table, slots, places, head_dim**-0.5)
+        return out
+
+    warps, blocks = (with_multiprocessors(count, attention) for count in (2, H100))
+    assert torch.equal(warps, blocks)
+    expected = torch.empty_like(query)
+    reference.attention(expected, query, keys, values, table, slots, places, head_dim**-0.5)
+    torch.testing.assert_close(warps, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_convolutions_of_small_and_of_large_tiles(with_multiprocessors):
