@@ -1,5 +1,6 @@
 """The linear operators' part of cuda_model.py: from few rows to many, and rows of x that are rounded before them."""
 
+import heapq
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, WEIGHT_FORMATS
 
 STEP_COLUMNS = {"bfloat16": 32, "fp8": 64, "int8": QUANTIZATION_GROUP, "int4": QUANTIZATION_GROUP}
 """Step<F>::kColumns of csrc/cuda/linear/weight_formats.h: columns that a warp takes at a time."""
+ROW_TILE, WIDE_TILES = 8, 16
+"""kRowTile, and kWideTiles of csrc/cuda/linear/wide_mainloop.h: the most tiles of rows of a block."""
 
 
 class Linear(NamedTuple):
@@ -75,40 +78,53 @@ class Linears:
         times = steps * step_bytes * math.ceil(panels) / path_bytes
         fitting = kernel.blocks_per_multiprocessor(launch.threads, launch.shared_bytes)
         # The multiprocessor with the most blocks decides.
-        left, cycles = math.ceil(launch.blocks / gpu.multiprocessors), 0
+        left, cycles, refill = math.ceil(launch.blocks / gpu.multiprocessors), 0, 0
         while left > 0:
             resident = min(left, fitting)
             scheduled = resident * warps // SCHEDULERS
             # The steps of one turn of the loop are loaded before it.
-            cycles += self.library.cycles((launch.kernel, norm), path, times, scheduled, max(0.0, times - 1))
-            cycles += self._round_cycles(
+            rounding = self._round_cycles(
                 launch, kernel, rows, STEP_COLUMNS[format], math.ceil(k / STEP_COLUMNS[format]), norm, scheduled
             )
+            cycles += self.library.cycles((launch.kernel, norm), path, times, scheduled, max(0.0, times - 1))
+            cycles += rounding
+            # Until a warp has multiplied a step, and loads another one.
+            step = step_bytes * math.ceil(panels) / path_bytes
+            refill = refill or rounding + self.library.cycles((launch.kernel, norm, "refill"), path, step, scheduled)
             left -= resident
         busy = min(launch.blocks, gpu.multiprocessors)
         # x comes from L2: packed, as the main loop loads it beside weights; else each block reads its rows.
         loads = sum(i.is_global_load and i.load_bytes == LOAD_BYTES and not i.is_weight_load for i in path)
         x_bytes = launch.blocks * (warps * times * loads * LOAD_BYTES * WARP if packed else rows * k * 4)
         from_l2 = weights * launch.x + x_bytes
-        ahead = blocks_ahead(gpu, self.kernels, launch, previous) * kernel.prefetched_bytes(warps)
+        of_block = kernel.prefetched_bytes(warps) * min(times, 1)
+        # Blocks load their first weights before the wait: some while the launch before still runs, others behind it.
+        waiting_mb = min(launch.blocks, gpu.multiprocessors * fitting) * of_block / 1e6
+        ahead_mb = min(waiting_mb, blocks_ahead(gpu, self.kernels, launch, previous) * of_block / 1e6)
+        refill_us = refill / gpu.cycles_per_us
         us, bound, idle_us = {}, "", {}
         for at in CASES:
-            bandwidth = gpu.peak_gb_per_s * gpu.read_share.at(at) / 1e3
+            bandwidth = gpu.peak_gb_per_s * gpu.read_share.at(at) / 1e3  # MB per us
+            l2_bandwidth = gpu.l2_gb_per_s.at(at) / 1e3
             between = GAP_US.at(at) + TAIL_US.at(at)
-            # Blocks of this launch that wait already have loaded the same bytes as prefetches: each panel's first.
-            # That is faster only if memory limits the launch: nothing is multiplied before the wait.
-            in_l2_us = in_l2[at] / 1e6 / bandwidth if in_l2 else 0
-            early_us = max(in_l2_us, min(ahead / 1e6 / bandwidth, between - GAP_US.at("best")))
+            # Prefetches begin at each panel's first bytes, as blocks do. Memory goes on with what these wait for.
+            in_l2_us = (in_l2[at] if in_l2 else 0.0) / 1e6 / bandwidth
+            begin_us = max(in_l2_us, 0.0 if ahead_mb == waiting_mb else TAIL_US.at(at))
+            beyond_us = min(waiting_mb / bandwidth - in_l2_us, between + refill_us - begin_us)
+            early_us = in_l2_us + max(0.0, beyond_us)
+            left_us = max(0.0, weights / 1e6 / bandwidth - early_us)
+            arrived_mb = min(early_us * bandwidth, ahead_mb + GAP_US.at(at) * l2_bandwidth, waiting_mb)
             times_us = {
-                "memory": max(0.0, weights / 1e6 / bandwidth - early_us),
-                "L2": from_l2 / 1e6 / (gpu.l2_gb_per_s.at(at) / 1e3),
+                "memory": left_us + (refill_us if left_us else 0),
+                "L2": (from_l2 / 1e6 - arrived_mb) / l2_bandwidth,
                 "port": from_l2 / busy / (PORT_BYTES * gpu.cycles_per_us),
                 "instructions": cycles / gpu.cycles_per_us,
             }
             limit = max(times_us, key=lambda what: times_us[what])
             us[at] = times_us[limit] + between
+            # Memory idles from the last weights to the first refill of the next launch, taken to be as late as here.
             # `o` prefetches at once, as L2 has its weights; the others behind their last loads.
-            idle_us[at] = us[at] - times_us["memory"] if name == "o" else between - GAP_US.at("best")
+            idle_us[at] = us[at] - left_us if name == "o" else between + refill_us
             if at == "expected":
                 bound, expected = limit, times_us
         details = {
@@ -131,11 +147,16 @@ class Linears:
         )
         # Copies to shared memory come ahead of time, as far as L2 and the port let them.
         steps, warps = math.ceil(k / STEP_COLUMNS[format]), launch.threads // WARP
-        cycles = 0
-        for adds, times in ((True, min(steps, warps)), (False, max(0, steps - warps))):
-            path = kernel.path(loop, self._wide_score(adds))
-            cycles += self.library.cycles((launch.kernel, adds), path, times, warps // SCHEDULERS)
-        waves = math.ceil(launch.blocks / gpu.multiprocessors)
+        of_row_blocks = []
+        tiles = math.ceil(rows / ROW_TILE)
+        for first_tile in range(0, tiles, math.ceil(tiles / launch.x)):
+            share = self._share_of_products(min(math.ceil(tiles / launch.x), tiles - first_tile))
+            of_row_blocks.append(0)
+            for adds, times in ((True, min(steps, warps)), (False, max(0, steps - warps))):
+                path = self._products(kernel.path(loop, self._wide_score(adds)), share)
+                key = (launch.kernel, adds, share)
+                of_row_blocks[-1] += self.library.cycles(key, path, times, warps // SCHEDULERS)
+        cycles = self._makespan([of_row_blocks[block % launch.x] for block in range(launch.blocks)])
         weights = WEIGHT_FORMATS[format].packed_nbytes(n, k)
         x_bytes = rows * steps * STEP_COLUMNS[format] * 2
         from_l2, busy = weights * launch.x + x_bytes * launch.y, min(launch.blocks, gpu.multiprocessors)
@@ -145,7 +166,7 @@ class Linears:
                 "memory": weights / 1e3 / (gpu.peak_gb_per_s * gpu.read_share.at(at)),
                 "L2": from_l2 / 1e3 / gpu.l2_gb_per_s.at(at),
                 "port": from_l2 / busy / (PORT_BYTES * gpu.cycles_per_us),
-                "instructions": waves * cycles / gpu.cycles_per_us,
+                "instructions": cycles / gpu.cycles_per_us,
             }
             limit = max(times_us, key=lambda what: times_us[what])
             us[at] = times_us[limit] + GAP_US.at(at) + TAIL_US.at(at)
@@ -165,6 +186,30 @@ class Linears:
         return score
 
     @staticmethod
+    def _share_of_products(tiles: int) -> float:
+        """The share of the products that the warps of a block with `tiles` tiles of rows compute.
+
+        A scheduler has a warp for either half of the tiles; a warp leaves out pairs of tiles that are missing.
+        """
+        half = WIDE_TILES // 2
+        pairs = [math.ceil(max(0, min(half, tiles - first)) / 2) for first in (0, half)]
+        return 2 * sum(pairs) / WIDE_TILES
+
+    @staticmethod
+    def _products(path: list[Instruction], share: float) -> list[Instruction]:
+        """A path without what stands between the first product that is left out and the last one."""
+        products = [index for index, i in enumerate(path) if i.is_tensor_core]
+        kept = round(share * len(products))
+        return path if kept == len(products) else path[: products[kept]] + path[products[-1] + 1 :]
+
+    def _makespan(self, cycles: list[int]) -> int:
+        """Cycles until the multiprocessors have done blocks, one at a time, in order."""
+        free = [0] * self.gpu.multiprocessors
+        for of_block in cycles:
+            heapq.heapreplace(free, free[0] + of_block)
+        return max(free)
+
+    @staticmethod
     def _steps_of(path: list[Instruction], step_columns: int) -> float:
         """K-steps of x that a path loads; a lane loads a quarter of the columns, 4 at a time."""
         return sum(i.is_global_load and i.load_bytes == LOAD_BYTES for i in path) / (step_columns / 16)
@@ -180,8 +225,10 @@ class Linears:
                 # Four lanes round a row of a step; a warp sums the squares of all rows of a step.
                 lanes = rows * 4 if stores else WARP
                 path = kernel.path(loop, self._pack_score(norm))
-                times = math.ceil(steps * lanes / launch.threads / self._steps_of(path, step_columns))
-                cycles += self.library.cycles((launch.kernel, norm, loop), path, times, warps)
+                turns = steps * lanes / launch.threads / self._steps_of(path, step_columns)
+                # Warps beyond the last step have nothing to round.
+                busy = math.ceil(warps * min(1, turns))
+                cycles += self.library.cycles((launch.kernel, norm, loop), path, math.ceil(turns), busy)
         return cycles
 
     def _prefetched_kb(self, launch: Launch, kernel: Kernel, share: float = 1) -> float:
@@ -211,12 +258,14 @@ class Linears:
 
     @staticmethod
     def _pack_score(norm: bool) -> Callable[[Instruction], tuple[float, ...]]:
-        """The way of complete and aligned rows through a loop that rounds them; a norm's weights are of 16 bits."""
+        """The way of complete and aligned rows through a loop that rounds them; a norm's weights are of 16 bits.
+
+        Without a norm there are no squares, which are the most fused multiply-adds.
+        """
 
         def score(i: Instruction) -> tuple[float, ...]:
-            loads_norm = i.is_global_load and i.load_bytes == 8
             return (
-                loads_norm if norm else -loads_norm,
+                i.is_global_load and i.load_bytes == 8 if norm else -(i.name == "FFMA"),
                 i.is_global_load and i.load_bytes == LOAD_BYTES,
                 -(i.is_global_load and i.load_bytes <= 4),
             )

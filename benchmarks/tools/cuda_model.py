@@ -9,11 +9,12 @@ the range of a prediction takes all of them at their best or at their worst.
 
 A linear operator takes the longest of: reading its weights from memory; reading them and the rows of x from L2; the
 main loop of the multiprocessor with the most blocks, simulated (warp_simulation.py). Before and after it come the gap
-between launches and the tail, less the weights that blocks of the next launch have loaded by then, if they fit beside
-those of this one. Wide blocks of many rows take the longest of the same; they prefetch nothing. Weights that earlier
-launches prefetch into L2 take no time of memory as far as they arrive while it would idle: between launches, and in
-attention but for its own keys and values. Attention takes the path of its multiprocessor with the most blocks,
-simulated from the wait through its tiles to its end, and its fences.
+between launches and the tail. Memory would idle from a launch's last weights to the first ones that the next launch
+asks for after its wait, when x is rounded and a step multiplied. In that time arrive weights that earlier launches
+prefetch into L2, then those that blocks ask for before their wait: beside the blocks of the launch before, or behind
+them. Wide blocks of many rows take the longest of the same; they prefetch nothing, and those with fewer rows leave out
+products. Attention takes the path of its multiprocessor with the most blocks, simulated from the wait through its
+tiles to its end, and its fences; its keys and values are asked for before its wait, where blocks can start early.
 """
 
 import argparse
@@ -22,7 +23,17 @@ import math
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tools.cuda_constants import CASES, EMPTY_BLOCK_US, FENCE_US, FRAME_US, GAP_US, GPUS, Gpu, rests_on
+from benchmarks.tools.cuda_constants import (
+    CASES,
+    EMPTY_BLOCK_US,
+    FENCE_US,
+    FRAME_US,
+    GAP_US,
+    GPUS,
+    TAIL_US,
+    Gpu,
+    rests_on,
+)
 from benchmarks.tools.cuda_launches import MODELS, Launch
 from benchmarks.tools.cuda_linears import Linear, Linears, linears
 from benchmarks.tools.cuda_prediction import Library, Prediction, blocks_ahead
@@ -65,6 +76,7 @@ class Model:
         previous: Launch | None = None
         current: Linear | None = None
         in_l2: dict[str, dict[str, float]] = {}  # bytes by linear operator and case
+        asked = dict.fromkeys(CASES, 0.0)
         for launch in launches:
             outside = launch.op in ("embed", "rms_norm_linear", "sample_audio_frame")
             to = rest if outside else layer
@@ -76,13 +88,18 @@ class Model:
                 current = None
                 arrived = in_l2.pop(linear.name, None)
                 to.append(self._linears.narrow(launch, linear, case["format"], previous, arrived))
-                self._prefetch(in_l2, launch, to[-1], of_layer, case["format"])
+                if linear.name == "qkv":  # before `o`, attention's blocks load their keys and values
+                    for at in CASES:
+                        to[-1].idle_us[at] -= self._kv_us(case, config, position, at)
+                self._prefetch(in_l2, asked, launch, to[-1], of_layer, case["format"])
             elif launch.kernel.startswith("wide_gemm_kernel"):
                 to.append(self._linears.wide(launch, next(rows) if current is None else current, case["format"]))
                 current = None
+            elif launch.kernel.startswith("prompt_attention_kernel"):
+                to.append(self._prompt_attention(launch, config, position, case))
             elif launch.op == "attention":
-                to.append(self._attention(launch, config, position, "batch" in case, previous))
-                self._prefetch(in_l2, launch, to[-1], of_layer, case["format"])
+                to.append(self._attention(launch, config, position, case, previous))
+                self._prefetch(in_l2, asked, launch, to[-1], of_layer, case["format"])
             elif launch.kernel == "rope_kernel":
                 us = {at: GAP_US.at(at) + 3 * L2_CYCLES / self.gpu.cycles_per_us for at in CASES}
                 to.append(Prediction("rope", launch.kernel, launch.blocks, us, "latency", {}))
@@ -99,26 +116,44 @@ class Model:
     def _prefetch(
         self,
         in_l2: dict[str, dict[str, float]],
+        asked: dict[str, float],
         launch: Launch,
         done: Prediction,
         of_layer: list[Linear],
         format: str,
     ) -> None:
-        """Add the weights of later operators that arrive in L2 while memory would idle in a launch."""
-        following = {"attention": ("o", "gate_up"), "o": ("gate_up",), "gate_up": ("down",), "down": ("qkv",)}
+        """Add the weights of later operators that arrive in L2 while memory would idle in a launch.
+
+        Args:
+            in_l2: by operator and case.
+            asked: bytes that the launch before asked for, and that have not arrived; then those of this one.
+            launch: of `done`.
+            done: the prediction.
+            of_layer: the linear operators.
+            format: of the weights.
+        """
+        following = {
+            "qkv": ("o",),
+            "attention": ("o", "gate_up"),
+            "o": ("gate_up",),
+            "gate_up": ("down",),
+            "down": ("qkv",),
+        }
         sizes = {name: WEIGHT_FORMATS[format].packed_nbytes(n, k) for name, n, k, *_ in of_layer}
-        left = dict.fromkeys(CASES, float(launch.prefetched_bytes))
+        # `o` finds its weights in L2, so that memory goes on with what attention asked for.
+        left = {at: launch.prefetched_bytes + (asked[at] if done.name == "o" else 0.0) for at in CASES}
         for name in following.get(done.name, ()) if launch.prefetched_bytes else ():
             of_name = in_l2.setdefault(name, dict.fromkeys(CASES, 0.0))
             for at in CASES:
                 bandwidth = self.gpu.peak_gb_per_s * self.gpu.read_share.at(at) * 1e3  # bytes per us
-                fits = min(left[at], done.idle_us[at] * bandwidth, sizes[name] - of_name[at])
+                fits = max(0.0, min(left[at], done.idle_us[at] * bandwidth, sizes[name] - of_name[at]))
                 of_name[at] += fits
                 done.idle_us[at] -= fits / bandwidth
                 left[at] -= fits
+        asked.update(left)
 
     def _attention(
-        self, launch: Launch, config: HiggsAudioConfig, position: int, own_sequences: bool, previous: Launch | None
+        self, launch: Launch, config: HiggsAudioConfig, position: int, case: dict[str, Any], previous: Launch | None
     ) -> Prediction:
         kernel, gpu = self.kernels[launch.kernel], self.gpu
         tiles = math.ceil((position + 1) / TILE_POSITIONS)
@@ -157,27 +192,73 @@ class Model:
         alone = launch.threads // WARP // SCHEDULERS  # the last blocks of the items are on different multiprocessors
         merge = self.library.cycles((launch.kernel, "merge"), behind[counter:end], 1, alone) if merges else 0
         fences = 2 if merges else 0  # one before the counter, and the counter
-        kv = launch.x * (position + 1) * config.head_dim * 2 * 2
         us, bound, idle_us = {}, "", {}
         for at in CASES:
-            # The rows of a prompt share their keys and values, which stay in L2.
-            bandwidth = gpu.peak_gb_per_s * gpu.read_share.at(at) if own_sequences else gpu.l2_gb_per_s.at(at)
-            memory = kv / 1e3 / bandwidth
+            memory = self._kv_us(case, config, position, at)
+            # Blocks that start early have asked for theirs in time.
+            early = min(memory, GAP_US.at(at) + TAIL_US.at(at)) if starts_early and "batch" in case else 0.0
             blocks = (waves * cycles + merge) / self.gpu.cycles_per_us + fences * FENCE_US.at(at)
             blocks += (launch.blocks - live) / (gpu.multiprocessors * fitting) * EMPTY_BLOCK_US.at(at)
-            us[at] = GAP_US.at(at) + max(memory, blocks)
+            us[at] = GAP_US.at(at) + max(memory - early, blocks)
             # Weights come behind the first keys and values.
-            idle_us[at] = max(0.0, max(memory, blocks) - memory - 2 * L2_CYCLES / self.gpu.cycles_per_us)
+            idle_us[at] = max(0.0, max(memory - early, blocks) - (memory - early) - 2 * L2_CYCLES / gpu.cycles_per_us)
             if at == "expected":
-                bound = ("memory" if own_sequences else "L2") if memory > blocks else "latency"
+                bound = ("memory" if "batch" in case else "L2") if memory - early > blocks else "latency"
         details = {
             "live_blocks": live,
-            "kv_mb": kv / 1e6,
+            "kv_mb": self._kv_mb(case, config, position),
             "starts_early": starts_early,
             "tiles_us": waves * cycles / self.gpu.cycles_per_us,
             "merge_us": merge / self.gpu.cycles_per_us,
         }
         return Prediction("attention", launch.kernel, launch.blocks, us, bound, details, idle_us)
+
+    def _prompt_attention(
+        self, launch: Launch, config: HiggsAudioConfig, position: int, case: dict[str, Any]
+    ) -> Prediction:
+        """A warp for each row. The rows of a block find each other's keys and values in the first cache."""
+        kernel, gpu = self.kernels[launch.kernel], self.gpu
+        tiles = math.ceil((position + 1) / TILE_POSITIONS)
+        tiles_of_split = math.ceil(tiles / min(tiles, MAX_SPLITS))
+
+        def score(i: Instruction) -> tuple[float, ...]:
+            return (i.is_tensor_core, i.name == "LDS")
+
+        # Of a quarter of a tile, of a warp's part of a split, and of a split.
+        loops = [loop for loop in kernel.loops() if any(i.is_tensor_core for i in kernel.body(loop))]
+        _, part, split = sorted(loops, key=lambda loop: loop[1] - loop[0])
+        of_split = [i for i in kernel.path(split, score) if not part[0] <= i.address <= part[1]]
+        ahead = [i for i in kernel.instructions if i.address < split[0]]
+        wait = max(index for index, i in enumerate(ahead) if i.name == "ACQBULK")
+        behind = [i for i in kernel.instructions if i.address > split[1]]
+        # All instructions behind the loop count, also those of divisions that are seldom taken.
+        path = ahead[wait + 1 :] + (kernel.path(part, score) * 4 * tiles_of_split + of_split) * math.ceil(
+            tiles / tiles_of_split
+        )
+        fitting = kernel.blocks_per_multiprocessor(launch.threads, 0)
+        scheduled = fitting * launch.threads // WARP // SCHEDULERS
+        cycles = self.library.cycles((launch.kernel, "rows", tiles), path + behind, 1, scheduled)
+        waves = max(1.0, launch.blocks / (gpu.multiprocessors * fitting))
+        us, bound = {}, ""
+        for at in CASES:
+            l2 = self._kv_us(case, config, position, at) / (launch.threads // WARP)
+            us[at] = GAP_US.at(at) + max(l2, waves * cycles / gpu.cycles_per_us)
+            if at == "expected":
+                bound = "L2" if l2 > waves * cycles / gpu.cycles_per_us else "instructions"
+        details = {"kv_mb": self._kv_mb(case, config, position), "warp_us": cycles / gpu.cycles_per_us}
+        return Prediction("attention", launch.kernel, launch.blocks, us, bound, details)
+
+    @staticmethod
+    def _kv_mb(case: dict[str, Any], config: HiggsAudioConfig, position: int) -> float:
+        """MB of the keys and values that the rows read."""
+        rows = case.get("batch") or case["text"] + case["audio"]
+        return rows * config.num_key_value_heads * (position + 1) * config.head_dim * 2 * 2 / 1e6
+
+    def _kv_us(self, case: dict[str, Any], config: HiggsAudioConfig, position: int, at: str) -> float:
+        """us to read keys and values from memory; the rows of a prompt share theirs, which stay in L2."""
+        gpu = self.gpu
+        bandwidth = gpu.peak_gb_per_s * gpu.read_share.at(at) if "batch" in case else gpu.l2_gb_per_s.at(at)
+        return self._kv_mb(case, config, position) * 1e3 / bandwidth
 
     @staticmethod
     def _loads_of(kernel: Kernel, loop: tuple[int, int]) -> int:

@@ -12,11 +12,13 @@ namespace higgs_native::cuda {
 
 namespace {
 
-// Bytes of weights that a launch loads into L2 for later ones. At 3 TB/s, 8 MB take as long as the time between the last
-// loads of a launch and the first of the next; attention, and `o` with weights that L2 has, leave memory idle for longer.
-// L2 holds 50 MB, of which data that all multiprocessors read may take twice its size.
+// Bytes of weights that a launch loads into L2 for later ones. At 3 TB/s, 12 MB take as long as the time from the last
+// loads of a launch to the first ones of the next that go beyond them: the gap, and x, which is read and rounded first.
+// Behind qkv's come the keys and values that attention asks for. Attention, and `o` with weights that L2 has, leave
+// memory idle for longer. L2 holds 50 MB, of which data that all multiprocessors read may take twice its size.
 constexpr int64_t kPrefetchRows = 8;  // above it the rows of x are packed, and launches wait for L2, not for memory
-constexpr int64_t kAttentionPrefetch = 16 << 20, kOPrefetch = 14 << 20, kLinearPrefetch = 8 << 20;
+constexpr int64_t kQkvPrefetch = 4 << 20, kAttentionPrefetch = 16 << 20, kOPrefetch = 14 << 20;
+constexpr int64_t kLinearPrefetch = 12 << 20;
 
 // The operators of a layer, and what they do for each other.
 struct Operators {
@@ -26,12 +28,13 @@ struct Operators {
 
   // The weights that launches of the running layer prefetch. begin_layer() sets it.
   AttentionPrefetch of_attention;
-  NextWeights of_o, of_down;
+  NextWeights of_qkv, of_o, of_down;
 
   void begin_layer(const Tensor* layer, const Tensor* following) {
     if (!prefetches) return;
     const Tensor& gate_up = layer[num_text_rows > 0 ? kTextGateUp : kAudioGateUp];
-    of_attention.o = next_weights(layer[kO], kAttentionPrefetch);
+    of_qkv = next_weights(layer[kO], kQkvPrefetch);
+    of_attention.o = next_weights(layer[kO], kAttentionPrefetch, of_qkv.bytes());
     of_attention.gate_up = next_weights(gate_up, kAttentionPrefetch - of_attention.o.bytes());
     of_o = next_weights(gate_up, kOPrefetch, of_attention.gate_up.bytes());
     of_down = following ? next_weights(following[kQkv], kLinearPrefetch) : NextWeights();
@@ -39,7 +42,7 @@ struct Operators {
 
   template <typename... Arguments>
   void qkv_rope_cache(const Arguments&... arguments) const {
-    qkv_rope_cache_cuda(arguments..., &split_counters);
+    qkv_rope_cache_cuda(arguments..., &split_counters, of_qkv);
   }
   template <typename... Arguments>
   void attention(const Arguments&... arguments) const {

@@ -17,7 +17,7 @@ void qkv_rope_cache_cuda(
     const Tensor& audio_norm, double eps, const Tensor& qkv_weight, const OptionalTensor& qkv_scales,
     const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
     const Tensor& cache_positions, int64_t num_text_rows, const OptionalTensor& query_norm,
-    const OptionalTensor& key_norm, const LowRank& low_rank, const Tensor* split_counters);
+    const OptionalTensor& key_norm, const LowRank& low_rank, const Tensor* split_counters, const NextWeights& next);
 
 // `split_counters` [rows * query heads], int32: zeros, which qkv_rope_cache_cuda writes; made here if null.
 void attention_cuda(

@@ -37,8 +37,11 @@ template <WeightFormat F, int kPanels, int kRows, bool kPacked>
 void launch_gemm(const Launch& launch, const Gemm& p, const PackedActivations& packed, int steps, int pair_distance) {
   const int64_t row_blocks = ceil_div(p.rows, kRows);
   const int64_t panel_blocks = ceil_div(ceil_div(p.weight.n, kPanel), kPanels);
+  // Blocks that round their rows first take panels in turn, so that a multiprocessor rounds the rows once.
+  const int64_t most =
+      kKeepsActivations<F, kPacked> ? launch.multiprocessors() * kBlocksAtOnce<F, kPacked> : panel_blocks;
   // Blocks that share a panel are neighbors, so that all but the first find it in L2.
-  const dim3 grid(static_cast<unsigned>(row_blocks), static_cast<unsigned>(panel_blocks));
+  const dim3 grid(static_cast<unsigned>(row_blocks), static_cast<unsigned>(std::min(panel_blocks, most)));
   const size_t activations = kKeepsActivations<F, kPacked> ? SharedActivations<F>::bytes(steps, p.rows) : 0;
   launch(
       gemm_kernel<F, kPanels, kRows, kPacked>, grid, kThreads, kSumBytes<F, kPanels, kRows> + activations, p, packed,

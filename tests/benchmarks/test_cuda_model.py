@@ -35,14 +35,14 @@ def test_the_launches_of_a_frame():
         ("qkv_rope_cache", "gemm_kernel", 80),
         ("attention", "attention_kernel", 256),
         ("linear", "gemm_kernel", 96),
-        ("dual_ffn", "gemm_kernel", 256),
+        ("dual_ffn", "gemm_kernel", 132),  # of two pairs of panels
         ("dual_ffn", "gemm_kernel", 96),
     ]
     assert [(launch.op, launch.kernel.partition("<")[0], launch.blocks) for launch in launches] == [
         ("embed", "embed_kernel", 6),
         *layer,
         *layer,
-        ("rms_norm_linear", "gemm_kernel", 257),
+        ("rms_norm_linear", "gemm_kernel", 132),
         ("sample_audio_frame", "sample_audio_codes_kernel", 8),
         ("sample_audio_frame", "finish_audio_frames_kernel", 1),
     ]
@@ -54,13 +54,17 @@ def test_the_launches_of_a_frame():
     [("bfloat16", (18.9, 100.7, 50.3, 31.5)), ("int8", (9.4, 50.3, 25.2, 15.7)), ("int4", (4.7, 25.2, 12.6, 7.9))],
 )
 def test_launches_of_a_frame_load_weights_of_later_ones(format, weights):
-    """In MB, without scales: attention 16 MiB of o and gate_up, o 14 MiB of gate_up, the others 8 of the next."""
+    """In MB, without scales.
+
+    qkv 4 MiB of o, attention 16 MiB of the rest and gate_up, o 14 MiB of gate_up, the others 12 of the next.
+    """
     o, gate_up, down, qkv = weights
     launches = record(132, {"model": "v2", "format": format, "batch": 1})
     prefetched = [launch.prefetched_bytes / 1e6 for launch in launches[1:11]]
-    of_attention = min(16.8, o + gate_up)
-    expected = [of_attention, min(14.7, gate_up - max(0, of_attention - o)), min(8.4, down)]
-    assert prefetched == pytest.approx([0, *expected, min(8.4, qkv), 0, *expected, 0], abs=0.1)
+    rest = o - 4.2
+    of_attention = min(16.8, rest + gate_up)
+    expected = [4.2, of_attention, min(14.7, gate_up - max(0, of_attention - rest)), min(12.6, down)]
+    assert prefetched == pytest.approx([*expected, min(12.6, qkv), *expected, 0], abs=0.1)
 
 
 @needs_emulation
@@ -77,6 +81,18 @@ def test_a_prompt_takes_a_single_feed_forward_network_once():
     kernels = [[launch.kernel.partition("<")[0] for launch in of_model] for of_model in launches]
     one_pass = ["pack_activations_kernel", "gemm_kernel"] * 2
     assert dict(zip(MODELS, kernels, strict=True)) == {"v2": 4 * one_pass, "tts_3": 2 * one_pass}
+
+
+@needs_emulation
+def test_rows_of_a_prompt_take_a_warp_each():
+    """Four rows a block, for each of the 8 KV heads. 64 sequences take a block each, which has none to share with."""
+    case = {"model": "v2", "format": "bfloat16"}
+    cases = ({**case, "text": 83, "audio": 167}, {**case, "batch": 64})
+    launches = [next(launch for launch in record(132, case) if launch.op == "attention") for case in cases]
+    assert [(launch.kernel.partition("<")[0], launch.blocks) for launch in launches] == [
+        ("prompt_attention_kernel", 63 * 8),
+        ("attention_kernel", 64 * 8),
+    ]
 
 
 @needs_emulation
@@ -234,7 +250,7 @@ def test_the_stored_report_is_of_the_launches_of_today():
 
 @needs_emulation
 def test_predictions_of_the_compiled_library():
-    """Memory alone takes 1.92 ms for the 6.4 GB of a frame in bfloat16."""
+    """Memory alone takes 1.73 ms for the 5.8 GB of a frame in bfloat16."""
     if not LIBRARY.is_file() or find_cuobjdump() is None:
         pytest.skip("needs a build with CUDA, and cuobjdump")
     kernels = read_kernels(LIBRARY)
@@ -245,4 +261,4 @@ def test_predictions_of_the_compiled_library():
     assert [p.name for p in parts[0]] == ["qkv", "attention", "o", "gate_up", "down"]
     total = total_us(28, parts)
     assert list(total) == list(CASES)
-    assert 1920 < total["best"] < total["expected"] < total["worst"] < 3000
+    assert 1733 < total["best"] < total["expected"] < total["worst"] < 3000

@@ -61,13 +61,14 @@ struct BlockSums {
   }
 };
 
-// Applies the epilogue to a block's sums, and writes its outputs. `first_row`: the block's first row of x. `paired`:
-// panels i and i + kPanels / 2 of the block hold the two halves of a head.
+// Applies the epilogue to a block's sums, and writes its outputs. `first_row`: the block's first row of x, of `rows`.
+// `paired`: panels i and i + kPanels / 2 of the block hold the two halves of a head.
 template <int kPanels, int kRows>
-__device__ __forceinline__ void finish(const Gemm& p, const BlockSums<kRows>& sums, int first_row, bool paired) {
+__device__ __forceinline__ void finish(
+    const Gemm& p, const BlockSums<kRows>& sums, int first_row, int rows, bool paired) {
   constexpr int kPanelRows = static_cast<int>(kPanel), kHalf = static_cast<int>(kHalfPanel);
   const int n = static_cast<int>(p.weight.n);
-  const int thread = static_cast<int>(threadIdx.x), rows = min(kRows, p.rows - first_row);
+  const int thread = static_cast<int>(threadIdx.x);
   if (p.epilogue == Epilogue::kResidual) {
     for (int i = thread; i < kPanels * kPanelRows * rows; i += kThreads) {
       const int r = i % kPanelRows, panel = i / kPanelRows % kPanels, row = i / kPanelRows / kPanels;

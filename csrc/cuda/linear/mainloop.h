@@ -93,7 +93,8 @@ inline constexpr size_t kSumBytes = (kWarps / 2 * Sums<F, kPanels, kRows>::kCoun
 template <WeightFormat F, bool kPacked>
 inline constexpr int kBlocksAtOnce = !kPacked && (F == WeightFormat::bf16 || F == WeightFormat::f16) ? 2 : 1;
 
-// A block multiplies kPanels panels and kRows rows of x: tiles, or half a tile. kPacked: x is read from `packed`. `steps`:
+// A block multiplies kPanels panels and kRows rows of x: tiles, or half a tile. If it keeps its rows, it goes on with the
+// panels that lie gridDim.y blocks further. kPacked: x is read from `packed`. `steps`:
 // K-steps of the weight. `pair_distance`: if above 0, the distance of a block's two panels, in panels (half a head, for
 // Epilogue::kRope). `is_first`: whether this is the first launch of the operator.
 template <WeightFormat F, int kPanels, int kRows, bool kPacked>
@@ -104,23 +105,27 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<F, kPacked>)
   static_assert(!kIsHalfTile || (Step<F>::kInteger && !kPacked));
   constexpr int kTiles = kRows / kRowTile;  // none for half a tile
   __shared__ float squares_of_warps[kWarps][kRowTile];
-  __shared__ int shared_panels[kPanels];
+  constexpr bool kShared = kKeepsActivations<F, kPacked>;
+  __shared__ int shared_panels[kShared ? 2 : 1][kPanels];  // of even and of odd turns
   const int warp = warp_index(), lane = static_cast<int>(threadIdx.x) % kWarp;
   const int num_panels = static_cast<int>((p.weight.n + kPanel - 1) / kPanel);
   const int units = static_cast<int>(p.weight.units);
 
-  int panels[kPanels];
   const char* weight[kPanels];
   const uint16_t* scales[kPanels];  // of 4-bit weights
+  auto take_panels = [&](int turn) {
+    const int at = static_cast<int>(blockIdx.y + turn * gridDim.y);
 #pragma unroll
-  for (int i = 0; i < kPanels; ++i) {
-    panels[i] = panel_of_block<kPanels>(static_cast<int>(blockIdx.y), i, pair_distance);
-    // A block without a second panel reads the weight's last panel; finish() leaves these sums out.
-    const int64_t read = min(panels[i], num_panels - 1);
-    weight[i] = p.weight.data + read * units * kUnitBytes + group_lane() * 16;
-    scales[i] = static_cast<const uint16_t*>(p.weight.scales) + read * steps * kPanel + 4 * group_lane();
-    if (threadIdx.x == 0) shared_panels[i] = panels[i];
-  }
+    for (int i = 0; i < kPanels; ++i) {
+      const int panel = panel_of_block<kPanels>(at, i, pair_distance);
+      // A block without a second panel reads the weight's last panel; finish() leaves these sums out.
+      const int64_t read = min(panel, num_panels - 1);
+      weight[i] = p.weight.data + read * units * kUnitBytes + group_lane() * 16;
+      scales[i] = static_cast<const uint16_t*>(p.weight.scales) + read * steps * kPanel + 4 * group_lane();
+      if (threadIdx.x == 0) shared_panels[turn % 2][i] = panel;
+    }
+  };
+  take_panels(0);
 
   // Prefetch depth: K-steps in flight per warp. With few blocks, a warp needs 8 KB outstanding to saturate bandwidth.
   // With packed activations, a load is multiplied by 4 or more tiles, whose sums take the registers: depth 2. The sums
@@ -132,17 +137,19 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<F, kPacked>)
   constexpr bool kIsHalfDeep = kIsHalfTile && kPanels * Step<F>::kChunks == 8;
   constexpr int kPrefetchDepth = kIsDeep ? 4 : kIsHalfDeep ? 3 : 2;
   Weights<F, kPanels> prefetched[kPrefetchDepth];
-  if (is_first) wait_for_earlier_launches();  // see cuda/device.h: another launch may have written the weights
+  auto load_first_steps = [&] {
 #pragma unroll
-  for (int i = 0; i < kPrefetchDepth; ++i) {
-    const int step = warp + i * kWarps;
-    if (step < steps) load_weights<F, kPanels>(prefetched[i], weight, scales, step, units);
-  }
+    for (int i = 0; i < kPrefetchDepth; ++i) {
+      const int step = warp + i * kWarps;
+      if (step < steps) load_weights<F, kPanels>(prefetched[i], weight, scales, step, units);
+    }
+  };
+  if (is_first) wait_for_earlier_launches();  // see cuda/device.h: another launch may have written the weights
+  load_first_steps();
   allow_next_launch();
   wait_for_earlier_launches();
 
   float squares = 0;
-  constexpr bool kShared = kKeepsActivations<F, kPacked>;
   const SharedActivations<F> shared_x(dynamic_shared() + kSumBytes<F, kPanels, kRows>, steps, p.rows);
   if constexpr (kShared) {
     shared_x.fill(p);
@@ -154,97 +161,107 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<F, kPacked>)
   const int blocks = static_cast<int>(gridDim.y * gridDim.x);
   if (!kPacked && p.next_first) p.next.prefetch(block, blocks);
 
-  LaneSums sums;
-#pragma unroll
-  for (int i = 0; i < LaneSums::kCount; ++i) sums.v[i] = 0;
   const int first_tile = static_cast<int>(blockIdx.x) * kTiles;
-  // With one panel, registers are left for x of the next step: weights that L2 has come faster than x would.
-  constexpr bool kLoadsAhead = kPanels == 1 && !kPacked && Step<F>::kWords == 4 && F != WeightFormat::f32;
-  const int own_row = min(first_tile * kRowTile + group_lane(), p.rows - 1);
-  float ahead[kLoadsAhead ? Step<F>::kLaneColumns : 1];
-  if constexpr (kLoadsAhead) load_activations<F>(ahead, p, own_row, warp);
-  // The same for packed x: else each tile would wait for L2 in turn. For fp8 it would take the registers of a second
-  // block.
-  constexpr bool kReadsAhead = kPanels == 1 && kPacked && Step<F>::kWords == 4;
-  Activations<F> next_x[kReadsAhead ? kTiles : 1];
-  if constexpr (kReadsAhead) {
+  for (int turn = 0;; ++turn) {
+    LaneSums sums;
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      if (warp < steps) next_x[tile] = packed.template read<F>(first_tile + tile, warp, steps);
-    }
-  }
-  for (int first = warp; first < steps; first += kPrefetchDepth * kWarps) {
-    // Unrolled, so that prefetched weights stay in the registers that they are loaded into.
-#pragma unroll
-    for (int i = 0; i < kPrefetchDepth; ++i) {
-      const int step = first + i * kWarps;
-      if (step >= steps) break;
-      if constexpr (kIsHalfTile) {
-        const Activations<F> first_half = shared_x.read_half(step, 0), second_half = shared_x.read_half(step, 1);
-        const ColumnScales columns = shared_x.columns(step, lane_in_group() % 2);
-#pragma unroll
-        for (int panel = 0; panel < kPanels; ++panel) {
-          multiply_half_tile(sums, panel, prefetched[i], first_half, second_half, columns);
-        }
-      }
+    for (int i = 0; i < LaneSums::kCount; ++i) sums.v[i] = 0;
+    // With one panel, registers are left for x of the next step: weights that L2 has come faster than x would.
+    constexpr bool kLoadsAhead = kPanels == 1 && !kPacked && Step<F>::kWords == 4 && F != WeightFormat::f32;
+    const int own_row = min(first_tile * kRowTile + group_lane(), p.rows - 1);
+    float ahead[kLoadsAhead ? Step<F>::kLaneColumns : 1];
+    if constexpr (kLoadsAhead) load_activations<F>(ahead, p, own_row, warp);
+    // The same for packed x: else each tile would wait for L2 in turn. For fp8 it would take the registers of a second
+    // block.
+    constexpr bool kReadsAhead = kPanels == 1 && kPacked && Step<F>::kWords == 4;
+    Activations<F> next_x[kReadsAhead ? kTiles : 1];
+    if constexpr (kReadsAhead) {
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
-        Activations<F> x;
-        ColumnScales columns = {};
-        if constexpr (Step<F>::kInteger) {
-          columns = kPacked ? packed.template columns<F>(first_tile + tile, step, steps)
-                            : shared_x.columns(step, lane_in_group());
-        }
-        if constexpr (kReadsAhead) {
-          x = next_x[tile];
-          if (step + kWarps < steps) {
-            next_x[tile] = packed.template read<F>(first_tile + tile, step + kWarps, steps);
-          }
-        } else if constexpr (kPacked) x = packed.template read<F>(first_tile + tile, step, steps);
-        else if constexpr (kShared) x = shared_x.read(step);
-        else if constexpr (kLoadsAhead) {
-          float v[Step<F>::kLaneColumns];
-#pragma unroll
-          for (int column = 0; column < Step<F>::kLaneColumns; ++column) v[column] = ahead[column];
-          load_activations<F>(ahead, p, own_row, step + kWarps);
-          x = round_activations<F>(squares, v, p, own_row, step);
-        } else x = read_activations<F>(squares, p, own_row, step);
-#pragma unroll
-        for (int panel = 0; panel < kPanels; ++panel) multiply(sums, panel, tile, prefetched[i], x, columns);
+        if (warp < steps) next_x[tile] = packed.template read<F>(first_tile + tile, warp, steps);
       }
-      const int next = step + kPrefetchDepth * kWarps;
-      if (next < steps) load_weights<F, kPanels>(prefetched[i], weight, scales, next, units);
     }
-  }
-
-  if (!kPacked && !p.next_first) p.next.prefetch(block, blocks);
-  p.set_zeros(block, blocks);
-
-  if constexpr (F == WeightFormat::f32) {
+    for (int first = warp; first < steps; first += kPrefetchDepth * kWarps) {
+      // Unrolled, so that prefetched weights stay in the registers that they are loaded into.
 #pragma unroll
-    for (int i = 0; i < LaneSums::kCount; ++i) sums.v[i] = group_sum(sums.v[i]);
-  }
-  auto* exchanged = reinterpret_cast<float*>(dynamic_shared());
-  auto* values = exchanged + kWarps / 2 * LaneSums::kCount * kWarp;
-  float* norm_factors = values + kPanels * kPanel * BlockSums<kRows>::kStride;
-  add_warps(sums, exchanged, values, warp, lane);
-  if constexpr (kPacked) {
-    if (threadIdx.x < kTiles * kRowTile) {
-      norm_factors[threadIdx.x] = packed.norm_factors[first_tile * kRowTile + threadIdx.x];
+      for (int i = 0; i < kPrefetchDepth; ++i) {
+        const int step = first + i * kWarps;
+        if (step >= steps) break;
+        if constexpr (kIsHalfTile) {
+          const Activations<F> first_half = shared_x.read_half(step, 0), second_half = shared_x.read_half(step, 1);
+          const ColumnScales columns = shared_x.columns(step, lane_in_group() % 2);
+#pragma unroll
+          for (int panel = 0; panel < kPanels; ++panel) {
+            multiply_half_tile(sums, panel, prefetched[i], first_half, second_half, columns);
+          }
+        }
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          Activations<F> x;
+          ColumnScales columns = {};
+          if constexpr (Step<F>::kInteger) {
+            columns = kPacked ? packed.template columns<F>(first_tile + tile, step, steps)
+                              : shared_x.columns(step, lane_in_group());
+          }
+          if constexpr (kReadsAhead) {
+            x = next_x[tile];
+            if (step + kWarps < steps) {
+              next_x[tile] = packed.template read<F>(first_tile + tile, step + kWarps, steps);
+            }
+          } else if constexpr (kPacked) x = packed.template read<F>(first_tile + tile, step, steps);
+          else if constexpr (kShared) x = shared_x.read(step);
+          else if constexpr (kLoadsAhead) {
+            float v[Step<F>::kLaneColumns];
+#pragma unroll
+            for (int column = 0; column < Step<F>::kLaneColumns; ++column) v[column] = ahead[column];
+            load_activations<F>(ahead, p, own_row, step + kWarps);
+            x = round_activations<F>(squares, v, p, own_row, step);
+          } else x = read_activations<F>(squares, p, own_row, step);
+#pragma unroll
+          for (int panel = 0; panel < kPanels; ++panel) multiply(sums, panel, tile, prefetched[i], x, columns);
+        }
+        const int next = step + kPrefetchDepth * kWarps;
+        if (next < steps) load_weights<F, kPanels>(prefetched[i], weight, scales, next, units);
+      }
     }
-  } else {
-    const float factor = norm_factor<F>(squares, squares_of_warps, p);
-    if (warp == 0 && lane_in_group() == 0) norm_factors[group_lane()] = factor;
+
+    const bool has_more = kShared && static_cast<int>(blockIdx.y + (turn + 1) * gridDim.y) * kPanels < num_panels;
+    if (has_more) {  // the next weights arrive while sums are added
+      take_panels(turn + 1);
+      load_first_steps();
+    } else {
+      if (!kPacked && !p.next_first) p.next.prefetch(block, blocks);
+      p.set_zeros(block, blocks);
+    }
+
+    if constexpr (F == WeightFormat::f32) {
+#pragma unroll
+      for (int i = 0; i < LaneSums::kCount; ++i) sums.v[i] = group_sum(sums.v[i]);
+    }
+    auto* exchanged = reinterpret_cast<float*>(dynamic_shared());
+    auto* values = exchanged + kWarps / 2 * LaneSums::kCount * kWarp;
+    float* norm_factors = values + kPanels * kPanel * BlockSums<kRows>::kStride;
+    add_warps(sums, exchanged, values, warp, lane);
+    if constexpr (kPacked) {
+      if (threadIdx.x < kTiles * kRowTile) {
+        norm_factors[threadIdx.x] = packed.norm_factors[first_tile * kRowTile + threadIdx.x];
+      }
+    } else if (turn == 0) {
+      const float factor = norm_factor<F>(squares, squares_of_warps, p);
+      if (warp == 0 && lane_in_group() == 0) norm_factors[group_lane()] = factor;
+    }
+    __syncthreads();
+    const BlockSums<kRows> finished = {
+        values,
+        norm_factors,
+        Step<F>::kRowScales ? static_cast<const float*>(p.weight.scales) : nullptr,
+        shared_panels[kShared ? turn % 2 : 0],
+        p.added ? p.added + static_cast<int64_t>(first_tile) * kRowTile * num_panels * kPanel : nullptr,
+        num_panels * static_cast<int>(kPanel)};
+    finish<kPanels>(p, finished, first_tile * kRowTile, min(kRows, p.rows - first_tile * kRowTile), pair_distance > 0);
+    if (!has_more) return;
+    __syncthreads();
   }
-  __syncthreads();
-  const BlockSums<kRows> finished = {
-      values,
-      norm_factors,
-      Step<F>::kRowScales ? static_cast<const float*>(p.weight.scales) : nullptr,
-      shared_panels,
-      p.added ? p.added + static_cast<int64_t>(first_tile) * kRowTile * num_panels * kPanel : nullptr,
-      num_panels * static_cast<int>(kPanel)};
-  finish<kPanels, kRows>(p, finished, first_tile * kRowTile, pair_distance > 0);
 }
 
 }  // namespace

@@ -120,8 +120,12 @@ __global__ void __launch_bounds__(kThreads)
   allow_next_launch();
   wait_for_earlier_launches();
 
-  const int first_tile = static_cast<int>(blockIdx.x) * kWideTiles, first_row = first_tile * kRowTile;
-  const int rows = min(kWideRows, p.rows - first_row), tiles = (rows + kRowTile - 1) / kRowTile;
+  // Blocks share out the tiles evenly: a last one with few of them would keep its multiprocessor nearly as long.
+  const int all_tiles = (p.rows + kRowTile - 1) / kRowTile, row_blocks = static_cast<int>(gridDim.x);
+  const int tiles_of_block = (all_tiles + row_blocks - 1) / row_blocks;
+  const int first_tile = static_cast<int>(blockIdx.x) * tiles_of_block, first_row = first_tile * kRowTile;
+  const int tiles = max(0, min(tiles_of_block, all_tiles - first_tile));
+  const int rows = min(tiles * kRowTile, p.rows - first_row);
   for (int row = static_cast<int>(threadIdx.x); row < rows; row += kThreads) {
     norm_factors[row] = packed.norm_factors[first_row + row];
   }
@@ -200,7 +204,7 @@ __global__ void __launch_bounds__(kThreads)
       shared_panels,
       p.added ? p.added + static_cast<int64_t>(first_row) * stride : nullptr,
       stride};
-  finish<kWidePanels, kWideRows>(p, finished, first_row, pair_distance > 0);
+  finish<kWidePanels>(p, finished, first_row, rows, pair_distance > 0);
 }
 
 }  // namespace
