@@ -337,3 +337,12 @@ def test_a_sentence_that_ends_before_a_change_of_the_speed_keeps_its_pause():
         ('"It rains."', "paragraph"),
         ("We walk.", "sentence"),
     ]
+
+
+def test_a_speed_in_a_line_of_its_own_joins_no_lines():
+    text = "It rains.\n[speed:2]\nWe walk.\n[speed]\nWe sleep."
+    assert [(chunk.text, chunk.boundary, chunk.speed) for chunk in chunk_text(text, 20)] == [
+        ("It rains.", "paragraph", 1),
+        ("We walk.", "paragraph", 2),
+        ("We sleep.", "paragraph", 1),
+    ]
