@@ -12,7 +12,9 @@ import torch
 from typing_extensions import Unpack
 
 from higgs_native.audio.quality import VoiceWarning
+from higgs_native.audio.samples import pcm_samples
 from higgs_native.audio.silence import SilenceTrimmer
+from higgs_native.audio.tempo import float_samples, steady_at_speed
 from higgs_native.audio_tokenizer.checkpoint import has_audio_tokenizer
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.checkpoint.adapter import Adapter
@@ -27,7 +29,7 @@ from higgs_native.generation.model import HiggsAudioModel
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.manuscript.lexicon import LexiconLike
 from higgs_native.manuscript.passages import Passages, cut_ends
-from higgs_native.manuscript.pauses import split_pauses, without_pauses
+from higgs_native.manuscript.pauses import split_passages, without_timing
 from higgs_native.manuscript.phonemes import PhonemeReader
 from higgs_native.manuscript.preparation import prepare_text
 from higgs_native.model.transformer import checked_dtype
@@ -39,7 +41,7 @@ from higgs_native.prompt.normalize import drop_invisible
 from higgs_native.prompt.recordings import Recording, RecordingLike
 from higgs_native.prompt.voices import Voice, check_voice, choose_voices, read_voice, spelled_voice
 from higgs_native.replies import ReplyGenerator
-from higgs_native.speech import Speech, join_speeches
+from higgs_native.speech import Speech, SpokenSpan, join_speeches
 from higgs_native.streaming import ChunkSizes, GeneratePassage, SpeechStream, SpokenPassage
 from higgs_native.utils.checks import check_callable, check_instance, check_integer
 from higgs_native.utils.files import read_json_object
@@ -184,10 +186,11 @@ class HiggsAudio(ReplyGenerator):
         Args:
             text: what to say, with `[SPEAKER0]`, `[SPEAKER1]`, ... before the turns of several speakers. It is
                 normalized by `higgs_native.normalize_text`; for Higgs TTS 3 it may hold control tags instead.
-                `[pause:1s]` or `[pause:250ms]` is silence of that length: what is between pauses is spoken by itself,
-                in the same voice; the first part has the seed, and each other part the next one. A text that begins
-                with `<speak>` is read as SSML (see `higgs_native.manuscript.ssml`). For a voice that reads phonemes,
-                `[[...]]` holds some (see `higgs_native.english.pronunciation`).
+                `[pause:1s]` or `[pause:250ms]` is silence of that length, and `[speed:1.2]` is the speed of what
+                follows: what is between such tags is spoken by itself, in the same voice; the first part has the seed,
+                and each other part the next one. A text that begins with `<speak>` is read as SSML (see
+                `higgs_native.manuscript.ssml`). For a voice that reads phonemes, `[[...]]` holds some (see
+                `higgs_native.english.pronunciation`). Speeds other than 1 need PyAV (`pip install av`).
             voice: the name of a voice in `voices_folder` or in `trained_voices`, or a `Voice`; several, in a list or
                 separated by commas, are those of SPEAKER0, SPEAKER1, ...
             reference_audio: a recording to clone instead: an audio file, its contents, `(samples, sampling rate)`, or
@@ -219,20 +222,28 @@ class HiggsAudio(ReplyGenerator):
         check_callable("on_progress", on_progress, optional=True)
         params = params.with_seed()
         text = self.prepare_text(text, normalize, strip_markup, lexicon)
-        opening = self.speech_messages(without_pauses(text), voices, scene)[:-1]
+        opening = self.speech_messages(without_timing(text), voices, scene)[:-1]
         passages = self._passages(text, voices, opening, adapter)
         speeches: list[Speech] = []
         sounds = [np.zeros(0, dtype=np.float32)]
+        spans: list[SpokenSpan] = []
         for index, passage in enumerate(passages.passages):
             messages = passages.messages(index, speeches[0].codes if speeches else None)
             seconds = sum(map(len, sounds)) / self.audio_tokenizer.sampling_rate
-            progress = None if on_progress is None else partial(_report, on_progress, seconds)
+            progress = None if on_progress is None else partial(_report, on_progress, seconds, passage.speed)
             speech = self.generate(messages, True, progress, passage_sampling(params, index), adapter=adapter)
             speeches.append(replace(speech, failures=self.failures(speech, passage.text), script=passage.text))
             trimmer = SilenceTrimmer(self.audio_tokenizer.hop_length, *cut_ends(passages.passages, index))
             silence = np.zeros(round(passage.pause * speech.sampling_rate), dtype=np.float32)
-            sounds += [silence, trimmer.trim(speech.audio)]
-        return join_speeches(speeches, np.concatenate(sounds))
+            sound = trimmer.trim(speech.audio)
+            if passage.speed != 1:
+                changed = steady_at_speed(pcm_samples(sound), speech.sampling_rate, passage.speed)
+                sound = float_samples(changed)
+            begin = sum(map(len, sounds)) + len(silence)
+            spans.append(SpokenSpan(passage.text, begin, begin + len(sound)))
+            sounds += [silence, sound]
+        changes_speed = any(passage.speed != 1 for passage in passages.passages)
+        return join_speeches(speeches, np.concatenate(sounds), spans if changes_speed else ())
 
     def stream(
         self,
@@ -285,7 +296,7 @@ class HiggsAudio(ReplyGenerator):
             raise ParameterError(f"low_latency must be between 0 and {context} frames, got {low_latency}")
         params = SamplingParams.of(sampling, options, self.default_sampling).with_seed()
         text = self.prepare_text(text, normalize, strip_markup, lexicon)
-        opening = self.speech_messages(without_pauses(text), voices, scene)[:-1]
+        opening = self.speech_messages(without_timing(text), voices, scene)[:-1]
         passages = self._passages(text, voices, opening, adapter)
 
         def prepared(spoken: Sequence[SpokenPassage]) -> GeneratePassage:
@@ -360,11 +371,11 @@ class HiggsAudio(ReplyGenerator):
     def _passages(
         self, text: str, voices: Sequence[Voice], opening: Sequence[Message], adapter: str | None
     ) -> Passages:
-        """Cut a prepared text at its pauses; `opening` begins the prompt of each passage."""
+        """Cut a prepared text at its pauses and speeds; `opening` begins the prompt of each passage."""
         recorded = bool(voices) and all(voice.reference_audio is not None for voice in voices)
         needs_context = not recorded and not self.voices_with(adapter)
         return Passages.of(
-            split_pauses(text), opening, needs_context, self.spelling(voices), self.can_read, self.convention
+            split_passages(text), opening, needs_context, self.spelling(voices), self.can_read, self.convention
         )
 
     def speech_messages(self, text: str, voices: Sequence[Voice], scene: str | None) -> list[Message]:
@@ -434,7 +445,7 @@ class HiggsAudio(ReplyGenerator):
         """Return the words that the checkpoint's voices can't read and leave out; none if they read words."""
         if self.phonemes is None:
             return []
-        return self.phonemes.unreadable(normalized_text(without_pauses(text), self.convention))
+        return self.phonemes.unreadable(normalized_text(without_timing(text), self.convention))
 
     def tagged_text(self, text: str, emotion: str | None = None, style: str | None = None) -> str:
         """Return a text with control tags at the start of each sentence (Higgs TTS 3).
@@ -486,8 +497,8 @@ def _unchanged(text: str) -> str:
     return text
 
 
-def _report(on_progress: Callable[[float], None], before: float, seconds: float) -> None:
-    on_progress(before + seconds)
+def _report(on_progress: Callable[[float], None], before: float, speed: float, seconds: float) -> None:
+    on_progress(before + seconds / speed)
 
 
 def read_trained_voices(folder: Path) -> tuple[str, ...]:

@@ -2,10 +2,11 @@
 
 import base64
 import html
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -25,6 +26,14 @@ from higgs_native.utils.tensors import equal_fields
 _NOTEBOOK_FORMAT = "mp3"  # every browser plays it, and it is a tenth of a .wav
 
 
+class SpokenSpan(NamedTuple):
+    """A passage of a text, and the samples in which it is spoken: `audio[begin:end]`."""
+
+    text: str
+    begin: int
+    end: int
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Speech:
     """A generated reply. `audio` is empty if the model wrote only text, or too little audio for one frame.
@@ -33,7 +42,8 @@ class Speech:
         audio: [samples], float32, mono, full scale at 1.
         sampling_rate: in Hz.
         codes: [codebooks, frames], int64: the codes of `audio`, all segments joined. Where a text has pauses, `audio`
-            also has their silence, and lacks silent frames beside them.
+            also has their silence, and lacks silent frames beside them. Where it changes its speed, the codes are
+            those of the speech before.
         text: the text that the model wrote, without special tokens.
         finish_reason: `stop`, or `length` if `max_new_tokens` or the cache ended it.
         usage: the number of tokens of the prompt (`prompt_tokens`) and of the reply (`completion_tokens`).
@@ -42,6 +52,7 @@ class Speech:
             spoken is unknown, as in `HiggsAudio.generate`.
         model: the name of the checkpoint, if it is known.
         script: the text that was to be spoken, as far as it is known, with speakers' tags and without pauses.
+        spans: what is spoken where, if the text changes its speed; otherwise empty.
     """
 
     audio: np.ndarray
@@ -54,6 +65,7 @@ class Speech:
     failures: tuple[Failure, ...] | None = None
     model: str | None = None
     script: str | None = None
+    spans: Sequence[SpokenSpan] = ()
 
     @property
     def duration(self) -> float:
@@ -135,7 +147,11 @@ class Speech:
         check_speed(speed)
         if not len(self.audio) or self.script is None:
             raise AudioError("subtitles need audio of a known text, as `speak` returns it")
-        write_subtitles(path, chunk_cues(self.script, self.audio, self.sampling_rate, 0.0, words), speed)
+        rate = self.sampling_rate
+        # Letters tell how long words take at one speed alone.
+        spans = self.spans or [SpokenSpan(self.script, 0, len(self.audio))]
+        found = (chunk_cues(text, self.audio[begin:end], rate, begin / rate, words) for text, begin, end in spans)
+        write_subtitles(path, itertools.chain.from_iterable(found), speed)
 
     def _output(self, loudness: float | None, speed: float) -> np.ndarray:
         """Return the audio with a loudness and a speed; parameters and errors as for `save`."""
@@ -172,15 +188,16 @@ class Speech:
         return f'<audio controls src="{source}"></audio>{caption}'
 
 
-def join_speeches(speeches: Sequence[Speech], audio: np.ndarray) -> Speech:
+def join_speeches(speeches: Sequence[Speech], audio: np.ndarray, spans: Sequence[SpokenSpan] = ()) -> Speech:
     """Return the speech of a text that was spoken in passages.
 
     Args:
         speeches: of the passages; the first one's seed is that of the whole.
         audio: of the whole.
+        spans: of the passages, if the text changes its speed.
     """
     if len(speeches) == 1:
-        return replace(speeches[0], audio=audio)
+        return replace(speeches[0], audio=audio, spans=tuple(spans))
     scripts = [speech.script for speech in speeches if speech.script is not None]
     usage = {name: sum(speech.usage[name] for speech in speeches) for name in speeches[0].usage}
     found = [failure for speech in speeches for failure in speech.failures or ()]
@@ -193,6 +210,7 @@ def join_speeches(speeches: Sequence[Speech], audio: np.ndarray) -> Speech:
         usage=usage,
         failures=tuple(dict.fromkeys(found)),
         script=" ".join(scripts),
+        spans=tuple(spans),
     )
 
 

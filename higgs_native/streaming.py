@@ -9,7 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from higgs_native.audio.samples import pcm_samples
 from higgs_native.audio.silence import SilenceTrimmer
+from higgs_native.audio.tempo import Tempo, float_samples
 from higgs_native.audio_tokenizer.tokenizer import HiggsAudioTokenizer
 from higgs_native.checkpoint.config import HiggsAudioConfig
 from higgs_native.convention import Convention
@@ -49,9 +51,9 @@ class AudioChunk:
 
     Attributes:
         samples: [samples], float32, mono, full scale at 1; a whole number of frames, possibly none in the last chunk,
-            or the silence of a pause.
+            or the silence of a pause. At another speed than 1, any number of samples.
         sampling_rate: in Hz.
-        start_frame: the number of audio frames before it, 40 ms each, rounded down after a pause.
+        start_frame: the number of audio frames before it, 40 ms each, rounded down after a pause and at another speed.
         is_last: whether no chunk follows.
     """
 
@@ -108,7 +110,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
             waiting does not count. None before the second chunk.
         seed: the given or drawn one, as in `Speech`.
         script: the texts of the passages that have begun, each with the index of its first sample.
-        finish_reason, usage, failures: as in `Speech`; None before the end.
+        finish_reason, usage, failures, codes: as in `Speech`; None before the end.
 
     Args:
         prepare: given the passages that have been spoken, returns a function that generates the next one.
@@ -139,6 +141,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         self.finish_reason: str | None = None
         self.usage: Mapping[str, int] | None = None
         self.failures: tuple[Failure, ...] | None = None
+        self.codes: torch.Tensor | None = None
         self.seed = seed
         self.script: list[tuple[str, int]] = []
         self._prepare = prepare
@@ -161,6 +164,7 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
             self._codes: list[torch.Tensor] = []
             self._levels: list[np.ndarray] = []
             self._trimmer = SilenceTrimmer(self._audio_tokenizer.hop_length, *cut_ends(self._passages, index))
+            self._tempo = None if passage.speed == 1 else Tempo(self.sampling_rate, passage.speed, is_steady=True)
             self._begin_segment()
             if passage.pause:
                 self._put_chunk(np.zeros(round(passage.pause * self.sampling_rate), dtype=np.float32), is_last=False)
@@ -181,11 +185,12 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
             )
             spoken.append(SpokenPassage(codes, failures))
             if len(spoken) < len(self._passages):
-                self._put(rest)
+                self._put(rest, ends_passage=True)
         self.finish_reason = "length" if "length" in finish_reasons else "stop"
         self.usage = dict(usage)
         self.failures = tuple(dict.fromkeys(failure for passage in spoken for failure in passage.failures))
-        self._put(rest, is_last=True)
+        self.codes = torch.cat([passage.codes for passage in spoken], dim=1)
+        self._put(rest, ends_passage=True, is_last=True)
 
     def _begin_segment(self) -> None:
         self._reader = SegmentReader(self._config, self._convention)
@@ -227,9 +232,12 @@ class SpeechStream(BackgroundIterator[AudioChunk]):
         self._levels.append(frame_levels(samples, self._audio_tokenizer.hop_length))
         return samples
 
-    def _put(self, samples: np.ndarray, is_last: bool = False) -> None:
-        """Pass on what stays of decoded samples beside the passage's pauses."""
+    def _put(self, samples: np.ndarray, ends_passage: bool = False, is_last: bool = False) -> None:
+        """Pass on what stays of decoded samples beside the passage's pauses, at its speed."""
         kept = self._trimmer.trim(samples)
+        if self._tempo is not None:
+            changed = [self._tempo.change(pcm_samples(kept)), *([self._tempo.finish()] if ends_passage else ())]
+            kept = float_samples(np.concatenate(changed))
         if len(kept) or is_last:
             self._put_chunk(kept, is_last)
 

@@ -18,7 +18,7 @@ from higgs_native.errors import CheckpointError, ConfigError, ParameterError, Pr
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form.chunking import chunk_text
 from higgs_native.long_form.long_speech import LongSpeech
-from higgs_native.manuscript.pauses import split_pauses
+from higgs_native.manuscript.pauses import split_passages
 from higgs_native.ops._library import EMULATES_CUDA
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.pace import spoken_seconds
@@ -247,7 +247,7 @@ def test_control_tags_are_kept_whole_and_take_no_time():
 def test_control_tags_alone_go_to_what_is_said_next():
     chunks = chunk_text("Hello.\n\n<|prosody:long_pause|>\n\nBye.", 20, convention="higgs_tts_3")
     assert [chunk.text for chunk in chunks] == ["Hello.", "<|prosody:long_pause|>Bye."]
-    passages = split_pauses("<|emotion:sadness|>[pause:500ms] I miss you. [pause:1s] <|sfx:sigh|>")
+    passages = split_passages("<|emotion:sadness|>[pause:500ms] I miss you. [pause:1s] <|sfx:sigh|>")
     assert [(passage.text, passage.pause) for passage in passages] == [("<|emotion:sadness|>I miss you.", 0.5)]
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 MIN_SPEED, MAX_SPEED = 0.25, 4.0
 
 _MIN_STEP = 0.5  # of the filter
+_MIN_PIECE = 2  # samples; the filter fails on a piece that makes less than half a sample
+_STEADY_PIECE = 960
 
 
 class Tempo:
@@ -25,18 +27,22 @@ class Tempo:
     Args:
         sampling_rate: in Hz.
         speed: 0.25 to 4; 2 halves the duration.
+        is_steady: whether the result must not depend on the pieces. The filter's does, now and then, so it then gets
+            pieces of one length.
 
     Raises:
         ParameterError: the speed is out of range, or PyAV is missing.
     """
 
-    def __init__(self, sampling_rate: int, speed: float) -> None:
+    def __init__(self, sampling_rate: int, speed: float, is_steady: bool = False) -> None:
         check_speed(speed)
         import av
 
         self._ends = av.BlockingIOError, av.EOFError
         self._sampling_rate = sampling_rate
+        self._is_steady = is_steady
         self._position = 0
+        self._held = np.zeros(0, dtype=np.int16)  # too few for the filter
         self._graph = av.filter.Graph()
         steps = [speed] if speed >= _MIN_STEP else [_MIN_STEP, speed / _MIN_STEP]
         nodes = [
@@ -50,15 +56,24 @@ class Tempo:
 
     def change(self, samples: np.ndarray) -> np.ndarray:
         """Return what is ready of the samples so far, all [samples], int16."""
-        if len(samples):
-            self._graph.push(audio_frame(samples, self._sampling_rate, self._position))
-        self._position += len(samples)
+        samples = np.concatenate([self._held, samples])
+        length = _STEADY_PIECE if self._is_steady else max(len(samples), _MIN_PIECE)
+        end = len(samples) // length * length
+        self._held = samples[end:]
+        for begin in range(0, end, length):
+            self._push(samples[begin : begin + length])
         return self._pull()
 
     def finish(self) -> np.ndarray:
         """Return the rest, [samples], int16."""
+        if len(self._held) >= _MIN_PIECE:
+            self._push(self._held)
         self._graph.push(None)
         return self._pull()
+
+    def _push(self, samples: np.ndarray) -> None:
+        self._graph.push(audio_frame(samples, self._sampling_rate, self._position))
+        self._position += len(samples)
 
     def _pull(self) -> np.ndarray:
         pieces = [np.zeros(0, dtype=np.int16)]
@@ -92,7 +107,26 @@ def at_speed(samples: np.ndarray, sampling_rate: int, speed: float) -> np.ndarra
         return samples
     tempo = Tempo(sampling_rate, speed)
     changed = np.concatenate([tempo.change(pcm_samples(samples)), tempo.finish()])
-    return changed.astype(np.float32) / 32767
+    return float_samples(changed)
+
+
+def steady_at_speed(samples: np.ndarray, sampling_rate: int, speed: float) -> np.ndarray:
+    """Return audio at another speed, both [samples], int16: what a steady `Tempo` makes of it in any pieces.
+
+    At speed 1 it is returned as it is.
+
+    Raises:
+        ParameterError: as for `Tempo`.
+    """
+    if speed == 1:
+        return samples
+    tempo = Tempo(sampling_rate, speed, is_steady=True)
+    return np.concatenate([tempo.change(samples), tempo.finish()])
+
+
+def float_samples(samples: np.ndarray) -> np.ndarray:
+    """Return samples [samples], int16, as float32, so that `pcm_samples` makes them again."""
+    return samples.astype(np.float32) / 32767
 
 
 def audio_frame(samples: np.ndarray, sampling_rate: int, position: int) -> "av.AudioFrame":

@@ -34,8 +34,8 @@ _OPTION = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 TextArgument = Annotated[
     str,
     typer.Argument(
-        help="What to say: a text, a text file, or - for standard input. [pause:1s] is a pause; <speak> begins SSML; "
-        "[[...]] holds phonemes, for voices that read them.",
+        help="What to say: a text, a text file, or - for standard input. [pause:1s] is a pause, [speed:1.2] a speed; "
+        "<speak> begins SSML; [[...]] holds phonemes, for voices that read them.",
         callback=_refuse_option,
     ),
 ]

@@ -20,6 +20,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+from higgs_native.audio.tempo import steady_at_speed
 from higgs_native.errors import ParameterError, short_repr
 from higgs_native.failure_checks import Failure
 from higgs_native.long_form.chunking import TextChunk
@@ -59,8 +60,8 @@ class SpokenChunk:
     Attributes:
         index: of the chunk in the text.
         text: the chunk's text, its speaker and its boundary.
-        pcm: [samples], int16, mono: the pause before the speech, then the speech, its ends trimmed and faded. All
-            chunks, concatenated, are the whole speech.
+        pcm: [samples], int16, mono: the pause before the speech, then the speech, its ends trimmed and faded, at the
+            speed of its text. All chunks, concatenated, are the whole speech.
         sampling_rate: in Hz.
         codes: [codebooks, frames], int64: all that were generated; nothing is trimmed.
         kept: index of the attempt that this is.
@@ -195,7 +196,7 @@ class ChunkStore:
 
         Args:
             index: of the chunk.
-            text: of the chunk.
+            text: of the chunk. Its speed is that of the result; files hold speech at the speed of the model.
             pause: the silence before the speech, in seconds.
             sampling_rate: of the speech, in Hz.
 
@@ -221,10 +222,11 @@ class ChunkStore:
             return None  # RuntimeError: of wave for wrong sizes, of json for deep nesting
         except OSError as error:
             raise ParameterError(f"the folder {self.folder} can't be read: {error.strerror}") from None
+        silence = np.zeros(round(pause * sampling_rate), dtype=np.int16)
         return SpokenChunk(
             index=index,
             text=text,
-            pcm=np.concatenate([np.zeros(round(pause * sampling_rate), dtype=np.int16), speech]),
+            pcm=np.concatenate([silence, steady_at_speed(speech, sampling_rate, text.speed)]),
             sampling_rate=sampling_rate,
             codes=codes,
             kept=kept,

@@ -18,9 +18,9 @@ import regex
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError
 from higgs_native.long_form.settings import Boundary
-from higgs_native.manuscript.pauses import pause_seconds
+from higgs_native.manuscript.pauses import pause_seconds, tagged_speed, without_idle_speeds
 from higgs_native.prompt.chat import clean_text, normalized_text
-from higgs_native.prompt.markup import CONTROL_TAG, PAUSE, SPEAKER_TAG
+from higgs_native.prompt.markup import CONTROL_TAG, PAUSE, SPEAKER_TAG, SPEED, TIMING
 from higgs_native.prompt.normalize import SPEAKABLE, drop_invisible, is_speakable, nothing_to_say
 from higgs_native.prompt.pace import spoken_milliseconds
 from higgs_native.prompt.sentences import (
@@ -50,7 +50,7 @@ _CLAUSE_END = regex.compile(
     rf"|(?:(?<![!?؟])[!?؟]++|(?<!\.)\.\.++){CLOSING}*(?=\s|{EAST_ASIAN})"
     r"|(?<=\s)[-–—]+(?=\s)"
 )
-_TAGS = regex.compile(f"({SPEAKER_TAG.pattern}|{PAUSE.pattern})", regex.IGNORECASE)
+_TAGS = regex.compile(f"({SPEAKER_TAG.pattern}|{TIMING.pattern})", regex.IGNORECASE)
 _HAN, _KANA = regex.compile(r"\p{Han}"), regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _JIEBA_BLOCK = 1000  # characters; the time grows with the square of their number if they make no words
 # Grapheme clusters; small kana and length marks belong to the kana before them. Flags are pairs of letters. Within a
@@ -87,12 +87,14 @@ class TextChunk:
         boundary: what begins with this chunk: a `chapter` of a book, a `turn` of another speaker, or else a
             `paragraph`, a `sentence` or a `word`.
         pause: the silence before it that the text asks for, in seconds, in place of its boundary's.
+        speed: over that of the model.
     """
 
     text: str
     tag: str
     boundary: Boundary
     pause: float | None = None
+    speed: float = 1.0
 
     @property
     def prompt(self) -> str:
@@ -126,6 +128,7 @@ def chunk_text(
     except for the white space between them. Pieces without a letter or digit (`* * *`) are left out.
 
     `[pause:1s]` or `[pause:250ms]` ends a chunk. Pauses that follow each other add up; one at the end is left out.
+    A change of the speed (`[speed:1.2]`) ends a chunk, too.
 
     Args:
         text: plain text; each turn in each paragraph is normalized separately.
@@ -135,19 +138,22 @@ def chunk_text(
         can_read: whether the voice can read a word of a piece; others are left out. None: it reads all.
 
     Raises:
-        PromptError: the text holds neither letters nor digits, is no valid Unicode, or has a wrong pause.
-        ParameterError: `max_seconds` is out of range, or the convention is none.
+        PromptError: the text holds neither letters nor digits, is no valid Unicode, or has a wrong pause or
+            speed.
+        ParameterError: `max_seconds` is out of range, the convention is none, or PyAV is missing for another speed.
     """
     check_chunk_seconds(max_seconds)
     check_flag("join_sentences", join_sentences)
     check_callable("can_read", can_read, optional=True)
     convention = Convention.parse(convention)
-    text = drop_invisible(text, "text")
+    text = without_idle_speeds(drop_invisible(text, "text"))
     limit = int(1000 * max_seconds)
     says_something = False
     chunks: list[TextChunk] = []
     tag = last_tag = ""
     pause: float | None = None
+    speed = 1.0
+    said = ""  # the part before
     control = ""  # control tags before something to say
     for paragraph in _paragraphs(text):
         first: Boundary = "paragraph"
@@ -157,6 +163,11 @@ def chunk_text(
                 continue
             if PAUSE.fullmatch(part):
                 pause = (pause or 0.0) + pause_seconds(part)
+                continue
+            if SPEED.fullmatch(part):
+                speed = tagged_speed(part)
+                if first == "sentence" and not ENDS_LINE.search(said):
+                    first = "word"  # no pause within a sentence
                 continue
             if not is_speakable(part):
                 control += "".join(CONTROL_TAG.findall(part))
@@ -170,10 +181,10 @@ def chunk_text(
                     continue
                 says_something = True
                 if can_read is None or can_read(piece):
-                    chunks.append(TextChunk(piece.strip(), tag, boundary or inner, pause))
+                    chunks.append(TextChunk(piece.strip(), tag, boundary or inner, pause, speed))
                     boundary = pause = None
             if boundary is None:
-                first, last_tag = "sentence", tag
+                first, last_tag, said = "sentence", tag, part.rstrip()
     if not says_something:
         raise nothing_to_say(text)
     return chunks
@@ -184,7 +195,7 @@ def _paragraphs(text: str) -> Iterator[str]:
     lines = [line.strip() for line in text.splitlines()]
     breaks = [
         ENDS_LINE.search(line) is None
-        for line, following in itertools.pairwise(lines)
+        for line, following in itertools.pairwise(SPEED.sub("", line).strip() for line in lines)
         if line and following and not SPEAKER_TAG.match(following) and not SPEAKER_TAG.fullmatch(line)
     ]
     is_wrapped = 2 * sum(breaks) >= max(1, len(breaks))

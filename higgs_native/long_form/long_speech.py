@@ -31,7 +31,7 @@ from higgs_native.long_form.settings import (
 )
 from higgs_native.manuscript.books.book import Book, file_names
 from higgs_native.manuscript.lexicon import Lexicon, LexiconLike
-from higgs_native.manuscript.pauses import Passage, without_pauses
+from higgs_native.manuscript.pauses import Passage, without_timing
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.messages import AudioContent, Message
 from higgs_native.prompt.pace import spoken_seconds
@@ -88,7 +88,8 @@ class LongSpeech:
         parallel: maximum number of chunks that are spoken at the same time; above 1 `context_chunks` must be 0, since
             a chunk with context waits for the chunks before it. None: 8 where `context_chunks` is 0, else 1. With 1
             the first chunk is finished earliest.
-        pauses: between chunks. Pauses, `strict` and `parallel` may differ between runs over a folder.
+        pauses: between chunks. Pauses, `strict`, `parallel` and the numbers of speeds in the text may differ between
+            runs over a folder.
         on_progress: called in the iterating thread after every frame, with the seconds of audio of the frame's
             attempt. What it raises ends the iteration.
         is_cancelled: asked after every step, maybe by another thread; True ends the iteration with GenerationError.
@@ -184,7 +185,7 @@ class LongSpeech:
         self._adapter = adapter
         # The messages that begin every prompt. They describe all speakers of the text; recordings are encoded once.
         self._spell = engine.spelling(voices)
-        self._opening = engine.speech_messages(without_pauses(text), voices, scene)[:-1]
+        self._opening = engine.speech_messages(without_timing(text), voices, scene)[:-1]
         recordings = []
         for item in (item for message in self._opening for item in message.contents()):
             if isinstance(item, AudioContent):
@@ -210,7 +211,7 @@ class LongSpeech:
         self.folder = self._store.folder
         self._store.claim(
             {
-                "text": [_without_none(asdict(chunk)) for chunk in self.chunks],
+                "text": [_record(chunk) for chunk in self.chunks],
                 # More recordings are further items.
                 "voices": [
                     [voice.profile, voice.reference_text, *(item.reference_text for item in voice.more_recordings)]
@@ -278,7 +279,7 @@ class LongSpeech:
             self._engine.convention,
             ChunkSizes(),
             self._engine.audio_tokenizer.context_frames,
-            [Passage(chunk.text, self._pause(index)) for index, chunk in enumerate(self.chunks)],
+            [Passage(chunk.text, self._pause(index), chunk.speed) for index, chunk in enumerate(self.chunks)],
             self.seed,
         )
 
@@ -428,9 +429,12 @@ class LongSpeech:
         return frames + self._engine.model.config.num_codebooks + 2
 
 
-def _without_none(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return what is set, so that a text without pauses has the record that it had before there were any."""
-    return {name: value for name, value in fields.items() if value is not None}
+def _record(chunk: TextChunk) -> dict[str, Any]:
+    """Return what `run.json` tells of a chunk: what is set, so that old records stay valid.
+
+    The speed is left out: stored speech has that of the model, so that a run can be continued at another one.
+    """
+    return {name: value for name, value in asdict(chunk).items() if value is not None and name != "speed"}
 
 
 def check_long_form(context_chunks: int | None, max_retries: int, parallel: int | None) -> None:

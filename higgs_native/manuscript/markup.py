@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import regex
 
 from higgs_native.errors import ParameterError
-from higgs_native.prompt.markup import PAUSE, SPEAKER_TAG
+from higgs_native.prompt.markup import SPEAKER_TAG, TIMING
 from higgs_native.prompt.normalize import SOUND_EFFECT
 
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 # Tags of this package, which Markdown could take for links.
-_TAG = regex.compile(rf"(?={SPEAKER_TAG.pattern}|{SOUND_EFFECT.pattern}|{PAUSE.pattern})\[")
+_TAG = regex.compile(rf"(?={SPEAKER_TAG.pattern}|{SOUND_EFFECT.pattern}|{TIMING.pattern})\[")
 # A flag, or a picture with its modifiers and those that are joined to it. Signs that are read are none.
 _PICTURE = (
     r"(?:[\U0001f1e6-\U0001f1ff]{2}|[[\p{Extended_Pictographic}\p{Emoji_Presentation}]--[©®™‼⁉\U0001f1e6-\U0001f1ff]]"

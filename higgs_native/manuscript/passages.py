@@ -1,7 +1,7 @@
-"""The passages between a text's pauses, and the prompt of each."""
+"""The passages between a text's pauses and changes of the speed, and the prompt of each."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -50,7 +50,7 @@ class Passages:
         for passage in passages:
             text, pause = normalized_text(passage.text, convention), pause + passage.pause
             if can_read(text):
-                kept.append(Passage(text, pause))
+                kept.append(replace(passage, text=text, pause=pause))
                 pause = 0.0
         return cls(kept, opening, needs_context, spell)
 

@@ -8,14 +8,14 @@ from higgs_native.errors import PromptError
 from higgs_native.manuscript.lexicon import Lexicon, LexiconLike
 from higgs_native.manuscript.markup import strip_markup as strip
 from higgs_native.manuscript.ssml import is_ssml, read_ssml
-from higgs_native.prompt.markup import CONTROL_TAG, PAUSE, SPEAKER_TAG
+from higgs_native.prompt.markup import CONTROL_TAG, SPEAKER_TAG, TIMING
 from higgs_native.prompt.normalize import SOUND_EFFECT, check_unicode
 from higgs_native.utils.checks import check_flag
 
 
 # These stay as they are written. White space before them begins where it does, so that it is searched once.
 _SPACE = r"(?:(?<!\s)\s+)?"
-_PATTERNS = [tag.pattern for tag in (SPEAKER_TAG, SOUND_EFFECT, PAUSE, CONTROL_TAG)]
+_PATTERNS = [tag.pattern for tag in (SPEAKER_TAG, SOUND_EFFECT, TIMING, CONTROL_TAG)]
 _TAGS = regex.compile(rf"({_SPACE}(?:{'|'.join(_PATTERNS)})\s*)", regex.IGNORECASE)
 _TAGS_AND_PHONEMES = regex.compile(
     rf"({_SPACE}(?:{'|'.join([*_PATTERNS, VERBATIM.pattern.replace('(', '(?:')])})\s*)", regex.IGNORECASE
@@ -29,7 +29,7 @@ def prepare_text(
     lexicon: LexiconLike | None = None,
     phonemes: bool = False,
 ) -> str:
-    """Return a text as it is spoken, which may hold pauses and speakers' tags. Plain text stays as it is.
+    """Return a text as it is spoken, which may hold pauses, speeds and speakers' tags. Plain text stays as it is.
 
     Args:
         text: as for `HiggsAudio.speak`. SSML, which begins with `<speak>`, becomes plain text.

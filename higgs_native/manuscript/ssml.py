@@ -1,23 +1,34 @@
-"""A part of SSML, the W3C's markup of speech, as plain text with pauses.
+"""A part of SSML, the W3C's markup of speech, as plain text with pauses and speeds.
 
 `<speak>` holds everything; `<p>` is a paragraph, `<s>` a sentence, `<break time="1s"/>` or `<break/>` a pause, and
-`<sub alias="engine x">nginx</sub>` says its alias. Other elements and attributes are refused by name.
+`<sub alias="engine x">nginx</sub>` says its alias. `<prosody rate="120%">` is another speed. Other elements and
+attributes are refused by name.
+
+`rate` may be one of `_RATES`, a percentage (SSML 1.1) or a number (SSML 1.0): each multiplies the default speed, so
+that the inner one of nested elements counts. A percentage with a sign is a relative change (SSML 1.0), which clouds
+still take: it multiplies the speed around the element.
 """
 
 import re
 from xml.etree import ElementTree
 
+from higgs_native.audio.tempo import MAX_SPEED, MIN_SPEED
 from higgs_native.errors import PromptError, one_line, short_repr
-from higgs_native.manuscript.pauses import pause_seconds
+from higgs_native.manuscript.pauses import pause_seconds, speed_tag
+from higgs_native.prompt.markup import SPEED
 
 
 _ATTRIBUTES = {
     "speak": {"version", "lang", "schemaLocation"},
     "break": {"time"},
     "sub": {"alias"},
+    "prosody": {"rate"},
     "p": set(),
     "s": set(),
 }
+# The standard leaves their values open. Each step is the square root of two.
+_RATES = {"x-slow": 0.5, "slow": 0.707107, "medium": 1.0, "default": 1.0, "fast": 1.414214, "x-fast": 2.0}
+_NUMBER = re.compile(r"([+-]?)([0-9]{1,6}(?:\.[0-9]{0,6})?|\.[0-9]{1,6})(%?)")
 _WHITE_SPACE = re.compile(r"\s+")
 _BEFORE_STOP = re.compile(r" (?=\.( |$))")
 _ENDS = (".", "!", "?", ":", ";", "…", "。", "！", "？", "]")
@@ -56,6 +67,7 @@ class _Reader:
         self._text = ""
         self._parts: list[str] = []
         self._in_sub = 0
+        self._speeds = [1.0]  # of the elements around
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
         name = _local(name)
@@ -76,6 +88,11 @@ class _Reader:
                 raise PromptError("<sub> must have the attribute alias, got none")
             self._parts.append(" ".join(given["alias"].split()))
             self._in_sub += 1
+        elif name == "prosody":
+            if "rate" not in given:
+                raise PromptError("<prosody> must have the attribute rate, got none")
+            self._speeds.append(_speed(given["rate"], self._speeds[-1]))
+            self._tag_speed(self._speeds[-2])
         elif name == "break":
             tag = f"[pause:{given['time'].strip().removeprefix('+')}]" if "time" in given else "[pause]"
             pause_seconds(tag)
@@ -87,9 +104,15 @@ class _Reader:
             self._text = ""
             self._in_sub -= 1
         self._flush()
-        if name == "s":
+        if name == "prosody":
+            self._tag_speed(self._speeds.pop())
+        elif name == "s":
+            tags = []  # that end within the sentence; its stop is before them
+            while self._parts and SPEED.fullmatch(self._parts[-1]):
+                tags.append(self._parts.pop())
             said = "".join(self._parts[-1:]).rstrip()
             self._parts.append(". " if said and not said.endswith(_ENDS) else " ")
+            self._parts += reversed(tags)
         elif name == "p":
             self._parts.append("\n\n")
 
@@ -102,10 +125,32 @@ class _Reader:
         )
         return "\n\n".join(filter(None, paragraphs))
 
+    def _tag_speed(self, before: float) -> None:
+        """Write the speed unless it is that of the text before."""
+        if self._speeds[-1] != before:
+            self._parts.append(speed_tag(self._speeds[-1]))
+
     def _flush(self) -> None:
         if self._text and not self._in_sub:
             self._parts.append(_WHITE_SPACE.sub(" ", self._text))
         self._text = ""
+
+
+def _speed(rate: str, around: float) -> float:
+    """Return the speed of a rate within text of the speed `around`. Raises PromptError if it is none."""
+    rate = rate.strip()
+    match = _NUMBER.fullmatch(rate)
+    if rate in _RATES:
+        speed = _RATES[rate]
+    elif match is None or (match[1] and not match[3]):
+        expected = f"a percentage such as 80% or +20%, a number, or one of {', '.join(_RATES)}"
+        raise PromptError(f"rate must be {expected}, got {short_repr(rate)}")
+    else:
+        factor = float(match[2]) / (100 if match[3] else 1)
+        speed = {"": factor, "+": around * (1 + factor), "-": around * (1 - factor)}[match[1]]
+    if not MIN_SPEED <= speed <= MAX_SPEED:
+        raise PromptError(f"rate must be a speed between {MIN_SPEED:g} and {MAX_SPEED:g}, got {short_repr(rate)}")
+    return round(speed, 6)
 
 
 def _local(name: str) -> str:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from higgs_native.convention import Convention
 from higgs_native.errors import PromptError, short_repr
 from higgs_native.prompt.conventions import boson, higgs_tts_3, transformers
-from higgs_native.prompt.markup import PAUSE
+from higgs_native.prompt.markup import TIMING
 from higgs_native.prompt.messages import AudioContent, ChatMLSample, Message
 from higgs_native.prompt.sentences import split_sentences
 from higgs_native.prompt.voices import Voice
@@ -33,8 +33,8 @@ _CONVENTIONS = {
 }
 
 
-# A sentence ends here whatever its marks: a blank line, or a pause.
-_SENTENCE_BREAK = regex.compile(rf"(\n\s*\n|{PAUSE.pattern})", regex.IGNORECASE)
+# A sentence ends here whatever its marks: a blank line, a pause, or another speed.
+_SENTENCE_BREAK = regex.compile(rf"(\n\s*\n|{TIMING.pattern})", regex.IGNORECASE)
 
 
 @dataclass(frozen=True)

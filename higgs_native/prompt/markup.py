@@ -12,6 +12,12 @@ CONTROL_TAG = re.compile(r"<\|[^|<>]*\|>")
 PAUSE = re.compile(r"\[pause\b[^\[\]]*\]", re.IGNORECASE)
 """A pause, written rightly or wrongly; nobody says it."""
 
+SPEED = re.compile(r"(?<!\[)\[speed\b[^\[\]]*\]", re.IGNORECASE)
+"""The speed of what follows, written rightly or wrongly; nobody says it. `[[speed]]` may be phonemes."""
+
+TIMING = re.compile(f"{PAUSE.pattern}|{SPEED.pattern}", re.IGNORECASE)
+"""A pause or a speed: a text is cut there."""
+
 AUDIO_IN = "<|audio_bos|><|AUDIO|><|audio_eos|>"
 AUDIO_OUT = "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|>"
 AUDIO_PLACEHOLDERS = ("<|AUDIO|>", "<|AUDIO_OUT|>")

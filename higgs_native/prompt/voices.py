@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from higgs_native.errors import ConfigError, ParameterError, PromptError, short_repr
-from higgs_native.prompt.markup import PAUSE
+from higgs_native.prompt.markup import TIMING
 from higgs_native.prompt.messages import AudioContent
 from higgs_native.prompt.normalize import check_unicode, drop_invisible
 from higgs_native.prompt.recordings import Recording, RecordingLike
@@ -40,7 +40,7 @@ class Voice:
     Attributes:
         reference_audio: a recording in any form that `Recording.read` takes; None if `profile` is set.
         reference_text: the words spoken in it. Without them the recording is part of the scene, not a turn. Space
-            around them, invisible characters (see `drop_invisible`) and tags of pauses are dropped.
+            around them, invisible characters (see `drop_invisible`) and tags of pauses and speeds are dropped.
         profile: a description such as `male; british accent`; None if `reference_audio` is set.
         more_recordings: of the same speaker, each a voice with reference audio and its words.
 
@@ -76,7 +76,7 @@ class Voice:
             object.__setattr__(self, "profile", drop_invisible(self.profile, "profile"))
         elif self.reference_text is not None:
             words = drop_invisible(self.reference_text, "reference_text")
-            words = " ".join(part.strip() for part in PAUSE.split(words)).strip()
+            words = " ".join(part.strip() for part in TIMING.split(words)).strip()
             object.__setattr__(self, "reference_text", words or None)
 
     @property

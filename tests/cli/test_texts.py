@@ -71,10 +71,28 @@ def test_a_lexicon_and_pauses(run, model, command):
     audio, rate = soundfile.read(run.work / "a.wav", dtype="int16")
     loud = np.flatnonzero(audio)
     assert np.diff(loud).max() == pytest.approx(rate, abs=2 * rate / 25)
-    for bad, message in (("a [pause:1] b", "a pause must be written"), ("<speak><audio/></speak>", "SSML must hold")):
+    for bad, message in (
+        ("a [pause:1] b", "a pause must be written"),
+        ("a [speed:fast] b", "a speed must be written as [speed:1.2] or [speed], got '[speed:fast]'\n"),
+        ("<speak><audio/></speak>", "SSML must hold"),
+    ):
         code, _, err = run(command, bad, *options)
         assert code == 2
         assert err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("command", ["speak", "read"])
+def test_speeds(run, model, command):
+    options = ("--model", model, "--seed", 1)
+    for name, text in (
+        ("normal", "It runs well."),
+        ("slow", "[speed:0.5] It runs well."),
+        ("ssml", "<speak><prosody rate='50%'>It runs well.</prosody></speak>"),
+    ):
+        assert run(command, text, *options, "--out", f"{name}.wav")[0] == 0
+    normal, slow = (soundfile.info(run.work / f"{name}.wav").frames for name in ("normal", "slow"))
+    assert slow == pytest.approx(2 * normal, rel=0.05)
+    assert (run.work / "slow.wav").read_bytes()[-48000:] == (run.work / "ssml.wav").read_bytes()[-48000:]
 
 
 @pytest.mark.parametrize("command", ["speak", "read"])

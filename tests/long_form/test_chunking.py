@@ -6,7 +6,7 @@ import time
 import pytest
 import regex
 
-from higgs_native.errors import ParameterError
+from higgs_native.errors import ParameterError, PromptError
 from higgs_native.long_form import chunking
 from higgs_native.long_form.chunking import TextChunk, chunk_text
 from higgs_native.prompt.normalize import normalize_text
@@ -309,3 +309,40 @@ def test_time_is_linear_in_the_text(text):
     """With quadratic time each of these takes minutes."""
     chunks = chunk_text(text, 20)
     assert max(spoken_seconds(chunk.text) for chunk in chunks) <= 20
+
+
+def test_a_chunk_has_one_speed():
+    text = """It rains. We [speed:0.5] walk, slowly, [speed:2] home. Then
+
+we sleep. [pause:1s] [speed] Hello. [speed] Again. [SPEAKER1] [speed:1.5] I am here.
+
+[speed:3]
+They are there."""
+    assert [(chunk.text, chunk.tag, chunk.boundary, chunk.pause, chunk.speed) for chunk in chunk_text(text, 20)] == [
+        ("It rains. We.", "", "paragraph", None, 1),
+        ("walk, slowly,", "", "word", None, 0.5),
+        ("home. Then.", "", "word", None, 2),
+        ("we sleep.", "", "paragraph", None, 2),
+        ("Hello. Again.", "", "sentence", 1, 1),
+        ("I am here.", "[SPEAKER1]", "turn", None, 1.5),
+        ("They are there.", "[SPEAKER1]", "paragraph", None, 3),
+    ]
+    with pytest.raises(PromptError, match="a speed must be written as"):
+        chunk_text("It rains. [speed:high] We walk.", 20)
+
+
+def test_a_sentence_that_ends_before_a_change_of_the_speed_keeps_its_pause():
+    chunks = chunk_text('"It rains." [speed:2] We walk.', 20)
+    assert [(chunk.text, chunk.boundary) for chunk in chunks] == [
+        ('"It rains."', "paragraph"),
+        ("We walk.", "sentence"),
+    ]
+
+
+def test_a_speed_in_a_line_of_its_own_joins_no_lines():
+    text = "It rains.\n[speed:2]\nWe walk.\n[speed]\nWe sleep."
+    assert [(chunk.text, chunk.boundary, chunk.speed) for chunk in chunk_text(text, 20)] == [
+        ("It rains.", "paragraph", 1),
+        ("We walk.", "paragraph", 2),
+        ("We sleep.", "paragraph", 1),
+    ]

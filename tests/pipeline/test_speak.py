@@ -1,9 +1,13 @@
 """Texts that are spoken: the result, the seed, pauses, progress, and what is refused before work."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from higgs_native.audio.samples import pcm_samples
+from higgs_native.audio.tempo import steady_at_speed
 from higgs_native.errors import ParameterError, PromptError
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.pipeline import HiggsAudio
@@ -139,6 +143,91 @@ def test_wrong_pauses_are_refused_before_work(engine):
     for speak in (engine.speak, engine.stream, lambda text: LongSpeech(engine, text)):
         with pytest.raises(PromptError, match="a pause must be written as"):
             speak("One [pause:1] two.")
+
+
+@pytest.mark.parametrize("name", ["boson", "transformers"])
+def test_each_part_has_its_speed(engines, name):
+    engine = engines[name]
+    text = "The sun rises. [speed:2] In the east. [pause:1s] And it [speed:0.5] sets."
+    options = {"seed": 1, "max_new_tokens": 30}
+    reports = []
+    speech = engine.speak(text, **options, on_progress=reports.append)
+    normal_text = "The sun rises. [pause:0s] In the east. [pause:1s] And it [pause:0s] sets."
+    normal = engine.speak(normal_text, **options)
+    assert torch.equal(speech.codes, normal.codes)
+    assert speech.failures == normal.failures
+    # The last frames of a part make up for what the filter leaves out.
+    assert np.diff(reports).min() > -0.06
+    assert reports[-1] == pytest.approx(speech.duration, abs=0.2)
+    spans = speech.spans
+    assert [span.text for span in spans] == ["The sun rises.", "In the east.", "And it.", "sets."]
+    assert " ".join(span.text for span in spans) == speech.script
+    at_normal_speed = engine.stream(normal_text, **options)
+    list(at_normal_speed)
+    begins = [*(begin for _, begin in at_normal_speed.script), len(normal.audio)]
+    lengths = np.diff(begins) - [0, RATE, 0, 0]
+    for span, length, speed in zip(spans, lengths, (1, 2, 2, 0.5), strict=True):
+        assert span.end - span.begin == pytest.approx(length / speed, rel=0.05)
+    np.testing.assert_array_equal(speech.audio[: spans[0].end], normal.audio[: lengths[0]])
+    begins = [0, spans[0].end, spans[1].end + RATE, spans[2].end]
+    assert ([span.begin for span in spans], spans[3].end) == (begins, len(speech.audio))
+
+    stream = engine.stream(text, **options)
+    chunks = list(stream)
+    np.testing.assert_array_equal(np.concatenate([chunk.samples for chunk in chunks]), speech.audio)
+    positions = np.cumsum([0, *(len(chunk.samples) for chunk in chunks[:-1])])
+    assert [chunk.start_frame for chunk in chunks] == [position // 960 for position in positions]
+    assert [chunk.is_last for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert stream.script == [(span.text, span.begin) for span in spans]
+    assert torch.equal(stream.codes, speech.codes)
+    assert stream.failures == speech.failures
+
+
+def test_one_speed_for_the_whole_is_that_of_the_file(engine):
+    options = {"seed": 1, "max_new_tokens": 30}
+    normal = engine.speak(TEXT, **options)
+    fast = engine.speak(f"[speed:1.5] {TEXT}", **options)
+    np.testing.assert_array_equal(pcm_samples(fast.audio), steady_at_speed(pcm_samples(normal.audio), RATE, 1.5))
+    assert torch.equal(fast.codes, normal.codes)
+    assert (fast.script, fast.failures) == (normal.script, normal.failures)
+    for text in (f"[speed:1] {TEXT} [speed:3]", TEXT.replace(" rises", " [speed] rises")):
+        assert engine.speak(text, **options) == normal
+
+
+def test_subtitles_are_in_each_part_of_a_speed(engine, tmp_path):
+    text = "The sun rises in the east. [speed:0.25] It is cold. [pause:1s] [speed:4] And it sets."
+    speech = engine.speak(text, seed=1, max_new_tokens=60)
+    for speed in (1, 2):
+        speech.save_subtitles(tmp_path / "a.srt", words=True, speed=speed)
+        words = [block.splitlines()[1:] for block in (tmp_path / "a.srt").read_text().split("\n\n")]
+        times = {word: [_seconds(time) for time in span.split(" --> ")] for span, word in words}
+        for (first, last), span in zip(
+            (("The", "east."), ("It", "cold."), ("And", "sets.")), speech.spans, strict=True
+        ):
+            assert times[first][0] == pytest.approx(span.begin / RATE / speed, abs=1e-3)
+            assert times[last][1] == pytest.approx(span.end / RATE / speed, abs=1e-3)
+
+
+def _seconds(timestamp):
+    hours, minutes, seconds = timestamp.replace(",", ".").split(":")
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+
+
+@pytest.mark.parametrize(
+    ("tag", "message"),
+    [("[speed:fast]", "a speed must be written as"), ("[speed:9]", "a speed must be between 0.25 and 4, got")],
+)
+def test_wrong_speeds_are_refused_before_work(engine, monkeypatch, tmp_path, tag, message):
+    monkeypatch.setattr(engine.model, "engine", None)
+    text = f"One {tag} two."
+    for speak in (engine.speak, engine.stream, lambda text: LongSpeech(engine, text, tmp_path / "parts")):
+        with pytest.raises(PromptError, match=message):
+            speak(text)
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "av", None)
+            with pytest.raises(ParameterError, match="speed must be 1 without PyAV, got 2"):
+                speak("One [speed:2] two.")
+    assert not (tmp_path / "parts").exists()
 
 
 def test_temperature_zero_is_greedy(engine):

@@ -294,6 +294,7 @@ def test_the_words_of_a_voice_are_visible():
     assert words == Voice("a.wav", "Hello there.")
     assert Voice("a.wav", " \u200b") == Voice("a.wav")
     assert Voice("a.wav", "[pause] Hello [pause:1s] there. [pause:9]") == Voice("a.wav", "Hello there.")
+    assert Voice("a.wav", "[speed:2] Hello [speed] there. [speed:9]") == Voice("a.wav", "Hello there.")
     assert Voice(profile="\ufeffold") == Voice(profile="old")
     for fields in ({"reference_audio": "a.wav", "reference_text": 5}, {"profile": 5}):
         with pytest.raises(PromptError, match="must be a string, got 5"):

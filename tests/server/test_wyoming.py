@@ -72,6 +72,21 @@ def test_a_client_hears_what_a_stream_holds(engine, streamed):
     assert len(asyncio.run(scenario())[0][0]) > 3  # it came in chunks
 
 
+def test_a_text_has_its_speed(engine):
+    async def scenario():
+        async with connected(engine) as (client, _):
+            lengths = []
+            for text in (f"[speed:0.25] {TEXT}", f"[speed:4] {TEXT}"):
+                await client.write_event(Synthesize(text).event())
+                lengths.append(len((await heard(client))[1]))
+            await client.write_event(Synthesize("[speed:9] Hello.").event())
+            return lengths, await error(client)
+
+    (slow, fast), told = asyncio.run(scenario())
+    assert slow / fast == pytest.approx(16, rel=0.5)  # each has a seed of its own
+    assert told == ("invalid_value", "a speed must be between 0.25 and 4, got '[speed:9]'")
+
+
 def test_voices_are_described(engine):
     async def scenario():
         async with connected(engine) as (client, _):

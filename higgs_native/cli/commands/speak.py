@@ -118,7 +118,7 @@ def speak(
     )
     from higgs_native.cli.output import check_output, check_stream_path, shortened, write_output, write_stream
     from higgs_native.manuscript.lexicon import Lexicon
-    from higgs_native.manuscript.pauses import split_pauses, without_pauses
+    from higgs_native.manuscript.pauses import split_passages, without_timing
     from higgs_native.manuscript.preparation import prepare_text
     from higgs_native.prompt.normalize import normalize_text
     from higgs_native.subtitles import check_subtitles_path
@@ -147,8 +147,8 @@ def speak(
     text = read_text(text)
     words = None if lexicon is None else Lexicon.read(lexicon)
     prepared = prepare_text(text, normalize, strip_markup, words, phonemes=True)
-    split_pauses(prepared)
-    title = shortened(normalize_text(without_pauses(prepared)))
+    split_passages(prepared)
+    title = shortened(normalize_text(without_timing(prepared)))
     adapters = parsed_adapters(adapter)
     speaking = ChosenAdapter.of(voice, adapters)
     chosen = checked_voices(speaking.voice, reference_audio, reference_text, voices, model, speaking.speakers)

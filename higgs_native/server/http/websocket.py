@@ -20,9 +20,9 @@ from anyio import fail_after
 from anyio.to_thread import run_sync
 from fastapi import WebSocket, WebSocketDisconnect
 
-from higgs_native.manuscript.pauses import without_pauses
+from higgs_native.manuscript.pauses import without_timing
 from higgs_native.manuscript.phonemes import whole_phonemes
-from higgs_native.prompt.markup import PAUSE
+from higgs_native.prompt.markup import SPEED, TIMING
 from higgs_native.prompt.normalize import SPEAKABLE
 from higgs_native.prompt.recordings import Recording
 from higgs_native.prompt.sentences import split_sentences
@@ -52,7 +52,8 @@ class SpeechSession:
         self._websocket = websocket
         self._key = key
         self._unfinished = ""  # the beginning of a sentence
-        self._pauses = ""  # before the next sentence
+        self._timing = ""  # pauses and speeds before the next sentence
+        self._speed = ""  # the tag of the last sentence's speed at its end
         self._sentences: asyncio.Queue[str | None] = asyncio.Queue()  # None ends the session
         self._buffered = 0  # characters of all three
         self._speaking: asyncio.Task | None = None
@@ -185,23 +186,23 @@ class SpeechSession:
         self._unfinished = ""
 
     def _queue(self, sentence: str) -> None:
-        """Queue a sentence. Pauses after its last word go to the next sentence, as do those without words."""
-        sentence = self._pauses + sentence
+        """Queue a sentence. Pauses and speeds after its last word go to the next sentence, as do those alone."""
+        sentence = self._timing + sentence
         end = len(sentence)
-        for pause in reversed(list(PAUSE.finditer(sentence))):
-            if SPEAKABLE.search(sentence, pause.end(), end):
+        for tag in reversed(list(TIMING.finditer(sentence))):
+            if SPEAKABLE.search(sentence, tag.end(), end):
                 break
-            end = pause.start()
-        spoken = sentence[:end] if SPEAKABLE.search(without_pauses(sentence[:end])) else ""
-        self._pauses = "".join(PAUSE.findall(sentence[len(spoken) :]))
+            end = tag.start()
+        spoken = sentence[:end] if SPEAKABLE.search(without_timing(sentence[:end])) else ""
+        self._timing = "".join(TIMING.findall(sentence[len(spoken) :]))
         if spoken:
             self._sentences.put_nowait(spoken)
-        self._buffered -= len(sentence) - len(spoken) - len(self._pauses)
+        self._buffered -= len(sentence) - len(spoken) - len(self._timing)
 
     def _cancel(self) -> None:
         while not self._sentences.empty():
             self._sentences.get_nowait()
-        self._unfinished, self._pauses, self._buffered = "", "", 0
+        self._unfinished, self._timing, self._speed, self._buffered = "", "", "", 0
         if self._speaking is not None:
             self._speaking.cancel()
 
@@ -224,9 +225,12 @@ class SpeechSession:
 
     async def _speak_sentence(self, sentence: str) -> None:
         seed = (self._template.sampling.known_seed + self._index) % 2**64
+        text = self._template.engine.prepare_text(sentence, self._request.normalize, self._request.strip_markup)
+        text = self._speed + text
+        self._speed = "".join(SPEED.findall(text)[-1:])
         utterance = replace(
             self._template,
-            text=self._template.engine.prepare_text(sentence, self._request.normalize, self._request.strip_markup),
+            text=text,
             sampling=replace(self._template.sampling, seed=seed),
             failures=[],
             script=[],
@@ -278,7 +282,7 @@ class SpeechSession:
         samples = np.concatenate(audio).astype(np.float32) / 32768
         rate = self._service.speaker.sampling_rate
         if len(samples) >= _MIN_REFERENCE_SECONDS * rate and not utterance.failures:
-            voice = Voice(Recording(samples, rate, "the first sentence"), without_pauses(utterance.text))
+            voice = Voice(Recording(samples, rate, "the first sentence"), without_timing(utterance.text))
             self._template = replace(self._template, voices=[voice], audio=None)
 
 

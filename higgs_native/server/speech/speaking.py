@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from anyio.to_thread import run_sync
 
 from higgs_native.audio.samples import pcm_samples
@@ -17,6 +18,7 @@ from higgs_native.long_form.chunking import chunk_text
 from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.long_form.settings import CHUNK_SECONDS, EMBEDDED_VOICE_CHUNK_SECONDS
 from higgs_native.pipeline import HiggsAudio
+from higgs_native.prompt.markup import SPEED
 from higgs_native.prompt.pace import spoken_seconds
 from higgs_native.prompt.voices import Voice
 from higgs_native.server.settings import ServerSettings
@@ -47,7 +49,7 @@ class Utterance:
         failures: found in the speech (see `higgs_native.failure_checks`), in a long text those of all chunks.
         prompt_tokens: of the prompts; of a long text that is not live, those of the text. 0 before the end.
         completion_tokens: of the replies. 0 before the end.
-        audio: all samples, int16; None: they are not kept.
+        audio: all samples, int16; None: they are not kept. Those of a text with speeds are as the model spoke them.
         granularities: of the times that the client asked for: `word`, `segment`.
         script: the texts that were spoken so far, each with the index of its first sample.
         words: with their times, if the client asked for times. Empty before the end.
@@ -239,6 +241,15 @@ class Speaker:
             utterance.prompt_tokens = stream.usage["prompt_tokens"]
             utterance.completion_tokens = stream.usage["completion_tokens"]
             utterance.failures += stream.failures
+        if stream.codes is not None:
+            await self._undo_speeds(utterance, [stream.codes])
+
+    async def _undo_speeds(self, utterance: Utterance, codes: Sequence[torch.Tensor]) -> None:
+        """Let the samples that are kept be those of the codes, each [codebooks, frames], if the text has speeds."""
+        spoken = [part for part in codes if part.shape[1]]
+        if utterance.audio is not None and spoken and SPEED.search(utterance.text):
+            samples = await run_sync(utterance.engine.audio_tokenizer.decode, torch.cat(spoken, dim=1))
+            utterance.audio = [pcm_samples(samples.cpu().numpy())]
 
     async def _chunks(self, utterance: Utterance) -> AsyncGenerator[np.ndarray, None]:
         def produce(chunks: BackgroundIterator[SpokenChunk]) -> None:
@@ -251,12 +262,16 @@ class Speaker:
 
         async with aclosing(aiter(BackgroundIterator(produce, _SPOKEN_AHEAD))) as chunks:
             num_samples = 0
+            codes: list[torch.Tensor] = []
             async for chunk in chunks:
+                if utterance.audio is not None:
+                    codes.append(chunk.codes)
                 utterance.script.append((chunk.text.text, num_samples))
                 num_samples += len(chunk.pcm)
                 utterance.completion_tokens += chunk.codes.shape[1]
                 utterance.failures += chunk.failures
                 if len(chunk.pcm):
                     yield chunk.pcm
+        await self._undo_speeds(utterance, codes)
         tokens = utterance.engine.tokenizer.encode(utterance.text, add_special_tokens=False)
         utterance.prompt_tokens = len(tokens.ids)

@@ -202,6 +202,7 @@ def test_another_tokenizer_is_refused():
     [
         ("[pause:1s] Hello.", "[pause:1s] <|emotion:anger|>Hello."),
         ("Hello.[pause:1s]World.", "<|emotion:anger|>Hello.[pause:1s]<|emotion:anger|>World."),
+        ("Hello. [speed:2] World.", "<|emotion:anger|>Hello. [speed:2] <|emotion:anger|>World."),
         (" Hello.  Bye.", " <|emotion:anger|>Hello.  <|emotion:anger|>Bye."),
     ],
 )

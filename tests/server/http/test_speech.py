@@ -53,6 +53,28 @@ def test_each_format_is_the_pcm(server, streamed, format):
         assert correlation(read[:: rate // 24_000], samples.astype(np.float32)) > 0.99
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_text_may_change_its_speed(server, streamed, engine, stream):
+    text = "[speed:1.25] The sun rises in the east."
+    response = server.speak(input=text, response_format="pcm", seed=7, stream=stream)
+    assert response.content == streamed(text, seed=7).tobytes()
+    assert len(response.content) == pytest.approx(streamed(seed=7).nbytes / 1.25, rel=0.03)
+
+    text = '<speak>We walk home. <prosody rate="50%">The water is cold.</prosody></speak>'
+    response = server.speak(input=text, response_format="pcm", seed=7, stream=stream)
+    long = LongSpeech(engine, "We walk home. [speed:0.5] The water is cold.", voice="feminine", seed=7)
+    pieces = [pcm_samples(chunk.samples) for chunk in long.stream()] if stream else [chunk.pcm for chunk in long]
+    assert response.content == np.concatenate(pieces).tobytes()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_wrong_speed_is_refused(server, stream):
+    response = server.speak(input="We [speed:fast] walk home.", stream=stream)
+    assert response.status_code == 400
+    message = "a speed must be written as [speed:1.2] or [speed], got '[speed:fast]'"
+    assert response.json()["error"]["message"] == message
+
+
 def test_the_seed_is_told_and_repeats_the_speech(server):
     first = server.speak(response_format="pcm", temperature=1.0)
     assert server.speak(response_format="pcm", temperature=1.0).content != first.content

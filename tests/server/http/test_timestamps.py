@@ -54,6 +54,25 @@ def test_those_of_a_long_text_are_of_its_chunks(server):
             assert np.abs(gap.astype(np.int32)).max(initial=0) < 3000
 
 
+@pytest.mark.parametrize("speed", [1.0, 2.0])
+def test_they_are_those_of_the_audio_where_a_text_changes_its_speed(server, speed):
+    """The pauses between chunks, a second long, lie between the words around them."""
+    text = "[speed:0.5] The sun rises. [pause:1s][speed:3] We walk home. [pause:1s][speed] The water is cold."
+    fields = {"input": text, "response_format": "pcm", "seed": 2, "stream_format": "sse", "speed": speed}
+    *deltas, done = events(server.speak(timestamp_granularities=BOTH, **fields))
+    samples = np.frombuffer(b"".join(base64.b64decode(delta["audio"]) for delta in deltas), dtype=np.int16)
+    assert [segment["text"] for segment in done["segments"]] == [
+        "The sun rises.",
+        "We walk home.",
+        "The water is cold.",
+    ]
+    assert done["segments"][-1]["end"] <= len(samples) / 24_000
+    for before, after in itertools.pairwise(done["segments"]):
+        assert after["start"] - before["end"] == pytest.approx(1 / speed, abs=0.2)
+        gap = samples[round(before["end"] * 24_000) : round(after["start"] * 24_000)]
+        assert np.abs(gap.astype(np.int32)).max() < 3000
+
+
 def test_a_sentence_of_a_session_ends_with_them(server):
     with connected(server, voice="masculine", seed=5, timestamp_granularities=["word"]) as socket:
         send(socket, type="text", text=f"{TEXT} And it sets in the west.")

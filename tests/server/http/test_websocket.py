@@ -6,9 +6,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import torch
 from starlette.websockets import WebSocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from higgs_native.audio.samples import pcm_samples
+from higgs_native.long_form.long_speech import LongSpeech
 from higgs_native.server.http.websocket import SpeechSession
 from higgs_native.server.speech.encoder import MEDIA_TYPES
 from tests.helpers.waiting import PATIENCE, until
@@ -132,6 +135,62 @@ def test_a_pause_alone_is_before_the_next_sentence(server, streamed):
     assert audio == [streamed(text, seed=5 + index).tobytes() for index, text in enumerate(texts)]
     leading = [np.flatnonzero(np.frombuffer(samples, "<i2"))[0] / 24_000 for samples in audio]
     assert leading[0] < 0.7 <= leading[2] < 1.5 <= leading[1]
+
+
+def test_a_speed_goes_on_to_the_next_sentences(server, engine, streamed):
+    pieces = [
+        "Hello. We",
+        " walk home. [spe",
+        "ed:2] Good morning. We sleep. It [speed:0.8] rains. We sing.",
+        "[speed]",
+    ]
+    with connected(server, voice="alloy", seed=5) as socket:
+        for piece in pieces:
+            send(socket, type="text", text=piece)
+        for text in ("Good night.", "[speed:4]", "Bye."):
+            send(socket, type="flush")
+            send(socket, type="text", text=text)
+        send(socket, type="done")
+        messages, audio = received(socket)
+    # Sentences, and the tags that are in effect before them.
+    spoken = {
+        "Hello.": "",
+        "We walk home. [speed:2] Good morning.": "",
+        "We sleep.": "[speed:2]",
+        "It [speed:0.8] rains.": "[speed:2]",
+        "We sing.": "[speed:0.8]",
+        "[speed]Good night.": "[speed:0.8]",
+        "[speed:4]Bye.": "",
+    }
+    assert [message["text"] for message in messages if message["type"] == "sentence.start"] == list(spoken)
+    for index, (text, tag) in enumerate(spoken.items()):
+        if index in (1, 3):  # several chunks
+            long = LongSpeech(engine, tag + text, voice="feminine", seed=5 + index)
+            expected = pcm_samples(np.concatenate([chunk.samples for chunk in long.stream()]))
+        else:
+            expected = streamed(tag + text, seed=5 + index)
+        assert audio[index] == expected.tobytes()
+
+
+def test_cancel_ends_a_speed(server, streamed):
+    with connected(server, voice="alloy", seed=5) as socket:
+        send(socket, type="text", text="[speed:2] Hello.")
+        send(socket, type="flush")
+        received(socket, "sentence.end")
+        send(socket, type="cancel")
+        send(socket, type="text", text="Hello.")
+        send(socket, type="done")
+        _, audio = received(socket)
+    assert audio == [streamed("Hello.", seed=6).tobytes()]
+
+
+def test_a_wrong_speed_ends_the_session(server):
+    with connected(server, voice="alloy", seed=5) as socket:
+        send(socket, type="text", text="Hello [speed:9] there.")
+        send(socket, type="done")
+        messages, audio = received(socket)
+    assert messages[-1]["error"]["message"] == "a speed must be between 0.25 and 4, got '[speed:9]'"
+    assert audio == [b""]
 
 
 def test_cancel_drops_pauses(server, streamed):
@@ -301,3 +360,35 @@ def test_an_invented_voice_is_kept(start, engine, monkeypatch, streamed):
     reference = np.frombuffer(audio[0], dtype="<i2")
     cloned = streamed(SENTENCES[1], None, seed=6, reference_audio=(reference, 24_000), reference_text=SENTENCES[0])
     assert audio[1] == cloned.tobytes()
+
+
+@pytest.mark.filterwarnings("ignore::higgs_native.VoiceWarning")
+def test_an_invented_voice_is_kept_without_its_speed(start, engine, monkeypatch, streamed):
+    monkeypatch.setattr(engine, "trained_voices", ())
+    with connected(start(), seed=5) as socket:
+        send(socket, type="text", text=f"[speed:2] {' '.join(SENTENCES[:2])}")
+        send(socket, type="done")
+        _, audio = received(socket)
+    assert audio[0] == streamed(f"[speed:2] {SENTENCES[0]}", None, seed=5).tobytes()
+    reference = pcm_samples(engine.speak(SENTENCES[0], seed=5).audio)
+    assert len(audio[0]) == pytest.approx(reference.nbytes / 2, rel=0.05)
+    options = {"seed": 6, "reference_audio": (reference, 24_000), "reference_text": SENTENCES[0]}
+    assert audio[1] == streamed(f"[speed:2] {SENTENCES[1]}", None, **options).tobytes()
+
+
+@pytest.mark.filterwarnings("ignore::higgs_native.VoiceWarning")
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_invented_voice_of_several_speeds_is_kept_without_them(start, engine, monkeypatch, streamed, stream):
+    monkeypatch.setattr(engine, "trained_voices", ())
+    with connected(start(), seed=5, stream=stream) as socket:
+        send(socket, type="text", text=f"The sun rises [speed:2] in the east. {SENTENCES[1]}")
+        send(socket, type="done")
+        _, audio = received(socket)
+    long = LongSpeech(engine, "The sun rises [speed:2] in the east.", seed=5, max_retries=0)
+    samples = engine.audio_tokenizer.decode(torch.cat([chunk.codes for chunk in long], dim=1)).numpy()
+    options = {
+        "seed": 6,
+        "reference_audio": (pcm_samples(samples), 24_000),
+        "reference_text": "The sun rises in the east.",
+    }
+    assert audio[1] == streamed(f"[speed:2] {SENTENCES[1]}", None, **options).tobytes()
