@@ -29,9 +29,9 @@ from higgs_native.generation.model import HiggsAudioModel
 from higgs_native.generation.sampling_params import SamplingOptions, SamplingParams
 from higgs_native.manuscript.lexicon import LexiconLike
 from higgs_native.manuscript.passages import Passages, cut_ends
-from higgs_native.manuscript.pauses import split_passages, without_timing
 from higgs_native.manuscript.phonemes import PhonemeReader
 from higgs_native.manuscript.preparation import prepare_text
+from higgs_native.manuscript.timing import split_passages, without_timing
 from higgs_native.model.transformer import checked_dtype
 from higgs_native.model.weights import open_weights
 from higgs_native.ops.device import checked_device

@@ -21,7 +21,7 @@ from higgs_native.generation.conventions import behavior_of
 from higgs_native.generation.delay_pattern import SegmentReader
 from higgs_native.generation.requests import GenerationOutput, OnFrame, OnToken, Playback, WantsItems
 from higgs_native.manuscript.passages import cut_ends
-from higgs_native.manuscript.pauses import Passage
+from higgs_native.manuscript.timing import Passage
 from higgs_native.utils.background_iterator import BackgroundIterator
 from higgs_native.utils.checks import check_integer, check_number
 from higgs_native.utils.tensors import equal_fields

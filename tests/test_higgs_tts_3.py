@@ -18,7 +18,7 @@ from higgs_native.errors import CheckpointError, ConfigError, ParameterError, Pr
 from higgs_native.generation.sampling_params import SamplingParams
 from higgs_native.long_form.chunking import chunk_text
 from higgs_native.long_form.long_speech import LongSpeech
-from higgs_native.manuscript.pauses import split_passages
+from higgs_native.manuscript.timing import split_passages
 from higgs_native.ops._library import EMULATES_CUDA
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.pace import spoken_seconds

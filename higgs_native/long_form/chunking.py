@@ -18,7 +18,7 @@ import regex
 from higgs_native.convention import Convention
 from higgs_native.errors import ParameterError
 from higgs_native.long_form.settings import Boundary
-from higgs_native.manuscript.pauses import pause_seconds, tagged_speed, without_idle_speeds
+from higgs_native.manuscript.timing import pause_seconds, tagged_speed, without_idle_speeds
 from higgs_native.prompt.chat import clean_text, normalized_text
 from higgs_native.prompt.markup import CONTROL_TAG, PAUSE, SPEAKER_TAG, SPEED, TIMING
 from higgs_native.prompt.normalize import SPEAKABLE, drop_invisible, is_speakable, nothing_to_say

@@ -31,7 +31,7 @@ from higgs_native.long_form.settings import (
 )
 from higgs_native.manuscript.books.book import Book, file_names
 from higgs_native.manuscript.lexicon import Lexicon, LexiconLike
-from higgs_native.manuscript.pauses import Passage, without_timing
+from higgs_native.manuscript.timing import Passage, without_timing
 from higgs_native.pipeline import HiggsAudio
 from higgs_native.prompt.messages import AudioContent, Message
 from higgs_native.prompt.pace import spoken_seconds

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from higgs_native.convention import Convention
-from higgs_native.manuscript.pauses import Passage
+from higgs_native.manuscript.timing import Passage
 from higgs_native.prompt.chat import normalized_text, spoken_turns
 from higgs_native.prompt.messages import Message
 

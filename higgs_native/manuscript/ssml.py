@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from higgs_native.audio.tempo import MAX_SPEED, MIN_SPEED
 from higgs_native.errors import PromptError, one_line, short_repr
-from higgs_native.manuscript.pauses import pause_seconds, speed_tag
+from higgs_native.manuscript.timing import pause_seconds, speed_tag
 from higgs_native.prompt.markup import SPEED
 
 

@@ -118,8 +118,8 @@ def speak(
     )
     from higgs_native.cli.output import check_output, check_stream_path, shortened, write_output, write_stream
     from higgs_native.manuscript.lexicon import Lexicon
-    from higgs_native.manuscript.pauses import split_passages, without_timing
     from higgs_native.manuscript.preparation import prepare_text
+    from higgs_native.manuscript.timing import split_passages, without_timing
     from higgs_native.prompt.normalize import normalize_text
     from higgs_native.subtitles import check_subtitles_path
 

@@ -20,8 +20,8 @@ from anyio import fail_after
 from anyio.to_thread import run_sync
 from fastapi import WebSocket, WebSocketDisconnect
 
-from higgs_native.manuscript.pauses import without_timing
 from higgs_native.manuscript.phonemes import whole_phonemes
+from higgs_native.manuscript.timing import without_timing
 from higgs_native.prompt.markup import SPEED, TIMING
 from higgs_native.prompt.normalize import SPEAKABLE
 from higgs_native.prompt.recordings import Recording

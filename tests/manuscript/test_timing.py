@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from higgs_native.errors import ParameterError, PromptError
-from higgs_native.manuscript.pauses import (
+from higgs_native.manuscript.preparation import prepare_text
+from higgs_native.manuscript.timing import (
     Passage,
     pause_seconds,
     pause_tag,
@@ -14,7 +15,6 @@ from higgs_native.manuscript.pauses import (
     tagged_speed,
     without_timing,
 )
-from higgs_native.manuscript.preparation import prepare_text
 
 
 @pytest.mark.parametrize(
