@@ -1,6 +1,8 @@
 """What packagers read: the version, and what a build needs."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import yaml
@@ -42,3 +44,23 @@ def test_forms_and_workflows_are_yaml():
     assert len(files) >= 5
     for file in files:
         assert isinstance(yaml.safe_load(file.read_text(encoding="utf-8")), dict)
+
+
+def test_a_page_on_an_index_has_absolute_links(tmp_path):
+    for name in ("README.md", "pyproject.toml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    script, repository = ROOT / ".github" / "add_links.py", "https://example.org/someone/higgs-native"
+    subprocess.run([sys.executable, str(script), repository], cwd=tmp_path, check=True)
+
+    def links(folder):
+        return re.findall(r"\]\(([^)]+)\)", (folder / "README.md").read_text(encoding="utf-8"))
+
+    before, after = links(ROOT), links(tmp_path)
+    assert len(before) == len(after)
+    assert not [link for link in after if not link.startswith(("https://", "#"))]
+    files = [link.removeprefix(f"{repository}/blob/HEAD/").partition("#")[0] for link in after if repository in link]
+    assert len(files) > 10
+    assert not [file for file in files if not (ROOT / file).is_file()]
+    assert f'[project.urls]\nRepository = "{repository}"\n' in (tmp_path / "pyproject.toml").read_text(
+        encoding="utf-8"
+    )
