@@ -1,13 +1,12 @@
 """The linear operators' part of cuda_model.py: from few rows to many, and rows of x that are rounded before them."""
 
-import heapq
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from benchmarks.tools.cuda_constants import CASES, GAP_US, PORT_BYTES, TAIL_US, Gpu
 from benchmarks.tools.cuda_launches import Launch
-from benchmarks.tools.cuda_prediction import Library, Prediction, blocks_ahead
+from benchmarks.tools.cuda_prediction import Library, Prediction, blocks_ahead, makespan
 from benchmarks.tools.sass import LOAD_BYTES, WARP, Instruction, Kernel, instructions_per_kb
 from benchmarks.tools.warp_simulation import SCHEDULERS
 from higgs_native.checkpoint.config import HiggsAudioConfig
@@ -72,10 +71,11 @@ class Linears:
         path_bytes = sum(i.is_weight_load for i in path) * LOAD_BYTES * WARP
         weights = WEIGHT_FORMATS[format].packed_nbytes(n, k)
         warps = launch.threads // WARP
-        panels = math.ceil(n / PANEL) / launch.y
-        step_bytes = PANEL * STEP_COLUMNS[format] * WEIGHT_FORMATS[format].bits // 8
+        panels_at_once, rows_at_once = map(int, launch.kernel.split(", ")[1:3])
+        turns = math.ceil(math.ceil(math.ceil(n / PANEL) / panels_at_once) / launch.y)
+        step_bytes = PANEL * STEP_COLUMNS[format] * WEIGHT_FORMATS[format].bits // 8 * panels_at_once
         steps = math.ceil(math.ceil(k / STEP_COLUMNS[format]) / warps)
-        times = steps * step_bytes * math.ceil(panels) / path_bytes
+        times = turns * steps * step_bytes / path_bytes
         fitting = kernel.blocks_per_multiprocessor(launch.threads, launch.shared_bytes)
         # The multiprocessor with the most blocks decides.
         left, cycles, refill = math.ceil(launch.blocks / gpu.multiprocessors), 0, 0
@@ -89,13 +89,15 @@ class Linears:
             cycles += self.library.cycles((launch.kernel, norm), path, times, scheduled, max(0.0, times - 1))
             cycles += rounding
             # Until a warp has multiplied a step, and loads another one.
-            step = step_bytes * math.ceil(panels) / path_bytes
-            refill = refill or rounding + self.library.cycles((launch.kernel, norm, "refill"), path, step, scheduled)
+            step = path[: next(index for index, i in enumerate(path) if i.is_weight_load)]
+            refill = refill or rounding + self.library.cycles((launch.kernel, norm, "refill"), step, 1, scheduled)
             left -= resident
         busy = min(launch.blocks, gpu.multiprocessors)
         # x comes from L2: packed, as the main loop loads it beside weights; else each block reads its rows.
         loads = sum(i.is_global_load and i.load_bytes == LOAD_BYTES and not i.is_weight_load for i in path)
         x_bytes = launch.blocks * (warps * times * loads * LOAD_BYTES * WARP if packed else rows * k * 4)
+        if packed and panels_at_once == 2 and format in ("bfloat16", "fp8"):  # tiles that are missing are not read
+            x_bytes *= math.ceil(rows / ROW_TILE) / (launch.x * rows_at_once / ROW_TILE)
         from_l2 = weights * launch.x + x_bytes
         of_block = kernel.prefetched_bytes(warps) * min(times, 1)
         # Blocks load their first weights before the wait: some while the launch before still runs, others behind it.
@@ -109,11 +111,15 @@ class Linears:
             between = GAP_US.at(at) + TAIL_US.at(at)
             # Prefetches begin at each panel's first bytes, as blocks do. Memory goes on with what these wait for.
             in_l2_us = (in_l2[at] if in_l2 else 0.0) / 1e6 / bandwidth
+            if name in ("qkv", "down"):  # those of the launch before alone
+                in_l2_us = min(in_l2_us, between + refill_us)
             begin_us = max(in_l2_us, 0.0 if ahead_mb == waiting_mb else TAIL_US.at(at))
             beyond_us = min(waiting_mb / bandwidth - in_l2_us, between + refill_us - begin_us)
             early_us = in_l2_us + max(0.0, beyond_us)
             left_us = max(0.0, weights / 1e6 / bandwidth - early_us)
-            arrived_mb = min(early_us * bandwidth, ahead_mb + GAP_US.at(at) * l2_bandwidth, waiting_mb)
+            # Blocks that begin behind the launch before wait for their first loads, too.
+            behind_mb = max(0.0, GAP_US.at(at) - GAP_US.at("best")) * l2_bandwidth
+            arrived_mb = min(early_us * bandwidth, ahead_mb + behind_mb, waiting_mb)
             times_us = {
                 "memory": left_us + (refill_us if left_us else 0),
                 "L2": (from_l2 / 1e6 - arrived_mb) / l2_bandwidth,
@@ -156,7 +162,7 @@ class Linears:
                 path = self._products(kernel.path(loop, self._wide_score(adds)), share)
                 key = (launch.kernel, adds, share)
                 of_row_blocks[-1] += self.library.cycles(key, path, times, warps // SCHEDULERS)
-        cycles = self._makespan([of_row_blocks[block % launch.x] for block in range(launch.blocks)])
+        cycles = makespan([of_row_blocks[block % launch.x] for block in range(launch.blocks)], gpu.multiprocessors)
         weights = WEIGHT_FORMATS[format].packed_nbytes(n, k)
         x_bytes = rows * steps * STEP_COLUMNS[format] * 2
         from_l2, busy = weights * launch.x + x_bytes * launch.y, min(launch.blocks, gpu.multiprocessors)
@@ -201,13 +207,6 @@ class Linears:
         products = [index for index, i in enumerate(path) if i.is_tensor_core]
         kept = round(share * len(products))
         return path if kept == len(products) else path[: products[kept]] + path[products[-1] + 1 :]
-
-    def _makespan(self, cycles: list[int]) -> int:
-        """Cycles until the multiprocessors have done blocks, one at a time, in order."""
-        free = [0] * self.gpu.multiprocessors
-        for of_block in cycles:
-            heapq.heapreplace(free, free[0] + of_block)
-        return max(free)
 
     @staticmethod
     def _steps_of(path: list[Instruction], step_columns: int) -> float:

@@ -36,7 +36,7 @@ from benchmarks.tools.cuda_constants import (
 )
 from benchmarks.tools.cuda_launches import MODELS, Launch
 from benchmarks.tools.cuda_linears import Linear, Linears, linears
-from benchmarks.tools.cuda_prediction import Library, Prediction, blocks_ahead
+from benchmarks.tools.cuda_prediction import Library, Prediction, blocks_ahead, makespan
 from benchmarks.tools.sass import LIBRARY, LOAD_BYTES, WARP, Instruction, Kernel, read_kernels
 from benchmarks.tools.warp_simulation import L2_CYCLES, MEMORY_CYCLES, SCHEDULERS
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
@@ -47,7 +47,7 @@ from higgs_native.ops.formats import WEIGHT_FORMATS
 DEPENDENT_LOADS = 2
 """Loads of attention that wait for each other before its first keys: cache position and slot, then pages."""
 TILE_POSITIONS, MAX_SPLITS = 64, 32
-"""kTile of csrc/cuda/attention/tile.h, and kMaxSplits of csrc/cuda/attention.cu."""
+"""kTile of csrc/cuda/attention/tile.h, and kMaxSplits of csrc/cuda/attention/splits.h."""
 
 FIRST_FRAMES = 4
 """Frames of the first sound."""
@@ -90,7 +90,8 @@ class Model:
                 to.append(self._linears.narrow(launch, linear, case["format"], previous, arrived))
                 if linear.name == "qkv":  # before `o`, attention's blocks load their keys and values
                     for at in CASES:
-                        to[-1].idle_us[at] -= self._kv_us(case, config, position, at)
+                        kv_us = self._kv_us(case, config, position, at)
+                        to[-1].idle_us[at] = max(0.0, GAP_US.at(at) + TAIL_US.at(at) - kv_us)
                 self._prefetch(in_l2, asked, launch, to[-1], of_layer, case["format"])
             elif launch.kernel.startswith("wide_gemm_kernel"):
                 to.append(self._linears.wide(launch, next(rows) if current is None else current, case["format"]))
@@ -150,6 +151,9 @@ class Model:
                 of_name[at] += fits
                 done.idle_us[at] -= fits / bandwidth
                 left[at] -= fits
+        if done.name == "attention" and "o" in in_l2:  # the rest of its own weights `o` loads itself
+            for at in CASES:
+                left[at] = max(0.0, left[at] - (sizes["o"] - in_l2["o"][at]))
         asked.update(left)
 
     def _attention(
@@ -217,9 +221,8 @@ class Model:
         self, launch: Launch, config: HiggsAudioConfig, position: int, case: dict[str, Any]
     ) -> Prediction:
         """A warp for each row. The rows of a block find each other's keys and values in the first cache."""
-        kernel, gpu = self.kernels[launch.kernel], self.gpu
-        tiles = math.ceil((position + 1) / TILE_POSITIONS)
-        tiles_of_split = math.ceil(tiles / min(tiles, MAX_SPLITS))
+        kernel, gpu, warps = self.kernels[launch.kernel], self.gpu, launch.threads // WARP
+        rows = case["text"] + case["audio"]
 
         def score(i: Instruction) -> tuple[float, ...]:
             return (i.is_tensor_core, i.name == "LDS")
@@ -232,20 +235,24 @@ class Model:
         wait = max(index for index, i in enumerate(ahead) if i.name == "ACQBULK")
         behind = [i for i in kernel.instructions if i.address > split[1]]
         # All instructions behind the loop count, also those of divisions that are seldom taken.
-        path = ahead[wait + 1 :] + (kernel.path(part, score) * 4 * tiles_of_split + of_split) * math.ceil(
-            tiles / tiles_of_split
-        )
-        fitting = kernel.blocks_per_multiprocessor(launch.threads, 0)
-        scheduled = fitting * launch.threads // WARP // SCHEDULERS
-        cycles = self.library.cycles((launch.kernel, "rows", tiles), path + behind, 1, scheduled)
-        waves = max(1.0, launch.blocks / (gpu.multiprocessors * fitting))
+        of_part, fitting = kernel.path(part, score), kernel.blocks_per_multiprocessor(launch.threads, 0)
+        row_blocks = []
+        for first_row in reversed(range(0, rows, warps)):  # the longest first, in the middle of the prompt `position`
+            tiles = math.ceil((position - rows // 2 + min(first_row + warps, rows)) / TILE_POSITIONS)
+            tiles_of_split = math.ceil(tiles / min(tiles, MAX_SPLITS))
+            splits = math.ceil(tiles / tiles_of_split)
+            path = [*ahead[wait + 1 :], *(of_part * warps * tiles_of_split + of_split) * splits, *behind]
+            key = (launch.kernel, "rows", tiles)
+            row_blocks.append(self.library.cycles(key, path, 1, fitting * warps // SCHEDULERS))
+        of_blocks = (cycles for cycles in row_blocks for _ in range(launch.blocks // len(row_blocks)))
+        blocks = makespan(of_blocks, gpu.multiprocessors * fitting) / gpu.cycles_per_us
         us, bound = {}, ""
         for at in CASES:
-            l2 = self._kv_us(case, config, position, at) / (launch.threads // WARP)
-            us[at] = GAP_US.at(at) + max(l2, waves * cycles / gpu.cycles_per_us)
+            l2 = self._kv_us(case, config, position, at) / warps
+            us[at] = GAP_US.at(at) + max(l2, blocks)
             if at == "expected":
-                bound = "L2" if l2 > waves * cycles / gpu.cycles_per_us else "instructions"
-        details = {"kv_mb": self._kv_mb(case, config, position), "warp_us": cycles / gpu.cycles_per_us}
+                bound = "L2" if l2 > blocks else "instructions"
+        details = {"kv_mb": self._kv_mb(case, config, position), "blocks_us": blocks}
         return Prediction("attention", launch.kernel, launch.blocks, us, bound, details)
 
     @staticmethod

@@ -1,7 +1,9 @@
 """Common parts of cuda_model.py and cuda_linears.py: kernels, simulated loops, and blocks that start early."""
 
+import heapq
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +50,14 @@ class Library:
         if key not in self._cycles:
             self._cycles[key] = simulate(repeat(path, times, refilled), max(1, warps))
         return self._cycles[key]
+
+
+def makespan(cycles: Iterable[int], places: int) -> int:
+    """Cycles until so many places have done all blocks, one at a time, in order."""
+    free = [0] * places
+    for of_block in cycles:
+        heapq.heapreplace(free, free[0] + of_block)
+    return max(free)
 
 
 def blocks_ahead(gpu: Gpu, kernels: dict[str, Kernel], launch: Launch, previous: Launch | None) -> float:

@@ -113,6 +113,13 @@ class Kernel:
         if goes_on and following in self.blocks:
             yield following
 
+    def _after_whole_steps(self, start: int) -> Iterator[int]:
+        """The blocks that may follow one where K-steps are whole: their weights are not loaded unit by unit, too."""
+        block, last = self.blocks[start], self.blocks[start][-1]
+        if last.target is not None and any(i.is_weight_load and i.predicate == last.predicate != "" for i in block):
+            return iter((last.target,))
+        return self.successors(start)
+
     def loops(self) -> list[tuple[int, int]]:
         """First and last address of each loop, of every branch backward."""
         branches = [(i.target, i.address) for i in self.instructions if i.target is not None]
@@ -129,7 +136,7 @@ class Kernel:
         best: dict[int, tuple[tuple[float, ...], list[int]]] = {}
         for start in sorted(scored, reverse=True):
             # What closes the loop ends the way; what leaves it is none.
-            ways = [best[after] for after in self.successors(start) if after > start and after in best]
+            ways = [best[after] for after in self._after_whole_steps(start) if after > start and after in best]
             if first in self.successors(start):
                 ways.append(((0,) * len(scored[start]), []))
             if ways:
@@ -177,7 +184,7 @@ class Kernel:
         first, _ = self.main_loop
         loads: dict[int, int] = {}  # from the beginning of a basic block on
         for start in sorted((start for start in self.blocks if start < first), reverse=True):
-            later = (loads.get(following, 0) for following in self.successors(start) if following > start)
+            later = (loads.get(following, 0) for following in self._after_whole_steps(start) if following > start)
             loads[start] = sum(i.is_weight_load for i in self.blocks[start]) + max(later, default=0)
         return loads[self.instructions[0].address] * LOAD_BYTES * WARP * warps
 

@@ -166,9 +166,10 @@ template <typename T, int kGroup>
 void attention_of_group(const Launch& launch, const AttentionArguments& a, dim3 grid) {
   if constexpr (sizeof(T) == 2) {
     if (is_aligned(a.query) && is_aligned(a.keys) && is_aligned(a.values)) {
-      // A warp for each row, if that is enough for every multiprocessor.
+      // A warp for each row, if that is enough for every multiprocessor, and rows share sequences: there are more than
+      // slots.
       const int64_t items_of_row = static_cast<int64_t>(a.heads) * a.parts, items = a.rows * items_of_row;
-      if (items >= kPromptWarps * launch.multiprocessors()) {
+      if (a.rows > a.slots_of_table && items >= kPromptWarps * launch.multiprocessors()) {
         const auto blocks = static_cast<unsigned>(ceil_div(a.rows, kWarps) * items_of_row);
         if (a.head_dim == 128) return launch(prompt_attention_kernel<T, kGroup, 128>, blocks, kThreads, 0, a);
         if (a.head_dim == 64) return launch(prompt_attention_kernel<T, kGroup, 64>, blocks, kThreads, 0, a);
@@ -277,6 +278,7 @@ void attention_cuda(
   a.page_stride = cache.heads * cache.page_size * cache.head_dim;
   a.page_shift = cache.page_shift();
   a.rows = static_cast<int>(rows);
+  a.slots_of_table = page_table.size(0);
   a.heads = static_cast<int>(cache.heads);
   a.group = static_cast<int>(group);
   a.head_dim = static_cast<int>(cache.head_dim);

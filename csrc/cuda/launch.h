@@ -51,8 +51,8 @@ class Launch {
   template <typename... Parameters, typename... Arguments>
   void operator()(
       void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, const Arguments&... arguments) const {
-    // A kernel has this much without asking for it.
-    constexpr size_t kDefaultSharedBytes = 48 << 10;
+    // A kernel has 48 KB without asking for them, less its static memory, which is below 8 KB beside a dynamic one.
+    constexpr size_t kDefaultSharedBytes = 40 << 10;
     if (shared_bytes > kDefaultSharedBytes) {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
     }

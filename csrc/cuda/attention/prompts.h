@@ -18,7 +18,9 @@ __global__ void __launch_bounds__(kThreads, 3) prompt_attention_kernel(Attention
   __shared__ WarpSums<kGroup> sums_of_rows[kWarps][kWarps];  // of each row, what the warps of its split would give
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int items_of_row = a.heads * a.parts, item_of_row = static_cast<int>(blockIdx.x) % items_of_row;
-  const int row = static_cast<int>(blockIdx.x) / items_of_row * kWarps + warp;
+  // The longest rows begin first.
+  const int row_block = static_cast<int>(gridDim.x - 1 - blockIdx.x) / items_of_row;
+  const int row = row_block * kWarps + warp;
   const int item = row * items_of_row + item_of_row, group = min(kGroup, a.group - item % a.parts * kGroup);
   if (a.is_first) wait_for_earlier_launches();
   allow_next_launch();

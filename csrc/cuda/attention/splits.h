@@ -22,7 +22,8 @@ struct AttentionArguments {
   float2* states;                          // [rows, heads, parts, splits, kGroup]: maximum and total of each
   int32_t* split_counters;                 // [rows, heads, parts], zeros
   int64_t max_pages, page_stride;          // page_stride: numbers between two pages
-  int page_shift;                          // a page has 1 << page_shift positions
+  int64_t slots_of_table;
+  int page_shift;  // a page has 1 << page_shift positions
   int rows, heads, group, head_dim, splits;
   int parts;  // blocks that share a group larger than kGroup
   float scale;

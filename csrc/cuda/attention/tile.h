@@ -112,12 +112,9 @@ struct TensorTile {
     }
     const float keep = expf(maximum - next_maximum);
     maximum = next_maximum;
-    total *= keep;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      weights[r] = expf(weights[r] - maximum);
-      total += weights[r];
-    }
+    for (int r = 0; r < 2; ++r) weights[r] = expf(weights[r] - maximum);
+    total = fmaf(total, keep, weights[0]) + weights[1];
 #pragma unroll
     for (int i = 0; i < kDims / 64 * 16; ++i) sums[i / 16][i / 4 % 4][i % 4] *= keep;
   }

@@ -174,6 +174,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<F, kPacked>)
     // The same for packed x: else each tile would wait for L2 in turn. For fp8 it would take the registers of a second
     // block.
     constexpr bool kReadsAhead = kPanels == 1 && kPacked && Step<F>::kWords == 4;
+    // A last block of rows has fewer tiles, and need not wait for L2 to give it the others. With integers, the registers
+    // are used up.
+    constexpr bool kReadsAll = Step<F>::kInteger;
+    const int own_tiles = (p.rows + kRowTile - 1) / kRowTile - first_tile;
     Activations<F> next_x[kReadsAhead ? kTiles : 1];
     if constexpr (kReadsAhead) {
 #pragma unroll
@@ -208,8 +212,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<F, kPacked>)
             if (step + kWarps < steps) {
               next_x[tile] = packed.template read<F>(first_tile + tile, step + kWarps, steps);
             }
-          } else if constexpr (kPacked) x = packed.template read<F>(first_tile + tile, step, steps);
-          else if constexpr (kShared) x = shared_x.read(step);
+          } else if constexpr (kPacked) {
+            if (kReadsAll || tile < own_tiles) x = packed.template read<F>(first_tile + tile, step, steps);
+            else x = {};
+          } else if constexpr (kShared) x = shared_x.read(step);
           else if constexpr (kLoadsAhead) {
             float v[Step<F>::kLaneColumns];
 #pragma unroll
