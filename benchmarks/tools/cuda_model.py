@@ -227,7 +227,7 @@ class Model:
         def score(i: Instruction) -> tuple[float, ...]:
             return (i.is_tensor_core, i.name == "LDS")
 
-        # Of a quarter of a tile, of a warp's part of a split, and of a split.
+        # The loops of a quarter of a tile, of a warp's part of a split, and of a split.
         loops = [loop for loop in kernel.loops() if any(i.is_tensor_core for i in kernel.body(loop))]
         _, part, split = sorted(loops, key=lambda loop: loop[1] - loop[0])
         of_split = [i for i in kernel.path(split, score) if not part[0] <= i.address <= part[1]]

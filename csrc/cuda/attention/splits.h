@@ -1,4 +1,4 @@
-// What the kernels of attention share: their arguments, the splits of a sequence, and the sums of splits.
+// Shared parts of the attention kernels: their arguments, the splits of a sequence, and the sums of splits.
 #pragma once
 
 #include "cuda/attention/tile.h"
@@ -30,7 +30,7 @@ struct AttentionArguments {
   bool is_first;  // whether this is the first launch of the operator
   AttentionPrefetch prefetch;
 
-  // Where the heads of an item begin in `query` and `out`. Items are counted through rows, heads and parts.
+  // The first column of an item's heads in `query` and `out`. Items are counted through rows, heads and parts.
   __device__ __forceinline__ int64_t first_column(int item, int heads_of_part) const {
     return (static_cast<int64_t>(item / parts) * group + item % parts * heads_of_part) * head_dim;
   }
