@@ -85,13 +85,14 @@ def test_a_prompt_takes_a_single_feed_forward_network_once():
 
 @needs_emulation
 def test_rows_of_a_prompt_take_a_warp_each():
-    """Four rows a block, for each of the 8 KV heads. 64 sequences take a block each, which has none to share with."""
+    """Four rows a block, for each of the 8 KV heads. Streams take a block each: a row has none to share with."""
     case = {"model": "v2", "format": "bfloat16"}
-    cases = ({**case, "text": 83, "audio": 167}, {**case, "batch": 64})
+    cases = ({**case, "text": 83, "audio": 167}, {**case, "batch": 64}, {**case, "batch": 256})
     launches = [next(launch for launch in record(132, case) if launch.op == "attention") for case in cases]
     assert [(launch.kernel.partition("<")[0], launch.blocks) for launch in launches] == [
         ("prompt_attention_kernel", 63 * 8),
         ("attention_kernel", 64 * 8),
+        ("attention_kernel", 256 * 8),
     ]
 
 
