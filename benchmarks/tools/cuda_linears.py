@@ -100,7 +100,7 @@ class Linears:
             x_bytes *= math.ceil(rows / ROW_TILE) / (launch.x * rows_at_once / ROW_TILE)
         from_l2 = weights * launch.x + x_bytes
         of_block = kernel.prefetched_bytes(warps) * min(times, 1)
-        # Blocks load their first weights before the wait: some while the launch before still runs, others behind it.
+        # Blocks load their first weights before the wait: some while the launch before still runs, others after it.
         waiting_mb = min(launch.blocks, gpu.multiprocessors * fitting) * of_block / 1e6
         ahead_mb = min(waiting_mb, blocks_ahead(gpu, self.kernels, launch, previous) * of_block / 1e6)
         refill_us = refill / gpu.cycles_per_us
@@ -117,9 +117,9 @@ class Linears:
             beyond_us = min(waiting_mb / bandwidth - in_l2_us, between + refill_us - begin_us)
             early_us = in_l2_us + max(0.0, beyond_us)
             left_us = max(0.0, weights / 1e6 / bandwidth - early_us)
-            # Blocks that begin behind the launch before wait for their first loads, too.
-            behind_mb = max(0.0, GAP_US.at(at) - GAP_US.at("best")) * l2_bandwidth
-            arrived_mb = min(early_us * bandwidth, ahead_mb + behind_mb, waiting_mb)
+            # Blocks that begin after the launch before wait for their first loads, too.
+            after_mb = max(0.0, GAP_US.at(at) - GAP_US.at("best")) * l2_bandwidth
+            arrived_mb = min(early_us * bandwidth, ahead_mb + after_mb, waiting_mb)
             times_us = {
                 "memory": left_us + (refill_us if left_us else 0),
                 "L2": (from_l2 / 1e6 - arrived_mb) / l2_bandwidth,
@@ -203,7 +203,7 @@ class Linears:
 
     @staticmethod
     def _products(path: list[Instruction], share: float) -> list[Instruction]:
-        """A path without what stands between the first product that is left out and the last one."""
+        """A path up to the first product that is left out, and from the last one on."""
         products = [index for index, i in enumerate(path) if i.is_tensor_core]
         kept = round(share * len(products))
         return path if kept == len(products) else path[: products[kept]] + path[products[-1] + 1 :]

@@ -11,7 +11,7 @@ A linear operator takes the longest of: reading its weights from memory; reading
 main loop of the multiprocessor with the most blocks, simulated (warp_simulation.py). Before and after it come the gap
 between launches and the tail. Memory would idle from a launch's last weights to the first ones that the next launch
 asks for after its wait, when x is rounded and a step multiplied. In that time arrive weights that earlier launches
-prefetch into L2, then those that blocks ask for before their wait: beside the blocks of the launch before, or behind
+prefetch into L2, then those that blocks ask for before their wait: beside the blocks of the launch before, or after
 them. Wide blocks of many rows take the longest of the same; they prefetch nothing, and those with fewer rows leave out
 products. Attention takes the path of its multiprocessor with the most blocks, simulated from the wait through its
 tiles to its end, and its fences; its keys and values are asked for before its wait, where blocks can start early.
@@ -151,7 +151,7 @@ class Model:
                 of_name[at] += fits
                 done.idle_us[at] -= fits / bandwidth
                 left[at] -= fits
-        if done.name == "attention" and "o" in in_l2:  # the rest of its own weights `o` loads itself
+        if done.name == "attention" and "o" in in_l2:  # `o` itself loads the rest of its weights
             for at in CASES:
                 left[at] = max(0.0, left[at] - (sizes["o"] - in_l2["o"][at]))
         asked.update(left)
@@ -234,7 +234,7 @@ class Model:
         ahead = [i for i in kernel.instructions if i.address < split[0]]
         wait = max(index for index, i in enumerate(ahead) if i.name == "ACQBULK")
         behind = [i for i in kernel.instructions if i.address > split[1]]
-        # All instructions behind the loop count, also those of divisions that are seldom taken.
+        # All instructions after the loop count, also those of divisions that are seldom taken.
         of_part, fitting = kernel.path(part, score), kernel.blocks_per_multiprocessor(launch.threads, 0)
         row_blocks = []
         for first_row in reversed(range(0, rows, warps)):  # the longest first, in the middle of the prompt `position`

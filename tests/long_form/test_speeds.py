@@ -1,4 +1,4 @@
-"""Long texts whose parts have speeds of their own: `[speed:1.2]`."""
+"""Long texts whose parts have different speeds: `[speed:1.2]`."""
 
 import json
 

@@ -27,6 +27,12 @@ def with_multiprocessors(monkeypatch):
     return run
 
 
+def normed_linear(x, norm, weight, n):
+    out = torch.full((len(x), n), torch.nan)
+    ops.rms_norm_linear(out, x, norm, 1e-5, weight)
+    return out
+
+
 @pytest.mark.parametrize("format", ["bfloat16", "int4"])
 @pytest.mark.parametrize("rows", [1, 40])
 def test_linear_operators_of_one_and_of_two_panels_a_block(with_multiprocessors, rows, format):
@@ -54,13 +60,8 @@ def test_blocks_that_take_panels_in_turn(with_multiprocessors, rows, format):
     x, norm = random((rows, k)), random((k,), torch.bfloat16, seed=1)
     weight = ops.pack_linear(random((n, k), seed=2) / k**0.5, format=format)
 
-    def linear():
-        out = torch.full((rows, n), torch.nan)
-        ops.rms_norm_linear(out, x, norm, 1e-5, weight)
-        return out
-
-    # Eight blocks of a panel; three of two or three panels; two of pairs, in two turns; one, in four.
-    alone, *in_turn = (with_multiprocessors(count, linear) for count in (H100, 3, 2, 1))
+    # Eight blocks of a panel; five of one or two; three of one or two pairs; one of all four pairs.
+    alone, *in_turn = (with_multiprocessors(count, normed_linear, x, norm, weight, n) for count in (H100, 5, 3, 1))
     for result in in_turn:
         assert torch.equal(result, alone)
     expected = torch.empty(rows, n)
@@ -118,12 +119,7 @@ def test_rows_packed_by_one_block_and_by_several(with_multiprocessors, format):
     x, norm = random((rows, k)), random((k,), torch.bfloat16, seed=1)
     weight = ops.pack_linear(random((n, k), seed=2) / k**0.5, format=format)
 
-    def linear():
-        out = torch.full((rows, n), torch.nan)
-        ops.rms_norm_linear(out, x, norm, 1e-5, weight)
-        return out
-
-    several, one = (with_multiprocessors(count, linear) for count in (H100, 1))
+    several, one = (with_multiprocessors(count, normed_linear, x, norm, weight, n) for count in (H100, 1))
     assert torch.equal(several, one)
     # The order of the sums of squares is that of rows that are not packed.
     alone = torch.full((1, n), torch.nan)

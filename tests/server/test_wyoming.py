@@ -83,7 +83,7 @@ def test_a_text_has_its_speed(engine):
             return lengths, await error(client)
 
     (slow, fast), told = asyncio.run(scenario())
-    assert slow / fast == pytest.approx(16, rel=0.5)  # each has a seed of its own
+    assert slow / fast == pytest.approx(16, rel=0.5)  # their seeds differ
     assert told == ("invalid_value", "a speed must be between 0.25 and 4, got '[speed:9]'")
 
 
