@@ -35,11 +35,23 @@ HIGGS_INLINE void prefetch(const T* row, int64_t dims) {
   for (int64_t i = 0; i < dims; i += kLine) __builtin_prefetch(row + i);
 }
 
+// The dot product of dimensions [begin, end).
+template <typename T>
+float tail_score(const float* query, const T* key, int64_t begin, int64_t end) {
+  float score = 0;
+  for (int64_t i = begin; i < end; ++i) score += query[i] * to_float(key[i]);
+  return score;
+}
+
 // scores[h][p] for heads h < G and positions p < P, whose keys begin at `key`
 template <int G, int P, typename T>
 HIGGS_INLINE void score(const AttentionSplit<T>& a, int64_t head, const T* key, int64_t position) {
-  Vec acc[G][P] = {};
-  float tail[G][P] = {};
+  Vec acc[G][P];
+#pragma GCC unroll 8
+  for (int g = 0; g < G; ++g) {
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) acc[g][p] = Vec{};
+  }
   int64_t i = 0;
   for (; i + kWidth <= a.head_dim; i += kWidth) {
     Vec q[G];
@@ -52,15 +64,16 @@ HIGGS_INLINE void score(const AttentionSplit<T>& a, int64_t head, const T* key, 
       for (int g = 0; g < G; ++g) acc[g][p] += q[g] * k;
     }
   }
-  for (; i < a.head_dim; ++i) {
-    for (int g = 0; g < G; ++g) {
-      for (int p = 0; p < P; ++p) {
-        tail[g][p] += a.query[(head + g) * a.head_dim + i] * to_float(key[p * a.head_dim + i]);
-      }
-    }
-  }
+#pragma GCC unroll 8
   for (int g = 0; g < G; ++g) {
-    for (int p = 0; p < P; ++p) a.scores[(head + g) * kSplit + position + p] = (sum(acc[g][p]) + tail[g][p]) * a.scale;
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      float score = sum(acc[g][p]);
+      if (i < a.head_dim) {
+        score += tail_score(a.query + (head + g) * a.head_dim, key + p * a.head_dim, i, a.head_dim);
+      }
+      a.scores[(head + g) * kSplit + position + p] = score * a.scale;
+    }
   }
 }
 
@@ -101,14 +114,15 @@ HIGGS_INLINE void weigh(const AttentionSplit<T>& a, int64_t head, int64_t dim) {
     const float* weights = a.scores + head * kSplit + position;
     for (int64_t p = 0; p < count; ++p) {
       prefetch(next + p * a.head_dim, D * kWidth);
-      Vec v[D];
+      Vec weight[G];
 #pragma GCC unroll 8
-      for (int d = 0; d < D; ++d) v[d] = load(values + p * a.head_dim + d * kWidth);
+      for (int g = 0; g < G; ++g) weight[g] = splat(weights[g * kSplit + p]);
+      // In this order all sums stay in registers beside the weights and one vector of the value.
 #pragma GCC unroll 8
-      for (int g = 0; g < G; ++g) {
-        const Vec weight = splat(weights[g * kSplit + p]);
+      for (int d = 0; d < D; ++d) {
+        const Vec v = load(values + p * a.head_dim + d * kWidth);
 #pragma GCC unroll 8
-        for (int d = 0; d < D; ++d) acc[g][d] += weight * v[d];
+        for (int g = 0; g < G; ++g) acc[g][d] += weight[g] * v;
       }
     }
   });

@@ -311,6 +311,7 @@ struct Int8 {
   static constexpr WeightFormat kFormat = WeightFormat::int8;
   static constexpr int64_t kPackedUnitBytes = 4;
   static constexpr int64_t kGroupUnits = kQuantGroup / 4;
+  static constexpr int64_t kUnitsAtOnce = 1;
   static constexpr int64_t kFloatUnits = 0;
   static constexpr int32_t kZero = kSignedWeights ? 0 : 128;
 
@@ -340,6 +341,7 @@ struct Int4 {
   static constexpr WeightFormat kFormat = WeightFormat::int4;
   static constexpr int64_t kPackedUnitBytes = 8;
   static constexpr int64_t kGroupUnits = kQuantGroup / 8;
+  static constexpr int64_t kUnitsAtOnce = kShortSumTimes > 0 ? kShortSumTimes / 2 : 1;
   static constexpr int64_t kFloatUnits = 0;
   static constexpr int32_t kZero = 8;
 
@@ -360,18 +362,45 @@ struct Int4 {
     }
   }
 
-  template <int R, int J>
-  HIGGS_INLINE void step(IntVec (&sums)[R][J], const char* x, const Unit& unit) {
+  // Integers 4 i .. 4 i + 3 of each word of a unit's vector j, with kZero added.
+  HIGGS_INLINE UIntVec part(const Unit& unit, int j, int i) { return load_bits(unit.part(j)) >> (4 * i) & 0x0f0f0f0fu; }
+
+  template <int R, int J, typename S = ShortSums>
+  HIGGS_INLINE void step(IntVec (&sums)[R][J], const char* x, Unit unit) {
+    if constexpr (kShortSumTimes > 0) {
+      typename S::Sums short_sums[R][J] = {};
+      // Not unrolled: GCC would compute the products of all units first, and spill them.
+#pragma GCC unroll 1
+      for (int u = 0; u < kUnitsAtOnce; ++u, unit.weight += kUnitBytes) {
 #pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      UIntVec w[J];
+        for (int i = 0; i < 2; ++i, x += 4 * R) {
 #pragma GCC unroll 8
-      for (int j = 0; j < J; ++j) w[j] = load_bits(unit.part(j)) >> (4 * i) & 0x0f0f0f0fu;
+          for (int j = 0; j < J; ++j) {
+            const UIntVec w = part(unit, j, i);
+#pragma GCC unroll 16
+            for (int m = 0; m < R; ++m) {
+              short_sums[m][j] = S::add_products(short_sums[m][j], w, splat_bits(x + 4 * m));
+            }
+          }
+        }
+      }
 #pragma GCC unroll 16
       for (int m = 0; m < R; ++m) {
-        const UIntVec v = splat_bits(x + 4 * (i * R + m));
 #pragma GCC unroll 8
-        for (int j = 0; j < J; ++j) sums[m][j] = dot_bytes(sums[m][j], w[j], v);
+        for (int j = 0; j < J; ++j) sums[m][j] = S::add(sums[m][j], short_sums[m][j]);
+      }
+    } else {
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        UIntVec w[J];
+#pragma GCC unroll 8
+        for (int j = 0; j < J; ++j) w[j] = part(unit, j, i);
+#pragma GCC unroll 16
+        for (int m = 0; m < R; ++m) {
+          const UIntVec v = splat_bits(x + 4 * (i * R + m));
+#pragma GCC unroll 8
+          for (int j = 0; j < J; ++j) sums[m][j] = dot_bytes(sums[m][j], w[j], v);
+        }
       }
     }
   }

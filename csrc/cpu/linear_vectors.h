@@ -22,6 +22,38 @@ constexpr int kPanelsOfRow = kWidth == 16 ? 4 : 1;
 // A panel's block fits L1 (16 KiB), or L2 (64 KiB) where a tile does enough work per load.
 constexpr int64_t kBlockUnits = kWidth == 16 ? 512 : 128;
 constexpr int64_t kBlockRows = 240;
+// Rows times columns of a unit from which a block is widened once for all groups. With AVX2, the weights that a tile
+// widens and its sums don't fit the registers.
+constexpr int64_t kWidenedFrom = kWidth == 8 ? 10 : INT64_MAX;
+// With AVX2, tiles fetch the weights that come next: 2 KiB ahead if there is one group, else what lies behind the block,
+// each group its share. With more groups, arithmetic hides the loads.
+constexpr bool kFetchesAhead = kWidth == 8;
+constexpr int64_t kStreamAhead = 2048, kMaxFetchingGroups = 32;
+
+// Weights that are fetched into L2 meanwhile: with each unit, a line at `first` and one at `second`, which then move on by
+// `step` bytes. Null: none.
+struct Ahead {
+  const char *first, *second;
+  int64_t step;
+
+  inline __attribute__((always_inline)) void fetch() {
+    if (!kFetchesAhead || first == nullptr) return;
+    __builtin_prefetch(first, 0, 2);
+    __builtin_prefetch(second, 0, 2);
+    first += step;
+    second += step;
+  }
+};
+
+// For group g of a block of `bytes` bytes, whose tile has `units` units.
+HIGGS_INLINE Ahead ahead_of(const char* block, int64_t bytes, int64_t g, int64_t groups, int64_t units) {
+  constexpr int64_t kLine = 64;
+  if (!kFetchesAhead || groups > kMaxFetchingGroups) return {};
+  if (groups == 1) return {block + kStreamAhead, block + kStreamAhead + kLine, 2 * kLine};
+  const int64_t share = bytes / groups;
+  const char* from = block + bytes + g * share;
+  return {from, from + share / 2, share / 2 / units};
+}
 
 // Units [begin, end) of `units` of kPanels neighboring panels, for a group of R rows.
 struct Tile {
@@ -30,6 +62,7 @@ struct Tile {
   const char* weight;  // unit `begin` of the first panel
   const void* scales;  // of the first panel
   int64_t begin, end, units;
+  Ahead ahead;
 };
 
 // The scales of a quantization group for vector j of a tile's panels.
@@ -50,6 +83,7 @@ void run_tile(const Tile& t) {
   }
   const char* x = t.x + t.begin * F::kPackedUnitBytes * R;
   Unit unit = {t.weight, t.units * kUnitBytes};
+  Ahead ahead = t.ahead;
   if constexpr (F::kGroupUnits > 0) {
     const int64_t groups = t.units / F::kGroupUnits;
     const float* scales = reinterpret_cast<const float*>(t.x + t.units * F::kPackedUnitBytes * R);
@@ -62,10 +96,11 @@ void run_tile(const Tile& t) {
         for (int j = 0; j < J; ++j) integers[m][j] = IntVec{} + zeros[g * R + m];
       }
 #pragma GCC unroll 4
-      for (int64_t u = 0; u < F::kGroupUnits; ++u) {
+      for (int64_t u = 0; u < F::kGroupUnits; u += F::kUnitsAtOnce) {
+        for (int64_t i = 0; i < F::kUnitsAtOnce; ++i) ahead.fetch();
         F::step(integers, x, unit);
-        x += F::kPackedUnitBytes * R;
-        unit.weight += kUnitBytes;
+        x += F::kUnitsAtOnce * F::kPackedUnitBytes * R;
+        unit.weight += F::kUnitsAtOnce * kUnitBytes;
       }
 #pragma GCC unroll 16
       for (int m = 0; m < R; ++m) {
@@ -79,6 +114,7 @@ void run_tile(const Tile& t) {
   } else {
 #pragma GCC unroll 4
     for (int64_t u = t.begin; u < t.end; ++u) {
+      if constexpr (F::kFormat != WeightFormat::f32) ahead.fetch();
       F::step(sums, x, unit);
       x += F::kPackedUnitBytes * R;
       unit.weight += kUnitBytes;
@@ -103,7 +139,10 @@ HIGGS_INLINE void dispatch_tile(const Tile& t, int64_t rows) {
 // Widens units of a panel to F::kFloatUnits times as many units of float32.
 template <typename F>
 HIGGS_INLINE void widen_units(char* to, const char* weight, int64_t units) {
+  const char* behind = weight + units * kUnitBytes;
+  Ahead ahead = {behind, behind + 64, kUnitBytes};
   for (int64_t u = 0; u < units; ++u, weight += kUnitBytes) {
+    ahead.fetch();
 #pragma GCC unroll 4
     for (int i = 0; i < F::kFloatUnits; ++i, to += kUnitBytes) {
       for (int j = 0; j < kParts; ++j) {
@@ -129,7 +168,7 @@ void gemm_vectors(const GemmBlock& p) {
     for (; p.rows == 1 && n0 + (kPanelsOfRow - 1) * kPanel < p.n; n0 += kPanelsOfRow * kPanel) {
       const char* weight = p.weight + n0 / kPanel * p.units * kUnitBytes;
       const char* scales = static_cast<const char*>(p.scales) + n0 / kPanel * scale_bytes;
-      run_tile<F, 1, kPanelsOfRow>({sums, p.x, weight, scales, 0, p.units, p.units});
+      run_tile<F, 1, kPanelsOfRow>({sums, p.x, weight, scales, 0, p.units, p.units, {}});
       for (int i = 0; i < kPanelsOfRow; ++i) {
         write_row<F>(p, sums + i * kPanel, scales + i * scale_bytes, 0, n0 + i * kPanel);
       }
@@ -146,17 +185,18 @@ void gemm_vectors(const GemmBlock& p) {
       for (int64_t begin = 0; begin < p.units; begin += block_units) {
         const int64_t end = p.units - begin < block_units ? p.units : begin + block_units;
         const char* block = weight + begin * kUnitBytes;
-        // From 4 groups on, widening the block once is faster than widening it for each group.
+        const int64_t units = end - begin;
+        // With more groups, widening the block once is faster than widening it for each group.
         if constexpr (F::kFloatUnits > 0) {
-          if (g1 - g0 >= 4) {
+          if (groups > 1 && (p.rows * F::kFloatUnits >= kWidenedFrom || g1 - g0 >= 4)) {
             constexpr int64_t kFloats = F::kFloatUnits;
             alignas(64) char widened[kFloats * kBlock * kUnitBytes];
-            widen_units<F>(widened, block, end - begin);
+            widen_units<F>(widened, block, units);
             for (int64_t g = g0; g < g1; ++g) {
               const int64_t row = group_begin(g, groups, p.rows), count = group_begin(g + 1, groups, p.rows) - row;
               float* group_sums = sums + (row - row0) * kPanel;
               dispatch_tile<Float32>(
-                  {group_sums, p.x + row * row_bytes, widened, scales, kFloats * begin, kFloats * end, 0}, count);
+                  {group_sums, p.x + row * row_bytes, widened, scales, kFloats * begin, kFloats * end, 0, {}}, count);
             }
             continue;
           }
@@ -164,7 +204,10 @@ void gemm_vectors(const GemmBlock& p) {
         for (int64_t g = g0; g < g1; ++g) {
           const int64_t row = group_begin(g, groups, p.rows), count = group_begin(g + 1, groups, p.rows) - row;
           float* group_sums = sums + (row - row0) * kPanel;
-          dispatch_tile<F>({group_sums, p.x + row * row_bytes, block, scales, begin, end, p.units}, count);
+          dispatch_tile<F>(
+              {group_sums, p.x + row * row_bytes, block, scales, begin, end, p.units,
+               ahead_of(block, units * kUnitBytes, g, groups, units)},
+              count);
         }
       }
       for (int64_t row = row0; row < row1; ++row) write_row<F>(p, sums + (row - row0) * kPanel, scales, row, n0);

@@ -201,6 +201,20 @@ def test_rows_too_long_for_shared_memory_have_the_same_bits(normalized, dtype):
     assert torch.equal(computed(x), torch.cat([computed(row[None]) for row in x]))
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 17])
+@pytest.mark.parametrize(("largest", "scales"), [(127, torch.ones(64)), (7, torch.ones((64, 3), dtype=torch.float16))])
+def test_the_largest_integers_do_not_overflow(rows, largest, scales):
+    """Kernels that add some products in 16 bits must not add too many."""
+    k, ends = 384, torch.tensor([-largest - 1, largest], dtype=torch.int8)
+    weights = ends[torch.randint(2, (64, k), generator=torch.Generator().manual_seed(0))]
+    weights[:2] = ends[:, None]
+    x = random((rows, k)).sign()
+    x[0] = 1
+    out = torch.empty(rows, 64)
+    ops.linear(out, x, ops.pack_quantized(weights, scales))
+    torch.testing.assert_close(out, x @ weights.float().T, rtol=1e-5, atol=1e-2)
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
 def test_linear_operators_with_integers_pass_nan_on(dtype, wrong):

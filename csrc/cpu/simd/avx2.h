@@ -27,16 +27,4 @@ HIGGS_INLINE Vec load(const float16* p) {
 // To the nearest integer, ties to even.
 HIGGS_INLINE IntVec round_to_int(Vec v) { return (IntVec)_mm256_cvtps_epi32((__m256)v); }
 
-inline constexpr bool kSignedWeights = false;
-
-// sum + the dot product of 4 unsigned and 4 signed bytes per lane. Even and odd bytes are multiplied apart, as 16-bit
-// integers, whose products are summed in pairs without saturation.
-HIGGS_INLINE IntVec dot_bytes(IntVec sum, UIntVec unsigned_bytes, UIntVec signed_bytes) {
-  const UIntVec even = unsigned_bytes & 0x00ff00ffu, odd = unsigned_bytes >> 8 & 0x00ff00ffu;
-  const __m256i signed_even = _mm256_srai_epi16(_mm256_slli_epi16((__m256i)signed_bytes, 8), 8);
-  const __m256i signed_odd = _mm256_srai_epi16((__m256i)signed_bytes, 8);
-  return sum + (IntVec)_mm256_madd_epi16((__m256i)even, signed_even) +
-         (IntVec)_mm256_madd_epi16((__m256i)odd, signed_odd);
-}
-
 }  // namespace higgs_native::cpu::HIGGS_NATIVE_ISA

@@ -32,6 +32,12 @@ bool has_f16c() {
 
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
 
+// __builtin_cpu_supports of old compilers does not know it.
+bool has_avx_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -59,6 +65,7 @@ bool has_amx() {
 }
 #else
 bool has_avx2() { return false; }
+bool has_avx_vnni() { return false; }
 bool has_avx512() { return false; }
 bool has_avx512_bf16() { return false; }
 bool has_amx() { return false; }
@@ -116,6 +123,7 @@ bool isa_supported(Isa isa) {
   switch (isa) {
     case Isa::generic: return true;
     case Isa::avx2: return has_avx2();
+    case Isa::avx_vnni: return has_avx_vnni();
     case Isa::avx512: return has_avx512();
     case Isa::avx512_bf16: return has_avx512_bf16();
     case Isa::amx: return has_amx();
@@ -129,8 +137,8 @@ bool isa_supported(Isa isa) {
 }
 
 const char* isa_name(Isa isa) {
-  constexpr const char* kNames[] = {"generic", "avx2",         "avx512",    "avx512_bf16", "amx",
-                                    "neon",    "neon_dotprod", "neon_bf16", "neon_i8mm"};
+  constexpr const char* kNames[] = {"generic", "avx2", "avx_vnni",     "avx512",    "avx512_bf16",
+                                    "amx",     "neon", "neon_dotprod", "neon_bf16", "neon_i8mm"};
   return kNames[static_cast<int>(isa)];
 }
 
@@ -146,6 +154,7 @@ std::string cpu_features() {
   };
 #if defined(__x86_64__)
   add("avx2", has_avx2());
+  add("avx_vnni", has_avx_vnni());
   add("avx512", has_avx512());
   add("avx512_vnni", __builtin_cpu_supports("avx512vnni"));
   add("avx512_bf16", has_avx512_bf16());

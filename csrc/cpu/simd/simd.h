@@ -38,6 +38,16 @@
 #include "cpu/simd/generic.h"
 #endif
 
+#if defined(__AVXVNNI__)
+#include "cpu/simd/avx_vnni.h"
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+#include "cpu/simd/avx2_bytes.h"
+#endif
+
+#if !defined(__AVX2__) || defined(__AVX512F__) || defined(__AVXVNNI__)
+#include "cpu/simd/no_short_sums.h"
+#endif
+
 #if defined(__AVX512BF16__)
 #include "cpu/simd/avx512_bf16.h"
 #elif defined(HIGGS_NATIVE_NEON) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
