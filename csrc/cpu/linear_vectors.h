@@ -17,16 +17,16 @@ namespace {
 // Registers: kGroupRows * kParts sums, and a quarter for the vectors of a unit or a broadcast.
 constexpr int kMaxSums = kRegisters * 3 / 4;
 constexpr int kGroupRows = kMaxSums < kParts ? 1 : kMaxSums / kParts;
-// With AVX-512 one row takes four panels at a time: more chains of additions and more memory streams in flight.
-constexpr int kPanelsOfRow = kWidth == 16 ? 4 : 1;
+// Panels that one row takes at a time: more chains of additions and more memory streams in flight.
+constexpr int kPanelsOfRow = kWidth == 16 ? 4 : kWidth == 8 ? 2 : 1;
 // A panel's block fits L1 (16 KiB), or L2 (64 KiB) where a tile does enough work per load.
 constexpr int64_t kBlockUnits = kWidth == 16 ? 512 : 128;
 constexpr int64_t kBlockRows = 240;
 // Rows times columns of a unit from which a block is widened once for all groups. With AVX2, the weights that a tile
 // widens and its sums don't fit the registers.
 constexpr int64_t kWidenedFrom = kWidth == 8 ? 10 : INT64_MAX;
-// With AVX2, tiles fetch the weights that come next: 2 KiB ahead if there is one group, else what lies behind the block,
-// each group its share. With more groups, arithmetic hides the loads.
+// With AVX2, tiles of one panel fetch the weights that come next: 2 KiB ahead if there is one group, else what lies behind
+// the block, each group its share. With more groups, arithmetic hides the loads.
 constexpr bool kFetchesAhead = kWidth == 8;
 constexpr int64_t kStreamAhead = 2048, kMaxFetchingGroups = 32;
 
@@ -164,12 +164,14 @@ void gemm_vectors(const GemmBlock& p) {
   const int64_t block_units = groups == 1 ? p.units : kBlock;
   constexpr int64_t kBlockGroups = kBlockRows / kGroupRows;
   int64_t n0 = 0;
-  if constexpr (kPanelsOfRow > 1) {
-    for (; p.rows == 1 && n0 + (kPanelsOfRow - 1) * kPanel < p.n; n0 += kPanelsOfRow * kPanel) {
+  // With AVX2, what widens fp8 and the sums of two panels don't fit the registers.
+  constexpr int kPanels = kWidth == 8 && F::kFloatUnits > 2 ? 1 : kPanelsOfRow;
+  if constexpr (kPanels > 1) {
+    for (; p.rows == 1 && n0 + (kPanels - 1) * kPanel < p.n; n0 += kPanels * kPanel) {
       const char* weight = p.weight + n0 / kPanel * p.units * kUnitBytes;
       const char* scales = static_cast<const char*>(p.scales) + n0 / kPanel * scale_bytes;
-      run_tile<F, 1, kPanelsOfRow>({sums, p.x, weight, scales, 0, p.units, p.units, {}});
-      for (int i = 0; i < kPanelsOfRow; ++i) {
+      run_tile<F, 1, kPanels>({sums, p.x, weight, scales, 0, p.units, p.units, {}});
+      for (int i = 0; i < kPanels; ++i) {
         write_row<F>(p, sums + i * kPanel, scales + i * scale_bytes, 0, n0 + i * kPanel);
       }
     }
