@@ -16,12 +16,11 @@ namespace {
 
 constexpr int64_t kTileRows = 16;  // of activations at most, and of weights
 constexpr int64_t kPanelTile = kTileRows * kUnitBytes;
-constexpr int64_t kBlockPanels = 16;   // max panels that several groups take at a time
-constexpr int64_t kBlockGroups = 32;   // max groups that a panel is read for at once
-constexpr int64_t kBlockSums = 256;    // max panels times groups, 2 KiB each: half of L2
-constexpr int64_t kBlockTiles = 8;     // of a panel, for several groups: a third of L1
-constexpr int64_t kCopiedTiles = 2;    // for one group
-constexpr int64_t kBytesAhead = 2048;  // of a panel: how far ahead it is fetched
+constexpr int64_t kBlockPanels = 16;  // max panels that several groups take at a time
+constexpr int64_t kBlockGroups = 32;  // max groups that a panel is read for at once
+constexpr int64_t kBlockSums = 256;   // max panels times groups, 2 KiB each: half of L2
+constexpr int64_t kBlockTiles = 8;    // of a panel, for several groups: a third of L1
+constexpr int64_t kCopiedTiles = 2;   // for one group
 
 // Units of weights in a tile.
 template <typename F>

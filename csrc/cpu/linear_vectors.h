@@ -28,7 +28,7 @@ constexpr int64_t kWidenedFrom = kWidth == 8 ? 10 : INT64_MAX;
 // With AVX2, tiles of one panel fetch the weights that come next: 2 KiB ahead if there is one group, else what lies behind
 // the block, each group its share. With more groups, arithmetic hides the loads.
 constexpr bool kFetchesAhead = kWidth == 8;
-constexpr int64_t kStreamAhead = 2048, kMaxFetchingGroups = 32;
+constexpr int64_t kBytesAhead = 2048, kMaxFetchingGroups = 32, kLine = 64;
 
 // Weights that are fetched into L2 meanwhile: with each unit, a line at `first` and one at `second`, which then move on by
 // `step` bytes. Null: none.
@@ -47,9 +47,8 @@ struct Ahead {
 
 // For group g of a block of `bytes` bytes, whose tile has `units` units.
 HIGGS_INLINE Ahead ahead_of(const char* block, int64_t bytes, int64_t g, int64_t groups, int64_t units) {
-  constexpr int64_t kLine = 64;
   if (!kFetchesAhead || groups > kMaxFetchingGroups) return {};
-  if (groups == 1) return {block + kStreamAhead, block + kStreamAhead + kLine, 2 * kLine};
+  if (groups == 1) return {block + kBytesAhead, block + kBytesAhead + kLine, 2 * kLine};
   const int64_t share = bytes / groups;
   const char* from = block + bytes + g * share;
   return {from, from + share / 2, share / 2 / units};
@@ -140,7 +139,7 @@ HIGGS_INLINE void dispatch_tile(const Tile& t, int64_t rows) {
 template <typename F>
 HIGGS_INLINE void widen_units(char* to, const char* weight, int64_t units) {
   const char* behind = weight + units * kUnitBytes;
-  Ahead ahead = {behind, behind + 64, kUnitBytes};
+  Ahead ahead = {behind, behind + kLine, 2 * kLine};
   for (int64_t u = 0; u < units; ++u, weight += kUnitBytes) {
     ahead.fetch();
 #pragma GCC unroll 4
