@@ -57,12 +57,11 @@ struct SampleAudioFrame {
   }
 
   // Completes a row's frame, once all its codes are drawn or forced, and advances its slot.
-  HIGGS_HOST_DEVICE void finish_row(int64_t row) const {
-    const Slot s = slot(slots[row]);
+  HIGGS_HOST_DEVICE void finish_row(int64_t row, const Slot& of_row, int32_t* codes_of_row) const {
     // The last frame has a position too: a step that is in flight after it must not write an earlier one again.
-    positions[row] += s.state[kActive];
-    if (s.state[kActive]) s.finish_frame(codes + row * num_codebooks);
-    active[row] = s.state[kActive];
+    positions[row] += of_row.state[kActive];
+    if (of_row.state[kActive]) of_row.finish_frame(codes_of_row);
+    active[row] = of_row.state[kActive];
   }
 };
 

@@ -59,24 +59,23 @@ struct Slot {
     return eos ? eos_id : bos ? bos_id : kDrawn;
   }
 
-  // Whether RAS replaces `code` of codebook k. transformers' convention checks forced codes too and never counts BOS
-  // and EOS; the others check only drawn codes and count BOS and EOS as any other.
-  HIGGS_HOST_DEVICE bool is_repetition(
-      int32_t k, int32_t code, bool forced, int32_t window, int32_t max_num_repeat) const {
-    if (!state[kActive] || window <= 0 || state[kHistoryCount] == 0) return false;
+  // The frames before this one in which RAS looks for `code`, or -1 if it does not look at the code at all. transformers'
+  // convention checks forced codes too and never counts BOS and EOS; the others check only drawn codes and count BOS and
+  // EOS as any other.
+  HIGGS_HOST_DEVICE int32_t frames_checked(int32_t code, bool forced, int32_t window) const {
+    if (!state[kActive] || window <= 0 || state[kHistoryCount] == 0) return -1;
     bool transformers = state[kConvention] == kTransformers;
-    if (forced && !transformers) return false;
-    bool counted = !transformers || (code != bos_id && code != eos_id);
-    return (counted ? count_repeats(k, code, window) : 0) >= max_num_repeat;
+    if (forced && !transformers) return -1;
+    if (transformers && (code == bos_id || code == eos_id)) return 0;
+    return state[kHistoryCount] < window ? state[kHistoryCount] : window;
   }
 
-  // Occurrences of `code` in codebook k's last `window` frames.
-  HIGGS_HOST_DEVICE int32_t count_repeats(int32_t k, int32_t code, int32_t window) const {
-    int32_t end = state[kHistoryCount], repeats = 0;
-    for (int32_t frame = end > window ? end - window : 0; frame < end; ++frame) {
-      repeats += *past_code(frame, k) == code;
-    }
-    return repeats;
+  // Whether RAS replaces `code` of codebook k.
+  HIGGS_HOST_DEVICE bool is_repetition(
+      int32_t k, int32_t code, bool forced, int32_t window, int32_t max_num_repeat) const {
+    int32_t frames = frames_checked(code, forced, window), repeats = 0;
+    for (int32_t back = 1; back <= frames; ++back) repeats += *past_code(state[kHistoryCount] - back, k) == code;
+    return frames >= 0 && repeats >= max_num_repeat;
   }
 
   HIGGS_HOST_DEVICE int32_t* past_code(int32_t frame, int32_t k) const {
@@ -101,7 +100,8 @@ struct Slot {
       if (num_eos > 0) state[kEnding] = 1;
       if (num_eos == num_codebooks) state[kActive] = 0;
     }
-    for (int32_t k = 0; k < num_codebooks; ++k) *past_code(state[kHistoryCount], k) = codes[k];
+    int32_t* past = past_code(state[kHistoryCount], 0);
+    for (int32_t k = 0; k < num_codebooks; ++k) past[k] = codes[k];
     ++state[kHistoryCount];
     ++state[kFrame];
   }

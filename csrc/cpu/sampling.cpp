@@ -248,7 +248,9 @@ void sample_audio_frame_cpu(
       loop.first_bad() % num_codebooks, " ", describe(loop.error()));
 
   std::copy(drawn.begin(), drawn.end(), args.codes);
-  for (int64_t row = 0; row < args.num_rows; ++row) args.finish_row(row);
+  for (int64_t row = 0; row < args.num_rows; ++row) {
+    args.finish_row(row, args.slot(args.slots[row]), args.codes + row * num_codebooks);
+  }
 }
 
 void sample_text_cpu(

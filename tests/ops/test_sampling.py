@@ -146,6 +146,27 @@ def test_text_equals_reference(vocabulary, temperature, top_k, top_p, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("spacing", [0.02, 1.0])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize(("vocabulary", "top_k"), [(40, 39), (300, 1), (300, 100), (300, 128), (300, 129), (6200, 50)])
+def test_equal_logits_at_the_threshold_are_kept(vocabulary, top_k, top_p, spacing, device):
+    """CUDA lists up to 128 tokens that top-k keeps, with those that equal the last of them; others take passes."""
+    rows = 6
+    logits = (random((rows, vocabulary), seed=vocabulary) * 3 / spacing).round() * spacing
+    temperatures, top_ks, top_ps = torch.full((rows,), 0.9), int32(*[top_k] * rows), torch.full((rows,), top_p)
+    processed, expected = torch.empty_like(logits, device=device), torch.empty_like(logits)
+    ops.process_logits(processed, *(tensor.to(device) for tensor in (logits, temperatures, top_ks, top_ps)))
+    reference.process_logits(expected, logits, temperatures, top_ks, top_ps)
+    assert torch.equal(processed.cpu(), expected)
+    own = int32(*range(rows))
+    arguments = (logits, own, own, temperatures, top_ks, top_ps, torch.arange(rows))
+    tokens, drawn = torch.full_like(own, -1).to(device), torch.full_like(own, -2)
+    ops.sample_text(tokens, *(tensor.to(device) for tensor in arguments))
+    reference.sample_text(drawn, *arguments)
+    assert torch.equal(tokens.cpu(), drawn)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_text_of_a_real_vocabulary_equals_reference(device):
     logits = random((2, 128256), seed=4) * 3
     for temperature, top_k, top_p in ((1.0, 0, 1.0), (0.7, 50, 0.95), (1.2, 0, 0.9), (0.0, 0, 1.0)):
