@@ -48,7 +48,8 @@ rm -f "$folder"/package/higgs_native/*.so
 cmake --install "$folder/build" --prefix "$folder/package"
 
 export PYTHONPATH=$folder/package:$folder/site OMP_NUM_THREADS=1
-emulated=(qemu-aarch64 -cpu max -L "$folder/sysroot" "$folder/sysroot/usr/bin/python3" -P)
+# With SVE, torch's transposed convolution, which the tests compare with, ends by an illegal instruction.
+emulated=(qemu-aarch64 -cpu max,sve=off -L "$folder/sysroot" "$folder/sysroot/usr/bin/python3" -P)
 for set in ${SETS:-neon neon_dotprod neon_bf16 neon_i8mm}; do
   echo "Operators with the $set kernels:"
   HIGGS_NATIVE_ISA=$set "${emulated[@]}" -m pytest -q -p no:cacheprovider -k "not opcheck" "${@:-tests/ops}"

@@ -46,8 +46,8 @@ from higgs_native.ops.formats import WEIGHT_FORMATS
 
 DEPENDENT_LOADS = 2
 """Loads of attention that wait for each other before its first keys: cache position and slot, then pages."""
-TILE_POSITIONS, MAX_SPLITS = 64, 32
-"""kTile of csrc/cuda/attention/tile.h, and kMaxSplits of csrc/cuda/attention/splits.h."""
+TILE_POSITIONS, MAX_SPLITS, MERGED_SPLITS = 64, 32, 8
+"""kTile of csrc/cuda/attention/tile.h, kMaxSplits of csrc/cuda/attention/splits.h, and kPiece of attention.cu."""
 
 FIRST_FRAMES = 4
 """Frames of the first sound."""
@@ -187,14 +187,17 @@ class Model:
             cycles += DEPENDENT_LOADS * L2_CYCLES + MEMORY_CYCLES - L2_CYCLES
         cycles += max(0, tiles_of_block - 2) * (MEMORY_CYCLES - L2_CYCLES)
         cycles += self.library.cycles((launch.kernel, "tile"), path, tiles_of_block, scheduled)
-        # Behind the tiles: sums of warps, then what the last block does. All instructions count, also of other cases.
+        # Behind the tiles: sums of warps, then what the last block does, in pieces of splits. All other instructions
+        # count, also of other cases.
         behind = [i for i in kernel.instructions if i.address > tile_loop[1]]
         counter = next(index for index, i in enumerate(behind) if i.name == "ATOMG")
         end = next(index for index, i in enumerate(behind) if i.name == "EXIT" and not i.predicate)
         merges = min(splits, launch.y) > 1
         cycles += self.library.cycles((launch.kernel, "sums"), behind[:counter], splits_of_block, scheduled)
         alone = launch.threads // WARP // SCHEDULERS  # the last blocks of the items are on different multiprocessors
-        merge = self.library.cycles((launch.kernel, "merge"), behind[counter:end], 1, alone) if merges else 0
+        pieces = math.ceil(splits / MERGED_SPLITS)
+        path_of_merge = merge_of(behind[counter:end], pieces)
+        merge = self.library.cycles((launch.kernel, "merge", pieces), path_of_merge, 1, alone) if merges else 0
         fences = 2 if merges else 0  # one before the counter, and the counter
         us, bound, idle_us = {}, "", {}
         for at in CASES:
@@ -270,6 +273,23 @@ class Model:
     @staticmethod
     def _loads_of(kernel: Kernel, loop: tuple[int, int]) -> int:
         return sum(i.is_global_load and i.load_bytes == LOAD_BYTES for i in kernel.body(loop))
+
+
+def merge_of(merge: list[Instruction], pieces: int) -> list[Instruction]:
+    """The instructions of a merge without those of the pieces that a sequence does not have.
+
+    Splits are loaded, and then added, piece by piece; before each a branch leaves for what comes behind the last one.
+    """
+    leaves: dict[int, list[int]] = {}
+    for i in merge:
+        if i.predicate and i.target is not None and i.target > i.address:
+            leaves.setdefault(i.target, []).append(i.address)
+    left_out = [
+        (branches[pieces], target)
+        for target, branches in leaves.items()
+        if len(branches) == MAX_SPLITS // MERGED_SPLITS and pieces < len(branches)
+    ]
+    return [i for i in merge if not any(begin < i.address < end for begin, end in left_out)]
 
 
 def total_us(layers: int, parts: tuple[list[Prediction], list[Prediction]]) -> dict[str, float]:

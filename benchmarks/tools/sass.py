@@ -163,7 +163,8 @@ class Kernel:
     def linear_path(self, normalizes: bool) -> list[Instruction]:
         """The way through the main loop of a linear kernel, with the weights' loads of all its steps.
 
-        The rows of x are complete and aligned. A norm's weights are of 16 bits, as in the published models.
+        The rows of x are complete and aligned. A norm's weights are of 16 bits, as in the published models; it has the
+        squares of x.
         """
 
         def score(i: Instruction) -> tuple[float, ...]:
@@ -173,8 +174,9 @@ class Kernel:
                 i.is_weight_load,
                 i.is_tensor_core,
                 norm if normalizes else -norm,
-                i.is_global_load and i.load_bytes == LOAD_BYTES and not i.is_weight_load,
+                (i.name == "FFMA") * (1 if normalizes else -1),
                 -(i.is_global_load and i.load_bytes <= 4),
+                -(i.is_global_load and i.load_bytes == LOAD_BYTES and not i.is_weight_load),
             )
 
         return self.path(self.main_loop, score)

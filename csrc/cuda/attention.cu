@@ -70,9 +70,10 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
     prefetch_at(position, row_now);
     prefetch_at(next, row_next);
   }
-  wait_for_earlier_launches();
+  const int64_t first_column = a.first_column(item, kGroup);
   const int block = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x);
   const int blocks = static_cast<int>(gridDim.y * gridDim.x);
+  wait_for_earlier_launches();
   if (is_empty) {
     a.prefetch.o.prefetch(block, blocks);
     a.prefetch.gate_up.prefetch(block, blocks);
@@ -80,13 +81,14 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
   }
 
   std::conditional_t<kDims != 0, TensorTile<T, kGroup, kDims>, PlainTile<T, kGroup>> tile;
+  tile.load_query(a.query + first_column, group, head_dim, lane);
   if (position < length) {
     tile.load_keys(sequence.keys + row_now, length - position, lane);
     tile.load_values(sequence.values + row_now, length - position, lane);
   }
-  tile.load_query(a.query + a.first_column(item, kGroup), group, head_dim, a.scale, lane);
   a.prefetch.o.prefetch(block, blocks);
   a.prefetch.gate_up.prefetch(block, blocks);
+  tile.round_query(a.scale, lane);
 
   // The four dimensions of a query head that this thread merges.
   static_assert(kMaxGroup == kWarps && kQuads == kWarp);
@@ -133,32 +135,33 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
     const float2 state =
         lane < splits.count ? load_l2(a.states + first + lane * kGroup) : make_float2(kNothing.maximum, kNothing.total);
     const float4* from = a.sums + first * kQuads + lane;
-    float4 split_sums[kMergedAtOnce];
-    auto load_sums = [&](int begin) {
+    // The loads of all splits are under way at once. Those of a piece that don't exist add nothing.
+    constexpr int kPiece = 8;
+    float4 split_sums[kMaxSplits];
 #pragma unroll
-      for (int i = 0; i < kMergedAtOnce; ++i) {
-        const int split = begin + i;
-        split_sums[i] =
+    for (int begin = 0; begin < kMaxSplits; begin += kPiece) {
+      if (begin >= splits.count) break;
+#pragma unroll
+      for (int split = begin; split < begin + kPiece; ++split) {
+        split_sums[split] =
             split < splits.count && has_element ? load_l2(from + split * kGroup * kQuads) : make_float4(0, 0, 0, 0);
       }
-    };
-    load_sums(0);
+    }
     factors[warp][lane] = merge_factors({state.x, state.y});
     __syncwarp();
 #pragma unroll
-    for (int begin = 0; begin < kMaxSplits; begin += kMergedAtOnce) {
+    for (int begin = 0; begin < kMaxSplits; begin += kPiece) {
       if (begin >= splits.count) break;
-      if (begin != 0) load_sums(begin);
 #pragma unroll
-      for (int i = 0; i < kMergedAtOnce; ++i) {  // those that don't exist add nothing
-        const MergeFactors f = factors[warp][begin + i];
-        merged = added(merged, f.keep, split_sums[i], f.add);
+      for (int split = begin; split < begin + kPiece; ++split) {
+        const MergeFactors f = factors[warp][split];
+        merged = added(merged, f.keep, split_sums[split], f.add);
         merged_state.total = scaled_sum(merged_state.total, f.keep, f.total);
       }
     }
   }
   if (has_element) {
-    write_row(a.out + a.first_column(item, kGroup) + warp * head_dim, merged, merged_state.total, lane, head_dim);
+    write_row(a.out + first_column + warp * head_dim, merged, merged_state.total, lane, head_dim);
   }
 }
 
@@ -289,8 +292,11 @@ void attention_cuda(
   a.is_first = launch.is_first();
   a.prefetch = prefetch;
   const int64_t items = rows * a.heads * a.parts;
-  // Blocks along y: enough for two on each multiprocessor, but none without a split.
-  const int64_t blocks = std::clamp<int64_t>(ceil_div(2 * launch.multiprocessors(), items), 1, a.splits);
+  // Blocks along y: one for each split if the multiprocessors hold them in pairs. Else fewer, so that most can start
+  // beside the last blocks of qkv. None without a split.
+  const int64_t places = launch.multiprocessors(), all = items * kMaxSplits;
+  const int64_t wanted = all <= 2 * places ? kMaxSplits : ceil_div(3 * places, 2 * items);
+  const int64_t blocks = std::clamp<int64_t>(wanted, 1, a.splits);
   Tensor sums, states, own_counters;
   if (blocks > 1) {
     const int64_t heads = items * a.splits * group_of_block;

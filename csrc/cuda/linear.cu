@@ -23,6 +23,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "args/linear.h"
 #include "cuda/decoder.h"
@@ -205,6 +206,7 @@ void gemm(const Launch& launch, const Gemm& given, const Tensor& like) {
   Gemm p = given;
   p.vectorized =
       p.weight.k % 4 == 0 && is_aligned(p.x) && is_aligned(p.norm.text_weight) && is_aligned(p.norm.audio_weight);
+  p.inverse_of_rows = static_cast<uint32_t>(ceil_div(1 << 16, std::clamp(p.rows, 1, kRowTile)));
   if (p.epilogue == Epilogue::kRope) {
     const int head_dim = p.rope.head_dim, panel = static_cast<int>(kPanel);
     const bool normalizes = p.rope.query_norm || p.rope.key_norm;
@@ -258,7 +260,9 @@ NextWeights next_weights(const Tensor& packed, int64_t max_bytes, int64_t skippe
   auto share = [&](int64_t bytes) {
     return static_cast<uint32_t>(std::min(panel_bytes, bytes / panels / kUnitBytes * kUnitBytes));
   };
-  return {data, panel_bytes, static_cast<int>(panels), share(skipped_bytes), share(skipped_bytes + max_bytes)};
+  const int panel_bits = std::bit_width(static_cast<uint64_t>(panels - 1));
+  return {data,       panel_bytes,          static_cast<int>(panels),
+          panel_bits, share(skipped_bytes), share(skipped_bytes + max_bytes)};
 }
 
 void linear_cuda(

@@ -48,19 +48,23 @@ struct NextWeights {
 
   const char* data = nullptr;
   int64_t panel_bytes = 0;
-  int panels = 0;
+  int panels = 0, panel_bits = 0;  // panel_bits: of the largest panel's number
   uint32_t begin = 0, end = 0;
 
   int64_t bytes() const { return static_cast<int64_t>(panels) * (end - begin); }
 
-  // Asks for a block's share; a lane per warp does, since the instruction takes one lane at a time.
+  // Asks for a block's share; a lane per warp does, since the instruction takes one lane at a time. Pieces are counted
+  // as if the panels were a power of two: a division by their number would take longer than the launch has to spare.
   __device__ __forceinline__ void prefetch(int block, int blocks) const {
     if (threadIdx.x % kWarp != 0) return;
-    const int pieces = panels * static_cast<int>((end - begin + kPiece - 1) / kPiece);
+    const int pieces = static_cast<int>((end - begin + kPiece - 1) / kPiece) << panel_bits;
     const int first = block + static_cast<int>(threadIdx.x) / kWarp * blocks;
+#pragma unroll 1
     for (int i = first; i < pieces; i += blocks * static_cast<int>(blockDim.x) / kWarp) {
-      const uint32_t from = begin + static_cast<uint32_t>(i / panels) * kPiece;
-      prefetch_l2(data + i % panels * panel_bytes + from, min(kPiece, end - from));
+      const int panel = i & ((1 << panel_bits) - 1);
+      if (panel >= panels) continue;
+      const uint32_t from = begin + static_cast<uint32_t>(i >> panel_bits) * kPiece;
+      prefetch_l2(data + panel * panel_bytes + from, min(kPiece, end - from));
     }
   }
 };
@@ -90,7 +94,8 @@ struct Gemm {
   bool next_first = false;    // whether `next` is loaded before this launch's weights, which L2 has already
   int32_t* zeroed = nullptr;  // counters of a later launch, set to zero
   int num_zeroed = 0;
-  bool vectorized = false;  // x and the norms' weights can be read 4 values at a time; gemm() sets it
+  bool vectorized = false;  // x and the norms' weights can be read 4 values at a time; gemm() sets this and the next
+  uint32_t inverse_of_rows = 0;  // of a tile at most: i / rows is i * inverse_of_rows >> 16, for i up to 8,191
 
   int64_t prefetched_bytes() const { return next.bytes(); }
 

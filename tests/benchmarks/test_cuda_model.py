@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.tools.cuda_constants import CASES, GPUS
 from benchmarks.tools.cuda_launches import EMULATION, MODELS, record
-from benchmarks.tools.cuda_model import Model, total_us
+from benchmarks.tools.cuda_model import Model, merge_of, total_us
 from benchmarks.tools.cuda_prediction import Library
 from benchmarks.tools.sass import LIBRARY, Instruction, find_cuobjdump, read_kernels
 from benchmarks.tools.warp_simulation import L2_CYCLES, SCHEDULERS, dependencies, repeat, simulate
@@ -236,6 +236,14 @@ def test_kernels_of_a_frame_use_all_multiprocessors():
         if launch["blocks"] < gpu.multiprocessors and kb > needed_kb and share < 1:
             shares[name] = round(share, 2)
     assert shares == known
+
+
+def test_a_merge_has_the_pieces_of_its_splits():
+    piece = [("P0", "BRA", "0x80"), ("", "FADD", "R0, R0, R1")]
+    merge = [Instruction(16 * index, *one) for index, one in enumerate([*piece * 4, ("", "EXIT", "")])]
+    names = [i.name for i in merge_of(merge, 2)]
+    assert names == ["BRA", "FADD", "BRA", "FADD", "BRA", "EXIT"]
+    assert merge_of(merge, 4) == merge
 
 
 @needs_emulation

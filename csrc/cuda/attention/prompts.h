@@ -30,7 +30,8 @@ __global__ void __launch_bounds__(kThreads, 3) prompt_attention_kernel(Attention
   const Sequence<T> sequence(a, row, item_of_row / a.parts, kDims);
   const Splits splits(sequence.length);
   TensorTile<T, kGroup, kDims> tile;
-  tile.load_query(a.query + a.first_column(item, kGroup), group, kDims, a.scale, lane);
+  tile.load_query(a.query + a.first_column(item, kGroup), group, kDims, lane);
+  tile.round_query(a.scale, lane);
   const bool has_element = 4 * lane < kDims;
   float4 merged[kGroup];
   SoftmaxState merged_states[kGroup];

@@ -10,7 +10,6 @@ namespace {
 
 constexpr int kMaxSplits = kWarp;  // a lane of a warp merges one
 constexpr int kQuads = kMaxHeadDim / 4;
-constexpr int kMergedAtOnce = 16;
 
 struct AttentionArguments {
   float* out;          // [rows, heads * group * head_dim]
@@ -122,10 +121,10 @@ add_warps(float4& sum, const WarpSums<kGroup> (&warps)[kWarps], int head, int la
 
 // Writes the four dimensions that a lane has of an output row.
 __device__ __forceinline__ void write_row(float* row, const float4& sum, float total, int lane, int head_dim) {
-  const float all[4] = {sum.x, sum.y, sum.z, sum.w};
+  const float all[4] = {sum.x, sum.y, sum.z, sum.w}, inverse = 1 / total;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if (4 * lane + i < head_dim) row[4 * lane + i] = all[i] / total;
+    if (4 * lane + i < head_dim) row[4 * lane + i] = all[i] * inverse;
   }
 }
 

@@ -39,27 +39,31 @@ struct WarpSums {
 // Positions from `count` on are read as the last one, and weigh nothing.
 template <typename T, int kGroup, int kDims>
 struct TensorTile {
+  float4 query_columns[kDims / 16];  // until round_query()
   uint32_t query[kDims / 8];
   uint4 keys[kDims / 32][2], values[kDims / 64][4];
   float sums[kDims / 64][4][4];
   float weights[2];
   float maximum, total;
 
-  // `from`: the rows of the query heads.
-  __device__ __forceinline__ void load_query(const float* from, int group, int, float scale, int lane) {
+  // `from`: the rows of the query heads. round_query() must follow, once other loads are under way.
+  __device__ __forceinline__ void load_query(const float* from, int group, int, int lane) {
     const int head = lane / 8, first = lane % 4 * 8;
-    const bool is_rest = lane / 4 % 2 != 0;
-    float4 loaded[kDims / 16];
 #pragma unroll
     for (int i = 0; i < kDims / 16; ++i) {
       const int dimension = i / 2 * 32 + first + i % 2 * 4;
-      loaded[i] =
+      query_columns[i] =
           head < group ? *reinterpret_cast<const float4*>(from + head * kDims + dimension) : make_float4(0, 0, 0, 0);
     }
+  }
+
+  __device__ __forceinline__ void round_query(float scale, int lane) {
+    const bool is_rest = lane / 4 % 2 != 0;
 #pragma unroll
     for (int i = 0; i < kDims / 16; ++i) {
-      query[2 * i] = part_of(loaded[i].x * scale, loaded[i].y * scale, is_rest);
-      query[2 * i + 1] = part_of(loaded[i].z * scale, loaded[i].w * scale, is_rest);
+      const float4 v = query_columns[i];
+      query[2 * i] = part_of(v.x * scale, v.y * scale, is_rest);
+      query[2 * i + 1] = part_of(v.z * scale, v.w * scale, is_rest);
     }
   }
 
@@ -187,10 +191,14 @@ struct PlainTile {
   float maximum[kGroup], total[kGroup];
   const T *keys, *values;
 
-  __device__ __forceinline__ void load_query(const float* from, int group, int head_dim, float scale, int lane) {
+  __device__ __forceinline__ void load_query(const float* from, int group, int head_dim, int lane) {
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) load_dims(query[g], from + g * head_dim, g < group ? head_dim : 0, lane);
+  }
+
+  __device__ __forceinline__ void round_query(float scale, int) {
 #pragma unroll
     for (int g = 0; g < kGroup; ++g) {
-      load_dims(query[g], from + g * head_dim, g < group ? head_dim : 0, lane);
 #pragma unroll
       for (int i = 0; i < kLaneDims; ++i) query[g][i] *= scale;
     }

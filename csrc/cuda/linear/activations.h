@@ -98,46 +98,77 @@ __device__ __forceinline__ void load_row(float (&v)[kCount], const float* row, i
   }
 }
 
-// Multiplies v by values [column, column + kCount) of a norm's weight. norm_factor() has the other factor of RMSNorm.
+// Values [column, column + kCount) of a norm's weight. Words of 16-bit numbers are loaded at once, so that they come
+// beside x; others are loaded when they are used. norm_factor() has the other factor of RMSNorm.
 template <int kCount>
-__device__ __forceinline__ void multiply_norm(
-    float (&v)[kCount], const RowNorm& norm, const void* weight, int column, int k, bool vectorized) {
-  if (norm.type == NumberType::float32) {
-    float w[kCount];
-    load_row(w, static_cast<const float*>(weight), column, k, vectorized);
+struct NormColumns {
+  const void* weight;  // null: no norm
+  NumberType type;
+  int column, k;
+  bool vectorized;
+  uint2 words[kCount / 4];
+
+  __device__ __forceinline__ NormColumns(const RowNorm& norm, int row, int first, int columns, bool is_vectorized)
+      : weight(row < norm.num_text_rows ? norm.text_weight : norm.audio_weight),
+        type(norm.type),
+        column(first),
+        k(columns),
+        vectorized(is_vectorized) {
+    if (!weight || !vectorized || type == NumberType::float32) return;
+    const auto* from = reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(weight) + column);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) v[i] *= w[i];
-    return;
+    for (int i = 0; i < kCount / 4; ++i) words[i] = from[i];
   }
-  auto widen = [&](uint32_t word) {
-    return norm.type == NumberType::bfloat16 ? unpack<bfloat16>(word) : unpack<float16>(word);
-  };
-  const uint16_t* row = static_cast<const uint16_t*>(weight) + column;
-  if (vectorized) {
+
+  __device__ __forceinline__ void multiply(float (&v)[kCount]) const {
+    if (type == NumberType::float32) {
+      float w[kCount];
+      load_row(w, static_cast<const float*>(weight), column, k, vectorized);
 #pragma unroll
-    for (int i = 0; i < kCount; i += 4) {
-      const uint2 four = *reinterpret_cast<const uint2*>(row + i);
-      const float2 first = widen(four.x), second = widen(four.y);
-      v[i] *= first.x;
-      v[i + 1] *= first.y;
-      v[i + 2] *= second.x;
-      v[i + 3] *= second.y;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      if (column + i < k) v[i] *= widen(row[i]).x;
+      for (int i = 0; i < kCount; ++i) v[i] *= w[i];
+    } else if (type == NumberType::bfloat16) {
+      multiply_halves<bfloat16>(v);
+    } else {
+      multiply_halves<float16>(v);
     }
   }
-}
+
+ private:
+  template <typename T>
+  __device__ __forceinline__ void multiply_halves(float (&v)[kCount]) const {
+    if (vectorized) {
+#pragma unroll
+      for (int i = 0; i < kCount; i += 4) {
+        const float2 first = unpack<T>(words[i / 4].x), second = unpack<T>(words[i / 4].y);
+        v[i] *= first.x;
+        v[i + 1] *= first.y;
+        v[i + 2] *= second.x;
+        v[i + 3] *= second.y;
+      }
+    } else {
+      const auto* from = static_cast<const uint16_t*>(weight) + column;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        if (column + i < k) v[i] *= unpack<T>(from[i]).x;
+      }
+    }
+  }
+};
 
 // Rounds a lane's values to 8 bits with the scale of the group of 128 columns. A value that is not finite makes the
 // scale NaN.
 template <WeightFormat F>
 __device__ __forceinline__ RowScale quantize(Activations<F>& to, const float (&v)[Step<F>::kLaneColumns]) {
-  uint32_t bits = 0;  // of magnitudes, whose order is that of their bits; what is not finite is above
+  // Magnitudes are in the order of their bits; what is not finite is above. The largest bits with a sign are those of
+  // the lowest number, if one is negative, and the largest as signed integers are those of the highest.
+  uint32_t lowest = 0;
+  int32_t highest = 0;
 #pragma unroll
-  for (int i = 0; i < Step<F>::kLaneColumns; ++i) bits = max(bits, float_as_bits(v[i]) & 0x7fffffffu);
+  for (int i = 0; i < Step<F>::kLaneColumns; ++i) {
+    lowest = max(lowest, float_as_bits(v[i]));
+    highest = max(highest, static_cast<int32_t>(float_as_bits(v[i])));
+  }
+  uint32_t bits = max(lowest & 0x7fffffffu, static_cast<uint32_t>(highest));
   bits = max(bits, __shfl_xor_sync(kAllLanes, bits, 1));
   bits = max(bits, __shfl_xor_sync(kAllLanes, bits, 2));
   const float maximum = bits_as_float(bits);
@@ -167,6 +198,15 @@ __device__ __forceinline__ void add_squares(float& squares, const float (&v)[kCo
   for (int i = 0; i < kCount; ++i) squares = fmaf(v[i], v[i], squares);
 }
 
+// The sum of the squares of a lane's columns of a step, in four sums that need not wait for each other.
+template <int kCount>
+__device__ __forceinline__ float squares_of_step(const float (&v)[kCount]) {
+  float sums[4] = {};
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) sums[i % 4] = fmaf(v[i], v[i], sums[i % 4]);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 // Reads the lane's share of row `row` of x in a step.
 template <WeightFormat F>
 __device__ __forceinline__ void load_activations(float (&v)[Step<F>::kLaneColumns], const Gemm& p, int row, int step) {
@@ -175,17 +215,25 @@ __device__ __forceinline__ void load_activations(float (&v)[Step<F>::kLaneColumn
   load_row(v, p.x + static_cast<int64_t>(row) * k, column, k, is_vectorized<F>(p, step));
 }
 
+// The norm's weights for them.
+template <WeightFormat F>
+__device__ __forceinline__ NormColumns<Step<F>::kLaneColumns> norm_columns(const Gemm& p, int row, int step) {
+  using S = Step<F>;
+  const int k = static_cast<int>(p.weight.k), column = step * S::kColumns + lane_in_group() * S::kLaneColumns;
+  return {p.norm, row, column, k, is_vectorized<F>(p, step)};
+}
+
 // Adds the squares of what load_activations() has read to `squares`, applies the norm's weight and rounds. `scale`: of
 // integers.
 template <WeightFormat F>
 __device__ __forceinline__ Activations<F> round_activations(
-    float& squares, float (&v)[Step<F>::kLaneColumns], const Gemm& p, int row, int step, RowScale* scale = nullptr) {
+    float& squares, float (&v)[Step<F>::kLaneColumns], const NormColumns<Step<F>::kLaneColumns>& norm,
+    RowScale* scale = nullptr) {
   using S = Step<F>;
-  if (p.norm.text_weight) {
-    add_squares(squares, v);
-    const int k = static_cast<int>(p.weight.k), column = step * S::kColumns + lane_in_group() * S::kLaneColumns;
-    const void* weight = row < p.norm.num_text_rows ? p.norm.text_weight : p.norm.audio_weight;
-    multiply_norm(v, p.norm, weight, column, k, is_vectorized<F>(p, step));
+  if (norm.weight) {
+    if constexpr (S::kInteger) squares += squares_of_step(v);
+    else add_squares(squares, v);
+    norm.multiply(v);
   }
   Activations<F> a;
   if constexpr (S::kInteger) {
@@ -212,7 +260,7 @@ __device__ __forceinline__ Activations<F> read_activations(
     float& squares, const Gemm& p, int row, int step, RowScale* scale = nullptr) {
   float v[Step<F>::kLaneColumns];
   load_activations<F>(v, p, row, step);
-  return round_activations<F>(squares, v, p, row, step, scale);
+  return round_activations<F>(squares, v, norm_columns<F>(p, row, step), scale);
 }
 
 // Sums the squares of the lane's share of row `row` of x over the warp's steps; 0 without a norm. The order of
@@ -235,9 +283,7 @@ __device__ __forceinline__ float sum_squares(const Gemm& p, int row, int steps) 
     for (int i = 0; i < kInFlight; ++i) {
       if constexpr (S::kInteger) {
         if (first + i * kWarps >= steps) break;
-        float of_step = 0;
-        add_squares(of_step, v[i]);
-        squares += group_sum(of_step);
+        squares += group_sum(squares_of_step(v[i]));
       } else add_squares(squares, v[i]);
     }
   }
@@ -276,7 +322,8 @@ struct SharedActivations {
     const int count = steps * rows;
     if (threadIdx.x < S::kWords / 4) zeros[threadIdx.x] = make_uint4(0, 0, 0, 0);
     for (int first = warp_index() * kRowTile; first < count; first += kWarps * kRowTile) {
-      const int at = min(first + group_lane(), count - 1), step = at / rows, row = at % rows;
+      const int at = min(first + group_lane(), count - 1);
+      const int step = static_cast<int>(static_cast<uint32_t>(at) * p.inverse_of_rows >> 16), row = at - step * rows;
       float of_step = 0;
       RowScale scale;
       const Activations<F> a = read_activations<F>(of_step, p, row, step, &scale);
