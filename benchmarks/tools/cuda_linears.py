@@ -259,12 +259,14 @@ class Linears:
     def _pack_score(norm: bool) -> Callable[[Instruction], tuple[float, ...]]:
         """The way of complete and aligned rows through a loop that rounds them; a norm's weights are of 16 bits.
 
-        A norm has squares, which are the most fused multiply-adds. Norm weights of 32 bits are more loads of 16 bytes.
+        Integers have a scale, whose reciprocal is a special function; a norm has squares, which are fused
+        multiply-adds. Norm weights of 32 bits are more loads of 16 bytes.
         """
 
         def score(i: Instruction) -> tuple[float, ...]:
             return (
                 (i.is_global_load and i.load_bytes == 8) * norm,
+                i.name == "MUFU",
                 (i.name == "FFMA") * (1 if norm else -1),
                 -(i.is_global_load and i.load_bytes <= 4),
                 -(i.is_global_load and i.load_bytes == LOAD_BYTES),

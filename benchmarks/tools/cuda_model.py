@@ -284,11 +284,10 @@ def merge_of(merge: list[Instruction], pieces: int) -> list[Instruction]:
     for i in merge:
         if i.predicate and i.target is not None and i.target > i.address:
             leaves.setdefault(i.target, []).append(i.address)
-    left_out = [
-        (branches[pieces], target)
-        for target, branches in leaves.items()
-        if len(branches) == MAX_SPLITS // MERGED_SPLITS and pieces < len(branches)
-    ]
+    of_pieces = {to: at for to, at in leaves.items() if len(at) == MAX_SPLITS // MERGED_SPLITS}
+    if len(of_pieces) != 2:
+        raise ValueError(f"a merge must load and add its splits in pieces, got {len(of_pieces)} sets of branches")
+    left_out = [(at[pieces], to) for to, at in of_pieces.items() if pieces < len(at)]
     return [i for i in merge if not any(begin < i.address < end for begin, end in left_out)]
 
 

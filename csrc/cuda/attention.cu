@@ -294,8 +294,8 @@ void attention_cuda(
   const int64_t items = rows * a.heads * a.parts;
   // Blocks along y: one for each split if the multiprocessors hold them in pairs. Else fewer, so that most can start
   // beside the last blocks of qkv. None without a split.
-  const int64_t places = launch.multiprocessors(), all = items * kMaxSplits;
-  const int64_t wanted = all <= 2 * places ? kMaxSplits : ceil_div(3 * places, 2 * items);
+  const int64_t places = launch.multiprocessors();
+  const int64_t wanted = items * a.splits <= 2 * places ? a.splits : ceil_div(3 * places, 2 * items);
   const int64_t blocks = std::clamp<int64_t>(wanted, 1, a.splits);
   Tensor sums, states, own_counters;
   if (blocks > 1) {

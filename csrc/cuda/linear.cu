@@ -67,6 +67,7 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
   // A block has 99 KB of shared memory on every GPU, and needs part of it for its sums. No published model has so many
   // columns that this is too little.
   constexpr size_t kMaxActivationBytes = 88 << 10;
+  static_assert(kMaxActivationBytes / (SharedActivations<F>::kRowWords * 16) < 8192, "see Gemm::inverse_of_rows");
   const bool fits = !S::kInteger || SharedActivations<F>::bytes(steps, p.rows) <= kMaxActivationBytes;
   if (F == WeightFormat::f32 || (p.rows <= kRowTile && fits)) {
     auto* run = two_panels ? launch_gemm<F, 2, kRowTile, false> : launch_gemm<F, 1, kRowTile, false>;

@@ -3,7 +3,7 @@
 //
 // Threads: a block draws from a row (for audio: a codebook of a row): sampling/candidates.h.
 // Bytes: the logits once; threads keep their keys in registers. A row of more than kMaxHeld is read in every pass, up to
-// 36 times, from L2.
+// 37 times, from L2.
 //
 // The host does not read values, so none is refused. Where the CPU raises, because of logits, parameters or a slot, the
 // code or token is -1 and processed logits are NaN. A slot keeps its state if it, not its logits, is wrong.

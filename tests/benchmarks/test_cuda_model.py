@@ -239,11 +239,14 @@ def test_kernels_of_a_frame_use_all_multiprocessors():
 
 
 def test_a_merge_has_the_pieces_of_its_splits():
-    piece = [("P0", "BRA", "0x80"), ("", "FADD", "R0, R0, R1")]
-    merge = [Instruction(16 * index, *one) for index, one in enumerate([*piece * 4, ("", "EXIT", "")])]
+    loads = [("P0", "BRA", "0x80"), ("", "LDG", "R0, [R2]")]
+    adds = [("P0", "BRA", "0x100"), ("", "FADD", "R0, R0, R1")]
+    merge = [Instruction(16 * at, *one) for at, one in enumerate([*loads * 4, *adds * 4, ("", "EXIT", "")])]
     names = [i.name for i in merge_of(merge, 2)]
-    assert names == ["BRA", "FADD", "BRA", "FADD", "BRA", "EXIT"]
+    assert names == ["BRA", "LDG"] * 2 + ["BRA"] + ["BRA", "FADD"] * 2 + ["BRA", "EXIT"]
     assert merge_of(merge, 4) == merge
+    with pytest.raises(ValueError, match="pieces, got 1 sets"):
+        merge_of(merge[8:], 2)
 
 
 @needs_emulation

@@ -102,7 +102,7 @@ __device__ __forceinline__ void load_row(float (&v)[kCount], const float* row, i
 // beside x; others are loaded when they are used. norm_factor() has the other factor of RMSNorm.
 template <int kCount>
 struct NormColumns {
-  const void* weight;  // null: no norm
+  const void* weight;
   NumberType type;
   int column, k;
   bool vectorized;
@@ -114,7 +114,7 @@ struct NormColumns {
         column(first),
         k(columns),
         vectorized(is_vectorized) {
-    if (!weight || !vectorized || type == NumberType::float32) return;
+    if (!vectorized || type == NumberType::float32) return;
     const auto* from = reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(weight) + column);
 #pragma unroll
     for (int i = 0; i < kCount / 4; ++i) words[i] = from[i];
@@ -161,14 +161,14 @@ template <WeightFormat F>
 __device__ __forceinline__ RowScale quantize(Activations<F>& to, const float (&v)[Step<F>::kLaneColumns]) {
   // Magnitudes are in the order of their bits; what is not finite is above. The largest bits with a sign are those of
   // the lowest number, if one is negative, and the largest as signed integers are those of the highest.
-  uint32_t lowest = 0;
-  int32_t highest = 0;
+  uint32_t with_sign = 0;
+  int32_t as_signed = 0;
 #pragma unroll
   for (int i = 0; i < Step<F>::kLaneColumns; ++i) {
-    lowest = max(lowest, float_as_bits(v[i]));
-    highest = max(highest, static_cast<int32_t>(float_as_bits(v[i])));
+    with_sign = max(with_sign, float_as_bits(v[i]));
+    as_signed = max(as_signed, static_cast<int32_t>(float_as_bits(v[i])));
   }
-  uint32_t bits = max(lowest & 0x7fffffffu, static_cast<uint32_t>(highest));
+  uint32_t bits = max(with_sign & 0x7fffffffu, static_cast<uint32_t>(as_signed));
   bits = max(bits, __shfl_xor_sync(kAllLanes, bits, 1));
   bits = max(bits, __shfl_xor_sync(kAllLanes, bits, 2));
   const float maximum = bits_as_float(bits);
@@ -215,25 +215,27 @@ __device__ __forceinline__ void load_activations(float (&v)[Step<F>::kLaneColumn
   load_row(v, p.x + static_cast<int64_t>(row) * k, column, k, is_vectorized<F>(p, step));
 }
 
-// The norm's weights for them.
-template <WeightFormat F>
-__device__ __forceinline__ NormColumns<Step<F>::kLaneColumns> norm_columns(const Gemm& p, int row, int step) {
-  using S = Step<F>;
-  const int k = static_cast<int>(p.weight.k), column = step * S::kColumns + lane_in_group() * S::kLaneColumns;
-  return {p.norm, row, column, k, is_vectorized<F>(p, step)};
-}
-
 // Adds the squares of what load_activations() has read to `squares`, applies the norm's weight and rounds. `scale`: of
 // integers.
 template <WeightFormat F>
 __device__ __forceinline__ Activations<F> round_activations(
-    float& squares, float (&v)[Step<F>::kLaneColumns], const NormColumns<Step<F>::kLaneColumns>& norm,
-    RowScale* scale = nullptr) {
+    float& squares, float (&v)[Step<F>::kLaneColumns], const Gemm& p, int row, int step, RowScale* scale = nullptr) {
   using S = Step<F>;
-  if (norm.weight) {
-    if constexpr (S::kInteger) squares += squares_of_step(v);
-    else add_squares(squares, v);
-    norm.multiply(v);
+  auto norm_columns = [&](bool vectorized) {
+    const int k = static_cast<int>(p.weight.k), column = step * S::kColumns + lane_in_group() * S::kLaneColumns;
+    return NormColumns<S::kLaneColumns>(p.norm, row, column, k, vectorized);
+  };
+  const bool has_norm = p.norm.text_weight != nullptr;
+  if constexpr (S::kInteger) {
+    // Behind the branch, the compiler would load them after the squares of x.
+    const auto beside_x = norm_columns(has_norm && is_vectorized<F>(p, step));
+    if (has_norm) {
+      squares += squares_of_step(v);
+      beside_x.multiply(v);
+    }
+  } else if (has_norm) {
+    add_squares(squares, v);
+    norm_columns(is_vectorized<F>(p, step)).multiply(v);
   }
   Activations<F> a;
   if constexpr (S::kInteger) {
@@ -260,7 +262,7 @@ __device__ __forceinline__ Activations<F> read_activations(
     float& squares, const Gemm& p, int row, int step, RowScale* scale = nullptr) {
   float v[Step<F>::kLaneColumns];
   load_activations<F>(v, p, row, step);
-  return round_activations<F>(squares, v, norm_columns<F>(p, row, step), scale);
+  return round_activations<F>(squares, v, p, row, step, scale);
 }
 
 // Sums the squares of the lane's share of row `row` of x over the warp's steps; 0 without a norm. The order of

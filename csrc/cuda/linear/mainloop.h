@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<F, kPacked>)
 #pragma unroll
             for (int column = 0; column < Step<F>::kLaneColumns; ++column) v[column] = ahead[column];
             load_activations<F>(ahead, p, own_row, step + kWarps);
-            x = round_activations<F>(squares, v, norm_columns<F>(p, own_row, step));
+            x = round_activations<F>(squares, v, p, own_row, step);
           } else x = read_activations<F>(squares, p, own_row, step);
 #pragma unroll
           for (int panel = 0; panel < kPanels; ++panel) multiply(sums, panel, tile, prefetched[i], x, columns);

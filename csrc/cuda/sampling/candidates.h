@@ -51,7 +51,8 @@ class Candidates {
   __device__ Candidates(const float* logits, int n, float temperature)
       : logits_(logits), n_(n), temperature_(temperature == 0 ? 1 : temperature) {
     __syncthreads();  // what an earlier object shares may still be read
-    const int piece = kHeld ? kKeysOfThread * kWarp : (n + num_warps() - 1) / num_warps();
+    const int turns = kHeld ? kKeysOfThread : (n + num_warps() * kWarp - 1) / (num_warps() * kWarp);
+    const int piece = turns * kWarp;
     begin_ = min(warp() * piece, n);
     end_ = min(begin_ + piece, n);
     if constexpr (kHeld) {
@@ -93,7 +94,8 @@ class Candidates {
   // Keeps the tokens that top-k, then top-p keeps.
   __device__ void keep(int32_t top_k, float top_p) {
     if (top_k > 0 && top_k < n_) {
-      threshold_ = find_threshold<uint32_t>(top_k, top_k <= kMaxListed ? kMaxListed : 0, [](uint32_t) { return 1u; });
+      const uint32_t limit = top_k, enough = top_k <= kMaxListed ? kMaxListed : 0;
+      threshold_ = find_threshold<true>(limit, enough, [](uint32_t) { return 1u; });
       if (top_k <= kMaxListed) list();
       if (num_listed_ > 0) return keep_listed(top_k, top_p);
     }
@@ -102,8 +104,8 @@ class Candidates {
       for_keys([&](int, uint32_t key) { total[0] += kept_weight(key); });
       block_sum(total);
       // Keys >= threshold_ weigh at least the limit, so the new threshold is not lower.
-      threshold_ =
-          find_threshold<uint64_t>(top_p_limit(top_p, total[0]), 0, [this](uint32_t key) { return weight(key); });
+      const uint64_t limit = top_p_limit(top_p, total[0]), enough = 0;
+      threshold_ = find_threshold<false>(limit, enough, [this](uint32_t key) { return weight(key); });
     }
   }
 
@@ -222,12 +224,11 @@ class Candidates {
 
   __device__ uint64_t kept_weight(uint32_t key) const { return key >= threshold_ ? weight(key) : 0; }
 
-  // The largest key t for which keys >= t together weigh at least `limit`, as all keys do. The search ends at any t that
-  // at most `enough` keys are at or above, or `limit` keys exactly, where each weighs one.
-  template <typename Sum, typename Weight>
+  // The largest key t for which keys >= t together weigh at least `limit`, as all keys do. If each weighs one, kCounts, the
+  // search ends at any t that at most `enough` keys are at or above, or `limit` keys exactly.
+  template <bool kCounts, typename Sum, typename Weight>
   __device__ uint32_t find_threshold(Sum limit, Sum enough, const Weight& weight) {
     constexpr int kBits = 2, kCandidates = (1 << kBits) - 1;
-    constexpr bool kCounts = sizeof(Sum) == sizeof(uint32_t);
     uint32_t found = 0;
     for (int shift = 32 - kBits; shift >= 0; shift -= kBits) {
       const uint32_t step = 1u << shift;
@@ -332,7 +333,7 @@ class Candidates {
   };
 
   __device__ void keep_listed(int32_t top_k, float top_p) {
-    threshold_ = listed().sorted_keys[min(top_k, num_listed_) - 1];
+    threshold_ = listed().sorted_keys[top_k - 1];
     if (top_p >= 1) return;
     const LaneSums sums(listed().sorted_keys, listed().sorted_weights, num_listed_, threshold_);
     threshold_ = listed().sorted_keys[sums.first_at_least(top_p_limit(top_p, sums.total))];
