@@ -146,9 +146,12 @@ def test_text_equals_reference(vocabulary, temperature, top_k, top_p, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("spacing", [0.02, 1.0])
-@pytest.mark.parametrize("top_p", [1.0, 0.9])
-@pytest.mark.parametrize(("vocabulary", "top_k"), [(40, 39), (300, 1), (300, 100), (300, 128), (300, 129), (6200, 50)])
+@pytest.mark.parametrize("spacing", [0.02, 1.0, 100.0])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 1e-6])
+@pytest.mark.parametrize(
+    ("vocabulary", "top_k"),
+    [(1, 1), (40, 39), (300, 1), (300, 100), (300, 128), (300, 129), (6144, 50), (6145, 50), (6200, 200)],
+)
 def test_equal_logits_at_the_threshold_are_kept(vocabulary, top_k, top_p, spacing, device):
     """CUDA lists up to 128 tokens that top-k keeps, with those that equal the last of them; others take passes."""
     rows = 6
