@@ -32,7 +32,7 @@ __device__ int32_t draw_token(const float* logits, int64_t n, const Sampling& sa
 
 __device__ bool is_good(const Sampling& sampling) { return sampling.has_temperature() && sampling.has_top_p(); }
 
-// What a row's slot says, in shared memory. One after the other, each number would wait for L2.
+// The numbers of a row's slot, in shared memory. One after the other, each would wait for L2.
 struct SlotInputs {
   static constexpr int kWindow = kStateFields, kMaxRepeat = kWindow + 1, kTopK = kWindow + 2,
                        kTemperature = kWindow + 3;

@@ -1,8 +1,8 @@
 // The tokens of a row of logits: what top-k and top-p keep of them, and the draw.
 //
 // Logits become 32-bit keys in the order of the scores. Top-k and top-p are thresholds on the keys. A pass over all keys
-// finds two bits of a threshold, from the number, or the weight, of the keys at or above three candidates. Where few keys
-// are left, they are listed and sorted instead, and each warp finds threshold and token by itself. All sums are integers,
+// finds two bits of a threshold, from the number, or the weight, of the keys at or above three candidates. Once few keys are
+// left, they are listed and sorted instead, and each warp finds threshold and token by itself. All sums are integers,
 // so that threads may add in any order and the draw equals the CPU's.
 #pragma once
 
