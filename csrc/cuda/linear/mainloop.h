@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
-#include "cuda/linear/activations.h"
 #include "cuda/linear/epilogues.h"
 #include "cuda/linear/products.h"
+#include "cuda/linear/shared_activations.h"
 #include "cuda/linear/weight_formats.h"
 
 namespace higgs_native::cuda {
