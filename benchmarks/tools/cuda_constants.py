@@ -55,8 +55,8 @@ FRAME_US = {
     "finish_audio_frames_kernel": Range(1.5, 2, 3.5),
     "copy to the host between graphs": Range(4, 6.5, 9),
 }
-"""Guesses: what a frame does beside layers and head. The sampler's loops depend on the logits: with five passes and 70
-keys in its list, as for top-k 50 of 1,026 normal numbers, its instructions take 5.2 us by simulation."""
+"""Guesses: what a frame does beside layers and head. The sampler's loops depend on the logits. For five passes and 70
+keys in its list, as of 1,026 normal numbers with top-k 50, its simulated parts were added up by hand: 5.2 us."""
 
 PORT_BYTES = 64
 """Bytes that a multiprocessor takes from L2 in a cycle."""

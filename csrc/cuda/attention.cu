@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, 3) attention_kernel(AttentionArgumen
     const float2 state =
         lane < splits.count ? load_l2(a.states + first + lane * kGroup) : make_float2(kNothing.maximum, kNothing.total);
     const float4* from = a.sums + first * kQuads + lane;
-    // The loads of all splits are under way at once. Those of a piece that don't exist add nothing.
+    // The loads of all splits are in flight at once. Those of a piece that don't exist add nothing.
     constexpr int kPiece = 8;
     float4 split_sums[kMaxSplits];
 #pragma unroll

@@ -46,7 +46,7 @@ struct TensorTile {
   float weights[2];
   float maximum, total;
 
-  // `from`: the rows of the query heads. round_query() must follow, once other loads are under way.
+  // `from`: the rows of the query heads. round_query() must follow, once other loads are in flight.
   __device__ __forceinline__ void load_query(const float* from, int group, int, int lane) {
     const int head = lane / 8, first = lane % 4 * 8;
 #pragma unroll

@@ -227,7 +227,7 @@ __device__ __forceinline__ Activations<F> round_activations(
   };
   const bool has_norm = p.norm.text_weight != nullptr;
   if constexpr (S::kInteger) {
-    // In the branch, the compiler would load them after the squares of x.
+    // The norm's weights come before the branch: in it, the compiler would load them after the squares of x.
     const auto beside_x = norm_columns(has_norm && is_vectorized<F>(p, step));
     if (has_norm) {
       squares += squares_of_step(v);

@@ -56,7 +56,7 @@ class Candidates {
     begin_ = min(warp() * piece, n);
     end_ = min(begin_ + piece, n);
     if constexpr (kHeld) {
-      float own[kKeysOfThread];  // all under way before the first division
+      float own[kKeysOfThread];  // all in flight before the first division
 #pragma unroll
       for (int j = 0; j < kKeysOfThread; ++j) {
         const int i = begin_ + j * kWarp + lane();
