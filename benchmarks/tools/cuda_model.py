@@ -228,7 +228,7 @@ class Model:
         rows = case["text"] + case["audio"]
 
         def score(i: Instruction) -> tuple[float, ...]:
-            return (i.is_tensor_core, i.name == "LDS")
+            return (i.is_tensor_core, i.is_global_load, i.name in ("LDS", "STS"))
 
         # The loops of a quarter of a tile, of a warp's part of a split, and of a split.
         loops = [loop for loop in kernel.loops() if any(i.is_tensor_core for i in kernel.body(loop))]

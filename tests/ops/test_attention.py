@@ -224,6 +224,33 @@ def test_a_row_does_not_depend_on_its_batch():
         assert torch.equal(one[0], many[row])
 
 
+@pytest.mark.parametrize(
+    "cache_positions",
+    [
+        range(67),
+        range(66, -1, -1),
+        [*range(40), *range(30)],
+        [5, 130, 63, 64, 127, 128, 0, 15, 16, 17] * 7,
+        [2046, 2047, 2048, 2049, 2050, *range(60)],  # from 2048 on, a split has two tiles
+    ],
+    ids=["in order", "backward", "two prompts", "mixed", "long"],
+)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_of_prompts_are_those_of_single_rows(dtype, head_dim, cache_positions):
+    """Whatever rows surround a row, and in whichever order and sequence they are."""
+    rows = len(cache_positions)
+    cache = paged(*sequences(2, 1, max(cache_positions) + 1, head_dim, dtype))
+    query, slots = random((rows, 3 * head_dim)) * 2, int32(*(row * 3 // rows % 2 for row in range(rows)))
+    cache_positions = int32(*cache_positions)
+    many, one = torch.full_like(query, torch.nan), torch.empty(1, 3 * head_dim)
+    ops.attention(many, query, *cache, slots, cache_positions, 0.25)
+    for row in range(rows):
+        of_row = slice(row, row + 1)
+        ops.attention(one, query[of_row], *cache, slots[of_row], cache_positions[of_row], 0.25)
+        assert torch.equal(one[0], many[row])
+
+
 @pytest.mark.skipif(EMULATES_CUDA, reason="takes a minute")
 def test_rows_of_many_prompts():
     """More than a grid of CUDA's is high."""

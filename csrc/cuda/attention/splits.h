@@ -53,11 +53,16 @@ struct alignas(16) MergeFactors {
   float keep, add, total;
 };
 
+// first * keep + second
+__device__ __forceinline__ float4 added(const float4& first, float keep, const float4& second) {
+  return make_float4(
+      fmaf(first.x, keep, second.x), fmaf(first.y, keep, second.y), fmaf(first.z, keep, second.z),
+      fmaf(first.w, keep, second.w));
+}
+
 // first * keep + second * add
 __device__ __forceinline__ float4 added(const float4& first, float keep, const float4& second, float add) {
-  return make_float4(
-      scaled_sum(first.x, keep, second.x * add), scaled_sum(first.y, keep, second.y * add),
-      scaled_sum(first.z, keep, second.z * add), scaled_sum(first.w, keep, second.w * add));
+  return added(first, keep, make_float4(second.x * add, second.y * add, second.z * add, second.w * add));
 }
 
 // The factors of all splits of a head, by a warp: those that merge() gives one after the other, from kNothing on.
@@ -89,13 +94,20 @@ struct Sequence {
         page_shift(a.page_shift),
         head_dim(dims) {}
 
-  // The offset of the keys and values from `position` on, which lie in one page as far as a warp takes them; or zero at
-  // the end.
-  __device__ __forceinline__ int64_t row_at(int position) const {
-    if (position >= length) return 0;
-    const int64_t page = pages[position >> page_shift];
+  // The page of a position, or zero at the end.
+  __device__ __forceinline__ int page_at(int position) const {
+    return position < length ? pages[position >> page_shift] : 0;
+  }
+
+  // The offset of the keys and values from `position` on, which lie in one page as far as a warp takes them.
+  __device__ __forceinline__ int64_t row_in(int64_t page, int position) const {
     const int64_t in_page = (static_cast<int64_t>(head) << page_shift) + (position & ((1 << page_shift) - 1));
     return page * page_stride + in_page * head_dim;
+  }
+
+  // The same; or zero at the end.
+  __device__ __forceinline__ int64_t row_at(int position) const {
+    return position < length ? row_in(pages[position >> page_shift], position) : 0;
   }
 };
 
@@ -110,10 +122,7 @@ add_warps(float4& sum, const WarpSums<kGroup> (&warps)[kWarps], int head, int la
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) {
     const float factor = expf(warps[w].states[head].maximum - state.maximum);
-    const float4 part = *reinterpret_cast<const float4*>(&warps[w].sums[head][4 * lane]);
-    sum = make_float4(
-        fmaf(part.x, factor, sum.x), fmaf(part.y, factor, sum.y), fmaf(part.z, factor, sum.z),
-        fmaf(part.w, factor, sum.w));
+    sum = added(*reinterpret_cast<const float4*>(&warps[w].sums[head][4 * lane]), factor, sum);
     state.total = fmaf(warps[w].states[head].total, factor, state.total);
   }
   return state;

@@ -39,6 +39,8 @@ struct WarpSums {
 // Positions from `count` on are read as the last one, and weigh nothing.
 template <typename T, int kGroup, int kDims>
 struct TensorTile {
+  static constexpr int kLaneQuads = kDims / 32;
+
   float4 query_columns[kDims / 16];  // until round_query()
   uint32_t query[kDims / 8];
   uint4 keys[kDims / 32][2], values[kDims / 64][4];
@@ -118,7 +120,10 @@ struct TensorTile {
     maximum = next_maximum;
 #pragma unroll
     for (int r = 0; r < 2; ++r) weights[r] = expf(weights[r] - maximum);
+    // The first positions of a split have no sums before them, and most others leave the maximum as it is.
+    const bool rescales = __any_sync(kAllLanes, total != 0 && keep != 1);
     total = fmaf(total, keep, weights[0]) + weights[1];
+    if (!rescales) return;
 #pragma unroll
     for (int i = 0; i < kDims / 64 * 16; ++i) sums[i / 16][i / 4 % 4][i % 4] *= keep;
   }
@@ -142,20 +147,29 @@ struct TensorTile {
     }
   }
 
-  __device__ __forceinline__ void end_split(WarpSums<kGroup>& to, int lane) {
+  // Completes the total. Then lane_sums() are those of head t, four dimensions from lane_dimension() on.
+  __device__ __forceinline__ void end_split() {
 #pragma unroll
     for (int with = 4; with < kWarp; with *= 2) total += __shfl_xor_sync(kAllLanes, total, with);
+  }
+
+  __device__ __forceinline__ float4 lane_sums(int quad) const {
+    const auto &a = sums[quad / 2][quad % 2 * 2], &b = sums[quad / 2][quad % 2 * 2 + 1];
+    return make_float4(a[0] + a[1], a[2] + a[3], b[0] + b[1], b[2] + b[3]);
+  }
+
+  static __device__ __forceinline__ int lane_dimension(int quad, int lane) {
+    return quad / 2 * 64 + lane / 4 * 8 + quad % 2 * 4;
+  }
+
+  __device__ __forceinline__ void end_split(WarpSums<kGroup>& to, int lane) {
+    end_split();
     const int head = lane % 4;
     if (head >= kGroup) return;
     if (lane < 4) to.states[head] = {maximum, total};
 #pragma unroll
-    for (int i = 0; i < kDims / 64; ++i) {
-#pragma unroll
-      for (int word = 0; word < 4; word += 2) {
-        const auto &a = sums[i][word], &b = sums[i][word + 1];
-        *reinterpret_cast<float4*>(&to.sums[head][i * 64 + lane / 4 * 8 + 2 * word]) =
-            make_float4(a[0] + a[1], a[2] + a[3], b[0] + b[1], b[2] + b[3]);
-      }
+    for (int quad = 0; quad < kLaneQuads; ++quad) {
+      *reinterpret_cast<float4*>(&to.sums[head][lane_dimension(quad, lane)]) = lane_sums(quad);
     }
   }
 
