@@ -49,7 +49,7 @@ FIELDS = {
     "frame": ("format", "position", "dependent_launches", "ms"),
     "kernel": ("format", "name", "count", "median_us", "min_us", "total_us"),
     "trace": ("format", "spans"),
-    "prompt": ("format", "positions", "ms"),
+    "prompt": ("format", "positions", "warpgroups", "ms"),
     "batch": ("format", "batch", "ms", "audio_s_per_s"),
     "failure": ("section", "format", "message"),
 }  # fmt: skip
@@ -142,6 +142,7 @@ class Run:
     def __init__(self, facts: Facts, device: torch.device, sizes: Sizes) -> None:
         self._facts, self._device, self._sizes = facts, device, sizes
         self._dependent = os.environ.get("HIGGS_NATIVE_DEPENDENT_LAUNCHES", "1") != "0"
+        self._warpgroups = os.environ.get("HIGGS_NATIVE_WARPGROUPS", "1") != "0"
 
     def machine(self) -> None:
         """Record the device, driver, torch and commit that the figures depend on."""
@@ -323,7 +324,7 @@ class Run:
                 model.audio_logits(model.forward(batch, cache)[-1:])
 
             ms = [round(1e3 * seconds(run), 3) for _ in range(self._sizes.rounds + 1)][1:]
-            self._facts.add("prompt", format=format, positions=positions, ms=ms)
+            self._facts.add("prompt", format=format, positions=positions, warpgroups=self._warpgroups, ms=ms)
 
     @torch.inference_mode()
     def kernels(self, model: HiggsAudioModel, format: str) -> None:

@@ -86,6 +86,8 @@ if [[ $steps == *quick* ]]; then
   measure 90 formats same_codes frames --formats int8 int4 fp8
   HIGGS_NATIVE_DEPENDENT_LAUNCHES=0 measure 50 "without dependent launches" same_codes frames --formats bfloat16 int4
   measure 70 batches prompts batches --formats bfloat16 int8
+  # Prompts as slow as before mean that the trial of warpgroups has failed (csrc/cuda/warpgroup_trial.h).
+  HIGGS_NATIVE_WARPGROUPS=0 measure 40 "prompts by warps" prompts --formats bfloat16
   measure 45 "kernels of int4" kernels --formats int4
   step 90 operators "$python" -m pytest -q -n "$jobs" --maxfail=20 "${operator_tests[@]}"
   # As if the GPU had two multiprocessors: small matrices then take the kernels of large ones.

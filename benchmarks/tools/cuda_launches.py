@@ -45,7 +45,7 @@ _RECORD = "HIGGS_NATIVE_RECORD_LAUNCHES"
 class Launch:
     """A launch of a kernel.
 
-    Its operator, blocks along x and y, threads, bytes of dynamic shared memory, and bytes of weights that it loads
+    Its operator, blocks along x, y and z, threads, bytes of dynamic shared memory, and bytes of weights that it loads
     into L2 for later launches.
     """
 
@@ -53,13 +53,14 @@ class Launch:
     kernel: str
     x: int
     y: int
+    z: int
     threads: int
     shared_bytes: int
     prefetched_bytes: int
 
     @property
     def blocks(self) -> int:
-        return self.x * self.y
+        return self.x * self.y * self.z
 
 
 class _Weights:

@@ -1,4 +1,6 @@
-"""The linear operators' part of cuda_model.py: from few rows to many, and rows of x that are rounded before them."""
+"""The linear operators' part of cuda_model.py: few rows and some, and rows of x that are rounded before them.
+
+cuda_many_rows.py has the kernels of many rows."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -6,7 +8,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.tools.cuda_constants import CASES, GAP_US, PORT_BYTES, TAIL_US, Gpu
 from benchmarks.tools.cuda_launches import Launch
-from benchmarks.tools.cuda_prediction import Library, Prediction, blocks_ahead, makespan
+from benchmarks.tools.cuda_prediction import Library, Prediction, blocks_ahead
 from benchmarks.tools.sass import LOAD_BYTES, WARP, Instruction, Kernel, instructions_per_kb
 from benchmarks.tools.warp_simulation import SCHEDULERS
 from higgs_native.checkpoint.config import HiggsAudioConfig
@@ -15,8 +17,8 @@ from higgs_native.ops.formats import PANEL, QUANTIZATION_GROUP, WEIGHT_FORMATS
 
 STEP_COLUMNS = {"bfloat16": 32, "fp8": 64, "int8": QUANTIZATION_GROUP, "int4": QUANTIZATION_GROUP}
 """Step<F>::kColumns of csrc/cuda/linear/weight_formats.h: columns that a warp takes at a time."""
-ROW_TILE, WIDE_TILES = 8, 16
-"""kRowTile, and kWideTiles of csrc/cuda/linear/wide_mainloop.h: the most tiles of rows of a block."""
+ROW_TILE = 8
+"""kRowTile."""
 
 
 class Linear(NamedTuple):
@@ -142,71 +144,6 @@ class Linears:
             **{f"{what}_us": value for what, value in expected.items()},
         }
         return Prediction(name, launch.kernel, launch.blocks, us, bound, details, idle_us)
-
-    def wide(self, launch: Launch, linear: Linear, format: str) -> Prediction:
-        """More than 64 rows: blocks of 128 rows and 128 weight rows, through shared memory."""
-        name, n, k, rows, _ = linear
-        kernel, gpu = self.kernels[launch.kernel], self.gpu
-        loop = max(
-            (loop for loop in kernel.loops() if any(i.is_tensor_core for i in kernel.body(loop))),
-            key=lambda loop: loop[1] - loop[0],
-        )
-        # Copies to shared memory come ahead of time, as far as L2 and the port let them.
-        steps, warps = math.ceil(k / STEP_COLUMNS[format]), launch.threads // WARP
-        of_row_blocks = []
-        tiles = math.ceil(rows / ROW_TILE)
-        for first_tile in range(0, tiles, math.ceil(tiles / launch.x)):
-            share = self._share_of_products(min(math.ceil(tiles / launch.x), tiles - first_tile))
-            of_row_blocks.append(0)
-            for adds, times in ((True, min(steps, warps)), (False, max(0, steps - warps))):
-                path = self._products(kernel.path(loop, self._wide_score(adds)), share)
-                key = (launch.kernel, adds, share)
-                of_row_blocks[-1] += self.library.cycles(key, path, times, warps // SCHEDULERS)
-        cycles = makespan([of_row_blocks[block % launch.x] for block in range(launch.blocks)], gpu.multiprocessors)
-        weights = WEIGHT_FORMATS[format].packed_nbytes(n, k)
-        x_bytes = rows * steps * STEP_COLUMNS[format] * 2
-        from_l2, busy = weights * launch.x + x_bytes * launch.y, min(launch.blocks, gpu.multiprocessors)
-        us, bound = {}, ""
-        for at in CASES:
-            times_us = {
-                "memory": weights / 1e3 / (gpu.peak_gb_per_s * gpu.read_share.at(at)),
-                "L2": from_l2 / 1e3 / gpu.l2_gb_per_s.at(at),
-                "port": from_l2 / busy / (PORT_BYTES * gpu.cycles_per_us),
-                "instructions": cycles / gpu.cycles_per_us,
-            }
-            limit = max(times_us, key=lambda what: times_us[what])
-            us[at] = times_us[limit] + GAP_US.at(at) + TAIL_US.at(at)
-            if at == "expected":
-                bound, expected = limit, times_us
-        details = {"weights_mb": weights / 1e6, "registers": kernel.registers}
-        details |= {f"{what}_us": value for what, value in expected.items()}
-        return Prediction(name, launch.kernel, launch.blocks, us, bound, details)
-
-    @staticmethod
-    def _wide_score(adds: bool) -> Callable[[Instruction], tuple[float, ...]]:
-        """The way of a full step through the loop; `adds`: and the sums of a warp's steps are added."""
-
-        def score(i: Instruction) -> tuple[float, ...]:
-            return i.is_tensor_core, i.name == "LDGSTS", (i.name == "FADD") * (1 if adds else -1)
-
-        return score
-
-    @staticmethod
-    def _share_of_products(tiles: int) -> float:
-        """The share of the products that the warps of a block with `tiles` tiles of rows compute.
-
-        A scheduler has a warp for either half of the tiles; a warp leaves out pairs of tiles that are missing.
-        """
-        half = WIDE_TILES // 2
-        pairs = [math.ceil(max(0, min(half, tiles - first)) / 2) for first in (0, half)]
-        return 2 * sum(pairs) / WIDE_TILES
-
-    @staticmethod
-    def _products(path: list[Instruction], share: float) -> list[Instruction]:
-        """A path up to the first product that is left out, and from the last one on."""
-        products = [index for index, i in enumerate(path) if i.is_tensor_core]
-        kept = round(share * len(products))
-        return path if kept == len(products) else path[: products[kept]] + path[products[-1] + 1 :]
 
     @staticmethod
     def _steps_of(path: list[Instruction], step_columns: int) -> float:

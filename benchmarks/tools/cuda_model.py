@@ -36,6 +36,7 @@ from benchmarks.tools.cuda_constants import (
 )
 from benchmarks.tools.cuda_launches import MODELS, Launch
 from benchmarks.tools.cuda_linears import Linear, Linears, linears
+from benchmarks.tools.cuda_many_rows import ManyRows
 from benchmarks.tools.cuda_prediction import Library, Prediction, blocks_ahead, makespan
 from benchmarks.tools.sass import LIBRARY, LOAD_BYTES, WARP, Instruction, Kernel, read_kernels
 from benchmarks.tools.warp_simulation import L2_CYCLES, MEMORY_CYCLES, SCHEDULERS
@@ -58,7 +59,7 @@ class Model:
 
     def __init__(self, gpu: Gpu, library: Library) -> None:
         self.gpu, self.library, self.kernels = gpu, library, library.kernels
-        self._linears = Linears(gpu, library)
+        self._linears, self._many_rows = Linears(gpu, library), ManyRows(gpu, library)
 
     def pass_of(self, case: dict[str, Any], position: int) -> tuple[list[Prediction], list[Prediction]]:
         """Predictions for the launches of a layer, and for those outside of layers.
@@ -84,8 +85,8 @@ class Model:
                 current = next(rows)
                 to.append(self._linears.pack(launch, current, case["format"]))
             elif launch.kernel.startswith("gemm_kernel"):
-                linear = current or next(rows)
-                current = None
+                linear = current if previous is not None and previous.kernel.startswith("pack_activations") else None
+                linear = linear or next(rows)
                 arrived = in_l2.pop(linear.name, None)
                 to.append(self._linears.narrow(launch, linear, case["format"], previous, arrived))
                 if linear.name == "qkv":  # before `o`, attention's blocks load their keys and values
@@ -93,9 +94,13 @@ class Model:
                         kv_us = self._kv_us(case, config, position, at)
                         to[-1].idle_us[at] = max(0.0, GAP_US.at(at) + TAIL_US.at(at) - kv_us)
                 self._prefetch(in_l2, asked, launch, to[-1], of_layer, case["format"])
-            elif launch.kernel.startswith("wide_gemm_kernel"):
-                to.append(self._linears.wide(launch, next(rows) if current is None else current, case["format"]))
-                current = None
+            elif launch.kernel.startswith("warpgroup_gemm_kernel"):
+                assert current is not None  # its rows are packed before
+                to.append(self._many_rows.warpgroups(launch, current, case["format"]))
+            elif launch.kernel.startswith("finish_shares_kernel"):
+                assert current is not None
+                assert previous is not None
+                to.append(self._many_rows.finish(launch, current, previous))
             elif launch.kernel.startswith("prompt_attention_kernel"):
                 to.append(self._prompt_attention(launch, config, position, case))
             elif launch.op == "attention":

@@ -73,6 +73,14 @@ class Instruction:
         return self.name in ("HMMA", "IMMA", "QMMA", "HGMMA", "IGMMA")
 
     @property
+    def is_warpgroup_product(self) -> bool:
+        return self.name in ("HGMMA", "IGMMA")
+
+    @property
+    def is_wait_for_products(self) -> bool:
+        return self.opcode.startswith("WARPGROUP.DEPBAR")
+
+    @property
     def load_bytes(self) -> int:
         """Bytes that a lane loads."""
         sizes = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
@@ -242,10 +250,12 @@ def _cuobjdump(what: str, library: Path, architecture: str) -> str:
 def missing_waits(kernel: Kernel) -> list[str]:
     """Instructions that may run before the wait for earlier launches, and must not: see csrc/cuda/device.h.
 
-    Before it a linear kernel may load weights, and the scales of 4-bit ones, which are 8 bytes per lane; attention may
-    load positions, slots and pages, of 4 bytes. A wait with a condition is none.
+    Before it a linear kernel may load weights, and the scales of 4-bit ones, which are 8 bytes per lane; one of
+    warpgroups copies weights by 8 bytes per lane, and x by 16; attention may load positions, slots and pages, of 4
+    bytes. A wait with a condition is none.
     """
     before_wait = {"gemm_kernel": 8, "attention_kernel": 4}.get(kernel.name.partition("<")[0])
+    copies_weights = kernel.name.startswith("warpgroup_gemm_kernel")
     waited = dict.fromkeys(kernel.blocks, True)
     waited[kernel.instructions[0].address] = False
 
@@ -266,6 +276,7 @@ def missing_waits(kernel: Kernel) -> list[str]:
         for i in block:
             done = done or (i.name == "ACQBULK" and not i.predicate)
             allowed = i.is_weight_load or (i.is_global_load and i.load_bytes == before_wait)
+            allowed = allowed or (copies_weights and i.name == "LDGSTS" and i.load_bytes == 8)
             touches = i.is_global_load or i.name in ("STG", "ST", "ATOM", "ATOMG", "RED", "LDGSTS", "UBLKCP", "EXIT")
             if touches and not done and not allowed:
                 wrong.append(f"{i.address:#x}: {i.opcode}")

@@ -110,7 +110,13 @@ __device__ __forceinline__ void copy_async(float* to, const float* from, bool wa
                : "memory");
 }
 
-// The same for 16 aligned bytes.
+// The same for 8 and for 16 aligned bytes.
+__device__ __forceinline__ void copy_async(uint2* to, const void* from, bool wanted) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 8, %2;" ::"r"(address), "l"(from), "r"(wanted ? 8 : 0)
+               : "memory");
+}
+
 __device__ __forceinline__ void copy_async(uint4* to, const void* from, bool wanted) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(wanted ? 16 : 0)

@@ -24,6 +24,9 @@ struct DeviceProperties {
   // Whether kernels may start before earlier launches are complete (sm_90 and above): the device can do it, also in a
   // capture, the kernels were compiled to wait, and HIGGS_NATIVE_DEPENDENT_LAUNCHES is not 0.
   bool dependent_launches;
+  // Whether products of warpgroups (cuda/warpgroup.h) are used: the device has them, with the bits of those of warps, and
+  // HIGGS_NATIVE_WARPGROUPS is not 0.
+  bool warpgroups;
 };
 
 // The device must be current.
@@ -70,6 +73,7 @@ class Launch {
 
   const char* op() const { return op_; }
   int multiprocessors() const { return properties_->multiprocessors; }
+  bool has_warpgroups() const { return properties_->warpgroups; }
   // Whether the operator call has not launched anything yet: see wait_for_earlier_launches.
   bool is_first() const { return !call_.has_launched(); }
 

@@ -2,9 +2,9 @@
 //
 // A block takes one or two panels of the weight (common/weight_format.h) and 4, 8, 16, 32 or 64 rows of x. Its warps share
 // the depth k, taking K-steps in turn, and their sums are added in the order of the warps: the bits of an output depend
-// on its row of x and the weight alone, not on the batch or on timing. With weights of 16 bits and more than 64 rows, a
-// block takes 128 rows of both. Weights are read once for all rows of the block, and the loads of the next steps are in
-// flight while one is multiplied.
+// on its row of x and the weight alone, not on the batch or on timing. With more than 64 rows and weights of 16 bits, or
+// fp8 on GPUs that multiply by warpgroups, a block takes 128 rows of both. Weights are read once for all rows of the
+// block, and the loads of the next steps are in flight while one is multiplied.
 //   bfloat16   x is rounded to bfloat16, sums are float32;
 //   float16    the same in float16: x must stay below 65520 after multiplication with the norm's weight;
 //   fp8        as bfloat16: e4m3 is widened to it in registers;
@@ -14,9 +14,9 @@
 // loaded.
 // Bytes moved: the weight, once from memory; other blocks of rows find it in L2. Each block reads x from L2.
 //
-// linear/ has the parts of the kernels: weight_formats.h, activations.h, products.h, mainloop.h, wide_mainloop.h and
-// epilogues.h. low_rank.h has the kernels of adapters, whose sums are added before the epilogue. This file chooses and
-// launches the kernels.
+// linear/ has the parts of the kernels: weight_formats.h, activations.h, products.h, mainloop.h, wide_mainloop.h,
+// warpgroup_mainloop.h and epilogues.h. low_rank.h has the kernels of adapters, whose sums are added before the
+// epilogue. This file chooses and launches the kernels.
 #include "cuda/linear.h"
 
 #include <torch/csrc/stable/library.h>
@@ -28,7 +28,7 @@
 #include "args/linear.h"
 #include "cuda/decoder.h"
 #include "cuda/linear/low_rank.h"
-#include "cuda/linear/wide_mainloop.h"
+#include "cuda/linear/warpgroup_mainloop.h"
 
 namespace higgs_native::cuda {
 
@@ -56,6 +56,43 @@ void launch_wide_gemm(
       static_cast<unsigned>(ceil_div(p.rows, kWideRows)),
       static_cast<unsigned>(ceil_div(ceil_div(p.weight.n, kPanel), kWidePanels)));
   launch(wide_gemm_kernel<F>, grid, kThreads, kWideBytes<F>, p, packed, steps, pair_distance, launch.is_first());
+}
+
+// Blocks along the depth: as many as fill the multiprocessors, where each keeps enough K-steps to pay for its sums in
+// memory.
+int64_t blocks_of_depth(const Launch& launch, int64_t blocks, int steps) {
+  constexpr int kLeastSteps = 64;
+  int64_t of_depth = 1;
+  while (2 * of_depth <= kShares && 2 * of_depth * blocks <= launch.multiprocessors() &&
+         2 * of_depth * kLeastSteps <= steps) {
+    of_depth *= 2;
+  }
+  return of_depth;
+}
+
+template <WeightFormat F, int kTiles>
+void launch_warpgroup_gemm(
+    const Launch& launch, const Gemm& p, const PackedActivations& packed, const Tensor& like, int steps,
+    int pair_distance) {
+  const int64_t row_blocks = ceil_div(p.rows, kTiles * kRowTile), panels = ceil_div(p.weight.n, kPanel);
+  const int64_t panel_blocks = ceil_div(panels, kWidePanels), tiles = ceil_div(p.rows, kRowTile);
+  const int64_t of_depth = blocks_of_depth(launch, row_blocks * panel_blocks, steps);
+  ShareSums shares;
+  Tensor memory;
+  if (of_depth > 1) {
+    memory = torch::stable::new_empty(like, {kShares * panels * tiles * 2 * kWarp * 4}, ScalarType::Float);
+    shares = {static_cast<float4*>(memory.mutable_data_ptr()), static_cast<int>(panels), static_cast<int>(tiles)};
+  }
+  const auto grid = [](int64_t x, int64_t y, int64_t z) {
+    return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
+  };
+  launch(
+      warpgroup_gemm_kernel<F, kTiles>, grid(row_blocks, panel_blocks, of_depth), kThreads, kWarpgroupBytes<F, kTiles>,
+      p, packed, steps, pair_distance, launch.is_first(), shares);
+  if (of_depth == 1) return;
+  launch(
+      finish_shares_kernel<F>, grid(ceil_div(tiles, kFinishedTiles), panel_blocks, 1), kThreads, 0, p, packed, shares,
+      pair_distance);
 }
 
 template <WeightFormat F>
@@ -90,9 +127,11 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
     // Many rows in 16 bits, unless the last wave of wide blocks would leave more than two fifths of all waves idle.
     const int64_t wide_blocks = ceil_div(panels, kWidePanels) * ceil_div(p.rows, kWideRows);
     const int64_t waves = ceil_div(wide_blocks, launch.multiprocessors());
-    constexpr bool kHasWide = F == WeightFormat::bf16 || F == WeightFormat::f16;
-    const bool wide = kHasWide && 2 * p.rows > kWideRows && 5 * wide_blocks >= 3 * waves * launch.multiprocessors();
-    const int tiles_of_block = wide ? 1 : pair ? kTilesOfPair : many ? kTilesOfOne : 4;
+    constexpr bool kHasWarpgroups = !S::kInteger, kHasWide = F == WeightFormat::bf16 || F == WeightFormat::f16;
+    const bool by_warpgroups = kHasWarpgroups && 2 * p.rows > kWideRows && launch.has_warpgroups();
+    const bool wide =
+        !by_warpgroups && kHasWide && 2 * p.rows > kWideRows && 5 * wide_blocks >= 3 * waves * launch.multiprocessors();
+    const int tiles_of_block = by_warpgroups || wide ? 1 : pair ? kTilesOfPair : many ? kTilesOfOne : 4;
     const int64_t tiles = ceil_div(p.rows, tiles_of_block * kRowTile) * tiles_of_block;
     const int64_t words = tiles * steps * S::kWords * kWarp, rows = tiles * kRowTile;
     const int64_t scales = S::kInteger ? rows * steps : 0;
@@ -106,8 +145,16 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
     // One block per multiprocessor, but at least one K-step per warp; and one more per tile for the norm.
     const int64_t shares = std::min(ceil_div(steps, kWarps), ceil_div(launch.multiprocessors(), tiles));
     launch(
-        pack_activations_kernel<F>, dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(shares + 1)), kThreads, 0,
-        p, packed, steps, launch.is_first());
+        by_warpgroups ? pack_activations_kernel<F, kHasWarpgroups> : pack_activations_kernel<F, false>,
+        dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(shares + 1)), kThreads, 0, p, packed, steps,
+        launch.is_first());
+    if constexpr (kHasWarpgroups) {
+      // Larger blocks read weights fewer times, where they are fewer. For fp8 they would not have the registers.
+      constexpr int kManyTiles = F == WeightFormat::fp8 ? kWideTiles : kWideTiles * 3 / 2;
+      const bool larger = ceil_div(p.rows, kManyTiles * kRowTile) < ceil_div(p.rows, kWideRows);
+      auto* run = larger ? launch_warpgroup_gemm<F, kManyTiles> : launch_warpgroup_gemm<F, kWideTiles>;
+      if (by_warpgroups) return run(launch, p, packed, like, steps, pair_distance);
+    }
     if constexpr (kHasWide) {
       if (wide) return launch_wide_gemm<F>(launch, p, packed, steps, pair_distance);
     }

@@ -107,20 +107,26 @@ def test_rows_are_packed_by_all_multiprocessors():
 
 @needs_emulation
 def test_many_rows_take_blocks_that_read_little_from_l2():
-    """For 64 rows o and down take 8 tiles of rows and a panel each; in prompts two; the others take wide blocks."""
+    """For 64 rows o and down take 8 tiles of rows and a panel each. Prompts take warpgroups, in blocks of
+    128 or 192 rows, and for down four blocks of the depth."""
     case = {"model": "v2", "format": "bfloat16"}
     batch, prompt = record(132, {**case, "batch": 64}), record(132, {**case, "text": 83, "audio": 167})
     shapes = [
-        [(launch.kernel, launch.blocks) for launch in launches if "gemm" in launch.kernel]
+        [
+            (launch.kernel, launch.blocks)
+            for launch in launches
+            if "gemm" in launch.kernel or "finish_s" in launch.kernel
+        ]
         for launches in (batch, prompt)
     ]
     pair, one, alone = (
         f"gemm_kernel<(WeightFormat)1, {shape}>" for shape in ("2, 64, true", "1, 64, true", "1, 8, false")
     )
-    wide = "wide_gemm_kernel<(WeightFormat)1>"
     assert shapes[0] == [*2 * [(pair, 80), (one, 96), (pair, 256), (one, 96)], (pair, 129)]
-    in_prompt = [(wide, 80), (pair, 192), (wide, 128), (pair, 96), (wide, 256), (pair, 144)]
-    assert shapes[1] == [*2 * in_prompt, (alone, 257)]
+    of_128, of_192 = (f"warpgroup_gemm_kernel<(WeightFormat)1, {tiles}>" for tiles in (16, 24))
+    finish = "finish_shares_kernel<(WeightFormat)1>"
+    text, audio = [(of_128, 128), (of_128, 96), (finish, 72)], [(of_192, 128), (of_192, 96), (finish, 144)]
+    assert shapes[1] == [*2 * [(of_128, 80), (of_128, 48), *text, *audio], (alone, 257)]
 
 
 @pytest.mark.parametrize(
@@ -163,6 +169,20 @@ def test_a_unit_takes_one_warp_at_a_time():
 def test_shared_memory_gives_wide_loads_in_turn():
     loads = [instruction("LDS.128", f"R{4 * index}, [R30]") for index in range(5)]
     assert simulate(loads, 1) == 4 * 16 + 30
+
+
+def test_products_of_warpgroups_go_on_beside_their_warp():
+    product = instruction("HGMMA.64x128x16.F32.BF16", "R24, R88, gdesc[UR4], R24, gsb0")
+    wait = instruction("WARPGROUP.DEPBAR.LE", "gsb0, 0x1")
+    wait_for_all = instruction("WARPGROUP.DEPBAR.LE", "gsb0, 0x0")
+    other, done = instruction("FADD", "R4, R5, R5"), 128 // 2 + 33
+    assert simulate([product, other], 1) == done
+    assert simulate([product, wait, other], 1) == done
+    assert simulate([product, wait_for_all, other], 1) == done + 4
+    assert simulate([product, product, wait, other], 1) == done + 128 // 2
+    # The tensor cores take one product at a time; a warp of another warpgroup has its own groups.
+    assert simulate([product, wait_for_all, other], 2) == done + 128 // 2 + 4
+    assert dependencies(product) == ([], ["R88", "R89", "R90", "R91", "UR4"])
 
 
 def test_a_load_is_waited_for_where_it_is_used():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 
 import pytest
 
@@ -20,7 +21,8 @@ from benchmarks.tools.sass import (
 
 
 FRAME_KERNELS = re.compile(
-    r"gemm_kernel|wide_gemm_kernel|pack_activations_kernel|rope_kernel|embed_kernel<bfloat16|sample_audio_codes|finish_audio_frames|"
+    r"gemm_kernel|wide_gemm_kernel|warpgroup_gemm_kernel|finish_shares_kernel|pack_activations_kernel|rope_kernel|"
+    r"embed_kernel<bfloat16|sample_audio_codes|finish_audio_frames|"
     r"attention_kernel<b?float16, \d, (64|128)>"
 )
 MIN_BYTES_IN_FLIGHT = 40 << 10
@@ -53,6 +55,19 @@ def test_nothing_is_read_or_written_before_the_wait(kernels):
 def test_kernels_of_a_frame_keep_their_values_in_registers(kernels):
     counts = {name: local_accesses(kernel) for name, kernel in kernels.items() if FRAME_KERNELS.match(name)}
     assert {name: count for name, count in counts.items() if count} == {}
+
+
+def test_products_of_warpgroups_are_not_serialized(kernels):
+    """Where the compiler can't follow their registers, it waits for each.
+
+    The steps of a stage are waited for once, and all at the end of a share and of the loop.
+    """
+    found = {name: kernel for name, kernel in kernels.items() if name.startswith("warpgroup_gemm_kernel")}
+    assert len(found) == 5
+    for name, kernel in found.items():
+        counts = Counter(i.opcode.partition(".")[0] for i in kernel.instructions if not i.is_wait_for_products)
+        waits = sum(i.is_wait_for_products for i in kernel.instructions)
+        assert (counts["HGMMA"], waits) == (8 if "WeightFormat)3" in name else 4, 4), name
 
 
 def test_weights_are_loaded_16_bytes_at_a_time(kernels):
@@ -112,6 +127,15 @@ WAIT, END = "ACQBULK", "EXIT"
 )
 def test_a_missing_wait_is_found(lines, wrong):
     assert missing_waits(parsed(*lines)) == wrong
+
+
+def test_weights_alone_are_copied_before_the_wait_by_products_of_warpgroups():
+    weights, x = "LDGSTS.E.LTC128B.64 [R1], desc[UR4][R2.64]", "LDGSTS.E.BYPASS.LTC128B.128 [R1], desc[UR4][R2.64]"
+    assert missing_waits(parsed(weights, WAIT, x, END, name="warpgroup_gemm_kernel")) == []
+    assert missing_waits(parsed(weights, x, WAIT, END, name="warpgroup_gemm_kernel")) == [
+        "0x10: LDGSTS.E.BYPASS.LTC128B.128"
+    ]
+    assert missing_waits(parsed(weights, WAIT, END)) == ["0x0: LDGSTS.E.LTC128B.64"]
 
 
 def test_attention_may_read_its_pages_before_the_wait_but_not_its_keys():

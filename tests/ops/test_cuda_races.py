@@ -113,3 +113,11 @@ def test_a_race_in_memory_of_an_output_is_found(name):
     memory.zero_()
     torch.ops.higgs_native_emulation.fault(memory, name, True)
     assert memory.any()
+
+
+def test_columns_that_are_overwritten_before_their_product_is_waited_for():
+    sums = torch.zeros(128)
+    with pytest.raises(RuntimeError, match=r"overwrite_columns: races .*\n *a (read|write) of shared memory"):
+        torch.ops.higgs_native_emulation.overwrite_columns(sums, False)
+    torch.ops.higgs_native_emulation.overwrite_columns(sums, True)
+    assert sums.tolist() == [16.0] * 128

@@ -27,10 +27,24 @@ def with_multiprocessors(monkeypatch):
     return run
 
 
+@pytest.fixture
+def without_warpgroups(monkeypatch):
+    """Chooses the kernels of GPUs that have no products of warpgroups, from its call on."""
+    return lambda: monkeypatch.setenv("HIGGS_NATIVE_WARPGROUPS", "0")
+
+
 def normed_linear(x, norm, weight, n):
     out = torch.full((len(x), n), torch.nan)
     ops.rms_norm_linear(out, x, norm, 1e-5, weight)
     return out
+
+
+def plain_and_normed(x, residual, norm, weight):
+    """The outputs of `linear` and of `rms_norm_linear`."""
+    out, normed = torch.full((2, *residual.shape), torch.nan)
+    ops.linear(out, x, weight, residual)
+    ops.rms_norm_linear(normed, x, norm, 1e-5, weight)
+    return torch.stack([out, normed])
 
 
 @pytest.mark.parametrize("format", ["bfloat16", "int4"])
@@ -87,20 +101,18 @@ def test_blocks_of_many_rows_and_of_few(with_multiprocessors, format):
 
 @pytest.mark.parametrize("format", ["bfloat16", "float16"])
 @pytest.mark.parametrize("k", [72, 1500])
-def test_prompts_in_wide_blocks_and_in_others(with_multiprocessors, k, format):
+def test_prompts_in_wide_blocks_and_in_others(with_multiprocessors, without_warpgroups, k, format):
     """Blocks of 128 rows and 4 panels, which are not full at the ends, give the bits of the others.
 
     72 columns are fewer K-steps than there are warps; 1,500 are more.
     """
+    without_warpgroups()
     rows, n = 150, 9 * PANEL + 5
     x, norm, residual = random((rows, k)), random((k,), torch.bfloat16, seed=1), random((rows, n), seed=3)
     weight = ops.pack_linear(random((n, k), seed=2) / k**0.5, format=format)
 
     def linear(rows=rows):
-        out, normed = torch.full((2, rows, n), torch.nan)
-        ops.linear(out, x[:rows].contiguous(), weight, residual[:rows].contiguous())
-        ops.rms_norm_linear(normed, x[:rows].contiguous(), norm, 1e-5, weight)
-        return torch.stack([out, normed])
+        return plain_and_normed(x[:rows].contiguous(), residual[:rows].contiguous(), norm, weight)
 
     # Six wide blocks; blocks of two panels; blocks of one.
     wide, pairs, others = (with_multiprocessors(count, linear) for count in (6, 11, H100))
@@ -110,6 +122,60 @@ def test_prompts_in_wide_blocks_and_in_others(with_multiprocessors, k, format):
     expected = torch.empty(rows, n)
     reference.linear(expected, x, weight, residual)
     torch.testing.assert_close(wide[0], expected, rtol=1e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("format", ["bfloat16", "float16", "fp8"])
+@pytest.mark.parametrize(
+    ("rows", "k"),
+    [(70, 72), (130, 1500), (200, 300)],
+    ids=["a block of 128 rows", "a block of 192, but for fp8", "two blocks of 128"],
+)
+def test_products_of_warpgroups_and_of_warps(with_multiprocessors, without_warpgroups, rows, k, format):
+    """More than 64 rows take products of warpgroups where a GPU has them: the same bits, also of a row alone."""
+    n = 5 * PANEL + 5
+    x, norm, residual = random((rows, k)), random((k,), torch.bfloat16, seed=1), random((rows, n), seed=3)
+    weight = ops.pack_linear(random((n, k), seed=2) / k**0.5, format=format)
+
+    def linear(rows=rows):
+        return plain_and_normed(x[:rows].contiguous(), residual[:rows].contiguous(), norm, weight)
+
+    of_warpgroups, alone = with_multiprocessors(2, linear), with_multiprocessors(2, linear, 1)
+    without_warpgroups()
+    assert torch.equal(of_warpgroups, with_multiprocessors(2, linear))
+    assert torch.equal(of_warpgroups[:, :1], alone)
+    expected = torch.empty(rows, n)
+    reference.linear(expected, x, weight, residual)
+    torch.testing.assert_close(of_warpgroups[0], expected, rtol=1e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(("multiprocessors", "k"), [(2, 128 * 32), (8, 256 * 32 + 8)], ids=["by two", "by four"])
+def test_blocks_that_share_out_the_depth(with_multiprocessors, without_warpgroups, multiprocessors, k):
+    """Few weight rows of 128 K-steps and more take several blocks; the sums are added in the order of one block's."""
+    rows, intermediate, head_dim = 66, PANEL // 2 + 3, 64
+    x, norm = random((rows, k)), random((k,), torch.bfloat16, seed=1)
+    gate, up = random((2, intermediate, k), seed=2) / k**0.5
+    gate_up, down = ops.pack_gate_up(gate, up), ops.pack_linear(random((k, intermediate), seed=3))
+    qkv = ops.pack_linear(random((3 * head_dim, k), seed=4) / k**0.5)
+    table, num_pages = random_page_table(1, rows, 16)
+    angles = torch.arange(rows * head_dim).view(rows, head_dim).cos()
+    places = torch.arange(rows, dtype=torch.int32)
+
+    def with_epilogues():
+        """Sums with a residual, gate and up, and a rotated head with its keys and values."""
+        plain, both = torch.full((rows, intermediate), torch.nan), torch.full_like(x, torch.nan)
+        ops.linear(plain, x, ops.pack_linear(gate), torch.ones(rows, intermediate))
+        ops.dual_ffn(both, x, norm, gate_up, down, norm, gate_up, down, 1e-5, rows)
+        query, keys, values = torch.full((rows, head_dim), torch.nan), *torch.zeros(2, num_pages, 1, 16, head_dim)
+        ops.qkv_rope_cache(
+            query, keys, values, x, norm, norm, 1e-5, qkv, angles, table, places * 0, places, places, rows
+        )
+        return plain, both, query, keys, values
+
+    shared_out = with_multiprocessors(multiprocessors, with_epilogues)
+    assert all(tensor.isfinite().all() for tensor in shared_out)
+    without_warpgroups()
+    for result, expected in zip(shared_out, with_multiprocessors(multiprocessors, with_epilogues), strict=True):
+        assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("format", ["bfloat16", "fp8", "int8", "int4"])

@@ -46,6 +46,10 @@ inline void copy_async(float* to, const float* from, bool wanted) {
   emulation::copy_async(to, wanted ? from : nullptr, sizeof *to);
 }
 
+inline void copy_async(uint2* to, const void* from, bool wanted) {
+  emulation::copy_async(to, wanted ? from : nullptr, sizeof *to);
+}
+
 inline void copy_async(uint4* to, const void* from, bool wanted) {
   emulation::copy_async(to, wanted ? from : nullptr, sizeof *to);
 }

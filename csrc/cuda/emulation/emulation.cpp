@@ -8,27 +8,29 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <mutex>
 #include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace higgs_native::emulation {
 
 Registers registers;
 
+void fail(const char* message) {
+  std::fprintf(stderr, "CUDA emulation: %s\n", message);
+  std::abort();
+}
+
 namespace {
 
 constexpr size_t kStackBytes = 256 << 10;
 constexpr size_t kSharedBytes = 232448;  // the most that a block can have, of any architecture
 constexpr size_t kPageBytes = 4096;
-
-[[noreturn]] void fail(const char* message) {
-  std::fprintf(stderr, "CUDA emulation: %s\n", message);
-  std::abort();
-}
 
 enum class Waiting { nothing, warp, block, finished };
 
@@ -43,9 +45,11 @@ struct Thread {
   jmp_buf at;
   Waiting waiting = Waiting::finished;
   bool started = false;
-  uint64_t round = 0;        // of its warp's collectives
-  std::vector<Copy> copies;  // that it has begun, and that are not there yet
-  int groups_of_copies = 0;  // that it has ended
+  uint64_t round = 0;                            // of its warp's collectives
+  std::vector<Copy> copies;                      // that it has begun, and that are not there yet
+  int groups_of_copies = 0;                      // that it has ended
+  std::deque<std::pair<Product, int>> products;  // that it has begun, with their groups
+  int groups_of_products = 0;                    // that it has ended
   void* stack;
   ucontext_t first;  // enters the stack once; later switches jump
 };
@@ -95,6 +99,7 @@ void body() {
     (*kernel_of_launch)();
     races::end_thread();
     if (!current->copies.empty()) fail("a thread returned before what it began to copy was there");
+    if (!current->products.empty()) fail("a thread returned before the products that it began were there");
     const unsigned index = registers.thread.x;
     Warp& warp = warps[index / kWarp];
     --warp.live;
@@ -219,7 +224,7 @@ bool record_launch(
   if (dladdr(kernel, &library) == 0) fail("a kernel must lie in a library");
   const auto address = static_cast<const char*>(kernel) - static_cast<const char*>(library.dli_fbase);
   std::fprintf(
-      file, "%s %tx %u %u %d %zu %lld\n", op, address, grid.x, grid.y, threads, shared_bytes,
+      file, "%s %tx %u %u %u %d %zu %lld\n", op, address, grid.x, grid.y, grid.z, threads, shared_bytes,
       static_cast<long long>(prefetched_bytes));
   std::fclose(file);
   return true;
@@ -253,6 +258,19 @@ void end_group_of_copies() { ++current->groups_of_copies; }
 
 void wait_for_groups_of_copies(int left) {
   complete_copies(current->groups_of_copies - left, __builtin_return_address(0));
+}
+
+void begin_product(const Product& product) { current->products.emplace_back(product, current->groups_of_products); }
+
+void end_group_of_products() { ++current->groups_of_products; }
+
+void wait_for_groups_of_products(int left) {
+  auto& products = current->products;
+  while (!products.empty() && products.front().second < current->groups_of_products - left) {
+    const Product& product = products.front().first;
+    product.compute(product);
+    products.pop_front();
+  }
 }
 
 const uint64_t* exchange(uint64_t value) {

@@ -68,17 +68,31 @@ uint32_t begin_operator();
 void run(
     const char* op, uint32_t call, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 // If launches are recorded, appends one to the file and returns true. A line holds the operator, the address of the kernel
-// in the library, blocks along x and y, threads, bytes of dynamic shared memory, and bytes prefetched for later launches.
+// in the library, blocks along x, y and z, threads, bytes of dynamic shared memory, and bytes prefetched for later launches.
 bool record_launch(
     const char* op, const void* kernel, dim3 grid, int threads, size_t shared_bytes, int64_t prefetched_bytes);
 // Fails unless `from` and `bytes` are multiples of 16 and the memory can be read.
 void prefetch(const void* from, size_t bytes);
 void wait_for_block();
-// Copies 4 or 16 aligned bytes, zeros from null. They are visible once they are waited for, and NaN until then.
+// Copies 4, 8 or 16 aligned bytes, zeros from null. They are visible once they are waited for, and NaN until then.
 void copy_async(void* to, const void* from, int bytes);
 void wait_for_copies();
 void end_group_of_copies();
 void wait_for_groups_of_copies(int left);
+// A thread's part of a product of a warpgroup, which it computes once it waits for it.
+struct Product {
+  void (*compute)(const Product&);
+  float* sums;
+  uint32_t a[2][8];  // rows g and g + 8 of a, in words
+  uint64_t descriptor;
+  bool adds;
+  const void* code;  // in the kernel
+};
+void begin_product(const Product& product);
+void end_group_of_products();
+void wait_for_groups_of_products(int left);
+// Ends the program with a message.
+[[noreturn]] void fail(const char* message);
 // Waits for every thread of the warp that has not returned; returns the 64 bits that each gave, zero for those that
 // returned.
 const uint64_t* exchange(uint64_t value);

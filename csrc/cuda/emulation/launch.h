@@ -6,7 +6,7 @@
 
 #include "args/checks.h"
 #include "cuda/device.h"
-#include "cuda/multiprocessors.h"
+#include "cuda/settings.h"
 #include "cuda/operator_call.h"
 
 #define HIGGS_NATIVE_CUDA_KEY CPU
@@ -32,6 +32,7 @@ class Launch {
 
   const char* op() const { return op_; }
   int multiprocessors() const { return multiprocessors_to_use(2); }
+  bool has_warpgroups() const { return allows_warpgroups(); }
   bool is_first() const { return !call_.has_launched(); }
 
  private:

@@ -30,8 +30,8 @@ struct alignas(16) ColumnScales {
 
 // x in the order of the fragments, in memory, for more rows than one tile.
 struct PackedActivations {
-  uint32_t* words;            // [tiles, steps, kWords / 4, 32 lanes, 4]
-  float* scales;              // [tiles, steps, kRowTile]
+  uint32_t* words;  // [tiles, steps, kWords / 4, 32 lanes, 4]; for warpgroups [tiles, steps, kWords, 32 lanes]
+  float* scales;    // [tiles, steps, kRowTile]
   int32_t* zero_corrections;  // [tiles, steps, kRowTile], of 4-bit weights
   float* norm_factors;        // [tiles, kRowTile], of RMSNorm
 
@@ -306,7 +306,7 @@ __device__ __forceinline__ float norm_factor(float squares, float (*shared)[kRow
 
 // Packs x. Blocks (x, y) pack tile x of 8 rows, and share out its K-steps. The last one along y sums the squares of the
 // norm instead. `steps`: K-steps of the weight. `is_first`: whether this is the first launch of the operator.
-template <WeightFormat F>
+template <WeightFormat F, bool kForWarpgroups>
 __global__ void __launch_bounds__(kThreads)
     pack_activations_kernel(Gemm p, PackedActivations to, int steps, bool is_first) {
   using S = Step<F>;
@@ -323,10 +323,16 @@ __global__ void __launch_bounds__(kThreads)
     float squares = 0;  // of this step alone
     RowScale scale;
     const Activations<F> a = read_activations<F>(squares, p, row, step, &scale);
-    auto* words = reinterpret_cast<uint4*>(to.words) + (tile * steps + step) * (S::kWords / 4) * kWarp + lane;
+    uint32_t* words = to.words + (tile * steps + step) * S::kWords * kWarp;
+    if constexpr (kForWarpgroups) {
 #pragma unroll
-    for (int i = 0; i < S::kWords / 4; ++i) {
-      words[i * kWarp] = make_uint4(a.words[4 * i], a.words[4 * i + 1], a.words[4 * i + 2], a.words[4 * i + 3]);
+      for (int i = 0; i < S::kWords; ++i) words[i * kWarp + lane] = a.words[i];
+    } else {
+      auto* fours = reinterpret_cast<uint4*>(words) + lane;
+#pragma unroll
+      for (int i = 0; i < S::kWords / 4; ++i) {
+        fours[i * kWarp] = make_uint4(a.words[4 * i], a.words[4 * i + 1], a.words[4 * i + 2], a.words[4 * i + 3]);
+      }
     }
     if (S::kInteger && lane_in_group() == 0) {
       const int64_t at = (tile * steps + step) * kRowTile + group_lane();

@@ -61,6 +61,20 @@ struct BlockSums {
   }
 };
 
+// The sums of rows of x from `first_row` on.
+template <WeightFormat F, int kRows>
+__device__ __forceinline__ BlockSums<kRows> block_sums(
+    const Gemm& p, float* values, const float* norm_factors, const int* panels, int first_row) {
+  const int stride = static_cast<int>((p.weight.n + kPanel - 1) / kPanel * kPanel);
+  return {
+      values,
+      norm_factors,
+      Step<F>::kRowScales ? static_cast<const float*>(p.weight.scales) : nullptr,
+      panels,
+      p.added ? p.added + static_cast<int64_t>(first_row) * stride : nullptr,
+      stride};
+}
+
 // Applies the epilogue to a block's sums, and writes its outputs. `first_row`: the block's first row of x, of `rows`.
 // `paired`: panels i and i + kPanels / 2 of the block hold the two halves of a head.
 template <int kPanels, int kRows>

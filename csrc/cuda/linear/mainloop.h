@@ -257,13 +257,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<F, kPacked>)
       if (warp == 0 && lane_in_group() == 0) norm_factors[group_lane()] = factor;
     }
     __syncthreads();
-    const BlockSums<kRows> finished = {
-        values,
-        norm_factors,
-        Step<F>::kRowScales ? static_cast<const float*>(p.weight.scales) : nullptr,
-        shared_panels[kShared ? turn % 2 : 0],
-        p.added ? p.added + static_cast<int64_t>(first_tile) * kRowTile * num_panels * kPanel : nullptr,
-        num_panels * static_cast<int>(kPanel)};
+    const auto finished =
+        block_sums<F, kRows>(p, values, norm_factors, shared_panels[kShared ? turn % 2 : 0], first_tile * kRowTile);
     finish<kPanels>(p, finished, first_tile * kRowTile, min(kRows, p.rows - first_tile * kRowTile), pair_distance > 0);
     if (!has_more) return;
     __syncthreads();

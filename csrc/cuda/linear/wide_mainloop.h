@@ -196,14 +196,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < LaneSums::kCount; ++i)
     to[index_of_sum<F, 1, kWarpTiles * kRowTile>(i, lane, kStride)] = total.v[i];
   __syncthreads();
-  const int stride = static_cast<int>((p.weight.n + kPanel - 1) / kPanel * kPanel);
-  const BlockSums<kWideRows> finished = {
-      values,
-      norm_factors,
-      S::kRowScales ? static_cast<const float*>(p.weight.scales) : nullptr,
-      shared_panels,
-      p.added ? p.added + static_cast<int64_t>(first_row) * stride : nullptr,
-      stride};
+  const auto finished = block_sums<F, kWideRows>(p, values, norm_factors, shared_panels, first_row);
   finish<kWidePanels>(p, finished, first_row, rows, pair_distance > 0);
 }
 

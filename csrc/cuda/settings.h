@@ -1,14 +1,23 @@
-// The number of multiprocessors that launches are shaped for.
+// What environment variables say about a device.
 #pragma once
 
 #include <cstdlib>
+#include <cstring>
 
 #include "args/checks.h"
 
 namespace higgs_native::cuda {
 
-// HIGGS_NATIVE_MULTIPROCESSORS, or `device_count` if it is not set: tests choose the kernels of a larger or smaller
-// GPU.
+// Whether variable `name` is anything but 0.
+inline bool is_allowed(const char* name) {
+  const char* setting = std::getenv(name);
+  return !setting || std::strcmp(setting, "0") != 0;
+}
+
+inline bool allows_warpgroups() { return is_allowed("HIGGS_NATIVE_WARPGROUPS"); }
+
+// The number of multiprocessors that launches are shaped for: HIGGS_NATIVE_MULTIPROCESSORS, or `device_count` if it is
+// not set. So tests choose the kernels of a larger or smaller GPU.
 inline int multiprocessors_to_use(int device_count) {
   const char* setting = std::getenv("HIGGS_NATIVE_MULTIPROCESSORS");
   if (!setting || !*setting) return device_count;
