@@ -70,11 +70,22 @@ struct FeedForwardLowRank {
   LowRank gate_up, down;
 };
 
+struct RowRange {
+  int64_t first, count;
+};
+
 struct DecoderLayers {
   size_t layers;
   int64_t rows;
   size_t num_adapters;
+  RowRange kept;  // the rows whose states are wanted after the last layer
 
+  // The rows that need more of a layer than their keys and values, out of its first `layer_rows`.
+  RowRange computed_rows(size_t layer, int64_t layer_rows) const {
+    if (layer + 1 < layers) return {0, layer_rows};
+    const int64_t first = std::min(kept.first, layer_rows);
+    return {first, std::min(kept.count, layer_rows - first)};
+  }
   LowRank low_rank(
       const OptionalTensor& adapters, const std::vector<Tensor>& factors, size_t layer, LayerLinear linear) const {
     if (!adapters || num_adapters == 0) return {};
@@ -87,7 +98,7 @@ inline DecoderLayers check_decoder_layers(
     const std::vector<Tensor>& value_caches, const std::vector<Tensor>& weights,
     const std::vector<int64_t>& skips_audio, const Tensor& rope_table, const Tensor& page_table, const Tensor& slots,
     const Tensor& positions, const Tensor& text_positions, int64_t num_text_rows, const OptionalTensor& adapters,
-    const std::vector<Tensor>& factors) {
+    const std::vector<Tensor>& factors, int64_t first_kept, int64_t num_kept) {
   const char* op = "decoder_layers";
   check_devices(
       op, {{"x", x},
@@ -106,6 +117,11 @@ inline DecoderLayers check_decoder_layers(
   check_tensor(op, "slots", slots, ScalarType::Int, {rows});
   check_tensor(op, "positions", positions, ScalarType::Int, {rows});
   check_text_rows(op, num_text_rows, rows);
+  HIGGS_CHECK(
+      first_kept >= 0 && first_kept <= rows, op, ": first_kept must be between 0 and ", rows, ", got ", first_kept);
+  HIGGS_CHECK(
+      num_kept >= 0 && num_kept <= rows - first_kept, op, ": num_kept must be between 0 and ", rows - first_kept,
+      ", got ", num_kept);
   const size_t layers = skips_audio.size();
   auto check_count = [&](const char* list, const std::vector<Tensor>& tensors, size_t of_layer) {
     HIGGS_CHECK(
@@ -144,7 +160,7 @@ inline DecoderLayers check_decoder_layers(
         factors[i].scalar_type() == first->scalar_type(), op, ": factors[", i, "] must be ",
         dtype_name(first->scalar_type()), " as those before it, got ", dtype_name(factors[i].scalar_type()));
   }
-  return {layers, rows, num_adapters};
+  return {layers, rows, num_adapters, {first_kept, num_kept}};
 }
 
 }  // namespace higgs_native

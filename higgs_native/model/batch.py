@@ -22,6 +22,7 @@ class Batch:
         text_positions: [T], int32: the number of text rows before it in its sequence, which is the cache position in
             layers that audio rows skip.
         adapters: of the rows; None if no row has one.
+        kept_rows: the rows whose states are wanted after the last layer; None: all.
     """
 
     token_ids: torch.Tensor
@@ -30,6 +31,7 @@ class Batch:
     positions: torch.Tensor
     text_positions: torch.Tensor
     adapters: RowAdapters | None = None
+    kept_rows: range | None = None
 
     @classmethod
     def text_then_audio(

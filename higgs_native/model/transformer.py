@@ -282,7 +282,8 @@ class LanguageModel(Shareable):
             buffers: tensors for this many rows, to be reused by later passes; None allocates them.
 
         Returns:
-            The states [rows, hidden], float32, before the final norm, which the heads apply.
+            The states [rows, hidden], float32, before the final norm, which the heads apply. Those of rows that the
+            batch does not keep are unspecified.
 
         Raises:
             CheckpointError: the weights have been found to be damaged (see `verify`).
@@ -295,6 +296,7 @@ class LanguageModel(Shareable):
         adapters = batch.adapters
         if adapters is not None:
             adapters.add_embeddings(buffers.states, batch.token_ids, batch.codes)
+        kept = range(len(batch.slots)) if batch.kept_rows is None else batch.kept_rows
         ops.decoder_layers(
             buffers.states,
             buffers.query,
@@ -312,6 +314,8 @@ class LanguageModel(Shareable):
             batch.token_ids.shape[0],
             None if adapters is None else adapters.indices,
             () if adapters is None else adapters.layers,
+            kept.start,
+            len(kept),
         )
         return buffers.states
 

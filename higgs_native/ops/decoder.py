@@ -90,6 +90,8 @@ def decoder_layers(
     num_text_rows: int,
     adapters: torch.Tensor | None = None,
     factors: Sequence[torch.Tensor] = (),
+    first_kept: int = 0,
+    num_kept: int | None = None,
 ) -> None:
     """For each layer `qkv_rope_cache`, `attention` with the scale head_dim ** -0.5, `linear` and `dual_ffn`.
 
@@ -97,7 +99,8 @@ def decoder_layers(
     all other rows have the bits that they have without adapters.
 
     Args:
-        x: [rows, hidden], float32; the states before the first layer, overwritten by those after the last.
+        x: [rows, hidden], float32; the states before the first layer, overwritten by those after the last. Those of
+            rows that are not kept are unspecified afterwards.
         query, attended: [rows, query heads * head_dim], float32; overwritten.
         key_caches, value_caches: [pages, KV heads, page size, head_dim] per layer; see `attention`.
         weights: `layer_weights` of all layers, concatenated.
@@ -110,6 +113,8 @@ def decoder_layers(
         num_text_rows: the first rows of the batch that are text.
         adapters: [rows], int32: the adapter of each row; -1: none. None: no row has one.
         factors: `layer_factors` of all layers of adapter 0, then of adapter 1, ...; at most 32 adapters.
+        first_kept, num_kept: the range of rows whose states are wanted after the last layer, which computes only keys
+            and values of the others; None: all from `first_kept` on. They don't change the bits of kept rows.
 
     Raises:
         RuntimeError: a shape or dtype does not fit, or a slot, position, page or adapter lies outside its tensor or
@@ -132,4 +137,6 @@ def decoder_layers(
         num_text_rows,
         adapters,
         factors,
+        first_kept,
+        x.shape[0] - first_kept if num_kept is None else num_kept,
     )

@@ -31,8 +31,10 @@ def decoder_layers(
     num_text_rows: int,
     adapters: torch.Tensor | None = None,
     factors: Sequence[torch.Tensor] = (),
+    first_kept: int = 0,
+    num_kept: int | None = None,
 ) -> None:
-    """See `higgs_native.ops.decoder_layers`."""
+    """See `higgs_native.ops.decoder_layers`. All rows are kept."""
     pairs = [
         (PackedWeight(a), PackedWeight(b)) if a.numel() else None
         for a, b in zip(factors[::2], factors[1::2], strict=True)

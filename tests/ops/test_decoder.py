@@ -56,6 +56,8 @@ def arguments(skips: list[int], num_text: int, format: str | None = None, normal
         "num_text_rows": num_text,
         "adapters": None,
         "factors": [],
+        "first_kept": 0,
+        "num_kept": ROWS,
     }
 
 
@@ -202,12 +204,87 @@ def test_a_row_with_an_adapter_depends_on_its_own_alone(format):
         single |= {
             "text_positions": single["text_positions"][kept[:num_text]],
             "num_text_rows": num_text,
+            "num_kept": len(kept),
             # In the other order.
             "adapters": torch.where(single["adapters"] < 0, -1, 1 - single["adapters"])[kept],
             "factors": single["factors"][count:] + single["factors"][:count],
         }
         ops.decoder_layers(**single)
         assert torch.equal(single["x"], together["x"][kept])
+
+
+def kept(values: dict, first: int, count: int) -> dict:
+    """The arguments with a range of kept rows, and copies of what the operator writes."""
+    copies = {name: [cache.clone() for cache in values[name]] for name in ("key_caches", "value_caches")}
+    return values | copies | {"x": values["x"].clone(), "first_kept": first, "num_kept": count}
+
+
+def assert_kept_rows_equal(values: dict, ranges: list[tuple[int, int]]) -> None:
+    """Compare ranges of kept rows, and the caches of all rows, with those of a call that keeps all rows."""
+    whole = kept(values, 0, len(values["x"]))
+    ops.decoder_layers(**whole)
+    for first, count in ranges:
+        part = kept(values, first, count)
+        ops.decoder_layers(**part)
+        rows = slice(first, first + count)
+        assert torch.equal(part["x"][rows], whole["x"][rows])
+        for name in ("key_caches", "value_caches"):
+            assert all(map(torch.equal, part[name], whole[name]))
+
+
+@pytest.mark.parametrize("format", [None, "int8"])
+@pytest.mark.parametrize("num_text", [0, 2, ROWS])
+@pytest.mark.parametrize("skips", [[0, 0], [0, 1], [1, 0]])
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("shares", [False, True])
+def test_kept_rows_have_the_bits_of_all_rows(shares, adapters, skips, num_text, format):
+    values = arguments(skips, num_text, format)
+    if shares:
+        values["weights"] = with_one_feed_forward(values["weights"], 18, slice(6, 11), slice(11, 16), copy=False)
+    if adapters:
+        values = with_adapters(values, 1, -1, 0, 1, 0)
+    ranges = [(0, 0), (0, 2), (1, 1), (1, 3), (2, 1), (3, 2), (ROWS, 0)]
+    assert_kept_rows_equal(values, ranges)
+
+
+def test_only_states_of_kept_rows_are_computed():
+    """The last layer leaves those of other rows as they are."""
+    values = arguments([0], 2)
+    part = kept(values, 1, 2)
+    ops.decoder_layers(**part)
+    assert (part["x"] == values["x"]).all(dim=1).tolist() == [True, False, False, True, True]
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_all_rows_from_the_first_kept_one_are_kept_by_default(first):
+    values = arguments([0, 1], 2)
+    whole, part = kept(values, 0, ROWS), kept(values, first, 0) | {"num_kept": None}
+    ops.decoder_layers(**whole)
+    ops.decoder_layers(**part)
+    assert torch.equal(part["x"][first:], whole["x"][first:])
+
+
+@pytest.mark.parametrize("format", [None, "fp8", "int8", "int4"])
+def test_kept_rows_of_a_prompt_have_the_bits_of_all_rows(format):
+    """Other loops compute many rows than few."""
+    rows, num_text = (40, 20) if EMULATES_CUDA else (200, 100)
+    page_table, num_pages = random_page_table(2, num_text, 16)
+    shape = num_pages, KV_HEADS, 16, HEAD_DIM
+    positions = int32(*range(num_text))
+    values = arguments([0, 0], 0, format) | {
+        "x": random((rows, HIDDEN)),
+        "query": torch.empty(rows, HEADS * HEAD_DIM),
+        "attended": torch.empty(rows, HEADS * HEAD_DIM),
+        "key_caches": [random(shape, seed=100 + i) for i in range(2)],
+        "value_caches": [random(shape, seed=200 + i) for i in range(2)],
+        "rope_table": random((num_text, HEAD_DIM), seed=3),
+        "page_table": page_table,
+        "slots": int32(*[0] * num_text, *[1] * (rows - num_text)),
+        "positions": torch.cat([positions, positions]),
+        "text_positions": positions,
+        "num_text_rows": num_text,
+    }
+    assert_kept_rows_equal(values, [(0, 1), (num_text - 1, 1), (num_text - 3, 10), (num_text, 1), (rows - 1, 1)])
 
 
 def test_opcheck():
@@ -223,6 +300,10 @@ def test_opcheck():
     [
         ({"skips_audio": [0]}, "key_caches must have 1 tensors for 1 layers of skips_audio, got 2"),
         ({"num_text_rows": 6}, "num_text_rows must be between 0 and 5, got 6"),
+        ({"first_kept": 6, "num_kept": 0}, "first_kept must be between 0 and 5, got 6"),
+        ({"first_kept": -1}, "first_kept must be between 0 and 5, got -1"),
+        ({"first_kept": 2, "num_kept": 4}, "num_kept must be between 0 and 3, got 4"),
+        ({"num_kept": -1}, "num_kept must be between 0 and 5, got -1"),
         ({"slots": int32(0, 1)}, r"slots must have shape \[5\], got \[2\]"),
         ({"attended": torch.empty(5, 3)}, r"attended must have shape \[5, 32\], got \[5, 3\]"),
         ({"key_caches": [torch.zeros(3), torch.zeros(3)]}, r"key_caches\[0\] must have 4 dimensions, got \[3\]"),
