@@ -341,6 +341,7 @@ def bench_prompt(models: dict[str, LanguageModel], reference: Any, count: int, s
     frames = torch.randint(0, config.audio_stream_bos_id, (count - text, config.num_codebooks), generator=generator)
 
     rows = Batch.text_then_audio([(ids.tolist(), frames.T)], first.device)
+    rows.kept_rows = range(count - 1, count)  # the engine keeps what it draws from
     runs: dict[str, Callable[[], object]] = {}
     for format, model in models.items():
         cache = model.new_cache(1, count)

@@ -318,6 +318,7 @@ class Run:
             text = positions // 3
             codes = torch.randint(config.audio_stream_bos_id, (config.num_codebooks, positions - text))
             batch = Batch.text_then_audio([([1] * text, codes)], self._device)
+            batch.kept_rows = range(positions - 1, positions)  # the engine keeps what it draws from
             cache = model.new_cache(1, positions)
 
             def run(batch: Batch = batch, cache: Any = cache) -> None:

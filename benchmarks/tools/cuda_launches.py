@@ -102,7 +102,9 @@ class _Weights:
 
 
 def record(multiprocessors: int, case: dict[str, Any]) -> list[Launch]:
-    """The launches of a pass over two layers and the head. The last layer has no other to prefetch weights for.
+    """The launches of a pass over two layers and the head.
+
+    The last layer has no other to prefetch weights for, and leaves out rows of a prompt.
 
     Args:
         multiprocessors: of the GPU.
@@ -146,7 +148,9 @@ def main() -> None:
             text, audio = case["text"], case["audio"]
             codes = torch.zeros(config.num_codebooks, audio, dtype=torch.int32)
             cache = KVCache(config, pages_for(text + audio), 1, model.max_cache_length, model.dtype, model.device)
-            states = model.forward(Batch.text_then_audio([([1] * text, codes)]), cache)
+            rows = Batch.text_then_audio([([1] * text, codes)])
+            rows.kept_rows = range(text + audio - 1, text + audio)  # the engine keeps what it draws from
+            states = model.forward(rows, cache)
             model.audio_logits(states[-1:])
 
 

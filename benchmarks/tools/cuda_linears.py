@@ -31,15 +31,21 @@ class Linear(NamedTuple):
     norm: bool
 
 
-def linears(config: HiggsAudioConfig, case: dict[str, Any]) -> Iterator[Linear]:
-    """The linear operators, in the order of the launches."""
+def linears(config: HiggsAudioConfig, case: dict[str, Any], is_last: bool = False) -> Iterator[Linear]:
+    """The linear operators of a layer, in the order of the launches, and the head.
+
+    The last layer of a prompt has queries, keys and values of all rows, and the rest of one alone.
+    """
     hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     all_rows = case.get("batch") or case["text"] + case["audio"]
+    kept = 1 if is_last and "batch" not in case else all_rows
     # Rows of a prompt take a single feed-forward network together.
     split = "batch" not in case and config.is_dual(0)
-    segments = [("text ", case["text"]), ("audio ", case["audio"])] if split else [("", all_rows)]
+    segments = [("text ", case["text"]), ("audio ", case["audio"])] if split else [("", kept)]
+    if split and kept == 1:
+        segments = [("audio ", kept)]
     yield Linear("qkv", (heads + 2 * config.num_key_value_heads) * config.head_dim, hidden, all_rows, True)
-    yield Linear("o", hidden, heads * config.head_dim, all_rows, False)
+    yield Linear("o", hidden, heads * config.head_dim, kept, False)
     for name, rows in segments:
         yield Linear(name + "gate_up", 2 * inner, hidden, rows, True)
         yield Linear(name + "down", hidden, inner, rows, False)

@@ -64,6 +64,8 @@ class Model:
     def pass_of(self, case: dict[str, Any], position: int) -> tuple[list[Prediction], list[Prediction]]:
         """Predictions for the launches of a layer, and for those outside of layers.
 
+        The last layer of a prompt leaves out rows, and counts as outside.
+
         Args:
             case: of `cuda_launches.record`.
             position: of the rows; in a prompt, their mean.
@@ -71,7 +73,7 @@ class Model:
         config = MODELS[case["model"]]
         launches = self.library.launches(self.gpu.multiprocessors, case)
         of_layer = list(linears(config, case))
-        rows = iter([*of_layer[:-1], *of_layer])
+        rows = iter([*of_layer[:-1], *linears(config, case, is_last=True)])
         layer: list[Prediction] = []
         rest: list[Prediction] = []
         previous: Launch | None = None
@@ -104,7 +106,9 @@ class Model:
             elif launch.kernel.startswith("prompt_attention_kernel"):
                 to.append(self._prompt_attention(launch, config, position, case))
             elif launch.op == "attention":
-                to.append(self._attention(launch, config, position, case, previous))
+                of_prompt = "batch" not in case  # the row that its last layer keeps
+                place, rows_of = (case["text"] + case["audio"] - 1, {"batch": 1}) if of_prompt else (position, case)
+                to.append(self._attention(launch, config, place, rows_of, previous))
                 self._prefetch(in_l2, asked, launch, to[-1], of_layer, case["format"])
             elif launch.kernel == "rope_kernel":
                 us = {at: GAP_US.at(at) + 3 * L2_CYCLES / self.gpu.cycles_per_us for at in CASES}
@@ -117,7 +121,9 @@ class Model:
         if "batch" in case:
             name = "copy to the host between graphs"
             rest.append(Prediction(name, "", 0, {at: FRAME_US[name].at(at) for at in CASES}, "guess", {}))
-        return layer[len(layer) // 2 :], rest
+            return layer[len(layer) // 2 :], rest
+        last = max(index for index, p in enumerate(layer) if p.name == "qkv: pack")
+        return layer[:last], [*layer[last:], *rest]
 
     def _prefetch(
         self,
@@ -297,7 +303,7 @@ def merge_of(merge: list[Instruction], pieces: int) -> list[Instruction]:
 
 
 def total_us(layers: int, parts: tuple[list[Prediction], list[Prediction]]) -> dict[str, float]:
-    """us of a whole pass."""
+    """us of a whole pass: so many layers, and the rest."""
     layer, rest = parts
     return {at: layers * sum(p.us[at] for p in layer) + sum(p.us[at] for p in rest) for at in CASES}
 
@@ -331,7 +337,8 @@ def _predict_model(model: Model, gpu: str, name: str, config: HiggsAudioConfig, 
     early = model.pass_of({"model": name, "format": format, "batch": 1}, 270)
     batch = model.pass_of({"model": name, "format": format, "batch": 64}, 512)
     prompt = model.pass_of({"model": name, "format": format, "text": 83, "audio": 167}, 125)
-    frame_us, batch_us, prompt_us = (total_us(layers, parts) for parts in (frame, batch, prompt))
+    frame_us, batch_us = (total_us(layers, parts) for parts in (frame, batch))
+    prompt_us = total_us(layers - 1, prompt)
     early_us = total_us(layers, early)
     # Codebooks are delayed, and exact samples need the decoder's receptive field; the prompt gives the first frame.
     drawn = FIRST_FRAMES + config.num_codebooks - 1 + HiggsAudioTokenizerConfig().decoder_context

@@ -182,7 +182,6 @@ template <WeightFormat F, int kTiles>
 __global__ void __launch_bounds__(kThreads, 1) warpgroup_gemm_kernel(
     Gemm p, PackedActivations packed, int steps, int pair_distance, bool is_first, ShareSums shares) {
 #if defined(HIGGS_NATIVE_WARPGROUPS)
-  using S = Step<F>;
   using Stage = WarpgroupStage<F, kTiles>;
   constexpr int kStages = kWarpgroupStages<F, kTiles>, kAhead = kStages - 2;
   constexpr int kRows = kTiles * kRowTile, kSums = kRows / 2;
