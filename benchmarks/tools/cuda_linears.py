@@ -1,6 +1,7 @@
-"""The linear operators' part of cuda_model.py: few rows and some, and rows of x that are rounded before them.
+"""The linear operators' part of cuda_model.py: up to 64 rows, integers, and rows of x that are rounded before them.
 
-cuda_many_rows.py has the kernels of many rows."""
+cuda_many_rows.py has the products of warpgroups, for more rows.
+"""
 
 import math
 from collections.abc import Callable, Iterator

@@ -22,38 +22,46 @@ bool captures_dependent_launches(cudaStream_t stream) {
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  bool succeeds = cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed) == cudaSuccess;
-  for (int i = 0; i < 2; ++i) succeeds = succeeds && cudaLaunchKernelEx(&config, empty_kernel) == cudaSuccess;
+  bool captured = cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed) == cudaSuccess;
+  for (int i = 0; i < 2; ++i) captured = captured && cudaLaunchKernelEx(&config, empty_kernel) == cudaSuccess;
   cudaGraph_t graph = nullptr;
-  succeeds = cudaStreamEndCapture(stream, &graph) == cudaSuccess && succeeds;
+  captured = cudaStreamEndCapture(stream, &graph) == cudaSuccess && captured;
   cudaGraphExec_t executable = nullptr;
-  succeeds = succeeds && cudaGraphInstantiate(&executable, graph, 0) == cudaSuccess &&
+  captured = captured && cudaGraphInstantiate(&executable, graph, 0) == cudaSuccess &&
              cudaGraphLaunch(executable, stream) == cudaSuccess && cudaStreamSynchronize(stream) == cudaSuccess;
   if (executable) cudaGraphExecDestroy(executable);
   if (graph) cudaGraphDestroy(graph);
-  return succeeds;
+  return captured;
 }
 
-__device__ int32_t trial_differences = 0;
+__device__ int32_t equal_sums = 0;  // of the trial of warpgroups
+
+template <typename T, int kColumns>
+bool compare_products(int32_t* equal, cudaStream_t stream) {
+  compare_products_kernel<T, kColumns><<<1, kWarpgroup, kTrialSharedBytes<kColumns>, stream>>>(equal);
+  return cudaGetLastError() == cudaSuccess;
+}
 
 // Whether products of warpgroups have the bits of those of warps. They are all zero in code for another architecture.
-bool multiplies_alike(cudaStream_t stream) {
-  void* differences = nullptr;
-  if (cudaGetSymbolAddress(&differences, trial_differences) != cudaSuccess) return false;
-  auto* count = static_cast<int32_t*>(differences);
-  compare_products_kernel<bfloat16><<<1, kWarpgroup, kTrialSharedBytes, stream>>>(count);
-  compare_products_kernel<float16><<<1, kWarpgroup, kTrialSharedBytes, stream>>>(count);
-  int32_t result = 1;
-  return cudaMemcpyAsync(&result, differences, sizeof result, cudaMemcpyDeviceToHost, stream) == cudaSuccess &&
-         cudaStreamSynchronize(stream) == cudaSuccess && result == 0;
+bool warpgroup_products_match(cudaStream_t stream) {
+  void* address = nullptr;
+  if (cudaGetSymbolAddress(&address, equal_sums) != cudaSuccess) return false;
+  auto* equal = static_cast<int32_t*>(address);
+  int32_t result = 0;
+  return compare_products<bfloat16, 128>(equal, stream) && compare_products<float16, 128>(equal, stream) &&
+         compare_products<bfloat16, 192>(equal, stream) && compare_products<float16, 192>(equal, stream) &&
+         cudaMemcpyAsync(&result, equal, sizeof result, cudaMemcpyDeviceToHost, stream) == cudaSuccess &&
+         cudaStreamSynchronize(stream) == cudaSuccess && result == 2 * (kTrialSums<128> + kTrialSums<192>);
 }
 
-// Runs a trial on a stream of its own.
+// Runs a trial on a stream of its own, beside a capture that may be in progress.
 bool succeeds(bool (*trial)(cudaStream_t)) {
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  if (cudaThreadExchangeStreamCaptureMode(&mode) != cudaSuccess) return false;
   cudaStream_t stream = nullptr;
-  if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess) return false;
-  const bool result = trial(stream);
-  cudaStreamDestroy(stream);
+  const bool result = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess && trial(stream);
+  if (stream) cudaStreamDestroy(stream);
+  cudaThreadExchangeStreamCaptureMode(&mode);
   cudaGetLastError();  // clears the error of a failed trial
   return result;
 }
@@ -81,7 +89,7 @@ const DeviceProperties& device_properties(int device) {
     known[device] = new DeviceProperties{
         multiprocessors_to_use(multiprocessors),
         allows_dependents && major >= 9 && kernels_wait && succeeds(captures_dependent_launches),
-        allows_warpgroups() && succeeds(multiplies_alike)};
+        allows_warpgroups() && major == 9 && succeeds(warpgroup_products_match)};
   }
   return *known[device];
 }

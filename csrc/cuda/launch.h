@@ -24,8 +24,8 @@ struct DeviceProperties {
   // Whether kernels may start before earlier launches are complete (sm_90 and above): the device can do it, also in a
   // capture, the kernels were compiled to wait, and HIGGS_NATIVE_DEPENDENT_LAUNCHES is not 0.
   bool dependent_launches;
-  // Whether products of warpgroups (cuda/warpgroup.h) are used: the device has them, with the bits of those of warps, and
-  // HIGGS_NATIVE_WARPGROUPS is not 0.
+  // Whether products of warpgroups (cuda/warpgroup.h) are used: the device has them, with the bits of those of warps,
+  // and HIGGS_NATIVE_WARPGROUPS is not 0.
   bool warpgroups;
 };
 

@@ -3,8 +3,8 @@
 // A block takes one or two panels of the weight (common/weight_format.h) and 4, 8, 16, 32 or 64 rows of x. Its warps share
 // the depth k, taking K-steps in turn, and their sums are added in the order of the warps: the bits of an output depend
 // on its row of x and the weight alone, not on the batch or on timing. With more than 64 rows and weights of 16 bits, or
-// fp8 on GPUs that multiply by warpgroups, a block takes 128 rows of both. Weights are read once for all rows of the
-// block, and the loads of the next steps are in flight while one is multiplied.
+// fp8 on GPUs that multiply by warpgroups, a block takes 128 weight rows and 128 rows of x, or 192. Weights are read once
+// for all rows of the block, and the loads of the next steps are in flight while one is multiplied.
 //   bfloat16   x is rounded to bfloat16, sums are float32;
 //   float16    the same in float16: x must stay below 65520 after multiplication with the norm's weight;
 //   fp8        as bfloat16: e4m3 is widened to it in registers;
@@ -61,10 +61,10 @@ void launch_wide_gemm(
 // Blocks along the depth: as many as fill the multiprocessors, where each keeps enough K-steps to pay for its sums in
 // memory.
 int64_t blocks_of_depth(const Launch& launch, int64_t blocks, int steps) {
-  constexpr int kLeastSteps = 64;
+  constexpr int kMinSteps = 64;
   int64_t of_depth = 1;
   while (2 * of_depth <= kShares && 2 * of_depth * blocks <= launch.multiprocessors() &&
-         2 * of_depth * kLeastSteps <= steps) {
+         2 * of_depth * kMinSteps <= steps) {
     of_depth *= 2;
   }
   return of_depth;

@@ -1,4 +1,4 @@
-// What environment variables say about a device.
+// Environment variables that change what is known of a device.
 #pragma once
 
 #include <cstdlib>

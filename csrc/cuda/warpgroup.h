@@ -1,10 +1,11 @@
-// Products of a warpgroup, which is four warps whose first one's number is a multiple of four: sums += a x b, for 64 rows
-// of a in registers and columns of b in shared memory. GPUs of sm_90a have them. They multiply twice as fast as products
-// of a warp (cuda/device.h), and go on while the warps do other things. The emulation on the CPU defines the same
-// functions in emulation/warpgroup.h.
+// Products of a warpgroup, which is four warps whose first one's number is a multiple of four: sums += a x b, for 64
+// rows of a in registers and columns of b in shared memory. GPUs of sm_90a have them. They multiply twice as fast as
+// products of a warp (cuda/device.h), and go on while the warps do other things. The emulation on the CPU defines the
+// same functions in emulation/warpgroup.h.
 //
-// Fragments (PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions"): warp i of the warpgroup has 16 rows of a, from
-// 16 i on, and their sums, as in a product of a warp for each 8 columns: sums 4 j ... 4 j + 3 are those from column 8 j on.
+// Fragments (PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions"): warp i of the warpgroup has 16 rows of a,
+// from 16 i on, and their sums, as in a product of a warp for each 8 columns: sums 4 j ... 4 j + 3 are those from column
+// 8 j on.
 #pragma once
 
 #include "cuda/device.h"
@@ -17,8 +18,7 @@ namespace higgs_native::cuda {
 
 constexpr int kWarpgroup = 4 * kWarp;  // threads
 
-// b in shared memory, in pieces of 8 columns and 16 bytes of k: the 16 bytes of a column lie behind those of the one
-// before.
+// b in shared memory, in pieces of 8 columns and 16 bytes of k; those 16 bytes of a piece's columns follow each other.
 class SharedColumns {
  public:
   // `at`: the first piece, aligned to 16 bytes. `to_next_k`, `to_next_columns`: bytes from a piece to the next one.
@@ -47,19 +47,22 @@ __device__ __forceinline__ uint32_t shared_address(const void* at) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(at));
 }
 
-// Between what this thread wrote or copied to shared memory and a barrier, behind which products read it.
+// Makes visible to products what this thread wrote or copied to shared memory. A barrier must follow.
 __device__ __forceinline__ void show_to_products() {
 #if defined(HIGGS_NATIVE_WARPGROUPS)
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 
-// Before products whose registers were written since the last ones.
-template <int kCount>
-__device__ __forceinline__ void begin_products(float (&sums)[kCount]) {
+// Must come before products whose registers were written since the last ones.
+template <int kCount, int kProducts>
+__device__ __forceinline__ void begin_products(float (&sums)[kCount], uint32_t (&a)[kProducts][4]) {
 #if defined(HIGGS_NATIVE_WARPGROUPS)
+  // The compiler computes them here, not between the fence and the products.
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(sums[i])::"memory");
+#pragma unroll
+  for (int i = 0; i < 4 * kProducts; ++i) asm volatile("" : "+r"(a[i / 4][i % 4])::"memory");
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #endif
 }
@@ -90,9 +93,14 @@ __device__ __forceinline__ void wait_for_products(float (&sums)[kCount]) {
 #endif
 }
 
-// Counts as a use of these registers, for the compiler.
-__device__ __forceinline__ void keep(const uint32_t (&a)[4]) {
-  asm volatile("" ::"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]) : "memory");
+// Holds the registers of a until here, where their products have been waited for: the compiler does not know that
+// products read them later than they begin.
+template <int kProducts>
+__device__ __forceinline__ void hold(const uint32_t (&a)[kProducts][4]) {
+#pragma unroll
+  for (int i = 0; i < kProducts; ++i) {
+    asm volatile("" ::"r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]) : "memory");
+  }
 }
 
 #define HIGGS_FOUR(kind, v, i) kind(v[i]), kind(v[i + 1]), kind(v[i + 2]), kind(v[i + 3])

@@ -9,9 +9,15 @@ namespace higgs_native::cuda {
 
 namespace {
 
-constexpr int kTrialColumns = 128, kTrialSteps = 16, kTrialDepth = 16;
+constexpr int kTrialSteps = 8, kTrialProducts = 2;  // of a step, which are begun together
 
-// Two numbers of 16 bits whose exponents differ by up to 15.
+template <int kColumns>
+inline constexpr size_t kTrialSharedBytes = kTrialProducts * 2 * kColumns * 4 * sizeof(uint32_t);
+
+template <int kColumns>
+inline constexpr int kTrialSums = kWarpgroup * kColumns / 2;
+
+// Two numbers of 16 bits, from 2^-27 to 2^8: float16 has zeros and subnormal numbers there.
 template <typename T>
 __device__ __forceinline__ uint32_t trial_word(uint32_t seed) {
   float pair[2];
@@ -19,49 +25,56 @@ __device__ __forceinline__ uint32_t trial_word(uint32_t seed) {
   for (int i = 0; i < 2; ++i) {
     seed = (seed ^ seed >> 15) * 0x2c1b3c6du + 0x297a2d39u;
     seed ^= seed >> 13;
-    pair[i] = __uint_as_float((seed & 0x807fffffu) | (119 + (seed >> 24) % 16) << 23);
+    pair[i] = __uint_as_float((seed & 0x807fffffu) | (100 + (seed >> 24) % 35) << 23);
   }
   return pack<T>(pair[0], pair[1]);
 }
 
-// A warpgroup multiplies random numbers in both ways, and adds the sums that differ to `differences`.
-template <typename T>
-__global__ void __launch_bounds__(kWarpgroup) compare_products_kernel(int32_t* differences) {
+// A warpgroup multiplies random numbers in both ways, and adds the number of sums that are equal to `equal`.
+template <typename T, int kColumns>
+__global__ void __launch_bounds__(kWarpgroup) compare_products_kernel(int32_t* equal) {
   wait_for_earlier_launches();
-  // [half of the depth, columns, words]
-  auto* b = reinterpret_cast<uint32_t (*)[kTrialColumns][4]>(dynamic_shared());
-  float sums[kTrialColumns / 2], expected[kTrialColumns / 8][4];
+  // [product, half of the depth, columns, words]
+  auto* b = reinterpret_cast<uint32_t (*)[2][kColumns][4]>(dynamic_shared());
+  float sums[kColumns / 2], expected[kColumns / 8][4];
 #pragma unroll
-  for (int i = 0; i < kTrialColumns / 2; ++i) sums[i] = expected[i / 4][i % 4] = 0;
+  for (int i = 0; i < kColumns / 2; ++i) sums[i] = expected[i / 4][i % 4] = 0;
   const uint32_t thread = threadIdx.x, g = thread % kWarp / 4, t = thread % 4;
   for (uint32_t step = 0; step < kTrialSteps; ++step) {
-    for (uint32_t i = thread; i < kTrialColumns * 8; i += kWarpgroup) {
-      b[i / 4 / kTrialColumns][i / 4 % kTrialColumns][i % 4] = trial_word<T>(step << 16 | i);
+    for (uint32_t i = thread; i < kTrialProducts * 2 * kColumns * 4; i += kWarpgroup) {
+      (&b[0][0][0][0])[i] = trial_word<T>(step << 16 | i);
     }
     show_to_products();
     __syncthreads();
-    uint32_t a[4];
+    uint32_t a[kTrialProducts][4];
 #pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) a[i] = trial_word<T>((step + kTrialSteps) << 16 | i << 8 | thread);
-    begin_products(sums);
-    begin_product<T, kTrialColumns>(sums, a, SharedColumns(b, kTrialColumns * 16, 8 * 16), step > 0);
+    for (uint32_t i = 0; i < kTrialProducts * 4; ++i) {
+      a[i / 4][i % 4] = trial_word<T>((step + kTrialSteps) << 16 | i << 8 | thread);
+    }
+    begin_products(sums, a);
+#pragma unroll
+    for (uint32_t i = 0; i < kTrialProducts; ++i) {
+      begin_product<T, kColumns>(sums, a[i], SharedColumns(b[i], kColumns * 16, 8 * 16), step + i > 0);
+    }
     end_group_of_products();
 #pragma unroll
-    for (uint32_t tile = 0; tile < kTrialColumns / 8; ++tile) {
-      multiply_pairs<T>(expected[tile], a, {b[0][8 * tile + g][t], b[1][8 * tile + g][t]});
+    for (uint32_t tile = 0; tile < kColumns / 8; ++tile) {
+#pragma unroll
+      for (uint32_t i = 0; i < kTrialProducts; ++i) {
+        multiply_pairs<T>(expected[tile], a[i], {b[i][0][8 * tile + g][t], b[i][1][8 * tile + g][t]});
+      }
     }
     wait_for_products(sums);
+    hold(a);
     __syncthreads();  // before the next step writes b
   }
   int32_t count = 0;
 #pragma unroll
-  for (int i = 0; i < kTrialColumns / 2; ++i) {
-    count += __float_as_uint(sums[i]) != __float_as_uint(expected[i / 4][i % 4]);
+  for (int i = 0; i < kColumns / 2; ++i) {
+    count += __float_as_uint(sums[i]) == __float_as_uint(expected[i / 4][i % 4]);
   }
-  if (count > 0) atomicAdd(differences, count);
+  atomicAdd(equal, count);
 }
-
-constexpr size_t kTrialSharedBytes = kTrialColumns * kTrialDepth * 2;
 
 }  // namespace
 

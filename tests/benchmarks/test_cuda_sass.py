@@ -18,6 +18,7 @@ from benchmarks.tools.sass import (
     read_kernels,
     weight_load_widths,
 )
+from benchmarks.tools.warp_simulation import dependencies
 
 
 FRAME_KERNELS = re.compile(
@@ -68,6 +69,35 @@ def test_products_of_warpgroups_are_not_serialized(kernels):
         counts = Counter(i.opcode.partition(".")[0] for i in kernel.instructions if not i.is_wait_for_products)
         waits = sum(i.is_wait_for_products for i in kernel.instructions)
         assert (counts["HGMMA"], waits) == (8 if "WeightFormat)3" in name else 4, 4), name
+
+
+def test_products_of_warpgroups_have_their_registers_to_themselves(kernels):
+    """From the fence before a product to the wait for it, nothing writes the weights that it reads.
+
+    In the loop of linear kernels the wait for a step comes after that for the step before; the trial waits for all.
+    """
+    for name, kernel in kernels.items():
+        waits_of_product = {"warpgroup_gemm_kernel": 2, "compare_products_kernel": 1}.get(name.partition("<")[0])
+        if waits_of_product is None:
+            continue
+        loops = [loop for loop in kernel.loops() if any(i.is_warpgroup_product for i in kernel.body(loop))]
+        code = kernel.body(max(loops, key=lambda loop: loop[1] - loop[0])) if loops else list(kernel.instructions)
+        products = [index for index, i in enumerate(code) if i.is_warpgroup_product]
+        assert len(products) in (2, 4, 8), name
+        for index in products:
+            fence = max(at for at in range(index) if code[at].opcode.startswith("WARPGROUP.ARRIVE"))
+            weights = {register for register in dependencies(code[index])[1] if not register.startswith("U")}
+            assert len(weights) == 4
+            left, waited_for_all = waits_of_product, False
+            for i in code[fence:] + code[:fence]:
+                if i.is_wait_for_products:
+                    # The end of a share waits for all, on a branch of its own.
+                    waited_for_all = i.operands.endswith("0x0")
+                    left -= waits_of_product == 1 or not waited_for_all
+                if left == 0:
+                    break
+                written = weights.intersection(dependencies(i)[0])
+                assert waited_for_all or not written, f"{name}: {i.address:#x} {i.opcode}"
 
 
 def test_weights_are_loaded_16_bytes_at_a_time(kernels):

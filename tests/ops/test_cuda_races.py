@@ -115,9 +115,14 @@ def test_a_race_in_memory_of_an_output_is_found(name):
     assert memory.any()
 
 
-def test_columns_that_are_overwritten_before_their_product_is_waited_for():
+@pytest.mark.parametrize("fault", [1, 2], ids=["overwritten before the wait", "begun before the barrier"])
+def test_faults_of_products_are_found(fault):
     sums = torch.zeros(128)
-    with pytest.raises(RuntimeError, match=r"overwrite_columns: races .*\n *a (read|write) of shared memory"):
-        torch.ops.higgs_native_emulation.overwrite_columns(sums, False)
-    torch.ops.higgs_native_emulation.overwrite_columns(sums, True)
+    with pytest.raises(RuntimeError, match=r"fault_of_products: races .*\n *a (read|write) of shared memory"):
+        torch.ops.higgs_native_emulation.fault_of_products(sums, fault)
+
+
+def test_products_without_a_fault():
+    sums = torch.zeros(128)
+    torch.ops.higgs_native_emulation.fault_of_products(sums, 0)
     assert sums.tolist() == [16.0] * 128

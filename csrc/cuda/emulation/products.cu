@@ -1,4 +1,4 @@
-// Products of warpgroups on the emulation, for tests: the trial that a GPU makes of them, and a fault in their use.
+// Products of warpgroups on the emulation, for tests: the trial that a GPU makes of them, and faults in their use.
 #include <torch/csrc/stable/library.h>
 
 #include "cuda/launch.h"
@@ -8,42 +8,50 @@ namespace higgs_native::cuda {
 
 namespace {
 
-// Adds the sums in which products of warpgroups and of warps differ to `differences`, [1].
-void compare_products(const Tensor& differences) {
-  check_tensor("compare_products", "differences", differences, ScalarType::Int, {1});
-  const Launch launch("compare_products", differences);
-  auto* count = differences.mutable_data_ptr<int32_t>();
-  launch(compare_products_kernel<bfloat16>, dim3(1), kWarpgroup, kTrialSharedBytes, count);
-  launch(compare_products_kernel<float16>, dim3(1), kWarpgroup, kTrialSharedBytes, count);
+// Adds the number of sums in which products of warpgroups and of warps are equal to `equal`, [1]; returns how many
+// there are.
+int64_t compare_products(const Tensor& equal) {
+  check_tensor("compare_products", "equal", equal, ScalarType::Int, {1});
+  const Launch launch("compare_products", equal);
+  auto* count = equal.mutable_data_ptr<int32_t>();
+  launch(compare_products_kernel<bfloat16, 128>, dim3(1), kWarpgroup, kTrialSharedBytes<128>, count);
+  launch(compare_products_kernel<float16, 128>, dim3(1), kWarpgroup, kTrialSharedBytes<128>, count);
+  launch(compare_products_kernel<bfloat16, 192>, dim3(1), kWarpgroup, kTrialSharedBytes<192>, count);
+  launch(compare_products_kernel<float16, 192>, dim3(1), kWarpgroup, kTrialSharedBytes<192>, count);
+  return 2 * (kTrialSums<128> + kTrialSums<192>);
 }
 
-// Multiplies ones by ones, and then overwrites what a product reads; before that it is waited for, or not.
-__global__ void overwrite_columns_kernel(float* sums_of_threads, bool waits) {
+// Faults in the use of products.
+enum Fault { kNone, kOverwritten, kBegunTooEarly };
+
+// Multiplies ones by ones, and then overwrites what a product reads.
+__global__ void fault_kernel(float* sums_of_threads, int fault) {
+  constexpr int kColumns = 128, kWords = 2 * kColumns * 4;
   auto* b = reinterpret_cast<uint32_t*>(dynamic_shared());
-  constexpr int kWords = kTrialColumns * kTrialDepth / 2;
   wait_for_earlier_launches();
   const uint32_t ones = pack<bfloat16>(1, 1);
   for (int i = static_cast<int>(threadIdx.x); i < kWords; i += kWarpgroup) b[i] = ones;
   show_to_products();
-  __syncthreads();
-  float sums[kTrialColumns / 2] = {};
-  begin_products(sums);
-  begin_product<bfloat16, kTrialColumns>(
-      sums, {ones, ones, ones, ones}, SharedColumns(b, kTrialColumns * 16, 8 * 16), true);
+  if (fault != kBegunTooEarly) __syncthreads();
+  float sums[kColumns / 2] = {};
+  uint32_t a[1][4] = {{ones, ones, ones, ones}};
+  begin_products(sums, a);
+  begin_product<bfloat16, kColumns>(sums, a[0], SharedColumns(b, kColumns * 16, 8 * 16), true);
   end_group_of_products();
-  if (waits) wait_for_products(sums);
+  if (fault == kBegunTooEarly) __syncthreads();
+  if (fault != kOverwritten) wait_for_products(sums);
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < kWords; i += kWarpgroup) b[i] = 0;
   wait_for_products(sums);
   sums_of_threads[threadIdx.x] = sums[0];
 }
 
-void overwrite_columns(const Tensor& sums, bool waits) {
-  check_tensor("overwrite_columns", "sums", sums, ScalarType::Float, {kWarpgroup});
-  const Launch launch("overwrite_columns", sums);
+void fault_of_products(const Tensor& sums, int64_t fault) {
+  check_tensor("fault_of_products", "sums", sums, ScalarType::Float, {kWarpgroup});
+  const Launch launch("fault_of_products", sums);
   launch(
-      overwrite_columns_kernel, dim3(1), kWarpgroup, kTrialSharedBytes, static_cast<float*>(sums.mutable_data_ptr()),
-      waits);
+      fault_kernel, dim3(1), kWarpgroup, kTrialSharedBytes<128>, static_cast<float*>(sums.mutable_data_ptr()),
+      static_cast<int>(fault));
 }
 
 }  // namespace
@@ -51,11 +59,11 @@ void overwrite_columns(const Tensor& sums, bool waits) {
 }  // namespace higgs_native::cuda
 
 STABLE_TORCH_LIBRARY_FRAGMENT(higgs_native_emulation, m) {
-  m.def("compare_products(Tensor(a!) differences) -> ()");
-  m.def("overwrite_columns(Tensor(a!) sums, bool waits) -> ()");
+  m.def("compare_products(Tensor(a!) equal) -> int");
+  m.def("fault_of_products(Tensor(a!) sums, int fault) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(higgs_native_emulation, HIGGS_NATIVE_CUDA_KEY, m) {
   m.impl("compare_products", TORCH_BOX(&higgs_native::cuda::compare_products));
-  m.impl("overwrite_columns", TORCH_BOX(&higgs_native::cuda::overwrite_columns));
+  m.impl("fault_of_products", TORCH_BOX(&higgs_native::cuda::fault_of_products));
 }

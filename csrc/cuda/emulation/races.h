@@ -30,7 +30,9 @@
 //
 // Not seen: code that the tests do not run; what torch launches within a call of an operator, such as a fill with
 // zeros; a second stream; memory that is given back too early; and what hardware may do that keeps to these rules:
-// every access takes effect at once, and only an asynchronous copy comes later, in wait_for_copies. Accesses that the
+// every access takes effect at once, and only asynchronous copies and products of warpgroups come later, when they are
+// waited for; the fences that these need beside barriers, and the registers that products read, are not checked. Accesses
+// that the
 // compiler leaves to a function of the C library, such as a large memcpy, are not seen either.
 #pragma once
 

@@ -1,5 +1,5 @@
-// The functions of cuda/warpgroup.h on the CPU; see there for what they do. A product is computed when it is waited for:
-// until then its sums are those from before, and it may still read shared memory.
+// The functions of cuda/warpgroup.h on the CPU; see there for what they do. A product is computed when it is waited
+// for: until then its sums are those from before. It may read shared memory from its beginning until then.
 #pragma once
 
 #include "cuda/emulation/device.h"
@@ -13,8 +13,8 @@ inline uint32_t shared_address(const void* at) {
 
 inline void show_to_products() {}
 
-template <int kCount>
-inline void begin_products(float (&)[kCount]) {}
+template <int kCount, int kProducts>
+inline void begin_products(float (&)[kCount], uint32_t (&)[kProducts][4]) {}
 
 inline void end_group_of_products() { emulation::end_group_of_products(); }
 
@@ -28,23 +28,27 @@ inline void wait_for_products(float (&)[kCount]) {
   wait_for_groups_of_products<0>();
 }
 
-inline void keep(const uint32_t (&)[4]) {}
+template <int kProducts>
+inline void hold(const uint32_t (&)[kProducts][4]) {}
+
+// The line of 16 bytes of a column in a half of the depth, which it reads.
+HIGGS_NATIVE_HARDWARE inline const char* read_line(uint64_t descriptor, int half, int column, const void* code) {
+  if (descriptor >> 46 != 0) emulation::fail("a matrix descriptor must have neither a base offset nor swizzling");
+  const auto field = [&](int bit) { return static_cast<uint32_t>(descriptor >> bit & 0x3fff) << 4; };
+  const char* line =
+      emulation::registers.shared_memory + field(0) + half * field(16) + column / 8 * field(32) + column % 8 * 16;
+  emulation::races::access(line, 16, emulation::races::Access::read, code);
+  return line;
+}
 
 template <typename T, int kColumns>
 HIGGS_NATIVE_HARDWARE void compute_product(const emulation::Product& product) {
-  const uint64_t descriptor = product.descriptor;
-  if (descriptor >> 46 != 0) emulation::fail("a matrix descriptor must have neither a base offset nor swizzling");
-  const auto field = [&](int bit) { return static_cast<uint32_t>(descriptor >> bit & 0x3fff) << 4; };
-  const char* first = emulation::registers.shared_memory + field(0);
-  const uint32_t to_next_k = field(16), to_next_columns = field(32);
   const int t = static_cast<int>(emulation::lane()) % 4;
   for (int j = 0; j < kColumns / 8; ++j) {
     for (int column = 2 * t; column < 2 * t + 2; ++column) {
       uint32_t b[8];
       for (int half = 0; half < 2; ++half) {
-        const char* line = first + half * to_next_k + j * to_next_columns + column * 16;
-        emulation::races::access(line, 16, emulation::races::Access::read, product.code);
-        std::memcpy(b + 4 * half, line, 16);
+        std::memcpy(b + 4 * half, read_line(product.descriptor, half, 8 * j + column, product.code), 16);
       }
       for (int row = 0; row < 2; ++row) {
         float& sum = product.sums[4 * j + 2 * row + column % 2];
@@ -69,6 +73,8 @@ HIGGS_NATIVE_HARDWARE void begin_product(
   for (int word = 0; word < 8; ++word) {
     for (int row = 0; row < 2; ++row) product.a[row][word] = fragments.of_a(g + 8 * row, word / 4, word % 4);
   }
+  const int t = static_cast<int>(emulation::lane()) % 4;
+  for (int i = 0; i < kColumns / 2; ++i) read_line(b.descriptor, i % 2, i / 4 * 8 + 2 * t + i / 2 % 2, product.code);
   emulation::begin_product(product);
 }
 

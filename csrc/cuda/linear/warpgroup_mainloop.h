@@ -1,12 +1,12 @@
 // GEMM mainloop of wide_mainloop.h with products of warpgroups, for GPUs that have them, in warpgroup_gemm_kernel: the
 // same order of sums, so the bits are the same.
 //
-// A warpgroup takes two of the block's four panels, half a panel a warp, and all its rows. Where blocks would be too few,
-// several share out the depth k: in whole shares, the K-steps that a warp of gemm_kernel takes. They leave their sums in
-// memory, and finish_shares_kernel adds them in the order of the shares.
+// A warpgroup takes two of the block's four panels, half a panel a warp, and all its rows. Where blocks would be too
+// few, several share out the depth k: in whole shares, the K-steps that a warp of gemm_kernel takes. They leave their
+// sums in memory, and finish_shares_kernel adds them in the order of the shares.
 //
-// Shared memory is the limit: a K-step of 128 rows is written, 16 KB, its weights are read once, and its rows of x by
-// both warpgroups.
+// Shared memory is the limit: for a K-step of 128 rows 16 KB are written, weights are read once, and x by both
+// warpgroups.
 #pragma once
 
 #include "cuda/linear/wide_mainloop.h"
@@ -24,16 +24,15 @@ constexpr int kStageSteps = 2;
 template <WeightFormat F, int kTiles>
 struct WarpgroupStage {
   using S = Step<F>;
-  // Of a half of a panel, the words of two units of a lane: a fragment of a. At lane_slot().
+  // For each half of a panel, the words of two units of a lane: a fragment of a. At lane_slot().
   uint4 weights[kStageSteps][kWidePanels][2][S::kChunks / 2][kWarp];
   uint32_t x[kStageSteps][kTiles][S::kWords][kWarp];
 };
 
-// The place of lane 4 g + t, so that neither its reads, 16 bytes each, nor the copies, 8 bytes each of all g, meet in a
-// bank.
+// The place of lane 4 g + t: its reads, 16 bytes a lane, don't meet in a bank, and of the copies, 8 bytes a lane, two do.
 __device__ __forceinline__ int lane_slot(int g, int t) { return 8 * t + (g ^ 2 * t); }
 
-// As many as fit into 200 KB. Two are multiplied, the others are being copied.
+// Stages in shared memory, in 200 KB. Two are multiplied, the others are being copied.
 template <WeightFormat F, int kTiles>
 inline constexpr int kWarpgroupStages = (200 << 10) / sizeof(WarpgroupStage<F, kTiles>);
 
@@ -167,13 +166,6 @@ struct WarpgroupWeights {
       }
     }
   }
-
-  // Keeps the registers until here, for products that have been waited for: the compiler does not know that products
-  // read them later than they begin.
-  __device__ __forceinline__ void release() {
-#pragma unroll
-    for (int i = 0; i < kProducts; ++i) keep(a[i]);
-  }
 };
 
 // Multiplies a block's rows and weight rows; kTiles: of rows. Rows of x are packed for warpgroups. Blocks along z share
@@ -184,6 +176,7 @@ __global__ void __launch_bounds__(kThreads, 1) warpgroup_gemm_kernel(
 #if defined(HIGGS_NATIVE_WARPGROUPS)
   using Stage = WarpgroupStage<F, kTiles>;
   constexpr int kStages = kWarpgroupStages<F, kTiles>, kAhead = kStages - 2;
+  static_assert(kAhead >= 1 && sizeof(Stage) % 128 == 0 && kWarpgroupBytes<F, kTiles> <= (226 << 10));
   constexpr int kRows = kTiles * kRowTile, kSums = kRows / 2;
   __shared__ int shared_panels[kWidePanels];
   __shared__ float norm_factors[kRows];
@@ -231,8 +224,8 @@ __global__ void __launch_bounds__(kThreads, 1) warpgroup_gemm_kernel(
   for (int i = 0; i < kSums; ++i) sums[i] = total[i] = 0;
   const SharedColumns columns(stages[0].x, kWarp * 4, sizeof(Stage::x[0][0]));
   uint32_t stage = 0;
-  auto begin_step = [&](const WarpgroupWeights<F>& weights, int step, bool adds) {
-    begin_products(sums);
+  auto begin_step = [&](WarpgroupWeights<F>& weights, int step, bool adds) {
+    begin_products(sums, weights.a);
 #pragma unroll
     for (int i = 0; i < weights.kProducts; ++i) {
       const auto offset = static_cast<uint32_t>(step * sizeof(Stage::x[0]) + 2 * i * kWarp * 4);
@@ -258,7 +251,7 @@ __global__ void __launch_bounds__(kThreads, 1) warpgroup_gemm_kernel(
     }
     end_group_of_copies();
     wait_for_groups_of_products<1>();  // the second step of the stage before
-    second.release();
+    hold(second.a);
     second.read(stages[stage].weights[1][panel][half]);
     begin_step(second, 1, true);
     if (i + 1 < own_stages) stage = (stage + 1) % kStages;
@@ -271,6 +264,7 @@ __global__ void __launch_bounds__(kThreads, 1) warpgroup_gemm_kernel(
       wait_for_groups_of_products<1>();  // the first step
     } else {
       wait_for_products(sums);
+      hold(second.a);
       if (shares.sums) {
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
@@ -283,16 +277,16 @@ __global__ void __launch_bounds__(kThreads, 1) warpgroup_gemm_kernel(
         for (int j = 0; j < kSums; ++j) total[j] += sums[j];
       }
     }
-    first.release();
+    hold(first.a);
     first.read(stages[stage].weights[0][panel][half]);
   }
-  wait_for_products(sums);  // that are waited for already, which the compiler does not know
+  wait_for_products(sums);  // the compiler does not know that the last share has done it
   wait_for_copies();
 
-  const int blocks_of_depth = static_cast<int>(gridDim.x * gridDim.y);
+  const int blocks_of_slice = static_cast<int>(gridDim.x * gridDim.y);
   p.set_zeros(
-      static_cast<int>(blockIdx.z) * blocks_of_depth + static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x),
-      blocks_of_depth * static_cast<int>(gridDim.z));
+      static_cast<int>(blockIdx.z) * blocks_of_slice + static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x),
+      blocks_of_slice * static_cast<int>(gridDim.z));
   if (shares.sums) return;
   __syncthreads();  // all stages are read, and their memory takes the sums
   auto* values = reinterpret_cast<float*>(dynamic_shared());
