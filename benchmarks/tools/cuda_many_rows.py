@@ -13,8 +13,8 @@ from higgs_native.ops.formats import PANEL, WEIGHT_FORMATS
 
 
 SHARES, STAGE_STEPS, STAGES_IN_USE, BLOCK_PANELS = 8, 2, 2, 4
-"""Of csrc/cuda/linear/warpgroup_mainloop.h: parts of the depth whose sums are added in order, their K-steps in a
-stage, the stages that are not being copied, and panels of a block."""
+"""Constants of csrc/cuda/linear/warpgroup_mainloop.h: parts of the depth whose sums are added in order, their K-steps
+in a stage, the stages that are not being copied, and panels of a block."""
 
 
 class ManyRows:

@@ -54,7 +54,7 @@ bool warpgroup_products_match(cudaStream_t stream) {
          cudaStreamSynchronize(stream) == cudaSuccess && result == 2 * (kTrialSums<128> + kTrialSums<192>);
 }
 
-// Runs a trial on a stream of its own, beside a capture that may be in progress.
+// Runs a trial on a separate stream; a capture of another one may be in progress.
 bool succeeds(bool (*trial)(cudaStream_t)) {
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   if (cudaThreadExchangeStreamCaptureMode(&mode) != cudaSuccess) return false;

@@ -54,7 +54,7 @@ __device__ __forceinline__ void show_to_products() {
 #endif
 }
 
-// Must come before products whose registers were written since the last ones.
+// Comes before products whose registers were written since the last ones.
 template <int kCount, int kProducts>
 __device__ __forceinline__ void begin_products(float (&sums)[kCount], uint32_t (&a)[kProducts][4]) {
 #if defined(HIGGS_NATIVE_WARPGROUPS)

@@ -91,7 +91,7 @@ def test_products_of_warpgroups_have_their_registers_to_themselves(kernels):
             left, waited_for_all = waits_of_product, False
             for i in code[fence:] + code[:fence]:
                 if i.is_wait_for_products:
-                    # The end of a share waits for all, on a branch of its own.
+                    # The end of a share waits for all, on a separate branch.
                     waited_for_all = i.operands.endswith("0x0")
                     left -= waits_of_product == 1 or not waited_for_all
                 if left == 0:
