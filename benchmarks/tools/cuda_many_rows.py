@@ -23,8 +23,12 @@ class ManyRows:
     def __init__(self, gpu: Gpu, library: Library) -> None:
         self.gpu, self.library = gpu, library
 
-    def warpgroups(self, launch: Launch, linear: Linear, format: str) -> Prediction:
-        """The products, whose stages come through shared memory. Blocks along z share out the depth."""
+    def warpgroups(self, launch: Launch, linear: Linear, format: str, in_l2: dict[str, float] | None) -> Prediction:
+        """The products, whose stages come through shared memory. Blocks along z share out the depth.
+
+        Args:
+            in_l2: bytes of the weights that earlier launches have prefetched, by case.
+        """
         name, n, k, rows, _ = linear
         kernel, gpu = self.library.kernels[launch.kernel], self.gpu
         loop = max(
@@ -48,23 +52,25 @@ class ManyRows:
         ahead = launch.shared_bytes // (stage_bytes + x_of_stage) - STAGES_IN_USE
         early_bytes = min(launch.blocks, gpu.multiprocessors) * ahead * stage_bytes
         busy = min(launch.blocks, gpu.multiprocessors)
-        us, bound = {}, ""
+        us, bound, idle_us = {}, "", {}
         for at in CASES:
             memory = gpu.peak_gb_per_s * gpu.read_share.at(at)
             early = min(early_bytes, GAP_US.at(at) * 1e3 * memory)
             times_us = {
-                "memory": (weights - early) / 1e3 / memory,
+                # Blocks ask early for the first steps of panels, which prefetches have as well.
+                "memory": (weights - max(early, in_l2[at] if in_l2 else 0)) / 1e3 / memory,
                 "L2": (through_l2 - early) / 1e3 / gpu.l2_gb_per_s.at(at),
                 "port": through_l2 / busy / (PORT_BYTES * gpu.cycles_per_us),
                 "instructions": cycles / gpu.cycles_per_us,
             }
             limit = max(times_us, key=lambda what: times_us[what])
             us[at] = times_us[limit] + GAP_US.at(at) + TAIL_US.at(at)
+            idle_us[at] = times_us[limit] - times_us["memory"]
             if at == "expected":
                 bound, expected = limit, times_us
         details = {"weights_mb": weights / 1e6, "registers": kernel.registers, "blocks_of_depth": launch.z}
         details |= {f"{what}_us": value for what, value in expected.items()}
-        return Prediction(name, launch.kernel, launch.blocks, us, bound, details)
+        return Prediction(name, launch.kernel, launch.blocks, us, bound, details, idle_us)
 
     def finish(self, launch: Launch, linear: Linear, products: Launch) -> Prediction:
         """The sums of all shares, which L2 has."""

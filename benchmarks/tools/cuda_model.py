@@ -72,8 +72,7 @@ class Model:
         """
         config = MODELS[case["model"]]
         launches = self.library.launches(self.gpu.multiprocessors, case)
-        of_layer = list(linears(config, case))
-        rows = iter([*of_layer[:-1], *linears(config, case, is_last=True)])
+        coming = [*list(linears(config, case))[:-1], *linears(config, case, is_last=True)]
         layer: list[Prediction] = []
         rest: list[Prediction] = []
         previous: Launch | None = None
@@ -84,21 +83,24 @@ class Model:
             outside = launch.op in ("embed", "rms_norm_linear", "sample_audio_frame")
             to = rest if outside else layer
             if launch.kernel.startswith("pack_activations"):
-                current = next(rows)
+                current = coming.pop(0)
                 to.append(self._linears.pack(launch, current, case["format"]))
             elif launch.kernel.startswith("gemm_kernel"):
                 linear = current if previous is not None and previous.kernel.startswith("pack_activations") else None
-                linear = linear or next(rows)
+                linear = linear or coming.pop(0)
                 arrived = in_l2.pop(linear.name, None)
                 to.append(self._linears.narrow(launch, linear, case["format"], previous, arrived))
                 if linear.name == "qkv":  # before `o`, attention's blocks load their keys and values
                     for at in CASES:
                         kv_us = self._kv_us(case, config, position, at)
                         to[-1].idle_us[at] = max(0.0, GAP_US.at(at) + TAIL_US.at(at) - kv_us)
-                self._prefetch(in_l2, asked, launch, to[-1], of_layer, case["format"])
+                self._prefetch(in_l2, asked, launch, to[-1], coming, case["format"])
             elif launch.kernel.startswith("warpgroup_gemm_kernel"):
-                assert current is not None  # its rows are packed before
-                to.append(self._many_rows.warpgroups(launch, current, case["format"]))
+                if current is None or to[-1].name != f"{current.name}: pack":  # gate_up has packed the rows of down
+                    current = coming.pop(0)
+                arrived = in_l2.pop(current.name, None)
+                to.append(self._many_rows.warpgroups(launch, current, case["format"], arrived))
+                self._prefetch(in_l2, asked, launch, to[-1], coming, case["format"])
             elif launch.kernel.startswith("finish_shares_kernel"):
                 assert current is not None
                 assert previous is not None
@@ -109,7 +111,7 @@ class Model:
                 of_prompt = "batch" not in case  # the row that its last layer keeps
                 place, rows_of = (case["text"] + case["audio"] - 1, {"batch": 1}) if of_prompt else (position, case)
                 to.append(self._attention(launch, config, place, rows_of, previous))
-                self._prefetch(in_l2, asked, launch, to[-1], of_layer, case["format"])
+                self._prefetch(in_l2, asked, launch, to[-1], coming, case["format"])
             elif launch.kernel == "rope_kernel":
                 us = {at: GAP_US.at(at) + 3 * L2_CYCLES / self.gpu.cycles_per_us for at in CASES}
                 to.append(Prediction("rope", launch.kernel, launch.blocks, us, "latency", {}))
@@ -131,7 +133,7 @@ class Model:
         asked: dict[str, float],
         launch: Launch,
         done: Prediction,
-        of_layer: list[Linear],
+        coming: list[Linear],
         format: str,
     ) -> None:
         """Add the weights of later operators that arrive in L2 while memory would idle in a launch.
@@ -141,9 +143,11 @@ class Model:
             asked: bytes that the launch before asked for, and that have not arrived; then those of this one.
             launch: of `done`.
             done: the prediction.
-            of_layer: the linear operators.
+            coming: the linear operators behind it.
             format: of the weights.
         """
+        # The first of each kind: text rows come before audio rows.
+        first = {linear.name.split()[-1]: linear for linear in reversed(coming)}
         following = {
             "qkv": ("o",),
             "attention": ("o", "gate_up"),
@@ -151,10 +155,11 @@ class Model:
             "gate_up": ("down",),
             "down": ("qkv",),
         }
-        sizes = {name: WEIGHT_FORMATS[format].packed_nbytes(n, k) for name, n, k, *_ in of_layer}
+        sizes = {name: WEIGHT_FORMATS[format].packed_nbytes(n, k) for name, n, k, *_ in first.values()}
         # `o` finds its weights in L2, so that memory goes on with what attention asked for.
         left = {at: launch.prefetched_bytes + (asked[at] if done.name == "o" else 0.0) for at in CASES}
-        for name in following.get(done.name, ()) if launch.prefetched_bytes else ():
+        kinds = following.get(done.name.split()[-1], ()) if launch.prefetched_bytes else ()
+        for name in (first[kind].name for kind in kinds if kind in first):
             of_name = in_l2.setdefault(name, dict.fromkeys(CASES, 0.0))
             for at in CASES:
                 bandwidth = self.gpu.peak_gb_per_s * self.gpu.read_share.at(at) * 1e3  # bytes per us

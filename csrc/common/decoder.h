@@ -31,8 +31,8 @@ inline bool shares_feed_forward(
 }
 
 // `operators` has the four operators of a layer for one backend: qkv_rope_cache, attention, linear and dual_ffn. The
-// last argument of all but attention says what adapters add to them. begin_layer() gets the weights of a layer, and
-// those of the one behind it or null, before its operators run.
+// last argument of all but attention says what adapters add to them. begin_layer() gets the weights of a layer, those of
+// the one behind it or null, and how many rows go through attention and what follows, before its operators run.
 //
 // The last layer computes keys and values of all rows, and the states of the kept rows alone.
 template <typename Operators>
@@ -50,7 +50,9 @@ void run_decoder_layers(
     const int64_t rows = skips_audio[layer] ? num_text_rows : args.rows;
     if (rows == 0) continue;
     const Tensor* w = &weights[layer * kLayerWeights];
-    operators.begin_layer(w, layer + 1 < args.layers ? w + kLayerWeights : nullptr);
+    const RowRange computed = args.computed_rows(layer, rows);
+    const int64_t text_rows = std::clamp<int64_t>(num_text_rows - computed.first, 0, computed.count);
+    operators.begin_layer(w, layer + 1 < args.layers ? w + kLayerWeights : nullptr, computed.count, text_rows);
     auto optional = [&](int i) { return w[i].numel() == 0 ? OptionalTensor() : OptionalTensor(w[i]); };
     auto scales = [&](int matrix) { return optional(matrix + 1); };
     const Tensor& cache_positions = skips_audio[layer] ? text_positions : positions;
@@ -60,11 +62,9 @@ void run_decoder_layers(
         w[kQkv], scales(kQkv), rope_table, page_table, narrowed(slots, 0, rows), narrowed(positions, 0, rows),
         cache_positions, num_text_rows, optional(kQueryNorm), optional(kKeyNorm),
         args.low_rank(adapters, factors, layer, kQkvLinear));
-    const RowRange computed = args.computed_rows(layer, rows);
     if (computed.count == 0) continue;
     auto of_computed = [&](const Tensor& t) { return narrowed(t, computed.first, computed.count); };
     const Tensor states = of_computed(x), values = of_computed(attended);
-    const int64_t text_rows = std::clamp<int64_t>(num_text_rows - computed.first, 0, computed.count);
     const OptionalTensor row_adapters = adapters ? OptionalTensor(of_computed(*adapters)) : OptionalTensor();
     auto low_rank = [&](LayerLinear linear) { return args.low_rank(row_adapters, factors, layer, linear); };
     operators.attention(

@@ -15,7 +15,7 @@ struct Operators {
   decltype(&linear_cpu) linear = linear_cpu;
   decltype(&dual_ffn_cpu) dual_ffn = dual_ffn_cpu;
 
-  static void begin_layer(const Tensor*, const Tensor*) {}
+  static void begin_layer(const Tensor*, const Tensor*, int64_t, int64_t) {}
 };
 
 void decoder_layers_cpu(

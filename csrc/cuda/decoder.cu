@@ -16,42 +16,48 @@ namespace {
 // loads of a launch to the first ones of the next that go beyond them: the gap, and x, which is read and rounded first.
 // Behind qkv's come the keys and values that attention asks for. Attention, and `o` with weights that L2 has, leave
 // memory idle for longer. L2 holds 50 MB, of which data that all multiprocessors read may take twice its size.
-constexpr int64_t kPrefetchRows = 8;  // above it the rows of x are packed, and launches wait for L2, not for memory
+// Above kPrefetchRows the rows of x are packed, and launches wait for L2 or for products; but gate_up's of a prompt's
+// text rows waits for memory, which `o` leaves idle.
+constexpr int64_t kPrefetchRows = 8;
 constexpr int64_t kQkvPrefetch = 4 << 20, kAttentionPrefetch = 16 << 20, kOPrefetch = 14 << 20;
 constexpr int64_t kLinearPrefetch = 12 << 20;
 
 // The operators of a layer, and what they do for each other.
 struct Operators {
-  bool prefetches;        // the rows are few, so that the time to read the weights is the time of a layer
   Tensor split_counters;  // of all layers, which run one after the other
-  int64_t num_text_rows;
 
-  // The weights that launches of the running layer prefetch. begin_layer() sets it.
-  AttentionPrefetch of_attention;
-  NextWeights of_qkv, of_o, of_down;
+  // The weights that launches of the running layer prefetch.
+  struct Prefetches {
+    AttentionPrefetch attention;
+    NextWeights qkv, o, down;
+    int64_t gate_up_bytes = 0;
+  } of;
 
-  void begin_layer(const Tensor* layer, const Tensor* following) {
-    if (!prefetches) return;
-    const Tensor& gate_up = layer[num_text_rows > 0 ? kTextGateUp : kAudioGateUp];
-    of_qkv = next_weights(layer[kO], kQkvPrefetch);
-    of_attention.o = next_weights(layer[kO], kAttentionPrefetch, of_qkv.bytes());
-    of_attention.gate_up = next_weights(gate_up, kAttentionPrefetch - of_attention.o.bytes());
-    of_o = next_weights(gate_up, kOPrefetch, of_attention.gate_up.bytes());
-    of_down = following ? next_weights(following[kQkv], kLinearPrefetch) : NextWeights();
+  void begin_layer(const Tensor* layer, const Tensor* following, int64_t rows, int64_t text_rows) {
+    const Tensor& gate_up = layer[text_rows > 0 ? kTextGateUp : kAudioGateUp];
+    of = {};
+    if (rows <= kPrefetchRows) {
+      of.qkv = next_weights(layer[kO], kQkvPrefetch);
+      of.attention.o = next_weights(layer[kO], kAttentionPrefetch, of.qkv.bytes());
+      of.attention.gate_up = next_weights(gate_up, kAttentionPrefetch - of.attention.o.bytes());
+      of.gate_up_bytes = kLinearPrefetch;
+      if (following) of.down = next_weights(following[kQkv], kLinearPrefetch);
+    }
+    of.o = next_weights(gate_up, kOPrefetch, of.attention.gate_up.bytes());
   }
 
   template <typename... Arguments>
   void qkv_rope_cache(const Arguments&... arguments) const {
-    qkv_rope_cache_cuda(arguments..., &split_counters, of_qkv);
+    qkv_rope_cache_cuda(arguments..., &split_counters, of.qkv);
   }
   template <typename... Arguments>
   void attention(const Arguments&... arguments) const {
-    attention_cuda(arguments..., &split_counters, of_attention);
+    attention_cuda(arguments..., &split_counters, of.attention);
   }
   template <typename... Arguments>
   void linear(const Arguments&... arguments) const {
     // Attention has loaded most of its weights: the others come behind those of gate_up.
-    linear_cuda(arguments..., of_o, true);
+    linear_cuda(arguments..., of.o, true);
   }
   void dual_ffn(
       const Tensor& out, const Tensor& x, const Tensor& text_norm, const Tensor& text_gate_up,
@@ -62,7 +68,7 @@ struct Operators {
     dual_ffn_cuda(
         out, x, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales, audio_norm, audio_gate_up,
         audio_gate_up_scales, audio_down, audio_down_scales, eps, text_rows, text_low_rank, audio_low_rank,
-        prefetches ? kLinearPrefetch : 0, of_down);
+        of.gate_up_bytes, of.down);
   }
 };
 
@@ -77,8 +83,6 @@ void decoder_layers_cuda(
       text_positions, num_text_rows, adapters, factors, first_kept, num_kept);
   const Launch launch("decoder_layers", x);
   Operators operators = {};
-  operators.prefetches = args.rows <= kPrefetchRows;
-  operators.num_text_rows = num_text_rows;
   // A counter for each row and query head: attention needs no more.
   const int64_t head_dim = args.layers > 0 ? std::max<int64_t>(key_caches[0].size(3), 1) : 1;
   operators.split_counters = torch::stable::new_empty(x, {query.numel() / head_dim}, ScalarType::Int);

@@ -22,25 +22,32 @@ void run_segment(
     const FeedForward& weights, const Tensor& packed_down, const FeedForwardLowRank& low_rank, int64_t prefetched_bytes,
     const NextWeights& next) {
   const int64_t rows = end - begin, hidden = x.size(1), intermediate = weights.down.k;
-  const Tensor activated = torch::stable::new_empty(x, {rows, intermediate}, ScalarType::Float);
-  Gemm gate_up;
+  Gemm gate_up, down;
   gate_up.weight = weights.gate_up;
   gate_up.x = x.const_data_ptr<float>() + begin * hidden;
   gate_up.rows = static_cast<int>(rows);
   gate_up.norm = row_norm(weights.norm, weights.norm, rows, eps);
   gate_up.epilogue = Epilogue::kSiluMul;
-  gate_up.out = activated.mutable_data_ptr<float>();
   gate_up.n_out = static_cast<int>(intermediate);
   gate_up.next = next_weights(packed_down, prefetched_bytes);
-  const Tensor gate_up_added = add_low_rank(launch, gate_up, low_rank.gate_up, begin, x);
-  gemm(launch, gate_up, x);
-  Gemm down;
   down.weight = weights.down;
-  down.x = gate_up.out;
   down.rows = gate_up.rows;
   down.out = out.mutable_data_ptr<float>() + begin * hidden;
   down.residual = gate_up.x;
   down.next = next;
+  // Adapters of `down` read its rows as floats.
+  const bool packs = weights.gate_up.format == weights.down.format && low_rank.down.count == 0;
+  const int64_t words = packs ? packed_words(launch, down) : 0;
+  Tensor activated;
+  if (words > 0) {
+    activated = torch::stable::new_empty(x, {words}, ScalarType::Int);
+    gate_up.packed_out = down.packed_x = static_cast<uint32_t*>(activated.mutable_data_ptr());
+  } else {
+    activated = torch::stable::new_empty(x, {rows, intermediate}, ScalarType::Float);
+    down.x = gate_up.out = activated.mutable_data_ptr<float>();
+  }
+  const Tensor gate_up_added = add_low_rank(launch, gate_up, low_rank.gate_up, begin, x);
+  gemm(launch, gate_up, x);
   const Tensor down_added = add_low_rank(launch, down, low_rank.down, begin, x);
   gemm(launch, down, x);
 }

@@ -55,7 +55,19 @@ void launch_wide_gemm(
   const dim3 grid(
       static_cast<unsigned>(ceil_div(p.rows, kWideRows)),
       static_cast<unsigned>(ceil_div(ceil_div(p.weight.n, kPanel), kWidePanels)));
-  launch(wide_gemm_kernel<F>, grid, kThreads, kWideBytes<F>, p, packed, steps, pair_distance, launch.is_first());
+  launch(wide_gemm_kernel<F>, grid, kThreads, kWideBytes<F>, p, packed, steps, pair_distance);
+}
+
+// Whether products of warpgroups are used: for more than 64 rows, and weights of 16 bits or fp8.
+bool by_warpgroups(const Launch& launch, const Gemm& p) {
+  const bool of_16_bits = !is_integer(p.weight.format) && p.weight.format != WeightFormat::f32;
+  return of_16_bits && 2 * p.rows > kWideRows && launch.has_warpgroups();
+}
+
+// Words of x in tiles of rows and K-steps of the format.
+template <WeightFormat F>
+int64_t words_of_tiles(int64_t tiles, int64_t steps) {
+  return tiles * steps * Step<F>::kWords * kWarp;
 }
 
 // Blocks along the depth: as many as fill the multiprocessors, where each keeps enough K-steps to pay for its sums in
@@ -70,13 +82,35 @@ int64_t blocks_of_depth(const Launch& launch, int64_t blocks, int steps) {
   return of_depth;
 }
 
+// Rounds and packs x in so many tiles. The result owns the memory of `packed`.
+template <WeightFormat F, bool kForWarpgroups>
+Tensor pack_activations(
+    const Launch& launch, const Gemm& p, PackedActivations& packed, const Tensor& like, int64_t tiles, int steps) {
+  using S = Step<F>;
+  const int64_t words = words_of_tiles<F>(tiles, steps), rows = tiles * kRowTile;
+  const int64_t scales = S::kInteger ? rows * steps : 0;
+  const int64_t zero_corrections = F == WeightFormat::int4 ? rows * steps : 0;
+  Tensor memory = torch::stable::new_empty(like, {words + scales + zero_corrections + rows}, ScalarType::Int);
+  packed.words = static_cast<uint32_t*>(memory.mutable_data_ptr());
+  packed.scales = reinterpret_cast<float*>(packed.words + words);
+  packed.zero_corrections = reinterpret_cast<int32_t*>(packed.scales + scales);
+  packed.norm_factors = reinterpret_cast<float*>(packed.zero_corrections + zero_corrections);
+  // One block per multiprocessor, but at least one K-step per warp; and one more per tile for the norm.
+  const int64_t shares = std::min(ceil_div(steps, kWarps), ceil_div(launch.multiprocessors(), tiles));
+  launch(
+      pack_activations_kernel<F, kForWarpgroups>, dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(shares + 1)),
+      kThreads, 0, p, packed, steps, launch.is_first());
+  return memory;
+}
+
 template <WeightFormat F, int kTiles>
 void launch_warpgroup_gemm(
     const Launch& launch, const Gemm& p, const PackedActivations& packed, const Tensor& like, int steps,
     int pair_distance) {
   const int64_t row_blocks = ceil_div(p.rows, kTiles * kRowTile), panels = ceil_div(p.weight.n, kPanel);
   const int64_t panel_blocks = ceil_div(panels, kWidePanels), tiles = ceil_div(p.rows, kRowTile);
-  const int64_t of_depth = blocks_of_depth(launch, row_blocks * panel_blocks, steps);
+  // The block that has the whole sums packs its outputs.
+  const int64_t of_depth = p.packed_out ? 1 : blocks_of_depth(launch, row_blocks * panel_blocks, steps);
   ShareSums shares;
   Tensor memory;
   if (of_depth > 1) {
@@ -88,11 +122,23 @@ void launch_warpgroup_gemm(
   };
   launch(
       warpgroup_gemm_kernel<F, kTiles>, grid(row_blocks, panel_blocks, of_depth), kThreads, kWarpgroupBytes<F, kTiles>,
-      p, packed, steps, pair_distance, launch.is_first(), shares);
+      p, packed, steps, pair_distance, shares);
   if (of_depth == 1) return;
   launch(
       finish_shares_kernel<F>, grid(ceil_div(tiles, kFinishedTiles), panel_blocks, 1), kThreads, 0, p, packed, shares,
       pair_distance);
+}
+
+template <WeightFormat F>
+void gemm_by_warpgroups(const Launch& launch, const Gemm& p, const Tensor& like, int steps, int pair_distance) {
+  PackedActivations packed = {p.packed_x};
+  Tensor memory;
+  if (!packed.words) memory = pack_activations<F, true>(launch, p, packed, like, ceil_div(p.rows, kRowTile), steps);
+  // Larger blocks read weights fewer times, where they are fewer. For fp8 they would not have the registers.
+  constexpr int kManyTiles = F == WeightFormat::fp8 ? kWideTiles : kWideTiles * 3 / 2;
+  const bool larger = ceil_div(p.rows, kManyTiles * kRowTile) < ceil_div(p.rows, kWideRows);
+  auto* run = larger ? launch_warpgroup_gemm<F, kManyTiles> : launch_warpgroup_gemm<F, kWideTiles>;
+  run(launch, p, packed, like, steps, pair_distance);
 }
 
 template <WeightFormat F>
@@ -116,6 +162,9 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
     run(launch, p, PackedActivations(), steps, pair_distance);
     return;
   }
+  if constexpr (F != WeightFormat::f32 && !S::kInteger) {
+    if (by_warpgroups(launch, p)) return gemm_by_warpgroups<F>(launch, p, like, steps, pair_distance);
+  }
   if constexpr (F != WeightFormat::f32) {
     // Registers limit the rows of a block: they hold the sums, and separate integer sums for integer weights.
     constexpr int kTilesOfPair = S::kInteger ? 2 : F == WeightFormat::fp8 ? 4 : 8;
@@ -127,41 +176,21 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
     // Many rows in 16 bits, unless the last wave of wide blocks would leave more than two fifths of all waves idle.
     const int64_t wide_blocks = ceil_div(panels, kWidePanels) * ceil_div(p.rows, kWideRows);
     const int64_t waves = ceil_div(wide_blocks, launch.multiprocessors());
-    constexpr bool kHasWarpgroups = !S::kInteger, kHasWide = F == WeightFormat::bf16 || F == WeightFormat::f16;
-    const bool by_warpgroups = kHasWarpgroups && 2 * p.rows > kWideRows && launch.has_warpgroups();
-    const bool wide =
-        !by_warpgroups && kHasWide && 2 * p.rows > kWideRows && 5 * wide_blocks >= 3 * waves * launch.multiprocessors();
-    const int tiles_of_block = by_warpgroups || wide ? 1 : pair ? kTilesOfPair : many ? kTilesOfOne : 4;
+    constexpr bool kHasWide = F == WeightFormat::bf16 || F == WeightFormat::f16;
+    const bool wide = kHasWide && 2 * p.rows > kWideRows && 5 * wide_blocks >= 3 * waves * launch.multiprocessors();
+    const int tiles_of_block = wide ? 1 : pair ? kTilesOfPair : many ? kTilesOfOne : 4;
     const int64_t tiles = ceil_div(p.rows, tiles_of_block * kRowTile) * tiles_of_block;
-    const int64_t words = tiles * steps * S::kWords * kWarp, rows = tiles * kRowTile;
-    const int64_t scales = S::kInteger ? rows * steps : 0;
-    const int64_t zero_corrections = F == WeightFormat::int4 ? rows * steps : 0;
-    const Tensor memory = torch::stable::new_empty(like, {words + scales + zero_corrections + rows}, ScalarType::Int);
+    Gemm alone = p;
+    alone.next = {};  // these launches wait for L2, not for memory
     PackedActivations packed;
-    packed.words = static_cast<uint32_t*>(memory.mutable_data_ptr());
-    packed.scales = reinterpret_cast<float*>(packed.words + words);
-    packed.zero_corrections = reinterpret_cast<int32_t*>(packed.scales + scales);
-    packed.norm_factors = reinterpret_cast<float*>(packed.zero_corrections + zero_corrections);
-    // One block per multiprocessor, but at least one K-step per warp; and one more per tile for the norm.
-    const int64_t shares = std::min(ceil_div(steps, kWarps), ceil_div(launch.multiprocessors(), tiles));
-    launch(
-        by_warpgroups ? pack_activations_kernel<F, kHasWarpgroups> : pack_activations_kernel<F, false>,
-        dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(shares + 1)), kThreads, 0, p, packed, steps,
-        launch.is_first());
-    if constexpr (kHasWarpgroups) {
-      // Larger blocks read weights fewer times, where they are fewer. For fp8 they would not have the registers.
-      constexpr int kManyTiles = F == WeightFormat::fp8 ? kWideTiles : kWideTiles * 3 / 2;
-      const bool larger = ceil_div(p.rows, kManyTiles * kRowTile) < ceil_div(p.rows, kWideRows);
-      auto* run = larger ? launch_warpgroup_gemm<F, kManyTiles> : launch_warpgroup_gemm<F, kWideTiles>;
-      if (by_warpgroups) return run(launch, p, packed, like, steps, pair_distance);
-    }
+    const Tensor memory = pack_activations<F, false>(launch, alone, packed, like, tiles, steps);
     if constexpr (kHasWide) {
-      if (wide) return launch_wide_gemm<F>(launch, p, packed, steps, pair_distance);
+      if (wide) return launch_wide_gemm<F>(launch, alone, packed, steps, pair_distance);
     }
     auto* run = pair   ? launch_gemm<F, 2, kTilesOfPair * kRowTile, true>
                 : many ? launch_gemm<F, 1, kTilesOfOne * kRowTile, true>
                        : launch_gemm<F, 1, 4 * kRowTile, true>;
-    run(launch, p, packed, steps, pair_distance);
+    run(launch, alone, packed, steps, pair_distance);
   }
 }
 
@@ -299,6 +328,15 @@ Tensor add_low_rank(const Launch& launch, Gemm& p, const LowRank& low_rank, int6
   }
   p.added = rows.added;
   return memory;
+}
+
+int64_t packed_words(const Launch& launch, const Gemm& p) {
+  if (!by_warpgroups(launch, p)) return 0;
+  const int64_t tiles = ceil_div(p.rows, kRowTile);
+  constexpr WeightFormat kOne = WeightFormat::fp8, kTwo = WeightFormat::bf16;  // bytes a weight
+  static_assert(Step<kOne>::kUnits == Step<kTwo>::kUnits);
+  const int64_t steps = ceil_div(p.weight.units, Step<kOne>::kUnits);
+  return p.weight.format == kOne ? words_of_tiles<kOne>(tiles, steps) : words_of_tiles<kTwo>(tiles, steps);
 }
 
 NextWeights next_weights(const Tensor& packed, int64_t max_bytes, int64_t skipped_bytes) {

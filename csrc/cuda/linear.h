@@ -86,6 +86,8 @@ struct Gemm {
   RowNorm norm;
   Epilogue epilogue = Epilogue::kResidual;
   float* out = nullptr;
+  uint32_t* packed_out = nullptr;  // of kSiluMul, if not null: takes the outputs as the next GEMM's packed_x
+  uint32_t* packed_x = nullptr;    // if not null: the words of x, which is not read; see packed_words()
   const float* residual = nullptr;
   const float* added = nullptr;  // [rows, panels * kPanel]: to the sums, before the epilogue; or null
   int n_out = 0;                 // columns of `out`
@@ -108,6 +110,9 @@ struct Gemm {
 
 // Runs the GEMM. `like`: a tensor on the device where working memory is allocated.
 void gemm(const Launch& launch, const Gemm& p, const Tensor& like);
+
+// The words of x for a GEMM that takes them from the GEMM before it, whose weight has the same format; 0 if it can't.
+int64_t packed_words(const Launch& launch, const Gemm& p);
 
 // Computes the sums that adapters add to a GEMM whose weight, x, rows and norm are set, and points `Gemm::added` to
 // them. The result owns their memory. Row r of the GEMM has the adapter of the batch's row `first` + r.

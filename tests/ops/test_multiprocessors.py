@@ -148,20 +148,49 @@ def test_products_of_warpgroups_and_of_warps(with_multiprocessors, without_warpg
     torch.testing.assert_close(of_warpgroups[0], expected, rtol=1e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("format", ["bfloat16", "float16", "fp8"])
+@pytest.mark.parametrize(
+    ("text", "audio", "intermediate"),
+    [(65, 0, 72), (70, 200, 100), (9, 130, 64)],
+    ids=["a K-step begun", "blocks of both sizes", "few text rows"],
+)
+def test_gate_and_up_leave_packed_rows_for_down(
+    with_multiprocessors, without_warpgroups, text, audio, intermediate, format
+):
+    rows, hidden = text + audio, 72
+    x, norm = random((rows, hidden)), random((hidden,), torch.bfloat16, seed=1)
+    gate, up = random((2, intermediate, hidden), seed=2) / hidden**0.5
+    gate_up = ops.pack_gate_up(gate, up, format=format)
+    down = ops.pack_linear(random((hidden, intermediate), seed=3) / intermediate**0.5, format=format)
+
+    def dual_ffn(first=0, end=rows, num_text_rows=text):
+        out = torch.full((end - first, hidden), torch.nan)
+        ops.dual_ffn(out, x[first:end].clone(), norm, gate_up, down, norm, gate_up, down, 1e-5, num_text_rows)
+        return out
+
+    packed, alone = with_multiprocessors(2, dual_ffn), with_multiprocessors(2, dual_ffn, rows - 1, rows, 0)
+    assert torch.equal(packed[-1:], alone)
+    without_warpgroups()
+    assert torch.equal(packed, with_multiprocessors(2, dual_ffn))
+    expected = torch.empty(rows, hidden)
+    reference.dual_ffn(expected, x, norm, gate_up, down, norm, gate_up, down, 1e-5, text)
+    torch.testing.assert_close(packed, expected, rtol=1e-2, atol=4e-2)
+
+
 @pytest.mark.parametrize(("multiprocessors", "k"), [(2, 128 * 32), (8, 256 * 32 + 8)], ids=["by two", "by four"])
 def test_blocks_that_share_out_the_depth(with_multiprocessors, without_warpgroups, multiprocessors, k):
     """Few weight rows of 128 K-steps and more take several blocks; the sums are added in the order of one block's."""
     rows, intermediate, head_dim = 66, PANEL // 2 + 3, 64
     x, norm = random((rows, k)), random((k,), torch.bfloat16, seed=1)
     gate, up = random((2, intermediate, k), seed=2) / k**0.5
-    gate_up, down = ops.pack_gate_up(gate, up), ops.pack_linear(random((k, intermediate), seed=3))
+    gate_up, down = ops.pack_gate_up(gate, up), ops.pack_linear(random((k, intermediate), seed=3), format="float16")
     qkv = ops.pack_linear(random((3 * head_dim, k), seed=4) / k**0.5)
     table, num_pages = random_page_table(1, rows, 16)
     angles = torch.arange(rows * head_dim).view(rows, head_dim).cos()
     places = torch.arange(rows, dtype=torch.int32)
 
     def with_epilogues():
-        """Sums with a residual, gate and up, and a rotated head with its keys and values."""
+        """Sums with a residual, gate and up for a GEMM of another format, and a rotated head with its cache."""
         plain, both = torch.full((rows, intermediate), torch.nan), torch.full_like(x, torch.nan)
         ops.linear(plain, x, ops.pack_linear(gate), torch.ones(rows, intermediate))
         ops.dual_ffn(both, x, norm, gate_up, down, norm, gate_up, down, 1e-5, rows)

@@ -33,7 +33,17 @@ struct PackedActivations {
   uint32_t* words;  // [tiles, steps, kWords / 4, 32 lanes, 4]; for warpgroups [tiles, steps, kWords, 32 lanes]
   float* scales;    // [tiles, steps, kRowTile]
   int32_t* zero_corrections;  // [tiles, steps, kRowTile], of 4-bit weights
-  float* norm_factors;        // [tiles, kRowTile], of RMSNorm
+  float* norm_factors;        // [tiles, kRowTile], of RMSNorm; or null
+
+  __device__ __forceinline__ float norm_factor(int row) const { return norm_factors ? norm_factors[row] : 1.f; }
+
+  // Where the lane leaves its words for warpgroups, of tile and step.
+  template <WeightFormat F>
+  __device__ __forceinline__ void write(const Activations<F>& a, int tile, int step, int steps) const {
+    uint32_t* to = words + (static_cast<int64_t>(tile) * steps + step) * Step<F>::kWords * kWarp;
+#pragma unroll
+    for (int i = 0; i < Step<F>::kWords; ++i) to[i * kWarp + static_cast<int>(threadIdx.x) % kWarp] = a.words[i];
+  }
 
   // The lane's share of a tile in a step.
   template <WeightFormat F>
@@ -215,6 +225,29 @@ __device__ __forceinline__ void load_activations(float (&v)[Step<F>::kLaneColumn
   load_row(v, p.x + static_cast<int64_t>(row) * k, column, k, is_vectorized<F>(p, step));
 }
 
+// Rounds a lane's values to the 16 bits that tensor cores multiply; to floats for weights of 32 bits.
+template <WeightFormat F>
+__device__ __forceinline__ Activations<F> words_of(const float (&v)[Step<F>::kLaneColumns]) {
+  using S = Step<F>;
+  static_assert(!S::kInteger);
+  Activations<F> a;
+  if constexpr (F == WeightFormat::fp8) {
+    // Columns 0 and 2 of each four, then 1 and 3: the order in which widening gives the weights.
+#pragma unroll
+    for (int i = 0; i < S::kWords; ++i) {
+      const int first = i / 2 * 4 + i % 2;
+      a.words[i] = pack<bfloat16>(v[first], v[first + 2]);
+    }
+  } else if constexpr (F == WeightFormat::f32) {
+#pragma unroll
+    for (int i = 0; i < S::kWords; ++i) a.words[i] = float_as_bits(v[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < S::kWords; ++i) a.words[i] = pack<TensorCoreType<F>>(v[2 * i], v[2 * i + 1]);
+  }
+  return a;
+}
+
 // Adds the squares of what load_activations() has read to `squares`, applies the norm's weight and rounds. `scale`: of
 // integers.
 template <WeightFormat F>
@@ -237,24 +270,11 @@ __device__ __forceinline__ Activations<F> round_activations(
     add_squares(squares, v);
     norm_columns(is_vectorized<F>(p, step)).multiply(v);
   }
-  Activations<F> a;
   if constexpr (S::kInteger) {
+    Activations<F> a;
     *scale = quantize<F>(a, v);
-  } else if constexpr (F == WeightFormat::fp8) {
-    // Columns 0 and 2 of each four, then 1 and 3: the order in which widening gives the weights.
-#pragma unroll
-    for (int i = 0; i < S::kWords; ++i) {
-      const int first = i / 2 * 4 + i % 2;
-      a.words[i] = pack<bfloat16>(v[first], v[first + 2]);
-    }
-  } else if constexpr (F == WeightFormat::f32) {
-#pragma unroll
-    for (int i = 0; i < S::kWords; ++i) a.words[i] = float_as_bits(v[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < S::kWords; ++i) a.words[i] = pack<TensorCoreType<F>>(v[2 * i], v[2 * i + 1]);
-  }
-  return a;
+    return a;
+  } else return words_of<F>(v);
 }
 
 template <WeightFormat F>
@@ -323,12 +343,10 @@ __global__ void __launch_bounds__(kThreads)
     float squares = 0;  // of this step alone
     RowScale scale;
     const Activations<F> a = read_activations<F>(squares, p, row, step, &scale);
-    uint32_t* words = to.words + (tile * steps + step) * S::kWords * kWarp;
     if constexpr (kForWarpgroups) {
-#pragma unroll
-      for (int i = 0; i < S::kWords; ++i) words[i * kWarp + lane] = a.words[i];
+      to.write(a, static_cast<int>(tile), step, steps);
     } else {
-      auto* fours = reinterpret_cast<uint4*>(words) + lane;
+      auto* fours = reinterpret_cast<uint4*>(to.words + (tile * steps + step) * S::kWords * kWarp) + lane;
 #pragma unroll
       for (int i = 0; i < S::kWords / 4; ++i) {
         fours[i * kWarp] = make_uint4(a.words[4 * i], a.words[4 * i + 1], a.words[4 * i + 2], a.words[4 * i + 3]);

@@ -4,6 +4,7 @@
 
 #include "args/dual_ffn.h"
 #include "cuda/linear.h"
+#include "cuda/linear/activations.h"
 #include "cuda/linear/weight_formats.h"
 
 namespace higgs_native::cuda {
@@ -75,6 +76,8 @@ __device__ __forceinline__ BlockSums<kRows> block_sums(
       stride};
 }
 
+__device__ __forceinline__ float silu_mul(float gate, float up) { return gate / (1 + expf(-gate)) * up; }
+
 // Applies the epilogue to a block's sums, and writes its outputs. `first_row`: the block's first row of x, of `rows`.
 // `paired`: panels i and i + kPanels / 2 of the block hold the two halves of a head.
 template <int kPanels, int kRows>
@@ -96,8 +99,8 @@ __device__ __forceinline__ void finish(
       const int r = i % kHalf, panel = i / kHalf % kPanels, row = i / kHalf / kPanels;
       const int column = sums.panels[panel] * kHalf + r;
       if (column >= p.n_out) continue;
-      const float gate = sums(panel, r, row), up = sums(panel, kHalf + r, row);
-      p.out[static_cast<int64_t>(first_row + row) * p.n_out + column] = gate / (1 + expf(-gate)) * up;
+      const float activated = silu_mul(sums(panel, r, row), sums(panel, kHalf + r, row));
+      p.out[static_cast<int64_t>(first_row + row) * p.n_out + column] = activated;
     }
   } else if (paired) {
     constexpr int kPairs = kPanels > 1 ? kPanels / 2 : 1;
@@ -118,6 +121,33 @@ __device__ __forceinline__ void finish(
       p.rope.rotate_and_write(
           first_row + row, weight_row / p.rope.head_dim, dimension, sums(panel, r, row), sums(panel, r + half, row));
     }
+  }
+}
+
+// The same for products of warpgroups. If the GEMM behind it multiplies by warpgroups too, SiLU's outputs are packed at
+// once: each warp takes a tile of rows and a K-step of that GEMM, as pack_activations_kernel does.
+template <WeightFormat F, int kPanels, int kRows>
+__device__ __forceinline__ void finish_or_pack(
+    const Gemm& p, const BlockSums<kRows>& sums, int first_row, int rows, bool paired) {
+  using S = Step<F>;
+  constexpr int kHalf = static_cast<int>(kHalfPanel), kSteps = kPanels * kHalf / S::kColumns;
+  static_assert(kPanels * kHalf % S::kColumns == 0);
+  if (!p.packed_out) return finish<kPanels>(p, sums, first_row, rows, paired);
+  const PackedActivations to = {p.packed_out, nullptr, nullptr, nullptr};
+  const int steps = (p.n_out + S::kColumns - 1) / S::kColumns, first_step = sums.panels[0] * kHalf / S::kColumns;
+  const int tiles = (rows + kRowTile - 1) / kRowTile;
+  for (int i = warp_index(); i < tiles * kSteps; i += kWarps) {
+    const int tile = i / kSteps, of_block = i % kSteps, row = min(tile * kRowTile + group_lane(), rows - 1);
+    if (first_step + of_block >= steps) continue;
+    float v[S::kLaneColumns];
+#pragma unroll
+    for (int j = 0; j < S::kLaneColumns; ++j) {
+      const int column = of_block * S::kColumns + lane_in_group() * S::kLaneColumns + j;  // of the block's outputs
+      const int panel = column / kHalf, r = column % kHalf;
+      const bool exists = first_step * S::kColumns + column < p.n_out;
+      v[j] = exists ? silu_mul(sums(panel, r, row), sums(panel, kHalf + r, row)) : 0.f;
+    }
+    to.write(words_of<F>(v), first_row / kRowTile + tile, first_step + of_block, steps);
   }
 }
 

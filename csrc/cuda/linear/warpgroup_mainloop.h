@@ -171,8 +171,8 @@ struct WarpgroupWeights {
 // Multiplies a block's rows and weight rows; kTiles: of rows. Rows of x are packed for warpgroups. Blocks along z share
 // out the depth; if there are several, `shares` takes their sums. See gemm_kernel for the other arguments.
 template <WeightFormat F, int kTiles>
-__global__ void __launch_bounds__(kThreads, 1) warpgroup_gemm_kernel(
-    Gemm p, PackedActivations packed, int steps, int pair_distance, bool is_first, ShareSums shares) {
+__global__ void __launch_bounds__(kThreads, 1)
+    warpgroup_gemm_kernel(Gemm p, PackedActivations packed, int steps, int pair_distance, ShareSums shares) {
 #if defined(HIGGS_NATIVE_WARPGROUPS)
   using Stage = WarpgroupStage<F, kTiles>;
   constexpr int kStages = kWarpgroupStages<F, kTiles>, kAhead = kStages - 2;
@@ -198,7 +198,6 @@ __global__ void __launch_bounds__(kThreads, 1) warpgroup_gemm_kernel(
   const WarpgroupCopies<F, kTiles> copies(
       p, packed, static_cast<int>(blockIdx.y), pair_distance, first_tile, tiles, steps);
   StageOrder ahead = {first_share}, order = ahead;
-  if (is_first) wait_for_earlier_launches();  // see cuda/device.h: another launch may have written the weights
 #pragma unroll 1
   for (int i = 0; i < min(kAhead, own_stages); ++i) {
     copies.begin_weights(stages[i], ahead.step);
@@ -216,8 +215,12 @@ __global__ void __launch_bounds__(kThreads, 1) warpgroup_gemm_kernel(
     end_group_of_copies();
   }
   for (int row = static_cast<int>(threadIdx.x); row < rows; row += kThreads) {
-    norm_factors[row] = packed.norm_factors[first_row + row];
+    norm_factors[row] = packed.norm_factor(first_row + row);
   }
+  const int blocks_of_slice = static_cast<int>(gridDim.x * gridDim.y);
+  const int block =
+      static_cast<int>(blockIdx.z) * blocks_of_slice + static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x);
+  p.next.prefetch(block, blocks_of_slice * static_cast<int>(gridDim.z));
 
   float sums[kSums], total[kSums];
 #pragma unroll
@@ -283,10 +286,7 @@ __global__ void __launch_bounds__(kThreads, 1) warpgroup_gemm_kernel(
   wait_for_products(sums);  // the compiler does not know that the last share has done it
   wait_for_copies();
 
-  const int blocks_of_slice = static_cast<int>(gridDim.x * gridDim.y);
-  p.set_zeros(
-      static_cast<int>(blockIdx.z) * blocks_of_slice + static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x),
-      blocks_of_slice * static_cast<int>(gridDim.z));
+  p.set_zeros(block, blocks_of_slice * static_cast<int>(gridDim.z));
   if (shares.sums) return;
   __syncthreads();  // all stages are read, and their memory takes the sums
   auto* values = reinterpret_cast<float*>(dynamic_shared());
@@ -299,7 +299,7 @@ __global__ void __launch_bounds__(kThreads, 1) warpgroup_gemm_kernel(
   }
   __syncthreads();
   const auto finished = block_sums<F, kRows>(p, values, norm_factors, shared_panels, first_row);
-  finish<kWidePanels>(p, finished, first_row, rows, pair_distance > 0);
+  finish_or_pack<F, kWidePanels>(p, finished, first_row, rows, pair_distance > 0);
 #endif
 }
 
@@ -322,7 +322,8 @@ __global__ void __launch_bounds__(kThreads)
   if (lane == 0 && warp < kWidePanels) shared_panels[panel] = own_panel;
   allow_next_launch();
   wait_for_earlier_launches();
-  if (static_cast<int>(threadIdx.x) < rows) norm_factors[threadIdx.x] = packed.norm_factors[first_row + threadIdx.x];
+  if (static_cast<int>(threadIdx.x) < rows)
+    norm_factors[threadIdx.x] = packed.norm_factor(first_row + static_cast<int>(threadIdx.x));
 #pragma unroll
   for (int tile = 0; tile < kOwnTiles; ++tile) {
 #pragma unroll

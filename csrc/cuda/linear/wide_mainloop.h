@@ -106,7 +106,7 @@ __device__ __forceinline__ void read_x(Activations<F>& to, const WideStage<F>& s
 // Multiplies a block's rows and weight rows. Rows of x are packed. See gemm_kernel for the arguments.
 template <WeightFormat F>
 __global__ void __launch_bounds__(kThreads)
-    wide_gemm_kernel(Gemm p, PackedActivations packed, int steps, int pair_distance, bool is_first) {
+    wide_gemm_kernel(Gemm p, PackedActivations packed, int steps, int pair_distance) {
   using S = Step<F>;
   using LaneSums = Sums<F, 1, kWarpTiles * kRowTile>;
   __shared__ int shared_panels[kWidePanels];
@@ -116,7 +116,6 @@ __global__ void __launch_bounds__(kThreads)
     shared_panels[threadIdx.x] =
         panel_of_block<kWidePanels>(static_cast<int>(blockIdx.y), static_cast<int>(threadIdx.x), pair_distance);
   }
-  if (is_first) wait_for_earlier_launches();  // see cuda/device.h
   allow_next_launch();
   wait_for_earlier_launches();
 
