@@ -37,7 +37,7 @@ void run_segment(
   down.next = next;
   // Adapters of `down` read its rows as floats.
   const bool packs = weights.gate_up.format == weights.down.format && low_rank.down.count == 0;
-  const int64_t words = packs ? packed_words(launch, down) : 0;
+  const int64_t words = packs && packed_words(launch, gate_up) > 0 ? packed_words(launch, down) : 0;
   Tensor activated;
   if (words > 0) {
     activated = torch::stable::new_empty(x, {words}, ScalarType::Int);

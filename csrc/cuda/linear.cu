@@ -2,9 +2,10 @@
 //
 // A block takes one or two panels of the weight (common/weight_format.h) and 4, 8, 16, 32 or 64 rows of x. Its warps share
 // the depth k, taking K-steps in turn, and their sums are added in the order of the warps: the bits of an output depend
-// on its row of x and the weight alone, not on the batch or on timing. With more than 64 rows and weights of 16 bits, or
-// fp8 on GPUs that multiply by warpgroups, a block takes 128 weight rows and 128 rows of x, or 192. Weights are read once
-// for all rows of the block, and the loads of the next steps are in flight while one is multiplied.
+// on its row of x and the weight alone, not on the batch or on timing. With more than 64 rows and weights of 16 bits, a
+// block takes 128 weight rows and 128 rows of x; on GPUs that multiply by warpgroups, also in fp8, 64 to 192 rows from 9
+// rows on. Weights are read once for all rows of the block, and the loads of the next steps are in flight while one is
+// multiplied.
 //   bfloat16   x is rounded to bfloat16, sums are float32;
 //   float16    the same in float16: x must stay below 65520 after multiplication with the norm's weight;
 //   fp8        as bfloat16: e4m3 is widened to it in registers;
@@ -58,12 +59,6 @@ void launch_wide_gemm(
   launch(wide_gemm_kernel<F>, grid, kThreads, kWideBytes<F>, p, packed, steps, pair_distance);
 }
 
-// Whether products of warpgroups are used: for more than 64 rows, and weights of 16 bits or fp8.
-bool by_warpgroups(const Launch& launch, const Gemm& p) {
-  const bool of_16_bits = !is_integer(p.weight.format) && p.weight.format != WeightFormat::f32;
-  return of_16_bits && 2 * p.rows > kWideRows && launch.has_warpgroups();
-}
-
 // Words of x in tiles of rows and K-steps of the format.
 template <WeightFormat F>
 int64_t words_of_tiles(int64_t tiles, int64_t steps) {
@@ -71,15 +66,29 @@ int64_t words_of_tiles(int64_t tiles, int64_t steps) {
 }
 
 // Blocks along the depth: as many as fill the multiprocessors, where each keeps enough K-steps to pay for its sums in
-// memory.
-int64_t blocks_of_depth(const Launch& launch, int64_t blocks, int steps) {
-  constexpr int kMinSteps = 64;
+// memory, which few rows have few of.
+int64_t blocks_of_depth(const Launch& launch, int64_t blocks, int rows, int steps) {
+  constexpr int kMinDepth = 128;
+  const int min_steps = 2 * rows > kWideRows ? 64 : 32;
+  if (steps < kMinDepth) return 1;
   int64_t of_depth = 1;
   while (2 * of_depth <= kShares && 2 * of_depth * blocks <= launch.multiprocessors() &&
-         2 * of_depth * kMinSteps <= steps) {
+         2 * of_depth * min_steps <= steps) {
     of_depth *= 2;
   }
   return of_depth;
+}
+
+// Products of warpgroups are for more than 8 rows and weights of 16 bits or fp8. Up to 64 rows they wait for memory, and
+// read less from L2 than other kernels, where their large blocks keep most multiprocessors busy.
+bool by_warpgroups(const Launch& launch, const Gemm& p) {
+  const bool of_16_bits = !is_integer(p.weight.format) && p.weight.format != WeightFormat::f32;
+  if (!of_16_bits || p.rows <= kRowTile || !launch.has_warpgroups()) return false;
+  const int64_t blocks = ceil_div(ceil_div(p.weight.n, kPanel), kWidePanels);
+  const int64_t steps = ceil_div(p.weight.units, Step<WeightFormat::bf16>::kUnits);
+  static_assert(Step<WeightFormat::bf16>::kUnits == Step<WeightFormat::fp8>::kUnits);
+  const int64_t all = blocks * blocks_of_depth(launch, blocks, p.rows, static_cast<int>(steps));
+  return 2 * p.rows > kWideRows || 3 * all >= 2 * launch.multiprocessors();
 }
 
 // Rounds and packs x in so many tiles. The result owns the memory of `packed`.
@@ -110,7 +119,7 @@ void launch_warpgroup_gemm(
   const int64_t row_blocks = ceil_div(p.rows, kTiles * kRowTile), panels = ceil_div(p.weight.n, kPanel);
   const int64_t panel_blocks = ceil_div(panels, kWidePanels), tiles = ceil_div(p.rows, kRowTile);
   // The block that has the whole sums packs its outputs.
-  const int64_t of_depth = p.packed_out ? 1 : blocks_of_depth(launch, row_blocks * panel_blocks, steps);
+  const int64_t of_depth = p.packed_out ? 1 : blocks_of_depth(launch, row_blocks * panel_blocks, p.rows, steps);
   ShareSums shares;
   Tensor memory;
   if (of_depth > 1) {
@@ -137,7 +146,9 @@ void gemm_by_warpgroups(const Launch& launch, const Gemm& p, const Tensor& like,
   // Larger blocks read weights fewer times, where they are fewer. For fp8 they would not have the registers.
   constexpr int kManyTiles = F == WeightFormat::fp8 ? kWideTiles : kWideTiles * 3 / 2;
   const bool larger = ceil_div(p.rows, kManyTiles * kRowTile) < ceil_div(p.rows, kWideRows);
-  auto* run = larger ? launch_warpgroup_gemm<F, kManyTiles> : launch_warpgroup_gemm<F, kWideTiles>;
+  auto* run = 2 * p.rows <= kWideRows ? launch_warpgroup_gemm<F, kWideTiles / 2>
+              : larger                ? launch_warpgroup_gemm<F, kManyTiles>
+                                      : launch_warpgroup_gemm<F, kWideTiles>;
   run(launch, p, packed, like, steps, pair_distance);
 }
 
@@ -334,7 +345,6 @@ int64_t packed_words(const Launch& launch, const Gemm& p) {
   if (!by_warpgroups(launch, p)) return 0;
   const int64_t tiles = ceil_div(p.rows, kRowTile);
   constexpr WeightFormat kOne = WeightFormat::fp8, kTwo = WeightFormat::bf16;  // bytes a weight
-  static_assert(Step<kOne>::kUnits == Step<kTwo>::kUnits);
   const int64_t steps = ceil_div(p.weight.units, Step<kOne>::kUnits);
   return p.weight.format == kOne ? words_of_tiles<kOne>(tiles, steps) : words_of_tiles<kTwo>(tiles, steps);
 }

@@ -106,14 +106,22 @@ __device__ __forceinline__ void hold(const uint32_t (&a)[kProducts][4]) {
 #define HIGGS_FOUR(kind, v, i) kind(v[i]), kind(v[i + 1]), kind(v[i + 2]), kind(v[i + 3])
 #define HIGGS_SIXTEEN(kind, v, i) \
   HIGGS_FOUR(kind, v, i), HIGGS_FOUR(kind, v, i + 4), HIGGS_FOUR(kind, v, i + 8), HIGGS_FOUR(kind, v, i + 12)
-#define HIGGS_NAMES_64                                                                                        \
+#define HIGGS_NAMES_32                                                                                        \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
-  "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, " \
+  "%23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define HIGGS_NAMES_64                                             \
+  HIGGS_NAMES_32                                                   \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, " \
   "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define HIGGS_NAMES_96                                                                                          \
   HIGGS_NAMES_64                                                                                                \
   ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, " \
   "%85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define HIGGS_PRODUCT_64(type)                                                                                   \
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %37, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type \
+               " {" HIGGS_NAMES_32 "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;}"                                  \
+               : HIGGS_SIXTEEN("+f", sums, 0), HIGGS_SIXTEEN("+f", sums, 16)                                     \
+               : HIGGS_FOUR("r", a, 0), "l"(b.descriptor), "r"(static_cast<int>(adds)))
 #define HIGGS_PRODUCT_128(type)                                                                                   \
   asm volatile("{.reg .pred p; setp.ne.b32 p, %69, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type \
                " {" HIGGS_NAMES_64 "}, {%64, %65, %66, %67}, %68, p, 1, 1, 0;}"                                   \
@@ -131,9 +139,12 @@ __device__ __forceinline__ void hold(const uint32_t (&a)[kProducts][4]) {
 template <typename T, int kColumns>
 __device__ __forceinline__ void begin_product(
     float (&sums)[kColumns / 2], const uint32_t (&a)[4], const SharedColumns& b, bool adds) {
-  static_assert(kColumns == 128 || kColumns == 192);
+  static_assert(kColumns == 64 || kColumns == 128 || kColumns == 192);
 #if defined(HIGGS_NATIVE_WARPGROUPS)
-  if constexpr (kColumns == 128) {
+  if constexpr (kColumns == 64) {
+    if constexpr (std::is_same_v<T, float16>) HIGGS_PRODUCT_64("f16");
+    else HIGGS_PRODUCT_64("bf16");
+  } else if constexpr (kColumns == 128) {
     if constexpr (std::is_same_v<T, float16>) HIGGS_PRODUCT_128("f16");
     else HIGGS_PRODUCT_128("bf16");
   } else {
@@ -145,8 +156,10 @@ __device__ __forceinline__ void begin_product(
 
 #undef HIGGS_PRODUCT_192
 #undef HIGGS_PRODUCT_128
+#undef HIGGS_PRODUCT_64
 #undef HIGGS_NAMES_96
 #undef HIGGS_NAMES_64
+#undef HIGGS_NAMES_32
 #undef HIGGS_SIXTEEN
 #undef HIGGS_FOUR
 

@@ -1,4 +1,4 @@
-// Whether products of warpgroups give the bits of those of warps. Prompts take the first, a few rows the second, and a
+// Whether products of warpgroups give the bits of those of warps. Many rows take the first, a few the second, and a
 // row must not depend on its batch. NVIDIA documents neither order nor rounding of the sums in a tensor core, so a GPU
 // is tried before it is used.
 #pragma once
@@ -14,8 +14,8 @@ constexpr int kTrialSteps = 8, kTrialProducts = 2;  // of a step, which are begu
 template <int kColumns>
 inline constexpr size_t kTrialSharedBytes = kTrialProducts * 2 * kColumns * 4 * sizeof(uint32_t);
 
-template <int kColumns>
-inline constexpr int kTrialSums = kWarpgroup * kColumns / 2;
+// Of one type, of the products with 64, 128 and 192 columns that kernels use.
+constexpr int kAllTrialSums = kWarpgroup * (64 + 128 + 192) / 2;
 
 // Two numbers of 16 bits, from 2^-27 to 2^8: float16 has zeros and subnormal numbers there.
 template <typename T>

@@ -101,15 +101,16 @@ def test_rows_of_a_prompt_take_a_warp_each():
 def test_rows_are_packed_by_all_multiprocessors():
     launches = record(132, {"model": "v2", "format": "bfloat16", "batch": 64})
     packing = [launch for launch in launches if launch.kernel.startswith("pack_activations")]
-    # 8 tiles of rows; 12 shares of the 96 steps of 3072 columns, 17 of the 256 steps of 8192; and one for the norm.
-    layer = [(8, 13), (8, 13), (8, 13), (8, 18)]
+    # 8 tiles of rows; 12 shares of the 96 steps of 3072 columns; and one for the norm. gate_up packs the rows of down.
+    layer = [(8, 13), (8, 13), (8, 13)]
     assert [(launch.x, launch.y) for launch in packing] == [*layer, *layer, (8, 13)]
 
 
 @needs_emulation
 def test_many_rows_take_blocks_that_read_little_from_l2():
-    """For 64 rows o and down take 8 tiles of rows and a panel each. Prompts take warpgroups, in blocks of
-    128 or 192 rows, and for down four blocks of the depth."""
+    """Where their blocks keep most multiprocessors busy, 64 rows take warpgroups: for gate_up, and for down by four
+    blocks of the depth; o takes 8 tiles of rows and a panel. Prompts take them everywhere, in blocks of 128 or 192.
+    """
     case = {"model": "v2", "format": "bfloat16"}
     batch, prompt = record(132, {**case, "batch": 64}), record(132, {**case, "text": 83, "audio": 167})
     shapes = [
@@ -123,9 +124,12 @@ def test_many_rows_take_blocks_that_read_little_from_l2():
     pair, one, alone = (
         f"gemm_kernel<(WeightFormat)1, {shape}>" for shape in ("2, 64, true", "1, 64, true", "1, 8, false")
     )
-    assert shapes[0] == [*2 * [(pair, 80), (one, 96), (pair, 256), (one, 96)], (pair, 129)]
-    of_128, of_192 = (f"warpgroup_gemm_kernel<(WeightFormat)1, {tiles}>" for tiles in (16, 24))
+    of_64, of_128, of_192 = (f"warpgroup_gemm_kernel<(WeightFormat)1, {tiles}>" for tiles in (8, 16, 24))
     finish = "finish_shares_kernel<(WeightFormat)1>"
+    assert shapes[0] == [
+        *2 * [(pair, 80), (one, 96), (of_64, 128), (of_64, 96), (finish, 48)],
+        (pair, 129),
+    ]
     text, audio = [(of_128, 128), (of_128, 96), (finish, 72)], [(of_192, 128), (of_192, 96), (finish, 144)]
     last = [(alone, 96), ("gemm_kernel<(WeightFormat)1, 2, 8, false>", 256), (alone, 96)]  # of the row that is kept
     assert shapes[1] == [(of_128, 80), (of_128, 48), *text, *audio, (of_128, 80), *last, (alone, 257)]

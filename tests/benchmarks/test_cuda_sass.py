@@ -64,7 +64,7 @@ def test_products_of_warpgroups_are_not_serialized(kernels):
     The steps of a stage are waited for once, and all at the end of a share and of the loop.
     """
     found = {name: kernel for name, kernel in kernels.items() if name.startswith("warpgroup_gemm_kernel")}
-    assert len(found) == 5
+    assert len(found) == 8
     for name, kernel in found.items():
         counts = Counter(i.opcode.partition(".")[0] for i in kernel.instructions if not i.is_wait_for_products)
         waits = sum(i.is_wait_for_products for i in kernel.instructions)

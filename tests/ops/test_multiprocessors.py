@@ -127,11 +127,11 @@ def test_prompts_in_wide_blocks_and_in_others(with_multiprocessors, without_warp
 @pytest.mark.parametrize("format", ["bfloat16", "float16", "fp8"])
 @pytest.mark.parametrize(
     ("rows", "k"),
-    [(70, 72), (130, 1500), (200, 300)],
-    ids=["a block of 128 rows", "a block of 192, but for fp8", "two blocks of 128"],
+    [(9, 72), (50, 1500), (70, 72), (130, 1500), (200, 300)],
+    ids=["a block of 64 rows", "all its tiles but one", "a block of 128", "a block of 192, but for fp8", "two of 128"],
 )
 def test_products_of_warpgroups_and_of_warps(with_multiprocessors, without_warpgroups, rows, k, format):
-    """More than 64 rows take products of warpgroups where a GPU has them: the same bits, also of a row alone."""
+    """More than 8 rows take products of warpgroups where a GPU has them: the same bits, also of a row alone."""
     n = 5 * PANEL + 5
     x, norm, residual = random((rows, k)), random((k,), torch.bfloat16, seed=1), random((rows, n), seed=3)
     weight = ops.pack_linear(random((n, k), seed=2) / k**0.5, format=format)
@@ -151,8 +151,8 @@ def test_products_of_warpgroups_and_of_warps(with_multiprocessors, without_warpg
 @pytest.mark.parametrize("format", ["bfloat16", "float16", "fp8"])
 @pytest.mark.parametrize(
     ("text", "audio", "intermediate"),
-    [(65, 0, 72), (70, 200, 100), (9, 130, 64)],
-    ids=["a K-step begun", "blocks of both sizes", "few text rows"],
+    [(65, 0, 72), (70, 200, 100), (9, 130, 64), (3, 17, 72)],
+    ids=["a K-step begun", "blocks of two sizes", "few text rows", "few audio rows"],
 )
 def test_gate_and_up_leave_packed_rows_for_down(
     with_multiprocessors, without_warpgroups, text, audio, intermediate, format
@@ -168,23 +168,36 @@ def test_gate_and_up_leave_packed_rows_for_down(
         ops.dual_ffn(out, x[first:end].clone(), norm, gate_up, down, norm, gate_up, down, 1e-5, num_text_rows)
         return out
 
-    packed, alone = with_multiprocessors(2, dual_ffn), with_multiprocessors(2, dual_ffn, rows - 1, rows, 0)
+    packed, alone = with_multiprocessors(1, dual_ffn), with_multiprocessors(1, dual_ffn, rows - 1, rows, 0)
     assert torch.equal(packed[-1:], alone)
     without_warpgroups()
-    assert torch.equal(packed, with_multiprocessors(2, dual_ffn))
+    assert torch.equal(packed, with_multiprocessors(1, dual_ffn))
     expected = torch.empty(rows, hidden)
     reference.dual_ffn(expected, x, norm, gate_up, down, norm, gate_up, down, 1e-5, text)
     torch.testing.assert_close(packed, expected, rtol=1e-2, atol=4e-2)
 
 
-@pytest.mark.parametrize(("multiprocessors", "k"), [(2, 128 * 32), (8, 256 * 32 + 8)], ids=["by two", "by four"])
-def test_blocks_that_share_out_the_depth(with_multiprocessors, without_warpgroups, multiprocessors, k):
+@pytest.mark.parametrize(
+    ("multiprocessors", "rows", "k", "format"),
+    [
+        (2, 66, 128 * 32, "bfloat16"),
+        (8, 66, 256 * 32 + 8, "bfloat16"),
+        (8, 20, 128 * 32, "float16"),
+        (8, 11, 256 * 32, "bfloat16"),
+        (8, 20, 128 * 64, "fp8"),
+    ],
+    ids=["by two", "by four", "few rows by four", "few rows by eight", "fp8"],
+)
+def test_blocks_that_share_out_the_depth(with_multiprocessors, without_warpgroups, multiprocessors, rows, k, format):
     """Few weight rows of 128 K-steps and more take several blocks; the sums are added in the order of one block's."""
-    rows, intermediate, head_dim = 66, PANEL // 2 + 3, 64
+    intermediate, head_dim = PANEL // 2 + 3, 64
     x, norm = random((rows, k)), random((k,), torch.bfloat16, seed=1)
     gate, up = random((2, intermediate, k), seed=2) / k**0.5
-    gate_up, down = ops.pack_gate_up(gate, up), ops.pack_linear(random((k, intermediate), seed=3), format="float16")
-    qkv = ops.pack_linear(random((3 * head_dim, k), seed=4) / k**0.5)
+    gate_up, down = (
+        ops.pack_gate_up(gate, up, format),
+        ops.pack_linear(random((k, intermediate), seed=3), format="int8"),
+    )
+    qkv = ops.pack_linear(random((3 * head_dim, k), seed=4) / k**0.5, format=format)
     table, num_pages = random_page_table(1, rows, 16)
     angles = torch.arange(rows * head_dim).view(rows, head_dim).cos()
     places = torch.arange(rows, dtype=torch.int32)
@@ -192,7 +205,7 @@ def test_blocks_that_share_out_the_depth(with_multiprocessors, without_warpgroup
     def with_epilogues():
         """Sums with a residual, gate and up for a GEMM of another format, and a rotated head with its cache."""
         plain, both = torch.full((rows, intermediate), torch.nan), torch.full_like(x, torch.nan)
-        ops.linear(plain, x, ops.pack_linear(gate), torch.ones(rows, intermediate))
+        ops.linear(plain, x, ops.pack_linear(gate, format=format), torch.ones(rows, intermediate))
         ops.dual_ffn(both, x, norm, gate_up, down, norm, gate_up, down, 1e-5, rows)
         query, keys, values = torch.full((rows, head_dim), torch.nan), *torch.zeros(2, num_pages, 1, 16, head_dim)
         ops.qkv_rope_cache(

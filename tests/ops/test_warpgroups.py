@@ -11,4 +11,4 @@ pytestmark = pytest.mark.skipif(not EMULATES_CUDA, reason="needs the emulation o
 
 def test_products_of_warpgroups_have_the_bits_of_those_of_warps():
     equal = torch.zeros(1, dtype=torch.int32)
-    assert torch.ops.higgs_native_emulation.compare_products(equal) == equal.item() == 128 * (128 + 192)
+    assert torch.ops.higgs_native_emulation.compare_products(equal) == equal.item() == 128 * (64 + 128 + 192)

@@ -14,11 +14,14 @@ int64_t compare_products(const Tensor& equal) {
   check_tensor("compare_products", "equal", equal, ScalarType::Int, {1});
   const Launch launch("compare_products", equal);
   auto* count = equal.mutable_data_ptr<int32_t>();
-  launch(compare_products_kernel<bfloat16, 128>, dim3(1), kWarpgroup, kTrialSharedBytes<128>, count);
-  launch(compare_products_kernel<float16, 128>, dim3(1), kWarpgroup, kTrialSharedBytes<128>, count);
-  launch(compare_products_kernel<bfloat16, 192>, dim3(1), kWarpgroup, kTrialSharedBytes<192>, count);
-  launch(compare_products_kernel<float16, 192>, dim3(1), kWarpgroup, kTrialSharedBytes<192>, count);
-  return 2 * (kTrialSums<128> + kTrialSums<192>);
+  const auto compare = [&]<int kColumns>(std::integral_constant<int, kColumns>) {
+    launch(compare_products_kernel<bfloat16, kColumns>, dim3(1), kWarpgroup, kTrialSharedBytes<kColumns>, count);
+    launch(compare_products_kernel<float16, kColumns>, dim3(1), kWarpgroup, kTrialSharedBytes<kColumns>, count);
+  };
+  compare(std::integral_constant<int, 64>());
+  compare(std::integral_constant<int, 128>());
+  compare(std::integral_constant<int, 192>());
+  return 2 * kAllTrialSums;
 }
 
 // Faults in the use of products.

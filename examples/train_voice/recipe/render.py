@@ -2,7 +2,8 @@
 
     python -m recipe.render
 
-Ends after `--hours` of speech. It may be killed at any time: the same command goes on, and only the shards that were
+Ends after `--hours` of speech. `--first-shard` leaves out the beginning: texts that a voice to go on from was trained
+on. It may be killed at any time: the same command goes on, and only the shards that were
 being made are made again.
 """
 
@@ -57,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_folder_option(parser)
     parser.add_argument("--hours", type=float, default=60, help="of speech in all; default: %(default)s")
+    parser.add_argument("--first-shard", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args()
     folder = options.folder
@@ -68,7 +70,7 @@ def main() -> None:
         done = finished_shards(folder)
         total = sum(seconds_of(shard_path(folder, number)) for number in done)
         print(f"{len(done)} shards are there: {total / 3600:.2f} h", flush=True)
-        pending = [(folder, number) for number in range(shards) if number not in set(done)]
+        pending = [(folder, number) for number in range(options.first_shard, shards) if number not in set(done)]
         began, made, worked = time.monotonic(), 0.0, 0.0
         context = multiprocessing.get_context("spawn")
         with context.Pool(options.processes, _start, (folder, os.getpid())) as pool:
