@@ -1,4 +1,4 @@
-// The networks of the audio tokenizer, in float32: Snake, the convolutions, and the residual vector quantizer. Their
+// The networks of the audio tokenizer, on float32: Snake, the convolutions, and the residual vector quantizer. Their
 // kernels are in audio_tokenizer/.
 #include "args/audio_tokenizer.h"
 
@@ -6,7 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "common/audio_tokenizer.h"
-#include "cuda/audio_tokenizer/convolution.h"
+#include "cuda/audio_tokenizer/matrix_convolution.h"
 #include "cuda/audio_tokenizer/quantizer.h"
 #include "cuda/audio_tokenizer/snake.h"
 

@@ -2,15 +2,15 @@
 
 A window holds the wanted frames and all frames that they depend on, so it needs no earlier results: all streams share
 the graphs, and a stream keeps only codes. Decoding the context anew, 20 frames per window, costs a GPU less than the
-launches that a graph saves.
+launches that a graph saves. Windows of one size that wait for their turn at the same time are one graph, too.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from higgs_native import ops
 from higgs_native.audio_tokenizer.config import HiggsAudioTokenizerConfig
@@ -25,14 +25,34 @@ from higgs_native.utils.uncopyable import Uncopyable
 SIZES = (16, 24, 32, 48, 64, 96, 128, 192, 270)
 """Sizes of the windows, in frames. The largest holds 250 frames, which `decode` takes at a time, and 20 of context."""
 
+BATCHES = (1, 4, 16)
+"""Audios that a graph decodes at the same time, where they have no more frames than the largest window."""
+
 _NO_FRAME = -1
+
+
+@dataclass(eq=False)
+class _Request:
+    """A thread's window: its codes, and then its audio, or why there is none."""
+
+    codes: torch.Tensor
+    first: int
+    last: int
+    size: int
+    audio: torch.Tensor | None = None
+    error: Exception | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.audio is not None or self.error is not None
 
 
 class DecoderWindows:
     """The decoder's graphs, with their memory: about 0.4 MB for each frame of the largest window.
 
-    Several threads may use it; they take turns. On a GPU the graphs are captured here and run on a separate stream,
-    so that a window does not wait for frames of speech that are in flight. On the CPU there are no graphs.
+    Several threads may use it; they take turns, and one of them decodes for others whose windows have the same size.
+    On a GPU the graphs are captured here and run on a separate stream, so that a window does not wait for frames of
+    speech that are in flight. On the CPU there are no graphs.
 
     Attributes:
         config: of the checkpoint.
@@ -47,14 +67,21 @@ class DecoderWindows:
     def __init__(self, weights: Weights, config: HiggsAudioTokenizerConfig, sizes: Sequence[int] = SIZES) -> None:
         self.config = config
         self.largest = sizes[-1]
-        self._lock = threading.Lock()
+        self._turn = threading.Condition()
+        self._is_taken = False
+        self._waiting: list[_Request] = []
         self._stream: torch.cuda.Stream | None = None
         with torch.inference_mode():
-            self._windows = [_Window(weights, config, size) for size in sizes]
+            self._windows = {
+                size: [_Window(weights, config, size, n) for n in BATCHES if n == 1 or n * size <= self.largest]
+                for size in sizes
+            }
             device = weights["decode.table"].device
             if device.type == "cuda":
                 self._stream = torch.cuda.Stream(device, priority=-1)
-                capture_graphs(reversed(self._windows), self._stream)
+                windows = [window for windows in self._windows.values() for window in windows]
+                windows.sort(key=lambda window: window.codes.numel(), reverse=True)
+                capture_graphs(windows, self._stream)
 
     def decode(self, codes: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """Decode frames as if they were a whole audio; return the audio of frames `first` to `last`, exclusive.
@@ -66,44 +93,88 @@ class DecoderWindows:
         Returns:
             [(last - first) * hop length], float32, on the CPU.
         """
-        frames, hop_length = codes.shape[1], self.config.hop_length
-        window = next(window for window in self._windows if window.size >= frames)
-        with self._lock, torch.cuda.stream(self._stream):
-            with torch.inference_mode():
-                window.codes.copy_(F.pad(codes, (0, window.size - frames), value=_NO_FRAME))
-                window.run()
-            # Outside of inference mode, for an ordinary tensor. The copy waits for the window.
-            return window.audio[first * hop_length : last * hop_length].to("cpu", copy=True)
+        frames = codes.shape[1]
+        own = _Request(codes, first, last, next(size for size in self._windows if size >= frames))
+        with self._turn:
+            self._waiting.append(own)
+            self._turn.wait_for(lambda: own.is_done or not self._is_taken)
+            if not own.is_done:
+                self._is_taken = True
+                together = self._taken_with(own)
+        if not own.is_done:
+            try:
+                self._decode_together(together)
+            finally:
+                with self._turn:
+                    self._is_taken = False
+                    # Those of a thread that was interrupted wait for another turn.
+                    self._waiting += [request for request in together if request is not own and not request.is_done]
+                    self._turn.notify_all()
+        if own.error is not None:
+            raise own.error
+        assert own.audio is not None
+        return own.audio
+
+    def _taken_with(self, own: _Request) -> list[_Request]:
+        """Take a request from those that wait, and those of its size that fit into a graph with it."""
+        others = [request for request in self._waiting if request.size == own.size and request is not own]
+        together = [own, *others[: self._windows[own.size][-1].batch - 1]]
+        self._waiting = [request for request in self._waiting if request not in together]
+        return together
+
+    def _decode_together(self, requests: list[_Request]) -> None:
+        """Set the audio of requests of one size, or their error."""
+        hop_length = self.config.hop_length
+        try:
+            window = next(window for window in self._windows[requests[0].size] if window.batch >= len(requests))
+            with torch.cuda.stream(self._stream):
+                with torch.inference_mode():
+                    window.fill(request.codes for request in requests)
+                    window.run()
+                # Outside of inference mode, for an ordinary tensor. The copies wait for the window.
+                for audio, request in zip(window.audio, requests, strict=False):
+                    part = audio[request.first * hop_length : request.last * hop_length]
+                    request.audio = part.to("cpu", copy=True)
+        except Exception as error:
+            for request in requests:
+                request.error = error
 
 
 class _Window(GraphedWork):
-    """The tensors of a window of `size` frames, and the work on them.
+    """The tensors of windows of `size` frames, and the work on them.
 
     Attributes:
-        codes: [codebooks, size], int32: written by the caller; `_NO_FRAME` after the audio's end.
-        audio: [size * hop length], float32: written by `run`; undefined after the audio's end.
+        codes: [codebooks, batch, size], int32: `_NO_FRAME` after an audio's end.
+        audio: [batch, size * hop length], float32: written by `run`; undefined after an audio's end.
     """
 
-    def __init__(self, weights: Weights, config: HiggsAudioTokenizerConfig, size: int) -> None:
-        self.size = size
+    def __init__(self, weights: Weights, config: HiggsAudioTokenizerConfig, size: int, batch: int) -> None:
+        self.size, self.batch = size, batch
         self._table, self._bias = weights["decode.table"], weights["decode.bias"]
         self._layers = list(decoder_layers(weights, config))
-        self.codes = self._table.new_zeros((config.num_codebooks, size), dtype=torch.int32)
+        self.codes = self._table.new_zeros((config.num_codebooks, batch, size), dtype=torch.int32)
         self.audio = self._table.new_empty(0)
+
+    def fill(self, codes: Iterable[torch.Tensor]) -> None:
+        """Write the codes of audios, [codebooks, frames] each, at most `batch` of them."""
+        filled = torch.full(self.codes.shape, _NO_FRAME, dtype=torch.int32, device="cpu")
+        for index, of_audio in enumerate(codes):
+            filled[:, index, : of_audio.shape[1]] = of_audio
+        self.codes.copy_(filled)
 
     def compute(self) -> None:
         """Compute `audio` from `codes`."""
-        after_end = (self.codes[0] == _NO_FRAME)[:, None]
-        latent = self._table.new_empty(self.size, self._table.shape[2])
-        ops.rvq_decode(latent, self.codes.clamp(min=0), self._table, self._bias)
-        x = latent.T.contiguous()[None]
+        after_end = (self.codes[0] == _NO_FRAME)[:, None, :, None]
+        latent = self._table.new_empty(self.batch * self.size, self._table.shape[2])
+        ops.rvq_decode(latent, self.codes.flatten(1).clamp(min=0), self._table, self._bias)
+        x = latent.view(self.batch, self.size, -1).mT.contiguous()
         for layer in self._layers:
             # Layers pad with zeros at the end of their input, but the audio may end before the window does.
-            x.view(x.shape[1], self.size, -1).masked_fill_(after_end, 0)
-            out = x.new_empty(1, layer.channels, x.shape[2] * layer.stride)
+            x.view(self.batch, x.shape[1], self.size, -1).masked_fill_(after_end, 0)
+            out = x.new_empty(self.batch, layer.channels, x.shape[2] * layer.stride)
             layer.run(out, x)
             x = out
-        self.audio = x[0, 0]
+        self.audio = x[:, 0]
 
 
 class WindowedDecoder(Uncopyable):

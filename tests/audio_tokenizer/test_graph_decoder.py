@@ -4,6 +4,8 @@ On the CPU the windows are computed without graphs, on a GPU with them.
 """
 
 import random
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -80,6 +82,70 @@ def test_streams_of_several_threads_share_the_windows(tokenizer, windows):
     with ThreadPoolExecutor(len(counts)) as threads:
         for audio, whole in zip(threads.map(decode, counts), expected, strict=True):
             assert torch.equal(audio, whole)
+
+
+class HeldWindows(DecoderWindows):
+    """Windows of a size that begin to decode once `all_wait` is set; `together` counts the audios of each graph."""
+
+    def __init__(self, tokenizer) -> None:
+        super().__init__(tokenizer.named_weights(), tokenizer.config, sizes=(8, 40))
+        self.all_wait, self.together = threading.Event(), []
+
+    def _decode_together(self, requests) -> None:
+        assert self.all_wait.wait(30)
+        self.together.append(len(requests))
+        super()._decode_together(requests)
+
+    def decode_by_threads(self, codes) -> list:
+        """Decode each codes by a thread, while the first one waits for all others; the audios or errors."""
+        with ThreadPoolExecutor(len(codes)) as threads:
+            futures = []
+            for of_one in codes:
+                futures.append(threads.submit(self.decode, of_one, 0, of_one.shape[1]))
+                while not self._is_taken or len(self._waiting) < len(futures) - 1:
+                    time.sleep(0.001)
+            self.all_wait.set()
+            return [future.exception() or future.result() for future in futures]
+
+
+def test_windows_that_wait_are_decoded_together(tokenizer):
+    """Six of one size: the first one alone, then four of the others, whose audios end at different frames, and one."""
+    windows = HeldWindows(tokenizer)
+    codes = [random_codes(frames) for frames in (8, 3, 8, 5, 1, 7)]
+    audios = windows.decode_by_threads(codes)
+    assert windows.together == [1, 4, 1]
+    for audio, of_one in zip(audios, codes, strict=True):
+        assert torch.equal(audio, eager(tokenizer).decode(of_one, is_last=True))
+
+
+def test_windows_of_other_sizes_wait_for_their_turn(tokenizer):
+    windows = HeldWindows(tokenizer)
+    codes = [random_codes(frames) for frames in (8, 3, 20, 8)]
+    audios = windows.decode_by_threads(codes)
+    assert sorted(windows.together) == [1, 1, 2]
+    for audio, of_one in zip(audios, codes, strict=True):
+        assert torch.equal(audio, eager(tokenizer).decode(of_one, is_last=True))
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_windows_that_fail_together_raise_in_each_thread(tokenizer, monkeypatch, interrupted):
+    """But an interruption is one thread's: the others decode."""
+    windows = HeldWindows(tokenizer)
+    errors = [KeyboardInterrupt()] if interrupted else [RuntimeError("out of memory")]
+    of_four, compute = windows._windows[8][1], windows._windows[8][1].run
+    monkeypatch.setattr(of_four, "run", lambda: raised(errors.pop()) if errors else compute())
+    first, *others = windows.decode_by_threads([random_codes(4)] * 4)
+    expected = eager(tokenizer).decode(random_codes(4), is_last=True)
+    assert torch.equal(first, expected)
+    if interrupted:
+        assert sum(isinstance(other, KeyboardInterrupt) for other in others) == 1
+        assert sum(torch.equal(other, expected) for other in others if isinstance(other, torch.Tensor)) == 2
+    else:
+        assert [str(other) for other in others] == ["out of memory"] * 3
+
+
+def raised(error: BaseException) -> None:
+    raise error
 
 
 def test_no_frames_give_no_audio(windows):

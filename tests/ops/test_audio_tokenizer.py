@@ -73,6 +73,7 @@ def unit(batch: int, channels: int, time: int, taps: int = 7, dilation: int = 1)
         (1, 2, 3, 7, 9),
         (2, 5, 17, 3, 2),
         (1, 32, 100, 7, 3),
+        (2, 20, 33, 11, 2),
         (1, 66, 53, 7, 9),
         (1, 9, 1000, 1, 1),
         (3, 4, 8300, 7, 9),
@@ -129,7 +130,14 @@ def test_transposed_convolution_equals_torch(stride, batch, channels, out_channe
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("batch", "channels", "out_channels", "time", "taps"),
-    [(1, 1, 1, 1, 7), (2, 5, 3, 17, 3), (1, 256, 70, 9, 7), (1, 32, 1, 3000, 7), (1, 9, 40, 100, 1)],
+    [
+        (1, 1, 1, 1, 7),
+        (2, 5, 3, 17, 3),
+        (1, 256, 70, 9, 7),
+        (1, 32, 1, 3000, 7),
+        (1, 9, 40, 100, 1),
+        (2, 1, 24, 40, 17),
+    ],
 )
 def test_convolution_equals_torch(batch, channels, out_channels, time, taps, device):
     x, bias = random((batch, channels, time)), random((out_channels,), seed=1)
@@ -327,6 +335,18 @@ def test_frames_of_codes_outside_the_table_are_nan_on_cuda():
     arguments = {"out": torch.empty(4, 3), "codes": codes, "table": random((2, 5, 3)), "bias": torch.zeros(3)}
     out = run("rvq_decode", CUDA_DEVICE, arguments)
     assert out.isnan().tolist() == [[False] * 3, [True] * 3, [True] * 3, [False] * 3]
+
+
+@NEEDS_CUDA_KERNELS
+def test_values_above_float16_are_nan_on_cuda():
+    """Convolutions of more than 8 rows split values into two of float16, and NaN says that one could not be split."""
+    x, weight, bias = torch.ones(1, 16, 9), torch.ones(9, 16, 1), torch.zeros(9)
+    x[0, 3, 4] = 70_000
+    arguments = {"out": torch.empty(1, 9, 9), "x": x, "weight": weight, "bias": bias}
+    out = run("conv1d", CUDA_DEVICE, arguments)
+    assert out.isnan().all(1).tolist() == [[column == 4 for column in range(9)]]
+    few_rows = arguments | {"out": torch.empty(1, 8, 9), "weight": weight[:8].clone(), "bias": bias[:8]}
+    assert run("conv1d", CUDA_DEVICE, few_rows)[0, :, 4].tolist() == [70_015.0] * 8
 
 
 @NEEDS_CUDA_KERNELS

@@ -288,11 +288,12 @@ def test_rows_of_a_prompt_by_a_warp_each_and_by_a_block_each(with_multiprocessor
     torch.testing.assert_close(warps, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_convolutions_of_small_and_of_large_tiles(with_multiprocessors):
-    x, weight, bias = random((1, 40, 300)), random((40, 40, 7), seed=1) / 17, random((40,), seed=2)
+@pytest.mark.parametrize("rows", [40, 20], ids=["large tiles", "flat tiles"])
+def test_convolutions_of_small_and_of_other_tiles(with_multiprocessors, rows):
+    x, weight, bias = random((1, 40, 300)), random((rows, 40, 7), seed=1) / 17, random((rows,), seed=2)
 
     def convolution():
-        out = torch.full((1, 40, 300), torch.nan)
+        out = torch.full((1, rows, 300), torch.nan)
         ops.conv1d(out, x, weight, bias)
         return out
 

@@ -1,4 +1,5 @@
-// The convolutions of the audio tokenizer, in float32: one kernel for all three.
+// The convolutions of the audio tokenizer, and the kernel of those with few rows, in float32 (matrix_convolution.h has
+// that of the others).
 //
 // Rows of weights [rows, channels, taps] times columns of an input [channels, time]; tap k reads the column k *
 // dilation further on. (A transposed convolution has a row for each phase of each output channel.) Threads: a block
@@ -37,6 +38,27 @@ struct Convolution {
   int64_t columns, out_stride, residual_stride, stride, shift;
 
   int64_t reach() const { return (taps - 1) * dilation; }
+};
+
+// Where a row's sums go.
+struct ConvolutionRow {
+  int64_t channel, phase, at;
+
+  __device__ __forceinline__ ConvolutionRow(const Convolution& args, int64_t item, int64_t row) {
+    const auto of_output = static_cast<unsigned>(row), stride = static_cast<unsigned>(args.stride);
+    channel = of_output / stride;
+    phase = of_output % stride;
+    at = item * (static_cast<unsigned>(args.rows) / stride) + channel;
+  }
+
+  __device__ __forceinline__ void write(const Convolution& args, int64_t i, float sum) const {
+    const int64_t column = i * args.stride + phase + args.shift;
+    if (i >= args.count || column < 0 || column >= args.columns) return;
+    float value = sum + args.bias[channel];
+    if (args.output_alpha) value = SnakeSlope(args.output_alpha[channel])(value);
+    if (args.residual) value += args.residual[at * args.residual_stride + column];
+    args.out[at * args.out_stride + column] = value;
+  }
 };
 
 template <int kWarpsOfBlock, int kRowsOfThread, int kColumnsOfThread>
@@ -161,22 +183,13 @@ __global__ void __launch_bounds__(T::kThreads, 2) convolve_kernel(Convolution ar
     multiply(stage, channels_from(c));
   }
 
-  const auto stride = static_cast<unsigned>(args.stride), rows = static_cast<unsigned>(args.rows);
 #pragma unroll
   for (int r = 0; r < T::kThreadRows; ++r) {
-    const unsigned row = static_cast<unsigned>(first_row) + warp * T::kThreadRows + r;
-    if (row >= rows) break;
-    const unsigned channel = row / stride, phase = row % stride;
-    const int64_t at = item * (rows / stride) + channel;
+    const int64_t row = first_row + warp * T::kThreadRows + r;
+    if (row >= args.rows) break;
+    const ConvolutionRow to(args, item, row);
 #pragma unroll
-    for (int j = 0; j < T::kThreadColumns; ++j) {
-      const int64_t i = first_column + j * kWarp + lane, column = i * args.stride + phase + args.shift;
-      if (i >= args.count || column < 0 || column >= args.columns) continue;
-      float value = sums[r][j] + args.bias[channel];
-      if (args.output_alpha) value = SnakeSlope(args.output_alpha[channel])(value);
-      if (args.residual) value += args.residual[at * args.residual_stride + column];
-      args.out[at * args.out_stride + column] = value;
-    }
+    for (int j = 0; j < T::kThreadColumns; ++j) to.write(args, first_column + j * kWarp + lane, sums[r][j]);
   }
 }
 
@@ -197,27 +210,13 @@ void launch_tiles(const Launch& launch, const Convolution& args, int64_t batch) 
       static_cast<int>(stage_channels));
 }
 
-using LargeTile = Tile<8, 8, 4>;
-using FlatTile = Tile<4, 8, 4>;    // for the last channels
-using ShortTile = Tile<8, 4, 1>;   // if large ones would leave most multiprocessors idle
+using ShortTile = Tile<8, 4, 1>;
 using SingleTile = Tile<8, 1, 4>;  // for the one channel of the audio
 
-template <int kTaps>
-void launch_taps(const Launch& launch, const Convolution& args, int64_t batch) {
-  const int64_t tiles = ceil_div(args.count, LargeTile::kColumns) * batch * ceil_div(args.rows, LargeTile::kRows);
-  if (args.rows <= SingleTile::kRows) launch_tiles<SingleTile, kTaps>(launch, args, batch);
-  else if (2 * tiles < launch.multiprocessors()) launch_tiles<ShortTile, kTaps>(launch, args, batch);
-  else if (args.rows <= FlatTile::kRows) launch_tiles<FlatTile, kTaps>(launch, args, batch);
-  else launch_tiles<LargeTile, kTaps>(launch, args, batch);
-}
-
-void convolve(const Launch& launch, const Convolution& args, int64_t batch) {
-  switch (args.taps) {
-    case 1: return launch_taps<1>(launch, args, batch);
-    case 2: return launch_taps<2>(launch, args, batch);
-    case 7: return launch_taps<7>(launch, args, batch);
-    default: return launch_taps<0>(launch, args, batch);
-  }
+void convolve_by_rows(const Launch& launch, const Convolution& args, int64_t batch) {
+  if (args.rows > SingleTile::kRows) launch_tiles<ShortTile, 0>(launch, args, batch);
+  else if (args.taps == 7) launch_tiles<SingleTile, 7>(launch, args, batch);
+  else launch_tiles<SingleTile, 0>(launch, args, batch);
 }
 
 }  // namespace

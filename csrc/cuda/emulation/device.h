@@ -83,52 +83,39 @@ inline void add_bytes(int32_t& sum, uint32_t word) {
   for (int i = 0; i < 4; ++i) sum += static_cast<int8_t>(word >> (8 * i));
 }
 
-// The words of a and b that all lanes bring: those of a's rows 0 .. 7 and 8 .. 15 are the halves of 64 bits, in two
-// parts.
-struct Fragments {
-  uint64_t words[3][kWarp];
-
-  Fragments(const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    const uint64_t own[3] = {
-        a[0] | static_cast<uint64_t>(a[1]) << 32, a[2] | static_cast<uint64_t>(a[3]) << 32,
-        b[0] | static_cast<uint64_t>(b[1]) << 32};
-    for (int i = 0; i < 3; ++i) std::memcpy(words[i], emulation::exchange(own[i]), sizeof words[i]);
-  }
-
-  // Word `at` of part `half` of a row of a, and of a column of b.
-  uint32_t of_a(int row, int half, int at) const {
-    return static_cast<uint32_t>(words[half][4 * (row % 8) + at] >> (row < 8 ? 0 : 32));
-  }
-  uint32_t of_b(int column, int half, int at) const {
-    return static_cast<uint32_t>(words[2][4 * column + at] >> (32 * half));
-  }
-};
-
+// Lane 4 g + t brings words t of rows g and g + 8 of a, for both halves of the depth, and of column g of b. The word of a
+// row's half is number 2 * half + row / 8.
 template <typename T>
-inline void multiply_pairs(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  const Fragments fragments(a, b);
+HIGGS_NATIVE_HARDWARE void multiply_pairs(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  emulation::Fragment own;
+  for (int word = 0; word < 6; ++word) {
+    const float2 pair = unpack<T>(word < 4 ? a[word] : b[word - 4]);
+    own.words[2 * word] = float_as_bits(pair.x);
+    own.words[2 * word + 1] = float_as_bits(pair.y);
+  }
+  const emulation::Fragment* lanes = emulation::exchange(own);
   const int g = static_cast<int>(emulation::lane()) / 4, t = static_cast<int>(emulation::lane()) % 4;
   for (int i = 0; i < 4; ++i) {
-    const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
-    for (int k = 0; k < 16; k += 2) {
-      const float2 from_a = unpack<T>(fragments.of_a(row, k / 8, k % 8 / 2));
-      const float2 from_b = unpack<T>(fragments.of_b(column, k / 8, k % 8 / 2));
-      sums[i] += from_a.x * from_b.x;
-      sums[i] += from_a.y * from_b.y;
+    const int column = 2 * t + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const int half = k / 8, at = k % 8 / 2;
+      const uint32_t from_a = lanes[4 * g + at].words[2 * (2 * half + i / 2) + k % 2];
+      const uint32_t from_b = lanes[4 * column + at].words[2 * (4 + half) + k % 2];
+      sums[i] += bits_as_float(from_a) * bits_as_float(from_b);
     }
   }
 }
 
 template <bool kSigned>
-inline void multiply_bytes(int32_t (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  const Fragments fragments(a, b);
+HIGGS_NATIVE_HARDWARE void multiply_bytes(int32_t (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const emulation::Fragment* lanes = emulation::exchange({{a[0], a[1], a[2], a[3], b[0], b[1]}});
   const int g = static_cast<int>(emulation::lane()) / 4, t = static_cast<int>(emulation::lane()) % 4;
   for (int i = 0; i < 4; ++i) {
-    const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
+    const int column = 2 * t + i % 2;
     for (int k = 0; k < 32; ++k) {
       const int half = k / 16, at = k % 16 / 4, shift = 8 * (k % 4);
-      const uint32_t from_a = fragments.of_a(row, half, at) >> shift & 0xff;
-      const uint32_t from_b = fragments.of_b(column, half, at) >> shift & 0xff;
+      const uint32_t from_a = lanes[4 * g + at].words[2 * half + i / 2] >> shift & 0xff;
+      const uint32_t from_b = lanes[4 * column + at].words[4 + half] >> shift & 0xff;
       const int weight = kSigned ? static_cast<int8_t>(from_a) : static_cast<int>(from_a);
       sums[i] += weight * static_cast<int8_t>(from_b);
     }

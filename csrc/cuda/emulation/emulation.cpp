@@ -58,6 +58,7 @@ struct Warp {
   uint64_t round = 0;
   int arrived = 0, live = 0;
   uint64_t values[2][kWarp];  // of this round and of the one before, which some may still read
+  Fragment fragments[2][kWarp];
 };
 
 std::vector<Thread*> threads;
@@ -273,15 +274,30 @@ void wait_for_groups_of_products(int left) {
   }
 }
 
-const uint64_t* exchange(uint64_t value) {
-  Warp& warp = warps[registers.thread.x / kWarp];
+namespace {
+
+// Waits for the other threads of a warp in its round, and returns the place of what they gave.
+uint64_t meet(Warp& warp) {
   const uint64_t round = warp.round;
-  warp.values[round % 2][lane()] = value;
   ++warp.arrived;
   complete(warp);
   current->round = round;
   if (warp.round == round) leave(Waiting::warp);
-  return warp.values[round % 2];
+  return round % 2;
+}
+
+}  // namespace
+
+const uint64_t* exchange(uint64_t value) {
+  Warp& warp = warps[registers.thread.x / kWarp];
+  warp.values[warp.round % 2][lane()] = value;
+  return warp.values[meet(warp)];
+}
+
+const Fragment* exchange(const Fragment& own) {
+  Warp& warp = warps[registers.thread.x / kWarp];
+  warp.fragments[warp.round % 2][lane()] = own;
+  return warp.fragments[meet(warp)];
 }
 
 }  // namespace higgs_native::emulation

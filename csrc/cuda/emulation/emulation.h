@@ -96,6 +96,11 @@ void wait_for_groups_of_products(int left);
 // Waits for every thread of the warp that has not returned; returns the 64 bits that each gave, zero for those that
 // returned.
 const uint64_t* exchange(uint64_t value);
+// The same for what a lane brings to a product of its warp.
+struct Fragment {
+  uint32_t words[12];
+};
+const Fragment* exchange(const Fragment& own);
 
 template <typename T>
 uint64_t to_bits(T value) {

@@ -66,12 +66,12 @@ HIGGS_NATIVE_HARDWARE void compute_product(const emulation::Product& product) {
 template <typename T, int kColumns>
 HIGGS_NATIVE_HARDWARE void begin_product(
     float (&sums)[kColumns / 2], const uint32_t (&a)[4], const SharedColumns& b, bool adds) {
-  const Fragments fragments(a, {0, 0});
+  const emulation::Fragment* lanes = emulation::exchange({{a[0], a[1], a[2], a[3]}});
   const int g = static_cast<int>(emulation::lane()) / 4;
   emulation::Product product = {compute_product<T, kColumns>, sums, {}, b.descriptor, adds,
                                 __builtin_return_address(0)};
   for (int word = 0; word < 8; ++word) {
-    for (int row = 0; row < 2; ++row) product.a[row][word] = fragments.of_a(g + 8 * row, word / 4, word % 4);
+    for (int row = 0; row < 2; ++row) product.a[row][word] = lanes[4 * g + word % 4].words[word / 4 * 2 + row];
   }
   const int t = static_cast<int>(emulation::lane()) % 4;
   for (int i = 0; i < kColumns / 2; ++i) read_line(b.descriptor, i % 2, i / 4 * 8 + 2 * t + i / 2 % 2, product.code);
