@@ -41,7 +41,7 @@ STABLE_TORCH_LIBRARY(higgs_native, m) {
       "decoder_layers(Tensor(a!) x, Tensor(b!) query, Tensor(c!) attended, Tensor(d!)[] key_caches, "
       "Tensor(e!)[] value_caches, Tensor[] weights, int[] skips_audio, float eps, Tensor rope_table, "
       "Tensor page_table, Tensor slots, Tensor positions, Tensor text_positions, int num_text_rows, Tensor? adapters, "
-      "Tensor[] factors, int first_kept, int num_kept) -> ()");
+      "Tensor[] factors, int first_kept, int num_kept, Tensor? following=None) -> ()");
 
   // sampling
   m.def(

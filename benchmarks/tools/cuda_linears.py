@@ -120,7 +120,7 @@ class Linears:
             between = GAP_US.at(at) + TAIL_US.at(at)
             # Prefetches begin at each panel's first bytes, as blocks do. Memory goes on with what these wait for.
             in_l2_us = (in_l2[at] if in_l2 else 0.0) / 1e6 / bandwidth
-            if name in ("qkv", "down"):  # those of the launch before alone
+            if name in ("qkv", "down", "head"):  # those of the launch before alone
                 in_l2_us = min(in_l2_us, between + refill_us)
             begin_us = max(in_l2_us, 0.0 if ahead_mb == waiting_mb else TAIL_US.at(at))
             beyond_us = min(waiting_mb / bandwidth - in_l2_us, between + refill_us - begin_us)

@@ -153,7 +153,7 @@ class Model:
             "attention": ("o", "gate_up"),
             "o": ("gate_up",),
             "gate_up": ("down",),
-            "down": ("qkv",),
+            "down": tuple(linear.name for linear in coming[:1]),  # of the layer behind it, or the head
         }
         sizes = {name: WEIGHT_FORMATS[format].packed_nbytes(n, k) for name, n, k, *_ in first.values()}
         # `o` finds its weights in L2, so that memory goes on with what attention asked for.

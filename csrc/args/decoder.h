@@ -98,7 +98,7 @@ inline DecoderLayers check_decoder_layers(
     const std::vector<Tensor>& value_caches, const std::vector<Tensor>& weights,
     const std::vector<int64_t>& skips_audio, const Tensor& rope_table, const Tensor& page_table, const Tensor& slots,
     const Tensor& positions, const Tensor& text_positions, int64_t num_text_rows, const OptionalTensor& adapters,
-    const std::vector<Tensor>& factors, int64_t first_kept, int64_t num_kept) {
+    const std::vector<Tensor>& factors, int64_t first_kept, int64_t num_kept, const OptionalTensor& following) {
   const char* op = "decoder_layers";
   check_devices(
       op, {{"x", x},
@@ -109,8 +109,12 @@ inline DecoderLayers check_decoder_layers(
            {"slots", slots},
            {"positions", positions},
            {"text_positions", text_positions},
-           {"adapters", adapters}});
+           {"adapters", adapters},
+           {"following", following}});
   check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize});
+  HIGGS_CHECK(
+      !following || following->dim() == 4, op, ": following must be the data of a packed weight, got ",
+      following->dim(), " dimensions");
   const int64_t rows = x.size(0);
   check_tensor(op, "query", query, ScalarType::Float, {rows, kAnySize});
   check_tensor(op, "attended", attended, ScalarType::Float, {rows, query.size(1)});

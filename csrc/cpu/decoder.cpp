@@ -23,10 +23,10 @@ void decoder_layers_cpu(
     std::vector<Tensor> value_caches, std::vector<Tensor> weights, std::vector<int64_t> skips_audio, double eps,
     const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
     const Tensor& text_positions, int64_t num_text_rows, const OptionalTensor& adapters, std::vector<Tensor> factors,
-    int64_t first_kept, int64_t num_kept) {
+    int64_t first_kept, int64_t num_kept, const OptionalTensor& following) {
   const DecoderLayers args = check_decoder_layers(
       x, query, attended, key_caches, value_caches, weights, skips_audio, rope_table, page_table, slots, positions,
-      text_positions, num_text_rows, adapters, factors, first_kept, num_kept);
+      text_positions, num_text_rows, adapters, factors, first_kept, num_kept, following);
   for (int64_t row = 0; adapters && row < args.rows; ++row) {
     const int32_t adapter = adapters->const_data_ptr<int32_t>()[row];
     HIGGS_CHECK(

@@ -24,7 +24,8 @@ constexpr int64_t kLinearPrefetch = 12 << 20;
 
 // The operators of a layer, and what they do for each other.
 struct Operators {
-  Tensor split_counters;  // of all layers, which run one after the other
+  Tensor split_counters;                  // of all layers, which run one after the other
+  const Tensor* behind_layers = nullptr;  // the weight that is read after the last layer, if it is known
 
   // The weights that launches of the running layer prefetch.
   struct Prefetches {
@@ -33,7 +34,7 @@ struct Operators {
     int64_t gate_up_bytes = 0;
   } of;
 
-  void begin_layer(const Tensor* layer, const Tensor* following, int64_t rows, int64_t text_rows) {
+  void begin_layer(const Tensor* layer, const Tensor* next_layer, int64_t rows, int64_t text_rows) {
     const Tensor& gate_up = layer[text_rows > 0 ? kTextGateUp : kAudioGateUp];
     of = {};
     if (rows <= kPrefetchRows) {
@@ -41,7 +42,8 @@ struct Operators {
       of.attention.o = next_weights(layer[kO], kAttentionPrefetch, of.qkv.bytes());
       of.attention.gate_up = next_weights(gate_up, kAttentionPrefetch - of.attention.o.bytes());
       of.gate_up_bytes = kLinearPrefetch;
-      if (following) of.down = next_weights(following[kQkv], kLinearPrefetch);
+      const Tensor* behind = next_layer ? &next_layer[kQkv] : behind_layers;
+      if (behind) of.down = next_weights(*behind, kLinearPrefetch);
     }
     of.o = next_weights(gate_up, kOPrefetch, of.attention.gate_up.bytes());
   }
@@ -77,12 +79,13 @@ void decoder_layers_cuda(
     std::vector<Tensor> value_caches, std::vector<Tensor> weights, std::vector<int64_t> skips_audio, double eps,
     const Tensor& rope_table, const Tensor& page_table, const Tensor& slots, const Tensor& positions,
     const Tensor& text_positions, int64_t num_text_rows, const OptionalTensor& adapters, std::vector<Tensor> factors,
-    int64_t first_kept, int64_t num_kept) {
+    int64_t first_kept, int64_t num_kept, const OptionalTensor& following) {
   const DecoderLayers args = check_decoder_layers(
       x, query, attended, key_caches, value_caches, weights, skips_audio, rope_table, page_table, slots, positions,
-      text_positions, num_text_rows, adapters, factors, first_kept, num_kept);
+      text_positions, num_text_rows, adapters, factors, first_kept, num_kept, following);
   const Launch launch("decoder_layers", x);
   Operators operators = {};
+  operators.behind_layers = following ? &*following : nullptr;
   // A counter for each row and query head: attention needs no more.
   const int64_t head_dim = args.layers > 0 ? std::max<int64_t>(key_caches[0].size(3), 1) : 1;
   operators.split_counters = torch::stable::new_empty(x, {query.numel() / head_dim}, ScalarType::Int);

@@ -316,6 +316,7 @@ class LanguageModel(Shareable):
             () if adapters is None else adapters.layers,
             kept.start,
             len(kept),
+            (self.audio_head if batch.codes.shape[0] or self.text_head is None else self.text_head).data,
         )
         return buffers.states
 

@@ -92,6 +92,7 @@ def decoder_layers(
     factors: Sequence[torch.Tensor] = (),
     first_kept: int = 0,
     num_kept: int | None = None,
+    following: torch.Tensor | None = None,
 ) -> None:
     """For each layer `qkv_rope_cache`, `attention` with the scale head_dim ** -0.5, `linear` and `dual_ffn`.
 
@@ -115,6 +116,8 @@ def decoder_layers(
         factors: `layer_factors` of all layers of adapter 0, then of adapter 1, ...; at most 32 adapters.
         first_kept, num_kept: the range of rows whose states are wanted after the last layer, which computes only keys
             and values of the others; None: all from `first_kept` on. They don't change the bits of kept rows.
+        following: the data of the weight that is read next, which a GPU begins to load in the last layer; None: not
+            known.
 
     Raises:
         RuntimeError: a shape or dtype does not fit, or a slot, position, page or adapter lies outside its tensor or
@@ -139,4 +142,5 @@ def decoder_layers(
         factors,
         first_kept,
         x.shape[0] - first_kept if num_kept is None else num_kept,
+        following,
     )

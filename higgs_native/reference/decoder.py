@@ -33,6 +33,7 @@ def decoder_layers(
     factors: Sequence[torch.Tensor] = (),
     first_kept: int = 0,
     num_kept: int | None = None,
+    following: torch.Tensor | None = None,
 ) -> None:
     """See `higgs_native.ops.decoder_layers`. All rows are kept."""
     pairs = [

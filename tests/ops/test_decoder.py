@@ -58,6 +58,7 @@ def arguments(skips: list[int], num_text: int, format: str | None = None, normal
         "factors": [],
         "first_kept": 0,
         "num_kept": ROWS,
+        "following": ops.pack_linear(random((40, HIDDEN), seed=6)).data,
     }
 
 
@@ -304,6 +305,7 @@ def test_opcheck():
         ({"first_kept": -1}, "first_kept must be between 0 and 5, got -1"),
         ({"first_kept": 2, "num_kept": 4}, "num_kept must be between 0 and 3, got 4"),
         ({"num_kept": -1}, "num_kept must be between 0 and 5, got -1"),
+        ({"following": torch.zeros(3)}, "following must be the data of a packed weight, got 1 dimensions"),
         ({"slots": int32(0, 1)}, r"slots must have shape \[5\], got \[2\]"),
         ({"attended": torch.empty(5, 3)}, r"attended must have shape \[5, 32\], got \[5, 3\]"),
         ({"key_caches": [torch.zeros(3), torch.zeros(3)]}, r"key_caches\[0\] must have 4 dimensions, got \[3\]"),
