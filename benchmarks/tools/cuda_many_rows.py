@@ -1,4 +1,4 @@
-"""The part of cuda_model.py for linear operators of more than 64 rows, by products of warpgroups."""
+"""The part of cuda_model.py for linear operators by products of warpgroups: of many rows."""
 
 import math
 from collections.abc import Callable
@@ -65,6 +65,8 @@ class ManyRows:
             }
             limit = max(times_us, key=lambda what: times_us[what])
             us[at] = times_us[limit] + GAP_US.at(at) + TAIL_US.at(at)
+            if at == "worst":  # its own weights wait behind those of later launches
+                us[at] += launch.prefetched_bytes / 1e3 / memory
             idle_us[at] = times_us[limit] - times_us["memory"]
             if at == "expected":
                 bound, expected = limit, times_us

@@ -12,9 +12,9 @@ main loop of the multiprocessor with the most blocks, simulated (warp_simulation
 between launches and the tail. Memory would idle from a launch's last weights to the first ones that the next launch
 asks for after its wait, when x is rounded and a step multiplied. In that time arrive weights that earlier launches
 prefetch into L2, then those that blocks ask for before their wait: beside the blocks of the launch before, or after
-them. Wide blocks of many rows take the longest of the same; they prefetch nothing, and those with fewer rows leave out
-products. Attention takes the path of its multiprocessor with the most blocks, simulated from the wait through its
-tiles to its end, and its fences; its keys and values are asked for before its wait, where blocks can start early.
+them. Blocks of warpgroups take the longest of the same. Attention takes the path of its multiprocessor with the most
+blocks, simulated from the wait through its tiles to its end, and its fences; its keys and values are asked for before
+its wait, where blocks can start early.
 """
 
 import argparse

@@ -112,9 +112,11 @@ inline DecoderLayers check_decoder_layers(
            {"adapters", adapters},
            {"following", following}});
   check_tensor(op, "x", x, ScalarType::Float, {kAnySize, kAnySize});
-  HIGGS_CHECK(
-      !following || following->dim() == 4, op, ": following must be the data of a packed weight, got ",
-      following->dim(), " dimensions");
+  if (following) {
+    const WeightFormat format = weight_format(op, "following", *following);
+    check_tensor(
+        op, "following", *following, following->scalar_type(), {kAnySize, kAnySize, kPanel, word_elements(format)});
+  }
   const int64_t rows = x.size(0);
   check_tensor(op, "query", query, ScalarType::Float, {rows, kAnySize});
   check_tensor(op, "attended", attended, ScalarType::Float, {rows, query.size(1)});

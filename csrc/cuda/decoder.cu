@@ -17,7 +17,7 @@ namespace {
 // Behind qkv's come the keys and values that attention asks for. Attention, and `o` with weights that L2 has, leave
 // memory idle for longer. L2 holds 50 MB, of which data that all multiprocessors read may take twice its size.
 // Above kPrefetchRows the rows of x are packed, and launches wait for L2 or for products; but gate_up's of a prompt's
-// text rows waits for memory, which `o` leaves idle.
+// text rows waits for memory, which `o` leaves idle, where warpgroups multiply it.
 constexpr int64_t kPrefetchRows = 8;
 constexpr int64_t kQkvPrefetch = 4 << 20, kAttentionPrefetch = 16 << 20, kOPrefetch = 14 << 20;
 constexpr int64_t kLinearPrefetch = 12 << 20;

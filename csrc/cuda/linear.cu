@@ -141,8 +141,12 @@ void launch_warpgroup_gemm(
 template <WeightFormat F>
 void gemm_by_warpgroups(const Launch& launch, const Gemm& p, const Tensor& like, int steps, int pair_distance) {
   PackedActivations packed = {p.packed_x};
+  Gemm without_next = p;
+  without_next.next = {};
   Tensor memory;
-  if (!packed.words) memory = pack_activations<F, true>(launch, p, packed, like, ceil_div(p.rows, kRowTile), steps);
+  if (!packed.words) {
+    memory = pack_activations<F, true>(launch, without_next, packed, like, ceil_div(p.rows, kRowTile), steps);
+  }
   // Larger blocks read weights fewer times, where they are fewer. For fp8 they would not have the registers.
   constexpr int kManyTiles = F == WeightFormat::fp8 ? kWideTiles : kWideTiles * 3 / 2;
   const bool larger = ceil_div(p.rows, kManyTiles * kRowTile) < ceil_div(p.rows, kWideRows);

@@ -2,7 +2,7 @@
 
 A window holds the wanted frames and all frames that they depend on, so it needs no earlier results: all streams share
 the graphs, and a stream keeps only codes. Decoding the context anew, 20 frames per window, costs a GPU less than the
-launches that a graph saves. Windows of one size that wait for their turn at the same time are one graph, too.
+launches that a graph saves. Short windows that wait for their turn at the same time are one graph, too.
 """
 
 import threading
@@ -25,7 +25,7 @@ from higgs_native.utils.uncopyable import Uncopyable
 SIZES = (16, 24, 32, 48, 64, 96, 128, 192, 270)
 """Sizes of the windows, in frames. The largest holds 250 frames, which `decode` takes at a time, and 20 of context."""
 
-BATCHES = (1, 4, 16)
+BATCHES = (1, 2, 4, 8, 16)
 """Audios that a graph decodes at the same time, where they have no more frames than the largest window."""
 
 _NO_FRAME = -1
@@ -33,18 +33,13 @@ _NO_FRAME = -1
 
 @dataclass(eq=False)
 class _Request:
-    """A thread's window: its codes, and then its audio, or why there is none."""
+    """A thread's window: its codes, and then its audio."""
 
     codes: torch.Tensor
     first: int
     last: int
     size: int
     audio: torch.Tensor | None = None
-    error: Exception | None = None
-
-    @property
-    def is_done(self) -> bool:
-        return self.audio is not None or self.error is not None
 
 
 class DecoderWindows:
@@ -95,49 +90,54 @@ class DecoderWindows:
         """
         frames = codes.shape[1]
         own = _Request(codes, first, last, next(size for size in self._windows if size >= frames))
-        with self._turn:
-            self._waiting.append(own)
-            self._turn.wait_for(lambda: own.is_done or not self._is_taken)
-            if not own.is_done:
-                self._is_taken = True
-                together = self._taken_with(own)
-        if not own.is_done:
-            try:
-                self._decode_together(together)
-            finally:
-                with self._turn:
+        together: list[_Request] = []
+        try:
+            with self._turn:
+                self._waiting.append(own)
+                self._turn.wait_for(lambda: own.audio is not None or not self._is_taken)
+                if own.audio is None:
+                    together = self._with_others(own)
+                    self._is_taken = True
+                    self._waiting = [request for request in self._waiting if request not in together]
+            if together:
+                self._decode_own(together)
+        finally:
+            with self._turn:
+                if together:
                     self._is_taken = False
-                    # Those of a thread that was interrupted wait for another turn.
-                    self._waiting += [request for request in together if request is not own and not request.is_done]
-                    self._turn.notify_all()
-        if own.error is not None:
-            raise own.error
+                others = [request for request in together[1:] if request.audio is None]
+                self._waiting = [request for request in self._waiting if request is not own] + others
+                self._turn.notify_all()
         assert own.audio is not None
         return own.audio
 
-    def _taken_with(self, own: _Request) -> list[_Request]:
-        """Take a request from those that wait, and those of its size that fit into a graph with it."""
+    def _with_others(self, own: _Request) -> list[_Request]:
+        """A request, and others of its size that wait: as many as a graph decodes."""
         others = [request for request in self._waiting if request.size == own.size and request is not own]
-        together = [own, *others[: self._windows[own.size][-1].batch - 1]]
-        self._waiting = [request for request in self._waiting if request not in together]
-        return together
+        batch = max(window.batch for window in self._windows[own.size] if window.batch <= 1 + len(others))
+        return [own, *others[: batch - 1]]
+
+    def _decode_own(self, requests: list[_Request]) -> None:
+        """Set the audio of the first request, and of the others if nothing fails: they have a turn of their own."""
+        try:
+            self._decode_together(requests)
+        except Exception:
+            if len(requests) == 1:
+                raise
+            self._decode_together(requests[:1])
 
     def _decode_together(self, requests: list[_Request]) -> None:
-        """Set the audio of requests of one size, or their error."""
+        """Set the audio of requests of one size, as many as a window decodes."""
         hop_length = self.config.hop_length
-        try:
-            window = next(window for window in self._windows[requests[0].size] if window.batch >= len(requests))
-            with torch.cuda.stream(self._stream):
-                with torch.inference_mode():
-                    window.fill(request.codes for request in requests)
-                    window.run()
-                # Outside of inference mode, for an ordinary tensor. The copies wait for the window.
-                for audio, request in zip(window.audio, requests, strict=False):
-                    part = audio[request.first * hop_length : request.last * hop_length]
-                    request.audio = part.to("cpu", copy=True)
-        except Exception as error:
-            for request in requests:
-                request.error = error
+        window = next(window for window in self._windows[requests[0].size] if window.batch == len(requests))
+        with torch.cuda.stream(self._stream):
+            with torch.inference_mode():
+                window.fill(request.codes for request in requests)
+                window.run()
+            # Outside of inference mode, for an ordinary tensor. The copies wait for the window.
+            for audio, request in zip(window.audio, requests, strict=True):
+                part = audio[request.first * hop_length : request.last * hop_length]
+                request.audio = part.to("cpu", copy=True)
 
 
 class _Window(GraphedWork):
@@ -156,7 +156,7 @@ class _Window(GraphedWork):
         self.audio = self._table.new_empty(0)
 
     def fill(self, codes: Iterable[torch.Tensor]) -> None:
-        """Write the codes of audios, [codebooks, frames] each, at most `batch` of them."""
+        """Write the codes of `batch` audios, [codebooks, frames] each."""
         filled = torch.full(self.codes.shape, _NO_FRAME, dtype=torch.int32, device="cpu")
         for index, of_audio in enumerate(codes):
             filled[:, index, : of_audio.shape[1]] = of_audio

@@ -102,7 +102,9 @@ class HeldWindows(DecoderWindows):
             futures = []
             for of_one in codes:
                 futures.append(threads.submit(self.decode, of_one, 0, of_one.shape[1]))
+                deadline = time.monotonic() + 30
                 while not self._is_taken or len(self._waiting) < len(futures) - 1:
+                    assert time.monotonic() < deadline
                     time.sleep(0.001)
             self.all_wait.set()
             return [future.exception() or future.result() for future in futures]
@@ -127,21 +129,29 @@ def test_windows_of_other_sizes_wait_for_their_turn(tokenizer):
         assert torch.equal(audio, eager(tokenizer).decode(of_one, is_last=True))
 
 
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_windows_that_fail_together_raise_in_each_thread(tokenizer, monkeypatch, interrupted):
-    """But an interruption is one thread's: the others decode."""
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_windows_that_fail_together_have_a_turn_each(tokenizer, monkeypatch, error):
+    """A graph of two fails once. Its thread decodes alone, unless it is interrupted; the other one has its turn."""
     windows = HeldWindows(tokenizer)
-    errors = [KeyboardInterrupt()] if interrupted else [RuntimeError("out of memory")]
-    of_four, compute = windows._windows[8][1], windows._windows[8][1].run
-    monkeypatch.setattr(of_four, "run", lambda: raised(errors.pop()) if errors else compute())
-    first, *others = windows.decode_by_threads([random_codes(4)] * 4)
+    errors, compute = [error], windows._windows[8][1].run
+    monkeypatch.setattr(windows._windows[8][1], "run", lambda: raised(errors.pop()) if errors else compute())
+    audios = windows.decode_by_threads([random_codes(4)] * 3)
     expected = eager(tokenizer).decode(random_codes(4), is_last=True)
-    assert torch.equal(first, expected)
-    if interrupted:
-        assert sum(isinstance(other, KeyboardInterrupt) for other in others) == 1
-        assert sum(torch.equal(other, expected) for other in others if isinstance(other, torch.Tensor)) == 2
-    else:
-        assert [str(other) for other in others] == ["out of memory"] * 3
+    interrupted = [audio for audio in audios if not isinstance(audio, torch.Tensor)]
+    assert interrupted == ([error] if isinstance(error, KeyboardInterrupt) else [])
+    assert all(torch.equal(audio, expected) for audio in audios if isinstance(audio, torch.Tensor))
+    assert windows.together == ([1, 2, 1] if interrupted else [1, 2, 1, 1])
+    assert not windows._waiting
+    assert torch.equal(windows.decode(random_codes(4), 0, 4), expected)
+
+
+def test_a_window_that_can_not_be_decoded_raises(tokenizer, monkeypatch):
+    windows = DecoderWindows(tokenizer.named_weights(), tokenizer.config, sizes=(8, 40))
+    with monkeypatch.context() as patch:
+        patch.setattr(windows._windows[8][0], "run", lambda: raised(RuntimeError("out of memory")))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            windows.decode(random_codes(4), 0, 4)
+    assert torch.equal(windows.decode(random_codes(4), 0, 4), eager(tokenizer).decode(random_codes(4), is_last=True))
 
 
 def raised(error: BaseException) -> None:

@@ -22,7 +22,8 @@ from benchmarks.tools.warp_simulation import dependencies
 
 
 FRAME_KERNELS = re.compile(
-    r"gemm_kernel|wide_gemm_kernel|warpgroup_gemm_kernel|finish_shares_kernel|pack_activations_kernel|rope_kernel|"
+    r"gemm_kernel|wide_gemm_kernel|warpgroup_gemm_kernel|finish_shares_kernel|pack_activations_kernel|"
+    r"convolve_matrix_kernel|rope_kernel|"
     r"embed_kernel<bfloat16|sample_audio_codes|finish_audio_frames|"
     r"attention_kernel<b?float16, \d, (64|128)>"
 )

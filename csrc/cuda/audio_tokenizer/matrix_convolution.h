@@ -2,7 +2,8 @@
 //
 // Weights and inputs are split into two numbers of float16 each, the second what the first leaves, times 2^11, so that it
 // has as many digits. Three of the four products are added in float32; the fourth, and what the split leaves, are 2^-22 of
-// the largest. Weights and inputs above 65504 give NaN.
+// the largest. Tensor cores cut sums off where float32 rounds, so those of the large parts leave them after each 16
+// channels of a tap. Weights and inputs from 65520 on give NaN.
 // A block takes a tile of rows and columns, a warp a part of both. Weights and inputs of 16 channels are copied to shared
 // memory as they are, while those before are multiplied, and then split there; Snake is applied in between. A sum runs
 // over 16 channels at a time, and for these over the taps, whatever the tile: a column's bits do not depend on how the
@@ -151,7 +152,14 @@ __global__ void __launch_bounds__(T::kThreads, 2) convolve_matrix_kernel(Convolu
         for (int i = 0; i < T::kRowTiles; ++i) {
 #pragma unroll
           for (int j = 0; j < T::kColumnTiles; ++j) {
-            multiply_pairs<float16>(sums[product < 2][i][j], a[product == 0][i], b[product == 1][j]);
+            if (product < 2) {
+              multiply_pairs<float16>(sums[1][i][j], a[product == 0][i], b[product == 1][j]);
+            } else {
+              float of_tap[4] = {};
+              multiply_pairs<float16>(of_tap, a[0][i], b[0][j]);
+#pragma unroll
+              for (int k = 0; k < 4; ++k) sums[0][i][j][k] += of_tap[k];
+            }
           }
         }
       }
