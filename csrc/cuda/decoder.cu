@@ -32,34 +32,34 @@ struct Operators {
     AttentionPrefetch attention;
     NextWeights qkv, o, down;
     int64_t gate_up_bytes = 0;
-  } of;
+  } prefetches;
 
   void begin_layer(const Tensor* layer, const Tensor* next_layer, int64_t rows, int64_t text_rows) {
     const Tensor& gate_up = layer[text_rows > 0 ? kTextGateUp : kAudioGateUp];
-    of = {};
+    prefetches = {};
     if (rows <= kPrefetchRows) {
-      of.qkv = next_weights(layer[kO], kQkvPrefetch);
-      of.attention.o = next_weights(layer[kO], kAttentionPrefetch, of.qkv.bytes());
-      of.attention.gate_up = next_weights(gate_up, kAttentionPrefetch - of.attention.o.bytes());
-      of.gate_up_bytes = kLinearPrefetch;
+      prefetches.qkv = next_weights(layer[kO], kQkvPrefetch);
+      prefetches.attention.o = next_weights(layer[kO], kAttentionPrefetch, prefetches.qkv.bytes());
+      prefetches.attention.gate_up = next_weights(gate_up, kAttentionPrefetch - prefetches.attention.o.bytes());
+      prefetches.gate_up_bytes = kLinearPrefetch;
       const Tensor* behind = next_layer ? &next_layer[kQkv] : behind_layers;
-      if (behind) of.down = next_weights(*behind, kLinearPrefetch);
+      if (behind) prefetches.down = next_weights(*behind, kLinearPrefetch);
     }
-    of.o = next_weights(gate_up, kOPrefetch, of.attention.gate_up.bytes());
+    prefetches.o = next_weights(gate_up, kOPrefetch, prefetches.attention.gate_up.bytes());
   }
 
   template <typename... Arguments>
   void qkv_rope_cache(const Arguments&... arguments) const {
-    qkv_rope_cache_cuda(arguments..., &split_counters, of.qkv);
+    qkv_rope_cache_cuda(arguments..., &split_counters, prefetches.qkv);
   }
   template <typename... Arguments>
   void attention(const Arguments&... arguments) const {
-    attention_cuda(arguments..., &split_counters, of.attention);
+    attention_cuda(arguments..., &split_counters, prefetches.attention);
   }
   template <typename... Arguments>
   void linear(const Arguments&... arguments) const {
     // Attention has loaded most of its weights: the others come behind those of gate_up.
-    linear_cuda(arguments..., of.o, true);
+    linear_cuda(arguments..., prefetches.o, true);
   }
   void dual_ffn(
       const Tensor& out, const Tensor& x, const Tensor& text_norm, const Tensor& text_gate_up,
@@ -70,7 +70,7 @@ struct Operators {
     dual_ffn_cuda(
         out, x, text_norm, text_gate_up, text_gate_up_scales, text_down, text_down_scales, audio_norm, audio_gate_up,
         audio_gate_up_scales, audio_down, audio_down_scales, eps, text_rows, text_low_rank, audio_low_rank,
-        of.gate_up_bytes, of.down);
+        prefetches.gate_up_bytes, prefetches.down);
   }
 };
 

@@ -195,17 +195,17 @@ void gemm_of_format(const Launch& launch, const Gemm& p, const Tensor& like, int
     const bool wide = kHasWide && 2 * p.rows > kWideRows && 5 * wide_blocks >= 3 * waves * launch.multiprocessors();
     const int tiles_of_block = wide ? 1 : pair ? kTilesOfPair : many ? kTilesOfOne : 4;
     const int64_t tiles = ceil_div(p.rows, tiles_of_block * kRowTile) * tiles_of_block;
-    Gemm alone = p;
-    alone.next = {};  // these launches wait for L2, not for memory
+    Gemm without_next = p;
+    without_next.next = {};  // these launches wait for L2, not for memory
     PackedActivations packed;
-    const Tensor memory = pack_activations<F, false>(launch, alone, packed, like, tiles, steps);
+    const Tensor memory = pack_activations<F, false>(launch, without_next, packed, like, tiles, steps);
     if constexpr (kHasWide) {
-      if (wide) return launch_wide_gemm<F>(launch, alone, packed, steps, pair_distance);
+      if (wide) return launch_wide_gemm<F>(launch, without_next, packed, steps, pair_distance);
     }
     auto* run = pair   ? launch_gemm<F, 2, kTilesOfPair * kRowTile, true>
                 : many ? launch_gemm<F, 1, kTilesOfOne * kRowTile, true>
                        : launch_gemm<F, 1, 4 * kRowTile, true>;
-    run(launch, alone, packed, steps, pair_distance);
+    run(launch, without_next, packed, steps, pair_distance);
   }
 }
 

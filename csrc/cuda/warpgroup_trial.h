@@ -14,7 +14,7 @@ constexpr int kTrialSteps = 8, kTrialProducts = 2;  // of a step, which are begu
 template <int kColumns>
 inline constexpr size_t kTrialSharedBytes = kTrialProducts * 2 * kColumns * 4 * sizeof(uint32_t);
 
-// Of one type, of the products with 64, 128 and 192 columns that kernels use.
+// The sums of one type: kernels use products with 64, 128 and 192 columns.
 constexpr int kAllTrialSums = kWarpgroup * (64 + 128 + 192) / 2;
 
 // Two numbers of 16 bits, from 2^-27 to 2^8: float16 has zeros and subnormal numbers there.

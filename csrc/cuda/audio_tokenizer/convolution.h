@@ -210,7 +210,7 @@ void launch_tiles(const Launch& launch, const Convolution& args, int64_t batch) 
       static_cast<int>(stage_channels));
 }
 
-using ShortTile = Tile<8, 4, 1>;
+using ShortTile = Tile<8, 4, 1>;   // for more rows, if the stages of matrix_convolution.h would not fit
 using SingleTile = Tile<8, 1, 4>;  // for the one channel of the audio
 
 void convolve_by_rows(const Launch& launch, const Convolution& args, int64_t batch) {

@@ -63,7 +63,7 @@ __device__ __forceinline__ void split(uint32_t& large, uint32_t& small, float a,
   small = pack<float16>((a - taken.x) * kSmallScale, (b - taken.y) * kSmallScale);
 }
 
-// `stage_taps`: that are copied at a time.
+// `stage_taps`: taps of a stage.
 template <typename T>
 __global__ void __launch_bounds__(T::kThreads, 2) convolve_matrix_kernel(Convolution args, int tiles, int stage_taps) {
   allow_next_launch();

@@ -276,8 +276,8 @@ void wait_for_groups_of_products(int left) {
 
 namespace {
 
-// Waits for the other threads of a warp in its round, and returns the place of what they gave.
-uint64_t meet(Warp& warp) {
+// Waits for the other threads of a warp, and returns which of the two rounds has their values.
+uint64_t arrive_and_wait(Warp& warp) {
   const uint64_t round = warp.round;
   ++warp.arrived;
   complete(warp);
@@ -291,13 +291,13 @@ uint64_t meet(Warp& warp) {
 const uint64_t* exchange(uint64_t value) {
   Warp& warp = warps[registers.thread.x / kWarp];
   warp.values[warp.round % 2][lane()] = value;
-  return warp.values[meet(warp)];
+  return warp.values[arrive_and_wait(warp)];
 }
 
 const Fragment* exchange(const Fragment& own) {
   Warp& warp = warps[registers.thread.x / kWarp];
   warp.fragments[warp.round % 2][lane()] = own;
-  return warp.fragments[meet(warp)];
+  return warp.fragments[arrive_and_wait(warp)];
 }
 
 }  // namespace higgs_native::emulation

@@ -322,8 +322,8 @@ __global__ void __launch_bounds__(kThreads)
   if (lane == 0 && warp < kWidePanels) shared_panels[panel] = own_panel;
   allow_next_launch();
   wait_for_earlier_launches();
-  if (static_cast<int>(threadIdx.x) < rows)
-    norm_factors[threadIdx.x] = packed.norm_factor(first_row + static_cast<int>(threadIdx.x));
+  const int row = static_cast<int>(threadIdx.x);
+  if (row < rows) norm_factors[row] = packed.norm_factor(first_row + row);
 #pragma unroll
   for (int tile = 0; tile < kOwnTiles; ++tile) {
 #pragma unroll

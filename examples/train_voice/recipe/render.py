@@ -2,9 +2,8 @@
 
     python -m recipe.render
 
-Ends after `--hours` of speech. `--first-shard` leaves out the beginning: texts that a voice to go on from was trained
-on. It may be killed at any time: the same command goes on, and only the shards that were
-being made are made again.
+Ends after `--hours` of speech. `--first-shard` leaves out texts that a voice was trained on before. It may be killed
+at any time: the same command goes on, and only the shards that were being made are made again.
 """
 
 import argparse
